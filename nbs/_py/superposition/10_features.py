@@ -185,20 +185,23 @@ chi2, zs
 # %%
 #| export
 def independent(
-    key:torch.Tensor,     # [instance, 2]
+    key:torch.Tensor,     # [instance, 2], stream 0
+    gate:torch.Tensor,    # [instance, 2], stream 2; not needed here
     density:torch.Tensor, # [instance, feature], float32
     batch_size:int,
-)->torch.Tensor:          # [instance, batch, feature]
+    sets=1,               # Not needed here
+)->tuple:                 # Which are active and how much they would be, [instance, batch, feature]
     "Features that come and go independently"
     p = density[:,None]
     u = uniform(key, batch_size, density.shape[-1])
-    return torch.where(u <= p, u/p, 0.)
+    return u <= p, u/p
 
-distributions = dict(independent=independent)
 
 # %%
+ks = keys(0, [0], [0])[0]
 p = expand([1,.3,.001], 1, 3).float()
-x = independent(keys(0, [0], [0])[0], p, 200_000)[0]
+active,size = independent(ks, ks, p, 200_000)
+x = torch.where(active, size, 0.)[0]
 x[:5]
 
 # %% [markdown]
@@ -213,8 +216,71 @@ torch.stack([x.mean(0), mu, x.var(0), v])
 
 
 # %% [markdown]
+# ## Features that know of each other
+#
+# The paper's other data sets join features into equal, consecutive sets. A *correlated* set comes
+# and goes as one: with probability $p$ all its members are active, each with a size of its own.
+# An *anticorrelated* set is present with probability $p$ too, but then exactly one of its
+# members is active, each as often. A gate per row and set decides, drawn from stream 2; the
+# gate's place within $[0,p]$ picks the member.
+
+# %%
+#| export
+def _gates(gate, density, batch_size, sets):
+    "Whether each set is present, and where in [0,1) its gate fell; [instance, batch, set]"
+    p = density[:,None].unflatten(-1, (sets,-1))[...,0]
+    g = uniform(gate, batch_size, sets)
+    return g <= p, (g/p).clamp(max=1-2**-24)
+
+def correlated(key, gate, density, batch_size, sets=1):
+    "Members of a set are active together; arguments as in `independent`"
+    n = density.shape[-1]
+    on,_ = _gates(gate, density, batch_size, sets)
+    return on.repeat_interleave(n//sets, -1), uniform(key, batch_size, n)
+
+def anticorrelated(key, gate, density, batch_size, sets=1):
+    "One member of a set is active at a time; arguments as in `independent`"
+    n = density.shape[-1]
+    on,place = _gates(gate, density, batch_size, sets)
+    member = (place*(n//sets)).long()[...,None] == torch.arange(n//sets, device=key.device)
+    return (on[...,None] & member).flatten(-2), uniform(key, batch_size, n)
+
+distributions = {'independent': independent, 'correlated': correlated,
+                 'anticorrelated': anticorrelated, 'one-hot': anticorrelated}
+
+# %% [markdown]
+# Two sets of two at $p=0.3$. Correlated partners are active together or not at all, and the sets
+# do not know of each other; anticorrelated partners never meet, and each has half of its set's
+# density.
+
+# %%
+ks,gs = (keys(0, [0], [0], stream=s)[0] for s in (0,2))
+p = expand(.3, 1, 4).float()
+together = {f.__name__: f(ks, gs, p, 100_000, sets=2)[0][0].float() for f in (correlated,anticorrelated)}
+both = {k: (x.T@x/len(x)) for k,x in together.items()}
+test_close(both['correlated'], torch.tensor([[.3,.3,.09,.09],[.3,.3,.09,.09],
+                                             [.09,.09,.3,.3],[.09,.09,.3,.3]]), eps=.006)
+test_eq(both['anticorrelated'][0,1], 0)
+test_close(both['anticorrelated'].diag(), torch.full((4,),.15), eps=.005)
+both['anticorrelated']
+
+# %% [markdown]
+# A single set that is always present is a one-hot input: one feature, whatever its size.
+
+# %%
+active,_ = distributions['one-hot'](ks, gs, expand(1., 1, 6).float(), 1000)
+assert (active.sum(-1)==1).all()
+active.float().mean((0,1))
+
+
+# %% [markdown]
+# ## A sampler
+#
 # `sampler` ties it together for a training loop: it prepares the keys of many steps at once and
-# hands out batches by step number.
+# hands out batches by step number. Signed features are uniform on $[-1,1]$ when active. A *finite*
+# data set is the batch of step 0, handed out at every step; `unit` gives each of its inputs length
+# 1, as the follow-up on memorization does [@henighan2023double]; one without active features
+# stays zero.
 
 # %%
 #| export
@@ -228,19 +294,32 @@ class sampler:
         distribution='independent', # A name in `distributions`
         device='cpu',
         chunk=1024,                 # Steps whose keys are made together
+        sets=1,                     # Equal, consecutive sets of features that know of each other
+        signed=False,               # Active features uniform on [-1,1] instead of [0,1]
+        finite=False,               # The same batch at every step
+        unit=False,                 # Rescale each input to length 1
     ):
         if distribution not in distributions:
             raise ConfigError(unknown('distribution', distribution, list(distributions)))
         self.draw,self.density = distributions[distribution],density.float().to(device)
         self.instances,self.batch_size,self.seed = list(instances),batch_size,seed
-        self.chunk,self.at = chunk,-1
+        self.distribution,self.sets,self.signed = distribution,sets,signed
+        self.finite,self.unit,self.chunk,self.at = finite,unit,chunk,-1
 
     def __call__(self, step):
+        if self.finite and self.at==0: return self.same
+        step = 0 if self.finite else step
         if step//self.chunk != self.at:
             self.at = step//self.chunk
-            steps = range(self.at*self.chunk, (self.at+1)*self.chunk)
-            self.keys = keys(self.seed, self.instances, steps).to(self.density.device)
-        return self.draw(self.keys[step%self.chunk], self.density, self.batch_size)
+            steps = range(self.at*self.chunk, self.at*self.chunk + (1 if self.finite else self.chunk))
+            self.keys,self.gates = (keys(self.seed, self.instances, steps, stream).to(
+                self.density.device) for stream in (0,2))
+        at = step%self.chunk
+        active,size = self.draw(self.keys[at], self.gates[at], self.density, self.batch_size, self.sets)
+        x = torch.where(active, 2*size-1 if self.signed else size, 0.)
+        if self.unit: x = x/x.norm(dim=-1, keepdim=True).clamp(min=1e-12)
+        if self.finite: self.same = x
+        return x
 
 
 # %%
@@ -255,6 +334,15 @@ alone(2000)[0,:3]
 test_eq(alone(2000)[0], full(2000)[7])
 test_eq(alone(5)[0], full(5)[7])
 test_ne(full(5)[6], full(5)[7])
+
+# %% [markdown]
+# A finite set of three signed points of length 1 stays what it is:
+
+# %%
+few = sampler(expand(.9, 1, 4), [0], 3, signed=True, finite=True, unit=True)
+test_eq(few(0), few(999)); test_close(few(0).norm(dim=-1), torch.ones(1,3))
+assert (few(0)<0).any()
+few(7)
 
 # %%
 with expect_fail(ConfigError, contains="did you mean 'independent'"):
