@@ -39,6 +39,10 @@ torch.manual_seed(0);
 # is principal component analysis. With it, the question of the paper arises: when is it better
 # to store more features than there are directions?
 #
+# The later sections vary the model: a ReLU on the hidden layer gives neurons, whose basis matters;
+# a second matrix $V$ lets a model compute the absolute value of its inputs, $y = \mathrm{ReLU}(V
+# h + b)$ with $h = \mathrm{ReLU}(Wx)$.
+#
 # `ToyConfig` describes a whole family of such models, one for each entry of the instance axis.
 
 # %%
@@ -49,7 +53,10 @@ def counts(**named):
         if not isinstance(v, Integral) or isinstance(v, bool) or v<1:
             raise ConfigError(f'{k} is {v!r}: it must be a whole number, 1 or more.')
 
-activations = dict(relu=torch.relu, linear=lambda z:z)
+activations = dict(
+    relu=torch.relu, linear=lambda z:z, gelu=torch.nn.functional.gelu, abs=torch.abs,
+    softplus=torch.nn.functional.softplus, sigmoid=torch.sigmoid, tanh=torch.tanh)
+targets = dict(identity=lambda x:x, abs=torch.abs)
 
 @dataclass(frozen=True, eq=False)
 class ToyConfig:
@@ -59,22 +66,45 @@ class ToyConfig:
     n_instances:int = 1
     density:object = 1.          # $p$; number, [feature] or [instance, feature]
     importance:object = 1.       # $I$; number, [feature] or [instance, feature]
-    activation:str = 'relu'      # 'relu' or 'linear'
+    activation:str = 'relu'      # Of the outputs: a name in `activations`
     bias:bool = True             # Learn b; without it b stays 0
     features:str = 'independent' # A name in `distributions`
     init:object = 'xavier'       # 'xavier', or the standard deviation of W at the start
     notebook_compat:bool = False # Start and data as the paper's public notebook draws them
+    hidden:str = 'linear'        # Activation of the hidden layer
+    hidden_bias:bool = False     # Learn c, added before the hidden activation
+    tied:bool = True             # Read out with W itself; otherwise with a matrix V of its own
+    target:str = 'identity'      # What is asked for: 'identity' or 'abs'
+    signed:bool = False          # Active features uniform on [-1,1] instead of [0,1]
+    sets:int = 1                 # Equal, consecutive sets of features that know of each other
+    points:int = None            # Size of a finite data set; None: fresh samples at every step
+    unit:bool = False            # Rescale each input to length 1
+    l1:object = 0.               # Weight of $\sum_k |h_k|$ in the loss; number or [instance]
+    attack:object = 0.           # Train against an L2 attack, in mean input lengths; likewise
 
     def __post_init__(self):
-        counts(n_features=self.n_features, n_hidden=self.n_hidden, n_instances=self.n_instances)
-        if not ((self.densities>0) & (self.densities<=1)).all():
+        n,yes = self.n_features,dict(activation=activations, hidden=activations, target=targets,
+                                     features=distributions)
+        counts(n_features=n, n_hidden=self.n_hidden, n_instances=self.n_instances, sets=self.sets)
+        if self.points is not None: counts(points=self.points)
+        p = self.densities
+        if not ((p>0) & (p<=1)).all():
             raise ConfigError('density must lie above 0 and at most at 1.')
         if (self.importances<0).any(): raise ConfigError('importance must not be negative.')
-        for kind,known in dict(activation=activations, features=distributions).items():
+        for kind,known in yes.items():
             if getattr(self, kind) not in known:
                 raise ConfigError(unknown(kind, getattr(self, kind), list(known)))
         if self.init!='xavier' and not isinstance(self.init, (int,float)):
             raise ConfigError(f"init is {self.init!r}: give 'xavier' or a standard deviation.")
+        if n%self.sets: raise ConfigError(
+            f'{n} features do not make {self.sets} equal sets: choose sets that divide n_features.')
+        within = p.unflatten(-1, (self.sets,-1))
+        if self.features!='independent' and (within!=within[...,:1]).any(): raise ConfigError(
+            f'{self.features} features of one set have one density: give them equal values.')
+        if self.features=='one-hot' and (self.sets>1 or (p<1).any()): raise ConfigError(
+            'one-hot features form one set that is always present: leave sets and density at 1.')
+        for k in 'l1','attack':
+            if (self.per_instance(k)<0).any(): raise ConfigError(f'{k} must not be negative.')
 
     @property
     def densities(self): return expand(self.density, self.n_instances, self.n_features)
@@ -88,12 +118,17 @@ class ToyConfig:
         if self.notebook_compat: return (2/(m*(n+I)))**.5
         return (2/(n+m))**.5 if self.init=='xavier' else float(self.init)
 
+    def per_instance(self, name):
+        "`l1` or `attack` as [instance]"
+        t = torch.as_tensor(getattr(self, name), dtype=torch.float64)
+        if t.shape not in ((), (self.n_instances,)) or not torch.isfinite(t).all():
+            raise ConfigError(f'{name} has shape {list(t.shape)} or a value that is not finite: '
+                              f'give a number or [{self.n_instances}].')
+        return t.expand(self.n_instances)
+
     def to_dict(self):
         "Plain numbers and lists, for a file or a hash"
-        d = asdict(self)
-        for k in 'density','importance':
-            if hasattr(d[k], 'tolist'): d[k] = d[k].tolist()
-        return d
+        return {k: v.tolist() if hasattr(v, 'tolist') else v for k,v in asdict(self).items()}
 
 
 # %% [markdown]
@@ -113,6 +148,10 @@ with expect_fail(ConfigError, contains='density must lie above 0'): ToyConfig(de
 with expect_fail(ConfigError, contains="did you mean 'relu'"): ToyConfig(activation='rely')
 with expect_fail(ConfigError, contains='n_hidden is 0'): ToyConfig(n_hidden=0)
 with expect_fail(ConfigError, contains='give a number, [5]'): ToyConfig(importance=[1,2])
+with expect_fail(ConfigError, contains='not finite'): ToyConfig(importance=float('nan'))
+with expect_fail(ConfigError, contains='do not make 2 equal sets'): ToyConfig(sets=2)
+with expect_fail(ConfigError, contains='have one density'):
+    ToyConfig(4, 2, features='correlated', sets=2, density=[.1,.2,.1,.1])
 
 
 # %% [markdown]
@@ -143,6 +182,16 @@ def start(
     W = config.std*normal(keys(seed, ids, [0], stream=1)[0], n*m).view(-1, n, m)
     return W,torch.zeros(len(W), n)
 
+def start_all(config, seed=0, instances=None)->dict:
+    "As `start`, with V [instance, feature, hidden] and c [instance, hidden] where they are learned"
+    ids = range(config.n_instances) if instances is None else instances
+    n,m = config.n_features,config.n_hidden
+    params = dict(zip('Wb', start(config, seed, ids)))
+    if not config.tied:
+        params['V'] = config.std*normal(keys(seed, ids, [0], stream=3)[0], n*m).view(-1, n, m)
+    if config.hidden_bias: params['c'] = torch.zeros(len(params['W']), m)
+    return params
+
 
 # %%
 W,b = start(cfg)
@@ -169,15 +218,36 @@ quirk(20), quirk(1), ToyConfig(200, 20).std
 
 # %%
 #| export
+def encode(
+    W:torch.Tensor,  # [instance, feature, hidden]
+    x:torch.Tensor,  # [instance, batch, feature]
+    hidden='linear', # A name in `activations`
+    c=None,          # [instance, hidden]
+)->torch.Tensor:     # [instance, batch, hidden]
+    "The hidden layer"
+    h = torch.bmm(x, W)
+    return activations[hidden](h if c is None else h + c[:,None])
+
+def decode(
+    V:torch.Tensor, # [instance, feature, hidden]; W in a tied model
+    b:torch.Tensor, # [instance, feature]
+    h:torch.Tensor, # [instance, batch, hidden]
+    activation='relu',
+)->torch.Tensor:    # [instance, batch, feature]
+    "The outputs"
+    return activations[activation](torch.baddbmm(b[:,None], h, V.mT))
+
 def reconstruct(
     W:torch.Tensor, # [instance, feature, hidden]
     b:torch.Tensor, # [instance, feature]
     x:torch.Tensor, # [instance, batch, feature]
     activation='relu',
+    hidden='linear',
+    V=None,         # [instance, feature, hidden]; None: W
+    c=None,         # [instance, hidden]
 )->torch.Tensor:    # [instance, batch, feature]
     "What the models make of their inputs"
-    h = torch.bmm(x, W)
-    return activations[activation](torch.baddbmm(b[:,None], h, W.mT))
+    return decode(W if V is None else V, b, encode(W, x, hidden, c), activation)
 
 
 # %% [markdown]
@@ -203,10 +273,14 @@ def batch_loss(
     x:torch.Tensor,          # [instance, batch, feature]
     importance:torch.Tensor, # [instance, feature]
     activation='relu',
+    hidden='linear',
+    V=None,                  # [instance, feature, hidden]; None: W
+    c=None,                  # [instance, hidden]
+    target='identity',       # A name in `targets`
 )->torch.Tensor:             # [instance]
     "Importance-weighted squared error, summed over features, mean over the batch"
-    err = (x - reconstruct(W, b, x, activation)).square().mean(1)
-    return (importance*err).sum(-1)
+    err = targets[target](x) - reconstruct(W, b, x, activation, hidden, V, c)
+    return (importance*err.square().mean(1)).sum(-1)
 
 
 # %% [markdown]
@@ -235,3 +309,25 @@ test_close(torch.relu(torch.einsum('bih,ifh->bif', h, W)+b).transpose(0,1), reco
 O = torch.linalg.qr(torch.randn(2,2)).Q
 test_close(batch_loss(W@O, b, x, I), batch_loss(W, b, x, I), eps=1e-4)
 batch_loss(W, b, x, I), batch_loss(W@O, b, x, I)
+
+# %% [markdown]
+# ## Neurons
+#
+# With a ReLU on the hidden layer the basis does matter, which is what makes a hidden unit a neuron:
+# the same rotation changes the loss.
+
+# %%
+x = torch.rand(3,4000,5)
+loss = lambda W: batch_loss(W, b, x, I, hidden='relu')
+test_ne(loss(W@O).numpy().round(3), loss(W).numpy().round(3))
+loss(W), loss(W@O)
+
+# %% [markdown]
+# Two neurons for each feature compute an absolute value: one answers to the positive side, one to
+# the negative, and the readout adds them.
+
+# %%
+W2 = torch.cat([torch.eye(3),-torch.eye(3)], 1)[None]                # feature, neuron
+signed = 2*torch.rand(1,5,3)-1
+test_close(reconstruct(W2, torch.zeros(1,3), signed, hidden='relu', V=W2.abs()), signed.abs())
+batch_loss(W2, torch.zeros(1,3), signed, torch.ones(1,3), hidden='relu', V=W2.abs(), target='abs')
