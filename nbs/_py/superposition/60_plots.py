@@ -195,3 +195,86 @@ from moral_sc.superposition.training import train
 cfg = ToyConfig(5, 2, 16, density=torch.tensor([1.,.1]).repeat_interleave(8)[:,None])
 run = train(cfg, steps=600, lr=.01, batch_size=256, log_every=20)
 plot_losses(run.logged, {'p = 1': run.loss[:8], 'p = 0.1': run.loss[8:]})
+
+
+# %% [markdown]
+# ## Any curves
+#
+# Most other figures of this section are a few quantities against one: losses of two solutions
+# against a density, a gain against sparsity. Values may be bare, or carry an interval each,
+# which becomes a bar or, on a long curve, a band. Up to four curves share a legend; more are
+# named where they end.
+
+# %%
+#| export
+def _digits(t, digits=4): return [float(f'{float(v):.{digits}g}') for v in t]
+
+def _log_axis(values):
+    "Ticks at 1, 2, 5, or at powers of ten alone if there are many"
+    v = np.array([v for v in values if v>0])
+    low,high = np.floor(np.log10(v.min())),np.ceil(np.log10(v.max()))
+    ticks = [float(f'{m}e{int(k)}') for k in np.arange(low, high+1)
+             for m in ((1,2,5) if high-low<3 else (1,))]
+    return dict(type='log', tickvals=ticks, ticktext=[f'{t:,g}' for t in ticks])
+
+def _interval(fig, x, low, high, colour, bars):
+    "A band, or a bar for each of a few points"
+    if bars: ys,xs = zip(low, high, [None]*len(x)),[v for a in x for v in (a,a,None)]
+    else: ys,xs = [high+low[::-1]],x+x[::-1]
+    look = dict(line=dict(color=colour, width=1.5)) if bars else dict(
+        fill='toself', fillcolor=colour, opacity=.2, line=dict(width=0))
+    fig.add_scatter(x=xs, y=[v for part in ys for v in part], mode='lines', hoverinfo='skip',
+                    showlegend=False, **look)
+
+def _guides(fig, marks, levels, logx, logy):
+    "Dotted lines with their names: upright at `marks`, level at `levels`"
+    at = lambda v, log: float(np.log10(v)) if log else v
+    dots = dict(color=COLOURS['paper'], width=1, dash='dot')
+    text = dict(showarrow=False, font=dict(size=12, color=COLOURS['paper']))
+    for name,v in (marks or {}).items():
+        fig.add_shape(type='line', x0=v, x1=v, y0=0, y1=1, yref='paper', line=dots)
+        fig.add_annotation(x=at(v, logx), y=1, yref='paper', text=name, xanchor='left',
+                           yanchor='top', xshift=3, **text)
+    for name,v in (levels or {}).items():
+        fig.add_shape(type='line', x0=0, x1=1, xref='paper', y0=v, y1=v, line=dots)
+        fig.add_annotation(x=1, xref='paper', y=at(v, logy), text=name, xanchor='right',
+                           yanchor='bottom', **text)
+
+def plot_curves(
+    x,            # [point]; or name -> [point] where curves have points of their own
+    lines:dict,   # name -> values, or an `Estimate` for each point
+    xtitle='', ytitle='',
+    logx=False, logy=False,
+    colours=None, # name -> colour; names in `COLOURS` have theirs
+    dots=(),      # Names shown as points without a line
+    marks=None,   # name -> x of an upright guide
+    levels=None,  # name -> y of a level guide
+    legend=None,  # None: a legend for up to four curves, names at the ends of more
+)->go.Figure:
+    "Curves with their intervals"
+    fig,legend = go.Figure(),len(lines)<=4 if legend is None else legend
+    for i,(name,ys) in enumerate(lines.items()):
+        xs = _digits(x[name] if isinstance(x, dict) else x)
+        y = np.asarray([tuple(v) if isinstance(v, tuple) else (v,) for v in ys], np.float64).T
+        colour = (colours or {}).get(name) or COLOURS.get(name) or COLOURS['sequence'][i%8]
+        if len(y)==3: _interval(fig, xs, _digits(y[1]), _digits(y[2]), colour, len(xs)<=15)
+        end = [f' {name}' if v==max(xs) else '' for v in xs]
+        mode = 'markers' if name in dots else 'lines+markers' if len(xs)<=15 else 'lines'
+        fig.add_scatter(x=xs, y=_digits(y[0]), name=name, line=dict(color=colour), text=end,
+            textposition='middle right', textfont=dict(color=colour), cliponaxis=False,
+            marker=dict(color=colour), mode=mode + ('' if legend else '+text'))
+    _guides(fig, marks, levels, logx, logy)
+    ends = lambda k: [v for t in fig.data for v in t[k] if v is not None]
+    fig.update_xaxes(title=xtitle, **(_log_axis(ends('x')) if logx else {}))
+    fig.update_yaxes(title=ytitle, **(_log_axis(ends('y')) if logy else {}))
+    return fig.update_layout(showlegend=legend, margin_r=20 if legend else 110)
+
+
+# %%
+#| label: fig-curves
+#| fig-cap: What `plot_curves` makes of two formulas, a few points with intervals, and guides
+p = np.linspace(.05, 1, 50)
+plot_curves({'one feature': p, 'two, antipodal': p, 'measured': [.2,.5,.8]},
+            {'one feature': p/3-p**2/4, 'two, antipodal': p**2/3,
+             'measured': [(.013,.01,.016), (.083,.075,.09), (.21,.2,.22)]},
+            'density p', 'loss', dots=['measured'], marks={'p = 4/7': 4/7})
