@@ -70,6 +70,9 @@ class ToyConfig:
             f'{self.features} features of one set have one density: give them equal values.')
         if self.features=='one-hot' and (self.sets>1 or (p<1).any()): raise ConfigError(
             'one-hot features form one set that is always present: leave sets and density at 1.')
+        if self.notebook_compat and (self.features!='independent' or self.signed or self.points
+            or self.unit or not self.tied): raise ConfigError('notebook_compat replays the public '
+            'notebook, which knows only tied models of independent features: leave it off.')
         for k in 'l1','attack':
             if (self.per_instance(k)<0).any(): raise ConfigError(f'{k} must not be negative.')
 

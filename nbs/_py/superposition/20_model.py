@@ -103,6 +103,9 @@ class ToyConfig:
             f'{self.features} features of one set have one density: give them equal values.')
         if self.features=='one-hot' and (self.sets>1 or (p<1).any()): raise ConfigError(
             'one-hot features form one set that is always present: leave sets and density at 1.')
+        if self.notebook_compat and (self.features!='independent' or self.signed or self.points
+            or self.unit or not self.tied): raise ConfigError('notebook_compat replays the public '
+            'notebook, which knows only tied models of independent features: leave it off.')
         for k in 'l1','attack':
             if (self.per_instance(k)<0).any(): raise ConfigError(f'{k} must not be negative.')
 
@@ -150,6 +153,7 @@ with expect_fail(ConfigError, contains='n_hidden is 0'): ToyConfig(n_hidden=0)
 with expect_fail(ConfigError, contains='give a number, [5]'): ToyConfig(importance=[1,2])
 with expect_fail(ConfigError, contains='not finite'): ToyConfig(importance=float('nan'))
 with expect_fail(ConfigError, contains='do not make 2 equal sets'): ToyConfig(sets=2)
+with expect_fail(ConfigError, contains='leave it off'): ToyConfig(notebook_compat=True, signed=True)
 with expect_fail(ConfigError, contains='have one density'):
     ToyConfig(4, 2, features='correlated', sets=2, density=[.1,.2,.1,.1])
 

@@ -18,12 +18,14 @@
 #| export
 import json, math, os, torch
 from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
 from safetensors import safe_open
 from safetensors.torch import save_file
 from moral_sc.foundation.errors import ConfigError, DataError, ModelError, unknown
-from moral_sc.superposition.features import sampler
-from moral_sc.superposition.model import ToyConfig, batch_loss, counts, start
+from moral_sc.superposition.features import keys, sampler, uniform
+from moral_sc.superposition.model import (ToyConfig, activations, counts, decode, encode, start,
+                                          start_all, targets)
 
 # %%
 #| hide
@@ -87,12 +89,14 @@ test_close(ours, theirs.detach(), eps=1e-6)
 
 # %% [markdown]
 # The notebook's three learning-rate schedules, as a factor over the run. Its cosine is a quarter
-# period: it starts falling slowly and ends steeply at zero.
+# period: it starts falling slowly and ends steeply at zero. The fourth is that of the follow-up on
+# memorization [@henighan2023double]: a twentieth of the run to warm up, then half a period.
 
 # %%
 #| export
 schedules = dict(constant=lambda t: 1., linear=lambda t: 1-t,
                  cosine=lambda t: math.cos(math.pi/2*t))
+schedules['warmup-cosine'] = lambda t: t/.05 if t<.05 else (1+math.cos(math.pi*(t-.05)/.95))/2
 
 # %%
 [(k, [round(f(t),3) for t in (0,.25,.5,.75)]) for k,f in schedules.items()]
@@ -110,8 +114,7 @@ class Run:
     "Trained toy models and the state of their training"
     config:ToyConfig
     instances:list           # Identities of the models in this run
-    W:torch.Tensor           # [instance, feature, hidden], float32
-    b:torch.Tensor           # [instance, feature]
+    params:dict              # W [instance, feature, hidden], b [instance, feature], V and c; float32
     step:int = 0             # Updates done
     steps:int = 0            # Updates planned; schedules look at it
     logged:torch.Tensor = None    # [logged step]
@@ -121,10 +124,74 @@ class Run:
     moments:dict = None      # Running means of AdamW
     settings:dict = None     # What a resumed run must agree with
 
+    @property
+    def W(self): return self.params['W']
+    @property
+    def b(self): return self.params['b']
+    @property
+    def V(self): return self.params.get('V')
+    @property
+    def c(self): return self.params.get('c')
+
     def __repr__(self):
         I,n,m = self.W.shape
         last = f', mean loss {self.loss[:,-1].mean():.4g}' if self.step else ''
         return f'Run({I} models {n}→{m}, step {self.step}/{self.steps}, {self.engine}{last})'
+
+
+# %% [markdown]
+# ## What is minimised
+#
+# The loss, and for those who ask a penalty on the hidden layer. Adversarial training moves each
+# input by a vector of fixed length towards the direction in which the model's output for one
+# feature, drawn at random, changes fastest; the target stays. Of the two signs it takes the worse.
+
+# %%
+#| export
+def objective(
+    config:ToyConfig,
+    params:dict,     # W, b and, where the config has them, V and c
+    x:torch.Tensor,  # [instance, batch, feature]
+    imp,             # Importance, [instance, feature]
+    l1=None,         # Weight of the hidden layer's L1 norm, [instance]
+    wanted=None,     # What the outputs should be, if not the target of `x`
+)->torch.Tensor:     # [instance], summed over features
+    "Loss plus penalty of one batch"
+    W,b,V,c = (params.get(k) for k in 'WbVc')
+    h = encode(W, x, config.hidden, c)
+    err = (targets[config.target](x) if wanted is None else wanted) - decode(
+        W if V is None else V, b, h, config.activation)
+    loss = (imp*err.square().mean(1)).sum(-1)
+    return loss if l1 is None else loss + l1*h.abs().sum(-1).mean(-1)
+
+def attacked(
+    config:ToyConfig, params, x,
+    size,            # Length of the step in mean input lengths, [instance]
+    which,           # The feature aimed at, [instance, batch]
+)->torch.Tensor:     # [instance, batch, feature]
+    "Inputs moved so that one output of each goes wrong, without gradient"
+    W,b,V,c = (params[k].detach() if k in params else None for k in 'WbVc')
+    R = W if V is None else V
+    aim = torch.bmm(R, W.mT).gather(1, which[...,None].expand(-1, -1, W.shape[1]))
+    aim = aim/aim.norm(dim=-1, keepdim=True).clamp(min=1e-12)
+    push = (size*x.norm(dim=-1).mean(-1))[:,None,None]*aim
+    def error(z):
+        out = decode(R, b, encode(W, z, config.hidden, c), config.activation)
+        return (targets[config.target](x)-out).square().sum(-1, keepdim=True)
+    return torch.where(error(x+push)>=error(x-push), x+push, x-push)
+
+
+# %% [markdown]
+# A pair of orthogonal features under an attack of length one mean input: the loss grows by about
+# its square.
+
+# %%
+toy = ToyConfig(2, 2)
+at = dict(W=torch.eye(2)[None], b=torch.zeros(1,2))
+x = torch.rand(1,5000,2)
+z = attacked(toy, at, x, torch.ones(1), torch.zeros(1,5000,dtype=torch.long))
+test_close((z-x)[...,1], torch.zeros(1,5000)); one = torch.ones(1,2)
+objective(toy, at, x, one), objective(toy, at, z, one, wanted=x), x.norm(dim=-1).mean()**2
 
 
 # %% [markdown]
@@ -140,6 +207,11 @@ class Run:
 #| export
 def _log_steps(steps, every): return {*range(0, steps, every), steps-1}
 
+def aims(batch, step, n):
+    "Which feature each row is attacked at, [instance, batch]"
+    u = uniform(keys(batch.seed, batch.instances, [step], stream=4)[0], batch.batch_size, 1)
+    return (u[...,0]*n).long().clamp(max=n-1).to(batch.density.device)
+
 def eager(
     run:Run,        # Changed in place
     to:int,         # Step to reach
@@ -152,49 +224,85 @@ def eager(
     "Train with autograd, one step at a time"
     c,dev = run.config,run.W.device
     imp = c.importances[run.instances].float().to(dev)
-    W,b = (t.detach().requires_grad_() for t in (run.W,run.b))
+    l1,attack = (c.per_instance(k)[run.instances].float().to(dev) for k in ('l1','attack'))
+    l1,attack = (t if t.any() else None for t in (l1,attack))
+    params = {k: t.detach().requires_grad_() for k,t in run.params.items()}
+    names = [k for k in params if k!='b' or c.bias]
     cols = lambda x, t: x.view(-1, *[1]*(t.ndim-1)) if torch.is_tensor(x) else x
-    params = [(W,'W')] + [(b,'b')]*c.bias
     for s in range(run.step, to):
-        loss = batch_loss(W, b, batch(s), imp, c.activation)
-        grads = torch.autograd.grad(loss.sum()/c.n_features, [p for p,_ in params])
+        x = batch(s); wanted = targets[c.target](x)
+        if attack is not None: x = attacked(c, params, x, attack, aims(batch, s, c.n_features))
+        loss = objective(c, params, x, imp, l1, wanted)
+        grads = torch.autograd.grad(loss.sum()/c.n_features, [params[k] for k in names])
         factor = schedule(s/run.steps)
         with torch.no_grad():
-            for (p,name),g in zip(params, grads, strict=True):
-                adamw(p, g, run.moments[name], s+1, cols(lr, p)*factor, cols(decay, p))
-        if s in log or dev.type=='cpu': _check(run, s, loss.detach(), W, b)
+            for k,g in zip(names, grads, strict=True):
+                p = params[k]
+                adamw(p, g, run.moments[k], s+1, cols(lr, p)*factor, cols(decay, p))
+        if s in log or dev.type=='cpu': check_finite(run, s, loss.detach())
         run.step = s+1
-        if s in log: _log(run, s, loss.detach())
-        if s+1 in snap: run.snapshots[s+1] = W.detach().clone()
+        if s in log: keep_loss(run, s, loss.detach())
+        if s+1 in snap: run.snapshots[s+1] = run.W.clone()
 
-def _check(run, s, loss, W, b):
-    if all(torch.isfinite(t).all() for t in (loss,W,b)): return
+def check_finite(run, step, loss):
+    "Stop a run whose loss or parameters have left the real numbers"
+    if all(torch.isfinite(t).all() for t in (loss,*run.params.values())): return
     fine = torch.isfinite(loss).tolist()
     bad = run.instances[fine.index(False) if False in fine else 0]
     good = f' (it was at step {int(run.logged[-1])})' if len(run.logged) else ''
-    raise ModelError(f'The loss of instance {bad} is not finite at step {s}{good}: '
+    raise ModelError(f'The loss of instance {bad} is not finite at step {step}{good}: '
                      'lower the learning rate, or resume from an earlier save.')
 
-def _log(run, s, loss):
-    run.logged = torch.cat([run.logged, torch.tensor([s])])
+def keep_loss(run, step, loss):
+    "Append one logged loss, [instance]"
+    run.logged = torch.cat([run.logged, torch.tensor([step])])
     run.loss = torch.cat([run.loss, loss[:,None].cpu()], 1)
 
+
+# %% [markdown]
+# The fast engines do the same in other ways and know what they cannot do: [compiled](42_compiled.ipynb)
+# hands the step to a compiler, [numba](43_kernels_cpu.ipynb) keeps a model's whole training in
+# one processor core, [triton](46_kernels_gpu.ipynb) in one multiprocessor of a GPU. `auto` takes
+# the first that serves the config on the device; a run says which it was.
+
+# %%
+#| export
 engines = dict(eager=eager)
+_elsewhere = dict(numba='kernels_cpu', triton='kernels_gpu', compiled='compiled')
+_order = dict(cpu=['numba','eager'], cuda=['triton','compiled','eager'])
+
+def engine_for(name:str, config:ToyConfig, device='cpu'):
+    "The function of an engine, or in one sentence why it cannot train this config here"
+    if name in engines: return engines[name]
+    if config.notebook_compat:
+        return 'notebook_compat draws from one generator, which only engine eager does.'
+    try: module = import_module(f'moral_sc.superposition.{_elsewhere[name]}')
+    except ImportError as e: return f'engine {name} needs the package {e.name}: install it.'
+    why = module.serves(config, device)
+    return why if why else getattr(module, f'{name}_engine')
 
 def pick(
-    engine:str, # 'auto' or a name in `engines`
-)->str:
+    engine:str,        # 'auto', 'eager', 'compiled', 'numba' or 'triton'
+    config:ToyConfig,
+    device='cpu',
+)->tuple:              # Name and function
     "The engine that will run"
-    if engine=='auto': return 'eager'
-    if engine not in engines: raise ConfigError(unknown('engine', engine, ['auto', *engines]))
-    return engine
+    known = ['auto', *engines, *_elsewhere]
+    if engine not in known: raise ConfigError(unknown('engine', engine, known))
+    kind = torch.device(device).type
+    for name in _order.get(kind, ['eager']) if engine=='auto' else [engine]:
+        found = engine_for(name, config, device)
+        if not isinstance(found, str): return name,found
+    raise ConfigError(f'Engine {engine!r} cannot run this: {found}')
 
 
 # %%
-pick('auto')
+pick('auto', ToyConfig())[0], pick('auto', ToyConfig(notebook_compat=True))[0]
 
 # %%
-with expect_fail(ConfigError, contains="did you mean 'eager'"): pick('eagre')
+with expect_fail(ConfigError, contains="did you mean 'eager'"): pick('eagre', ToyConfig())
+with expect_fail(ConfigError, contains='which only engine eager does'):
+    pick('numba', ToyConfig(notebook_compat=True))
 
 
 # %% [markdown]
@@ -205,9 +313,9 @@ with expect_fail(ConfigError, contains="did you mean 'eager'"): pick('eagre')
 def train(
     config:ToyConfig,
     steps=10_000,
-    batch_size=1024,
+    batch_size=1024,      # A finite data set is one batch, whatever is given here
     seed=0,
-    engine='auto',        # 'auto' or a name in `engines`
+    engine='auto',        # 'auto', 'eager', 'compiled', 'numba' or 'triton'
     lr=1e-3,              # Number or [instance]
     weight_decay=.01,     # Number or [instance]
     schedule='constant',  # A name in `schedules`
@@ -224,16 +332,17 @@ def train(
         raise ConfigError(f'There is no GPU for device {device!r} here: use cpu.')
     if schedule not in schedules:
         raise ConfigError(unknown('schedule', schedule, list(schedules)))
-    engine,ids = pick(engine), _ids(config, instances)
+    (engine,advance),ids = pick(engine, config, device), _ids(config, instances)
+    batch_size = config.points or batch_size
     settings = dict(config=config.to_dict(), instances=ids, steps=steps, batch_size=batch_size,
                     seed=seed, lr=_plain(lr), weight_decay=_plain(weight_decay),
                     schedule=schedule, log_every=log_every)
     run = _begin(config, ids, seed, device, settings) if resume is None else _again(resume, settings)
     run.engine = engine
     to = steps if stop is None else min(stop, steps)
-    engines[engine](run, to, _batches(config, ids, batch_size, seed, device),
-                    _own(lr, ids, config, device), _own(weight_decay, ids, config, device),
-                    schedules[schedule], _log_steps(steps, log_every), set(snapshots))
+    advance(run, to, _batches(config, ids, batch_size, seed, device),
+            _own(lr, ids, config, device), _own(weight_decay, ids, config, device),
+            schedules[schedule], _log_steps(steps, log_every), set(snapshots))
     return run
 
 
@@ -264,23 +373,26 @@ def _own(x, ids, config, device):
     return x[ids].to(device)
 
 def _begin(config, ids, seed, device, settings):
-    W,b = _notebook_start(config, seed) if config.notebook_compat else start(config, seed, ids)
-    W,b = W.to(device),b.to(device)
-    zeros = lambda t: (torch.zeros_like(t),torch.zeros_like(t))
-    return Run(config, ids, W, b, 0, settings['steps'], torch.zeros(0, dtype=torch.long),
-               torch.zeros(len(ids), 0), {}, '', dict(W=zeros(W), b=zeros(b)), settings)
+    params = (dict(zip('Wb', _notebook_start(config, seed))) if config.notebook_compat
+              else start_all(config, seed, ids))
+    params = {k: t.to(device) for k,t in params.items()}
+    zeros = {k: (torch.zeros_like(t),torch.zeros_like(t)) for k,t in params.items()}
+    return Run(config, ids, params, 0, settings['steps'], torch.zeros(0, dtype=torch.long),
+               torch.zeros(len(ids), 0), {}, '', zeros, settings)
 
 def _again(run, settings):
     for k,v in settings.items():
         if run.settings[k]!=v: raise ConfigError(
             f'the run to resume has {k}={run.settings[k]!r:.80}, not {v!r:.80}: use its settings.')
-    copy = lambda t: t.clone()
-    return replace(run, W=copy(run.W), b=copy(run.b), snapshots=dict(run.snapshots),
-                   moments={k: tuple(map(copy, v)) for k,v in run.moments.items()})
+    return replace(run, params={k: t.clone() for k,t in run.params.items()},
+                   snapshots=dict(run.snapshots),
+                   moments={k: tuple(t.clone() for t in v) for k,v in run.moments.items()})
 
 def _batches(config, ids, batch_size, seed, device):
     if config.notebook_compat: return _notebook_batches(config, batch_size, seed, device)
-    return sampler(config.densities[ids], ids, batch_size, seed, config.features, device)
+    return sampler(config.densities[ids], ids, batch_size, seed, config.features, device,
+                   sets=config.sets, signed=config.signed, finite=config.points is not None,
+                   unit=config.unit)
 
 
 # %% [markdown]
@@ -356,7 +468,8 @@ def save(
     path,     # File to write; appears whole or not at all
 )->Path:
     "Write a run as safetensors"
-    path,t = Path(path),dict(W=run.W, b=run.b, logged=run.logged, loss=run.loss)
+    path,t = Path(path),dict(logged=run.logged, loss=run.loss)
+    t |= {f'param.{k}': v for k,v in run.params.items()}
     t |= {f'snapshot.{k}': v for k,v in run.snapshots.items()}
     t |= {f'moment.{k}.{i}': v for k,vs in run.moments.items() for i,v in enumerate(vs)}
     meta = dict(run=json.dumps(dict(step=run.step, engine=run.engine, settings=run.settings)))
@@ -374,11 +487,11 @@ def restore(
             t,meta = {k: f.get_tensor(k) for k in f.keys()},json.loads(f.metadata()['run'])
     except Exception as e:
         raise DataError(f'{path} is not a saved run ({type(e).__name__}): train it again.') from None
-    s = meta['settings']
-    return Run(ToyConfig(**s['config']), s['instances'], t['W'], t['b'], meta['step'], s['steps'],
+    s,params = meta['settings'],{k[6:]: v for k,v in t.items() if k.startswith('param.')}
+    return Run(ToyConfig(**s['config']), s['instances'], params, meta['step'], s['steps'],
                t['logged'], t['loss'],
                {int(k[9:]): v for k,v in t.items() if k.startswith('snapshot.')}, meta['engine'],
-               {k: (t[f'moment.{k}.0'],t[f'moment.{k}.1']) for k in 'Wb'}, s)
+               {k: (t[f'moment.{k}.0'],t[f'moment.{k}.1']) for k in params}, s)
 
 
 # %%
@@ -431,7 +544,7 @@ test_close(ours.W, theirs, eps=1e-4)
 (ours.W-theirs).abs().max().item()
 
 # %% [markdown]
-# And it is not slower. The two loops take turns, five rounds of ten steps on one thread. What
+# And the reference engine is not slower. The two loops take turns, five rounds of ten steps on one thread. What
 # counts is the ratio of their medians: how often the public loop's time one step of ours takes.
 
 # %%
@@ -441,6 +554,52 @@ def clock(f): t=perf_counter(); f(); return perf_counter()-t
 W0,b0,draw,at = *start(compat),_notebook_batches(compat, 1024, 0, 'cpu'),count()
 public = lambda: public_loop(W0, b0, compat.importances.float(), lambda s: draw(next(at)), 10)
 fast = replace(compat, notebook_compat=False)
-times = np.array([[clock(public), clock(lambda: train(fast, steps=10))] for _ in range(6)])[1:]
+times = np.array([[clock(public), clock(lambda: train(fast, steps=10, engine='eager'))] for _ in range(6)])[1:]
 ratio = np.median(times[:,0])/np.median(times[:,1])
 round(ratio, 1), np.median(times, 0).round(3)*100  # ms a step
+
+# %% [markdown]
+# ## Every part of a config
+#
+# What has no closed form is checked by what it must do. An L1 penalty shrinks the hidden layer; a
+# finite data set is learned by heart, so that its loss falls far below that of fresh data;
+# adversarial training leaves a model that the attack hurts less.
+
+# %%
+brisk = dict(steps=600, batch_size=256, lr=.01, schedule='cosine', seed=1)
+neurons = ToyConfig(6, 3, 2, density=.1, hidden='relu', l1=[0.,1.])
+run = train(neurons, **brisk)
+x = sampler(neurons.densities, [0,1], 4096, seed=9)(0)
+size = encode(run.W, x, 'relu').abs().sum(-1).mean(-1)
+assert size[1] < .1*size[0]
+size
+
+# %%
+small = ToyConfig(20, 2, density=.1, points=5, unit=True)
+run = train(small, **brisk | dict(schedule='warmup-cosine'))
+fresh = sampler(small.densities, [0], 4096, seed=9, unit=True)(0)
+test = objective(small, run.params, fresh, torch.ones(1,20))
+assert run.loss[0,-1] < .2*test[0]
+run.loss[0,-1], test[0]
+
+# %%
+hard = ToyConfig(6, 2, 2, density=.3, attack=[0.,1.])
+run = train(hard, **brisk)
+x = sampler(hard.densities, [0,1], 4096, seed=9)(0)
+z = attacked(hard, run.params, x, torch.ones(2), torch.zeros(2,4096,dtype=torch.long))
+hurt = objective(hard, run.params, z, torch.ones(2,6), wanted=x)
+assert hurt[1] < hurt[0]
+hurt
+
+# %% [markdown]
+# An absolute value in two steps, with six neurons for three features: every part of the config is
+# learned, saved and taken up again.
+
+# %%
+absolute = ToyConfig(3, 6, 4, hidden='relu', hidden_bias=True, tied=False, target='abs', signed=True)
+run = train(absolute, **brisk)
+assert {*run.params}=={*'WbVc'} and all(v.abs().max()>0 for v in run.params.values())
+with tempfile.TemporaryDirectory() as d:
+    part = restore(save(train(absolute, stop=200, **brisk), Path(d)/'abs.safetensors'))
+test_eq(train(absolute, resume=part, **brisk).V, run.V)
+run, run.loss[:,-1]
