@@ -18,21 +18,22 @@
 #| export
 import json
 import os
-import re
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from typer.core import TyperGroup
 
 # %%
 #| export
 import moral_sc
-from moral_sc.foundation.errors import ConfigError, DataError, MoralScError
+from moral_sc.foundation.errors import ConfigError, DataError
+from moral_sc.lab.console import (Limit, Manners, Mode, Model, Out, Scale, Seed, arg, bar, example,
+                                  folder, group, opt, say, table, write)
+from moral_sc.lab.toys import superposition
 
 # %%
 #| hide
+import re
 import shlex
 import subprocess
 import sys
@@ -47,46 +48,16 @@ tmp = Path(tempfile.mkdtemp())/'made'
 tmp.mkdir()
 os.chdir(tmp)
 
-
 # %% [markdown]
 # A command adds nothing to the function it calls, except manners. It says what it is about
 # to do and where it will write, shows a bar while one has to wait, and ends with the path of
 # what it made. Input that is wrong gets one sentence and exit code 2; a run that went wrong
-# in part gets 1; an interrupt gets 130. Nothing heavy is imported before a command needs it,
-# so that asking for help is instant.
-#
-# ## Manners
-#
-# Every command goes through one group, and the group is where errors become sentences. Only
-# errors of ours, and disks that are full or closed to us, are turned: anything else is a
-# defect, and keeps its traceback.
+# in part gets 1; an interrupt gets 130: these [manners](36_console.ipynb) all commands share.
+# Nothing heavy is imported before a command needs it, so that asking for help is instant.
 
 # %%
 #| export
-def say(
-    text:str, # For the person at the terminal; results go to stdout by themselves
-):
-    "Tell on stderr what is going on"
-    typer.echo(text, err=True)
-
-class Manners(TyperGroup):
-    "Errors as sentences, and exit codes that mean something"
-    def invoke(self, ctx):
-        try: return super().invoke(ctx)
-        except MoralScError as e: say(f'{e}')
-        except KeyboardInterrupt:
-            say('Stopped. The same command goes on from here.')
-            raise typer.Exit(130) from None
-        except OSError as e:
-            if not e.filename or not e.strerror: raise
-            say(f'{e.filename}: {e.strerror}.')
-        raise typer.Exit(2)
-
-def _group(help, **kw):
-    return typer.Typer(help=help, add_completion=False, no_args_is_help=True,
-                       rich_markup_mode=None, pretty_exceptions_enable=False, **kw)
-
-app = _group('Three papers, one runnable lab.', cls=Manners)
+app = group('Three papers, one runnable lab.', cls=Manners)
 
 
 # %%
@@ -104,77 +75,6 @@ def main():
     "What the command `moral_sc` runs"
     os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE') # Threads that wait sleep; see 12_execution
     app(prog_name='moral_sc')
-
-
-# %% [markdown]
-# In a terminal a bar moves; in a log file, where it would leave a thousand lines, there is
-# one line for every tenth of the way.
-
-# %%
-#| export
-@contextmanager
-def bar(
-    label:str, # What is being waited for
-):
-    "A function progress(done, total) that shows how far things are"
-    from rich.console import Console
-    from rich.progress import (BarColumn, MofNCompleteColumn, Progress, TextColumn,
-                               TimeRemainingColumn)
-    console = Console(stderr=True)
-    if not console.is_terminal: yield _lines(label); return
-    what,count = TextColumn('{task.description}'), MofNCompleteColumn()
-    with Progress(what, BarColumn(), count, TimeRemainingColumn(), console=console,
-                  transient=True) as p:
-        task = p.add_task(label, total=None)
-        yield lambda done, total: p.update(task, completed=done, total=total)
-
-def _lines(label):
-    told = [-1]
-    def progress(done, total):
-        tenth = 10*done//max(total, 1)
-        if tenth!=told[0]: say(f'{label}: {done} of {total}')
-        told[0] = tenth
-    return progress
-
-
-# %%
-with bar('scoring') as progress:
-    for i in range(0, 200, 5): progress(i, 40)
-
-
-# %%
-#| export
-def opt(
-    type,
-    help:str,
-    *names,  # If other than the parameter's
-):
-    "Type of a parameter that is an option"
-    return Annotated[type, typer.Option(*names, help=help)]
-
-def arg(
-    type,
-    help:str,
-    metavar=None,
-):
-    "Type of a parameter that is an argument"
-    return Annotated[type, typer.Argument(help=help, metavar=metavar)]
-
-def example(
-    *commands:str,
-):
-    "Text below a command's help"
-    return '\b\nFor example:\n'+'\n'.join(f'  {c}' for c in commands)
-
-
-# %%
-#| export
-Scale = opt(str, 'quick, cpu or gpu: how large the runs are.')
-Seed = opt(int, 'Of everything random.')
-Model = arg(str, 'Alias, folder, .gguf file or hub id.')
-Limit = opt(int|None, 'At most so many items.')
-Mode = opt(str, 'How turns are marked: plain or chat.')
-Out = opt(Path|None, 'Folder of the run; default: one below runs/, named after it.')
 
 
 # %% [markdown]
@@ -277,22 +177,14 @@ def claims(
 
 # %%
 #| export
-data = _group('List, fetch and check public files.')
+data = group('List, fetch and check public files.')
 app.add_typer(data, name='data')
-
-def _table(rows):
-    "Dicts as aligned text"
-    cells = [[str('' if v is None else v) for v in r.values()] for r in rows]
-    lines = [list(rows[0]), *cells] if rows else []
-    widths = [max(map(len, c)) for c in zip(*lines, strict=True)]
-    padded = [[f'{c:{w}}' for c,w in zip(l, widths, strict=True)] for l in lines]
-    return '\n'.join('  '.join(l).rstrip() for l in padded)
 
 @data.command('list', epilog=example('moral_sc data list'))
 def _list():
     "Print what can be fetched, and what is here already."
     from moral_sc.foundation.datasets import data_list
-    typer.echo(_table(data_list()))
+    typer.echo(table(data_list()))
 
 Ids = arg(list[str]|None, 'As moral_sc data list prints them.', '[ID]...')
 
@@ -319,7 +211,7 @@ def _verify(ids:Ids=None):
     The exit code is 1 if a file is damaged."""
     from moral_sc.foundation.datasets import verify
     rows = verify(ids or None)
-    typer.echo(_table(rows))
+    typer.echo(table(rows))
     bad = [r for r in rows if r['status'] not in ('ok', 'missing', 'unpinned')]
     if not bad: return
     say(f'{len(bad)} damaged: fetch them again; in a mirror, replace them there.')
@@ -329,17 +221,11 @@ def _verify(ids:Ids=None):
 # %% [markdown]
 # ## The papers' commands
 #
-# Each is one public function with its arguments, and a folder for what comes out.
+# Each is one public function with its arguments, and a folder for what comes out. Those for toy
+# models have [a page of their own](38_toys.ipynb).
 
 # %%
 #| export
-def _out(out, *parts):
-    return out or Path('runs', *(re.sub(r'[^\w.-]', '-', p) for p in parts))
-
-def _write(path, text):
-    from moral_sc.lab.execution import write_atomic
-    return write_atomic(path, text)
-
 @app.command(epilog=example(
     'moral_sc evaluate smollm2-135m-instruct --benchmark bbq-like --limit 40'))
 def evaluate(
@@ -354,7 +240,7 @@ def evaluate(
 ):
     "Ask a model the questions of a benchmark."
     from moral_sc import bias, language
-    out = _out(out, 'evaluate', Path(model).name)
+    out = folder(out, 'evaluate', Path(model).name)
     asked = f'{", ".join(benchmark)} under {", ".join(condition)}'
     say(f'Asking {model} {asked}; writing to {out}.')
     lm = language.load(model)
@@ -363,7 +249,7 @@ def evaluate(
         found = bias.evaluate(lm, list(benchmark), list(condition), limit, str(out), orders,
                               seed, mode, progress=progress)
     for k in ('records', 'metrics', 'differences'):
-        _write(out/f'{k}.csv', getattr(found, k).to_csv(index=False))
+        write(out/f'{k}.csv', getattr(found, k).to_csv(index=False))
     typer.echo(_overall(found.metrics))
     typer.echo(out/'metrics.csv')
 
@@ -371,13 +257,14 @@ def _overall(metrics):
     "The rows over all categories, readable"
     from moral_sc.lab.claims import span
     rows = metrics[metrics.category==metrics.category.iloc[0]]
-    return _table([dict(benchmark=r.benchmark, condition=r.condition, metric=r.metric,
+    return table([dict(benchmark=r.benchmark, condition=r.condition, metric=r.metric,
                         value=span(r.value, r.low, r.high)) for r in rows.itertuples()])
 
 
 # %%
 #| export
-constitution = _group('Constitutional AI.')
+app.add_typer(superposition, name='superposition')
+constitution = group('Constitutional AI.')
 app.add_typer(constitution, name='constitution')
 
 @constitution.command(epilog=example(
@@ -401,7 +288,7 @@ def revise(
     if limit is not None and limit<1:
         raise ConfigError(f'limit is {limit}: give 1 or more.')
     rows = read_jsonl(prompts or data_dir()/'prompts'/'mild_red_team.jsonl')[:limit]
-    given,out = load_principles(principles), _out(out, 'revise', Path(model).name)
+    given,out = load_principles(principles), folder(out, 'revise', Path(model).name)
     say(f'{model}: {len(rows)} prompts, rounds of revision: {rounds}; writing to {out}.')
     lm = language.load(model)
     say(repr(lm))
@@ -409,75 +296,7 @@ def revise(
         done = revise(lm, rows, given, rounds, mode=mode, max_new_tokens=max_new_tokens,
                       seed=seed, out=str(out), progress=progress)
     lines = [json.dumps(r, ensure_ascii=False)+'\n' for r in done]
-    typer.echo(_write(out/'revisions.jsonl', ''.join(lines)))
-
-
-# %% [markdown]
-# Training shows its progress by stopping a hundred times and going on, which changes nothing
-# in what is learned.
-
-# %%
-#| export
-superposition = _group('Toy models of superposition.')
-app.add_typer(superposition, name='superposition')
-
-def _numbers(text):
-    try: return [float(x) for x in text.split(',')]
-    except ValueError:
-        raise ConfigError(f'density is {text!r}: give numbers and commas.') from None
-
-def _in_steps(config, steps, progress, **kw):
-    from moral_sc.superposition.training import train
-    run,each = None, max(1, steps//100)
-    for stop in [*range(each, steps, each), steps]:
-        run = train(config, steps, resume=run, stop=stop, **kw)
-        progress(stop, steps)
-    return run
-
-@superposition.command(epilog=example(
-    'moral_sc superposition train --features 20 --hidden 5 --density 1,0.3,0.1,0.03'))
-def train(
-    features:opt(int, 'Features of each model.')=5,
-    hidden:opt(int, 'Dimensions they are squeezed into.')=2,
-    density:opt(str, 'How often a feature is there; one model per number.')='1,0.2,0.1',
-    decay:opt(float, 'Importance of each feature over that of the one before.')=.9,
-    activation:opt(str, 'relu or linear.')='relu',
-    steps:opt(int, 'Updates.')=10_000,
-    batch_size:opt(int, 'Examples per update.')=1024,
-    seed:Seed=0,
-    out:Out=None,
-):
-    "Train toy models side by side, one for each density."
-    from moral_sc.superposition.model import ToyConfig
-    from moral_sc.superposition.training import save
-    p,out = _numbers(density), _out(out, 'superposition')
-    config = ToyConfig(features, hidden, len(p), [[x]*features for x in p],
-                       [decay**i for i in range(features)], activation)
-    settings = dict(config=config.to_dict(), steps=steps, batch_size=batch_size, seed=seed)
-    _same(out/'config.json', settings)
-    if (out/'run.safetensors').is_file(): say('Done before; nothing was trained.')
-    else:
-        say(f'Training {features} features in {hidden} dimensions at density {density}; '
-            f'writing to {out}.')
-        with bar('steps') as progress:
-            run = _in_steps(config, steps, progress, batch_size=batch_size, seed=seed)
-        save(run, out/'run.safetensors')
-    typer.echo(out/'run.safetensors')
-
-def _same(path, settings):
-    "Begin a folder with these settings, or refuse one that has others"
-    text = json.dumps(settings, indent=1)+'\n'
-    if path.is_file() and path.read_text()!=text:
-        raise ConfigError(f'{path.parent} holds a run with other settings '
-                          f'({_changed(path, settings)}): give another --out.')
-    _write(path, text)
-
-def _changed(path, new):
-    try: old = json.loads(path.read_text())
-    except ValueError: return 'its config.json is damaged'
-    flat = lambda d: {**d.pop('config'), **d}
-    old,new = flat(dict(old)), flat(dict(new))
-    return ', '.join(f'{k}: {old.get(k)}, not {new[k]}' for k in new if old.get(k)!=new[k])
+    typer.echo(write(out/'revisions.jsonl', ''.join(lines)))
 
 
 # %% [markdown]
@@ -508,7 +327,7 @@ def record(
         if res.ok: typer.echo(n)
     if failed: raise typer.Exit(1)
 
-site = _group('Build the site and the README.')
+site = group('Build the site and the README.')
 app.add_typer(site, name='site')
 
 @site.command(epilog=example('moral_sc site build --out _build/html'))

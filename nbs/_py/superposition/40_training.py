@@ -290,6 +290,8 @@ def pick(
     known = ['auto', *engines, *_elsewhere]
     if engine not in known: raise ConfigError(unknown('engine', engine, known))
     kind = torch.device(device).type
+    if kind=='cuda' and not torch.cuda.is_available():
+        raise ConfigError(f'There is no GPU for device {device!r} here: use cpu.')
     for name in _order.get(kind, ['eager']) if engine=='auto' else [engine]:
         found = engine_for(name, config, device)
         if not isinstance(found, str): return name,found
@@ -328,8 +330,6 @@ def train(
 )->Run:
     "Train all instances of `config`; what one learns does not depend on the others"
     counts(steps=steps, batch_size=batch_size, log_every=log_every)
-    if torch.device(device).type=='cuda' and not torch.cuda.is_available():
-        raise ConfigError(f'There is no GPU for device {device!r} here: use cpu.')
     if schedule not in schedules:
         raise ConfigError(unknown('schedule', schedule, list(schedules)))
     (engine,advance),ids = pick(engine, config, device), _ids(config, instances)
