@@ -16,7 +16,7 @@ import typer
 from typer.core import TyperGroup
 
 # %% ../../nbs/lab/36_console.ipynb #1572f016
-from ..foundation.errors import ConfigError, MoralScError
+from ..foundation.errors import MoralScError
 
 # %% ../../nbs/lab/36_console.ipynb #ec3e572e
 def say(

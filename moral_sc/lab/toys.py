@@ -8,7 +8,6 @@ __all__ = ['superposition', 'train']
 # %% ../../nbs/lab/38_toys.ipynb #dd09b884
 import json
 import time
-from pathlib import Path
 
 import typer
 

@@ -15,8 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from ..foundation.errors import ConfigError, DataError, ModelError, unknown
 from .features import keys, sampler, uniform
-from .model import (ToyConfig, activations, counts, decode, encode, start,
-                                          start_all, targets)
+from .model import ToyConfig, counts, decode, encode, start_all, targets
 
 # %% ../../nbs/superposition/40_training.ipynb #5263126e
 def adamw(

@@ -26,12 +26,13 @@ from typer.core import TyperGroup
 
 # %%
 #| export
-from moral_sc.foundation.errors import ConfigError, MoralScError
+from moral_sc.foundation.errors import MoralScError
 
 # %%
 #| hide
 import shlex
 from fastcore.test import *
+from moral_sc.foundation.errors import ConfigError
 from typer.testing import CliRunner
 
 

@@ -18,7 +18,6 @@
 #| export
 import json
 import time
-from pathlib import Path
 
 import typer
 
@@ -32,6 +31,7 @@ from moral_sc.lab.console import Out, Seed, bar, example, folder, group, opt, sa
 import os
 import shlex
 import tempfile
+from pathlib import Path
 from fastcore.test import *
 from typer.testing import CliRunner
 from moral_sc.lab.console import Manners

@@ -24,8 +24,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from moral_sc.foundation.errors import ConfigError, DataError, ModelError, unknown
 from moral_sc.superposition.features import keys, sampler, uniform
-from moral_sc.superposition.model import (ToyConfig, activations, counts, decode, encode, start,
-                                          start_all, targets)
+from moral_sc.superposition.model import ToyConfig, counts, decode, encode, start_all, targets
 
 # %%
 #| hide
@@ -34,6 +33,7 @@ import numpy as np
 from fastcore.test import *
 from moral_sc.superposition.exact import exact_loss
 from moral_sc.superposition.features import moments
+from moral_sc.superposition.model import start
 torch.set_num_threads(1)
 
 
