@@ -171,6 +171,29 @@ def _cross(a, own, beta, whole, signed):
     return torch.where(thin, flat, parts)
 
 
+# %%
+#| export
+def relu_given(
+    a:torch.Tensor,    # [..., k] what the output reads of the other active features
+    own:torch.Tensor,  # [...] what it reads of its own
+    beta:torch.Tensor, # [...]
+    signed=False,      # Features uniform on [-1,1] instead of [0,1]
+)->tuple:              # Two [...]
+    "Squared error of an output with `k` others active: when it is inactive itself, and when active"
+    whole = _cube(torch.cat([a, own[...,None]], -1), beta, 2, signed)
+    return _cube(a, beta, 2, signed), 1/3 - 2*_cross(a, own, beta, whole, signed) + whole
+
+
+# %% [markdown]
+# Alone, a feature of unit length without bias is returned exactly; with half that length, half of
+# it is missing, $E(x/2)^2=\tfrac1{12}$:
+
+# %%
+alone = lambda own: relu_given(torch.zeros(0), *torch.tensor([own,0.], dtype=torch.float64))[1]
+test_close(alone(1.), 0); test_close(alone(.5), 1/12)
+alone(.5)
+
+
 # %% [markdown]
 # The expectation is a sum over supports with their probabilities. Supports of one size have
 # integrals of one dimension and go together.
