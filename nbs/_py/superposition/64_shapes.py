@@ -1,0 +1,386 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: python3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Shapes
+#
+# > Shares of a dimension, feature graphs, solids one can turn, and learning as a film.
+
+# %%
+#| default_exp superposition.shapes
+
+# %%
+#| export
+import numpy as np, plotly.graph_objects as go, torch
+from plotly.subplots import make_subplots
+from moral_sc.foundation.errors import ConfigError
+from moral_sc.foundation.figures import COLOURS, INK, LINES
+from moral_sc.superposition.dimensions import LEVELS, Dimensions
+from moral_sc.superposition.geometry import feature_dimensionality, represented
+
+# %%
+#| hide
+from fastcore.test import *
+from moral_sc.superposition.dimensions import dimensionality_sweep
+from moral_sc.superposition.geometry import polygon, simplex, tegum
+
+
+# %% [markdown]
+# [The other plots](60_plots.ipynb) show models as matrices and curves. These show what the columns
+# of $W$ look like in space. Everything is rounded to what can be seen, so that a page with a dozen
+# solids and a film stays small.
+#
+# ## Shares of a dimension
+#
+# The paper's figure on feature dimensionality: over the sparsity, the curve of $D^*$, and around it
+# a dot for each stored feature at its own $D_i$. Guide lines are the levels of the
+# [polytopes](54_dimensions.ipynb).
+
+# %%
+#| export
+def _round(t, digits=3): return np.round(np.asarray(t, np.float64), digits).tolist()
+
+def _log_ticks(x):
+    "Ticks of a logarithmic axis at 1, 2, 5 times powers of ten"
+    ticks = [m*10.**e for e in range(-3, 5) for m in (1,2,5)]
+    ticks = [t for t in ticks if .9*min(x)<=t<=1.1*max(x)]
+    return dict(type='log', tickvals=ticks, ticktext=[f'{t:g}' for t in ticks])
+
+def _label(name):
+    below = dict(y=LEVELS[name], yanchor='top') if name in ('digon','antiprism') else {}
+    return dict(text=name, font_size=11, xanchor='right') | below
+
+def plot_shares(
+    sweep:Dimensions,
+    levels=('tetrahedron','triangle','digon','pentagon','antiprism'), # Guide lines
+)->go.Figure:
+    "Dimensionality of each stored feature, and the curve of D*, against sparsity"
+    x = np.repeat(1/np.array(sweep.density), sweep.W.shape[1])
+    spread = np.random.default_rng(0).normal(0, .006, sweep.stored.shape)
+    at = (x.reshape(sweep.d_star.shape)[...,None]*np.exp(spread))[sweep.stored.numpy()]
+    fig = go.Figure(go.Scattergl(x=_round(at), y=_round(sweep.D[sweep.stored]), mode='markers',
+        name='features', marker=dict(size=4, color=COLOURS['q'], opacity=.5),
+        hovertemplate='D = %{y}, 1/p = %{x}<extra></extra>'))
+    star = sweep.d_star.double().mean(1).numpy()
+    fig.add_scatter(x=_round(1/np.array(sweep.density)), y=_round(star), name='D* = m/‖W‖²',
+                    mode='lines', line=dict(color=COLOURS['accent'], width=2))
+    for name in levels:
+        fig.add_hline(LEVELS[name], line=dict(color=INK, width=1, dash='dot'), layer='below',
+                      annotation=_label(name))
+    fig.update_xaxes(title='sparsity 1/p', **_log_ticks(x))
+    return fig.update_yaxes(title='share of a dimension', range=[0,1.08])
+
+
+# %%
+#| label: fig-shares
+#| fig-cap: Forty features in six dimensions at twelve densities, two models each; a dot is a stored feature
+density = [1,.85,.75,.7,.6,.5,.4,.33,.25,.2,.15,.1]
+sweep = dimensionality_sweep(40, 6, density, 2, steps=1500, batch_size=128, lr=5e-3,
+                             schedule='cosine')
+plot_shares(sweep)
+
+
+# %% [markdown]
+# ## Feature graphs
+#
+# Two features are joined if one is read as the other: if $|W_i\cdot W_j|$ is not small. Polytopes in
+# subspaces of their own fall apart into components, which are drawn one beside the other.
+# Colour is the share of a dimension.
+
+# %%
+#| export
+def _components(A):
+    "Components of a graph, larger ones first"
+    from scipy.sparse.csgraph import connected_components
+    label = connected_components(A, directed=False)[1]
+    parts = [np.flatnonzero(label==k) for k in range(label.max()+1)]
+    return sorted(parts, key=lambda c: (-len(c), c[0]))
+
+def _ring_order(G):
+    "Corners in order around the shape, by its two leading directions"
+    values,vectors = np.linalg.eigh(G)
+    return np.argsort(np.arctan2(vectors[:,-1]*values[-1], vectors[:,-2]*values[-2]))
+
+def _place(G, parts, per_row):
+    "Components on a grid, their corners on rings; x, y for every feature"
+    at,x,y,tall = np.zeros((len(G),2)),0.,0.,0.
+    for c in parts:
+        r = .25*len(c)**.6
+        if x+2*r > per_row and x: x,y,tall = 0.,y-tall-.35,0.
+        t = 2*np.pi*np.arange(len(c))/len(c) + np.pi/2
+        ring = c[_ring_order(G[np.ix_(c,c)])]
+        at[ring] = np.stack([x+r+r*np.cos(t), y-r+r*np.sin(t)], 1)
+        x,tall = x+2*r+.35,max(tall, 2*r)
+    return at
+
+def plot_graphs(
+    Ws,           # Models, [feature, hidden] each
+    titles,       # One for each
+    least=.1,     # Smallest |W_i . W_j| that counts as an edge
+    per_row=6.,   # Width of a panel: raise it for models of many components
+)->go.Figure:
+    "Feature graphs of several models side by side"
+    fig = make_subplots(1, len(Ws), subplot_titles=list(titles), horizontal_spacing=.03)
+    for col,W in enumerate(Ws, 1):
+        W = W[represented(W)].double().cpu()
+        G,D = (W@W.T).numpy(),feature_dimensionality(W).numpy()
+        A = (np.abs(G)>least) & ~np.eye(len(G), dtype=bool)
+        at = _place(G, _components(A), per_row)
+        i,j = np.nonzero(np.triu(A))
+        ends = np.stack([at[i],at[j],np.full((len(i),2), np.nan)], 1).reshape(-1,2)
+        fig.add_scatter(x=_clean(ends[:,0]), y=_clean(ends[:,1]), mode='lines', row=1, col=col,
+                        hoverinfo='skip', line=dict(color=INK, width=1), opacity=.6)
+        fig.add_scatter(x=_round(at[:,0],2), y=_round(at[:,1],2), mode='markers', row=1, col=col,
+            marker=dict(size=7, color=_round(D), coloraxis='coloraxis'), text=_round(D),
+            hovertemplate='D = %{text}<extra></extra>')
+        fig.update_yaxes(scaleanchor=f'x{col if col>1 else ""}', row=1, col=col)
+    fig.update_xaxes(visible=False).update_yaxes(visible=False).update_annotations(font_size=12)
+    bar = dict(title='D', thickness=10, tickvals=[1/3,3/8,2/5,1/2,2/3,3/4],
+               ticktext=['1/3','3/8','2/5','1/2','2/3','3/4'])
+    return fig.update_layout(showlegend=False, height=300, margin=dict(l=5, r=5, t=40, b=5),
+        coloraxis=dict(colorscale='Turbo', cmin=.25, cmax=.8, colorbar=bar))
+
+def _clean(v): return [None if np.isnan(x) else round(float(x), 2) for x in v]
+
+
+# %%
+#| label: fig-graphs
+#| fig-cap: Two bipyramids with two digons, and the trained models at densities 1/3 and 1/5
+made = tegum(polygon(3), polygon(2), polygon(5), polygon(2))
+plot_graphs([made, sweep.W[7,0], sweep.W[9,0]], ['made by hand','p = 0.33','p = 0.2'])
+
+
+# %% [markdown]
+# ## Solids
+#
+# Three hidden dimensions can be looked at directly. Spokes lead from the origin to the corners; the
+# edges are those of the convex hull. Drag a solid to turn it.
+
+# %%
+#| export
+def hull_edges(
+    V:torch.Tensor, # [corner, 3]
+)->list:            # Pairs of corners
+    "Edges of the convex hull, without the diagonals of its flat faces"
+    V = np.asarray(V, np.float64)
+    if len(V)<4 or np.linalg.matrix_rank(V-V.mean(0), tol=1e-3)<3: return _flat_edges(V)
+    from scipy.spatial import ConvexHull
+    hull,sides = ConvexHull(V),{}
+    for face,normal in zip(hull.simplices, hull.equations[:,:3], strict=True):
+        for a,b in ((0,1),(1,2),(0,2)):
+            sides.setdefault(tuple(sorted(map(int, face[[a,b]]))), []).append(normal)
+    return [e for e,(n,k) in sides.items() if n@k < .98]
+
+def _flat_edges(V):
+    "Sides of a polygon, or of a digon none"
+    if len(V)<3: return []
+    x = np.linalg.svd(V-V.mean(0), full_matrices=False)
+    t = np.argsort(np.arctan2(x[0][:,1], x[0][:,0])).tolist()
+    return list(zip(t, t[1:]+t[:1], strict=True))
+
+def _segments(V, pairs):
+    "Line segments with gaps between them, x, y, z"
+    gap = [np.full(3, np.nan)]
+    pts = np.array([p for a,b in pairs for p in (V[a],V[b],*gap)]).reshape(-1,3)
+    return {k: _clean(pts[:,i]) for i,k in enumerate('xyz')}
+
+_blank = dict(visible=False, showbackground=False)
+_scene = dict(xaxis=_blank, yaxis=_blank, zaxis=_blank, aspectmode='cube', dragmode='orbit',
+              camera=dict(eye=dict(x=1.15, y=.75, z=.55)))
+
+def plot_solids(
+    solids,       # [corner, 3] each; corners shorter than 1/2 are left out
+    titles,       # One for each
+    groups=None,  # Set of each corner for each solid; default: all one set
+    columns=3,
+)->go.Figure:
+    "Shapes in three dimensions, to be turned"
+    rows = -(-len(solids)//columns)
+    fig = make_subplots(rows, columns, subplot_titles=list(titles), horizontal_spacing=.01,
+        vertical_spacing=.08, specs=[[dict(type='scene')]*columns]*rows)
+    for k,W in enumerate(solids):
+        keep = represented(W)
+        V,where = W[keep].double().cpu().numpy(),dict(row=k//columns+1, col=k%columns+1)
+        sets = np.asarray(groups[k])[keep.numpy()] if groups else np.zeros(len(V), int)
+        hub = np.concatenate([V, np.zeros((1,3))])
+        spokes = _segments(hub, [(i,len(V)) for i in range(len(V))])
+        fig.add_scatter3d(**_segments(V, hull_edges(V)), mode='lines', hoverinfo='skip',
+                          line=dict(color=INK, width=3), **where)
+        fig.add_scatter3d(**spokes, mode='lines', hoverinfo='skip',
+                          line=dict(color=COLOURS['linear'], width=5), **where)
+        fig.add_scatter3d(**_points(V), mode='markers', text=_round(feature_dimensionality(W[keep])),
+            marker=dict(size=6, color=[COLOURS['sequence'][s] for s in sets]),
+            hovertemplate='D = %{text}<extra></extra>', **where)
+    r = 1.05*max(float(W.abs().max()) for W in solids)
+    box = {k: _blank|dict(range=[-r,r]) for k in ('xaxis','yaxis','zaxis')}
+    return fig.update_scenes(**_scene|box).update_annotations(font_size=12).update_layout(
+        showlegend=False, height=250*rows+20, margin=dict(l=0, r=0, t=30, b=0))
+
+def _points(V): return {k: _round(V[:,i]) for i,k in enumerate('xyz')}
+
+
+# %% [markdown]
+# A cube has twelve edges although its six faces are cut into twelve triangles:
+
+# %%
+cube = torch.cartesian_prod(*[torch.tensor([-1.,1])]*3)/3**.5
+test_eq(len(hull_edges(cube)), 12); test_eq(len(hull_edges(simplex(3))), 6)
+test_eq(len(hull_edges(torch.cat([polygon(5), torch.zeros(5,1)], 1))), 5)
+
+# %%
+#| label: fig-solids
+#| fig-cap: Three shapes that features form in three dimensions
+octahedron = tegum(*[polygon(2)]*3)
+plot_solids([simplex(3), tegum(polygon(3), polygon(2)), octahedron],
+            ['tetrahedron','triangular bipyramid','octahedron'])
+
+
+# %% [markdown]
+# ## Levels over time
+#
+# The shares of all features along one run, with the loss below on the same axis of steps. Features
+# enter the picture once they are stored.
+
+# %%
+#| export
+def plot_levels(
+    steps,              # [time]
+    W:torch.Tensor,     # [time, feature, hidden]
+    loss,               # [time], or (steps, values)
+    levels=('dedicated','triangle','digon','pentagon'),
+    marks=(),           # Steps to point out
+)->go.Figure:
+    "Dimensionality of each feature and the loss over training"
+    D = torch.where(represented(W), feature_dimensionality(W), torch.nan).cpu().numpy()
+    x,loss = _round(steps, 0),loss if isinstance(loss, tuple) else (steps,loss)
+    fig = make_subplots(2, 1, shared_xaxes=True, row_heights=[.68,.32], vertical_spacing=.04)
+    for i in np.flatnonzero(~np.isnan(D).all(0)):
+        fig.add_scatter(x=x, y=[None if np.isnan(v) else round(float(v), 3) for v in D[:,i]],
+            mode='lines', line=dict(width=1.2, color=COLOURS['q']), opacity=.55, row=1, col=1,
+            name=f'feature {i}', hovertemplate='feature %d: D = %%{y}<extra></extra>'%i)
+    fig.add_scatter(x=_round(loss[0], 0), y=_round(loss[1], 4), mode='lines', row=2, col=1,
+                    line=dict(color=COLOURS['relu']), name='loss')
+    for name in levels:
+        fig.add_hline(LEVELS[name], line=dict(color=INK, width=1, dash='dot'), row=1, col=1,
+                      annotation=_label(name))
+    dashed = dict(color=COLOURS['accent'], width=1.5, dash='dash')
+    for m in marks: fig.add_vline(int(m), line=dashed)
+    fig.update_yaxes(title='share of a dimension', range=[0,1.05], row=1, col=1)
+    fig.update_yaxes(title='loss', row=2, col=1).update_xaxes(title='step', row=2, col=1)
+    return fig.update_layout(showlegend=False, height=460)
+
+
+# %%
+#| label: fig-levels
+#| fig-cap: Shares of a dimension in a made-up run, in which a triangle becomes a digon
+t = torch.linspace(0, 1, 20)[:,None,None]
+start,end = polygon(3),torch.tensor([[1.,0],[-1,0],[0,0]])
+plot_levels(range(20), (1-t)*start + t*end, np.linspace(1, .5, 20))
+
+
+# %% [markdown]
+# ## Learning as a film
+#
+# Frames of a model with three hidden dimensions, sets in colours, the loss beside it with a dot that
+# moves along. A *facing* rotation puts the axis between the two sets upright, the same for all
+# frames: what turns in the film has turned in training.
+
+# %%
+#| export
+def facing(
+    W:torch.Tensor, # [feature, 3]: the final model
+    sets,           # Set of each feature, 0 or 1
+)->torch.Tensor:    # [3, 3] rotation
+    "Rotation that puts the line between the means of two sets upright"
+    W,sets = W.double(),torch.as_tensor(sets)
+    up = W[sets==0].mean(0)-W[sets==1].mean(0)
+    if up.norm()<1e-6: raise ConfigError('the two sets have one mean: nothing faces.')
+    first = W[(sets==0).nonzero()[0,0]]
+    return torch.linalg.qr(torch.stack([up,first,torch.linalg.cross(up,first)], 1)).Q[:,[1,2,0]]
+
+def _frame_data(W, sets):
+    hub = np.concatenate([W, np.zeros((1,3))])
+    data = []
+    for s in np.unique(sets):
+        i = np.flatnonzero(sets==s)
+        ring = _segments(hub, [(a,b) for k,a in enumerate(i) for b in i[k+1:]])
+        data += [go.Scatter3d(**_segments(hub, [(k,len(W)) for k in i])),
+                 go.Scatter3d(**ring), go.Scatter3d(**_points(W[i]))]
+    return data
+
+def _dress(fig, sets):
+    for k,s in enumerate(np.unique(sets)):
+        c = COLOURS['sequence'][s]
+        for trace,look in zip(fig.data[3*k:3*k+3], (
+                dict(mode='lines', line=dict(color=c, width=6), hoverinfo='skip'),
+                dict(mode='lines', line=dict(color=c, width=2), opacity=.6, hoverinfo='skip'),
+                dict(mode='markers', marker=dict(size=6, color=c))), strict=True):
+            trace.update(showlegend=False, **look)
+
+def animate_learning(
+    steps,           # [time], at most 60
+    W:torch.Tensor,  # [time, feature, 3]
+    sets,            # Set of each feature, 0 or 1
+    loss,            # [time]
+)->go.Figure:
+    "Two sets of features finding their shape in three dimensions"
+    if len(steps)>60: raise ConfigError(f'{len(steps)} frames are too many: give at most 60.')
+    sets,V = np.asarray(sets),(W.double()@facing(W[-1], sets)).cpu().numpy()
+    fig = make_subplots(1, 2, column_widths=[.62,.38], horizontal_spacing=.12,
+                        specs=[[dict(type='scene'),dict(type='xy')]])
+    for t in _frame_data(V[-1], sets): fig.add_trace(t, 1, 1)
+    _dress(fig, sets)
+    n,x,y = len(fig.data),_round(steps, 0),_round(loss, 5)
+    fig.add_scatter(x=x, y=y, mode='lines', line=dict(color=COLOURS['relu']), row=1, col=2)
+    fig.add_scatter(x=x[-1:], y=y[-1:], mode='markers', row=1, col=2,
+                    marker=dict(size=11, color=COLOURS['accent']))
+    fig.frames = [go.Frame(name=f'{s:g}', traces=[*range(n),n+1],
+                           data=_frame_data(v, sets)+[go.Scatter(x=[s], y=[l])])
+                  for s,v,l in zip(x, V, y, strict=True)]
+    r = 1.05*float(np.abs(V).max())
+    box = {k: _blank|dict(range=[-r,r]) for k in ('xaxis','yaxis','zaxis')}
+    fig.update_scenes(**_scene|box).update_yaxes(type='log', dtick=1, title='loss').update_xaxes(
+        title='step', type='log', tickvals=[s for s in (10,100,1000,10_000) if s<=max(x)])
+    return fig.update_layout(showlegend=False, height=440, margin=dict(l=0, r=20, t=10, b=80),
+                             **_controls([f.name for f in fig.frames]))
+
+def _controls(names):
+    "A play button and a slider"
+    to = lambda s, ms: [s, dict(mode='immediate', frame=dict(duration=ms, redraw=True),
+                                transition=dict(duration=0))]
+    play = dict(label='▶', method='animate', args=to(None, 120))
+    stop = dict(label='❚❚', method='animate', args=to([None], 0))
+    return dict(
+        updatemenus=[dict(type='buttons', direction='left', x=0, y=-.06, yanchor='top',
+                          xanchor='left', showactive=False, buttons=[play,stop])],
+        sliders=[dict(active=len(names)-1, x=.16, len=.84, y=-.04, yanchor='top', ticklen=0,
+                      currentvalue=dict(prefix='step ', font=dict(size=12, color=INK)),
+                      font=dict(color=LINES, size=1),
+                      steps=[dict(label=s, method='animate', args=to([s], 0)) for s in names])])
+
+
+# %%
+#| label: fig-film
+#| fig-cap: Two triangles that move apart and twist into an octahedron (made by hand)
+def twisted(t):
+    a = torch.arange(3)*2*torch.pi/3
+    up,r = min(1, 2*t)/3**.5,t*(2/3)**.5
+    ring = lambda z,turn: torch.stack([r*(a+turn).cos(), r*(a+turn).sin(), torch.full((3,), z)], 1)
+    return torch.cat([ring(up, 0.), ring(-up, t*torch.pi/3)])
+
+film = torch.stack([twisted(t) for t in np.linspace(.05, 1, 20)])
+fig = animate_learning(np.geomspace(10, 1000, 20), film, [0,0,0,1,1,1], np.geomspace(1, .01, 20))
+assert len(fig.to_json())<60_000
+fig
+
+# %%
+O = torch.linalg.qr(torch.randn(3,3)).Q
+up = film[-1]@O@facing(film[-1]@O, [0,0,0,1,1,1]).float()
+test_close(up[:3,2].abs(), up[3:,2].abs(), eps=1e-4); test_close(up[:3,2].std(), 0, eps=1e-4)
+with expect_fail(ConfigError, contains='61 frames'):
+    animate_learning(range(61), film, [0]*6, range(61))
