@@ -161,15 +161,48 @@ test_close(feature_dimensionality(shapes['bipyramid']), torch.tensor([2,2,2,1.5,
 
 
 # %% [markdown]
-# The square antiprism has $D=3/8$ exactly if its corners sit at heights $\pm1/\sqrt3$, and only
-# nearly so where charges on a sphere would put them:
+# The square antiprism, two squares turned against each other, has $D=3/8$ exactly if its corners
+# sit at heights $\pm1/\sqrt3$, and only nearly so where charges on a sphere would put them:
 
 # %%
-def antiprism(z):
-    r,t = (1-z*z)**.5,torch.arange(8, dtype=torch.float64)*torch.pi/4
-    return torch.stack([r*t.cos(), r*t.sin(), z*(-1)**torch.arange(8)], -1)
-test_close(feature_dimensionality(antiprism(3**-.5)), torch.full((8,), 3/8))
-feature_dimensionality(antiprism(3**-.5))[0], feature_dimensionality(antiprism(.5604))[0]
+#| export
+def antiprism(
+    height=3**-.5, # Of the two squares above and below the middle; this one makes the frame tight
+)->torch.Tensor:   # [8, 3]
+    "Corners of a square antiprism on the unit sphere"
+    t,up = torch.arange(8, dtype=torch.float64)*torch.pi/4,(-1.)**torch.arange(8)
+    r = (1-height**2)**.5
+    return torch.stack([r*t.cos(), r*t.sin(), height*up], -1)
+
+
+# %%
+test_close(feature_dimensionality(antiprism()), torch.full((8,), 3/8))
+feature_dimensionality(antiprism())[0], feature_dimensionality(antiprism(.5604))[0]
+
+# %% [markdown]
+# `polytopes` are the shapes that do not fall apart into shapes of fewer dimensions, and `compounds`
+# the named ones that do.
+
+# %%
+#| export
+polytopes = dict(dedicated=torch.ones(1, 1, dtype=torch.float64), digon=polygon(2),
+    triangle=polygon(3), tetrahedron=simplex(3), simplex4=simplex(4), pentagon=polygon(5),
+    hexagon=polygon(6), heptagon=polygon(7), octagon=polygon(8), antiprism=antiprism())
+compounds = {name: tuple(parts.split()) for name,parts in dict(
+    square='digon digon', octahedron='digon digon digon',
+    triangular_bipyramid='digon triangle', pentagonal_bipyramid='digon pentagon',
+    hexagonal_bipyramid='digon hexagon').items()}
+
+# %% [markdown]
+# Each corner of these has the same share, and the shares of one shape add up to its dimensions:
+
+# %%
+shares = {k: feature_dimensionality(W) for k,W in polytopes.items()}
+for k,W in polytopes.items(): test_close(shares[k], torch.full((len(W),), W.shape[1]/len(W)))
+for parts in compounds.values():
+    D = feature_dimensionality(tegum(*[polytopes[p] for p in parts]))
+    test_close(D, torch.cat([shares[p] for p in parts]))
+{k: round(D[0].item(), 3) for k,D in shares.items()}
 
 
 # %% [markdown]
@@ -238,26 +271,25 @@ seen
 
 # %% [markdown]
 # A rotation or a reflection is the model's free choice, so figures that are compared are first
-# turned the same way: the first feature to the right, the second into the upper half.
+# turned the same way: the first feature along the first axis, the second into the upper half of the
+# plane of the first two axes, and so on.
 
 # %%
 #| export
 def upright(
-    W:torch.Tensor, # [..., feature, 2]
+    W:torch.Tensor, # [..., feature, hidden]
 )->torch.Tensor:    # Same shape
-    "Turn each figure so that feature 0 points right, and flip feature 1 upwards"
-    x,y = (W[...,0,:]/W[...,0,:].norm(dim=-1, keepdim=True).clamp(min=1e-12)).unbind(-1)
-    turn = torch.stack([torch.stack([x,-y],-1), torch.stack([y,x],-1)], -2)
-    W = W@turn
-    flip = torch.where(W[...,1,1]<0, -1., 1.).to(W.dtype)
-    return W*torch.stack([torch.ones_like(flip),flip], -1)[...,None,:]
+    "Turn each figure so that feature $k$ has no part beyond axis $k$ and none against it"
+    Q,R = torch.linalg.qr(W[...,:W.shape[-1],:].mT)
+    sign = torch.where(R.diagonal(dim1=-2, dim2=-1)<0, -1., 1.).to(W.dtype)
+    return W@(Q*sign[...,None,:])
 
 
 # %%
-W = torch.randn(3,5,2)
-O = torch.linalg.qr(torch.randn(2,2)).Q
-test_close(upright(W), upright(W@O), eps=1e-5)
-test_close(upright(W)[:,0,1], torch.zeros(3)); assert (upright(W)[:,1,1]>=0).all()
+for m in (2,3):
+    W,O = torch.randn(3,5,m),torch.linalg.qr(torch.randn(m,m)).Q
+    test_close(upright(W), upright(W@O), eps=1e-5)
+    test_close(upright(W)[:,0,1:], torch.zeros(3,m-1)); assert (upright(W)[:,1,1]>=0).all()
 upright(W)[0]
 
 # %%
