@@ -122,8 +122,8 @@ _bounds = dict(at_least=lambda x: (x, math.inf), at_most=lambda x: (-math.inf, x
 
 def _number(x): return isinstance(x, (int, float)) and not isinstance(x, bool) and x==x
 
-def _problem(row, paper):
-    "What is wrong with a row of the file `paper`.toml, or None"
+def _problem(row, stem):
+    "What is wrong with a row of the file `stem`.toml, or None"
     missing = [k for k in _text if not str(row.get(k, '')).strip()]
     if missing: return f'lacks {", ".join(missing)}; add it'
     extra = set(row) - {*_text, *_bounds, 'size'}
@@ -137,8 +137,9 @@ def _problem(row, paper):
     if numbers!=sorted(numbers): return f'has within = {value!r}; put the lower bound first'
     if row['scale'] not in scales:
         return f'has scale {row["scale"]!r}; use {", ".join(scales)}'
-    if row['paper']!=paper or not row['id'].startswith(f'{paper}/'):
-        return f'belongs to {row["paper"]!r}; ids of this file start with {paper!r}'
+    paper = row['paper']
+    if not f'{stem}_'.startswith(f'{paper}_') or not row['id'].startswith(f'{paper}/'):
+        return f'belongs to {paper!r}; ids of this file start with {stem!r}'
 
 
 # %%
@@ -154,7 +155,7 @@ def _parse(path):
         raise DataError(f'{path.name} is not valid TOML ({e}): mend that line.') from None
 
 def criteria(
-    path=None,         # Folder of `paper.toml` files, default: ours
+    path=None,         # Folder of `paper.toml`, `paper_topic.toml`; default: ours
 )->dict[str, Claim]:   # By id, in the order of the files
     "The claims and their criteria"
     res = {}
@@ -172,7 +173,8 @@ claims = criteria(example)
 claims['pendulum/period']
 
 # %% [markdown]
-# The file is the one place where a criterion can be set, so mistakes in it are caught there.
+# The file is the one place where a criterion can be set, so mistakes in it are caught there. A paper
+# with many claims has further files, named after the paper and a topic.
 
 # %%
 good = dict(id='"p/a"', paper='"p"', section='"1"', sentence='"s"', criterion='"c"',
@@ -192,6 +194,7 @@ refused('which is not a number', at_least='"high"')
 refused('lower bound first', at_least=None, within='[2, 1]')
 refused("has scale 'huge'", scale='"huge"')
 refused("belongs to 'other'", paper='"other"')
+refused("belongs to 'p'", id='"q/a"')
 refused('has at_lest', at_lest=1)
 refused('not valid TOML', id='p/a')
 
