@@ -22,6 +22,7 @@ from moral_sc.foundation.errors import ConfigError
 from moral_sc.foundation.figures import COLOURS, INK, LINES
 from moral_sc.superposition.dimensions import LEVELS, Dimensions
 from moral_sc.superposition.geometry import feature_dimensionality, represented
+from moral_sc.superposition.graphs import components
 
 # %%
 #| hide
@@ -94,13 +95,6 @@ plot_shares(sweep)
 
 # %%
 #| export
-def _components(A):
-    "Components of a graph, larger ones first"
-    from scipy.sparse.csgraph import connected_components
-    label = connected_components(A, directed=False)[1]
-    parts = [np.flatnonzero(label==k) for k in range(label.max()+1)]
-    return sorted(parts, key=lambda c: (-len(c), c[0]))
-
 def _ring_order(G):
     "Corners in order around the shape, by its two leading directions"
     values,vectors = np.linalg.eigh(G)
@@ -129,9 +123,9 @@ def plot_graphs(
     for col,W in enumerate(Ws, 1):
         W = W[represented(W)].double().cpu()
         G,D = (W@W.T).numpy(),feature_dimensionality(W).numpy()
-        A = (np.abs(G)>least) & ~np.eye(len(G), dtype=bool)
-        at = _place(G, _components(A), per_row)
-        i,j = np.nonzero(np.triu(A))
+        parts = sorted(map(np.array, components(W, least)), key=len, reverse=True)
+        at = _place(G, parts, per_row)
+        i,j = np.nonzero(np.triu(np.abs(G)>least, 1))
         ends = np.stack([at[i],at[j],np.full((len(i),2), np.nan)], 1).reshape(-1,2)
         fig.add_scatter(x=_clean(ends[:,0]), y=_clean(ends[:,1]), mode='lines', row=1, col=col,
                         hoverinfo='skip', line=dict(color=INK, width=1), opacity=.6)
