@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['corner_sum', 'phi', 'relu_given', 'relu_errors', 'supports', 'mean_covariance', 'linear_errors', 'exact_loss',
-           'neglected', 'closed_form', 'fit_exact']
+           'neglected', 'minimise', 'closed_form', 'fit_exact']
 
 # %% ../../nbs/superposition/30_exact.ipynb #ea177f9d
 import torch
@@ -206,6 +206,22 @@ def neglected(
     return dist[most+1:].sum()
 
 # %% ../../nbs/superposition/30_exact.ipynb #66c4ad63
+def minimise(
+    losses,             # [model, parameter] -> [model], differentiable
+    begin:torch.Tensor, # [model, parameter], float64
+    maxiter=2000,
+)->torch.Tensor:        # [model, parameter]
+    "Minimise losses that do not depend on each other, as one long vector"
+    def f(v):
+        t = torch.tensor(v).view_as(begin).requires_grad_()
+        total = losses(t).sum()
+        total.backward()
+        return total.item(), t.grad.numpy().ravel()
+    fit = minimize(f, begin.numpy().ravel(), jac=True, method='L-BFGS-B', options=dict(
+        maxiter=maxiter, maxfun=maxiter, maxcor=50, ftol=1e-14, gtol=1e-8))
+    return torch.tensor(fit.x).view_as(begin)
+
+# %% ../../nbs/superposition/30_exact.ipynb #6944cef8
 def closed_form(
     config:ToyConfig,
 )->str|None:
@@ -245,18 +261,8 @@ def fit_exact(
         begin = torch.cat([begin, torch.zeros(len(begin), config.n_features)]
                           + [begin]*(not config.tied), 1)
     I,R,losses = config.n_instances,len(begin),_objective(config, len(begin))
-    x = _minimise(losses, begin.double().repeat(I, 1), maxiter)
+    x = minimise(lambda t: losses(t)[1], begin.double().repeat(I, 1), maxiter)
     with torch.no_grad(): found,loss = losses(x)
     loss,order = loss.view(I, R).sort(dim=1)
     sort = lambda t: t.view(I, R, *t.shape[1:])[torch.arange(I)[:,None],order]
     return {k: sort(t) for k,t in found.items()} | dict(loss=loss)
-
-def _minimise(losses, begin, maxiter):
-    def f(v):
-        t = torch.tensor(v).view_as(begin).requires_grad_()
-        total = losses(t)[1].sum()
-        total.backward()
-        return total.item(), t.grad.numpy().ravel()
-    fit = minimize(f, begin.numpy().ravel(), jac=True, method='L-BFGS-B', options=dict(
-        maxiter=maxiter, maxfun=maxiter, maxcor=50, ftol=1e-14, gtol=1e-8))
-    return torch.tensor(fit.x).view_as(begin)

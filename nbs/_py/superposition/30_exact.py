@@ -482,6 +482,29 @@ with expect_fail(ConfigError, contains='give most=5'): exact_loss(W, b, .05)
 
 # %%
 #| export
+def minimise(
+    losses,             # [model, parameter] -> [model], differentiable
+    begin:torch.Tensor, # [model, parameter], float64
+    maxiter=2000,
+)->torch.Tensor:        # [model, parameter]
+    "Minimise losses that do not depend on each other, as one long vector"
+    def f(v):
+        t = torch.tensor(v).view_as(begin).requires_grad_()
+        total = losses(t).sum()
+        total.backward()
+        return total.item(), t.grad.numpy().ravel()
+    fit = minimize(f, begin.numpy().ravel(), jac=True, method='L-BFGS-B', options=dict(
+        maxiter=maxiter, maxfun=maxiter, maxcor=50, ftol=1e-14, gtol=1e-8))
+    return torch.tensor(fit.x).view_as(begin)
+
+
+# %%
+away = torch.tensor([[1.,2.],[3.,4.]], dtype=torch.float64)
+minimise(lambda t: ((t-away)**4).sum(-1), torch.zeros_like(away))
+
+
+# %%
+#| export
 def closed_form(
     config:ToyConfig,
 )->str|None:
@@ -521,21 +544,11 @@ def fit_exact(
         begin = torch.cat([begin, torch.zeros(len(begin), config.n_features)]
                           + [begin]*(not config.tied), 1)
     I,R,losses = config.n_instances,len(begin),_objective(config, len(begin))
-    x = _minimise(losses, begin.double().repeat(I, 1), maxiter)
+    x = minimise(lambda t: losses(t)[1], begin.double().repeat(I, 1), maxiter)
     with torch.no_grad(): found,loss = losses(x)
     loss,order = loss.view(I, R).sort(dim=1)
     sort = lambda t: t.view(I, R, *t.shape[1:])[torch.arange(I)[:,None],order]
     return {k: sort(t) for k,t in found.items()} | dict(loss=loss)
-
-def _minimise(losses, begin, maxiter):
-    def f(v):
-        t = torch.tensor(v).view_as(begin).requires_grad_()
-        total = losses(t)[1].sum()
-        total.backward()
-        return total.item(), t.grad.numpy().ravel()
-    fit = minimize(f, begin.numpy().ravel(), jac=True, method='L-BFGS-B', options=dict(
-        maxiter=maxiter, maxfun=maxiter, maxcor=50, ftol=1e-14, gtol=1e-8))
-    return torch.tensor(fit.x).view_as(begin)
 
 
 # %% [markdown]
