@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['regions', 'families', 'triangle', 'replicate', 'held_out', 'population', 'Sweep', 'best_of', 'descend', 'optima',
-           'region', 'logspace', 'grid', 'theory', 'describe', 'predict', 'phase_diagram']
+           'region', 'logspace', 'grid', 'simple_losses', 'describe', 'predict', 'phase_diagram']
 
 # %% ../../nbs/superposition/48_sweeps.ipynb #cb1b6a74
 import numpy as np, pandas as pd, torch
@@ -247,7 +247,7 @@ families = {
             'antipodal with last': [[1,0],[0,1],[0,-1]], 'antipodal without': [[1,0],[-1,0],[0,1]]}}
 triangle = [[1,0],[-.5,_h],[-.5,-_h]]
 
-def theory(
+def simple_losses(
     config:ToyConfig,
     shapes:dict=None, # name -> W; None: those of `families`
 )->tuple:             # Losses [instance, family], W [family, feature, hidden]
@@ -273,10 +273,10 @@ def describe(
 
 def predict(
     config:ToyConfig,
-    shapes:dict=None, # As in `theory`
+    shapes:dict=None, # As in `simple_losses`
 )->pd.DataFrame:
     "What the best of the simple solutions does at every point; `margin` is its relative lead"
-    losses,W = theory(config, shapes)
+    losses,W = simple_losses(config, shapes)
     low = losses.topk(2, dim=1, largest=False)
     names,lead = list(shapes or families[config.n_features,config.n_hidden]),low.values[:,1]
     return describe(config, W[low.indices[:,0]], low.values[:,0]).assign(

@@ -386,7 +386,7 @@ families = {
             'antipodal with last': [[1,0],[0,1],[0,-1]], 'antipodal without': [[1,0],[-1,0],[0,1]]}}
 triangle = [[1,0],[-.5,_h],[-.5,-_h]]
 
-def theory(
+def simple_losses(
     config:ToyConfig,
     shapes:dict=None, # name -> W; None: those of `families`
 )->tuple:             # Losses [instance, family], W [family, feature, hidden]
@@ -402,7 +402,7 @@ def theory(
 
 # %%
 two = grid(2, 1, [.3,.6], [.5,2.])
-losses,_ = theory(two)
+losses,_ = simple_losses(two)
 r = two.importances[:,1]; v = moments(two.densities[:,0])[1]
 test_close(losses, torch.stack([r*v, v, (1+r)*two.densities[:,0]**2/6], 1), eps=1e-7)
 losses
@@ -428,10 +428,10 @@ def describe(
 
 def predict(
     config:ToyConfig,
-    shapes:dict=None, # As in `theory`
+    shapes:dict=None, # As in `simple_losses`
 )->pd.DataFrame:
     "What the best of the simple solutions does at every point; `margin` is its relative lead"
-    losses,W = theory(config, shapes)
+    losses,W = simple_losses(config, shapes)
     low = losses.topk(2, dim=1, largest=False)
     names,lead = list(shapes or families[config.n_features,config.n_hidden]),low.values[:,1]
     return describe(config, W[low.indices[:,0]], low.values[:,0]).assign(
@@ -468,5 +468,5 @@ assert (table.region==table.theory_region).mean() > .7
 table[['density','importance','norm','shared','region','theory_solution','theory_margin']].round(2)
 
 # %%
-with expect_fail(ConfigError, contains='give shapes'): theory(ToyConfig(5, 2))
+with expect_fail(ConfigError, contains='give shapes'): simple_losses(ToyConfig(5, 2))
 with expect_fail(ConfigError, contains='restarts is 0'): best_of(ToyConfig(), 0)
