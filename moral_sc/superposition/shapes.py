@@ -9,7 +9,7 @@ __all__ = ['plot_shares', 'plot_graphs', 'hull_edges', 'plot_solids', 'plot_leve
 import numpy as np, plotly.graph_objects as go, torch
 from plotly.subplots import make_subplots
 from ..foundation.errors import ConfigError
-from ..foundation.figures import COLOURS, INK, LINES
+from ..foundation.figures import COLOURS, INK
 from .dimensions import LEVELS, Dimensions
 from .geometry import feature_dimensionality, represented
 from .graphs import components
@@ -251,5 +251,5 @@ def _controls(names):
                           xanchor='left', showactive=False, buttons=[play,stop])],
         sliders=[dict(active=len(names)-1, x=.16, len=.84, y=-.04, yanchor='top', ticklen=0,
                       currentvalue=dict(prefix='step ', font=dict(size=12, color=INK)),
-                      font=dict(color=LINES, size=1),
+                      font=dict(color='rgba(0,0,0,0)', size=1),
                       steps=[dict(label=s, method='animate', args=to([s], 0)) for s in names])])

@@ -19,7 +19,7 @@
 import numpy as np, plotly.graph_objects as go, torch
 from plotly.subplots import make_subplots
 from moral_sc.foundation.errors import ConfigError
-from moral_sc.foundation.figures import COLOURS, INK, LINES
+from moral_sc.foundation.figures import COLOURS, INK
 from moral_sc.superposition.dimensions import LEVELS, Dimensions
 from moral_sc.superposition.geometry import feature_dimensionality, represented
 from moral_sc.superposition.graphs import components
@@ -354,7 +354,7 @@ def _controls(names):
                           xanchor='left', showactive=False, buttons=[play,stop])],
         sliders=[dict(active=len(names)-1, x=.16, len=.84, y=-.04, yanchor='top', ticklen=0,
                       currentvalue=dict(prefix='step ', font=dict(size=12, color=INK)),
-                      font=dict(color=LINES, size=1),
+                      font=dict(color='rgba(0,0,0,0)', size=1),
                       steps=[dict(label=s, method='animate', args=to([s], 0)) for s in names])])
 
 
