@@ -91,8 +91,8 @@ def plot_corners(
                       line=dict(color=COLOURS['paper'], width=1, dash='dot'))
         fig.update_yaxes(scaleanchor=f'x{c if c>1 else ""}', row=1, col=c)
     fig.update_xaxes(range=[-r,r], visible=False).update_yaxes(range=[-r,r], visible=False)
-    return fig.update_annotations(font_size=12).update_layout(showlegend=False, height=260,
-        margin=dict(l=5, r=5, t=60, b=5))
+    return fig.update_annotations(font_size=12).update_layout(showlegend=False, height=200,
+        margin=dict(l=5, r=5, t=40, b=5))
 
 # %% ../../nbs/superposition/62_maps.ipynb #bb6dd0c3
 def crossing(
@@ -123,7 +123,8 @@ def plot_branches(
         fig.add_shape(type='line', x0=at, x1=at, y0=0, y1=1, yref='paper',
                       line=dict(color=COLOURS['paper'], width=1, dash='dot'))
         fig.add_annotation(x=np.log10(at), y=.97-.09*i, yref='paper', text=name, showarrow=False,
-                           xanchor='left', xshift=4, font=dict(size=12, color=COLOURS['paper']))
+                           xanchor='left' if i else 'right', xshift=4 if i else -4,
+                           font=dict(size=12, color=COLOURS['paper']))
     ticks = [v for v in (.05,.1,.2,.5,1,2,5,10,20) if min(x)<=v<=max(x)]
     return fig.update_xaxes(type='log', title=xtitle, tickvals=ticks,
                             ticktext=[f'{t:g}' for t in ticks]).update_yaxes(title=ytitle)

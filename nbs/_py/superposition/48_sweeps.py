@@ -300,17 +300,19 @@ def optima(
     restarts=14,
     seed=0,
     starts=None,      # W [start, feature, hidden] to begin from instead
+    jitter=0.,        # Spread of what is added to `starts`, so that none is a saddle
     steps=300,
 )->Sweep:
     "The lowest population loss of every instance, without training"
     if why := closed_form(config): raise ConfigError(why)
     c,n,m = config,config.n_features,config.n_hidden
     if not c.tied: raise ConfigError('optima is for tied models: use fit_exact.')
-    begin = (2*start_all(replicate(c, restarts), seed)['W'].view(restarts, -1, n, m) if starts is None
-             else torch.as_tensor(starts)[:,None].expand(-1, c.n_instances, -1, -1))
-    R = len(begin); p,imp = (t.repeat(R, 1) for t in (c.densities,c.importances))
+    R = restarts if starts is None else len(starts)
+    begin = start_all(replace(replicate(c, R), init=1.), seed)['W'].double().view(R, -1, n, m)
+    if starts is not None: begin = torch.as_tensor(starts).double()[:,None] + jitter*begin
+    p,imp = (t.repeat(R, 1) for t in (c.densities,c.importances))
     split = lambda t: (t[:,:n*m].view(-1, n, m), t[:,n*m:] if c.bias else t.new_zeros(len(t), n))
-    begin = torch.cat([begin.flatten(0,1).flatten(1).double(), torch.zeros(len(p), n*c.bias)], 1)
+    begin = torch.cat([begin.flatten(0,1).flatten(1), torch.zeros(len(p), n*c.bias)], 1)
     x,f = descend(lambda t, rows: exact_loss(*split(t), p[rows], imp[rows], c.activation, None,
                   c.features, c.sets, c.signed), begin, steps)
     fold = lambda t: t.detach().unflatten(0, (R,-1)).transpose(0,1).contiguous()
