@@ -238,7 +238,7 @@ plot_solids([simplex(3), tegum(polygon(3), polygon(2)), octahedron],
 # ## Levels over time
 #
 # The shares of all features along one run, with the loss below on the same axis of steps. Features
-# enter the picture once they are stored.
+# enter the picture once their column is longer than a quarter.
 
 # %%
 #| export
@@ -250,7 +250,7 @@ def plot_levels(
     marks=(),           # Steps to point out
 )->go.Figure:
     "Dimensionality of each feature and the loss over training"
-    D = torch.where(represented(W), feature_dimensionality(W), torch.nan).cpu().numpy()
+    D = torch.where(represented(W, .25), feature_dimensionality(W), torch.nan).cpu().numpy()
     x,loss = _round(steps, 0),loss if isinstance(loss, tuple) else (steps,loss)
     fig = make_subplots(2, 1, shared_xaxes=True, row_heights=[.68,.32], vertical_spacing=.04)
     for i in np.flatnonzero(~np.isnan(D).all(0)):
