@@ -12,7 +12,7 @@ from itertools import combinations, product
 from math import factorial
 from scipy.optimize import minimize
 from ..foundation.errors import ConfigError, unknown
-from .features import expand
+from .features import expand, moments
 from .model import ToyConfig, start_all
 
 # %% ../../nbs/superposition/30_exact.ipynb #d64985a7
@@ -261,7 +261,9 @@ def fit_exact(
         begin = torch.cat([begin, torch.zeros(len(begin), config.n_features)]
                           + [begin]*(not config.tied), 1)
     I,R,losses = config.n_instances,len(begin),_objective(config, len(begin))
-    x = minimise(lambda t: losses(t)[1], begin.double().repeat(I, 1), maxiter)
+    unit = (moments(config.densities)[1]*config.importances).sum(1).clamp(min=1e-12)
+    x = minimise(lambda t: losses(t)[1]/unit.repeat_interleave(R), begin.double().repeat(I, 1),
+                 maxiter)
     with torch.no_grad(): found,loss = losses(x)
     loss,order = loss.view(I, R).sort(dim=1)
     sort = lambda t: t.view(I, R, *t.shape[1:])[torch.arange(I)[:,None],order]

@@ -21,7 +21,7 @@ from itertools import combinations, product
 from math import factorial
 from scipy.optimize import minimize
 from moral_sc.foundation.errors import ConfigError, unknown
-from moral_sc.superposition.features import expand
+from moral_sc.superposition.features import expand, moments
 from moral_sc.superposition.model import ToyConfig, start_all
 
 # %%
@@ -29,7 +29,7 @@ from moral_sc.superposition.model import ToyConfig, start_all
 import numpy as np
 from fastcore.test import *
 from moral_sc.superposition.model import batch_loss
-from moral_sc.superposition.features import moments, sampler
+from moral_sc.superposition.features import sampler
 from moral_sc.superposition.geometry import polygon
 torch.manual_seed(0);
 
@@ -544,7 +544,9 @@ def fit_exact(
         begin = torch.cat([begin, torch.zeros(len(begin), config.n_features)]
                           + [begin]*(not config.tied), 1)
     I,R,losses = config.n_instances,len(begin),_objective(config, len(begin))
-    x = minimise(lambda t: losses(t)[1], begin.double().repeat(I, 1), maxiter)
+    unit = (moments(config.densities)[1]*config.importances).sum(1).clamp(min=1e-12)
+    x = minimise(lambda t: losses(t)[1]/unit.repeat_interleave(R), begin.double().repeat(I, 1),
+                 maxiter)
     with torch.no_grad(): found,loss = losses(x)
     loss,order = loss.view(I, R).sort(dim=1)
     sort = lambda t: t.view(I, R, *t.shape[1:])[torch.arange(I)[:,None],order]

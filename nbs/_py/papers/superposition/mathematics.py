@@ -1,0 +1,210 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: python3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Interference that points away is free while features come one at a time
+#
+# > The mathematics of superposition, term by term, with expectations instead of samples. The last
+# > cell says at which scale, and in how many minutes, the outputs on this page were recorded.
+
+# %% tags=["parameters"]
+scale = 'quick'  # quick: seconds; cpu: finer grids and more starts, minutes; gpu: finer still
+seed = 0         # everything random follows from it
+
+# %%
+#| hide
+import numpy as np, pandas as pd, torch
+from math import comb
+from time import perf_counter
+from moral_sc.lab.claims import record
+from moral_sc.superposition.exact import (exact_loss, fit_exact, minimise, relu_errors, supports)
+from moral_sc.superposition.features import expand, moments
+from moral_sc.superposition.graphs import overall
+from moral_sc.superposition.model import ToyConfig, start
+from moral_sc.superposition.plots import plot_curves
+from moral_sc.superposition.staircase import one_sparse_loss
+from moral_sc.superposition.theory import linear_optimum
+began = perf_counter()
+
+# %%
+size = dict(quick=dict(points=7, maxiter=150, restarts=4, starts=20, linear=2),
+            cpu=dict(points=25, maxiter=400, restarts=8, starts=200, linear=20),
+            gpu=dict(points=49, maxiter=2000, restarts=100, starts=1000, linear=100))[scale]
+size
+
+
+# %% [markdown]
+# > A linear model's loss is a sum of two terms: what each feature gains by being represented, and what
+# > it loses to interference with the others. Interference always costs, so the best such model drops
+# > features. With a ReLU the loss can be expanded in the number of features active at once, and its
+# > first term tells another story: negative interference costs nothing [@elhage2022].
+#
+# The paper writes these losses up to a constant. We have the [expectations](../../superposition/30_exact.ipynb)
+# and can say what each term is worth.
+#
+# ## A linear model
+#
+# With the best bias, $b = (1-G)\mu$, and equal densities, the loss is exactly
+#
+# $$L = v(p)\Bigl[\sum_i I_i\,(1-\|W_i\|^2)^2 + \sum_i\sum_{j\ne i} I_i\,(W_i\cdot W_j)^2\Bigr],
+# \qquad v(p) = \tfrac p3-\tfrac{p^2}4.$$
+#
+# The first sum is what is left of each feature's own signal, the second its interference. Sparsity
+# enters through the factor $v(p)$ alone, so it cannot change what the best model is.
+
+# %%
+def linear_terms(W, p, importance):
+    "Own signal lost and interference, summed over features"
+    G,I = W@W.mT,torch.as_tensor(importance, dtype=torch.float64)
+    own,v = (1-G.diagonal())**2,moments(p)[1]
+    return v*(I*own).sum(), v*(I*((G**2).sum(1)-G.diagonal()**2)).sum()
+
+torch.manual_seed(seed)
+imp = [.7**i for i in range(20)]
+W = torch.randn(20, 5, dtype=torch.float64)*.3
+rows = {}
+for p in (1.,.3,.01):
+    b = (torch.eye(20)-W@W.mT)@torch.full((20,), p/2, dtype=torch.float64)
+    loss = exact_loss(W, b, p, imp, activation='linear')
+    assert abs(sum(linear_terms(W, p, imp))/loss - 1) < 1e-9
+    rows[p] = dict(own=linear_terms(W, p, imp)[0].item(), interference=linear_terms(W, p, imp)[1].item(),
+                   loss=loss.item())
+pd.DataFrame(rows).T.rename_axis('density')
+
+# %% [markdown]
+# Minimising this is principal component analysis. From every start and at every density, a numerical
+# minimiser ends at $v(p)\sum_{i>m}I_i$ with the projector on the $m$ most important features. The
+# table has the largest relative difference of the loss and the largest entry of $W^\top W$ minus that
+# projector.
+
+# %%
+densities = [1.,.3,.1,.01]
+fit = fit_exact(ToyConfig(20, 5, 4, density=[[p] for p in densities], importance=imp,
+                          activation='linear'), restarts=size['linear'], seed=seed)
+floor = torch.tensor([linear_optimum(p, imp, 5) for p in densities])
+top = torch.diag((torch.arange(20)<5).double())
+pca = pd.DataFrame(dict(loss=(fit['loss']/floor[:,None]-1).abs().amax(1),
+    gram=(fit['W']@fit['W'].mT-top).abs().amax((1,2,3))), index=pd.Index(densities, name='density'))
+assert pca.loss.max() < 1e-4
+pca
+
+# %% [markdown]
+# ## What a ReLU changes
+#
+# Two features, one dimension. Keep the first at length one and let the second grow in the opposite
+# direction, $W=(1,-s)$, each model with its best bias. For the linear model every step costs. With a
+# ReLU, sparse features make it pay, first slowly and then well; dense ones do not.
+
+# %%
+steps = torch.linspace(0, 1, 2*size['points'], dtype=torch.float64)
+def along(p, activation):
+    "Loss along the path, at the best bias of each point, relative to its start"
+    W = torch.stack([torch.ones_like(steps), -steps], -1)[...,None]
+    f = lambda b: exact_loss(W, b, p, activation=activation)
+    best = f(minimise(lambda b: f(b)/p, torch.full((len(steps),2), p/4, dtype=torch.float64)))
+    return (best/best[0]).tolist()
+
+
+# %%
+#| label: fig-path
+#| fig-cap: Loss of two equally important features in one dimension as the second is added as an antipode of length s; relative to leaving it out
+path = {'linear, any density': along(.3, 'linear')} | {f'ReLU, p = {p}': along(p, 'relu')
+                                                      for p in (.8,.3,.05)}
+plot_curves(steps, path, 'length s of the second feature', 'relative loss')
+
+# %%
+assert path['linear, any density'][-1] > 1 and path['ReLU, p = 0.05'][-1] < .1
+{k: round(v[-1], 3) for k,v in path.items()}
+
+
+# %% [markdown]
+# ## One active feature, two, three
+#
+# The loss of the ReLU model is $\sum_k P(k)\,L_k$, where $L_k$ is the mean loss over inputs with
+# exactly $k$ active features. A sum over [supports](../../superposition/30_exact.ipynb) gives each part. We
+# take five equal features in two dimensions and, at each density, the best model found from
+# many starts.
+
+# %%
+def by_active(W, b, p):
+    "What inputs with k = 0, 1, ... active features add to the loss"
+    on,weight = supports(expand(p, 1, len(b)))
+    part = lambda k: relu_errors((W@W.mT)[None], b[None], on[on.sum(1)==k], weight[:,on.sum(1)==k])
+    return torch.stack([part(k).sum() for k in range(len(b)+1)])
+
+p = np.geomspace(1, .005, size['points'])
+config = ToyConfig(5, 2, len(p), density=torch.tensor(p)[:,None])
+best = fit_exact(config, size['restarts'], seed, maxiter=size['maxiter'])
+parts = torch.stack([by_active(W[0], b[0], q) for W,b,q in zip(best['W'], best['b'], p)])
+assert ((parts.sum(1)-best['loss'][:,0]).abs() < 1e-9).all()
+share = parts/parts.sum(1, keepdim=True)
+pd.DataFrame(dict(shape=[overall(W[0]) for W in best['W']], loss=best['loss'][:,0],
+                  one_active=share[:,1]), index=pd.Index(p.round(4), name='density'))[::max(1, len(p)//8)]
+
+# %%
+#| label: fig-active
+#| fig-cap: Share of the loss of the best model (five equal features, two dimensions) that comes from inputs with none or one, two, and more active features
+lines = {'none or one active': share[:,:2].sum(1), 'two': share[:,2], 'three or more': share[:,3:].sum(1)}
+plot_curves(1/p, lines, 'sparsity 1/p', 'share of the loss', logx=True)
+
+
+# %% [markdown]
+# @fig-active says when the expansion may be cut after its first term: not before features are so sparse
+# that pairs are rare *among the inputs that cost anything*. Shapes that store everything without
+# interference at $k=1$, such as two digons, push the cost to $k=2$; the pentagon pays at $k=1$ already
+# and is chosen where it pays little.
+#
+# ## How many are free
+#
+# The first term is, for one active feature $i$ with value $x$ [@elhage2022],
+#
+# $$L_1 \propto \sum_i\int_0^1\Bigl[I_i\bigl(x-\mathrm{ReLU}(\|W_i\|^2x+b_i)\bigr)^2 +
+# \sum_{j\ne i}I_j\,\mathrm{ReLU}(W_i\cdot W_jx+b_j)^2\Bigr]dx.$$
+#
+# At $b=0$ and unit length it is zero exactly if no two features point into the same half-space,
+# $W_i\cdot W_j\le0$. At most $2m$ vectors can do that in $m$ dimensions. (Take one of them out, and
+# project the others on the space orthogonal to it: products can only fall, at most one vector, its
+# antipode, vanishes, and the rest live in $m-1$ dimensions.) Is a bias or another length a way around
+# this? We minimise $L_1$ over everything, from many starts, for $2m$ features and for one more.
+
+# %%
+def lowest(n, m):
+    "Lowest one-sparse loss found, and the model"
+    std = torch.randn(size['starts'], n*m+n, generator=torch.Generator().manual_seed(seed))
+    split = lambda t: (t[:,:n*m].view(-1, n, m), t[:,n*m:])
+    t = minimise(lambda t: one_sparse_loss(*split(t)), std.double()*.5, 500)
+    loss = one_sparse_loss(*split(t))
+    return loss.min().item(), overall(split(t)[0][loss.argmin()])
+
+free = pd.DataFrame([(m, n, *lowest(n, m)) for m in range(1,5) for n in (2*m,2*m+1)],
+                    columns='m features loss shape'.split())
+free
+
+# %% [markdown]
+# As $m$ antipodal pairs $2m$ features lose nothing. One more costs, in every dimension, and no bias is
+# a way around it. This is why two features for each dimension, $D=\tfrac12$, is the value at which models
+# of [many equal features](../../superposition/33_staircase.ipynb) rest longest. In the plane the best five
+# are the pentagon. In three dimensions seven could be a pentagon and a digon, for the same loss as
+# in the plane; the best shape found is another and costs less, with the strain spread over
+# all seven, and in four dimensions the strain of nine is lower still.
+#
+# What this page does not show: that training finds these optima, or that real features are
+# independent and uniform. It is about the loss, not about how it is reached.
+#
+# ## Claims
+#
+# Criteria are in `data/claims/superposition_basics.toml`. Both are computed and not sampled, so there is
+# no interval.
+
+# %%
+two,more = (free.loss[free.features-2*free.m==k] for k in (0,1))
+record(scale, {'superposition/free-up-to-two': two.max(),
+               'superposition/not-free-beyond-two': more.min()})
+
+# %%
+f'{scale}: {(perf_counter()-began)/60:.1f} minutes on {torch.get_num_threads()} thread(s), cpu'
