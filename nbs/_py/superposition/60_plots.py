@@ -90,6 +90,10 @@ plot_plane(W, [.9**i for i in range(5)], ['triangle','two antipodal pairs','pent
 #| export
 def _hundredths(t): return (100*torch.as_tensor(t)).round().clamp(-127,127).to(torch.int8).numpy()
 
+def _shared(**kw):
+    "Blue for a direction of its own, red for a shared one"
+    return dict(colorscale=[[0,'#2166ac'],[.5,'#8a7fb0'],[1,'#b2182b']], cmin=0, cmax=1, **kw)
+
 def plot_models(
     W:torch.Tensor, # [model, feature, hidden]
     titles,         # One for each model
@@ -111,8 +115,8 @@ def plot_models(
     return _titles(fig).update_layout(showlegend=False, bargap=.15, margin=dict(l=5, r=5, t=40, b=5),
         coloraxis=dict(colorscale=COLOURS['diverging'], cmin=-100, cmax=100, colorbar=dict(
             title='WᵀW', y=.8, tickvals=[-100,0,100], ticktext=['−1','0','1'], **bar)),
-        coloraxis2=dict(colorscale=[[0,'#2166ac'],[.5,'#8a7fb0'],[1,'#b2182b']], cmin=0, cmax=1,
-            colorbar=dict(title='shared', y=.25, tickvals=[0,1], ticktext=['0','≥1'], **bar)))
+        coloraxis2=_shared(colorbar=dict(title='shared', y=.25, tickvals=[0,1],
+                                         ticktext=['0','≥1'], **bar)))
 
 
 # %%
@@ -128,6 +132,45 @@ plot_models(torch.stack([torch.eye(20,5), torch.randn(20,5)*.4]), ['orthogonal',
 size = len(plot_models(torch.randn(7,20,5), range(7)).to_json())-len(go.Figure().to_json())
 assert size < 25_000
 size
+
+
+# %% [markdown]
+# One model at leisure: what is read where, the bias that is added, and how long and how shared each
+# column is.
+
+# %%
+#| export
+def plot_reading(
+    W:torch.Tensor, # [feature, hidden]
+    b:torch.Tensor, # [feature]
+)->go.Figure:
+    "Gram matrix, bias and norms of one model"
+    W,b = W.detach().cpu(),b.detach().cpu()
+    fig = make_subplots(1, 3, subplot_titles=['WᵀW','b','‖W‖'], column_widths=[.5,.25,.25],
+                        horizontal_spacing=.04, shared_yaxes=True)
+    fig.add_heatmap(z=_hundredths(W@W.mT), coloraxis='coloraxis', row=1, col=1,
+                    hovertemplate='feature %{y} reads %{x}: %{z}/100<extra></extra>')
+    y = list(range(len(b)))
+    fig.add_bar(y=y, x=_round(b), orientation='h', row=1, col=2, marker_color=COLOURS['paper'],
+                hovertemplate='feature %{y}: b = %{x}<extra></extra>')
+    fig.add_bar(y=y, x=_round(W.norm(dim=-1)), orientation='h', row=1, col=3,
+                marker=dict(color=_round(interference(W), 2), coloraxis='coloraxis2'),
+                hovertemplate='feature %{y}: ‖W‖ = %{x}<extra></extra>')
+    fig.update_xaxes(visible=False, row=1, col=1).update_yaxes(autorange='reversed')
+    fig.update_yaxes(ticks='').update_yaxes(title='feature', row=1, col=1).update_xaxes(nticks=4)
+    bar = dict(thickness=10, len=.45, tickfont=dict(size=11))
+    return _titles(fig).update_layout(showlegend=False, bargap=.15, margin=dict(r=5, t=40, b=30),
+        coloraxis=dict(colorscale=COLOURS['diverging'], cmin=-100, cmax=100, colorbar=dict(
+            title='WᵀW', y=.78, tickvals=[-100,0,100], ticktext=['−1','0','1'], **bar)),
+        coloraxis2=_shared(colorbar=dict(title='shared', y=.25, tickvals=[0,1],
+                                         ticktext=['0','≥1'], **bar)))
+
+
+# %%
+#| label: fig-reading
+#| fig-cap: A model that stores four features as two digons and one by itself, with a bias where it stores none
+W = torch.block_diag(polygon(2), polygon(2), torch.ones(1,1), torch.zeros(3,1))
+plot_reading(W, torch.tensor([0.,0,0,0,0,.2,.2,.2]))
 
 
 # %% [markdown]
