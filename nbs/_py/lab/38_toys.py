@@ -118,6 +118,84 @@ def _changed(path, new):
     return ', '.join(f'{k}: {old.get(k)}, not {new[k]}' for k in new if old.get(k)!=new[k])
 
 
+# %% [markdown]
+# Two whole experiments of the paper at any size. Each leaves a table and a figure that opens in a
+# browser.
+
+# %%
+#| export
+def _kept(out, settings, about, make):
+    "Run `make`, which returns a table and a figure, unless the folder has them"
+    _same(out/'config.json', settings)
+    if (out/'figure.html').is_file(): say('Done before; nothing was trained.')
+    else:
+        say(f'{about}; writing to {out}.')
+        table,figure = make()
+        write(out/'table.csv', table.to_csv(index='density' not in table))
+        write(out/'figure.html', figure.to_html(include_plotlyjs=True))
+    typer.echo(out/'figure.html')
+
+@superposition.command(epilog=example(
+    'moral_sc superposition phase --features 3 --hidden 2 --points 21 --restarts 10'))
+def phase(
+    features:opt(int, 'Features; the importance of the last varies.')=2,
+    hidden:opt(int, 'Dimensions.')=1,
+    points:opt(int, 'Densities, and importances, of the map.')=31,
+    restarts:opt(int, 'Models at each point; the one with the lowest loss is shown.')=10,
+    activation:opt(str, 'Of the outputs: relu, linear, gelu and others.')='relu',
+    steps:opt(int, 'Updates.')=3000,
+    engine:opt(str, 'auto, eager, compiled, numba or triton.')='auto',
+    device:opt(str, 'cpu or cuda.')='cpu',
+    seed:Seed=0,
+    out:Out=None,
+):
+    "Map what becomes of a feature as density and importance vary."
+    from moral_sc.superposition.maps import plot_phases
+    from moral_sc.superposition.model import ToyConfig, counts
+    from moral_sc.superposition.sweeps import logspace, phase_diagram
+    from moral_sc.superposition.training import pick
+    counts(points=points, restarts=restarts, steps=steps)
+    if points<2: raise ConfigError('points is 1: a map needs 2 or more.')
+    name,_ = pick(engine, ToyConfig(features, hidden, activation=activation), device)
+    kw = dict(n_features=features, n_hidden=hidden, restarts=restarts, seed=seed,
+              activation=activation, steps=steps)
+    def make():
+        table,_ = phase_diagram(density=logspace(1, .01, points), importance=logspace(.1, 10, points),
+                                engine=name, device=device, **kw)
+        return table,plot_phases({f'{features} features in {hidden}, {activation}': table})
+    about = f'Training {points*points*restarts} models with engine {name}'
+    _kept(folder(out, 'phase'), kw|dict(points=points), about, make)
+
+@superposition.command(epilog=example(
+    'moral_sc superposition geometry --features 200 --hidden 20 --density 1,0.5,0.35,0.2,0.1'))
+def geometry(
+    features:opt(int, 'Features, all equal.')=200,
+    hidden:opt(int, 'Dimensions.')=20,
+    density:opt(str, 'Densities to train at.')='1,0.7,0.5,0.35,0.25,0.18,0.1,0.05',
+    restarts:opt(int, 'Models at each density.')=1,
+    steps:opt(int, 'Updates.')=10_000,
+    engine:opt(str, 'auto, eager, compiled, numba or triton.')='auto',
+    device:opt(str, 'cpu or cuda.')='cpu',
+    seed:Seed=0,
+    out:Out=None,
+):
+    "Measure the share of a dimension that each of many equal features gets."
+    from moral_sc.superposition.dimensions import dimensionality_sweep
+    from moral_sc.superposition.model import ToyConfig, counts
+    from moral_sc.superposition.shapes import plot_shares
+    from moral_sc.superposition.training import pick
+    counts(restarts=restarts, steps=steps)
+    p = _numbers('density', density)
+    config = ToyConfig(features, hidden, len(p), density=[[x]*features for x in p])
+    name,_ = pick(engine, config, device)
+    kw = dict(n_features=features, n_hidden=hidden, density=p, restarts=restarts, seed=seed, steps=steps)
+    def make():
+        found = dimensionality_sweep(engine=name, device=device, **kw)
+        return found.table(),plot_shares(found)
+    about = f'Training {len(p)*restarts} models of {features} features with engine {name}'
+    _kept(folder(out, 'geometry'), kw, about, make)
+
+
 # %%
 def sh(command):
     "Exit code and last line of what a command says"
@@ -149,12 +227,23 @@ test_eq(restore('toy/run.safetensors').W, half.W)
 sorted(p.name for p in Path('toy').iterdir())
 
 # %% [markdown]
+# The two experiments in small:
+
+# %%
+two = ['phase --points 3 --restarts 2 --steps 200 --out map',
+       'geometry --features 12 --hidden 4 --density 1,0.1 --steps 200 --out shares']
+for c in two: print(*sh(c)); print(*sh(c))
+print(Path('map/table.csv').read_text()[:150], Path('shares/table.csv').read_text()[:150], sep='\n')
+
+# %% [markdown]
 # Bad input is refused before a folder is made.
 
 # %%
 wrong = ['train --density a,b', 'train --density 2', 'train --features 0', 'train --hidden 0',
          'train --steps 0', 'train --models 0', 'train --decay nan', 'train --engine tritn',
-         'train --engine triton', 'train --device cuda', 'train --activation rely']
+         'train --engine triton', 'train --device cuda', 'train --activation rely',
+         'phase --points 1', 'phase --restarts 0', 'phase --activation rely', 'phase --engine numbat',
+         'geometry --density 0', 'geometry --density x', 'geometry --hidden 0']
 for w in wrong: print(w, *sh(f'{w} --out x'), sep='\n    ')
 
 # %%

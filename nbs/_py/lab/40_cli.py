@@ -300,6 +300,39 @@ def revise(
 
 
 # %% [markdown]
+# Speed is a ratio, measured side by side with what one would otherwise run.
+
+# %%
+#| export
+_benches = ['superposition']
+
+@app.command(epilog=example('moral_sc bench superposition --rows n5,n20 --threads 2'))
+def bench(
+    names:arg(list[str]|None, 'None means all.', '[NAME]...')=None,
+    rows:opt(str|None, 'Sizes, with commas between; default: all.')=None,
+    repeats:opt(int, 'Turns of each side.')=5,
+    seconds:opt(float, 'For each size.')=45.,
+    threads:opt(int|None, 'Of both sides; default: all.')=None,
+    engine:opt(str, 'auto, eager, compiled, numba or triton.')='auto',
+    device:opt(str, 'auto, cpu or cuda.')='auto',
+    out:opt(Path, 'File of the record.')=Path('bench.json'),
+):
+    "Measure our training beside the public notebook's loop, in turns."
+    from moral_sc.foundation.errors import unknown
+    for name in names or _benches:
+        if name not in _benches: raise ConfigError(unknown('benchmark', name, _benches))
+    if threads is not None and threads<1: raise ConfigError(f'threads is {threads}: give 1 or more.')
+    if seconds<=0: raise ConfigError(f'seconds is {seconds}: give more than 0.')
+    if not out.parent.is_dir(): raise ConfigError(f'{out.parent} is not a folder: make it first.')
+    from moral_sc.superposition.bench import bench
+    say(f'Measuring on {device}, {seconds:.0f} s a size; writing to {out}.')
+    found = bench(rows.split(',') if rows else None, repeats, threads, device, seconds, engine, out,
+                  said=lambda name: say(f'{name} …'))
+    typer.echo(found.to_string())
+    typer.echo(out)
+
+
+# %% [markdown]
 # ## For those who write pages
 #
 # These work in a clone: one keeps a page's outputs, the others make the site and the README.
@@ -427,7 +460,9 @@ wrong = ['reproduce superpositon --out x', 'reproduce fine.ipynb --jobs 0 --out 
          'claims --of nowhere', 'data fetch', 'data fetch bbq/Agee',
          'evaluate no-such-model --out x',
          'constitution revise smollm2-135m-instruct --limit 0 --out x',
-         'superposition train --density a,b --out x', 'record nowhere.ipynb']
+         'superposition train --density a,b --out x', 'record nowhere.ipynb',
+         'bench superpositon', 'bench --rows n6', 'bench --seconds 0', 'bench --out no/where.json',
+         'bench --engine numbat', 'bench --threads 0', 'bench --device cuda']
 for w in wrong: print(w, *sh(w), sep='\n    ')
 
 # %%
