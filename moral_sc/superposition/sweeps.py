@@ -163,7 +163,7 @@ def descend(
     losses,         # f([model, parameter], rows) -> [model], float64, differentiable
     x:torch.Tensor, # Where each model starts
     steps=300,
-    tol=1e-12,      # Stop a model when a step gains less, relative to its loss, twice in a row
+    tol=1e-10,      # Stop a model when a step gains less, relative to its loss, twice in a row
 )->tuple:           # Where each ended, and its loss
     "Minimise many small functions side by side by BFGS"
     def value(t, rows):

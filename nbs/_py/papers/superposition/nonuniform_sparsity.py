@@ -33,9 +33,9 @@ began = perf_counter()
 
 # %%
 size = dict(
-    quick=dict(points=9, restarts=4, fine=41, check=3, grid=(4,13),
+    quick=dict(points=9, restarts=4, fine=41, check=2, grid=(4,9),
                train=dict(steps=1200, batch_size=256, lr=.01, schedule='cosine')),
-    cpu=dict(points=21, restarts=16, fine=81, check=8, grid=(9,23), train=dict(steps=10_000)),
+    cpu=dict(points=41, restarts=16, fine=81, check=8, grid=(9,23), train=dict(steps=10_000)),
     gpu=dict(points=61, restarts=256, fine=121, check=16, grid=(17,45), train=dict(steps=10_000)),
 )[scale]
 device = 'cuda' if scale=='gpu' and torch.cuda.is_available() else 'cpu'
