@@ -1,0 +1,241 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: python3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Tetrahedra need patience, and five features make a pyramid
+#
+# > The polytopes of Toy Models of Superposition to hold in the hand, and what exact losses say about
+# > them. The last cell says at which scale, and how fast, this page was recorded.
+
+# %% tags=["parameters"]
+scale = 'quick'  # quick: seconds; cpu: a minute or two; gpu: many more models
+seed = 0         # everything random follows from it
+
+# %%
+#| hide
+import numpy as np, torch, pandas as pd
+from collections import Counter
+from time import perf_counter
+from moral_sc.foundation.statistics import wilson
+from moral_sc.lab.claims import record
+from moral_sc.superposition import (ToyConfig, train, feature_dimensionality, fit_exact, moments,
+                                    represented)
+from moral_sc.superposition.geometry import antiprism, compounds, polygon, polytopes, simplex, tegum
+from moral_sc.superposition.graphs import overall
+from moral_sc.superposition.many import population_loss
+from moral_sc.superposition.plots import plot_curves
+from moral_sc.superposition.shapes import plot_solids
+from moral_sc.superposition.staircase import staircase
+began = perf_counter()
+
+# %%
+size = dict(
+    quick=dict(five=[.8,.68,.58,.4], restarts=3, maxiter=150, models=4, steps=1000, batch=256,
+               rates=[3e-3,3e-2]),
+    cpu=dict(five=[.85,.8,.77,.74,.71,.68,.65,.62,.59,.56,.53,.5,.4,.3,.2], restarts=10,
+             maxiter=600, models=24, steps=20_000, batch=1024, rates=[1e-3,3e-3,1e-2,3e-2]),
+    gpu=dict(five=np.linspace(.9, .1, 41).round(3).tolist(), restarts=24, maxiter=2000, models=200,
+             steps=50_000, batch=4096, rates=[1e-3,3e-3,1e-2,3e-2]),
+)[scale]
+device = 'cuda' if scale=='gpu' and torch.cuda.is_available() else 'cpu'
+size
+
+# %% [markdown]
+# Why should dimensionalities be fractions at all?
+#
+# > Features that share a subspace arrange themselves as the corners of a uniform polytope, and the
+# > observed levels are those of digons, triangles, tetrahedra, pentagons and square antiprisms. Larger
+# > arrangements are tegum products: their parts lie in orthogonal subspaces. A triangular bipyramid
+# > thus has three features at 2/3 and two at 1/2, and not five at 3/5 [@elhage2022].
+#
+# $N$ unit vectors that form a tight frame in $d$ dimensions have $D=d/N$ each
+# ([geometry](../../superposition/50_geometry.ipynb)).
+
+# %%
+pyramid = torch.cat([torch.tensor([[0,0,1.]]),
+                     torch.cat([(5/6)**.5*polygon(4), torch.full((4,1), -6**-.5)], 1)]).double()
+solids = {'tetrahedron': simplex(3), 'octahedron': tegum(*[polygon(2)]*3),
+          'square antiprism': antiprism(),
+          'triangular bipyramid': tegum(polygon(3), polygon(2)),
+          'pentagonal bipyramid': tegum(polygon(5), polygon(2)), 'square pyramid': pyramid}
+
+# %%
+#| label: fig-solids
+#| fig-cap: Six arrangements of features in three dimensions; drag to turn
+plot_solids(list(solids.values()), list(solids))
+
+# %%
+stated = dict(digon=1/2, triangle=2/3, tetrahedron=3/4, pentagon=2/5, antiprism=3/8)
+corners = {**{k: polytopes[k] for k in stated}, **solids}
+want = stated | {'octahedron': 1/2, 'square antiprism': 3/8,
+    'triangular bipyramid': [2/3]*3+[1/2]*2, 'pentagonal bipyramid': [2/5]*5+[1/2]*2}
+off = {k: (feature_dimensionality(corners[k])-torch.as_tensor(v)).abs().max().item()
+       for k,v in want.items()}
+def listed(W):
+    D = Counter(feature_dimensionality(W).numpy().round(4))
+    return ', '.join(f'{v:.4g} ({c})' for v,c in D.items())
+pd.DataFrame({k: dict(corners=len(W), dimensions=W.shape[1], D=listed(W))
+              for k,W in corners.items()}).T
+
+# %% [markdown]
+# The paper also describes them by what they are orthogonal to. For a triangle the rows of $W$ are
+# orthogonal to $(1,1,1)$; for a square, which is two digons, to $(1,0,1,0)$ and $(0,1,0,1)$.
+
+# %%
+triangle,square = polygon(3),polygon(4)
+null = torch.tensor([[1.,0,1,0],[0,1,0,1]]).double()
+assert (triangle.T@torch.ones(3).double()).abs().max()<1e-12 and (square.T@null.T).abs().max()<1e-12
+compounds
+
+# %% [markdown]
+# ## Five features in three dimensions
+#
+# The tetrahedron and the bipyramid are what the paper's argument is about, so let five equal
+# features compete for three dimensions, with [exact losses](../../superposition/30_exact.ipynb): no
+# samples, no steps. Each shape below is only a start for the fit, which is free to leave it; and
+# random starts may find something better than all of them.
+
+# %%
+apart = torch.cat([simplex(3), torch.zeros(1,3)])
+pairs = torch.block_diag(polygon(2), polygon(2), torch.ones(1,1))
+rivals = {'tetrahedron, one dropped': apart, 'square pyramid': pyramid,
+          'triangular bipyramid': solids['triangular bipyramid'], 'two digons, one alone': pairs}
+family = ToyConfig(5, 3, len(size['five']), density=[[p] for p in size['five']])
+fits = {k: fit_exact(family, starts=W[None]) for k,W in rivals.items()}
+free = fit_exact(family, restarts=size['restarts'], seed=seed, maxiter=size['maxiter'])
+ends = pd.DataFrame({k: f['loss'][:,0] for k,f in fits.items()}, index=size['five'])
+
+# %%
+#| label: fig-five
+#| fig-cap: Exact loss of five features in three dimensions above the lowest found, in per cent; each curve starts from one shape
+lowest = ends.min(axis=1)
+worse = 100*ends.div(lowest, axis=0)-100
+plot_curves(size['five'], {k: worse[k].tolist() for k in worse}, 'density p', 'excess loss (%)')
+
+# %% [markdown]
+# Four shapes take turns. In a window of densities below three quarters the lowest loss belongs to a
+# *square pyramid*, a tight frame of five with $D=3/5$ each: the very value that the paper's bipyramid is
+# said to avoid. The bipyramid has its turn at lower densities, and then gives way to two digons and a
+# feature of its own. Beside it, what random starts find:
+
+# %%
+winner = ends.idxmin(axis=1)
+def say(W):
+    D = feature_dimensionality(W)[represented(W)].sort().values
+    return ', '.join(f'{v:.2f}' for v in D)
+pd.DataFrame(dict(winner=winner, D=[say(fits[k]['W'][i,0]) for i,k in enumerate(winner)],
+                  loss=lowest, random_starts=free['loss'][:,0].numpy())).round(5)
+
+# %%
+assert (free['loss'][:,0].numpy() > .9999*lowest.to_numpy()).all()
+middle = [p for p in size['five'] if .65<=p<=.72]
+assert all(winner[p]=='square pyramid' for p in middle)
+
+# %% [markdown]
+# ## Where tetrahedra should be
+#
+# [The auction](uniform_superposition.ipynb) near density 1: the gain of each simplex over a
+# dimension for one feature.
+
+# %%
+#| label: fig-simplices
+#| fig-cap: Exact gain of simplices for each dimension over one feature a dimension, in per cent
+p = np.linspace(.97, .65, 17)
+some = {k: polytopes[k] for k in ('digon','triangle','tetrahedron','simplex4')}
+gain = 100*(staircase(p, some)-1)
+plot_curves(p, {k: gain[k].tolist() for k in some}, 'density p', 'gain (%)', logy=True)
+
+# %%
+first,second = np.sort(gain.to_numpy(), axis=1)[:,[-1,-2]].T
+pd.DataFrame(dict(best=gain.idxmax(axis=1), gain=first, lead=first-second)).iloc[::2].round(3)
+
+# %% [markdown]
+# Tetrahedra win where they earn about one per cent, and lead triangles by a tenth of that. No wonder that
+# [the sweep](uniform_superposition.ipynb) has no features on the line 3/4: at these densities the
+# whole of superposition is worth a per cent of the loss. They do exist. A noise-free fit of six
+# features in three dimensions:
+
+# %%
+six = fit_exact(ToyConfig(6, 3, density=.85), size['restarts'], seed=seed,
+                maxiter=2*size['maxiter'])
+longest = lambda W: W[W.norm(dim=-1).topk(4).indices]
+miss = [(feature_dimensionality(longest(W))-.75).abs().max().item() for W in six['W'][0]]
+reached = wilson(sum(m<=.012 for m in miss), len(miss))
+reached, six['loss'][0].numpy().round(6), np.round(miss, 3)
+
+
+# %% [markdown]
+# ## A training that finds them
+#
+# Small $m$, a high rate that falls to zero, many steps: noise that first shakes the features out of
+# arrangements that are nearly as good, and then fades. Twelve features in three dimensions, counted
+# by the [name](../../superposition/52_graphs.ipynb) of what all stored features form.
+
+# %%
+def shapes(rate, p, n=12, schedule='cosine'):
+    "Final shapes of independent models, and their exact losses"
+    config = ToyConfig(n, 3, size['models'], density=p)
+    run = train(config, size['steps'], size['batch'], seed, lr=rate, schedule=schedule,
+                device=device)
+    W,b = run.W.cpu(),run.b.cpu()
+    return [overall(w, tolerance=.03) for w in W],population_loss(config, W, b, terms=128)
+
+hunt = {(rate,p): shapes(rate, p) for rate in size['rates'] for p in (.85,.8,.75)}
+kept = pd.Series({k: str(wilson(names.count('tetrahedron'), len(names)))
+                  for k,(names,_) in hunt.items()})
+kept.unstack().rename_axis(index='rate falling from', columns='density')
+
+# %% [markdown]
+# A name allows $D$ to be off by 0.03 here, since the other features keep short columns that lean on the
+# tetrahedron. The losses of all these models differ in the fourth digit:
+
+# %%
+low = pd.DataFrame({k: dict(best=l.min().item(), median=l.median().item())
+                    for k,(_,l) in hunt.items()}).T
+for q in (.85,.8,.75):
+    rows = low.index.get_level_values(1)==q
+    floor = low.loc[rows,'best'].min()
+    low.loc[rows,'excess of the median (%)'] = 100*(low.loc[rows,'median']/floor-1)
+low.rename_axis(['rate','density']).round(5)
+
+# %% [markdown]
+# The notebook's constant rate of 0.001, for comparison, at the same densities:
+
+# %%
+plain = {q: Counter(shapes(1e-3, q, schedule='constant')[0])['tetrahedron'] for q in (.85,.8,.75)}
+plain
+
+# %%
+#| label: fig-found
+#| fig-cap: The trained model with the lowest exact loss at each density (twelve features, of which those longer than one half are shown)
+best = {}
+for q in (.85,.8,.75):
+    rate = min(size['rates'], key=lambda r: hunt[r,q][1].min())
+    config = ToyConfig(12, 3, size['models'], density=q)
+    i = int(hunt[rate,q][1].argmin())
+    W = train(config, size['steps'], size['batch'], seed, lr=rate, schedule='cosine',
+              instances=[i]).W[0]
+    best[f'p = {q}: {overall(W, tolerance=.03)}'] = W.cpu()
+plot_solids(list(best.values()), list(best))
+
+# %% [markdown]
+# What this does not show: that the paper's own tetrahedra come from such a training, whose settings are
+# not known; or the optimum of large models at these densities, where simplices of four and more
+# dimensions compete as well.
+#
+# ## Claims
+#
+# Criteria were fixed before the first full run, in `data/claims/superposition_geometry.toml`. The paper's
+# cluster at 3/4 is judged on [the sweep](uniform_superposition.ipynb), trained as it was there.
+
+# %%
+record(scale, {'superposition/polytope-dimensionalities': max(off.values()),
+               'superposition/tetrahedron-is-optimal': miss[0]})
+
+# %%
+f'{scale}: {(perf_counter()-began)/60:.1f} minutes on {torch.get_num_threads()} thread(s), {device}'
