@@ -19,8 +19,8 @@ seed = 0         # everything random follows from it
 # %%
 #| hide
 import numpy as np, pandas as pd, torch
-from math import comb
 from time import perf_counter
+from moral_sc.foundation.figures import COLOURS
 from moral_sc.lab.claims import record
 from moral_sc.superposition.exact import (exact_loss, fit_exact, minimise, relu_errors, supports)
 from moral_sc.superposition.features import expand, moments
@@ -72,9 +72,8 @@ for p in (1.,.3,.01):
     b = (torch.eye(20)-W@W.mT)@torch.full((20,), p/2, dtype=torch.float64)
     loss = exact_loss(W, b, p, imp, activation='linear')
     assert abs(sum(linear_terms(W, p, imp))/loss - 1) < 1e-9
-    rows[p] = dict(own=linear_terms(W, p, imp)[0].item(), interference=linear_terms(W, p, imp)[1].item(),
-                   loss=loss.item())
-pd.DataFrame(rows).T.rename_axis('density')
+    rows[p] = [t.item() for t in (*linear_terms(W, p, imp), loss)]
+pd.DataFrame(rows, index=['own','interference','loss']).T.rename_axis('density')
 
 # %% [markdown]
 # Minimising this is principal component analysis. From every start and at every density, a numerical
@@ -106,7 +105,8 @@ def along(p, activation):
     "Loss along the path, at the best bias of each point, relative to its start"
     W = torch.stack([torch.ones_like(steps), -steps], -1)[...,None]
     f = lambda b: exact_loss(W, b, p, activation=activation)
-    best = f(minimise(lambda b: f(b)/p, torch.full((len(steps),2), p/4, dtype=torch.float64)))
+    begin = torch.full((len(steps),2), p/4, dtype=torch.float64)
+    best = f(minimise(lambda b: f(b)/p, begin))
     return (best/best[0]).tolist()
 
 
@@ -115,7 +115,8 @@ def along(p, activation):
 #| fig-cap: Loss of two equally important features in one dimension as the second is added as an antipode of length s; relative to leaving it out
 path = {'linear, any density': along(.3, 'linear')} | {f'ReLU, p = {p}': along(p, 'relu')
                                                       for p in (.8,.3,.05)}
-plot_curves(steps, path, 'length s of the second feature', 'relative loss')
+plot_curves(steps, path, 'length s of the second feature', 'relative loss',
+            colours={'linear, any density': COLOURS['linear']})
 
 # %%
 assert path['linear, any density'][-1] > 1 and path['ReLU, p = 0.05'][-1] < .1
@@ -144,20 +145,22 @@ parts = torch.stack([by_active(W[0], b[0], q) for W,b,q in zip(best['W'], best['
 assert ((parts.sum(1)-best['loss'][:,0]).abs() < 1e-9).all()
 share = parts/parts.sum(1, keepdim=True)
 pd.DataFrame(dict(shape=[overall(W[0]) for W in best['W']], loss=best['loss'][:,0],
-                  one_active=share[:,1]), index=pd.Index(p.round(4), name='density'))[::max(1, len(p)//8)]
+                  one_active=share[:,1]),
+             index=pd.Index(p.round(4), name='density'))[::max(1, len(p)//8)]
 
 # %%
 #| label: fig-active
 #| fig-cap: Share of the loss of the best model (five equal features, two dimensions) that comes from inputs with none or one, two, and more active features
-lines = {'none or one active': share[:,:2].sum(1), 'two': share[:,2], 'three or more': share[:,3:].sum(1)}
+lines = {'none or one active': share[:,:2].sum(1), 'two': share[:,2],
+         'three or more': share[:,3:].sum(1)}
 plot_curves(1/p, lines, 'sparsity 1/p', 'share of the loss', logx=True)
 
 
 # %% [markdown]
 # @fig-active says when the expansion may be cut after its first term: not before features are so sparse
-# that pairs are rare *among the inputs that cost anything*. Shapes that store everything without
-# interference at $k=1$, such as two digons, push the cost to $k=2$; the pentagon pays at $k=1$ already
-# and is chosen where it pays little.
+# that pairs are rare *among the inputs that cost anything*. The kink is where two digons give way to
+# the pentagon. Digons pay at $k=1$ for the fifth feature, which they leave out, and for nothing else;
+# the pentagon stores it and pays by interference, at $k=1$ already, but little.
 #
 # ## How many are free
 #
