@@ -168,15 +168,15 @@ class Claims:
         found = f'{span(r.estimate, r.low, r.high)} {unit}' if run else ''
         text = f'[{r.sentence}]({self.pages}/{r.page}.ipynb)' if r.page else r.sentence
         return [text, found, f'**{r.verdict}**' + (f' ({r.why})' if r.why else '')]
-    def _table(self, paper):
-        rows = [self._row(r) for r in self.rows[self.rows.paper==paper].itertuples()]
+    def _table(self, paper, verdict=''):
+        chosen = (self.rows.paper==paper) & (self.rows.verdict.eq(verdict) | (not verdict))
+        rows = [self._row(r) for r in self.rows[chosen].itertuples()]
         cells = [[str(c).replace('|', '\\|').replace('<', '&lt;') for c in r] for r in rows]
         head = [papers.get(paper, paper), 'Found', 'Verdict']
         return '\n'.join('| '+' | '.join(l)+' |' for l in [head, ['---']*3, *cells])
-    def _repr_markdown_(self):
-        order = [*papers, *self.rows.paper]
-        there = sorted(set(self.rows.paper), key=order.index)
-        return '\n\n'.join(self._table(p) for p in there)
+    @property
+    def papers(self): return sorted(set(self.rows.paper), key=[*papers, *self.rows.paper].index)
+    def _repr_markdown_(self): return '\n\n'.join(self._table(p) for p in self.papers)
     def __repr__(self):
         return '\n'.join(f'{r.id}: {r.verdict}' for r in self.rows.itertuples())
 
@@ -188,6 +188,31 @@ def claims(
     "What the papers claim and what the recorded pages found"
     rows = ledger(**kw)
     return Claims(rows[rows.paper==paper] if paper else rows, pages)
+
+
+# %% [markdown]
+# The front page has room for the count, and for what the papers' authors would look at first: the
+# claims that did not hold.
+
+# %%
+#| export
+class Summary(Claims):
+    "Claims counted by paper and verdict, and those that fail in full"
+    def _count(self, paper):
+        found = self.rows[self.rows.paper==paper].verdict.value_counts()
+        name = f'[{papers.get(paper, paper)}]({self.pages}/{paper}.md)'
+        return [name, *(str(found.get(v, 0)) for v in ('holds','fails','not at this size'))]
+    def _repr_markdown_(self):
+        head = ['Paper', 'hold', 'fail', 'not at this size']
+        lines = [head, ['---']+['---:']*3, *map(self._count, self.papers)]
+        count = '\n'.join('| '+' | '.join(l)+' |' for l in lines)
+        failed = [p for p in self.papers if (self.rows[self.rows.paper==p].verdict=='fails').any()]
+        return '\n\n'.join([count, *(self._table(p, 'fails') for p in failed)])
+
+def summary(**kw)->Summary: # Arguments of `claims`
+    "All claims in short"
+    found = claims(**kw)
+    return Summary(found.rows, found.pages)
 
 
 # %%
@@ -202,6 +227,13 @@ Claims(pd.DataFrame([row]))
 linked = Claims(pd.DataFrame([row | dict(page='p/swing')]))._repr_markdown_()
 test_eq(linked.splitlines()[2], '| [Weight \\| does not matter.](papers/p/swing.ipynb) | '
                                 f'{span(1.001, .995, 1.01)} ratio | **holds** |')
+
+# %%
+other = row | dict(id='pendulum/amplitude', sentence='Nor does amplitude.', estimate=1.18, low=1.1,
+                   high=1.2, verdict='fails')
+short = Summary(pd.DataFrame([row, other]))
+assert 'Nor does' in short._repr_markdown_() and 'Weight' not in short._repr_markdown_()
+short
 
 
 # %% [markdown]
