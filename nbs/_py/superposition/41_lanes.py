@@ -125,8 +125,12 @@ class Index:
         return Index(self.b, self.b.select(self.b.icmp_unsigned('<', self.v, o), self.v, o))
     def lanes(self): return spread(self.b, self.b.trunc(self.v, _i32))
 
+def splat(b, value):
+    "A constant in all lanes"
+    return Lanes(b, _splat(_floats, value))
+
 def spread(b, v):
-    "One number in all lanes"
+    "One number of the program in all lanes"
     kind = ir.VectorType(v.type, n_lanes)
     one = b.insert_element(ir.Constant(kind, ir.Undefined), v, ir.Constant(_i32, 0))
     zeros = ir.Constant(_ints, [0]*n_lanes)
@@ -153,7 +157,7 @@ class Cell:
     "A register that changes"
     def __init__(self, b, start=0.):
         self.b,self.at = b,cgutils.alloca_once(b, _floats)
-        self.set(Lanes(b, _splat(_floats, start)))
+        self.set(splat(b, start))
     def get(self): return Lanes(self.b, self.b.load(self.at))
     def set(self, x): self.b.store(x.v, self.at)
     def add(self, x): self.set(self.get() + x)
