@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['regions', 'families', 'triangle', 'replicate', 'held_out', 'population', 'Sweep', 'best_of', 'descend', 'optima',
-           'region', 'logspace', 'grid', 'simple_losses', 'describe', 'predict', 'phase_diagram']
+           'region', 'logspace', 'grid', 'simple_losses', 'describe', 'predict', 'agrees', 'phase_diagram']
 
 # %% ../../nbs/superposition/48_sweeps.ipynb #cb1b6a74
 import numpy as np, pandas as pd, torch
@@ -279,10 +279,23 @@ def predict(
 )->pd.DataFrame:
     "What the best of the simple solutions does at every point; `margin` is its relative lead"
     losses,W = simple_losses(config, shapes)
-    low = losses.topk(2, dim=1, largest=False)
+    low = (losses*(1+1e-9*torch.arange(len(W)))).topk(2, dim=1, largest=False)
     names,lead = list(shapes or families[config.n_features,config.n_hidden]),low.values[:,1]
     return describe(config, W[low.indices[:,0]], low.values[:,0]).assign(
         solution=[names[i] for i in low.indices[:,0]], margin=1-low.values[:,0]/lead)
+
+def agrees(
+    config:ToyConfig,
+    found,            # Region of the last feature, [instance, ...]
+    shapes:dict=None, # As in `simple_losses`
+)->np.ndarray:        # Same shape, bool
+    "Is it the region of the best simple solution, or of one that ties with it?"
+    losses,W = simple_losses(config, shapes)
+    best = (losses <= losses.amin(1, keepdim=True)*(1+1e-6)).numpy()
+    said = region(W)
+    allowed = np.stack([(best & (said==k)).any(1) for k in range(3)], 1)
+    return np.take_along_axis(allowed, np.asarray(found).reshape(len(best), -1), 1).reshape(
+        np.shape(found))
 
 def phase_diagram(
     n_features=2, n_hidden=1,

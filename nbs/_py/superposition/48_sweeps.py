@@ -434,10 +434,23 @@ def predict(
 )->pd.DataFrame:
     "What the best of the simple solutions does at every point; `margin` is its relative lead"
     losses,W = simple_losses(config, shapes)
-    low = losses.topk(2, dim=1, largest=False)
+    low = (losses*(1+1e-9*torch.arange(len(W)))).topk(2, dim=1, largest=False)
     names,lead = list(shapes or families[config.n_features,config.n_hidden]),low.values[:,1]
     return describe(config, W[low.indices[:,0]], low.values[:,0]).assign(
         solution=[names[i] for i in low.indices[:,0]], margin=1-low.values[:,0]/lead)
+
+def agrees(
+    config:ToyConfig,
+    found,            # Region of the last feature, [instance, ...]
+    shapes:dict=None, # As in `simple_losses`
+)->np.ndarray:        # Same shape, bool
+    "Is it the region of the best simple solution, or of one that ties with it?"
+    losses,W = simple_losses(config, shapes)
+    best = (losses <= losses.amin(1, keepdim=True)*(1+1e-6)).numpy()
+    said = region(W)
+    allowed = np.stack([(best & (said==k)).any(1) for k in range(3)], 1)
+    return np.take_along_axis(allowed, np.asarray(found).reshape(len(best), -1), 1).reshape(
+        np.shape(found))
 
 def phase_diagram(
     n_features=2, n_hidden=1,
@@ -460,13 +473,14 @@ def phase_diagram(
 
 
 # %% [markdown]
-# A map of nine points, in the corner where all three regions meet:
+# A map of nine points, in the corner where all three regions meet. At $r=1$ two solutions tie, and
+# `agrees` accepts either:
 
 # %%
 table,sweep = phase_diagram(density=[.9,.3,.05], importance=[.2,1.,5.], restarts=4, steps=800,
                             lr=.02, batch_size=256)
 test_eq(table.theory_region.tolist(), [0,0,1, 0,2,1, 2,2,2])
-assert (table.region==table.theory_region).mean() > .7
+assert agrees(sweep.config, table.region).mean() > .7
 table[['density','importance','norm','shared','region','theory_solution','theory_margin']].round(2)
 
 # %%

@@ -69,7 +69,7 @@ def plot_phases(
 )->go.Figure:
     "Phase diagrams side by side"
     fig = make_subplots(1, len(tables), subplot_titles=list(tables), shared_yaxes=True,
-                        horizontal_spacing=.03)
+                        horizontal_spacing=.045)
     for c,t in enumerate(tables.values(), 1):
         z = t.assign(z=shade(t.norm, t.shared)).pivot(index='density', columns='importance', values='z')
         x,y = np.log10(z.columns).round(4).tolist(),np.log10(z.index).round(4).tolist()
@@ -84,9 +84,12 @@ def plot_phases(
     for word,colour in _words.items():
         fig.add_scatter(x=[None], y=[None], mode='markers', name=word, row=1, col=1,
             marker=dict(size=12, symbol='square', color=colour, line=dict(color='#787878', width=1)))
-    fig.update_xaxes(title=xtitle, col=(len(tables)+1)//2, title_standoff=4, showgrid=False)
-    fig.update_yaxes(title='density p', col=1, showgrid=False)
-    return fig.update_annotations(font_size=12, yanchor='bottom').update_layout(
+    fig.update_xaxes(showgrid=False, tickfont_size=12)
+    fig.update_yaxes(title='density p', col=1).update_yaxes(showgrid=False)
+    fig.update_annotations(font_size=12)
+    fig.add_annotation(text=xtitle, x=.5, xref='paper', y=0, yref='paper', yshift=-26,
+                       yanchor='top', showarrow=False, font=dict(size=14))
+    return fig.update_layout(
         coloraxis=dict(colorscale=_shades(), cmin=-.5, cmax=63.5, showscale=False),
         legend=dict(y=-.22, yanchor='top'), margin=dict(t=40, b=90))
 

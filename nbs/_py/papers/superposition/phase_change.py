@@ -97,7 +97,8 @@ pd.DataFrame({k: dict(all=str(wilson(int(a.sum()), n)), margin_over_20_percent=s
 # %%
 #| label: fig-starts
 #| fig-cap: Share of the map on which the best of the first k starts lies in the predicted region, and in the region of the exact optimum; bars are 95 % Wilson intervals over grid points
-exact = optima(config, 6, seed)
+starts = torch.tensor([[1,-1],[.9,-.5],[-.5,.9],[1,.1],[.1,1]], dtype=torch.float64)[...,None]
+exact = optima(config, starts=starts, jitter=.05, seed=seed)
 truth = describe(config, exact.best()['W'], exact.loss.amin(1))
 def first(k):
     W = sweep.params['W'][np.arange(n),sweep.loss[:,:k].argmin(1)]
@@ -112,8 +113,8 @@ plot_curves(list(ks), {name: [wilson(int((first(k)==want).sum()), n) for k in ks
 # ## The exact diagram
 #
 # The three solutions have weights of one and no bias. With free lengths and biases the loss can be
-# lower, and the boundary moves. Here is the minimum of the exact loss at every point, from six
-# starts, beside the prediction; lines are where the simple solutions tie.
+# lower, and the boundary moves. Here is the minimum of the exact loss at every point, from five
+# starts near the candidates, beside the prediction; lines are where the simple solutions tie.
 
 # %%
 #| label: fig-exact
@@ -124,7 +125,7 @@ plot_phases({'three solutions': said, 'exact optimum': truth}, {'tie of the simp
             'importance r of the second feature')
 
 # %%
-assert (truth.loss <= said.loss*(1+1e-9)).all()
+assert (truth.loss <= said.loss*(1+1e-6)).all()
 (truth.loss/said.loss).groupby(said.solution).agg(['min','mean']).round(4)
 
 # %% [markdown]
@@ -133,13 +134,13 @@ assert (truth.loss <= said.loss*(1+1e-9)).all()
 
 # %%
 ratios = np.array([.1,.2,.3,.5,.7,1.])
-starts = torch.tensor([[1,-1],[.9,-.5],[1,-.2],[1,.1]], dtype=torch.float64)[...,None]
+from_these = torch.tensor([[1,-1],[.9,-.5],[1,-.2],[1,.1]], dtype=torch.float64)[...,None]
 def shorter(p, r):
     "Length of the shorter column of the optimum, [importance, density]"
     p,r = np.broadcast_arrays(p, r[:,None])
     imp = torch.tensor(np.stack([np.ones(p.size),r.ravel()], 1))
     fit = optima(ToyConfig(2, 1, p.size, density=torch.tensor(p.ravel())[:,None], importance=imp),
-                 starts=starts)
+                 starts=from_these)
     return fit.best()['W'].norm(dim=-1).amin(-1).view(p.shape).numpy()
 
 def steepest(p, length):
@@ -267,9 +268,9 @@ moved = int((others['gelu'].region != others['relu'].region).sum())
 wilson(moved, len(small.densities))
 
 # %% [markdown]
-# A linear output knows two regions and no superposition, at any density. For a smooth activation
-# the loss of antipodes does not vanish with the density, since nothing cuts the interference off
-# at zero.
+# A linear output knows two regions at every density; only where both features matter alike can the
+# one direction be any mixture of the two, at no cost and no gain. Between the smooth activations the regions
+# differ as much as from ReLU's, so the diagram is one of the activation as much as of the data.
 #
 # What this does not show: where the boundaries lie for other sizes, for which [the next
 # page](phase_change_three.ipynb) is a beginning, nor for features that are correlated.
