@@ -48,7 +48,7 @@
                     modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d", "zoomIn2d", "zoomOut2d"]};
     let plot = box.querySelector(".plot");
     if (!plot) { plot = document.createElement("div"); plot.className = "plot"; box.append(plot); }
-    return Plotly.react(plot, data, layout, config).then(() => { box.dataset.drawn = Math.round(room); });
+    return Plotly.react(plot, {data, layout, config, frames: spec.frames}).then(() => { box.dataset.drawn = Math.round(room); });
   }
 
   function start() {

@@ -33,7 +33,8 @@
     for (const t of spec.data) for (const e of ['error_x', 'error_y']) if (t[e]) t[e] = {color: css('--soft'), ...t[e]};
     const layout = dress(spec.layout || {}, small);
     if (small) layout.coloraxis = {...(layout.coloraxis || {}), showscale: false};
-    Plotly.react(target, spec.data, layout, {responsive: true, displaylogo: false, displayModeBar: mouse ? 'hover' : false, staticPlot: small});
+    const config = {responsive: true, displaylogo: false, displayModeBar: mouse ? 'hover' : false, staticPlot: small};
+    Plotly.react(target, {data: spec.data, layout, config, frames: spec.frames});
   }
 
   const all = () => document.querySelectorAll('.plot').forEach(draw);

@@ -76,7 +76,8 @@ def figure_box(
     house = layout.get('template', {}).get('layout', {})
     size = lambda k, default: layout.get(k) or house.get(k) or default
     w,h = size('width', 640), size('height', 380)
-    data = json.dumps(dict(data=spec.get('data', []), layout=layout))
+    frames = {k: spec[k] for k in ('frames',) if spec.get(k)}
+    data = json.dumps(dict(data=spec.get('data', []), layout=layout) | frames)
     return (f'<div class="figure-box" style="max-width:{w:g}px;height:{h:g}px" '
             f'data-width="{w:g}" data-height="{h:g}">'
             f'<script type="application/json">{data.replace("<", _lt)}</script>'

@@ -169,7 +169,7 @@ def plot(
     small=False,
 )->str:
     "A box that the report's script draws a figure into"
-    keep = {k: spec.get(k) for k in ('data', 'layout') if spec.get(k) is not None}
+    keep = {k: spec.get(k) for k in ('data', 'layout', 'frames') if spec.get(k) is not None}
     text = json.dumps(keep, separators=(',', ':')).replace('<', '\\u003c')
     kind = 'plot small' if small else 'plot'
     return f'<div class="{kind}"><script type="application/json">{text}</script></div>'
