@@ -8,8 +8,9 @@ __all__ = ['wave', 'tilted_wave', 'kink_mean', 'series_errors', 'exact_loss_larg
 # %% ../../nbs/superposition/34_many.ipynb #146cb245
 import math, torch
 from ..foundation.errors import ConfigError
-from .exact import closed_form, exact_loss, relu_given
+from .exact import closed_form, exact_loss
 from .features import expand
+from .integrals import relu_given
 from .model import ToyConfig
 
 # %% ../../nbs/superposition/34_many.ipynb #3169e123

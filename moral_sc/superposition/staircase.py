@@ -8,10 +8,10 @@ __all__ = ['one_sparse_loss', 'corner_loss', 'best_regular', 'staircase', 'rival
 # %% ../../nbs/superposition/33_staircase.ipynb #47b16144
 import pandas as pd, torch
 from scipy.optimize import brentq
-from .exact import (fit_exact, minimise, relu_errors, relu_given,
-                                          supports)
+from .exact import fit_exact, minimise, relu_errors, supports
 from .features import expand, moments
 from .geometry import polygon, polytopes
+from .integrals import relu_given
 from .model import ToyConfig
 
 # %% ../../nbs/superposition/33_staircase.ipynb #26fb2727

@@ -18,10 +18,10 @@
 #| export
 import torch
 from itertools import combinations, product
-from math import factorial
 from scipy.optimize import minimize
 from moral_sc.foundation.errors import ConfigError, unknown
 from moral_sc.superposition.features import expand, moments
+from moral_sc.superposition.integrals import cross_mean, cube_mean
 from moral_sc.superposition.model import ToyConfig, start_all
 
 # %%
@@ -39,162 +39,10 @@ torch.manual_seed(0);
 # of antipodes, whether an engine's gradient is right, where a phase boundary runs: such questions
 # deserve the expectation itself. For features that are uniform when active it can be written down.
 #
-# ## One output, one set of active features
-#
 # Fix the set $A$ of active features. Output $i$ sees $z = \sum_{j\in A} G_{ij}x_j + b_i$ with
-# $G = WW^\top$ in the layout `[feature, hidden]` and $x$ uniform on a cube. A rectified power of
-# a linear function integrates over a cube to an alternating sum over its $2^k$ corners:
+# $G = WW^\top$ in the layout `[feature, hidden]` and $x$ uniform on a cube; its expected error
+# is a sum of [integrals](25_integrals.ipynb) over that cube.
 #
-# $$\Phi_q(a,\beta) = \int_{[0,1]^k} (a\cdot x+\beta)_+^q\,dx =
-# \frac{q!}{(q+k)!\,\prod_j a_j}\sum_{v\in\{0,1\}^k}(-1)^{k-|v|}(a\cdot v+\beta)_+^{q+k}.$$
-
-# %%
-#| export
-def _corners(k):
-    v = torch.tensor(list(product([0.,1.], repeat=k)), dtype=torch.float64).view(2**k, k)
-    return v, (-1)**(k-v.sum(-1))
-
-def corner_sum(
-    a:torch.Tensor,    # [..., k] coefficients, none of them 0
-    beta:torch.Tensor, # [...]
-    q:int,             # Power: 0, 1 or 2
-)->torch.Tensor:       # [...]
-    "$\\Phi_q$ as the formula has it"
-    k = a.shape[-1]
-    v,sign = _corners(k)
-    z = (a@v.T + beta[...,None]).clamp(min=0)
-    z = z**(q+k) if q+k else (z>0).double()
-    return factorial(q)/factorial(q+k)/a.prod(-1)*(sign*z).sum(-1)
-
-
-# %% [markdown]
-# Against a plain midpoint rule with 8 million cells:
-
-# %%
-a,beta = torch.tensor([.7,-1.1,.4], dtype=torch.float64),torch.tensor(.1, dtype=torch.float64)
-g = (torch.arange(200, dtype=torch.float64)+.5)/200
-z = a[0]*g[:,None,None] + a[1]*g[:,None] + a[2]*g + beta
-brute = torch.stack([(z>0).double().mean(), z.relu().mean(), z.relu().square().mean()])
-ours = torch.stack([corner_sum(a, beta, q) for q in range(3)])
-test_close(ours[1:], brute[1:], eps=1e-5); test_close(ours[0], brute[0], eps=1e-3)
-ours, brute
-
-
-# %% [markdown]
-# Two things spoil the formula in floating point: a large power of a large $z$ whose sum should
-# come out small, and a coefficient near zero.
-#
-# The first is mended by reflection. $z_+^q = z^q - (-1)^q(-z)_+^q$, and the moments of $z$ are
-# elementary; so the corner sum may always run over the shorter side of the kink, and if $z$ has
-# one sign on the whole cube nothing is left of it.
-
-# %%
-#| export
-def _reflected(a, beta, q):
-    lo,hi = beta + a.clamp(max=0).sum(-1), beta + a.clamp(min=0).sum(-1)
-    flip = (hi > -lo).detach()
-    s = 1-2*flip.double()
-    side = corner_sum(s[...,None]*a, s*beta, q)
-    mean = beta + a.sum(-1)/2
-    whole = [torch.ones_like(mean), mean, mean**2 + (a**2).sum(-1)/12][q]
-    return torch.where(flip, whole - (-1)**q*side, side)
-
-
-# %% [markdown]
-# The second is mended by widening. A coefficient closer to zero than a tolerance is replaced by
-# one at the tolerance that has the same mean effect, and the variance it gains, $(\tilde a^2-a^2)/12$,
-# is taken back to second order. What is left is of third order in the tolerance, which is chosen
-# so that the corner sum cannot lose more than nine digits.
-
-# %%
-#| export
-def _widen(a):
-    k = a.shape[-1]
-    tol = (1e-7/factorial(k+2))**(1/(k-1)) if k>1 else 1e-8
-    floor = tol*a.detach().abs().amax(-1, keepdim=True).clamp(min=1e-6)
-    near = a.detach().abs() < floor
-    wide = torch.where(near, torch.where(a.detach()<0, -floor, floor), a)
-    return wide, ((a-wide)/2).sum(-1), ((a**2-wide**2)/24).sum(-1)
-
-def phi(
-    a:torch.Tensor,    # [..., k] coefficients
-    beta:torch.Tensor, # [...] offset
-    q:int,             # Power: 0, 1 or 2
-)->torch.Tensor:       # [...]
-    "Mean of $(a\\cdot x+\\beta)_+^q$ for $x$ uniform on the unit cube, float64"
-    if not a.shape[-1]: return beta.clamp(min=0)**q if q else (beta>0).double()
-    wide,shift,extra = _widen(a)
-    main = _reflected(wide, beta+shift, q)
-    if q<2 or not extra.any(): return main
-    return main + 2*extra*_reflected(wide, beta+shift, 0)
-
-
-# %% [markdown]
-# Ten coefficients over six orders of magnitude, where the bare formula returns nonsense. A
-# coefficient $t\to0$ must leave the value without it:
-
-# %%
-a = torch.tensor([.9,-.5]+[10.**-k for k in range(1,7)], dtype=torch.float64)
-corner_sum(a, beta, 2), phi(a, beta, 2), phi(a[:4], beta+a[4:].sum()/2, 2)
-
-# %%
-test_close(phi(a, beta, 2), phi(a[:4], beta+a[4:].sum()/2, 2), eps=1e-6)
-
-
-# %% [markdown]
-# ## One support
-#
-# Let $A$ be active. An output outside $A$ should be zero and errs by $z_+$, an output inside by
-# $x_i - z_+$; the cross term follows from integration by parts in $x_i$, here with $a_i = G_{ii}$
-# and $a_{-i}$ for the others in $A$:
-#
-# $$E[x_i z_+] = \frac{\Phi_2(a_{-i},\,b_i+a_i) - \Phi_2(a,\,b_i)}{2a_i}.$$
-#
-# A feature that takes both signs is uniform on $[-1,1]$. The cube is then twice as wide and
-# centred, and the first term becomes the mean over both ends.
-
-# %%
-#| export
-def _cube(a, beta, q, signed):
-    return phi(2*a, beta-a.sum(-1), q) if signed else phi(a, beta, q)
-
-def _cross(a, own, beta, whole, signed):
-    "Mean of $x_i z_+$; `own` is $a_i$, nearly 0 for a feature that was dropped"
-    end = lambda s: _cube(a, beta+s*own, 2, signed)
-    thin = own.detach().abs()<1e-3
-    parts = ((end(1)+end(-1))/2 if signed else end(1)) - whole
-    parts = parts/(2*torch.where(thin, 1., own))
-    if not thin.any(): return parts
-    mid = beta + own/2
-    flat = (own/3*_cube(a, beta, 0, True) if signed
-            else phi(a, mid, 1)/2 + own/12*phi(a, mid, 0))
-    return torch.where(thin, flat, parts)
-
-
-# %%
-#| export
-def relu_given(
-    a:torch.Tensor,    # [..., k] what the output reads of the other active features
-    own:torch.Tensor,  # [...] what it reads of its own
-    beta:torch.Tensor, # [...]
-    signed=False,      # Features uniform on [-1,1] instead of [0,1]
-)->tuple:              # Two [...]
-    "Squared error of an output with `k` others active: when it is inactive itself, and when active"
-    whole = _cube(torch.cat([a, own[...,None]], -1), beta, 2, signed)
-    return _cube(a, beta, 2, signed), 1/3 - 2*_cross(a, own, beta, whole, signed) + whole
-
-
-# %% [markdown]
-# Alone, a feature of unit length without bias is returned exactly; with half that length, half of
-# it is missing, $E(x/2)^2=\tfrac1{12}$:
-
-# %%
-alone = lambda own: relu_given(torch.zeros(0), *torch.tensor([own,0.], dtype=torch.float64))[1]
-test_close(alone(1.), 0); test_close(alone(.5), 1/12)
-alone(.5)
-
-
-# %% [markdown]
 # The expectation is a sum over supports with their probabilities. Supports of one size have
 # integrals of one dimension and go together.
 
@@ -203,12 +51,12 @@ alone(.5)
 def _of_size(G, b, A, weight, signed):
     "Weighted errors that supports `A` [support, k] add to each output"
     k = A.shape[1]
-    z2 = _cube(G[:,:,A], b[...,None].expand(-1, -1, len(A)), 2, signed)
+    z2 = cube_mean(G[:,:,A], b[...,None].expand(-1, -1, len(A)), 2, signed)
     total = (z2*weight[:,None]).sum(-1)
     if not k: return total
     others = torch.stack([A[:,[j for j in range(k) if j!=t]] for t in range(k)], 1)
     whole = z2.gather(1, A.T.expand(len(b), -1, -1)).mT       # instance, support, k
-    cross = _cross(G[:,A[...,None],others], G[:,A,A], b[:,A], whole, signed)
+    cross = cross_mean(G[:,A[...,None],others], G[:,A,A], b[:,A], whole, signed)
     return total.index_add(1, A.flatten(), (weight[...,None]*(1/3-2*cross)).flatten(1))
 
 def relu_errors(
@@ -283,16 +131,16 @@ def mean_covariance(
     features='independent', sets=1, signed=False,
 )->tuple:                 # [instance, feature], [instance, feature, feature]
     "Mean and covariance of the inputs"
-    n = density.shape[1]
-    other = features in ('anticorrelated','one-hot')
-    p = density/(n//sets) if other else density
+    n,other = density.shape[1],features in ('anticorrelated','one-hot')
+    which = torch.arange(n)//(n//sets)
+    p,same = density/(n//sets) if other else density, which==which[:,None]
+    both = p[...,None]*p[:,None]                      # how often two are active together
+    if features=='correlated': both = torch.where(same, p[...,None], both)
+    if other: both = both*~same
+    second = both*(0. if signed else .25)
+    second.diagonal(dim1=1, dim2=2).copy_(p/3)
     mu = torch.zeros_like(p) if signed else p/2
-    same = (torch.arange(n)//(n//sets) == (torch.arange(n)//(n//sets))[:,None]).double()
-    joint = {'correlated': p[...,None]*same}.get(features, p[...,None]*p[:,None]*(1-same*other))
-    if features=='correlated': joint = joint + p[...,None]*p[:,None]*(1-same)
-    second = joint*(0 if signed else 1/4)
-    return mu, second - second.diagonal(dim1=1, dim2=2).diag_embed() + (p/3).diag_embed() \
-               - mu[...,None]*mu[:,None]
+    return mu, second - mu[...,None]*mu[:,None]
 
 def linear_errors(G, b, mu, cov):
     "Expected squared error of each output of a linear model; shapes as above"
@@ -383,9 +231,10 @@ exact_loss(W, b, p, imp), mc, se
 
 # %%
 def check(kind, sets, signed, V, runs=10):
-    p,x = expand(.4 if kind!='one-hot' else 1., 1, 6),[]
+    p = expand(.4 if kind!='one-hot' else 1., 1, 6)
     draw = lambda s: sampler(p, [0], 50_000, s, kind, sets=sets, signed=signed)(0)
-    mc = torch.stack([batch_loss(W, b, draw(s), torch.ones(1,6), V=V) for s in range(runs)]).double()
+    mc = torch.stack([batch_loss(W, b, draw(s), torch.ones(1,6), V=V) for s in range(runs)])
+    mc = mc.double()
     ours = exact_loss(W, b, p, features=kind, sets=sets, signed=signed, V=V)
     return ours.item(), mc.mean().item(), ((ours-mc.mean())/(mc.std()/runs**.5)).item()
 
@@ -570,7 +419,7 @@ W.norm(dim=1), angles.diff()
 
 # %% [markdown]
 # The other is two digons, antipodal pairs, with the fifth feature dropped. Where the two trade
-# places is on the page about [theory](32_theory.ipynb).
+# places is on the page about the [staircase](33_staircase.ipynb).
 
 # %% [markdown]
 # Anticorrelated pairs need no dimension of their own: two pairs in two dimensions, as antipodes,

@@ -18,10 +18,10 @@
 #| export
 import pandas as pd, torch
 from scipy.optimize import brentq
-from moral_sc.superposition.exact import (fit_exact, minimise, relu_errors, relu_given,
-                                          supports)
+from moral_sc.superposition.exact import fit_exact, minimise, relu_errors, supports
 from moral_sc.superposition.features import expand, moments
 from moral_sc.superposition.geometry import polygon, polytopes
+from moral_sc.superposition.integrals import relu_given
 from moral_sc.superposition.model import ToyConfig
 
 # %%

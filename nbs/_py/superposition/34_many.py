@@ -18,8 +18,9 @@
 #| export
 import math, torch
 from moral_sc.foundation.errors import ConfigError
-from moral_sc.superposition.exact import closed_form, exact_loss, relu_given
+from moral_sc.superposition.exact import closed_form, exact_loss
 from moral_sc.superposition.features import expand
+from moral_sc.superposition.integrals import relu_given
 from moral_sc.superposition.model import ToyConfig
 
 # %%

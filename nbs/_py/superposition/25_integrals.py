@@ -1,0 +1,210 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: python3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Integrals
+#
+# > Means of rectified powers of a linear function over a cube: what exact losses are made of.
+
+# %%
+#| default_exp superposition.integrals
+
+# %%
+#| export
+import torch
+from itertools import product
+from math import factorial
+
+# %%
+#| hide
+from fastcore.test import *
+torch.manual_seed(0);
+
+
+# %% [markdown]
+# Fix which features are active. Then an output of a toy model is a ReLU of a linear function of
+# numbers that are uniform on a cube, and its squared error an integral that can be written down.
+# This page does the integrals; [exact losses](30_exact.ipynb) adds them up.
+#
+# ## A kink in a cube
+#
+# A rectified power of a linear function integrates over a cube to an alternating sum over its $2^k$
+# corners:
+#
+# $$\Phi_q(a,\beta) = \int_{[0,1]^k} (a\cdot x+\beta)_+^q\,dx =
+# \frac{q!}{(q+k)!\,\prod_j a_j}\sum_{v\in\{0,1\}^k}(-1)^{k-|v|}(a\cdot v+\beta)_+^{q+k}.$$
+
+# %%
+#| export
+def _corners(k):
+    v = torch.tensor(list(product([0.,1.], repeat=k)), dtype=torch.float64).view(2**k, k)
+    return v, (-1)**(k-v.sum(-1))
+
+def corner_sum(
+    a:torch.Tensor,    # [..., k] coefficients, none of them 0
+    beta:torch.Tensor, # [...]
+    q:int,             # Power: 0, 1 or 2
+)->torch.Tensor:       # [...]
+    "$\\Phi_q$ as the formula has it"
+    k = a.shape[-1]
+    v,sign = _corners(k)
+    z = (a@v.T + beta[...,None]).clamp(min=0)
+    z = z**(q+k) if q+k else (z>0).double()
+    return factorial(q)/factorial(q+k)/a.prod(-1)*(sign*z).sum(-1)
+
+
+# %% [markdown]
+# Against a plain midpoint rule with 8 million cells:
+
+# %%
+a,beta = torch.tensor([.7,-1.1,.4], dtype=torch.float64),torch.tensor(.1, dtype=torch.float64)
+g = (torch.arange(200, dtype=torch.float64)+.5)/200
+z = a[0]*g[:,None,None] + a[1]*g[:,None] + a[2]*g + beta
+brute = torch.stack([(z>0).double().mean(), z.relu().mean(), z.relu().square().mean()])
+ours = torch.stack([corner_sum(a, beta, q) for q in range(3)])
+test_close(ours[1:], brute[1:], eps=1e-5); test_close(ours[0], brute[0], eps=1e-3)
+ours, brute
+
+
+# %% [markdown]
+# Two things spoil the formula in floating point: a large power of a large $z$ whose sum should
+# come out small, and a coefficient near zero.
+#
+# The first is mended by reflection. $z_+^q = z^q - (-1)^q(-z)_+^q$, and the moments of $z$ are
+# elementary; so the corner sum may always run over the shorter side of the kink, and if $z$ has
+# one sign on the whole cube nothing is left of it.
+
+# %%
+#| export
+def _reflected(a, beta, q):
+    lo,hi = beta + a.clamp(max=0).sum(-1), beta + a.clamp(min=0).sum(-1)
+    flip = (hi > -lo).detach()
+    s = 1-2*flip.double()
+    side = corner_sum(s[...,None]*a, s*beta, q)
+    mean = beta + a.sum(-1)/2
+    whole = [torch.ones_like(mean), mean, mean**2 + (a**2).sum(-1)/12][q]
+    return torch.where(flip, whole - (-1)**q*side, side)
+
+
+# %% [markdown]
+# The second is mended by widening. A coefficient closer to zero than a tolerance is replaced by
+# one at the tolerance that has the same mean effect, and the variance it gains, $(\tilde a^2-a^2)/12$,
+# is taken back to second order. What is left is of third order in the tolerance, which is chosen
+# so that the corner sum cannot lose more than nine digits.
+
+# %%
+#| export
+def _widen(a):
+    k = a.shape[-1]
+    tol = (1e-7/factorial(k+2))**(1/(k-1)) if k>1 else 1e-8
+    floor = tol*a.detach().abs().amax(-1, keepdim=True).clamp(min=1e-6)
+    near = a.detach().abs() < floor
+    wide = torch.where(near, torch.where(a.detach()<0, -floor, floor), a)
+    return wide, ((a-wide)/2).sum(-1), ((a**2-wide**2)/24).sum(-1)
+
+def phi(
+    a:torch.Tensor,    # [..., k] coefficients
+    beta:torch.Tensor, # [...] offset
+    q:int,             # Power: 0, 1 or 2
+)->torch.Tensor:       # [...]
+    "Mean of $(a\\cdot x+\\beta)_+^q$ for $x$ uniform on the unit cube, float64"
+    if not a.shape[-1]: return beta.clamp(min=0)**q if q else (beta>0).double()
+    wide,shift,extra = _widen(a)
+    main = _reflected(wide, beta+shift, q)
+    if q<2 or not extra.any(): return main
+    return main + 2*extra*_reflected(wide, beta+shift, 0)
+
+
+# %% [markdown]
+# Ten coefficients over six orders of magnitude, where the bare formula returns nonsense. A
+# coefficient $t\to0$ must leave the value without it:
+
+# %%
+a = torch.tensor([.9,-.5]+[10.**-k for k in range(1,7)], dtype=torch.float64)
+corner_sum(a, beta, 2), phi(a, beta, 2), phi(a[:4], beta+a[4:].sum()/2, 2)
+
+# %%
+test_close(phi(a, beta, 2), phi(a[:4], beta+a[4:].sum()/2, 2), eps=1e-6)
+
+
+# %% [markdown]
+# ## The error of one output
+#
+# Let the set $A$ be active. Output $i$ sees $z = \sum_{j\in A} G_{ij}x_j + b_i$ with $G = WW^\top$ in
+# the layout `[feature, hidden]`. Outside $A$ it should be zero and errs by $z_+$, inside by
+# $x_i - z_+$; the cross term follows from integration by parts in $x_i$, here with $a_i = G_{ii}$
+# and $a_{-i}$ for the others in $A$:
+#
+# $$E[x_i z_+] = \frac{\Phi_2(a_{-i},\,b_i+a_i) - \Phi_2(a,\,b_i)}{2a_i}.$$
+#
+# A feature that takes both signs is uniform on $[-1,1]$. The cube is then twice as wide and
+# centred, and the first term becomes the mean over both ends.
+
+# %%
+#| export
+def cube_mean(a, beta, q, signed=False):
+    "As `phi`; `signed`: over the cube from -1 to 1"
+    return phi(2*a, beta-a.sum(-1), q) if signed else phi(a, beta, q)
+
+def cross_mean(
+    a:torch.Tensor,     # [..., k] what the output reads of the other active features
+    own:torch.Tensor,   # [...] what it reads of its own; nearly 0 if that was dropped
+    beta:torch.Tensor,  # [...]
+    whole:torch.Tensor, # [...] mean of $z_+^2$ with all of them active
+    signed=False,
+)->torch.Tensor:        # [...]
+    "Mean of $x_i z_+$"
+    end = lambda s: cube_mean(a, beta+s*own, 2, signed)
+    thin = own.detach().abs()<1e-3
+    parts = ((end(1)+end(-1))/2 if signed else end(1)) - whole
+    parts = parts/(2*torch.where(thin, 1., own))
+    if not thin.any(): return parts
+    mid = beta + own/2
+    flat = (own/3*cube_mean(a, beta, 0, True) if signed
+            else phi(a, mid, 1)/2 + own/12*phi(a, mid, 0))
+    return torch.where(thin, flat, parts)
+
+
+# %% [markdown]
+# Against a midpoint rule, for both ranges and both signs of the own coefficient:
+
+# %%
+a,beta,g = torch.tensor([.6,-.8]).double(),torch.tensor(.1).double(),(torch.arange(150)+.5).double()/150
+for own in (.7,-.4,1e-5):
+    for signed,x in ((False,g), (True,2*g-1)):
+        z = (own*x[:,None,None] + a[0]*x[:,None] + a[1]*x + beta).relu()
+        own_ = torch.tensor(own).double()
+        whole = cube_mean(torch.cat([a, own_[None]]), beta, 2, signed)
+        test_close(cross_mean(a, own_, beta, whole, signed), (x[:,None,None]*z).mean(), eps=1e-4)
+        test_close(whole, z.square().mean(), eps=1e-4)
+
+
+# %% [markdown]
+# Together they are the error of one output.
+
+# %%
+#| export
+def relu_given(
+    a:torch.Tensor,    # [..., k] what the output reads of the other active features
+    own:torch.Tensor,  # [...] what it reads of its own
+    beta:torch.Tensor, # [...]
+    signed=False,      # Features uniform on [-1,1] instead of [0,1]
+)->tuple:              # Two [...]
+    "Squared error of an output with `k` others active: when inactive itself, when active"
+    whole = cube_mean(torch.cat([a, own[...,None]], -1), beta, 2, signed)
+    return cube_mean(a, beta, 2, signed), 1/3 - 2*cross_mean(a, own, beta, whole, signed) + whole
+
+
+# %% [markdown]
+# Alone, a feature of unit length without bias is returned exactly; with half that length, half of
+# it is missing, $E(x/2)^2=\tfrac1{12}$:
+
+# %%
+alone = lambda own: relu_given(torch.zeros(0), *torch.tensor([own,0.], dtype=torch.float64))[1]
+test_close(alone(1.), 0); test_close(alone(.5), 1/12)
+alone(.5)
