@@ -1,0 +1,158 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: python3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Neurons
+#
+# > Which features a hidden unit serves, when a ReLU gives the hidden layer a basis of its own.
+
+# %%
+#| default_exp superposition.neurons
+
+# %%
+#| export
+import numpy as np, plotly.graph_objects as go, torch
+from plotly.subplots import make_subplots
+from moral_sc.foundation.figures import COLOURS
+
+# %%
+#| hide
+from fastcore.test import *
+
+
+# %% [markdown]
+# With a ReLU on the hidden layer a direction is no longer as good as any other: the units are
+# neurons, and one may ask what each of them answers to [@elhage2022]. Inputs of the paper's
+# experiments with such models are positive, so a feature *excites* the neurons to which its weight
+# is positive and inhibits those to which it is negative. A feature is coded by the set of
+# neurons that it excites; a neuron that one feature excites is monosemantic, one that several
+# excite is polysemantic.
+
+# %%
+#| export
+def excites(
+    W:torch.Tensor, # [..., feature, hidden]
+    least=.3,       # Smallest weight that counts
+)->torch.Tensor:    # [..., feature, hidden], bool
+    "Which features excite which neurons"
+    return W > least
+
+def kinds(
+    W:torch.Tensor, # [feature, hidden]
+    least=.3,
+)->dict:
+    "How many neurons serve one feature, how many several, and what those several are"
+    on = excites(W, least)
+    each = on.sum(0)
+    shared = on[:,each>1].any(1) & ~on[:,each==1].any(1)
+    return dict(dedicated=int((each==1).sum()), shared=int((each>1).sum()),
+                in_shared=int(shared.sum()), stored=int(on.any(1).sum()))
+
+
+# %% [markdown]
+# Three features own a neuron each, three more live in two neurons: each of them excites one and a
+# third excites both.
+
+# %%
+W = torch.zeros(6, 5); W[0,0] = W[1,1] = W[2,2] = 1
+W[3,3] = W[4,4] = .9; W[5,3:] = .8; W[3,4] = W[4,3] = -.8
+test_eq(kinds(W), dict(dedicated=3, shared=2, in_shared=3, stored=6))
+kinds(W)
+
+
+# %% [markdown]
+# In a model with a readout of its own the scale of a neuron is free: its inputs may be doubled and
+# its outputs halved, and nothing changes. To compare neurons, each is scaled so that its largest
+# input weight is 1.
+
+# %%
+#| export
+def rescaled(
+    W:torch.Tensor, # [..., feature, hidden], into the neurons
+    V:torch.Tensor, # [..., feature, hidden], out of them
+)->tuple:           # Both, and the same model
+    "Scale each neuron so that its largest input weight is 1 in size"
+    s = W.abs().amax(-2, keepdim=True).clamp(min=1e-12)
+    return W/s, V*s
+
+
+# %%
+from moral_sc.superposition.model import reconstruct
+torch.manual_seed(0)
+W1,V1,b1,x1 = torch.randn(2,4,6),torch.randn(2,4,6),torch.randn(2,4),torch.randn(2,9,4)
+a,c = rescaled(W1, V1)
+same = lambda W, V: reconstruct(W, b1, x1, hidden='relu', V=V)
+test_close(same(a, c), same(W1, V1), eps=1e-4)
+a.abs().amax(-2)[0]
+
+
+# %% [markdown]
+# How much of a neuron goes to its first feature tells the two kinds apart without a threshold on
+# single weights. `order` sorts neurons by the most important feature they serve.
+
+# %%
+#| export
+def leading_share(
+    W:torch.Tensor, # [..., feature, hidden]
+)->torch.Tensor:    # [..., hidden], 1 for a neuron with a single feature
+    "Share of a neuron's absolute input weight that belongs to its largest feature"
+    a = W.abs()
+    return a.amax(-2)/a.sum(-2).clamp(min=1e-12)
+
+def order(
+    W:torch.Tensor, # [feature, hidden]
+)->torch.Tensor:    # Neurons, those of the most important feature first
+    "Sort neurons by their leading feature"
+    lead,share = W.abs().argmax(0),leading_share(W)
+    return torch.as_tensor(np.lexsort((-share.numpy(), lead.numpy())))
+
+
+# %%
+mixed = torch.tensor([[0.,1,0],[1,0,1],[0,0,-.5]])
+test_eq(order(mixed), [1,0,2])
+leading_share(mixed)
+
+
+# %% [markdown]
+# A stack for each neuron, one piece for each feature, long if the weight is large. Neurons that
+# serve one feature have stacks of one piece.
+
+# %%
+#| export
+def plot_stacks(
+    Ws,             # [feature, hidden] each
+    titles,         # One for each
+    least=.15,      # Pieces shorter than this share of the neuron's largest weight are joined
+    height=300,
+)->go.Figure:
+    "Input weights of neurons as stacks, one colour from the most to the least important feature"
+    fig = make_subplots(len(Ws), 1, subplot_titles=list(titles), shared_xaxes=False,
+                        vertical_spacing=.5/max(2, len(Ws)+1))
+    for r,W in enumerate(Ws, 1):
+        W = W[:,order(W)]
+        xs,ys,colours,texts = [],[],[],[]
+        for k in range(W.shape[1]):
+            w = W[:,k]
+            for i in torch.where(w.abs() >= least*w.abs().max().clamp(min=1e-9))[0].tolist():
+                xs.append(k); ys.append(round(abs(float(w[i])), 3))
+                colours.append(i); texts.append(f'feature {i}: {float(w[i]):+.2f}')
+        fig.add_bar(x=xs, y=ys, text=texts, textposition='none', row=r, col=1, hovertemplate=
+            'neuron %{x}, %{text}<extra></extra>', marker=dict(color=colours, coloraxis='coloraxis',
+            line=dict(color='white', width=.6)))
+        fig.update_yaxes(title='|W|', row=r, col=1)
+    fig.update_xaxes(title='neuron', row=len(Ws), col=1)
+    n = max(len(W) for W in Ws)
+    return fig.update_annotations(font_size=12).update_layout(barmode='stack', showlegend=False,
+        height=height, margin=dict(t=30), coloraxis=dict(colorscale='Plasma', cmin=0, cmax=n*1.1,
+        colorbar=dict(title='feature', thickness=10)))
+
+
+# %%
+#| label: fig-stacks
+#| fig-cap: The six features of the example above; colour is the number of the feature
+plot_stacks([W], ['three neurons serve one feature each, two serve three'])
