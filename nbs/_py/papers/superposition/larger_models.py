@@ -149,6 +149,7 @@ plot_curves([1/p for p in density], curves, 'sparsity 1/p', '‖W‖² for each 
 # %%
 stored = {n: np.stack([represented(r.W.cpu()).sum(-1).numpy() for r in rs], 1)
           for n,rs in {20: small, 80: large}.items()}
+assert (stored[80][:,-1] > 2*stored[80][:,0]).all()
 pd.DataFrame({'density': density, **{f'stored, n={n}': stored[n].mean(0) for n in stored},
               'norm2/m, n=20': curves[names[20]], 'norm2/m, n=80': curves[names[80]]})
 
