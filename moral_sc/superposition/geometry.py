@@ -123,6 +123,7 @@ def upright(
     W:torch.Tensor, # [..., feature, hidden]
 )->torch.Tensor:    # Same shape
     "Turn each figure so that feature $k$ has no part beyond axis $k$ and none against it"
-    Q,R = torch.linalg.qr(W[...,:W.shape[-1],:].mT)
-    sign = torch.where(R.diagonal(dim1=-2, dim2=-1)<0, -1., 1.).to(W.dtype)
+    Q,R = torch.linalg.qr(W[...,:W.shape[-1],:].mT, mode='complete')
+    sign = torch.ones_like(W[...,0,:])
+    sign[...,:R.shape[-1]][R.diagonal(dim1=-2, dim2=-1)<0] = -1
     return W@(Q*sign[...,None,:])

@@ -280,8 +280,9 @@ def upright(
     W:torch.Tensor, # [..., feature, hidden]
 )->torch.Tensor:    # Same shape
     "Turn each figure so that feature $k$ has no part beyond axis $k$ and none against it"
-    Q,R = torch.linalg.qr(W[...,:W.shape[-1],:].mT)
-    sign = torch.where(R.diagonal(dim1=-2, dim2=-1)<0, -1., 1.).to(W.dtype)
+    Q,R = torch.linalg.qr(W[...,:W.shape[-1],:].mT, mode='complete')
+    sign = torch.ones_like(W[...,0,:])
+    sign[...,:R.shape[-1]][R.diagonal(dim1=-2, dim2=-1)<0] = -1
     return W@(Q*sign[...,None,:])
 
 
@@ -290,6 +291,7 @@ for m in (2,3):
     W,O = torch.randn(3,5,m),torch.linalg.qr(torch.randn(m,m)).Q
     test_close(upright(W), upright(W@O), eps=1e-5)
     test_close(upright(W)[:,0,1:], torch.zeros(3,m-1)); assert (upright(W)[:,1,1]>=0).all()
+test_eq(upright(torch.randn(2,4)).shape, [2,4])
 upright(W)[0]
 
 # %%
