@@ -29,7 +29,8 @@ def shade(
     at = lambda v: (np.clip(np.nan_to_num(v), 0, 1)*(levels-1)).round()
     return (at(shared)*levels + at(norm)).astype(np.int8)
 
-_words = {'ignored': 'rgb(247,247,247)', 'own dimension': 'rgb(33,102,172)', 'shared': 'rgb(178,24,43)'}
+_words = {'ignored': 'rgb(247,247,247)', 'own dimension': 'rgb(33,102,172)',
+          'shared': 'rgb(178,24,43)'}
 
 def _ticks(v):
     v = [10.**k for k in range(-4, 5) if min(v)*.99 <= 10.**k <= max(v)*1.01]
@@ -44,19 +45,21 @@ def plot_phases(
     fig = make_subplots(1, len(tables), subplot_titles=list(tables), shared_yaxes=True,
                         horizontal_spacing=.045)
     for c,t in enumerate(tables.values(), 1):
-        z = t.assign(z=shade(t.norm, t.shared)).pivot(index='density', columns='importance', values='z')
+        z = t.assign(z=shade(t.norm, t.shared)).pivot(
+            index='density', columns='importance', values='z')
         x,y = np.log10(z.columns).round(4).tolist(),np.log10(z.index).round(4).tolist()
         fig.add_heatmap(x=x, y=y, z=z.to_numpy(np.int8), coloraxis='coloraxis', row=1, col=c,
                         hovertemplate='r = 10^%{x:.2f}, p = 10^%{y:.2f}<extra></extra>')
         for i,(name,(r,p)) in enumerate((lines or {}).items()):
-            fig.add_scatter(x=np.log10(r).round(4), y=np.log10(p).round(4), mode='lines', name=name,
-                line=dict(color='#111111', dash=['solid','dot','dash'][i%3], width=2), row=1, col=c,
-                showlegend=c==1)
+            fig.add_scatter(x=np.log10(r).round(4), y=np.log10(p).round(4), mode='lines',
+                name=name, showlegend=c==1, row=1, col=c,
+                line=dict(color='#111111', dash=['solid','dot','dash'][i%3], width=2))
         fig.update_xaxes(**_ticks(z.columns), range=[x[0],x[-1]], row=1, col=c)
         fig.update_yaxes(**_ticks(z.index), range=[y[-1],y[0]], row=1, col=c)
     for word,colour in _words.items():
         fig.add_scatter(x=[None], y=[None], mode='markers', name=word, row=1, col=1,
-            marker=dict(size=12, symbol='square', color=colour, line=dict(color='#787878', width=1)))
+            marker=dict(size=12, symbol='square', color=colour,
+                        line=dict(color='#787878', width=1)))
     fig.update_xaxes(showgrid=False, tickfont_size=12)
     fig.update_yaxes(title='density p', col=1).update_yaxes(showgrid=False)
     fig.update_annotations(font_size=12)

@@ -47,8 +47,9 @@ def held_out(
     "Loss on inputs that training did not see"
     ids = torch.as_tensor(ids)
     imp,l1 = (t[ids].float() for t in (config.importances, config.per_instance('l1')))
-    x = sampler(config.densities[ids], (ids % (same or config.n_instances)).tolist(), batch_size,
-                seed, config.features, sets=config.sets, signed=config.signed, unit=config.unit)(0)
+    shared = (ids % (same or config.n_instances)).tolist()
+    x = sampler(config.densities[ids], shared, batch_size, seed, config.features,
+                sets=config.sets, signed=config.signed, unit=config.unit)(0)
     return objective(config, params, x, imp, l1 if l1.any() else None)
 
 def population(config, params, ids, same=None):
@@ -65,7 +66,7 @@ def population(config, params, ids, same=None):
 class Sweep:
     "Every restart of every instance, and their order"
     config:ToyConfig
-    params:dict          # W [instance, restart, feature, hidden], b [instance, restart, feature], ...
+    params:dict          # W [instance, restart, feature, hidden], b, V and c likewise
     loss:torch.Tensor    # [instance, restart], what they were ranked by
     order:torch.Tensor   # [instance, restart], numbers of restarts, best first
     curves:torch.Tensor  # [instance, restart, logged step], training loss
@@ -94,8 +95,8 @@ def _room(config, engine, device, batch_size):
 
 def _score(score, config, params, ids, same):
     room = max(1, 2**28//(2**14*config.n_features + 3**min(config.n_features, 11)*8))
-    parts = [score(config, {k: v[list(c)] for k,v in params.items()}, [ids[j] for j in c], same=same)
-             for c in _chunks(len(ids), room)]
+    parts = [score(config, {k: v[c.start:c.stop] for k,v in params.items()},
+                   ids[c.start:c.stop], same=same) for c in _chunks(len(ids), room)]
     return torch.cat(parts).double()
 
 # %% ../../nbs/superposition/48_sweeps.ipynb #6b937ae5
@@ -202,14 +203,16 @@ def optima(
     begin = start_all(replace(replicate(c, R), init=1.), seed)['W'].double().view(R, -1, n, m)
     if starts is not None: begin = torch.as_tensor(starts).double()[:,None] + jitter*begin
     p,imp = (t.repeat(R, 1) for t in (c.densities,c.importances))
-    split = lambda t: (t[:,:n*m].view(-1, n, m), t[:,n*m:] if c.bias else t.new_zeros(len(t), n))
+    split = lambda t: (t[:,:n*m].view(-1, n, m),
+                       t[:,n*m:] if c.bias else t.new_zeros(len(t), n))
     begin = torch.cat([begin.flatten(0,1).flatten(1), torch.zeros(len(p), n*c.bias)], 1)
     x,f = descend(lambda t, rows: exact_loss(*split(t), p[rows], imp[rows], c.activation, None,
                   c.features, c.sets, c.signed), begin, steps)
     fold = lambda t: t.detach().unflatten(0, (R,-1)).transpose(0,1).contiguous()
     W,b = map(fold, split(x))
     none = torch.zeros(c.n_instances, R, 0)
-    return Sweep(c, dict(W=W, b=b), fold(f), fold(f).argsort(dim=1), none, none[0,0].long(), {}, 'exact')
+    return Sweep(c, dict(W=W, b=b), fold(f), fold(f).argsort(dim=1), none,
+                 none[0,0].long(), {}, 'exact')
 
 # %% ../../nbs/superposition/48_sweeps.ipynb #07aa2f4b
 regions = 'ignored','dedicated','superposed'
@@ -246,7 +249,8 @@ _h = 3**.5/2
 families = {
     (2,1): {'drop last': [[1],[0]], 'drop first': [[0],[1]], 'antipodal': [[1],[-1]]},
     (3,2): {'drop last': [[1,0],[0,1],[0,0]], 'drop first': [[0,0],[1,0],[0,1]],
-            'antipodal with last': [[1,0],[0,1],[0,-1]], 'antipodal without': [[1,0],[-1,0],[0,1]]}}
+            'antipodal with last': [[1,0],[0,1],[0,-1]],
+            'antipodal without': [[1,0],[-1,0],[0,1]]}}
 triangle = [[1,0],[-.5,_h],[-.5,-_h]]
 
 def simple_losses(
@@ -256,7 +260,8 @@ def simple_losses(
     "Exact losses of the simple solutions"
     shape = config.n_features,config.n_hidden
     if shapes is None and shape not in families: raise ConfigError(
-        f'No simple solutions are listed for {shape[0]} features in {shape[1]} dimensions: give shapes.')
+        f'No simple solutions are listed for {shape[0]} features in {shape[1]} dimensions: '
+        'give shapes.')
     W = torch.tensor(list((shapes or families[shape]).values()), dtype=torch.float64)
     p,imp,I = config.densities,config.importances,config.n_instances
     mean = lambda w: p/2*(w.norm(dim=-1)==0)
@@ -270,7 +275,8 @@ def describe(
 )->pd.DataFrame:
     "What became of the last feature at every point of a `grid`"
     W = W.double()
-    return pd.DataFrame(dict(density=config.densities[:,0], importance=config.importances[:,-1],
+    return pd.DataFrame(dict(
+        density=config.densities[:,0], importance=config.importances[:,-1],
         norm=W.norm(dim=-1)[:,-1], shared=interference(W)[:,-1], region=region(W), loss=loss))
 
 def predict(

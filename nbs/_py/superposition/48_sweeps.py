@@ -33,12 +33,13 @@ torch.set_num_threads(1)
 
 
 # %% [markdown]
-# A single trained toy model is a draw. It may have stopped in a minimum that is not the deepest,
-# and a map made of such draws, or of their averages, shows the optimiser as much as the problem.
-# So every model of a sweep is trained from several starts and the lowest loss counts.
+# A single trained toy model is a draw. It may have stopped in a minimum that is not the
+# deepest, and a map made of such draws, or of their averages, shows the optimiser as much
+# as the problem. So every model of a sweep is trained from several starts and the lowest
+# loss counts.
 #
-# A start has an identity as every instance has: restart $r$ of instance $i$ is number $rI+i$ of a
-# larger config. Asking for more restarts adds numbers and changes none.
+# A start has an identity as every instance has: restart $r$ of instance $i$ is number
+# $rI+i$ of a larger config. Asking for more restarts adds numbers and changes none.
 
 # %%
 #| export
@@ -72,9 +73,10 @@ many.n_instances
 # %% [markdown]
 # ## What runs are ranked by
 #
-# The [population loss](30_exact.ipynb) where it is known for up to eleven features. Elsewhere, a
-# held-out batch that all restarts of an instance share, so that they are compared on the same
-# inputs. An L1 penalty counts, since it is part of what was asked for; adversarial attacks do not.
+# The [population loss](30_exact.ipynb) where it is known for up to eleven features.
+# Elsewhere, a held-out batch that all restarts of an instance share, so that they are
+# compared on the same inputs. An L1 penalty counts, since it is part of what was asked for;
+# adversarial attacks do not.
 
 # %%
 #| export
@@ -89,8 +91,9 @@ def held_out(
     "Loss on inputs that training did not see"
     ids = torch.as_tensor(ids)
     imp,l1 = (t[ids].float() for t in (config.importances, config.per_instance('l1')))
-    x = sampler(config.densities[ids], (ids % (same or config.n_instances)).tolist(), batch_size,
-                seed, config.features, sets=config.sets, signed=config.signed, unit=config.unit)(0)
+    shared = (ids % (same or config.n_instances)).tolist()
+    x = sampler(config.densities[ids], shared, batch_size, seed, config.features,
+                sets=config.sets, signed=config.signed, unit=config.unit)(0)
     return objective(config, params, x, imp, l1 if l1.any() else None)
 
 def population(config, params, ids, same=None):
@@ -115,9 +118,9 @@ held_out(config, at, [1]).item(), population(config, at, [1]).item()
 # %% [markdown]
 # ## The best of several starts
 #
-# `best_of` trains everything in one call, or in blocks when a sweep would not fit into memory: a
-# million models of two features stream through. What a model learns does not depend on its
-# block.
+# `best_of` trains everything in one call, or in blocks when a sweep would not fit into
+# memory: a million models of two features stream through. What a model learns does not
+# depend on its block.
 
 # %%
 #| export
@@ -125,7 +128,7 @@ held_out(config, at, [1]).item(), population(config, at, [1]).item()
 class Sweep:
     "Every restart of every instance, and their order"
     config:ToyConfig
-    params:dict          # W [instance, restart, feature, hidden], b [instance, restart, feature], ...
+    params:dict          # W [instance, restart, feature, hidden], b, V and c likewise
     loss:torch.Tensor    # [instance, restart], what they were ranked by
     order:torch.Tensor   # [instance, restart], numbers of restarts, best first
     curves:torch.Tensor  # [instance, restart, logged step], training loss
@@ -154,8 +157,8 @@ def _room(config, engine, device, batch_size):
 
 def _score(score, config, params, ids, same):
     room = max(1, 2**28//(2**14*config.n_features + 3**min(config.n_features, 11)*8))
-    parts = [score(config, {k: v[list(c)] for k,v in params.items()}, [ids[j] for j in c], same=same)
-             for c in _chunks(len(ids), room)]
+    parts = [score(config, {k: v[c.start:c.stop] for k,v in params.items()},
+                   ids[c.start:c.stop], same=same) for c in _chunks(len(ids), room)]
     return torch.cat(parts).double()
 
 
@@ -203,8 +206,8 @@ def _train_block(config, ids, restarts, score, keep_all, same, **kw):
 
 
 # %% [markdown]
-# Eight starts at three densities. The middle one has two kinds of solution, which a single run
-# would not have told:
+# Eight starts at three densities. The middle one has two kinds of solution, which a single
+# run would not have told:
 
 # %%
 brisk = dict(steps=800, batch_size=256, lr=.02, schedule='linear')
@@ -227,10 +230,10 @@ only.loss[:,0], sweep.loss.amin(1)
 # %% [markdown]
 # ## The exact optimum of every point
 #
-# The best model that there is needs no training. `optima` minimises the population loss of all
-# instances from many starts. Each model has a quasi-Newton matrix of its own (BFGS, a handful of
-# parameters), which serves a sweep better than [one long vector](30_exact.ipynb): the models of
-# a map need very different steps.
+# The best model that there is needs no training. `optima` minimises the population loss of
+# all instances from many starts. Each model has a quasi-Newton matrix of its own (BFGS, a
+# handful of parameters), which serves a sweep better than
+# [one long vector](30_exact.ipynb): the models of a map need very different steps.
 
 # %%
 #| export
@@ -311,19 +314,21 @@ def optima(
     begin = start_all(replace(replicate(c, R), init=1.), seed)['W'].double().view(R, -1, n, m)
     if starts is not None: begin = torch.as_tensor(starts).double()[:,None] + jitter*begin
     p,imp = (t.repeat(R, 1) for t in (c.densities,c.importances))
-    split = lambda t: (t[:,:n*m].view(-1, n, m), t[:,n*m:] if c.bias else t.new_zeros(len(t), n))
+    split = lambda t: (t[:,:n*m].view(-1, n, m),
+                       t[:,n*m:] if c.bias else t.new_zeros(len(t), n))
     begin = torch.cat([begin.flatten(0,1).flatten(1), torch.zeros(len(p), n*c.bias)], 1)
     x,f = descend(lambda t, rows: exact_loss(*split(t), p[rows], imp[rows], c.activation, None,
                   c.features, c.sets, c.signed), begin, steps)
     fold = lambda t: t.detach().unflatten(0, (R,-1)).transpose(0,1).contiguous()
     W,b = map(fold, split(x))
     none = torch.zeros(c.n_instances, R, 0)
-    return Sweep(c, dict(W=W, b=b), fold(f), fold(f).argsort(dim=1), none, none[0,0].long(), {}, 'exact')
+    return Sweep(c, dict(W=W, b=b), fold(f), fold(f).argsort(dim=1), none,
+                 none[0,0].long(), {}, 'exact')
 
 
 # %% [markdown]
-# Three points whose optima are known to five digits from an unrelated program (Nelder-Mead on the
-# same loss):
+# Three points whose optima are known to five digits from an unrelated program (Nelder-Mead
+# on the same loss):
 
 # %%
 config = ToyConfig(2, 1, 3, density=[[.1],[.5],[.8]], importance=[[1,.3],[1,1],[1,1.]])
@@ -336,8 +341,8 @@ exact.best()['W'][...,0], exact.best()['b']
 #
 # The paper's map has the importance $r$ of the last feature on one axis, the density of all
 # features on the other, both logarithmic, and shows what becomes of that last feature
-# [@elhage2022]: how long is its column, and does it share its direction? Half and half divide the
-# answers into three regions.
+# [@elhage2022]: how long is its column, and does it share its direction? Half and half
+# divide the answers into three regions.
 
 # %%
 #| export
@@ -372,12 +377,12 @@ def grid(
 
 
 # %% [markdown]
-# Theory is a comparison of a few models of unit weights, written down rather than trained. Two
-# features in one dimension: keep the first, keep the second, or put both on the line as antipodes.
-# Three in two: each way to spend a dimension on one feature and the other on one or two; that is,
-# `W` perpendicular to (0,0,1), (1,0,0), (0,1,1) or (1,1,0). A dropped feature is answered by its
-# mean. The paper leaves out a fifth with the same right, perpendicular to (1,1,1): the
-# triangle.
+# Theory is a comparison of a few models of unit weights, written down rather than trained.
+# Two features in one dimension: keep the first, keep the second, or put both on the line as
+# antipodes. Three in two: each way to spend a dimension on one feature and the other on one
+# or two; that is, `W` perpendicular to (0,0,1), (1,0,0), (0,1,1) or (1,1,0). A dropped
+# feature is answered by its mean. The paper leaves out a fifth with the same right,
+# perpendicular to (1,1,1): the triangle.
 
 # %%
 #| export
@@ -385,7 +390,8 @@ _h = 3**.5/2
 families = {
     (2,1): {'drop last': [[1],[0]], 'drop first': [[0],[1]], 'antipodal': [[1],[-1]]},
     (3,2): {'drop last': [[1,0],[0,1],[0,0]], 'drop first': [[0,0],[1,0],[0,1]],
-            'antipodal with last': [[1,0],[0,1],[0,-1]], 'antipodal without': [[1,0],[-1,0],[0,1]]}}
+            'antipodal with last': [[1,0],[0,1],[0,-1]],
+            'antipodal without': [[1,0],[-1,0],[0,1]]}}
 triangle = [[1,0],[-.5,_h],[-.5,-_h]]
 
 def simple_losses(
@@ -395,7 +401,8 @@ def simple_losses(
     "Exact losses of the simple solutions"
     shape = config.n_features,config.n_hidden
     if shapes is None and shape not in families: raise ConfigError(
-        f'No simple solutions are listed for {shape[0]} features in {shape[1]} dimensions: give shapes.')
+        f'No simple solutions are listed for {shape[0]} features in {shape[1]} dimensions: '
+        'give shapes.')
     W = torch.tensor(list((shapes or families[shape]).values()), dtype=torch.float64)
     p,imp,I = config.densities,config.importances,config.n_instances
     mean = lambda w: p/2*(w.norm(dim=-1)==0)
@@ -411,10 +418,10 @@ losses
 
 
 # %% [markdown]
-# `phase_diagram` is a map in one call: a table with a row for each point, what training found there,
-# what the simple solutions predict and by how much the best of them wins. Its settings follow
-# the public notebook's except where a map of thousands of models would be slow: 3000 steps at a
-# rate that falls from 0.005 to zero.
+# `phase_diagram` is a map in one call: a table with a row for each point, what training
+# found there, what the simple solutions predict and by how much the best of them wins. Its
+# settings follow the public notebook's except where a map of thousands of models would be
+# slow: 3000 steps at a rate that falls from 0.005 to zero.
 
 # %%
 #| export
@@ -425,7 +432,8 @@ def describe(
 )->pd.DataFrame:
     "What became of the last feature at every point of a `grid`"
     W = W.double()
-    return pd.DataFrame(dict(density=config.densities[:,0], importance=config.importances[:,-1],
+    return pd.DataFrame(dict(
+        density=config.densities[:,0], importance=config.importances[:,-1],
         norm=W.norm(dim=-1)[:,-1], shared=interference(W)[:,-1], region=region(W), loss=loss))
 
 def predict(
@@ -473,15 +481,15 @@ def phase_diagram(
 
 
 # %% [markdown]
-# A map of nine points, in the corner where all three regions meet. At $r=1$ two solutions tie, and
-# `agrees` accepts either:
+# A map of nine points, in the corner where all three regions meet. At $r=1$ two solutions
+# tie, and `agrees` accepts either:
 
 # %%
 table,sweep = phase_diagram(density=[.9,.3,.05], importance=[.2,1.,5.], restarts=4, steps=800,
                             lr=.02, batch_size=256)
 test_eq(table.theory_region.tolist(), [0,0,1, 0,2,1, 2,2,2])
 assert agrees(sweep.config, table.region).mean() > .7
-table[['density','importance','norm','shared','region','theory_solution','theory_margin']].round(2)
+table[['density','importance','norm','shared','region','theory_solution']].round(2)
 
 # %%
 with expect_fail(ConfigError, contains='give shapes'): simple_losses(ToyConfig(5, 2))

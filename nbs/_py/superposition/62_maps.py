@@ -32,10 +32,10 @@ from moral_sc.superposition.sweeps import grid, predict, logspace
 # %% [markdown]
 # ## Phase diagrams
 #
-# A phase diagram has two numbers at each point: how long the column of the last feature is, and
-# how much the others use its direction. The paper gives them two dimensions of colour, and so do
-# we. No ink is an ignored feature; blue has a dimension of its own, red shares one; what is
-# paler is shorter. The two numbers go into the figure as one, of 64 shades.
+# A phase diagram has two numbers at each point: how long the column of the last feature is,
+# and how much the others use its direction. The paper gives them two dimensions of colour,
+# and so do we. No ink is an ignored feature; blue has a dimension of its own, red shares
+# one; what is paler is shorter. The two numbers go into the figure as one, of 64 shades.
 
 # %%
 #| export
@@ -56,7 +56,8 @@ def shade(
     at = lambda v: (np.clip(np.nan_to_num(v), 0, 1)*(levels-1)).round()
     return (at(shared)*levels + at(norm)).astype(np.int8)
 
-_words = {'ignored': 'rgb(247,247,247)', 'own dimension': 'rgb(33,102,172)', 'shared': 'rgb(178,24,43)'}
+_words = {'ignored': 'rgb(247,247,247)', 'own dimension': 'rgb(33,102,172)',
+          'shared': 'rgb(178,24,43)'}
 
 def _ticks(v):
     v = [10.**k for k in range(-4, 5) if min(v)*.99 <= 10.**k <= max(v)*1.01]
@@ -71,19 +72,21 @@ def plot_phases(
     fig = make_subplots(1, len(tables), subplot_titles=list(tables), shared_yaxes=True,
                         horizontal_spacing=.045)
     for c,t in enumerate(tables.values(), 1):
-        z = t.assign(z=shade(t.norm, t.shared)).pivot(index='density', columns='importance', values='z')
+        z = t.assign(z=shade(t.norm, t.shared)).pivot(
+            index='density', columns='importance', values='z')
         x,y = np.log10(z.columns).round(4).tolist(),np.log10(z.index).round(4).tolist()
         fig.add_heatmap(x=x, y=y, z=z.to_numpy(np.int8), coloraxis='coloraxis', row=1, col=c,
                         hovertemplate='r = 10^%{x:.2f}, p = 10^%{y:.2f}<extra></extra>')
         for i,(name,(r,p)) in enumerate((lines or {}).items()):
-            fig.add_scatter(x=np.log10(r).round(4), y=np.log10(p).round(4), mode='lines', name=name,
-                line=dict(color='#111111', dash=['solid','dot','dash'][i%3], width=2), row=1, col=c,
-                showlegend=c==1)
+            fig.add_scatter(x=np.log10(r).round(4), y=np.log10(p).round(4), mode='lines',
+                name=name, showlegend=c==1, row=1, col=c,
+                line=dict(color='#111111', dash=['solid','dot','dash'][i%3], width=2))
         fig.update_xaxes(**_ticks(z.columns), range=[x[0],x[-1]], row=1, col=c)
         fig.update_yaxes(**_ticks(z.index), range=[y[-1],y[0]], row=1, col=c)
     for word,colour in _words.items():
         fig.add_scatter(x=[None], y=[None], mode='markers', name=word, row=1, col=1,
-            marker=dict(size=12, symbol='square', color=colour, line=dict(color='#787878', width=1)))
+            marker=dict(size=12, symbol='square', color=colour,
+                        line=dict(color='#787878', width=1)))
     fig.update_xaxes(showgrid=False, tickfont_size=12)
     fig.update_yaxes(title='density p', col=1).update_yaxes(showgrid=False)
     fig.update_annotations(font_size=12)
@@ -100,7 +103,8 @@ def plot_phases(
 said = predict(grid(2, 1, logspace(1, .01, 31), logspace(.1, 10, 31)))
 p = np.linspace(.025, 4/7, 40); tie = 2*p/(4-5*p)
 keep = tie>=.1
-plot_phases({'theory': said}, {'ties': (np.r_[tie[keep],1/tie[keep][::-1]], np.r_[p[keep],p[keep][::-1]])})
+tie,p = tie[keep],p[keep]
+plot_phases({'theory': said}, {'ties': (np.r_[tie,1/tie[::-1]], np.r_[p,p[::-1]])})
 
 # %% [markdown]
 # Eight levels of each number keep the three corners apart, and the figure small:
@@ -113,9 +117,10 @@ len(plot_phases({'theory': said}).to_json())
 # %% [markdown]
 # ## One feature among five
 #
-# When one feature's density changes, its column and those of its neighbours move. Each model is
-# turned [upright](50_geometry.ipynb), with the varied feature to the right; features are put
-# in the order of their angles, so that the same colour follows the same neighbour.
+# When one feature's density changes, its column and those of its neighbours move. Each
+# model is turned [upright](50_geometry.ipynb), with the varied feature to the right;
+# features are put in the order of their angles, so that the same colour follows the same
+# neighbour.
 
 # %%
 #| export
@@ -166,8 +171,8 @@ around(W)[0]
 
 
 # %% [markdown]
-# Losses of the solutions that compete go in as curves, the trained models as points; where curves
-# cross, the better solution changes.
+# Losses of the solutions that compete go in as curves, the trained models as points; where
+# curves cross, the better solution changes.
 
 # %%
 #| export

@@ -9,12 +9,12 @@
 # %% [markdown]
 # # One sparse feature breaks the pentagon
 #
-# > Non-uniform superposition of Toy Models of Superposition: five features in a plane, one of them
-# > denser or sparser than the rest. The last cell says at which scale, and in how many minutes, the
-# > outputs on this page were recorded.
+# > Non-uniform superposition of Toy Models of Superposition: five features in a plane, one
+# > of them denser or sparser than the rest. The last cell says at which scale, and in how
+# > many minutes, the outputs on this page were recorded.
 
 # %% tags=["parameters"]
-scale = 'quick'  # quick: seconds; cpu: the notebook's 10,000 steps, 16 starts; gpu: many more
+scale = 'quick'  # quick: seconds; cpu: 10,000 steps from 16 starts; gpu: many more
 seed = 0         # everything random follows from it
 
 # %%
@@ -36,23 +36,24 @@ size = dict(
     quick=dict(points=9, restarts=4, fine=41, check=2, grid=(4,9),
                train=dict(steps=1200, batch_size=256, lr=.01, schedule='cosine')),
     cpu=dict(points=41, restarts=16, fine=81, check=8, grid=(9,23), train=dict(steps=10_000)),
-    gpu=dict(points=61, restarts=256, fine=121, check=16, grid=(17,45), train=dict(steps=10_000)),
+    gpu=dict(points=61, restarts=256, fine=121, check=16, grid=(17,45),
+             train=dict(steps=10_000)),
 )[scale]
 device = 'cuda' if scale=='gpu' and torch.cuda.is_available() else 'cpu'
 size
 
 # %% [markdown]
-# Five equal features of density 0.05 form a regular pentagon in two dimensions. What happens when one
-# of them becomes a little more common than the others, or a little rarer?
+# Five equal features of density 0.05 form a regular pentagon in two dimensions. What
+# happens when one of them becomes a little more common than the others, or a little rarer?
 #
-# > A denser feature pushes its neighbours away. A sparser one lets them come closer, until at about
-# > 2.5 times the others' sparsity the pentagon snaps: two digons take its place, and the sparse
-# > feature is represented no more. Both solutions exist on both sides; their losses cross
-# > [@elhage2022].
+# > A denser feature pushes its neighbours away. A sparser one lets them come closer, until
+# > at about 2.5 times the others' sparsity the pentagon snaps: two digons take its place,
+# > and the sparse feature is represented no more. Both solutions exist on both sides; their
+# > losses cross [@elhage2022].
 #
-# We follow both solutions with a [loss that is exact](../../superposition/30_exact.ipynb), so that
-# the crossing has no noise, and then ask what training finds. The factor $\rho$ is the density of the
-# varied feature over that of the others.
+# We follow both solutions with a [loss that is exact](../../superposition/30_exact.ipynb),
+# so that the crossing has no noise, and then ask what training finds. The factor $\rho$ is
+# the density of the varied feature over that of the others.
 
 # %%
 p,n = .05,5
@@ -74,8 +75,8 @@ stored = represented(exact['pentagon'].best()['W']).all(-1)
 rho[stored].min()
 
 # %% [markdown]
-# The last number is the smallest factor at which the pentagon still is a solution at all: below it, minimising from a
-# pentagon loses the fifth corner.
+# The last number is the smallest factor at which the pentagon still is a solution at all:
+# below it, minimising from a pentagon loses the fifth corner.
 
 # %%
 loss = {k: s.loss[:,0].numpy() for k,s in exact.items()}
@@ -95,8 +96,8 @@ better
 # %% [markdown]
 # ## What training finds
 #
-# Every factor is trained from several independent starts, with the settings and the initial spread
-# of the public notebook from scale `cpu` on, and all runs are kept.
+# Every factor is trained from several independent starts, with the settings and the initial
+# spread of the public notebook from scale `cpu` on, and all runs are kept.
 
 # %%
 factors = logspace(.1, 10, size['points'])
@@ -115,15 +116,17 @@ sweep
 #| label: fig-branches
 #| fig-cap: Exact losses of the two solutions (lines) and of all trained models (circles) against the relative density of one feature; dotted, where the lines cross and where the paper puts the change
 near = (rho>.1) & (rho<=1)
-seen = {f'trained {k}': (np.repeat(factors[:,None], kinds.shape[1], 1)[m], sweep.loss.numpy()[m])
-        for k in ('pentagon','two digons') if (m := (kinds==k) & (factors[:,None]<=1.01)).any()}
+x,y = np.broadcast_arrays(factors[:,None], sweep.loss.numpy())
+seen = {f'trained {k}': (x[m], y[m]) for k in ('pentagon','two digons')
+        if (m := (kinds==k) & (x<=1.01)).any()}
 plot_branches(rho[near], {k: v[near] for k,v in loss.items()}, seen,
               {f'crossing: {1/at:.1f}x sparser': at, 'paper: 2.5x sparser': 1/2.5})
 
 # %% [markdown]
-# Circles lie on both lines of @fig-branches, on both sides of the crossing: each solution is a
-# minimum where it is not the lowest, and which of them a single run reaches is chance. A threshold read off
-# single runs, or off a small number of them, can therefore land anywhere in that range.
+# Circles lie on both lines of @fig-branches, on both sides of the crossing: each solution
+# is a minimum where it is not the lowest, and which of them a single run reaches is chance.
+# A threshold read off single runs, or off a small number of them, can therefore land
+# anywhere in that range.
 
 # %%
 share = pd.DataFrame({k: (kinds==k).mean(1) for k in ('pentagon','two digons','another')})
@@ -134,10 +137,11 @@ table = share.assign(factor=factors, best=best,
 table.set_index('factor').round(3)
 
 # %% [markdown]
-# `excess` is how far the best trained model stays above the better of the two exact solutions. Digons
-# can stay above by the little that a dead output costs: with no weight on the dropped feature and a bias
-# that has slipped below zero, nothing pulls it back to the mean. Might a third solution
-# lie lower than both? The exact loss minimised from random starts:
+# `excess` is how far the best trained model stays above the better of the two exact
+# solutions. Digons can stay above by the little that a dead output costs: with no weight on
+# the dropped feature and a bias that has slipped below zero, nothing pulls it back to the
+# mean. Might a third solution lie lower than both? The exact loss minimised from random
+# starts:
 
 # %%
 some = np.isin(rho, logspace(.1, 10, 9))
@@ -179,8 +183,8 @@ plot_curves({'exact pentagon': rho[stored], 'best trained': factors[five]}, angl
             logx=True, dots=['best trained'], levels={'regular: 72°': 72})
 
 # %% [markdown]
-# The neighbours give way as the feature grows denser, but not for ever: the widest angle comes at
-# this factor, and the feature is then active in a good part of all inputs.
+# The neighbours give way as the feature grows denser, but not for ever: the widest angle
+# comes at this factor, and the feature is then active in a good part of all inputs.
 
 # %%
 widest = rho[stored][angles['exact pentagon'].argmax()]
@@ -208,19 +212,21 @@ fits = np.exp(np.interp(-np.log(2.5), -np.log(times), np.log(others)))
 round(fits, 3)
 
 # %% [markdown]
-# At that density of the others the crossing would be where the paper reports it. At 0.05 it is not,
-# and since our two curves are free of noise, of batches and of step sizes, we report the
-# difference as a finding: either the experiment behind the paper's number had other settings than its text, or
-# its curves were those of runs that had not come down to their branches.
+# At that density of the others the crossing would be where the paper reports it. At 0.05 it
+# is not, and since our two curves are free of noise, of batches and of step sizes, we
+# report the difference as a finding: either the experiment behind the paper's number had
+# other settings than its text, or its curves were those of runs that had not come down to
+# their branches.
 #
-# What this does not show: what happens to more than five features, or in more dimensions than can be
-# drawn; and it says nothing about which solution a trainer would reach from a start other than
-# a random one.
+# What this does not show: what happens to more than five features, or in more dimensions
+# than can be drawn; and it says nothing about which solution a trainer would reach from a
+# start other than a random one.
 #
 # ## Claims
 #
-# Criteria were fixed before the first run, in `data/claims/superposition_phase.toml`. Intervals of
-# the shares treat factors as draws, the one of the correlation resamples starts.
+# Criteria were fixed before the first run, in `data/claims/superposition_phase.toml`.
+# Intervals of the shares treat factors as draws, the one of the correlation resamples
+# starts.
 
 # %%
 denser = factors>=.999

@@ -9,12 +9,12 @@
 # %% [markdown]
 # # Superposition begins with a jump, except where features matter alike
 #
-# > The phase diagram of Toy Models of Superposition for two features in one dimension: trained,
-# > predicted and exact. The last cell says at which scale, and in how many minutes, the outputs on
-# > this page were recorded.
+# > The phase diagram of Toy Models of Superposition for two features in one dimension:
+# > trained, predicted and exact. The last cell says at which scale, and in how many
+# > minutes, the outputs on this page were recorded.
 
 # %% tags=["parameters"]
-scale = 'quick'  # quick: seconds; cpu: 31 x 31 points, ten starts each; gpu: 256 x 256 points
+scale = 'quick'  # quick: seconds; cpu: 31 x 31 points, ten starts; gpu: 256 x 256
 seed = 0         # everything random follows from it
 
 # %%
@@ -26,8 +26,8 @@ from moral_sc.lab.claims import record
 from moral_sc.superposition import ToyConfig
 from moral_sc.superposition.maps import plot_phases
 from moral_sc.superposition.plots import plot_curves
-from moral_sc.superposition.sweeps import (best_of, describe, grid, logspace, optima, phase_diagram,
-                                           predict, region, regions)
+from moral_sc.superposition.sweeps import (agrees, best_of, describe, grid, logspace,
+                                           optima, phase_diagram, predict, region, regions)
 from moral_sc.superposition.theory import boundary_density
 began = perf_counter()
 
@@ -35,28 +35,30 @@ began = perf_counter()
 size = dict(
     quick=dict(points=9, restarts=4, other=7, starts=2, few=200,
                train=dict(steps=600, batch_size=256, lr=.02), brisk=600),
-    cpu=dict(points=31, restarts=10, other=13, starts=5, few=1000, train=dict(), brisk=3000),
-    gpu=dict(points=256, restarts=10, other=64, starts=10, few=1000, train=dict(), brisk=3000),
+    cpu=dict(points=31, restarts=10, other=13, starts=5, few=1000, train={}, brisk=3000),
+    gpu=dict(points=256, restarts=10, other=64, starts=10, few=1000, train={}, brisk=3000),
 )[scale]
 device = 'cuda' if scale=='gpu' and torch.cuda.is_available() else 'cpu'
 size
 
 # %% [markdown]
-# Two features compete for one dimension. The first has importance 1, the second $r$, both the density
-# $p$. The paper varies $r$ and $p$ and looks at what becomes of the second feature:
+# Two features compete for one dimension. The first has importance 1, the second $r$, both
+# the density $p$. The paper varies $r$ and $p$ and looks at what becomes of the second
+# feature:
 #
-# > It is not learned, or it is stored in superposition, or it gets the dimension to itself; and the
-# > regions are those that follow from comparing three simple solutions. The change between them is
-# > of first order: the optimal weights jump [@elhage2022].
+# > It is not learned, or it is stored in superposition, or it gets the dimension to itself;
+# > and the regions are those that follow from comparing three simple solutions. The change
+# > between them is of first order: the optimal weights jump [@elhage2022].
 #
-# Ten models are trained at each point of the map. The paper averages them after dropping the worst.
-# We can do better, since the [population loss](../../superposition/30_exact.ipynb) of each is known exactly:
-# the lowest one is kept.
+# Ten models are trained at each point of the map. The paper averages them after dropping
+# the worst. We can do better, since the
+# [population loss](../../superposition/30_exact.ipynb) of each is known exactly: the lowest
+# one is kept.
 
 # %%
 density,importance = logspace(1, .01, size['points']),logspace(.1, 10, size['points'])
-table,sweep = phase_diagram(2, 1, density, importance, size['restarts'], seed, device=device,
-                            **size['train'])
+table,sweep = phase_diagram(2, 1, density, importance, size['restarts'], seed,
+                            device=device, **size['train'])
 sweep
 
 # %%
@@ -68,7 +70,8 @@ def averaged(sweep):
     return runs[0].assign(**{c: np.mean([t[c] for t in runs], 0) for c in ('norm','shared')})
 
 single = describe(config, sweep.params['W'][:,0])
-maps = {'three solutions': said, 'best run': table, 'average': averaged(sweep), 'single run': single}
+maps = {'three solutions': said, 'best run': table, 'average': averaged(sweep),
+        'single run': single}
 
 # %%
 #| label: fig-phases
@@ -77,27 +80,28 @@ plot_phases(maps, xtitle='importance r of the second feature')
 
 
 # %% [markdown]
-# The three regions are there. How well does each map agree with the prediction? A feature counts as
-# ignored if its column is shorter than one half; else the others' squared projections on its
-# direction decide, at one half, whether it shares.
+# The three regions are there. How well does each map agree with the prediction? A feature
+# counts as ignored if its column is shorter than one half; else the others' squared
+# projections on its direction decide, at one half, whether it shares. Where two solutions
+# tie, at $r=1$, either is right.
 
 # %%
 def label(t): return np.where(t.norm<.5, 0, np.where(t.shared<.5, 1, 2))
 
 clear = (said.margin>.2).to_numpy()
-agree = {k: label(t)==said.region for k,t in maps.items() if k!='three solutions'}
+agree = {k: agrees(config, label(t)) for k,t in maps.items() if k!='three solutions'}
 n = len(said)
 pd.DataFrame({k: dict(all=str(wilson(int(a.sum()), n)), margin_over_20_percent=str(wilson(
     int(a[clear].sum()), int(clear.sum())))) for k,a in agree.items()}).T
 
 # %% [markdown]
-# Averages over repeats keep the bad minima in the picture; that is what blurs public replications of
-# this figure. The number of starts needed can be read off the same runs:
+# Averages over repeats keep the bad minima in the picture; that is what blurs public
+# replications of this figure. The number of starts needed can be read off the same runs:
 
 # %%
 #| label: fig-starts
 #| fig-cap: Share of the map on which the best of the first k starts lies in the predicted region, and in the region of the exact optimum; bars are 95 % Wilson intervals over grid points
-starts = torch.tensor([[1,-1],[.9,-.5],[-.5,.9],[1,.1],[.1,1]], dtype=torch.float64)[...,None]
+starts = torch.tensor([[1,-1],[.9,-.5],[-.5,.9],[1,.1],[.1,1]])[...,None]
 exact = optima(config, starts=starts, jitter=.05, seed=seed)
 truth = describe(config, exact.best()['W'], exact.loss.amin(1))
 def first(k):
@@ -105,32 +109,35 @@ def first(k):
     return region(W)
 
 ks = range(1, size['restarts']+1)
-against = {'three solutions': said.region, 'exact optimum': truth.region}
-plot_curves(list(ks), {name: [wilson(int((first(k)==want).sum()), n) for k in ks]
-                       for name,want in against.items()}, 'starts', 'share of the map')
+against = {'three solutions': lambda found: agrees(config, found),
+           'exact optimum': lambda found: found==truth.region.to_numpy()}
+plot_curves(list(ks), {name: [wilson(int(f(first(k)).sum()), n) for k in ks]
+                       for name,f in against.items()}, 'starts', 'share of the map')
 
 # %% [markdown]
 # ## The exact diagram
 #
-# The three solutions have weights of one and no bias. With free lengths and biases the loss can be
-# lower, and the boundary moves. Here is the minimum of the exact loss at every point, from five
-# starts near the candidates, beside the prediction; lines are where the simple solutions tie.
+# The three solutions have weights of one and no bias. With free lengths and biases the loss
+# can be lower, and the boundary moves. Here is the minimum of the exact loss at every
+# point, from five starts near the candidates, beside the prediction; lines are where the
+# simple solutions tie.
 
 # %%
 #| label: fig-exact
 #| fig-cap: Prediction and exact optimum; the line is where the antipodal pair ties with dropping a feature
 r = logspace(.1, 1, 30)
 tie = np.r_[r,1/r[::-1]],np.r_[boundary_density(r),boundary_density(r)[::-1]]
-plot_phases({'three solutions': said, 'exact optimum': truth}, {'tie of the simple solutions': tie},
-            'importance r of the second feature')
+plot_phases({'three solutions': said, 'exact optimum': truth},
+            {'tie of the simple solutions': tie}, 'importance r of the second feature')
 
 # %%
 assert (truth.loss <= said.loss*(1+1e-6)).all()
 (truth.loss/said.loss).groupby(said.solution).agg(['min','mean']).round(4)
 
 # %% [markdown]
-# To see how superposition ends, follow the shorter of the two columns through the densities. Where it
-# drops fastest we look again, at densities 0.002 apart, and once more at 0.0002.
+# To see how superposition ends, follow the shorter of the two columns through the
+# densities. Where it drops fastest we look again, at densities 0.002 apart, and once more
+# at 0.0002.
 
 # %%
 ratios = np.array([.1,.2,.3,.5,.7,1.])
@@ -139,8 +146,8 @@ def shorter(p, r):
     "Length of the shorter column of the optimum, [importance, density]"
     p,r = np.broadcast_arrays(p, r[:,None])
     imp = torch.tensor(np.stack([np.ones(p.size),r.ravel()], 1))
-    fit = optima(ToyConfig(2, 1, p.size, density=torch.tensor(p.ravel())[:,None], importance=imp),
-                 starts=from_these)
+    c = ToyConfig(2, 1, p.size, density=torch.tensor(p.ravel())[:,None], importance=imp)
+    fit = optima(c, starts=from_these)
     return fit.best()['W'].norm(dim=-1).amin(-1).view(p.shape).numpy()
 
 def steepest(p, length):
@@ -164,58 +171,59 @@ plot_curves(coarse[0], {f'r = {r:g}': l for r,l in zip(ratios, length)}, 'densit
 
 # %%
 where,tie_at = (low+high)/2,boundary_density(ratios)
-pd.DataFrame(dict(importance=ratios, exact=where, tie=tie_at, later=where/tie_at-1, step=step,
-                  closer=closer)).round(4)
+pd.DataFrame(dict(importance=ratios, exact=where, tie=tie_at, later=where/tie_at-1,
+                  step=step, closer=closer)).round(4)
 
 # %% [markdown]
-# At small $r$ the column jumps from two thirds and more to nothing, and at a higher density than where the
-# simple solutions tie: superposition outlasts them. The step is as large at a tenth of the spacing, so it
-# is a jump and not a steep slope. At larger $r$ there is a jump too, but it is smaller, and it does not
-# end at zero: a short column remains and fades away continuously, at $r=1$ not even by $p=1$.
-# Superposition then ends twice, once with a jump and once without. Even where every feature is always on, the
-# optimum is not the principal component that the simple solutions put there, though only just:
+# At small $r$ the column jumps from two thirds and more to nothing, and at a higher density
+# than where the simple solutions tie: superposition outlasts them. The step is as large at
+# a tenth of the spacing, so it is a jump and not a steep slope. At larger $r$ there is a
+# jump too, but it is smaller, and it does not end at zero: a short column remains and fades
+# away continuously, at $r=1$ not even by $p=1$. Superposition then ends twice, once with a
+# jump and once without. Even where every feature is always on, the optimum is not the
+# principal component that the simple solutions put there, though only just:
 
 # %%
 dense = optima(ToyConfig(2, 1, density=1.), starts=starts)
 gain = 1 - 12*dense.loss.min().item()
 assert 0 < gain < .002
-dense.best()['W'][0,:,0].numpy().round(3), dense.best()['b'][0].numpy().round(3), round(gain, 5)
+dense.best()['W'][0,:,0], dense.best()['b'][0], round(gain, 5)
 
 # %% [markdown]
 # ## What the paper leaves unstated
 #
-# Its optimiser. On a smaller map, with every setting varied alone from the first row: steps of 0.005
-# falling to zero, batches of 1024, weight decay 0.01 and a Xavier start.
+# Its optimiser. On a smaller map, with every setting varied alone from the first row: steps
+# of 0.005 falling to zero, batches of 1024, weight decay 0.01 and a Xavier start.
 
 # %%
 few = [logspace(1, .01, size['other']),logspace(.1, 10, size['other'])]
 base = dict(steps=size['brisk'], lr=5e-3, schedule='linear', batch_size=1024) | size['train']
 notebook = dict(steps=10*size['few'], lr=1e-3, schedule='constant')
-settings = {'base': {}, "the public notebook's": notebook, 'batches of 128': dict(batch_size=128),
+settings = {'base': {}, "the public notebook's": notebook,
+            'batches of 128': dict(batch_size=128),
             'constant rate': dict(schedule='constant'), 'no weight decay': dict(weight_decay=0.),
             'weight decay 0.1': dict(weight_decay=.1), 'starts of 0.1': dict(init=.1),
             'starts of 2': dict(init=2.)}
 small = grid(2, 1, *few)
-want = predict(small).region.to_numpy()
 def tried(kw):
     kw = dict(base | kw); c = grid(2, 1, *few, init=kw.pop('init', 'xavier'))
     s = best_of(c, size['starts'], seed, device=device, **kw)
-    each = region(s.params['W'])
-    return dict(best=wilson(int((region(s.best()['W'])==want).sum()), len(want)),
-                single=(each==want[:,None]).mean())
+    share = lambda W: agrees(small, region(W))
+    return dict(best=wilson(int(share(s.best()['W']).sum()), len(s.loss)),
+                single=share(s.params['W']).mean())
 
 pd.DataFrame({k: tried(v) for k,v in settings.items()}).T.map(
     lambda v: str(v) if isinstance(v, tuple) else round(v, 3))
 
 # %% [markdown]
-# Single runs depend on the settings; the best of several much less. The regions belong to the
-# problem, their speckles to the optimiser.
+# Single runs depend on the settings; the best of several much less. The regions belong to
+# the problem, their speckles to the optimiser.
 #
 # ## Without biases
 #
-# > McGrath: without biases and with dense features of like importance the best model stores one
-# > confused feature, with nearly equal weights for both, and some of the transitions are
-# > continuous [@elhage2022].
+# > McGrath: without biases and with dense features of like importance the best model stores
+# > one confused feature, with nearly equal weights for both, and some of the transitions
+# > are continuous [@elhage2022].
 
 # %%
 rs = logspace(.1, 1, 25)
@@ -238,15 +246,16 @@ assert confused.prod()>0
 confused.numpy().round(4), one.loss.min().item()
 
 # %% [markdown]
-# Both weights have one sign: output and target agree on the sum of the features, not on either. The second weight
-# grows from zero without a jump.
+# Both weights have one sign: output and target agree on the sum of the features, not on
+# either. The second weight grows from zero without a jump.
 #
 # ## Other activations
 #
-# > Redwood Research: the phase diagram depends strongly on the activation function [@elhage2022].
+# > Redwood Research: the phase diagram depends strongly on the activation function
+# > [@elhage2022].
 #
-# For these there is no closed form. Models are ranked by one held-out batch that all starts of a
-# point share.
+# For these there is no closed form. Models are ranked by one held-out batch that all starts
+# of a point share.
 
 # %%
 quickly = dict(steps=size['few'], batch_size=256, lr=.02, schedule='linear', device=device)
@@ -259,7 +268,8 @@ others = {k: phase_diagram(2, 1, *few, size['starts'], seed, activation=k, **qui
 plot_phases(others, xtitle='importance r of the second feature')
 
 # %%
-counts = pd.DataFrame({k: pd.Series(t.region).map(dict(enumerate(regions))).value_counts(normalize=True)
+names = dict(enumerate(regions))
+counts = pd.DataFrame({k: t.region.map(names).value_counts(normalize=True)
                        for k,t in others.items()}).fillna(0)
 counts.round(2)
 
@@ -268,24 +278,26 @@ moved = int((others['gelu'].region != others['relu'].region).sum())
 wilson(moved, len(small.densities))
 
 # %% [markdown]
-# A linear output knows two regions at every density; only where both features matter alike can the
-# one direction be any mixture of the two, at no cost and no gain. Between the smooth activations the regions
-# differ as much as from ReLU's, so the diagram is one of the activation as much as of the data.
+# A linear output knows two regions at every density; only where both features matter alike
+# can the one direction be any mixture of the two, at no cost and no gain. Between the
+# smooth activations the regions differ as much as from ReLU's, so the diagram is one of the
+# activation as much as of the data.
 #
-# What this does not show: where the boundaries lie for other sizes, for which [the next
-# page](phase_change_three.ipynb) is a beginning, nor for features that are correlated.
+# What this does not show: where the boundaries lie for other sizes, for which
+# [the next page](phase_change_three.ipynb) is a beginning, nor for features that are
+# correlated.
 #
 # ## Claims
 #
-# Criteria were fixed before the first run, in `data/claims/superposition_phase.toml`; one row was
-# added, with its reason, after the exact lengths were known. Intervals of shares treat grid points as
-# draws; values without interval are exact.
+# Criteria were fixed before the first run, in `data/claims/superposition_phase.toml`; one
+# row was added, with its reason, after the exact lengths were known. Intervals of shares
+# treat grid points as draws; values without interval are exact.
 
 # %%
 shares = [int((table.region==k).sum()) for k in range(3)]
 record(scale, {
     'superposition/phase-regions': wilson(min(shares), n),
-    'superposition/phase-theory': wilson(int((table.region==said.region).sum()), n),
+    'superposition/phase-theory': wilson(int(agree['best run'].sum()), n),
     'superposition/phase-jump': step[2],
     'superposition/phase-jump-everywhere': step.min(),
     'superposition/phase-jump-persists': (closer/step).min(),
