@@ -249,7 +249,8 @@ def _controls(names):
     return dict(
         updatemenus=[dict(type='buttons', direction='left', x=0, y=-.06, yanchor='top',
                           xanchor='left', showactive=False, buttons=[play,stop])],
-        sliders=[dict(active=len(names)-1, x=.16, len=.84, y=-.04, yanchor='top', ticklen=0,
+        sliders=[dict(active=len(names)-1, x=.16, len=.84, y=-.04, yanchor='top',
+                      ticklen=0, minorticklen=0,
                       currentvalue=dict(prefix='step ', font=dict(size=12, color=INK)),
                       font=dict(color='rgba(0,0,0,0)', size=1),
                       steps=[dict(label=s, method='animate', args=to([s], 0)) for s in names])])
