@@ -9,7 +9,8 @@
 # %% [markdown]
 # # Attacks
 #
-# > Small steps that do much harm: the directions in which a toy model is vulnerable, and how much.
+# > Small steps that do much harm: the directions in which a toy model is vulnerable, and
+# > how much.
 
 # %%
 #| default_exp superposition.attacks
@@ -30,34 +31,34 @@ torch.manual_seed(0); torch.set_num_threads(1)
 
 
 # %% [markdown]
-# A feature in superposition is read along a row of $G=W^\top W$ that has entries for other features
-# too. An adversary who may move the input by a fixed length can use them: spread over the
-# whole row, the step moves the output further than along the feature itself [@elhage2022]. Before
-# the ReLU, output $i$ moves by $G_i\cdot\delta$, at most $\epsilon\|G_i\|$, and the best step is
-# $\delta = \pm\epsilon\,G_i/\|G_i\|$.
+# A feature in superposition is read along a row of $G=W^\top W$ that has entries for other
+# features too. An adversary who may move the input by a fixed length can use them: spread
+# over the whole row, the step moves the output further than along the feature itself
+# [@elhage2022]. Before the ReLU, output $i$ moves by $G_i\cdot\delta$, at most
+# $\epsilon\|G_i\|$, and the best step is $\delta = \pm\epsilon\,G_i/\|G_i\|$.
 
 # %%
 #| export
 def attack_directions(
     W:torch.Tensor, # [..., feature, hidden]
     V=None,         # Readout of an untied model, shape of W
-)->torch.Tensor:    # [..., feature, feature]; row i is the unit step that moves output i most
-    "The step of length 1 that moves each output most, 0 for features that are not read at all"
+)->torch.Tensor:    # [..., feature, feature]; row i moves output i most
+    "The step of length 1 that moves each output most, 0 for a feature that is not read"
     G = (W if V is None else V)@W.mT
     return G/G.norm(dim=-1, keepdim=True).clamp(min=1e-12)
 
 
 # %% [markdown]
-# In a pentagon, the step against feature 0 moves its two neighbours up and the two features behind
-# it down:
+# In a pentagon, the step against feature 0 moves its two neighbours up and the two features
+# behind it down:
 
 # %%
 W = polygon(5)
 attack_directions(W)[0].numpy().round(2)
 
 # %% [markdown]
-# Brute force: of a hundred thousand random steps of length one, none moves an output further, and
-# the best comes near.
+# Brute force: of a hundred thousand random steps of length one, none moves an output
+# further, and the best comes near.
 
 # %%
 step = torch.randn(100_000, 5, dtype=torch.float64)
@@ -68,8 +69,8 @@ assert (moved <= bound).all() and (moved > .97*bound).all()
 moved/bound
 
 # %% [markdown]
-# The square of the bound is what [theory](32_theory.ipynb) says, $\|W_i\|^4/D_i$: one over the
-# feature's dimensionality if its column has length one. To float64:
+# The square of the bound is what [theory](32_theory.ipynb) says, $\|W_i\|^4/D_i$: one over
+# the feature's dimensionality if its column has length one. To float64:
 
 # %%
 W = torch.randn(7, 3, dtype=torch.float64)
@@ -81,13 +82,13 @@ test_close(bound**2, attack_error(W), eps=1e-12)
 # %% [markdown]
 # ## Harm
 #
-# What counts is the loss that a step adds, with the old input as the target. All outputs take
-# part, not only the one aimed at: those beside it move as well.
+# What counts is the loss that a step adds, with the old input as the target. All outputs
+# take part, not only the one aimed at: those beside it move as well.
 
 # %%
 #| export
 def errors(W, b, x, z, activation='relu')->torch.Tensor:
-    "Squared error of each input when the model is shown `z` instead of `x`; [instance, batch]"
+    "Squared error when the model is shown `z` instead of `x`; [instance, batch]"
     return (x - reconstruct(W, b, z, activation)).square().sum(-1)
 
 def harm(
@@ -108,9 +109,10 @@ def mean_length(
 
 
 # %% [markdown]
-# The attack of the paper tries the two signs of all $n$ directions and keeps the one that does most
-# harm. The paper does not say whether each input has a worst direction of its own or the data set
-# has one for all; `analytic_attack` gives the former, and the latter with `shared`.
+# The attack of the paper tries the two signs of all $n$ directions and keeps the one that
+# does most harm. The paper does not say whether each input has a worst direction of its own
+# or the data set has one for all; `analytic_attack` gives the former, and the latter with
+# `shared`.
 
 # %%
 #| export
@@ -121,7 +123,8 @@ def analytic_attack(
     activation='relu',
 )->torch.Tensor:   # [instance, batch], the harm done
     "The worst step along plus or minus a row of the Gram matrix"
-    D = attack_directions(W)*torch.as_tensor(length, dtype=W.dtype, device=W.device).view(-1,1,1)
+    length = torch.as_tensor(length, dtype=W.dtype, device=W.device)
+    D = attack_directions(W)*length.view(-1,1,1)
     clean,worst = errors(W, b, x, x, activation),None
     for i in range(W.shape[1]):
         for step in (D[:,i,None],-D[:,i,None]):
@@ -132,9 +135,9 @@ def analytic_attack(
 
 
 # %% [markdown]
-# Brute force again, now on the harm: three antipodal pairs in three dimensions, sparse inputs, ten
-# thousand random steps for each. The attack is aimed at one output and judged on all of them, so
-# it need not be the worst possible; but it comes close.
+# Brute force again, now on the harm: three antipodal pairs in three dimensions, sparse
+# inputs, ten thousand random steps for each. The attack is aimed at one output and judged
+# on all of them, so it need not be the worst possible; but it comes close.
 
 # %%
 W,b = tegum(polygon(2), polygon(2), polygon(2)).float()[None],torch.zeros(1,6)
@@ -151,9 +154,9 @@ share, ours.mean(), brute.mean()
 # %% [markdown]
 # ## Relative to no superposition
 #
-# A model that keeps $m$ features exactly and answers the mean for the rest has $\epsilon^2$ added,
-# whatever the input: only the step's part in the $m$ kept features arrives, and the directions to
-# choose from lie within them. Vulnerability is harm in that unit.
+# A model that keeps $m$ features exactly and answers the mean for the rest has $\epsilon^2$
+# added, whatever the input: only the step's part in the $m$ kept features arrives, and the
+# directions to choose from lie within them. Vulnerability is harm in that unit.
 
 # %%
 #| export
@@ -187,14 +190,15 @@ plain, vulnerability(W, b, x)
 
 
 # %% [markdown]
-# Inputs on which nothing is active are left out: they are most of the data when features are very
-# sparse, and a bias below zero makes a model deaf there.
+# Inputs on which nothing is active are left out: they are most of the data when features
+# are very sparse, and a bias below zero makes a model deaf there.
 #
 # ## Following the gradient
 #
-# The usual attack knows nothing of $G$: it takes the gradient of the loss at the input and goes
-# along it, in one step or several that are brought back to the sphere. Where all outputs rest below
-# zero there is no gradient to follow, and the attack stays where it is: masking.
+# The usual attack knows nothing of $G$: it takes the gradient of the loss at the input and
+# goes along it, in one step or several that are brought back to the sphere. Where all
+# outputs rest below zero there is no gradient to follow, and the attack stays where it is:
+# masking.
 
 # %%
 #| export
@@ -203,7 +207,7 @@ def gradient_attack(
     length,         # Of the attack, [instance] or a number
     steps=1,        # More than 1: shorter steps, each time back into the ball
     activation='relu',
-)->tuple:           # Harm done [instance, batch]; which inputs give no gradient at the start
+)->tuple:           # Harm done [instance, batch]; which inputs give no gradient
     "The harm of steps along the gradient of the loss"
     r = torch.as_tensor(length, dtype=W.dtype, device=W.device).view(-1,1,1)
     d,masked = torch.zeros_like(x),None
@@ -212,15 +216,16 @@ def gradient_attack(
         g, = torch.autograd.grad(errors(W, b, x, x+d, activation).sum(), d)
         size = g.norm(dim=-1, keepdim=True)
         if masked is None: masked = size[...,0] < 1e-9
-        d = d.detach() + r*min(1., 2.5/steps)*torch.where(size<1e-9, 0., g/size.clamp(min=1e-12))
+        unit = torch.where(size<1e-9, 0., g/size.clamp(min=1e-12))
+        d = d.detach() + r*min(1., 2.5/steps)*unit
         d = d*(r/d.norm(dim=-1, keepdim=True).clamp(min=1e-12)).clamp(max=1)
     return harm(W, b, x, d, activation),masked
 
 
 # %% [markdown]
-# A pentagon whose biases keep rare interference silent. At inputs where something is active the
-# gradient finds what the analytic attack finds and, free to choose any direction, a little more;
-# empty inputs give it nothing.
+# A pentagon whose biases keep rare interference silent. At inputs where something is active
+# the gradient finds what the analytic attack finds and, free to choose any direction, a
+# little more; empty inputs give it nothing.
 
 # %%
 W,b = 1.1*polygon(5).float()[None],torch.full((1,5), -.2)
@@ -231,8 +236,8 @@ assert masked[~busy].all() and by_gradient[busy].mean() > .9*by_row[busy].mean()
 masked.float().mean(), by_gradient[busy].mean(), by_row[busy].mean()
 
 # %% [markdown]
-# A longer analytic step does reach the empty inputs. It jumps over the dead zone that the gradient
-# cannot see across:
+# A longer analytic step does reach the empty inputs. It jumps over the dead zone that the
+# gradient cannot see across:
 
 # %%
 lengths = .1,.2,.4
