@@ -7,7 +7,7 @@
 # ---
 
 # %% [markdown]
-# # Superposition begins with a jump, except where features matter alike
+# # Superposition ends with a jump, though not always at nothing
 #
 # > The phase diagram of Toy Models of Superposition for two features in one dimension:
 # > trained, predicted and exact. The last cell says at which scale, and in how many
@@ -247,7 +247,7 @@ confused.numpy().round(4), one.loss.min().item()
 
 # %% [markdown]
 # Both weights have one sign: output and target agree on the sum of the features, not on
-# either. The second weight grows from zero without a jump.
+# either. The second weight grows without a jump.
 #
 # ## Other activations
 #
@@ -279,9 +279,9 @@ wilson(moved, len(small.densities))
 
 # %% [markdown]
 # A linear output knows two regions at every density; only where both features matter alike
-# can the one direction be any mixture of the two, at no cost and no gain. Between the
-# smooth activations the regions differ as much as from ReLU's, so the diagram is one of the
-# activation as much as of the data.
+# can the one direction be any mixture of the two, at no cost and no gain. The nonlinear ones
+# share the plan of three regions and differ in where the borders run: GELU leaves
+# superposition less room than ReLU, softplus more.
 #
 # What this does not show: where the boundaries lie for other sizes, for which
 # [the next page](phase_change_three.ipynb) is a beginning, nor for features that are
