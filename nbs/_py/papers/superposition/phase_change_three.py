@@ -9,11 +9,12 @@
 # %% [markdown]
 # # Three features in a plane, and the triangle that was left out
 #
-# > The second phase diagram of Toy Models of Superposition: trained, predicted and exact. The last cell
-# > says at which scale, and in how many minutes, the outputs on this page were recorded.
+# > The second phase diagram of Toy Models of Superposition: trained, predicted and exact.
+# > The last cell says at which scale, and in how many minutes, the outputs on this page
+# > were recorded.
 
 # %% tags=["parameters"]
-scale = 'quick'  # quick: seconds; cpu: 21 x 21 points, ten starts each; gpu: 256 x 256 points
+scale = 'quick'  # quick: seconds; cpu: 21 x 21 points, ten starts; gpu: 256 x 256
 seed = 0         # everything random follows from it
 
 # %%
@@ -22,11 +23,11 @@ import numpy as np, pandas as pd, torch
 from time import perf_counter
 from moral_sc.foundation.statistics import wilson
 from moral_sc.lab.claims import record
-from moral_sc.superposition import ToyConfig
 from moral_sc.superposition.maps import plot_phases
 from moral_sc.superposition.plots import plot_curves
-from moral_sc.superposition.sweeps import (agrees, describe, families, grid, logspace, optima,
-                                           phase_diagram, predict, region, simple_losses, triangle)
+from moral_sc.superposition.sweeps import (agrees, describe, families, grid, logspace,
+                                           optima, phase_diagram, predict, simple_losses,
+                                           triangle)
 from moral_sc.superposition.theory import boundary_density
 began = perf_counter()
 
@@ -41,19 +42,21 @@ device = 'cuda' if scale=='gpu' and torch.cuda.is_available() else 'cpu'
 size
 
 # %% [markdown]
-# With three features in two dimensions, of importance $(1,1,r)$, there are more ways to be short of one
-# dimension. A solution of unit weights is named by the direction that $W$ loses:
+# With three features in two dimensions, of importance $(1,1,r)$, there are more ways to be
+# short of one dimension. A solution of unit weights is named by the direction that $W$
+# loses:
 #
-# > The last feature is dropped, or one of the first two, or two features share a dimension as
-# > antipodes, with or without the last. Comparing these four predicts the map. One more candidate,
-# > $W\perp(1,1,1)$, which would be a triangle, is left out [@elhage2022].
+# > The last feature is dropped, or one of the first two, or two features share a dimension
+# > as antipodes, with or without the last. Comparing these four predicts the map. One more
+# > candidate, $W\perp(1,1,1)$, which would be a triangle, is left out [@elhage2022].
 
 # %%
 pd.Series(families[3,2]).rename('W').to_frame()
 
 # %%
-table,sweep = phase_diagram(3, 2, logspace(1, .01, size['points']), logspace(.1, 10, size['points']),
-                            size['restarts'], seed, device=device, **size['train'])
+density,importance = logspace(1, .01, size['points']),logspace(.1, 10, size['points'])
+table,sweep = phase_diagram(3, 2, density, importance, size['restarts'], seed,
+                            device=device, **size['train'])
 config = sweep.config
 said = predict(config)
 single = describe(config, sweep.params['W'][:,0])
@@ -71,15 +74,15 @@ pd.DataFrame({k: dict(all=str(wilson(int(a.sum()), n)), margin_over_20_percent=s
     int(a[clear].sum()), int(clear.sum())))) for k,a in agree.items()}).T
 
 # %% [markdown]
-# Above $r=1$ the last feature never shares for long: the other two make room for it, as antipodes where
-# features are sparse, by one of them being dropped where they are dense. Below $r=1$ the boundary is
-# that of [two features](phase_change.ipynb), since a pair of antipodes costs the same beside a feature
-# that has a dimension to itself.
+# Above $r=1$ the last feature never shares for long: the other two make room for it, as
+# antipodes where features are sparse, by one of them being dropped where they are dense.
+# Below $r=1$ the boundary is that of [two features](phase_change.ipynb), since a pair of
+# antipodes costs the same beside a feature that has a dimension to itself.
 #
 # ## The triangle
 #
-# Does the map change with the triangle in it? With unit weights and no bias it loses everywhere to
-# the best of the four:
+# Does the map change with the triangle in it? With unit weights and no bias it loses
+# everywhere to the best of the four:
 
 # %%
 four,_ = simple_losses(config)
@@ -89,9 +92,10 @@ assert ratio.min() > 1
 ratio.min().item()
 
 # %% [markdown]
-# So leaving it out changes nothing in a comparison of unit weights. But a triangle has more to gain from a
-# free length and a free bias than the others. Each candidate is the start of a descent on the
-# [exact loss](../../superposition/30_exact.ipynb), which keeps its symmetry:
+# So leaving it out changes nothing in a comparison of unit weights. But a triangle has more
+# to gain from a free length and a free bias than the others. Each candidate is the start of
+# a descent on the [exact loss](../../superposition/30_exact.ipynb), which keeps its
+# symmetry:
 
 # %%
 begin = torch.tensor([*families[3,2].values(), triangle], dtype=torch.float64)
@@ -105,13 +109,14 @@ relative = {k: (v/simple_losses(equal)[0].amin(1)).numpy() for k,v in (fixed | f
 # %%
 #| label: fig-triangle
 #| fig-cap: Loss at equal importance, relative to the best of the four simple solutions with unit weights
-plot_curves(p, {k: np.where(v<1.4, v, np.nan) for k,v in relative.items()}, 'density p', 'relative loss')
+plot_curves(p, {k: np.where(v<1.4, v, np.nan) for k,v in relative.items()},
+            'density p', 'relative loss')
 
 
 # %% [markdown]
-# Freed, the triangle is the best of all at equal importance from the density on where the curves of
-# @fig-triangle cross. How far from equal importance does it reach? From here on starts are slightly
-# shaken, so that none stays on a saddle.
+# Freed, the triangle is the best of all at equal importance from the density on where the
+# curves of @fig-triangle cross. How far from equal importance does it reach? From here on
+# starts are slightly shaken, so that none stays on a saddle.
 
 # %%
 def is_triangle(W):
@@ -125,12 +130,12 @@ lens = grid(3, 2, ps, rs)
 best = optima(lens, starts=begin, jitter=.05, seed=seed)
 inside = is_triangle(best.best()['W']).reshape(len(ps), -1)
 assert inside.any()
-pd.DataFrame(dict(density=ps, share=inside.mean(1), lowest_r=[rs[i].min() if i.any() else np.nan for i in inside],
-                  highest_r=[rs[i].max() if i.any() else np.nan for i in inside])).round(3)
+ends = [(rs[i].min(), rs[i].max()) if i.any() else (np.nan, np.nan) for i in inside]
+pd.DataFrame(ends, ps, ['lowest r','highest r']).rename_axis('density').round(3)
 
 # %% [markdown]
-# A narrow lens around $r=1$. There the true optimum is a solution that the prediction never had, and
-# in that column of the map trained models find it:
+# A narrow lens around $r=1$. There the true optimum is a solution that the prediction never
+# had, and in that column of the map trained models find it:
 
 # %%
 middle = np.isclose(config.importances[:,-1], 1)
@@ -157,18 +162,20 @@ plot_phases({'four solutions': simple, 'exact optimum': truth},
 # %%
 assert (truth.loss <= simple.loss*(1+1e-6)).all()
 gain = (1-truth.loss/simple.loss).groupby(simple.solution).agg(['mean','max']).round(4)
-gain.assign(same_region=(truth.region==simple.region).groupby(simple.solution).mean().round(3))
+same = (truth.region==simple.region).groupby(simple.solution).mean()
+gain.assign(same_region=same.round(3))
 
 # %% [markdown]
-# The four simple solutions are a good guide to what becomes of a feature, and a rough one to the loss.
+# The four simple solutions are a good guide to what becomes of a feature, and a rough one
+# to the loss.
 #
-# What this does not show: four features or more, where the number of candidates grows, nor whether any solution
-# off this list wins in a corner between the grid's points.
+# What this does not show: four features or more, where the number of candidates grows, nor
+# whether any solution off this list wins in a corner between the grid's points.
 #
 # ## Claims
 #
-# The criterion was fixed before the first run, in `data/claims/superposition_phase.toml`; the interval treats
-# grid points as draws.
+# The criterion was fixed before the first run, in `data/claims/superposition_phase.toml`;
+# the interval treats grid points as draws.
 
 # %%
 record(scale, {'superposition/phase-three': wilson(int(agree['best'].sum()), n)})
