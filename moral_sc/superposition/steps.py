@@ -106,7 +106,9 @@ class Step:
         self.write = self.read if plan.tied else plan.write
 
     def blocks(self): return [0] if self.p.fused else loop(self.b, self.read.blocks)
-    def at(self, i, s): return i if self.p.fused else (i*self.p.groups + s)*n_lanes
+    def at(self, i, s, count=None):
+        "Place of feature `i` (or of one of `count` units) of sample group `s`"
+        return i if self.p.fused else (s*(count or self.p.padded) + i)*n_lanes
     def weight(self, tiles, q, f, k):
         "Row `f` and column `k` of block `q`, in all lanes"
         base = 0 if tiles is self.read else self.read.size
@@ -134,18 +136,29 @@ def present(self:Step, i):
     return both(gate <= th, integers(place).same(_number(i - i//members*members)))
 
 @patch
-def begin(self:Step, s, group):
-    "Draw sixteen samples"
-    p = self.p
+def begin(self:Step, group):
+    "Turn to the next sixteen samples"
     self.row = (group*n_lanes).lanes() + iota(self.b)
-    self.element,self.live = self.row*p.n,self.row < self.rows
-    square = Cell(self.b)
-    for q in self.blocks():
-        for i in (q*p.rows + f for f in range(p.rows)):
-            x = self.draw(i)
-            self.x.put(self.at(i, s), x)
-            if p.unit: square.fma(x, x)
-    return sqrt(square.get()) if p.unit else None
+    self.element,self.live = self.row*self.p.n,self.row < self.rows
+
+@patch
+def fresh(self:Step, i, s):
+    "Draw and keep"
+    x = self.draw(i)
+    self.x.put(self.at(i, s), x)
+    return x
+
+@patch
+def shortened(self:Step, s):
+    "Draw samples of length 1"
+    square,p = Cell(self.b),self.p
+    for again in False,True:
+        length = sqrt(square.get())
+        for q in self.blocks():
+            for i in (q*p.rows + f for f in range(p.rows)):
+                if again: self.x.put(self.at(i, s), self.x.get(self.at(i, s))/
+                                     where(length < 1e-12, 1e-12, length))
+                else: x = self.fresh(i, s); square.fma(x, x)
 
 # %% ../../nbs/superposition/42_steps.ipynb #c7198131
 def _spans(m, size=26):
@@ -153,41 +166,43 @@ def _spans(m, size=26):
     return [range(j*m//count, (j+1)*m//count) for j in range(count)]
 
 @patch
-def gather(self:Step, tiles, inputs, span, s):
+def gather(self:Step, tiles, input, span, s):
     "Sums over features of weight times input, for the hidden units of `span`"
     sums = {k: Cell(self.b) for k in span}
     for q in self.blocks():
-        for f in range(self.p.rows):
-            x = inputs.get(self.at(q*self.p.rows + f, s))
-            for k in span: sums[k].fma(self.weight(tiles, q, f, k), x)
+        for f in range(self.p.rows): self.one(tiles, q, f, input(q*self.p.rows + f, s), sums)
     return {k: c.get() for k,c in sums.items()}
 
 @patch
-def encode(self:Step, s, group):
-    p,length = self.p,self.begin(s, group)
-    if p.unit: self.shorten(s, where(length < 1e-12, 1e-12, length))
-    for span in _spans(p.m):
-        for k,h in self.gather(self.write, self.x, span, s).items():
-            if p.hidden_bias: h = h + self.theta.one(p.c_at + k)
-            self.h.put(self.at(k, s), relu(h) if p.hidden=='relu' else h)
+def one(self:Step, tiles, q, f, x, sums):
+    for k,c in sums.items(): c.fma(self.weight(tiles, q, f, k), x)
 
 @patch
-def shorten(self:Step, s, length):
-    "Give inputs length 1"
-    for q in self.blocks():
-        for f in range(self.p.rows):
-            at = self.at(q*self.p.rows + f, s)
-            self.x.put(at, self.x.get(at)/length)
+def encode(self:Step, s, group):
+    p = self.p
+    self.begin(group)
+    if p.unit: self.shortened(s)
+    for span in _spans(p.m):
+        new = span[0]==0 and not p.unit
+        input = self.fresh if new else lambda i, s: self.x.get(self.at(i, s))
+        for k,h in self.gather(self.write, input, span, s).items():
+            if p.hidden_bias: h = h + self.theta.one(p.c_at + k)
+            self.h.put(self.at(k, s, p.m), relu(h) if p.hidden=='relu' else h)
 
 @patch
 def decode(self:Step, s):
-    b,p = self.b,self.p
+    "Outputs and their errors; what these ask of few hidden units is summed on the way"
+    p = self.p
+    sums = {k: Cell(self.b) for k in range(p.m)} if p.m<=12 else {}
     for q in self.blocks():
         z = [self.weight(self.read, q, f, p.m) for f in range(p.rows)]
         for k in range(p.m):
-            h = self.h.get(self.at(k, s))
+            h = self.h.get(self.at(k, s, p.m))
             z = [fma(self.weight(self.read, q, f, k), h, z[f]) for f in range(p.rows)]
         for f in range(p.rows): self.error(q*p.rows + f, z[f], s)
+        for f in range(p.rows) if sums else []: self.one(
+            self.read, q, f, self.g.get(self.at(q*p.rows + f, s)), sums)
+    return {k: c.get() for k,c in sums.items()}
 
 # %% ../../nbs/superposition/42_steps.ipynb #e053cd30
 @patch
@@ -202,15 +217,16 @@ def error(self:Step, i, z, s):
 
 @patch
 def back(self:Step, s):
-    "What the errors ask of the hidden units"
-    for span in _spans(self.p.m):
-        for k,d in self.gather(self.read, self.g, span, s).items():
-            self.d.put(self.at(k, s), self.inward(k, d, s))
+    "What the errors of the outputs ask of the hidden units"
+    asked = self.decode(s)
+    for span in [] if asked else _spans(self.p.m):
+        asked |= self.gather(self.read, lambda i, s: self.g.get(self.at(i, s)), span, s)
+    for k,d in asked.items(): self.d.put(self.at(k, s, self.p.m), self.inward(k, d, s))
 
 @patch
 def inward(self:Step, k, d, s):
     "Through a hidden unit, with its penalty"
-    p,h,l1 = self.p,self.h.get(self.at(k, s)),self.l1
+    p,h,l1 = self.p,self.h.get(self.at(k, s, self.p.m)),self.l1
     if p.l1:
         size,push = absolute(h)*l1,where(h < 0., l1*-1., where(h > 0., l1, 0.))
         if p.ragged: size,push = (where(self.live, v, 0.) for v in (size,push))
@@ -229,8 +245,8 @@ def outer(self:Step, tiles, span, cells, q, s):
     for k,c in zip(range(*span), (cells[c::width] for c in range(width))):
         if k==p.m: _each(c, g if p.bias else [], None)
         else:
-            if tiles is self.read: _each(c, g, self.h.get(self.at(k, s)))
-            if tiles is self.write: _each(c, x, self.d.get(self.at(k, s)))
+            if tiles is self.read: _each(c, g, self.h.get(self.at(k, s, p.m)))
+            if tiles is self.write: _each(c, x, self.d.get(self.at(k, s, p.m)))
 
 def _each(cells, xs, y):
     for c,x in zip(cells, xs): c.add(x) if y is None else c.fma(x, y)
@@ -256,7 +272,7 @@ def registers(self:Step, groups):
     "A fused model"
     tiles = [(t,span,at,self.cells(span)) for t,span,at in self.tiles()]
     for group in loop(self.b, groups):
-        self.encode(0, group); self.decode(0); self.back(0)
+        self.encode(0, group); self.back(0)
         for t,span,_,cells in tiles: self.outer(t, span, cells, 0, 0)
     for _,_,at,cells in tiles: self.keep(cells, at)
 
@@ -267,7 +283,7 @@ def caches(self:Step, groups):
     for chunk in loop(self.b, (groups + (S-1))//S):
         now = (groups - chunk*S).least(S)
         for s in loop(self.b, now):
-            self.encode(s, chunk*S + s); self.decode(s); self.back(s)
+            self.encode(s, chunk*S + s); self.back(s)
         for t,span,at in self.tiles():
             for q in self.blocks():
                 cells = self.cells(span)
@@ -303,7 +319,7 @@ def _unbox(typ, obj, c): return NativeValue(c.context.get_dummy_value())
 
 @intrinsic
 def gradient(typing, plan, theta, grad, table, work, ks, rows, l1):
-    "Numba's view of a step: four arrays, four keys, rows of the batch, penalty; returns the loss"
+    "A step as numba sees it: arrays, four keys, rows of the batch, penalty; the loss"
     def code(context, b, sig, args):
         theta,grad,table,work = (floats_of(context, b, t, v)
                                  for t,v in zip(sig.args[1:5], args[1:5]))
@@ -311,7 +327,8 @@ def gradient(typing, plan, theta, grad, table, work, ks, rows, l1):
         rows = Index(b, args[6])
         step = Step(b, plan.plan, theta, grad, table, _aligned(work), k, rows.lanes(),
                     spread(b, args[7]))
-        return b.extract_element(step((rows + n_lanes-1)//n_lanes).v, ir.Constant(ir.IntType(32), 0))
+        loss = step((rows + n_lanes-1)//n_lanes)
+        return b.extract_element(loss.v, ir.Constant(ir.IntType(32), 0))
     four = types.UniTuple(types.uint64, 4)
     return types.float32(plan, theta, grad, table, work, four, types.int64, types.float32),code
 

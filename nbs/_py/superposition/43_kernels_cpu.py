@@ -19,6 +19,7 @@
 import math, os
 import numpy as np, torch
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
@@ -158,18 +159,36 @@ def roots(seed, instances, streams=(0,2))->np.ndarray:
         z = _mix64((z + _g) ^ _mix64(part + _1))
     return z
 
-def tables(config, ids, plan, rows)->np.ndarray:
+def tables(density, importance, plan, rows)->np.ndarray:
     "Threshold, scale and weight of each feature, [instance, 3·feature]"
-    p = config.densities[ids].float().double().numpy()
-    t = np.zeros((len(ids),3,plan.padded), np.float32)
+    p = density.float().double().numpy()
+    t = np.zeros((len(p),3,plan.padded), np.float32)
     t[:,0] = -1
-    t[...,:plan.n] = np.stack([p*2**31, 2**-31/p,
-                               config.importances[ids].numpy()*2/(rows*plan.n)], 1)
-    return t.reshape(len(ids), -1)
+    t[...,:plan.n] = np.stack([p*2**31, 2**-31/p, importance.numpy()*2/(rows*plan.n)], 1)
+    return t.reshape(len(p), -1)
 
 
 # %%
 [plan_of(ToyConfig(features='one-hot'), 100)]
+
+
+# %% [markdown]
+# Where a plan has put each parameter:
+
+# %%
+#| export
+@lru_cache
+def places(plan)->dict:
+    "Indices of each parameter among a model's numbers"
+    at = plan.read.places()
+    found = dict(b=at[:,-1], **{'W' if plan.tied else 'V': at[:,:-1]})
+    if not plan.tied: found['W'] = plan.read.size + plan.write.places()
+    if plan.hidden_bias: found['c'] = plan.c_at + np.arange(plan.m)
+    return found
+
+
+# %%
+places(Plan(3, 1))
 
 
 # %% [markdown]
@@ -180,18 +199,16 @@ def tables(config, ids, plan, rows)->np.ndarray:
 #| export
 class Block:
     "Some models of a run, ready for `advance`"
-    def __init__(self, run, plan, batch, part, lr, decay):
-        ids,rows,at = run.instances[part],batch.batch_size,plan.read.places()
+    def __init__(self, run, plan, batch, part, lr, decay, known):
+        ids,rows = run.instances[part],batch.batch_size
         self.run,self.plan,self.part,self.rows,self.finite = run,plan,part,rows,batch.finite
-        self.places = dict(b=at[:,-1], **{'W' if plan.tied else 'V': at[:,:-1]})
-        if not plan.tied: self.places['W'] = plan.read.size + plan.write.places()
-        if plan.hidden_bias: self.places['c'] = plan.c_at + np.arange(plan.m)
+        self.places = places(plan)
         self.flat = [np.zeros((len(ids),plan.size), np.float32) for _ in range(3)]
         for flat,k,t in self.parts(): flat[:,self.places[k]] = t[part].numpy()
         own = lambda x: np.broadcast_to(np.asarray(x, np.float32), len(run.W))[part].copy()
-        l1 = run.config.per_instance('l1')[ids].float().numpy()/(rows*plan.n)
-        self.rates = own(lr),own(decay),l1.astype(np.float32)
-        self.roots,self.tables = roots(batch.seed, ids),tables(run.config, ids, plan, rows)
+        density,importance,l1 = (t[ids] for t in known)
+        self.rates = own(lr),own(decay),(l1/(rows*plan.n)).float().numpy()
+        self.roots,self.tables = roots(batch.seed, ids),tables(density, importance, plan, rows)
 
     def parts(self):
         for k in self.places:
@@ -223,7 +240,8 @@ def _now(run, first, end, schedule):
 
 def numba_engine(run, to:int, batch, lr, decay, schedule, log:set, snap:set):
     "Train each model in one core; arguments as in `eager`"
-    I,plan,count = len(run.W),plan_of(run.config, batch.batch_size),threads()
+    c,I,count = run.config,len(run.W),threads()
+    plan,known = plan_of(c, batch.batch_size),(c.densities,c.importances,c.per_instance('l1'))
     cuts = np.linspace(0, I, min(I, max(8*count, -(-I//4096)))+1).astype(int)
     parts = [slice(a,z) for a,z in zip(cuts, cuts[1:])]
     with ThreadPoolExecutor(count) as pool:
@@ -233,7 +251,7 @@ def numba_engine(run, to:int, batch, lr, decay, schedule, log:set, snap:set):
             slots[[s-first for s in logged]] = range(len(logged))
             losses,bad = np.empty((I,len(logged)), np.float32),np.full(I, end)
             now = _now(run, first, end, schedule)
-            def one(part): Block(run, plan, batch, part, lr, decay).train(
+            def one(part): Block(run, plan, batch, part, lr, decay, known).train(
                 first, now, slots, losses, bad)
             list(map(one, parts) if count==1 else pool.map(one, parts))
             book(run, end, logged, torch.from_numpy(losses), torch.from_numpy(bad))
@@ -333,7 +351,8 @@ five = ToyConfig(20, 5, 5, density=.3)
 args = dict(steps=300, batch_size=64, snapshots=[70,128], log_every=7, engine='numba')
 run = train(five, **args)
 again = train(five, resume=train(five, stop=100, **args), **args)
-test_eq(again.W, run.W); test_eq(again.loss, run.loss); test_eq(again.snapshots[128], run.snapshots[128])
+test_eq(again.W, run.W); test_eq(again.loss, run.loss)
+test_eq(again.snapshots[128], run.snapshots[128])
 test_eq(train(five, instances=[3], **args).W[0], run.W[3])
 torch.set_num_threads(2)
 test_eq(train(five, **args).W, run.W)
@@ -348,7 +367,8 @@ run, again
 wild = ToyConfig(5, 2, 3, density=.5)
 for engine in 'eager','numba':
     with expect_fail(contains='instance 1 is not finite at step 2 (it was at step 1)'):
-        train(wild, steps=20, log_every=1, lr=[.1,1e5,.1], weight_decay=[0.,10.,0.], engine=engine)
+        train(wild, steps=20, log_every=1, lr=[.1,1e5,.1], weight_decay=[0.,10.,0.],
+              engine=engine)
 
 
 # %% [markdown]
