@@ -135,7 +135,7 @@ pd.DataFrame(ends, ps, ['lowest r','highest r']).rename_axis('density').round(3)
 
 # %% [markdown]
 # A narrow lens around $r=1$. There the true optimum is a solution that the prediction never
-# had, and in that column of the map trained models find it:
+# had. Where that column of the map has points inside the lens, trained models find it:
 
 # %%
 middle = np.isclose(config.importances[:,-1], 1)
