@@ -9,10 +9,10 @@
 # %% [markdown]
 # # How fast toy models train
 #
-# > The engines of this project beside the public notebook's loop, on the same machine and threads.
+# > Our engines beside the public notebook's loop, on the same machine and threads.
 
 # %% tags=["parameters"]
-scale = 'quick'  # quick: a sign of life; cpu, gpu: five minutes, the record that this page shows
+scale = 'quick'  # quick: a sign of life; cpu, gpu: five minutes, the whole measurement
 seed = 0         # unused: what is measured is time
 
 # %%
@@ -62,7 +62,8 @@ for kind in ('cpu','gpu'):
     record = recorded(kind)
     if record is None: print(f'{kind}: not yet measured'); continue
     told = record['provenance']
-    print(kind, {k: told[k] for k in ('cpu','gpu','threads','torch','start') if told.get(k)})
+    names = 'cpu','gpu','threads','torch','start'
+    print(kind, {k: told[k] for k in names if told.get(k)})
     display(frame(record))
 
 # %% [markdown]
@@ -84,4 +85,5 @@ here = bench(device=device, **size)
 here.T
 
 # %%
-f'{scale}: {(perf_counter()-began)/60:.1f} minutes on {torch.get_num_threads()} thread(s), {device}'
+minutes = (perf_counter()-began)/60
+f'{scale}: {minutes:.1f} minutes on {torch.get_num_threads()} thread(s), {device}'

@@ -148,21 +148,23 @@ loss
 
 # %%
 #| export
-def _graph(body, n):
-    "Record `n` calls of `body`"
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+def graph(
+    body,   # Launches kernels, and always the same ones
+    n:int,  # Calls of it to record
+):          # Replays them
+    "Record `n` calls of `body` as a CUDA graph"
+    kept = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(kept):
         for _ in range(n): body()
-    return graph.replay
+    return kept.replay
 
-def _players(body):
-    "How many steps at a time, and what does them; most first"
-    if not torch.cuda.is_available(): return [(1,body)]
-    return [(32,_graph(body, 32)),(1,_graph(body, 1))]
-
-def _advance(players, n):
-    for size,play in players:
-        while n>=size: play(); n -= size
+def play(
+    players, # Pairs (how many steps, what does them), most steps first
+    n:int,   # Steps to do
+):
+    "Do `n` steps with as few calls as possible"
+    for size,go in players:
+        while n>=size: go(); n -= size
 
 def _fixed(run, lr, decay):
     c,dev = run.config,run.W.device
@@ -203,9 +205,8 @@ class _Tape:
         with torch.cuda.stream(side):
             for _ in range(3): self.at.zero_(); self()
         torch.cuda.current_stream().wait_stream(side)
-        players = _players(self)
         for t,k in zip(self.state(), kept): t.copy_(k)
-        return players
+        return [(n,graph(self, n)) for n in (32,1)]
 
     def state(self):
         "All tensors that a step changes in place"
@@ -230,7 +231,7 @@ def compiled_engine(run:Run, to:int, batch:sampler, lr, decay, schedule, log:set
         tape = _Tape(run, batch, _fixed(run, lr, decay), size)
         for first,end in stretches(run.step, to, snap, size):
             tape.fill(first, end, schedule)
-            _advance(tape.players, end-first)
+            play(tape.players, end-first)
             settle(run, first, end, tape.loss.cpu(), log, snap)
 
 def settle(run, first, end, losses, log, snap):

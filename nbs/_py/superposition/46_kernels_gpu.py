@@ -21,10 +21,10 @@ if not torch.cuda.is_available(): os.environ['TRITON_INTERPRET'] = '1'
 
 # %%
 #| export
-import torch, triton, triton.language as tl
-from dataclasses import dataclass
+import os, torch, triton, triton.language as tl
+from dataclasses import replace
 import numpy as np
-from moral_sc.superposition.compiled import factors, stretches
+from moral_sc.superposition.compiled import factors, graph, play, stretches
 from moral_sc.superposition.features import sampler
 from moral_sc.superposition.features import _mix64 as _mix
 from moral_sc.superposition.model import ToyConfig
@@ -163,11 +163,13 @@ def _adam(th, mo, ve, g, lr, decay, table, free):
 
 @triton.jit(do_not_specialize=['first','S','B','I'])
 def _stay(theta, mom, vel, grad, density, over, imp, roots, gates, table, slots, rates,
-          decays, l1s, loss, first, S, B, I, n: tl.constexpr, m: tl.constexpr, OFF: tl.constexpr,
+          decays, l1s, loss, first, S, B, I, n: tl.constexpr, m: tl.constexpr,
+          OFF: tl.constexpr,
           SIZE: tl.constexpr, BS: tl.constexpr, P: tl.constexpr, SETS: tl.constexpr,
           KIND: tl.constexpr, SIGNED: tl.constexpr, FUSED: tl.constexpr, RELU: tl.constexpr,
           NEURONS: tl.constexpr, TIED: tl.constexpr, BIAS: tl.constexpr,
-          HBIAS: tl.constexpr, ABS: tl.constexpr, L1: tl.constexpr, UNIT: tl.constexpr, FINITE: tl.constexpr):
+          HBIAS: tl.constexpr, ABS: tl.constexpr, L1: tl.constexpr, UNIT: tl.constexpr,
+          FINITE: tl.constexpr):
     "S steps of one model"
     i = tl.program_id(0).to(tl.int64)
     J: tl.constexpr = len(SIZE)
@@ -391,18 +393,221 @@ def _resident(run, to, batch, lr, decay, schedule, log, snap):
         table = factors(run, first, end, schedule).to(st.dev)
         _stay[(I,)](*st.flat, slope, st.density, st.over, st.imp, st.roots, st.gates, table,
                     slots, st.lr, st.decay, st.l1, loss, first, end-first,
-                    batch.batch_size, I, OFF=off, SIZE=size, BS=BS, P=P, num_warps=warps, **_fuse(),
-                    **_traits(c, batch.finite))
+                    batch.batch_size, I, OFF=off, SIZE=size, BS=BS, P=P, num_warps=warps,
+                    **_fuse(), **_traits(c, batch.finite))
         st.book(first, end, kept, loss, snap)
 
 def _fuse(): return {} if interpreted() else dict(enable_fp_fusion=True)
+
+
+# %% [markdown]
+# ## Larger models
+#
+# Two hundred features in twenty dimensions have four thousand weights, too many for a
+# thread; and a few such models would leave most multiprocessors idle. Here a step is two
+# launches. In the first, each program takes one model and a share of its rows, keeps the
+# hidden layer of sixty-four rows in registers, and walks over the features three times: to
+# the hidden layer, from there to the outputs and back, and to the gradient of $W$. Inputs
+# are made anew each time, which is cheaper than keeping them. Products run on the tensor
+# cores, each number split in three parts, because a single TF32 product keeps ten bits. The
+# second launch adds the shares up and updates. No atomic operation is involved, so a run
+# repeats to the last bit.
+
+# %%
+#| export
+@triton.jit
+def _rows(i, row, live, j, density, over, d_keys, g_keys, n: tl.constexpr, BN: tl.constexpr,
+          SETS: tl.constexpr, KIND: tl.constexpr, SIGNED: tl.constexpr,
+          FUSED: tl.constexpr):
+    "A tile of inputs, [row, feature]; zero beyond the last row or feature"
+    f = j + tl.arange(0, BN)
+    x = _draw(i, row[:,None], tl.minimum(f, n-1)[None,:], density, over, d_keys, g_keys, n,
+              SETS, KIND, SIGNED, FUSED)
+    return tl.where(live[:,None] & (f<n)[None,:], x, 0.)
+
+@triton.jit
+def _tile(at, j, n: tl.constexpr, m: tl.constexpr, BN: tl.constexpr, M: tl.constexpr):
+    "Where a tile [feature, hidden] lies, and which of it exists"
+    f,k = j + tl.arange(0, BN),tl.arange(0, M)
+    return at + k[None,:]*n + f[:,None],(f<n)[:,None] & (k<m)[None,:]
+
+@triton.jit(do_not_specialize=['B'])
+def _slopes(theta, part, shares, density, over, imp, roots, gates, place, l1s, first, B,
+            SHARE, n: tl.constexpr, m: tl.constexpr, BS: tl.constexpr, BN: tl.constexpr,
+            M: tl.constexpr, P: tl.constexpr, PREC: tl.constexpr, SETS: tl.constexpr,
+            KIND: tl.constexpr, SIGNED: tl.constexpr, FUSED: tl.constexpr,
+            RELU: tl.constexpr, NEURONS: tl.constexpr, TIED: tl.constexpr, BIAS: tl.constexpr,
+            HBIAS: tl.constexpr, ABS: tl.constexpr, L1: tl.constexpr, UNIT: tl.constexpr,
+            FINITE: tl.constexpr):
+    "Gradient and loss of one model over a share of the rows"
+    i,share = tl.program_id(0).to(tl.int64),tl.program_id(1)
+    V: tl.constexpr = 0 if TIED else n*m
+    b0: tl.constexpr = n*m + V
+    now = tl.load(place) + tl.load(first)
+    if FINITE: now = now*0
+    d_keys,g_keys = _keys(tl.load(roots+i), now),_keys(tl.load(gates+i), now)
+    par,to = theta + i*P,part + (i*tl.num_programs(1) + share)*P
+    k = tl.arange(0, M); l1 = tl.load(l1s+i)
+    loss = tl.zeros([BS], tl.float32)
+    for tile in range(0, SHARE, BS):
+        row = share*SHARE + tile + tl.arange(0, BS); live = row<B
+        scale = tl.zeros([BS], tl.float32) + 1
+        if UNIT:
+            long = tl.zeros([BS], tl.float32)
+            for j in range(0, n, BN):
+                x = _rows(i, row, live, j, density, over, d_keys, g_keys, n, BN, SETS, KIND,
+                          SIGNED, FUSED)
+                long += tl.sum(x*x, 1)
+            scale = tl.div_rn(scale, tl.maximum(tl.sqrt_rn(long), 1e-12))
+        h = tl.zeros([BS,M], tl.float32)
+        if HBIAS: h += tl.load(par + b0 + n + k, mask=k<m, other=0.)[None,:]
+        for j in range(0, n, BN):
+            x = _rows(i, row, live, j, density, over, d_keys, g_keys, n, BN, SETS, KIND,
+                      SIGNED, FUSED)*scale[:,None]
+            at,mask = _tile(par, j, n, m, BN, M)
+            h = tl.dot(x, tl.load(at, mask=mask, other=0.), h, input_precision=PREC)
+        h = _act(h, NEURONS)
+        back = tl.zeros([BS,M], tl.float32)
+        for j in range(0, n, BN):
+            f = j + tl.arange(0, BN); real = f<n
+            x = _rows(i, row, live, j, density, over, d_keys, g_keys, n, BN, SETS, KIND,
+                      SIGNED, FUSED)*scale[:,None]
+            at,mask = _tile(par+V, j, n, m, BN, M)
+            v = tl.load(at, mask=mask, other=0.)
+            z = tl.dot(h, tl.trans(v), input_precision=PREC)
+            z += tl.load(par + b0 + f, mask=real, other=0.)[None,:]
+            e = _act(z, RELU) - (tl.abs(x) if ABS else x)
+            e = tl.where(live[:,None] & real[None,:], e, 0.)
+            g = tl.load(imp + i*n + f, mask=real, other=0.)[None,:]*e
+            loss += tl.sum(g*e, 1)
+            if RELU: g = tl.where(z>0, g, 0.)
+            g = g*(2./(B*n))
+            back = tl.dot(g, v, back, input_precision=PREC)
+            at,mask = _tile(to+V, j, n, m, BN, M)
+            read,gb = tl.dot(tl.trans(g), h, input_precision=PREC),tl.sum(g, 0)
+            if tile>0:
+                read += tl.load(at, mask=mask, other=0.)
+                gb += tl.load(to + b0 + f, mask=real, other=0.)
+            tl.store(at, read, mask=mask); tl.store(to + b0 + f, gb, mask=real)
+        if L1:
+            size = tl.where(live[:,None] & (k<m)[None,:], tl.abs(h), 0.)
+            loss += l1*tl.sum(size, 1)
+            back += l1/(B*n)*tl.where(size>0, tl.where(h>0, 1., -1.), 0.)
+        if NEURONS: back = tl.where(h>0, back, 0.)
+        tl.debug_barrier()
+        if HBIAS:
+            gc = tl.sum(back, 0)
+            if tile>0: gc += tl.load(to + b0 + n + k, mask=k<m, other=0.)
+            tl.store(to + b0 + n + k, gc, mask=k<m)
+        for j in range(0, n, BN):
+            x = _rows(i, row, live, j, density, over, d_keys, g_keys, n, BN, SETS, KIND,
+                      SIGNED, FUSED)*scale[:,None]
+            at,mask = _tile(to, j, n, m, BN, M)
+            write = tl.dot(tl.trans(x), back, input_precision=PREC)
+            if TIED: write += tl.load(at, mask=mask, other=0.)
+            elif tile>0: write += tl.load(at, mask=mask, other=0.)
+            tl.store(at, write, mask=mask)
+        tl.debug_barrier()
+    tl.store(shares + i*tl.num_programs(1) + share, tl.sum(loss, 0))
+
+@triton.jit(do_not_specialize=['B','I'])
+def _update(theta, mom, vel, part, shares, place, table, slots, rates, decays, losses, B, I,
+            SPLIT: tl.constexpr, P: tl.constexpr, FROM: tl.constexpr, TO: tl.constexpr,
+            END: tl.constexpr, BIAS: tl.constexpr, BP: tl.constexpr):
+    "Add up the shares and update; b lies between FROM and TO"
+    i,s = tl.program_id(0).to(tl.int64),tl.load(place)
+    q = tl.program_id(1)*BP + tl.arange(0, BP); at = i*P + q; used = q<END
+    free = used if BIAS else used & ((q<FROM) | (q>=TO))
+    g = tl.zeros([BP], tl.float32)
+    for share in range(SPLIT):
+        g += tl.load(part + (i*SPLIT + share)*P + q, mask=used, other=0.)
+    th = tl.load(theta + at, mask=used, other=0.)
+    mo,ve = tl.load(mom + at, mask=used, other=0.),tl.load(vel + at, mask=used, other=0.)
+    th,mo,ve = _adam(th, mo, ve, g, tl.load(rates+i), tl.load(decays+i), table + 3*s, free)
+    tl.store(theta + at, th, mask=used)
+    tl.store(mom + at, mo, mask=used); tl.store(vel + at, ve, mask=used)
+    slot = tl.load(slots+s)
+    if slot>=0 and tl.program_id(1)==0:
+        total = 0.
+        for share in range(SPLIT): total += tl.load(shares + i*SPLIT + share)
+        tl.store(losses + slot*I + i, total/B)
+
+
+# %% [markdown]
+# Rows are shared out until about four programs wait for each multiprocessor. On a GPU
+# sixteen steps are recorded as a graph, as on the page of [the
+# compiler](42_compiled.ipynb); a counter on the device tells the kernels where in the
+# tables they are.
+
+# %%
+#| export
+def _split(n_instances, batch_size, BS):
+    "Programs for each model, and rows for each program"
+    tiles = -(-batch_size//BS)
+    split = max(1, min(tiles, 528//n_instances))
+    each = -(-tiles//split)
+    return -(-tiles//each),each*BS
+
+class _Pair:
+    "The two launches of a step, with their tables"
+    def __init__(self, st, most, BS=64, BN=32):
+        run,batch,c = st.run,st.batch,st.run.config
+        self.st,self.B,self.I = st,batch.batch_size,len(run.W)
+        n,m,P = c.n_features,c.n_hidden,st.flat[0].shape[1]
+        M,N = (max(16, triton.next_power_of_2(k)) for k in (m,n))
+        self.split,share = _split(self.I, self.B, BS)
+        new = lambda *shape, **kw: torch.zeros(shape, device=st.dev, **kw)
+        self.part,self.shares = new(self.I, self.split, P),new(self.I, self.split)
+        self.place,self.first = new(1, dtype=torch.int32),new(1, dtype=torch.int32)
+        self.table,self.slots = new(most, 3),new(most, dtype=torch.int32)
+        self.losses = new(most, self.I)
+        self.one = dict(BS=BS, BN=min(BN, N), M=M, P=P, PREC='tf32x3', SHARE=share,
+                        **_traits(c, batch.finite), **_fuse())
+        b0 = n*m*(2-c.tied)
+        self.two = dict(SPLIT=self.split, P=P, FROM=b0, TO=b0+n, END=b0+n+m*c.hidden_bias,
+                        BIAS=c.bias, BP=1024, **_fuse())
+
+    def __call__(self):
+        st = self.st
+        _slopes[(self.I,self.split)](
+            st.flat[0], self.part, self.shares, st.density, st.over, st.imp, st.roots,
+            st.gates, self.place, st.l1, self.first, self.B, **self.one)
+        _update[(self.I,triton.cdiv(self.two['END'], 1024))](
+            *st.flat, self.part, self.shares, self.place, self.table, self.slots, st.lr,
+            st.decay, self.losses, self.B, self.I, **self.two)
+        self.place += 1
+
+    def fill(self, first, end, schedule, slots):
+        n = end-first
+        self.table[:n],self.slots[:n] = factors(self.st.run, first, end, schedule),slots
+        self.place.zero_(); self.first.fill_(first)
+
+    def record(self):
+        "Compile and record; what the warm-up trained is undone"
+        if self.st.dev.type!='cuda': return [(1,self)]
+        kept = [t.clone() for t in self.st.flat]
+        self.table.fill_(1.); self.slots.fill_(-1); self()
+        for t,k in zip(self.st.flat, kept): t.copy_(k)
+        return [(n,graph(self, n)) for n in (16,1)]
+
+def _shared(run, to, batch, lr, decay, schedule, log, snap):
+    P = -(-pack(run.params).shape[1]//4)*4
+    st = _State(run, batch, lr, decay, P)
+    most = max(1, min(1024, 2**24//len(run.W), to-run.step))
+    pair = _Pair(st, most); players = pair.record()
+    for first,end in stretches(run.step, to, snap, most):
+        kept,slots = _slots(first, end, log, st.dev)
+        pair.fill(first, end, schedule, slots)
+        play(players, end-first)
+        st.book(first, end, kept, pair.losses[:len(kept)], snap)
 
 
 # %%
 #| export
 def triton_engine(run:Run, to:int, batch:sampler, lr, decay, schedule, log:set, snap:set):
     "Train with the kernels of this page; arguments as in `eager`"
-    _resident(run, to, batch, lr, decay, schedule, log, snap)
+    way = _resident if _stays(run.config) else _shared
+    way(run, to, batch, lr, decay, schedule, log, snap)
 
 def serves(config:ToyConfig, device='cpu'):
     "None, or in one sentence why this engine cannot train `config` on `device`"
@@ -410,7 +615,8 @@ def serves(config:ToyConfig, device='cpu'):
     if torch.device(device).type!='cuda' and not interpreted(): return (
         'engine triton needs a GPU; to try it without one, set TRITON_INTERPRET=1 before '
         'Python starts.')
-    if not _stays(config): return 'engine triton serves up to 128 weights: use compiled.'
+    if config.n_hidden>128:
+        return 'engine triton serves up to 128 hidden units: use compiled.'
     if kinds: return f'engine triton does not know {min(kinds)}: use compiled or eager.'
     if config.per_instance('attack').any():
         return 'engine triton does not train against attacks: use compiled or eager.'
@@ -434,7 +640,10 @@ cases = dict(
     sets=ToyConfig(6, 2, 2, features='anticorrelated', sets=3, density=.4, l1=[0.,.1]),
     together=ToyConfig(6, 2, features='correlated', sets=2, density=.4, hidden='relu',
                        l1=.1),
-    finite=ToyConfig(7, 2, density=.3, points=5, unit=True))
+    finite=ToyConfig(7, 2, density=.3, points=5, unit=True),
+    large=ToyConfig(40, 17, 2, density=.1, importance=[.97**i for i in range(40)]),
+    wide=ToyConfig(34, 5, hidden='relu', hidden_bias=True, tied=False, target='abs',
+                   signed=True, density=.3, l1=.01))
 args = dict(steps=4, batch_size=40, log_every=2, snapshots=[3], schedule='cosine')
 dev = 'cpu' if interpreted() else 'cuda'
 
@@ -455,4 +664,70 @@ found
 
 # %%
 test_eq(serves(cases['twenty'], dev), None)
-serves(ToyConfig(activation='gelu'), dev), serves(ToyConfig(attack=.1), dev)
+[serves(ToyConfig(**kw), dev) for kw in (dict(activation='gelu'), dict(attack=.1),
+                                         dict(n_features=200, n_hidden=129))]
+
+
+# %% [markdown]
+# Which engine `auto` takes:
+#
+# | models | on a CPU | on a GPU |
+# | --- | --- | --- |
+# | up to 32 features and 128 weights | numba | triton, many steps a launch |
+# | up to 128 hidden units | numba | triton, two launches a step |
+# | more hidden units | numba | compiled |
+# | activations beyond ReLU and linear, attacks | eager | compiled |
+# | `notebook_compat` | eager | eager |
+#
+# None of the GPU paths on this page has run on a GPU yet. What is known of them there is
+# what Triton's compiler says for compute capability 9.0: that the kernels compile; that a
+# model of five features needs no memory beyond registers, one of twenty spills about a
+# hundred of its words to the cache; and that the products of the larger ones run on the
+# tensor cores.
+#
+# ## Several GPUs
+#
+# Models know nothing of each other, so several GPUs need not talk. Each process trains its
+# share, and since data depend on a model's identity alone, the joined run is the run that
+# one would have had.
+
+# %%
+#| export
+def share(
+    n_instances:int,
+    rank=None,  # This process and how many there are; None: as `accelerate launch` says
+    world=None,
+)->list:        # Identities for `train(..., instances=...)`
+    "The instances that this process should train"
+    rank = int(os.environ.get('RANK', 0)) if rank is None else rank
+    world = int(os.environ.get('WORLD_SIZE', 1)) if world is None else world
+    return list(range(n_instances))[rank*n_instances//world:(rank+1)*n_instances//world]
+
+def join(
+    runs:list, # Shares of one training, in the order of their ranks
+)->Run:
+    "One run from the shares of several processes"
+    a,cat = runs[0],lambda ts: torch.cat([t.cpu() for t in ts])
+    moment = lambda k: tuple(cat(r.moments[k][i] for r in runs) for i in (0,1))
+    ids = [i for r in runs for i in r.instances]
+    return replace(a, instances=ids, loss=cat(r.loss for r in runs),
+        params={k: cat(r.params[k] for r in runs) for k in a.params},
+        snapshots={k: cat(r.snapshots[k] for r in runs) for k in a.snapshots},
+        moments={k: moment(k) for k in a.moments},
+        settings=a.settings|dict(instances=ids))
+
+
+# %%
+sweep = ToyConfig(5, 2, 7, density=.3)
+few = dict(steps=20, batch_size=64, engine='eager')
+parts = [train(sweep, instances=share(7, rank, 3), **few) for rank in range(3)]
+test_close(join(parts).W, train(sweep, **few).W, eps=1e-6)
+[r.instances for r in parts], join(parts)
+
+# %% [markdown]
+# In a script for `accelerate launch --num_processes 8`, each process trains on its own
+# device and writes its file; `restore` and `join` put them together afterwards.
+#
+# rank = int(os.environ['LOCAL_RANK']) run = train(config,
+# instances=share(config.n_instances), device=f'cuda:{rank}') save(run,
+# f'share{rank}.safetensors')

@@ -309,7 +309,8 @@ def measure(
     return dict(
         I=row.n_instances, n=row.n_features, m=row.n_hidden, timed=[P,I],
         engine=pick(engine, ours, device)[0], steps=steps, repeats=repeats,
-        public=_spread(each[:,0], 1e6), ours=_spread(each[:,1], 1e6), ratio=_spread(each[:,0]/each[:,1]),
+        public=_spread(each[:,0], 1e6), ours=_spread(each[:,1], 1e6),
+        ratio=_spread(each[:,0]/each[:,1]),
         public_peak=row.flops/np.median(each[:,0])/top,
         ours_peak=row.flops/np.median(each[:,1])/top,
         **parity(row.config(min(P, 40)), n, engine, device))
