@@ -9,11 +9,12 @@
 # %% [markdown]
 # # Correlated pairs collapse one by one
 #
-# > Collapse of correlated features into principal components, Toy Models of Superposition, trained
-# > and exact. The last cell says at which scale, in how many minutes, this page was recorded.
+# > Collapse of correlated features into principal components, Toy Models of Superposition,
+# > trained and exact. The last cell says at which scale, in how many minutes, this page was
+# > recorded.
 
 # %% tags=["parameters"]
-scale = 'quick'  # quick: seconds; cpu: 32 starts at thirty densities; gpu: hundreds of starts
+scale = 'quick'  # quick: seconds; cpu: 32 starts at thirty densities; gpu: hundreds
 seed = 0         # everything random follows from it
 
 # %%
@@ -40,30 +41,32 @@ rate = dict(lr=.01, schedule='cosine')
 size
 
 # %% [markdown]
-# Two features that always come together can be stored as one, their sum. Principal components
-# would do just that. When does superposition give way to it?
+# Two features that always come together can be stored as one, their sum. Principal
+# components would do just that. When does superposition give way to it?
 #
-# > Three correlated pairs in two dimensions. Below a density of about 0.05 no pair is collapsed:
-# > the features form a hexagon, pair by pair. Between 0.05 and 0.15 one pair has collapsed onto its
-# > principal component, between 0.15 and 0.2 two; then solutions grow more alike to
-# > principal components, and above 0.5 they are nothing else [@elhage2022].
+# > Three correlated pairs in two dimensions. Below a density of about 0.05 no pair is
+# > collapsed: the features form a hexagon, pair by pair. Between 0.05 and 0.15 one pair has
+# > collapsed onto its principal component, between 0.15 and 0.2 two; then solutions grow
+# > more alike to principal components, and above 0.5 they are nothing else [@elhage2022].
 #
-# The bands are the paper's approximate ones, with a gap between 0.2 and 0.25. How many models it
-# trained is not said. We train from many starts at each density and keep the lowest
-# [exact loss](../../superposition/30_exact.ipynb); beside it stands the optimum itself.
+# The bands are the paper's approximate ones, with a gap between 0.2 and 0.25. How many
+# models it trained is not said. We train from many starts at each density and keep the
+# lowest [exact loss](../../superposition/30_exact.ipynb); beside it stands the optimum
+# itself.
 #
-# In one dimension the question is settled by a formula. The sum costs $p/12$, one feature without
-# the other $p/3-p^2/4$: collapse always wins, down to the last moment at $p=1$. Two dimensions
-# for three pairs leave more to choose.
+# In one dimension the question is settled by a formula. The sum costs $p/12$, one feature
+# without the other $p/3-p^2/4$: collapse always wins, down to the last moment at $p=1$. Two
+# dimensions for three pairs leave more to choose.
 
 # %%
 density = [.01,.015,.02,.025,.03,.035,.04,.045,.06,.07,.08,.09,.1,.11,.12,.13,.14,
            .16,.17,.18,.19,.22,.25,.3,.4,.5,.6,.7,.85,1.][::2 if scale=='quick' else 1]
-config = ToyConfig(6, 2, len(density), density=torch.tensor(density)[:,None], features='correlated',
-                   sets=3, init=.1)
+config = ToyConfig(6, 2, len(density), density=torch.tensor(density)[:,None],
+                   features='correlated', sets=3, init=.1)
 assert all(pair_losses(p)['collapsed'] <= pair_losses(p)['keep one']+1e-12 for p in density)
 
-trained = best_of(config, size['restarts'], seed=seed, device=device, **rate, **size['train'])
+trained = best_of(config, size['restarts'], seed=seed, device=device, **rate,
+                  **size['train'])
 # the optimum is sought from random starts and from the trained models of all densities
 g = torch.Generator().manual_seed(seed)
 starts = torch.cat([.5*torch.randn(size['exact'], 6, 2, generator=g), trained.best()['W']])
@@ -72,10 +75,10 @@ trained, exact
 
 
 # %% [markdown]
-# A pair is collapsed if the cosine of its columns exceeds 0.95. How PCA-like a model is says the
-# share of $\|W\|_F^2$ in the span of the three pair sums, the leading principal components; for six
-# equally long columns at 60 degrees it is about three quarters, and one if every pair has
-# collapsed.
+# A pair is collapsed if the cosine of its columns exceeds 0.95. How PCA-like a model is
+# says the share of $\|W\|_F^2$ in the span of the three pair sums, the leading principal
+# components; for six equally long columns at 60 degrees it is about three quarters, and one
+# if every pair has collapsed.
 
 # %%
 def within(W): return cosine_similarity(W[...,::2,:], W[...,1::2,:], dim=-1)
@@ -100,8 +103,9 @@ rows.set_index('density')
 # %%
 #| label: fig-bands
 #| fig-cap: Number of collapsed pairs of the best trained model and of the exact optimum; guides mark the bands of the paper
-plot_curves(density, {'best trained': collapsed(W), 'exact optimum': collapsed(W0)}, 'density p',
-            'collapsed pairs', logx=True, dots=['best trained'], marks={'.05': .05, '.15': .15, '.2': .2})
+plot_curves(density, {'best trained': collapsed(W), 'exact optimum': collapsed(W0)},
+            'density p', 'collapsed pairs', logx=True, dots=['best trained'],
+            marks={'.05': .05, '.15': .15, '.2': .2})
 
 # %%
 #| label: fig-shapes
@@ -114,15 +118,16 @@ plot_plane(W[at], [1,1,.6,.6,.2,.2], [f'p = {density[i]}' for i in at]).update_l
 # %% [markdown]
 # ## Where the solutions trade places
 #
-# The counts jump, so different solutions must cross. Take the optimum with each number of collapsed
-# pairs, and follow it to other densities by descending from there: a branch. @fig-branches shows
-# how close they run; the table says where they cross.
+# The counts jump, so different solutions must cross. Take the optimum with each number of
+# collapsed pairs, and follow it to other densities by descending from there: a branch.
+# @fig-branches shows how close they run; the table says where they cross.
 
 # %%
 def branch(k, fine):
     "Loss along the solution with k collapsed pairs; nan where it is none"
     start = W0[int(np.argmax(collapsed(W0).numpy()==k))]
-    c = ToyConfig(6, 2, len(fine), density=torch.tensor(fine)[:,None], features='correlated', sets=3)
+    c = ToyConfig(6, 2, len(fine), density=torch.tensor(fine)[:,None],
+                  features='correlated', sets=3)
     s = optima(c, starts=start[None])
     same = collapsed(s.best()['W'])==k
     return np.where(same, s.loss.amin(1), np.nan)
@@ -137,8 +142,9 @@ branches = {f'{k} collapsed': branch(k, fine) for k in range(4)
 lowest = np.nanmin(list(branches.values()), axis=0)
 above = {k: 100*(v/lowest-1) for k,v in branches.items()}
 near = {k: ~np.isnan(v) & (v<20) for k,v in above.items()}
-plot_curves({k: fine[near[k]] for k in above}, {k: v[near[k]] for k,v in above.items()}, 'density p',
-            'loss above the best, %', logx=True, marks={'.05': .05, '.15': .15, '.2': .2})
+plot_curves({k: fine[near[k]] for k in above}, {k: v[near[k]] for k,v in above.items()},
+            'density p', 'loss above the best, %', logx=True,
+            marks={'.05': .05, '.15': .15, '.2': .2})
 
 
 # %%
@@ -152,7 +158,7 @@ def crossing(a, b):
 
 steps = [(a,a+1) for a in range(3) if {f'{a} collapsed',f'{a+1} collapsed'} <= {*branches}]
 pd.DataFrame([dict(change=f'{a} to {b} collapsed', exact=round(crossing(a, b), 4),
-                   paper={(0,1): '0.05', (1,2): '0.15', (2,3): '0.2 to 0.25'}[a,b]) for a,b in steps])
+                   paper=('0.05','0.15','0.2 to 0.25')[a]) for a,b in steps])
 
 # %% [markdown]
 # ## Towards principal components
@@ -160,26 +166,30 @@ pd.DataFrame([dict(change=f'{a} to {b} collapsed', exact=round(crossing(a, b), 4
 # %%
 #| label: fig-pca
 #| fig-cap: Share of the squared norm of W in the span of the pair sums
-plot_curves(density, {'best trained': in_sums(W), 'exact optimum': in_sums(W0)}, 'density p',
-            'share in the span of the pair sums', logx=True, dots=['best trained'])
+plot_curves(density, {'best trained': in_sums(W), 'exact optimum': in_sums(W0)},
+            'density p', 'share in the span of the pair sums', logx=True,
+            dots=['best trained'])
 
 # %% [markdown]
-# From the third collapse on a model consists of pair sums alone, and places three of them in two
-# dimensions as sparser models place features. At density 1 the curve ends elsewhere, and rightly:
-# features that are always present are not correlated at all, only their presence was. Every
-# principal component is then as good as any other, and the pair sums mean nothing.
+# From the third collapse on a model consists of pair sums alone, and places three of them
+# in two dimensions as sparser models place features. At density 1 the curve ends elsewhere,
+# and rightly: features that are always present are not correlated at all, only their
+# presence was. Every principal component is then as good as any other, and the pair sums
+# mean nothing.
 #
 # Between the last two bands training and optimum part company: the solution with two pairs
 # collapsed stays the best for longer than models find it.
 #
-# What this does not show: other sizes, pairs that are only partly correlated, or that training
-# from a single start would find these solutions; `starts_agree` says how many of ours did.
+# What this does not show: other sizes, pairs that are only partly correlated, or that
+# training from a single start would find these solutions; `starts_agree` says how many of
+# ours did.
 #
 # ## Claims
 #
-# Criteria in `data/claims/superposition_correlated.toml` were fixed before the first full run, the
-# last one after it: the run showed that density 1, where nothing is correlated, does not belong
-# among the densities of the claim about principal components. The older criterion stands beside it.
+# Criteria in `data/claims/superposition_correlated.toml` were fixed before the first full
+# run, the last one after it: the run showed that density 1, where nothing is correlated,
+# does not belong among the densities of the claim about principal components. The older
+# criterion stands beside it.
 
 # %%
 p,k = np.array(density),collapsed(W).numpy()
@@ -189,8 +199,10 @@ record(scale, {
     'superposition/collapse-one': band(.05, .15, 1),
     'superposition/collapse-two': band(.15, .2, 2),
     'superposition/collapse-to-pca': in_sums(W)[p>.5].min().item(),
-    'superposition/collapse-to-pca-where-correlated': in_sums(W)[(p>.5) & (p<1)].min().item(),
+    'superposition/collapse-to-pca-where-correlated':
+        in_sums(W)[(p>.5) & (p<1)].min().item(),
 })
 
 # %%
-f'{scale}: {(perf_counter()-began)/60:.1f} minutes on {torch.get_num_threads()} thread(s), {device}'
+minutes = (perf_counter()-began)/60
+f'{scale}: {minutes:.1f} minutes on {torch.get_num_threads()} thread(s), {device}'

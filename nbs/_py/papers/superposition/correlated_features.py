@@ -9,8 +9,9 @@
 # %% [markdown]
 # # Features that come together keep out of each other's way
 #
-# > Correlated and anticorrelated features, Toy Models of Superposition, with many models and their
-# > exact optima. The last cell says at which scale, in how many minutes, this page was recorded.
+# > Correlated and anticorrelated features, Toy Models of Superposition, with many models
+# > and their exact optima. The last cell says at which scale, in how many minutes, this
+# > page was recorded.
 
 # %% tags=["parameters"]
 scale = 'quick'  # quick: seconds; cpu: a hundred models of each kind; gpu: a thousand
@@ -38,7 +39,8 @@ began = perf_counter()
 size = dict(
     quick=dict(models=12, others=6, restarts=3, train=dict(steps=1000, batch_size=256)),
     cpu=dict(models=300, others=40, restarts=12, train=dict(steps=10_000, batch_size=1024)),
-    gpu=dict(models=1000, others=400, restarts=24, train=dict(steps=10_000, batch_size=1024)),
+    gpu=dict(models=1000, others=400, restarts=24,
+             train=dict(steps=10_000, batch_size=1024)),
 )[scale]
 device = 'cuda' if scale=='gpu' and torch.cuda.is_available() else 'cpu'
 rate = dict(lr=.01, schedule='cosine')
@@ -50,14 +52,15 @@ size
 # *correlated* set are present together or not at all, with sizes of their own; of an
 # *anticorrelated* set exactly one is present at a time.
 #
-# > In two dimensions, two correlated pairs become two right angles, two anticorrelated pairs two
-# > lines. Three correlated pairs, which cannot all be orthogonal, lie side by side on a hexagon;
-# > six independent features would not form it [@elhage2022].
+# > In two dimensions, two correlated pairs become two right angles, two anticorrelated
+# > pairs two lines. Three correlated pairs, which cannot all be orthogonal, lie side by
+# > side on a hexagon; six independent features would not form it [@elhage2022].
 #
-# The reason is interference. It costs only when both features are present: always, if they are
-# correlated, never, if they exclude each other. The figures in the paper show several models each
-# and give no density. We take 0.1 for two pairs and 0.02 for three, where the paper sees no
-# collapse, train many models, vary the density and the start, and compute the optimum.
+# The reason is interference. It costs only when both features are present: always, if they
+# are correlated, never, if they exclude each other. The figures in the paper show several
+# models each and give no density. We take 0.1 for two pairs and 0.02 for three, where the
+# paper sees no collapse, train many models, vary the density and the start, and compute the
+# optimum.
 
 # %%
 def family(n, models, features, density, init=.1):
@@ -77,8 +80,8 @@ found = {k: trained(c) for k,c in four.items()}
 # %% [markdown]
 # ## Two pairs
 #
-# A model is named after the angles within its two pairs. For independent features a *pair* is a
-# pair of neighbours in the list, which means nothing to the model.
+# A model is named after the angles within its two pairs. For independent features a *pair*
+# is a pair of neighbours in the list, which means nothing to the model.
 
 # %%
 def within(W):
@@ -98,15 +101,16 @@ pd.DataFrame({k: Counter(v) for k,v in named.items()}).fillna(0).astype(int)
 
 # %% [markdown]
 # Four independent features form two antipodal pairs as well, as on the page about
-# [sparsity](demonstrating_superposition.ipynb). Which of them are paired is then a matter of
-# chance: one matching in three has neighbours opposite, the other two have them at right angles.
-# So a right angle alone proves nothing; that correlated pairs *always* have one does.
+# [sparsity](demonstrating_superposition.ipynb). Which of them are paired is then a matter
+# of chance: one matching in three has neighbours opposite, the other two have them at right
+# angles. So a right angle alone proves nothing; that correlated pairs *always* have one
+# does.
 #
-# Anticorrelated pairs are less obedient than the paper's pictures suggest: about half of the
-# models put partners at right angles. What do the arrangements cost? The exact loss relative
-# to the variance of the inputs, which is what a model without weights loses, and how far, at most,
-# models of one arrangement lie from their best after rotation, reflection and exchange of sets and
-# of members within a set:
+# Anticorrelated pairs are less obedient than the paper's pictures suggest: about half of
+# the models put partners at right angles. What do the arrangements cost? The exact loss
+# relative to the variance of the inputs, which is what a model without weights loses, and
+# how far, at most, models of one arrangement lie from their best after rotation, reflection
+# and exchange of sets and of members within a set:
 
 # %%
 def orders(sets, kind):
@@ -118,7 +122,8 @@ def orders(sets, kind):
 def apart(W, to, kind):
     "Distance of two models, whatever the basis and the names of sets and members"
     V = W[torch.tensor(orders(len(W)//2, kind))].double()
-    return (V@procrustes(V, to.double().expand_as(V)) - to).square().sum((1,2)).min().sqrt().item()
+    moved = V@procrustes(V, to.double().expand_as(V))
+    return (moved-to).square().sum((1,2)).min().sqrt().item()
 
 def losses(config, W, b):
     "Exact, relative to the variance of the inputs"
@@ -145,16 +150,18 @@ pd.DataFrame(sum(rows, [])).round(5)
 titles = [f"{r['kind']},<br>{r['arrangement']}<br>{r['models']} of {size['models']}"
           for r in sum(rows, [])][:4]
 def plot_sets(W, titles, colour):
-    return plot_plane(torch.stack(list(W)), colour, titles).update_layout(coloraxis_showscale=False)
+    fig = plot_plane(torch.stack(list(W)), colour, titles)
+    return fig.update_layout(coloraxis_showscale=False)
 plot_sets(sum(shown, [])[:4], titles, [1,1,.4,.4])
 
 
 # %% [markdown]
-# As opposites, the members of an anticorrelated pair never meet, and nothing is lost. At right angles
-# each has an opposite in the *other* set, and loses when both sets are present. So the paper's
-# arrangement is the better one, and training with gradients reaches it about as often as not: from
-# there to the other, two features would have to cross. The optimum, from many starts
-# on the [exact loss](../../superposition/48_sweeps.ipynb), and the best and the median trained model:
+# As opposites, the members of an anticorrelated pair never meet, and nothing is lost. At
+# right angles each has an opposite in the *other* set, and loses when both sets are
+# present. So the paper's arrangement is the better one, and training with gradients reaches
+# it about as often as not: from there to the other, two features would have to cross. The
+# optimum, from many starts on the [exact loss](../../superposition/48_sweeps.ipynb), and
+# the best and the median trained model:
 
 # %%
 def best_possible(config, restarts=size['restarts']):
@@ -164,7 +171,8 @@ def best_possible(config, restarts=size['restarts']):
 
 def compare(config, W, b):
     (W0,least),L = best_possible(config),losses(config, W, b)
-    return dict(shape=arrangement(W0), optimum=least, best=L.min().item(), median=L.median().item())
+    return dict(shape=arrangement(W0), optimum=least, best=L.min().item(),
+                median=L.median().item())
 
 table = {k: compare(four[k], *found[k]) for k in kinds}
 assert all(t['best'] > t['optimum']-1e-6 for t in table.values())
@@ -174,8 +182,8 @@ pd.DataFrame(table).T
 # %% [markdown]
 # ## Three pairs
 #
-# Six features, two dimensions. A pair lies *side by side* if nothing lies between its members;
-# of six places on a circle, random matchings do so in 2 of 15 cases.
+# Six features, two dimensions. A pair lies *side by side* if nothing lies between its
+# members; of six places on a circle, random matchings do so in 2 of 15 cases.
 
 # %%
 def hexagon(W):
@@ -212,10 +220,10 @@ plot_sets([w for group in lowest for _,_,w in group], titles, [1,1,.6,.6,.2,.2])
 
 
 # %% [markdown]
-# Side by side is the better arrangement, though not the only one that training ends in: in many
-# models one pair has collapsed onto one direction, at a somewhat higher loss. Independent features,
-# says the paper, will not form a hexagon. Training seldom finds it, but look at the optimum, sought
-# from random starts and from the hexagon itself:
+# Side by side is the better arrangement, though not the only one that training ends in: in
+# many models one pair has collapsed onto one direction, at a somewhat higher loss.
+# Independent features, says the paper, will not form a hexagon. Training seldom finds it,
+# but look at the optimum, sought from random starts and from the hexagon itself:
 
 # %%
 def optimum(kind, near, restarts):
@@ -229,15 +237,17 @@ near = [.005,.02,.04]
 best,alone = optimum('correlated', near, 2*size['restarts']),optimum('independent', near, 4)
 angle = within(best).clamp(-1,1).arccos().rad2deg().mean(-1)
 pd.DataFrame(dict(density=near, correlated=list(map(arrangement6, best)),
-    angle_within=angle.numpy().round(1), independent=[arrangement6(w, False) for w in alone],
+    angle_within=angle.numpy().round(1),
+    independent=[arrangement6(w, False) for w in alone],
     norm_independent=alone.norm(dim=-1).mean(-1).numpy().round(2))).set_index('density')
 
 
 # %% [markdown]
-# The best that six independent features can do at these densities is a regular hexagon of long
-# columns with strongly negative biases. So the remark in the paper is about what training finds,
-# not about what is best. And the hexagon of pairs is not quite regular: partners keep a little
-# further apart than strangers, on the way to the right angle that they would prefer.
+# The best that six independent features can do at these densities is a regular hexagon of
+# long columns with strongly negative biases. So the remark in the paper is about what
+# training finds, not about what is best. And the hexagon of pairs is not quite regular:
+# partners keep a little further apart than strangers, on the way to the right angle that
+# they would prefer.
 #
 # ## What was chosen, varied
 #
@@ -255,33 +265,37 @@ def row(p, p6, **kw):
             'anticorrelated opposite': share('anticorrelated', 4, p, opposite, **kw),
             'three pairs side by side': share('correlated', 6, p6, side_by_side, **kw)}
 
-varied = {f'densities {p} and {q}': row(p, q) for p,q in [(.02,.005),(.05,.01),(.2,.04),(.5,.1)]}
+varied = {f'densities {p} and {q}': row(p, q)
+          for p,q in [(.02,.005),(.05,.01),(.2,.04),(.5,.1)]}
 varied |= {'spread 0.02 at the start': row(.1, .02, init=.02),
-           'spread 0.6 at the start': row(.1, .02, init=.6), 'lr 0.003': row(.1, .02, lr=.003)}
+           'spread 0.6 at the start': row(.1, .02, init=.6),
+           'lr 0.003': row(.1, .02, lr=.003)}
 pd.DataFrame(varied).T
 
 # %% [markdown]
-# Two statements depend on density. In denser data a correlated pair gives up its right angle; so
-# does the optimum, whose angles within the pairs are, in degrees:
+# Two statements depend on density. In denser data a correlated pair gives up its right
+# angle; so does the optimum, whose angles within the pairs are, in degrees:
 
 # %%
 dense = [.02,.1,.2,.5]
-best = optima(ToyConfig(4, 2, len(dense), density=torch.tensor(dense)[:,None], features='correlated',
-                        sets=2), restarts=size['restarts'], seed=seed).best()['W']
+c = ToyConfig(4, 2, len(dense), density=torch.tensor(dense)[:,None],
+              features='correlated', sets=2)
+best = optima(c, restarts=2*size['restarts'], seed=seed).best()['W']
 pd.DataFrame(within(best).clamp(-1,1).arccos().rad2deg().numpy().round(1),
              index=pd.Index(dense, name='density'), columns=['pair 1','pair 2'])
 
 # %% [markdown]
-# And a large start makes every arrangement less likely, since features that begin long cannot pass
-# through each other.
+# And a large start makes every arrangement less likely, since features that begin long
+# cannot pass through each other.
 #
 # What this does not show: sets larger than two (for those see [local
-# bases](local_bases.ipynb)), partial correlations, or sets of unequal density. What happens to
-# three pairs as they grow denser has [its own page](collapse.ipynb).
+# bases](local_bases.ipynb)), partial correlations, or sets of unequal density. What happens
+# to three pairs as they grow denser has [its own page](collapse.ipynb).
 #
 # ## Claims
 #
-# Criteria in `data/claims/superposition_correlated.toml` were fixed before the first full run.
+# Criteria in `data/claims/superposition_correlated.toml` were fixed before the first full
+# run.
 
 # %%
 n = size['models']
@@ -295,9 +309,12 @@ record(scale, {
     'superposition/correlated-more-than-chance': more,
     'superposition/anticorrelated-opposite': rate_of('anticorrelated', 'opposite'),
     'superposition/anticorrelated-free': table['anticorrelated']['best'],
-    'superposition/correlated-side-by-side': wilson(count(side_by_side, found6['correlated'][0]), n),
-    'superposition/no-hexagon-when-independent': wilson(count(hexagon, found6['independent'][0]), n),
+    'superposition/correlated-side-by-side':
+        wilson(count(side_by_side, found6['correlated'][0]), n),
+    'superposition/no-hexagon-when-independent':
+        wilson(count(hexagon, found6['independent'][0]), n),
 })
 
 # %%
-f'{scale}: {(perf_counter()-began)/60:.1f} minutes on {torch.get_num_threads()} thread(s), {device}'
+minutes = (perf_counter()-began)/60
+f'{scale}: {minutes:.1f} minutes on {torch.get_num_threads()} thread(s), {device}'
