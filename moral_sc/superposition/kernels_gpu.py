@@ -316,8 +316,8 @@ def _slopes(theta, part, shares, density, over, imp, roots, gates, place, l1s, f
             M: tl.constexpr, P: tl.constexpr, PREC: tl.constexpr, SETS: tl.constexpr,
             KIND: tl.constexpr, SIGNED: tl.constexpr, FUSED: tl.constexpr,
             RELU: tl.constexpr, NEURONS: tl.constexpr, TIED: tl.constexpr,
-            BIAS: tl.constexpr, HBIAS: tl.constexpr, ABS: tl.constexpr, L1: tl.constexpr, UNIT: tl.constexpr,
-            FINITE: tl.constexpr):
+            BIAS: tl.constexpr, HBIAS: tl.constexpr, ABS: tl.constexpr, L1: tl.constexpr,
+            UNIT: tl.constexpr, FINITE: tl.constexpr):
     "Gradient and loss of one model over a share of the rows"
     i,share = tl.program_id(0).to(tl.int64),tl.program_id(1)
     V: tl.constexpr = 0 if TIED else n*m
