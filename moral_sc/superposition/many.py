@@ -6,7 +6,7 @@
 __all__ = ['wave', 'tilted_wave', 'kink_mean', 'series_errors', 'exact_loss_large', 'population_loss']
 
 # %% ../../nbs/superposition/34_many.ipynb #146cb245
-import math, torch
+import torch
 from ..foundation.errors import ConfigError
 from .exact import closed_form, exact_loss
 from .features import expand

@@ -174,7 +174,8 @@ def cross_mean(
 # Against a midpoint rule, for both ranges and both signs of the own coefficient:
 
 # %%
-a,beta,g = torch.tensor([.6,-.8]).double(),torch.tensor(.1).double(),(torch.arange(150)+.5).double()/150
+a,beta = torch.tensor([.6,-.8]).double(),torch.tensor(.1).double()
+g = (torch.arange(150)+.5).double()/150
 for own in (.7,-.4,1e-5):
     for signed,x in ((False,g), (True,2*g-1)):
         z = (own*x[:,None,None] + a[0]*x[:,None] + a[1]*x + beta).relu()

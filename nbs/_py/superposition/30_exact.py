@@ -274,7 +274,7 @@ def grads(f, dtype):
 
 p,imp = torch.full((1,6), .3),torch.linspace(1,.2,6)
 draw = sampler(p, [0], 100_000, seed=1)
-g = torch.stack([grads(lambda W,b: batch_loss(W, b, draw(k), imp[None]), torch.float32)
+g = torch.stack([grads(lambda W,b,k=k: batch_loss(W, b, draw(k), imp[None]), torch.float32)
                  for k in range(20)])
 z = (g.mean(0) - grads(lambda W,b: exact_loss(W, b, .3, imp), torch.float64))/(g.std(0)/20**.5)
 assert z.abs().max() < 4.5

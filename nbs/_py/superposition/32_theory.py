@@ -187,7 +187,8 @@ def pair_losses(
 
 
 # %%
-pairs = {'collapsed': ([.5**.5,.5**.5], [0.,0]), 'keep one': ([1.,0], [0,None]), 'antipodal': ([1.,-1], [0.,0])}
+pairs = {'collapsed': ([.5**.5,.5**.5], [0.,0]), 'keep one': ([1.,0], [0,None]),
+         'antipodal': ([1.,-1], [0.,0])}
 for kind in ('correlated','anticorrelated'):
     rare = .2 if kind=='correlated' else .1
     for name,want in pair_losses(.2, kind).items():

@@ -16,7 +16,7 @@
 
 # %%
 #| export
-import math, torch
+import torch
 from moral_sc.foundation.errors import ConfigError
 from moral_sc.superposition.exact import closed_form, exact_loss
 from moral_sc.superposition.features import expand
@@ -29,7 +29,6 @@ from fastcore.test import *
 from time import perf_counter
 from moral_sc.superposition.features import moments, sampler
 from moral_sc.superposition.model import batch_loss
-from moral_sc.superposition.exact import neglected
 torch.manual_seed(0); torch.set_num_threads(1);
 
 

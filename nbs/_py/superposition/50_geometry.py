@@ -21,7 +21,6 @@ from moral_sc.foundation.errors import ConfigError
 
 # %%
 #| hide
-import math
 from fastcore.test import *
 torch.manual_seed(0);
 

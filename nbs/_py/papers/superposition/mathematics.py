@@ -25,7 +25,7 @@ from moral_sc.lab.claims import record
 from moral_sc.superposition.exact import (exact_loss, fit_exact, minimise, relu_errors, supports)
 from moral_sc.superposition.features import expand, moments
 from moral_sc.superposition.graphs import overall
-from moral_sc.superposition.model import ToyConfig, start
+from moral_sc.superposition.model import ToyConfig
 from moral_sc.superposition.plots import plot_curves
 from moral_sc.superposition.staircase import one_sparse_loss
 from moral_sc.superposition.theory import linear_optimum
