@@ -1,6 +1,7 @@
 "Each notebook under `nbs/` is a test: it is run from top to bottom at one scale"
 import os
 import re
+from importlib.util import find_spec
 
 import nbformat
 import pytest
@@ -36,10 +37,14 @@ class Notebook(pytest.File):
 class Page(pytest.Item):
     def __init__(self, **kw):
         super().__init__(**kw)
+        self.needs = []
         for c in nbformat.read(self.path, 4).cells:
             for m in re.findall(r'^#\| *mark: *(\w+)', c.source, re.M): self.add_marker(m)
+            for m in re.findall(r'^#\| *needs: *(\w+)', c.source, re.M): self.needs.append(m)
 
     def setup(self):
+        for m in self.needs:
+            if find_spec(m) is None: pytest.skip(f'needs the package {m}')
         if self.get_closest_marker('gpu') is None: return
         import torch
         if not torch.cuda.is_available(): pytest.skip('needs an accelerator, and there is none')

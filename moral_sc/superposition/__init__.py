@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['moments', 'ToyConfig', 'reconstruct', 'batch_loss', 'exact_loss', 'fit_exact', 'Run', 'train', 'save', 'restore',
            'feature_dimensionality', 'interference', 'leverage', 'represented', 'dimensions_per_feature',
-           'planar_shape']
+           'planar_shape', 'recognise', 'best_of', 'phase_diagram', 'dimensionality_sweep', 'population_loss',
+           'staircase']
 
 # %% ../../nbs/superposition/index.ipynb #2e08e9cb
 from .features import moments
@@ -14,7 +15,13 @@ from .exact import exact_loss, fit_exact
 from .training import Run, train, save, restore
 from .geometry import (feature_dimensionality, interference, leverage,
     represented, dimensions_per_feature, planar_shape)
+from .graphs import recognise
+from .sweeps import best_of, phase_diagram
+from .dimensions import dimensionality_sweep
+from .many import population_loss
+from .staircase import staircase
 
 _all_ = ['moments', 'ToyConfig', 'reconstruct', 'batch_loss', 'exact_loss', 'fit_exact', 'Run',
          'train', 'save', 'restore', 'feature_dimensionality', 'interference', 'leverage',
-         'represented', 'dimensions_per_feature', 'planar_shape']
+         'represented', 'dimensions_per_feature', 'planar_shape', 'recognise', 'best_of',
+         'phase_diagram', 'dimensionality_sweep', 'population_loss', 'staircase']

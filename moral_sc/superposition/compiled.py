@@ -8,6 +8,7 @@ __all__ = ['stretches', 'factors', 'step', 'graph', 'play', 'compiled_engine', '
 # %% ../../nbs/superposition/42_compiled.ipynb #b3a7f626
 import os, shutil, sysconfig, torch
 from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 from .features import keys, sampler, uniform
 from .model import ToyConfig, targets
@@ -170,8 +171,7 @@ def _missing(kind):
     if not header.exists():
         return 'engine compiled needs the headers of Python: install python3-dev.'
     if kind=='cuda':
-        try: import triton
-        except ImportError: return 'engine compiled needs triton on a GPU: install it.'
+        if find_spec('triton') is None: return 'engine compiled needs triton on a GPU: install it.'
 
 def serves(config:ToyConfig, device='cpu'):
     "None, or in one sentence why this engine cannot train `config` on `device`"

@@ -10,7 +10,6 @@ import math, os
 import numpy as np, torch
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
-from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 from pathlib import Path

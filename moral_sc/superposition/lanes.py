@@ -7,7 +7,6 @@ __all__ = ['n_lanes', 'Lanes', 'fma', 'sqrt', 'absolute', 'floats', 'integers', 
            'spread', 'Floats', 'Cell', 'loop', 'iota', 'fold', 'floats_of', 'kernel', 'hashed']
 
 # %% ../../nbs/superposition/41_lanes.ipynb #a20d8a54
-import numpy as np
 from llvmlite import ir
 from numba import njit, types
 from numba.core import cgutils

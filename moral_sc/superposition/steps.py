@@ -9,7 +9,6 @@ __all__ = ['Plan', 'Tiles', 'Held', 'Step', 'PlanType', 'gradient']
 import numpy as np
 from dataclasses import dataclass
 from fastcore.basics import patch
-from functools import cached_property
 from llvmlite import ir
 from numba import types
 from numba.core.datamodel import models

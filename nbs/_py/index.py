@@ -30,7 +30,7 @@
 # %%
 #| hide
 from moral_sc.lab.claims import ledger
-from moral_sc.lab.site import claims, figure
+from moral_sc.lab.site import figure, summary
 
 # %%
 #| label: fig-plane
@@ -43,12 +43,12 @@ figure('superposition/demonstrating_superposition', 'fig-plane')
 # ## What was claimed, and what we found
 #
 # A claim is written down with its criterion before it is measured. One that fails is a finding
-# and stays in the table. Many claims are about models larger than a laptop holds; those say
-# *not at this size* until someone runs them larger.
+# and stays: those that did are in full below, the others on the papers' pages. What a laptop's
+# models are too small to decide says *not at this size* until someone runs it larger.
 
 # %%
 #| echo: false
-claims()
+summary()
 
 # %% [markdown]
 # ## The rooms
@@ -67,8 +67,10 @@ claims()
 #
 # ```sh
 # moral_sc reproduce superposition --scale cpu   # one paper, larger
+# moral_sc superposition phase                   # one experiment, at any size
+# moral_sc bench                                 # speed, beside what one would otherwise run
 # moral_sc data fetch --all                      # all data sets, verified
-# moral_sc claims                                # the table above
+# moral_sc claims                                # every claim and what was found
 # ```
 #
 # Without a network everything still runs at scale `quick`, on data of our own and on tiny

@@ -16,7 +16,6 @@
 
 # %%
 #| export
-import numpy as np
 from llvmlite import ir
 from numba import njit, types
 from numba.core import cgutils
@@ -24,7 +23,7 @@ from numba.extending import intrinsic
 
 # %%
 #| hide
-import torch
+import numpy as np, torch
 from fastcore.test import *
 from moral_sc.superposition.features import hash32, keys
 

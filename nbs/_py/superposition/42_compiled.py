@@ -18,6 +18,7 @@
 #| export
 import os, shutil, sysconfig, torch
 from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 from moral_sc.superposition.features import keys, sampler, uniform
 from moral_sc.superposition.model import ToyConfig, targets
@@ -258,8 +259,7 @@ def _missing(kind):
     if not header.exists():
         return 'engine compiled needs the headers of Python: install python3-dev.'
     if kind=='cuda':
-        try: import triton
-        except ImportError: return 'engine compiled needs triton on a GPU: install it.'
+        if find_spec('triton') is None: return 'engine compiled needs triton on a GPU: install it.'
 
 def serves(config:ToyConfig, device='cpu'):
     "None, or in one sentence why this engine cannot train `config` on `device`"

@@ -19,7 +19,6 @@
 import numpy as np
 from dataclasses import dataclass
 from fastcore.basics import patch
-from functools import cached_property
 from llvmlite import ir
 from numba import types
 from numba.core.datamodel import models

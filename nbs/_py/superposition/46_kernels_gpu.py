@@ -16,6 +16,7 @@
 
 # %%
 #| hide
+#| needs: triton
 import os, torch
 if not torch.cuda.is_available(): os.environ['TRITON_INTERPRET'] = '1'
 
@@ -191,7 +192,7 @@ def _stay(theta, mom, vel, grad, density, over, imp, roots, gates, table, slots,
             dW = dW + (tl.zeros([SIZE[a%J],BS], tl.float32),)
             if not TIED: dV = dV + (tl.zeros([SIZE[a%J],BS], tl.float32),)
         for j in tl.static_range(J): db = db + (tl.zeros([SIZE[j],BS], tl.float32),)
-        for k in tl.static_range(m): dc = dc + (tl.zeros([BS], tl.float32),)
+        for _k in tl.static_range(m): dc = dc + (tl.zeros([BS], tl.float32),)
         lost = tl.zeros([BS], tl.float32)
         for tile in range(0, B, BS):
             row = tile + tl.arange(0, BS); live = row<B

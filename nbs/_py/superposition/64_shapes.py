@@ -256,7 +256,7 @@ def plot_levels(
     for i in np.flatnonzero(~np.isnan(D).all(0)):
         fig.add_scatter(x=x, y=[None if np.isnan(v) else round(float(v), 3) for v in D[:,i]],
             mode='lines', line=dict(width=1.2, color=COLOURS['q']), opacity=.55, row=1, col=1,
-            name=f'feature {i}', hovertemplate='feature %d: D = %%{y}<extra></extra>'%i)
+            name=f'feature {i}', hovertemplate=f'feature {i}: D = %{{y}}<extra></extra>')
     fig.add_scatter(x=_round(loss[0], 0), y=_round(loss[1], 4), mode='lines', row=2, col=1,
                     line=dict(color=COLOURS['relu']), name='loss')
     for name in levels:

@@ -71,7 +71,8 @@ plot_phases({'four solutions': said, 'best run': table, 'single run': single})
 n,clear = len(said),(said.margin>.2).to_numpy()
 agree = {k: agrees(config, t.region) for k,t in dict(best=table, single=single).items()}
 pd.DataFrame({k: dict(all=str(wilson(int(a.sum()), n)), margin_over_20_percent=str(wilson(
-    int(a[clear].sum()), int(clear.sum())))) for k,a in agree.items()}).T
+    int(a[clear].sum()), int(clear.sum()))), strict=str(wilson(int((dict(best=table, single=single)[
+    k].region==said.region).sum()), n))) for k,a in agree.items()}).T
 
 # %% [markdown]
 # Above $r=1$ the last feature never shares for long: the other two make room for it, as
