@@ -71,7 +71,7 @@ encode(.5, .25, 3, .1), decode(encode(.5, .25, 3, .1), 3, .1)
 part = centres[::size['grid']//100]
 go.Figure(go.Heatmap(x=part.round(3), y=part.round(3),
     z=encode(*np.meshgrid(part, part), 3, .1).round(3), colorscale='Viridis',
-    colorbar=dict(title='t'))).update_layout(xaxis_title='x', yaxis_title='y', width=480)
+    colorbar=dict(title='t'))).update_layout(width=480, xaxis_title='x', yaxis_title='y')
 
 # %% [markdown]
 # ## Error of the code
@@ -132,12 +132,25 @@ plot_curves(widths, best.to_dict('list'), 'width of a slope, in steps', 'error',
 
 
 # %% [markdown]
-# Steep slopes call for many steps, gentle ones for few. Up to which width does each code beat the
-# linear one?
+# As long as the width is a share of a step, more steps never hurt. Up to which width does each code
+# beat the linear one?
 
 # %%
 def widest(errors): return errors.index[(errors<linear).cummin()].max()
 pd.DataFrame({'slopes': table.apply(widest), 'best decoder': best.apply(widest)}).round(2)
+
+# %% [markdown]
+# A network of given weights has slopes of a given steepness in $x$ and $t$, whatever the number
+# of steps. Then steps are dear: every further one adds a slope.
+
+# %%
+absolute = np.linspace(0, .2, 21)
+fixed = {f'Z={Z}': [error(Z, min(1, Z*e)) for e in absolute] for Z in Zs}
+
+# %%
+#| label: fig-absolute
+#| fig-cap: Error against the width of slopes in units of x and t, decoded with such slopes
+plot_curves(absolute, fixed, 'width of a slope, in x', 'error', levels={'linear': linear})
 
 # %% [markdown]
 # At width 0.1 with three steps, under other readings of what the paper leaves open; with slopes
