@@ -8,7 +8,6 @@ __all__ = ['excites', 'kinds', 'rescaled', 'leading_share', 'order', 'plot_stack
 # %% ../../nbs/superposition/66_neurons.ipynb #3419fb00
 import numpy as np, plotly.graph_objects as go, torch
 from plotly.subplots import make_subplots
-from ..foundation.figures import COLOURS
 
 # %% ../../nbs/superposition/66_neurons.ipynb #074d06bf
 def excites(

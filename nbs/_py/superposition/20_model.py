@@ -74,6 +74,7 @@ class ToyConfig:
     hidden:str = 'linear'        # Activation of the hidden layer
     hidden_bias:bool = False     # Learn c, added before the hidden activation
     tied:bool = True             # Read out with W itself; otherwise with a matrix V of its own
+    readout:str = 'random'       # Where V starts: 'random', or 'positive' for |W|
     target:str = 'identity'      # What is asked for: 'identity' or 'abs'
     signed:bool = False          # Active features uniform on [-1,1] instead of [0,1]
     sets:int = 1                 # Equal, consecutive sets of features that know of each other
@@ -84,7 +85,7 @@ class ToyConfig:
 
     def __post_init__(self):
         n,yes = self.n_features,dict(activation=activations, hidden=activations, target=targets,
-                                     features=distributions)
+                                     features=distributions, readout=('random','positive'))
         counts(n_features=n, n_hidden=self.n_hidden, n_instances=self.n_instances, sets=self.sets)
         if self.points is not None: counts(points=self.points)
         p = self.densities
@@ -192,7 +193,8 @@ def start_all(config, seed=0, instances=None)->dict:
     n,m = config.n_features,config.n_hidden
     params = dict(zip('Wb', start(config, seed, ids)))
     if not config.tied:
-        params['V'] = config.std*normal(keys(seed, ids, [0], stream=3)[0], n*m).view(-1, n, m)
+        own = config.std*normal(keys(seed, ids, [0], stream=3)[0], n*m).view(-1, n, m)
+        params['V'] = params['W'].abs() if config.readout=='positive' else own
     if config.hidden_bias: params['c'] = torch.zeros(len(params['W']), m)
     return params
 
@@ -335,3 +337,15 @@ W2 = torch.cat([torch.eye(3),-torch.eye(3)], 1)[None]                # feature, 
 signed = 2*torch.rand(1,5,3)-1
 test_close(reconstruct(W2, torch.zeros(1,3), signed, hidden='relu', V=W2.abs()), signed.abs())
 batch_loss(W2, torch.zeros(1,3), signed, torch.ones(1,3), hidden='relu', V=W2.abs(), target='abs')
+
+# %% [markdown]
+# A readout that starts at random sends half of the features' outputs below zero, where a ReLU
+# passes no gradient; one that starts at $|W|$ has every output alive.
+
+# %%
+two = ToyConfig(50, 20, 1, tied=False, hidden='relu', target='abs', signed=True)
+one = torch.eye(50)[None]
+alive = {k: (reconstruct(*(p[j] for j in 'Wb'), one, hidden='relu', V=p['V'])[0].diag()>0).float().mean()
+         for k in ('random','positive') for p in [start_all(replace(two, readout=k))]}
+test_eq(alive['positive'], 1)
+alive

@@ -18,7 +18,6 @@
 #| export
 import numpy as np, plotly.graph_objects as go, torch
 from plotly.subplots import make_subplots
-from moral_sc.foundation.figures import COLOURS
 
 # %%
 #| hide

@@ -30,11 +30,11 @@ began = perf_counter()
 
 # %%
 size = dict(
-    quick=dict(n=20, m=8, decay=.6, density=[1,.1,.01], restarts=1, small=20,
+    quick=dict(n=20, m=8, decay=.6, density=[1,.1,.01], restarts=1, small=20, both=[.1],
                train=dict(steps=400, lr=5e-3, schedule='linear', batch_size=256)),
-    cpu=dict(n=100, m=40, decay=.8, density=[1,.3,.1,.03,.01,.003,.001], restarts=1, small=40,
-             train=dict(steps=3000, lr=3e-3, schedule='linear', batch_size=1024)),
-    gpu=dict(n=100, m=40, decay=.8, density=[1,.3,.1,.03,.01,.003,.001], restarts=20, small=1000,
+    cpu=dict(n=100, m=40, decay=.8, density=[1,.3,.1,.03,.01,.003,.001], restarts=2, small=40, both=[1,.1,.01],
+             train=dict(steps=16_000, lr=3e-3, schedule='linear', batch_size=1024)),
+    gpu=dict(n=100, m=40, decay=.8, density=[1,.3,.1,.03,.01,.003,.001], restarts=20, small=1000, both=[1,.1,.01],
              train=dict(steps=50_000, lr=1e-3, schedule='linear', batch_size=1024)),
 )[scale]
 device = 'cuda' if scale=='gpu' and torch.cuda.is_available() else 'cpu'
@@ -86,44 +86,64 @@ worst, found[[0,len(found)//2,-1]].round(6)
 
 # %%
 density = size['density']
-config = ToyConfig(n, m, len(density), density=torch.tensor(density)[:,None],
-                   importance=importance, **kw)
+config = ToyConfig(n, m, len(density), density=torch.tensor(density)[:,None], init=.1,
+                   importance=importance, readout='positive', **kw)
 sweep = best_of(config, size['restarts'], seed=seed, device=device, **size['train'])
 best = sweep.best()
 sweep
 
 
 # %% [markdown]
+# The paper does not say how it trained. Here the start decides: if $W_2$ is random, half of the
+# outputs begin below zero, where the ReLU hides them from the gradient, and many never wake. We
+# start at $W_2=|W_1|$ and show the other start below.
+#
 # A feature counts as computed if its error is less than half of what a constant answer would leave,
 # $v(p)=p/3-p^2/4$. Two losses to compare with need no training: that of constant answers, and
 # that of a model whose neurons serve one feature each, two for a feature.
 
 # %%
-def errors(i, rows=2**16):
-    "Squared error of each feature of model i, over fresh inputs"
-    c = config.densities[i:i+1]
-    total = torch.zeros(n, dtype=torch.float64)
-    for s in range(8):
-        x = sampler(c, [0], rows//8, seed=seed+10**6, signed=True)(s)
-        y = reconstruct(best['W'][i:i+1], best['b'][i:i+1], x, hidden='relu', V=best['V'][i:i+1])
-        total += (x.abs()-y).square().double().mean((0,1))/8
+def errors(params, density, rows=2**16):
+    "Squared error of each feature of each model, over fresh inputs; [model, feature]"
+    c = ToyConfig(n, m, len(density), density=torch.tensor(density)[:,None]).densities
+    total = torch.zeros(len(density), n, dtype=torch.float64)
+    for s in range(16):
+        x = sampler(c, range(len(density)), rows//16, seed=seed+10**6, signed=True)(s)
+        y = reconstruct(params['W'], params['b'], x, hidden='relu', V=params['V'])
+        total += (x.abs()-y).square().double().mean(1)/16
     return total
 
-err = torch.stack([errors(i) for i in range(len(density))])
-v = torch.tensor([moments(p)[1] for p in density], dtype=torch.float64)
-computed = (err < v[:,None]/2).sum(1)
 imp = torch.tensor(importance, dtype=torch.float64)
-loss,constant,pairs = (err*imp).sum(1), v*imp.sum(), v*imp[m//2:].sum()
-table = pd.DataFrame(dict(density=density, computed=computed, loss=loss, dedicated=pairs,
-                          constant=constant, ratio=loss/pairs))
+def judged(params, density):
+    "Features computed, and the loss over what one could have without superposition"
+    err,v = errors(params, density),torch.tensor([moments(p)[1] for p in density], dtype=torch.float64)
+    loss = (err*imp).sum(1)
+    constant,pairs = v*imp.sum(), v*imp[m//2:].sum()
+    return pd.DataFrame(dict(density=density, computed=(err < v[:,None]/2).sum(1), loss=loss,
+                             dedicated=pairs, constant=constant, ratio=loss/pairs))
+
+table = judged(best, density)
+computed,ratio = table.computed,table.ratio
 table.round(5)
 
 # %%
 #| label: fig-computed
 #| fig-cap: Held-out loss relative to the best that neurons dedicated to single features could reach; below the line, computation happens in superposition
 x = [1/p for p in density]
-plot_curves(x, {'trained': (loss/pairs).tolist()}, xtitle='sparsity 1/p',
+plot_curves(x, {'trained': ratio.tolist()}, xtitle='sparsity 1/p',
             ytitle='loss over that of dedicated neurons', logx=True, levels={'dedicated': 1.})
+
+# %% [markdown]
+# Two things here are about our training and not about the paper. Where the ratio lies above 1, a
+# better model is known, that of dedicated neurons, and training did not find it; at density 1 it
+# stops far from it, with both sides of some features served by no neuron. And the random start
+# does worse still:
+
+# %%
+plain = best_of(ToyConfig(n, m, len(size['both']), density=torch.tensor(size['both'])[:,None],
+                          importance=importance, **kw), 1, seed=seed, device=device,
+                **size['train'] | dict(steps=size['train']['steps']//4))
+judged(plain.best(), size['both'])[['density','computed','ratio']].round(2)
 
 # %% [markdown]
 # ## Who shares
@@ -159,6 +179,10 @@ who.round(1)
 # are in superposition, as they are inside a real network.
 #
 # ## Claims
+#
+# Criteria were fixed before any of these models was trained. A first trial with the random start
+# failed four of the five rows; the start was changed then, the criteria were not. A row that fails
+# where the ratio lies above 1 says that our training fell short, not that the paper is wrong.
 
 # %%
 def pairs_complete(W, V):
@@ -174,7 +198,7 @@ record(scale, {
     'superposition/abs-takes-two-neurons': float(pairs_complete(W, V)),
     'superposition/dense-abs-keeps-half': float(computed[dense]),
     'superposition/sparse-abs-computes-more': float(computed[sparse]),
-    'superposition/abs-beats-monosemantic': float(loss[sparse]/pairs[sparse]),
+    'superposition/abs-beats-monosemantic': float(ratio[sparse]),
     'superposition/important-neurons-monosemantic':
         float(np.nan_to_num(who.rank_poly[sparse]-who.rank_mono[sparse], nan=-1.)),
 })

@@ -123,6 +123,9 @@ plot_curves(at, each('loss'), xtitle='penalty λ (0 shown at 0.001)', ytitle='lo
 # [Adversarial training](adversarial_examples.ipynb) is the other way out that the paper tried.
 #
 # ## Claims
+#
+# The criterion asks for the norm alone, which a penalty that only shrinks what is stored would also
+# meet; the shares above say which it is.
 
 # %%
 f = found['linear']
