@@ -32,11 +32,11 @@ began = perf_counter(); torch.set_num_threads(1)
 size = dict(
     quick=dict(n=100, active=5, starts=3, points=[5,10,20,40,60,100,200,400],
                m=[2,3,5,8], map_points=[5,20,60,200], map_steps=500, varied=[5,60,400],
-               five=dict(n=1000, steps=3000, lr=1e-2), train=dict(steps=1500, lr=2e-2)),
+               five=dict(n=1000, steps=3000, lr=5e-3), train=dict(steps=1500, lr=2e-2)),
     cpu=dict(n=400, active=10, starts=3, points=[5,10,30,60,100,150,200,250,300,500,1000,2000],
              m=[2,3,4,6,10,16], map_points=[10,30,100,200,400,1000], map_steps=2000,
              varied=[5,150,1000],
-             five=dict(n=10_000, steps=10_000, lr=5e-3), train=dict(steps=4000, lr=1e-2)),
+             five=dict(n=10_000, steps=50_000, lr=1e-3), train=dict(steps=4000, lr=1e-2)),
     gpu=dict(n=10_000, active=10, starts=3, m=[2,3,4,6,10,20,40],
              points=[5,10,30,100,300,1000,2000,3000,5000,7000,10_000,20_000,50_000],
              map_points=[10,100,1000,3000,5000,10_000,50_000], map_steps=50_000,
@@ -64,8 +64,8 @@ size
 # ## Points first, features last
 
 # %%
-rows = memorise(size['points'], size['n'], active=size['active'], starts=size['starts'], seed=seed,
-                keep=True, **size['train'], **how)
+rows = memorise(size['points'], size['n'], active=size['active'], starts=size['starts'],
+                seed=seed, keep=True, **size['train'], **how)
 frame = pd.DataFrame([{k: v for k,v in r.items() if k not in ('W','h')} for r in rows])
 frame.groupby('T')[['train','test','points','features']].mean().round(3)
 
@@ -97,27 +97,26 @@ def spread(column):
 # %%
 #| label: fig-shares
 #| fig-cap: Mean share of a dimension, weighted by squared length, of points and of features; bands from the lowest to the highest start
-plot_curves(size['points'], {k: spread(k) for k in ('points','features')}, 'training points T',
-            'share of a dimension', logx=True, levels={'pentagon': .4})
+plot_curves(size['points'], {k: spread(k) for k in ('points','features')},
+            'training points T', 'share of a dimension', logx=True, levels={'pentagon': .4})
 
 # %%
 #| label: fig-loss
 #| fig-cap: Loss on the training points and on fresh inputs; bands from the lowest to the highest start
-plot_curves(size['points'], {k: spread(k) for k in ('train','test')}, 'training points T', 'loss',
-            logx=True, logy=True)
+plot_curves(size['points'], {k: spread(k) for k in ('train','test')},
+            'training points T', 'loss', logx=True, logy=True)
 
 
 # %% [markdown]
-# An input has squared length one, so a model that always answers nothing has loss one. Memorising
-# costs fresh inputs hardly more than that, and so does learning a few of the features well
-# save hardly anything: two dimensions are little. Between, models answer fresh inputs
-# with large and wrong numbers.
+# An input has squared length one, so a model that always answers nothing has loss one. Where points
+# are memorised, fresh inputs cost hardly more than that; where a few features are learned well, hardly
+# less: two dimensions are little. Between, models answer fresh inputs with large and wrong numbers.
 #
 # ## Five points are a pentagon
 #
 # The claim about angles needs points that hardly share a feature, hence many features. With five
-# points that costs little, so scale `cpu` has the paper's ten thousand, with a fifth of the updates at
-# five times the rate. Six data sets:
+# points that costs little, so scale `cpu` has the paper's ten thousand, its rate and its 50 000
+# updates. Six data sets:
 
 # %%
 def pentagon(n, steps, lr):
@@ -132,6 +131,18 @@ off = np.abs(gaps-72).max(1)
 pd.DataFrame(gaps.round(1)).assign(off=off.round(2), loss=left)
 
 # %% [markdown]
+# The same with a fifth of the updates at five times the rate. How far angles are off depends on such
+# choices and on the data set. In an earlier recording the shorter run was judged, and passed; the
+# paper's setting is the one that counts, so it is judged below.
+
+# %%
+five = size['five']
+short,_ = pentagon(five['n'], five['steps']//5, five['lr']*5)
+both = dict(paper=off, short=np.abs(short-72).max(1))
+pd.DataFrame({k: dict(mean=v.mean(), worst=v.max(), within_3=f'{(v<=3).sum()} of {len(v)}')
+              for k,v in both.items()}).T
+
+# %% [markdown]
 # A loss of zero explains what irregularity remains. As soon as every hidden vector lies on its own
 # side of a line that keeps out the other four, the ReLU answers nothing where nothing is wanted, the
 # gradient is gone, and nothing pulls the angles to exactly 72°. Points that happen to share a feature
@@ -140,17 +151,18 @@ pd.DataFrame(gaps.round(1)).assign(off=off.round(2), loss=left)
 # ## Width as well
 
 # %%
-table = pd.DataFrame([r for m in size['m'] for r in memorise(size['map_points'], size['n'], m,
-    active=size['active'], seed=seed, steps=size['map_steps'],
-    lr=size['train']['lr']*size['train']['steps']/size['map_steps'], **how)])
+faster = size['train']['steps']/size['map_steps']
+table = pd.DataFrame([r for m in size['m'] for r in memorise(
+    size['map_points'], size['n'], m, active=size['active'], seed=seed,
+    steps=size['map_steps'], lr=size['train']['lr']*faster, **how)])
 grid = table.pivot(index='m', columns='T', values='test')
 grid.round(3)
 
 # %%
 #| label: fig-map
 #| fig-cap: Test loss over hidden dimensions and size of the data set, one model each, logarithmic colours
-go.Figure(go.Heatmap(z=np.log10(grid.values).round(3), x=[str(T) for T in grid], colorscale='Viridis',
-    y=[str(m) for m in grid.index], text=grid.values.round(2), texttemplate='%{text}',
+go.Figure(go.Heatmap(z=np.log10(grid.values).round(3), x=[str(T) for T in grid],
+    y=[str(m) for m in grid.index], colorscale='Viridis', text=grid.values.round(2), texttemplate='%{text}',
     colorbar=dict(title='log₁₀ loss'))).update_layout(xaxis_title='training points T',
     yaxis_title='hidden dimensions m', xaxis_type='category', yaxis_type='category')
 
@@ -166,11 +178,13 @@ inside.rename('peak strictly inside the range of m').to_frame()
 
 # %%
 one = dict(n_features=size['n'], active=size['active'], seed=seed) | size['train'] | how
-variants = {'as above': {}, 'no decay': dict(weight_decay=0.), 'decay ×10': dict(weight_decay=.1),
-            'rate ÷3': dict(lr=size['train']['lr']/3), 'rate ×3': dict(lr=size['train']['lr']*3),
+lr = size['train']['lr']
+variants = {'as above': {}, 'no decay': dict(weight_decay=0.),
+            'decay ×10': dict(weight_decay=.1), 'rate ÷3': dict(lr=lr/3), 'rate ×3': dict(lr=lr*3),
             'constant rate': dict(schedule='constant'), 'start 0.01': dict(init=.01)}
 varied = {(name,r['T']): {k: r[k] for k in ('test','points','features')}
-          for name,change in variants.items() for r in memorise(size['varied'], **one | change)}
+          for name,change in variants.items()
+          for r in memorise(size['varied'], **one | change)}
 varied = pd.DataFrame(varied).T.rename_axis(['variant','T'])
 varied.unstack().round(3)
 
@@ -184,7 +198,7 @@ test = varied.test.unstack()
 
 # %% [markdown]
 # What this does not show: where the peak lies for $n$ = 10 000 at scales below `gpu`, nor its height,
-# which depends on decay and rate more than on anything else. One model a field is a draw.
+# which the table above moves by more than a factor ten. One model a field of the map is a draw.
 #
 # ## Claims
 #
@@ -195,7 +209,8 @@ def interval(values):
     values = np.asarray(values, float)
     return cluster_bootstrap(values, np.arange(len(values)), seed=seed)
 
-by = {k: frame.pivot(index='start', columns='T', values=k).values for k in ('test','points','features')}
+by = {k: frame.pivot(index='start', columns='T', values=k).values
+      for k in ('test','points','features')}
 first,last = (by['points']-by['features'])[:,0], (by['features']-by['points'])[:,-1]
 between = np.maximum(by['points'], by['features'])[:,1:-1].min(1)
 ends = np.minimum(by['points'][:,0], by['features'][:,-1])
@@ -211,4 +226,5 @@ record(scale, {
 })
 
 # %%
-f'{scale}: {(perf_counter()-began)/60:.1f} minutes on {torch.get_num_threads()} thread(s), {"cuda" if gpu else "cpu"}'
+device = 'cuda' if gpu else 'cpu'
+f'{scale}: {(perf_counter()-began)/60:.1f} minutes on {torch.get_num_threads()} thread(s), {device}'
