@@ -4,17 +4,18 @@
 
 # %% auto #0
 __all__ = ['regions', 'families', 'triangle', 'replicate', 'held_out', 'population', 'Sweep', 'best_of', 'descend', 'optima',
-           'region', 'logspace', 'grid', 'simple_losses', 'describe', 'predict', 'agrees', 'phase_diagram']
+           'region', 'logspace', 'grid', 'simple_losses', 'describe', 'predict', 'agrees', 'phase_diagram', 'share',
+           'join']
 
 # %% ../../nbs/superposition/48_sweeps.ipynb #cb1b6a74
-import numpy as np, pandas as pd, torch
+import os, numpy as np, pandas as pd, torch
 from dataclasses import dataclass, replace
 from ..foundation.errors import ConfigError
 from .exact import closed_form, exact_loss
 from .features import sampler
 from .geometry import interference
 from .model import ToyConfig, counts, start_all
-from .training import objective, pick, train
+from .training import Run, objective, pick, train
 
 # %% ../../nbs/superposition/48_sweeps.ipynb #00530b96
 def _rows(x, config, restarts):
@@ -321,3 +322,27 @@ def phase_diagram(
     if (n_features,n_hidden) not in families: return table,sweep
     said = predict(config)[['norm','shared','region','loss','solution','margin']]
     return table.join(said.add_prefix('theory_')), sweep
+
+# %% ../../nbs/superposition/48_sweeps.ipynb #d83d2417
+def share(
+    n_instances:int,
+    rank=None,  # This process and how many there are; None: as `accelerate launch` says
+    world=None,
+)->list:        # Identities for `train(..., instances=...)`
+    "The instances that this process should train"
+    rank = int(os.environ.get('RANK', 0)) if rank is None else rank
+    world = int(os.environ.get('WORLD_SIZE', 1)) if world is None else world
+    return list(range(n_instances))[rank*n_instances//world:(rank+1)*n_instances//world]
+
+def join(
+    runs:list, # Shares of one training, in the order of their ranks
+)->Run:
+    "One run from the shares of several processes"
+    a,cat = runs[0],lambda ts: torch.cat([t.cpu() for t in ts])
+    moment = lambda k: tuple(cat(r.moments[k][i] for r in runs) for i in (0,1))
+    ids = [i for r in runs for i in r.instances]
+    return replace(a, instances=ids, loss=cat(r.loss for r in runs),
+        params={k: cat(r.params[k] for r in runs) for k in a.params},
+        snapshots={k: cat(r.snapshots[k] for r in runs) for k in a.snapshots},
+        moments={k: moment(k) for k in a.moments},
+        settings=a.settings|dict(instances=ids))

@@ -33,7 +33,9 @@ began = perf_counter()
 #
 # One command makes the record, in about five minutes on either kind of device:
 #
+# ```sh
 # moral_sc bench superposition
+# ```
 #
 # ## Ratios
 #

@@ -23,7 +23,6 @@ if not torch.cuda.is_available(): os.environ['TRITON_INTERPRET'] = '1'
 # %%
 #| export
 import os, torch, triton, triton.language as tl
-from dataclasses import replace
 import numpy as np
 from moral_sc.superposition.compiled import factors, graph, play, stretches
 from moral_sc.superposition.features import sampler
@@ -668,7 +667,6 @@ test_eq(serves(cases['twenty'], dev), None)
 [serves(ToyConfig(**kw), dev) for kw in (dict(activation='gelu'), dict(attack=.1),
                                          dict(n_features=200, n_hidden=129))]
 
-
 # %% [markdown]
 # Which engine `auto` takes:
 #
@@ -688,47 +686,5 @@ test_eq(serves(cases['twenty'], dev), None)
 #
 # ## Several GPUs
 #
-# Models know nothing of each other, so several GPUs need not talk. Each process trains its
-# share, and since data depend on a model's identity alone, the joined run is the run that
-# one would have had.
-
-# %%
-#| export
-def share(
-    n_instances:int,
-    rank=None,  # This process and how many there are; None: as `accelerate launch` says
-    world=None,
-)->list:        # Identities for `train(..., instances=...)`
-    "The instances that this process should train"
-    rank = int(os.environ.get('RANK', 0)) if rank is None else rank
-    world = int(os.environ.get('WORLD_SIZE', 1)) if world is None else world
-    return list(range(n_instances))[rank*n_instances//world:(rank+1)*n_instances//world]
-
-def join(
-    runs:list, # Shares of one training, in the order of their ranks
-)->Run:
-    "One run from the shares of several processes"
-    a,cat = runs[0],lambda ts: torch.cat([t.cpu() for t in ts])
-    moment = lambda k: tuple(cat(r.moments[k][i] for r in runs) for i in (0,1))
-    ids = [i for r in runs for i in r.instances]
-    return replace(a, instances=ids, loss=cat(r.loss for r in runs),
-        params={k: cat(r.params[k] for r in runs) for k in a.params},
-        snapshots={k: cat(r.snapshots[k] for r in runs) for k in a.snapshots},
-        moments={k: moment(k) for k in a.moments},
-        settings=a.settings|dict(instances=ids))
-
-
-# %%
-sweep = ToyConfig(5, 2, 7, density=.3)
-few = dict(steps=20, batch_size=64, engine='eager')
-parts = [train(sweep, instances=share(7, rank, 3), **few) for rank in range(3)]
-test_close(join(parts).W, train(sweep, **few).W, eps=1e-6)
-[r.instances for r in parts], join(parts)
-
-# %% [markdown]
-# In a script for `accelerate launch --num_processes 8`, each process trains on its own
-# device and writes its file; `restore` and `join` put them together afterwards.
-#
-# rank = int(os.environ['LOCAL_RANK']) run = train(config,
-# instances=share(config.n_instances), device=f'cuda:{rank}') save(run,
-# f'share{rank}.safetensors')
+# Models know nothing of each other, so several GPUs need not talk:
+# [each process trains its share](../guides/many_gpus.ipynb).

@@ -16,14 +16,14 @@
 
 # %%
 #| export
-import numpy as np, pandas as pd, torch
+import os, numpy as np, pandas as pd, torch
 from dataclasses import dataclass, replace
 from moral_sc.foundation.errors import ConfigError
 from moral_sc.superposition.exact import closed_form, exact_loss
 from moral_sc.superposition.features import sampler
 from moral_sc.superposition.geometry import interference
 from moral_sc.superposition.model import ToyConfig, counts, start_all
-from moral_sc.superposition.training import objective, pick, train
+from moral_sc.superposition.training import Run, objective, pick, train
 
 # %%
 #| hide
@@ -494,3 +494,44 @@ table[['density','importance','norm','shared','region','theory_solution']].round
 # %%
 with expect_fail(ConfigError, contains='give shapes'): simple_losses(ToyConfig(5, 2))
 with expect_fail(ConfigError, contains='restarts is 0'): best_of(ToyConfig(), 0)
+
+
+# %% [markdown]
+# ## Several processes
+#
+# Models know nothing of each other, so several GPUs or machines need not talk. Each process trains
+# its share, and since data depend on a model's identity alone, the joined run is the run that one
+# would have had.
+
+# %%
+#| export
+def share(
+    n_instances:int,
+    rank=None,  # This process and how many there are; None: as `accelerate launch` says
+    world=None,
+)->list:        # Identities for `train(..., instances=...)`
+    "The instances that this process should train"
+    rank = int(os.environ.get('RANK', 0)) if rank is None else rank
+    world = int(os.environ.get('WORLD_SIZE', 1)) if world is None else world
+    return list(range(n_instances))[rank*n_instances//world:(rank+1)*n_instances//world]
+
+def join(
+    runs:list, # Shares of one training, in the order of their ranks
+)->Run:
+    "One run from the shares of several processes"
+    a,cat = runs[0],lambda ts: torch.cat([t.cpu() for t in ts])
+    moment = lambda k: tuple(cat(r.moments[k][i] for r in runs) for i in (0,1))
+    ids = [i for r in runs for i in r.instances]
+    return replace(a, instances=ids, loss=cat(r.loss for r in runs),
+        params={k: cat(r.params[k] for r in runs) for k in a.params},
+        snapshots={k: cat(r.snapshots[k] for r in runs) for k in a.snapshots},
+        moments={k: moment(k) for k in a.moments},
+        settings=a.settings|dict(instances=ids))
+
+
+# %%
+config = ToyConfig(5, 2, 7, density=.3)
+few = dict(steps=20, batch_size=64)
+parts = [train(config, instances=share(7, rank, 3), **few) for rank in range(3)]
+test_close(join(parts).W, train(config, **few).W, eps=1e-6)
+[r.instances for r in parts], join(parts)
