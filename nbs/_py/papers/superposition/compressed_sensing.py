@@ -88,8 +88,8 @@ def shares(n, k):
     "Tried m and the share recovered at each"
     top = min(n, 3.2*k*np.log(n/k)+4)
     ms = np.unique(np.linspace(max(1, top/6), top, size['grid']).round().astype(int))
-    tried = [[recovered(directions(m, n), sparse_vector(n, k)) for _ in range(size['trials'])]
-             for m in ms]
+    trials = range(size['trials'])
+    tried = [[recovered(directions(m, n), sparse_vector(n, k)) for _ in trials] for m in ms]
     return ms, [wilson(sum(t), len(t)) for t in tried]
 
 def half(ms, found):
@@ -99,7 +99,8 @@ def half(ms, found):
 
 wanted = [(n, k) for n in size['n'] for k in (1,2,4,8,16,32) if k==n//20 or n<=160 and k<=8]
 curves = {nk: shares(*nk) for nk in wanted}
-mid = pd.DataFrame([dict(n=n, k=k, m=half(*c), bound=k*np.log(n/k)) for (n,k),c in curves.items()])
+mid = pd.DataFrame([dict(n=n, k=k, m=half(*c), bound=k*np.log(n/k))
+                    for (n,k),c in curves.items()])
 mid = mid.assign(ratio=mid.m/mid.bound)
 mid.round(2)
 
@@ -137,8 +138,10 @@ def spread(rows):
     ratio = rows.m/rows.bound
     return ratio.max()/ratio.min()
 
-redrawn = [mid.assign(m=[redraw(*curves[n,k]) for n,k in zip(mid.n, mid.k)]) for _ in range(200)]
-def interval(f): return Estimate(float(f(mid)), *np.quantile([f(r) for r in redrawn], [.025,.975]))
+redrawn = [mid.assign(m=[redraw(*curves[n,k]) for n,k in zip(mid.n, mid.k)])
+           for _ in range(200)]
+def interval(f):
+    return Estimate(float(f(mid)), *np.quantile([f(r) for r in redrawn], [.025,.975]))
 growth = interval(lambda rows: slope(rows[rows.k==rows.n//20]))
 factor = interval(spread)
 growth, factor
@@ -166,7 +169,9 @@ def products(U):
 
 pairs = tegum(*[polygon(2)]*4).numpy()
 counts = [len(pairs)]
-while len(pairs): assert products(pairs) <= 1e-12; pairs = project(pairs); counts.append(len(pairs))
+while len(pairs):
+    assert products(pairs) <= 1e-12
+    pairs = project(pairs); counts.append(len(pairs))
 counts
 
 # %% [markdown]

@@ -115,7 +115,8 @@ error(3, 0), linear/9
 # %%
 Zs,widths = (2,3,4,6,10), np.linspace(0, .5, 26)
 table = pd.DataFrame({f'Z={Z}': [error(Z, e) for e in widths] for Z in Zs}, index=widths)
-best = pd.DataFrame({f'Z={Z}': [least_error(Z, e) for e in widths] for Z in Zs}, index=widths)
+best = pd.DataFrame({f'Z={Z}': [least_error(Z, e) for e in widths] for Z in Zs},
+                    index=widths)
 table.index.name = best.index.name = 'width'
 
 # %%
@@ -159,7 +160,8 @@ plot_curves(absolute, fixed, 'width of a slope, in x', 'error', levels={'linear'
 # %%
 pd.DataFrame({'decoded by slopes': [error(3, .1), error(3, .1, centre=True), error(3, .3)],
     'best decoder': [least_error(3, .1), least_error(3, .1, centre=True), least_error(3, .3)]},
-    index=['slope before the jump','slope around the jump','width in x and t']).assign(linear=linear)
+    index=['slope before the jump','slope around the jump','width in x and t']
+    ).assign(linear=linear)
 
 # %% [markdown]
 # Quadrature is accurate enough to say so: half the points on each side, and bins half as wide, change
@@ -186,7 +188,8 @@ def network(starts, width=32):
     g = torch.Generator().manual_seed(seed)
     sizes = [(2,width),(width,1),(1,width),(width,2)]
     return [p.requires_grad_() for a,b in sizes for p in (
-        torch.randn(starts, a, b, generator=g)*(2/a)**.5, torch.rand(starts, 1, b, generator=g)-.5)]
+        torch.randn(starts, a, b, generator=g)*(2/a)**.5,
+        torch.rand(starts, 1, b, generator=g)-.5)]
 
 def run(net, z):
     for i,(W,b) in enumerate(zip(net[::2], net[1::2])):
