@@ -231,7 +231,7 @@ test_eq(linked.splitlines()[2], '| [Weight \\| does not matter.](papers/p/swing.
 # %%
 other = row | dict(id='pendulum/amplitude', sentence='Nor does amplitude.', estimate=1.18, low=1.1,
                    high=1.2, verdict='fails')
-short = Summary(pd.DataFrame([row, other]))
+short = Summary(pd.DataFrame([row, other]).assign(paper='superposition'), '../papers')
 assert 'Nor does' in short._repr_markdown_() and 'Weight' not in short._repr_markdown_()
 short
 
