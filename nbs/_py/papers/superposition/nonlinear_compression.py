@@ -29,7 +29,7 @@ began = perf_counter()
 # %%
 size = dict(
     quick=dict(grid=600, starts=4, steps=400),
-    cpu=dict(grid=2400, starts=12, steps=10_000),
+    cpu=dict(grid=1200, starts=12, steps=6000),
     gpu=dict(grid=4800, starts=32, steps=40_000),
 )[scale]
 size
