@@ -40,9 +40,10 @@ def rescaled(
 # %% ../../nbs/superposition/66_neurons.ipynb #644b5036
 def leading_share(
     W:torch.Tensor, # [..., feature, hidden]
+    power=1,        # 1: of the absolute weights; 2: of their squares
 )->torch.Tensor:    # [..., hidden], 1 for a neuron with a single feature
-    "Share of a neuron's absolute input weight that belongs to its largest feature"
-    a = W.abs()
+    "Share of a neuron's input weight that belongs to its largest feature"
+    a = W.abs()**power
     return a.amax(-2)/a.sum(-2).clamp(min=1e-12)
 
 def order(
@@ -62,6 +63,7 @@ def plot_stacks(
     "Input weights of neurons as stacks, one colour from the most to the least important feature"
     fig = make_subplots(len(Ws), 1, subplot_titles=list(titles), shared_xaxes=False,
                         vertical_spacing=.5/max(2, len(Ws)+1))
+    last = 1
     for r,W in enumerate(Ws, 1):
         W = W[:,order(W)]
         xs,ys,colours,texts = [],[],[],[]
@@ -70,12 +72,12 @@ def plot_stacks(
             for i in torch.where(w.abs() >= least*w.abs().max().clamp(min=1e-9))[0].tolist():
                 xs.append(k); ys.append(round(abs(float(w[i])), 3))
                 colours.append(i); texts.append(f'feature {i}: {float(w[i]):+.2f}')
+        last = max(last, *colours)
         fig.add_bar(x=xs, y=ys, text=texts, textposition='none', row=r, col=1, hovertemplate=
             'neuron %{x}, %{text}<extra></extra>', marker=dict(color=colours, coloraxis='coloraxis',
             line=dict(color='white', width=.6)))
         fig.update_yaxes(title='|W|', row=r, col=1)
     fig.update_xaxes(title='neuron', row=len(Ws), col=1)
-    n = max(len(W) for W in Ws)
     return fig.update_annotations(font_size=12).update_layout(barmode='stack', showlegend=False,
-        height=height, margin=dict(t=30), coloraxis=dict(colorscale='Plasma', cmin=0, cmax=n*1.1,
+        height=height, margin=dict(t=30), coloraxis=dict(colorscale='Plasma', cmin=0, cmax=last*1.1,
         colorbar=dict(title='feature', thickness=10)))
