@@ -6,7 +6,7 @@
 __all__ = ['roots', 'interpreted', 'blocks', 'pack', 'unpack', 'check_loss', 'triton_engine', 'serves']
 
 # %% ../../nbs/superposition/46_kernels_gpu.ipynb #1ac3b179
-import os, torch, triton, triton.language as tl
+import torch, triton, triton.language as tl
 import numpy as np
 from .compiled import factors, graph, play, stretches
 from .features import sampler

@@ -15,7 +15,7 @@ from ..foundation.errors import ConfigError
 from ..foundation.figures import COLOURS
 from .features import sampler
 from .geometry import feature_dimensionality
-from .model import ToyConfig, batch_loss, counts
+from .model import ToyConfig, batch_loss
 from .training import Run, check_finite, engines, keep_loss, train
 
 # %% ../../nbs/superposition/68_memory.ipynb #87de9977

@@ -22,7 +22,7 @@ if not torch.cuda.is_available(): os.environ['TRITON_INTERPRET'] = '1'
 
 # %%
 #| export
-import os, torch, triton, triton.language as tl
+import torch, triton, triton.language as tl
 import numpy as np
 from moral_sc.superposition.compiled import factors, graph, play, stretches
 from moral_sc.superposition.features import sampler

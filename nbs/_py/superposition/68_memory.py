@@ -26,7 +26,7 @@ from moral_sc.foundation.errors import ConfigError
 from moral_sc.foundation.figures import COLOURS
 from moral_sc.superposition.features import sampler
 from moral_sc.superposition.geometry import feature_dimensionality
-from moral_sc.superposition.model import ToyConfig, batch_loss, counts
+from moral_sc.superposition.model import ToyConfig, batch_loss
 from moral_sc.superposition.training import Run, check_finite, engines, keep_loss, train
 
 # %%
