@@ -164,11 +164,6 @@ Dstored = torch.where(represented(W), D, torch.nan)
 plot_curves(at, {k: on_level(Dstored[stored], k) for k in ('digon','triangle','pentagon')}, 'step',
             'share of stored features')
 
-# %% [markdown]
-# So these are not leaps between several resting places. Features come out of a crowd, in which many
-# have a small share each, and settle on the one level where they will stay, a few at a time;
-# others of the crowd drop out at the same moment. Hardly a feature rests in between.
-
 # %%
 end = nearest_level(D[-1].nan_to_num(-1))==list(LEVELS).index('digon')
 digons = [e[r].double() for e,r in zip(end, represented(W[-1]))]
