@@ -17,7 +17,7 @@ seed = 0         # unused: what is measured is time
 
 # %%
 #| hide
-import json, pandas as pd, torch
+import json, numpy as np, pandas as pd, torch
 from pathlib import Path
 from time import perf_counter
 from moral_sc.superposition.bench import bench, comparison, frame, recorded, sizes
@@ -69,10 +69,54 @@ for kind in ('cpu','gpu'):
     display(frame(record))
 
 # %% [markdown]
+# ## Where the time goes
+#
 # The small sizes stay far below the peak because a model of five features draws, compares
-# and squares as many numbers as it multiplies; what is left is the random numbers and the
-# activation. The large ones are matrix products of thin matrices, in which twenty or thirty
-# columns leave the units of a processor partly idle.
+# and squares as many numbers as it multiplies; the large ones are matrix products of thin
+# matrices. A profile in three numbers, on one core of the machine that ran this page: what a
+# step costs whatever its batch (the update, from batches of 1024 and 2048), what drawing the random
+# numbers alone costs, and what the products would cost at the core's peak. The rest is the
+# activation, the mask of active features, and waiting for the cache.
+
+# %%
+from moral_sc.superposition import ToyConfig, train
+from moral_sc.superposition.bench import peak
+from moral_sc.superposition.lanes import hashed, iota, kernel, loop, spread
+from llvmlite import ir
+
+@kernel
+def draws(b, out):
+    key = spread(b, ir.Constant(ir.IntType(32), 12345))
+    for i in loop(b, 100_000): out.put(0, out.get(0) + hashed(i.lanes() ^ iota(b), key, key))
+
+def best(f, repeats=5):
+    times = []
+    for _ in range(repeats): t = perf_counter(); f(); times.append(perf_counter()-t)
+    return min(times)
+
+def step(n, m, I, batch, steps):
+    "Microseconds for a step of one instance"
+    c = ToyConfig(n, m, I, density=.2)
+    go = lambda k: best(lambda: train(c, steps=k, batch_size=batch, log_every=10**6), 3)
+    go(1)
+    return (go(steps)-go(1))/(steps-1)/I*1e6
+
+threads = torch.get_num_threads()
+torch.set_num_threads(1)
+out = np.zeros(16, np.float32)
+draws(out); a_draw,top = best(lambda: draws(out))/1.6e6, peak()
+rows = []
+for n,m,I,steps in [(2,1,400,301),(5,2,200,301),(20,5,40,201),(400,30,2,21)]:
+    one,two = step(n, m, I, 1024, steps),step(n, m, I, 2048, steps)
+    rows.append(dict(n=n, m=m, step=one, update=max(2*one-two, 0.), draws=n*1024*a_draw*1e6,
+                     products=10*n*m*1024/top*1e6))
+torch.set_num_threads(threads)
+pd.DataFrame(rows).round(2)
+
+# %% [markdown]
+# In microseconds. At two and five features drawing costs as much as the products would, or more,
+# and no arrangement of the products can mend that; at four hundred, products of thirty columns
+# are what there is.
 #
 # ## Here and now
 #
