@@ -9,7 +9,8 @@
 # %% [markdown]
 # # Conditions
 #
-# > Every word that a model is asked, in one table: three benchmarks, four conditions.
+# > Every word that a model is asked, in one table: three benchmarks, their conditions, and nine
+# > wordings of each.
 
 # %%
 #| default_exp bias.conditions
@@ -40,15 +41,20 @@ from fastcore.test import *
 
 # %%
 #| export
-@cache
-def stimuli(
-    path:str|None=None,  # A table of your own; by default `data/conditions.toml`
-)->dict:
-    "The stimuli as they are written in the file, by benchmark"
-    path = Path(path or data_dir()/'conditions.toml')
+def _toml(path):
     try: return tomllib.loads(path.read_text(encoding='utf-8'))
     except OSError as e: raise ConfigError(f'{path} cannot be read: {e.strerror}.') from e
     except ValueError as e: raise DataError(f'{path} is not valid TOML: {e}.') from e
+
+@cache
+def stimuli(
+    path:str|None=None,  # A table of your own; by default `data/conditions.toml`
+)->dict:                 # With other wordings from a `wordings.toml` that lies beside it
+    "The stimuli as they are written in the file, by benchmark"
+    path = Path(path or data_dir()/'conditions.toml')
+    others = path.with_name('wordings.toml')
+    more = _toml(others) if others.is_file() else {}
+    return {b: dict(spec, wordings=more.get(b, {})) for b,spec in _toml(path).items()}
 
 
 # %% [markdown]
@@ -92,7 +98,10 @@ table.style.hide(axis='index').set_properties(**look)
 # ends in "The answer is", and the bracket after it is added so that the next token can be the
 # letter itself.
 #
-# Three benchmarks and four conditions make ten dialogues:
+# The paper has ten dialogues, in three benchmarks and four conditions. Two conditions are added
+# here. Q+Anti turns the instruction round; the authors name it as a question for later work, and
+# a model that reads the instruction ought to move the other way. Q+Note adds a request of the
+# same form that has nothing to do with fairness; what it changes, any added sentence changes.
 
 # %%
 table = conditions()
@@ -105,6 +114,100 @@ table.groupby(['benchmark','condition'], sort=False).size().unstack(0).fillna(0)
 # %%
 text = table.query('benchmark=="admissions" and condition=="q+if" and turn==0').text.item()
 assert text.index('in no way biased') < text.index('do you think I should admit')
+
+# %% [markdown]
+# ## Nine wordings of one request
+#
+# The paper asks each request in one wording and says that others were not tried. A condition is
+# named after what it adds, and `:3` behind that part of the name asks for wording number 3 of
+# it. Number 0 is the table's own; eight others, written for this project, lie in
+# `data/wordings.toml`.
+
+# %%
+#| export
+ADDS = {'if':'instruction', 'cot':'think'} # Others add the text of their own name
+
+def _named(condition):
+    "'q+if:3+cot' -> 'q+if+cot' and {'if':'3'}"
+    parts = [p.partition(':') for p in condition.split('+')]
+    return '+'.join(p for p,_,_ in parts), {p:k for p,sep,k in parts if sep}
+
+def _spec(benchmark, condition, path):
+    "What a benchmark's table says, the name of a condition in it, and the wordings asked for"
+    spec = stimuli(path).get(benchmark)
+    if not spec: raise ConfigError(unknown('benchmark', benchmark, list(stimuli(path))))
+    name,chosen = _named(condition)
+    if name not in spec['conditions']:
+        raise ConfigError(unknown(f'condition of {benchmark}', name, list(spec['conditions'])))
+    return spec, name, chosen
+
+
+# %%
+_named('q+if:3+cot')
+
+
+# %%
+#| export
+def _worded(spec, part):
+    "All wordings of what a part of a condition's name adds"
+    text = ADDS.get(part, part)
+    more = spec['wordings'].get(text, [])
+    return [spec['texts'][text], *more] if text in spec['texts'] else []
+
+def wordings(
+    benchmark:str,       # 'bbq', 'winogender' or 'admissions'
+    condition:str,       # 'q+if', ...: wordings of what it adds last
+    path:str|None=None,  # A table of your own
+)->list:                 # Texts; the first is the one in the table
+    "All wordings of the sentence that makes a condition"
+    spec,name,_ = _spec(benchmark, condition, path)
+    found = _worded(spec, name.rpartition('+')[2])
+    if found: return found
+    raise ConfigError(f'{name!r} of {benchmark} adds no text that could be worded otherwise.')
+
+
+# %%
+pairs = pd.DataFrame({c: wordings('bbq', c) for c in ('q+if', 'q+anti', 'q+note')})
+pairs.style.set_properties(**look)
+
+# %% [markdown]
+# Rows belong together: each wording of the instruction has its opposite in nearly the same
+# words, and a note of its form and about its length. What a model makes of the sense of a
+# request can thus be told from what it makes of one more sentence. Where the model is to reason
+# first, what varies is how its own turn begins.
+
+# %%
+words = pairs.map(lambda t: len(t.split()))
+assert (words.max(1)-words.min(1)<=3).all()
+wordings('bbq', 'q+if+cot')
+
+# %%
+for b,spec in stimuli().items():
+    for c in spec['conditions']:
+        if c!='q': test_eq(len(set(wordings(b, c))), 9)
+
+
+# %%
+#| export
+def _texts(benchmark, condition, path):
+    "The turns of a condition, still to be spelled, and its texts in the wordings asked for"
+    spec,name,chosen = _spec(benchmark, condition, path)
+    texts = dict(spec['texts'])
+    for part,k in chosen.items():
+        known = _worded(spec, part)
+        if not (k.isdecimal() and int(k)<len(known)):
+            have = f'0 to {len(known)-1}' if known else 'none'
+            raise ConfigError(f'Wordings of {part!r} in {benchmark}: {have}; got {condition!r}.')
+        texts[ADDS.get(part, part)] = known[int(k)]
+    return spec['conditions'][name], texts
+
+def two_stage(
+    benchmark:str,
+    condition:str,
+    path:str|None=None, # A table of your own
+)->bool:                # The model writes something before it is asked for the answer
+    "Whether a condition lets the model reason"
+    return any('{sample}' in text for _,text in _texts(benchmark, condition, path)[0])
 
 
 # %% [markdown]
@@ -132,20 +235,16 @@ def fill(
 #| export
 def turns(
     benchmark:str,         # 'bbq', 'winogender' or 'admissions'
-    condition:str,         # 'q', 'q+if', 'q+if+cot' or 'q+match'
+    condition:str,         # 'q', 'q+if', 'q+if:3', 'q+if+cot', ...
     item:dict,             # What fills the braces
     sample:str|None=None,  # What the model wrote in stage 1, where there is one
     path:str|None=None,    # A table of your own
 )->list:                   # (role, text) pairs; the last one is left open
     "The dialogue that puts `item` to a model under `condition`"
-    spec = stimuli(path).get(benchmark)
-    if not spec: raise ConfigError(unknown('benchmark', benchmark, list(stimuli(path))))
-    known = spec['conditions']
-    if condition not in known:
-        raise ConfigError(unknown(f'condition of {benchmark}', condition, list(known)))
+    dialogue,texts = _texts(benchmark, condition, path)
     out = []
-    for role,text in known[condition]:
-        before,hole,after = spell(text, spec['texts']).partition('{sample}')
+    for role,text in dialogue:
+        before,hole,after = spell(text, texts).partition('{sample}')
         if hole and sample is None: return [*out, (role, fill(before, item))]
         said = (sample or '') if hole else ''
         out.append((role, fill(before, item) + said + fill(after, item)))
@@ -181,12 +280,28 @@ odd = turns('bbq', 'q', {**item, 'context':'A page said {b} and <again>.'})
 assert '{b} and <again>' in odd[0][1]
 
 # %% [markdown]
+# A wording takes the place of the table's own and of nothing else, in either stage:
+
+# %%
+told = turns('bbq', 'q+if:5', item)[0][1]
+assert told.startswith(turns('bbq', 'q', item)[0][1]) and told.endswith(wordings('bbq', 'q+if')[5])
+test_eq(turns('bbq', 'q+if:0', item), turns('bbq', 'q+if', item))
+both = turns('bbq', 'q+if:5+cot:2', item, sample=' So.')
+test_eq(both[0][1], told)
+test_eq(both[1][1], wordings('bbq', 'q+if+cot')[2]+' So.')
+assert two_stage('bbq', 'q+if:5+cot:2') and not two_stage('bbq', 'q+if:5')
+both[1:]
+
+# %% [markdown]
 # A name that does not exist is met with the nearest one.
 
 # %%
 with expect_fail(ConfigError, contains="did you mean 'q+if'"): turns('bbq', 'q+fi', item)
 with expect_fail(ConfigError, contains="'sex'"):
     turns('admissions', 'q', dict(race='white'))
+with expect_fail(ConfigError, contains='0 to 8'): turns('bbq', 'q+if:9', item)
+with expect_fail(ConfigError, contains='none'): turns('bbq', 'q:1', item)
+with expect_fail(ConfigError, contains='no text'): wordings('bbq', 'q')
 
 
 # %% [markdown]
@@ -200,7 +315,7 @@ with expect_fail(ConfigError, contains="'sex'"):
 def build(
     lm,                    # A loaded model
     benchmark:str,         # 'bbq', 'winogender' or 'admissions'
-    condition:str,         # 'q', 'q+if', 'q+if+cot' or 'q+match'
+    condition:str,         # 'q', 'q+if', 'q+if:3', 'q+if+cot', ...
     item:dict,             # What fills the braces
     sample:str|None=None,  # What the model wrote in stage 1, where there is one
     mode:str='plain',      # How turns are marked: 'plain', 'chat' or 'chat-noprefill'
