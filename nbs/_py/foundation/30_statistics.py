@@ -189,20 +189,24 @@ def cluster_bootstrap(
     seed:int=0,        # The same seed and rows give the same interval
 )->Estimate:
     "A statistic of rows, with an interval that knows they come in clusters"
+    value,draws,C,K = _sampled(values, clusters, statistic, strata, n, seed)
+    if not len(draws): return Estimate(value)
+    tail = _tail(level, C, K)
+    return Estimate(value, *map(float, np.quantile(draws, [tail, 1-tail])))
+
+def _sampled(values, clusters, statistic, strata, n, seed):
+    "A statistic, its bootstrap draws, and the numbers of clusters and of strata"
     values = np.asarray(values)
     code,sizes = _layout(*_rows(values, clusters, strata))
-    value = float(statistic(values))
+    value,C,K = float(statistic(values)), sum(sizes), len(sizes)
     if min(sizes)<2:
         warnings.warn('A stratum of a single cluster cannot show its spread: no interval.',
-                      stacklevel=2)
-        return Estimate(value)
+                      stacklevel=3)
+        return value, np.empty(0), C, K
     picks = _picks(sizes, n, np.random.default_rng(seed))
     if statistic is np.mean and values.ndim==1: draws = _means(values, code, picks)
     else: draws = _draws(values, code, picks, statistic)
-    tail = _tail(level, sum(sizes), len(sizes))
-    draws = draws[np.isfinite(draws)]
-    if not len(draws): return Estimate(value)
-    return Estimate(value, *map(float, np.quantile(draws, [tail, 1-tail])))
+    return value, draws[np.isfinite(draws)], C, K
 
 def _rows(values, clusters, strata):
     if strata is None: strata = ['']*len(values)
@@ -279,11 +283,14 @@ boot
 # ### Does it cover?
 #
 # Simulated templates with effects of their own answer the question that matters: how often does
-# a 95% interval contain the truth? Twenty rows share a template here, and an interval that
-# takes rows for independent is wrong nearly every second time. The last column reads the
-# percentiles without the expansion.
+# a 95% interval contain the truth? Twenty rows share a template here, and a bootstrap that draws
+# rows, as if they were independent, is wrong more often than every second time. The last column
+# draws templates but reads the percentiles without the expansion.
 
 # %%
+def row_bootstrap(y, rng, n=500): # The sum of rows drawn from zeros and ones is binomial
+    return np.quantile(rng.binomial(len(y), y.mean(), n)/len(y), [.025, .975])
+
 def simulate(C, rows=20, runs=1000, truth=.5):
     hits,rng = np.zeros(3), np.random.default_rng(C)
     for _ in range(runs):
@@ -292,7 +299,7 @@ def simulate(C, rows=20, runs=1000, truth=.5):
         w = rng.multinomial(C, np.full(C, 1/C), 500)
         plain = np.quantile(w@y.reshape(C,rows).mean(1)/C, [.025, .975])
         for j,(lo,hi) in enumerate([cluster_bootstrap(y, cl, n=500, seed=rng)[1:],
-                                    wilson(y.sum(), len(y))[1:], plain]):
+                                    row_bootstrap(y, rng), plain]):
             hits[j] += lo<=truth<=hi
     return hits/runs
 
@@ -362,6 +369,124 @@ test_close(together.value, apart.value, eps=1e-8)
 slow = paired_difference(told, plain, range(100), lambda v: v.mean())
 test_close(slow, together, eps=1e-8)
 paired_difference(told, plain, range(100), np.median)
+
+
+# %% [markdown]
+# ## From intervals to p-values
+#
+# Many comparisons at once need a p-value each, and it should not contradict the interval beside
+# it. So it is read off the same draws: the level at which the interval would just touch zero.
+
+# %%
+#| export
+def cluster_test(
+    values,            # Row values, [row] or [row, column]
+    clusters,          # What each row belongs to
+    statistic=np.mean, # Rows -> number
+    null:float=0.,     # Value that is put to the test
+    strata=None, n:int=2000, seed:int=0, # See `cluster_bootstrap`
+)->float:              # Below .05 where the 95% interval leaves out `null`
+    "Two-sided p-value of a statistic, from the draws that make its interval"
+    from scipy.stats import norm, t
+    _,draws,C,K = _sampled(values, clusters, statistic, strata, n, seed)
+    if not len(draws): return np.nan
+    beyond = max(1, min((draws<=null).sum(), (draws>=null).sum()))/len(draws)
+    return float(min(1, 2*t.cdf(norm.ppf(min(beyond, .5))*np.sqrt((C-K)/C), C-K)))
+
+
+# %%
+d = told-plain
+cluster_test(d, range(100)), cluster_test(d-d.mean(), range(100))
+
+# %% [markdown]
+# At every level, the interval at that level and the p-value give the same answer.
+
+# %%
+x,c = rng.normal(.25, 1, 120), np.repeat(range(12), 10)
+p = cluster_test(x, c, n=20_000)
+for level in np.r_[.5:.995:40j]:
+    if abs(1-level-p)<.004: continue # As near as the draws can tell
+    test_eq(cluster_bootstrap(x, c, n=20_000, level=level).low>0, p<1-level)
+p
+
+
+# %% [markdown]
+# A test of a different kind checks it. If an instruction changes nothing, the difference of each
+# cluster might as well have had the other sign; `sign_flip` asks how many choices of signs give
+# a mean as far from zero. With few clusters all choices are tried and the answer is exact.
+
+# %%
+#| export
+def sign_flip(
+    differences,   # Row values of a paired difference
+    clusters,      # What each row belongs to; a cluster's rows keep one sign
+    n:int=10_000,  # Choices of signs, if there are more
+    seed:int=0,
+)->float:
+    "Two-sided p-value of a mean difference, from signs of whole clusters"
+    from itertools import product
+    code,sizes = _layout(*_rows(np.asarray(differences), clusters, None))
+    sums,C = np.bincount(code, differences), int(sizes[0])
+    if 2**C<=n: signs = np.array(list(product([1,-1], repeat=C)))
+    else:
+        signs = np.random.default_rng(seed).choice([1,-1], (n, C))
+        signs[0] = 1 # What was observed is one of the choices
+    reached = abs(signs@sums)
+    return float((reached>=reached[0]*(1-1e-12)).mean())
+
+
+# %%
+pair = [(cluster_test(y, c, n=4000), sign_flip(y, c)) for m in (0, .1, .2, .3)
+        for y in [rng.normal(m, 1, 120)]]
+pd.DataFrame(pair, columns=['bootstrap', 'signs'], index=[0, .1, .2, .3]).round(3)
+
+# %%
+assert max(abs(a-b) for a,b in pair)<.12
+test_eq(sign_flip([1,1,1,1], range(4)), 2/16)
+
+# %% [markdown]
+# Where nothing differs, both reject about as often as they say.
+
+# %%
+size = np.zeros(2)
+for k in range(400):
+    y = (rng.normal(size=(12,1)) + rng.normal(size=(12,4))).ravel()
+    at = np.repeat(range(12), 4)
+    size += cluster_test(y, at, n=400, seed=k)<.05, sign_flip(y, at, n=400, seed=k)<.05
+size/400
+
+# %%
+assert ((size/400>.02) & (size/400<.09)).all()
+
+
+# %% [markdown]
+# A table of results keeps values and intervals, not draws. From those alone `p_value` gives the
+# p-value of a normal estimate with that interval, using the half of it that faces the null; it
+# too is below 5% exactly where a 95% interval leaves the null out.
+
+# %%
+#| export
+def p_value(
+    estimate,         # (value, low, high)
+    level:float=.95,  # Of the interval
+    null:float=0.,
+)->float:             # nan without an interval
+    "Two-sided p-value that goes with an interval"
+    from scipy.stats import norm
+    value,low,high = estimate
+    half = value-low if value>null else high-value
+    if value==null: return 1. if half==half else np.nan
+    if not half: return 0.
+    return float(2*norm.sf(abs(value-null)/half*norm.ppf((1+level)/2)))
+
+
+# %%
+p_value(together), cluster_test(d, range(100), n=20_000)
+
+# %%
+test_close(p_value(Estimate(1.96, 0, 3.92)), .05, eps=1e-4)
+test_eq([p_value(Estimate(0, 0, 0)), p_value(Estimate(1, 1, 1))], [1, 0])
+assert np.isnan(p_value(Estimate(.2)))
 
 
 # %% [markdown]
