@@ -165,27 +165,34 @@ def _verify(ids:Ids=None):
 
 # %% ../../nbs/lab/40_cli.ipynb #23884cd2
 @app.command(epilog=example(
-    'moral_sc evaluate smollm2-135m-instruct --benchmark bbq-like --limit 40'))
+    'moral_sc evaluate smollm2-135m-instruct --benchmark bbq-like --limit 40',
+    'moral_sc evaluate gemma-3-270m --benchmark winogender --condition q --condition q+match'))
 def evaluate(
     model:Model,
-    benchmark:opt(list[str], 'bbq, or bbq-like for our own set; may be repeated.')=('bbq',),
-    condition:opt(list[str], 'q, q+if or q+if+cot; may be repeated.')=('q', 'q+if'),
+    benchmark:opt(list[str], 'bbq, bbq-like, winogender, admissions or discrim-eval; may be repeated.')=('bbq',),
+    condition:opt(list[str]|None, 'q, q+if, q+if+cot ...; may be repeated. Default: those of each benchmark.')=None,
+    category:opt(list[str]|None, 'Of BBQ; may be repeated. Default: all within reach.')=None,
     limit:Limit=None,
     orders:opt(int, 'Orders of the options: 1, 3 or 6.')=1,
+    samples:opt(int, 'Thoughts a question, where the model reasons first.')=1,
+    max_new_tokens:opt(int, 'Tokens of a thought, at most.')=256,
     mode:Mode='plain',
+    device:opt(str, 'auto, cpu, cuda ...')='auto',
+    dtype:opt(str, 'auto, float32, bfloat16 ...')='auto',
     seed:Seed=0,
     out:Out=None,
 ):
     "Ask a model the questions of a benchmark."
     from moral_sc import bias, language
     out = folder(out, 'evaluate', Path(model).name)
-    asked = f'{", ".join(benchmark)} under {", ".join(condition)}'
-    say(f'Asking {model} {asked}; writing to {out}.')
-    lm = language.load(model)
+    asked = f' under {", ".join(condition)}' if condition else ''
+    say(f'Asking {model} {", ".join(benchmark)}{asked}; writing to {out}.')
+    lm = language.load(model, dtype, device)
     say(repr(lm))
     with bar('questions') as progress:
-        found = bias.evaluate(lm, list(benchmark), list(condition), limit, str(out), orders,
-                              seed, mode, progress=progress)
+        found = bias.evaluate(lm, list(benchmark), condition or None, limit, str(out), orders, seed,
+                              mode, samples, categories=category or None, progress=progress,
+                              max_new_tokens=max_new_tokens)
     for k in ('records', 'metrics', 'differences'):
         write(out/f'{k}.csv', getattr(found, k).to_csv(index=False))
     typer.echo(_overall(found.metrics))
@@ -194,7 +201,8 @@ def evaluate(
 def _overall(metrics):
     "The rows over all categories, readable"
     from moral_sc.lab.claims import span
-    rows = metrics[metrics.category==metrics.category.iloc[0]]
+    first = metrics.groupby('benchmark').category.transform('first')
+    rows = metrics[metrics.category==first]
     return table([dict(benchmark=r.benchmark, condition=r.condition, metric=r.metric,
                         value=span(r.value, r.low, r.high)) for r in rows.itertuples()])
 

@@ -15,98 +15,41 @@
 #| default_exp bias.asking
 
 # %% [markdown]
-# The answer to a question is read off the probabilities of the letters after "The answer is (",
-# so nothing has to be parsed and nothing is left to chance. What remains to be decided is
-# which questions a small budget should buy, and how hours of answers survive a crash.
+# The answer to a question is read off the probabilities of a few strings after an opening such
+# as "The answer is (", so nothing has to be parsed and nothing is left to chance. What remains
+# is to ask in every condition, to let the model reason where it is invited to, and to see that
+# hours of answers survive a crash.
 
 # %%
 #| export
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 
 import numpy as np, pandas as pd
-from moral_sc.foundation.errors import ConfigError, unknown
+from moral_sc.bias.bbq import orders_of
+from moral_sc.bias.conditions import build, stimuli, two_stage
 from moral_sc.foundation.runs import content_key
 from moral_sc.language.sampling import follow, sample
 from moral_sc.language.oracle import lookup
 from moral_sc.language.scoring import option_logprobs
-from moral_sc.bias.bbq import by_quad, orders_of, reorder
-from moral_sc.bias.conditions import build, stimuli
 
 # %%
 #| hide
 import tempfile
 from fastcore.test import *
 from moral_sc.bias import bbq
+from moral_sc.bias.scores import BBQ, part
 from moral_sc.foundation.runs import open_run
 from moral_sc.language.oracle import letter_prior, random_model
 
-
-# %% [markdown]
-# ## Which questions
-#
-# A part of a benchmark should be a small likeness of it. Scenes are kept whole, because the
-# score leans on their symmetry, and are dealt like cards: one category after the other, and
-# within a category one template after the other, scenes whose answer agrees with the stereotype
-# alternating with those whose answer does not. A larger part contains the smaller one.
-
-# %%
-#| export
-def _hash(*x): return blake2b(repr(x).encode(), digest_size=8).hexdigest()
-
-def _agrees(quad):
-    "Whether the right answers of a scene, once it is settled, agree with the stereotype"
-    return any(i.context_condition=='disambig' and i.label==i.biased for i in quad)
-
-def _dealt(quads, seed, odd):
-    "Scenes of one category: a new template each time, agreeing and opposing ones in turn"
-    by_template,place = {}, {}
-    for q in sorted(quads, key=lambda q: _hash(seed, q[0].quad)):
-        by_template.setdefault(q[0].template, []).append(q)
-    for r,t in enumerate(sorted(by_template, key=lambda t: _hash(seed, t))):
-        for q in by_template[t]:
-            late = _agrees(q)==bool((r+odd)%2)
-            n = sum(_agrees(o)==_agrees(q) and id(o) in place for o in by_template[t])
-            place[id(q)] = (2*n+late, r)
-    return sorted(quads, key=lambda q: place[id(q)])
-
-def part(
-    items:list,      # All questions
-    limit:int|None,  # At most so many of them, in whole scenes of four; None for all
-    seed:int=0,      # Another seed, other scenes
-)->list:             # In the order of the file
-    "A stratified part of some questions"
-    if limit is None: return list(items)
-    if limit<4:
-        raise ConfigError(f'limit={limit} is less than one scene of four questions.')
-    by_category = {}
-    for q in by_quad(items).values(): by_category.setdefault(q[0].category, []).append(q)
-    dealt = [(n,k,q) for k,qs in enumerate(by_category.values())
-             for n,q in enumerate(_dealt(qs, seed, k))]
-    keep = {q[0].quad for _,_,q in sorted(dealt, key=lambda x: x[:2])[:limit//4]}
-    return [i for i in items if i.quad in keep]
-
-
-# %%
-ours = bbq.load(source='ours')
-few = part(ours, 96)
-bbq.census(few).T
-
-# %%
-test_eq(bbq.faults(few), [])
-for c in {i.category for i in few}:
-    test_eq(len({i.template for i in few if i.category==c}), 3)
-assert {i.id for i in part(ours, 32)} < {i.id for i in few}
-assert {i.id for i in few} != {i.id for i in part(ours, 96, seed=1)}
-test_eq(bbq.offset([i for i in few if i.context_condition=='disambig']), 0)
-with expect_fail(ConfigError, contains='less than one scene'): part(ours, 3)
+few = part(bbq.load(source='ours'), 96)
 
 
 # %% [markdown]
 # ## What is asked, and of whom
 #
-# An answer is determined by the model and the token ids it reads; the key under which it is
-# kept is a hash of both. A model is told by its name, its number type and a digest of its
+# An answer is determined by the model, the token ids it reads and the strings that may follow;
+# the key under which it is kept is a hash of all three. A model is told by its name, its number type and a digest of its
 # weights, so that a folder trained further is another model.
 
 # %%
@@ -129,43 +72,47 @@ def identity(lm)->dict:
 class Question:
     "One item, asked once"
     item:object         # As in the file
-    shown:object        # As it is shown, answers in another order
+    shown:object        # As it is shown, its options perhaps in another order
     condition:str
     order:int           # Number of the option order
     prompt:object       # What the model reads
+    options:tuple       # What may follow, one string for each answer
     key:str=''          # Under which its answer is kept
+    n:int=0             # Number of the sample, where there are several
     sample:object=None  # What the model wrote first, where it reasons
 
-def two_stage(
-    benchmark:str,
-    condition:str,
-)->bool:         # The model writes something before it is asked for the answer
-    "Whether a condition lets the model reason"
-    known = stimuli()[benchmark]['conditions']
-    if condition not in known:
-        raise ConfigError(unknown(f'condition of {benchmark}', condition, list(known)))
-    return any('{sample}' in text for _,text in known[condition])
+def key(who, prompt, options):
+    "An answer is determined by the model, what it reads, and what it may say"
+    return content_key(model=who, ids=prompt.ids, options=options)
+
+def orders(
+    b,       # A `Benchmark`
+    n:int=1, # 1 as in the file, 3 cyclic, 6 all
+)->list:
+    "The option orders to ask in; one, where no options are on show"
+    return orders_of(n) if b.reorder else orders_of(1)
 
 def ask(
     lm,
+    b,               # A `Benchmark`
     items:list,
     conditions,      # Names of conditions
-    orders:int=1,    # Option orders to ask in: 1, 3 or 6
+    n_orders:int=1,  # Option orders to ask in: 1, 3 or 6
     mode:str='plain',# How turns are marked; see `render`
 )->list:             # Of `Question`, first stage where there are two
     "Write out everything that will be asked"
     out,who = [], identity(lm)
     for c in conditions:
-        for n,order in enumerate(orders_of(orders)):
+        for k,order in enumerate(orders(b, n_orders)):
             for i in items:
-                shown = reorder(i, order)
-                p = build(lm, 'bbq', c, shown.fields, mode=mode)
-                out.append(Question(i, shown, c, n, p, content_key(model=who, ids=p.ids)))
+                shown = b.reorder(i, order) if b.reorder else i
+                p,o = build(lm, b.stimuli, c, b.fields(shown), mode=mode), b.options(shown)
+                out.append(Question(i, shown, c, k, p, tuple(o), key(who, p, o)))
     return out
 
 
 # %%
-asked = ask(letter_prior(dict(a=.2, b=.3, c=.5)), few[:4], ['q','q+if'], orders=3)
+asked = ask(letter_prior(dict(a=.2, b=.3, c=.5)), BBQ, few[:4], ['q','q+if'], 3)
 print(len(asked), asked[0].prompt.text)
 
 
@@ -212,7 +159,7 @@ def stereotyper(item, told):
     return p
 
 lm = respondent(stereotyper, few)
-q,told = (q for q in ask(lm, few[:1], ['q','q+if']))
+q,told = ask(lm, BBQ, few[:1], ['q','q+if'])
 p = np.exp(option_logprobs(lm, [q.prompt, told.prompt], ['a','b','c']))
 p.round(3), few[0].biased, few[0].unknown
 
@@ -224,39 +171,42 @@ test_eq(list(p.argmax(1)), [few[0].biased, few[0].unknown])
 # ## Answers, kept as they come
 #
 # Prompts are scored in portions, and each portion is written to disk before the next begins.
-# The portions depend on the whole list and not on what is already there: the rounding of a
-# number may depend on its neighbours in a batch, and this way a resumed run computes each
-# number in the company it would have had.
+# Prompts that begin alike come together, so that what they share is read once: the four
+# questions of a scene, its conditions and its option orders. The portions depend on the whole
+# list and not on what is already there: the rounding of a number may depend on its neighbours
+# in a batch, and this way a resumed run computes each number in the company it would have had.
 
 # %%
 #| export
-def score_letters(
+def answer(
     lm,
-    questions:list,     # Of `Question`
+    questions:list,     # Of `Question`, last stage where there are two
     run,                # Where answers are kept
-    letters:list,       # ['a', 'b', 'c']
-    portion:int=64,     # Prompts between two writes to disk
+    names,              # Of the answers: ['a', 'b', 'c']
+    portion:int=128,    # Prompts between two writes to disk
     max_tokens:int=4096,# Tokens in one forward pass, padding included
     progress=None,      # Called with (answers there, answers in all)
-)->pd.DataFrame:        # One row a question, one column a letter: natural log-probabilities
-    "Log-probability of each letter after each prompt"
-    todo = {q.key:q.prompt for q in questions}
-    keys = sorted(todo, key=lambda k: (len(todo[k].ids), k))
+)->pd.DataFrame:        # One row a question, one column an answer: natural log-probabilities
+    "Log-probability of each answer after each prompt"
+    todo = {q.key:q for q in questions}
+    keys = sorted(todo, key=lambda k: (todo[k].prompt.ids, k))
     missing = set(run.missing(keys))
     for n in range(0, len(keys), portion):
-        ks = [k for k in keys[n:n+portion]]
-        if missing & set(ks):
-            lp = option_logprobs(lm, [todo[k] for k in ks], letters, max_tokens=max_tokens)
-            run.put_many([(k, dict(zip(letters, row.tolist()))) for k,row in zip(ks, lp)])
+        qs = [todo[k] for k in keys[n:n+portion]]
+        if missing & {q.key for q in qs}:
+            lp = option_logprobs(lm, [q.prompt for q in qs], [list(q.options) for q in qs],
+                                 max_tokens=max_tokens)
+            run.put_many([(q.key, dict(zip(names, row.tolist()))) for q,row in zip(qs, lp)])
         if progress: progress(min(n+portion, len(keys)), len(keys))
-    return run.table([q.key for q in questions])[letters]
+    return run.table([q.key for q in questions])[list(names)]
 
 
 # %% [markdown]
 # Where the model reasons first, what it writes is sampled to at most 256 tokens, as in the
-# paper, and cut where it begins to speak for the human. The paper gives no temperature; we
-# sample at 1, once a question. The second stage continues the very tokens that were sampled,
-# since their text may come apart into others. `evaluate` keeps the samples in the same run.
+# paper, and cut where it begins to speak for the human. The paper gives neither a temperature
+# nor the number of samples; we sample at 1, once a question unless told otherwise. The second
+# stage continues the very tokens that were sampled, since their text may come apart into
+# others. Samples are kept in the same run as the answers.
 
 # %%
 #| export
@@ -264,24 +214,29 @@ STOP = ('\n\nHuman:', '\n\nAssistant:')
 
 def reason(
     lm,
+    b,                     # A `Benchmark`
     questions:list,        # Of conditions with two stages
     run,
     mode:str='plain',
     seed:int=0,
+    samples:int=1,         # Thoughts a question
     max_new_tokens:int=256,
+    temperature:float=1.,
     progress=None,
-)->list:                   # The same questions at their second stage
+)->list:                   # Each question once a sample, at its second stage
     "Let the model write, then ask for the answer"
-    keys = [content_key(first=q.key, seed=seed, new=max_new_tokens, n=n)
-            for n,q in enumerate(questions)]
-    wrote = sample(lm, [q.prompt for q in questions], max_new_tokens=max_new_tokens,
-                   stop=STOP, seed=seed, keys=keys, run=run, progress=progress)
-    who = identity(lm)
-    for q,s in zip(questions, wrote):
-        full = build(lm, 'bbq', q.condition, q.shown.fields, sample=s.text, mode=mode)
+    many = [replace(q, n=n) for n in range(samples) for q in questions]
+    first = {(q.key, q.n):q.prompt for q in many}
+    keys = [content_key(first=k, n=n, seed=seed, new=max_new_tokens) for k,n in first]
+    wrote = sample(lm, list(first.values()), max_new_tokens=max_new_tokens, stop=STOP,
+                   temperature=temperature, seed=seed, keys=keys, run=run, progress=progress)
+    said,who = dict(zip(first, wrote)), identity(lm)
+    for q in many:
+        s = said[q.key, q.n]
+        full = build(lm, b.stimuli, q.condition, b.fields(q.shown), sample=s.text, mode=mode)
         q.prompt,q.sample = _after(lm, q.prompt, s, full), s
-        q.key = content_key(model=who, ids=q.prompt.ids)
-    return questions
+        q.key = key(who, q.prompt, q.options)
+    return many
 
 def _after(lm, p, s, full):
     "The second stage with the sampled tokens as they are, unless a template rewrote them"
@@ -292,35 +247,30 @@ def _after(lm, p, s, full):
 # %% [markdown]
 # ## Records
 #
-# One row per question, condition and option order: what each letter got, which letter that
-# makes, and what it means once the answers are back in the order of the file.
+# One row per question, condition, order and sample: what the benchmark says of the item, and
+# what each answer got.
 
 # %%
 #| export
-FIELDS = ['id', 'category', 'template', 'quad', 'context_condition', 'polarity', 'label',
-          'unknown', 'biased', 'counter']
-
 def tidy(
-    benchmark:str,
+    b,                  # A `Benchmark`
     questions:list,     # Of `Question`
-    lp:pd.DataFrame,    # Of `score_letters`
+    lp:pd.DataFrame,    # Of `answer`
 )->pd.DataFrame:
     "Everything about every answer"
-    x = lp.to_numpy()
-    letter,p = x.argmax(1), np.exp(x)
-    d = pd.DataFrame([{k:getattr(q.item, k) for k in FIELDS} for q in questions])
-    orders = np.array([orders_of(6)[q.order] for q in questions])
-    back = np.take_along_axis(p/p.sum(1, keepdims=True), np.argsort(orders, 1), 1)
-    return d.assign(benchmark=benchmark, condition=[q.condition for q in questions],
-        order=[q.order for q in questions], **{f'lp_{k}':lp[k].to_numpy() for k in lp},
-        mass=p.sum(1), letter=np.array(list('abc'))[letter],
-        answer=orders[np.arange(len(x)), letter], p0=back[:,0], p1=back[:,1], p2=back[:,2])
+    asked = pd.DataFrame([dict(benchmark=b.name, condition=q.condition, order=q.order,
+                               sample=q.n) for q in questions])
+    facts = pd.DataFrame([b.facts(q.item) for q in questions])
+    wrote = [len(q.sample.ids) if q.sample else 0 for q in questions]
+    lp = lp.reset_index(drop=True).add_prefix('lp_')
+    d = pd.concat([asked, facts, lp], axis=1).assign(mass=np.exp(lp).sum(axis=1), wrote=wrote)
+    return b.read(d) if b.read else d
 
 
 # %%
 with open_run(tempfile.mkdtemp(), dict(page='asking')) as run:
-    lp = score_letters(letter_prior(dict(a=.2, b=.3, c=.5)), asked, run, ['a','b','c'])
-records = tidy('ours', asked, lp)
+    lp = answer(letter_prior(dict(a=.2, b=.3, c=.5)), asked, run, BBQ.answers)
+records = tidy(BBQ, asked, lp)
 records[['id','condition','order','letter','answer','p0','p1','p2','mass']].head(6).round(3)
 
 # %% [markdown]
@@ -337,7 +287,7 @@ test_close(np.exp(records[['lp_a','lp_b','lp_c']].iloc[0]), [.2,.3,.5], eps=1e-6
 # Two models never share an answer, even to the same tokens.
 
 # %%
-a,b = (ask(random_model('llama', seed=k), few[:4], ['q']) for k in (0,1))
+a,b = (ask(random_model('llama', seed=k), BBQ, few[:4], ['q']) for k in (0,1))
 test_eq(a[0].prompt.ids, b[0].prompt.ids)
 test_ne(a[0].key, b[0].key)
 
@@ -346,11 +296,12 @@ test_ne(a[0].key, b[0].key)
 
 # %%
 lm = random_model('llama')
-first = ask(lm, few[:2], ['q+if+cot'])
+first = ask(lm, BBQ, few[:2], ['q+if+cot'])
 begins = [q.prompt for q in first]
 with open_run(tempfile.mkdtemp(), dict(page='reason')) as run:
-    second = reason(lm, first, run, max_new_tokens=12)
-for p,q in zip(begins, second):
+    second = reason(lm, BBQ, first, run, max_new_tokens=12, samples=2)
+assert second[0].sample.ids!=second[2].sample.ids
+for p,q in zip(begins*2, second):
     kept = p.ids + q.sample.ids[:q.sample.kept]
     test_eq(q.prompt.ids[:len(kept)], kept)
     assert q.prompt.text.endswith('answer choice is (')

@@ -22,24 +22,25 @@
 # %%
 #| export
 import json, tempfile, warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np, pandas as pd
-from moral_sc.foundation.errors import ConfigError, unknown
+from moral_sc.bias import bbq, scores
+from moral_sc.bias.asking import answer, ask, identity, orders as orders_for, reason, tidy
+from moral_sc.bias.benchmarks import Benchmark, benchmark, probabilities
+from moral_sc.bias.conditions import two_stage
+from moral_sc.bias.scores import part
+from moral_sc.foundation.errors import ConfigError
 from moral_sc.foundation.runs import content_key, open_run
-from moral_sc.foundation.statistics import Estimate, cluster_bootstrap, paired_difference
 from moral_sc.language.models import load as load_model
-from moral_sc.bias import bbq
-from moral_sc.bias.asking import ask, identity, part, reason, score_letters, tidy, two_stage
-from moral_sc.bias.bbq import directions, disambiguated_score, orders_of
-from moral_sc.bias.conditions import stimuli
 
 # %%
 #| hide
 import signal, subprocess, sys
 from fastcore.test import *
 from moral_sc.bias.asking import respondent
+from moral_sc.bias.scores import METRICS, letters
 from moral_sc.language.oracle import letter_prior, lookup, random_model
 
 ours = bbq.load(source='ours')
@@ -47,57 +48,10 @@ few = part(ours, 96)
 
 
 # %% [markdown]
-# ## Numbers
+# ## What is found
 #
-# Rows of one template are near copies, so intervals come from drawing templates, within their
-# category where every category has at least two. The difference between two conditions is
-# taken question by question.
-
-# %%
-#| export
-def _clusters(items):
-    templates = [i.template for i in items]
-    sizes = pd.Series(templates).groupby([i.category for i in items]).nunique()
-    strata = [i.category for i in items] if sizes.min()>1 else None
-    return dict(clusters=templates, strata=strata)
-
-def _by_template(d, items):
-    "Sums over the rows of each template: all that a ratio of sums needs"
-    names,at = np.unique([i.template for i in items], return_inverse=True)
-    sums = np.zeros((len(names), d.shape[1]))
-    np.add.at(sums, at, np.nan_to_num(d))
-    first = {i.template:i for i in reversed(items)}
-    return sums, disambiguated_score, [first[t] for t in names]
-
-def _values(p, items, metric):
-    "Row values of a metric, their statistic and the item of each row"
-    half = 'disambig' if metric.endswith('_disambig') else 'ambig'
-    at = [n for n,i in enumerate(items) if i.context_condition==half]
-    its,p = [items[n] for n in at], p[at]
-    if metric=='bias_disambig': return _by_template(directions(p, its), its)
-    if metric=='bias_ambig': v = -np.diff(directions(p, its)[:,:2])[:,0]
-    else: v = p[np.arange(len(at)), [i.label for i in its]]
-    ok = ~np.isnan(v)
-    return v[ok], np.mean, [i for i,k in zip(its, ok) if k]
-
-METRICS = ['accuracy_ambig', 'accuracy_disambig', 'bias_ambig', 'bias_disambig']
-
-def estimate(
-    p,            # [item, option] shares
-    items:list,
-    metric:str,   # One of METRICS
-    minus=None,   # Shares under another condition, to be subtracted
-    **kw,         # n, level, seed of the bootstrap
-)->Estimate:
-    "A metric with its clustered interval"
-    v,stat,its = _values(p, items, metric)
-    if not len(its): return Estimate(np.nan)
-    if len({i.template for i in its})==1: # One template shows no spread: no interval
-        return Estimate(stat(v) - (0 if minus is None else stat(_values(minus, items, metric)[0])))
-    if minus is None: return cluster_bootstrap(v, statistic=stat, **_clusters(its), **kw)
-    return paired_difference(v, _values(minus, items, metric)[0], statistic=stat,
-                             **_clusters(its), **kw)
-
+# An `Evaluation` holds the records, one row a question asked, and what follows from them: each
+# benchmark's numbers with intervals, and the paired differences from the first condition.
 
 # %%
 #| export
@@ -105,79 +59,34 @@ def estimate(
 class Evaluation:
     "What `evaluate` found"
     model:str
-    items:dict             # Benchmark to its questions
+    items:dict             # Name of a benchmark to its items
     records:pd.DataFrame   # See `tidy`
     out:str|None=None      # Where the run is kept
-    metrics:pd.DataFrame=None     # condition, category, metric, value, low, high
+    metrics:pd.DataFrame=None     # benchmark, condition, category, metric, value, low, high
     differences:pd.DataFrame=None # The same, against the first condition
     provenance:dict=None          # Versions, machine, start and end of a kept run
+    benchmarks:dict=None          # Name to `Benchmark`
 
     def __repr__(self):
         d = self.records
-        return (f'Evaluation of {self.model}: {d.id.nunique():,} questions, '
-                f'{", ".join(dict.fromkeys(d.condition))}; {d.order.nunique()} of 6 orders')
+        n,told = d.groupby('benchmark').id.nunique().sum(), ', '.join(dict.fromkeys(d.condition))
+        return (f'Evaluation of {self.model}: {n:,} questions, {told}; '
+                f'{d.order.nunique()} of 6 orders')
 
-    def shares(self, condition, benchmark=None, soft=False): # [item, option]
+    def of(self, benchmark=None): # Records of one benchmark, by default the first
         b = benchmark or next(iter(self.items))
-        r = self.records
-        d = r[(r.benchmark==b) & (r.condition==condition)]
-        p = d[['p0','p1','p2']].to_numpy() if soft else np.eye(3)[d.answer]
-        return p.reshape(-1, len(self.items[b]), 3).mean(0)
+        return self.records[self.records.benchmark==b].dropna(axis=1, how='all')
+
+    def shares(self, condition, benchmark=None, soft=False): # BBQ only: [item, option]
+        return scores.shares(self.of(benchmark), condition, soft)
 
     def score(self, condition, benchmark=None, soft=False): # The table of `bbq.score`
         b = benchmark or next(iter(self.items))
         return bbq.score(self.shares(condition, b, soft), self.items[b])
 
-
-# %% [markdown]
-# `letters` says what a model does with letters whatever they stand for: how often each is
-# chosen and how often it is right. A model that reads answers `c` as often as `c` is right.
-
-# %%
-#| export
-def letters(
-    records:pd.DataFrame,
-)->pd.DataFrame:           # One row a condition
-    "Share of answers by letter, and the probability that letters get at all"
-    right = [orders_of(6)[o].index(l) for o,l in zip(records.order, records.label)]
-    d = records.assign(right=np.array(list('abc'))[right])
-    def line(g):
-        n = g.letter.value_counts(normalize=True).reindex(list('abc'), fill_value=0.)
-        r = g.right.value_counts(normalize=True).reindex(list('abc'), fill_value=0.)
-        return pd.Series({**n.add_prefix('chosen_'), **r.add_prefix('right_'),
-                          'most_chosen':n.max(), 'mass':g['mass'].mean()})
-    keys = ['benchmark','condition']
-    each = {k:line(g) for k,g in d.groupby(keys, sort=False)}
-    return pd.DataFrame(each).T.rename_axis(keys)
-
-
-# %%
-#| export
-def _parts(items):
-    "Row numbers of all questions and of each category"
-    names = [i.category for i in items]
-    each = {c:[n for n,x in enumerate(names) if x==c] for c in dict.fromkeys(names)}
-    return {bbq.OVERALL:list(range(len(items)))} | each
-
-def numbers(
-    e:Evaluation,
-    against:str|None=None, # A condition: differences from it instead of values
-    **kw,                  # n, level, seed of the bootstrap
-)->pd.DataFrame:           # benchmark, condition, category, metric, value, low, high
-    "Every metric of an evaluation with its interval; `_soft` ones read probabilities"
-    rows = []
-    for b,items in e.items.items():
-        for c in [c for c in dict.fromkeys(e.records.condition) if c!=against]:
-            for soft in (False, True):
-                p = e.shares(c, b, soft)
-                base = e.shares(against, b, soft) if against else None
-                for cat,at in _parts(items).items():
-                    its,less = [items[n] for n in at], None if base is None else base[at]
-                    rows += [dict(benchmark=b, category=cat, metric=m+'_soft'*soft,
-                                  condition=f'{c} - {against}' if against else c,
-                                  **estimate(p[at], its, m, less, **kw)._asdict())
-                             for m in METRICS]
-    return pd.DataFrame(rows)
+    def probabilities(self, benchmark=None, normalise=True): # [(condition, id), answer]
+        b = benchmark or next(iter(self.items))
+        return probabilities(self.of(b), self.benchmarks[b].answers, normalise)
 
 
 # %% [markdown]
@@ -185,75 +94,101 @@ def numbers(
 
 # %%
 #| export
-BENCHMARKS = {'bbq':'bbq', 'bbq-like':'ours'} # name: where `load` takes it from
+def _checked(benchmarks, conditions, n):
+    "Benchmarks by name, and the conditions that each is asked in"
+    listed = lambda x: [x] if isinstance(x, (str,Benchmark)) else list(dict.fromkeys(x))
+    bs = [benchmark(b) for b in listed(benchmarks)]
+    if len(bs)==1 or conditions is None:
+        asked = {b.name:listed(conditions or b.conditions) for b in bs}
+    else: asked = {b.name:[c for c in listed(conditions) if _has(b, c)] for b in bs}
+    for b in bs:
+        for c in asked[b.name] or listed(conditions): two_stage(b.stimuli, c)
+        orders_for(b, n)
+    return {b.name:b for b in bs},asked
 
-def _checked(benchmarks, conditions, orders):
-    listed = lambda x: [x] if isinstance(x, str) else list(dict.fromkeys(x))
-    benchmarks,conditions = listed(benchmarks), listed(conditions)
-    for b in benchmarks:
-        if b in stimuli() and b not in BENCHMARKS:
-            raise ConfigError(f'The stimuli of {b} are written down, but it cannot be '
-                              f'scored yet; use {" or ".join(BENCHMARKS)}.')
-        if b not in BENCHMARKS: raise ConfigError(unknown('benchmark', b, list(BENCHMARKS)))
-    for c in conditions: two_stage('bbq', c)
-    orders_of(orders)
-    return benchmarks,conditions
+def _has(b, condition):
+    try: two_stage(b.stimuli, condition)
+    except ConfigError: return False
+    return True
+
+def _found(bs, items, limit, seed, kw):
+    "Items of each benchmark"
+    if items is None: return {n:b.load(limit=limit, seed=seed, **kw) for n,b in bs.items()}
+    if len(bs)>1: raise ConfigError('Items of your own are of one benchmark: name it alone.')
+    cut = part(items, limit, seed) if next(iter(bs.values())).reorder else items[:limit]
+    return {n:cut for n in bs}
 
 def evaluate(
     lm,                         # A loaded model, or what `load` takes: an alias, a folder
-    benchmarks=('bbq',),        # 'bbq' the authors' files, 'bbq-like' our own set
-    conditions=('q','q+if'),    # 'q', 'q+if', 'q+if+cot'; the first is compared with
-    limit:int|None=None,        # At most so many questions a benchmark, in whole scenes
+    benchmarks=('bbq',),        # Names or `Benchmark`s; see `PLACES`
+    conditions=None,            # 'q', 'q+if', ...; the first is compared with
+    limit:int|None=None,        # At most so many questions a benchmark
     out:str|None=None,          # Folder of the run; without one nothing is kept
     orders:int=1,               # Option orders: 1 as in the file, 3 cyclic, 6 all
     seed:int=0,                 # Of the part that `limit` takes, of samples and intervals
     mode:str='plain',           # How turns are marked: 'plain', 'chat'
-    categories:list|None=None,  # Of the benchmark; by default all within reach
-    items:list|None=None,       # Questions of your own instead, as `read` gives them
+    samples:int=1,              # Thoughts a question, where the model reasons first
+    items:list|None=None,       # Questions of your own instead, in the benchmark's format
+    categories:list|None=None,  # Of BBQ; by default all within reach
     progress=None,              # Called with (answers there, answers in all)
-    **kw,                       # portion, max_tokens, max_new_tokens
+    **kw,                       # portion, max_tokens, max_new_tokens, temperature
 )->Evaluation:
     "Ask a model every question under every condition"
-    benchmarks,conditions = _checked(benchmarks, conditions, orders)
-    if isinstance(lm, str): lm = load_model(lm)
-    found = {'yours':items} if items is not None else {
-        b:bbq.load(categories, BENCHMARKS[b]) for b in benchmarks}
-    found = {b:part(its, limit, seed) for b,its in found.items()}
-    how = dict(conditions=conditions, orders=orders, mode=mode, seed=seed)
-    config = dict(model=identity(lm), limit=limit, **how, **kw,
-                  benchmarks={b:_digest(its) for b,its in found.items()})
+    bs,asked = _checked(benchmarks, conditions, orders)
+    if isinstance(lm, (str,Path)): lm = load_model(lm)
+    found = _found(bs, items, limit, seed, dict(categories=categories) if categories else {})
+    if items is not None: bs,found,asked = _yours(bs, found, asked)
+    how = dict(orders=orders, mode=mode, seed=seed, samples=samples)
+    config = dict(model=identity(lm), limit=limit, conditions=asked, **how,
+                  **{k:v for k,v in kw.items() if k not in ('portion','max_tokens')},
+                  benchmarks={n:_digest(bs[n], its) for n,its in found.items()})
     where = dict(device=str(lm.device), dtype=config['model']['dtype'], seed=seed)
     with tempfile.TemporaryDirectory() as tmp, open_run(out or tmp, config, **where) as run:
-        records = pd.concat([_answers(lm, b, its, run, progress, **how, **kw)
-                             for b,its in found.items()], ignore_index=True)
+        records = [_answers(lm, b, found[n], asked[n], run, progress, **how, **kw)
+                   for n,b in bs.items()]
         run.finish()
-    e = Evaluation(lm.name, found, records, str(out) if out else None)
-    e.metrics = numbers(e, seed=seed)
-    e.differences = numbers(e, conditions[0], seed=seed)
-    if out: e.provenance = json.loads((Path(out)/'provenance.json').read_text())
-    _warn_mass(e)
-    return e
+    return _concluded(lm, bs, found, asked, records, out, seed)
 
 
 # %%
 #| export
-def _digest(items):
-    return content_key(items=[(i.id, i.context, i.question, *i.options) for i in items])
+def _yours(bs, found, asked):
+    (n,b),mine = next(iter(bs.items())), 'yours'
+    return {mine:replace(b, name=mine)}, {mine:found[n]}, {mine:asked[n]}
 
-def _answers(lm, benchmark, items, run, progress, conditions, orders, mode, seed,
-             portion=64, max_tokens=4096, max_new_tokens=256):
-    questions = ask(lm, items, conditions, orders, mode)
-    thinks = [q for q in questions if two_stage('bbq', q.condition)]
-    if thinks: reason(lm, thinks, run, mode, seed, max_new_tokens, progress)
-    abc = stimuli()['bbq']['options']
-    lp = score_letters(lm, questions, run, abc, portion, max_tokens, progress)
-    return tidy(benchmark, questions, lp)
+def _digest(b, items):
+    return content_key(items=[[b.fields(i), b.options(i), b.facts(i)] for i in items])
+
+def _answers(lm, b, items, conditions, run, progress, orders, mode, seed, samples,
+             portion=128, max_tokens=4096, max_new_tokens=256, temperature=1.):
+    questions = ask(lm, b, items, conditions, orders, mode)
+    at_once = [q for q in questions if not two_stage(b.stimuli, q.condition)]
+    thinks = [q for q in questions if two_stage(b.stimuli, q.condition)]
+    if thinks: thinks = reason(lm, b, thinks, run, mode, seed, samples, max_new_tokens,
+                               temperature, progress)
+    asked = at_once+thinks
+    return tidy(b, asked, answer(lm, asked, run, b.answers, portion, max_tokens, progress))
+
+def _concluded(lm, bs, found, asked, records, out, seed):
+    "Numbers from records"
+    e = Evaluation(lm.name, found, pd.concat(records, ignore_index=True),
+                   str(out) if out else None, benchmarks=bs)
+    both = list(zip(bs.values(), records))
+    e.metrics = pd.concat([b.numbers(d, seed=seed) for b,d in both], ignore_index=True)
+    less = [b.numbers(d, against=asked[b.name][0], seed=seed) for b,d in both]
+    e.differences = pd.concat(less, ignore_index=True)
+    if out: e.provenance = json.loads((Path(out)/'provenance.json').read_text())
+    _warn_mass(e)
+    return e
 
 def _warn_mass(e):
-    low = e.records.groupby('condition')['mass'].mean()
-    for c,m in low[low<.5].items():
-        warnings.warn(f'{e.model} gives the letters only {m:.2f} of its probability under '
-                      f'{c}: another mode may suit it better.', stacklevel=3)
+    "Say where a model's answers are mostly something else"
+    d = e.records.assign(low=e.records['mass']<.5)
+    for (b,c),g in d.groupby(['benchmark','condition'], sort=False):
+        if g['mass'].mean()<.5:
+            warnings.warn(f'{e.model} gives the answers of {b} only {g["mass"].mean():.2f} of its '
+                f'probability under {c}, less than half in {g.low.sum()} of {len(g)} questions: '
+                'another mode may suit it better.', stacklevel=4)
 
 
 # %% [markdown]
@@ -277,7 +212,7 @@ def overall(e): # The plain question, all categories
 
 found = {f.__name__: evaluate(respondent(f, few), conditions='q', items=few) for f in rules}
 table = pd.DataFrame({k:overall(e).value for k,e in found.items()})
-table.loc[METRICS]
+table.loc[METRICS].round(3)
 
 # %%
 t = table.T
@@ -390,9 +325,8 @@ test_eq(cot.score('q+if+cot').accuracy_ambig['micro'], 1)
 
 # %%
 lm = letter_prior(dict(a=.5, b=.5))
-with expect_fail(ConfigError, contains='cannot be scored yet'): evaluate(lm, ['winogender'])
 with expect_fail(ConfigError, contains="did you mean 'bbq'"): evaluate(lm, ['bqb'])
-with expect_fail(ConfigError, contains='known are: q, q+if, q+if+cot'):
+with expect_fail(ConfigError, contains='known are: q, q+anti'):
     evaluate(lm, conditions=['match'])
 with expect_fail(ConfigError, contains="no condition of bbq 'q+match'"):
     evaluate(lm, conditions=['q+match'])

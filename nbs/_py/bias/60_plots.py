@@ -30,7 +30,8 @@ from fastcore.test import *
 import numpy as np
 from moral_sc.bias import bbq
 from moral_sc.bias.asking import respondent
-from moral_sc.bias.evaluation import evaluate, letters
+from moral_sc.bias.evaluation import evaluate
+from moral_sc.bias.scores import letters
 from moral_sc.language.oracle import letter_prior
 
 
@@ -54,18 +55,30 @@ STYLE = { # condition: name, colour, symbol
     'q':        ('Q',        COLOURS['q'],     'circle'),
     'q+if':     ('Q+IF',     COLOURS['if'],    'diamond'),
     'q+if+cot': ('Q+IF+CoT', COLOURS['cot'],   'square'),
-    'q+match':  ('Q+Match',  COLOURS['match'], 'triangle-up')}
+    'q+match':  ('Q+Match',  COLOURS['match'], 'triangle-up'),
+    'q+anti':   ('Q+anti',   COLOURS['accent'], 'x'),
+    'q+note':   ('Q+note',   COLOURS['linear'], 'cross')}
+
+def style(
+    condition:str, # 'q+if', or with the number of its wording: 'q+if:3'
+)->tuple:          # Name, colour, symbol
+    "How a condition is drawn"
+    bare,_,k = condition.partition(':')
+    name,colour,symbol = STYLE.get(bare, (bare, COLOURS['paper'], 'circle-open'))
+    return name+(f', wording {k}' if k else ''), colour, symbol
 
 NAMES = dict(bias_ambig='Bias score, ambiguous', bias_disambig='Bias score, disambiguated',
              accuracy_ambig='Accuracy, ambiguous',
-             accuracy_disambig='Accuracy, disambiguated')
+             accuracy_disambig='Accuracy, disambiguated',
+             conditional_ambig='Bias among answers that name a person',
+             unknown_disambig='Declined although the answer was given')
 
 def named(
     metric:str,
 )->str:
     "A metric in words, for an axis"
     soft = metric.endswith('_soft')
-    return NAMES[metric.removesuffix('_soft')] + ', from probabilities'*soft
+    return NAMES.get(metric.removesuffix('_soft'), metric) + ', from probabilities'*soft
 
 def category(
     name:str,
@@ -93,7 +106,7 @@ def plot_scores(
     fig = go.Figure()
     conds = list(dict.fromkeys(d.condition))
     for n,c in enumerate(conds):
-        g,(name,colour,symbol) = d[d.condition==c], STYLE[c]
+        g,(name,colour,symbol) = d[d.condition==c], style(c)
         shift = .18*((len(conds)-1)/2-n)
         fig.add_scatter(y=g.category.map(place)+shift, mode='markers', name=name,
                         marker=dict(color=colour, symbol=symbol, size=8), **_bars(g))
@@ -123,7 +136,7 @@ def plot_differences(
     d = differences[(differences.benchmark==b) & (differences.category==OVERALL)]
     fig = go.Figure()
     for c,g in d.groupby('condition', sort=False):
-        name,colour,symbol = STYLE[c.partition(' - ')[0]]
+        name,colour,symbol = style(c.partition(' - ')[0])
         g = g.set_index('metric').loc[list(metrics)][::-1]
         fig.add_scatter(y=[named(m) for m in g.index], name=f'{name} less Q',
                         mode='markers', **_bars(g),
@@ -150,7 +163,7 @@ def plot_letters(
     "How often each letter is the answer, and how often it is right"
     fig,abc = go.Figure(), ['a','b','c']
     for (_,c),row in table.iterrows():
-        name,colour,_ = STYLE[c]
+        name,colour,_ = style(c)
         fig.add_bar(x=[f'({k})' for k in abc], y=[row[f'chosen_{k}'] for k in abc],
                     name=name, marker_color=colour)
     right = [table[f'right_{k}'].mean() for k in abc]

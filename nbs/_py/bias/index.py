@@ -32,8 +32,10 @@
 # %%
 #| export
 from moral_sc.bias import bbq
-from moral_sc.bias.evaluation import Evaluation, evaluate, letters
-_all_ = ['bbq', 'Evaluation', 'evaluate', 'letters']
+from moral_sc.bias.benchmarks import Benchmark, benchmark
+from moral_sc.bias.evaluation import Evaluation, evaluate
+from moral_sc.bias.scores import letters
+_all_ = ['bbq', 'Benchmark', 'benchmark', 'Evaluation', 'evaluate', 'letters']
 
 # %% [markdown]
 # A model is evaluated in one line. Here it is one that answers (b) to everything, on our own

@@ -21,6 +21,7 @@ seed = 0         # which scenes are taken, and the draws behind the intervals
 import numpy as np, pandas as pd
 from moral_sc.bias import bbq, evaluate, letters
 from moral_sc.bias.asking import ask
+from moral_sc.bias.scores import BBQ
 from moral_sc.bias.plots import plot_differences, plot_letters, plot_scores
 from moral_sc.foundation.statistics import cluster_bootstrap
 from moral_sc.lab.claims import record
@@ -59,7 +60,7 @@ items = bbq.load(source='auto')
 
 # %%
 scene = bbq.load(['Age'], source='ours')[:1]
-q,told = ask(lm, scene, ['q','q+if'])
+q,told = ask(lm, BBQ, scene, ['q','q+if'])
 print(told.prompt.text)
 
 # %%
