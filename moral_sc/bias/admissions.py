@@ -118,7 +118,8 @@ def part(
 )->pd.DataFrame:          # Fewer students
     "Students at equal steps through the table"
     if limit is None: return d
-    if limit<2: raise ConfigError(f'limit={limit} is less than one student described twice.')
+    if limit<2:
+        raise ConfigError(f'limit={limit} is less than one student described twice.')
     keys = ['sex','lsat','gpa']
     d,low,high = d.sort_values(keys), 1, len(d)+1
     start = np.random.default_rng(seed).uniform()
@@ -153,6 +154,7 @@ def _answers(records):
     return pd.DataFrame(dict(raw=raw.yes, yes=yes, hard=(yes>.5)*1., mass=raw.sum(axis=1),
                              logit=np.log(raw.yes/raw.no)))
 
+_READ = 'raw', 'yes', 'hard', 'mass', 'logit'
 METRICS = ('gap', 'gap_raw', 'gap_hard', 'gap_logit', 'p_yes_black', 'p_yes_white', 'mass')
 
 def pairs(
@@ -161,13 +163,15 @@ def pairs(
     "Each profile as Black less as white"
     of = records.drop_duplicates('id').set_index('id')[['cluster','race','sex','weight']]
     d = _answers(records).join(of, on='id').reset_index()
-    w = d.set_index(['condition','cluster','race'])[['raw','yes','hard','mass','logit']].unstack()
+    w = d.set_index(['condition','cluster','race'])[[*_READ]].unstack()
     if w.isna().any(axis=None):
         lost = w.index[w.isna().any(axis=1)][0]
-        raise DataError(f'{lost[1]} was not asked about as white and as Black under {lost[0]}.')
+        raise DataError(f'{lost[1]} was not asked about as white and as Black under '
+                        f'{lost[0]}.')
     gap = lambda k: w[k].black-w[k].white
-    out = dict(gap=gap('yes'), gap_raw=gap('raw'), gap_hard=gap('hard'), gap_logit=gap('logit'),
-               p_yes_black=w.yes.black, p_yes_white=w.yes.white, mass=w['mass'].mean(axis=1))
+    out = dict(gap=gap('yes'), gap_raw=gap('raw'), gap_hard=gap('hard'),
+               gap_logit=gap('logit'), p_yes_black=w.yes.black, p_yes_white=w.yes.white,
+               mass=w['mass'].mean(axis=1))
     who = of.drop_duplicates('cluster').set_index('cluster')[['sex','weight']]
     return pd.DataFrame(out).join(who, on='cluster')
 
@@ -236,8 +240,9 @@ def merge_cases(
             for w in ('yes','no')}
     return records.assign(**both)
 
-ADMISSIONS = Benchmark('admissions', 'admissions', load, ('yes','no'), lambda a: ('yes','no'),
-                       lambda a: a.fields, facts, numbers)
-_CASES = 'yes','no','Yes','No'
-ADMISSIONS_CASES = Benchmark('admissions-cases', 'admissions', load, _CASES, lambda a: _CASES,
-                             lambda a: a.fields, facts, numbers, read=merge_cases)
+def _benchmark(name, said, **kw):
+    return Benchmark(name, 'admissions', load, said, lambda a: said, lambda a: a.fields,
+                     facts, numbers, **kw)
+
+ADMISSIONS = _benchmark('admissions', ('yes','no'))
+ADMISSIONS_CASES = _benchmark('admissions-cases', ('yes','no','Yes','No'), read=merge_cases)
