@@ -203,6 +203,30 @@ def difference(
 difference(dict(model='135m', seed=0, chat=dict(mode='plain', bos=True)),
            dict(model='135m', seed=1, chat=dict(mode='plain'), limit=10))
 
+# %% [markdown]
+# Launchers tell each process its number and how many there are through the environment:
+# `accelerate launch` and `torchrun` in one way, Slurm and MPI in theirs.
+
+# %%
+#| export
+_LAUNCHERS = [('RANK','WORLD_SIZE'), ('SLURM_PROCID','SLURM_NTASKS'),
+              ('OMPI_COMM_WORLD_RANK','OMPI_COMM_WORLD_SIZE'), ('PMI_RANK','PMI_SIZE')]
+
+def process(
+    env=None, # By default that of this process
+)->tuple:     # Its number, and how many there are; (0, 1) if it was started by itself
+    "Which of several processes this is"
+    env = os.environ if env is None else env
+    for at,of in _LAUNCHERS:
+        if at in env and of in env: return int(env[at]), int(env[of])
+    return 0, 1
+
+
+# %%
+test_eq(process({}), (0, 1))
+test_eq(process(dict(RANK='1', WORLD_SIZE='8')), (1, 8))
+test_eq(process(dict(SLURM_PROCID='3', SLURM_NTASKS='4')), (3, 4))
+
 
 # %%
 #| export
@@ -219,11 +243,13 @@ def _connect(path, done):
 
 def _account(path, extra):
     "Provenance of a run: the first start, then what was different at each later one"
-    now = json.loads(_canonical(provenance(**extra)))
-    if not path.exists(): _write(path, now|dict(resumed=[]), new=True)
+    rank,world = process()
+    now = json.loads(_canonical(provenance(processes=world, **extra)))
+    if not path.exists(): _write(path, now|dict(resumed=[], rank=rank), new=True)
+    old = _read(path)
+    if old['end'] or rank or old['start']==now['start']: return old
+    if old.get('rank'): _write(path, now|dict(resumed=[], rank=0)) # Another was faster
     else:
-        old = _read(path)
-        if old['end']: return old
         changed = {k: v for k,v in now.items() if k!='end' and old.get(k)!=v}
         _write(path, old|dict(resumed=old['resumed']+[changed]))
     return now
@@ -244,8 +270,9 @@ def open_run(
         return Run(path, _connect(path/'run.sqlite', done), done)
 
 def _agree(path, config):
+    rows = (path/'run.sqlite').exists() # Asked first: others may be making both
     if not (path/'config.json').exists():
-        if (path/'run.sqlite').exists():
+        if rows:
             raise ConfigError(f'{path} holds rows but no config.json; name another folder.')
         _write(path/'config.json', config, new=True)
     if diff := difference(_read(path/'config.json'), config):
@@ -276,8 +303,13 @@ def missing(self:Run,
     keys,      # All items of the work, in any order
 )->list:       # In the order given, each once
     "Which items are still to do"
-    with _said(self.path): have = {k for k, in self.db.execute('select key from items')}
-    return [k for k in dict.fromkeys(keys) if k not in have]
+    keys,have = list(dict.fromkeys(keys)), set()
+    with _said(self.path):
+        for n in range(0, len(keys), 500):
+            some = keys[n:n+500]
+            ask = f'select key from items where key in ({",".join("?"*len(some))})' # noqa: S608
+            have |= {k for k, in self.db.execute(ask, some)}
+    return [k for k in keys if k not in have]
 
 @patch
 def put_many(self:Run,
@@ -423,7 +455,94 @@ outs = [j.communicate()[0] for j in jobs]
 assert open_run(tmp/'pair').table(keys).equals(a)
 [j.returncode for j in jobs]
 
+
 # %% [markdown]
+# ## Several processes
+#
+# On a machine with eight GPUs eight processes fill one run. The work comes in blocks that follow
+# from the whole list of items; each process does every eighth, and when it has come to the end of
+# its own it takes over what is missing of the others', the last first. So nobody waits, nobody has
+# to be told that another one died, and a block is at worst done twice and stored once. When a
+# process leaves the loop every item is there, whoever made it.
+
+# %%
+#| export
+def _mine_first(n, rank, world):
+    "Numbers of blocks: those of this process, then those of the others from their end"
+    theirs = [reversed(range((rank+k)%world, n, world)) for k in range(1, world)]
+    return [*range(rank, n, world), *(i for r in theirs for i in r)]
+
+@patch
+def blocks(self:Run,
+    todo,            # Lists of keys, the same in every process
+    rank:int=None,   # This process and how many there are; by default as `process` says
+    world:int=None,
+):                   # Yields numbers of blocks; store all items of one before the next
+    "The blocks that this process should do, until nothing is missing"
+    todo = [list(ks) for ks in todo]
+    here = process()
+    rank,world = (a if b is None else b for a,b in zip(here, (rank, world)))
+    for n in _mine_first(len(todo), rank, world):
+        if self.missing(todo[n]): yield n
+
+
+# %%
+_mine_first(7, 0, 2), _mine_first(7, 1, 2)
+
+# %% [markdown]
+# Alone, a process does all blocks in their order. Of two that take turns, each does its half,
+# and the one that is left alone does the rest.
+
+# %%
+todo = [[f'{b}{i}' for i in range(3)] for b in 'abcdefg']
+with open_run(tmp/'turns', {}) as run:
+    first,second,did = run.blocks(todo, 0, 2), run.blocks(todo, 1, 2), []
+    for who in [first,second,first,second]:
+        did.append(next(who))
+        run.put_many([(k, dict(key=k)) for k in todo[did[-1]]])
+    for n in second: # The first is gone
+        did.append(n)
+        run.put_many([(k, dict(key=k)) for k in todo[n]])
+    test_eq(len(run), 21)
+test_eq(sorted(did), list(range(7)))
+did
+
+# %% [markdown]
+# The same with real processes. Three share 40 blocks; one of them is killed after its third.
+# The two that are left finish the work.
+
+# %%
+code = """
+import sys, time
+from moral_sc.foundation.runs import *
+todo = [[content_key(block=b, item=i) for i in range(5)] for b in range(40)]
+with open_run(sys.argv[1], dict(n=200)) as run:
+    for n in run.blocks(todo):
+        time.sleep(.01)
+        run.put_many([(k, dict(item=[n, i])) for i,k in enumerate(todo[n])])
+        print(n, flush=True)
+    assert len(run)==200
+    run.finish()
+"""
+def start(rank):
+    env = os.environ|dict(RANK=str(rank), WORLD_SIZE='3')
+    return subprocess.Popen([sys.executable, '-c', code, tmp/'three'], env=env, text=True,
+                            stdout=subprocess.PIPE)
+jobs = [start(r) for r in range(3)]
+for _ in range(3): jobs[2].stdout.readline()
+jobs[2].send_signal(signal.SIGKILL)
+did = [[int(x) for x in j.communicate()[0].split()] for j in jobs[:2]]
+test_eq([j.wait() for j in jobs], [0, 0, -9])
+with open_run(tmp/'three') as run: test_eq((len(run), run.done), (200, True))
+prov = json.loads((tmp/'three/provenance.json').read_text())
+test_eq((prov['processes'], prov['resumed']), (3, []))
+own = [sum(n%3==r for n in d) for r,d in enumerate(did)]
+[len(d) for d in did], own
+
+# %% [markdown]
+# All of them must be on one machine, or on a disk whose locks SQLite can trust; network disks
+# often have none.
+#
 # ## Folders that will not do
 #
 # Each of these is one sentence, and where something had been finished it is still there. A full
