@@ -11,7 +11,7 @@ from hashlib import blake2b
 
 import numpy as np, pandas as pd
 from .bbq import orders_of
-from .conditions import build, stimuli, two_stage
+from .conditions import build, stimuli
 from ..foundation.runs import content_key
 from ..language.sampling import follow, sample
 from ..language.oracle import lookup

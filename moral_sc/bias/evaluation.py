@@ -10,7 +10,7 @@ import json, tempfile, warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np, pandas as pd
+import pandas as pd
 from . import bbq, scores
 from .asking import answer, ask, identity, orders as orders_for, reason, tidy
 from .benchmarks import Benchmark, benchmark, probabilities

@@ -27,7 +27,7 @@ from hashlib import blake2b
 
 import numpy as np, pandas as pd
 from moral_sc.bias.bbq import orders_of
-from moral_sc.bias.conditions import build, stimuli, two_stage
+from moral_sc.bias.conditions import build, stimuli
 from moral_sc.foundation.runs import content_key
 from moral_sc.language.sampling import follow, sample
 from moral_sc.language.oracle import lookup

@@ -25,7 +25,7 @@ import json, tempfile, warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np, pandas as pd
+import pandas as pd
 from moral_sc.bias import bbq, scores
 from moral_sc.bias.asking import answer, ask, identity, orders as orders_for, reason, tidy
 from moral_sc.bias.benchmarks import Benchmark, benchmark, probabilities
