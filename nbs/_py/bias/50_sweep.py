@@ -1,0 +1,557 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: python3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Sweeps
+#
+# > Models, training steps, benchmarks and conditions in one call, and one tidy table.
+
+# %%
+#| default_exp bias.sweep
+
+# %% [markdown]
+# The paper's question is how bias depends on two things: how large a model is, and how far it
+# was trained to be helpful. It asks 88 models, eight sizes at eleven steps [@ganguli2023].
+# `sweep` asks any list of models in the same way and keeps a folder for each model and
+# benchmark. A sweep that is stopped goes on where it was, and a model that has answered
+# everything is not even loaded again.
+
+# %%
+#| export
+import gc, json, re, warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np, pandas as pd
+from moral_sc.bias.bbq import directions
+from moral_sc.bias.evaluation import _checked, evaluate
+from moral_sc.bias.scores import questions, shares
+from moral_sc.foundation.errors import ConfigError, DataError, ModelError
+from moral_sc.foundation.runs import content_key, provenance
+from moral_sc.foundation.statistics import Estimate, cluster_bootstrap
+from moral_sc.language.models import LM, load as load_model
+from moral_sc.language.weights import alias, aliases
+
+# %%
+#| hide
+import shutil, signal, subprocess, sys, tempfile
+from fastcore.test import *
+from moral_sc.bias import bbq
+from moral_sc.bias.asking import respondent
+from moral_sc.language.oracle import letter_prior, random_model
+
+tmp = Path(tempfile.mkdtemp())
+ours = bbq.load(source='ours')
+
+
+# %% [markdown]
+# ## Whom to ask
+#
+# A model is named as everywhere: an alias, a folder, a repository on the hub, each with
+# `@revision` if need be. A folder that holds no model but snapshots of one, `checkpoint-100`,
+# `checkpoint-200` or `step_50`, stands for all of them in the order of their steps.
+
+# %%
+#| export
+@dataclass(frozen=True)
+class Subject:
+    "One model of a sweep"
+    name:str            # How it is called in tables, unique within a sweep
+    load:object         # What `load` takes, or a loaded model
+    family:str          # What it is compared with over size, or over steps
+    stage:str=''        # 'base', 'sft', 'dpo', 'instruct', ...
+    step:int|None=None  # Of its training, where that is known
+    parameters:int|None=None # By default counted when it is loaded
+
+def step_of(
+    text:str,  # Name of a snapshot or of a revision
+)->int|None:
+    "The training step in a name: 'checkpoint-100', 'step_100', 'step100-tokens2B'"
+    m = re.search(r'(?:^|[^a-z])(?:checkpoint|step|global_step|iter)[-_]?(\d+)', text.lower())
+    return int(m[1]) if m else None
+
+def _snapshots(folder):
+    if (folder/'config.json').is_file(): return []
+    found = [(step_of(d.name), d) for d in folder.iterdir() if (d/'config.json').is_file()]
+    return sorted((s,d) for s,d in found if s is not None)
+
+
+# %%
+#| export
+def _subjects(model):
+    "The subjects that one name stands for"
+    if isinstance(model, Subject): return [model]
+    if isinstance(model, LM): return [Subject(model.name, model, model.name)]
+    name,path = str(model), Path(model).expanduser()
+    if path.is_dir():
+        if (path/'config.json').is_file():
+            return [Subject(path.name, str(path), path.parent.name, step=step_of(path.name))]
+        found = _snapshots(path)
+        if not found: raise ModelError(f'{path} holds neither a model nor snapshots whose '
+                                       'names say their step, like checkpoint-100.')
+        return [Subject(f'{path.name}/{d.name}', str(d), path.name, step=s) for s,d in found]
+    base,_,revision = name.partition('@')
+    if base in aliases() or '/' not in base and path.suffix!='.gguf':
+        a = alias(name)
+        step = step_of(revision) if revision else a.step
+        return [Subject(name, name, a.family or base, a.stage, step)]
+    return [Subject(name, name, base, step=step_of(revision) if revision else None)]
+
+def subjects(
+    models,   # One or several: aliases, folders, 'name@revision', loaded models, `Subject`s
+)->list:
+    "Every model to be asked, snapshots one by one"
+    many = models if isinstance(models, (list,tuple)) else [models]
+    found = [s for m in many for s in _subjects(m)]
+    names = [s.name for s in found]
+    twice = {n for n in names if names.count(n)>1}
+    if twice: raise ConfigError(f'{sorted(twice)[0]} is named twice; name each model once.')
+    if not found: raise ConfigError('A sweep needs at least one model.')
+    return found
+
+
+# %%
+for k in (200, 50, 1000): # The weights of one model at three steps
+    lm = random_model('llama', seed=k)
+    for x in (lm.model, lm.tokenizer): x.save_pretrained(tmp/'mine'/f'checkpoint-{k}')
+
+pd.DataFrame([s.__dict__ for s in subjects(['smollm2-135m-instruct', 'pythia-410m@step1000',
+                                            'olmo-2-7b-dpo', tmp/'mine'])]).drop(columns='load')
+
+# %%
+test_eq([s.step for s in subjects(tmp/'mine')], [50,200,1000])
+test_eq([step_of(n) for n in ('step_7', 'main', 'global_step143000', 'v2-step3', 'misstep3')],
+        [7, None, 143000, 3, None])
+with expect_fail(ConfigError, contains='named twice'): subjects(['pythia-70m']*2)
+with expect_fail(ConfigError, contains="did you mean 'pythia-70m'"): subjects('pythia-70')
+with expect_fail(ModelError, contains='holds neither'): subjects(tmp)
+
+# %% [markdown]
+# ## One folder each
+#
+# The answers of one model to one benchmark are a run as `evaluate` keeps it. When it is
+# complete, its tables are written beside it, and last a note of what was asked and of whom. A
+# folder with such a note is read; one whose note says something else is refused. For a model in
+# a folder of one's own the note holds sizes and dates of its files, so weights that were
+# trained further are not taken for the old ones.
+
+# %%
+#| export
+TABLES = ('records', 'metrics', 'differences')
+
+def _safe(name): return re.sub(r'[^\w.@-]', '-', str(name))
+
+def _fingerprint(subject):
+    "What tells, without loading it, whether a model is still the same"
+    if isinstance(subject.load, LM): return content_key(who=_identity(subject.load))
+    d = Path(subject.load).expanduser()
+    if not d.is_dir(): return str(subject.load)
+    files = [(p.name, p.stat().st_size, p.stat().st_mtime_ns)
+             for p in sorted(d.glob('*.safetensors'))]
+    return content_key(files=files)
+
+def _identity(lm):
+    from moral_sc.bias.asking import identity
+    return identity(lm)
+
+def _write(path, text):
+    part = path.with_name(f'.{path.name}.part')
+    part.write_text(text, encoding='utf-8')
+    part.replace(path)
+
+def _finished(folder, asked):
+    "The note of a finished folder, None if it is not finished"
+    note = folder/'sweep.json'
+    if not note.is_file(): return None
+    there = json.loads(note.read_text(encoding='utf-8'))
+    odd = [f'{k}: {there["asked"].get(k)} there, {v} now' for k,v in asked.items()
+           if there['asked'].get(k)!=v]
+    if odd: raise ConfigError(f'{folder} was asked something else ({"; ".join(odd)}); '
+                              'name another folder.')
+    return there
+
+def read_table(
+    path, # A .csv file
+)->pd.DataFrame:
+    "A table with the very numbers that were written"
+    return pd.read_csv(path, float_precision='round_trip')
+
+def read_run(
+    folder, # Of one model and benchmark
+)->dict:    # records, metrics, differences, and the note: model, asked, provenance
+    "What a sweep kept of one model"
+    folder = Path(folder)
+    if not (folder/'sweep.json').is_file():
+        raise DataError(f'{folder} is no finished run of a sweep: it has no sweep.json.')
+    note = json.loads((folder/'sweep.json').read_text(encoding='utf-8'))
+    return note | {t:read_table(folder/f'{t}.csv') for t in TABLES}
+
+
+# %% [markdown]
+# ## The call
+#
+# A ladder of sixty models should not end at the one whose licence was not accepted. What goes
+# wrong with a single model is kept in `failed` and said at the end; the others are asked.
+
+# %%
+#| export
+@dataclass(repr=False)
+class Sweep:
+    "What `sweep` found"
+    table:pd.DataFrame  # One row a model, benchmark, condition, category and metric
+    out:str             # Its folder
+    runs:dict           # (model, benchmark) to folder
+    failed:dict         # Model to what went wrong
+
+    def __repr__(self):
+        t = self.table
+        n = 0 if t.empty else t.model.nunique()
+        bad = f', {len(self.failed)} failed' if self.failed else ''
+        return f'Sweep of {n} models{bad}: {len(t):,} rows in {Path(self.out).name}'
+
+    def records(self, model, benchmark=None): # Every answer of one model
+        b = benchmark or next(b for m,b in self.runs if m==model)
+        return read_table(Path(self.runs[model, b])/'records.csv')
+
+COLUMNS = ['model', 'family', 'stage', 'parameters', 'step', 'benchmark', 'condition',
+           'category', 'metric', 'value', 'low', 'high']
+
+def _rows(note, folder):
+    "Metrics and differences of one run, with its model beside them"
+    both = [read_table(folder/f'{t}.csv') for t in TABLES[1:]]
+    d = pd.concat(both, ignore_index=True).assign(**note['model'])
+    return d.assign(step=d.step.astype('Int64'), stage=d.stage.fillna(''))[COLUMNS]
+
+
+# %%
+#| export
+def sweep(
+    models,                   # Whatever `subjects` takes
+    benchmarks=('bbq',),      # See `evaluate`
+    conditions=None,          # By default those of each benchmark
+    out='runs/sweep',         # Folder of all runs
+    limit:int|None=None,      # At most so many questions a benchmark
+    orders:int=1,             # Option orders: 1, 3 or 6
+    seed:int=0,
+    mode:str='plain',
+    dtype='auto',
+    device='auto',
+    progress=None,            # Called with (what, answers there, answers in all)
+    **kw,                     # samples, categories, max_new_tokens, ... of `evaluate`
+)->Sweep:
+    "Ask many models many things; killed and started again, it goes on"
+    who = subjects(models)
+    bs,asked = _checked(benchmarks, conditions, orders)
+    how = dict(limit=limit, orders=orders, seed=seed, mode=mode, dtype=str(dtype)) | {
+        k:v for k,v in kw.items() if k not in ('portion','max_tokens')}
+    runs,failed = {},{}
+    for s in who:
+        plan = {n:(Path(out)/_safe(s.name)/_safe(n),
+                   how|dict(conditions=asked[n], weights=_fingerprint(s))) for n in bs}
+        tell = _telling(progress, s)
+        try: _one(s, bs, plan, dtype, device, tell, **kw)
+        except ModelError as e: failed[s.name] = str(e)
+        runs |= {(s.name, n):str(d) for n,(d,a) in plan.items() if _finished(d, a)}
+    return _concluded(out, runs, failed)
+
+def _telling(progress, s):
+    return progress and (lambda n,total: progress(s.name, n, total))
+
+def _one(s, bs, plan, dtype, device, progress, **kw):
+    "Everything that one model has not been asked yet"
+    left = {n:x for n,x in plan.items() if not _finished(*x)}
+    if not left: return
+    lm = s.load if isinstance(s.load, LM) else load_model(s.load, dtype, device)
+    model = dict(model=s.name, family=s.family, stage=s.stage, step=s.step,
+                 parameters=s.parameters or lm.parameters)
+    for n,(folder,a) in left.items():
+        e = evaluate(lm, bs[n], a['conditions'], a['limit'], folder, a['orders'], a['seed'],
+                     a['mode'], progress=progress, **kw)
+        for t in TABLES: _write(folder/f'{t}.csv', getattr(e, t).to_csv(index=False))
+        note = dict(model=model, asked=a, source=lm.source, oracle=lm.oracle,
+                    provenance=e.provenance)
+        _write(folder/'sweep.json', json.dumps(note, indent=1))
+    del lm; gc.collect() # The next one may need the room
+
+def _concluded(out, runs, failed):
+    "One table of all finished runs"
+    notes = {k:json.loads((Path(d)/'sweep.json').read_text()) for k,d in runs.items()}
+    rows = [_rows(notes[k], Path(d)) for k,d in runs.items()]
+    for m,why in failed.items(): warnings.warn(f'{m} was left out: {why}', stacklevel=3)
+    if not rows: raise ModelError(f'No model could be asked; {next(iter(failed.values()))}')
+    found = Sweep(pd.concat(rows, ignore_index=True), str(out), runs, failed)
+    _write(Path(out)/'table.csv', found.table.to_csv(index=False))
+    return found
+
+
+# %% [markdown]
+# Two respondents that lean towards the stereotype, one of whom heeds the instruction, and the
+# three snapshots, on a part of our own questions:
+
+# %%
+def leans(item, told): return [{item.unknown:.4, item.biased:.4}.get(k, .2) for k in range(3)]
+def heeds(item, told):
+    return [{item.unknown:.8 if told else .4}.get(k, .1 if told else .4 if k==item.biased
+            else .2) for k in range(3)]
+
+ask = dict(benchmarks='bbq-like', limit=32, orders=3, out=tmp/'sweep')
+models = [respondent(leans, ours), respondent(heeds, ours), tmp/'mine']
+found = sweep(models, **ask)
+found
+
+
+# %%
+def soft(t, metric='bias_ambig_soft'):
+    d = t.query('category=="micro" and metric==@metric')
+    return d.pivot_table(index='model', columns='condition', values='value', sort=False)
+soft(found.table).round(3)
+
+# %%
+t = soft(found.table)
+test_close(t.loc['heeds'], [.2, 0, -.2], eps=1e-6)
+test_close(t.loc['leans'], [.2, .2, 0], eps=1e-6)
+found.table[['model','family','parameters','step']].drop_duplicates()
+
+
+# %% [markdown]
+# Nothing is loaded twice. When everything is there, the same call reads five folders; when a
+# sixth model joins, only that one is asked. Were a model to be loaded here, the call would fail.
+
+# %%
+def never(*a, **k): raise AssertionError('A model was loaded.')
+
+from unittest import mock
+with mock.patch('moral_sc.bias.sweep.load_model', never), \
+     mock.patch('moral_sc.bias.sweep.evaluate', never):
+    again = sweep(models, **ask)
+pd.testing.assert_frame_equal(again.table, found.table)
+
+more = sweep([*models, letter_prior(dict(a=.1, b=.2, c=.7))], **ask)
+test_eq(more.table.model.nunique(), 6)
+more
+
+# %% [markdown]
+# Another question in the same folder is refused, and so are weights that have changed.
+
+# %%
+with expect_fail(ConfigError, contains='limit: 32 there, 48 now'): sweep(models, **ask|dict(limit=48))
+lm.model.save_pretrained(tmp/'mine'/'checkpoint-50')
+with expect_fail(ConfigError, contains='weights'): sweep(tmp/'mine', **ask)
+
+# %% [markdown]
+# A model that cannot be had is said and skipped.
+
+# %%
+(tmp/'empty').mkdir(); (tmp/'empty'/'config.json').write_text('{}')
+with warnings.catch_warnings(record=True) as said:
+    warnings.simplefilter('always')
+    some = sweep([models[0], tmp/'empty'], **ask)
+test_eq(list(some.failed), ['empty'])
+str(said[-1].message).replace(f'{tmp}/', '')
+
+# %% [markdown]
+# ### Killed
+#
+# A process is killed without warning while it asks its second model, and the sweep is started
+# again here. The table is the one that an undisturbed sweep makes, in whatever order models are
+# named.
+
+# %%
+script = '''
+import sys
+from moral_sc.bias.sweep import sweep
+sweep(sys.argv[1], 'bbq-like', limit=32, orders=3, portion=16, out=sys.argv[2],
+      progress=lambda who,n,total: print(who, n, flush=True))
+'''
+victim = subprocess.Popen([sys.executable, '-c', script, tmp/'mine', tmp/'cut'], text=True,
+                          stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+for line in victim.stdout:
+    if 'checkpoint-200' in line: break
+victim.send_signal(signal.SIGKILL); victim.wait(); victim.stdout.close()
+done = sorted(p.parent.parent.name for p in (tmp/'cut').rglob('sweep.json'))
+done, victim.returncode
+
+# %%
+ask = dict(benchmarks='bbq-like', limit=32, orders=3, portion=16)
+cut,whole = sweep(tmp/'mine', out=tmp/'cut', **ask), sweep(tmp/'mine', out=tmp/'whole', **ask)
+test_eq(done, ['mine-checkpoint-50'])
+pd.testing.assert_frame_equal(cut.table, whole.table)
+backwards = sweep(subjects(tmp/'mine')[::-1], out=tmp/'cut', **ask)
+test_eq(set(backwards.table.value.dropna()), set(cut.table.value.dropna()))
+
+
+# %% [markdown]
+# ## Along an axis
+#
+# Whether bias rises with size is one number: the slope of the score over the logarithm of the
+# number of parameters. All models answer the same questions, so templates are drawn once for
+# all of them and what a hard template does to every model stays out of the interval.
+
+# %%
+#| export
+def item_bias(
+    records:pd.DataFrame,  # Of BBQ, one model
+    condition:str='q',
+    soft:bool=True,        # From probabilities
+)->pd.DataFrame:           # id, template, category, value
+    "What each ambiguous question adds to the bias score"
+    qs = questions(records)
+    d = directions(shares(records, condition, soft), qs)
+    rows = [dict(id=q.id, template=q.template, category=q.category, value=v)
+            for q,v in zip(qs, d[:,0]-d[:,1]) if q.context_condition=='ambig' and v==v]
+    return pd.DataFrame(rows)
+
+def slope(
+    x,  # [model]
+    y,  # [row, model]
+)->float:
+    "Least-squares slope of the column means of `y` over `x`"
+    x,m = np.asarray(x, float)-np.mean(x), y.mean(0)
+    return float(x@m/(x@x))
+
+def trend(
+    values,    # Tables of `item_bias`, one a model, in the order of `x`
+    x,         # What the models differ in: log10 of parameters, training steps
+    **kw,      # n, level, seed of the bootstrap
+)->Estimate:   # Per unit of x
+    "How a score changes along an axis, over questions that all models were asked"
+    if len(values)!=len(x) or len(set(x))<2:
+        raise ConfigError(f'A trend needs two models or more that differ; got {list(x)}.')
+    wide = pd.concat([v.set_index('id').value for v in values], axis=1, join='inner')
+    at = values[0].set_index('id').loc[wide.index]
+    sizes = at.groupby('category').template.nunique()
+    strata = at.category if sizes.min()>1 else None
+    return cluster_bootstrap(wide.to_numpy(), at.template, lambda v: slope(x, v),
+                             strata=strata, **kw)
+
+
+# %% [markdown]
+# Models of one million to one hundred million parameters whose score is made to grow by 0.05
+# with every factor of ten, however much a template sways all of them:
+
+# %%
+rng = np.random.default_rng(0)
+template = np.repeat(range(40), 4)
+sway = rng.normal(0, .3, 40)[template]
+base = pd.DataFrame(dict(id=range(160), template=template, category='Age'))
+grown = [base.assign(value=.05*k + sway + rng.normal(0, .1, 160)) for k in range(3)]
+trend(grown, [6,7,8]), Estimate(*cluster_bootstrap(grown[2].value, template))
+
+# %%
+est = trend(grown, [6,7,8])
+assert est.low<.05<est.high and est.high-est.low<.05
+test_close(slope([0,1,3], np.array([[0,2,6.]])), 2)
+with expect_fail(ConfigError, contains='two models or more'): trend(grown[:1], [6])
+
+
+# %% [markdown]
+# The onset of self-correction is the smallest size from which the instruction is seen to reduce
+# the score: a paired difference whose interval lies below zero.
+
+# %%
+#| export
+def onset(
+    table:pd.DataFrame,            # Of a sweep
+    condition:str='q+if - q',
+    metric:str='bias_ambig_soft',
+    category:str='micro',
+)->dict|None:                      # Row of the smallest such model, None if there is none
+    "The smallest model that is less biased under a condition"
+    d = table[(table.condition==condition) & (table.metric==metric)
+              & (table.category==category) & (table.high<0)]
+    return None if d.empty else d.sort_values('parameters').iloc[0].to_dict()
+
+
+# %%
+onset(found.table)['model']
+
+# %% [markdown]
+# ## Stand-ins
+#
+# Pages about sweeps should run where no weights are within reach, and show there what they would
+# show. These respondents are no models of anything. They were given a size, a lean towards the
+# stereotype that begins between the second and the third, and a largest one that comes to heed
+# the instruction as its steps go by.
+
+# %%
+#| export
+STAND_INS = [ # parameters, step, unknown, lean, unknown when told
+    (10**8, None, .34, .0, .34), (10**9, None, .36, .1, .36), (10**10, None, .4, .5, .45),
+    (10**11, 100, .5, .8, .55), (10**11, 500, .5, .8, .7), (10**11, 1000, .5, .8, .9)]
+
+def stand_ins(
+    items:list,  # Questions they can answer
+)->list:         # Of `Subject`
+    "Respondents of known bias that pass for models of several sizes and steps"
+    from moral_sc.bias.asking import respondent
+    def one(n, step, unknown, lean, told_unknown):
+        def rule(i, told):
+            u = told_unknown if told else unknown
+            b = (1+lean*(.5 if i.category=='Sexual_orientation' else 1))/2
+            settled = i.context_condition=='disambig'
+            p = {i.unknown:u, i.biased:(1-u)*b, i.counter:(1-u)*(1-b)}
+            mix = min(1, n/10**10)*settled
+            return [mix*(k==i.label) + (1-mix)*p[k] for k in range(3)]
+        name = f'stand-in-{n:.0e}'.replace('+','') + (f'-step{step}' if step else '')
+        return Subject(name, respondent(rule, items, name), 'stand-in', step=step, parameters=n)
+    return [one(*x) for x in STAND_INS]
+
+
+# %%
+standing = sweep(stand_ins(ours), 'bbq-like', limit=32, out=tmp/'standing').table
+soft(standing).round(3)
+
+# %%
+test_close(soft(standing).q, [(1-u)*l*15/16 for _,_,u,l,_ in STAND_INS], eps=.03)
+test_eq(onset(standing)['parameters'], 10**10)
+
+
+# %% [markdown]
+# ## Kept
+#
+# A sweep of small models takes minutes, one of large models days. What it found is a table that
+# fits into the repository, with where it came from beside it.
+
+# %%
+#| export
+def keep(
+    found:Sweep,
+    path,          # A .csv file; its provenance goes beside it, as .json
+    digits:int=6,  # Of the numbers, after the point
+)->Path:
+    "Write what a sweep found to one small table"
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    notes = {f'{m} {b}':json.loads((Path(d)/'sweep.json').read_text())
+             for (m,b),d in found.runs.items()}
+    about = dict(made=provenance(), failed=found.failed, runs={
+        k:{x:n[x] for x in ('source','asked','provenance')} for k,n in notes.items()})
+    _write(path, found.table.round(digits).to_csv(index=False))
+    _write(path.with_suffix('.json'), json.dumps(about, indent=1, default=str)+'\n')
+    return path
+
+def kept(
+    path, # As written by `keep`
+)->pd.DataFrame:
+    "A table that was kept"
+    try: d = read_table(path)
+    except OSError as e: raise DataError(f'{path} cannot be read: {e.strerror}.') from e
+    missing = [c for c in COLUMNS if c not in d]
+    if missing: raise DataError(f'{path} has no column {missing[0]}: it is no kept sweep.')
+    return d.assign(step=d.step.astype('Int64'), stage=d.stage.fillna(''))
+
+
+# %%
+path = keep(found, tmp/'kept.csv')
+back = kept(path)
+test_close(back.value.dropna(), found.table.value.dropna(), eps=1e-6)
+back.head(3), path.stat().st_size
+
+# %%
+#| hide
+shutil.rmtree(tmp)
