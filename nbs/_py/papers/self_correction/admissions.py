@@ -1,0 +1,254 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: python3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # A capital letter outweighs the professor's request
+#
+# > Law-school admissions, one student as Black and as white: SmolLM2-135M-Instruct and
+# > Gemma-3-270M. The site shows a run recorded at `scale = 'cpu'`.
+
+# %% tags=["parameters"]
+scale = 'quick'  # quick: seconds; cpu: a stratified part, minutes; gpu: all 3,888 prompts
+seed = 0         # which students are taken, what is sampled, and the draws behind intervals
+
+# %%
+#| hide
+import numpy as np, pandas as pd, plotly.graph_objects as go
+from moral_sc.bias import evaluate
+from moral_sc.bias.admissions import (ADMISSIONS, WORDS, applicants, load, numbers, pairs,
+                                      part, student_bootstrap, table)
+from moral_sc.bias.conditions import build
+from moral_sc.bias.plots import STYLE
+from moral_sc.foundation.figures import COLOURS, INK
+from moral_sc.lab.claims import record
+from moral_sc.lab.places import work_dir
+from moral_sc.language.models import load_or_oracle
+from moral_sc.language.oracle import lookup
+
+# %%
+size = dict( # prompts a condition; a spelling; with reasoning, and its tokens; models
+    quick=dict(limit=4, spelling=2, think=2, new=8, models=1),
+    cpu=dict(limit=240, spelling=160, think=12, new=64, models=2),
+    gpu=dict(limit=None, spelling=None, think=400, new=256, models=2),
+)[scale]
+
+def stand_in(): # Says yes two times in three, whoever asks
+    done = lambda t: t.endswith('answer would be "')
+    says = dict(yes=.6, no=.3, perhaps=.1)
+    return lookup(lambda t: says if done(t) else {'':1.}, 'two in three')
+
+names = ['smollm2-135m-instruct', 'gemma-3-270m'][:size['models']]
+models = {n:load_or_oracle(n, stand_in) for n in names}
+students = table('auto')
+
+# %% [markdown]
+# The paper describes a law student to a model and asks whether to admit them, once as Black
+# and once as white:
+#
+# > *Below 52 billion parameters race makes no difference. At 52 billion a Black student is 15
+# > points less likely to get a yes, and the instruction not to be biased turns that into 5
+# > points more; at 175 billion it is 3 points less, and 7 more with reasoning*
+# > [@ganguli2023].
+#
+# Ours are a thousand times smaller. By the paper, then, there is nothing to be seen. What
+# can be seen is how the number behaves where there is nothing: which reading of the
+# probabilities, which spelling of two words and which students it depends on.
+#
+# ## What is asked
+
+# %%
+lm = models[names[0]]
+one = applicants(part(students, 2, seed))
+print(build(lm, 'admissions', 'q+if', one[1].fields).text)
+
+
+# %% [markdown]
+# The model goes on after the opening quotation mark. The last turn speaks of a "reasoning
+# above" in every condition, also where there is none; that is the paper's.
+#
+# ## What is answered
+
+# %%
+def put(lm, name, limit=size['limit'], benchmark=ADMISSIONS, **kw):
+    items = load(limit, seed, source='auto', words=kw.pop('words', 'paper'),
+                 phrase=kw.pop('phrase', 'race first'),
+                 population=kw.pop('population', 'all'))
+    out = work_dir(f'admissions-{name}-{scale}-{seed}-{lm.name}-{len(students)}')
+    e = evaluate(lm, benchmark, items=items, out=out, seed=seed, **kw)
+    return e.records
+
+runs = {n:put(m, 'plain') for n,m in models.items()}
+d = runs[names[0]]
+d[['id','condition','weight','lp_yes','lp_no','mass']].head(4).round(3)
+
+# %%
+found = pd.concat([numbers(r, seed=seed).assign(model=n) for n,r in runs.items()])
+shown = ['p_yes_white', 'p_yes_black', 'gap', 'gap_raw', 'gap_logit', 'gap_hard', 'mass']
+every = found[found.category=='all'].set_index(['model','condition','metric']).value
+every.unstack()[shown].round(4)
+
+# %% [markdown]
+# Race moves the chance of a yes by about a hundredth or less, the instruction moves it for
+# both races alike by far more, and the likelier answer is hardly ever another one.
+# `gap_raw` is not `gap`: between "yes", "no" and everything else the model also decides
+# whether to answer in the words it was offered.
+
+# %%
+#| label: fig-size
+#| fig-cap: p(yes) for a student as Black less as white, against size; filled marks are ours with 95 % intervals, open ones what the paper's text gives for its own models at 800 steps of RLHF.
+PAPER = {'q':[(52e9,-.15), (175e9,-.03)], 'q+if':[(52e9,.05)], 'q+if+cot':[(175e9,.07)]}
+
+def bars(g):
+    return dict(type='data', symmetric=False, array=g.high-g.value,
+                arrayminus=g.value-g.low, thickness=1.5, width=3)
+
+def plot_size(found, models):
+    g0,fig = found.query('category=="all" and metric=="gap"'), go.Figure()
+    for c in ('q', 'q+if', 'q+if+cot'):
+        name,colour,symbol = STYLE[c]
+        g,theirs = g0[g0.condition==c], PAPER[c]
+        if len(g): fig.add_scatter(x=[models[m].parameters for m in g.model], y=g.value,
+                                   error_y=bars(g), mode='markers', name=name,
+                                   marker=dict(color=colour, symbol=symbol, size=9))
+        fig.add_scatter(x=[x for x,_ in theirs], y=[y for _,y in theirs], mode='markers',
+                        name=f'{name}, paper', marker=dict(color=colour, size=9,
+                                                           symbol=symbol+'-open'))
+    fig.add_hline(y=0, line=dict(color=INK, width=1))
+    fig.update_xaxes(type='log', title_text='Parameters')
+    return fig.update_yaxes(title_text='Gap in p(yes), Black less white')
+
+plot_size(found, models)
+
+# %% [markdown]
+# What the instruction changes, student by student:
+
+# %%
+change = pd.concat([numbers(r, against='q', seed=seed).assign(model=n)
+                    for n,r in runs.items()])
+t = change.query('category=="all"').set_index(['model','metric'])
+t.loc[(slice(None), ['gap','gap_logit','p_yes_black','p_yes_white']),
+      ['value','low','high']].round(4)
+
+# %% [markdown]
+# ## A capital letter
+#
+# The prompt says "white" and "Black". Written alike, both with a capital or neither, the
+# two words differ in race only:
+
+# %%
+spelled = {w:put(lm, f'spelling-{w}', size['spelling'], words=w, conditions=['q'])
+           for w in WORDS}
+spelled['sex first'] = put(lm, 'phrase', size['spelling'], phrase='sex first',
+                           conditions=['q'])
+rows = pd.concat([numbers(r, seed=seed).assign(said=w) for w,r in spelled.items()])
+rows = rows[(rows.category=='all') & (rows.metric=='gap')].set_index('said')
+rows[['value','low','high']].round(4)
+
+# %%
+#| label: fig-spelling
+#| fig-cap: The gap of SmolLM2-135M-Instruct under Q with the two words spelled in three ways, and with the order of race and sex reversed; bars are 95 % intervals that draw students.
+said = {'paper':'white / Black', 'upper':'White / Black', 'lower':'white / black',
+        'sex first':'sex first'}
+fig = go.Figure(go.Scatter(x=rows.value, y=[said[w] for w in rows.index], mode='markers',
+                           error_x=bars(rows), marker=dict(color=COLOURS['q'], size=9)))
+fig.add_vline(x=0, line=dict(color=INK, width=1))
+fig.update_yaxes(autorange='reversed', showgrid=False)
+fig.update_xaxes(title_text='Gap in p(yes), Black less white', showgrid=True)
+
+
+# %% [markdown]
+# @fig-spelling puts the capital letter beside race. The change is of the size of the
+# effect: a study that compares "white" with "Black" in a small model measures letters along
+# with people. Intervals draw students, and no number of students narrows that down.
+
+# %%
+def changed(other):
+    a,b = pairs(spelled['paper']).loc['q'], pairs(spelled[other]).loc['q']
+    e, = student_bootstrap((b.gap-a.gap).to_numpy()[:,None], a.weight, seed=seed)
+    return e
+
+moves = {w:changed(w) for w in ('upper','lower')}
+most = max(moves.values(), key=lambda e: abs(e.value))
+letter = most if most.value>0 else (-most.value, -most.high, -most.low)
+pd.DataFrame(moves, ['value','low','high']).T.round(4)
+
+# %% [markdown]
+# ## Who is asked about
+#
+# The gap is an average over students, and it is not the same for all of them:
+
+# %%
+#| label: fig-score
+#| fig-cap: The gap for each profile that was asked about, SmolLM2-135M-Instruct, against its LSAT score; the size of a mark is the number of students.
+fig = go.Figure()
+by_profile = pairs(runs[names[0]])
+for c in ('q','q+if'):
+    g,(name,colour,symbol) = by_profile.loc[c], STYLE[c]
+    score = [float(p.split('/')[1]) for p in g.index]
+    fig.add_scatter(x=score, y=g.gap, mode='markers', name=name, opacity=.7,
+                    marker=dict(color=colour, symbol=symbol, size=4+2*np.sqrt(g.weight)))
+fig.add_hline(y=0, line=dict(color=INK, width=1))
+fig.update_xaxes(title_text='LSAT score')
+fig.update_yaxes(title_text='Gap in p(yes), Black less white')
+
+# %% [markdown]
+# So the population matters. The paper's is all students; among the Black students of the
+# table scores are lower:
+
+# %%
+black = put(lm, 'black', size['spelling'], population='black')
+groups = dict(all=d, black=black)
+rows = pd.concat([numbers(r, seed=seed).assign(population=k) for k,r in groups.items()])
+rows = rows[(rows.category=='all') & (rows.metric=='gap')]
+rows = rows.set_index(['population','condition'])
+rows[['value','low','high']].round(4)
+
+# %% [markdown]
+# ## Reasoning first
+#
+# With reasoning the model first continues "Let's think about how to answer this question in
+# a way that is fair", and answers after that. A model of this size continues, and does not
+# reason; the interval is that of few students and one thought each.
+
+# %%
+thought = put(lm, 'think', size['think'], conditions=['q+if+cot'],
+              max_new_tokens=size['new'])
+t = numbers(thought, seed=seed).query('category=="all"').set_index('metric')
+t.loc[['gap','p_yes_white','p_yes_black','mass'], ['value','low','high']].round(4)
+
+
+# %% [markdown]
+# ## Claims
+#
+# The criteria lie in `data/claims/self_correction_admissions.toml` and were written before
+# this run, with the pilot known that is described there.
+
+# %%
+def of(table, model, metric, condition):
+    d = table.query('model==@model and metric==@metric and condition==@condition'
+                    ' and category=="all"')
+    return tuple(d[['value','low','high']].iloc[0])
+
+both = [of(found, n, 'gap', c) for n in names for c in ('q','q+if')]
+farthest = max(both, key=lambda e: abs(e[0]))
+outcomes = {
+    'parity-when-small': farthest,
+    'plain-against-black': of(found, names[0], 'gap', 'q'),
+    'instruction-raises-gap': of(change, names[0], 'gap', 'q+if - q'),
+    'reasoning-favours-black': tuple(t.loc['gap', ['value','low','high']]),
+    'spelling-matters': tuple(letter),
+    'never-changes-the-answer': of(found, names[0], 'gap_hard', 'q')}
+outcomes = {f'self_correction/admissions-{k}':v for k,v in outcomes.items()}
+real = not lm.oracle and len(students)>20_000
+if lm.oracle: print('An oracle answered, so no claim about models is recorded.')
+else: record(scale if real else 'quick', outcomes)
+
+# %% [markdown]
+# What this does not show: that small models are fair to applicants. It shows that they
+# hardly read that part of the prompt, and that at this size the experiment measures its own
+# wording.
