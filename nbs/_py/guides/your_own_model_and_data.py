@@ -34,7 +34,8 @@ from moral_sc.foundation import MoralScError
 # %%
 from moral_sc.language import *
 
-{a.name: f'{a.parameters/1e6:,.0f} M, {a.tuned}' for a in aliases().values()}
+known = {a.name: f'{a.parameters/1e6:,.0f} M, {a.tuned}' for a in aliases().values()}
+len(known), dict(list(known.items())[:6])
 
 # %% [markdown]
 # ## A folder
