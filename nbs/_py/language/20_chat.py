@@ -78,8 +78,9 @@ test_eq(prompt(random_model('llama'), 'The').ids.count(2), 0)
 #
 # `plain` writes the headings of the papers into the text, `Human:` and `Assistant:`, and suits
 # models that were never taught a template [@ganguli2023]. `chat` uses the model's template and
-# then puts the first words of the answer into its mouth. `chat-noprefill` is `chat` as a
-# hosted model offers it, where the answer cannot be begun for the model.
+# then puts the first words of the answer into its mouth. `chat-noprefill` is `chat` as
+# [a hosted model](60_remote.ipynb) offers it, where the answer cannot be begun for the model: it
+# is asked to begin with those words instead, and may or may not do so.
 #
 # The prefill is appended to the rendered template as it is. Passing it through the template,
 # as the last assistant message, would let the template strip it, and `The answer is (` with a
@@ -115,8 +116,17 @@ def _check_turns(turns, prefill, mode):
         if role not in _roles: raise ConfigError(unknown('role', role, list(_roles)))
     if not turns or turns[-1][0]!='human':
         raise ConfigError('A conversation that asks for an answer ends with a human turn.')
-    if prefill and mode=='chat-noprefill':
-        raise ConfigError("mode='chat-noprefill' takes no prefill; use mode='chat'.")
+
+def begin(
+    text:str,    # The last human turn
+    prefill:str, # The words the answer should begin with
+)->str:
+    "Ask for a beginning that cannot be put into the model's mouth"
+    return f'{text}\n\nBegin your answer with exactly these words: {prefill}'
+
+def _requested(turns, prefill):
+    *said,(role,text) = turns
+    return [*said, (role, begin(text, prefill))] if prefill else turns
 
 def render(
     lm,
@@ -127,14 +137,16 @@ def render(
 )->Prompt:
     "The prompt that asks a model for the next assistant turn"
     _check_turns(turns, prefill, mode)
+    if getattr(lm, 'remote', False): return lm.render(turns, prefill, mode)
+    if mode=='chat-noprefill': turns,prefill = _requested(turns, prefill), ''
     if mode=='plain': return prompt(lm, _plain(turns, prefill))
     return prompt(lm, _chat(lm, turns, prefill, default_system))
 
 
 # %%
 asks = [('human', 'Is it far?'), ('assistant', 'Two miles.'), ('human', 'And back?')]
-for mode,words in dict(plain='The answer is (', chat='The answer is (').items():
-    print('~~', mode); print(render(tiny, asks, words, mode).text)
+for mode in modes:
+    print('~~', mode); print(render(tiny, asks, 'The answer is (', mode).text)
 
 # %% [markdown]
 # What is put into the model's mouth arrives whole, spaces at its end included, and the plain
@@ -150,7 +162,6 @@ test_eq(render(tiny, asks).text[-12:], '\n\nAssistant:')
 
 # %%
 with expect_fail(ConfigError, contains='human turn'): render(tiny, asks[:2])
-with expect_fail(ConfigError, contains='prefill'): render(tiny, asks, 'x', 'chat-noprefill')
 with expect_fail(ConfigError, contains='assistant'): render(tiny, [('asistant', 'x')])
 with expect_fail(ConfigError, contains='plain'): render(tiny, asks, mode='plane')
 
