@@ -112,14 +112,13 @@ def answer(
     "Log-probability of each answer after each prompt"
     todo = {q.key:q for q in questions}
     keys = sorted(todo, key=lambda k: (todo[k].prompt.ids, k))
-    missing = set(run.missing(keys))
-    for n in range(0, len(keys), portion):
-        qs = [todo[k] for k in keys[n:n+portion]]
-        if missing & {q.key for q in qs}:
-            lp = option_logprobs(lm, [q.prompt for q in qs], [list(q.options) for q in qs],
-                                 max_tokens=max_tokens)
-            run.put_many([(q.key, dict(zip(names, row.tolist()))) for q,row in zip(qs, lp)])
-        if progress: progress(min(n+portion, len(keys)), len(keys))
+    portions = [keys[n:n+portion] for n in range(0, len(keys), portion)]
+    for n in run.blocks(portions):
+        qs = [todo[k] for k in portions[n]]
+        lp = option_logprobs(lm, [q.prompt for q in qs], [list(q.options) for q in qs],
+                             max_tokens=max_tokens)
+        run.put_many([(q.key, dict(zip(names, row.tolist()))) for q,row in zip(qs, lp)])
+        if progress: progress(min((n+1)*portion, len(keys)), len(keys))
     return run.table([q.key for q in questions])[list(names)]
 
 # %% ../../nbs/bias/28_asking.ipynb #5db47018

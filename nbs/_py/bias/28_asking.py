@@ -175,6 +175,8 @@ test_eq(list(p.argmax(1)), [few[0].biased, few[0].unknown])
 # questions of a scene, its conditions and its option orders. The portions depend on the whole
 # list and not on what is already there: the rounding of a number may depend on its neighbours
 # in a batch, and this way a resumed run computes each number in the company it would have had.
+# Several processes that were launched together share the portions among them; see
+# [runs](../foundation/20_runs.ipynb).
 
 # %%
 #| export
@@ -190,14 +192,13 @@ def answer(
     "Log-probability of each answer after each prompt"
     todo = {q.key:q for q in questions}
     keys = sorted(todo, key=lambda k: (todo[k].prompt.ids, k))
-    missing = set(run.missing(keys))
-    for n in range(0, len(keys), portion):
-        qs = [todo[k] for k in keys[n:n+portion]]
-        if missing & {q.key for q in qs}:
-            lp = option_logprobs(lm, [q.prompt for q in qs], [list(q.options) for q in qs],
-                                 max_tokens=max_tokens)
-            run.put_many([(q.key, dict(zip(names, row.tolist()))) for q,row in zip(qs, lp)])
-        if progress: progress(min(n+portion, len(keys)), len(keys))
+    portions = [keys[n:n+portion] for n in range(0, len(keys), portion)]
+    for n in run.blocks(portions):
+        qs = [todo[k] for k in portions[n]]
+        lp = option_logprobs(lm, [q.prompt for q in qs], [list(q.options) for q in qs],
+                             max_tokens=max_tokens)
+        run.put_many([(q.key, dict(zip(names, row.tolist()))) for q,row in zip(qs, lp)])
+        if progress: progress(min((n+1)*portion, len(keys)), len(keys))
     return run.table([q.key for q in questions])[list(names)]
 
 
