@@ -1,0 +1,171 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: python3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Small models hear a sentence, and not what it asks
+#
+# > Nine wordings of the instruction, of its opposite and of a note about something else. The
+# > site shows a run recorded at `scale = 'cpu'`, SmolLM2-135M-Instruct and Gemma-3-270M.
+
+# %% tags=["parameters"]
+scale = 'quick'  # quick: two scenes; cpu: 40 scenes, nine wordings, minutes; gpu: all of BBQ
+seed = 0         # which scenes are taken, and the draws behind the intervals
+
+# %%
+#| hide
+import numpy as np, pandas as pd
+from moral_sc.bias import bbq
+from moral_sc.bias.conditions import wordings
+from moral_sc.bias.plots import style
+from moral_sc.bias.scores import part
+from moral_sc.bias.variance import (ask_all, components, crossed, effect, plot_wordings,
+                                    reader, spread, values, wording_share)
+from moral_sc.foundation.statistics import Estimate
+from moral_sc.lab.claims import record
+from moral_sc.lab.places import work_dir
+from moral_sc.language.models import load_or_oracle
+
+# %%
+size = dict( # scenes, wordings of each request, option orders, and models
+    quick=dict(scenes=2, K=2, orders=1, models=['smollm2-135m-instruct']),
+    cpu=dict(scenes=40, K=9, orders=1, models=['smollm2-135m-instruct', 'gemma-3-270m']),
+    gpu=dict(scenes=None, K=9, orders=3, models=['smollm2-135m-instruct', 'gemma-3-270m']),
+)[scale]
+ASKED = ['q+if', 'q+anti', 'q+note']
+K = size['K']
+conditions = ['q', *[f'{c}:{k}' for c in ASKED for k in range(K)]]
+
+# %% [markdown]
+# > The authors chose each instruction once. They write that they did not study how much their
+# > results hang on its wording, and leave it open whether a model that can be told to avoid
+# > stereotypes could as easily be told to follow them [@ganguli2023].
+#
+# Both questions have one experiment. Each request is asked in nine wordings: the instruction
+# (Q+IF), the instruction turned round in nearly the same words (Q+Anti), and a note of the same
+# form about something else (Q+Note). If a model heeds what is asked, Q+IF and Q+Anti part, and
+# Q+Note stays with the plain question. If it hears only that a sentence has been added, all
+# three move together, and wordings scatter.
+
+# %%
+some = dict(list(enumerate(zip(*(wordings('bbq', c) for c in ASKED))))[:3])
+pd.DataFrame(some, [style(c)[0] for c in ASKED]).T.style.set_properties(
+    **{'text-align':'left', 'white-space':'pre-wrap'})
+
+# %% [markdown]
+# ## Two models whose answer is known
+#
+# One heeds: its lean towards the stereotype is halved by the instruction and grows with its
+# opposite, whatever the words. The other is moved by the words, each wording by its own amount,
+# and deaf to what they ask.
+
+# %%
+ours = [i for i in part(bbq.load(source='ours'), 24) if i.context_condition=='ambig']
+
+def leans(item, lean):
+    p = {item.unknown:.4, item.biased:.3+lean/2, item.counter:.3-lean/2}
+    return [p[k] for k in range(3)]
+
+def heeds(item, condition):
+    return leans(item, {'q+if':.15, 'q+anti':.45}.get(condition.partition(':')[0], .3))
+
+def deaf(item, condition):
+    return leans(item, .3 + .1*np.random.default_rng(sum(map(ord, condition))).normal())
+
+def bias(records): return crossed(records, values(records, 'bias_ambig'))
+
+known = {f.__name__: bias(ask_all(reader(f, ours), ours, conditions)) for f in (heeds, deaf)}
+pd.DataFrame({n:dict(share=wording_share(y[ASKED]).value, **{
+    'Q+IF less Q+Anti':effect(y['q+if']-y['q+anti']).value,
+    'Q+Note less Q':effect(y['q+note'].sub(y['q'][0], axis=0)).value}) for n,y in known.items()})
+
+# %%
+assert wording_share(known['heeds'][ASKED]).value<1e-6
+assert abs(effect(known['heeds']['q+if']-known['heeds']['q+anti']).value+.3)<1e-6
+
+# %% [markdown]
+# ## Real models
+#
+# Only open questions are asked here, the ambiguous ones, once each in the order of the file. A
+# scene asks both the unflattering question and the other one, and a liking for a letter helps
+# each person once; what is left is small, and every wording meets the same questions.
+
+# %%
+items = bbq.load(source='auto')
+scenes = part(items, size['scenes'] and 4*size['scenes'], seed)
+open_ = [i for i in scenes if i.context_condition=='ambig' and i.biased is not None]
+
+def run(name):
+    lm = load_or_oracle(name, lambda: reader(deaf, open_))
+    out = work_dir(f'wordings-{scale}-{seed}-{lm.name}-{len(open_)}')
+    return lm, ask_all(lm, open_, conditions, orders=size['orders'], seed=seed, out=out)
+
+found = {}
+for name in size['models']:
+    lm,records = run(name)
+    found[lm.name] = records
+real = not lm.oracle
+tables = {n:bias(r) for n,r in found.items()}
+pd.DataFrame({n:dict(questions=r.id.nunique(), templates=r.template.nunique(),
+                     mass=r['mass'].mean().round(2)) for n,r in found.items()})
+
+# %%
+#| label: fig-smollm
+#| fig-cap: Soft bias score on ambiguous questions under each wording, SmolLM2-135M-Instruct; the large mark is the paper's wording and what was made from it, bars are means of a condition.
+plot_wordings(spread(next(iter(tables.values()))), 'Bias score, ambiguous, from probabilities')
+
+# %%
+#| label: fig-gemma
+#| fig-cap: The same for the last of the models asked, at scale cpu Gemma-3-270M.
+plot_wordings(spread(list(tables.values())[-1]), 'Bias score, ambiguous, from probabilities')
+
+
+# %% [markdown]
+# ## What the requests do
+#
+# Intervals treat wordings and templates both as few of many: they are about other wordings and
+# other questions of this kind.
+
+# %%
+def effects(records, metric='bias_ambig'):
+    "What each request changes, and what its sense does"
+    y = crossed(records, values(records, metric))
+    less = {f'{style(c)[0]} less Q': y[c].sub(y['q'][0], axis=0) for c in ASKED}
+    for c in ('q+anti','q+note'): less[f'Q+IF less {style(c)[0]}'] = y['q+if']-y[c]
+    return pd.DataFrame({k:effect(d)._asdict() for k,d in less.items()}).T
+
+changes = {n:effects(r) for n,r in found.items()}
+pd.concat(changes).round(4)
+
+# %% [markdown]
+# A bias score can stand still while the answers move. How often the unknown answer is given
+# tells more about what an added sentence does:
+
+# %%
+declining = {n:effects(r, 'accuracy_ambig') for n,r in found.items()}
+pd.concat(declining).round(4)
+
+
+# %% [markdown]
+# ## Shares
+#
+# Of the variance of a template's score, by where it comes from, and for comparison that of its
+# declining:
+
+# %%
+def parts(records, metric):
+    y = crossed(records, values(records, metric))
+    c = components(y[ASKED], seed=seed)
+    return c.assign(sd=c.variance.clip(lower=0)**.5)[['sd','share','share_low','share_high']]
+
+first = next(iter(found.values()))
+pd.concat({m:parts(first, m) for m in ('bias_ambig','accuracy_ambig')}, axis=1).round(3)
+
+# %%
+shares = {n:{m:wording_share(crossed(r, values(r, m))[ASKED], seed=seed)
+             for m in ('bias_ambig','accuracy_ambig')} for n,r in found.items()}
+pd.DataFrame(shares)
