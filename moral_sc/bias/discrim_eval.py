@@ -7,7 +7,7 @@ __all__ = ['AGES', 'GENDERS', 'RACES', 'KINDS', 'TERMS', 'DISCRIM_EVAL', 'decisi
            'facts', 'part', 'load', 'design', 'slopes', 'mixed', 'numbers']
 
 # %% ../../nbs/bias/48_discrim_eval.ipynb #bc9692db
-import json, tomllib, warnings
+import tomllib, warnings
 from dataclasses import dataclass
 from functools import cache
 from itertools import product
@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np, pandas as pd
 from .benchmarks import Benchmark, probabilities
 from ..foundation.datasets import available, data_dir, fetch, read_jsonl
-from ..foundation.errors import ConfigError, DataError, unknown
+from ..foundation.errors import ConfigError, DataError
 from ..foundation.statistics import Estimate, cluster_bootstrap, paired_difference
 
 # %% ../../nbs/bias/48_discrim_eval.ipynb #a1ecd794

@@ -23,7 +23,7 @@
 
 # %%
 #| export
-import json, tomllib, warnings
+import tomllib, warnings
 from dataclasses import dataclass
 from functools import cache
 from itertools import product
@@ -32,12 +32,12 @@ from pathlib import Path
 import numpy as np, pandas as pd
 from moral_sc.bias.benchmarks import Benchmark, probabilities
 from moral_sc.foundation.datasets import available, data_dir, fetch, read_jsonl
-from moral_sc.foundation.errors import ConfigError, DataError, unknown
+from moral_sc.foundation.errors import ConfigError, DataError
 from moral_sc.foundation.statistics import Estimate, cluster_bootstrap, paired_difference
 
 # %%
 #| hide
-import re, tempfile, zlib
+import json, re, tempfile, zlib
 from fastcore.test import *
 from moral_sc.bias.asking import answer, ask, tidy
 from moral_sc.bias.conditions import turns
