@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np, pandas as pd
 from .benchmarks import Benchmark, probabilities
-from ..foundation.datasets import available, data_dir, fetch, read_jsonl
+from ..foundation.datasets import data_dir, fetch, read_jsonl
 from ..foundation.errors import ConfigError, DataError
 from ..foundation.statistics import Estimate, cluster_bootstrap, paired_difference
 
@@ -133,6 +133,12 @@ def _items(source):
         return parse(read_jsonl(path), source, f'{path}: row')
     return parse(read_jsonl(source), where=f'{source}: row')
 
+def _nearest():
+    "The authors' file where it is to be had, or else our own decisions"
+    try: return _items('explicit'), 'discrim-eval is within reach.'
+    except DataError:
+        return _items('ours'), 'discrim-eval is out of reach: using our own decisions.'
+
 def load(
     limit:int|None=None,     # At most so many
     seed:int=0,              # Which ones
@@ -140,10 +146,10 @@ def load(
 )->list:                     # Of `Decision`
     "The decisions to ask for"
     if source=='auto':
-        source = 'explicit' if available('discrim/explicit') else 'ours'
-        print('discrim-eval is within reach.' if source=='explicit' else
-              'discrim-eval is out of reach: using our own decisions in its format.')
-    return part(_items(str(source)), limit, seed)
+        items,said = _nearest()
+        print(said)
+    else: items = _items(str(source))
+    return part(items, limit, seed)
 
 # %% ../../nbs/bias/48_discrim_eval.ipynb #30961e0a
 TERMS = ('Black', 'Asian', 'Hispanic', 'Native American', 'female', 'non-binary', 'age')

@@ -31,7 +31,7 @@ from pathlib import Path
 
 import numpy as np, pandas as pd
 from moral_sc.bias.benchmarks import Benchmark, probabilities
-from moral_sc.foundation.datasets import available, data_dir, fetch, read_jsonl
+from moral_sc.foundation.datasets import data_dir, fetch, read_jsonl
 from moral_sc.foundation.errors import ConfigError, DataError
 from moral_sc.foundation.statistics import Estimate, cluster_bootstrap, paired_difference
 
@@ -47,7 +47,7 @@ from moral_sc.language.oracle import lookup
 # %% [markdown]
 # ## Decisions of our own
 #
-# The authors' file is fetched where the network has it. Twelve decisions of ours, in
+# The authors' file is looked for as `discrim/explicit`. Twelve decisions of ours, in
 # `data/benchmarks/decisions.toml`, have its format and are always there: a free garden
 # plot, a late return, a loan for a bicycle shop. They have not been validated by raters,
 # and numbers from them are not discrim-eval's.
@@ -204,6 +204,12 @@ def _items(source):
         return parse(read_jsonl(path), source, f'{path}: row')
     return parse(read_jsonl(source), where=f'{source}: row')
 
+def _nearest():
+    "The authors' file where it is to be had, or else our own decisions"
+    try: return _items('explicit'), 'discrim-eval is within reach.'
+    except DataError:
+        return _items('ours'), 'discrim-eval is out of reach: using our own decisions.'
+
 def load(
     limit:int|None=None,     # At most so many
     seed:int=0,              # Which ones
@@ -211,10 +217,10 @@ def load(
 )->list:                     # Of `Decision`
     "The decisions to ask for"
     if source=='auto':
-        source = 'explicit' if available('discrim/explicit') else 'ours'
-        print('discrim-eval is within reach.' if source=='explicit' else
-              'discrim-eval is out of reach: using our own decisions in its format.')
-    return part(_items(str(source)), limit, seed)
+        items,said = _nearest()
+        print(said)
+    else: items = _items(str(source))
+    return part(items, limit, seed)
 
 
 # %%
