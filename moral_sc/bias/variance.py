@@ -166,7 +166,7 @@ def effect(
     parts = a.loc[['wording','template','rest']]
     s = np.array([1,1,-1])*parts.ms
     var = max(s.sum(), parts.ms[:2].max())
-    df = var**2/(parts.ms**2/parts.df).sum() if var else 1
+    df = max(var**2/(parts.ms**2/parts.df).sum(), parts.df.min()) if var else 1 # Satterthwaite
     half = student.ppf((1+level)/2, df)*np.sqrt(var/(T*K))
     m = float(d.to_numpy().mean())
     return Estimate(m, m-half, m+half)

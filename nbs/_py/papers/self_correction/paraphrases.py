@@ -13,7 +13,7 @@
 # > site shows a run recorded at `scale = 'cpu'`, SmolLM2-135M-Instruct and Gemma-3-270M.
 
 # %% tags=["parameters"]
-scale = 'quick'  # quick: two scenes; cpu: 40 scenes, nine wordings, minutes; gpu: all of BBQ
+scale = 'quick'  # quick: two scenes; cpu: 32 scenes, nine wordings, minutes; gpu: all of BBQ
 seed = 0         # which scenes are taken, and the draws behind the intervals
 
 # %%
@@ -33,7 +33,7 @@ from moral_sc.language.models import load_or_oracle
 # %%
 size = dict( # scenes, wordings of each request, option orders, and models
     quick=dict(scenes=2, K=2, orders=1, models=['smollm2-135m-instruct']),
-    cpu=dict(scenes=40, K=9, orders=1, models=['smollm2-135m-instruct', 'gemma-3-270m']),
+    cpu=dict(scenes=32, K=9, orders=1, models=['smollm2-135m-instruct', 'gemma-3-270m']),
     gpu=dict(scenes=None, K=9, orders=3, models=['smollm2-135m-instruct', 'gemma-3-270m']),
 )[scale]
 ASKED = ['q+if', 'q+anti', 'q+note']
