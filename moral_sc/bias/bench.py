@@ -202,7 +202,8 @@ def _cot(new=256):
     def theirs(s, scenes, size):
         def go():
             f = fields(scenes)
-            said = generated(s.lm, [build(s.lm, 'bbq', condition, x).text for x in f], new, size)
+            first = [build(s.lm, 'bbq', condition, x).text for x in f]
+            said = generated(s.lm, first, new, size)
             full = [build(s.lm, 'bbq', condition, x, t).text for x,t in zip(f, said)]
             wrote = np.mean([len(t) for t in s.lm.tokenizer(said).input_ids])
             return dict(lp=padded(s.lm, full, letters, min(size, 8)), wrote=wrote)
@@ -241,20 +242,21 @@ _harness = dict(needs=('lm_eval',))
 rows = {
     'task': Row(f'{_lm_eval}, its bbq task, Q', own_task, asked(), 15, 25, like=False,
                 needs=('lm_eval','bbq'), sizes=((4,16), (1024,4096)), weight=2, most=2),
-    'letters': Row(f'{_lm_eval}, letters, Q', asked_by_harness(), asked(), 1.9, 3, **_harness),
+    'letters': Row(f'{_lm_eval}, letters, Q', asked_by_harness(), asked(), 1.9, 3,
+                   **_harness),
     'both': Row(f'{_lm_eval}, letters, Q and Q+IF', asked_by_harness(_with), asked(_with),
                 3, 3.5, **_harness),
-    'orders': Row(f'{_lm_eval}, letters, Q and Q+IF in 3 orders', asked_by_harness(_with, 3),
-                  asked(_with, 3), 4, 5, most=4, **_harness),
+    'orders': Row(f'{_lm_eval}, letters, Q and Q+IF in 3 orders',
+                  asked_by_harness(_with, 3), asked(_with, 3), 4, 5, most=4, **_harness),
     'bfloat16': Row('ours in float32', asked(), asked(lm=half), 1.5, 2,
                     sizes=((1024,4096), (1024,4096)), needs=('bfloat16',), weight=.7),
-    'admissions': Row('transformers, student by student', each_student, each_profile, 19, 25,
-                      sizes=((1,4,16), (2048,8192)), like=False, most=400,
+    'admissions': Row('transformers, student by student', each_student, each_profile,
+                      19, 25, sizes=((1,4,16), (2048,8192)), like=False, most=400,
                       units=(students, profiles)),
     'reasoning': Row('generate, and all read again', *_cot(), 2, 5, like=False,
                      sizes=((16,32), (16,32)), weight=3),
-    'h100': Row(f'{_lm_eval}, letters, a model of 7B on an H100', asked_by_harness(), asked(),
-                3, 5, needs=('lm_eval','cuda')),
+    'h100': Row(f'{_lm_eval}, letters, a model of 7B on an H100', asked_by_harness(),
+                asked(), 3, 5, needs=('lm_eval','cuda')),
 }
 
 def missing(row, s)->str: # Empty if nothing is
@@ -313,7 +315,7 @@ def measure(
         got = [_clock(go) for go in runs]
         times.append([t[:2] for t in got]); last = [t[2] for t in got]
     part_of = np.array([len(w)/k for w,k in zip(whole, n)])
-    t = np.array(times)*part_of[:,None]                    # [turn, side, clock or processor]
+    t = np.array(times)*part_of[:,None] # [turn, side, clock or processor]
     return dict(units=n, sizes=[size for size,_ in chosen], repeats=repeats,
         theirs=_span(t[:,0,0]), ours=_span(t[:,1,0]), ratio=_span(t[:,0,0]/t[:,1,0]),
         cpu_ratio=_span(t[:,0,1]/t[:,1,1]),
@@ -351,7 +353,8 @@ def bench(
 )->pd.DataFrame:
     "Measure our scoring beside what one would otherwise run"
     if repeats<1: raise ConfigError(f'repeats is {repeats}; give 1 or more.')
-    names,counts = _names(names),[threads] if threads else sorted({1, torch.get_num_threads()})
+    names = _names(names)
+    counts = [threads] if threads else sorted({1, torch.get_num_threads()})
     s = setting(load(model, device=device) if isinstance(model, (str,Path)) else model)
     record = dict(provenance=_machine(device, counts), model=repr(s.lm), rows={})
     for name in names:
@@ -359,7 +362,8 @@ def bench(
         why = missing(rows[name], s)
         record['rows'][name] = dict(skipped=why) if why else {}
         for n in () if why else counts:
-            with _on(n): record['rows'][name][str(n)] = measure(rows[name], s, seconds, repeats)
+            with _on(n): found = measure(rows[name], s, seconds, repeats)
+            record['rows'][name][str(n)] = found
     record['provenance']['end'] = datetime.now(UTC).isoformat(timespec='seconds')
     if out: Path(out).write_text(json.dumps(record, indent=1)+'\n')
     return frame(record)
@@ -367,8 +371,8 @@ def bench(
 def frame(record:dict)->pd.DataFrame: # One line a row and number of threads
     "A record of `bench` as a table"
     span = lambda d: f"{d['mid']:.3g} [{d['low']:.3g}, {d['high']:.3g}]"
-    return pd.DataFrame([dict(against=rows[k].against, threads=int(n), theirs_s=span(r['theirs']),
-        ours_s=span(r['ours']), ratio=span(r['ratio']), cpu_ratio=span(r['cpu_ratio']),
+    return pd.DataFrame([dict(against=rows[k].against, threads=int(n),
+        theirs_s=span(r['theirs']), ours_s=span(r['ours']), ratio=span(r['ratio']), cpu_ratio=span(r['cpu_ratio']),
         same=f"{r['same']:.0%} of {r['answers']}" if 'same' in r else '',
         sizes=' / '.join(map(str, r['sizes'])))
         for k,found in record['rows'].items() for n,r in found.items() if n!='skipped'])

@@ -70,7 +70,8 @@ for kind in ('cpu','gpu'):
     record = recorded(kind)
     if record is None: print(f'{kind}: not yet measured'); continue
     told = record['provenance']
-    print(kind, {k: told[k] for k in ('cpu','gpu','threads','torch','start') if told.get(k)})
+    names = 'cpu','gpu','threads','torch','start'
+    print(kind, {k: told[k] for k in names if told.get(k)})
     display(frame(record).set_index('against'))
 
 # %% [markdown]
