@@ -4,13 +4,15 @@
 
 # %% auto #0
 __all__ = ['SAME', 'SECOND', 'UNKNOWNS', 'KINDS', 'CATEGORIES', 'INTERSECTIONAL', 'Item', 'group', 'groups_of', 'second',
-           'declines', 'target', 'parse', 'by_quad', 'faults', 'validate', 'read', 'reachable', 'load', 'census']
+           'declines', 'target', 'parse', 'by_quad', 'faults', 'validate', 'read', 'reachable', 'load', 'census',
+           'agrees', 'stratified']
 
 # %% ../../nbs/bias/20_items.ipynb #bb94dfb0
 import re
 from collections import Counter
 from dataclasses import dataclass
 from functools import cache
+from hashlib import blake2b
 from pathlib import Path
 
 import pandas as pd
@@ -260,3 +262,48 @@ def census(
         unknown_abc='/'.join(str(int((g.unknown==k).sum())) for k in range(3)))
     d = pd.DataFrame([{s:getattr(i,s) for s in i.__slots__} for i in items])
     return pd.DataFrame({c:line(g) for c,g in d.groupby('category', sort=False)}).T
+
+# %% ../../nbs/bias/20_items.ipynb #a6dee541
+def _hash(*x): return blake2b(repr(x).encode(), digest_size=8).hexdigest()
+
+def agrees(
+    quad:list,  # The questions of one scene
+)->int:         # +1 with the stereotype, -1 against it, 0 if there is none
+    "Whether the right answers of a scene, once it is settled, agree with the stereotype"
+    settled = [i for i in quad if i.context_condition=='disambig' and i.biased is not None]
+    return 0 if not settled else 1 if settled[0].label==settled[0].biased else -1
+
+def _dealt(quads, seed, first):
+    "Scenes of one category in the order in which they are dealt"
+    left,sums,lean,stands,out = {}, Counter(), .5-first%2, Counter(), []
+    for q in sorted(quads, key=lambda q: _hash(seed, q[0].quad)):
+        left.setdefault(q[0].template, []).append(q)
+    turn = sorted(left, key=lambda t: _hash(seed, t))
+    while any(left.values()):
+        for t in [t for t in turn if left[t]]:
+            def worse(q):
+                d = agrees(q)
+                tilt = abs(lean+d)
+                return d==0, max(tilt, 1.5), abs(sums[t]+d), tilt, stands[q[0].unknown]
+            q = min(left[t], key=worse)
+            left[t].remove(q)
+            sums[t] += agrees(q); lean += agrees(q); stands[q[0].unknown] += 1
+            out.append(q)
+    return out
+
+# %% ../../nbs/bias/20_items.ipynb #ef7ffb87
+def stratified(
+    items:list,      # All questions
+    limit:int|None,  # At most so many of them, in whole scenes of four; None for all
+    seed:int=0,      # Another seed, other scenes
+)->list:             # In the order of the file
+    "A part of some questions in which every template comes once before any comes twice"
+    if limit is None: return list(items)
+    if limit<4:
+        raise ConfigError(f'limit={limit} is less than one scene of four questions.')
+    by_category = {}
+    for q in by_quad(items).values(): by_category.setdefault(q[0].category, []).append(q)
+    dealt = [(n,k,q) for k,qs in enumerate(by_category.values())
+             for n,q in enumerate(_dealt(qs, seed, k))]
+    keep = {q[0].quad for _,_,q in sorted(dealt, key=lambda x: x[:2])[:limit//4]}
+    return [i for i in items if i.quad in keep]

@@ -29,6 +29,7 @@ import re
 from collections import Counter
 from dataclasses import dataclass
 from functools import cache
+from hashlib import blake2b
 from pathlib import Path
 
 import pandas as pd
@@ -449,6 +450,101 @@ census(load(source='ours'))
 real = load() if reachable() else []
 test_eq(faults(real), [])
 census(real) if real else "BBQ's files are out of reach here."
+
+
+# %% [markdown]
+# ## A part of them
+#
+# A part of a benchmark should be a small likeness of it. Scenes are kept whole, because the
+# score leans on their symmetry: each has both polarities, with and without the answer. They are
+# dealt like cards, one category after the other, and within a category every template once
+# before any comes twice. Among the scenes of a template that one is dealt which best evens out
+# how often the right answer agrees with the stereotype, and then where the unknown answer
+# stands; a scene without a target comes last. A larger part contains the smaller one.
+
+# %%
+#| export
+def _hash(*x): return blake2b(repr(x).encode(), digest_size=8).hexdigest()
+
+def agrees(
+    quad:list,  # The questions of one scene
+)->int:         # +1 with the stereotype, -1 against it, 0 if there is none
+    "Whether the right answers of a scene, once it is settled, agree with the stereotype"
+    settled = [i for i in quad if i.context_condition=='disambig' and i.biased is not None]
+    return 0 if not settled else 1 if settled[0].label==settled[0].biased else -1
+
+def _dealt(quads, seed, first):
+    "Scenes of one category in the order in which they are dealt"
+    left,sums,lean,stands,out = {}, Counter(), .5-first%2, Counter(), []
+    for q in sorted(quads, key=lambda q: _hash(seed, q[0].quad)):
+        left.setdefault(q[0].template, []).append(q)
+    turn = sorted(left, key=lambda t: _hash(seed, t))
+    while any(left.values()):
+        for t in [t for t in turn if left[t]]:
+            def worse(q):
+                d = agrees(q)
+                tilt = abs(lean+d)
+                return d==0, max(tilt, 1.5), abs(sums[t]+d), tilt, stands[q[0].unknown]
+            q = min(left[t], key=worse)
+            left[t].remove(q)
+            sums[t] += agrees(q); lean += agrees(q); stands[q[0].unknown] += 1
+            out.append(q)
+    return out
+
+
+# %%
+#| export
+def stratified(
+    items:list,      # All questions
+    limit:int|None,  # At most so many of them, in whole scenes of four; None for all
+    seed:int=0,      # Another seed, other scenes
+)->list:             # In the order of the file
+    "A part of some questions in which every template comes once before any comes twice"
+    if limit is None: return list(items)
+    if limit<4:
+        raise ConfigError(f'limit={limit} is less than one scene of four questions.')
+    by_category = {}
+    for q in by_quad(items).values(): by_category.setdefault(q[0].category, []).append(q)
+    dealt = [(n,k,q) for k,qs in enumerate(by_category.values())
+             for n,q in enumerate(_dealt(qs, seed, k))]
+    keep = {q[0].quad for _,_,q in sorted(dealt, key=lambda x: x[:2])[:limit//4]}
+    return [i for i in items if i.quad in keep]
+
+
+# %%
+every = load(source='ours')
+few = stratified(every, 96)
+census(few)
+
+
+# %% [markdown]
+# One scene of each template is enough to see them all, and half of them agree with the
+# stereotype; on the authors' four files of 100 templates as on ours.
+
+# %%
+def lean(items): return sum(agrees(q) for q in by_quad(items).values())
+
+for its in [every, real]:
+    n,cs = len({i.template for i in its}), dict.fromkeys(i.category for i in its)
+    most = max((len({i.template for i in its if i.category==c}) for c in cs), default=0)
+    once = stratified(its, 4*len(cs)*most) if its else []
+    test_eq(len({i.template for i in once}), n)
+    for c in cs: assert abs(lean([i for i in once if i.category==c]))<=1
+    test_eq(faults(once), [])
+    assert {i.id for i in stratified(its, 4*n//2)} <= {i.id for i in once} or not its
+assert {i.id for i in few}!={i.id for i in stratified(every, 96, seed=1)}
+with expect_fail(ConfigError, contains='less than one scene'): stratified(every, 3)
+
+# %%
+for seed in range(3 if real else 0):
+    for n in (400, 800):
+        some = stratified(real, n, seed)
+        test_eq((len(some), len({i.template for i in some})), (n, 100))
+        for c in {i.category for i in some}:
+            mine = [i for i in some if i.category==c]
+            test_eq(len(mine), n//4)
+            assert abs(lean(mine))<=1 and abs(lean(some))<=2
+census(stratified(real, 400)) if real else "BBQ's files are out of reach here."
 
 # %% [markdown]
 # And the second halves of the intersectional stereotypes are what the template files say.
