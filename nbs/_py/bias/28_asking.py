@@ -23,6 +23,7 @@
 # %%
 #| export
 from dataclasses import dataclass, replace
+from functools import partial
 from hashlib import blake2b
 
 import numpy as np, pandas as pd
@@ -54,8 +55,13 @@ few = part(bbq.load(source='ours'), 96)
 
 # %%
 #| export
+def remote(lm)->bool: # Behind an API; see `connect`
+    "Whether a model is out of reach of the scoring here"
+    return getattr(lm, 'remote', False)
+
 def identity(lm)->dict:
     "What tells this model from others"
+    if remote(lm): return lm.identity
     h = blake2b(digest_size=8)
     for name,p in lm.model.named_parameters():
         x = p.detach().flatten()
@@ -195,11 +201,14 @@ def answer(
     portions = [keys[n:n+portion] for n in range(0, len(keys), portion)]
     for n in run.blocks(portions):
         qs = [todo[k] for k in portions[n]]
-        lp = option_logprobs(lm, [q.prompt for q in qs], [list(q.options) for q in qs],
-                             max_tokens=max_tokens)
+        lp = _logprobs(lm, [q.prompt for q in qs], [list(q.options) for q in qs], max_tokens, run)
         run.put_many([(q.key, dict(zip(names, row.tolist()))) for q,row in zip(qs, lp)])
         if progress: progress(min((n+1)*portion, len(keys)), len(keys))
     return run.table([q.key for q in questions])[list(names)]
+
+def _logprobs(lm, prompts, options, max_tokens, run):
+    if remote(lm): return lm.answers(prompts, options, run) # The replies are kept as well
+    return option_logprobs(lm, prompts, options, max_tokens=max_tokens)
 
 
 # %% [markdown]
@@ -229,8 +238,9 @@ def reason(
     many = [replace(q, n=n) for n in range(samples) for q in questions]
     first = {(q.key, q.n):q.prompt for q in many}
     keys = [content_key(first=k, n=n, seed=seed, new=max_new_tokens) for k,n in first]
-    wrote = sample(lm, list(first.values()), max_new_tokens=max_new_tokens, stop=STOP,
-                   temperature=temperature, seed=seed, keys=keys, run=run, progress=progress)
+    write = lm.sample if remote(lm) else partial(sample, lm)
+    wrote = write(list(first.values()), max_new_tokens=max_new_tokens, stop=STOP,
+                  temperature=temperature, seed=seed, keys=keys, run=run, progress=progress)
     said,who = dict(zip(first, wrote)), identity(lm)
     for q in many:
         s = said[q.key, q.n]
@@ -242,7 +252,8 @@ def reason(
 def _after(lm, p, s, full):
     "The second stage with the sampled tokens as they are, unless a template rewrote them"
     said = p.text+s.text
-    return follow(lm, p, s, full.text[len(said):]) if full.text.startswith(said) else full
+    if remote(lm) or not full.text.startswith(said): return full
+    return follow(lm, p, s, full.text[len(said):])
 
 
 # %% [markdown]

@@ -142,7 +142,7 @@ def evaluate(
     config = dict(model=identity(lm), limit=limit, conditions=asked, **how,
                   **{k:v for k,v in kw.items() if k not in ('portion','max_tokens')},
                   benchmarks={n:_digest(bs[n], its) for n,its in found.items()})
-    where = dict(device=str(lm.device), dtype=config['model']['dtype'], seed=seed)
+    where = dict(device=str(lm.device), dtype=str(lm.dtype).removeprefix('torch.'), seed=seed)
     with tempfile.TemporaryDirectory() as tmp, open_run(out or tmp, config, **where) as run:
         records = [_answers(lm, b, found[n], asked[n], run, progress, **how, **kw)
                    for n,b in bs.items()]
@@ -183,7 +183,7 @@ def _concluded(lm, bs, found, asked, records, out, seed):
 
 def _warn_mass(e):
     "Say where a model's answers are mostly something else"
-    d = e.records.assign(low=e.records['mass']<.5)
+    d = e.records.assign(low=~(e.records['mass']>=.5))
     for (b,c),g in d.groupby(['benchmark','condition'], sort=False):
         if g['mass'].mean()<.5:
             warnings.warn(f'{e.model} gives the answers of {b} only {g["mass"].mean():.2f} of its '
