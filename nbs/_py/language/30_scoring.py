@@ -16,18 +16,20 @@
 
 # %%
 #| export
-import inspect
-
 import numpy as np, torch
 
-from moral_sc.foundation.errors import ConfigError, ModelError
+from moral_sc.foundation.errors import ConfigError
 from moral_sc.language.chat import prompt
-from moral_sc.language.models import LM, encode, pad
+from moral_sc.language.models import LM, encode
+from moral_sc.language.reading import (batches, fits, head, hidden, merge, splits, states,
+                                       takes)
+from moral_sc.language.trees import read
+
+_all_ = ['batches', 'fits', 'head', 'hidden', 'merge', 'splits', 'states', 'takes', 'read']
 
 # %%
 #| hide
 from fastcore.test import *
-from moral_sc.language.chat import Prompt
 from moral_sc.language.models import decode, load
 from moral_sc.language.oracle import letter_prior, lookup, random_model
 from moral_sc.language.weights import cached
@@ -39,177 +41,6 @@ from moral_sc.language.weights import cached
 # merge with the end of the prompt when they are tokenised, padding can leak into attention,
 # and in bfloat16 the output layer rounds away the differences one looks for. This page computes
 # it one way, and proves that way against the slow and obvious one.
-#
-# ## Batches
-#
-# Rows of like length go together, longest first, so that memory runs out at once or not at all.
-
-# %%
-#| export
-def batches(
-    lengths,        # Tokens in each row
-    max_tokens:int, # Rows times the longest of them stay at or below this
-    max_rows:int=0, # And no more rows than this; 0: any number
-)->list:            # Lists of row numbers
-    "Group rows of like length, so that little is padding"
-    res,order = [], sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
-    for i in order:
-        full = res and (len(res[-1])+1)*lengths[res[-1][0]]>max_tokens
-        if not res or full or (max_rows and len(res[-1])>=max_rows): res.append([])
-        res[-1].append(i)
-    return res
-
-
-# %%
-batches([90,88,12,91,13,90], max_tokens=200)
-
-
-# %% [markdown]
-# On the right, padding needs no mask: in a causal model nothing looks ahead, so what follows a
-# row's last token cannot reach it. On the left it needs a mask and explicit positions. Both
-# give the same numbers, which is proved further down.
-
-# %%
-#| export
-def takes(model, name): return name in inspect.signature(model.forward).parameters
-
-def _inputs(lm, rows, side):
-    ids,mask = pad(rows, side, lm.device)
-    if side=='right': return dict(input_ids=ids)
-    kw = dict(input_ids=ids, attention_mask=mask)
-    if takes(lm.model, 'position_ids'): kw['position_ids'] = mask.cumsum(-1).sub(1).clamp(0)
-    return kw
-
-def fits(lm, rows, new=0):
-    "Refuse rows that with `new` tokens more are longer than what the model can read"
-    limit = getattr(lm.model.config, 'max_position_embeddings', None)
-    n = max(map(len, rows), default=0)+new
-    if limit and n>limit:
-        raise ConfigError(f'A text of {n} tokens is longer than the {limit} that {lm.name} '
-                          'can read; shorten it.')
-
-
-# %% [markdown]
-# ## The output layer, only where it is read
-#
-# In a small model the output layer is a fifth of the work, and its result, a row of the whole
-# vocabulary for each token of each text, is most of the memory. Three letters after one
-# prompt need one such row. So the model is run up to its hidden states, and the output layer
-# is applied to those that are read.
-#
-# It is applied in float32 even if the model is not. A bfloat16 number near 32 has neighbours a
-# quarter away, so logits of three letters come out equal when they are not, and a ranking
-# would be decided by rounding.
-
-# %%
-#| export
-def hidden(
-    lm, **kw # What the model's `forward` takes
-):           # [row, token, width] and the cache
-    "The model without its output layer"
-    m = lm.model
-    return getattr(m, m.base_model_prefix)(**kw)
-
-def head(
-    lm,
-    h,  # [..., width] hidden states
-):      # [..., vocab] logits in float32
-    "The output layer"
-    out = lm.model.get_output_embeddings()
-    if h.dtype not in (torch.bfloat16, torch.float16): return out(h)
-    x = torch.cat([h.float()@w.float().T for w in out.weight.split(32768)], -1)
-    return x if out.bias is None else x+out.bias.float()
-
-
-# %% [markdown]
-# Some architectures do more than this to their logits: they cap, scale or shift them. Whether a
-# model is one of those is found out once, by comparing with what the model itself says.
-# Those are asked for their own logits, at the needed positions if they can do that.
-
-# %%
-#| export
-@torch.inference_mode()
-def splits(lm)->bool: # Found out at the first call
-    "Whether hidden states followed by the output layer are all that this model computes"
-    if not hasattr(lm, '_splits'):
-        kw = dict(input_ids=torch.tensor([[1, 2, 3, 1]], device=lm.device), use_cache=False)
-        want = lm.model(**kw).logits
-        try: got = lm.model.get_output_embeddings()(hidden(lm, **kw).last_hidden_state)
-        except (AttributeError, TypeError): got = None
-        lm._splits = got is not None and torch.allclose(got, want, rtol=1e-4, atol=1e-4)
-    return lm._splits
-
-def _logits(lm, rows, at, side, chunk=512):
-    "Yield parts of the (row, position) pairs `at`, and their logits [pair, vocab]"
-    n,kw = max(map(len, rows)), _inputs(lm, rows, side)
-    shift = [n-len(r) if side=='left' else 0 for r in rows]
-    r,c = torch.tensor([(i, t+shift[i]) for i,t in at], device=lm.device).T
-    if splits(lm): x = hidden(lm, **kw, use_cache=False).last_hidden_state[r,c]
-    elif takes(lm.model, 'logits_to_keep'):
-        keep,c = c.unique(return_inverse=True)
-        x = lm.model(**kw, use_cache=False, logits_to_keep=keep).logits[r,c]
-    else: x = lm.model(**kw, use_cache=False).logits[r,c]
-    for k in range(0, len(at), chunk):
-        yield at[k:k+chunk], head(lm, x[k:k+chunk]) if splits(lm) else x[k:k+chunk]
-
-
-# %% [markdown]
-# ## One forward pass for many questions
-#
-# A row that is the beginning of another need not be run: causality again. Sorted, each row
-# stands directly before the rows it begins, so one pass over them finds all such pairs.
-
-# %%
-#| export
-def merge(
-    rows:list, # Lists of token ids
-)->tuple:      # Rows to run, and for each given row the number of the one it is read from
-    "Drop rows that are the beginning of another"
-    owner,kept = [0]*len(rows), []
-    for i in sorted(range(len(rows)), key=lambda i: rows[i], reverse=True):
-        if not (kept and kept[-1][:len(rows[i])]==rows[i]): kept.append(rows[i])
-        owner[i] = len(kept)-1
-    return kept,owner
-
-
-# %%
-merge([[5,6], [5,6,7], [5,8], [5,6]])
-
-
-# %%
-#| export
-def _checked(lm, x):
-    if not torch.isfinite(x).all():
-        kind = str(lm.dtype).replace('torch.', '')
-        raise ModelError(f'{lm.name} gives no finite numbers in {kind}; load it with '
-                         "dtype='float32'.")
-    return x
-
-@torch.inference_mode()
-def read(
-    lm:LM,
-    rows:list,      # Lists of token ids
-    reads:list,     # (row, position): logits after that token are wanted
-    use,            # Called with numbers of reads, the line of each, lines [line, vocab]
-    max_tokens:int, # Tokens in one forward pass, padding included
-    side:str='right',
-    progress=None,  # Called with (rows done, rows in all)
-):
-    "Run a model over rows and hand out log-probabilities at the positions asked for"
-    fits(lm, rows)
-    kept,owner = merge(rows)
-    todo,done = [{} for _ in kept], 0
-    for k,(i,t) in enumerate(reads): todo[owner[i]].setdefault(t, []).append(k)
-    for b in batches([len(r) for r in kept], max_tokens):
-        at = [(j,t) for j,o in enumerate(b) for t in todo[o]]
-        for part,x in _logits(lm, [kept[o] for o in b], at, side) if at else ():
-            who = [todo[b[j]][t] for j,t in part]
-            x = x.double()
-            x = x-_checked(lm, x.logsumexp(-1, keepdim=True))
-            use([k for g in who for k in g], [n for n,g in enumerate(who) for _ in g], x)
-        done += len(b)
-        if progress: progress(done, len(kept))
-
 
 # %% [markdown]
 # `token_logprobs` is the plainest use: how probable is each token of a text, given all before
@@ -224,6 +55,7 @@ def token_logprobs(
     max_tokens:int=4096, # Tokens in one forward pass, padding included
     side:str='right',    # Side of the padding; the numbers are the same
     progress=None,       # Called with (rows done, rows in all)
+    engine:str='auto',   # 'auto', 'tree', 'cascade' or 'rows'; the numbers are the same
 )->list:                 # One float64 array a row: log p(token | all before it)
     "Log-probability of each token of each row from its start on"
     rows = [list(r) for r in rows]
@@ -233,7 +65,8 @@ def token_logprobs(
     reads = [(i,t-1) for i,(r,s) in enumerate(zip(rows, starts)) for t in range(s, len(r))]
     want,res = torch.tensor([rows[i][t+1] for i,t in reads]), np.zeros(len(reads))
     def use(ks, lines, x): res[ks] = x[lines, want[ks].to(x.device)].cpu().numpy()
-    if reads: read(lm, [r[:-1] for r in rows], reads, use, max_tokens, side, progress)
+    if reads: read(lm, [r[:-1] for r in rows], reads, use, max_tokens, side, progress,
+                    engine)
     return np.split(res, np.cumsum([len(r)-s for r,s in zip(rows, starts)])[:-1])
 
 
@@ -305,6 +138,7 @@ def option_logprobs(
     max_tokens:int=4096, # Tokens in one forward pass, padding included
     side:str='right',    # Side of the padding; the numbers are the same
     progress=None,       # Called with (rows done, rows in all)
+    engine:str='auto',   # 'auto', 'tree', 'cascade' or 'rows'; the numbers are the same
 )->np.ndarray:           # [prompt, option] natural log, summed over the option's tokens
     "Log-probability of each option as the continuation of each prompt"
     prompts = [prompts] if isinstance(prompts, (str, tuple)) else list(prompts)
@@ -313,7 +147,7 @@ def option_logprobs(
         full,n = joint(lm, prompt(lm, p), opts)
         rows += full
         starts += [n]*len(full)
-    lp = token_logprobs(lm, rows, starts, max_tokens, side, progress)
+    lp = token_logprobs(lm, rows, starts, max_tokens, side, progress, engine)
     return np.array([x.sum() for x in lp]).reshape(len(prompts), -1)
 
 
@@ -342,13 +176,15 @@ def next_token_logprobs(
     prompts:list,        # Strings or `Prompt`s
     max_tokens:int=4096, # Tokens in one forward pass, padding included
     side:str='right',    # Side of the padding; the numbers are the same
+    engine:str='auto',   # 'auto', 'tree', 'cascade' or 'rows'; the numbers are the same
 )->np.ndarray:           # [prompt, vocab] float64, natural log
     "Distribution of the token that follows each prompt"
     rows = [list(prompt(lm, p).ids) for p in prompts]
     res = [None]*len(rows)
     def use(ks, lines, x):
         for k,n in zip(ks, lines): res[k] = x[n].cpu().numpy()
-    read(lm, rows, [(i, len(r)-1) for i,r in enumerate(rows)], use, max_tokens, side)
+    read(lm, rows, [(i, len(r)-1) for i,r in enumerate(rows)], use, max_tokens, side,
+         engine=engine)
     return np.stack(res)
 
 
@@ -385,7 +221,8 @@ def worst(lm, texts, options, **kw):
 # %%
 texts = ['It is (', 'The answer, as everybody knows, is (', 'x'*97+' (', 'On one hand: (']
 merges = [('(','a'), ('(a',')'), ('i','s')]
-kinds = [(arch,m) for arch in ('llama','neox','qwen2','gemma3') for m in ((), merges)]
+archs = 'llama', 'neox', 'qwen2', 'qwen3', 'gemma3'
+kinds = [(arch,m) for arch in archs for m in ((), merges)]
 models = {(arch,bool(m)): random_model(arch, merges=m) for arch,m in kinds}
 diff = {k: worst(lm, texts, ['a', 'b', 'a) of course', 'no']) for k,lm in models.items()}
 assert max(diff.values())<1e-4, diff
@@ -395,12 +232,15 @@ f'largest difference in nats: {max(diff.values()):.0e}'
 
 # %% [markdown]
 # No number depends on the company it was computed in: the side of the padding, the size of the
-# batches, the order of the rows.
+# batches, the order of the rows, and how what they share is run
+# ([prefix trees](32_trees.ipynb)).
 
 # %%
 def same(lm, texts, options):
-    runs = [option_logprobs(lm, texts, options, max_tokens=m, side=s)
+    runs = [option_logprobs(lm, texts, options, max_tokens=m, side=s, engine='rows')
             for m in (1, 150, 4096) for s in ('left','right')]
+    runs += [option_logprobs(lm, texts, options, max_tokens=m, engine=e)
+             for m in (150, 4096) for e in ('tree','cascade')]
     runs.append(option_logprobs(lm, texts[::-1], options)[::-1])
     return max((np.abs(r-runs[0])/[len(o) for o in options]).max() for r in runs)
 
@@ -417,7 +257,8 @@ lm = models['llama',False]
 inner = [encode(lm, 'So be it.')+[1,1]+encode(lm, 'And then ('), encode(lm, 'y'*60)]
 alone = token_logprobs(lm, inner[:1], [1])[0]
 for side in ('left','right'):
-    test_close(token_logprobs(lm, inner, [1,1], side=side)[0], alone, 1e-5)
+    got = token_logprobs(lm, inner, [1,1], side=side, engine='rows')[0]
+    test_close(got, alone, 1e-5)
 
 # %% [markdown]
 # A model that bends its logits is noticed and asked for its own. This one caps them.

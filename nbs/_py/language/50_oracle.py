@@ -285,7 +285,8 @@ np.exp(lp).round(6)
 # %%
 #| export
 def _configs(n):
-    from transformers import Gemma3TextConfig, GPTNeoXConfig, LlamaConfig, Qwen2Config
+    from transformers import (Gemma3TextConfig, GPTNeoXConfig, LlamaConfig, Qwen2Config,
+                              Qwen3Config)
     kw = dict(vocab_size=n, hidden_size=64, intermediate_size=128, num_hidden_layers=3,
               num_attention_heads=4, max_position_embeddings=2048, initializer_range=.2,
               bos_token_id=2, eos_token_id=1, pad_token_id=0)
@@ -293,12 +294,13 @@ def _configs(n):
     window = ['sliding_attention', 'full_attention', 'sliding_attention']
     return dict(
         llama=lambda: LlamaConfig(**kw, **gqa), qwen2=lambda: Qwen2Config(**kw, **gqa),
+        qwen3=lambda: Qwen3Config(**kw, **gqa, head_dim=16),
         neox=lambda: GPTNeoXConfig(**kw, use_parallel_residual=True),
         gemma3=lambda: Gemma3TextConfig(**kw, **gqa, head_dim=16, sliding_window=8,
                                         layer_types=window))
 
 def random_model(
-    arch:str='llama', # 'llama', 'neox', 'qwen2' or 'gemma3'
+    arch:str='llama', # 'llama', 'neox', 'qwen2', 'qwen3' or 'gemma3'
     seed:int=0,       # Of the weights
     merges=(),        # As in `byte_tokenizer`
 )->LM:
@@ -323,4 +325,4 @@ one
 
 # %%
 test_close(np.exp(a).sum(), 1, 1e-9)
-with expect_fail(ConfigError, contains='qwen2'): random_model('qwen')
+with expect_fail(ConfigError, contains='llama'): random_model('lama')

@@ -1,0 +1,377 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: python3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Prefix trees
+#
+# > What many texts begin with in common is run once.
+
+# %%
+#| default_exp language.trees
+
+# %%
+#| export
+from dataclasses import dataclass
+
+import numpy as np, torch
+
+from moral_sc.foundation.errors import ConfigError, unknown
+from moral_sc.language.models import LM, pad
+from moral_sc.language.reading import (batches, fits, gather, merge, passes, plan_rows,
+                                       run_rows, slack, states, takes)
+
+# %%
+#| hide
+import os, time
+
+from fastcore.test import *
+from moral_sc.language.models import load
+from moral_sc.language.oracle import lookup, random_model
+from moral_sc.language.weights import cached
+
+
+# %% [markdown]
+# The ambiguous scene of a benchmark is the beginning of the one that resolves it; two questions
+# follow the same scene; an instruction comes after the question it is added to; options in
+# another order follow the same question. In a causal model, what was computed for a beginning
+# does not depend on what comes after. So the texts of a call form a tree, and every node of it
+# needs to be run once, however many texts pass through it.
+#
+# ## The tree
+#
+# Sorted, rows that begin alike stand together, and each row shares with all before it exactly
+# what it shares with the one directly before it.
+
+# %%
+#| export
+def shared(
+    a,
+    b,
+)->int: # Tokens that both begin with
+    n = min(len(a), len(b))
+    return next((k for k,(x,y) in enumerate(zip(a, b)) if x!=y), n)
+
+@dataclass
+class Tree:
+    "Rows laid out so that what they share is there once"
+    ids:list   # Token of each node, parents first, each branch in one piece
+    depth:list # Its place in its rows
+    end:list   # One past the last node that passes through it
+    paths:list # For each row, the node of each of its tokens
+
+def plant(
+    rows:list, # Lists of token ids, sorted
+)->Tree:
+    "The prefix tree of some rows"
+    t,path,last = Tree([], [], [], []), [], []
+    for r in rows:
+        k,n = shared(last, r), len(t.ids)
+        for u in path[k:]: t.end[u] = n
+        path,last = path[:k]+list(range(n, n+len(r)-k)), r
+        t.ids += r[k:]
+        t.depth += range(k, len(r))
+        t.end += [0]*(len(r)-k)
+        t.paths.append(path)
+    for u in path: t.end[u] = len(t.ids)
+    return t
+
+
+# %%
+t = plant([[7,8,1], [7,8,2,3], [7,9]])
+test_eq([[t.ids[u] for u in p] for p in t.paths], [[7,8,1], [7,8,2,3], [7,9]])
+t
+
+
+# %% [markdown]
+# Laid out like this, a token's position is its depth, and it sees another exactly if it lies in
+# the other's branch: $u$ is seen from $v$ if $u \le v < \mathrm{end}(u)$. One comparison makes
+# the mask of attention. Where a layer looks back over a window only, depth decides, too.
+
+# %%
+#| export
+def mask(
+    depth,       # [tree, node]
+    end,         # [tree, node]
+    window=None, # A token sees so many, itself among them
+):               # [tree, node, node] True: the first sees the second
+    "Who sees whom: everyone their ancestors"
+    v = torch.arange(end.shape[1], device=end.device)
+    sees = (v[:,None]>=v) & (v[:,None]<end[:,None,:])
+    if window: sees &= depth[:,:,None]-depth[:,None,:] < window
+    return sees
+
+
+# %%
+mask(torch.tensor([t.depth]), torch.tensor([t.end])).int()[0]
+
+
+# %% [markdown]
+# ## How much in one tree
+#
+# Attention compares all pairs of nodes of a tree and throws most of the comparisons away. One
+# tree of everything would share all there is to share and drown in this. A tree of $n$ nodes costs
+# $n + c\,n^2$, where $c$ is known from the shape of the model: attention takes about
+# $2\,w\,l$ multiplications for each pair of nodes ($w$ the width of all heads together, $l$ the
+# number of layers) and everything else one for each weight and node. Attention kernels reach
+# about half the speed of matrix products, hence another factor two.
+#
+# Cutting the sorted rows into stretches at least cost is then a matter of a few lines: the
+# cheapest way to cut the first $j$ rows ends in some stretch, and what precedes it is cut in the
+# cheapest way.
+
+# %%
+#| export
+def cheapest(
+    n:int,
+    price,  # Row number -> costs of the stretches that end there, the longest first
+)->list:    # (first, one past the last) of each stretch
+    "Cut a list into stretches at least cost"
+    best,start = np.zeros(n+1), np.zeros(n+1, int)
+    for j in range(n):
+        c = price(j)
+        c = c+best[j+1-len(c):j+1]
+        k = int(c.argmin())
+        best[j+1],start[j+1] = c[k], j+1-len(c)+k
+    cut = [n]
+    while cut[-1]: cut.append(int(start[cut[-1]]))
+    return list(zip(cut[:0:-1], cut[-2::-1]))
+
+def squared(lm)->float:
+    "Cost of a pair of nodes, in units of the cost of a node"
+    c = lm.model.config.get_text_config()
+    heads = getattr(c, 'num_attention_heads', 0)
+    wide = heads*(getattr(c, 'head_dim', None) or getattr(c, 'hidden_size', 0)//max(heads, 1))
+    out = lm.model.get_output_embeddings()
+    body = lm.parameters-sum(p.numel() for p in out.parameters())
+    return 4*wide*getattr(c, 'num_hidden_layers', 0)/max(body, 1)
+
+
+# %%
+cheapest(5, lambda j: np.array([9., 4., 1.][-j-1:]))
+
+
+# %%
+#| export
+def _sizes(rows, most=512):
+    "A function: row number -> sizes of the trees that end there"
+    L,S = np.array([*map(len, rows)]), np.array([0, *map(shared, rows, rows[1:])])
+    C = np.concatenate([[0], (L-S).cumsum()])
+    def sizes(j):
+        i = slice(max(0, j+1-most), j+1)
+        return C[j+1]-C[i]+S[i]
+    return sizes
+
+def plan_trees(
+    lm,
+    rows:list,      # Lists of token ids
+    tokens:int,     # In one pass, padding included
+    limit:int=4096, # Nodes in one tree
+)->list:            # Passes: lists of groups of row numbers
+    "Rows that share much in one tree, trees of like size side by side"
+    order,c = sorted(range(len(rows)), key=rows.__getitem__), squared(lm)
+    sizes = _sizes([rows[i] for i in order])
+    def price(j):
+        n = sizes(j)
+        n = n[min((n>min(limit, tokens)).sum(), len(n)-1):]
+        return n+c*n*n
+    cut = cheapest(len(rows), price)
+    big = [int(sizes(b-1)[a-b]) for a,b in cut]
+    return [[order[slice(*cut[k])] for k in p] for p in batches(big, tokens, slack=slack(lm))]
+
+
+# %% [markdown]
+# ## Reading a tree
+#
+# Models differ in how they take a mask. Where all layers look back equally far they take one,
+# `[tree, 1, node, node]`, added to the scores of attention; where some of them have a window
+# they take one for each kind of layer.
+
+# %%
+#| export
+def windows(lm)->dict:
+    "For each kind of layer of a model, how many tokens it sees; None for all"
+    c = lm.model.config.get_text_config()
+    w,kinds = getattr(c, 'sliding_window', None), getattr(c, 'layer_types', None)
+    if not kinds: return {'full_attention': w}
+    return {k: w if k=='sliding_attention' else None for k in sorted(set(kinds))}
+
+def _masks(lm, depth, end):
+    def one(w):
+        no = ~mask(depth, end, w)[:,None]
+        return torch.zeros(no.shape, dtype=lm.dtype, device=lm.device).masked_fill_(
+            no, torch.finfo(lm.dtype).min)
+    made = {k: one(w) for k,w in windows(lm).items()}
+    return made if len(made)>1 else next(iter(made.values()))
+
+def run_trees(
+    lm,
+    groups:list, # Lists of rows, sorted
+    reads:list,  # (group, row in it, position): what is wanted
+    side='right',
+):               # As `states`
+    "Each group of rows as one tree"
+    if all(len(g)==1 for g in groups): return run_rows(lm, groups, reads, side)
+    trees = [plant(g) for g in groups]
+    (ids,real),depth,end = (pad([getattr(t, k) for t in trees], 'right', lm.device)
+                            for k in ('ids','depth','end'))
+    end = torch.where(real>0, end[0], torch.arange(1, ids.shape[1]+1, device=lm.device))
+    at = [(g, trees[g].paths[k][t]) for g,k,t in reads]
+    return states(lm, torch.tensor(at, device=lm.device).T, input_ids=ids,
+                  position_ids=depth[0], attention_mask=_masks(lm, depth[0], end))
+
+
+# %% [markdown]
+# ## Cascades
+#
+# Some models cannot be given such a mask. For them what a group of rows shares is run once and
+# its keys and values are kept; then the rest of each row continues from a copy. That shares one
+# beginning a group, where a tree shares every fork.
+
+# %%
+#| export
+def _stem(rows): return min(map(shared, rows, rows[1:])) if len(rows)>1 else 0
+
+def plan_cascade(
+    lm,
+    rows:list,  # Lists of token ids
+    tokens:int, # In one pass: in what is kept and what is run, padding included
+)->list:        # Passes: lists of groups of row numbers
+    "Groups that share a beginning; what is alone stays alone"
+    order = sorted(range(len(rows)), key=rows.__getitem__)
+    rows = [rows[i] for i in order]
+    L,S = np.array([*map(len, rows)]), np.array([0, *map(shared, rows, rows[1:])])
+    def price(j, most=512):
+        i = slice(max(0, j+1-most), j+1)
+        n,k = L[i][::-1].cumsum()[::-1], np.arange(len(L[i]), 0, -1)
+        stem = np.append(np.minimum.accumulate(S[i][:0:-1])[::-1], 0)
+        fit = k*np.maximum.accumulate(L[i][::-1])[::-1] <= tokens
+        fit[-1] = True
+        return (n-(k-1)*stem+(k>1))[fit]
+    cut = cheapest(len(rows), price)
+    alone = [a for a,b in cut if b-a==1]
+    res = [[[order[alone[i]]] for i, in p]
+           for p in plan_rows(lm, [rows[a] for a in alone], tokens)]
+    return res+[[order[a:b]] for a,b in cut if b-a>1]
+
+def run_cascade(
+    lm,
+    groups:list, # Lists of rows: many of one row each, or one of many
+    reads:list,  # (group, row in it, position): what is wanted
+    side='right',
+):               # As `states`
+    "What a group shares first, then the rest of each row"
+    from transformers import DynamicCache
+    if all(len(g)==1 for g in groups): return run_rows(lm, groups, reads, side)
+    rows, = groups
+    n,cache = _stem(rows), DynamicCache(config=lm.model.config)
+    first = [(0,t) for _,_,t in reads if t<n]
+    then = [(k,t-n) for _,k,t in reads if t>=n]
+    x = _go_on(lm, cache, [rows[0][:n]], first)
+    cache.batch_select_indices(torch.zeros(len(rows), dtype=torch.long, device=lm.device))
+    y = _go_on(lm, cache, [r[n:] for r in rows], then)
+    parts = dict(zip([k for k,r in enumerate(reads) if r[2]<n], x))
+    parts |= dict(zip([k for k,r in enumerate(reads) if r[2]>=n], y))
+    return torch.stack([parts[k] for k in range(len(reads))])
+
+def _go_on(lm, cache, rows, at):
+    "States of rows that continue what is in the cache"
+    n,(ids,mask) = cache.get_seq_length(), pad(rows, 'right', lm.device)
+    kw = dict(input_ids=ids, past_key_values=cache, use_cache=True)
+    kw['attention_mask'] = torch.nn.functional.pad(mask, (n, 0), value=1)
+    if takes(lm.model, 'position_ids'):
+        kw['position_ids'] = torch.arange(n, n+ids.shape[1], device=lm.device).expand_as(ids)
+    return states(lm, torch.tensor(at, device=lm.device).reshape(-1, 2).T.long(), **kw)
+
+
+# %% [markdown]
+# ## Which models can
+#
+# Whether a model does what is asked of it is not looked up but tried: three short rows, through
+# the engine and one by one. A mask or positions that are ignored show at once. Where rows are
+# longer than the window of a layer, the trial is, too.
+
+# %%
+#| export
+engines = dict(tree=(plan_trees, run_trees), cascade=(plan_cascade, run_cascade),
+               rows=(plan_rows, run_rows))
+
+@torch.inference_mode()
+def can(
+    lm,
+    engine:str, # 'tree' or 'cascade'
+    n:int=12,   # Tokens in the rows of the trial
+)->bool:        # Found out at the first call
+    "Whether an engine agrees with reading row by row"
+    known = lm.__dict__.setdefault('_can', {})
+    if (engine,n) not in known:
+        try: known[engine,n] = _agrees(lm, engine, n)
+        except Exception: known[engine,n] = False # Models refuse in many ways
+    return known[engine,n]
+
+def _agrees(lm, engine, n):
+    ids = [3+(7*k)%200 for k in range(3*n)]
+    rows = sorted([ids[:n], ids[:n-3]+ids[n:n+4], ids[:n//2]+ids[-5:]])
+    reads = [(0,k,t) for k,r in enumerate(rows) for t in range(len(r))]
+    x = engines[engine][1](lm, [rows], reads).double()
+    y = torch.cat([run_rows(lm, [[r]], [(0,0,t) for t in range(len(r))]) for r in rows])
+    off = (x-y).norm(dim=-1)/y.double().norm(dim=-1)
+    return bool((off<(1e-3 if lm.dtype==torch.float32 else .05)).all())
+
+def pick(
+    lm,
+    rows:list,         # Lists of token ids
+    engine:str='auto', # 'auto', 'tree', 'cascade' or 'rows'
+)->str:                # The last three
+    "The engine to use"
+    if engine not in ('auto', *engines):
+        raise ConfigError(unknown('engine', engine, ['auto', *engines]))
+    order = sorted(rows)
+    same = sum(map(shared, order, order[1:]))
+    if engine=='rows' or (engine=='auto' and same<.05*sum(map(len, rows))): return 'rows'
+    w = max([w or 0 for w in windows(lm).values()])
+    n = w+8 if 0<w<max(map(len, rows)) else 12
+    if engine=='auto': return next((e for e in ('tree','cascade') if can(lm, e, n)), 'rows')
+    if can(lm, engine, n): return engine
+    raise ConfigError(f"{lm.name} does not read right with engine='{engine}'; use 'auto'.")
+
+
+# %% [markdown]
+# `read` puts it together. Rows that are the beginning of others are merged, an engine plans the
+# passes, and the output layer is applied to what is wanted.
+
+# %%
+#| export
+@torch.inference_mode()
+def read(
+    lm:LM,
+    rows:list,         # Lists of token ids
+    reads:list,        # (row, position): what comes after that token is wanted
+    use,               # Called with numbers of reads, the line of each, lines [line, vocab]
+    max_tokens:int,    # Tokens in one forward pass, padding included
+    side:str='right',  # Of the padding, where rows are run by themselves
+    progress=None,     # Called with (rows done, rows in all)
+    engine:str='auto', # 'auto', 'tree', 'cascade' or 'rows'
+):
+    "Run a model over rows and hand out log-probabilities at the positions asked for"
+    fits(lm, rows)
+    kept,owner = merge(rows)
+    todo,done = [{} for _ in kept], 0
+    for k,(i,t) in enumerate(reads): todo[owner[i]].setdefault(t, []).append(k)
+    plan,run = engines[pick(lm, kept, engine)]
+    def once(groups):
+        at = [(g,k,t) for g,b in enumerate(groups) for k,i in enumerate(b) for t in todo[i]]
+        return [todo[groups[g][k]][t] for g,k,t in at], \
+            run(lm, [[kept[i] for i in b] for b in groups], at, side)
+    def found():
+        nonlocal done
+        for groups,out in passes(lm, kept, plan, once, max_tokens):
+            yield out
+            done += sum(map(len, groups))
+            if progress: progress(done, len(kept))
+    for who,x in gather(lm, found()):
+        use([k for g in who for k in g], [n for n,g in enumerate(who) for _ in g], x)
