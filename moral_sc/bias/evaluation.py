@@ -15,7 +15,7 @@ from . import bbq, scores
 from .asking import answer, ask, identity, orders as orders_for, reason, tidy
 from .benchmarks import Benchmark, benchmark, probabilities
 from .conditions import two_stage
-from .scores import part
+from .items import stratified
 from ..foundation.errors import ConfigError
 from ..foundation.runs import content_key, open_run
 from ..language.models import load as load_model
@@ -76,7 +76,7 @@ def _found(bs, items, limit, seed, kw):
     "Items of each benchmark"
     if items is None: return {n:b.load(limit=limit, seed=seed, **kw) for n,b in bs.items()}
     if len(bs)>1: raise ConfigError('Items of your own are of one benchmark: name it alone.')
-    cut = part(items, limit, seed) if next(iter(bs.values())).reorder else items[:limit]
+    cut = stratified(items, limit, seed) if next(iter(bs.values())).reorder else items[:limit]
     return {n:cut for n in bs}
 
 def evaluate(

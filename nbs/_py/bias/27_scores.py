@@ -22,79 +22,21 @@
 # %%
 #| export
 from dataclasses import replace
-from hashlib import blake2b
 from typing import NamedTuple
 
 import numpy as np, pandas as pd
 from moral_sc.bias import bbq
-from moral_sc.bias.bbq import by_quad, directions, disambiguated_score, orders_of, reorder
+from moral_sc.bias.bbq import directions, disambiguated_score, orders_of, reorder
 from moral_sc.bias.benchmarks import Benchmark
-from moral_sc.foundation.errors import ConfigError
+from moral_sc.bias.items import stratified, stratified as part
 from moral_sc.foundation.statistics import Estimate, cluster_bootstrap, paired_difference
 
 # %%
 #| hide
 from fastcore.test import *
 
-
-# %% [markdown]
-# ## Which questions
-#
-# A part of a benchmark should be a small likeness of it. Scenes are kept whole, because the
-# score leans on their symmetry, and are dealt like cards: one category after the other, and
-# within a category one template after the other, scenes whose answer agrees with the stereotype
-# alternating with those whose answer does not. A larger part contains the smaller one.
-
 # %%
-#| export
-def _hash(*x): return blake2b(repr(x).encode(), digest_size=8).hexdigest()
-
-def _agrees(quad):
-    "Whether the right answers of a scene, once it is settled, agree with the stereotype"
-    return any(i.context_condition=='disambig' and i.label==i.biased for i in quad)
-
-def _dealt(quads, seed, odd):
-    "Scenes of one category: a new template each time, agreeing and opposing ones in turn"
-    by_template,place = {}, {}
-    for q in sorted(quads, key=lambda q: _hash(seed, q[0].quad)):
-        by_template.setdefault(q[0].template, []).append(q)
-    for r,t in enumerate(sorted(by_template, key=lambda t: _hash(seed, t))):
-        for q in by_template[t]:
-            late = _agrees(q)==bool((r+odd)%2)
-            n = sum(_agrees(o)==_agrees(q) and id(o) in place for o in by_template[t])
-            place[id(q)] = (2*n+late, r)
-    return sorted(quads, key=lambda q: place[id(q)])
-
-def part(
-    items:list,      # All questions
-    limit:int|None,  # At most so many of them, in whole scenes of four; None for all
-    seed:int=0,      # Another seed, other scenes
-)->list:             # In the order of the file
-    "A stratified part of some questions"
-    if limit is None: return list(items)
-    if limit<4:
-        raise ConfigError(f'limit={limit} is less than one scene of four questions.')
-    by_category = {}
-    for q in by_quad(items).values(): by_category.setdefault(q[0].category, []).append(q)
-    dealt = [(n,k,q) for k,qs in enumerate(by_category.values())
-             for n,q in enumerate(_dealt(qs, seed, k))]
-    keep = {q[0].quad for _,_,q in sorted(dealt, key=lambda x: x[:2])[:limit//4]}
-    return [i for i in items if i.quad in keep]
-
-
-# %%
-ours = bbq.load(source='ours')
-few = part(ours, 96)
-bbq.census(few).T
-
-# %%
-test_eq(bbq.faults(few), [])
-for c in {i.category for i in few}:
-    test_eq(len({i.template for i in few if i.category==c}), 3)
-assert {i.id for i in part(ours, 32)} < {i.id for i in few}
-assert {i.id for i in few} != {i.id for i in part(ours, 96, seed=1)}
-test_eq(bbq.offset([i for i in few if i.context_condition=='disambig']), 0)
-with expect_fail(ConfigError, contains='less than one scene'): part(ours, 3)
+few = stratified(bbq.load(source='ours'), 96)
 
 
 # %% [markdown]
@@ -305,7 +247,7 @@ def load(
     **kw,
 )->list:
     "A stratified part of BBQ"
-    return part(bbq.load(categories, source, **kw), limit, seed)
+    return stratified(bbq.load(categories, source, **kw), limit, seed)
 
 def load_ours(limit:int|None=None, seed:int=0, categories:list|None=None)->list:
     "A stratified part of our own questions"

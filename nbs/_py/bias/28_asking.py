@@ -39,11 +39,12 @@ from moral_sc.language.scoring import option_logprobs
 import tempfile
 from fastcore.test import *
 from moral_sc.bias import bbq
-from moral_sc.bias.scores import BBQ, part
+from moral_sc.bias.items import stratified
+from moral_sc.bias.scores import BBQ
 from moral_sc.foundation.runs import open_run
 from moral_sc.language.oracle import letter_prior, random_model
 
-few = part(bbq.load(source='ours'), 96)
+few = stratified(bbq.load(source='ours'), 96)
 
 
 # %% [markdown]

@@ -30,7 +30,7 @@ from moral_sc.bias import bbq, scores
 from moral_sc.bias.asking import answer, ask, identity, orders as orders_for, reason, tidy
 from moral_sc.bias.benchmarks import Benchmark, benchmark, probabilities
 from moral_sc.bias.conditions import two_stage
-from moral_sc.bias.scores import part
+from moral_sc.bias.items import stratified
 from moral_sc.foundation.errors import ConfigError
 from moral_sc.foundation.runs import content_key, open_run
 from moral_sc.language.models import load as load_model
@@ -44,7 +44,7 @@ from moral_sc.bias.scores import METRICS, letters
 from moral_sc.language.oracle import letter_prior, lookup, random_model
 
 ours = bbq.load(source='ours')
-few = part(ours, 96)
+few = stratified(ours, 96)
 
 
 # %% [markdown]
@@ -115,7 +115,7 @@ def _found(bs, items, limit, seed, kw):
     "Items of each benchmark"
     if items is None: return {n:b.load(limit=limit, seed=seed, **kw) for n,b in bs.items()}
     if len(bs)>1: raise ConfigError('Items of your own are of one benchmark: name it alone.')
-    cut = part(items, limit, seed) if next(iter(bs.values())).reorder else items[:limit]
+    cut = stratified(items, limit, seed) if next(iter(bs.values())).reorder else items[:limit]
     return {n:cut for n in bs}
 
 def evaluate(
