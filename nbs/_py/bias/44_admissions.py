@@ -57,9 +57,8 @@ from moral_sc.language.weights import cached
 # %% [markdown]
 # ## The table
 #
-# Sex is coded 1 for women and 2 for men, scores are raw LSAT scores on the scale of the
-# time (10 to 48), grades are undergraduate averages. A row that is off these scales is
-# named.
+# Sex is coded 1 for women and 2 for men, scores are raw LSAT scores of the time (10 to 48),
+# grades are undergraduate averages. A row off these scales is named.
 
 # %%
 #| export
@@ -134,9 +133,8 @@ refused('holds no students', head)
 with expect_fail(DataError, contains='cannot be read'): students(folder/'no.csv')
 
 # %% [markdown]
-# Who the average is over matters. The paper says all students in the table; a gap that
-# depends on the score is another number among the Black students, whose scores are lower in
-# this table.
+# Who the average is over matters: a gap that depends on the score is another number among
+# the Black students of this table, whose scores are lower. The paper's is over all.
 
 # %%
 real = table('auto')
@@ -216,8 +214,7 @@ test_eq((a.fields['lsat'], a.fields['gpa']), (f'{a.lsat:g}', f'{a.gpa:.1f}'))
 with expect_fail(ConfigError, contains="did you mean 'upper'"): applicants(ours, 'uper')
 
 # %% [markdown]
-# Counted on the real table where it is in reach: the profiles, the prompts and the students
-# they stand for.
+# Profiles, prompts, and the students they stand for:
 
 # %%
 all_ = applicants(real)
@@ -325,11 +322,10 @@ for name in ('smollm2-135m-instruct', 'gemma-3-270m'):
 # %% [markdown]
 # ## The gap
 #
-# Four readings of the same two log-probabilities. `gap_raw` takes p(yes) as the model gives
-# it, `gap` takes it relative to p(yes) + p(no), `gap_hard` takes the likelier answer, and
-# `gap_logit` is the difference of $\log p(\mathrm{yes})/p(\mathrm{no})$, which does not
-# shrink where a model is sure. Where the model reasons first and several thoughts were
-# sampled, probabilities are averaged before they are compared.
+# Four readings of the same two log-probabilities. `gap_raw` takes p(yes) as it is, `gap`
+# relative to p(yes) + p(no), `gap_hard` the likelier answer, and `gap_logit` the difference
+# of $\log p(\mathrm{yes})/p(\mathrm{no})$, which does not shrink where a model is sure.
+# Several samples of reasoning are averaged in probability first.
 
 # %%
 #| export
@@ -377,8 +373,7 @@ def rule(a, c, gamma=-.4): return sigmoid(.15*(a.lsat-37)+gamma*(a.race=='black'
 #
 # The bootstrap draws students. All that a draw of $N$ students can tell is how many of them
 # have each profile, and those counts are multinomial with $N$ trials and the profiles'
-# shares. Drawing the counts is drawing the students, at a tenth of the table and without a
-# row of it.
+# shares. So the counts are drawn, and no row of the table is touched.
 
 # %%
 #| export
@@ -434,9 +429,8 @@ test_close(by_rows.high-by_rows.low, 2*half, eps=.25*half)
 #
 # ## Numbers
 #
-# `facts` is what the records keep of an applicant; `numbers` turns them into a table, for
-# all students and for women and men apart. With `against` it gives paired differences: the
-# same drawn students, answered under two conditions.
+# `numbers` makes a table of the records, for all students and for women and men apart. With
+# `against` it gives paired differences: the same drawn students under two conditions.
 
 # %%
 #| export
