@@ -35,14 +35,20 @@ def messages(
 )->Asked:
     "Turns as messages; the beginning of the answer becomes a request"
     *said,(role,text) = turns
-    ms = tuple(dict(role=_roles[r], content=t) for r,t in [*said, (role, begin(text, prefill))])
+    if prefill: text = begin(text, prefill)
+    ms = tuple(dict(role=_roles[r], content=t) for r,t in [*said, (role, text)])
     text = json.dumps(ms, ensure_ascii=False)
     return Asked(text, tuple(text.encode()), 0, text, ms, prefill)
 
 # %% ../../nbs/language/60_remote.ipynb #ba5ab7db
+def _fold(text): # Bytes as characters, capitals as small letters
+    raw = text.encode('utf-8', 'surrogateescape')
+    return raw.decode('latin-1').casefold().lstrip(' \n\t')
+
 def _spoken(u, fulls, past=0):
     "Number of the option that a text speaks for, None if of none or several"
-    done = [k for k,f in enumerate(fulls) if u.startswith(f) and not u[len(f):][:1].isalnum()]
+    done = [k for k,f in enumerate(fulls) if u.startswith(f)]
+    done = [k for k in done if not u[len(fulls[k]):][:1].isalnum()]
     if done: return max(done, key=lambda k: len(fulls[k]))
     begun = [k for k,f in enumerate(fulls) if len(u)>past and f.startswith(u)]
     return begun[0] if len(begun)==1 else None
@@ -53,19 +59,20 @@ def candidates(
     options:list,   # What may follow
 ):                  # Probability of each option, of all candidates, of the least; or None
     "The candidates in the place where the answer begins"
-    start,said = prefill.lstrip().casefold(), ''
-    fulls = [start+o.casefold() if start else o.casefold().lstrip() for o in options]
-    for token,lp,top in tokens:
-        after = (said+token.casefold()).lstrip()
-        if not start.startswith(after):
-            if not start.startswith(said): return
-            top,p = {token:lp, **dict(top)}, [0.]*len(options)
-            for t,v in top.items():
-                k = _spoken((said+t.casefold()).lstrip(), fulls, len(start))
-                if k is not None: p[k] += math.exp(v)
-            all_,least = sum(map(math.exp, top.values())), math.exp(min(top.values()))
-            return (p, all_, least) if any(p) else None
-        said = after
+    start,said = _fold(prefill), ''
+    fulls = [_fold(prefill+o) for o in options]
+    for token,lp,shown in tokens:
+        if not start.startswith(_fold(said)): return
+        if not start.startswith(_fold(said+token)):
+            return _gathered({token:lp, **dict(shown)}, said, fulls, len(start))
+        said += token
+
+def _gathered(shown, said, fulls, past):
+    p,ps = [0.]*len(fulls), {t:math.exp(v) for t,v in shown.items()}
+    for t,v in ps.items():
+        k = _spoken(_fold(said+t), fulls, past)
+        if k is not None: p[k] += v
+    return (p, sum(ps.values()), min(ps.values())) if any(p) else None
 
 # %% ../../nbs/language/60_remote.ipynb #4b975847
 def _bare(text): return text.strip().strip('()[]."\'`*: \n').casefold()
@@ -78,8 +85,9 @@ def understood(
     "The answer in a text"
     low,bare = text.casefold(), [_bare(o) for o in options]
     if _bare(text) in bare: return bare.index(_bare(text))
-    after = low.rpartition(prefill.strip().casefold())[2] if prefill.strip() else ''
-    if after!=low and (k := _spoken(after.lstrip(), bare)) is not None: return k
+    after = low.rpartition(prefill.strip().casefold())[2] if prefill.strip() else low
+    k = _spoken(_fold(after), [_fold(o) for o in bare]) if after!=low else None
+    if k is not None: return k
     word = '|'.join(map(re.escape, bare))
     if max(map(len, bare))==1:
         word = rf'\(({word})\)|\b(?:answer|option|choice)\W+(?:is\W+)?({word})\b'
@@ -128,7 +136,8 @@ class Remote:
     logprobs:bool=True  # Ask for the likeliest tokens
     top:int=20          # How many of them; hosts allow 20
     parallel:int=8      # Requests under way
-    extra:dict=field(default_factory=dict) # Further settings of each request
+    extra:dict=field(default_factory=dict) # Settings of each request; None: leave it out
+    readings:list=field(default_factory=list) # Of every answer so far
     remote,oracle,source,device,dtype = True, False, 'an API', 'remote', 'unknown'
 
     def __repr__(self): return f'Remote {self.name} at {self.where}'
@@ -138,10 +147,14 @@ class Remote:
         return dict(name=self.name, where=self.where, logprobs=self.logprobs, top=self.top,
                     extra=self.extra)
 
+    @property
+    def coverage(self): # What could be had so far and what could not
+        return coverage(self.readings)
+
     def render(self, turns, prefill='', mode='chat-noprefill'):
         if mode=='chat-noprefill': return messages(turns, prefill)
-        raise ConfigError(f'{self.name} is behind an API, where no answer can be begun for it; '
-                          "use mode='chat-noprefill'.")
+        raise ConfigError(f'{self.name} is behind an API, where no answer can be begun for '
+                          "it; use mode='chat-noprefill'.")
 
 def _where(url):
     u = urlsplit(str(url))
@@ -156,7 +169,7 @@ def connect(
     retries:int=6,      # After errors that pass; the client waits as the server tells it
     timeout:float=120,  # Seconds a request may take
     key:str='OPENAI_API_KEY', # Name of the environment variable that holds the key
-    **extra,            # Further settings of each request: max_completion_tokens, user, ...
+    **extra,            # Settings of each request, None to leave one out
 )->Remote:
     "A model behind an API that speaks OpenAI's dialect"
     try: from openai import OpenAI
@@ -174,21 +187,22 @@ def connect(
 def _tell(lm, e):
     "An error of ours for one of the client's"
     import openai
+    later = 'start the same command again later, answers are kept.'
     kinds = [
         (openai.AuthenticationError, ConfigError, 'refuses the key; set a valid one.'),
-        (openai.PermissionDeniedError, ConfigError, 'does not allow this model with this key.'),
+        (openai.PermissionDeniedError, ConfigError, 'does not let this key use it.'),
         (openai.NotFoundError, ConfigError, f'knows no model {lm.name!r}.'),
-        (openai.RateLimitError, ModelError, 'takes no more requests for now; start the same '
-         'command again later, answers are kept.'),
-        (openai.BadRequestError, ConfigError, 'refuses the request ({why}); a model that shows '
-         'no probabilities needs logprobs=False.'),
-        (openai.APIConnectionError, ModelError, 'cannot be reached; start the same command again '
-         'later, answers are kept.'),
-        (openai.OpenAIError, ModelError, 'fails ({why}); start the same command again later, '
-         'answers are kept.')]
+        (openai.RateLimitError, ModelError, f'takes no more requests for now; {later}'),
+        (openai.BadRequestError, ConfigError, 'refuses the request ({why}); a model that '
+         'shows no probabilities needs logprobs=False.'),
+        (openai.APIConnectionError, ModelError, f'cannot be reached; {later}'),
+        (openai.OpenAIError, ModelError, 'fails ({why}); '+later)]
     err,text = next((k,t) for c,k,t in kinds if isinstance(e, c))
     why = str(getattr(e, 'message', e)).replace(lm.client.api_key, '...').splitlines()[:1]
     return err(f'{lm.where} '+text.replace('{why}', ''.join(why)[:150]))
+
+def _piece(t): # A token may end inside a character
+    return bytes(t.bytes).decode('utf-8', 'surrogateescape') if t.bytes else t.token
 
 def _request(lm, messages, **how):
     "One request, as a row"
@@ -199,10 +213,10 @@ def _request(lm, messages, **how):
         raise ModelError(f'{lm.where} answered without an answer; is it a chat model?')
     c = r.choices[0]
     shown = c.logprobs.content if c.logprobs and c.logprobs.content else []
-    tokens = [[t.token, t.logprob, [[k.token, k.logprob] for k in t.top_logprobs]]
+    tokens = [[_piece(t), t.logprob, [[_piece(k), k.logprob] for k in t.top_logprobs]]
               for t in shown]
-    return dict(text=c.message.content or '', finish=c.finish_reason, tokens=tokens, model=r.model,
-                fingerprint=r.system_fingerprint,
+    return dict(text=c.message.content or '', finish=c.finish_reason, tokens=tokens,
+                model=r.model, fingerprint=r.system_fingerprint,
                 used=r.usage.completion_tokens if r.usage else 0)
 
 # %% ../../nbs/language/60_remote.ipynb #d2731de8
@@ -229,7 +243,8 @@ def _kept(run):
 
 def _ask(lm, prompts, hows, run, progress=None):
     "The reply to each prompt; what is asked twice is asked once"
-    many = [dict(messages=list(p.messages), **h, **lm.extra) for p,h in zip(prompts, hows)]
+    many = [dict(messages=list(p.messages)) | h | lm.extra for p,h in zip(prompts, hows)]
+    many = [{k:v for k,v in m.items() if v is not None} for m in many]
     names = [content_key(reply=lm.identity, **m) for m in many]
     with _kept(run) as r: got = _fetch(lm, dict(zip(names, many)), r, progress)
     return [got[k] for k in names]
@@ -272,8 +287,8 @@ def answers(
 )->np.ndarray:      # [prompt, option] natural log; a row of nan where not understood
     "Log-probability of each option, as far as the replies show it"
     rs = _readings(lm, prompts, options, run, seed, progress)
-    lm.coverage = coverage(rs)
-    _said(lm, lm.coverage)
+    _said(lm, coverage(rs))
+    lm.readings += rs
     return np.array([r.lp for r in rs])
 
 Remote.answers = answers
@@ -309,7 +324,7 @@ Remote.sample = say
 
 # %% ../../nbs/language/60_remote.ipynb #5f727bba
 def _tokens(words, given, top):
-    "A reply in tokens: the words asked for, then the likeliest continuation with its rivals"
+    "The words asked for, then the likeliest continuation with its rivals, as tokens"
     ranked = sorted(given.items(), key=lambda kv: -kv[1])
     show = [dict(token=t, logprob=math.log(max(p, 1e-12)), bytes=None) for t,p in ranked]
     said = [dict(token=w, logprob=0., bytes=None, top_logprobs=[]) for w in words]
@@ -346,7 +361,7 @@ def serve(
             body = json.loads(self.rfile.read(int(self.headers['content-length'])))
             with lock: got.append(body); ill = ills.pop(0) if ills else None
             sent = self.headers.get('authorization', '').removeprefix('Bearer ')
-            if key and sent!=key: ill = 401
+            if key and sent!=key: ill = ill or 401
             out = dict(error=dict(message=f'no: {sent}')) if ill else _reply(
                 body, fn, begins, logprobs)
             data = json.dumps(out).encode()

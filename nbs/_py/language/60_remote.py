@@ -71,7 +71,8 @@ def messages(
 )->Asked:
     "Turns as messages; the beginning of the answer becomes a request"
     *said,(role,text) = turns
-    ms = tuple(dict(role=_roles[r], content=t) for r,t in [*said, (role, begin(text, prefill))])
+    if prefill: text = begin(text, prefill)
+    ms = tuple(dict(role=_roles[r], content=t) for r,t in [*said, (role, text)])
     text = json.dumps(ms, ensure_ascii=False)
     return Asked(text, tuple(text.encode()), 0, text, ms, prefill)
 
@@ -88,13 +89,19 @@ p.messages
 # model did begin as it was asked to, there is one place where the beginning is complete and the
 # answer is not, and the candidates there are what a prefill would have shown. A candidate
 # speaks for an option if it completes it, or begins it and no other. `(a` may be one token, and
-# `all` is not the letter a.
+# `all` is not the letter a. A letter with an accent may come as two tokens of a byte each, so it
+# is bytes that are compared.
 
 # %%
 #| export
+def _fold(text): # Bytes as characters, capitals as small letters
+    raw = text.encode('utf-8', 'surrogateescape')
+    return raw.decode('latin-1').casefold().lstrip(' \n\t')
+
 def _spoken(u, fulls, past=0):
     "Number of the option that a text speaks for, None if of none or several"
-    done = [k for k,f in enumerate(fulls) if u.startswith(f) and not u[len(f):][:1].isalnum()]
+    done = [k for k,f in enumerate(fulls) if u.startswith(f)]
+    done = [k for k in done if not u[len(fulls[k]):][:1].isalnum()]
     if done: return max(done, key=lambda k: len(fulls[k]))
     begun = [k for k,f in enumerate(fulls) if len(u)>past and f.startswith(u)]
     return begun[0] if len(begun)==1 else None
@@ -105,32 +112,36 @@ def candidates(
     options:list,   # What may follow
 ):                  # Probability of each option, of all candidates, of the least; or None
     "The candidates in the place where the answer begins"
-    start,said = prefill.lstrip().casefold(), ''
-    fulls = [start+o.casefold() if start else o.casefold().lstrip() for o in options]
-    for token,lp,top in tokens:
-        after = (said+token.casefold()).lstrip()
-        if not start.startswith(after):
-            if not start.startswith(said): return
-            top,p = {token:lp, **dict(top)}, [0.]*len(options)
-            for t,v in top.items():
-                k = _spoken((said+t.casefold()).lstrip(), fulls, len(start))
-                if k is not None: p[k] += math.exp(v)
-            all_,least = sum(map(math.exp, top.values())), math.exp(min(top.values()))
-            return (p, all_, least) if any(p) else None
-        said = after
+    start,said = _fold(prefill), ''
+    fulls = [_fold(prefill+o) for o in options]
+    for token,lp,shown in tokens:
+        if not start.startswith(_fold(said)): return
+        if not start.startswith(_fold(said+token)):
+            return _gathered({token:lp, **dict(shown)}, said, fulls, len(start))
+        said += token
+
+def _gathered(shown, said, fulls, past):
+    p,ps = [0.]*len(fulls), {t:math.exp(v) for t,v in shown.items()}
+    for t,v in ps.items():
+        k = _spoken(_fold(said+t), fulls, past)
+        if k is not None: p[k] += v
+    return (p, sum(ps.values()), min(ps.values())) if any(p) else None
 
 
 # %%
 log = math.log
-reply = [['The', 0., []], [' answer is', 0., []], [' (', 0., []],
-         ['b', log(.6), [['b', log(.6)], ['a', log(.2)], ['A', log(.1)], ['all', log(.05)]]]]
+top = [['b', log(.6)], ['a', log(.2)], ['A', log(.1)], ['all', log(.05)]]
+reply = [['The', 0., []], [' answer is', 0., []], [' (', 0., []], [*top[0], top]]
 candidates(reply, 'The answer is (', ['a','b','c'])
 
 # %%
 test_close(candidates(reply, 'The answer is (', ['a','b','c'])[0], [.3,.6,0])
 merged = [['The answer is', 0., []], [' (c', log(.5), [[' (c', log(.5)], [' (a', log(.4)]]]]
 test_close(candidates(merged, 'The answer is (', ['a','b','c'])[0], [.4,0,.5])
-test_eq(candidates([['Well', 0., []], [', b', 0., []]], 'The answer is (', ['a','b','c']), None)
+test_eq(candidates([['Well', 0., []]], 'The answer is (', ['a','b','c']), None)
+accent = [['Jos', 0., []], ['\udcc3', 0., []], ['\udca9', 0., []], [' is', 0., []],
+          [' late', log(.5), [[' late', log(.5)], [' early', log(.4)]]]]
+test_close(candidates(accent, 'José is', [' late',' early'])[0], [.5,.4])
 
 
 # %% [markdown]
@@ -151,8 +162,9 @@ def understood(
     "The answer in a text"
     low,bare = text.casefold(), [_bare(o) for o in options]
     if _bare(text) in bare: return bare.index(_bare(text))
-    after = low.rpartition(prefill.strip().casefold())[2] if prefill.strip() else ''
-    if after!=low and (k := _spoken(after.lstrip(), bare)) is not None: return k
+    after = low.rpartition(prefill.strip().casefold())[2] if prefill.strip() else low
+    k = _spoken(_fold(after), [_fold(o) for o in bare]) if after!=low else None
+    if k is not None: return k
     word = '|'.join(map(re.escape, bare))
     if max(map(len, bare))==1:
         word = rf'\(({word})\)|\b(?:answer|option|choice)\W+(?:is\W+)?({word})\b'
@@ -174,8 +186,8 @@ test_eq([understood(t, *blank) for t in ('The nurse said that they were late.', 
                                          'The word is "he".', 'he or she', 'The nurse')],
         [2, 0, 1, None, None])
 ends = 'my answer would be "', ['yes','no']
-test_eq([understood(t, *ends) for t in ('... my answer would be "no".', 'Yes.', 'Yes and no.')],
-        [1, 0, None])
+said = '... my answer would be "no".', 'Yes.', 'Yes and no.'
+test_eq([understood(t, *ends) for t in said], [1, 0, None])
 
 
 # %% [markdown]
@@ -225,10 +237,10 @@ np.exp(r.lp).round(3), r.how, round(r.unseen, 3), r.bounded
 
 # %%
 test_close(np.exp(r.lp), [.3, .6, .05])
-short = dict(text='(b)', tokens=[['(', 0., []], ['b', log(.7), [['b', log(.7)], ['c', log(.2)]]],
-                                 [')', 0., []]])
+top = [['b', log(.7)], ['c', log(.2)]]
+short = dict(text='(b)', tokens=[['(', 0., []], [*top[0], top], [')', 0., []]])
 test_close(np.exp(reading(short, 'The answer is (', ['a','b','c']).lp), [.1, .7, .2])
-test_eq(reading(dict(text='I see.', tokens=[]), 'The answer is (', ['a']).how, 'not understood')
+test_eq(reading(dict(text='I see.', tokens=[]), 'It is (', ['a']).how, 'not understood')
 
 
 # %% [markdown]
@@ -237,6 +249,9 @@ test_eq(reading(dict(text='I see.', tokens=[]), 'The answer is (', ['a']).how, '
 # `Remote` stands where an `LM` stands. It has a name and no weights; `connect` makes one. The key
 # is read by the client from the environment and is nowhere else: not in the object's
 # text, not in a run's folder, and taken out of whatever a server may say about it.
+#
+# Hosts differ in what they take. `connect(name, max_tokens=None, max_completion_tokens=400,
+# temperature=None, logprobs=False)` suits one whose model reasons before it speaks.
 
 # %%
 #| export
@@ -249,7 +264,8 @@ class Remote:
     logprobs:bool=True  # Ask for the likeliest tokens
     top:int=20          # How many of them; hosts allow 20
     parallel:int=8      # Requests under way
-    extra:dict=field(default_factory=dict) # Further settings of each request
+    extra:dict=field(default_factory=dict) # Settings of each request; None: leave it out
+    readings:list=field(default_factory=list) # Of every answer so far
     remote,oracle,source,device,dtype = True, False, 'an API', 'remote', 'unknown'
 
     def __repr__(self): return f'Remote {self.name} at {self.where}'
@@ -259,10 +275,14 @@ class Remote:
         return dict(name=self.name, where=self.where, logprobs=self.logprobs, top=self.top,
                     extra=self.extra)
 
+    @property
+    def coverage(self): # What could be had so far and what could not
+        return coverage(self.readings)
+
     def render(self, turns, prefill='', mode='chat-noprefill'):
         if mode=='chat-noprefill': return messages(turns, prefill)
-        raise ConfigError(f'{self.name} is behind an API, where no answer can be begun for it; '
-                          "use mode='chat-noprefill'.")
+        raise ConfigError(f'{self.name} is behind an API, where no answer can be begun for '
+                          "it; use mode='chat-noprefill'.")
 
 def _where(url):
     u = urlsplit(str(url))
@@ -277,7 +297,7 @@ def connect(
     retries:int=6,      # After errors that pass; the client waits as the server tells it
     timeout:float=120,  # Seconds a request may take
     key:str='OPENAI_API_KEY', # Name of the environment variable that holds the key
-    **extra,            # Further settings of each request: max_completion_tokens, user, ...
+    **extra,            # Settings of each request, None to leave one out
 )->Remote:
     "A model behind an API that speaks OpenAI's dialect"
     try: from openai import OpenAI
@@ -301,21 +321,22 @@ def connect(
 def _tell(lm, e):
     "An error of ours for one of the client's"
     import openai
+    later = 'start the same command again later, answers are kept.'
     kinds = [
         (openai.AuthenticationError, ConfigError, 'refuses the key; set a valid one.'),
-        (openai.PermissionDeniedError, ConfigError, 'does not allow this model with this key.'),
+        (openai.PermissionDeniedError, ConfigError, 'does not let this key use it.'),
         (openai.NotFoundError, ConfigError, f'knows no model {lm.name!r}.'),
-        (openai.RateLimitError, ModelError, 'takes no more requests for now; start the same '
-         'command again later, answers are kept.'),
-        (openai.BadRequestError, ConfigError, 'refuses the request ({why}); a model that shows '
-         'no probabilities needs logprobs=False.'),
-        (openai.APIConnectionError, ModelError, 'cannot be reached; start the same command again '
-         'later, answers are kept.'),
-        (openai.OpenAIError, ModelError, 'fails ({why}); start the same command again later, '
-         'answers are kept.')]
+        (openai.RateLimitError, ModelError, f'takes no more requests for now; {later}'),
+        (openai.BadRequestError, ConfigError, 'refuses the request ({why}); a model that '
+         'shows no probabilities needs logprobs=False.'),
+        (openai.APIConnectionError, ModelError, f'cannot be reached; {later}'),
+        (openai.OpenAIError, ModelError, 'fails ({why}); '+later)]
     err,text = next((k,t) for c,k,t in kinds if isinstance(e, c))
     why = str(getattr(e, 'message', e)).replace(lm.client.api_key, '...').splitlines()[:1]
     return err(f'{lm.where} '+text.replace('{why}', ''.join(why)[:150]))
+
+def _piece(t): # A token may end inside a character
+    return bytes(t.bytes).decode('utf-8', 'surrogateescape') if t.bytes else t.token
 
 def _request(lm, messages, **how):
     "One request, as a row"
@@ -326,10 +347,10 @@ def _request(lm, messages, **how):
         raise ModelError(f'{lm.where} answered without an answer; is it a chat model?')
     c = r.choices[0]
     shown = c.logprobs.content if c.logprobs and c.logprobs.content else []
-    tokens = [[t.token, t.logprob, [[k.token, k.logprob] for k in t.top_logprobs]]
+    tokens = [[_piece(t), t.logprob, [[_piece(k), k.logprob] for k in t.top_logprobs]]
               for t in shown]
-    return dict(text=c.message.content or '', finish=c.finish_reason, tokens=tokens, model=r.model,
-                fingerprint=r.system_fingerprint,
+    return dict(text=c.message.content or '', finish=c.finish_reason, tokens=tokens,
+                model=r.model, fingerprint=r.system_fingerprint,
                 used=r.usage.completion_tokens if r.usage else 0)
 
 
@@ -363,7 +384,8 @@ def _kept(run):
 
 def _ask(lm, prompts, hows, run, progress=None):
     "The reply to each prompt; what is asked twice is asked once"
-    many = [dict(messages=list(p.messages), **h, **lm.extra) for p,h in zip(prompts, hows)]
+    many = [dict(messages=list(p.messages)) | h | lm.extra for p,h in zip(prompts, hows)]
+    many = [{k:v for k,v in m.items() if v is not None} for m in many]
     names = [content_key(reply=lm.identity, **m) for m in many]
     with _kept(run) as r: got = _fetch(lm, dict(zip(names, many)), r, progress)
     return [got[k] for k in names]
@@ -413,8 +435,8 @@ def answers(
 )->np.ndarray:      # [prompt, option] natural log; a row of nan where not understood
     "Log-probability of each option, as far as the replies show it"
     rs = _readings(lm, prompts, options, run, seed, progress)
-    lm.coverage = coverage(rs)
-    _said(lm, lm.coverage)
+    _said(lm, coverage(rs))
+    lm.readings += rs
     return np.array([r.lp for r in rs])
 
 Remote.answers = answers
@@ -466,7 +488,7 @@ Remote.sample = say
 # %%
 #| export
 def _tokens(words, given, top):
-    "A reply in tokens: the words asked for, then the likeliest continuation with its rivals"
+    "The words asked for, then the likeliest continuation with its rivals, as tokens"
     ranked = sorted(given.items(), key=lambda kv: -kv[1])
     show = [dict(token=t, logprob=math.log(max(p, 1e-12)), bytes=None) for t,p in ranked]
     said = [dict(token=w, logprob=0., bytes=None, top_logprobs=[]) for w in words]
@@ -503,7 +525,7 @@ def serve(
             body = json.loads(self.rfile.read(int(self.headers['content-length'])))
             with lock: got.append(body); ill = ills.pop(0) if ills else None
             sent = self.headers.get('authorization', '').removeprefix('Bearer ')
-            if key and sent!=key: ill = 401
+            if key and sent!=key: ill = ill or 401
             out = dict(error=dict(message=f'no: {sent}')) if ill else _reply(
                 body, fn, begins, logprobs)
             data = json.dumps(out).encode()
@@ -615,11 +637,16 @@ print('\n'.join(told))
 # ## Mistakes
 
 # %%
+plain = dict(max_tokens=None, max_completion_tokens=40, temperature=None)
+with serve(lambda ms: known) as (url,got):
+    connect('reasoner', url, logprobs=False, **plain).answers(prompts[:1], ['a','b','c'])
+test_eq(set(got[0]), {'messages','model','seed','max_completion_tokens'})
 with serve(lambda ms: known, trouble=[400, 404]) as (url,_):
     lm = connect('nobody', url, parallel=1)
     with expect_fail(ConfigError, contains='logprobs=False'): lm.answers(prompts[:1], ['a'])
-    with expect_fail(ConfigError, contains="no model 'nobody'"): lm.answers(prompts[:1], ['a'])
-    with expect_fail(ConfigError, contains='chat-noprefill'): render(lm, asks[0], 'x', 'chat')
+    with expect_fail(ConfigError, contains="no model 'nobody'"):
+        lm.answers(prompts[:1], ['a'])
+    with expect_fail(ConfigError, contains='chat-noprefill'): render(lm, asks[0], 'x')
 had = {k: os.environ.pop(k, None) for k in ('OPENAI_API_KEY','OPENAI_BASE_URL')}
 with expect_fail(ConfigError, contains='no key'): connect('gpt')
 os.environ.update({k:v for k,v in had.items() if v})
