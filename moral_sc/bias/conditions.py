@@ -62,12 +62,12 @@ def _named(condition):
     return '+'.join(p for p,_,_ in parts), {p:k for p,sep,k in parts if sep}
 
 def _spec(benchmark, condition, path):
-    "What a benchmark's table says, the name of a condition in it, and the wordings asked for"
+    "The table of a benchmark, the name of a condition in it, and the wordings asked for"
     spec = stimuli(path).get(benchmark)
     if not spec: raise ConfigError(unknown('benchmark', benchmark, list(stimuli(path))))
     name,chosen = _named(condition)
-    if name not in spec['conditions']:
-        raise ConfigError(unknown(f'condition of {benchmark}', name, list(spec['conditions'])))
+    known = list(spec['conditions'])
+    if name not in known: raise ConfigError(unknown(f'condition of {benchmark}', name, known))
     return spec, name, chosen
 
 # %% ../../nbs/bias/10_conditions.ipynb #91df0513
@@ -86,7 +86,7 @@ def wordings(
     spec,name,_ = _spec(benchmark, condition, path)
     found = _worded(spec, name.rpartition('+')[2])
     if found: return found
-    raise ConfigError(f'{name!r} of {benchmark} adds no text that could be worded otherwise.')
+    raise ConfigError(f'{name!r} of {benchmark} adds no text that has other wordings.')
 
 # %% ../../nbs/bias/10_conditions.ipynb #2acc9ac8
 def _texts(benchmark, condition, path):
@@ -97,7 +97,8 @@ def _texts(benchmark, condition, path):
         known = _worded(spec, part)
         if not (k.isdecimal() and int(k)<len(known)):
             have = f'0 to {len(known)-1}' if known else 'none'
-            raise ConfigError(f'Wordings of {part!r} in {benchmark}: {have}; got {condition!r}.')
+            raise ConfigError(f'{benchmark} has wordings of {part!r}: {have}. '
+                              f'{condition!r} asks for another.')
         texts[ADDS.get(part, part)] = known[int(k)]
     return spec['conditions'][name], texts
 
