@@ -13,7 +13,7 @@
 # > site shows a run recorded at `scale = 'cpu'`, SmolLM2-135M-Instruct and Gemma-3-270M.
 
 # %% tags=["parameters"]
-scale = 'quick'  # quick: two scenes; cpu: 32 scenes, nine wordings, minutes; gpu: all of BBQ
+scale = 'quick'  # quick: two scenes; cpu: 32, nine wordings, minutes; gpu: all of BBQ
 seed = 0         # which scenes are taken, and the draws behind the intervals
 
 # %%
@@ -21,8 +21,8 @@ seed = 0         # which scenes are taken, and the draws behind the intervals
 import numpy as np, pandas as pd
 from moral_sc.bias import bbq
 from moral_sc.bias.conditions import wordings
+from moral_sc.bias.items import stratified
 from moral_sc.bias.plots import style
-from moral_sc.bias.scores import part
 from moral_sc.bias.variance import (ask_all, components, crossed, effect, plot_wordings,
                                     reader, spread, values, wording_share)
 from moral_sc.foundation.statistics import Estimate
@@ -64,7 +64,7 @@ pd.DataFrame(some, [style(c)[0] for c in ASKED]).T.style.set_properties(
 # and deaf to what they ask.
 
 # %%
-ours = [i for i in part(bbq.load(source='ours'), 24) if i.context_condition=='ambig']
+ours = [i for i in stratified(bbq.load(source='ours'), 24) if i.context_condition=='ambig']
 
 def leans(item, lean):
     p = {item.unknown:.4, item.biased:.3+lean/2, item.counter:.3-lean/2}
@@ -78,10 +78,12 @@ def deaf(item, condition):
 
 def bias(records): return crossed(records, values(records, 'bias_ambig'))
 
-known = {f.__name__: bias(ask_all(reader(f, ours), ours, conditions)) for f in (heeds, deaf)}
-pd.DataFrame({n:dict(share=wording_share(y[ASKED]).value, **{
-    'Q+IF less Q+Anti':effect(y['q+if']-y['q+anti']).value,
-    'Q+Note less Q':effect(y['q+note'].sub(y['q'][0], axis=0)).value}) for n,y in known.items()})
+asked = lambda rule: ask_all(reader(rule, ours), ours, conditions)
+known = {f.__name__: bias(asked(f)) for f in (heeds, deaf)}
+pd.DataFrame({n:{'share of wording': wording_share(y[ASKED]).value,
+                 'Q+IF less Q+anti': effect(y['q+if']-y['q+anti']).value,
+                 'Q+note less Q': effect(y['q+note'].sub(y['q'][0], axis=0)).value}
+              for n,y in known.items()}).round(3)
 
 # %%
 assert wording_share(known['heeds'][ASKED]).value<1e-6
@@ -96,7 +98,7 @@ assert abs(effect(known['heeds']['q+if']-known['heeds']['q+anti']).value+.3)<1e-
 
 # %%
 items = bbq.load(source='auto')
-scenes = part(items, size['scenes'] and 4*size['scenes'], seed)
+scenes = stratified(items, size['scenes'] and 4*size['scenes'], seed)
 open_ = [i for i in scenes if i.context_condition=='ambig' and i.biased is not None]
 
 def run(name):
@@ -104,11 +106,10 @@ def run(name):
     out = work_dir(f'wordings-{scale}-{seed}-{lm.name}-{len(open_)}')
     return lm, ask_all(lm, open_, conditions, orders=size['orders'], seed=seed, out=out)
 
-found = {}
+found,real = {}, True
 for name in size['models']:
     lm,records = run(name)
-    found[lm.name] = records
-real = not lm.oracle
+    found[lm.name],real = records, real and not lm.oracle
 tables = {n:bias(r) for n,r in found.items()}
 pd.DataFrame({n:dict(questions=r.id.nunique(), templates=r.template.nunique(),
                      mass=r['mass'].mean().round(2)) for n,r in found.items()})
@@ -116,12 +117,13 @@ pd.DataFrame({n:dict(questions=r.id.nunique(), templates=r.template.nunique(),
 # %%
 #| label: fig-smollm
 #| fig-cap: Soft bias score on ambiguous questions under each wording, SmolLM2-135M-Instruct; the large mark is the paper's wording and what was made from it, bars are means of a condition.
-plot_wordings(spread(next(iter(tables.values()))), 'Bias score, ambiguous, from probabilities')
+AXIS = 'Bias score, ambiguous, from probabilities'
+plot_wordings(spread(list(tables.values())[0]), AXIS)
 
 # %%
 #| label: fig-gemma
 #| fig-cap: The same for the last of the models asked, at scale cpu Gemma-3-270M.
-plot_wordings(spread(list(tables.values())[-1]), 'Bias score, ambiguous, from probabilities')
+plot_wordings(spread(list(tables.values())[-1]), AXIS)
 
 
 # %% [markdown]
@@ -160,7 +162,8 @@ pd.concat(declining).round(4)
 def parts(records, metric):
     y = crossed(records, values(records, metric))
     c = components(y[ASKED], seed=seed)
-    return c.assign(sd=c.variance.clip(lower=0)**.5)[['sd','share','share_low','share_high']]
+    c['sd'] = c.variance.clip(lower=0)**.5
+    return c[['sd','share','share_low','share_high']]
 
 first = next(iter(found.values()))
 pd.concat({m:parts(first, m) for m in ('bias_ambig','accuracy_ambig')}, axis=1).round(3)
@@ -169,3 +172,23 @@ pd.concat({m:parts(first, m) for m in ('bias_ambig','accuracy_ambig')}, axis=1).
 shares = {n:{m:wording_share(crossed(r, values(r, m))[ASKED], seed=seed)
              for m in ('bias_ambig','accuracy_ambig')} for n,r in found.items()}
 pd.DataFrame(shares)
+
+# %% [markdown]
+# ## Claims
+#
+# The criteria lie in `data/claims/self_correction_wording.toml` and were fixed before this run;
+# what a pilot had shown by then is written there. They are judged on the first of the models.
+
+# %%
+y = tables[next(iter(found))]
+w = components(y[ASKED], seed=seed).loc['wording', ['variance','low','high']]
+lean,declines = effects(first), effects(first, 'accuracy_ambig')
+outcomes = {
+    'self_correction/request-matters-more-than-wording': wording_share(y[ASKED], seed=seed),
+    'self_correction/every-wording-agrees': tuple(w.clip(lower=0)**.5),
+    'self_correction/inverted-raises-bias': tuple(lean.loc['Q+anti less Q']),
+    'self_correction/sense-is-lost-when-small': tuple(lean.loc['Q+IF less Q+anti']),
+    'self_correction/any-sentence-will-do': tuple(declines.loc['Q+IF less Q+note'])}
+theirs = items[0] is not bbq.load(source='ours')[0]
+if real: record(scale if theirs else 'quick', outcomes)
+else: print('An oracle answered, so no claim about models is recorded.')
