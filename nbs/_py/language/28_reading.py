@@ -118,7 +118,7 @@ def head(
     "The output layer"
     out = lm.model.get_output_embeddings()
     if h.dtype not in (torch.bfloat16, torch.float16): return out(h)
-    x = torch.cat([h.float()@w.float().T for w in out.weight.split(32768)], -1)
+    x = torch.cat([h.float()@w.float().T for w in out.weight.split(8192)], -1)
     return x if out.bias is None else x+out.bias.float()
 
 
@@ -313,6 +313,16 @@ def logprobs(
     x = (head(lm, x) if splits(lm) else x).double()
     return x.sub_(_checked(lm, x.logsumexp(-1, keepdim=True)))
 
+def _some(lm, x, n):
+    "Lines and what the output layer makes of them, fewer at a time where memory runs out"
+    k = 0
+    while k<len(x):
+        try: out = logprobs(lm, x[k:k+n])
+        except RuntimeError as e: n = _half(lm, e, [1]*n, n)
+        else:
+            yield k,out
+            k += len(out)
+
 def gather(
     lm,
     found, # (labels, their states) of one pass after the other
@@ -320,8 +330,7 @@ def gather(
     "Apply the output layer to some states at a time"
     who,xs,n = [], [], lines(lm)
     def flush():
-        x = torch.cat(xs)
-        for k in range(0, len(who), n): yield who[k:k+n], logprobs(lm, x[k:k+n])
+        for k,out in _some(lm, torch.cat(xs), n): yield who[k:k+len(out)], out
     for labels,x in found:
         if xs and (len(who)>=n or x.shape[1:]!=xs[0].shape[1:]):
             yield from flush()

@@ -23,13 +23,14 @@ from moral_sc.language.chat import prompt
 from moral_sc.language.models import LM, encode
 from moral_sc.language.reading import (batches, fits, head, hidden, merge, splits, states,
                                        takes)
-from moral_sc.language.trees import read
+from moral_sc.language.trees import read, shared
 
 _all_ = ['batches', 'fits', 'head', 'hidden', 'merge', 'splits', 'states', 'takes', 'read']
 
 # %%
 #| hide
 from fastcore.test import *
+from tokenizers import normalizers
 from moral_sc.language.models import decode, load
 from moral_sc.language.oracle import letter_prior, lookup, random_model
 from moral_sc.language.weights import cached
@@ -93,20 +94,37 @@ np.exp(lp).round(6)
 
 # %%
 #| export
+def joints(
+    lm,
+    prompts:list, # `Prompt`s
+    options:list, # For each a list of strings
+)->list:          # For each: ids of prompt + option, one list an option; length of the context
+    "Tokenise options together with their prompts"
+    if any('' in o for o in options):
+        raise ConfigError('An option is empty; give each some text.')
+    free = iter(encode(lm, [p.text+o for p,os in zip(prompts, options)
+                            for o in os if not p.fixed]))
+    return [_context(lm, p, os, _after(lm, p, os) if p.fixed else [next(free) for _ in os])
+            for p,os in zip(prompts, options)]
+
+def _after(lm, p, options): # Ids that were sampled are not tokenised again
+    tails = lm.tokenizer([p.tail+o for o in options], add_special_tokens=False).input_ids
+    return [[*p.ids[:p.fixed], *t] for t in tails]
+
+def _context(lm, p, options, rows):
+    n = min(shared(p.ids, r) for r in rows)
+    for o,r in zip(options, rows):
+        if len(r)==n: raise ConfigError(f'To the tokenizer of {lm.name} the option {o!r} is '
+                                        'nothing; give it some text.')
+    return rows,n
+
 def joint(
     lm,
     p,            # A `Prompt`
     options:list, # Strings
 )->tuple:         # Ids of prompt + option, one list an option; length of the context
     "Tokenise each option together with its prompt"
-    if '' in options: raise ConfigError('An option is empty; give each some text.')
-    if p.fixed:
-        tails = lm.tokenizer([p.tail+o for o in options], add_special_tokens=False)
-        rows = [[*p.ids[:p.fixed], *t] for t in tails.input_ids]
-    else: rows = encode(lm, [p.text+o for o in options])
-    n = min(len(p.ids), *map(len, rows))
-    same = (np.array([r[:n] for r in rows])==np.array(p.ids[:n])).all(0)
-    return rows, n if same.all() else int(same.argmin())
+    return joints(lm, [p], [options])[0]
 
 
 # %%
@@ -143,8 +161,7 @@ def option_logprobs(
     "Log-probability of each option as the continuation of each prompt"
     prompts = [prompts] if isinstance(prompts, (str, tuple)) else list(prompts)
     per,rows,starts = _options(prompts, options), [], []
-    for p,opts in zip(prompts, per):
-        full,n = joint(lm, prompt(lm, p), opts)
+    for full,n in joints(lm, [prompt(lm, p) for p in prompts], per):
         rows += full
         starts += [n]*len(full)
     lp = token_logprobs(lm, rows, starts, max_tokens, side, progress, engine)
@@ -290,6 +307,9 @@ test_eq(passes(['a', 'a) of course']), 1)
 # %%
 with expect_fail(ConfigError, contains='no BOS'): option_logprobs(plain, [''], ['a'])
 with expect_fail(ConfigError, contains='empty'): option_logprobs(plain, ['x'], ['a',''])
+trims = random_model('llama') # Some tokenizers drop a space at the end
+trims.tokenizer.backend_tokenizer.normalizer = normalizers.Strip(left=False)
+with expect_fail(ConfigError, contains='nothing'): option_logprobs(trims, ['x'], ['a',' '])
 with expect_fail(ConfigError, contains='same length'):
     option_logprobs(plain, ['x','y'], [['a'],['a','b']])
 with expect_fail(ConfigError, contains='2048'): option_logprobs(plain, ['x'*3000], ['a'])
