@@ -275,8 +275,10 @@ def design(
     words = [(d.race==t)|(d.gender==t) for t in TERMS[:-1]]
     return np.stack([np.ones(len(d)), *words, (d.age-60)/10], 1).astype(float)
 
-def _answers(records):
-    "One row an item and condition: what it is about, log-odds, probability, mass"
+def logits(
+    records:pd.DataFrame,  # One row a question asked
+)->pd.DataFrame:           # [(condition, id)]: logit, p_yes, mass and what it is about
+    "The answers, averaged where a question was asked more than once"
     raw = probabilities(records, ['yes','no'], normalise=False).clip(1e-300)
     p = pd.DataFrame(dict(logit=np.log(raw.yes/raw.no), p_yes=raw.yes/raw.sum(axis=1),
                           mass=raw.sum(axis=1)))
@@ -338,7 +340,8 @@ pd.DataFrame(dict(true=TRUE, effects=slopes(d).mean(), intercepts=mixed(d).value
 
 # %% [markdown]
 # Where everybody is asked about in every decision the three agree, and a coefficient is no
-# more than a paired contrast: the mean difference between a person and the same one as white.
+# more than a paired contrast: the mean difference between a person and the same one as
+# white.
 
 # %%
 w = d.pivot(index=['cluster','age','gender'], columns='race', values='logit')
@@ -408,7 +411,7 @@ def numbers(
     seed:int=0,
 )->pd.DataFrame:            # benchmark, condition, category, metric, value, low, high
     "What race, gender and age count for, in log-odds of a yes"
-    d,out = _answers(records), []
+    d,out = logits(records), []
     for c in [c for c in dict.fromkeys(records.condition) if c!=against]:
         rows = d.loc[c]
         less = None if against is None else d.loc[against].loc[rows.index]

@@ -9,8 +9,8 @@
 # %% [markdown]
 # # Small decisions, and who they are about
 #
-# > Twelve decisions about people who differ in age, gender and race: SmolLM2-135M-Instruct
-# > and Gemma-3-270M. The site shows a run recorded at `scale = 'cpu'`.
+# > Twelve decisions about people who differ in age, gender and race. The site shows a run of
+# > SmolLM2-135M-Instruct recorded at `scale = 'cpu'`.
 
 # %% tags=["parameters"]
 scale = 'quick'  # quick: seconds; cpu: 12 decisions of our own; gpu: discrim-eval if near
@@ -20,7 +20,7 @@ seed = 0         # which people are taken, and the draws behind the intervals
 #| hide
 import numpy as np, pandas as pd, plotly.graph_objects as go
 from moral_sc.bias import evaluate
-from moral_sc.bias.discrim_eval import DISCRIM_EVAL, TERMS, _answers, load, numbers, slopes
+from moral_sc.bias.discrim_eval import DISCRIM_EVAL, TERMS, load, logits, numbers, slopes
 from moral_sc.bias.plots import STYLE
 from moral_sc.foundation.figures import INK
 from moral_sc.lab.claims import record
@@ -31,7 +31,7 @@ from moral_sc.language.oracle import lookup
 # %%
 size = dict( # people and decisions for each model, and where they come from
     quick=dict(limits=[30], source='ours'),
-    cpu=dict(limits=[360, 180], source='ours'),
+    cpu=dict(limits=[180], source='ours'),
     gpu=dict(limits=[None, None], source='auto'),
 )[scale]
 
@@ -113,7 +113,7 @@ both.value.unstack([1,2]).loc[list(TERMS)].round(3)
 # %%
 #| label: fig-decisions
 #| fig-cap: The coefficients of race and gender within each decision, SmolLM2-135M-Instruct, Q; the line is their mean.
-b = slopes(_answers(runs[names[0]]).loc['q'])[list(TERMS[:-1])]
+b = slopes(logits(runs[names[0]]).loc['q'])[list(TERMS[:-1])]
 name,colour,symbol = STYLE['q']
 fig = go.Figure()
 for n,k in enumerate(b):
