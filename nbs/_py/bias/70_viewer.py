@@ -1,0 +1,288 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: python3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # A page of single questions
+#
+# > One offline file in which a reader filters answers and reads prompt, probabilities, verdict.
+
+# %%
+#| default_exp bias.viewer
+
+# %% [markdown]
+# A score is a mean over questions, and the quickest way to doubt it is to read some of them.
+# `view` writes what a model was asked and what it answered into one HTML file. The file asks
+# nothing of the network, so it can be mailed, or opened on a machine that has none. It shows a
+# benchmark's texts, which are offensive by design, and is therefore made by whoever has the
+# benchmark and not published with the results.
+
+# %%
+#| export
+import html, json
+from base64 import b64encode
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np, pandas as pd
+from moral_sc.bias.bbq import orders_of
+from moral_sc.bias.benchmarks import benchmark
+from moral_sc.bias.conditions import turns
+from moral_sc.foundation.datasets import data_dir
+from moral_sc.foundation.errors import ConfigError, DataError
+
+# %%
+#| hide
+import tempfile
+from dataclasses import replace
+from html.parser import HTMLParser
+from fastcore.test import *
+from moral_sc.bias import bbq, evaluate
+from moral_sc.bias.asking import respondent
+from moral_sc.bias.scores import part
+from moral_sc.bias.sweep import sweep
+
+tmp = Path(tempfile.mkdtemp())
+few = part(bbq.load(source='ours'), 32)
+
+
+# %% [markdown]
+# ## What is shown of an answer
+#
+# Each record becomes a row: where it belongs, which prompt it answered, the probability of every
+# answer among the answers, and a verdict. For BBQ the verdict says what the answer means, which
+# is more than whether it is right.
+
+# %%
+#| export
+def verdict(
+    row,  # A record of BBQ
+)->str:
+    "What an answer of BBQ means"
+    kinds = [('right', row.label), ('declined', row.unknown), ('stereotyped', row.biased),
+             ('against the stereotype', row.counter)]
+    return next((k for k,v in kinds if v==v and v is not None and row.answer==v), 'wrong')
+
+def _tags(row, option):
+    "What an option of BBQ stands for"
+    kinds = [('right', row.label), ('stereotype', row.biased), ('against it', row.counter),
+             ('declines', row.unknown)]
+    return ', '.join(k for k,v in kinds if v==v and v is not None and option==v)
+
+def _row(b, item, r):
+    "One record as the page shows it"
+    lp = np.array([r[f'lp_{a}'] for a in b.answers], float)
+    p = np.exp(lp-lp.max())/np.exp(lp-lp.max()).sum()
+    out = dict(id=str(r.id), condition=r.condition, chosen=int(p.argmax()),
+               category=str(r.get('category', b.name)),
+               note=f'These answers get {r["mass"]:.2f} of the probability of what comes next.')
+    if 'biased' not in r:
+        names = [f'{a}: {str(o).strip()}' for a,o in zip(b.answers, b.options(item))]
+        return out | dict(outcome=b.answers[p.argmax()], context='',
+                          answers=[[n, float(x), ''] for n,x in zip(names, p.round(4))])
+    order = orders_of(6)[int(r.order)]
+    names = [f'({l}) {item.options[k]}' for l,k in zip('abc', order)]
+    return out | dict(outcome=verdict(r), context=r.context_condition, answers=[
+        [n, float(x), _tags(r, k)] for n,x,k in zip(names, p.round(4), order)])
+
+
+# %% [markdown]
+# Prompts are rebuilt from the items, with their options in the order in which they were shown.
+# What a model wrote while it reasoned is in its run and not in the records; such a prompt is
+# shown up to where the model began.
+
+# %%
+#| export
+def _prompt(b, item, r):
+    shown = b.reorder(item, orders_of(6)[int(r.order)]) if b.reorder else item
+    return turns(b.stimuli, r.condition, b.fields(shown))
+
+def rows(
+    records:pd.DataFrame,
+    items:dict,           # Name of a benchmark to its items
+    benchmarks:dict,      # Name to `Benchmark`
+    limit:int|None=None,  # At most so many questions, the first of each category in turn
+)->tuple:                 # Rows, and the prompts they point at
+    "What the page shows, as plain data"
+    found,prompts,at = [],[],{(n,str(b.facts(i)['id'])):i for n,b in benchmarks.items()
+                              for i in items[n]}
+    for _,r in _spread(records, limit).iterrows():
+        b,item = benchmarks[r.benchmark], at.get((r.benchmark, str(r.id)))
+        if item is None: raise DataError(f'{r.id} was asked, but {r.benchmark} as it is here has '
+                                         'no such item.')
+        prompts.append(_prompt(b, item, r.dropna()))
+        found.append(_row(b, item, r.dropna() if 'biased' not in r.dropna() else r) |
+                     dict(prompt=len(prompts)-1))
+    return found,prompts
+
+def _spread(records, limit):
+    "Records of some questions, drawn from all categories in turn"
+    keys = ['benchmark'] + ['category']*('category' in records)
+    ids = records.drop_duplicates(['benchmark','id'])
+    n = ids.groupby(keys).cumcount()
+    keep = ids.assign(n=n).sort_values('n', kind='stable').head(limit or len(ids))
+    on = pd.MultiIndex.from_frame(keep[['benchmark','id']])
+    return records[pd.MultiIndex.from_frame(records[['benchmark','id']]).isin(on)]
+
+
+# %% [markdown]
+# ## One file
+#
+# Text of items and of models is untrusted. It reaches the page as JSON in a block that the
+# browser does not run, with every `<`, `>` and `&` written as an escape, so no text can close the
+# block; the script puts it on the page as text and never as markup. On top of that the page
+# forbids itself every script but its own, told by its hash, and every request.
+
+# %%
+#| export
+FILTERS = [('condition','condition'), ('category','category'), ('context','context'),
+           ('outcome','verdict')]
+
+def page(
+    found:list,    # Of `rows`
+    prompts:list,
+    title:str,
+    about:str='',
+)->str:
+    "The whole file"
+    used = [f for f in FILTERS if len({r[f[0]] for r in found})>1]
+    data = json.dumps(dict(rows=found, prompts=prompts, filters=used))
+    for c in '<>&': data = data.replace(c, f'\\u{ord(c):04x}')
+    folder = data_dir()/'report'
+    script = (folder/'viewer.js').read_text(encoding='utf-8')
+    digest = b64encode(sha256(script.encode()).digest()).decode()
+    fills = dict(title=html.escape(title), about=html.escape(about), script=script, data=data,
+                 hash=f'sha256-{digest}')
+    out = (folder/'viewer.html').read_text(encoding='utf-8').split('{{')
+    cut = [piece.partition('}}') for piece in out[1:]]
+    return out[0] + ''.join(fills[name]+rest for name,_,rest in cut)
+
+
+# %%
+#| export
+def _opened(run):
+    "Records, items and benchmarks of an evaluation or of its folder"
+    if hasattr(run, 'records') and hasattr(run, 'items'):
+        return run.model, run.records, run.items, run.benchmarks
+    folder = Path(run)
+    if not (folder/'records.csv').is_file():
+        raise DataError(f'{folder} holds no records.csv: name the folder of one model, as a '
+                        'sweep or `moral_sc evaluate` leaves it.')
+    d = pd.read_csv(folder/'records.csv', float_precision='round_trip', dtype={'id':str})
+    bs = {n:benchmark(n) for n in dict.fromkeys(d.benchmark)}
+    name = json.loads((folder/'config.json').read_text())['model']['name']
+    return name, d, {n:b.load() for n,b in bs.items()}, bs
+
+def view(
+    run,                  # An `Evaluation`, or the folder of one
+    path,                 # The .html file to write
+    limit:int|None=2000,  # At most so many questions
+)->Path:
+    "Write an offline page of single answers"
+    model,records,items,bs = _opened(run)
+    if limit is not None and limit<1: raise ConfigError(f'limit={limit} leaves no question.')
+    found,prompts = rows(records, items, bs, limit)
+    n = len({(r['id']) for r in found})
+    about = (f'{len(found):,} answers to {n:,} questions of {", ".join(bs)}. Benchmarks of bias '
+             'quote stereotypes; nothing here is a statement of fact.')
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(page(found, prompts, f'Answers of {model}', about), encoding='utf-8')
+    return path
+
+
+# %%
+def leans(i, told):
+    p = {i.unknown:.8, i.biased:.12} if told else {i.unknown:.3, i.biased:.5}
+    return [p.get(k, .08 if told else .2) for k in range(3)]
+e = evaluate(respondent(leans, few), ['bbq-like'], items=few, orders=3)
+path = view(e, tmp/'view.html')
+path.stat().st_size
+
+# %%
+found,prompts = rows(e.records, e.items, e.benchmarks)
+test_eq(len(found), len(few)*2*3)
+test_eq({r['outcome'] for r in found}, {'right','stereotyped','declined'})
+pd.DataFrame(found)[['id','condition','outcome','chosen','answers']].head(3)
+
+# %% [markdown]
+# The prompt on the page is the prompt that the model read, order of options and all, and the
+# probabilities stand at the options that got them:
+
+# %%
+from moral_sc.bias.asking import ask
+asked = ask(respondent(leans, few), e.benchmarks['yours'], few, ['q','q+if'], 3)
+by = {(q.item.id, q.condition, q.order):q.prompt.text for q in asked}
+for r,(_,rec) in zip(found, e.records.iterrows()):
+    text = by[rec.id, rec.condition, rec.order]
+    assert all(said.strip() in text for _,said in prompts[r['prompt']])
+    best = max(r['answers'], key=lambda a: a[1])
+    want = 'declines' if rec.condition=='q+if' else 'stereotype'
+    assert want in best[2]
+
+# %% [markdown]
+# ## Hostile text
+#
+# Every string here would run, or break the page, in a file made by pasting.
+
+# %%
+evil = ['</script><script>alert(1)</script>', '<img src=x onerror=alert(1)>', '<!--<script>',
+        '"]}; alert(1); //', '{{data}} {{script}}', '\u2028\u2029 & &lt;b&gt; \\u003c', ']]>',
+        '<style>*{display:none}</style>', 'javascript:alert(1)']
+bad = [replace(i, context=x, question=x, options=(x, 'b'+x, 'c'+x), category=x)
+       for i,x in zip(few, evil)]
+recs = e.records.query('condition=="q" and order==0').iloc[:len(bad)].assign(
+    category=evil, benchmark='yours')
+made,said = rows(recs, {'yours':bad}, e.benchmarks)
+text = page(made, said, evil[0], evil[1])
+
+class Look(HTMLParser):
+    def __init__(self): super().__init__(); self.tags,self.script,self.bodies = [],None,[]
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag=='script': self.bodies.append('')
+    def handle_data(self, d):
+        if self.lasttag=='script' and self.bodies: self.bodies[-1] += d*(self.tags[-1][0]=='script')
+
+look = Look(); look.feed(text)
+[t for t,_ in look.tags]
+
+# %% [markdown]
+# Two scripts, the data and the page's own, no image and no attribute that runs; and what the
+# script reads is what was put in, letter for letter.
+
+# %%
+kinds = [t for t,_ in look.tags]
+test_eq([kinds.count(t) for t in ('script','style','img')], [2,1,0])
+assert not any(a.startswith('on') or a in ('src','href') for _,at in look.tags for a in at)
+back = json.loads(text.split('id="data">')[1].split('</script>')[0])
+for x,turn in zip(evil, back['prompts']): assert x in turn[0][1]
+test_eq([r['category'] for r in back['rows']], evil)
+policy = next(a['content'] for t,a in look.tags if a.get('http-equiv'))
+assert "default-src 'none'" in policy and 'unsafe-eval' not in policy
+assert 'innerHTML' not in text.split('id="data">')[0]+look.bodies[-1]
+policy
+
+# %% [markdown]
+# Nothing in the file names another place:
+
+# %%
+whole = path.read_text()
+assert not any(x in whole for x in ('http://','https://','//cdn','@import','url('))
+
+# %% [markdown]
+# ## From a folder
+#
+# The folder of one model and benchmark is enough; the items come from the benchmark itself.
+
+# %%
+swept = sweep(respondent(leans, bbq.load(source='ours')), 'bbq-like', limit=32, out=tmp/'s')
+again = view(next(iter(swept.runs.values())), tmp/'again.html', limit=8)
+shown = json.loads(again.read_text().split('id="data">')[1].split('</script>')[0])
+test_eq(len({r['category'] for r in shown['rows']}), 8)
+test_eq(len(shown['rows']), 16)
+with expect_fail(DataError, contains='no records.csv'): view(tmp, tmp/'x.html')
