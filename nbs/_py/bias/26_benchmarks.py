@@ -63,6 +63,7 @@ class Benchmark:
 #| export
 PLACES = { # name: module and constant
     'bbq':'scores.BBQ', 'bbq-like':'scores.BBQ_LIKE', 'winogender':'winogender.WINOGENDER',
+    'winogender-like':'winogender.WINOGENDER_LIKE',
     'admissions':'admissions.ADMISSIONS', 'discrim-eval':'discrim_eval.DISCRIM_EVAL'}
 
 def benchmark(
