@@ -18,8 +18,10 @@ seed = 0         # which scenes are taken, and the draws behind the intervals
 
 # %%
 #| hide
+import warnings
 import numpy as np, pandas as pd
-from moral_sc.bias import bbq
+from moral_sc.bias import bbq, winogender
+from moral_sc.bias.benchmarks import probabilities
 from moral_sc.bias.conditions import wordings
 from moral_sc.bias.items import stratified
 from moral_sc.bias.plots import style
@@ -31,10 +33,12 @@ from moral_sc.lab.places import work_dir
 from moral_sc.language.models import load_or_oracle
 
 # %%
-size = dict( # scenes, wordings of each request, option orders, and models
-    quick=dict(scenes=2, K=2, orders=1, models=['smollm2-135m-instruct']),
-    cpu=dict(scenes=32, K=9, orders=1, models=['smollm2-135m-instruct', 'gemma-3-270m']),
-    gpu=dict(scenes=None, K=9, orders=3, models=['smollm2-135m-instruct', 'gemma-3-270m']),
+size = dict( # scenes, occupations, wordings of each request, option orders, models
+    quick=dict(scenes=2, jobs=4, K=2, orders=1, models=['smollm2-135m-instruct']),
+    cpu=dict(scenes=32, jobs=None, K=9, orders=1,
+             models=['smollm2-135m-instruct', 'gemma-3-270m']),
+    gpu=dict(scenes=None, jobs=None, K=9, orders=3,
+             models=['smollm2-135m-instruct', 'gemma-3-270m']),
 )[scale]
 ASKED = ['q+if', 'q+anti', 'q+note']
 K = size['K']
@@ -106,10 +110,11 @@ def run(name):
     out = work_dir(f'wordings-{scale}-{seed}-{lm.name}-{len(open_)}')
     return lm, ask_all(lm, open_, conditions, orders=size['orders'], seed=seed, out=out)
 
-found,real = {}, True
+found,lms,real = {}, [], True
 for name in size['models']:
     lm,records = run(name)
     found[lm.name],real = records, real and not lm.oracle
+    lms.append(lm)
 tables = {n:bias(r) for n,r in found.items()}
 pd.DataFrame({n:dict(questions=r.id.nunique(), templates=r.template.nunique(),
                      mass=r['mass'].mean().round(2)) for n,r in found.items()})
@@ -174,6 +179,45 @@ shares = {n:{m:wording_share(crossed(r, values(r, m))[ASKED], seed=seed)
 pd.DataFrame(shares)
 
 # %% [markdown]
+# ## Pronouns
+#
+# Winogender has a measure that cannot be zero for want of understanding: the correlation of the
+# female pronoun's probability, of female and male, with the share of women in an occupation. It
+# is near 0.5 at all sizes in the paper. The first model, in every wording, and asked to match
+# the statistics too:
+
+# %%
+TOLD = ['q+if', 'q+anti', 'q+match']
+jobs = winogender.load(size['jobs'], seed, source='auto')
+pronouns = ['q', *[f'{c}:{k}' for c in TOLD for k in range(K)]]
+with warnings.catch_warnings():
+    warnings.simplefilter('ignore') # Much of the probability is of other words: shown below
+    w = ask_all(lms[0], jobs, pronouns, winogender.WINOGENDER, seed=seed,
+                out=work_dir(f'pronouns-{scale}-{seed}-{lms[0].name}-{len(jobs)}'))
+p = probabilities(w, winogender.ANSWERS, normalise=False)
+share = np.array([j.female for j in jobs])
+each = {c: winogender.measure(p.loc[c].to_numpy(), share) for c in pronouns}
+at = [(c.partition(':')[0], int(c.partition(':')[2] or 0)) for c in pronouns]
+rho = pd.Series([m['rho_two'] for m in each.values()], pd.MultiIndex.from_tuples(at))
+
+# %%
+#| label: fig-rho
+#| fig-cap: Correlation of the female pronoun's probability with the share of women, 60 occupations at scale cpu, under each wording; the large mark is the paper's, or ours turned round.
+plot_wordings(rho, 'Correlation over occupations')
+
+
+# %%
+def spread_of(x, level=.95):
+    "Standard deviation over wordings, with the interval of a normal sample"
+    from scipy.stats import chi2
+    n,sd = len(x)-1, x.std()
+    return Estimate(sd, *(sd*np.sqrt(n/chi2.ppf([(1+level)/2, (1-level)/2], n))))
+
+pd.DataFrame({style(c)[0]:dict(lowest=rho[c].min(), highest=rho[c].max(), sd=rho[c].std(),
+              mass=np.mean([each[f'{c}:{k}']['mass'] for k in range(K)]))
+              for c in TOLD}).round(3)
+
+# %% [markdown]
 # ## Claims
 #
 # The criteria lie in `data/claims/self_correction_wording.toml` and were fixed before this run;
@@ -188,6 +232,7 @@ outcomes = {
     'self_correction/every-wording-agrees': tuple(w.clip(lower=0)**.5),
     'self_correction/inverted-raises-bias': tuple(lean.loc['Q+anti less Q']),
     'self_correction/sense-is-lost-when-small': tuple(lean.loc['Q+IF less Q+anti']),
+    'self_correction/rho-by-wording': spread_of(rho['q+if']),
     'self_correction/any-sentence-will-do': tuple(declines.loc['Q+IF less Q+note'])}
 theirs = items[0] is not bbq.load(source='ours')[0]
 if real: record(scale if theirs else 'quick', outcomes)
