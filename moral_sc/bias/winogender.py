@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np, pandas as pd
 from .benchmarks import Benchmark, probabilities
 from ..foundation.datasets import available, data_dir, fetch
-from ..foundation.errors import ConfigError, DataError, unknown
+from ..foundation.errors import ConfigError, DataError
 from ..foundation.statistics import Estimate
 from ..language.oracle import lookup
 

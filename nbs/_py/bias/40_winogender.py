@@ -32,7 +32,7 @@ from pathlib import Path
 import numpy as np, pandas as pd
 from moral_sc.bias.benchmarks import Benchmark, probabilities
 from moral_sc.foundation.datasets import available, data_dir, fetch
-from moral_sc.foundation.errors import ConfigError, DataError, unknown
+from moral_sc.foundation.errors import ConfigError, DataError
 from moral_sc.foundation.statistics import Estimate
 from moral_sc.language.oracle import lookup
 
