@@ -34,15 +34,35 @@ from dataclasses import replace
 
 import numpy as np, pandas as pd
 from moral_sc.foundation.errors import ConfigError, DataError
+from moral_sc.bias import items as _items
+from moral_sc.bias.errata import drop
 from moral_sc.bias.items import (CATEGORIES, INTERSECTIONAL, Item, by_quad, census, faults,
-                                 load, parse, reachable, read, validate)
+                                 parse, reachable, read, stratified, validate)
 
-_all_ = ['CATEGORIES', 'INTERSECTIONAL', 'by_quad', 'census', 'faults', 'load', 'parse',
-         'reachable', 'read', 'validate']
+_all_ = ['CATEGORIES', 'INTERSECTIONAL', 'by_quad', 'census', 'faults', 'parse',
+         'reachable', 'read', 'stratified', 'validate']
 
 # %%
 #| hide
 from fastcore.test import *
+from moral_sc.bias.fresh import fresh, templates_near
+
+
+# %% [markdown]
+# The questions come from [the files](20_items.ipynb), if wished without the scenes that
+# [the errata](23_errata.ipynb) list.
+
+# %%
+#| export
+def load(
+    categories:list|None=None, # By default all that there are
+    source:str='bbq',          # 'bbq' the authors' files, 'ours', 'auto' theirs if near
+    drop_errata:bool|list=False, # Leave out scenes with a known slip; or kinds of slip
+)->list:                       # Of `Item`
+    "The questions of some categories"
+    items = _items.load(categories, source)
+    if not drop_errata: return items
+    return drop(items, None if drop_errata is True else list(drop_errata))
 
 
 # %%
@@ -180,6 +200,36 @@ real = load() if reachable() else []
 table = prove(real or ours)
 check(table)
 table.round(6)
+
+# %% [markdown]
+# The authors' files within reach need not be all eleven, and the trouble is in the others: names
+# that carry two attributes, pairs of which both or neither are meant. The questions that
+# [the templates give when filled again](24_fresh.ipynb) have all eleven categories. Questions
+# without a target leave the score and are counted:
+
+# %%
+twin = fresh() if templates_near() else ours
+table = prove(twin)
+check(table)
+table.loc['disambig'].assign(no_target=census(twin).no_target).round(4)
+
+# %% [markdown]
+# A model that guesses scores zero up to chance, and as shares exactly zero:
+
+# %%
+parts = {k:[i for i in twin if i.context_condition==k] for k in ('ambig','disambig')}
+{k:round(bias_score([[1/3]*3]*len(v), v), 12) for k,v in parts.items()}
+
+# %%
+for v in parts.values(): test_close(bias_score([[1/3]*3]*len(v), v), 0)
+
+# %% [markdown]
+# The twin leans where the file does: its offset in Physical appearance is that of the file.
+
+# %%
+
+if twin is not ours: test_close(table['always right']['disambig','Physical_appearance'], .081218,
+                                eps=1e-6)
 
 
 # %% [markdown]
