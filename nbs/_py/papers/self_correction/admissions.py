@@ -33,7 +33,7 @@ from moral_sc.language.oracle import lookup
 # %%
 size = dict( # prompts a condition; a spelling; with reasoning, and its tokens; models
     quick=dict(limit=4, spelling=2, think=2, new=8, models=1),
-    cpu=dict(limit=240, spelling=160, think=12, new=64, models=2),
+    cpu=dict(limit=96, spelling=48, think=8, new=32, models=2),
     gpu=dict(limit=None, spelling=None, think=400, new=256, models=2),
 )[scale]
 
