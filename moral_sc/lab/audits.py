@@ -11,7 +11,7 @@ from pathlib import Path
 import typer
 from ..foundation.errors import ConfigError
 from .console import (Limit, Mode, Out, Seed, arg, bar, example, folder, group, opt,
-                                  say, table, write)
+                                  say, table)
 
 # %% ../../nbs/lab/39_audits.ipynb #2e6c920a
 bias = group('Bias benchmarks: many models, single questions, power.')

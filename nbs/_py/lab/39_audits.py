@@ -21,7 +21,7 @@ from pathlib import Path
 import typer
 from moral_sc.foundation.errors import ConfigError
 from moral_sc.lab.console import (Limit, Mode, Out, Seed, arg, bar, example, folder, group, opt,
-                                  say, table, write)
+                                  say, table)
 
 # %%
 #| hide
