@@ -89,8 +89,8 @@ def _cube(y):
     "[template, condition, wording]"
     sizes = y.columns.get_level_values(0).value_counts(sort=False)
     if sizes.nunique()>1 or sizes.iloc[0]<2 or len(y)<2:
-        raise DataError('Variances need two templates, two wordings of each condition, and '
-                        f'as many of one as of the other; got {len(y)} templates, {dict(sizes)}.')
+        raise DataError('Variances need two templates, and two wordings of each condition, as '
+                        f'many as of any other; got {len(y)} templates, {dict(sizes)}.')
     return np.stack([y[c].to_numpy(float) for c in sizes.index], 1)
 
 def mean_squares(
@@ -153,7 +153,8 @@ def wording_share(
     v = pd.Series(_solve(mean_squares(y).ms, *_cube(y).shape)[0]).clip(lower=0)
     d,of = _draws(y, n, seed), lambda v: v['wording']/(v['wording']+v['condition'])
     ends = of(d).fillna(1).quantile([(1-level)/2, (1+level)/2])
-    return Estimate(float(of(v)) if v['wording']+v['condition'] else np.nan, *map(float, ends))
+    value = float(of(v)) if v['wording']+v['condition'] else np.nan
+    return Estimate(value, *map(float, ends))
 
 def effect(
     d:pd.DataFrame,  # [template, wording]: values, or differences between two conditions
@@ -166,7 +167,8 @@ def effect(
     parts = a.loc[['wording','template','rest']]
     s = np.array([1,1,-1])*parts.ms
     var = max(s.sum(), parts.ms[:2].max())
-    df = max(var**2/(parts.ms**2/parts.df).sum(), parts.df.min()) if var else 1 # Satterthwaite
+    df = var**2/(parts.ms**2/parts.df).sum() if var else 1 # Satterthwaite
+    df = max(df, parts.df.min())
     half = student.ppf((1+level)/2, df)*np.sqrt(var/(T*K))
     m = float(d.to_numpy().mean())
     return Estimate(m, m-half, m+half)
@@ -174,7 +176,7 @@ def effect(
 # %% ../../nbs/bias/36_variance.ipynb #fa876365
 def spread(
     y:pd.DataFrame, # Of `crossed`
-    of=None,        # Values of the clusters under one wording -> number; by default the mean
+    of=None,        # Values of clusters under one wording -> number; by default the mean
 )->pd.Series:       # By (condition, wording)
     "The score under each wording"
     return y.apply(of or np.mean)
@@ -193,8 +195,8 @@ def plot_wordings(
         y = n + np.linspace(.25, -.25, len(g)) if len(g)>1 else [n]
         first = g.index.get_level_values(1)==0
         fig.add_scatter(x=g, y=y, mode='markers', name=name, showlegend=False,
-                        marker=dict(color=colour, symbol=symbol, size=np.where(first, 13, 8),
-                                    line=dict(width=np.where(first, 2, 0))))
+                        marker=dict(color=colour, symbol=symbol,
+                                    size=np.where(first, 13, 8)))
         fig.add_scatter(x=[g.mean()]*2, y=[n-.4,n+.4], mode='lines', showlegend=False,
                         line=dict(color=colour, width=1.5), hoverinfo='skip')
     names = [style(c)[0] for c in dict.fromkeys(scores.index.get_level_values(0))][::-1]

@@ -36,9 +36,10 @@ from moral_sc.language.oracle import lookup
 #| hide
 from fastcore.test import *
 from moral_sc.bias import bbq
-from moral_sc.bias.scores import estimate, part, questions, shares
+from moral_sc.bias.items import stratified
+from moral_sc.bias.scores import estimate, questions, shares
 
-few = part(bbq.load(source='ours'), 48)
+few = stratified(bbq.load(source='ours'), 48)
 
 # %% [markdown]
 # ## The table
@@ -150,7 +151,7 @@ y.head(3).round(2)
 
 # %%
 its = questions(records)
-score = [estimate(shares(records, c, soft=True), its, 'bias_ambig', n=99).value for c in LEAN]
+score = [estimate(shares(records, c, True), its, 'bias_ambig', n=99).value for c in LEAN]
 test_close(y.mean().to_numpy(), score, eps=1e-9) # Templates are of equal size here
 pd.DataFrame(dict(score=score, told=list(LEAN.values())), list(LEAN)).round(3)
 
@@ -172,8 +173,8 @@ def _cube(y):
     "[template, condition, wording]"
     sizes = y.columns.get_level_values(0).value_counts(sort=False)
     if sizes.nunique()>1 or sizes.iloc[0]<2 or len(y)<2:
-        raise DataError('Variances need two templates, two wordings of each condition, and '
-                        f'as many of one as of the other; got {len(y)} templates, {dict(sizes)}.')
+        raise DataError('Variances need two templates, and two wordings of each condition, as '
+                        f'many as of any other; got {len(y)} templates, {dict(sizes)}.')
     return np.stack([y[c].to_numpy(float) for c in sizes.index], 1)
 
 def mean_squares(
@@ -275,7 +276,8 @@ def wording_share(
     v = pd.Series(_solve(mean_squares(y).ms, *_cube(y).shape)[0]).clip(lower=0)
     d,of = _draws(y, n, seed), lambda v: v['wording']/(v['wording']+v['condition'])
     ends = of(d).fillna(1).quantile([(1-level)/2, (1+level)/2])
-    return Estimate(float(of(v)) if v['wording']+v['condition'] else np.nan, *map(float, ends))
+    value = float(of(v)) if v['wording']+v['condition'] else np.nan
+    return Estimate(value, *map(float, ends))
 
 def effect(
     d:pd.DataFrame,  # [template, wording]: values, or differences between two conditions
@@ -288,7 +290,8 @@ def effect(
     parts = a.loc[['wording','template','rest']]
     s = np.array([1,1,-1])*parts.ms
     var = max(s.sum(), parts.ms[:2].max())
-    df = max(var**2/(parts.ms**2/parts.df).sum(), parts.df.min()) if var else 1 # Satterthwaite
+    df = var**2/(parts.ms**2/parts.df).sum() if var else 1 # Satterthwaite
+    df = max(df, parts.df.min())
     half = student.ppf((1+level)/2, df)*np.sqrt(var/(T*K))
     m = float(d.to_numpy().mean())
     return Estimate(m, m-half, m+half)
@@ -313,16 +316,18 @@ def make(rng, w, c, T=40, K=9, t=.3, ct=.05, e=.1, heavy=False):
     cols = pd.MultiIndex.from_product([range(C), range(K)])
     return pd.DataFrame(x.reshape(T,-1), columns=cols)
 
-designs = {'a third': dict(w=.05, c=[-.0707,0,.0707]), 'wording alone': dict(w=.05, c=[0,0,0]),
-           'heavy tails': dict(w=.05, c=[-.0707,0,.0707], heavy=True)}
+designs = {'a third':       dict(w=.05, c=[-.0707,0,.0707]),
+           'wording alone': dict(w=.05, c=[0,0,0]),
+           'heavy tails':   dict(w=.05, c=[-.0707,0,.0707], heavy=True)}
 truth = lambda d: dict(condition=np.var(d['c'], ddof=1), wording=d['w']**2, template=.3**2,
                        **{'condition x template':.05**2}, rest=.1**2)
-components(make(np.random.default_rng(0), **designs['a third'])).round(4), truth(designs['a third'])
+one = make(np.random.default_rng(0), **designs['a third'])
+components(one).assign(truth=truth(designs['a third'])).round(4)
 
 
 # %%
-def covers(name, runs=200, seed=0):
-    "How often the intervals of a design contain the truth, and how far off the estimates are"
+def covers(name, runs=120, seed=0):
+    "How often intervals contain the truth, and how far off the estimates are"
     rng,design = np.random.default_rng(seed), designs[name]
     v,got,est = pd.Series(truth(design)), [], []
     for _ in range(runs):
@@ -362,7 +367,7 @@ off.round(1)
 #| export
 def spread(
     y:pd.DataFrame, # Of `crossed`
-    of=None,        # Values of the clusters under one wording -> number; by default the mean
+    of=None,        # Values of clusters under one wording -> number; by default the mean
 )->pd.Series:       # By (condition, wording)
     "The score under each wording"
     return y.apply(of or np.mean)
@@ -381,8 +386,8 @@ def plot_wordings(
         y = n + np.linspace(.25, -.25, len(g)) if len(g)>1 else [n]
         first = g.index.get_level_values(1)==0
         fig.add_scatter(x=g, y=y, mode='markers', name=name, showlegend=False,
-                        marker=dict(color=colour, symbol=symbol, size=np.where(first, 13, 8),
-                                    line=dict(width=np.where(first, 2, 0))))
+                        marker=dict(color=colour, symbol=symbol,
+                                    size=np.where(first, 13, 8)))
         fig.add_scatter(x=[g.mean()]*2, y=[n-.4,n+.4], mode='lines', showlegend=False,
                         line=dict(color=colour, width=1.5), hoverinfo='skip')
     names = [style(c)[0] for c in dict.fromkeys(scores.index.get_level_values(0))][::-1]
@@ -401,4 +406,4 @@ plot_wordings(spread(y), 'Bias score, ambiguous, from probabilities')
 
 # %%
 with expect_fail(DataError, contains='two wordings'): components(y)
-with expect_fail(ConfigError, contains="did you mean 'bias_ambig'"): values(records, 'bias_ambg')
+with expect_fail(ConfigError, contains="mean 'bias_ambig'"): values(records, 'bias_ambg')
