@@ -30,6 +30,7 @@ import moral_sc
 from moral_sc.foundation.errors import ConfigError, DataError
 from moral_sc.lab.console import (Limit, Manners, Mode, Model, Out, Scale, Seed, arg, bar, example,
                                   folder, group, opt, say, table, write)
+from moral_sc.lab.audits import bias
 from moral_sc.lab.toys import superposition
 
 # %%
@@ -273,6 +274,7 @@ def _overall(metrics):
 # %%
 #| export
 app.add_typer(superposition, name='superposition')
+app.add_typer(bias, name='bias')
 constitution = group('Constitutional AI.')
 app.add_typer(constitution, name='constitution')
 
@@ -313,32 +315,45 @@ def revise(
 
 # %%
 #| export
-_benches = ['superposition']
+_benches = ['superposition', 'scoring']
 
-@app.command(epilog=example('moral_sc bench superposition --rows n5,n20 --threads 2'))
+@app.command(epilog=example('moral_sc bench superposition --rows n5,n20 --threads 2',
+                            'moral_sc bench scoring --seconds 20 --out scoring.json'))
 def bench(
-    names:arg(list[str]|None, 'None means all.', '[NAME]...')=None,
-    rows:opt(str|None, 'Sizes, with commas between; default: all.')=None,
+    names:arg(list[str]|None, 'superposition, scoring; none means all.', '[NAME]...')=None,
+    rows:opt(str|None, 'Of one benchmark, with commas between; default: all.')=None,
     repeats:opt(int, 'Turns of each side.')=5,
-    seconds:opt(float, 'For each size.')=45.,
+    seconds:opt(float, 'For each row.')=45.,
     threads:opt(int|None, 'Of both sides; default: all.')=None,
-    engine:opt(str, 'auto, eager, compiled, numba or triton.')='auto',
+    engine:opt(str, 'Of the toy models: auto, eager, compiled, numba or triton.')='auto',
     device:opt(str, 'auto, cpu or cuda.')='auto',
-    out:opt(Path, 'File of the record.')=Path('bench.json'),
+    out:opt(Path, 'File of the record; of several, one each.')=Path('bench.json'),
 ):
-    "Measure our training beside the public notebook's loop, in turns."
+    "Measure ours beside what one would otherwise run, in turns."
     from moral_sc.foundation.errors import unknown
-    for name in names or _benches:
+    names = names or _benches
+    for name in names:
         if name not in _benches: raise ConfigError(unknown('benchmark', name, _benches))
     if threads is not None and threads<1: raise ConfigError(f'threads is {threads}: give 1 or more.')
     if seconds<=0: raise ConfigError(f'seconds is {seconds}: give more than 0.')
     if not out.parent.is_dir(): raise ConfigError(f'{out.parent} is not a folder: make it first.')
-    from moral_sc.superposition.bench import bench
-    say(f'Measuring on {device}, {seconds:.0f} s a size; writing to {out}.')
-    found = bench(rows.split(',') if rows else None, repeats, threads, device, seconds, engine, out,
-                  said=lambda name: say(f'{name} …'))
-    typer.echo(found.to_string())
-    typer.echo(out)
+    if rows and len(names)>1: raise ConfigError('--rows are of one benchmark: name it.')
+    for name in names:
+        path = out if len(names)==1 else out.with_stem(f'{out.stem}_{name}')
+        say(f'Measuring {name} on {device}, {seconds:.0f} s a row; writing to {path}.')
+        found = _measured(name, engine, rows.split(',') if rows else None, repeats, threads, device,
+                          seconds=seconds, out=path, said=lambda row: say(f'{row} …'))
+        typer.echo(found.to_string())
+        typer.echo(path)
+
+def _measured(name, engine, rows, repeats, threads, device, **kw):
+    if name=='superposition':
+        from moral_sc.superposition.bench import bench
+        return bench(rows, repeats, threads, device, engine=engine, **kw)
+    import torch
+    from moral_sc.bias.bench import bench
+    if device=='auto': device = 'cuda' if torch.cuda.is_available() else 'cpu'
+    return bench(rows, repeats, threads, device, **kw)
 
 
 # %% [markdown]
