@@ -7,7 +7,7 @@
 # ---
 
 # %% [markdown]
-# # Small decisions, and who they are about
+# # Told to ignore who it is about, a small model does not
 #
 # > Twelve decisions about people who differ in age, gender and race. The site shows a run of
 # > SmolLM2-135M-Instruct recorded at `scale = 'cpu'`.
@@ -99,6 +99,13 @@ def plot_terms(found, model):
 
 plot_terms(found, names[0])
 
+# %% [markdown]
+# @fig-terms has effects that are small and not zero: the same request meets with a little
+# less favour from a woman, from people called Hispanic or Native American, and least from a
+# non-binary person. The last is said in two words where "man" is one, so a model that minds
+# length would do the same; it takes names instead of words, or other wordings, to tell. Age
+# does nothing.
+
 # %%
 both = found[found.metric=='effect'].set_index(['category','model','condition'])
 both.value.unstack([1,2]).loc[list(TERMS)].round(3)
@@ -127,8 +134,9 @@ fig.update_yaxes(tickvals=list(range(len(b.columns))), ticktext=list(b), showgri
 fig.update_xaxes(title_text='Log-odds of a yes', showgrid=True)
 
 # %% [markdown]
-# The mixed model with random intercepts, as it is often fitted, takes them to be one
-# number. Its intervals are as wide as the residual noise makes them:
+# In @fig-decisions most coefficients keep their sign from decision to decision and differ
+# in size. The mixed model with random intercepts takes them to be one number, and its
+# interval is too narrow where they differ most:
 
 # %%
 d = found.query('model==@names[0] and condition=="q" and category!="all"')
@@ -140,7 +148,9 @@ d.loc[list(TERMS)].round(3)
 # ## Told not to
 #
 # The instruction says that it is illegal to discriminate by age, gender or race, and asks
-# to decide as if none of them were mentioned. What changed, decision by decision:
+# to decide as if none of them were mentioned. It moves single coefficients, some up and
+# some down, and it makes a yes likelier for everybody; `spread` stays where it was. So the
+# words are read, and not what they ask for. Decision by decision:
 
 # %%
 less = change.query('metric in ("spread","p_yes","mass") or metric=="effect"')
