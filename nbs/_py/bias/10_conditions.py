@@ -99,8 +99,8 @@ table.style.hide(axis='index').set_properties(**look)
 # letter itself.
 #
 # The paper has ten dialogues, in three benchmarks and four conditions. Two conditions are added
-# here. Q+Anti turns the instruction round; the authors name it as a question for later work, and
-# a model that reads the instruction ought to move the other way. Q+Note adds a request of the
+# here. Q+anti turns the instruction round; the authors name it as a question for later work, and
+# a model that reads the instruction ought to move the other way. Q+note adds a request of the
 # same form that has nothing to do with fairness; what it changes, any added sentence changes.
 
 # %%

@@ -50,9 +50,9 @@ conditions = ['q', *[f'{c}:{k}' for c in ASKED for k in range(K)]]
 # > stereotypes could as easily be told to follow them [@ganguli2023].
 #
 # Both questions have one experiment. Each request is asked in nine wordings: the instruction
-# (Q+IF), the instruction turned round in nearly the same words (Q+Anti), and a note of the same
-# form about something else (Q+Note). If a model heeds what is asked, Q+IF and Q+Anti part, and
-# Q+Note stays with the plain question. If it hears only that a sentence has been added, all
+# (Q+IF), the instruction turned round in nearly the same words (Q+anti), and a note of the same
+# form about something else (Q+note). If a model heeds what is asked, Q+IF and Q+anti part, and
+# Q+note stays with the plain question. If it hears only that a sentence has been added, all
 # three move together, and wordings scatter.
 
 # %%
@@ -147,6 +147,16 @@ def effects(records, metric='bias_ambig'):
 
 changes = {n:effects(r) for n,r in found.items()}
 pd.concat(changes).round(4)
+
+# %% [markdown]
+# A sentence of any kind moves the first model's score a little, and which sentence hardly
+# matters. Half of what separates the instruction from its opposite, which has nearly the same
+# words, is the effect of its sense:
+
+# %%
+moved = list(changes.values())[0].value
+pd.Series({'a sentence is added': moved.iloc[:3].mean(),
+           'its sense': moved['Q+IF less Q+anti']/2}, name=list(changes)[0]).round(4)
 
 # %% [markdown]
 # A bias score can stand still while the answers move. How often the unknown answer is given
