@@ -7,7 +7,7 @@ __all__ = ['Asked', 'messages', 'candidates', 'understood', 'Reading', 'reading'
            'say', 'serve']
 
 # %% ../../nbs/language/60_remote.ipynb #be98aeec
-import json, math, os, re, tempfile, warnings
+import json, math, os, re, warnings
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 from ..foundation.errors import ConfigError, ModelError
-from ..foundation.runs import content_key, open_run
+from ..foundation.runs import content_key, kept
 from .chat import Prompt, begin
 from .sampling import Sample
 
@@ -235,18 +235,12 @@ def _fetch(lm, todo, run, progress=None):
         if progress: progress(len(names)-len(run.missing(names)), len(names))
     return {k:run.get(k) for k in names}
 
-@contextmanager
-def _kept(run):
-    if run is not None: yield run
-    else:
-        with tempfile.TemporaryDirectory() as d, open_run(d, {}) as r: yield r
-
 def _ask(lm, prompts, hows, run, progress=None):
     "The reply to each prompt; what is asked twice is asked once"
     many = [dict(messages=list(p.messages)) | h | lm.extra for p,h in zip(prompts, hows)]
     many = [{k:v for k,v in m.items() if v is not None} for m in many]
     names = [content_key(reply=lm.identity, **m) for m in many]
-    with _kept(run) as r: got = _fetch(lm, dict(zip(names, many)), r, progress)
+    with kept(run) as r: got = _fetch(lm, dict(zip(names, many)), r, progress)
     return [got[k] for k in names]
 
 # %% ../../nbs/language/60_remote.ipynb #bf4d6fec

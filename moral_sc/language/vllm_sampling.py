@@ -9,7 +9,7 @@ __all__ = ['engine', 'vllm_sample', 'by_vllm']
 from functools import partial
 
 from ..foundation.errors import ConfigError
-from ..foundation.runs import content_key
+from ..foundation.runs import content_key, kept
 from .chat import prompt
 from .models import eos_ids
 from .sampling import _check_args, _pack, _Row, _unpack
@@ -32,21 +32,29 @@ def engine(
                gpu_memory_utilization=memory, **kw)
 
 # %% ../../nbs/language/44_vllm.ipynb #b0a36057
-def _params(names, max_new_tokens, temperature, top_p, stop, logprobs):
+def _params(name, how):
     from vllm import SamplingParams
-    kw = dict(temperature=temperature, top_p=top_p, max_tokens=max_new_tokens, stop=stop or None,
-              logprobs=0 if logprobs else None, skip_special_tokens=False)
-    return [SamplingParams(seed=int(n[:8], 16), **kw) for n in names]
+    logprobs = 0 if how['logprobs'] else None
+    return SamplingParams(seed=int(name[:8], 16), temperature=how['temperature'],
+                          top_p=how['top_p'], max_tokens=how['new'],
+                          stop=how['stop'] or None, logprobs=logprobs,
+                          skip_special_tokens=False)
 
-def _told(lm, p, out, n, stop, seed):
+def _told(lm, p, out, how):
     "A `Sample` from what vLLM returns for one row"
-    row = _Row(lm, p, [0]*n, stop, eos_ids(lm))
+    row = _Row(lm, p, [0]*how['new'], how['stop'], eos_ids(lm))
     for t in out.token_ids:
         if not row.push(t): break
     row.finish = row.finish or 'eos' # A token that ends answers by vLLM's own list
     if out.logprobs:
         row.logps = [d[t].logprob for d,t in zip(out.logprobs, row.ids)]
-    return row.sample(seed)
+    return row.sample(how['seed'])
+
+def _write(llm, lm, rows, how):
+    "Samples of some rows, name to prompt"
+    ids = [dict(prompt_token_ids=list(p.ids)) for p in rows.values()]
+    outs = llm.generate(ids, [_params(k, how) for k in rows], use_tqdm=False)
+    return {k:_told(lm, p, o.outputs[0], how) for (k,p),o in zip(rows.items(), outs)}
 
 def vllm_sample(
     llm,                    # From `engine`
@@ -69,23 +77,20 @@ def vllm_sample(
     ps = [prompt(lm, p) for p in prompts]
     stop = [stop] if isinstance(stop, str) else list(stop)
     if ps: fits(lm, [p.ids for p in ps], max_new_tokens)
-    how = dict(new=max_new_tokens, temperature=temperature, top_p=top_p, stop=stop, seed=seed,
-               logprobs=logprobs, model=[lm.name, lm.source, str(lm.dtype)], engine='vllm')
-    names = [content_key(sample=k, ids=p.ids, **how) for k,p in zip(keys, ps)]
-    parts = [range(n, min(n+portion, len(ps))) for n in range(0, len(ps), portion)]
-    res = {}
-    todo = range(len(parts)) if run is None else run.blocks([[names[i] for i in g] for g in parts])
-    for n in todo:
-        g = [i for i in parts[n] if run is None or run.missing([names[i]])]
-        params = _params([names[i] for i in g], max_new_tokens, temperature, top_p, stop, logprobs)
-        outs = llm.generate([dict(prompt_token_ids=list(ps[i].ids)) for i in g], params,
-                            use_tqdm=False)
-        got = {i:_told(lm, ps[i], o.outputs[0], max_new_tokens, stop, seed)
-               for i,o in zip(g, outs)}
-        res |= got
-        if run is not None: run.put_many([(names[i], _pack(keys[i], s)) for i,s in got.items()])
-        if progress: progress(min((n+1)*portion, len(ps)), len(ps))
-    return [res[i] if run is None else _unpack(run.get(k)) for i,k in enumerate(names)]
+    how = dict(new=max_new_tokens, temperature=temperature, top_p=top_p, stop=stop,
+               seed=seed, logprobs=logprobs, model=[lm.name, lm.source, str(lm.dtype)], engine='vllm')
+    rows = {content_key(sample=k, ids=p.ids, **how):(k,p) for k,p in zip(keys, ps)}
+    with kept(run) as r:
+        _fill(llm, lm, r, rows, how, portion, progress)
+        return [_unpack(r.get(n)) for n in rows]
+
+def _fill(llm, lm, run, rows, how, portion, progress):
+    names = list(rows)
+    parts = [names[n:n+portion] for n in range(0, len(names), portion)]
+    for n in run.blocks(parts):
+        got = _write(llm, lm, {k:rows[k][1] for k in run.missing(parts[n])}, how)
+        run.put_many([(k, _pack(rows[k][0], s)) for k,s in got.items()])
+        if progress: progress(min((n+1)*portion, len(names)), len(names))
 
 # %% ../../nbs/language/44_vllm.ipynb #4b077f9a
 def by_vllm(

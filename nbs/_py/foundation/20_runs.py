@@ -16,7 +16,7 @@
 
 # %%
 #| export
-import errno, hashlib, json, os, platform, sqlite3, subprocess
+import errno, hashlib, json, os, platform, sqlite3, subprocess, tempfile
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -28,7 +28,7 @@ from moral_sc.foundation.errors import ConfigError, DataError
 
 # %%
 #| hide
-import shutil, tempfile
+import shutil
 from fastcore.test import *
 tmp = Path(tempfile.mkdtemp())
 
@@ -454,6 +454,28 @@ jobs = [subprocess.Popen([sys.executable, '-c', code, tmp/'pair'], stdout=subpro
 outs = [j.communicate()[0] for j in jobs]
 assert open_run(tmp/'pair').table(keys).equals(a)
 [j.returncode for j in jobs]
+
+
+# %% [markdown]
+# Work that need not be kept is done in a folder that is gone afterwards, by the same code.
+
+# %%
+#| export
+@contextmanager
+def kept(
+    run:Run|None, # None: nothing is to be kept
+):                # Yields a `Run`
+    "A run, or a passing one in its place"
+    if run is not None: yield run
+    else:
+        with tempfile.TemporaryDirectory() as d, open_run(d, {}) as r: yield r
+
+
+# %%
+with kept(None) as passing:
+    passing.put('a', dict(x=1))
+    folder,there = passing.path,len(passing)
+test_eq((there, folder.exists()), (1, False))
 
 
 # %% [markdown]

@@ -21,7 +21,7 @@
 from functools import partial
 
 from moral_sc.foundation.errors import ConfigError
-from moral_sc.foundation.runs import content_key
+from moral_sc.foundation.runs import content_key, kept
 from moral_sc.language.chat import prompt
 from moral_sc.language.models import eos_ids
 from moral_sc.language.sampling import _check_args, _pack, _Row, _unpack
@@ -78,21 +78,29 @@ def engine(
 
 # %%
 #| export
-def _params(names, max_new_tokens, temperature, top_p, stop, logprobs):
+def _params(name, how):
     from vllm import SamplingParams
-    kw = dict(temperature=temperature, top_p=top_p, max_tokens=max_new_tokens, stop=stop or None,
-              logprobs=0 if logprobs else None, skip_special_tokens=False)
-    return [SamplingParams(seed=int(n[:8], 16), **kw) for n in names]
+    logprobs = 0 if how['logprobs'] else None
+    return SamplingParams(seed=int(name[:8], 16), temperature=how['temperature'],
+                          top_p=how['top_p'], max_tokens=how['new'],
+                          stop=how['stop'] or None, logprobs=logprobs,
+                          skip_special_tokens=False)
 
-def _told(lm, p, out, n, stop, seed):
+def _told(lm, p, out, how):
     "A `Sample` from what vLLM returns for one row"
-    row = _Row(lm, p, [0]*n, stop, eos_ids(lm))
+    row = _Row(lm, p, [0]*how['new'], how['stop'], eos_ids(lm))
     for t in out.token_ids:
         if not row.push(t): break
     row.finish = row.finish or 'eos' # A token that ends answers by vLLM's own list
     if out.logprobs:
         row.logps = [d[t].logprob for d,t in zip(out.logprobs, row.ids)]
-    return row.sample(seed)
+    return row.sample(how['seed'])
+
+def _write(llm, lm, rows, how):
+    "Samples of some rows, name to prompt"
+    ids = [dict(prompt_token_ids=list(p.ids)) for p in rows.values()]
+    outs = llm.generate(ids, [_params(k, how) for k in rows], use_tqdm=False)
+    return {k:_told(lm, p, o.outputs[0], how) for (k,p),o in zip(rows.items(), outs)}
 
 def vllm_sample(
     llm,                    # From `engine`
@@ -115,23 +123,20 @@ def vllm_sample(
     ps = [prompt(lm, p) for p in prompts]
     stop = [stop] if isinstance(stop, str) else list(stop)
     if ps: fits(lm, [p.ids for p in ps], max_new_tokens)
-    how = dict(new=max_new_tokens, temperature=temperature, top_p=top_p, stop=stop, seed=seed,
-               logprobs=logprobs, model=[lm.name, lm.source, str(lm.dtype)], engine='vllm')
-    names = [content_key(sample=k, ids=p.ids, **how) for k,p in zip(keys, ps)]
-    parts = [range(n, min(n+portion, len(ps))) for n in range(0, len(ps), portion)]
-    res = {}
-    todo = range(len(parts)) if run is None else run.blocks([[names[i] for i in g] for g in parts])
-    for n in todo:
-        g = [i for i in parts[n] if run is None or run.missing([names[i]])]
-        params = _params([names[i] for i in g], max_new_tokens, temperature, top_p, stop, logprobs)
-        outs = llm.generate([dict(prompt_token_ids=list(ps[i].ids)) for i in g], params,
-                            use_tqdm=False)
-        got = {i:_told(lm, ps[i], o.outputs[0], max_new_tokens, stop, seed)
-               for i,o in zip(g, outs)}
-        res |= got
-        if run is not None: run.put_many([(names[i], _pack(keys[i], s)) for i,s in got.items()])
-        if progress: progress(min((n+1)*portion, len(ps)), len(ps))
-    return [res[i] if run is None else _unpack(run.get(k)) for i,k in enumerate(names)]
+    how = dict(new=max_new_tokens, temperature=temperature, top_p=top_p, stop=stop,
+               seed=seed, logprobs=logprobs, model=[lm.name, lm.source, str(lm.dtype)], engine='vllm')
+    rows = {content_key(sample=k, ids=p.ids, **how):(k,p) for k,p in zip(keys, ps)}
+    with kept(run) as r:
+        _fill(llm, lm, r, rows, how, portion, progress)
+        return [_unpack(r.get(n)) for n in rows]
+
+def _fill(llm, lm, run, rows, how, portion, progress):
+    names = list(rows)
+    parts = [names[n:n+portion] for n in range(0, len(names), portion)]
+    for n in run.blocks(parts):
+        got = _write(llm, lm, {k:rows[k][1] for k in run.missing(parts[n])}, how)
+        run.put_many([(k, _pack(rows[k][0], s)) for k,s in got.items()])
+        if progress: progress(min((n+1)*portion, len(names)), len(names))
 
 
 # %% [markdown]
@@ -167,14 +172,16 @@ class LLM:
     def __init__(self, lm): self.lm = lm
     def generate(self, prompts, sampling_params, use_tqdm=True):
         LLM.calls += 1
-        rows,s = [Prompt('', tuple(p['prompt_token_ids'])) for p in prompts], sampling_params[0]
+        rows = [Prompt('', tuple(p['prompt_token_ids'])) for p in prompts]
+        s = sampling_params[0] # Alike but for the seed
         rs = sample(self.lm, rows, s.max_tokens, 0, stop=s.stop or (), logprobs=True)
         return [types.SimpleNamespace(outputs=[self.out(r, s)]) for r in rs]
     def out(self, r, s):
         lps = [{t:types.SimpleNamespace(logprob=v)} for t,v in zip(r.ids, r.logprobs)]
         return types.SimpleNamespace(
-            text=r.text, token_ids=list(r.ids), logprobs=lps if s.logprobs is not None else None,
-            finish_reason='length' if r.finish=='length' else 'stop')
+            text=r.text, token_ids=list(r.ids),
+            finish_reason='length' if r.finish=='length' else 'stop',
+            logprobs=lps if s.logprobs is not None else None)
 
 tiny = random_model('llama')
 with expect_fail(ConfigError, contains='moral_sc[vllm]'): engine(tiny)

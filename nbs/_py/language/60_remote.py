@@ -16,7 +16,7 @@
 
 # %%
 #| export
-import json, math, os, re, tempfile, warnings
+import json, math, os, re, warnings
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
@@ -25,14 +25,16 @@ from urllib.parse import urlsplit
 
 import numpy as np
 from moral_sc.foundation.errors import ConfigError, ModelError
-from moral_sc.foundation.runs import content_key, open_run
+from moral_sc.foundation.runs import content_key, kept
 from moral_sc.language.chat import Prompt, begin
 from moral_sc.language.sampling import Sample
 
 # %%
 #| hide
+import tempfile
 from pathlib import Path
 from fastcore.test import *
+from moral_sc.foundation.runs import open_run
 from moral_sc.language.chat import render
 
 # %% [markdown]
@@ -376,18 +378,12 @@ def _fetch(lm, todo, run, progress=None):
         if progress: progress(len(names)-len(run.missing(names)), len(names))
     return {k:run.get(k) for k in names}
 
-@contextmanager
-def _kept(run):
-    if run is not None: yield run
-    else:
-        with tempfile.TemporaryDirectory() as d, open_run(d, {}) as r: yield r
-
 def _ask(lm, prompts, hows, run, progress=None):
     "The reply to each prompt; what is asked twice is asked once"
     many = [dict(messages=list(p.messages)) | h | lm.extra for p,h in zip(prompts, hows)]
     many = [{k:v for k,v in m.items() if v is not None} for m in many]
     names = [content_key(reply=lm.identity, **m) for m in many]
-    with _kept(run) as r: got = _fetch(lm, dict(zip(names, many)), r, progress)
+    with kept(run) as r: got = _fetch(lm, dict(zip(names, many)), r, progress)
     return [got[k] for k in names]
 
 
