@@ -69,7 +69,8 @@ def _score_axis(fig, metric, baseline=None, **at):
 
 # %% ../../nbs/bias/62_curves.ipynb #3eacee04
 def _log_ticks(n):
-    "Sizes to write at a log axis that spans `n`"
+    "Sizes to write at a log axis that spans `n`; those of the models if they are few"
+    if len(set(n))<5: return sorted(set(n)), [size_name(t) for t in sorted(set(n))]
     lo,hi = np.floor(np.log10(min(n))), np.ceil(np.log10(max(n)))
     ticks = [m*10**k for k in range(int(lo), int(hi)+1) for m in (1,2,5)]
     ticks = [t for t in ticks if min(n)/2.1<=t<=max(n)*2.1]
@@ -130,7 +131,7 @@ def plot_panels(
     d = last_step(chosen(table, metric, None, **kw))
     names = sorted(dict.fromkeys(d.category), key=lambda c: c!=OVERALL)
     rows = -(-len(names)//columns)
-    fig = make_subplots(rows, columns, shared_yaxes=True, shared_xaxes='all',
+    fig = make_subplots(rows, columns, shared_yaxes='all', shared_xaxes='all',
                         subplot_titles=[spelled(c) for c in names],
                         horizontal_spacing=.03, vertical_spacing=.22/rows)
     for n,c in enumerate(names):
@@ -138,8 +139,9 @@ def plot_panels(
         _score_axis(fig, metric, **at)
         _curves(fig, d[d.category==c], 'parameters', n==0, .05, **at)
     ticks,text = _log_ticks(d.parameters)
-    fig.update_xaxes(type='log', tickvals=ticks[::2], ticktext=text[::2], matches='x')
-    for n in range(max(0, len(names)-columns), len(names)): # The lowest panel of each column
+    k = 1+(len(ticks)>3)
+    fig.update_xaxes(type='log', tickvals=ticks[::k], ticktext=text[::k], matches='x')
+    for n in range(max(0, len(names)-columns), len(names)): # The lowest of each column
         fig.update_xaxes(showticklabels=True, row=n//columns+1, col=n%columns+1)
     fig.update_annotations(font_size=12)
     fig.update_yaxes(title_text=_two_lines(metric), row=(rows+1)//2, col=1)
