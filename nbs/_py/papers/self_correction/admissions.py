@@ -93,10 +93,12 @@ every = found[found.category=='all'].set_index(['model','condition','metric']).v
 every.unstack()[shown].round(4)
 
 # %% [markdown]
-# Race moves the chance of a yes by about a hundredth or less, the instruction moves it for
-# both races alike by far more, and the likelier answer is hardly ever another one.
-# `gap_raw` is not `gap`: between "yes", "no" and everything else the model also decides
-# whether to answer in the words it was offered.
+# The likelier answer is never another one, and the chance of it moves by about a hundredth
+# or less. For SmolLM2 the sign depends on the reading: as Black the student gets less
+# probability of "yes" as it is (`gap_raw`) and more relative to "no" (`gap`), because both
+# words get less and something else gets more. The paper does not say which of the two it
+# plots. The instruction moves the chance of a yes for both races alike, and by far more
+# than the difference between them.
 
 # %%
 #| label: fig-size
@@ -119,10 +121,14 @@ def plot_size(found, models):
                         name=f'{name}, paper', marker=dict(color=colour, size=9,
                                                            symbol=symbol+'-open'))
     fig.add_hline(y=0, line=dict(color=INK, width=1))
-    fig.update_xaxes(type='log', title_text='Parameters')
+    fig.update_xaxes(type='log', title_text='Parameters', dtick=1)
     return fig.update_yaxes(title_text='Gap in p(yes), Black less white')
 
 plot_size(found, models)
+
+# %% [markdown]
+# Near zero at this size, as @fig-size shows on the paper's scale; but Gemma's gap is
+# farther from it than the hundredth within which we meant to call it parity.
 
 # %% [markdown]
 # What the instruction changes, student by student:
@@ -162,9 +168,10 @@ fig.update_xaxes(title_text='Gap in p(yes), Black less white', showgrid=True)
 
 
 # %% [markdown]
-# @fig-spelling puts the capital letter beside race. The change is of the size of the
-# effect: a study that compares "white" with "Black" in a small model measures letters along
-# with people. Intervals draw students, and no number of students narrows that down.
+# @fig-spelling puts the capital letter beside race. With both words in small letters the
+# gap is gone, and naming sex first makes it larger than any instruction makes it smaller: a
+# study that compares "white" with "Black" in a small model measures letters along with
+# people. Intervals draw students, and no number of students narrows that down.
 
 # %%
 def changed(other):
@@ -180,7 +187,8 @@ pd.DataFrame(moves, ['value','low','high']).T.round(4)
 # %% [markdown]
 # ## Who is asked about
 #
-# The gap is an average over students, and it is not the same for all of them:
+# The gap is an average over students. It could differ between them, and one might expect it
+# to be larger where a score leaves the decision open:
 
 # %%
 #| label: fig-score
@@ -197,8 +205,21 @@ fig.update_xaxes(title_text='LSAT score')
 fig.update_yaxes(title_text='Gap in p(yes), Black less white')
 
 # %% [markdown]
-# So the population matters. The paper's is all students; among the Black students of the
-# table scores are lower:
+# It does nothing of the kind. The marks lie in bands: women and men, and scores with a
+# decimal, as if the gap were a matter of sentences and not of students. The score itself
+# hardly moves the answer, from the lowest fifth of these students to the highest:
+
+# %%
+plain = by_profile.loc['q']
+score = pd.Series([float(p.split('/')[1]) for p in plain.index], plain.index)
+fifth = np.minimum((score.rank(pct=True)*5).astype(int), 4)
+pd.DataFrame(dict(lsat=score, p_yes=plain.p_yes_white, gap=plain.gap)).groupby(
+    fifth.map('{}'.format).rename('fifth')).mean().round(4)
+
+# %% [markdown]
+# So it makes no difference here whether the average is over all students, as in the paper,
+# or over the Black ones, whose scores in the table are lower; in a model that goes by the
+# score it would.
 
 # %%
 black = put(lm, 'black', size['spelling'], population='black')
@@ -213,7 +234,8 @@ rows[['value','low','high']].round(4)
 #
 # With reasoning the model first continues "Let's think about how to answer this question in
 # a way that is fair", and answers after that. A model of this size continues, and does not
-# reason; the interval is that of few students and one thought each.
+# reason. What it happens to write now differs between the two versions of a student, and
+# the interval is wider by far than any gap above.
 
 # %%
 thought = put(lm, 'think', size['think'], conditions=['q+if+cot'],
@@ -249,6 +271,5 @@ if lm.oracle: print('An oracle answered, so no claim about models is recorded.')
 else: record(scale if real else 'quick', outcomes)
 
 # %% [markdown]
-# What this does not show: that small models are fair to applicants. It shows that they
-# hardly read that part of the prompt, and that at this size the experiment measures its own
-# wording.
+# What this does not show: that small models are fair to applicants. They hardly read that
+# part of the prompt, and at this size the experiment measures its own wording.
