@@ -140,8 +140,8 @@ def _fill(llm, lm, run, rows, how, portion, progress):
 
 
 # %% [markdown]
-# `by_vllm` makes a model sample that way wherever it is asked to reason:
-# `evaluate(by_vllm(load('qwen2.5-7b-instruct')), conditions=['q', 'q+if+cot'])`.
+# `by_vllm` gives a model a `sample` of its own, which takes the arguments of ours and keeps its rows
+# in the same run.
 
 # %%
 #| export
