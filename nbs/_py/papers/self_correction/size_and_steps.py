@@ -146,6 +146,8 @@ pd.DataFrame(dict(model=changes.model, templates=n, here=changes.detectable,
 
 
 # %% [markdown]
+# The recorded table lies in `data/results/bbq_small_models.csv`, with its provenance beside it.
+#
 # What this page does not show is its title's curve. It shows that the two points at its lower
 # left are where the paper has them, near zero with and without the instruction, with intervals
 # far narrower than the effect it reports for large models; and it leaves the rest to the command
