@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['ORDERS', 'OVERALL', 'COUNTS', 'load', 'shares', 'directions', 'ambiguous_score', 'disambiguated_score', 'one_context',
-           'bias_score', 'accuracy', 'offset', 'conditional_bias', 'orders_of', 'reorder', 'restore', 'score',
-           'CATEGORIES', 'INTERSECTIONAL', 'by_quad', 'census', 'faults', 'parse', 'reachable', 'read', 'stratified',
-           'validate']
+           'bias_score', 'accuracy', 'offset', 'conditional_bias', 'orders_of', 'reorder', 'restore', 'letter_worth',
+           'without_letters', 'recall', 'score', 'CATEGORIES', 'INTERSECTIONAL', 'by_quad', 'census', 'faults', 'parse',
+           'reachable', 'read', 'stratified', 'validate']
 
 # %% ../../nbs/bias/25_bbq.ipynb #321bed2a
 from dataclasses import replace
@@ -141,6 +141,31 @@ def restore(
     "Numbers by letter as numbers by option"
     shown = np.asarray(shown, float)
     return np.stack([s[:,np.argsort(o)] for s,o in zip(shown, orders)])
+
+# %% ../../nbs/bias/25_bbq.ipynb #27b0d900
+def letter_worth(
+    lp,              # [row, letter] log-probabilities, each question in all of its orders
+)->np.ndarray:       # [letter] log, summing to one as probabilities
+    "What a model gives a letter whatever it stands for"
+    lp = np.asarray(lp, float)
+    mean = (lp - np.logaddexp.reduce(lp, axis=1, keepdims=True)).mean(0)
+    return mean - np.logaddexp.reduce(mean)
+
+def without_letters(
+    lp,              # [row, letter] log-probabilities
+    worth,           # Of `letter_worth`
+)->np.ndarray:       # [row, letter] log-probabilities, rows sum to one
+    "Answers with the worth of their letters divided out"
+    out = np.asarray(lp, float) - worth
+    return out - np.logaddexp.reduce(out, axis=1, keepdims=True)
+
+def recall(
+    lp,              # [row, letter]
+    right,           # [row] letter of the right answer
+)->np.ndarray:       # [letter] nan where a letter is never right
+    "How often the right answer is found, by the letter at which it stands"
+    hit,right = np.asarray(lp).argmax(1)==right, np.asarray(right)
+    return np.array([hit[right==k].mean() if (right==k).any() else np.nan for k in range(3)])
 
 # %% ../../nbs/bias/25_bbq.ipynb #e2c7d36c
 OVERALL = 'micro' # The line of `score` that is meant by an overall score

@@ -405,6 +405,52 @@ for n in (3,6):
     said = [[shares([reorder(i,o).biased], [i])[0] for i in open_] for o in orders_of(n)]
     test_close(bias_score(restore(said, orders_of(n)).mean(0), open_), 1)
 
+
+# %% [markdown]
+# Asking in every order costs three or six times as much. The cheap way estimates what the
+# letters are worth from a few questions asked in all orders, where everything else cancels, and
+# divides it out of the rest. [What it is good for](../papers/self_correction/letter_bias.ipynb)
+# is a page of its own.
+
+# %%
+#| export
+def letter_worth(
+    lp,              # [row, letter] log-probabilities, each question in all of its orders
+)->np.ndarray:       # [letter] log, summing to one as probabilities
+    "What a model gives a letter whatever it stands for"
+    lp = np.asarray(lp, float)
+    mean = (lp - np.logaddexp.reduce(lp, axis=1, keepdims=True)).mean(0)
+    return mean - np.logaddexp.reduce(mean)
+
+def without_letters(
+    lp,              # [row, letter] log-probabilities
+    worth,           # Of `letter_worth`
+)->np.ndarray:       # [row, letter] log-probabilities, rows sum to one
+    "Answers with the worth of their letters divided out"
+    out = np.asarray(lp, float) - worth
+    return out - np.logaddexp.reduce(out, axis=1, keepdims=True)
+
+def recall(
+    lp,              # [row, letter]
+    right,           # [row] letter of the right answer
+)->np.ndarray:       # [letter] nan where a letter is never right
+    "How often the right answer is found, by the letter at which it stands"
+    hit,right = np.asarray(lp).argmax(1)==right, np.asarray(right)
+    return np.array([hit[right==k].mean() if (right==k).any() else np.nan for k in range(3)])
+
+
+# %% [markdown]
+# On a model that adds a liking for letters to an opinion about options, both are found again:
+
+# %%
+like,rng = np.log([.1, .2, .7]), np.random.default_rng(0)
+opinion = np.log(rng.dirichlet([1,1,1], 50))
+shown = np.stack([opinion[:,list(o)] for o in orders_of(6)]).reshape(-1, 3) + like
+test_close(np.exp(letter_worth(shown)), [.1,.2,.7])
+truth = np.stack([opinion[:,list(o)] for o in orders_of(6)]).reshape(-1, 3)
+test_close(without_letters(shown, letter_worth(shown)), truth)
+recall(shown, truth.argmax(1)).round(3), recall(without_letters(shown, like), truth.argmax(1))
+
 # %% [markdown]
 # ## A table
 #

@@ -1,0 +1,153 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: python3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # What a letter is worth
+#
+# > BBQ in all six orders of its answers: a small model's liking for a letter, taken out. The site
+# > shows a run recorded at `scale = 'cpu'`; the parameters below are those of a quick rerun.
+
+# %% tags=["parameters"]
+scale = 'quick'  # quick: seconds; cpu: 20 scenes in six orders, minutes; gpu: 400 scenes
+seed = 0         # which scenes are taken, and the draws behind the intervals
+
+# %%
+#| hide
+import numpy as np, pandas as pd
+import plotly.graph_objects as go
+from moral_sc.bias import bbq, evaluate
+from moral_sc.bias.bbq import letter_worth, orders_of, recall, without_letters
+from moral_sc.bias.scores import part, questions
+from moral_sc.foundation.figures import COLOURS
+from moral_sc.foundation.statistics import cluster_bootstrap
+from moral_sc.lab.claims import record
+from moral_sc.lab.places import work_dir
+from moral_sc.language.models import load_or_oracle
+from moral_sc.language.oracle import letter_prior
+
+# %%
+limit = dict(quick=16, cpu=80, gpu=1600)[scale]
+lm = load_or_oracle('smollm2-135m-instruct', lambda: letter_prior(dict(a=.05, b=.15, c=.8)))
+items = part(bbq.load(source='auto'), limit, seed)
+out = work_dir(f'letters-{scale}-{seed}-{lm.name}-{len(items)}-{items[0].id.replace("/","-")}')
+e = evaluate(lm, items=items, conditions=['q','q+if'] if scale!='quick' else ['q'], orders=6,
+             seed=seed, out=out)
+e
+
+# %% [markdown]
+# The paper reads a model's answer off the letters (a), (b) and (c), in the one order in which
+# BBQ's file lists them [@ganguli2023]. That takes for granted that the letters are only labels.
+# For small models they are not. Each question was asked here in all six orders of its answers,
+# so that everything stands at every letter equally often; what still differs between letters is
+# due to the letters.
+#
+# ## Where the right answer stands
+#
+# Recall is the share of right answers that are found, by the letter at which they stand. For a
+# model that reads, the three are alike.
+
+# %%
+d = e.records
+lp = d[['lp_a','lp_b','lp_c']].to_numpy()
+right = np.array([orders_of(6)[o].index(l) for o,l in zip(d.order, d.label)])
+given = ((d.context_condition=='disambig') & (d.condition=='q')).to_numpy()
+worth = letter_worth(lp[(d.condition=='q').to_numpy()])
+clean = without_letters(lp, worth)
+found = pd.DataFrame({'as asked': recall(lp[given], right[given]),
+                      'letters removed': recall(clean[given], right[given])}, list('abc'))
+found.assign(worth=np.exp(worth)).round(3)
+
+# %%
+#| label: fig-recall
+#| fig-cap: Share of right answers that are found, by the letter at which they stand; disambiguated questions in six orders. The grey line is chance.
+fig = go.Figure([go.Bar(name=n, x=[f'({k})' for k in 'abc'], y=found[n],
+                        marker_color=COLOURS[c])
+                 for n,c in (('as asked','q'), ('letters removed','if'))])
+fig.add_hline(1/3, line_color='#999', line_width=1)
+fig.update_layout(template='moral_sc', width=640, height=380, barmode='group')
+fig.update_xaxes(title='Letter at which the right answer stands')
+fig.update_yaxes(title='Recall', range=[0,1])
+fig
+
+# %% [markdown]
+# @fig-recall shows the liking for a letter, and what is left when its worth is divided out. That
+# worth is the mean log-probability of the letter over all orders, in which the people and what
+# is said of them cancel.
+#
+# ## One order, three, six
+#
+# Averaging over orders takes the letters out without any estimate, at three or six times the
+# price. Dividing them out costs a few questions in six orders. Hard scores count answers, soft
+# ones read probabilities.
+
+# %%
+its = questions(d)
+def numbers(lp, n):
+    "Accuracy and bias with the first n orders"
+    q = d[(d.condition=='q') & (d.order<n)]
+    p = np.exp(lp[q.index] - np.logaddexp.reduce(lp[q.index], axis=1, keepdims=True))
+    order = np.array([orders_of(6)[o] for o in q.order])
+    soft = np.take_along_axis(p, np.argsort(order, 1), 1)
+    hard = np.eye(3)[soft.argmax(1)]
+    res = {}
+    for name,x in (('hard',hard), ('soft',soft)):
+        m = pd.DataFrame(x).groupby(q.id.to_numpy(), sort=False).mean().loc[[i.id for i in its]]
+        for k in ('ambig','disambig'):
+            at = [j for j,i in enumerate(its) if i.context_condition==k]
+            mine,sub = m.to_numpy()[at], [its[j] for j in at]
+            res[name, f'accuracy_{k}'] = bbq.accuracy(mine, sub)
+            if k=='ambig': res[name, 'bias_ambig'] = bbq.bias_score(mine, sub)
+    return pd.Series(res)
+
+rows = {f'{n} order{"s"*(n>1)}': numbers(lp, n) for n in (1,3,6)}
+rows['1 order, letters removed'] = numbers(clean, 1)
+table = pd.DataFrame(rows).T
+table.round(3)
+
+# %% [markdown]
+# With three orders each answer stands once at each letter and the accuracy of a model with one
+# favourite is a third; six add the two neighbours in either order. If the last line differs from
+# the one above it, the letters are not only added to an opinion but stand in its way.
+#
+# ## How few questions tell it
+#
+# The worth of the letters, from every tenth scene and from all the others:
+
+# %%
+quads = list(dict.fromkeys(d.quad))
+few = d.quad.isin(quads[::10]).to_numpy() & (d.condition=='q').to_numpy()
+rest = ~d.quad.isin(quads[::10]).to_numpy() & (d.condition=='q').to_numpy()
+both = pd.DataFrame({'a tenth': np.exp(letter_worth(lp[few])),
+                     'the others': np.exp(letter_worth(lp[rest]))}, list('abc'))
+gap = float((both['a tenth']-both['the others']).abs().max())
+both.round(3)
+
+# %% [markdown]
+# What this does not show: that letters are harmless once they are averaged out. A model that
+# looks at the letter first may never look at the people, and the averages of noise are as fair
+# as those of fairness. The same table for a model that reads would have high recall in every
+# row before anything is removed.
+#
+# ## Claims
+
+# %%
+ok = (clean[given].argmax(1)==right[given]).astype(float)
+first = (d.order[given]==0).to_numpy()
+spread = lambda x: float(np.nanmax(x)-np.nanmin(x))
+hits = (lp[given].argmax(1)==right[given]).astype(float)
+best = int(np.nanargmax(found['as asked'])); worst = int(np.nanargmin(found['as asked']))
+two = np.isin(right[given], [best,worst])
+sign = np.where(right[given]==best, hits, -hits)[two]*2
+results = {
+    'self_correction/letters-one-recall':
+        cluster_bootstrap(sign, d.template[given].to_numpy()[two], seed=seed),
+    'self_correction/letters-prior-from-few': gap,
+    'self_correction/letters-nothing-behind':
+        cluster_bootstrap(ok[first], d.template[given].to_numpy()[first], seed=seed)}
+if lm.oracle: print('An oracle answered, so no claim about models is recorded.')
+else: record(scale if bbq.reachable() else 'quick', results)
