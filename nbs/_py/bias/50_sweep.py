@@ -31,7 +31,7 @@ import numpy as np, pandas as pd
 from moral_sc.bias.bbq import directions
 from moral_sc.bias.evaluation import _checked, evaluate
 from moral_sc.bias.scores import questions, shares
-from moral_sc.foundation.errors import ConfigError, DataError, ModelError
+from moral_sc.foundation.errors import ConfigError, DataError, ModelError, unknown
 from moral_sc.foundation.runs import content_key, provenance
 from moral_sc.foundation.statistics import Estimate, cluster_bootstrap
 from moral_sc.language.models import LM, load as load_model
@@ -130,6 +130,33 @@ test_eq([step_of(n) for n in ('step_7', 'main', 'global_step143000', 'v2-step3',
 with expect_fail(ConfigError, contains='named twice'): subjects(['pythia-70m']*2)
 with expect_fail(ConfigError, contains="did you mean 'pythia-70m'"): subjects('pythia-70')
 with expect_fail(ModelError, contains='holds neither'): subjects(tmp)
+
+
+# %% [markdown]
+# The aliases of `data/models.toml` make ladders: all sizes of a family, or all stages of one
+# size.
+
+# %%
+#| export
+def ladder(
+    *families:str,          # 'qwen2.5', 'olmo-2', ...
+    stages=None,            # 'instruct', ...; by default every one
+    at_most:float=np.inf,   # Parameters
+)->list:                    # Names, smallest first
+    "Models of some families that have a short name"
+    known = {a.family for a in aliases().values()}
+    for f in families:
+        if f not in known: raise ConfigError(unknown('family', f, sorted(known)))
+    fit = [a for a in aliases().values() if a.family in families and a.parameters<=at_most
+           and (stages is None or a.stage in stages)]
+    return [a.name for a in sorted(fit, key=lambda a: (families.index(a.family), a.parameters))]
+
+
+# %%
+ladder('qwen2.5', stages=['instruct'], at_most=2e9), ladder('olmo-2', at_most=2e9)
+
+# %%
+with expect_fail(ConfigError, contains="did you mean 'qwen3'"): ladder('qwen4')
 
 # %% [markdown]
 # ## One folder each
