@@ -28,9 +28,10 @@ from moral_sc.foundation.datasets import available, data_dir, fetch, read_jsonl
 from moral_sc.foundation.errors import ConfigError, unknown
 from moral_sc.foundation.runs import provenance
 from moral_sc.language.models import LM, load
-from moral_sc.language.sampling import follow, sample
+from moral_sc.language.sampling import sample
 from moral_sc.language.scoring import option_logprobs
 from moral_sc.bias import bbq
+from moral_sc.bias.admissions import applicants, table
 from moral_sc.bias.asking import STOP
 from moral_sc.bias.conditions import build
 from moral_sc.bias.scores import part
@@ -237,29 +238,30 @@ def half(s)->LM:
 
 
 # %% [markdown]
-# The admissions question is about each of 21,791 students, once as a Black and once as a white
-# person. Their 1,944 different profiles say the same, each counted as often as it occurs. Time
-# is measured on a part of either list and scaled to the whole.
+# The admissions question is about each student of a law school's table, once as white and once as
+# Black. [The profiles](44_admissions.ipynb) are far fewer, and say the same if each is counted as
+# often as it occurs. Time is measured on a part of either list and scaled to the whole.
 
 # %%
 #| export
-def students(s=None)->list: # (sex, lsat, gpa) of each
-    "The law school's table, in its order"
-    if not available('law/law_data'):
-        rng = np.random.default_rng(0)
-        return [(int(a), float(b), c/10) for a,b,c in
-                zip(rng.integers(1, 3, 400), rng.integers(30, 45, 400),
-                    rng.integers(25, 40, 400))]
-    d = pd.read_csv(fetch('law/law_data'))
-    return list(zip(d.sex, d.LSAT, d.UGPA))
+def profiles(s=None)->list: # Pairs: white and Black
+    "Every profile of the law school's table, or of ours where that is out of reach"
+    return _pairs(_table())
 
-def profiles(s=None)->list: return sorted(set(students()))
+def students(s=None)->list:
+    "The pair of each student, in the table's order"
+    d = _table()
+    at = {(a.sex, a.lsat, a.gpa): (a,b) for a,b in _pairs(d)}
+    return [at[k] for k in zip(d.sex, d.lsat, d.gpa)]
 
-def admitted(lm, people)->list:
-    "Two prompts a person"
-    return [build(lm, 'admissions', 'q', dict(race=race, sex=('female','male')[int(sex)-1],
-                                              lsat=f'{lsat:g}', gpa=f'{gpa:g}'))
-            for sex,lsat,gpa in people for race in ('Black','white')]
+def _table(): return table('law' if available('law/law_data') else 'ours')
+
+def _pairs(d):
+    a = applicants(d)
+    return list(zip(a[::2], a[1::2]))
+
+def admitted(lm, pairs)->list: # Of `Prompt`
+    return [build(lm, 'admissions', 'q', a.fields) for pair in pairs for a in pair]
 
 def each_student(s, people, size):
     "One by one: their side"
@@ -310,11 +312,10 @@ def _cot(new=256):
         def go():
             f = fields(scenes)
             first = [build(s.lm, 'bbq', condition, x) for x in f]
-            said = sample(s.lm, first, new, stop=STOP, batch=size)
-            full = [build(s.lm, 'bbq', condition, x, t.text).text for x,t in zip(f, said)]
-            then = [follow(s.lm, p, t, x[len(p.text+t.text):])
-                    for p,t,x in zip(first, said, full)]
-            return dict(lp=option_logprobs(s.lm, then, letters),
+            turn = build(s.lm, 'bbq', condition, f[0], '').text[len(first[0].text):]
+            said = sample(s.lm, first, new, stop=STOP, batch=size,
+                          after=[(turn, letters)]*len(f))
+            return dict(lp=np.array([t.after for t in said]),
                         wrote=np.mean([len(t.ids) for t in said]))
         return go
     return theirs,ours
@@ -347,27 +348,30 @@ class Row:
     like:bool = True    # Both sides answer the same questions
     units:tuple = None  # What each side has to do in all, called with the setting
     needs:tuple = ()    # 'lm_eval', 'bbq', 'bfloat16', 'cuda'
-    weight:float = 1.   # Share of the time
     most:int = 8        # Units in a turn
+    least:int = 2
+    probe:int = 2       # Units on which the batch size is chosen
+    turns:int = 5       # At most
+    one:bool = True     # Measured with one thread as well
 
 _lm_eval,_with = 'lm-evaluation-harness', ('q','q+if')
-_harness = dict(needs=('lm_eval',))
+_harness,_long = dict(needs=('lm_eval',)),dict(probe=1, most=2, turns=3, one=False)
 rows = {
     'task': Row(f'{_lm_eval}, its bbq task, Q', own_task, asked(), 15, 25, like=False,
-                needs=('lm_eval','bbq'), sizes=((4,16), (1024,4096)), weight=2, most=2),
+                needs=('lm_eval','bbq'), sizes=((4,16), (1024,4096)), **_long),
     'letters': Row(f'{_lm_eval}, letters, Q', asked_by_harness(), asked(), 1.9, 3,
                    **_harness),
     'both': Row(f'{_lm_eval}, letters, Q and Q+IF', asked_by_harness(_with), asked(_with),
                 3, 3.5, **_harness),
     'orders': Row(f'{_lm_eval}, letters, Q and Q+IF in 3 orders',
-                  asked_by_harness(_with, 3), asked(_with, 3), 4, 5, most=4, **_harness),
+                  asked_by_harness(_with, 3), asked(_with, 3), 4, 5, **_harness, **_long),
     'bfloat16': Row('ours in float32', asked(), asked(lm=half), 1.5, 2,
-                    sizes=((1024,4096), (1024,4096)), needs=('bfloat16',), weight=.7),
+                    sizes=((1024,4096), (1024,4096)), needs=('bfloat16',)),
     'admissions': Row('transformers, student by student', each_student, each_profile,
                       19, 25, sizes=((1,4,16), (2048,8192)), like=False, most=400,
                       units=(students, profiles)),
     'reasoning': Row('generate, and all read again', *_cot(), 2, 5, like=False,
-                     sizes=((16,32), (16,32)), weight=3),
+                     sizes=((24,), (12,)), least=6, probe=1, turns=3, one=False),
     'h100': Row(f'{_lm_eval}, letters, a model of 7B on an H100', asked_by_harness(),
                 asked(), 3, 5, needs=('lm_eval','cuda')),
 }
@@ -405,7 +409,6 @@ def _clock(go):
 
 def _best(side, s, units, sizes):
     "Batch size with the least time, and that time"
-    side(s, units[:1], sizes[0])()
     took = {n: _clock(side(s, units, n))[0] for n in sizes}
     n = min(took, key=took.get)
     return n,took[n]
@@ -424,18 +427,17 @@ def _span(x, scale=1.):
 
 def measure(
     row:Row, s:Setting,
-    seconds=45.,  # What it may take, about
+    seconds=40.,  # What it may take, about
     repeats=5,
 )->dict:
     "One row, with the threads as they are"
     whole = [u(s) for u in row.units] if row.units else [s.scenes]*2
-    two,sides = [w[:2] for w in whole],(row.theirs, row.ours)
-    chosen = [_best(f, s, u, z) for f,u,z in zip(sides, two, row.sizes)]
-    turn = seconds*row.weight*.7/repeats
-    n = [int(np.clip(turn*share/(t/2), 2, row.most)) for (_,t),share in
-         zip(chosen, (.75,.25))]
-    if not row.units: n = [min(int(np.clip(turn/sum(t/2 for _,t in chosen), 2, row.most)),
-                               len(s.scenes))]*2
+    few,sides = [w[:row.probe] for w in whole],(row.theirs, row.ours)
+    repeats = min(repeats, row.turns)
+    chosen = [_best(f, s, u, z) for f,u,z in zip(sides, few, row.sizes)]
+    each,turn = [t/row.probe for _,t in chosen],seconds*.7/repeats # Of a unit, of a turn
+    share = (turn*.75/each[0],turn*.25/each[1]) if row.units else [turn/sum(each)]*2
+    n = [int(np.clip(k, row.least, min(row.most, len(w)))) for k,w in zip(share, whole)]
     runs = [f(s, w[:k], size) for f,w,k,(size,_) in zip(sides, whole, n, chosen)]
     times,last = [],None
     for _ in range(repeats):
@@ -458,8 +460,8 @@ found['units'], found['ratio'], found['cpu_ratio']
 # %% [markdown]
 # ## The table
 #
-# `bench` is what the command `moral_sc bench scoring` runs: every row with one thread, and again
-# with all.
+# `bench` is what the command `moral_sc bench scoring` runs: every row with all threads, and
+# those that do not take long with one as well.
 
 # %%
 #| export
@@ -486,7 +488,7 @@ def bench(
     repeats=5,      # Turns of each side
     threads=None,   # Of both sides; None: one, then as many as there are
     device='cpu',   # Or 'cuda'
-    seconds=45.,    # For a row with so many threads, on average
+    seconds=40.,    # For a row and number of threads, about; heavy rows take longer
     model='smollm2-135m-instruct', # Or an `LM`
     out=None,       # JSON file to write
     said=lambda name: None, # Called before each row, for a progress line
@@ -497,11 +499,12 @@ def bench(
     counts = [threads] if threads else sorted({1, torch.get_num_threads()})
     s = setting(load(model, device=device) if isinstance(model, (str,Path)) else model)
     record = dict(provenance=_machine(device, counts), model=repr(s.lm), rows={})
+    asked()(s, s.scenes[:1], 1024)() # Warm
     for name in names:
         said(name)
         why = missing(rows[name], s)
         record['rows'][name] = dict(skipped=why) if why else {}
-        for n in () if why else counts:
+        for n in () if why else counts if rows[name].one else counts[-1:]:
             with _on(n): found = measure(rows[name], s, seconds, repeats)
             record['rows'][name][str(n)] = found
     record['provenance']['end'] = datetime.now(UTC).isoformat(timespec='seconds')
@@ -512,7 +515,8 @@ def frame(record:dict)->pd.DataFrame: # One line a row and number of threads
     "A record of `bench` as a table"
     span = lambda d: f"{d['mid']:.3g} [{d['low']:.3g}, {d['high']:.3g}]"
     return pd.DataFrame([dict(against=rows[k].against, threads=int(n),
-        theirs_s=span(r['theirs']), ours_s=span(r['ours']), ratio=span(r['ratio']), cpu_ratio=span(r['cpu_ratio']),
+        theirs_s=span(r['theirs']), ours_s=span(r['ours']), ratio=span(r['ratio']),
+        cpu_ratio=span(r['cpu_ratio']),
         same=f"{r['same']:.0%} of {r['answers']}" if 'same' in r else '',
         sizes=' / '.join(map(str, r['sizes'])))
         for k,found in record['rows'].items() for n,r in found.items() if n!='skipped'])
@@ -560,6 +564,6 @@ def comparison(**records)->pd.DataFrame: # kind -> record; without any, the offi
 
 
 # %%
-table = comparison(cpu=kept)
-test_eq(table.ratio.iloc[-1], 'not yet measured')
-table
+found = comparison(cpu=kept)
+test_eq(found.ratio.iloc[-1], 'not yet measured')
+found
