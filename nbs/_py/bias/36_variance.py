@@ -391,7 +391,8 @@ def plot_wordings(
         fig.add_scatter(x=[g.mean()]*2, y=[n-.4,n+.4], mode='lines', showlegend=False,
                         line=dict(color=colour, width=1.5), hoverinfo='skip')
     names = [style(c)[0] for c in dict.fromkeys(scores.index.get_level_values(0))][::-1]
-    fig.update_yaxes(tickvals=list(range(len(names))), ticktext=names, showgrid=False)
+    fig.update_yaxes(tickvals=list(range(len(names))), ticktext=names, showgrid=False,
+                     zeroline=False)
     fig.update_xaxes(title_text=title, showgrid=True, zeroline=zero)
     return fig
 
