@@ -366,7 +366,8 @@ def read(
     kept,owner = merge(rows)
     todo,done = [{} for _ in kept], 0
     for k,(i,t) in enumerate(reads): todo[owner[i]].setdefault(t, []).append(k)
-    plan,run = engines[pick(lm, kept, engine)]
+    kept,todo = zip(*[(r,d) for r,d in zip(kept, todo) if d]) if reads else ((), ())
+    plan,run = engines[pick(lm, kept, engine)] if kept else engines['rows']
     def once(groups):
         at = [(g,k,t) for g,b in enumerate(groups) for k,i in enumerate(b) for t in todo[i]]
         return [todo[groups[g][k]][t] for g,k,t in at], \
