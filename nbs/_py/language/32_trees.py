@@ -575,6 +575,7 @@ def held(key):
     status = Path('/proc/self/status').read_text()
     return int(re.search(key+r':\s+(\d+)', status)[1])*1024
 
+grown = None
 if names and os.access('/proc/self/clear_refs', os.W_OK):
     ends(full, few, 'tree')
     Path('/proc/self/clear_refs').write_text('5')
@@ -582,4 +583,4 @@ if names and os.access('/proc/self/clear_refs', os.W_OK):
     ends(full, texts, 'tree', 16384)
     grown = (held('VmHWM')-before)/weigh(full)
     assert grown<.25
-f'{grown:.0%} of the weights' if names else 'left out'
+f'{grown:.0%} of the weights' if grown is not None else 'left out'
