@@ -21,13 +21,20 @@
 #
 # | page | what it is for |
 # | --- | --- |
-# | [Conditions](10_conditions.ipynb) | every word that a model is asked, as data |
+# | [Conditions](10_conditions.ipynb) | every word that a model is asked, as data; each request in nine wordings |
 # | [Questions of BBQ](20_items.ipynb) | read, check, and find the stereotyped answer |
 # | [Everyday scenes](22_everyday.ipynb) | our own questions, for when nothing can be downloaded |
+# | [Slips](23_errata.ipynb), [fresh questions](24_fresh.ipynb) | known errors of the files; new questions from the authors' templates |
 # | [BBQ's bias score](25_bbq.ipynb) | the score, proved on models whose answer is known |
-# | [Asking](28_asking.ipynb) | which questions a budget buys, and answers kept on disk |
-# | [Evaluating a model](30_evaluation.ipynb) | one call, with clustered intervals |
-# | [Figures of bias](60_plots.ipynb) | scores, differences, letters |
+# | [Benchmarks](26_benchmarks.ipynb) | what one has to say for itself, so that `evaluate` can drive it |
+# | [Scores with intervals](27_scores.ipynb) | by condition and category, drawing templates |
+# | [Asking](28_asking.ipynb), [evaluating](30_evaluation.ipynb) | one call; answers kept on disk, never asked twice |
+# | [Power](34_power.ipynb), [variance](36_variance.ipynb) | what a run could have seen; what wording accounts for |
+# | [Winogender](40_winogender.ipynb), [admissions](44_admissions.ipynb), [discrim-eval](48_discrim_eval.ipynb) | the other benchmarks |
+# | [Sweep](50_sweep.ipynb) | many models and training steps, one table |
+# | [Logs of other tools](56_logs.ipynb), [viewer](70_viewer.ipynb) | their scores recomputed; single answers on an offline page |
+# | [Figures of bias](60_plots.ipynb), [over size and steps](62_curves.ipynb), [occupations](64_occupations.ipynb) | the pictures |
+# | [Speed](80_bench.ipynb) | scoring beside what one would otherwise run |
 
 # %%
 #| export

@@ -17,8 +17,9 @@
 # %% [markdown]
 # Nothing above this room touches transformers, and nothing here knows of bias or constitutions.
 # A model has a [name](05_weights.ipynb) and is [loaded](10_models.ipynb); a conversation becomes
-# [token ids](20_chat.ipynb); options are [scored](30_scoring.ipynb) or answers
-# [sampled](40_sampling.ipynb); and all of it is proved on [oracles](50_oracle.ipynb), models
+# [token ids](20_chat.ipynb); options are [scored](30_scoring.ipynb), what prompts share being
+# [read once](32_trees.ipynb), or answers [sampled](40_sampling.ipynb); a model may also be
+# [behind an API](60_remote.ipynb); and all of it is proved on [oracles](50_oracle.ipynb), models
 # whose answers are known.
 
 # %%
