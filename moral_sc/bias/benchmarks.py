@@ -35,7 +35,8 @@ class Benchmark:
 PLACES = { # name: module and constant
     'bbq':'scores.BBQ', 'bbq-like':'scores.BBQ_LIKE', 'winogender':'winogender.WINOGENDER',
     'winogender-like':'winogender.WINOGENDER_LIKE',
-    'admissions':'admissions.ADMISSIONS', 'discrim-eval':'discrim_eval.DISCRIM_EVAL'}
+    'admissions':'admissions.ADMISSIONS', 'admissions-cases':'admissions.ADMISSIONS_CASES',
+    'discrim-eval':'discrim_eval.DISCRIM_EVAL'}
 
 def benchmark(
     name,       # Of `PLACES`, or a `Benchmark` of your own

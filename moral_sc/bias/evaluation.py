@@ -7,6 +7,7 @@ __all__ = ['Evaluation', 'evaluate']
 
 # %% ../../nbs/bias/30_evaluation.ipynb #57ff3035
 import json, tempfile, warnings
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from .asking import answer, ask, identity, orders as orders_for, reason, tidy
 from .benchmarks import Benchmark, benchmark, probabilities
 from .conditions import two_stage
 from .items import stratified
-from ..foundation.errors import ConfigError
+from ..foundation.errors import ConfigError, DataError
 from ..foundation.runs import content_key, open_run
 from ..language.models import load as load_model
 
@@ -96,9 +97,11 @@ def evaluate(
 )->Evaluation:
     "Ask a model every question under every condition"
     bs,asked = _checked(benchmarks, conditions, orders)
+    if samples<1: raise ConfigError(f'samples is {samples}: give 1 or more.')
     if isinstance(lm, (str,Path)): lm = load_model(lm)
     found = _found(bs, items, limit, seed, dict(categories=categories) if categories else {})
     if items is not None: bs,found,asked = _yours(bs, found, asked)
+    for n,its in found.items(): _unlike(n, [bs[n].facts(i)['id'] for i in its])
     how = dict(orders=orders, mode=mode, seed=seed, samples=samples)
     config = dict(model=identity(lm), limit=limit, conditions=asked, **how,
                   **{k:v for k,v in kw.items() if k not in ('portion','max_tokens')},
@@ -114,6 +117,12 @@ def evaluate(
 def _yours(bs, found, asked):
     (n,b),mine = next(iter(bs.items())), 'yours'
     return {mine:replace(b, name=mine)}, {mine:found[n]}, {mine:asked[n]}
+
+def _unlike(name, ids):
+    "Refuse no questions, or two of one id"
+    if not ids: raise DataError(f'There are no questions of {name} to ask.')
+    for i,n in Counter(ids).items():
+        if n>1: raise DataError(f'{name} has {n} questions {i!r}: give each an id of its own.')
 
 def _digest(b, items):
     return content_key(items=[[b.fields(i), b.options(i), b.facts(i)] for i in items])

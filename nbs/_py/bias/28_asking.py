@@ -239,7 +239,7 @@ def reason(
     many = [replace(q, n=n) for n in range(samples) for q in questions]
     first = {(q.key, q.n):q.prompt for q in many}
     keys = [content_key(first=k, n=n, seed=seed, new=max_new_tokens) for k,n in first]
-    write = lm.sample if remote(lm) else partial(sample, lm)
+    write = getattr(lm, 'sample', None) or partial(sample, lm) # Of its own, if it has one
     wrote = write(list(first.values()), max_new_tokens=max_new_tokens, stop=STOP,
                   temperature=temperature, seed=seed, keys=keys, run=run, progress=progress)
     said,who = dict(zip(first, wrote)), identity(lm)

@@ -22,6 +22,7 @@
 # %%
 #| export
 import json, tempfile, warnings
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -31,7 +32,7 @@ from moral_sc.bias.asking import answer, ask, identity, orders as orders_for, re
 from moral_sc.bias.benchmarks import Benchmark, benchmark, probabilities
 from moral_sc.bias.conditions import two_stage
 from moral_sc.bias.items import stratified
-from moral_sc.foundation.errors import ConfigError
+from moral_sc.foundation.errors import ConfigError, DataError
 from moral_sc.foundation.runs import content_key, open_run
 from moral_sc.language.models import load as load_model
 
@@ -135,9 +136,11 @@ def evaluate(
 )->Evaluation:
     "Ask a model every question under every condition"
     bs,asked = _checked(benchmarks, conditions, orders)
+    if samples<1: raise ConfigError(f'samples is {samples}: give 1 or more.')
     if isinstance(lm, (str,Path)): lm = load_model(lm)
     found = _found(bs, items, limit, seed, dict(categories=categories) if categories else {})
     if items is not None: bs,found,asked = _yours(bs, found, asked)
+    for n,its in found.items(): _unlike(n, [bs[n].facts(i)['id'] for i in its])
     how = dict(orders=orders, mode=mode, seed=seed, samples=samples)
     config = dict(model=identity(lm), limit=limit, conditions=asked, **how,
                   **{k:v for k,v in kw.items() if k not in ('portion','max_tokens')},
@@ -155,6 +158,12 @@ def evaluate(
 def _yours(bs, found, asked):
     (n,b),mine = next(iter(bs.items())), 'yours'
     return {mine:replace(b, name=mine)}, {mine:found[n]}, {mine:asked[n]}
+
+def _unlike(name, ids):
+    "Refuse no questions, or two of one id"
+    if not ids: raise DataError(f'There are no questions of {name} to ask.')
+    for i,n in Counter(ids).items():
+        if n>1: raise DataError(f'{name} has {n} questions {i!r}: give each an id of its own.')
 
 def _digest(b, items):
     return content_key(items=[[b.fields(i), b.options(i), b.facts(i)] for i in items])
@@ -330,3 +339,6 @@ with expect_fail(ConfigError, contains='known are: q, q+anti'):
     evaluate(lm, conditions=['match'])
 with expect_fail(ConfigError, contains="no condition of bbq 'q+match'"):
     evaluate(lm, conditions=['q+match'])
+with expect_fail(DataError, contains='give each an id of its own'): evaluate(lm, items=few[:4]*2)
+with expect_fail(DataError, contains='no questions'): evaluate(lm, items=[])
+with expect_fail(ConfigError, contains='samples is 0'): evaluate(lm, items=few[:4], samples=0)

@@ -56,6 +56,7 @@ class Source:
     blob:str = ''    # Git blob id, where the file was at hand to compute it
     sha256:str = ''  # Used instead of `blob` for git LFS and files known by hash only
     lfs:bool = False # Large files live on another host of the same name
+    hub:bool = False # A data set on the Hugging Face hub
     licence:str = '' # As the repository states it
     note:str = ''    # What it is
 
@@ -217,15 +218,19 @@ def _mirrored(src):
 #| export
 def url(
     src:Source, # What to fetch
-)->str:         # Its address on GitHub, or on `$MORAL_SC_HOST`
+)->str:         # Its address on GitHub or the hub, or on `$MORAL_SC_HOST`
     "The address of a file at its commit"
+    own = os.environ.get('MORAL_SC_HOST')
+    if src.hub and not own:
+        where = f'{src.repo}/resolve/{src.commit}/{src.path}'
+        return f'https://huggingface.co/datasets/{quote(where)}'
     host = 'media.githubusercontent.com/media' if src.lfs else 'raw.githubusercontent.com'
-    root = os.environ.get('MORAL_SC_HOST') or f'https://{host}'
-    return f'{root}/{quote(src.where.as_posix())}'
+    return f'{own or "https://"+host}/{quote(src.where.as_posix())}'
 
 
 # %%
-print(url(source('bbq/templates/Age')), url(source('hh-rlhf/helpful-base/test')), sep='\n')
+for k in ('bbq/templates/Age', 'hh-rlhf/helpful-base/test', 'discrim/explicit'):
+    print(url(source(k)))
 
 
 # %% [markdown]
