@@ -533,3 +533,42 @@ with expect_fail(ConfigError, contains='not for both at once'):
 with expect_fail(DataError, contains='3 answers to 2'): accuracy([0,1,2], ours[:2])
 with expect_fail(DataError, contains='got 7'): accuracy([0,7], ours[:2])
 with expect_fail(ConfigError, contains='use 1'): orders_of(2)
+
+# %% [markdown]
+# ## The whole path
+#
+# The table above tests the formula. A model is asked in words and answers with logits, so the
+# same oracles now stand in as [respondents](28_asking.ipynb): real models to the code, that read
+# a prompt's tokens and put their probability on a letter. What comes out at the other end, as
+# smallest and largest score over categories:
+
+# %%
+from moral_sc.bias.asking import respondent
+from moral_sc.bias.evaluation import evaluate
+
+def onehot(k): return [float(j==k) for j in range(3)]
+rules = {name: lambda i, told, f=f: onehot(f(i)) for name,f in oracles.items()
+         if name!='always (a)'} | {'all alike': lambda i, told: [1/3]*3}
+
+def through(items):
+    "Smallest and largest score of each oracle over categories, from prompts to numbers"
+    out = {}
+    for name,rule in rules.items():
+        m = evaluate(respondent(rule, items, name), items=items, conditions='q').metrics
+        m = m[m.metric.isin(['bias_ambig','bias_disambig']) & (m.category!=OVERALL)]
+        out[name] = m.groupby('metric').value.agg(['min','max']).stack()
+    return pd.DataFrame(out).T
+
+few = stratified([i for i in twin if i.biased is not None], 176)
+far = through(few)
+len({i.category for i in few}), far.round(6)
+
+# %%
+near = through(stratified(real, 160)) if real else far
+for t in (far, near):
+    for name,want in {'always biased':1, 'always counter':-1, 'blind to polarity':0,
+                      'all alike':0}.items():
+        test_close(t.loc[name].to_numpy(float), want, eps=1e-6)
+    sure = t.loc[['always unknown','always right'], 'bias_ambig']
+    test_close(sure.to_numpy(float), 0)
+near.round(6)
