@@ -26,7 +26,7 @@ from . import bbq
 from .admissions import applicants, table
 from .asking import STOP
 from .conditions import build
-from .scores import part
+from .items import stratified
 
 # %% ../../nbs/bias/80_bench.ipynb #fd7f6291
 @dataclass
@@ -41,7 +41,7 @@ def setting(lm, n=64, seed=0)->Setting: # n: questions at most
     "A model and questions for it"
     lm = load(lm) if isinstance(lm, (str,Path)) else lm
     items = bbq.load() if bbq.reachable() else bbq.load(source='ours')
-    scenes = list(bbq.by_quad(part(items, n, seed)).values())
+    scenes = list(bbq.by_quad(stratified(items, n, seed)).values())
     order = np.random.default_rng(seed).permutation(len(scenes))
     return Setting(lm, [scenes[i] for i in order], bool(bbq.reachable()))
 

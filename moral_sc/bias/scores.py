@@ -14,7 +14,7 @@ import numpy as np, pandas as pd
 from . import bbq
 from .bbq import directions, disambiguated_score, orders_of, reorder
 from .benchmarks import Benchmark
-from .items import stratified, stratified as part
+from .items import stratified
 from ..foundation.statistics import Estimate, cluster_bootstrap, paired_difference
 
 # %% ../../nbs/bias/27_scores.ipynb #161a79fe

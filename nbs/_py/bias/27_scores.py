@@ -28,7 +28,7 @@ import numpy as np, pandas as pd
 from moral_sc.bias import bbq
 from moral_sc.bias.bbq import directions, disambiguated_score, orders_of, reorder
 from moral_sc.bias.benchmarks import Benchmark
-from moral_sc.bias.items import stratified, stratified as part
+from moral_sc.bias.items import stratified
 from moral_sc.foundation.statistics import Estimate, cluster_bootstrap, paired_difference
 
 # %%

@@ -43,11 +43,11 @@ from html.parser import HTMLParser
 from fastcore.test import *
 from moral_sc.bias import bbq, evaluate
 from moral_sc.bias.asking import respondent
-from moral_sc.bias.scores import part
+from moral_sc.bias.items import stratified
 from moral_sc.bias.sweep import sweep
 
 tmp = Path(tempfile.mkdtemp())
-few = part(bbq.load(source='ours'), 32)
+few = stratified(bbq.load(source='ours'), 32)
 
 
 # %% [markdown]

@@ -34,7 +34,7 @@ from moral_sc.bias import bbq
 from moral_sc.bias.admissions import applicants, table
 from moral_sc.bias.asking import STOP
 from moral_sc.bias.conditions import build
-from moral_sc.bias.scores import part
+from moral_sc.bias.items import stratified
 
 # %%
 #| hide
@@ -70,7 +70,7 @@ def setting(lm, n=64, seed=0)->Setting: # n: questions at most
     "A model and questions for it"
     lm = load(lm) if isinstance(lm, (str,Path)) else lm
     items = bbq.load() if bbq.reachable() else bbq.load(source='ours')
-    scenes = list(bbq.by_quad(part(items, n, seed)).values())
+    scenes = list(bbq.by_quad(stratified(items, n, seed)).values())
     order = np.random.default_rng(seed).permutation(len(scenes))
     return Setting(lm, [scenes[i] for i in order], bool(bbq.reachable()))
 

@@ -22,7 +22,8 @@ import numpy as np, pandas as pd
 import plotly.graph_objects as go
 from moral_sc.bias import bbq, evaluate
 from moral_sc.bias.bbq import letter_worth, orders_of, recall, without_letters
-from moral_sc.bias.scores import part, questions
+from moral_sc.bias.items import stratified
+from moral_sc.bias.scores import questions
 from moral_sc.foundation.figures import COLOURS
 from moral_sc.foundation.statistics import cluster_bootstrap
 from moral_sc.lab.claims import record
@@ -33,7 +34,7 @@ from moral_sc.language.oracle import letter_prior
 # %%
 limit = dict(quick=16, cpu=80, gpu=1600)[scale]
 lm = load_or_oracle('smollm2-135m-instruct', lambda: letter_prior(dict(a=.05, b=.15, c=.8)))
-items = part(bbq.load(source='auto'), limit, seed)
+items = stratified(bbq.load(source='auto'), limit, seed)
 out = work_dir(f'letters-{scale}-{seed}-{lm.name}-{len(items)}-{items[0].id.replace("/","-")}')
 e = evaluate(lm, items=items, conditions=['q','q+if'] if scale!='quick' else ['q'], orders=6,
              seed=seed, out=out)
