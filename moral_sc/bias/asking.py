@@ -147,18 +147,29 @@ def reason(
 )->list:                   # Each question once a sample, at its second stage
     "Let the model write, then ask for the answer"
     many = [replace(q, n=n) for n in range(samples) for q in questions]
-    first = {(q.key, q.n):q.prompt for q in many}
+    many_of = {(q.key, q.n):q for q in many} # The same question asked twice is asked once
+    first = {k:q.prompt for k,q in many_of.items()}
     keys = [content_key(first=k, n=n, seed=seed, new=max_new_tokens) for k,n in first]
     write = getattr(lm, 'sample', None) or partial(sample, lm) # Of its own, if it has one
-    wrote = write(list(first.values()), max_new_tokens=max_new_tokens, stop=STOP,
-                  temperature=temperature, seed=seed, keys=keys, run=run, progress=progress)
+    kw = {}
+    if mode=='plain' and not hasattr(lm, 'sample'): # Stage 2 from the cache of stage 1
+        kw = dict(after=[(_turn(lm, b, q), q.options) for q in many_of.values()])
+    wrote = write(list(first.values()), max_new_tokens=max_new_tokens, stop=STOP, seed=seed,
+                  temperature=temperature, keys=keys, run=run, progress=progress, **kw)
     said,who = dict(zip(first, wrote)), identity(lm)
     for q in many:
         s = said[q.key, q.n]
         full = build(lm, b.stimuli, q.condition, b.fields(q.shown), sample=s.text, mode=mode)
         q.prompt,q.sample = _after(lm, q.prompt, s, full), s
         q.key = key(who, q.prompt, q.options)
+    there = {q.key:dict(zip(b.answers, q.sample.after)) for q in many if q.sample.after}
+    run.put_many([(k, there[k]) for k in run.missing(there)])
     return many
+
+def _turn(lm, b, q):
+    "What follows the thought, up to the answer"
+    whole = build(lm, b.stimuli, q.condition, b.fields(q.shown), sample='').text
+    return whole[len(q.prompt.text):]
 
 def _after(lm, p, s, full):
     "The second stage with the sampled tokens as they are, unless a template rewrote them"

@@ -335,15 +335,17 @@ def sample(
     pick = _picker(temperature, top_p, logprobs)
     flow = _together if roomy(lm) is None else _flow
     sizes = [len(p.ids)+max_new_tokens for p in ps]
-    for g in batches(sizes, 4*max_tokens, 4*batch):
-        if any(res[i] is None for i in g):
-            u = [noise(seed, keys[i], max_new_tokens) for i in g]
-            rows = [_Row(lm, ps[i], v, stop, eos, after[i]) for i,v in zip(g, u)]
-            flow(lm, rows, min(batch, max(1, max_tokens//sizes[g[0]])), pick)
-            for i,r in zip(g, rows): res[i] = res[i] or r.sample(seed)
-            if run is not None:
-                run.put_many([(names[i], _pack(keys[i], res[i])) for i in g])
+    groups = batches(sizes, 4*max_tokens, 4*batch)
+    todo = range(len(groups)) if run is None else run.blocks([[names[i] for i in g] for g in groups])
+    for n in todo:
+        g = groups[n]
+        u = [noise(seed, keys[i], max_new_tokens) for i in g]
+        rows = [_Row(lm, ps[i], v, stop, eos, after[i]) for i,v in zip(g, u)]
+        flow(lm, rows, min(batch, max(1, max_tokens//sizes[g[0]])), pick)
+        for i,r in zip(g, rows): res[i] = res[i] or r.sample(seed)
+        if run is not None: run.put_many([(names[i], _pack(keys[i], res[i])) for i in g])
         if progress: progress(sum(s is not None for s in res), len(res))
+    if run is not None: res = [_unpack(run.get(n)) for n in names] # Some may be another process's
     return res
 
 # %% ../../nbs/language/40_sampling.ipynb #708436de
