@@ -13,7 +13,7 @@
 # > shows a run recorded at `scale = 'cpu'`; the parameters below are those of a quick rerun.
 
 # %% tags=["parameters"]
-scale = 'quick'  # quick: seconds; cpu: 20 scenes in six orders, minutes; gpu: 400 scenes
+scale = 'quick'  # quick: seconds; cpu: 40 scenes in six orders, minutes; gpu: 400 scenes
 seed = 0         # which scenes are taken, and the draws behind the intervals
 
 # %%
@@ -32,12 +32,11 @@ from moral_sc.language.models import load_or_oracle
 from moral_sc.language.oracle import letter_prior
 
 # %%
-limit = dict(quick=16, cpu=80, gpu=1600)[scale]
+limit = dict(quick=16, cpu=160, gpu=1600)[scale]
 lm = load_or_oracle('smollm2-135m-instruct', lambda: letter_prior(dict(a=.05, b=.15, c=.8)))
 items = stratified(bbq.load(source='auto'), limit, seed)
 out = work_dir(f'letters-{scale}-{seed}-{lm.name}-{len(items)}-{items[0].id.replace("/","-")}')
-e = evaluate(lm, items=items, conditions=['q','q+if'] if scale!='quick' else ['q'], orders=6,
-             seed=seed, out=out)
+e = evaluate(lm, items=items, conditions=['q'], orders=6, seed=seed, out=out)
 e
 
 # %% [markdown]
