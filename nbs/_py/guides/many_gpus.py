@@ -89,8 +89,7 @@ whole
 # folder share its questions, [block by block](../foundation/20_runs.ipynb); each loads the model onto its own
 # GPU, and each ends with the whole table. A process that comes to the end of its blocks takes over
 # what is missing of the others', so none waits and none is missed if it dies. What a model writes
-# before it answers is the exception: that is kept in the same folder and not yet shared, so
-# each process may write it once more.
+# before it answers is shared in the same way.
 
 # %%
 script = '''
