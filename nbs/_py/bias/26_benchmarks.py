@@ -62,7 +62,8 @@ class Benchmark:
 # %%
 #| export
 PLACES = { # name: module and constant
-    'bbq':'scores.BBQ', 'bbq-like':'scores.BBQ_LIKE', 'winogender':'winogender.WINOGENDER',
+    'bbq':'scores.BBQ', 'bbq-like':'scores.BBQ_LIKE', 'bbq-strings':'strings.BBQ_STRINGS',
+    'winogender':'winogender.WINOGENDER',
     'winogender-like':'winogender.WINOGENDER_LIKE',
     'admissions':'admissions.ADMISSIONS', 'admissions-cases':'admissions.ADMISSIONS_CASES',
     'discrim-eval':'discrim_eval.DISCRIM_EVAL'}

@@ -24,6 +24,7 @@
 # | [Conditions](10_conditions.ipynb) | every word that a model is asked, as data; each request in nine wordings |
 # | [Questions of BBQ](20_items.ipynb) | read, check, and find the stereotyped answer |
 # | [Everyday scenes](22_everyday.ipynb) | our own questions, for when nothing can be downloaded |
+# | [Full answers](32_strings.ipynb) | BBQ without letters: the answers' own probabilities |
 # | [Slips](23_errata.ipynb), [fresh questions](24_fresh.ipynb) | known errors of the files; new questions from the authors' templates |
 # | [BBQ's bias score](25_bbq.ipynb) | the score, proved on models whose answer is known |
 # | [Benchmarks](26_benchmarks.ipynb) | what one has to say for itself, so that `evaluate` can drive it |

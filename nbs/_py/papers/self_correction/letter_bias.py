@@ -75,7 +75,8 @@ fig.update_yaxes(title='Recall', range=[0,1])
 fig
 
 # %% [markdown]
-# @fig-recall shows the liking for a letter, and what is left when its worth is divided out. That
+# @fig-recall shows the liking for a letter, and what is left when its worth is divided out, much
+# as @zheng2024selectors do. That
 # worth is the mean log-probability of the letter over all orders, in which the people and what
 # is said of them cancel.
 #
@@ -134,6 +135,10 @@ both.round(3)
 # row before anything is removed.
 #
 # ## Claims
+#
+# The criteria lie in `data/claims/self_correction_bbq.toml` and are older than any run. The run
+# was made twice: a first one of half as many questions gave the same verdicts, and was repeated
+# at this size because its last interval was wide.
 
 # %%
 ok = (clean[given].argmax(1)==right[given]).astype(float)
