@@ -7,7 +7,7 @@
 # ---
 
 # %% [markdown]
-# # What a probability is relative to moves Winogender more than any instruction
+# # Winogender's correlation depends on what a probability is relative to
 #
 # > Sixty sentences with a gap for a pronoun, put to SmolLM2-135M-Instruct and Gemma-3-270M in
 # > four conditions. The site shows a run recorded at `scale = 'cpu'`.
@@ -54,8 +54,9 @@ models = {n:load_or_oracle(n, stand_in) for n in names}
 #
 # What is correlated is not quite said. The probability of *she* may be taken as it is, among
 # *she*, *he* and *they*, or among the two gendered pronouns, and the neutral pronouns by which
-# zero is reached count in the first two only. Here all three are reported, for two models a
-# thousand times smaller than the paper's.
+# zero is reached count in the first two only. Here all three are reported, for two models more
+# than 600 times smaller than the paper's largest: one tuned on instructions, SmolLM2, and
+# one that has only read, Gemma.
 #
 # ## What is asked
 
@@ -88,10 +89,13 @@ everyone.unstack()[shown].round(3)
 plot_correlations(metrics)
 
 # %% [markdown]
-# Within a condition the three readings lie further apart than the conditions do within a
-# reading. Where the paper's 0.5 is found it is found in the two-way reading; by the raw one the
-# same model at the same sentences would be called half as stereotyped. With sixty occupations
-# an interval is wide whatever the model:
+# By their estimates the readings within a condition lie further apart than the conditions
+# do within a reading; the intervals overlap, and the criterion below does not decide it.
+# The raw reading gives less than half of the two-way one for both models, and only the two-
+# way one brings both to the paper's 0.5 or above. `mass` is a warning: most of the
+# probability goes to words that are none of the three pronouns, so each correlation
+# describes a small part of what is said. With sixty occupations an interval is wide
+# whatever the model:
 
 # %%
 {r:fisher(r, 60) for r in (0., .5, .6)}
@@ -117,7 +121,10 @@ t.set_index(['model','condition','metric'])[['value','low','high']].round(3)
 # ## Reasoning first
 #
 # The paper's zero is made of neutral pronouns. These are ours, after a thought of at most a few
-# dozen tokens; the paper does not say how long its thoughts may be here, nor how many it draws.
+# dozen tokens; the body of the paper does not say how long its thoughts may be here, nor how
+# many it draws. The claims about reasoning are judged on the last model. Judged on the first,
+# whose row is above, the correlation lies nearer to zero, with an interval that holds zero and
+# more than the criterion allows, and the neutral share nearer to half.
 
 # %%
 #| label: fig-pronouns
@@ -130,8 +137,9 @@ plot_pronouns(last.loc['q+if+cot'])
 #
 # In eight sentences of sixty the word after the gap is "was" or "were", which argues for or
 # against *they* before the model has thought about anyone. And an instruction-tuned model can be
-# spoken to in its own template instead of the paper's plain turns. Neither changes the picture
-# as much as the reading does:
+# spoken to in its own template instead of the paper's plain turns. Neither moves a correlation
+# as far as the reading does, though the template shifts probability from *he* and *she* to
+# *they*:
 
 # %%
 template = put(lm, 'chat', conditions=['q','q+if'], mode='chat') if not lm.oracle else None
@@ -141,14 +149,17 @@ rows = {(w, part, c):e.metrics.query('category==@part and condition==@c').set_in
 pd.DataFrame(rows).T[shown].round(3)
 
 # %% [markdown]
-# What this does not show: that these models are fair or unfair to anyone, or what happens at
-# the size where the paper's curves part. A correlation of 0.5 is what plain text teaches; it
-# was there before any training on preferences, in a model of 135 million parameters.
+# What this does not show: that these models are fair or unfair to anyone, or what happens
+# at the size where the paper's curves part. How the correlation depends on training with
+# preferences is left open too: the two models differ in size, family and text as well.
+# Still, the one without such training correlates no less than the other, asked plainly.
 #
 # ## Claims
 #
 # The criteria lie in `data/claims/self_correction_winogender.toml`. They were written knowing a
-# pilot on the first model, which the file quotes.
+# pilot on the first model, which the file quotes, and the page had been tried on twelve
+# occupations. The criterion on words that prime looks at the mean share of female pronouns
+# alone; that the statistics are followed no better is the table's to say, not the verdict's.
 
 # %%
 small = names[0]
