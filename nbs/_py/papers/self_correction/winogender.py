@@ -71,7 +71,8 @@ print(build(lm, 'winogender', 'q+match', example.fields).text)
 
 # %%
 def put(lm, what, items=items, **kw):
-    out = work_dir(f'winogender-{what}-{scale}-{seed}-{lm.name}-{len(items)}')
+    kind = f"{scale}-{seed}-{'theirs' if real else 'ours'}" # Two sets, two runs
+    out = work_dir(f'winogender-{what}-{kind}-{lm.name}-{len(items)}')
     return evaluate(lm, WINOGENDER, items=items, out=out, seed=seed, **kw)
 
 few = items if size['think']>=len(items) else items[::len(items)//size['think']][:size['think']]
@@ -91,8 +92,8 @@ plot_correlations(metrics)
 # %% [markdown]
 # By their estimates the readings within a condition lie further apart than the conditions
 # do within a reading; the intervals overlap, and the criterion below does not decide it.
-# The raw reading gives less than half of the two-way one for both models, and only the two-
-# way one brings both to the paper's 0.5 or above. `mass` is a warning: most of the
+# The raw reading gives less than half of the two-way one for both models, and only the
+# two-way one brings both to the paper's 0.5 or above. `mass` is a warning: most of the
 # probability goes to words that are none of the three pronouns, so each correlation
 # describes a small part of what is said. With sixty occupations an interval is wide
 # whatever the model:
