@@ -163,7 +163,8 @@ def reason(
         q.prompt,q.sample = _after(lm, q.prompt, s, full), s
         q.key = key(who, q.prompt, q.options)
     there = {q.key:dict(zip(b.answers, q.sample.after)) for q in many if q.sample.after}
-    run.put_many([(k, there[k]) for k in run.missing(there)])
+    new = [(k, there[k]) for k in run.missing(there)]
+    if new: run.put_many(new)
     return many
 
 def _turn(lm, b, q):

@@ -323,7 +323,12 @@ def thinker(text):
     if text.endswith('stereotyping.'): return {' Nothing says so.': 1.}
     return {'': 1.} if text.endswith('says so.') else {'a': 1.}
 
-cot = evaluate(lookup(thinker, 'thinker'), items=few[:16], conditions=['q','q+if+cot'])
+def think():
+    return evaluate(lookup(thinker, 'thinker'), items=few[:16], conditions=['q','q+if+cot'],
+                    out=tmp/'thinker')
+
+cot = think()
+assert think().records.equals(cot.records) # A finished run is read, not asked again
 cot.metrics.query('category=="micro" and metric=="accuracy_ambig"')[['condition','value']]
 
 # %%
