@@ -16,7 +16,7 @@ import numpy as np, pandas as pd
 from .benchmarks import Benchmark, probabilities
 from ..foundation.datasets import available, data_dir, fetch
 from ..foundation.errors import ConfigError, DataError, unknown
-from ..foundation.statistics import Estimate
+from ..foundation.statistics import Estimate, lower_tail
 
 # %% ../../nbs/bias/44_admissions.ipynb #03cd8fdf
 SEX = {1:'female', 2:'male'}
@@ -176,11 +176,6 @@ def pairs(
     return pd.DataFrame(out).join(who, on='cluster')
 
 # %% ../../nbs/bias/44_admissions.ipynb #d7af3ec2
-def _tail(level, N):
-    "Where to read percentiles; as in `cluster_bootstrap`, for N rows"
-    from scipy.stats import norm, t
-    return norm.cdf(t.ppf((1-level)/2, N-1)*np.sqrt(N/(N-1)))
-
 def student_bootstrap(
     values,          # [profile, column]
     students,        # [profile]: how many students each stands for
@@ -195,7 +190,7 @@ def student_bootstrap(
     if N<2: return [Estimate(float(x)) for x in value]
     draws = np.concatenate([rng.multinomial(N, k/N, min(256, n-i))@v/N
                             for i in range(0, n, 256)])
-    low,high = np.quantile(draws, [_tail(level, N), 1-_tail(level, N)], axis=0)
+    low,high = np.quantile(draws, [lower_tail(level, N), 1-lower_tail(level, N)], axis=0)
     return [Estimate(*map(float, e)) for e in zip(value, low, high)]
 
 # %% ../../nbs/bias/44_admissions.ipynb #b993355f

@@ -8,9 +8,10 @@ __all__ = ['regions', 'families', 'triangle', 'replicate', 'held_out', 'populati
            'join']
 
 # %% ../../nbs/superposition/48_sweeps.ipynb #cb1b6a74
-import os, numpy as np, pandas as pd, torch
+import numpy as np, pandas as pd, torch
 from dataclasses import dataclass, replace
 from ..foundation.errors import ConfigError
+from ..foundation.runs import process
 from .exact import closed_form, exact_loss
 from .features import sampler
 from .geometry import interference
@@ -326,12 +327,11 @@ def phase_diagram(
 # %% ../../nbs/superposition/48_sweeps.ipynb #d83d2417
 def share(
     n_instances:int,
-    rank=None,  # This process and how many there are; None: as `accelerate launch` says
+    rank=None,  # This process and how many there are; None: as the launcher says
     world=None,
 )->list:        # Identities for `train(..., instances=...)`
     "The instances that this process should train"
-    rank = int(os.environ.get('RANK', 0)) if rank is None else rank
-    world = int(os.environ.get('WORLD_SIZE', 1)) if world is None else world
+    rank,world = (a if b is None else b for a,b in zip(process(), (rank, world)))
     return list(range(n_instances))[rank*n_instances//world:(rank+1)*n_instances//world]
 
 def join(

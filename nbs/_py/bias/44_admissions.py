@@ -38,7 +38,7 @@ import numpy as np, pandas as pd
 from moral_sc.bias.benchmarks import Benchmark, probabilities
 from moral_sc.foundation.datasets import available, data_dir, fetch
 from moral_sc.foundation.errors import ConfigError, DataError, unknown
-from moral_sc.foundation.statistics import Estimate
+from moral_sc.foundation.statistics import Estimate, lower_tail
 
 # %%
 #| hide
@@ -377,11 +377,6 @@ def rule(a, c, gamma=-.4): return sigmoid(.15*(a.lsat-37)+gamma*(a.race=='black'
 
 # %%
 #| export
-def _tail(level, N):
-    "Where to read percentiles; as in `cluster_bootstrap`, for N rows"
-    from scipy.stats import norm, t
-    return norm.cdf(t.ppf((1-level)/2, N-1)*np.sqrt(N/(N-1)))
-
 def student_bootstrap(
     values,          # [profile, column]
     students,        # [profile]: how many students each stands for
@@ -396,7 +391,7 @@ def student_bootstrap(
     if N<2: return [Estimate(float(x)) for x in value]
     draws = np.concatenate([rng.multinomial(N, k/N, min(256, n-i))@v/N
                             for i in range(0, n, 256)])
-    low,high = np.quantile(draws, [_tail(level, N), 1-_tail(level, N)], axis=0)
+    low,high = np.quantile(draws, [lower_tail(level, N), 1-lower_tail(level, N)], axis=0)
     return [Estimate(*map(float, e)) for e in zip(value, low, high)]
 
 

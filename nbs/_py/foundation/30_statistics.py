@@ -162,14 +162,18 @@ test_close(np.bincount(picks.ravel())/1000, np.ones(8), eps=.1)
 
 # %%
 #| export
-def _tail(level, C, K):
-    "Tail at which to read the percentiles, for C clusters in K strata"
+def lower_tail(
+    level:float, # Confidence
+    C:int,       # Clusters
+    K:int=1,     # Strata
+)->float:
+    "Where to read the percentiles of a bootstrap of C clusters in K strata"
     from scipy.stats import norm, t
     return norm.cdf(t.ppf((1-level)/2, C-K)*np.sqrt(C/(C-K)))
 
 
 # %%
-[float(_tail(.95, C, 1).round(4)) for C in (5, 20, 343)]
+[float(lower_tail(.95, C, 1).round(4)) for C in (5, 20, 343)]
 
 
 # %% [markdown]
@@ -191,7 +195,7 @@ def cluster_bootstrap(
     "A statistic of rows, with an interval that knows they come in clusters"
     value,draws,C,K = _sampled(values, clusters, statistic, strata, n, seed)
     if not len(draws): return Estimate(value)
-    tail = _tail(level, C, K)
+    tail = lower_tail(level, C, K)
     return Estimate(value, *map(float, np.quantile(draws, [tail, 1-tail])))
 
 def _sampled(values, clusters, statistic, strata, n, seed):
@@ -242,7 +246,7 @@ cluster_bootstrap(right, template), cluster_bootstrap(right, range(12))
 # %%
 means = np.array(right).reshape(4,3).mean(1)
 every = [means[list(i)].mean() for i in product(range(4), repeat=4)]
-tail = _tail(.8, 4, 1)
+tail = lower_tail(.8, 4, 1)
 low,high = np.quantile(every, [tail, 1-tail], method='inverted_cdf')
 drawn = cluster_bootstrap(right, template, n=100_000, level=.8)
 Estimate(means.mean(), low, high), drawn

@@ -16,9 +16,10 @@
 
 # %%
 #| export
-import os, numpy as np, pandas as pd, torch
+import numpy as np, pandas as pd, torch
 from dataclasses import dataclass, replace
 from moral_sc.foundation.errors import ConfigError
+from moral_sc.foundation.runs import process
 from moral_sc.superposition.exact import closed_form, exact_loss
 from moral_sc.superposition.features import sampler
 from moral_sc.superposition.geometry import interference
@@ -507,12 +508,11 @@ with expect_fail(ConfigError, contains='restarts is 0'): best_of(ToyConfig(), 0)
 #| export
 def share(
     n_instances:int,
-    rank=None,  # This process and how many there are; None: as `accelerate launch` says
+    rank=None,  # This process and how many there are; None: as the launcher says
     world=None,
 )->list:        # Identities for `train(..., instances=...)`
     "The instances that this process should train"
-    rank = int(os.environ.get('RANK', 0)) if rank is None else rank
-    world = int(os.environ.get('WORLD_SIZE', 1)) if world is None else world
+    rank,world = (a if b is None else b for a,b in zip(process(), (rank, world)))
     return list(range(n_instances))[rank*n_instances//world:(rank+1)*n_instances//world]
 
 def join(
