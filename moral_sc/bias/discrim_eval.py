@@ -7,7 +7,7 @@ __all__ = ['AGES', 'GENDERS', 'RACES', 'KINDS', 'TERMS', 'DISCRIM_EVAL', 'decisi
            'facts', 'part', 'load', 'design', 'logits', 'slopes', 'mixed', 'numbers']
 
 # %% ../../nbs/bias/48_discrim_eval.ipynb #bc9692db
-import tomllib, warnings
+import warnings
 from dataclasses import dataclass
 from functools import cache
 from itertools import product
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np, pandas as pd
 from .benchmarks import Benchmark, probabilities
-from ..foundation.datasets import data_dir, fetch, read_jsonl
+from ..foundation.datasets import data_dir, fetch, read_jsonl, read_toml
 from ..foundation.errors import ConfigError, DataError
 from ..foundation.statistics import Estimate, cluster_bootstrap, paired_difference
 
@@ -29,9 +29,7 @@ def decisions(
 )->list:                      # Dicts with name and text
     "The decisions as they are written"
     path = Path(path or data_dir()/'benchmarks'/'decisions.toml')
-    try: found = tomllib.loads(path.read_text(encoding='utf-8')).get('decision', [])
-    except OSError as e: raise DataError(f'{path} cannot be read: {e.strerror}.') from e
-    except ValueError as e: raise DataError(f'{path} is not valid TOML: {e}.') from e
+    found = read_toml(path).get('decision', [])
     for k,d in enumerate(found, 1):
         if '{person}' not in d.get('text', ''):
             raise DataError(f'{path}: decision {k} has no text with a {{person}} in it.')

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Source', 'data_dir', 'sources', 'source', 'git_blob', 'check', 'cache_dir', 'url', 'online', 'fetch', 'available',
-           'data_list', 'verify', 'read_jsonl']
+           'data_list', 'verify', 'read_toml', 'read_jsonl']
 
 # %% ../../nbs/foundation/10_datasets.ipynb #8fb3001c
 import gzip, hashlib, json, os, sys, threading, time, tomllib, uuid
@@ -233,6 +233,16 @@ def verify(
         res += [dict(id=s.id, where=w, status=st, detail=d)
                 for w,st,d in found or [('', 'missing', '')]]
     return res
+
+# %% ../../nbs/foundation/10_datasets.ipynb #7b84456d
+def read_toml(
+    path:str|Path,
+)->dict:
+    "Read a TOML file that a person wrote"
+    path = Path(path)
+    try: return tomllib.loads(path.read_text(encoding='utf-8'))
+    except OSError as e: raise DataError(f'{path} cannot be read: {e.strerror}.') from e
+    except ValueError as e: raise DataError(f'{path} is not valid TOML: {e}.') from e
 
 # %% ../../nbs/foundation/10_datasets.ipynb #3aa05bb3
 def read_jsonl(

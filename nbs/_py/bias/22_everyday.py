@@ -26,11 +26,11 @@
 
 # %%
 #| export
-import json, tomllib
+import json
 from itertools import permutations
 from pathlib import Path
 
-from moral_sc.foundation.datasets import data_dir
+from moral_sc.foundation.datasets import data_dir, read_toml
 from moral_sc.foundation.errors import DataError
 
 # %%
@@ -49,9 +49,7 @@ def scenes(
 )->list:                      # One dict a scene
     "The scenes as they are written"
     path = Path(path or data_dir()/'benchmarks'/'everyday.toml')
-    try: found = tomllib.loads(path.read_text(encoding='utf-8')).get('scene', [])
-    except OSError as e: raise DataError(f'{path} cannot be read: {e.strerror}.') from e
-    except ValueError as e: raise DataError(f'{path} is not valid TOML: {e}.') from e
+    found = read_toml(path).get('scene', [])
     for k,s in enumerate(found, 1):
         gone = [n for n in NEED if n not in s]
         if gone: raise DataError(f'{path}: scene {k} has no `{gone[0]}`.')

@@ -368,8 +368,8 @@ rows = {
     'bfloat16': Row('ours in float32', asked(), asked(lm=half), 1.5, 2,
                     sizes=((1024,4096), (1024,4096)), needs=('bfloat16',)),
     'admissions': Row('transformers, student by student', each_student, each_profile,
-                      19, 25, sizes=((1,4,16), (2048,8192)), like=False, most=400,
-                      units=(students, profiles)),
+                      19, 25, sizes=((4,16), (2048,8192)), like=False, least=96, most=400,
+                      turns=3, units=(students, profiles), one=False),
     'reasoning': Row('generate, and all read again', *_cot(), 2, 5, like=False,
                      sizes=((24,), (12,)), least=6, probe=1, turns=3, one=False),
     'h100': Row(f'{_lm_eval}, letters, a model of 7B on an H100', asked_by_harness(),
@@ -453,7 +453,7 @@ def measure(
 
 
 # %%
-found = measure(rows['admissions'], tiny, .5, 3)
+found = measure(replace(rows['admissions'], least=2), tiny, .5, 3)
 found['units'], found['ratio'], found['cpu_ratio']
 
 
@@ -490,7 +490,7 @@ def bench(
     device='cpu',   # Or 'cuda'
     seconds=40.,    # For a row and number of threads, about; heavy rows take longer
     model='smollm2-135m-instruct', # Or an `LM`
-    out=None,       # JSON file to write
+    out=None,       # JSON file, written anew after each row
     said=lambda name: None, # Called before each row, for a progress line
 )->pd.DataFrame:
     "Measure our scoring beside what one would otherwise run"
@@ -507,8 +507,8 @@ def bench(
         for n in () if why else counts if rows[name].one else counts[-1:]:
             with _on(n): found = measure(rows[name], s, seconds, repeats)
             record['rows'][name][str(n)] = found
-    record['provenance']['end'] = datetime.now(UTC).isoformat(timespec='seconds')
-    if out: Path(out).write_text(json.dumps(record, indent=1)+'\n')
+        record['provenance']['end'] = datetime.now(UTC).isoformat(timespec='seconds')
+        if out: Path(out).write_text(json.dumps(record, indent=1)+'\n')
     return frame(record)
 
 def frame(record:dict)->pd.DataFrame: # One line a row and number of threads

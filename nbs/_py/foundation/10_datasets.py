@@ -591,8 +591,21 @@ test_eq(bad, [])
 # %% [markdown]
 # ## Reading rows
 #
-# Most of these files hold one JSON object a line, some of them compressed. A damaged file names
-# the line, since that is what its owner needs in order to mend it.
+# What people write by hand is TOML. Most files of others hold one JSON object a line, some of
+# them compressed. A damaged file names the line, since that is what its owner needs in order to
+# mend it.
+
+# %%
+#| export
+def read_toml(
+    path:str|Path,
+)->dict:
+    "Read a TOML file that a person wrote"
+    path = Path(path)
+    try: return tomllib.loads(path.read_text(encoding='utf-8'))
+    except OSError as e: raise DataError(f'{path} cannot be read: {e.strerror}.') from e
+    except ValueError as e: raise DataError(f'{path} is not valid TOML: {e}.') from e
+
 
 # %%
 #| export
@@ -630,6 +643,11 @@ read_jsonl(tmp/'rows.jsonl')[:2]
 # %%
 test_eq(read_jsonl(tmp/'rows.jsonl'), rows)
 test_eq(read_jsonl(tmp/'rows.jsonl.gz'), rows)
+
+# %%
+(tmp/'mine.toml').write_text('wording = "Is it far?\n')
+with expect_fail(DataError, contains='not valid TOML'): read_toml(tmp/'mine.toml')
+with expect_fail(DataError, contains='cannot be read'): read_toml(tmp/'none.toml')
 
 # %%
 lines = text.splitlines()
