@@ -195,14 +195,15 @@ written
 def author_samples(
     model:str,                                  # HRLHF, HHRLHF, RLMADISON or RLMADISON_COT
     sets:tuple=('PALMS', 'LAMDA', 'INSTRUCTGPT'), # Sets of prompts; those in reach are read
-)->pd.DataFrame:                                # set, row, sample, prompt, text
-    "Answers the authors released, 17 to a prompt"
+)->pd.DataFrame:                                # set, row, sample, prompt, text, score
+    "Answers the authors released, 17 to a prompt, with the score that they were sorted by"
     ids = {s: f'cai/samples/{s}_{model}' for s in sets}
-    rows = [dict(set=s, row=i, sample=j, prompt=r['rl_prompt'], text=a['sampled_string'])
+    rows = [dict(set=s, row=i, sample=j, prompt=r['rl_prompt'], text=a['sampled_string'],
+                 score=a['pm_scores'][0]['pm_score'])
             for s,id in ids.items() if available(id)
             for i,r in enumerate(read_jsonl(fetch(id)))
             for j,a in enumerate(r['sampled_answers'])]
-    return pd.DataFrame(rows, columns=['set', 'row', 'sample', 'prompt', 'text'])
+    return pd.DataFrame(rows, columns=['set', 'row', 'sample', 'prompt', 'text', 'score'])
 
 
 # %%

@@ -29,6 +29,8 @@ import numpy as np
 import pandas as pd
 from fastcore.test import *
 
+from moral_sc.foundation.statistics import wilson
+
 # %% [markdown]
 # Two figures serve the pages about critique and revision. Both take the frame that
 # `chain_measures` returns, with a column `condition`. The authors' chains are grey, as what a
@@ -115,3 +117,54 @@ plot_likeness(toy)
 
 # %%
 test_eq(list(plot_likeness(toy).data[1].y), ['authors', 'critique'])
+
+# %% [markdown]
+# ## Rates
+#
+# Several models, several things their answers may do.
+
+# %%
+#| export
+_marks = ('circle', 'x', 'diamond'), ('q', 'cot', 'if')
+
+def plot_rates(
+    rates, # `Estimate`s: one row a model, one column a kind of answer
+)->go.Figure:
+    "Rates with intervals, one line a model"
+    fig = go.Figure()
+    for c,symbol,shade in zip(rates, *_marks):
+        e = list(rates[c])
+        fig.add_scatter(x=[v.value for v in e], y=list(rates.index), error_x=_bars(e),
+                        mode='markers', name=c,
+                        marker=dict(symbol=symbol, size=11, color=COLOURS[shade]))
+    fig.update_xaxes(title='share of answers', range=[-.02, 1], tickformat='.0%', showgrid=True)
+    return fig.update_yaxes(autorange='reversed')
+
+def plot_shares(
+    shares:dict, # Name -> share of answers, one a prompt
+)->go.Figure:
+    "Prompts in the order of their share, one line a model"
+    fig,lines = go.Figure(), ['solid', 'dash', 'dot', 'dashdot']
+    for (name,s),dash in zip(shares.items(), lines):
+        y = sorted(s, reverse=True)
+        fig.add_scatter(x=[(i+.5)/len(y) for i in range(len(y))], y=y, name=name, mode='lines',
+                        line=dict(dash=dash, shape='hvh'))
+    fig.update_xaxes(title='prompts', range=[0, 1], tickformat='.0%')
+    return fig.update_yaxes(title='share of answers', range=[-.02, 1.02], tickformat='.0%')
+
+
+# %%
+#| hide
+some = {k: wilson(n, 40) for k,n in dict(a=3, b=20, c=38).items()}
+table = pd.DataFrame(dict(evades=some, comforts=dict(zip('abc', list(some.values())[::-1]))))
+
+# %%
+plot_rates(table)
+
+# %%
+plot_shares(dict(votes=rng.beta(.3, .9, 30), principles=rng.beta(.6, .3, 30)))
+
+# %%
+test_eq(list(plot_rates(table).data[0].y), ['a', 'b', 'c'])
+y = plot_shares(dict(a=[.1, .9, .5])).data[0].y
+test_eq(list(y), [.9, .5, .1])
