@@ -352,7 +352,7 @@ class Elo:
 
 # %%
 #| export
-def _checked(votes, unsure):
+def checked(votes, unsure=None):
     "Votes with a cluster each, without those that decide nothing"
     for c in {'a','b','prompt','win'}-set(votes.columns):
         raise DataError(f'The votes have no column {c!r}; give a, b, prompt and win.')
@@ -378,7 +378,8 @@ class Count:
         cells = np.concatenate([a*K+b, b*K+a])
         self.by = csr_matrix((np.concatenate([win, 1-win]), (np.tile(self.code, 2), cells)),
                              shape)
-        self.K,self.wins = K, np.asarray(self.by.sum(0)).reshape(K, K)
+        self.names,self.K = list(names), K
+        self.wins = np.asarray(self.by.sum(0)).reshape(K, K)
 
     def slopes(self, theta):
         "Slope of the log-likelihood at `theta` by cluster, [cluster, player]"
@@ -390,7 +391,13 @@ class Count:
         return np.bincount(rows, np.concatenate([pull, -pull]),
                            minlength=len(self.clusters)*K).reshape(-1, K)
 
-    def again(self, counts, prior):
+    def fit(self, prior=0.):
+        "Ratings, nats; refused where none is most likely"
+        wins = self.wins + prior/2*((self.wins+self.wins.T)>0)
+        if said := _said_apart(self.names, wins): raise DataError(said)
+        return bradley_terry(wins)
+
+    def again(self, counts, prior=0.):
         "Ratings under other numbers of each cluster, [draw, cluster] -> [draw, player]"
         new = np.asarray(counts@self.by).reshape(-1, self.K, self.K)
         met = (self.wins+self.wins.T)>0
@@ -409,9 +416,9 @@ def resample(
     rng = np.random.default_rng(seed)
     return rng.multinomial(clusters, np.full(clusters, 1/clusters), n).astype(float)
 
-def _covariance(count, theta, wins, errors):
+def _covariance(count, theta, errors):
     "Covariance of ratings of mean zero, nats squared"
-    inv = np.linalg.pinv(information(wins, theta), hermitian=True)
+    inv = np.linalg.pinv(information(count.wins, theta), hermitian=True)
     if errors=='likelihood': return inv
     g,C = count.slopes(theta), len(count.clusters)
     if C<2: return np.full_like(inv, np.nan)
@@ -435,15 +442,13 @@ def tournament(
 )->Elo:
     "Rate players by all votes together"
     if errors not in ERRORS: raise ConfigError(unknown('kind of errors', errors, ERRORS))
-    votes = _checked(votes, unsure)
+    votes = checked(votes, unsure)
     names = sorted({*votes.a, *votes.b})
     count,K = Count(votes, names), len(names)
-    wins = count.wins + prior/2*((count.wins+count.wins.T)>0)
-    if said := _said_apart(names, wins): raise DataError(said)
-    theta,C = bradley_terry(wins), len(count.clusters)
+    theta,C = count.fit(prior), len(count.clusters)
     J,draws = NAT*_shift(K, names, gauge), None
     if errors=='bootstrap': draws = count.again(resample(C, n, seed), prior)@J.T
-    cov = _covariance(count, theta, wins, errors) if draws is None else None
+    cov = _covariance(count, theta, errors) if draws is None else None
     return Elo(names, J@theta, np.cov(draws.T) if cov is None else J@cov@J.T, gauge,
                len(votes), C, level, draws, C-1 if errors=='cluster' else np.inf)
 
@@ -530,7 +535,7 @@ tournament(coins(9, 0), prior=.5).difference('x', 'y')
 # %%
 plain = crowd(400, 0., turns=1)
 e = tournament(plain, errors='likelihood')
-c = Count(plain.assign(cluster=plain.prompt), list('abcd'))
+c = Count(checked(plain), list('abcd'))
 n,p = c.wins+c.wins.T, _sigma(e.ratings/NAT)
 upper = rng.binomial(n.astype(int), p, (4000, 4, 4))*np.triu(np.ones((4, 4)), 1)
 drawn = bradley_terry(upper + np.swapaxes(np.triu(n, 1)-upper, 1, 2))*NAT
