@@ -6,20 +6,15 @@
 __all__ = ['ADDS', 'stimuli', 'spell', 'conditions', 'wordings', 'two_stage', 'fill', 'turns', 'build']
 
 # %% ../../nbs/bias/10_conditions.ipynb #f14916e6
-import re, tomllib
+import re
 from functools import cache
 from pathlib import Path
 
 import pandas as pd
-from ..foundation.datasets import data_dir
-from ..foundation.errors import ConfigError, DataError, unknown
+from ..foundation.datasets import data_dir, read_toml
+from ..foundation.errors import ConfigError, unknown
 
 # %% ../../nbs/bias/10_conditions.ipynb #ff1ef1ee
-def _toml(path):
-    try: return tomllib.loads(path.read_text(encoding='utf-8'))
-    except OSError as e: raise ConfigError(f'{path} cannot be read: {e.strerror}.') from e
-    except ValueError as e: raise DataError(f'{path} is not valid TOML: {e}.') from e
-
 @cache
 def stimuli(
     path:str|None=None,  # A table of your own; by default `data/conditions.toml`
@@ -27,8 +22,8 @@ def stimuli(
     "The stimuli as they are written in the file, by benchmark"
     path = Path(path or data_dir()/'conditions.toml')
     others = path.with_name('wordings.toml')
-    more = _toml(others) if others.is_file() else {}
-    return {b: dict(spec, wordings=more.get(b, {})) for b,spec in _toml(path).items()}
+    more = read_toml(others) if others.is_file() else {}
+    return {b: dict(spec, wordings=more.get(b, {})) for b,spec in read_toml(path).items()}
 
 # %% ../../nbs/bias/10_conditions.ipynb #f91aaac7
 def spell(

@@ -6,18 +6,16 @@
 __all__ = ['KINDS', 'errata', 'touches', 'affected', 'drop']
 
 # %% ../../nbs/bias/23_errata.ipynb #e0fa7c01
-import tomllib
 from functools import cache
 
-from ..foundation.datasets import data_dir
+from ..foundation.datasets import data_dir, read_toml
 from ..foundation.errors import ConfigError, unknown
 
 # %% ../../nbs/bias/23_errata.ipynb #4fcdd6c1
 KINDS = ['spelling', 'target', 'balance', 'copy']
 
 @cache
-def _table(): return tuple(tomllib.loads(
-    (data_dir()/'benchmarks'/'bbq_errata.toml').read_text(encoding='utf-8'))['erratum'])
+def _table(): return tuple(read_toml(data_dir()/'benchmarks'/'bbq_errata.toml')['erratum'])
 
 def errata(
     kinds:list|None=None, # Some of KINDS; by default all

@@ -9,7 +9,6 @@ __all__ = ['headings', 'Principle', 'Comparison', 'Shot', 'load_principles', 'lo
 # %% ../../nbs/constitution/10_principles.ipynb #24432696
 import json
 import re
-import tomllib
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -18,7 +17,7 @@ import numpy as np
 
 # %% ../../nbs/constitution/10_principles.ipynb #60be308e
 from ..foundation.errors import DataError, unknown
-from ..foundation.datasets import data_dir, fetch
+from ..foundation.datasets import data_dir, fetch, read_toml
 
 # %% ../../nbs/constitution/10_principles.ipynb #76ef7c6b
 @dataclass(frozen=True)
@@ -47,11 +46,7 @@ class Shot:
 
 # %% ../../nbs/constitution/10_principles.ipynb #1667bd67
 def _toml(path, table):
-    path = Path(path)
-    try: rows = tomllib.loads(path.read_text(encoding='utf-8')).get(table, [])
-    except OSError: raise DataError(f'{path} cannot be read: check the path.') from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
-        raise DataError(f'{path.name} is not valid TOML ({e}): mend that line.') from None
+    path,rows = Path(path),read_toml(path).get(table, [])
     if not isinstance(rows, list) or not rows:
         raise DataError(f'{path.name} has no [[{table}]]: add at least one.')
     return path, rows

@@ -7,7 +7,7 @@ __all__ = ['sizes', 'public_loop', 'Row', 'peak', 'steps_for', 'turns', 'parity'
            'comparison']
 
 # %% ../../nbs/superposition/80_bench.ipynb #a9a8dca3
-import json, platform, re, torch
+import json, torch
 import numpy as np, pandas as pd
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -213,10 +213,8 @@ def measure(
 # %% ../../nbs/superposition/80_bench.ipynb #abfb43b1
 def _machine(device, threads):
     "Names and numbers of what was measured on"
-    try: cpu = re.search(r'model name\s*: (.*)', Path('/proc/cpuinfo').read_text())[1]
-    except (OSError, TypeError): cpu = platform.processor()
     gpu = torch.cuda.get_device_name() if torch.device(device).type=='cuda' else None
-    return provenance(device=str(device), threads=threads, cpu=cpu, gpu=gpu)
+    return provenance(device=str(device), threads=threads, gpu=gpu)
 
 def _rows(names):
     bad = [k for k in names or () if k not in sizes]

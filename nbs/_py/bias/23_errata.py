@@ -22,10 +22,9 @@
 
 # %%
 #| export
-import tomllib
 from functools import cache
 
-from moral_sc.foundation.datasets import data_dir
+from moral_sc.foundation.datasets import data_dir, read_toml
 from moral_sc.foundation.errors import ConfigError, unknown
 
 # %%
@@ -44,8 +43,7 @@ from moral_sc.bias.items import (CATEGORIES, INTERSECTIONAL, agrees, by_quad, lo
 KINDS = ['spelling', 'target', 'balance', 'copy']
 
 @cache
-def _table(): return tuple(tomllib.loads(
-    (data_dir()/'benchmarks'/'bbq_errata.toml').read_text(encoding='utf-8'))['erratum'])
+def _table(): return tuple(read_toml(data_dir()/'benchmarks'/'bbq_errata.toml')['erratum'])
 
 def errata(
     kinds:list|None=None, # Some of KINDS; by default all

@@ -95,8 +95,12 @@ class Evaluation:
 
 # %%
 #| export
-def _checked(benchmarks, conditions, n):
-    "Benchmarks by name, and the conditions that each is asked in"
+def chosen(
+    benchmarks, # Names or `Benchmark`s
+    conditions, # None: those of each benchmark
+    n:int,      # Option orders
+)->tuple:       # name -> `Benchmark`; name -> conditions it is asked in
+    "What a call of `evaluate` is about, checked"
     listed = lambda x: [x] if isinstance(x, (str,Benchmark)) else list(dict.fromkeys(x))
     bs = [benchmark(b) for b in listed(benchmarks)]
     if len(bs)==1 or conditions is None:
@@ -131,14 +135,16 @@ def evaluate(
     samples:int=1,              # Thoughts a question, where the model reasons first
     items:list|None=None,       # Questions of your own instead, in the benchmark's format
     categories:list|None=None,  # Of BBQ; by default all within reach
+    drop_errata:bool|list=False,# Of BBQ: without scenes that have a known slip
     progress=None,              # Called with (answers there, answers in all)
     **kw,                       # portion, max_tokens, max_new_tokens, temperature
 )->Evaluation:
     "Ask a model every question under every condition"
-    bs,asked = _checked(benchmarks, conditions, orders)
+    bs,asked = chosen(benchmarks, conditions, orders)
     if samples<1: raise ConfigError(f'samples is {samples}: give 1 or more.')
     if isinstance(lm, (str,Path)): lm = load_model(lm)
-    found = _found(bs, items, limit, seed, dict(categories=categories) if categories else {})
+    some = dict(categories=categories, drop_errata=drop_errata)
+    found = _found(bs, items, limit, seed, {k:v for k,v in some.items() if v})
     if items is not None: bs,found,asked = _yours(bs, found, asked)
     for n,its in found.items(): _unlike(n, [bs[n].facts(i)['id'] for i in its])
     how = dict(orders=orders, mode=mode, seed=seed, samples=samples)

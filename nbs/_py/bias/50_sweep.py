@@ -29,7 +29,7 @@ from pathlib import Path
 
 import numpy as np, pandas as pd
 from moral_sc.bias.bbq import directions
-from moral_sc.bias.evaluation import _checked, evaluate
+from moral_sc.bias.evaluation import chosen, evaluate
 from moral_sc.bias.scores import questions, shares
 from moral_sc.foundation.errors import ConfigError, DataError, ModelError, unknown
 from moral_sc.foundation.runs import content_key, provenance
@@ -208,16 +208,6 @@ def read_table(
     "A table with the very numbers that were written"
     return pd.read_csv(path, float_precision='round_trip')
 
-def read_run(
-    folder, # Of one model and benchmark
-)->dict:    # records, metrics, differences, and the note: model, asked, provenance
-    "What a sweep kept of one model"
-    folder = Path(folder)
-    if not (folder/'sweep.json').is_file():
-        raise DataError(f'{folder} is no finished run of a sweep: it has no sweep.json.')
-    note = json.loads((folder/'sweep.json').read_text(encoding='utf-8'))
-    return note | {t:read_table(folder/f'{t}.csv') for t in TABLES}
-
 
 # %% [markdown]
 # ## The call
@@ -273,7 +263,7 @@ def sweep(
 )->Sweep:
     "Ask many models many things; killed and started again, it goes on"
     who = subjects(models)
-    bs,asked = _checked(benchmarks, conditions, orders)
+    bs,asked = chosen(benchmarks, conditions, orders)
     how = dict(limit=limit, orders=orders, seed=seed, mode=mode, dtype=str(dtype)) | {
         k:v for k,v in kw.items() if k not in ('portion','max_tokens')}
     runs,failed = {},{}

@@ -371,7 +371,7 @@ rows = {
                       19, 25, sizes=((4,16), (2048,8192)), like=False, least=96, most=400,
                       turns=3, units=(students, profiles), one=False),
     'reasoning': Row('generate, and all read again', *_cot(), 2, 5, like=False,
-                     sizes=((24,), (12,)), least=6, probe=1, turns=3, one=False),
+                     sizes=((24,), (24,)), least=16, most=16, probe=1, turns=2, one=False),
     'h100': Row(f'{_lm_eval}, letters, a model of 7B on an H100', asked_by_harness(),
                 asked(), 3, 5, needs=('lm_eval','cuda')),
 }
@@ -466,10 +466,8 @@ found['units'], found['ratio'], found['cpu_ratio']
 # %%
 #| export
 def _machine(device, threads):
-    cpu = Path('/proc/cpuinfo')
-    name = re.search(r'model name\s*: (.*)', cpu.read_text()) if cpu.exists() else None
     gpu = torch.cuda.get_device_name() if device=='cuda' else None
-    return provenance(device=device, threads=threads, cpu=name and name[1], gpu=gpu)
+    return provenance(device=device, threads=threads, gpu=gpu)
 
 def _names(names):
     bad = [k for k in names or () if k not in rows]

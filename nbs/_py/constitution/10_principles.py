@@ -18,7 +18,6 @@
 #| export
 import json
 import re
-import tomllib
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -28,7 +27,7 @@ import numpy as np
 # %%
 #| export
 from moral_sc.foundation.errors import DataError, unknown
-from moral_sc.foundation.datasets import data_dir, fetch
+from moral_sc.foundation.datasets import data_dir, fetch, read_toml
 
 # %%
 #| hide
@@ -87,11 +86,7 @@ class Shot:
 # %%
 #| export
 def _toml(path, table):
-    path = Path(path)
-    try: rows = tomllib.loads(path.read_text(encoding='utf-8')).get(table, [])
-    except OSError: raise DataError(f'{path} cannot be read: check the path.') from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
-        raise DataError(f'{path.name} is not valid TOML ({e}): mend that line.') from None
+    path,rows = Path(path),read_toml(path).get(table, [])
     if not isinstance(rows, list) or not rows:
         raise DataError(f'{path.name} has no [[{table}]]: add at least one.')
     return path, rows

@@ -16,7 +16,7 @@
 
 # %%
 #| export
-import errno, hashlib, json, os, platform, sqlite3, subprocess, tempfile
+import errno, hashlib, json, os, platform, re, sqlite3, subprocess, tempfile
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -100,6 +100,10 @@ def _commit():
     try: return git('rev-parse', 'HEAD').strip()+'+'*bool(git('status', '--porcelain', '-uno'))
     except (OSError, subprocess.CalledProcessError): return
 
+def _processor():
+    try: return re.search(r'model name\s*: (.*)', Path('/proc/cpuinfo').read_text())[1]
+    except (OSError, TypeError): return platform.processor() or platform.machine()
+
 def provenance(
     **extra, # What only the caller knows: device, dtype, seed, ...
 )->dict:
@@ -107,7 +111,8 @@ def provenance(
     libs = 'numpy scipy pandas torch transformers'.split()
     return dict(moral_sc=moral_sc.__version__, commit=_commit(),
                 python=platform.python_version(), **{k: _version(k) for k in libs},
-                system=f'{platform.system()} {platform.machine()}', cores=os.cpu_count(),
+                system=f'{platform.system()} {platform.machine()}', cpu=_processor(),
+                cores=os.cpu_count(),
                 device=None, dtype=None, seed=None, start=_now(), end=None) | extra
 
 

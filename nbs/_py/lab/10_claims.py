@@ -17,13 +17,13 @@
 # %%
 #| export
 import math
-import tomllib
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
 # %%
 #| export
+from moral_sc.foundation.datasets import read_toml
 from moral_sc.foundation.errors import ConfigError, DataError, unknown
 from moral_sc.lab.places import claims_dir, notebooks_dir
 
@@ -149,18 +149,13 @@ def _claim(row):
     text = {k: row[k] for k in _text}
     return Claim(**text, low=float(low), high=float(high), size=row.get('size', ''))
 
-def _parse(path):
-    try: return tomllib.loads(path.read_text(encoding='utf-8')).get('claim', [])
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
-        raise DataError(f'{path.name} is not valid TOML ({e}): mend that line.') from None
-
 def criteria(
     path=None,         # Folder of `paper.toml`, `paper_topic.toml`; default: ours
 )->dict[str, Claim]:   # By id, in the order of the files
     "The claims and their criteria"
     res = {}
     for f in sorted(Path(path or claims_dir()).glob('*.toml')):
-        for i,row in enumerate(_parse(f)):
+        for i,row in enumerate(read_toml(f).get('claim', [])):
             name = row.get('id') or f'claim number {i+1}'
             wrong = 'appears twice; rename one' if name in res else _problem(row, f.stem)
             if wrong: raise DataError(f'{f.name}: {name} {wrong}.')

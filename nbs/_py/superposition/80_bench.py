@@ -16,7 +16,7 @@
 
 # %%
 #| export
-import json, platform, re, torch
+import json, torch
 import numpy as np, pandas as pd
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -341,10 +341,8 @@ def measure(
 #| export
 def _machine(device, threads):
     "Names and numbers of what was measured on"
-    try: cpu = re.search(r'model name\s*: (.*)', Path('/proc/cpuinfo').read_text())[1]
-    except (OSError, TypeError): cpu = platform.processor()
     gpu = torch.cuda.get_device_name() if torch.device(device).type=='cuda' else None
-    return provenance(device=str(device), threads=threads, cpu=cpu, gpu=gpu)
+    return provenance(device=str(device), threads=threads, gpu=gpu)
 
 def _rows(names):
     bad = [k for k in names or () if k not in sizes]
