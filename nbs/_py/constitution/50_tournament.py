@@ -97,17 +97,26 @@ def judge_with(
 #| export
 def _coin(*key): return int(sha256('/'.join(map(str, key)).encode()).hexdigest()[:12], 16)
 
-def _meetings(names, ids, pairs, seed):
+def meetings(
+    players:dict, # Name -> answers, one a row
+    rows:list,    # Prompts with an id
+    pairs='all', seed:int=0,
+)->list:          # (row, first, second)
     "Who meets whom on which prompt, in the order shown"
+    names = list(players)
+    if len(names)<2: raise DataError(f'A tournament needs two players; got {len(names)}.')
+    for n,answers in players.items():
+        if len(answers)!=len(rows):
+            raise DataError(f'{n} gave {len(answers)} answers to {len(rows)} prompts: give '
+                            'one a prompt.')
     known = list(combinations(names, 2)) if isinstance(pairs, (str, int)) else list(pairs)
     for p in {n for ab in known for n in ab}-set(names):
         raise ConfigError(unknown('player', p, names))
-    for i,id in enumerate(ids):
-        now = known
-        if isinstance(pairs, int):
-            now = sorted(known, key=lambda ab: _coin(seed, i, id, *ab))[:pairs]
-        for a,b in now:
-            yield (i, b, a) if _coin(seed, 'side', i, id, a, b)%2 else (i, a, b)
+    return [m for i,r in enumerate(rows) for m in _round(known, (seed, i, r['id']), i, pairs)]
+
+def _round(known, key, i, pairs):
+    if isinstance(pairs, int): known = sorted(known, key=lambda ab: _coin(*key, *ab))[:pairs]
+    return [(i, b, a) if _coin(*key, 'side', a, b)%2 else (i, a, b) for a,b in known]
 
 def play(
     players:dict,        # Name -> answers, one a prompt
@@ -118,12 +127,7 @@ def play(
 )->pd.DataFrame:         # Votes: a, b, prompt, win
     "Let players meet on every prompt"
     rows = [p if isinstance(p, dict) else dict(id=p, text=p) for p in prompts]
-    for n,answers in players.items():
-        if len(answers)!=len(rows):
-            raise DataError(f'{n} gave {len(answers)} answers to {len(rows)} prompts: give '
-                            'one a prompt.')
-    if len(players)<2: raise DataError(f'A tournament needs two players; got {len(players)}.')
-    meet = list(_meetings(list(players), [r['id'] for r in rows], pairs, seed))
+    meet = meetings(players, rows, pairs, seed)
     said = [[players[m[k]][m[0]] for m in meet] for k in (1, 2)]
     if said[0]==said[1]:
         raise DataError('All answers are alike, so there is nothing to vote on.')
