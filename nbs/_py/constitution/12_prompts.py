@@ -1,0 +1,284 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: python3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Prompts
+#
+# > What is asked, checked as it is read, and written in one form for every stage.
+
+# %%
+#| default_exp constitution.prompts
+
+# %%
+#| export
+import re
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+
+from moral_sc.foundation.datasets import data_dir, fetch, read_jsonl
+from moral_sc.foundation.errors import ConfigError, DataError, unknown
+from moral_sc.language.chat import Prompt, render
+
+# %%
+#| hide
+import json, tempfile
+from fastcore.test import *
+from moral_sc.foundation.datasets import available
+from moral_sc.language.models import decode
+from moral_sc.language.oracle import random_model
+
+tmp = Path(tempfile.mkdtemp())
+
+# %% [markdown]
+# Five stages read prompts: answering, revising, finetuning, judging and reinforcement. If each
+# wrote the dialogue down in its own way, a model would be judged in a form in which it was never
+# trained. Here is the one place that turns a prompt into tokens.
+#
+# ## Where they come from
+#
+# A prompt is a row with `id` and `text`; `kind` is `helpful` or `red_team`. Ours are forty of each,
+# mild. Those of @bai2022hh are the beginnings of dialogues, many of several turns, and can be
+# fetched; anybody's own are lines of JSON.
+
+# %%
+#| export
+LONGEST = 100_000 # Characters
+_ours = dict(helpful='helpful', red_team='mild_red_team')
+
+def _row(r, i, where):
+    text = r.get('text', r.get('prompt'))
+    at = f'{where}: row {i}'
+    if not isinstance(text, str): raise DataError(f'{at} has no `text` that is a string; add it.')
+    if not text.strip(): raise DataError(f'{at} is empty; write a prompt or delete the row.')
+    if len(text)>LONGEST: raise DataError(f'{at} has {len(text):,} characters; shorten it to '
+                                          f'{LONGEST:,} or fewer.')
+    return dict(id=str(r.get('id', f'{Path(where).stem}/{i}')), text=text.strip(),
+                kind=r.get('kind', ''), topic=r.get('topic', ''))
+
+def checked(
+    rows,          # Dicts with `text` or `prompt`
+    where='prompts', # Named in messages
+)->list:           # Rows of id, text, kind, topic
+    "Prompts that can be asked"
+    res = [_row(r, i, str(where)) for i,r in enumerate(rows, 1)]
+    if not res: raise DataError(f'{where} holds no prompts; add one a line.')
+    ids = Counter(r['id'] for r in res)
+    for i,n in ids.items():
+        if n>1: raise DataError(f'{where}: the id {i!r} is used {n} times; rename all but one.')
+    return res
+
+def _dialogues(id):
+    "The prompts of a file of human comparisons, each once"
+    texts = dict.fromkeys(p for p,_,_ in _comparisons(id))
+    return [dict(id=f'{id}/{i}', text=t, kind='helpful' if 'helpful' in id else 'red_team')
+            for i,t in enumerate(texts)]
+
+def load_prompts(
+    source='red_team',     # 'helpful', 'red_team'; 'hh' or 'hh/helpful-base/test'; a .jsonl file
+    limit:int|None=None,   # At most so many, drawn by `seed`
+    seed:int=0,
+)->list:                   # Rows of id, text, kind, topic
+    "Prompts to answer"
+    name = str(source)
+    if name in _ours: rows = read_jsonl(data_dir()/'prompts'/f'{_ours[name]}.jsonl')
+    elif name.split('/')[0]=='hh': rows = _dialogues(_hh(name))
+    elif Path(name).suffix in ('.jsonl', '.gz'): rows = read_jsonl(name)
+    else: raise ConfigError(unknown('set of prompts', name, [*_ours, 'hh', 'a .jsonl file']))
+    rows = checked(rows, name)
+    if limit is None or limit>=len(rows): return rows
+    if limit<1: raise ConfigError(f'limit is {limit}; give 1 or more.')
+    keep = np.random.default_rng(seed).permutation(len(rows))[:limit]
+    return [rows[i] for i in sorted(keep)]
+
+
+# %% [markdown]
+# ## Dialogues
+#
+# Earlier turns are part of a prompt's text, under their headings.
+
+# %%
+#| export
+def turns(
+    text:str, # A prompt; it may hold earlier turns
+)->list:      # (role, text) pairs; the last is human
+    "A prompt as turns of a conversation"
+    text = text if re.match(r'\s*Human:', text) else f'\n\nHuman: {text}'
+    parts = re.split(r'(?:^|\n\n)\s*(Human|Assistant):', text)
+    return [(r.lower(), t.strip()) for r,t in zip(parts[1::2], parts[2::2])]
+
+def ask(
+    lm,
+    text:str,          # A prompt
+    mode:str='plain',  # As in `render`
+)->Prompt:
+    "What a model reads before it answers"
+    return render(lm, turns(text), mode=mode)
+
+def example(
+    lm,
+    text:str,          # A prompt
+    answer:str,
+    mode:str='plain',
+)->tuple:              # Ids of prompt, answer and end token; place of the answer's first token
+    "What a model should have written, as tokens"
+    p,end = ask(lm, text, mode), _end(lm, mode)
+    body = (' ' if mode=='plain' else '')+answer.strip()
+    ids = lm.tokenizer(body, add_special_tokens=False).input_ids
+    return [*p.ids, *ids, end],len(p.ids)
+
+def _end(lm, mode):
+    "The token after which nothing more is said"
+    if lm.tokenizer.eos_token_id is None:
+        raise ConfigError(f'{lm.name} has no end token; give its tokenizer one.')
+    return lm.tokenizer.eos_token_id
+
+
+# %%
+lm = random_model('gemma3')
+p = 'Is it far?\n\nAssistant: Two miles.\n\nHuman: And back?'
+ids,start = example(lm, p, 'The same.')
+turns(p), decode(lm, ids[start:])
+
+# %% [markdown]
+# Prompt and answer are tokenised apart, for that is how an answer comes about: the model has read
+# the prompt's tokens when it writes its first. One token begins the text, one ends it.
+
+# %%
+for mode in ('plain', 'chat'):
+    ids,start = example(lm, p, 'The same.', mode)
+    test_eq(tuple(ids[:start]), ask(lm, p, mode).ids)
+    test_eq((ids.count(2), ids.count(lm.tokenizer.eos_token_id)), (1, 1))
+    test_eq(ids[-1], lm.tokenizer.eos_token_id)
+test_eq(decode(lm, example(lm, 'Far?', 'No.')[0]), '<bos>\n\nHuman: Far?\n\nAssistant: No.<eos>')
+
+
+# %% [markdown]
+# ## What people preferred
+#
+# The files of @bai2022hh hold two whole dialogues a line. The prompt is what they share, up to
+# the last turn of the assistant. In some pairs even the prompts differ, and in some an answer is
+# empty; neither is a comparison of two answers.
+
+# %%
+#| export
+def _hh(name):
+    parts = name.split('/')[1:] or ['harmless-base']
+    return '/'.join(['hh-rlhf', *parts, *(['test'] if len(parts)==1 else [])])
+
+def _cut(dialogue):
+    at = dialogue.rfind('\n\nAssistant:')
+    return dialogue[:at].strip().removeprefix('Human:').strip(),dialogue[at+12:].strip()
+
+def _comparisons(id):
+    "Prompt, chosen and rejected answer of every usable row"
+    for r in read_jsonl(fetch(id)):
+        (p,good),(q,bad) = _cut(r['chosen']),_cut(r['rejected'])
+        if p==q and p and good and bad: yield p,good,bad
+
+def human_comparisons(
+    source='hh',         # 'hh/harmless-base/test' and its like
+    limit:int|None=None,
+    seed:int=0,          # Which ones, and which answer is a
+)->list:                 # Rows of id, prompt, a, b, p (1: a was chosen), source
+    "Comparisons by people"
+    id = _hh(source)
+    rows = list(_comparisons(id))
+    rng = np.random.default_rng(seed)
+    first = rng.random(len(rows))<.5
+    keep = range(len(rows)) if limit is None else sorted(rng.permutation(len(rows))[:limit])
+    return [dict(id=f'{id}/{i}', prompt=rows[i][0], a=rows[i][1 if first[i] else 2],
+                 b=rows[i][2 if first[i] else 1], p=float(first[i]), source='human')
+            for i in keep]
+
+
+# %%
+found = 'out of reach'
+if available('hh-rlhf/harmless-base/test'):
+    rows,prompts = human_comparisons(), load_prompts('hh')
+    many = sum(len(turns(r['prompt']))>1 for r in rows)
+    longer = sum((len(r['a'])>len(r['b']))==(r['p']==1) for r in rows)/len(rows)
+    found = dict(pairs=len(rows), several_turns=many, prompts=len(prompts), longer=longer)
+    assert 2295<len(rows)<=2303 and .43<longer<.46
+found
+
+
+# %% [markdown]
+# Who takes the longer answer agrees with less than half of these choices: the pairs were made by
+# asking for the *more harmful* answer, and a refusal is short.
+#
+# ## Apart
+#
+# A preference model that is tested on prompts it was trained on looks better than it is. Sets
+# are parted by the text of the prompt, not by row.
+
+# %%
+#| export
+def _text(r): return r.get('prompt', r.get('text'))
+
+def split(
+    rows:list,   # With `prompt` or `text`
+    *shares,     # Of each part: .8, .2
+    seed:int=0,
+)->list:         # One list a share; rows of one prompt stay together
+    "Parts that share no prompt"
+    texts = sorted({_text(r) for r in rows})
+    order = np.random.default_rng(seed).permutation(len(texts))
+    ends = np.round(np.cumsum(shares)/sum(shares)*len(texts)).astype(int)
+    part = {texts[i]: int(np.searchsorted(ends, k, side='right')) for k,i in enumerate(order)}
+    return [[r for r in rows if part[_text(r)]==n] for n in range(len(shares))]
+
+def disjoint(
+    **sets, # Name -> rows
+):
+    "Refuse sets that share a prompt"
+    seen = {}
+    for name,rows in sets.items():
+        for t in {_text(r) for r in rows}:
+            if t in seen: raise DataError(f'{name} and {seen[t]} share the prompt {t[:50]!r}: '
+                                          'part them with `split`.')
+        seen |= {_text(r): name for r in rows}
+
+
+# %%
+ours = load_prompts('helpful')+load_prompts('red_team')
+twice = [dict(r, id=f'{r["id"]}/{k}') for r in ours for k in 'ab']
+train,test = split(twice, .8, .2)
+disjoint(train=train, test=test)
+with expect_fail(DataError, contains='share the prompt'): disjoint(train=train, test=train[:1])
+len(train), len(test)
+
+# %%
+test_eq(len(train)+len(test), 160)
+test_eq([len(x) for x in split(ours, 1, 1, 2)], [20, 20, 40])
+test_eq(split(ours, .5, .5), split(ours, .5, .5))
+test_ne(split(ours, .5, .5), split(ours, .5, .5, seed=1))
+
+
+# %% [markdown]
+# ## Mistakes
+
+# %%
+def file(*rows):
+    (tmp/'mine.jsonl').write_text('\n'.join(json.dumps(r) for r in rows))
+    return tmp/'mine.jsonl'
+
+mistakes = [([dict(text='Hi'), dict(text=' ')], 'row 2 is empty'),
+            ([dict(text=7)], 'no `text`'), ([dict(other='x')], 'no `text`'),
+            ([dict(text='x'*100_001)], '100,001 characters'), ([], 'holds no prompts'),
+            ([dict(id='a', text='x'), dict(id='a', text='y')], "'a' is used 2 times")]
+for rows,say in mistakes:
+    with expect_fail(DataError, contains=say): load_prompts(file(*rows))
+with expect_fail(ConfigError, contains="did you mean 'helpful'"): load_prompts('helpfull')
+with expect_fail(DataError): load_prompts(tmp/'none.jsonl')
+load_prompts(file(dict(prompt='Is it far?')))
+
+# %%
+test_eq(len(load_prompts('red_team', 8)), 8)
+test_eq(load_prompts('red_team', 8), load_prompts('red_team', 8))
