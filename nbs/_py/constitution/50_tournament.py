@@ -38,7 +38,7 @@ from fastcore.test import *
 
 # %% [markdown]
 # Which of two answers is better is easier to say than how good each is, so both papers on which
-# this room rests compare models by votes [@bai2022constitutional; @bai2022training]. A vote
+# this room rests compare models by votes [@bai2022constitutional; @bai2022hh]. A vote
 # depends on the difference of two ratings,
 #
 # $$P(a \text{ beats } b) = \frac{1}{1+10^{(E_b-E_a)/400}},$$
