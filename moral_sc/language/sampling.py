@@ -61,6 +61,7 @@ class Sample:
     rest:str=''     # The end of `text` after those ids
     logprobs:tuple=() # Of each token, at temperature 1 and with nothing cut off
     after:tuple=()    # Log-probabilities of the options that were asked about next
+    values:tuple=()   # Of each token: what a head made of the hidden state it was drawn from
 
     def __repr__(self):
         return f'Sample({self.text!r}, {len(self.ids)} tokens, {self.finish})'
@@ -74,6 +75,7 @@ class _Row:
         self.before = list(p.ids[-8:]) # Some decoders treat a first token differently
         self.skip = len(decode(lm, self.before))
         self.ids,self.logps,self.finish,self.text = [],[],None,''
+        self.values = []
 
     def open(self): return self.finish and self.after and self.scores is None
 
@@ -95,7 +97,7 @@ class _Row:
         while n and not self.text.startswith(self.said(n)): n -= 1
         rest = self.text[len(self.said(n)):] if n else self.text
         return Sample(self.text, tuple(self.ids), self.finish, seed, n, rest,
-                      tuple(self.logps), tuple(self.scores or ()))
+                      tuple(self.logps), tuple(self.scores or ()), tuple(self.values))
 
 # %% ../../nbs/language/40_sampling.ipynb #cbd93cf2
 @cache
@@ -135,12 +137,14 @@ def roomy(lm):
 
 # %% ../../nbs/language/40_sampling.ipynb #dc4c5ac5
 def _next(lm, cache, ids, mask, pos):
-    "Logits [row, vocab] after the last token"
+    "Logits [row, vocab] after the last token, and the hidden states they come from"
     kw = dict(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True)
     if takes(lm.model, 'position_ids'): kw['position_ids'] = pos
-    if splits(lm): return head(lm, hidden(lm, **kw).last_hidden_state[:,-1])
+    if splits(lm):
+        h = hidden(lm, **kw).last_hidden_state[:,-1]
+        return head(lm, h),h
     if takes(lm.model, 'logits_to_keep'): kw['logits_to_keep'] = 1
-    return lm.model(**kw).logits[:,-1]
+    return lm.model(**kw).logits[:,-1],None
 
 class _Deck:
     "Rows side by side, and their cache"
@@ -154,7 +158,7 @@ class _Deck:
         "Read new rows and give them the places of ended ones, or new places"
         ids,mask = pad([list(r.p.ids) for r in rows], 'left', self.lm.device)
         cache,pos = roomy(self.lm),(mask.cumsum(-1)-1).clamp(min=0)
-        last = self.pick(rows, _next(self.lm, cache, ids, mask, pos))
+        last = self.pick(rows, *_next(self.lm, cache, ids, mask, pos))
         if not self.rows:
             self.rows,self.cache,self.mask = rows,cache,mask
             self.pos,self.last = pos[:,-1],last
@@ -210,8 +214,8 @@ class _Deck:
         live = torch.tensor([not r.finish for r in self.rows], device=self.mask.device)
         self.mask = torch.cat([self.mask, live[:,None].long()], 1)
         self.pos = self.pos+live
-        x = _next(self.lm, self.cache, self.last[:,None], self.mask, self.pos[:,None])
-        self.last = self.pick(self.rows, x)
+        self.last = self.pick(self.rows, *_next(self.lm, self.cache, self.last[:,None],
+                                                self.mask, self.pos[:,None]))
 
 # %% ../../nbs/language/40_sampling.ipynb #c55abf8c
 def _asks(lm, rows):
@@ -283,22 +287,26 @@ def _together(lm, rows, batch, pick):
         ids,mask = pad([list(r.p.ids) for r in on], 'left', lm.device)
         cache,pos = DynamicCache(config=lm.model.config),(mask.cumsum(-1)-1).clamp(min=0)
         while not all(r.finish for r in on):
-            ids = pick(on, _next(lm, cache, ids, mask, pos))[:,None]
+            ids = pick(on, *_next(lm, cache, ids, mask, pos))[:,None]
             pos,mask = pos[:,-1:]+1,torch.cat([mask, torch.ones_like(ids)], 1)
         _reread(lm, on)
 
 # %% ../../nbs/language/40_sampling.ipynb #a2682757
-def _picker(temperature, top_p, logprobs):
-    "Choose a token a row, and push it"
-    def pick(rows, x):
+def _picker(temperature, top_p, logprobs, values):
+    "Choose a token a row, and push it with what is to be kept of it"
+    at = temperature if logprobs=='tempered' else 1.
+    def pick(rows, x, h):
         on = [i for i,r in enumerate(rows) if not r.finish]
         u = np.zeros(len(rows))
         u[on] = [rows[i].u[len(rows[i].ids)] for i in on]
         new = choose(x, u, temperature, top_p)
-        lp = x.double().log_softmax(-1).gather(-1, new[:,None])[:,0] if logprobs else None
-        for i,t in zip(on, new[on].tolist()):
-            if logprobs: rows[i].logps.append(lp[i].item())
-            rows[i].push(t)
+        if logprobs:
+            lp = (x.double()/at).log_softmax(-1).gather(-1, new[:,None])[:,0].tolist()
+            for i in on: rows[i].logps.append(lp[i])
+        if values:
+            v = values(h).tolist()
+            for i in on: rows[i].values.append(v[i])
+        for i,t in zip(on, new[on].tolist()): rows[i].push(t)
         return new
     return pick
 
@@ -316,12 +324,17 @@ def sample(
     progress=None,          # Called with (rows done, rows in all)
     batch:int=32,           # Rows side by side, at most
     max_tokens:int=32768,   # Rows times (prompt + new tokens), at most
-    logprobs:bool=False,    # Keep the log-probability of every sampled token
+    logprobs:bool|str=False,# Keep that of every sampled token: True at temperature 1, 'tempered'
+    values=None,            # A head, [row, width] -> [row]: keep what it makes of each state
     after:list=None,        # A prompt's next turn and the options to score there, as pairs
 )->list:                    # One `Sample` a prompt, in order
     "Continue each prompt; a row depends on seed, key and prompt alone"
     keys = [str(k) for k in (range(len(prompts)) if keys is None else keys)]
-    _check_args(prompts, keys, max_new_tokens, temperature, top_p)
+    _check_args(prompts, keys, max_new_tokens, temperature, top_p, logprobs)
+    if values and not splits(lm):
+        raise ConfigError(f'{lm.name} does not show its hidden states; sample without values.')
+    if values and run is not None:
+        raise ConfigError('sample: values change with their head; sample without a run.')
     ps,eos = [prompt(lm, p) for p in prompts], eos_ids(lm)
     stop = [stop] if isinstance(stop, str) else list(stop)
     after = [None]*len(ps) if after is None else [(t, list(o)) for t,o in after]
@@ -332,7 +345,7 @@ def sample(
     names = [content_key(sample=k, ids=p.ids, **how, **(dict(after=a) if a else {}))
              for k,p,a in zip(keys, ps, after)]
     res = [None if run is None else _unpack(run.get(n)) for n in names]
-    pick = _picker(temperature, top_p, logprobs)
+    pick = _picker(temperature, top_p, logprobs, values)
     flow = _together if roomy(lm) is None else _flow
     sizes = [len(p.ids)+max_new_tokens for p in ps]
     groups = batches(sizes, 4*max_tokens, 4*batch)
@@ -356,11 +369,14 @@ def _unpack(d):
     d = {k: tuple(v) if isinstance(v, list) else v for k,v in d.items() if k!='row'}
     return Sample(**d)
 
-def _check_args(prompts, keys, n, temperature, top_p):
+def _check_args(prompts, keys, n, temperature, top_p, logprobs=False):
     if isinstance(prompts, str): raise ConfigError('sample: give a list of prompts.')
     if len(keys)!=len(prompts) or len(set(keys))<len(keys):
         raise ConfigError('sample: give one key a prompt, no two alike.')
     if n<1: raise ConfigError(f'sample: max_new_tokens is {n}; give 1 or more.')
+    if logprobs=='tempered' and not (temperature>0 and top_p==1):
+        raise ConfigError('sample: tempered log-probabilities need a temperature above 0 and '
+                          'top_p 1.')
     if temperature<0:
         raise ConfigError(f'sample: temperature is {temperature}; give 0 or more.')
     if not 0<top_p<=1:
