@@ -1,0 +1,665 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: python3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Feedback
+#
+# > A model says which of two answers is better, as a probability.
+
+# %%
+#| default_exp constitution.feedback
+
+# %%
+#| export
+import warnings
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+
+import numpy as np, pandas as pd
+
+# %%
+#| export
+from moral_sc.constitution.principles import draw, load_comparisons
+from moral_sc.constitution.prompts import turns
+from moral_sc.foundation.datasets import data_dir, read_toml
+from moral_sc.foundation.errors import ConfigError, DataError, ModelError
+from moral_sc.foundation.runs import content_key, kept, open_run
+from moral_sc.foundation.statistics import cluster_bootstrap, wilson
+from moral_sc.language.chat import render
+from moral_sc.language.sampling import sample
+from moral_sc.language.scoring import option_logprobs, option_mass
+
+# %%
+#| hide
+import os, re, signal, subprocess, sys, tempfile
+from pathlib import Path
+
+import torch
+from fastcore.test import *
+from moral_sc.constitution.principles import Comparison
+from scipy.stats import chisquare
+from moral_sc.language.models import encode
+from moral_sc.language.oracle import lookup, random_model
+
+tmp = Path(tempfile.mkdtemp())
+
+# %% [markdown]
+# In its second stage Constitutional AI asks a model what people used to be asked: here is a
+# conversation, here are two answers, which one is better under this principle
+# [@bai2022constitutional]? Nothing is sampled. The log-probabilities of ` (A)` and ` (B)` are
+# read and renormalised, and the probability that comes out is the label:
+#
+# $$p = \frac{e^{\ell_A}}{e^{\ell_A}+e^{\ell_B}}$$
+#
+# ## What the model reads
+#
+# The conversation comes first, then the principle, then the options, as in the paper. So all
+# that is asked about one conversation begins alike, and is run once.
+
+# %%
+#| export
+LETTERS = ' (A)', ' (B)'
+ANSWER = 'The answer is:'
+THINK = 'Let us look at each option in turn:'
+
+def question(
+    prompt:str,    # Text of a prompt row, earlier turns included
+    principle:str, # A question that decides
+    first:str,     # The answer at (A)
+    second:str,    # The answer at (B)
+)->str:
+    "A comparison of two answers, up to where the letter is due"
+    talk = '\n\n'.join(f'{r.capitalize()}: {t}' for r,t in turns(prompt))
+    return (f'This is a conversation between a human and an assistant.\n\n{talk}\n\n'
+            f'{principle}\nOptions:\n (A) {first.strip()}\n (B) {second.strip()}')
+
+
+# %%
+comparisons = load_comparisons()
+print(question('Is it far?', comparisons[2].text, 'Two miles.', 'Find out yourself.'))
+
+
+# %% [markdown]
+# ## Worked comparisons
+#
+# In front stand five worked comparisons of ours. If each always came with the same principle, or
+# the better answer always at the same letter, the model would learn that instead of the form. So
+# a prefix draws a principle for each shot, and its letters are as even as five can be; the next
+# prefix has them the other way round. A row draws one of a few prefixes by its id, since a
+# prefix that many rows share costs nothing.
+
+# %%
+#| export
+@dataclass(frozen=True)
+class Worked:
+    "A comparison with its outcome"
+    human:str
+    better:str
+    worse:str
+    because:str = '' # Reasons, with {better} and {worse} for the letters
+
+def load_worked(
+    path=None, # TOML with [[shot]] human, better, worse, because; default: ours
+)->list[Worked]:
+    "Worked comparisons"
+    path = path or data_dir()/'constitution'/'feedback_shots.toml'
+    need,res = ('human', 'better', 'worse'), []
+    for i,r in enumerate(read_toml(path).get('shot', []), 1):
+        bad = [k for k in need if not isinstance(r.get(k), str) or not r[k].strip()]
+        if bad: raise DataError(f'{path}: shot {i} lacks {", ".join(bad)}; add it.')
+        res.append(Worked(*(r[k] for k in need), r.get('because', '')))
+    return res
+
+def _number(*parts): # The same for the same words, everywhere
+    return int.from_bytes(sha256('/'.join(map(str, parts)).encode()).digest()[:8], 'big')
+
+def shot_turns(
+    shots:list,          # `Worked`
+    comparisons:list,    # Principles to draw from
+    number:int=0,        # Which prefix
+    seed:int=0,
+    cot:bool=False,      # With their reasons
+)->list:                 # (question, answer) pairs
+    "Worked comparisons with principles and letters drawn"
+    rng = np.random.default_rng(_number(seed, 'prefix', number//2))
+    n = len(shots)
+    first = rng.permutation(n)%2==number%2 # Is the better answer at (A)?
+    res = []
+    drawn = draw(comparisons, n, seed, f'shots/{number}')
+    for k,a in zip(rng.permutation(n), first):
+        s,l = shots[k], LETTERS if a else LETTERS[::-1]
+        ab = (s.better, s.worse) if a else (s.worse, s.better)
+        why = s.because.format(better=l[0].strip(), worse=l[1].strip())
+        said = f'{THINK} {why}\n\n{ANSWER}{l[0]}' if cot else f'{ANSWER}{l[0]}'
+        res.append((question(s.human, drawn[k].text, *ab), said))
+    return res
+
+
+# %%
+shots = load_worked()
+print('\n\n'.join(map('\n\n'.join, shot_turns(shots[:2], comparisons, cot=True))))
+
+
+# %% [markdown]
+# Over many prefixes every principle is drawn equally often, and the letter is even both in all
+# and at the last shot, which a model heeds most.
+
+# %%
+#| export
+def _letter(said): return said[-3:]=='(A)'
+
+
+# %%
+many = [shot_turns(shots, comparisons, k) for k in range(400)]
+at = np.array([[_letter(said) for _,said in m] for m in many])
+by_text = {c.text: 0 for c in comparisons}
+for m in many:
+    for q,_ in m: by_text[next(t for t in by_text if t in q)] += 1
+assert chisquare(list(by_text.values())).pvalue>.001
+test_eq((at.mean(), at[:,-1].mean()), (.5, .5))
+assert set(at.sum(1))=={2, 3}
+f'p = {chisquare(list(by_text.values())).pvalue:.2f}'
+
+
+# %% [markdown]
+# ## Questions of a row
+#
+# A row asks under one principle, drawn by seed and id, or under all. With `swap` each is asked in
+# both orders.
+
+# %%
+#| export
+def _row(r, i):
+    bad = [k for k in ('prompt', 'a', 'b') if not isinstance(r.get(k), str)]
+    if bad: raise DataError(f'Pair {i} has no text in {", ".join(bad)}; add it.')
+    return dict(r, id=str(r.get('id', i)))
+
+def _pairs(pairs):
+    rows = [_row(r, i) for i,r in enumerate(pairs, 1)]
+    if len({r['id'] for r in rows})<len(rows):
+        raise DataError('Two pairs have the same id; give each its own.')
+    return rows
+
+class _Labeller:
+    "How the questions of a row are asked"
+    def __init__(self, lm, comparisons, shots, per, swap, cot, mode, seed, prefixes, **kw):
+        self.lm,self.comparisons,self.per,self.swap = lm,comparisons,per,swap
+        self.cot,self.mode,self.seed,self.kw = cot,mode,seed,kw
+        n = prefixes if shots else 1
+        self.fronts = [shot_turns(shots, comparisons, k, seed, cot) for k in range(n)]
+
+    def principles(self, row):
+        if self.per=='all': return self.comparisons
+        return draw(self.comparisons, self.per, self.seed, row['id'])
+
+    def orders(self, row):
+        "False: a stands at (A)"
+        if self.swap: return [False, True]
+        return [bool(_number(self.seed, row['id'], 'order')%2)]
+
+    def questions(self, row):
+        "Prompts of a row, by principle and order"
+        front = self.fronts[_number(self.seed, row['id'], 'front')%len(self.fronts)]
+        return [self.prompt(front, question(row['prompt'], p.text, *ab))
+                for p in self.principles(row) for o in self.orders(row)
+                for ab in [(row['a'], row['b'])[::-1 if o else 1]]]
+
+    def prompt(self, front, asked):
+        if self.mode=='plain' and not self.cot:
+            parts = [f'{q}\n\n{s}' for q,s in front]+[f'{asked}\n\n{ANSWER}']
+            return '\n\n'+'\n\n\n'.join(parts)
+        talk = [t for q,s in front for t in (('human', q), ('assistant', s))]
+        return render(self.lm, [*talk, ('human', asked)], THINK if self.cot else ANSWER,
+                      self.mode)
+
+    def read(self, rows):
+        "For each row log p of the letters, [question, sample, letter]"
+        qs = [self.questions(r) for r in rows]
+        flat = [q for x in qs for q in x]
+        if self.cot: lp = self.think(flat, [f'{r["id"]}/{k}' for r,x in zip(rows, qs)
+                                            for k in range(len(x))])
+        else:
+            how = {k: self.kw[k] for k in ('engine', 'max_tokens')}
+            lp = option_logprobs(self.lm, flat, list(LETTERS), **how)[:,None]
+        return np.split(lp, np.cumsum([len(x) for x in qs])[:-1])
+
+    def think(self, flat, keys):
+        n,how = self.kw['samples'], dict(stop=['\n\nHuman:', ANSWER, '<|im_end|>'])
+        said = sample(self.lm, [q for q in flat for _ in range(n)], self.kw['max_new_tokens'],
+                      keys=[f'{k}/{j}' for k in keys for j in range(n)], seed=self.seed,
+                      after=[(f'\n\n{ANSWER}', LETTERS)]*len(flat)*n, **how)
+        return np.array([s.after for s in said]).reshape(len(flat), n, 2)
+
+
+# %% [markdown]
+# ## From letters to a label
+#
+# With $p(A\,|\,ab)$ the probability of the letter (A) when answer $a$ stands there, and
+# $p(A\,|\,ba)$ when $b$ does, a liking for a letter adds to both, and
+#
+# $$p = \tfrac12\left(p(A\,|\,ab) + 1 - p(A\,|\,ba)\right)$$
+#
+# averages probabilities of the same event, that $a$ is better. So do the means over principles
+# and over chains of thought. Averages are taken of probabilities and not of logits.
+#
+# After a chain of thought the model is sure of whatever it has talked itself into. The paper
+# clamps such labels to $[.4, .6]$, which bounds the margin a preference model is asked for at
+# $\log(.6/.4)$.
+
+# %%
+#| export
+def clip(
+    p,
+    clamp=(.4, .6), # Least and greatest label; None: any
+):
+    "Keep labels between bounds"
+    return p if clamp is None else np.clip(p, *clamp)
+
+def soft(
+    logprobs,  # [..., letter]
+)->np.ndarray: # [...] probability of (A), of the two
+    "Renormalise the letters"
+    d = np.asarray(logprobs)
+    return 1/(1+np.exp(np.clip(d[...,1]-d[...,0], -700, 700)))
+
+def combine(
+    logprobs,              # [principle x order, sample, letter]
+    orders,                # Of each order: does b stand at (A)?
+    clamp=None,
+    clamp_each:bool=False, # Clamp every reading before averaging, not the average
+)->tuple:                  # p, p(A|ab), p(A|ba), and p by principle
+    "One label from all readings of a row"
+    lp = np.asarray(logprobs)
+    A = soft(lp).reshape(-1, len(orders), lp.shape[1])
+    better = np.where(np.array(orders)[None,:,None], 1-A, A)
+    if clamp_each: better = clip(better, clamp)
+    each = better.mean((1, 2))
+    by = {o: A[:,k].mean() for k,o in enumerate(orders)}
+    return float(clip(each.mean(), clamp)), by.get(False), by.get(True), each
+
+
+# %%
+bound = [float(np.log(c/(1-c))) for c in (.6, .8)]
+test_close(bound, [.405465, 1.386294], 1e-6)
+test_close(clip(np.array([.01, .5, .99])), [.4, .5, .6])
+bound
+
+# %% [markdown]
+# Clamping before averaging and after are two things. Of three chains of thought two are nearly
+# certain of $a$ and one of $b$: the mean is .66, and clamped .6; clamped one by one and then
+# averaged it is $.53$. Neither changes which answer is preferred here, but the second is a vote
+# and the first is not.
+
+# %%
+lp = np.log([[[.99, .01], [.99, .01], [.01, .99]]])
+whole,each = (combine(lp, [False], (.4, .6), e)[0] for e in (False, True))
+test_close((whole, each), (.6, 1.6/3), 1e-9)
+whole, round(each, 3)
+
+# %% [markdown]
+# By default the average is clamped, which is the paper's order where there is one chain of
+# thought a label. No label leaves its bounds either way, and the side of one half that an
+# average is on stays the same when it is clamped:
+
+# %%
+rng = np.random.default_rng(0)
+for _ in range(200):
+    lp = rng.normal(0, 3, (4, 3, 2))
+    free,one,two = (combine(lp, [False, True], c, e)[0] for c,e in
+                    ((None, False), ((.4, .6), False), ((.4, .6), True)))
+    assert .4<=min(one, two) and max(one, two)<=.6 and (free>.5)==(one>.5)
+
+
+# %% [markdown]
+# ## Labels
+#
+# Rows are read in blocks, all letters of a block in one call, so that the
+# [prefix tree](../language/32_trees.ipynb) sees all that they share. A pair whose answers are the
+# same text is labelled one half and not asked about.
+
+# %%
+#| export
+def _same(r): return r['a'].strip()==r['b'].strip()
+
+def _checked(rows, read):
+    for r,x in zip(rows, read):
+        if not np.isfinite(x).all():
+            raise ModelError(f'The model gives no probability to the letters of {r["id"]!r}; '
+                             'look at its weights and at the length of the pair.')
+    return read
+
+def _finished(row, lp, lab, clamp, clamp_each):
+    "A label row from the readings of a pair"
+    if lp is None: return dict(row, p=.5, p_ab=None, p_ba=None, principle='', mass=None,
+                               flipped=False, asked=False, source='ai')
+    names = [c.id for c in lab.principles(row)]
+    p,ab,ba,each = combine(lp, lab.orders(row), clamp, clamp_each)
+    res = dict(row, p=p, p_ab=ab, p_ba=ba, principle='+'.join(names), asked=True,
+               mass=float(option_mass(np.asarray(lp)).mean()), source='ai',
+               flipped=bool(lab.swap and (ab>.5)!=(ba<.5)))
+    if len(names)>1: res['p_each'] = [float(x) for x in each]
+    return res
+
+def _hash(x): return content_key(x=x)[:16]
+
+def label(
+    lm,                         # Any model, not only the one that answered
+    pairs:list,                 # Rows of id, prompt, a, b
+    comparisons=None,           # Principles, default: ours
+    *,
+    principles_per_pair=1,      # So many drawn for each row, or 'all'
+    swap:bool=True,             # Ask in both orders; False: in one, drawn by id
+    cot:bool=False,             # Let the model think before it answers
+    samples:int=1,              # Chains of thought for each question
+    clamp='auto',               # Bounds of a label; 'auto': (.4, .6) after thought, else None
+    clamp_each:bool=False,      # Clamp each reading before averaging
+    few_shot=None,              # `Worked` comparisons, default: ours; [] for none
+    prefixes:int=4,             # Ways of drawing their principles and letters
+    mode:str='plain',           # As in `render`
+    max_new_tokens:int=128,     # Of a chain of thought
+    seed:int=0,
+    block:int=256,              # Rows read in one call
+    engine:str='auto', max_tokens:int=4096, # As in `option_logprobs`
+    out=None,                   # Folder of a run that can be resumed
+    progress=None,              # Called with (rows done, rows in all)
+)->list: # The rows with p, p_ab, p_ba, principle, mass, flipped, asked
+    "How probable it is that `a` is the better answer"
+    rows = _pairs(pairs)
+    comparisons = load_comparisons() if comparisons is None else list(comparisons)
+    shots = load_worked() if few_shot is None else list(few_shot)
+    clamp = ((.4, .6) if cot else None) if clamp=='auto' else clamp
+    _possible(comparisons, principles_per_pair, clamp, samples, prefixes)
+    how = dict(per=principles_per_pair, swap=swap, cot=cot, mode=mode, seed=seed,
+               prefixes=prefixes, samples=samples, max_new_tokens=max_new_tokens)
+    lab = _Labeller(lm, comparisons, shots, engine=engine, max_tokens=max_tokens, **how)
+    config = dict(how, kind='label', model=lm.name, source=str(lm.source), pairs=_hash(rows),
+                  principles=_hash([asdict(c) for c in comparisons]),
+                  few_shot=_hash([asdict(s) for s in shots]), block=block)
+    todo = [r for r in rows if not _same(r)]
+    with (open_run(out, config) if out else nullcontext()) as run, kept(run) as run:
+        found = _all(lab, todo, run, block, progress)
+        if out: run.finish()
+    res = [_finished(r, found.get(r['id']), lab, clamp, clamp_each) for r in rows]
+    _warn(res)
+    return res
+
+def _all(lab, todo, run, block, progress):
+    "Readings of all rows, those of a run among them"
+    blocks = [todo[i:i+block] for i in range(0, len(todo), block)]
+    for n in run.blocks([[r['id'] for r in b] for b in blocks]):
+        read = _checked(blocks[n], lab.read(blocks[n]))
+        run.put_many([(r['id'], dict(lp=x.tolist())) for r,x in zip(blocks[n], read)])
+        if progress: progress(min(len(todo), (n+1)*block), len(todo))
+    return {r['id']: run.get(r['id'])['lp'] for r in todo}
+
+def _possible(comparisons, per, clamp, samples, prefixes):
+    if not comparisons: raise ConfigError('There are no principles to compare by; give some.')
+    if per!='all' and not (isinstance(per, int) and per>0):
+        raise ConfigError(f"principles_per_pair is {per!r}; give 1 or more, or 'all'.")
+    if clamp is not None and not 0<=clamp[0]<=.5<=clamp[1]<=1:
+        raise ConfigError(f'clamp is {clamp}; give bounds on both sides of one half.')
+    if samples<1 or prefixes<1: raise ConfigError('samples and prefixes are 1 or more.')
+
+LOW_MASS = .05
+
+def _warn(res):
+    low = sum(r['asked'] and r['mass']<LOW_MASS for r in res)
+    if low: warnings.warn(f'{low} of {len(res)} labels rest on letters that the model hardly '
+                          f'considers (mass below {LOW_MASS}).', stacklevel=3)
+
+
+# %% [markdown]
+# This judge prefers the answer with more letters, and it likes the letter (A): the odds of (A)
+# are those of its length, times two.
+
+# %%
+def judge(like=2.):
+    def f(text):
+        if not text.endswith('answer is:'): return {'': 1.}
+        a,b = re.findall(r'\(A\) (\w+)\n \(B\) (\w+)', text)[-1]
+        odds = like*len(a)/len(b)
+        return {' (A)': .9*odds/(1+odds), ' (B)': .9/(1+odds)}
+    return lookup(f, 'counts-letters')
+
+pairs = [dict(id=f'r{k}', prompt='Is it far?', a='x'*(k+3), b='y'*(9-k)) for k in range(7)]
+got = label(judge(), pairs, few_shot=[])
+pd.DataFrame(got)[['id', 'a', 'b', 'p', 'p_ab', 'p_ba', 'mass', 'flipped']].round(3)
+
+# %%
+for r in got:
+    o = len(r['a'])/len(r['b'])
+    test_close(r['p_ab'], 2*o/(1+2*o), 1e-4)
+    test_close(r['p_ba'], 2/o/(1+2/o), 1e-4)
+    test_close(r['mass'], .9, 1e-2)
+
+
+# %% [markdown]
+# Swap averaging makes labels antisymmetric, $p(a,b)+p(b,a)=1$, for any model. On random weights
+# it holds with worked comparisons in front and without, and it does not without the swap.
+
+# %%
+def turned(pairs): return [dict(r, a=r['b'], b=r['a']) for r in pairs]
+def ps(rows): return np.array([r['p'] for r in rows])
+
+noisy = random_model()
+asks = [dict(id=f'q{k}', prompt=f'How far is it to {t}?', a=f'It is {k} miles.', b='Look it up!')
+        for k,t in enumerate(['Rome', 'Oslo', 'Bath', 'Riga', 'Kiel'])]
+kw = dict(few_shot=shots[:1])
+warnings.simplefilter('ignore')
+sums = ps(label(noisy, asks, **kw))+ps(label(noisy, turned(asks), **kw))
+one = ps(label(noisy, asks, swap=False, **kw))+ps(label(noisy, turned(asks), swap=False, **kw))
+test_close(sums, np.ones(5), 1e-5)
+assert abs(one-1).max()>1e-3
+sums.round(6), one.round(3)
+
+
+# %% [markdown]
+# ## The letters, read the slow way
+#
+# Each whole text by itself, each token's log-probability added up, on a tokenizer that merges
+# space, bracket and letter and on one that does not. And the ways of sharing what texts have in
+# common: all the same.
+
+# %%
+@torch.inference_mode()
+def slow(lm, text):
+    res = []
+    for l in LETTERS:
+        full,ways = encode(lm, text+l), [encode(lm, text+x) for x in ('', *LETTERS)]
+        n = next(k for k in range(len(full)) if len({tuple(w[:k+1]) for w in ways})>1)
+        x = lm.model(torch.tensor([full])).logits[0].double().log_softmax(-1)
+        res.append(sum(x[t-1, full[t]].item() for t in range(n, len(full))))
+    return res
+
+def labeller(lm, **kw):
+    base = dict(per='all', swap=True, cot=False, mode='plain', seed=0, prefixes=2,
+                engine='auto', max_tokens=4096)
+    return _Labeller(lm, comparisons[:3], shots[:1], **base|kw)
+
+merges = [('Ġ','('), ('Ġ(','A'), ('A',')'), (':','Ġ')]
+gaps = {}
+for arch in ('llama', 'qwen2', 'gemma3'):
+    for m in ((), merges):
+        lm = random_model(arch, merges=m)
+        lab = labeller(lm)
+        flat = [q for r in asks[:2] for q in lab.questions(r)]
+        want = np.array([slow(lm, q) for q in flat])
+        for e in ('auto', 'tree', 'cascade', 'rows'):
+            read = np.concatenate(labeller(lm, engine=e).read(asks[:2]))[:,0]
+            gaps[arch, bool(m), e] = abs(read-want).max()
+assert max(gaps.values())<1e-4
+f'largest difference in nats: {max(gaps.values()):.0e}'
+
+# %% [markdown]
+# Labels do not depend on the rows beside them, their order, or the size of a block. Principles
+# follow from seed and id.
+
+# %%
+kw = dict(few_shot=shots[:1], prefixes=2)
+want = label(noisy, asks, **kw)
+test_close(ps(label(noisy, asks, block=2, max_tokens=600, **kw)), ps(want), 1e-5)
+test_close(ps(label(noisy, asks[::-1], **kw))[::-1], ps(want), 1e-5)
+test_close(ps(label(noisy, asks[1:2], **kw)), ps(want[1:2]), 1e-5)
+test_eq([r['principle'] for r in label(noisy, asks[::-1], **kw)][::-1],
+        [r['principle'] for r in want])
+assert [r['principle'] for r in label(noisy, asks, seed=1, **kw)]!=[r['principle'] for r in want]
+
+# %% [markdown]
+# Over many rows the principles are drawn evenly, with replacement where a row draws several: of
+# rows with four draws from sixteen a third repeats one, as on the page of
+# [principles](10_principles.ipynb).
+
+# %%
+lab = labeller(noisy, per=4)
+lab.comparisons = comparisons
+drawn = [[c.id for c in lab.principles(dict(id=f'row {k}'))] for k in range(3000)]
+counts = pd.Series([i for d in drawn for i in d]).value_counts()
+assert len(counts)==16 and chisquare(counts).pvalue>.001
+repeat = np.mean([len(set(d))<4 for d in drawn])
+assert abs(repeat-.333496)<3*(.222/3000)**.5
+round(float(repeat), 3), round(float(chisquare(counts).pvalue), 3)
+
+
+# %% [markdown]
+# ## All principles
+#
+# A model that follows the principle it is shown gives a label under each, and their mean.
+
+# %%
+def follows(text):
+    if not text.endswith('answer is:'): return {'': 1.}
+    kind = 'never' in text.split('Options')[0]
+    return {' (A)': .5 if kind else .8, ' (B)': .5 if kind else .2}
+
+two = [Comparison('kind', 'Which would never hurt?'), Comparison('short', 'Which is shorter?')]
+both, = label(lookup(follows, 'follows'), asks[:1], two, principles_per_pair='all', swap=False,
+              few_shot=[])
+test_close(sorted(abs(np.array(both['p_each'])-.5)), [0, .3], 1e-2)
+test_close(both['p'], np.mean(both['p_each']))
+both['principle'], np.round(both['p_each'], 2)
+
+
+# %% [markdown]
+# ## After a chain of thought
+#
+# This oracle thinks of the shorter option and then is nearly certain of it. The reading comes
+# after the thought, and is clamped.
+
+# %%
+def thinker(text):
+    if text.endswith('turn:'): return {' The first one is longer.': .8, ' Both are fine.': .2}
+    if text.endswith('answer is:'):
+        sure = text.rsplit('turn:', 1)[1].startswith(' The')
+        return {' (A)': .02 if sure else .5, ' (B)': .97 if sure else .5}
+    return {'': 1.}
+
+def thought(**kw): return label(lookup(thinker, 'thinks'), asks, cot=True, few_shot=[],
+                                swap=False, **kw)
+pd.DataFrame({str(c): ps(thought(clamp=c)) for c in ('auto', (.2, .8), None)}).round(3)
+
+# %%
+assert abs(ps(thought())-.5).max()<=.1+1e-12
+average = ps(thought(clamp=None, samples=5))
+test_eq(ps(thought(samples=5)), clip(average))
+test_eq(ps(thought(samples=5, block=2)), clip(average))
+assert (abs(ps(thought(samples=5, clamp_each=True))-.5)<=abs(ps(thought(samples=5))-.5)+1e-12).all()
+average.round(3)
+
+# %% [markdown]
+# In `chat` mode the same questions become turns of a template, worked comparisons among them.
+
+# %%
+test_close(ps(label(judge(1.), pairs, mode='chat', few_shot=[])),
+           ps(label(judge(1.), pairs, few_shot=[])), 1e-4)
+
+
+# %% [markdown]
+# ## What labels are like
+#
+# Position bias is how much more often than half the letter (A) is preferred; the flip rate is the
+# share of pairs whose better answer changes when the two change places. A labeller with a high
+# flip rate reads letters and not answers. Intervals draw prompts.
+
+# %%
+#| export
+def report(
+    labels:list, # From `label`
+)->pd.Series:    # Counts and `Estimate`s
+    "How many were asked, position bias, flips, mass, how sure, and how diverse"
+    d = pd.DataFrame([r for r in labels if r.get('asked', True)])
+    if not len(d): raise DataError('No pair was asked about: all answers are alike.')
+    mean = lambda x: cluster_bootstrap(np.asarray(x, float), d.prompt.astype(str))
+    res = dict(asked=len(d), same=len(labels)-len(d), low_mass=int((d.mass<LOW_MASS).sum()),
+               mass=mean(d.mass), sure=mean(abs(d.p-.5)))
+    if d.p_ab.notna().all() and d.p_ba.notna().all():
+        res |= dict(position_bias=mean((d.p_ab+d.p_ba)/2-.5),
+                    flips=wilson(int(d.flipped.sum()), len(d)))
+    res['principles'] = len({i for x in d.principle for i in x.split('+')})
+    if 'p_each' in d: res['spread'] = mean([np.std(x) for x in d.p_each])
+    return pd.Series(res)
+
+
+# %%
+same = dict(id='same', prompt='Is it far?', a='No.', b='No. ')
+got = label(judge(), [*pairs, same], few_shot=[])
+test_eq((got[-1]['p'], got[-1]['asked']), (.5, False))
+report(got).to_frame('counts-letters')
+
+# %%
+r = report(got)
+test_eq((r.asked, r.same), (7, 1))
+test_eq(r.flips.value, np.mean([x['flipped'] for x in got[:-1]]))
+even = report(label(judge(1.), pairs[:3], few_shot=[]))
+test_close(even.position_bias.value, 0, 1e-3)
+test_eq(even.flips.value, 0)
+
+# %% [markdown]
+# ## Killed and resumed
+#
+# A child process labels in blocks of two and is killed with signal 9 in between. The same call
+# again finds what is finished and gives bit for bit the labels of a call that was left alone.
+
+# %%
+code = '''
+import sys, time, warnings
+warnings.simplefilter('ignore')
+from moral_sc.constitution.feedback import label, load_worked
+from moral_sc.language.oracle import random_model
+asks = [dict(id=f'q{k}', prompt=f'How far is {k}?', a=f'{k} miles.', b='No.') for k in range(10)]
+def slow(done, n): print(done, flush=True); time.sleep(.3)
+label(random_model(), asks, few_shot=[], out=sys.argv[1], block=2, progress=slow)
+'''
+rows = [dict(id=f'q{k}', prompt=f'How far is {k}?', a=f'{k} miles.', b='No.') for k in range(10)]
+child = subprocess.Popen([sys.executable, '-c', code, tmp/'killed'], stdout=-1, text=True)
+for line in child.stdout:
+    if int(line)>=4: os.kill(child.pid, signal.SIGKILL); break
+child.wait()
+with open_run(tmp/'killed') as run: before = len(run)
+kw = dict(few_shot=[], block=2)
+test_eq(label(noisy, rows, out=tmp/'killed', **kw), label(noisy, rows, **kw))
+assert 0<before<10
+before
+
+# %% [markdown]
+# What cannot be labelled is refused.
+
+# %%
+broken = random_model()
+for p in broken.model.parameters(): p.data.fill_(float('nan'))
+with expect_fail(ModelError, contains='no finite'): label(broken, asks[:1], few_shot=[])
+with expect_fail(DataError, contains='same id'): label(noisy, [asks[0], asks[0]])
+with expect_fail(DataError, contains='no text in b'): label(noisy, [dict(prompt='x', a='y')])
+for bad,say in [(dict(clamp=(.6, .4)), 'clamp is'), (dict(comparisons=[]), 'no principles'),
+                (dict(principles_per_pair='al'), "'all'")]:
+    with expect_fail(ConfigError, contains=say): label(noisy, asks, **bad)
+with expect_fail(DataError, contains='alike'): report(label(noisy, [same]))
+warnings.simplefilter('always')
+with warnings.catch_warnings(record=True) as said: label(noisy, asks, few_shot=[])
+assert 'hardly considers' in str(said[-1].message)
+str(said[-1].message)
