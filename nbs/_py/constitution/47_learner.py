@@ -527,6 +527,7 @@ def restore(self:Learner, s:dict):
 # %%
 #| hide
 import pandas as pd
+torch.set_num_threads(1)
 from moral_sc.language.heads import score_model, scores
 from moral_sc.language.oracle import random_model
 

@@ -73,6 +73,7 @@ import os, signal, subprocess, sys, tempfile
 from fastcore.test import *
 from moral_sc.bias.sweep import subjects
 tmp = Path(tempfile.mkdtemp())
+torch.set_num_threads(1)
 
 # %%
 well = dict(kl3=1., entropy=2., different=30, score=.5)
@@ -257,7 +258,7 @@ lm = random_model('llama')
 asks = [f'Is it {w}?' for w in 'far late cold dark soon over'.split()]
 letters = lambda prompts,answers: [sum(c.islower() for c in a) for a in answers]
 vowels = lambda prompts,answers: [sum(c in 'aeiou' for c in a) for a in answers]
-small = dict(batch=16, max_new_tokens=8, lr=1e-3, steps=12)
+small = dict(batch=16, max_new_tokens=8, lr=1e-3, steps=8)
 
 p = train_policy(lm, asks, letters, watch=dict(vowels=vowels), out=tmp/'one', every=4, **small)
 p.history[['step', 'score', 'vowels', 'kl', 'entropy', 'length']].iloc[::4].round(2)
@@ -285,9 +286,10 @@ assert same(last, p.lm) and not same(last, lm)
 
 # %%
 code = '''
-import sys
+import sys, torch
 from moral_sc.constitution.policy import train_policy
 from moral_sc.language.oracle import random_model
+torch.set_num_threads(1)
 asks = [f'Is it {w}?' for w in 'far late cold dark soon over'.split()]
 letters = lambda prompts,answers: [sum(c.islower() for c in a) for a in answers]
 train_policy(random_model('llama'), asks, letters, out=sys.argv[1], every=2,
@@ -302,7 +304,7 @@ def killed(out, options, after):
 
 def history(p): return p.history.drop(columns='seconds')
 
-test_eq(killed(tmp/'cut', small, 7), -9)
+test_eq(killed(tmp/'cut', small, 5), -9)
 q = train_policy(lm, asks, letters, out=tmp/'cut', every=2, **small)
 assert same(q.lm, p.lm)
 test_eq(history(q).to_dict('list'), history(p).drop(columns='vowels').to_dict('list'))
@@ -332,7 +334,7 @@ for i,more in enumerate([dict(algorithm='rloo', batch=16, schedule='linear'),
 def never(*a): raise AssertionError('scored again')
 again = train_policy(lm, asks, never, out=tmp/'one', every=4, **small)
 assert same(again.lm, p.lm)
-test_eq(len(again.snapshots), 4)
+test_eq(len(again.snapshots), 3)
 with expect_fail(ConfigError, contains='lr: 0.001 there, 0.01 now'):
     train_policy(lm, asks, letters, out=tmp/'one', **small|dict(lr=.01))
 
