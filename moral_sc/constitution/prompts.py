@@ -28,7 +28,7 @@ def _row(r, i, where):
     if len(text)>LONGEST: raise DataError(f'{at} has {len(text):,} characters; shorten it to '
                                           f'{LONGEST:,} or fewer.')
     return dict(id=str(r.get('id', f'{Path(where).stem}/{i}')), text=text.strip(),
-                kind=r.get('kind', ''), topic=r.get('topic', ''))
+                kind=r.get('kind', '').replace('-', '_'), topic=r.get('topic', ''))
 
 def checked(
     rows,          # Dicts with `text` or `prompt`
