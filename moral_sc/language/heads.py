@@ -9,6 +9,7 @@ __all__ = ['HEADINGS', 'word_tokenizer', 'small_lm', 'trunk', 'rectangle', 'answ
 # %% ../../nbs/language/48_heads.ipynb #720c8077
 import copy
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 from torch import nn
@@ -16,6 +17,8 @@ from torch.utils.checkpoint import checkpoint
 
 from ..foundation.errors import ConfigError, ModelError
 from .models import LM, pad
+from .reading import splits
+from .weights import _quiet
 
 # %% ../../nbs/language/48_heads.ipynb #8490531f
 HEADINGS = ('Human', 'Assistant', 'CritiqueRequest', 'Critique', 'RevisionRequest', 'Revision')
@@ -66,21 +69,34 @@ def trunk(model):
 def rectangle(
     rows:list, # Token ids
     device,
-)->dict:       # input_ids, attention_mask: padded on the right
+)->dict:       # input_ids, padded on the right: nothing looks ahead, so no mask is needed
     "What a model's `forward` takes"
-    ids,mask = pad(rows, 'right', device)
-    return dict(input_ids=ids, attention_mask=mask, use_cache=False)
+    return dict(input_ids=pad(rows, 'right', device)[0], use_cache=False)
+
+def _checked(model):
+    "Refuse a model whose logits are more than its output layer; found out once"
+    if not hasattr(model, '_only_head'):
+        on,device = model.training,next(model.parameters()).device
+        model._only_head = splits(SimpleNamespace(model=model.eval(), device=device))
+        model.train(on)
+    if not model._only_head:
+        raise ModelError(f'{type(model).__name__} caps or scales its logits after the output '
+                         'layer; train a model that does not.')
+
+def _full(x): return x if x is None or x.dtype.itemsize>2 else x.float()
 
 def _judge(h, weight, bias, want, temperature, entropy):
     "Log-probability of one token a row of hidden states, in float32; and the entropy"
-    x = nn.functional.linear(h.float(), weight.float(), None if bias is None else bias.float())
-    lp = (x/temperature).log_softmax(-1)
-    own = lp.gather(-1, want[:,None])[:,0]
-    return own,(-(lp.exp()*lp).sum(-1) if entropy else own.new_zeros(own.shape))
+    with torch.autocast(h.device.type, enabled=False):
+        x = nn.functional.linear(_full(h), _full(weight).to(_full(h).dtype), _full(bias))
+        if not entropy: return -nn.functional.cross_entropy(x/temperature, want, reduction='none'),
+        lp = (x/temperature).log_softmax(-1)
+        return lp.gather(-1, want[:,None])[:,0],-(lp.exp()*lp).sum(-1)
 
 def _judged(model, h, want, temperature, chunk, entropy):
     out = model.get_output_embeddings()
     args = out.weight,getattr(out, 'bias', None)
+    if len(h)*len(out.weight)<2**19: return _judge(h, *args, want, temperature, entropy)
     parts = [checkpoint(_judge, a, *args, b, temperature, entropy, use_reentrant=False)
              for a,b in zip(h.split(chunk), want.split(chunk))]
     return [torch.cat(x) for x in zip(*parts)]
@@ -91,21 +107,24 @@ def answer_hidden(
     starts:list,        # Where each answer begins, 1 or more
     temperature:float=1.,
     chunk:int=1024,     # Places whose logits exist at one time
-    entropy:bool=False,
+    entropy:bool=False, # Also the entropy at each place
 )->tuple: # log p [row, token], mask [row, token], hidden states [row, token, width], entropy
     "What a loss on answers needs, with gradient; 0 behind the end of an answer"
+    _checked(model)
     device = next(model.parameters()).device
-    h = trunk(model)(**rectangle(rows, device)).last_hidden_state
     n = [len(r)-s for r,s in zip(rows, starts)]
     if min(n)<1: raise ConfigError(f'Row {n.index(min(n))} has no answer to learn from.')
+    if min(starts)<1: raise ConfigError(f'Row {[*starts].index(min(starts))} has no prompt: '
+                                        'nothing stands before its first token.')
+    h = trunk(model)(**rectangle(rows, device)).last_hidden_state
     mask = torch.arange(max(n), device=device)<torch.tensor(n, device=device)[:,None]
     at = (torch.tensor(starts, device=device)[:,None]-1+torch.arange(max(n), device=device))
     at = at.clamp(max=h.shape[1]-1)
     before = h.gather(1, at[:,:,None].expand(-1, -1, h.shape[2]))
     want = torch.tensor([t for r,s in zip(rows, starts) for t in r[s:]], device=device)
-    lp,e = _judged(model, before[mask], want, temperature, chunk, entropy)
+    lp,*e = _judged(model, before[mask], want, temperature, chunk, entropy)
     fill = lambda x: x.new_zeros(mask.shape).masked_scatter(mask, x)
-    return fill(lp),mask,before,fill(e)
+    return fill(lp),mask,before,fill(e[0]) if e else None
 
 def answer_logprobs(
     model, rows:list, starts:list, temperature:float=1., chunk:int=1024,
@@ -155,14 +174,15 @@ def scores(
 
 def save_scores(model, tokenizer, folder):
     "A folder that `AutoModelForSequenceClassification` reads"
-    model.save_pretrained(folder); tokenizer.save_pretrained(folder)
+    _quiet(model.save_pretrained, folder); tokenizer.save_pretrained(folder)
 
 def load_scores(folder, device='cpu')->tuple: # The model, its tokenizer
     "Read such a folder"
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
     if not (Path(folder)/'config.json').is_file():
         raise ModelError(f'{folder} holds no model: it has no config.json.')
-    model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32)
+    read = AutoModelForSequenceClassification.from_pretrained
+    model = _quiet(lambda: read(folder, dtype=torch.float32))
     return model.to(device).eval(),AutoTokenizer.from_pretrained(folder)
 
 # %% ../../nbs/language/48_heads.ipynb #1141278f
@@ -184,5 +204,5 @@ def save(
 )->Path:
     "A folder that `load` and transformers read"
     folder = Path(folder)
-    lm.model.save_pretrained(folder); lm.tokenizer.save_pretrained(folder)
+    _quiet(lm.model.save_pretrained, folder); lm.tokenizer.save_pretrained(folder)
     return folder

@@ -17,7 +17,9 @@
 # %%
 #| export
 import math
-from contextlib import nullcontext
+import os
+import random
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -79,7 +81,8 @@ answer_loss(lm.model, data)
 # ## Parts of a step
 #
 # A step of the optimiser takes `batch` examples. They pass through the model some at a time,
-# rows of like length together. Where memory runs out, the step begins again in passes half the size.
+# rows of like length together. Where memory runs out, the step begins again in passes of half
+# the size.
 
 # %%
 #| export
@@ -103,12 +106,17 @@ def accumulate(
 
 def _accumulate(model, examples, loss, lengths, max_tokens):
     sums = []
-    for some in batches(lengths, max_tokens):
+    for some in batches(lengths, max_tokens, slack=_slack(model)):
         total,count,logs = loss(model, [examples[i] for i in some])
         total.backward()
         sums.append(dict(loss=total.detach(), count=count) | logs)
-    res = {k: sum(float(s[k]) for s in sums) for k in (sums[0] if sums else ())}
-    return res | dict(tokens=sum(lengths))
+    return _added(sums) | dict(tokens=sum(lengths))
+
+def _slack(model): return 160 if next(model.parameters()).device.type=='cpu' else None
+
+def _added(sums): # A process without examples has none
+    keys = dict.fromkeys(k for s in sums for k in s)
+    return {k: math.fsum(float(s.get(k, 0)) for s in sums) for k in keys}
 
 def _half(e, lengths, max_tokens):
     if not isinstance(e, torch.OutOfMemoryError) and 'allocate memory' not in str(e): raise e
@@ -120,19 +128,46 @@ def _half(e, lengths, max_tokens):
 
 
 # %% [markdown]
-# The gradient does not depend on how the examples are divided.
+# The gradient does not depend on how the examples are divided. The mean of the parts' means is
+# another gradient: it counts a token of a short answer more than a token of a long one.
 
 # %%
-def gradient(max_tokens):
+def flat(model): return torch.cat([p.grad.flatten() for p in model.parameters()])
+
+def gradient(max_tokens, loss=answer_loss):
     lm.model.zero_grad()
-    sums,_ = accumulate(lm.model, data, answer_loss, max_tokens)
-    return torch.cat([p.grad.flatten() for p in lm.model.parameters()])/sums['count']
+    sums,_ = accumulate(lm.model, data, loss, max_tokens)
+    return flat(lm.model)/sums['count']
+
+def means(model, some):
+    total,count,_ = answer_loss(model, some)
+    return total/count,1,{}
 
 whole = gradient(4096)
 for n in (1, 20, 40): test_close(gradient(n), whole, 1e-6)
+assert (gradient(1, means)-whole).norm()>.1*whole.norm()
+
 
 # %% [markdown]
-# ## The learning rate
+# A machine without room for 40 tokens, as far as the code can tell, gives the same again, and
+# what half of the failed pass had left behind is not in it.
+
+# %%
+def cramped(model, some):
+    if sum(map(size_of, some))>20: raise torch.OutOfMemoryError
+    return answer_loss(model, some)
+
+lm.model.zero_grad()
+sums,room = accumulate(lm.model, data, cramped, 4096)
+test_close(flat(lm.model)/sums['count'], whole, 1e-6)
+with expect_fail(ModelError, contains='of 14 tokens'):
+    accumulate(lm.model, data, lambda m,e: cramped(m, e*9), 4096)
+room
+
+# %% [markdown]
+# ## A step of the optimiser
+#
+# AdamW [@loshchilov2019adamw] is torch's own. The rate may rise at first and fall at the end.
 
 # %%
 #| export
@@ -151,37 +186,203 @@ def learning_rate(
     if step<warmup: return lr*(step+1)/warmup
     return lr*schedules[schedule]((step-warmup)/max(1, total-warmup))
 
+
+# %%
+rates = {s: [round(learning_rate(i, 10, 1., 2, s), 2) for i in range(10)] for s in schedules}
+rates
+
+# %%
+test_eq(rates['linear'], [.5, 1, 1, .88, .75, .62, .5, .38, .25, .12])
+test_eq(rates['cosine'][6], .5)
+with expect_fail(ConfigError, contains="did you mean 'cosine'"): learning_rate(0, 9, 1., 0, 'cosin')
+
+
+# %%
+#| export
+def adamw(
+    model, lr:float=1e-4, weight_decay:float=0., betas:tuple=(.9, .999), eps:float=1e-8,
+)->torch.optim.Optimizer:
+    "AdamW over what can be trained"
+    ps = [p for p in model.parameters() if p.requires_grad]
+    if low := [p.dtype for p in ps if p.dtype.itemsize<4]:
+        raise ModelError(f'Small steps are lost in {str(low[0])[6:]} weights; load the model with '
+                         "dtype='float32', and pass autocast='bfloat16' for speed.")
+    return torch.optim.AdamW(ps, lr=lr, weight_decay=weight_decay, betas=tuple(betas), eps=eps,
+                             fused=True)
+
 def update(
     optimizer,
     count:float,   # What the sum in the gradients is divided by
     clip:float=0., # Largest norm of the gradient; 0: any
-    lr:float=None,
+    lr:float=None, # Of this step; None: as it was
 )->float:          # The norm before clipping
-    "One step of the optimiser, unless the gradient is not finite"
-    groups = optimizer.param_groups
-    ps = [p for g in groups for p in g['params'] if p.grad is not None]
+    "One step, unless the gradient is not finite"
+    ps = [p for g in optimizer.param_groups for p in g['params'] if p.grad is not None]
     grads = [p.grad for p in ps]
     torch._foreach_div_(grads, float(count))
     norm = torch.nn.utils.get_total_norm(grads)
     if clip: torch.nn.utils.clip_grads_with_norm_(ps, clip, norm)
     norm = norm.item()
-    if lr is not None:
-        for g in groups: g['lr'] = lr
+    for g in optimizer.param_groups: g['lr'] = g['lr'] if lr is None else lr
     if math.isfinite(norm): optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return norm
 
-def adamw(
-    model, lr:float=1e-4, weight_decay:float=0., betas:tuple=(.9, .999), eps:float=1e-8,
-):
-    "AdamW over what can be trained"
+
+# %% [markdown]
+# Three steps on one number, by hand: the averages are corrected for having started at zero, and
+# $\epsilon$ is added to the root, not inside it.
+
+# %%
+class One(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.x = torch.nn.Parameter(torch.tensor([1.], dtype=torch.float64))
+
+def by_hand(x, gs, lr, b1, b2, eps, decay):
+    m = v = 0
+    for t,g in enumerate(gs, 1):
+        m,v = b1*m+(1-b1)*g, b2*v+(1-b2)*g*g
+        x = x*(1-lr*decay) - lr*(m/(1-b1**t))/(math.sqrt(v/(1-b2**t))+eps)
+    return x
+
+gs = [.5, -.001, 2.]
+for eps in (1e-8, 1e-5, .1):
+    one = One()
+    opt = adamw(one, .1, .01, eps=eps)
+    for g in gs:
+        one.x.grad = torch.tensor([g*4], dtype=torch.float64)
+        test_close(update(opt, 4), abs(g), 1e-12)
+    test_close(one.x.item(), by_hand(1, gs, .1, .9, .999, eps, .01), 1e-12)
+one.x.item()
+
+# %% [markdown]
+# Weights in bfloat16 are refused: near 1 their neighbours are a hundredth away, and a step of a
+# thousandth is no step.
+
+# %%
+with expect_fail(ModelError, contains='autocast'): adamw(One().bfloat16())
+
+
+# %% [markdown]
+# ## Checkpoints
+#
+# A checkpoint is seen whole or not at all, and the one before it is kept until it is there. It
+# holds tensors and plain numbers, so that reading one runs no code of whoever wrote it.
+
+# %%
+#| export
+class Checkpoints:
+    "States of a training in a folder, the latest few"
+    def __init__(self,
+        out,        # Folder, made if it is not there
+        keep:int=2, # How many stay
+    ):
+        self.out,self.keep = Path(out),keep
+        self.out.mkdir(parents=True, exist_ok=True)
+
+    def steps(self): return sorted(int(p.stem[5:]) for p in self.out.glob('step-*.pt'))
+    def path(self, step): return self.out/f'step-{step:08}.pt'
+
+    def save(self, step:int, state:dict):
+        "Tensors, numbers, text, lists and dictionaries"
+        part = self.out/f'.{os.getpid()}.part'
+        with open(part, 'wb') as f:
+            torch.save(state, f)
+            f.flush(); os.fsync(f.fileno())
+        part.replace(self.path(step))
+        for old in self.steps()[:-self.keep]: self.path(old).unlink(missing_ok=True)
+
+    def latest(self)->tuple: # (step, state), or (0, None)
+        "The last one that can be read"
+        for step in reversed(self.steps()):
+            try: return step,torch.load(self.path(step), 'cpu', weights_only=True)
+            except Exception: continue # noqa: S112 a damaged file: the one before it
+        return 0,None
+
+def random_state()->dict:
+    "Where all generators of random numbers stand"
+    np_state = np.random.get_state() # noqa: NPY002
+    return dict(torch=torch.get_rng_state(), numpy=[np_state[0], np_state[1].tolist(), *np_state[2:]],
+                python=random.getstate(), cuda=torch.cuda.get_rng_state_all())
+
+def set_random_state(state):
+    "Put them back there"
+    torch.set_rng_state(state['torch'])
+    np.random.set_state(tuple(state['numpy'])) # noqa: NPY002
+    v,s,g = state['python']
+    random.setstate((v, tuple(s), g))
+    if state['cuda'] and len(state['cuda'])==torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state['cuda'])
+
+
+# %%
+ck = Checkpoints(tmp/'ck')
+draw = lambda: (torch.rand(2).tolist(), np.random.rand(), random.random())
+for step in (3, 5, 9): ck.save(step, dict(rng=random_state(), x=torch.ones(2)))
+want = draw()
+step,state = ck.latest()
+set_random_state(state['rng'])
+test_eq(draw(), want)
+step,ck.steps()
+
+# %% [markdown]
+# A file that was cut short is passed over.
+
+# %%
+ck.path(9).write_bytes(ck.path(9).read_bytes()[:900])
+test_eq(ck.latest()[0], 5)
+
+
+# %% [markdown]
+# ## Several processes
+#
+# Processes that were launched together share the examples of each step, add up their
+# gradients and counts, and so take the very step that one would have taken.
+
+# %%
+#| export
+def together()->tuple: # This process and how many there are
+    "Let processes that were launched together add up numbers"
+    rank,world = process()
+    if world>1 and not dist.is_initialized():
+        if 'MASTER_ADDR' not in os.environ:
+            raise ConfigError(f'{world} processes cannot find each other; start them by '
+                              '`accelerate launch --multi_gpu` or `torchrun`.')
+        cuda = torch.cuda.is_available()
+        if cuda: torch.cuda.set_device(int(os.environ.get('LOCAL_RANK', 0)))
+        dist.init_process_group('nccl' if cuda else 'gloo', rank=rank, world_size=world)
+    return rank,world
+
+def share(
+    examples:list, rank:int, world:int, size=size_of,
+)->list:
+    "The part of a step's examples that one process takes; all parts are about equally long"
+    if world==1: return examples
+    at = sorted(range(len(examples)), key=lambda i: (-size(examples[i]), i))
+    return [examples[i] for i in at[rank::world]]
+
+def reduce(
+    model, sums:dict, world:int,
+)->dict:
+    "Add gradients and sums of all processes"
+    if world==1: return sums
     ps = [p for p in model.parameters() if p.requires_grad]
-    return torch.optim.AdamW(ps, lr=lr, weight_decay=weight_decay, betas=betas, eps=eps,
-                             fused=True)
+    parts = [None]*world
+    dist.all_gather_object(parts, (sums, [p.grad is not None for p in ps]))
+    for p,*had in zip(ps, *(h for _,h in parts)):
+        if not any(had): continue
+        if p.grad is None: p.grad = torch.zeros_like(p)
+        dist.all_reduce(p.grad)
+    return _added([s for s,_ in parts])
 
 
 # %% [markdown]
 # ## The loop
+#
+# What a step learns from is a matter of the seed and its number, and so is what is drawn at
+# random in it. A run that is killed goes on from its last checkpoint to the same weights, bit
+# for bit on a CPU; a run that is finished is read back.
 
 # %%
 #| export
@@ -195,8 +396,31 @@ def order(
     at = np.random.default_rng([seed, epoch]).permutation(n)
     return [at[k:k+batch].tolist() for k in range(0, n, batch)]
 
+def _key(model, examples):
+    "What a run started from; weights by a few numbers of each tensor"
+    some = {n: p.detach().flatten()[::max(1, p.numel()//8)].double().tolist()
+            for n,p in model.named_parameters()}
+    try: return dict(weights=content_key(w=some), examples=content_key(e=examples))
+    except TypeError: return dict(weights=content_key(w=some), examples=len(examples))
+
+def _state(model, opt, rows, **more):
+    return dict(model=model.state_dict(), optimizer=opt.state_dict(), rows=rows,
+                random=random_state()) | more
+
+def _restore(model, opt, state):
+    model.load_state_dict(state['model'])
+    if 'optimizer' in state: opt.load_state_dict(state['optimizer'])
+    set_random_state(state['random'])
+    return state['rows'],state['max_tokens']
+
+def _row(step, epoch, lr, norm, sums):
+    n = sums['count']
+    more = {k: v/n for k,v in sums.items() if k not in ('count', 'tokens')}
+    return dict(step=step, epoch=epoch, lr=lr, grad_norm=norm) | more | dict(
+        count=n, tokens=sums['tokens'])
+
 def fit(
-    model,                  # Trained in place
+    model,                  # Trained in place; float32
     examples:list,
     loss,                   # loss(model, examples) -> sum, count, sums to keep
     *,
@@ -210,40 +434,241 @@ def fit(
     weight_decay:float=0.,
     betas:tuple=(.9, .999),
     eps:float=1e-8,
-    clip:float=1.,          # Largest norm of a gradient
+    clip:float=1.,          # Largest norm of a gradient; 0: any
     seed:int=0,
     out=None,               # Folder of checkpoints
-    every:int=None,         # Steps between checkpoints
-    save=None,              # Called with model and step at each checkpoint
+    every:int=None,         # Steps between them; default: a tenth of all
+    save=None,              # Called with model and step at each of them
     dropout:bool=False,
+    autocast:str=None,      # 'bfloat16': passes are computed in it, weights stay as they are
     progress=None,          # Called with steps done and steps in all
-)->pd.DataFrame:            # One row a step: step, epoch, loss, grad_norm, lr, tokens, ...
+)->pd.DataFrame:            # One row a step: step, epoch, lr, grad_norm, loss, count, tokens
     "Train a model"
+    if not examples: raise ConfigError('There are no examples to train on.')
     opt = adamw(model, lr, weight_decay, betas, eps)
-    model.train(dropout)
+    plan = dict(batch=batch, epochs=epochs, lr=lr, warmup=warmup, schedule=schedule,
+                weight_decay=weight_decay, betas=betas, eps=eps, clip=clip, seed=seed,
+                dropout=dropout, autocast=autocast)
     per = math.ceil(len(examples)/batch)
-    total,rows = per*epochs, []
-    for step in range(total):
-        epoch,k = divmod(step, per)
-        some = [examples[i] for i in order(len(examples), batch, seed, epoch)[k]]
-        rate = learning_rate(step, total, lr, warmup, schedule)
-        torch.manual_seed(hash((seed, step)))
-        sums,max_tokens = accumulate(model, some, loss, max_tokens, size)
-        norm = update(opt, sums['count'], clip, rate)
-        rows.append(_row(step, epoch, rate, norm, sums))
-        if not math.isfinite(rows[-1]['loss']+norm):
-            raise ModelError(f'The loss is not finite at step {step}; lower the learning rate.')
-        if progress: progress(step+1, total)
-    model.eval()
-    return pd.DataFrame(rows)
+    every = every or max(1, per*epochs//10)
+    run = _Fit(model, opt, loss, size, plan, per, max_tokens)
+    cuda = next(model.parameters()).device
+    with torch.random.fork_rng(devices=[cuda] if cuda.type=='cuda' else []):
+        return run.all(examples, out, every, save, progress)
 
-def _row(step, epoch, lr, norm, sums):
-    n = sums['count']
-    more = {k: v/n for k,v in sums.items() if k not in ('count', 'tokens')}
-    return dict(step=step, epoch=epoch, lr=lr, grad_norm=norm) | more | dict(
-        count=n, tokens=sums['tokens'])
+
+# %% [markdown]
+# The steps themselves know nothing of folders.
+
+# %%
+#| export
+class _Fit:
+    "One training under way"
+    def __init__(self, model, opt, loss, size, plan, per, max_tokens):
+        self.model,self.opt,self.loss,self.size,self.plan = model,opt,loss,size,plan
+        self.per,self.max_tokens,self.rows,self.order = per,max_tokens,[],None
+        self.total = per*plan['epochs']
+        self.rank,self.world = together()
+        device = next(model.parameters()).device.type
+        dtype = getattr(torch, plan['autocast'] or 'bfloat16')
+        self.cast = lambda: torch.autocast(device, dtype, enabled=bool(plan['autocast']))
+
+    def sums(self, some, step):
+        "The gradient of a step, added up over all processes"
+        torch.manual_seed(1_000_003*self.plan['seed'] + step*self.world + self.rank)
+        mine = share(some, self.rank, self.world, self.size)
+        with self.cast(): sums,self.max_tokens = accumulate(
+            self.model, mine, self.loss, self.max_tokens, self.size)
+        return reduce(self.model, sums, self.world)
+
+    def step(self, examples, step):
+        p,(epoch,k) = self.plan,divmod(step, self.per)
+        if k==0 or not self.order:
+            self.order = order(len(examples), p['batch'], p['seed'], epoch)
+        some = [examples[i] for i in self.order[k]]
+        rate = learning_rate(step, self.total, p['lr'], p['warmup'], p['schedule'])
+        sums = self.sums(some, step)
+        norm = update(self.opt, sums['count'], p['clip'], rate)
+        self.rows.append(_row(step, epoch, rate, norm, sums))
+        return math.isfinite(self.rows[-1]['loss']+norm)
+
+    def all(self, examples, out, every, save, progress):
+        with _kept(out, self, examples) as ck:
+            self.model.train(self.plan['dropout'])
+            try: self._steps(examples, ck, every, save, progress)
+            finally: self.model.eval()
+        return pd.DataFrame(self.rows)
+
+    def _steps(self, examples, ck, every, save, progress):
+        for step in range(len(self.rows), self.total):
+            if not self.step(examples, step): raise ModelError(_broken(step, ck))
+            if progress: progress(step+1, self.total)
+            if self.rank or ((step+1)%every and step+1<self.total): continue
+            if ck and step+1<self.total: ck.save(step+1, self.state())
+            if save: save(self.model, step+1)
+
+    def state(self, **more):
+        return _state(self.model, self.opt, self.rows, max_tokens=self.max_tokens)
+
+def _broken(step, ck):
+    said = f'The loss or its gradient is not finite at step {step}; lower the learning rate.'
+    last = ck.steps() if ck else []
+    return said+(f' The last good state is {ck.path(last[-1])}.' if last else '')
+
+@contextmanager
+def _kept(out, fit, examples):
+    "Checkpoints of a run: taken up, and closed when it ends well"
+    if out is None: yield; return
+    plan = fit.plan | _key(fit.model, examples) | dict(loss=getattr(fit.loss, '__name__', ''))
+    with open_run(out, plan, seed=plan['seed']) as run:
+        ck = Checkpoints(out)
+        state = ck.latest()[1]
+        if state: fit.rows,fit.max_tokens = _restore(fit.model, fit.opt, state)
+        elif run.done: raise ModelError(f'{out} is finished but its weights are gone; '
+                                        'move it away and train again.')
+        if fit.world>1: dist.barrier()
+        yield ck
+        if fit.rank or run.done: return
+        ck.keep = 1
+        last = fit.state()
+        ck.save(fit.total, {k: v for k,v in last.items() if k!='optimizer'})
+        run.finish(steps=fit.total)
 
 
 # %%
 history = fit(lm.model, data, answer_loss, batch=4, epochs=80, lr=.01)
 history.iloc[[0, -1]].round(3)
+
+# %% [markdown]
+# The end of an answer is a token like others, so a model that has learned one answer stops after it.
+
+# %%
+from moral_sc.language.sampling import sample
+ask = '\n\nHuman: is it far?\n\nAssistant:'
+said = sample(lm, [ask], max_new_tokens=20, temperature=0)[0]
+test_eq(said.finish, 'eos')
+said.text
+
+# %% [markdown]
+# Nothing is drawn at random in a pass unless `dropout` is asked for, and a model is handed back
+# as it was lent: in evaluation mode.
+
+# %%
+test_eq(*(answer_loss(lm.model, data)[0].item() for _ in range(2)))
+assert not lm.model.training
+
+
+# %% [markdown]
+# ## Killed, and started again
+#
+# Here a run ends without warning after step 5 of 12, in the middle of an epoch, two steps past
+# its last checkpoint. Started again it arrives at the weights, the losses and the state of the
+# optimiser of a run that nothing happened to.
+
+# %%
+class Killed(BaseException): pass
+def stop_at(k):
+    def f(done, total):
+        if done==k: raise Killed
+    return f
+
+options = dict(batch=1, epochs=3, lr=.01, warmup=2, schedule='cosine', weight_decay=.1, every=3,
+               dropout=True)
+def start(out, progress=None, dropout=.1, **kw):
+    lm = small_lm(tok, layers=2, width=32)
+    lm.model.config.attention_dropout = dropout
+    for l in lm.model.model.layers: l.self_attn.attention_dropout = dropout
+    return lm.model,fit(lm.model, data, answer_loss, out=out, progress=progress, **options | kw)
+
+a,whole = start(tmp/'whole')
+try: start(tmp/'cut', stop_at(5))
+except Killed: at = Checkpoints(tmp/'cut').steps()
+b,again = start(tmp/'cut')
+test_eq(at, [3])
+for x,y in zip(a.state_dict().values(), b.state_dict().values()): assert torch.equal(x, y)
+assert whole.equals(again)
+again.loc[[2, 3, 11], ['step', 'epoch', 'loss', 'lr']]
+
+# %%
+cut = {}
+for out,stop in ((tmp/'one', 10), (tmp/'two', 5), (tmp/'two', 10)):
+    try: start(out, stop_at(stop))
+    except Killed: cut[out.name] = Checkpoints(out).latest()[1]
+def same(x, y):
+    if isinstance(x, torch.Tensor): return torch.equal(x, y)
+    if isinstance(x, dict): return x.keys()==y.keys() and all(same(x[k], y[k]) for k in x)
+    if isinstance(x, (list, tuple)): return len(x)==len(y) and all(map(same, x, y))
+    return x==y
+same_state = {k: same(cut['one'][k], cut['two'][k]) for k in ('model', 'optimizer', 'rows')}
+assert all(same_state.values())
+same_state
+
+# %% [markdown]
+# Dropout was on, so it too was drawn again as it had been. A finished run is read back, and
+# one of other options, data or weights is another run.
+
+# %%
+_,read = start(tmp/'whole', lambda done,total: 1/0)
+assert read.equals(whole)
+with expect_fail(ConfigError, contains='lr: 0.01 there, 0.02 now'): start(tmp/'whole', lr=.02)
+
+
+# %% [markdown]
+# A loss that is no number ends the run before it reaches the weights, and says where to go on.
+
+# %%
+def sick(model, some):
+    total,count,_ = answer_loss(model, some)
+    return total*(math.nan if sick.left==0 else 1),count,{}
+
+def ill(out, n=5):
+    model,sick.left = small_lm(tok, layers=1, width=16).model,n
+    def tick(done, total): sick.left -= 1
+    try: fit(model, data, sick, batch=1, epochs=3, every=2, out=out, progress=tick)
+    finally: assert all(p.isfinite().all() for p in model.parameters())
+
+with expect_fail(ModelError, contains='step 5'): ill(tmp/'ill')
+test_eq(Checkpoints(tmp/'ill').steps(), [2, 4])
+
+
+# %% [markdown]
+# ## Two processes are one
+#
+# A step shared by two, of 3 examples so that the parts are unequal, and of 1 in the last step
+# of an epoch so that one of them has nothing to do.
+
+# %%
+def work(out, rank, world, port):
+    "What one process does"
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), MASTER_ADDR='127.0.0.1',
+                      MASTER_PORT=str(port))
+    model = small_lm(tok, layers=2, width=32).model.double()
+    history = fit(model, data, answer_loss, batch=3, epochs=4, lr=.01, out=out/'run')
+    history.to_pickle(out/f'{rank}.pkl')
+    torch.save(model.state_dict(), out/f'{rank}.pt')
+
+import socket
+from multiprocessing import get_context
+def launch(name, world):
+    (tmp/name).mkdir()
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        port = s.getsockname()[1]
+    jobs = [get_context('fork').Process(target=work, args=(tmp/name, r, world, port))
+            for r in range(world)]
+    for j in jobs: j.start()
+    for j in jobs: j.join()
+    test_eq([j.exitcode for j in jobs], [0]*world)
+
+launch('world2', 2); launch('world1', 1)
+one,two,other = (pd.read_pickle(tmp/n) for n in ('world1/0.pkl', 'world2/0.pkl', 'world2/1.pkl'))
+assert two.equals(other)
+test_close(one.to_numpy(), two.to_numpy(), 1e-6)
+wa,wb = (torch.load(tmp/n/'0.pt') for n in ('world1', 'world2'))
+f'largest difference of a loss {(one.loss-two.loss).abs().max():.0e}, of a weight '+str(
+    f'{max((wa[k]-wb[k]).abs().max().item() for k in wa):.0e}')
+
+# %%
+#| hide
+import shutil
+shutil.rmtree(tmp)
