@@ -26,7 +26,7 @@ def load(limit:int|None=None, seed:int=0, **kw)->list:
     return scores.load(limit, seed, **kw)
 
 BBQ_STRINGS = replace(scores.BBQ, name='bbq-strings', stimuli='bbq-strings', load=load,
-                      options=options, conditions=('q',))
+                      options=options, conditions=('q','q+if'))
 
 # %% ../../nbs/bias/32_strings.ipynb #89e2e6df
 WAYS = ['sum', 'token', 'byte', 'pmi']

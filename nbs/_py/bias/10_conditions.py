@@ -49,7 +49,8 @@ def stimuli(
     path = Path(path or data_dir()/'conditions.toml')
     others = path.with_name('wordings.toml')
     more = read_toml(others) if others.is_file() else {}
-    return {b: dict(spec, wordings=more.get(b, {})) for b,spec in read_toml(path).items()}
+    named = lambda b, spec: more.get(spec.get('wordings', b), {}) # Those of another, perhaps
+    return {b: dict(spec, wordings=named(b, spec)) for b,spec in read_toml(path).items()}
 
 
 # %% [markdown]

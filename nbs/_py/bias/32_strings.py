@@ -55,7 +55,7 @@ def load(limit:int|None=None, seed:int=0, **kw)->list:
     return scores.load(limit, seed, **kw)
 
 BBQ_STRINGS = replace(scores.BBQ, name='bbq-strings', stimuli='bbq-strings', load=load,
-                      options=options, conditions=('q',))
+                      options=options, conditions=('q','q+if'))
 
 # %% [markdown]
 # `recount` takes the records of an evaluation and counts them another way.

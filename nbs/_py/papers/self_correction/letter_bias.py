@@ -18,14 +18,16 @@ seed = 0         # which scenes are taken, and the draws behind the intervals
 
 # %%
 #| hide
+import warnings
 import numpy as np, pandas as pd
 import plotly.graph_objects as go
 from moral_sc.bias import bbq, evaluate
 from moral_sc.bias.bbq import letter_worth, orders_of, recall, without_letters
 from moral_sc.bias.items import stratified
-from moral_sc.bias.scores import questions
+from moral_sc.bias.scores import questions, read
+from moral_sc.bias.strings import BBQ_STRINGS, WAYS, recount
 from moral_sc.foundation.figures import COLOURS
-from moral_sc.foundation.statistics import cluster_bootstrap
+from moral_sc.foundation.statistics import Estimate, cluster_bootstrap
 from moral_sc.lab.claims import record
 from moral_sc.lab.places import work_dir
 from moral_sc.language.models import load_or_oracle
@@ -120,13 +122,48 @@ table.round(3)
 # The worth of the letters, from every tenth scene and from all the others:
 
 # %%
+asked = (d.condition=='q').to_numpy()
 quads = list(dict.fromkeys(d.quad))
-few = d.quad.isin(quads[::10]).to_numpy() & (d.condition=='q').to_numpy()
-rest = ~d.quad.isin(quads[::10]).to_numpy() & (d.condition=='q').to_numpy()
-both = pd.DataFrame({'a tenth': np.exp(letter_worth(lp[few])),
-                     'the others': np.exp(letter_worth(lp[rest]))}, list('abc'))
-gap = float((both['a tenth']-both['the others']).abs().max())
+places = {q: np.flatnonzero(asked & (d.quad==q)) for q in quads}
+
+def prior(scenes): return np.exp(letter_worth(lp[np.concatenate([places[q] for q in scenes])]))
+def apart(few, rest): return float(np.abs(prior(few)-prior(rest)).max())
+
+few,rest = quads[::10],[q for q in quads if q not in quads[::10]]
+rng = np.random.default_rng(seed)
+draws = [apart(rng.choice(few, len(few)), rng.choice(rest, len(rest))) for _ in range(1000)]
+gap = Estimate(apart(few, rest), *np.quantile(draws, [.025, .975]))
+both = pd.DataFrame({'a tenth': prior(few), 'the others': prior(rest)}, list('abc'))
 both.round(3)
+
+# %% [markdown]
+# ## Answers in full
+#
+# Letters can be avoided: the model may say who it was. Then the lengths of the answers and what
+# they are worth by themselves come in, and [there are four ways](../../bias/32_strings.ipynb) to
+# count. The same questions, in the order of the file:
+
+# %%
+with warnings.catch_warnings(): # Three answers of all that could be said: their mass is small
+    warnings.simplefilter('ignore')
+    full = evaluate(lm, BBQ_STRINGS, items=items, conditions=['q'], seed=seed, out=work_dir(
+        f'strings-{scale}-{seed}-{lm.name}-{len(items)}-{items[0].id.replace("/","-")}'))
+
+def counted(records):
+    """Accuracy where the answer is given, and bias where it is not"""
+    m = BBQ_STRINGS.numbers(records, seed=seed).query('category=="micro"').set_index('metric')
+    return {k: Estimate(*m.loc[k, ['value','low','high']])
+            for k in ('accuracy_disambig', 'unknown_disambig', 'bias_ambig')}
+
+said = {f'in full, by {w}': counted(recount(full.records, items, w, lm)) for w in WAYS}
+plain = counted(read(d[(d.order==0) & (d.condition=='q')]))
+by_way = pd.DataFrame({'letters': plain, **said}).T
+by_way.astype(str)
+
+# %% [markdown]
+# The way of counting moves the accuracy by more than anything that was asked about. But it moves
+# `unknown_disambig` along, the share of questions answered with "unknown" although the scene tells
+# who it was: where that is never said, the right person is found half of the time by chance.
 
 # %% [markdown]
 # What this does not show: that letters are harmless once they are averaged out. A model that
