@@ -1,0 +1,109 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: python3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Answers
+#
+# > Several answers to each prompt, alone or in pairs to be compared.
+
+# %%
+#| default_exp constitution.answers
+
+# %%
+#| export
+from contextlib import nullcontext
+
+from moral_sc.constitution.prompts import ask, checked
+from moral_sc.foundation.errors import ConfigError
+from moral_sc.foundation.runs import content_key, open_run
+from moral_sc.language.models import LM
+from moral_sc.language.sampling import sample
+
+# %%
+#| hide
+import tempfile
+from pathlib import Path
+from fastcore.test import *
+from moral_sc.language.oracle import lookup, random_model
+
+# %% [markdown]
+# Feedback compares two answers of one model to one prompt, and a tournament the answers of
+# several models. Both begin here. The paper takes its pairs from the model that is about to be
+# trained, so that the preference model sees what the policy will write [@bai2022constitutional].
+
+# %%
+#| export
+NEXT_TURN = ('\n\nHuman:',) # What a model that only continues text writes after its answer
+
+def answers(
+    lm:LM,
+    prompts:list,         # Rows with `text`, or strings
+    n:int=1,              # Answers to each
+    *,
+    mode:str='plain',
+    temperature:float=1., # The paper samples at 1; 0: the likeliest answer
+    max_new_tokens:int=128,
+    seed:int=0,
+    out=None,             # Folder of a run that can be resumed
+    progress=None,        # Called with (answers done, answers in all)
+    **kw                  # Of `sample`: batch, max_tokens
+)->list:                  # For each prompt a list of n texts
+    "Answers, each with its own noise"
+    if n<1: raise ConfigError(f'n is {n}; give 1 or more.')
+    rows = checked([p if isinstance(p, dict) else dict(id=p, text=p) for p in prompts])
+    how = dict(temperature=temperature, max_new_tokens=max_new_tokens, seed=seed)
+    config = dict(how, kind='answers', model=[lm.name, lm.source], n=n, mode=mode,
+                  prompts=content_key(rows=[[r['id'], r['text']] for r in rows]))
+    asks = [ask(lm, r['text'], mode) for r in rows for _ in range(n)]
+    keys = [f'{r["id"]}/{k}' for r in rows for k in range(n)]
+    with open_run(out, config) if out else nullcontext() as run:
+        said = sample(lm, asks, keys=keys, stop=NEXT_TURN if mode=='plain' else (), run=run,
+                      progress=progress, **how, **kw)
+        if run is not None: run.finish()
+    texts = [s.text.strip() for s in said]
+    return [texts[i:i+n] for i in range(0, len(texts), n)]
+
+def answer_pairs(
+    lm:LM, prompts:list,
+    **kw  # Of `answers`
+)->list:  # Rows of id, prompt, a, b
+    "Two answers to each prompt, to be compared"
+    rows = checked([p if isinstance(p, dict) else dict(id=p, text=p) for p in prompts])
+    return [dict(id=r['id'], prompt=r['text'], a=a, b=b)
+            for r,(a,b) in zip(rows, answers(lm, rows, 2, **kw))]
+
+
+# %%
+walker = lookup(lambda t: {' Two miles.\n\nHuman: And': .5, ' It is far.': .5}
+                if t.endswith('Assistant:') else {'': 1.})
+answer_pairs(walker, ['Is it far?', 'How far is it?'])
+
+# %%
+got = answers(walker, [f'Question {i}?' for i in range(40)], 4)
+flat = sum(got, [])
+test_eq(set(flat), {'Two miles.', 'It is far.'})
+assert 60<flat.count('It is far.')<100
+
+# %% [markdown]
+# An answer depends on the seed, its prompt's id and its number alone. With more answers the first
+# ones stay, and a run that was stopped goes on.
+
+# %%
+noisy = random_model()
+asked = ['Is it far?', 'Is it late?', 'Who is there?']
+kw = dict(max_new_tokens=12)
+three = answers(noisy, asked, 3, **kw)
+test_eq([x[:2] for x in three], answers(noisy, asked, 2, **kw))
+test_eq(answers(noisy, asked[::-1], 3, **kw)[::-1], three)
+assert answers(noisy, asked, 3, seed=1, **kw)!=three
+with tempfile.TemporaryDirectory() as d:
+    test_eq(answers(noisy, asked, 3, out=Path(d)/'run', **kw), three)
+    test_eq(answers(noisy, asked, 3, out=Path(d)/'run', **kw), three)
+    with expect_fail(ConfigError, contains='another configuration'):
+        answers(noisy, asked, 3, out=Path(d)/'run', seed=1, **kw)
+with expect_fail(ConfigError, contains='n is 0'): answers(noisy, asked, 0)
