@@ -148,7 +148,8 @@ def _judge(h, weight, bias, want, temperature, entropy):
     "Log-probability of one token a row of hidden states, in float32; and the entropy"
     with torch.autocast(h.device.type, enabled=False):
         x = nn.functional.linear(_full(h), _full(weight).to(_full(h).dtype), _full(bias))
-        if not entropy: return -nn.functional.cross_entropy(x/temperature, want, reduction='none'),
+        if not entropy:
+            return -nn.functional.cross_entropy(x/temperature, want, reduction='none'),
         lp = (x/temperature).log_softmax(-1)
         return lp.gather(-1, want[:,None])[:,0],-(lp.exp()*lp).sum(-1)
 
@@ -228,7 +229,8 @@ said.detach().round(decimals=2)
 # %% [markdown]
 # The slow way keeps all logits, of one row at a time. In float64 the two agree in value and in
 # gradient to eleven digits, at two temperatures, however the places are cut. Three of these four
-# architectures compute their norms in float32 at all times, which leaves seven digits of a gradient.
+# architectures compute their norms in float32 at all times, which leaves seven digits of a
+# gradient.
 
 # %%
 def slow(model, rows, starts, temperature=1.):
@@ -255,7 +257,8 @@ for arch in ('llama', 'qwen3', 'gemma3', 'neox'):
     rs = [encode(m, 'It is (a) far.'), encode(m, 'No.'), encode(m, 'A longer row, say.')]
     ss = [3, 2, 9]
     m.model.double()
-    for T in (1., .7): test_close(gap(m.model, rs, ss, T), [0, 0], 1e-11 if arch=='neox' else 1e-5)
+    eps = 1e-11 if arch=='neox' else 1e-5
+    for T in (1., .7): test_close(gap(m.model, rs, ss, T), [0, 0], eps)
 gap(m.model, rs, ss)
 
 # %% [markdown]
@@ -289,7 +292,8 @@ assert fast[~mask].abs().sum()==0
 sums = gradient(fast.sum(), m.model)
 parts = sum(gradient(slow(m.model, [r], [s]).sum(), m.model) for r,s in zip(many, at))
 assert (sums-parts).norm()<1e-5*parts.norm()
-with expect_fail(ConfigError, contains='Row 1 has no answer'): answer_logprobs(m.model, rs, [1, 99, 1])
+with expect_fail(ConfigError, contains='Row 1 has no answer'):
+    answer_logprobs(m.model, rs, [1, 99, 1])
 
 
 # %% [markdown]
@@ -335,7 +339,8 @@ ours, = _judge(h, w, None, want, 1., False)
 rough = (h@w.T).log_softmax(-1).gather(-1, want[:,None])[:,0]
 off = lambda x: (x.double()-exact).exp().sub(1).abs().max().item()
 assert off(ours)<1e-3
-with torch.autocast('cpu', torch.bfloat16): assert off(_judge(h, w, None, want, 1., False)[0])<1e-3
+with torch.autocast('cpu', torch.bfloat16): cast, = _judge(h, w, None, want, 1., False)
+assert off(cast)<1e-3
 off(ours), off(rough)
 
 
