@@ -18,6 +18,7 @@ from .chat import Prompt, prompt
 from .models import LM, decode, eos_ids, pad
 from .scoring import (batches, fits, head, hidden, joint, merge,
                                         option_logprobs, splits, takes)
+from .trees import shared
 
 # %% ../../nbs/language/40_sampling.ipynb #9a8a94b7
 def noise(
@@ -135,6 +136,15 @@ def roomy(lm):
     c.layer_class_to_replicate = _layer()
     return c
 
+def _copies(lm, cache, n, room):
+    "A cache of `n` rows that hold what the only row of another holds"
+    c = roomy(lm)
+    for a in cache.layers:
+        c.layers.append(_layer()())
+        c.layers[-1].put(a.keys.expand(n, -1, -1, -1), a.values.expand(n, -1, -1, -1),
+                         a.keys.shape[2], room)
+    return c
+
 # %% ../../nbs/language/40_sampling.ipynb #dc4c5ac5
 def _next(lm, cache, ids, mask, pos):
     "Logits [row, vocab] after the last token, and the hidden states they come from"
@@ -146,22 +156,44 @@ def _next(lm, cache, ids, mask, pos):
     if takes(lm.model, 'logits_to_keep'): kw['logits_to_keep'] = 1
     return lm.model(**kw).logits[:,-1],None
 
+def _windowed(lm): return getattr(lm.model.config, 'sliding_window', None) is not None
+
+def _stem(lm, rows, least=32):
+    "How many ids all rows begin with; 0 where it does not pay, or cannot be used"
+    if len(rows)<2 or _windowed(lm) or not takes(lm.model, 'position_ids'): return 0
+    ids = [r.p.ids for r in rows]
+    n = min(shared(min(ids), max(ids)), min(map(len, ids))-1)
+    return n if n>=least else 0
+
 class _Deck:
     "Rows side by side, and their cache"
-    def __init__(self, lm, pick):
+    def __init__(self, lm, pick, stem=0):
         self.lm,self.pick,self.rows = lm,pick,[]
-        self.windowed = getattr(lm.model.config, 'sliding_window', None) is not None
+        self.stem,self.begun,self.windowed = stem,None,_windowed(lm)
+
+    def begin(self, row):
+        "Read the ids that all rows begin with"
+        ids = torch.tensor([row.p.ids[:self.stem]], device=self.lm.device)
+        self.begun,pos = roomy(self.lm),torch.arange(self.stem, device=self.lm.device)[None]
+        _next(self.lm, self.begun, ids, torch.ones_like(ids), pos)
+
+    def read(self, rows):
+        "Cache, mask, places and next tokens of new rows"
+        n = self.stem
+        if n and self.begun is None: self.begin(rows[0])
+        ids,mask = pad([list(r.p.ids[n:]) for r in rows], 'left', self.lm.device)
+        pos = (n+mask.cumsum(-1)-1).clamp(min=0)
+        mask = torch.nn.functional.pad(mask, (n, 0), value=1)
+        cache = _copies(self.lm, self.begun, len(rows), ids.shape[1]) if n else roomy(self.lm)
+        return cache,mask,pos[:,-1],self.pick(rows, *_next(self.lm, cache, ids, mask, pos))
 
     def live(self): return [i for i,r in enumerate(self.rows) if not r.finish]
 
     def admit(self, rows):
         "Read new rows and give them the places of ended ones, or new places"
-        ids,mask = pad([list(r.p.ids) for r in rows], 'left', self.lm.device)
-        cache,pos = roomy(self.lm),(mask.cumsum(-1)-1).clamp(min=0)
-        last = self.pick(rows, *_next(self.lm, cache, ids, mask, pos))
+        cache,mask,pos,last = self.read(rows)
         if not self.rows:
-            self.rows,self.cache,self.mask = rows,cache,mask
-            self.pos,self.last = pos[:,-1],last
+            self.rows,self.cache,self.mask,self.pos,self.last = rows,cache,mask,pos,last
             return
         self.widen(mask.shape[1]-self.mask.shape[1])
         free = torch.tensor([i for i,r in enumerate(self.rows) if r.finish][:len(rows)],
@@ -172,7 +204,7 @@ class _Deck:
         self.mask[free,-n:] = mask
         for a,b in zip(self.cache.layers, cache.layers):
             a.keys[free,:,-n:],a.values[free,:,-n:] = b.keys,b.values
-        self.pos[free],self.last[free] = pos[:,-1],last
+        self.pos[free],self.last[free] = pos,last
 
     def widen(self, n):
         "At least `n` columns more on the left"
@@ -267,7 +299,7 @@ def _behind(lm, deck, at):
 @torch.inference_mode()
 def _flow(lm, rows, batch, pick):
     "Sample rows, at most `batch` at a time"
-    todo,deck,some = list(rows),_Deck(lm, pick),max(1, batch//8)
+    todo,deck,some = list(rows),_Deck(lm, pick, _stem(lm, rows)),max(1, batch//8)
     while todo or deck.live():
         live = deck.live()
         idle = len(deck.rows)-len(live)
