@@ -25,7 +25,7 @@ from moral_sc.foundation.figures import COLOURS
 
 # %%
 #| hide
-import numpy as np
+import numpy as np, pandas as pd
 from fastcore.test import *
 from moral_sc.foundation.statistics import wilson
 
@@ -106,3 +106,36 @@ plot_accuracy(some, {'chance': .5, 'gate': .608})
 # %%
 test_eq(list(plot_accuracy(some).data[0].y), ['at once', 'after thought'])
 test_eq(len(plot_accuracy(some, dict(chance=.5, gate=.6)).layout.shapes), 2)
+
+
+# %% [markdown]
+# ## A liking for a place
+#
+# How far labels are from the truth, against a planted liking for what stands first.
+
+# %%
+#| export
+def plot_bias(
+    d, # From a page: columns `bias`, and an `Estimate` of the error in `one order`, `both`
+)->go.Figure:
+    "Error of labels asked in one order and in both, against the planted bias"
+    fig = go.Figure()
+    for name,shade in (('one order', 'if'), ('both', 'q')):
+        e = list(d[name])
+        bars = dict(type='data', array=[x[2]-x[0] for x in e],
+                    arrayminus=[x[0]-x[1] for x in e], symmetric=False, width=3, thickness=1)
+        fig.add_scatter(x=d.bias, y=[x[0] for x in e], error_y=bars, name=name,
+                        mode='lines+markers', line_color=COLOURS[shade])
+    fig.update_xaxes(title='planted liking for what stands first, nats')
+    return fig.update_yaxes(title='mean distance of the label from the truth',
+                            rangemode='tozero')
+
+
+# %%
+toy = pd.DataFrame(dict(bias=[0, 1, 2]))
+toy['one order'] = [wilson(k, 100) for k in (5, 20, 35)]
+toy['both'] = [wilson(k, 100) for k in (4, 5, 8)]
+plot_bias(toy)
+
+# %%
+test_eq([t.name for t in plot_bias(toy).data], ['one order', 'both'])
