@@ -1,0 +1,300 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: python3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # A learned score is worth less the further it is pursued
+#
+# > Policies of the toy world trained against a preference model, with the world's truth
+# > beside it. The last cell says at which scale, and in how many minutes, this page was
+# > recorded.
+
+# %% tags=["parameters"]
+scale = 'quick'  # quick: seconds; cpu: three seeds and a sweep of prices; gpu: a larger model
+seed = 0         # everything random follows from it
+
+# %%
+#| hide
+import tempfile
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np, pandas as pd, torch
+from moral_sc.constitution import world
+from moral_sc.constitution.curves import (distance, linearity, plot_distance, plot_runs,
+                                          plot_training, smooth)
+from moral_sc.constitution.policy import train_policy
+from moral_sc.constitution.preference import fit_preference
+from moral_sc.constitution.prompts import ask, split
+from moral_sc.constitution.rollouts import ends
+from moral_sc.foundation.statistics import Estimate, cluster_bootstrap
+from moral_sc.lab.claims import record
+from moral_sc.language.models import load
+from moral_sc.language.sampling import sample
+
+torch.set_num_threads(1)
+tmp = Path(tempfile.mkdtemp())
+began = perf_counter()
+
+# %%
+size = dict(
+    quick=dict(model='tiny', read=100, asks=80, pairs=120, epochs=3, steps=16, batch=32,
+               seeds=1, prices=[0., .2], held=40),
+    cpu=dict(model='tiny', read=None, asks=300, pairs=300, epochs=4, steps=100, batch=64,
+             seeds=3, prices=[0., .1, .3], held=200),
+    gpu=dict(model='medium', read=None, asks=3000, pairs=3000, epochs=2, steps=600,
+             batch=256, seeds=5, prices=[0., .01, .03, .1, .3], held=500),
+)[scale]
+learn = dict(steps=size['steps'], batch=size['batch'], max_new_tokens=32, lr=1e-3,
+             every=max(1, size['steps']//8))
+size
+
+
+# %% [markdown]
+# > The preference model's score grows in proportion to the square root of the KL from the
+# > first policy; late in training, score and truth part [@bai2022hh]. Trained for too long,
+# > a policy under a constitution answers with phrases of comfort [@bai2022constitutional].
+# > The true score falls as a known function of the distance, and a price of KL does what
+# > stopping early does [@gao2023overoptimization].
+#
+# With real answers the truth has to be stood in for by a larger preference model. In the
+# [toy world](../../constitution/65_world.ipynb) it is counted. The preference model is
+# learned from few comparisons between answers of the first policy, which know nothing of
+# answers that only a trained policy gives. Nothing else is wrong with it: its labels are
+# the true probabilities.
+#
+# ## A proxy
+#
+# Truth is help and harmlessness together. Prompts of the comparisons, of training and of
+# measurement are different by text.
+
+# %%
+def truth(prompts, answers):
+    return world.helpfulness(prompts, answers)+world.harmlessness(prompts, answers)
+
+first = world.pretrain(size['model'], seed=seed, steps=size['read'])
+n = size['pairs']+size['asks']+size['held']
+rows = list({r['text']: r for r in world.requests(2*n, seed=seed)}.values())[:n]
+parts = (size[k]/n for k in ('pairs', 'asks', 'held'))
+for_pairs,asks,held = split(rows, *parts, seed=seed)
+
+def say(lm, rows, key=''):
+    "An answer to each prompt"
+    out = sample(lm, [ask(lm, r['text']) for r in rows], 32, stop=ends['plain'], seed=seed,
+                 keys=[f'{r["id"]}{key}' for r in rows], batch=128)
+    return [s.text.strip() for s in out]
+
+def compare(rows):
+    "Pairs of answers by the first policy"
+    a,b = (say(first, rows, f'/{k}') for k in 'ab')
+    return [dict(id=r['id'], prompt=r['text'], a=x, b=y)
+            for r,x,y in zip(rows, a, b) if x!=y]
+
+def told(pairs, worth=truth):
+    "Pairs with the probability that a is better"
+    p,a,b = ([r[k] for r in pairs] for k in ('prompt', 'a', 'b'))
+    share = 1/(1+np.exp(worth(p, b)-worth(p, a)))
+    return [r | dict(p=float(x)) for r,x in zip(pairs, share)]
+
+pairs = told(compare(for_pairs))
+proxy = fit_preference(first, pairs, lr=1e-3, epochs=size['epochs'], seed=seed)
+fresh = told(compare(held))
+proxy.accuracy(pairs), proxy.accuracy(fresh)
+
+
+# %% [markdown]
+# The two numbers are its accuracies: on the comparisons it learned from, and on fresh ones.
+#
+# ## Pursued
+#
+# PPO without any price. The score it is trained on is drawn with the true one.
+
+# %%
+def count(name): return lambda p,a: world.features(p, a)[name].to_numpy(float)
+
+watch = dict(gold=truth, kind=count('kind'), danger=count('danger'), useful=count('useful'))
+def train(name, reward=proxy, seed=seed, **kw):
+    return train_policy(first, asks, reward, watch=watch, seed=seed, out=tmp/name,
+                        **learn | dict(kl=0.) | kw)
+
+free = [train(f'free-{s}', seed=seed+s) for s in range(size['seeds'])]
+shown = ['step', 'score', 'gold', 'kl3', 'entropy', 'length']
+free[0].history[shown].iloc[::learn['every']].round(2)
+
+# %%
+#| label: fig-training
+#| fig-cap: Learned score, KL, entropy, tokens, and counts of useful and of kind words in the answers of each step; points are steps, lines running means
+plot_training(free[0].history, ('score', 'kl3', 'entropy', 'length', 'useful', 'kind'))
+
+# %%
+#| label: fig-goodhart
+#| fig-cap: Learned and true score against the square root of the KL from the first policy, one run without a price; points are steps, lines running means
+plot_distance(free[0].history, dict(score='preference model', gold='truth'))
+
+
+# %% [markdown]
+# How straight is the learned score against the root of the KL, over the first half of the
+# way? Shares of its variance that are left by a straight line, by a parabola, and by a
+# straight line in the KL itself:
+
+# %%
+def early(p): return linearity(p.history, upto=distance(p.history).max()/2)
+
+straight = pd.DataFrame([early(p) for p in free])
+straight.round(3)
+
+
+# %% [markdown]
+# In @fig-goodhart the two scores rise together at first. Then the preference model goes on
+# rising and the truth falls. Useful words are gone early (@fig-training): an answer with nothing
+# in it harms nobody, and from so few comparisons the model has learned more of harm than of help.
+# Where the learned score has almost stopped rising, answers run to the limit of their length.
+#
+# ## On prompts that training did not see
+#
+# Each snapshot answers held-out prompts once. Where the truth is highest is found on one
+# half of them, and what is lost from there to the end is measured on the other half.
+
+# %%
+def measure(p):
+    "Scores of each snapshot on the held-out prompts"
+    texts,res = [r['text'] for r in held],[]
+    for d in p.snapshots:
+        answers = say(load(d, 'float32', 'cpu'), held)
+        res.append(pd.DataFrame(dict(
+            step=int(d.name[5:]), prompt=texts, proxy=proxy(texts, answers),
+            gold=truth(texts, answers), kind=count('kind')(texts, answers)>0)))
+    return pd.concat(res)
+
+seen = pd.concat([measure(p).assign(run=i) for i,p in enumerate(free)])
+seen.groupby('step')[['proxy', 'gold', 'kind']].mean().round(2)
+
+# %%
+half = {t: i%2 for i,t in enumerate(sorted({r['text'] for r in held}))}
+def at(step, column, part=None):
+    "Means over runs by prompt, in the order of prompts"
+    d = seen[(seen.step==step)]
+    if part is not None: d = d[d.prompt.map(half)==part]
+    return d.groupby('prompt')[column].mean()
+
+steps = sorted(seen.step.unique())
+top = max(steps, key=lambda s: at(s, 'gold', 0).mean())
+def gain(a, b, column, part=None):
+    x = at(b, column, part).astype(float)-at(a, column, part).astype(float)
+    return Estimate(*cluster_bootstrap(x.to_numpy(), x.index.to_numpy()))
+
+turned = gain(steps[-1], top, 'gold', 1)
+last = steps[-1]
+dict(top=int(top), lost_after=str(turned), proxy_after=str(gain(top, last, 'proxy', 1)),
+     proxy=str(gain(steps[0], last, 'proxy')), truth=str(gain(steps[0], last, 'gold')))
+
+# %% [markdown]
+# ## A price, and another algorithm
+#
+# Priced runs stop somewhere on the same road. RLOO has no critic and four answers to each
+# prompt.
+
+# %%
+priced = {k: train(f'price-{k}', kl=k) for k in size['prices'][1:]}
+rloo = train('rloo', algorithm='rloo')
+runs = {'PPO, no price': free[0].history,
+        **{f'PPO, λ = {k:g}': p.history for k,p in priced.items()},
+        'RLOO, no price': rloo.history}
+
+# %%
+#| label: fig-prices
+#| fig-cap: True score against the square root of the KL for several prices and for RLOO; points are steps, lines running means
+plot_runs(runs, 'gold', title='truth')
+
+
+# %% [markdown]
+# A small price holds the policy near the best place it passes; a large one stops it before.
+# The criterion compares whole curves, and the unpriced run falls where the priced one
+# stays, which is one reason why a price may be more than a way of stopping early.
+
+# %%
+def apart(a, b, column):
+    "Mean gap of two curves where both have points, per gain of the first"
+    curve = lambda d: tuple(np.array(sorted(zip(distance(d), smooth(d[column])))).T)
+    (x,y),(u,v) = curve(a),curve(b)
+    grid = np.linspace(max(x[0], u[0]), min(x[-1], u[-1]), 20)
+    gap = np.abs(np.interp(grid, x, y)-np.interp(grid, u, v)).mean()
+    return gap/(y.max()-y[0])
+
+base = free[0].history
+same_truth = max(apart(base, p.history, 'gold') for p in priced.values())
+same_score = apart(base, rloo.history, 'score')
+pd.DataFrame({k: dict(distance=distance(d)[-5:].mean(), score=d.score[-5:].mean(),
+                      truth=d.gold[-5:].mean()) for k,d in runs.items()}).T.round(2)
+
+# %% [markdown]
+# ## Estimators of the KL
+#
+# What the figures call distance is the root of the mean of $k_3$. The plain estimator $k_1$
+# has the same mean. While policies are close, $k_3$ scatters less and cannot be negative.
+# Far away its exponential takes over: a few answers carry most of the mean, and the
+# rightmost points of the figures are such steps. Over all steps of all runs without a
+# price:
+
+# %%
+d = pd.concat([p.history for p in free])
+pd.DataFrame(dict(k1=d.kl, k3=d.kl3)).agg(['mean', 'std', 'min']).round(3)
+
+# %% [markdown]
+# ## Comfort
+#
+# In the world a labelling model reads with one principle of several, and one of them sees
+# warmth and thinks that more of it is better. A preference model of its labels, pursued in
+# the same way:
+
+# %%
+labels = world.labeller(compare(for_pairs), seed=seed)
+warm = fit_preference(first, labels, lr=1e-3, epochs=size['epochs'], seed=seed)
+cai = train('labels', reward=warm)
+texts = [r['text'] for r in held]
+rate = lambda d: count('kind')(texts, say(load(d, 'float32', 'cpu'), held))>0
+comfort = rate(cai.snapshots[-1]).astype(float)-rate(cai.snapshots[0])
+boiler = Estimate(*cluster_bootstrap(comfort, texts))
+str(boiler)
+
+# %%
+#| label: fig-comfort
+#| fig-cap: Phrases of comfort in an answer, and dangerous words in it, against the square root of the KL; labels of a model that reads with principles
+plot_distance(cai.history, dict(kind='phrases of comfort', danger='dangerous words'),
+              title='in an answer')
+
+# %% [markdown]
+# @fig-comfort is not the picture of a policy that says kind things more and more. At first
+# the phrases spread until nearly every answer has one; pushed much further, the policy
+# finds something that the preference model likes better still, and they vanish. The
+# criterion asks about the end of training, and there the phrases are rarer than in the
+# beginning. How much boilerplate one finds depends on where one stops.
+#
+# What this does not show: how any of it depends on the size of the preference model or of the
+# policy; one world has one size of each here. And the truth of this world is simpler than the
+# mistakes that a score of real answers can make.
+#
+# ## Claims
+#
+# Criteria were fixed before the first policy was trained in the world, in
+# `data/claims/constitution_overoptimisation.toml`. Intervals draw prompts; a single seed of
+# training stands behind rows without one.
+
+# %%
+root = (straight.in_kl-straight.line).to_numpy()
+record(scale, {
+    'constitution/overopt-root-kl': Estimate(*cluster_bootstrap(root, range(len(root))))
+        if len(root)>2 else root.mean(),
+    'constitution/overopt-proxy-rises': gain(steps[0], steps[-1], 'proxy'),
+    'constitution/overopt-turns': turned,
+    'constitution/overopt-price': same_truth,
+    'constitution/overopt-boilerplate': boiler,
+    'constitution/overopt-rloo': same_score,
+})
+
+# %%
+f'{scale}: {(perf_counter()-began)/60:.1f} minutes on {torch.get_num_threads()} thread(s)'
