@@ -16,8 +16,8 @@ import numpy as np, pandas as pd, torch
 import torch.distributed as dist
 from fastcore.meta import delegates
 
-from .learner import Learner, PolicyConfig, mix, scored
-from ..foundation.errors import ConfigError, DataError, ModelError
+from .learner import Learner, PolicyConfig, mix
+from ..foundation.errors import ConfigError, DataError
 from ..foundation.runs import content_key, open_run, process
 from ..language.heads import save
 from ..language.models import LM, load
@@ -74,7 +74,7 @@ class _Folder:
         to = self.out/'snapshots'/f'step-{k:06}'
         part = to.with_name('.part')
         if part.exists(): shutil.rmtree(part)
-        if not to.exists(): save(learner.lm, part); part.rename(to)
+        if not to.exists(): save(learner.whole(), part); part.rename(to)
         new = self.out/f'checkpoint-{k:06}.pt'
         torch.save(dict(learner.state(), step=k), new.with_suffix('.part'))
         new.with_suffix('.part').rename(new)
@@ -137,14 +137,14 @@ def _board(out, on):
     if not on or process()[0]: return
     try: from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        raise ConfigError('tensorboard=True needs the package tensorboard; install it, or read '
-                          'history.jsonl.') from None
+        raise ConfigError('tensorboard=True needs the package tensorboard; install it, or '
+                          'read history.jsonl.') from None
     if not out: raise ConfigError('tensorboard=True needs a folder; give `out`.')
     return SummaryWriter(Path(out)/'tensorboard')
 
 @delegates(PolicyConfig)
 def train_policy(
-    lm:LM,                # The policy to begin with; it is also the reference, and not changed
+    lm:LM,                # The first policy; it is the reference too, and not changed
     prompts:list,         # Strings, or rows with `id` and `text`
     reward,               # Score function: (texts of prompts, answers) -> a number each
     *,
@@ -171,7 +171,7 @@ def train_policy(
         why = _train(learner, prompts, folder, _board(out, tensorboard),
                      every or max(1, steps//10), (kl_max, entropy_min), progress)
         if run is not None: run.finish(stopped=why)
-    return folder.policy(learner.lm, why)
+    return folder.policy(learner.whole(), why)
 
 def _train(learner, prompts, folder, board, every, limits, progress):
     "Steps until the last one or an alarm; the reason"
@@ -179,7 +179,8 @@ def _train(learner, prompts, folder, board, every, limits, progress):
     while k<c.steps:
         began = perf_counter()
         row,k = learner.step(prompts, k),k+1
-        row = dict(step=k, answers=k*c.batch)|row|dict(seconds=round(perf_counter()-began, 4))
+        row = dict(step=k, answers=k*c.batch)|row
+        row['seconds'] = round(perf_counter()-began, 4)
         folder.log(row)
         if board: [board.add_scalar(n, x, k) for n,x in row.items() if n!='step']
         if why := alarm(row, *limits, min(len(prompts), c.batch//c.group)):

@@ -48,7 +48,7 @@ class Rollouts:
     rows:list          # Ids of prompt and answer; every sampled token, the end token too
     starts:list        # Where the answer begins
     ended:list         # False where the answer met the limit of its length
-    logp:torch.Tensor  # [row, token] of the sampled token, at the temperature it was drawn at
+    logp:torch.Tensor  # [row, token] at the temperature the token was drawn at
     mask:torch.Tensor  # [row, token] true on sampled tokens
     values:torch.Tensor|None=None # [row, token] of the place where the token was drawn
 
@@ -83,8 +83,9 @@ def roll(
                   logprobs='tempered', **(dict(values=head) if head else {}), **kw)
     logp,mask = ragged([s.logprobs for s in said], lm.device)
     values = ragged([s.values for s in said], lm.device)[0] if head else None
+    rows = [[*a.ids, *s.ids] for a,s in zip(asks, said)]
     return Rollouts([p['text'] for p in prompts], [s.text.strip() for s in said],
-                    [[*a.ids, *s.ids] for a,s in zip(asks, said)], [len(a.ids) for a in asks],
+                    rows, [len(a.ids) for a in asks],
                     [s.finish!='length' for s in said], logp, mask, values)
 
 # %% ../../nbs/constitution/46_rollouts.ipynb #e015490d

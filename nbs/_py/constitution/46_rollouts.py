@@ -16,12 +16,12 @@
 #| default_exp constitution.rollouts
 
 # %% [markdown]
-# Reinforcement learning goes round in a circle: the policy answers, the answers are scored, and
-# the policy is changed so that the better ones become likelier. The first half of the circle is
-# on this page. What the second half needs of it is small, one number a token: the
-# log-probability of the token that was drawn, and the value of the place where it was drawn.
-# Both are at hand while the answer is written. Kept as whole rows of logits they would fill
-# gigabytes; gathered at once they are kilobytes.
+# Reinforcement learning goes round in a circle: the policy answers, the answers are scored,
+# and the policy is changed so that the better ones become likelier. The first half of the
+# circle is on this page. What the second half needs of it is small, one number a token: the
+# log-probability of the token that was drawn, and the value of the place where it was
+# drawn. Both are at hand while the answer is written. Kept as whole rows of logits they
+# would fill gigabytes; gathered at once they are kilobytes.
 
 # %%
 #| export
@@ -48,9 +48,9 @@ torch.set_num_threads(1)
 # %% [markdown]
 # ## Whose turn it is
 #
-# Prompts are visited in an order without repetition, a new order in each pass. Which prompts a
-# step visits follows from the seed and the number of the step alone. Nothing has to be
-# remembered to go on after an interruption, and no two processes can disagree.
+# Prompts are visited in an order without repetition, a new order in each pass. Which
+# prompts a step visits follows from the seed and the number of the step alone. Nothing has
+# to be remembered to go on after an interruption, and no two processes can disagree.
 
 # %%
 #| export
@@ -79,8 +79,9 @@ test_eq(visits(5, 15, 0), whole) # The size of the steps does not change the ord
 # %% [markdown]
 # ## What is kept
 #
-# Answers differ in length. Numbers of tokens stand in rectangles `[row, token]` that begin with
-# the first token of the answer; behind its last one the mask is false and the number 0.
+# Answers differ in length. Numbers of tokens stand in rectangles `[row, token]` that begin
+# with the first token of the answer; behind its last one the mask is false and the number
+# 0.
 
 # %%
 #| export
@@ -109,7 +110,7 @@ class Rollouts:
     rows:list          # Ids of prompt and answer; every sampled token, the end token too
     starts:list        # Where the answer begins
     ended:list         # False where the answer met the limit of its length
-    logp:torch.Tensor  # [row, token] of the sampled token, at the temperature it was drawn at
+    logp:torch.Tensor  # [row, token] at the temperature the token was drawn at
     mask:torch.Tensor  # [row, token] true on sampled tokens
     values:torch.Tensor|None=None # [row, token] of the place where the token was drawn
 
@@ -151,14 +152,16 @@ def roll(
                   logprobs='tempered', **(dict(values=head) if head else {}), **kw)
     logp,mask = ragged([s.logprobs for s in said], lm.device)
     values = ragged([s.values for s in said], lm.device)[0] if head else None
+    rows = [[*a.ids, *s.ids] for a,s in zip(asks, said)]
     return Rollouts([p['text'] for p in prompts], [s.text.strip() for s in said],
-                    [[*a.ids, *s.ids] for a,s in zip(asks, said)], [len(a.ids) for a in asks],
+                    rows, [len(a.ids) for a in asks],
                     [s.finish!='length' for s in said], logp, mask, values)
 
 
 # %%
 lm = random_model('llama')
-asked = [dict(id=w, text=f'Name one {w}.') for w in ('fruit', 'tree', 'very large animal')]*4
+things = 'fruit', 'tree', 'very large animal'
+asked = [dict(id=w, text=f'Name one {w}.') for w in things]*4
 keys = [f'0/{i}' for i in range(len(asked))]
 r = roll(lm, asked, keys, 24)
 r, r.logp[:2,:6]
@@ -168,8 +171,8 @@ r, r.logp[:2,:6]
 # ## Read again
 #
 # Training reads the same rows again, padded on the right and many at a time, and needs the
-# log-probability of the same tokens with a gradient. `over` goes through the rows in groups of
-# like length and puts the answers of a function back where they belong.
+# log-probability of the same tokens with a gradient. `over` goes through the rows in groups
+# of like length and puts the answers of a function back where they belong.
 
 # %%
 #| export
@@ -201,9 +204,10 @@ def read_logp(
 
 # %% [markdown]
 # At the first step the policy that is trained is the one that answered, so the ratio of new
-# to old probability is 1. It is not if the temperature is forgotten on one side, if the rows are
-# shifted by one place, if padding leaks in, or if dropout is on: each of these is a frequent
-# fault, and this is the test that finds them all. Four architectures, three temperatures:
+# to old probability is 1. It is not if the temperature is forgotten on one side, if the
+# rows are shifted by one place, if padding leaks in, or if dropout is on: each of these is
+# a frequent fault, and this is the test that finds them all. Four architectures, three
+# temperatures:
 
 # %%
 def gap(lm, temperature, read=None):
@@ -217,9 +221,9 @@ assert max(gaps.values())<1e-5
 f'{max(gaps.values()):.0e}', round(gap(lm, .7, read=1.), 2) # Right; temperature forgotten
 
 # %% [markdown]
-# Each row is the same alone as among others, whatever stands beside it and however much padding
-# that takes, and its noise comes from its key: the same key draws the same answer in a batch of
-# any make-up.
+# Each row is the same alone as among others, whatever stands beside it and however much
+# padding that takes, and its noise comes from its key: the same key draws the same answer
+# in a batch of any make-up.
 
 # %%
 r = roll(lm, asked, keys, 24)
@@ -247,10 +251,11 @@ v.values[:2,:4]
 # %% [markdown]
 # ## Why nothing is cut off
 #
-# Sampling only among the likeliest tokens divides their probabilities by their mass $S$. The
-# sampler's log-probability of a token is then above the trainer's by $-\log S$, and the ratio is
-# $S$, step after step, before anything was learned. One would have to keep which tokens were
-# allowed. Training samples from the whole distribution instead, and `roll` says so.
+# Sampling only among the likeliest tokens divides their probabilities by their mass $S$.
+# The sampler's log-probability of a token is then above the trainer's by $-\log S$, and the
+# ratio is $S$, step after step, before anything was learned. One would have to keep which
+# tokens were allowed. Training samples from the whole distribution instead, and `roll` says
+# so.
 
 # %%
 x = torch.randn(8, 261).mul(2).softmax(-1)
@@ -265,13 +270,15 @@ ratio
 # %% [markdown]
 # ## In half precision
 #
-# Weights may be in bfloat16; the softmax must not be. Over 49,152 words the probabilities of a
-# softmax in bfloat16 are off by percents, and a clip at 20 % would begin to act on rounding.
+# Weights may be in bfloat16; the softmax must not be. Over 49,152 words the probabilities
+# of a softmax in bfloat16 are off by percents, and a clip at 20 % would begin to act on
+# rounding.
 
 # %%
 z = (torch.randn(64, 49_152, generator=torch.manual_seed(0))*2).bfloat16()
 right = z.double().log_softmax(-1)
 off = {k: (f(z)-right).expm1().abs().max().item() for k,f in dict(
-    float32=lambda z: z.float().log_softmax(-1), bfloat16=lambda z: z.log_softmax(-1)).items()}
+    float32=lambda z: z.float().log_softmax(-1),
+    bfloat16=lambda z: z.log_softmax(-1)).items()}
 assert off['float32']<1e-3<off['bfloat16']
 {k: f'{v:.0e}' for k,v in off.items()}

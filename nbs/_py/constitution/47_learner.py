@@ -9,24 +9,23 @@
 # %% [markdown]
 # # One step of learning
 #
-# > Rollouts are scored, credit is given to tokens, and the policy is changed: PPO and RLOO for
-# > language models.
+# > Rollouts are scored, credit is given to tokens, and the policy is changed: PPO and RLOO
+# > for language models.
 
 # %%
 #| default_exp constitution.learner
 
 # %% [markdown]
-# The reward of an answer is what the preference model thinks of it, less a price for moving away
-# from the model that training began with [@bai2022hh]:
+# The reward of an answer is what the preference model thinks of it, less a price for moving
+# away from the model that training began with [@bai2022hh]:
 #
 # $$r = r_{PM} - \lambda\,\mathrm{KL}(\pi\,\|\,\pi_0).$$
 #
-# The [mathematics of PPO](44_ppo.ipynb) says how a policy follows a reward. This page applies it
-# to a language model, and to a batch of answers that does not fit into one pass.
+# The [mathematics of PPO](44_ppo.ipynb) says how a policy follows a reward. This page
+# applies it to a language model, and to a batch of answers that does not fit into one pass.
 
 # %%
 #| export
-from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, replace
 
@@ -40,17 +39,17 @@ from moral_sc.foundation.errors import ConfigError, DataError, ModelError, unkno
 from moral_sc.foundation.runs import process
 from moral_sc.language.chat import modes
 from moral_sc.language.heads import ValueHead, answer_hidden, rectangle, trunk
-from moral_sc.language.models import LM
+from moral_sc.language.lowrank import LowRank, merge
 from moral_sc.language.reading import batches
 
 
 # %% [markdown]
 # ## Settings
 #
-# Defaults are those of the papers where they say them: $\lambda=0.001$, clip 0.2, $\gamma=1$,
-# one pass over each batch, 128 new tokens, no bonus for entropy. They do not say the size of the
-# batch, $\lambda_{GAE}$, the optimiser, whether critic and policy share a trunk, or the absolute
-# learning rate; there the values are ours.
+# Defaults are those of the papers where they say them: $\lambda=0.001$, clip 0.2,
+# $\gamma=1$, one pass over each batch, 128 new tokens, no bonus for entropy. They do not
+# say the size of the batch, $\lambda_{GAE}$, the optimiser, whether critic and policy share
+# a trunk, or the absolute learning rate; there the values are ours.
 
 # %%
 #| export
@@ -86,12 +85,13 @@ class PolicyConfig:
     seed:int=0
 
     def __post_init__(self):
-        for name,known in dict(algorithm=('ppo','rloo'), kl_in=('reward','loss'), mode=modes,
-                               critic=('shared','separate'),
-                               schedule=('constant','linear')).items():
+        names = dict(algorithm=('ppo','rloo'), kl_in=('reward','loss'), mode=modes,
+                     critic=('shared','separate'), schedule=('constant','linear'))
+        for name,known in names.items():
             if getattr(self, name) not in known:
                 raise ConfigError(unknown(name, str(getattr(self, name)), list(known)))
-        for name in ('batch','inner','minibatches','max_new_tokens','lr','temperature','clip'):
+        for name in ('batch', 'steps', 'inner', 'minibatches', 'max_new_tokens', 'lr',
+                     'temperature', 'clip'):
             if not getattr(self, name)>0:
                 raise ConfigError(f'{name} is {getattr(self, name)}; give more than 0.')
         if self.batch%self.group:
@@ -127,8 +127,8 @@ with expect_fail(ConfigError, contains='clip is 0'): PolicyConfig(clip=0)
 # %% [markdown]
 # ## Several objectives
 #
-# The papers train one preference model on helpfulness and harmlessness together. Where there are
-# two, `mix` makes one score of them.
+# The papers train one preference model on helpfulness and harmlessness together. Where
+# there are two, `mix` makes one score of them.
 
 # %%
 #| export
@@ -139,7 +139,8 @@ def mix(
     "The weighted sum of score functions, as one"
     weights = [1.]*len(scores) if weights is None else list(weights)
     if len(weights)!=len(scores):
-        raise ConfigError(f'{len(scores)} scores and {len(weights)} weights; give one each.')
+        raise ConfigError(f'{len(scores)} scores and {len(weights)} weights; give one '
+                          'each.')
     return lambda prompts,answers: sum(w*np.asarray(f(prompts, answers), dtype=float)
                                        for w,f in zip(weights, scores))
 
@@ -166,18 +167,18 @@ shouts = lambda prompts,answers: [a.count('!') for a in answers]
 mix(length, shouts, weights=[.5, -2])(['']*2, ['Four', 'No!!'])
 
 # %%
-with expect_fail(DataError, contains='answer 1'): scored(lambda p,a: [0, np.nan], '  ', 'ab')
-with expect_fail(DataError, contains='one number each'): scored(lambda p,a: [0], '  ', 'ab')
+for x,says in ([0, np.nan], 'answer 1'), ([0], 'one number each'):
+    with expect_fail(DataError, contains=says): scored(lambda p,a: x, '  ', 'ab')
 
 
 # %% [markdown]
 # ## Credit
 #
-# The score stands on the last token that was sampled. PPO subtracts the price of KL token by
-# token and lets a critic tell luck from merit; RLOO takes the whole answer as one action and
-# compares it with the other answers to its prompt [@ahmadian2024]. With a price inside the reward
-# the estimator has to be k1: its score-function gradient is that of the KL, which the
-# [page of PPO](44_ppo.ipynb) proves by enumeration.
+# The score stands on the last token that was sampled. PPO subtracts the price of KL token
+# by token and lets a critic tell luck from merit; RLOO takes the whole answer as one action
+# and compares it with the other answers to its prompt [@ahmadian2024]. With a price inside
+# the reward the estimator has to be k1: its score-function gradient is that of the KL,
+# which the [page of PPO](44_ppo.ipynb) proves by enumeration.
 
 # %%
 #| export
@@ -206,13 +207,16 @@ def credit(
 # %% [markdown]
 # ## The learner
 #
-# What the learner holds: the policy, a value head, for a separate critic a second trunk, the
-# optimiser, and the model that training began with, which is never changed. A policy with
-# adapters is its own reference, with the adapters switched off. Dropout stays off throughout;
-# with dropout the ratio of the first step would not be 1.
+# What the learner holds: the policy, a value head, for a separate critic a second trunk,
+# the optimiser, and the model that training began with, which is never changed. Of a policy
+# with [small matrices](../language/47_lowrank.ipynb) beside its layers only those are
+# trained, and a snapshot has them folded in. Dropout stays off throughout; with dropout the
+# ratio of the first step would not be 1.
 
 # %%
 #| export
+def adapted(model): return any(isinstance(m, LowRank) for m in model.modules())
+
 class Learner:
     "A policy, its critic and optimiser, and the model that training began with"
     def __init__(self, lm, reward, config, critic=None, watch=None):
@@ -220,10 +224,11 @@ class Learner:
         self.watch = watch or {}
         self.rank,self.world = process() if dist.is_initialized() else (0, 1)
         self.max_tokens,self.first = config.max_tokens,lm.model
-        adapted = hasattr(lm.model, 'disable_adapter')
-        own = lm.model if adapted else deepcopy(lm.model).requires_grad_(True)
+        own = deepcopy(lm.model)
+        if not adapted(own): own.requires_grad_(True)
         self.lm = replace(lm, model=own.eval(), oracle=False)
-        self.control = ppo.AdaptiveKL(config.kl, config.kl_target) if config.kl_target else None
+        self.control = None
+        if config.kl_target: self.control = ppo.AdaptiveKL(config.kl, config.kl_target)
         self._critic(critic)
         self.params = [p for m in self.parts().values() for p in m.parameters()
                        if p.requires_grad]
@@ -254,8 +259,8 @@ class Learner:
         return {k: m for k,m in d.items() if m is not None}
 
     def __repr__(self):
-        n = sum(p.numel() for p in self.params)/1e6
-        return f'Learner({self.c.algorithm} of {self.lm.name}, {n:.2f} M parameters trained)'
+        n = f'{sum(p.numel() for p in self.params)/1e6:.2f} M parameters trained'
+        return f'Learner({self.c.algorithm} of {self.lm.name}, {n})'
 
 
 # %% [markdown]
@@ -298,14 +303,13 @@ def collect(self:Learner, prompts:list, k:int)->Batch:
 @patch
 def reference(self:Learner, r:Rollouts):
     "What the first policy thinks of answers of this one"
-    off = getattr(self.lm.model, 'disable_adapter', nullcontext)
-    with off(): return self.bounded(lambda n: read_logp(self.first, r, self.c.temperature, n))
+    return self.bounded(lambda n: read_logp(self.first, r, self.c.temperature, n))
 
 def places(
     body,        # A model below its head
     rows:list,
     starts:list,
-)->torch.Tensor: # [row, token, width] hidden states from which the answer's tokens are drawn
+)->torch.Tensor: # [row, token, width] states from which the answer's tokens are drawn
     "What a critic of its own has to say about answers"
     h = body(**rectangle(rows, body.device)).last_hidden_state
     n = max(len(r)-s for r,s in zip(rows, starts))
@@ -321,8 +325,8 @@ def valued(self:Learner, r:Rollouts):
 
 
 # %% [markdown]
-# Where memory runs out the passes are made half as long, and the work goes on. Nothing changes
-# but the time: sums over passes do not depend on how rows were dealt out.
+# Where memory runs out the passes are made half as long, and the work goes on. Nothing
+# changes but the time: sums over passes do not depend on how rows were dealt out.
 
 # %%
 #| export
@@ -332,10 +336,11 @@ def bounded(self:Learner, f):
     while True:
         try: return f(self.max_tokens)
         except RuntimeError as e:
-            if not isinstance(e, torch.OutOfMemoryError) and 'allocate memory' not in str(e):
-                raise
-            if self.max_tokens<2: raise ModelError('Memory runs out on a single answer; lower '
-                                                   'max_new_tokens, or use lora.') from None
+            tight = isinstance(e, torch.OutOfMemoryError) or 'allocate memory' in str(e)
+            if not tight: raise
+            if self.max_tokens<2:
+                raise ModelError('Memory runs out on a single answer; lower max_new_tokens, '
+                                 'or train fewer parameters.') from None
         self.max_tokens //= 2
         if torch.cuda.is_available(): torch.cuda.empty_cache()
 
@@ -343,9 +348,9 @@ def bounded(self:Learner, f):
 # %% [markdown]
 # ### The loss
 #
-# A micro-batch gives a sum, not a mean. The sums of all micro-batches are divided by the number
-# of tokens of the whole batch, over all processes; a mean of means would weigh tokens of long
-# answers less than tokens of short ones, and change with the split.
+# A micro-batch gives a sum, not a mean. The sums of all micro-batches are divided by the
+# number of tokens of the whole batch, over all processes; a mean of means would weigh
+# tokens of long answers less than tokens of short ones, and change with the split.
 
 # %%
 #| export
@@ -447,9 +452,9 @@ def update(self:Learner, b:Batch, k:int)->dict:
 # %% [markdown]
 # ### One step
 #
-# Everything that is measured is a mean over answers (score, KL, length) or over tokens (entropy,
-# share of clipped ratios). `kl` is the mean of the summed k1, in nats an answer: the number that
-# the price is charged for. `kl3` estimates the same with less noise.
+# Everything that is measured is a mean over answers (score, KL, length) or over tokens
+# (entropy, share of clipped ratios). `kl` is the mean of the summed k1, in nats an answer:
+# the number that the price is charged for. `kl3` estimates the same with less noise.
 
 # %%
 #| export
@@ -475,13 +480,13 @@ def measure(self:Learner, b:Batch)->dict:
     k1,k3 = ((ppo.kl(b.r.logp, b.ref, k)*mask).sum(1) for k in ('k1', 'k3'))
     score,ended = mean(b.raw),np.array(b.r.ended)
     var = mean((b.raw-score)**2)
-    row = dict(score=score, score_sd=var**.5, reward=mean(b.score-self.beta*k1), kl=mean(k1),
-               kl3=mean(k3), beta=self.beta, length=mean(mask.sum(1)), ended=mean(ended),
+    row = dict(score=score, score_sd=var**.5, reward=mean(b.score-self.beta*k1),
+               kl=mean(k1), kl3=mean(k3), beta=self.beta, length=mean(mask.sum(1)), ended=mean(ended),
                different=self.different(b))
     for name,f in self.watch.items(): row[name] = mean(scored(f, b.r.prompts, b.r.answers))
     if b.returns is not None:
-        gap = (b.returns-b.r.values)[mask]
-        row['value_error'] = (self.total(float((gap**2).sum()))/self.total(float(mask.sum())))**.5
+        off,tokens = (self.total(float(x.sum())) for x in ((b.returns-b.r.values)**2*mask, mask))
+        row['value_error'] = (off/tokens)**.5
     return row
 
 @patch
@@ -491,6 +496,18 @@ def different(self:Learner, b:Batch)->int:
     every = [None]*self.world
     dist.all_gather_object(every, b.r.answers)
     return len({a for x in every for a in x})
+
+
+# %% [markdown]
+# What leaves the learner is a model like any other.
+
+# %%
+#| export
+@patch
+def whole(self:Learner):
+    "The policy as it is now, small matrices folded in"
+    if not adapted(self.lm.model): return self.lm
+    return replace(self.lm, model=merge(deepcopy(self.lm.model)))
 
 
 # %% [markdown]
@@ -518,11 +535,11 @@ def restore(self:Learner, s:dict):
 # %% [markdown]
 # ## At work
 #
-# A model of random weights, which writes bytes, is rewarded for every small letter. Sixteen steps
-# of thirty-two answers are enough for it to notice, and to notice more than was meant: with
-# twelve tokens it earns more than twelve points. Among its tokens are special ones that the
-# tokenizer spells out, `<|im_start|>`, seven letters at a time. A policy learns the score it is
-# given, not the one that was in mind.
+# A model of random weights, which writes bytes, is rewarded for every small letter. Sixteen
+# steps of thirty-two answers are enough for it to notice, and to notice more than was
+# meant: with twelve tokens it earns more than twelve points. Among its tokens are special
+# ones that the tokenizer spells out, `<|im_start|>`, seven letters at a time. A policy
+# learns the score it is given, not the one that was in mind.
 
 # %%
 #| hide
@@ -542,14 +559,14 @@ def learner(reward=letters, **kw): return Learner(lm, reward, PolicyConfig(**sma
 l = learner()
 log = pd.DataFrame([l.step(asks, k) for k in range(16)])
 assert log.score.iloc[-1]>12
-log.iloc[[0, 1, -1]][['score', 'reward', 'kl', 'entropy', 'length', 'clipped', 'ratio']].round(3)
+log.iloc[[0, 1, -1]][['score', 'reward', 'kl', 'entropy', 'clipped', 'ratio']].round(3)
 
 
 # %% [markdown]
 # At the first step the ratio is 1 and nothing is clipped, at any temperature, for both
-# algorithms, with a critic of either kind, and also for a model made with dropout. In a second
-# pass over the same rollouts the old probabilities stay what they were: the first minibatch of
-# the first pass still meets a ratio of 1, and only then does the ratio move.
+# algorithms, with a critic of either kind, and also for a model made with dropout. In a
+# second pass over the same rollouts the old probabilities stay what they were: the first
+# minibatch of the first pass still meets a ratio of 1, and only then does the ratio move.
 
 # %%
 def dropped(lm, p=.5):
@@ -559,8 +576,10 @@ def dropped(lm, p=.5):
     return replace(lm, model=m.train())
 
 firsts = [learner(temperature=t).step(asks, 0) for t in (.7, 1., 1.3)]
-firsts += [learner(algorithm='rloo').step(asks, 0), learner(critic='separate').step(asks, 0)]
-firsts.append(Learner(dropped(random_model('neox')), letters, PolicyConfig(**small)).step(asks, 0))
+firsts += [learner(**kw).step(asks, 0) for kw in (dict(algorithm='rloo'),
+                                                  dict(critic='separate'))]
+neox = Learner(dropped(random_model('neox')), letters, PolicyConfig(**small))
+firsts.append(neox.step(asks, 0))
 test_eq([f['clipped'] for f in firsts], [0.]*6)
 [f'{f["ratio"]-1:.0e}' for f in firsts]
 
@@ -578,8 +597,8 @@ second['clipped']/int(b.r.mask.sum())
 
 
 # %% [markdown]
-# The gradient does not depend on how the batch is cut into micro-batches, and neither does the
-# step when memory runs out in the middle of one. Here the second pass fails twice:
+# The gradient does not depend on how the batch is cut into micro-batches, and neither does
+# the step when memory runs out in the middle of one. Here the second pass fails twice:
 
 # %%
 def gradient(max_tokens, fail=0):
@@ -616,8 +635,8 @@ test_close(credit(l.c, b.r, b.score, b.ref, 0.)[0], adv, 1e-6)
 sum(b.r.ended), len(b.r)
 
 # %% [markdown]
-# A critic of its own may begin as a preference model, whose head then is the first value head:
-# what it expects of an unfinished answer is the score that it would give it now.
+# A critic of its own may begin as a preference model, whose head then is the first value
+# head: what it expects of an unfinished answer is the score that it would give it now.
 
 # %%
 pm = score_model(lm)
@@ -640,6 +659,6 @@ log[['score', 'reward', 'kl', 'kl3', 'ended']].round(3)
 # The model that was given is not touched.
 
 # %%
-test_eq(all(torch.equal(a, b) for a,b in zip(lm.model.parameters(),
-                                            random_model('llama').model.parameters())), True)
+before,now = random_model('llama').model.parameters(),lm.model.parameters()
+assert all(torch.equal(a, b) for a,b in zip(before, now))
 l

@@ -16,9 +16,9 @@
 #| default_exp constitution.policy
 
 # %% [markdown]
-# One call trains a copy of a model against any score: a preference model, a known function, a
-# mixture of several. Along the way it leaves snapshots, ordinary model folders that can be asked
-# like any other model. The figures of the paper are about those.
+# One call trains a copy of a model against any score: a preference model, a known function,
+# a mixture of several. Along the way it leaves snapshots, ordinary model folders that can
+# be asked like any other model. The figures of the paper are about those.
 
 # %%
 #| export
@@ -32,8 +32,8 @@ import numpy as np, pandas as pd, torch
 import torch.distributed as dist
 from fastcore.meta import delegates
 
-from moral_sc.constitution.learner import Learner, PolicyConfig, mix, scored
-from moral_sc.foundation.errors import ConfigError, DataError, ModelError
+from moral_sc.constitution.learner import Learner, PolicyConfig, mix
+from moral_sc.foundation.errors import ConfigError, DataError
 from moral_sc.foundation.runs import content_key, open_run, process
 from moral_sc.language.heads import save
 from moral_sc.language.models import LM, load
@@ -44,10 +44,10 @@ _all_ = ['PolicyConfig', 'mix']
 # %% [markdown]
 # ## What can go wrong
 #
-# Training against a score can leave the road in ways that no error message reports: the policy
-# moves far away from where it began, or it says the same thing to everybody. `alarm` looks at
-# the numbers of each step. A policy that has collapsed does not come back, so the run ends
-# there, with the reason and the last snapshot taken before.
+# Training against a score can leave the road in ways that no error message reports: the
+# policy moves far away from where it began, or it says the same thing to everybody. `alarm`
+# looks at the numbers of each step. A policy that has collapsed does not come back, so the
+# run ends there, with the reason and the last snapshot taken before.
 
 # %%
 #| export
@@ -84,10 +84,11 @@ ills = [{}, dict(kl3=11.), dict(entropy=.01), dict(different=1), dict(score=floa
 # %% [markdown]
 # ## What is kept
 #
-# A run is a folder: `history.jsonl` with a line a step, `snapshots` with a model folder every so
-# many steps, and a checkpoint with all that is needed to go on as if nothing had happened: policy,
-# critic, optimiser, the price of KL, random states. The position in the data is the number of
-# the step. Of two checkpoints the older is deleted when the newer is on disk.
+# A run is a folder: `history.jsonl` with a line a step, `snapshots` with a model folder
+# every so many steps, and a checkpoint with all that is needed to go on as if nothing had
+# happened: policy, critic, optimiser, the price of KL, random states. The position in the
+# data is the number of the step. Of two checkpoints the older is deleted when the newer is
+# on disk.
 
 # %%
 #| export
@@ -126,7 +127,7 @@ class _Folder:
         to = self.out/'snapshots'/f'step-{k:06}'
         part = to.with_name('.part')
         if part.exists(): shutil.rmtree(part)
-        if not to.exists(): save(learner.lm, part); part.rename(to)
+        if not to.exists(): save(learner.whole(), part); part.rename(to)
         new = self.out/f'checkpoint-{k:06}.pt'
         torch.save(dict(learner.state(), step=k), new.with_suffix('.part'))
         new.with_suffix('.part').rename(new)
@@ -191,14 +192,14 @@ def _board(out, on):
     if not on or process()[0]: return
     try: from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        raise ConfigError('tensorboard=True needs the package tensorboard; install it, or read '
-                          'history.jsonl.') from None
+        raise ConfigError('tensorboard=True needs the package tensorboard; install it, or '
+                          'read history.jsonl.') from None
     if not out: raise ConfigError('tensorboard=True needs a folder; give `out`.')
     return SummaryWriter(Path(out)/'tensorboard')
 
 @delegates(PolicyConfig)
 def train_policy(
-    lm:LM,                # The policy to begin with; it is also the reference, and not changed
+    lm:LM,                # The first policy; it is the reference too, and not changed
     prompts:list,         # Strings, or rows with `id` and `text`
     reward,               # Score function: (texts of prompts, answers) -> a number each
     *,
@@ -225,7 +226,7 @@ def train_policy(
         why = _train(learner, prompts, folder, _board(out, tensorboard),
                      every or max(1, steps//10), (kl_max, entropy_min), progress)
         if run is not None: run.finish(stopped=why)
-    return folder.policy(learner.lm, why)
+    return folder.policy(learner.whole(), why)
 
 def _train(learner, prompts, folder, board, every, limits, progress):
     "Steps until the last one or an alarm; the reason"
@@ -233,7 +234,8 @@ def _train(learner, prompts, folder, board, every, limits, progress):
     while k<c.steps:
         began = perf_counter()
         row,k = learner.step(prompts, k),k+1
-        row = dict(step=k, answers=k*c.batch)|row|dict(seconds=round(perf_counter()-began, 4))
+        row = dict(step=k, answers=k*c.batch)|row
+        row['seconds'] = round(perf_counter()-began, 4)
         folder.log(row)
         if board: [board.add_scalar(n, x, k) for n,x in row.items() if n!='step']
         if why := alarm(row, *limits, min(len(prompts), c.batch//c.group)):
@@ -246,10 +248,10 @@ def _train(learner, prompts, folder, board, every, limits, progress):
 # %% [markdown]
 # ## Along the way
 #
-# A model of random weights is rewarded for small letters, and a second score, of which it knows
-# nothing, is watched. What is watched tells more than what is trained on: a policy is always good
-# by the score that it was trained on, so never report that score, or an Elo made of it, without a
-# judge that training did not see.
+# A model of random weights is rewarded for small letters, and a second score, of which it
+# knows nothing, is watched. What is watched tells more than what is trained on: a policy is
+# always good by the score that it was trained on, so never report that score, or an Elo
+# made of it, without a judge that training did not see.
 
 # %%
 from moral_sc.language.oracle import random_model
@@ -260,7 +262,8 @@ letters = lambda prompts,answers: [sum(c.islower() for c in a) for a in answers]
 vowels = lambda prompts,answers: [sum(c in 'aeiou' for c in a) for a in answers]
 small = dict(batch=16, max_new_tokens=8, lr=1e-3, steps=8)
 
-p = train_policy(lm, asks, letters, watch=dict(vowels=vowels), out=tmp/'one', every=4, **small)
+p = train_policy(lm, asks, letters, watch=dict(vowels=vowels), out=tmp/'one', every=4,
+                 **small)
 p.history[['step', 'score', 'vowels', 'kl', 'entropy', 'length']].iloc[::4].round(2)
 
 # %%
@@ -280,9 +283,10 @@ assert same(last, p.lm) and not same(last, lm)
 # %% [markdown]
 # ## Interrupted
 #
-# A child process trains and is killed with signal 9 after some steps. The same call takes up its
-# checkpoint and ends with the policy of a run that nobody disturbed, bit for bit, and with the
-# same history: for PPO, for RLOO, and with a critic of its own and a price that adapts.
+# A child process trains and is killed with signal 9 after some steps. The same call takes
+# up its checkpoint and ends with the policy of a run that nobody disturbed, bit for bit,
+# and with the same history: for PPO, for RLOO, and with a critic of its own and a price
+# that adapts.
 
 # %%
 code = '''
@@ -339,27 +343,46 @@ with expect_fail(ConfigError, contains='lr: 0.001 there, 0.01 now'):
     train_policy(lm, asks, letters, out=tmp/'one', **small|dict(lr=.01))
 
 # %% [markdown]
-# ## Collapse
+# ## Fewer parameters
 #
-# With a rate a hundred times too high the policy runs away from where it began. The run stops,
-# says why, and gives back the last snapshot taken before.
+# With [small matrices](../language/47_lowrank.ipynb) beside the layers only those are
+# trained. The snapshots do not show it.
 
 # %%
-q = train_policy(lm, asks, letters, out=tmp/'wild', every=1, kl_max=20., **small|dict(lr=.1))
+from copy import deepcopy
+from dataclasses import replace
+from moral_sc.language.lowrank import lora
+
+thin = replace(lm, model=lora(deepcopy(lm.model), rank=4))
+q = train_policy(thin, asks, letters, out=tmp/'thin', every=4, **small|dict(lr=1e-2))
+back = load(q.snapshots[-1])
+test_eq(len(list(back.model.parameters())), len(list(lm.model.parameters())))
+assert same(back, q.lm) and not same(back, lm)
+q.history[['step', 'score', 'kl', 'ratio']].iloc[[0, -1]].round(3)
+
+# %% [markdown]
+# ## Collapse
+#
+# With a rate a hundred times too high the policy runs away from where it began. The run
+# stops, says why, and gives back the last snapshot taken before.
+
+# %%
+q = train_policy(lm, asks, letters, out=tmp/'wild', every=1, kl_max=20.,
+                 **small|dict(lr=.1))
 assert 'above kl_max' in q.stopped and same(q.lm, load(q.snapshots[-1]))
 q.stopped.replace(str(tmp), '…')
 
 # %% [markdown]
-# Input that cannot be trained on is refused before anything is sampled, and a score that is no
-# number as soon as it appears.
+# Input that cannot be trained on is refused before anything is sampled, and a score that is
+# no number as soon as it appears.
 
 # %%
 odd = lambda prompts,answers: [float('nan')]*len(answers)
 for bad,kind,says in [(lambda: train_policy(lm, [], letters), DataError, 'no prompts'),
                       (lambda: train_policy(lm, ['a', 'a'], letters), DataError, 'same id'),
                       (lambda: train_policy(lm, asks, odd, **small), DataError, 'is nan'),
-                      (lambda: train_policy(lm, asks, letters, algorithm='dpo'), ConfigError,
-                       "There is no algorithm 'dpo'")]:
+                      (lambda: train_policy(lm, asks, letters, algorithm='dpo'),
+                       ConfigError, "There is no algorithm 'dpo'")]:
     with expect_fail(kind, contains=says): bad()
 
 # %%
