@@ -17,10 +17,10 @@
 #
 # $$\pi^*(y) = \tfrac1Z\,\pi_0(y)\,e^{r(y)/\beta},\qquad J^* = \beta\log Z,$$
 #
-# and $J^*-J(\pi)=\beta\,\mathrm{KL}(\pi\,\|\,\pi^*)$ for any other. On tables of numbers the
-# [page of PPO](44_ppo.ipynb) shows that its mathematics leads there. Here the whole machine is
-# put to the same test: prompts are rendered, answers sampled, texts scored, rows read again, and
-# gradients go through a transformer.
+# and $J^*-J(\pi)=\beta\,\mathrm{KL}(\pi\,\|\,\pi^*)$ for any other. On tables of numbers
+# the [page of PPO](44_ppo.ipynb) shows that its mathematics leads there. Here the whole
+# machine is put to the same test: prompts are rendered, answers sampled, texts scored, rows
+# read again, and gradients go through a transformer.
 
 # %%
 import numpy as np, pandas as pd, torch
@@ -40,8 +40,8 @@ lm
 # %% [markdown]
 # ## One word
 #
-# Answers of one token. Every token of the vocabulary is an answer, the end token and the headings
-# too; as text those are empty.
+# Answers of one token. Every token of the vocabulary is an answer, the end token and the
+# headings too; as text those are empty.
 
 # %%
 worth = dict(far=1., near=0., yes=-1., no=2., maybe=.5, soon=-.5)
@@ -68,8 +68,8 @@ test_close(objective(best, ref, r, beta), J, 1e-9)
 n, objective(ref, ref, r, beta), J
 
 # %% [markdown]
-# PPO with the price in the reward, and RLOO with the price in the loss. The rate falls to zero, so
-# that the noise of the last batches does not stay.
+# PPO with the price in the reward, and RLOO with the price in the loss. The rate falls to
+# zero, so that the noise of the last batches does not stay.
 
 # %%
 ways = {'PPO': dict(lr=4e-3),
@@ -80,8 +80,10 @@ lps = {k: first(p.lm) for k,p in done.items()}
 short = {k: J-objective(lp, ref, r, beta) for k,lp in lps.items()}
 def table(columns, texts, n=6):
     "Probabilities of the likeliest answers, all ways of writing one taken together"
-    d = pd.DataFrame({k: np.exp(x) for k,x in columns.items()}, [t or '(nothing)' for t in texts])
-    return d.groupby(level=0).sum().sort_values('optimum', ascending=False).head(n).round(3)
+    p = {k: np.exp(x) for k,x in columns.items()}
+    d = pd.DataFrame(p, [t or '(nothing)' for t in texts])
+    d = d.groupby(level=0).sum()
+    return d.sort_values('optimum', ascending=False).head(n).round(3)
 
 table({'start': ref, **lps, 'optimum': best}, [text(i) for i in range(n)])
 
@@ -96,9 +98,9 @@ dict(start=round(start, 3), **{k: round(v, 4) for k,v in short.items()})
 # %% [markdown]
 # ## Two words
 #
-# Of two tokens, the second may not come: an answer ends with its end token. What is best is a
-# distribution over whole answers, and the KL of an answer is the sum over its tokens. No value of
-# a single word says how good it is; that depends on what follows.
+# Of two tokens, the second may not come: an answer ends with its end token. What is best is
+# a distribution over whole answers, and the KL of an answer is the sum over its tokens. No
+# value of a single word says how good it is; that depends on what follows.
 
 # %%
 closing = [i for i in range(n) if i in eos_ids(lm) or '\n\nHuman:' in decode(lm, [i])]
@@ -112,7 +114,7 @@ def answers(lm):
     return np.array(lps), [(i,) for i in closing]+[(i, j) for i in going for j in range(n)]
 
 def pair(a):
-    "A point for each word that is worth one, one for `not far`, one off for saying a thing twice"
+    "Half of what the words are worth, one for `not far`, one off for saying it twice"
     w = a.split()
     return sum(worth.get(x, -.5) for x in w)/2 + (a=='not far') - (len(w)>len(set(w)))
 
@@ -140,14 +142,15 @@ dict(start=round(start, 3), **{k: round(v, 4) for k,v in short.items()})
 
 # %%
 kl = (np.exp(best2)*(best2-ref2)).sum()
-{'optimum': round(kl, 3), **{k: round(p.history.kl3.iloc[-10:].mean(), 3) for k,p in done.items()}}
+found = {k: p.history.kl3.iloc[-10:].mean() for k,p in done.items()}
+{k: round(v, 3) for k,v in (dict(optimum=kl) | found).items()}
 
 # %% [markdown]
 # ## Two processes
 #
-# `accelerate launch` starts several processes. Each answers its share of the prompts, gradients
-# are summed, and what is learned is the same as on one; the only difference is that sums are
-# taken in another order.
+# `accelerate launch` starts several processes. Each answers its share of the prompts,
+# gradients are summed, and what is learned is the same as on one; the only difference is
+# that sums are taken in another order.
 
 # %%
 #| hide
@@ -169,8 +172,8 @@ for name,kw in dict(ppo=dict(inner=2, minibatches=2), rloo=dict(algorithm='rloo'
 '''
 (tmp/'script.py').write_text(script)
 def launch(n):
-    how = ['-m', 'accelerate.commands.launch', *['--multi_gpu']*(n>1), '--num_processes', str(n),
-           '--num_machines', '1', '--mixed_precision', 'no', '--dynamo_backend', 'no',
+    how = ['-m', 'accelerate.commands.launch', *['--multi_gpu']*(n>1),
+           '--num_processes', str(n), '--num_machines', '1', '--mixed_precision', 'no', '--dynamo_backend', 'no',
            '--main_process_port', '0']
     did = subprocess.run([sys.executable, *how, tmp/'script.py', tmp/str(n)], text=True,
                          capture_output=True, env=os.environ|dict(OMP_NUM_THREADS='1'))

@@ -21,7 +21,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from moral_sc.foundation.errors import DataError
-from moral_sc.foundation.figures import COLOURS, INK
+from moral_sc.foundation.figures import COLOURS
 
 # %%
 #| hide
@@ -29,9 +29,9 @@ from fastcore.test import *
 
 
 # %% [markdown]
-# All figures take histories as [training](48_policy.ipynb) returns them, a row a step. A step is
-# a few dozen answers and its numbers are noisy; what is drawn is a running mean, with the steps
-# themselves behind it as faint points.
+# All figures take histories as [training](48_policy.ipynb) returns them, a row a step. A
+# step is a few dozen answers and its numbers are noisy; what is drawn is a running mean,
+# with the steps themselves behind it as faint points.
 
 # %%
 #| export
@@ -40,7 +40,8 @@ def smooth(
     window:int=9,
 )->np.ndarray: # [step]; shorter windows at both ends
     "Running mean, centred"
-    return pd.Series(np.asarray(x, float)).rolling(window, center=True, min_periods=1).mean().to_numpy()
+    s = pd.Series(np.asarray(x, float))
+    return s.rolling(window, center=True, min_periods=1).mean().to_numpy()
 
 def _named(runs): return runs if isinstance(runs, dict) else {'': runs}
 
@@ -64,14 +65,17 @@ test_close(smooth([1., 2.], 9), [1.5, 1.5])
 #| export
 titles = dict(score='score', reward='score less price', kl='KL from the start, nats',
               kl3='KL from the start, nats', entropy='entropy, nats a token',
-              clipped='share of clipped ratios', length='tokens an answer', ended='share that ended',
-              different='different answers', grad_norm='norm of the gradient')
+              clipped='share of clipped ratios', length='tokens an answer',
+              ended='share that ended', different='different answers',
+              grad_norm='norm of the gradient')
 
 def _trace(fig, x, y, name, colour, window, legend, **at):
-    fig.add_scatter(x=x, y=y, mode='markers', marker=dict(size=3, color=colour, opacity=.25),
-                    showlegend=False, hoverinfo='skip', **at)
-    fig.add_scatter(x=x, y=smooth(y, window), mode='lines', line=dict(color=colour, width=2),
-                    name=name, legendgroup=name, showlegend=legend, **at)
+    points = dict(size=3, color=colour, opacity=.25)
+    fig.add_scatter(x=x, y=y, mode='markers', marker=points, showlegend=False,
+                    hoverinfo='skip', **at)
+    fig.add_scatter(x=x, y=smooth(y, window), mode='lines', name=name,
+                    line=dict(color=colour, width=2), legendgroup=name, showlegend=legend,
+                    **at)
 
 def plot_training(
     runs,           # A history, or a dict of name -> history
@@ -80,13 +84,15 @@ def plot_training(
 )->go.Figure:
     "Numbers of each step against the step, a panel a number"
     runs,cols = _named(runs),min(3, len(columns))
-    fig = make_subplots(-(-len(columns)//cols), cols, horizontal_spacing=.11, vertical_spacing=.22,
-                        subplot_titles=[titles.get(c, c) for c in columns])
+    names = [titles.get(c, c) for c in columns]
+    fig = make_subplots(-(-len(columns)//cols), cols, horizontal_spacing=.11,
+                        vertical_spacing=.22, subplot_titles=names)
     for i,c in enumerate(columns):
         for (name,d),colour in zip(runs.items(), COLOURS['sequence']):
             _trace(fig, d.step, _has(d, c), name, colour, window, bool(name) and i==0,
                    row=i//cols+1, col=i%cols+1)
     fig.update_annotations(font_size=12)
+    for k in range(cols): fig.update_xaxes(title='step', row=-(-len(columns)//cols), col=k+1)
     return fig.update_layout(margin=dict(t=60 if len(runs)>1 else 36, l=44),
                              legend=dict(y=1.12))
 
@@ -116,9 +122,9 @@ with expect_fail(DataError, contains="no column 'reword'"): plot_training(runs, 
 # %% [markdown]
 # ## Against the distance from the start
 #
-# How far a policy has moved says more than how long it was trained: runs of different rates fall
-# on one curve. The square root of the KL is like a length, and early on the score grows in
-# proportion to it [@bai2022hh].
+# How far a policy has moved says more than how long it was trained: runs of different rates
+# fall on one curve. The square root of the KL is like a length, and early on the score
+# grows in proportion to it [@bai2022hh].
 
 # %%
 #| export
@@ -136,7 +142,8 @@ def plot_distance(
     fig,x = go.Figure(),distance(history)
     i = np.argsort(x)
     for (c,name),colour in zip(scores.items(), ('if', 'q', 'accent', 'cot')):
-        _trace(fig, x[i], _has(history, c).to_numpy()[i], name, COLOURS[colour], window, True)
+        y = _has(history, c).to_numpy()[i]
+        _trace(fig, x[i], y, name, COLOURS[colour], window, True)
     fig.update_xaxes(title='√KL from the first policy, √nat')
     return fig.update_yaxes(title=title)
 
@@ -170,9 +177,9 @@ fig
 # %% [markdown]
 # ## Where it turns
 #
-# A score that was learned from comparisons agrees with what was meant near the answers it was
-# learned from, and not far away from them. Pursued far enough, the score rises and what was meant
-# falls. `turn` finds the top of a noisy curve, and what is lost after it.
+# A score that was learned from comparisons agrees with what was meant near the answers it
+# was learned from, and not far away from them. Pursued far enough, the score rises and what
+# was meant falls. `turn` finds the top of a noisy curve, and what is lost after it.
 
 # %%
 #| export
@@ -180,7 +187,7 @@ def turn(
     history,
     column:str,     # What was meant
     window:int=9,
-)->dict:            # Step and distance of the top, the height there, at the start and at the end
+)->dict:            # Step and distance of the top; height there, at start and end
     "Where a score is highest along a run"
     y,x = smooth(_has(history, column), window),distance(history)
     k = int(np.argmax(y))
@@ -191,7 +198,7 @@ def linearity(
     history,
     column:str='score',
     upto:float=np.inf, # Distance
-)->dict:               # Slope, and the share of variance that a straight line and a parabola leave
+)->dict: # Slope; shares of variance left by a line, a parabola, and a line in the KL
     "How straight a score rises with the distance"
     x,y = distance(history),_has(history, column).to_numpy(float)
     x,y = x[x<=upto],y[x<=upto]
