@@ -88,11 +88,12 @@ def labels(**kw):
     rows = world.labeller(pairs, **dict(dict(principles=('danger',), seed=seed), **kw))
     return [r|dict(mass=1., asked=True, flipped=(r['p_ab']>.5)!=(r['p_ba']<.5)) for r in rows]
 def ps(rows): return np.array([r['p'] for r in rows])
+def shown(x): return repr(x) if isinstance(x, tuple) else round(x, 3)
 
 kinds = {'as sure as it may be': ps(labels()), 'too sure': ps(labels(sharpness=3.)),
          'noisy': ps(labels(noise=1.5))}
 kinds['too sure, clamped'] = clip(kinds['too sure'], (.4, .6))
-pd.DataFrame({k: calibration(p, y) for k,p in kinds.items()})
+pd.DataFrame({k: calibration(p, y) for k,p in kinds.items()}).map(shown)
 
 # %%
 #| label: fig-calibration
@@ -132,22 +133,24 @@ d = pd.DataFrame({'bias': biases, 'one order': [far(one[b]) for b in biases],
                   'both': [far(ps(two[b])) for b in biases]})
 better = paired_difference(abs(one[1.]-truth), abs(ps(two[1.])-truth), range(len(truth)))
 
+# %%
 #| label: fig-order
 #| fig-cap: Mean distance of labels from the known probability; bars are 95 % intervals over pairs.
 plot_bias(d)
 
 # %%
 what = ['position_bias', 'flips', 'sure']
-pd.DataFrame({f'{b} nats': report(two[b])[what] for b in biases})
+pd.DataFrame({f'{b} nats': report(two[b])[what] for b in biases}).map(shown)
 
 # %% [markdown]
 # The flip rate tells what no accuracy tells: with a liking of three nats most verdicts change when
-# the answers change places, and still the averaged labels are right nearly as often.
+# the answers change places, and still the averaged labels are on the right side as often as
+# without it, since nothing but the liking was added here.
 
 # %%
 right = {b: cluster_bootstrap(((ps(two[b])>.5)==(gap>0))[gap!=0]*1., range((gap!=0).sum()))
          for b in biases}
-pd.Series(right, name='share on the right side').to_frame()
+pd.Series(right, name='share on the right side').map(shown).to_frame()
 
 # %% [markdown]
 # ## One principle or several
@@ -161,7 +164,8 @@ each = {k: ps(labels(principles=(k,), noise=.5)) for k in world.SEES}
 drawn = ps(labels(principles=tuple(world.SEES), noise=.5))
 mean = np.mean(list(each.values()), 0)
 table = {'one drawn': drawn, 'mean of all': mean}|{f'only {k}': p for k,p in each.items()}
-pd.DataFrame({k: calibration(p, y)[['accuracy', 'ece', 'brier', 'slope']] for k,p in table.items()})
+some = ['accuracy', 'ece', 'brier', 'slope']
+pd.DataFrame({k: calibration(p, y)[some] for k,p in table.items()}).map(shown)
 
 # %%
 gain = paired_difference((drawn-y)**2, (mean-y)**2, range(len(y)))
@@ -193,12 +197,13 @@ if size['real']:
                      out=work_dir(f'labels-{scale}-{seed}-{name}-{len(rows)}'), **kw)
     drawn = ask('drawn', asked)
     ensemble = ask('all', asked[:size['all']], principles_per_pair='all')
-(pd.DataFrame({'one drawn': report(drawn), 'all sixteen': report(ensemble)}) if real
+(pd.DataFrame({'one drawn': report(drawn), 'all sixteen': report(ensemble)}).map(shown) if real
  else 'Not asked at this scale.')
 
 # %%
 outcome = [int(i.right==0) for i in items] if real else None
-calibration(ps(drawn), outcome, bins=6).to_frame('one drawn') if real else 'Not asked at this scale.'
+(calibration(ps(drawn), outcome, bins=6).map(shown).to_frame('one drawn') if real
+ else 'Not asked at this scale.')
 
 # %% [markdown]
 # What the toy world does not show is how sharp, noisy or partial to a place a real labeller is:
