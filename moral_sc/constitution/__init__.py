@@ -4,16 +4,27 @@
 
 # %% auto #0
 __all__ = ['Comparison', 'Principle', 'Shot', 'author_comparisons', 'author_few_shot', 'author_principles', 'draw',
-           'load_comparisons', 'load_few_shot', 'load_principles', 'author_revisions', 'chain_table', 'revise',
-           'behaviour']
+           'load_comparisons', 'load_few_shot', 'load_principles', 'human_comparisons', 'load_prompts',
+           'author_revisions', 'chain_table', 'revise', 'examples_of', 'finetune', 'answer_pairs', 'answers', 'label',
+           'PreferenceModel', 'fit_preference', 'train_policy', 'play', 'tournament', 'behaviour', 'ppo', 'preference']
 
 # %% ../../nbs/constitution/index.ipynb #6258cd40
 from .principles import (
     Comparison, Principle, Shot, author_comparisons, author_few_shot, author_principles,
     draw, load_comparisons, load_few_shot, load_principles)
+from .prompts import human_comparisons, load_prompts
 from .revision import author_revisions, chain_table, revise
-from . import behaviour
+from .finetune import examples_of, finetune
+from .answers import answer_pairs, answers
+from .feedback import label
+from .preference import PreferenceModel, fit_preference
+from .policy import train_policy
+from .tournament import play, tournament
+from . import behaviour, ppo, preference
 
 _all_ = ['Comparison', 'Principle', 'Shot', 'author_comparisons', 'author_few_shot',
          'author_principles', 'draw', 'load_comparisons', 'load_few_shot',
-         'load_principles', 'author_revisions', 'chain_table', 'revise', 'behaviour']
+         'load_principles', 'human_comparisons', 'load_prompts', 'author_revisions',
+         'chain_table', 'revise', 'examples_of', 'finetune', 'answer_pairs', 'answers', 'label',
+         'PreferenceModel', 'fit_preference', 'train_policy', 'play', 'tournament', 'behaviour',
+         'ppo', 'preference']

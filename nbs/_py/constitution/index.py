@@ -19,12 +19,22 @@
 # of written principles. This room follows it stage by stage:
 #
 # - [Principles](10_principles.ipynb): sixteen for revising and sixteen for choosing, ours and the
-#   authors', and how one is drawn.
-# - [Critique and revision](20_revision.ipynb): a model answers, says what is wrong with its answer
-#   and answers again.
-# - [Behaviour](60_behaviour.ipynb): evasion, boilerplate, copying and repetition, measured without
-#   a judge and checked on answers the authors released.
-# - [Figures](70_plots.ipynb).
+#   authors', and how one is drawn. [Prompts](12_prompts.ipynb), checked and written in one form.
+# - The supervised stage: [critique and revision](20_revision.ipynb), and
+#   [finetuning](24_finetune.ipynb) on what was revised.
+# - Feedback: [answers](28_answers.ipynb) in pairs, [labels](30_feedback.ipynb) by a model that is
+#   shown a principle, their [calibration](32_calibration.ipynb), and
+#   [what people found better](34_hhh.ipynb).
+# - [Preference models](40_preference.ipynb), on labels that may be probabilities.
+# - Reinforcement: [the mathematics](44_ppo.ipynb), [rollouts](46_rollouts.ipynb),
+#   [one step](47_learner.ipynb), [many steps](48_policy.ipynb), and
+#   [their proofs](49_policy_proofs.ipynb).
+# - Evaluation: [tournaments](50_tournament.ipynb), [frontiers](52_frontier.ipynb), and
+#   [votes by people](54_votes.ipynb). [Behaviour](60_behaviour.ipynb): evasion, boilerplate,
+#   copying and repetition, measured without a judge.
+# - [A world](65_world.ipynb) in which all truths are known.
+# - Figures of [chains](70_plots.ipynb), [ratings](72_elo.ipynb),
+#   [reliability](74_reliability.ipynb) and [training](76_curves.ipynb).
 #
 # What a real model makes of it is on
 # [a page of its own](../papers/constitution/critique_and_revision.ipynb).
@@ -34,12 +44,22 @@
 from moral_sc.constitution.principles import (
     Comparison, Principle, Shot, author_comparisons, author_few_shot, author_principles,
     draw, load_comparisons, load_few_shot, load_principles)
+from moral_sc.constitution.prompts import human_comparisons, load_prompts
 from moral_sc.constitution.revision import author_revisions, chain_table, revise
-from moral_sc.constitution import behaviour
+from moral_sc.constitution.finetune import examples_of, finetune
+from moral_sc.constitution.answers import answer_pairs, answers
+from moral_sc.constitution.feedback import label
+from moral_sc.constitution.preference import PreferenceModel, fit_preference
+from moral_sc.constitution.policy import train_policy
+from moral_sc.constitution.tournament import play, tournament
+from moral_sc.constitution import behaviour, ppo, preference
 
 _all_ = ['Comparison', 'Principle', 'Shot', 'author_comparisons', 'author_few_shot',
          'author_principles', 'draw', 'load_comparisons', 'load_few_shot',
-         'load_principles', 'author_revisions', 'chain_table', 'revise', 'behaviour']
+         'load_principles', 'human_comparisons', 'load_prompts', 'author_revisions',
+         'chain_table', 'revise', 'examples_of', 'finetune', 'answer_pairs', 'answers', 'label',
+         'PreferenceModel', 'fit_preference', 'train_policy', 'play', 'tournament', 'behaviour',
+         'ppo', 'preference']
 
 # %% [markdown]
 # In four lines, on a stand-in that always gives the same three replies:

@@ -16,7 +16,6 @@
 
 # %%
 #| export
-import json
 import os
 import sys
 from pathlib import Path
@@ -31,6 +30,7 @@ from moral_sc.foundation.errors import ConfigError, DataError
 from moral_sc.lab.console import (Limit, Manners, Mode, Model, Out, Scale, Seed, arg, bar, example,
                                   folder, group, opt, say, table, write)
 from moral_sc.lab.audits import bias
+from moral_sc.lab.pipeline import constitution
 from moral_sc.lab.toys import superposition
 
 # %%
@@ -275,40 +275,7 @@ def _overall(metrics):
 #| export
 app.add_typer(superposition, name='superposition')
 app.add_typer(bias, name='bias')
-constitution = group('Constitutional AI.')
 app.add_typer(constitution, name='constitution')
-
-@constitution.command(epilog=example(
-    'moral_sc constitution revise smollm2-135m-instruct --limit 4 --rounds 2'))
-def revise(
-    model:Model,
-    prompts:opt(Path|None, 'JSON lines with text and id; default: ours.')=None,
-    principles:opt(Path|None, 'TOML file of principles; default: ours.')=None,
-    rounds:opt(int, 'Critiques and revisions per answer.')=1,
-    max_new_tokens:opt(int, 'Of each answer, critique and revision.')=256,
-    limit:Limit=None,
-    mode:Mode='plain',
-    seed:Seed=0,
-    out:Out=None,
-):
-    "Let a model answer prompts, criticise its answers and revise them."
-    from moral_sc import language
-    from moral_sc.constitution.principles import load_principles
-    from moral_sc.constitution.revision import revise
-    from moral_sc.foundation.datasets import data_dir, read_jsonl
-    if limit is not None and limit<1:
-        raise ConfigError(f'limit is {limit}: give 1 or more.')
-    rows = read_jsonl(prompts or data_dir()/'prompts'/'mild_red_team.jsonl')[:limit]
-    given,out = load_principles(principles), folder(out, 'revise', Path(model).name)
-    say(f'{model}: {len(rows)} prompts, rounds of revision: {rounds}; writing to {out}.')
-    lm = language.load(model)
-    say(repr(lm))
-    with bar('samples') as progress:
-        done = revise(lm, rows, given, rounds, mode=mode, max_new_tokens=max_new_tokens,
-                      seed=seed, out=str(out), progress=progress)
-    lines = [json.dumps(r, ensure_ascii=False)+'\n' for r in done]
-    typer.echo(write(out/'revisions.jsonl', ''.join(lines)))
-
 
 # %% [markdown]
 # Speed is a ratio, measured side by side with what one would otherwise run.
