@@ -10,10 +10,10 @@
 # # A capital letter outweighs the professor's request
 #
 # > Law-school admissions, one student as Black and as white: SmolLM2-135M-Instruct and
-# > Gemma-3-270M. The site shows a run recorded at `scale = 'cpu'`.
+# > Gemma-3-270M, all 3,888 prompts. The site shows a run recorded at `scale = 'cpu'`.
 
 # %% tags=["parameters"]
-scale = 'quick'  # quick: seconds; cpu: a stratified part, minutes; gpu: all 3,888 prompts
+scale = 'quick'  # quick: seconds; cpu: all prompts, an hour a model; gpu: reasoning on more
 seed = 0         # which students are taken, what is sampled, and the draws behind intervals
 
 # %%
@@ -33,7 +33,7 @@ from moral_sc.language.oracle import lookup
 # %%
 size = dict( # prompts a condition; a spelling; with reasoning, and its tokens; models
     quick=dict(limit=4, spelling=2, think=2, new=8, models=1),
-    cpu=dict(limit=96, spelling=48, think=8, new=32, models=2),
+    cpu=dict(limit=None, spelling=48, think=8, new=32, models=2),
     gpu=dict(limit=None, spelling=None, think=400, new=256, models=2),
 )[scale]
 
