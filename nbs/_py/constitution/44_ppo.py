@@ -15,9 +15,9 @@
 #| default_exp constitution.ppo
 
 # %% [markdown]
-# Proximal policy optimisation [@schulman2017ppo] is a dozen short formulas, and nearly all public
-# implementations for language models have had one of them wrong. Here they are by themselves,
-# without a model, small enough to be compared with their definitions.
+# Proximal policy optimisation [@schulman2017ppo] is a dozen short formulas, and nearly all
+# public implementations for language models have had one of them wrong. Here they are by
+# themselves, without a model, small enough to be compared with their definitions.
 
 # %%
 #| export
@@ -31,15 +31,16 @@ from fastcore.test import *
 
 
 # %% [markdown]
-# Everything is a rectangle `[sequence, token]` with a mask that is true on tokens; what stands
-# behind the end of a sequence never matters.
+# Everything is a rectangle `[sequence, token]` with a mask that is true on tokens; what
+# stands behind the end of a sequence never matters.
 #
 # ## The distance from the first policy
 #
 # From one sample the KL can be estimated in three ways: $k_1=\log\pi-\log\pi_0$,
-# $k_2=k_1^2/2$, and $k_3=e^{-k_1}-1+k_1$. The first and the third have the KL as their mean. As a
-# *reward* $k_1$ is right; as a *loss* its gradient is zero on average, that of $k_2$ is the
-# gradient of the KL, and that of $k_3$ the gradient of the KL the other way round.
+# $k_2=k_1^2/2$, and $k_3=e^{-k_1}-1+k_1$. The first and the third have the KL as their
+# mean. As a *reward* $k_1$ is right; as a *loss* its gradient is zero on average, that of
+# $k_2$ is the gradient of the KL, and that of $k_3$ the gradient of the KL the other way
+# round.
 
 # %%
 #| export
@@ -94,9 +95,9 @@ def token_rewards(
 
 
 # %% [markdown]
-# Generalised advantage estimation [@schulman2016gae] adds up the surprises that follow a token,
-# $A_t=\sum_k(\gamma\lambda)^k\delta_{t+k}$ with $\delta_t=r_t+\gamma V_{t+1}-V_t$. After the last
-# token there is nothing to expect.
+# Generalised advantage estimation [@schulman2016gae] adds up the surprises that follow a
+# token, $A_t=\sum_k(\gamma\lambda)^k\delta_{t+k}$ with $\delta_t=r_t+\gamma V_{t+1}-V_t$.
+# After the last token there is nothing to expect.
 
 # %%
 #| export

@@ -13,7 +13,7 @@
 # > needs no model at all.
 
 # %% tags=["parameters"]
-scale = 'quick'  # quick: seconds; cpu: 48 comparisons, ten minutes; gpu: all of them
+scale = 'quick'  # quick: seconds; cpu: 40 comparisons, ten minutes; gpu: all of them
 seed = 0  # which comparisons, and every sampled thought
 
 # %%
@@ -34,7 +34,7 @@ from moral_sc.language.oracle import lookup
 # %%
 size = dict( # comparisons, harm types, thoughts, tokens of a thought, shots, models
     quick=dict(items=4, types=0, thoughts=1, tokens=8, shots=1, models=1, thought_items=1),
-    cpu=dict(items=48, types=32, thoughts=1, tokens=48, shots=2, models=2, thought_items=16),
+    cpu=dict(items=40, types=32, thoughts=1, tokens=40, shots=2, models=2, thought_items=12),
     gpu=dict(items=None, types=None, thoughts=5, tokens=256, shots=5, models=2,
              thought_items=None),
 )[scale]
