@@ -341,6 +341,12 @@ def _on(n):
     try: yield
     finally: torch.set_num_threads(before)
 
+def _record(out, told, model): # To be filled; rows of the same machine and model are kept
+    old = json.loads(Path(out).read_text()) if out and Path(out).exists() else {}
+    same = old and old['model']==model and all(
+        old['provenance'].get(k)==told.get(k) for k in ('cpu','gpu','cores','torch'))
+    return dict(provenance=told, model=model, rows=old['rows'] if same else {})
+
 def bench(
     names=None,     # Keys of `rows`; None for all
     repeats=5,      # Turns of each side
@@ -348,7 +354,7 @@ def bench(
     device='cpu',   # Or 'cuda'
     seconds=40.,    # For a row and number of threads, about; heavy rows take longer
     model='smollm2-135m-instruct', # Or an `LM`
-    out=None,       # JSON file, written anew after each row
+    out=None,       # JSON file, written after each row; other rows in it are kept
     said=lambda name: None, # Called before each row, for a progress line
 )->pd.DataFrame:
     "Measure our scoring beside what one would otherwise run"
@@ -356,7 +362,7 @@ def bench(
     names = _names(names)
     counts = [threads] if threads else sorted({1, torch.get_num_threads()})
     s = setting(load(model, device=device) if isinstance(model, (str,Path)) else model)
-    record = dict(provenance=_machine(device, counts), model=repr(s.lm), rows={})
+    record = _record(out, _machine(device, counts), repr(s.lm))
     asked()(s, s.scenes[:1], 1024)() # Warm
     for name in names:
         said(name)
@@ -364,8 +370,9 @@ def bench(
         record['rows'][name] = dict(skipped=why) if why else {}
         for n in () if why else counts if rows[name].one else counts[-1:]:
             with _on(n): found = measure(rows[name], s, seconds, repeats)
-            record['rows'][name][str(n)] = found
-        record['provenance']['end'] = datetime.now(UTC).isoformat(timespec='seconds')
+            record['rows'][name][str(n)] = found | dict(
+                commit=record['provenance']['commit'],
+                end=datetime.now(UTC).isoformat(timespec='seconds'))
         if out: Path(out).write_text(json.dumps(record, indent=1)+'\n')
     return frame(record)
 
@@ -376,7 +383,7 @@ def frame(record:dict)->pd.DataFrame: # One line a row and number of threads
         theirs_s=span(r['theirs']), ours_s=span(r['ours']), ratio=span(r['ratio']),
         cpu_ratio=span(r['cpu_ratio']),
         same=f"{r['same']:.0%} of {r['answers']}" if 'same' in r else '',
-        sizes=' / '.join(map(str, r['sizes'])))
+        sizes=' / '.join(map(str, r['sizes'])), measured=r['end'][:10])
         for k,found in record['rows'].items() for n,r in found.items() if n!='skipped'])
 
 # %% ../../nbs/bias/80_bench.ipynb #a5bfb72e

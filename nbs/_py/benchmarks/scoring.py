@@ -70,7 +70,7 @@ for kind in ('cpu','gpu'):
     record = recorded(kind)
     if record is None: print(f'{kind}: not yet measured'); continue
     told = record['provenance']
-    names = 'cpu','gpu','threads','torch','start'
+    names = 'cpu','gpu','threads','torch'
     print(kind, {k: told[k] for k in names if told.get(k)})
     display(frame(record).set_index('against'))
 

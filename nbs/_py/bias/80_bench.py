@@ -481,6 +481,12 @@ def _on(n):
     try: yield
     finally: torch.set_num_threads(before)
 
+def _record(out, told, model): # To be filled; rows of the same machine and model are kept
+    old = json.loads(Path(out).read_text()) if out and Path(out).exists() else {}
+    same = old and old['model']==model and all(
+        old['provenance'].get(k)==told.get(k) for k in ('cpu','gpu','cores','torch'))
+    return dict(provenance=told, model=model, rows=old['rows'] if same else {})
+
 def bench(
     names=None,     # Keys of `rows`; None for all
     repeats=5,      # Turns of each side
@@ -488,7 +494,7 @@ def bench(
     device='cpu',   # Or 'cuda'
     seconds=40.,    # For a row and number of threads, about; heavy rows take longer
     model='smollm2-135m-instruct', # Or an `LM`
-    out=None,       # JSON file, written anew after each row
+    out=None,       # JSON file, written after each row; other rows in it are kept
     said=lambda name: None, # Called before each row, for a progress line
 )->pd.DataFrame:
     "Measure our scoring beside what one would otherwise run"
@@ -496,7 +502,7 @@ def bench(
     names = _names(names)
     counts = [threads] if threads else sorted({1, torch.get_num_threads()})
     s = setting(load(model, device=device) if isinstance(model, (str,Path)) else model)
-    record = dict(provenance=_machine(device, counts), model=repr(s.lm), rows={})
+    record = _record(out, _machine(device, counts), repr(s.lm))
     asked()(s, s.scenes[:1], 1024)() # Warm
     for name in names:
         said(name)
@@ -504,8 +510,9 @@ def bench(
         record['rows'][name] = dict(skipped=why) if why else {}
         for n in () if why else counts if rows[name].one else counts[-1:]:
             with _on(n): found = measure(rows[name], s, seconds, repeats)
-            record['rows'][name][str(n)] = found
-        record['provenance']['end'] = datetime.now(UTC).isoformat(timespec='seconds')
+            record['rows'][name][str(n)] = found | dict(
+                commit=record['provenance']['commit'],
+                end=datetime.now(UTC).isoformat(timespec='seconds'))
         if out: Path(out).write_text(json.dumps(record, indent=1)+'\n')
     return frame(record)
 
@@ -516,7 +523,7 @@ def frame(record:dict)->pd.DataFrame: # One line a row and number of threads
         theirs_s=span(r['theirs']), ours_s=span(r['ours']), ratio=span(r['ratio']),
         cpu_ratio=span(r['cpu_ratio']),
         same=f"{r['same']:.0%} of {r['answers']}" if 'same' in r else '',
-        sizes=' / '.join(map(str, r['sizes'])))
+        sizes=' / '.join(map(str, r['sizes'])), measured=r['end'][:10])
         for k,found in record['rows'].items() for n,r in found.items() if n!='skipped'])
 
 
@@ -524,7 +531,9 @@ def frame(record:dict)->pd.DataFrame: # One line a row and number of threads
 with tempfile.TemporaryDirectory() as d:
     found = bench(['bfloat16','admissions'], 2, 1, seconds=.2, model=tiny.lm,
                   out=Path(d)/'bench.json')
+    bench(['orders'], 1, 1, seconds=.2, model=tiny.lm, out=Path(d)/'bench.json')
     kept = json.loads((Path(d)/'bench.json').read_text())
+test_eq(list(kept['rows']), ['bfloat16','admissions','orders'])
 assert kept['provenance']['cpu'] and kept['rows']['admissions']['1']['repeats']==2
 found[['against','threads','ratio']]
 
