@@ -44,6 +44,7 @@ import time
 import nbformat
 from fastcore.test import *
 from typer.testing import CliRunner
+from moral_sc.language.remote import serve
 
 tmp = Path(tempfile.mkdtemp())/'made'
 tmp.mkdir()
@@ -437,6 +438,21 @@ sh(small), sh(small)
 # %%
 test_eq(sh(small+' --seed 1'),
         (2, 'toy holds a run with other settings (seed: 0, not 1): give another --out.'))
+
+# %% [markdown]
+# A model behind an API, here [a server whose answers are known](../language/60_remote.ipynb);
+# nobody can begin its answer for it:
+
+# %%
+far = 'evaluate api:fake --benchmark bbq-like --limit 4 --condition q --out far'
+with serve(lambda messages: dict(a=.2, b=.5, c=.25)) as (url,got):
+    os.environ.update(OPENAI_BASE_URL=url, OPENAI_API_KEY='none')
+    test_eq(sh(far+' --mode chat-noprefill'), (0, 'far/metrics.csv'))
+    refused = sh(far+'2')
+len(got), refused
+
+# %%
+test_eq((len(got), refused[0]), (4, 2))
 
 # %% [markdown]
 # ## Bad input
