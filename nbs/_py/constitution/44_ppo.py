@@ -123,6 +123,49 @@ test_close(adv, torch.tensor([[.43675, .565, .7]]), 1e-6)
 adv
 
 
+# %% [markdown]
+# The definition, a sum over all later surprises for every token, on answers of unequal length in
+# double precision; and what stands behind the end may be anything.
+
+# %%
+def slowly(r, v, n, gamma, lam): # One answer of n tokens
+    v = [*v[:n].tolist(), 0.]
+    delta = [float(r[t])+gamma*v[t+1]-v[t] for t in range(n)]
+    return [sum((gamma*lam)**(k-t)*delta[k] for k in range(t, n)) for t in range(n)]
+
+rng = torch.Generator().manual_seed(0)
+r,v = torch.randn(2, 6, 9, dtype=torch.float64, generator=rng)
+n = torch.tensor([9, 1, 4, 7, 2, 9])
+real = torch.arange(9)<n[:,None]
+for gamma,lam in ((1., .95), (.9, .7), (1., 0.), (1., 1.)):
+    adv = gae(torch.where(real, r, 1e6), torch.where(real, v, 1e6), real, gamma, lam)
+    for i in range(6): test_close(adv[i,:n[i]], np.array(slowly(r[i], v[i], n[i], gamma, lam)), 1e-9)
+    test_eq(adv[~real].abs().max(), 0)
+
+# %% [markdown]
+# With $\lambda=0$ an advantage is one surprise; with $\lambda=1$ it is all that came less what
+# was expected. A score that alone is paid, at the end, then goes to every token alike:
+
+# %%
+later = lambda x: torch.where(real, x, 0).flip(1).cumsum(1).flip(1)
+test_close(gae(r, v, real, lam=1.), (later(r)-v)*real, 1e-9)
+score = torch.arange(6.)
+paid = token_rewards(score, torch.zeros(6, 9), torch.zeros(6, 9), real, 0.)
+test_close(gae(paid, v.float(), real, lam=1.), (score[:,None]-v.float())*real, 1e-5)
+test_eq(paid[torch.arange(6), n-1], score)
+test_eq((paid!=0).sum(1).tolist(), [0, 1, 1, 1, 1, 1])
+
+# %% [markdown]
+# Some programs pay the score one place further on, in the padding, where the critic was never
+# taught. The advantages of the first example are then others:
+
+# %%
+four = torch.ones(1, 4, dtype=torch.bool)
+shifted = gae(torch.tensor([[0., 0, 0, 1]]), torch.tensor([[.5, .4, .3, .2]]), four)[:,:3]
+test_close(shifted, torch.tensor([[.40065, .527, .66]]), 1e-6)
+shifted
+
+
 # %%
 #| export
 def whiten(
@@ -154,6 +197,31 @@ test_close(rloo(x), torch.tensor([[1-4., 2-3.5, 6-1.5]]), 1e-6)
 w = whiten(x, one)
 test_close([w.mean().item(), w.var(correction=0).item()], [0, 1], 1e-6)
 rloo(x), w
+
+# %% [markdown]
+# Over all tokens means over those of all processes. Two that hold two answers and four get what
+# one gets that holds all six; a reward keeps its mean.
+
+# %%
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+
+def together(parts, **kw):
+    "`whiten` in as many processes as there are parts"
+    gate,box = Barrier(len(parts)),{}
+    def work(i):
+        def reduce(v):
+            box[i] = v; gate.wait()
+            total = sum(box.values()); gate.wait()
+            return total
+        return whiten(*parts[i], reduce=reduce, **kw)
+    with ThreadPoolExecutor() as pool: return torch.cat([*pool.map(work, range(len(parts)))])
+
+for shift in (True, False):
+    w = whiten(r, real, shift)
+    test_close(together([(r[:2], real[:2]), (r[2:], real[2:])], shift_mean=shift), w, 1e-6)
+    on = r[real].numpy()
+    test_close(w[real], (on-on.mean())/on.std()+(0 if shift else on.mean()), 1e-6)
 
 
 # %% [markdown]
@@ -193,7 +261,37 @@ def slope(ratio, a):
     policy_loss(z, torch.zeros(1, 1), torch.tensor([[a]]), one[:,:1])[0].backward()
     return z.grad.item()
 
-[[round(slope(r, a), 2) for r in (.5, .9, 1., 1.1, 2.)] for a in (1., -1.)]
+ratios = .5, .9, 1., 1.1, 2.
+table = [[round(slope(x, a), 2) for x in ratios] for a in (1., -1.)]
+test_eq(table, [[-.5, -.9, -1., -1.1, 0.], [0., .9, 1., 1.1, 2.]])
+table
+
+
+# %% [markdown]
+# The slope is zero where the answer is already likelier by a fifth and was good, or less likely by
+# a fifth and was bad; never where a step would lead back. The critic's error, if it is clipped at
+# all, is followed in the same spirit: the larger of the two.
+
+# %%
+def critic(v, old, goal, clip):
+    v = torch.tensor([[v]], requires_grad=True)
+    loss,_,_ = value_loss(v, torch.tensor([[old]]), torch.tensor([[goal]]), one[:,:1], clip)
+    loss.backward()
+    return round(loss.item(), 4), round(v.grad.item(), 4)
+
+test_eq(critic(2., 1., 3., None), (.5, -1.))
+test_eq(critic(2., 1., 3., .2), (1.62, 0.)) # Already moved by more than .2 that way
+test_eq(critic(2., 1., 0., .2), (2., 2.))   # The way back is open
+test_eq(critic(1.1, 1., 3., .2), critic(1.1, 1., 3., None))
+
+# %% [markdown]
+# On the batch that it was sampled from, the gradient of PPO is that of the plain
+# $-\sum_t A_t\log\pi_t$, whatever the clip.
+
+# %%
+logp = torch.randn(6, 9, dtype=torch.float64, generator=rng).requires_grad_()
+ppo, = torch.autograd.grad(policy_loss(logp, logp.detach(), r, real)[0], logp)
+test_close(ppo, -r*real, 1e-12)
 
 
 # %% [markdown]
@@ -217,5 +315,8 @@ class AdaptiveKL:
 
 
 # %%
-test_close(AdaptiveKL(.2, 6.).update(12., 100), .2*1.002, 1e-9)
-AdaptiveKL(.2, 6.).update(12., 100)
+price = lambda kl,n: AdaptiveKL(.2, 6.).update(kl, n)
+test_close(price(12., 100), .2*1.002, 1e-9)
+test_close(price(0., 100), .2*.998, 1e-9) # Never more than a fifth at once
+test_close(price(6.6, 500), .2*1.005, 1e-9)
+price(12., 100)
