@@ -1,0 +1,262 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: python3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # The whole pipeline in a world of words
+#
+# > Figure 1 of Constitutional AI, from an untrained model to a tournament of three, with the
+# > true worth of every answer beside it. The last cell says in how many seconds.
+
+# %% tags=["parameters"]
+scale = 'quick'  # quick: seconds; cpu: three seeds, minutes; gpu: a larger model
+seed = 0         # everything random follows from it
+
+# %%
+#| hide
+from time import perf_counter
+
+import numpy as np, pandas as pd, torch
+from moral_sc.constitution import world
+from moral_sc.constitution.answers import answer_pairs, answers
+from moral_sc.constitution.diagram import plot_pipeline, plot_stages
+from moral_sc.constitution.finetune import examples_of, finetune, tally
+from moral_sc.constitution.policy import train_policy
+from moral_sc.constitution.preference import fit_preference
+from moral_sc.constitution.prompts import split
+from moral_sc.constitution.revision import revise
+from moral_sc.constitution.tournament import judge_from, play, tournament
+from moral_sc.foundation.statistics import cluster_bootstrap, paired_difference
+from moral_sc.lab.claims import record
+
+torch.set_num_threads(1)
+began = perf_counter()
+clock = {}
+
+# %%
+size = dict(
+    quick=dict(model='tiny', read=100, rounds=2, revise=80, asks=160, steps=12, batch=32,
+               held=60, seeds=1),
+    cpu=dict(model='tiny', read=None, rounds=3, revise=300, asks=500, steps=60, batch=64,
+             held=150, seeds=3),
+    gpu=dict(model='medium', read=None, rounds=4, revise=3000, asks=5000, steps=300, batch=256,
+             held=500, seeds=3),
+)[scale]
+size
+
+
+# %% [markdown]
+# > A model answers requests that invite harm, criticises and revises its answers, and is finetuned
+# > on the revisions (SL-CAI). Pairs of its answers are compared by a model under a principle, a
+# > preference model learns the comparisons, and reinforcement learning against it makes RL-CAI
+# > [@bai2022constitutional].
+#
+# Every step below is the function that serves real models, on a model of
+# [the toy world](../../constitution/65_world.ipynb), where help and harm are counted. So after
+# each stage we can say what it did, and no judge stands between. No person says anything about
+# harm; as in the paper, people compare answers for helpfulness only.
+
+# %% [markdown]
+# ## The first stage
+#
+# Half of the prompts invite harm. To those the model answers, criticises and revises; to the
+# others it only answers, and those answers keep it from forgetting how to help.
+
+# %%
+def timed(name, f, *args, **kw):
+    "Call `f` and put its seconds on the clock"
+    start,res = perf_counter(),f(*args, **kw)
+    clock[name] = clock.get(name, 0)+perf_counter()-start
+    return res
+
+def prompts(seed):
+    "Prompts for revision, for feedback and RL, and held out; different by text"
+    n = [2*size['revise'], size['asks'], 2*size['held']]
+    rows = [*{r['text']: r for r in world.requests(3*sum(n), seed=seed)}.values()][:sum(n)]
+    return split(rows, *(k/sum(n) for k in n), seed=seed)
+
+def kind(rows, k): return [r for r in rows if r['kind']==k]
+
+short = dict(max_new_tokens=40)
+def supervise(base, rows, seed):
+    "SL-CAI: finetuned on revisions and on helpful answers"
+    chains = timed('revise', revise, base, kind(rows, 'red_team'), world.PRINCIPLES,
+                   rounds=size['rounds'], few_shot=[], seed=seed, **short)
+    good = kind(rows, 'helpful')
+    said = timed('sample', answers, base, good, seed=seed, **short)
+    plain = [dict(text=r['text'], answer=a) for r,(a,) in zip(good, said)]
+    learn = examples_of(chains, 'all', plain)
+    return timed('finetune', finetune, base, learn, lr=1e-3, epochs=2, seed=seed)[0],learn
+
+for_sl,for_rl,held = prompts(seed)
+first = timed('pretrain', world.pretrain, size['model'], seed=seed, steps=size['read'])
+sl,learned = supervise(first, for_sl, seed)
+tally(learned)
+
+
+# %% [markdown]
+# Revisions that only copy what was there are left out. What is left is text that the model wrote
+# itself.
+#
+# ## The second stage
+#
+# SL-CAI answers each prompt twice. Pairs on red-team prompts are labelled by a model of the world
+# that reads with one of several principles, drawn for each pair; pairs on helpful prompts are
+# compared by people. The preference model learns both, and SL-CAI is trained against it.
+
+# %%
+def feedback(sl, rows, seed):
+    "Pairs of answers, harm labelled by a model, help by people"
+    pairs = timed('sample', answer_pairs, sl, rows, seed=seed, **short)
+    pairs = [dict(p, kind=r['kind']) for p,r in zip(pairs, rows) if p['a']!=p['b']]
+    return [*timed('label', world.labeller, kind(pairs, 'red_team'), seed=seed),
+            *timed('label', world.rater, kind(pairs, 'helpful'), of='helpful', seed=seed)]
+
+def reinforce(sl, rows, labels, seed):
+    "RL-CAI: trained against a preference model of the labels"
+    pm = timed('prefer', fit_preference, sl, labels, lr=1e-3, epochs=3, seed=seed)
+    return timed('reinforce', train_policy, sl, rows, pm, steps=size['steps'],
+                 batch=size['batch'], max_new_tokens=32, lr=1e-3, kl=.1, seed=seed)
+
+labels = feedback(sl, for_rl, seed)
+rl = reinforce(sl, for_rl, labels, seed)
+rl.history[['step', 'score', 'kl3', 'entropy', 'length']].iloc[::max(1, size['steps']//6)].round(2)
+
+
+# %% [markdown]
+# How often does a label take the side of the truth, where the two answers differ in harm?
+
+# %%
+def sides(labels):
+    "1 where a label is on the side of the truth, and the prompts"
+    rows = kind(labels, 'red_team')
+    p,a,b = ([r[k] for r in rows] for k in ('prompt', 'a', 'b'))
+    gap = world.harmlessness(p, a)-world.harmlessness(p, b)
+    right = (1+np.sign(gap)*np.sign([r['p']-.5 for r in rows]))/2
+    return right[gap!=0],np.array(p)[gap!=0]
+
+cluster_bootstrap(*sides(labels))
+
+# %%
+#| label: fig-pipeline
+#| fig-cap: The pipeline with what passed through it in the run of the first seed
+n = lambda k: len(kind(labels, k))
+plot_pipeline(dict(
+    base=f'{first.parameters:,} weights', answers=f'{size["revise"]} prompts',
+    revisions=f'{size["rounds"]} rounds', supervised=f'{tally(learned)["used"]} examples',
+    pairs=f'{len(labels)} pairs', labels=f'{n("red_team")} by AI<br>{n("helpful")} by people',
+    reinforced=f'{size["steps"]} steps'))
+
+# %% [markdown]
+# ## What each stage did
+#
+# All three models answer the same held-out prompts. With more than one seed the whole pipeline,
+# first model included, is run again for each.
+
+# %%
+STAGES = 'first model', 'SL-CAI', 'RL-CAI'
+def measure(models, held, seed):
+    "A row for each held-out prompt and model, with the truth"
+    texts,res = [r['text'] for r in held],[]
+    for name,lm in zip(STAGES, models):
+        said = [a for a, in timed('sample', answers, lm, held, seed=seed, **short)]
+        res.append(world.features(texts, said).assign(
+            model=name, seed=seed, prompt=texts, kind=[r['kind'] for r in held], answer=said,
+            help=world.helpfulness(texts, said), harmless=world.harmlessness(texts, said)))
+    return pd.concat(res).assign(cluster=lambda d: [f'{seed}/{t}' for t in d.prompt])
+
+def again(seed):
+    "The whole pipeline with another seed"
+    for_sl,for_rl,held = prompts(seed)
+    base = timed('pretrain', world.pretrain, size['model'], seed=seed, steps=size['read'])
+    sl = supervise(base, for_sl, seed)[0]
+    labels = feedback(sl, for_rl, seed)
+    rl = reinforce(sl, for_rl, labels, seed)
+    return measure([base, sl, rl.lm], held, seed),sides(labels)
+
+runs = [(measure([first, sl, rl.lm], held, seed), sides(labels))]
+runs += [again(seed+s) for s in range(1, size['seeds'])]
+d = pd.concat([r for r,_ in runs])
+
+def part(model, k): return d[(d.model==model)&(d.kind==k)]
+def mean(model, k, column):
+    x = part(model, k)
+    return cluster_bootstrap(x[column].to_numpy(float), x.cluster, strata=x.seed)
+
+stages = pd.DataFrame({'help, helpful prompts': [mean(m, 'helpful', 'help') for m in STAGES],
+                       'harmlessness, red-team': [mean(m, 'red_team', 'harmless')
+                                                  for m in STAGES]}, index=STAGES)
+
+# %%
+#| label: fig-stages
+#| fig-cap: True helpfulness of answers to helpful prompts and true harmlessness of answers to red-team prompts, held out; bars are 95 % intervals over prompts
+plot_stages(stages)
+
+# %%
+shown = ['danger', 'better', 'useful', 'refusal', 'words', 'help', 'harmless']
+d.groupby(['kind', 'model'], sort=False)[shown].mean().round(2)
+
+
+# %% [markdown]
+# ## A tournament
+#
+# The paper cannot count and lets people vote. Here the truth votes, for the better answer with the
+# probability that the difference allows, and ratings follow.
+
+# %%
+def ratings(k, score):
+    "Elo of the models on prompts of one kind"
+    asked = part(STAGES[0], k)
+    rows = [dict(id=c, text=p) for c,p in zip(asked.cluster, asked.prompt)]
+    said = {m: part(m, k).answer.tolist() for m in STAGES}
+    return tournament(play(said, rows, judge_from(score), seed=seed), gauge=STAGES[0])
+
+elo = dict(help=ratings('helpful', world.helpfulness),
+           harmless=ratings('red_team', world.harmlessness))
+pd.concat({k: e.table.set_index('player').round(0) for k,e in elo.items()}, axis=1)
+
+# %% [markdown]
+# One answer of each:
+
+# %%
+asked = next(r['text'] for r in held if r['kind']=='red_team')
+one = d[(d.seed==seed)&(d.prompt==asked)].set_index('model').answer
+print(asked, *(f'{k}: {a}' for k,a in one.items()), sep='\n')
+
+
+# %% [markdown]
+# ## Claims
+#
+# Criteria were fixed in `data/claims/constitution_pipeline.toml` before the first run at the scale
+# that judges them.
+
+# %%
+def change(column, k, a, b):
+    "How much more model b has than model a"
+    x,y = part(a, k), part(b, k)
+    return paired_difference(y[column].to_numpy(float), x[column].to_numpy(float), x.cluster,
+                             strata=x.seed)
+
+right,which = (np.concatenate([s[i] for _,s in runs]) for i in (0, 1))
+base,sft,last = STAGES
+record(scale, {
+    'constitution/pipeline-sl-harmless': change('harmless', 'red_team', base, sft),
+    'constitution/pipeline-rl-harmless': change('harmless', 'red_team', sft, last),
+    'constitution/pipeline-labels': cluster_bootstrap(right, which),
+    'constitution/pipeline-sl-help': change('help', 'helpful', base, sft),
+    'constitution/pipeline-rl-help': change('help', 'helpful', sft, last),
+    'constitution/pipeline-not-evasive': mean(last, 'red_team', 'refusal'),
+})
+
+# %% [markdown]
+# Seconds of each step, of all seeds together, on one thread:
+
+# %%
+pd.Series(clock).round(1).to_dict()
+
+# %%
+f'{scale}: {perf_counter()-began:.0f} seconds on {torch.get_num_threads()} thread(s)'
