@@ -31,10 +31,10 @@ from moral_sc.language.oracle import letter_prior
 from moral_sc.language.scoring import option_logprobs
 
 # %%
-size = dict( # questions asked in the order of the file; asked again with the answers moved
-    quick=dict(limit=24, moved=0),
-    cpu=dict(limit=400, moved=120),
-    gpu=dict(limit=None, moved=None),
+size = dict( # questions asked as in the file, again with the answers moved, and after reasoning
+    quick=dict(limit=24, moved=0, thought=0),
+    cpu=dict(limit=400, moved=120, thought=160),
+    gpu=dict(limit=None, moved=None, thought=None),
 )[scale]
 lm = load_or_oracle('smollm2-135m-instruct', lambda: letter_prior(dict(a=.05, b=.15, c=.8)))
 items = bbq.load(source='auto')
@@ -159,16 +159,39 @@ metrics = ['accuracy_disambig','accuracy_disambig_soft','bias_ambig','bias_ambig
 overall(moved, metrics) if moved else 'Answers are not moved at scale quick.'
 
 # %% [markdown]
+# ## Reasoning first
+#
+# The third condition (Q+IF+CoT) invites the model to think out loud, and asks for the letter
+# after it. The thought is sampled, and what is scored is the letter that follows it. What can it
+# change in a model that does not find given answers?
+
+# %%
+thought = None
+if size['thought']!=0: thought = run('thought', limit=size['thought'], conditions=['q+if','q+if+cot'])
+metrics = 'accuracy_ambig accuracy_disambig bias_ambig_soft bias_disambig_soft'.split()
+overall(thought, metrics) if thought else 'Nobody reasons at scale quick.'
+
+# %%
+letters(thought.records).droplevel(0)[['most_chosen','mass']].round(3) if thought else ''
+
+# %% [markdown]
+# Before each answer now stand up to 256 tokens of the model's own. They move the letter: the
+# favourite one loses some answers, and less probability is on letters at all. The right one is
+# found no more often than before, and the score moves within its interval. A thought that does
+# not find the answer adds noise, not judgement.
+
+# %% [markdown]
 # ## Beside the paper
 #
 # The paper's numbers are for its own models, which nobody else has; its body gives no intervals
 # and does not say how the categories were averaged. Ours are soft scores of all questions pooled.
 
 # %%
-soft = overall(e, ['bias_ambig_soft']).value
+soft = [f'{v:.4f}' for v in overall(e, ['bias_ambig_soft']).value]
+after = overall(thought, ['bias_ambig_soft']).value.iloc[-1] if thought else None
 pd.DataFrame({'paper, below 22B': ['about 0', 'about 0', 'about 0'],
               'paper, 175B': ['0.20 at most', '43 % less', '84 % less'],
-              f'ours, {lm.parameters/1e6:.0f}M': [*soft, 'not asked here']},
+              f'ours, {lm.parameters/1e6:.0f}M': [*soft, f'{after:.4f}' if thought else 'not asked']},
              index=['Q', 'Q+IF', 'Q+IF+CoT'])
 
 
@@ -199,19 +222,18 @@ found = {
     'self_correction/instruction-reduces-bias': one(e, 'bias_ambig', 'q+if - q'),
     'self_correction/accuracy-stays-high': one(e, 'accuracy_disambig', 'q+if'),
     'self_correction/no-self-correction': one(e, 'bias_ambig_soft', 'q+if - q')}
+if thought: found['self_correction/reasoning-reduces-bias-more'] = one(
+    thought, 'bias_ambig', 'q+if+cot - q+if')
 if moved: found['self_correction/chance-when-moved'] = one(moved, 'accuracy_disambig', 'q')
 real = items[0] is not bbq.load(source='ours')[0]
 if lm.oracle: print('An oracle answered, so no claim about models is recorded.')
 else: record(scale if real else 'quick', found)
 
 # %% [markdown]
-# The paper's third condition, reasoning before answering, is written down in
-# [the conditions](../../bias/10_conditions.ipynb) and can be asked with
-# `conditions=['q','q+if','q+if+cot']`; a model of this size does not reason, and it is left to
-# a page about larger ones. Every evaluation keeps its answers in a folder, and beside them where
-# they came from:
+# All three conditions are written down in [the conditions](../../bias/10_conditions.ipynb).
+# Every evaluation keeps its answers in a folder, and beside them where they came from:
 
 # %%
-kept = {'plain':e} | ({'moved':moved} if moved else {})
+kept = {k:x for k,x in dict(plain=e, moved=moved, thought=thought).items() if x}
 facts = ['start', 'end', 'commit', 'dtype', 'device', 'cores', 'torch', 'transformers']
 pd.DataFrame({k:{f:x.provenance[f] for f in facts} for k,x in kept.items()})
