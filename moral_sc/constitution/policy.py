@@ -8,7 +8,7 @@ __all__ = ['alarm', 'Policy', 'train_policy', 'PolicyConfig', 'mix']
 # %% ../../nbs/constitution/48_policy.ipynb #cac54528
 import json, shutil
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from time import perf_counter
 
@@ -96,17 +96,19 @@ class _Folder:
         last = self.snapshots()[-1:] if self.out else []
         return f'the last good snapshot is {last[0]}' if last else 'no snapshot was kept'
 
-    def policy(self, lm, why=''):
+    def policy(self, model, known, why=''):
         "What there is now; after an alarm the model of the last snapshot"
         snaps = self.snapshots() if self.out else []
-        if why and snaps: lm = load(snaps[-1], lm.dtype, lm.device)
-        return Policy(lm, pd.DataFrame(self.rows), snaps, why)
+        if why and snaps: model = self.last(known)
+        return Policy(replace(known, model=model), pd.DataFrame(self.rows), snaps, why)
 
-    def read(self, lm):
+    def last(self, known): return load(self.snapshots()[-1], known.dtype, known.device).model
+
+    def read(self, known):
         "A finished run"
         self.rows = _history(self.out)
         why = json.loads((self.out/'provenance.json').read_text())['stopped']
-        return self.policy(load(self.snapshots()[-1], lm.dtype, lm.device), why)
+        return self.policy(self.last(known), known, why)
 
 def _history(out):
     "Rows of history.jsonl; a line that was cut off by a kill is dropped"
@@ -165,13 +167,15 @@ def train_policy(
     learner = Learner(lm, reward, c, critic_from, watch)
     config = dict(kind='policy', model=[lm.name, lm.source, lm.parameters], **asdict(c),
                   prompts=content_key(rows=[[r['id'], r['text']] for r in prompts]))
+    known = replace(lm, name=f'{lm.name}+{steps}', oracle=False,
+                    source=f'{lm.source}, trained {content_key(**config)[:8]}'.strip(', '))
     with open_run(out, config, seed=c.seed) if out else nullcontext() as run:
         folder = _Folder(out, run)
-        if run is not None and run.done: return folder.read(lm)
+        if run is not None and run.done: return folder.read(known)
         why = _train(learner, prompts, folder, _board(out, tensorboard),
                      every or max(1, steps//10), (kl_max, entropy_min), progress)
         if run is not None: run.finish(stopped=why)
-    return folder.policy(learner.whole(), why)
+    return folder.policy(learner.whole().model, known, why)
 
 def _train(learner, prompts, folder, board, every, limits, progress):
     "Steps until the last one or an alarm; the reason"

@@ -24,7 +24,7 @@
 #| export
 import json, shutil
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from time import perf_counter
 
@@ -149,17 +149,19 @@ class _Folder:
         last = self.snapshots()[-1:] if self.out else []
         return f'the last good snapshot is {last[0]}' if last else 'no snapshot was kept'
 
-    def policy(self, lm, why=''):
+    def policy(self, model, known, why=''):
         "What there is now; after an alarm the model of the last snapshot"
         snaps = self.snapshots() if self.out else []
-        if why and snaps: lm = load(snaps[-1], lm.dtype, lm.device)
-        return Policy(lm, pd.DataFrame(self.rows), snaps, why)
+        if why and snaps: model = self.last(known)
+        return Policy(replace(known, model=model), pd.DataFrame(self.rows), snaps, why)
 
-    def read(self, lm):
+    def last(self, known): return load(self.snapshots()[-1], known.dtype, known.device).model
+
+    def read(self, known):
         "A finished run"
         self.rows = _history(self.out)
         why = json.loads((self.out/'provenance.json').read_text())['stopped']
-        return self.policy(load(self.snapshots()[-1], lm.dtype, lm.device), why)
+        return self.policy(self.last(known), known, why)
 
 def _history(out):
     "Rows of history.jsonl; a line that was cut off by a kill is dropped"
@@ -220,13 +222,15 @@ def train_policy(
     learner = Learner(lm, reward, c, critic_from, watch)
     config = dict(kind='policy', model=[lm.name, lm.source, lm.parameters], **asdict(c),
                   prompts=content_key(rows=[[r['id'], r['text']] for r in prompts]))
+    known = replace(lm, name=f'{lm.name}+{steps}', oracle=False,
+                    source=f'{lm.source}, trained {content_key(**config)[:8]}'.strip(', '))
     with open_run(out, config, seed=c.seed) if out else nullcontext() as run:
         folder = _Folder(out, run)
-        if run is not None and run.done: return folder.read(lm)
+        if run is not None and run.done: return folder.read(known)
         why = _train(learner, prompts, folder, _board(out, tensorboard),
                      every or max(1, steps//10), (kl_max, entropy_min), progress)
         if run is not None: run.finish(stopped=why)
-    return folder.policy(learner.whole(), why)
+    return folder.policy(learner.whole().model, known, why)
 
 def _train(learner, prompts, folder, board, every, limits, progress):
     "Steps until the last one or an alarm; the reason"
@@ -338,6 +342,8 @@ for i,more in enumerate([dict(algorithm='rloo', batch=16, schedule='linear'),
 def never(*a): raise AssertionError('scored again')
 again = train_policy(lm, asks, never, out=tmp/'one', every=4, **small)
 assert same(again.lm, p.lm)
+test_eq(again.lm.source, p.lm.source) # What is made with either is the same
+test_ne(p.lm.source, lm.source)
 test_eq(len(again.snapshots), 3)
 with expect_fail(ConfigError, contains='lr: 0.001 there, 0.01 now'):
     train_policy(lm, asks, letters, out=tmp/'one', **small|dict(lr=.01))
@@ -350,7 +356,6 @@ with expect_fail(ConfigError, contains='lr: 0.001 there, 0.01 now'):
 
 # %%
 from copy import deepcopy
-from dataclasses import replace
 from moral_sc.language.lowrank import lora
 
 thin = replace(lm, model=lora(deepcopy(lm.model), rank=4))
