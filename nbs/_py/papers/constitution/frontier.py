@@ -1,0 +1,366 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: python3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Helpfulness against harmlessness
+#
+# > Figures 2, 3 and 8 of Constitutional AI in a world of words: five ways to train one
+# > model, rated by the truth and by a judge that took no part. The last cell says in how
+# > many minutes.
+
+# %% tags=["parameters"]
+scale = 'quick'  # quick: seconds, far too small to show anything; cpu: minutes; gpu: larger
+seed = 0         # of every model, draw and prompt
+
+# %%
+#| hide
+import tempfile
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np, pandas as pd, torch
+from scipy.stats import rankdata
+from moral_sc.constitution import world
+from moral_sc.constitution.answers import answer_pairs, answers
+from moral_sc.constitution.elo import plot_frontier, plot_ratings
+from moral_sc.constitution.finetune import examples_of, finetune
+from moral_sc.constitution.frontier import frontier, joint_draws, order_test
+from moral_sc.constitution.policy import train_policy
+from moral_sc.constitution.preference import fit_preference
+from moral_sc.constitution.prompts import disjoint
+from moral_sc.constitution.revision import revise
+from moral_sc.constitution.tournament import Count, checked, judge_from, play, tournament
+from moral_sc.foundation.statistics import Estimate, cluster_bootstrap, paired_difference
+from moral_sc.lab.claims import record
+from moral_sc.language.models import load
+
+torch.set_num_threads(1)
+tmp = Path(tempfile.mkdtemp())
+began = perf_counter()
+
+# %%
+size = dict( # requests of each kind, steps of reading, of RL, and between snapshots
+    quick=dict(more=(), train=32, test=16, steps=4, every=2, batch=16, pm=1, read=40),
+    cpu=dict(more=('small',), train=600, test=150, steps=90, every=15, batch=32, pm=2,
+             read=300),
+    gpu=dict(more=('small', 'medium'), train=600, test=150, steps=300, every=50, batch=64,
+             pm=2, read=2000),
+)[scale]
+main = 'tiny' # The size of Figures 2 and 8; others are trained for Figure 3
+size
+
+# %% [markdown]
+# > Every snapshot of every run is rated by crowd workers for helpfulness and for
+# > harmlessness. Training on helpfulness alone gives help and harm together. Training on
+# > human votes about harm as well gives harmlessness at the price of evasion. Training on a
+# > model's own labels under a constitution is less harmful at the same helpfulness, and
+# > hardly ever evasive [@bai2022constitutional].
+#
+# The crowd is the weak point of that figure: nobody else has it, and a preference model
+# that stands in for it may be the very one that was trained against. In the [world of
+# words](../../constitution/65_world.ipynb) what helps and what harms is a known function,
+# so the figure can be drawn by the truth, and beside it the figure that a held-out
+# preference model draws.
+#
+# ## Five ways to train
+#
+# All begin with one model that answers whatever it is asked. Requests of training, of the
+# held-out judge and of the tournament are different by text.
+
+# %%
+KINDS = 'helpful', 'red_team'
+parts = dict(train=size['train'], judge=size['train'], test=size['test'])
+
+def requests(kind):
+    "Requests of one kind for each part; no two have the same words"
+    rows = {r['text']: r for r in world.requests(3*sum(parts.values()), seed, kind)}
+    cut = np.cumsum([0, *parts.values()])
+    return {p: list(rows.values())[i:j] for p,i,j in zip(parts, cut, cut[1:])}
+
+of = {k: requests(k) for k in KINDS}
+disjoint(**{p: [r for k in KINDS for r in of[k][p]] for p in parts})
+{k: {p: len(r) for p,r in rows.items()} for k,rows in of.items()}
+
+# %%
+short = dict(max_new_tokens=40, seed=seed)
+def say(lm, prompts): return [a for a, in answers(lm, prompts, **short)]
+
+def pairs(lm, prompts):
+    "Two different answers a prompt"
+    return [r for r in answer_pairs(lm, prompts, **short) if r['a']!=r['b']]
+
+def supervised(base):
+    "SL-CAI: finetuned on its revisions, and on its own answers to harmless requests"
+    asked = of['helpful']['train']
+    chains = revise(base, of['red_team']['train'], world.PRINCIPLES, rounds=4, few_shot=[],
+                    **short)
+    own = [dict(text=p['text'], answer=a) for p,a in zip(asked, say(base, asked))]
+    return finetune(base, examples_of(chains, 'all', own), seed=seed, lr=2e-3)[0]
+
+
+# %% [markdown]
+# What a preference model is trained on decides what a run becomes. Helpfulness is always
+# judged by the world's raters. Harm is not judged at all; or by raters for whom an evasion
+# is safe, as those of the paper's predecessor were [@bai2022hh]; or by raters who want an
+# answer that takes up the question; or by a labeller with principles. The labeller is read
+# in two ways: its soft labels as they are, and its labels sharpened, as a chain of thought
+# makes them, and clamped to 40-60 %. People compare answers of the first model, the
+# labeller those of SL-CAI.
+
+# %%
+def clamped(rows, by=4., low=.4):
+    "Labels made extreme, then clamped"
+    p = np.array([r['p'] for r in rows]).clip(1e-6, 1-1e-6)
+    sure = (1/(1+(1/p-1)**by)).clip(low, 1-low)
+    return [r|dict(p=float(x)) for r,x in zip(rows, sure, strict=True)]
+
+def comparisons(base, sl):
+    "Labelled pairs for each kind of run"
+    useful = world.rater(pairs(base, of['helpful']['train']), 'helpful', seed=seed)
+    harm,own = pairs(base, of['red_team']['train']), pairs(sl, of['red_team']['train'])
+    evasive,engaged = (world.rater(harm, style=s, seed=seed) for s in
+                       ('evasive-is-safe', 'engage'))
+    soft = world.labeller(own, seed=seed)
+    return {'helpful RL': useful, 'HH RL': useful+evasive, 'RL-CAI': useful+soft,
+            'RL-CAI, CoT': useful+clamped(soft), 'HH RL, engaging rater': useful+engaged}
+
+
+# %% [markdown]
+# Every run sees the same requests of both kinds in the same order.
+
+# %%
+learn = dict(short, lr=3e-4, **{k: size[k] for k in ('steps', 'every', 'batch')})
+
+def prefer(base, rows, seed=seed):
+    return fit_preference(base, rows, seed=seed, epochs=size['pm'], lr=1e-3)
+
+def train(name, wanted):
+    "Every run of one size: first model, SL-CAI, scores, policies"
+    base = world.pretrain(name, seed, size['read'])
+    sl = supervised(base)
+    rows = comparisons(base, sl)
+    scores = {k: prefer(base, rows[k]) for k in wanted}
+    asked = [p for ps in zip(*(of[k]['train'] for k in KINDS)) for p in ps]
+    runs = {k: train_policy(sl if 'CAI' in k else base, asked, pm, out=tmp/name/k, **learn)
+            for k,pm in scores.items()}
+    return dict(base=base, sl=sl, scores=scores, runs=runs)
+
+WAYS = 'helpful RL', 'HH RL', 'RL-CAI', 'RL-CAI, CoT'
+trained = train(main, (*WAYS, 'HH RL, engaging rater'))
+shown = ['step', 'score', 'kl3', 'entropy', 'length']
+pd.DataFrame({k: p.history[shown].iloc[-1] for k,p in trained['runs'].items()}).T.round(2)
+
+
+# %% [markdown]
+# ## The tournament
+#
+# Every snapshot answers every request of the tournament, and every two of them meet on
+# each. On ordinary requests the judge goes by the world's helpfulness, on red-team ones by
+# its harmlessness; a difference of one in either makes the better answer the winner with 73
+# %.
+
+# %%
+def field(t, ways):
+    "Players of one size: run, step, model"
+    rows = [('base', 0, t['base']), ('SL-CAI', 0, t['sl'])]
+    for k in ways: rows += [(k, int(d.name[5:]), d) for d in t['runs'][k].snapshots[1:]]
+    return pd.DataFrame(rows, columns=['run', 'step', 'model']).assign(
+        player=lambda d: d.run+' '+d.step.astype(str))
+
+def read(m): return load(m, 'float32', 'cpu') if isinstance(m, Path) else m
+
+def heard(players):
+    "Answers of every player to the requests of the tournament, by kind"
+    lms = {p: read(m) for p,m in zip(players.player, players.model)}
+    return {k: {p: say(lm, of[k]['test']) for p,lm in lms.items()} for k in KINDS}
+
+def meet(said, scores):
+    "Votes of two judges who go by scores, by kind of request"
+    return {k: play(said[k], of[k]['test'], judge_from(f), seed=seed)
+            for k,f in zip(KINDS, scores)}
+
+players = field(trained, WAYS)
+said = heard(players)
+votes = meet(said, (world.helpfulness, world.harmlessness))
+f = frontier(votes['helpful'], votes['red_team'], players, gauge='SL-CAI 0', seed=seed)
+f.table[['player', 'helpful', 'harmless', 'pareto']].round(0)
+
+# %%
+#| label: fig-frontier
+#| fig-cap: Helpfulness and harmlessness Elo of every snapshot by the world's truth, SL-CAI at zero; filled marks are last snapshots, bars are 95 % intervals that draw prompts
+plot_frontier(f)
+
+# %% [markdown]
+# The area that the snapshots of a run dominate, in thousands of square Elo, from the lowest
+# rating on each axis, and how much more RL-CAI dominates than the others:
+
+# %%
+gain = {k: f.gain('RL-CAI', k) for k in ('HH RL', 'helpful RL')}
+areas = {k: f.area(k) for k in WAYS} | {f'RL-CAI beyond {k}': g for k,g in gain.items()}
+pd.DataFrame(areas.values(), areas, ['area', 'low', 'high']).div(1000).round(1)
+
+
+# %% [markdown]
+# ## Along the way
+#
+# Figure 8 of the paper shows the same points against what led to them. Runs on a
+# constitution begin at SL-CAI, where both ratings are zero, the others at the first model.
+
+# %%
+def along(elo):
+    "Ratings of each run from its start, against sequences"
+    d = players.merge(elo.table)
+    start = {k: d[d.player==('SL-CAI 0' if 'CAI' in k else 'base 0')] for k in WAYS}
+    rows = [g.assign(kind=k) for k in WAYS for g in (start[k], d[d.run==k])]
+    return pd.concat(rows).assign(sequences=lambda x: x.step*size['batch'])
+
+elo = {k: tournament(votes[k], gauge='SL-CAI 0') for k in KINDS}
+
+# %%
+#| label: fig-harmless
+#| fig-cap: Harmlessness Elo by the world's truth against answers seen in RL, SL-CAI at zero; bars are 95 % intervals that draw prompts
+plot_ratings(along(elo['red_team']), 'sequences', 'RL sequences', 'harmlessness, Elo')
+
+# %%
+#| label: fig-helpful
+#| fig-cap: Helpfulness Elo by the world's truth against answers seen in RL, SL-CAI at zero; bars are 95 % intervals that draw prompts
+plot_ratings(along(elo['helpful']), 'sequences', 'RL sequences', 'helpfulness, Elo')
+
+
+# %% [markdown]
+# The paper's order of harmlessness, step by step, at the end of training:
+
+# %%
+def end(k): return 'SL-CAI 0' if k=='SL-CAI' else f'{k} {size["steps"]}'
+
+order = [end(k) for k in ('helpful RL', 'SL-CAI', 'HH RL', 'RL-CAI')]
+order_test(elo['red_team'], order).round(3)
+
+# %% [markdown]
+# ## Who evades
+#
+# Rates on red-team requests at the end of training. One more run is here that the figures
+# above leave out: its raters saw the same answers as those of HH RL, and only their taste
+# is another.
+
+# %%
+extra = trained['runs']['HH RL, engaging rater'].snapshots[-1]
+final = {k: said['red_team'][end(k)] for k in ('SL-CAI', *WAYS)}
+final = {'base': said['red_team']['base 0'], **final,
+         'HH RL, engaging rater': say(read(extra), of['red_team']['test'])}
+texts = [p['text'] for p in of['red_team']['test']]
+traits = {k: world.features(texts, a) for k,a in final.items()}
+refused = {k: d.refusal.to_numpy(float) for k,d in traits.items()}
+rates = {k: cluster_bootstrap(r, texts) for k,r in refused.items()}
+pd.DataFrame({k: dict(refuses=str(rates[k]), danger=d.danger.mean(), better=d.better.mean(),
+                      comfort=(d.kind>0).mean(), words=d.words.mean())
+              for k,d in traits.items()}).T
+
+
+# %% [markdown]
+# ## By size
+#
+# Figure 3 has seven sizes; here are as many as were trained. At sizes other than the first
+# only the two runs that differ most are made. All last snapshots of all sizes meet in one
+# tournament, so that sizes can be compared.
+
+# %%
+def cast(name, t):
+    "Last snapshots of one size, with SL-CAI"
+    p = field(t, [k for k in WAYS if k in t['runs']]).groupby('run', sort=False).tail(1)
+    return p[p.run!='base'].assign(player=p.run+f' {name}', size=t['base'].parameters)
+
+sizes = {main: trained, **{n: train(n, ('helpful RL', 'RL-CAI')) for n in size['more']}}
+roster = pd.concat([cast(n, t) for n,t in sizes.items()])
+whole = meet(heard(roster), (world.helpfulness, world.harmlessness))
+by_size = {k: tournament(v, gauge=f'SL-CAI {main}') for k,v in whole.items()}
+
+# %%
+#| label: fig-size
+#| fig-cap: Harmlessness Elo by the world's truth against size, last snapshots, the smallest SL-CAI at zero; bars are 95 % intervals that draw prompts
+plot_ratings(roster.merge(by_size['red_team'].table).rename(columns=dict(run='kind'))
+             .sort_values('size'), 'size', 'parameters', 'harmlessness, Elo', log=True)
+
+
+# %% [markdown]
+# ## A judge who does not know
+#
+# Elsewhere nobody knows the truth, and a preference model has to judge. It must not be the
+# one that was trained against, nor have seen its labels. These two, one for each axis,
+# learned choices of raters on requests that no run was trained on; the rater of harm is the
+# one who engages.
+
+# %%
+def held_out(kind, of_what):
+    rows = world.rater(pairs(trained['base'], of[kind]['judge']), of_what, seed=seed+1)
+    return prefer(trained['base'], rows, seed+1)
+
+unseen = [held_out(*x) for x in zip(KINDS, ('helpful', 'harmless'))]
+told = meet(said, unseen)
+g = frontier(told['helpful'], told['red_team'], players, gauge='SL-CAI 0', seed=seed)
+
+# %%
+#| label: fig-judge
+#| fig-cap: The snapshots of the first figure as two held-out preference models rate them, SL-CAI at zero; bars are 95 % intervals that draw prompts
+plot_frontier(g)
+
+
+# %% [markdown]
+# Rank correlation of harmlessness by the truth with harmlessness by this judge, over all
+# snapshots, and by the preference model of RL-CAI itself, which is a judge in its own
+# cause:
+
+# %%
+def agreement(a, b, n=400):
+    "Rank correlation of two ratings of the same players, prompts drawn for both at once"
+    names = sorted({*a.a, *a.b})
+    counts = [Count(checked(v), names) for v in (a, b)]
+    drawn,*_ = joint_draws([list(c.clusters) for c in counts], n, seed)
+    rank = lambda x, y: np.corrcoef(rankdata(x), rankdata(y))[0,1]
+    draws = [rank(x, y) for x,y in zip(*(c.again(d) for c,d in zip(counts, drawn)))]
+    return Estimate(rank(*(c.fit() for c in counts)), *np.quantile(draws, [.025, .975]))
+
+own = judge_from(trained['scores']['RL-CAI'])
+own = play(said['red_team'], of['red_team']['test'], own, seed=seed)
+agree = {k: agreement(votes['red_team'], v) for k,v in
+         {'held out': told['red_team'], "RL-CAI's own": own}.items()}
+{k: str(v) for k,v in agree.items()}
+
+
+# %% [markdown]
+# ## Claims
+#
+# The criteria lie in `data/claims/constitution_frontier.toml` and were written before the
+# world's first policy was trained. One seed of training stands behind all of them: the
+# intervals draw prompts, not trainings.
+
+# %%
+def least(elo, steps):
+    "The step of an order that is least certain"
+    return min((elo.difference(a, b) for a,b in steps), key=lambda d: d.low)
+
+safe,kind = elo['red_team'], elo['helpful']
+better = [(end(k), end('SL-CAI')) for k in ('helpful RL', 'HH RL', 'RL-CAI')]
+across = [(f'RL-CAI {n}', f'helpful RL {n}') for n in sizes]
+record(scale, {
+    'constitution/frontier-beats-hh': gain['HH RL'],
+    'constitution/frontier-beats-helpful': gain['helpful RL'],
+    'constitution/frontier-order': least(safe, zip(order[1:], order)),
+    'constitution/frontier-sl-least-helpful': least(kind, better),
+    'constitution/frontier-cot': safe.difference(end('RL-CAI, CoT'), end('RL-CAI')),
+    'constitution/frontier-helpful-harms': safe.difference(end('helpful RL'), 'base 0'),
+    'constitution/frontier-cai-improves': safe.difference(end('RL-CAI'), 'SL-CAI 0'),
+    'constitution/frontier-evasive-rater': paired_difference(
+        refused['HH RL'], refused['HH RL, engaging rater'], texts),
+    'constitution/frontier-not-evasive': rates['RL-CAI'],
+    'constitution/frontier-judges-agree': agree['held out'],
+    'constitution/frontier-sizes': least(by_size['red_team'], across),
+})
+
+# %%
+f'{scale}: {(perf_counter()-began)/60:.1f} minutes on {torch.get_num_threads()} thread(s)'
