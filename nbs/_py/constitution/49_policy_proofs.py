@@ -18,7 +18,7 @@
 # $$\pi^*(y) = \tfrac1Z\,\pi_0(y)\,e^{r(y)/\beta},\qquad J^* = \beta\log Z,$$
 #
 # and $J^*-J(\pi)=\beta\,\mathrm{KL}(\pi\,\|\,\pi^*)$ for any other. On tables of numbers
-# the [page of PPO](44_ppo.ipynb) shows that its mathematics leads there. Here the whole
+# [another page](45_bandits.ipynb) shows that its mathematics leads there. Here the whole
 # machine is put to the same test: prompts are rendered, answers sampled, texts scored, rows
 # read again, and gradients go through a transformer.
 

@@ -26,7 +26,7 @@
 #   shown a principle, their [calibration](32_calibration.ipynb), and
 #   [what people found better](34_hhh.ipynb).
 # - [Preference models](40_preference.ipynb), on labels that may be probabilities.
-# - Reinforcement: [the mathematics](44_ppo.ipynb), [rollouts](46_rollouts.ipynb),
+# - Reinforcement: [the mathematics](44_ppo.ipynb), [where it leads](45_bandits.ipynb), [rollouts](46_rollouts.ipynb),
 #   [one step](47_learner.ipynb), [many steps](48_policy.ipynb), and
 #   [their proofs](49_policy_proofs.ipynb).
 # - Evaluation: [tournaments](50_tournament.ipynb), [frontiers](52_frontier.ipynb), and
@@ -36,7 +36,8 @@
 # - Figures of [chains](70_plots.ipynb), [ratings](72_elo.ipynb),
 #   [reliability](74_reliability.ipynb) and [training](76_curves.ipynb).
 #
-# What a real model makes of it is on
+# [What goes wrong](90_traps.ipynb) lists forty-four mistakes and the page that tests for each. What
+# a real model makes of it is on
 # [a page of its own](../papers/constitution/critique_and_revision.ipynb).
 
 # %%
