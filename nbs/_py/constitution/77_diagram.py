@@ -9,7 +9,8 @@
 # %% [markdown]
 # # The pipeline, drawn
 #
-# > Figure 1 of Constitutional AI with the counts of a run in its boxes, and what each stage made.
+# > Figure 1 of Constitutional AI with the counts of a run in its boxes, and what each stage
+# > made.
 
 # %%
 #| default_exp constitution.diagram
@@ -30,11 +31,12 @@ from fastcore.test import *
 from moral_sc.foundation.statistics import cluster_bootstrap, Estimate
 
 # %% [markdown]
-# Constitutional AI has two stages, and each ends with a model [@bai2022constitutional]. In the
-# first a model revises its own answers and is finetuned on what came out. In the second the
-# finetuned model answers twice, a model compares the two under a principle, a preference model
-# learns the comparisons, and the finetuned model is trained against it. Models have blue frames
-# and texts grey ones; where the frame is thick and violet, principles enter.
+# Constitutional AI has two stages, and each ends with a model [@bai2022constitutional]. In
+# the first a model revises its own answers and is finetuned on what came out. In the second
+# the finetuned model answers twice, a model compares the two under a principle, a
+# preference model learns the comparisons, and the finetuned model is trained against it.
+# Models have blue frames and texts grey ones; where the frame is thick and violet,
+# principles enter.
 
 # %%
 #| export
@@ -60,8 +62,8 @@ def plot_pipeline(
     for k in {*notes}-{*BOXES}: raise ConfigError(unknown('box', k, [*BOXES]))
     for k,(x,y,text,kind) in BOXES.items():
         colour,width = _frame[kind]
-        fig.add_shape(type='rect', x0=x-_half[0], x1=x+_half[0], y0=y-_half[1], y1=y+_half[1],
-                      line=dict(color=COLOURS[colour], width=width))
+        (w,h),line = _half,dict(color=COLOURS[colour], width=width)
+        fig.add_shape(type='rect', x0=x-w, x1=x+w, y0=y-h, y1=y+h, line=line)
         said = text + (f'<br><i>{notes[k]}</i>' if k in notes else '')
         fig.add_annotation(x=x, y=y, text=said, showarrow=False)
     for a,b in ARROWS:
@@ -81,7 +83,8 @@ plot_pipeline(dict(base='220 steps', revisions='3 rounds'))
 fig = plot_pipeline(dict(labels='64'))
 test_eq((len(fig.layout.shapes), len(fig.layout.annotations)), (8, 8+7))
 assert any('<i>64</i>' in a.text for a in fig.layout.annotations)
-with expect_fail(ConfigError, contains="did you mean 'labels'"): plot_pipeline(dict(label='64'))
+with expect_fail(ConfigError, contains="did you mean 'labels'"):
+    plot_pipeline(dict(label='64'))
 
 # %% [markdown]
 # Arrows run from edge to edge, along one axis each, and none ends inside a box:
@@ -107,10 +110,10 @@ def plot_stages(
 )->go.Figure:
     "Measures of each model with their intervals, one line a measure"
     fig = go.Figure()
-    for c,(symbol,colour) in zip(stages, (('circle', 'q'), ('x', 'if'), ('diamond', 'cot'))):
+    for c,symbol,colour in zip(stages, ('circle', 'x', 'diamond'), ('q', 'if', 'cot')):
         e = list(stages[c])
-        bars = dict(type='data', array=[v.high-v.value for v in e], symmetric=False, width=5,
-                    arrayminus=[v.value-v.low for v in e], thickness=1.2)
+        bars = dict(type='data', array=[v.high-v.value for v in e], symmetric=False,
+                    arrayminus=[v.value-v.low for v in e], width=5, thickness=1.2)
         fig.add_scatter(x=list(stages.index), y=[v.value for v in e], error_y=bars, name=c,
                         mode='lines+markers', line_color=COLOURS[colour],
                         marker=dict(symbol=symbol, size=10))
