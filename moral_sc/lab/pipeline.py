@@ -166,8 +166,8 @@ def prefer(
     with bar('steps') as progress:
         pm = fit_preference(_model(model), train, held or None, hard=hard, mode=mode, seed=seed,
                             epochs=epochs, batch=batch, lr=lr, out=str(out), progress=progress)
-    if held: say(f'Accuracy on the test prompts: {pm.accuracy(held)}')
     pm.save(out/'model')
+    if held: say(f'Accuracy on the test prompts: {pm.accuracy(held)}')
     typer.echo(out/'model')
 
 # %% ../../nbs/lab/37_pipeline.ipynb #0cb57397
