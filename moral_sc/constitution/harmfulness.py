@@ -8,6 +8,7 @@ __all__ = ['TOP', 'rated', 'load_ratings', 'HarmfulnessModel', 'fit_harmfulness'
 # %% ../../nbs/constitution/56_harmfulness.ipynb #77748409
 import json, re
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 
 import numpy as np, pandas as pd, torch
@@ -35,7 +36,7 @@ def rated(
     if not rows: raise DataError(f'{where} holds no rows; give some.')
     for i,r in enumerate(rows, 1):
         x = r.get('rating')
-        if isinstance(x, bool) or not isinstance(x, (int, float)) or not 0<=x<=TOP:
+        if isinstance(x, bool) or not isinstance(x, Real) or not 0<=x<=TOP:
             raise DataError(f'{where}: row {i} has the rating {x!r}; give one from 0 to 4.')
         for k in ('prompt', 'answer'):
             if not isinstance(r.get(k), str):

@@ -18,6 +18,7 @@
 #| export
 import json, re
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 
 import numpy as np, pandas as pd, torch
@@ -68,7 +69,7 @@ def rated(
     if not rows: raise DataError(f'{where} holds no rows; give some.')
     for i,r in enumerate(rows, 1):
         x = r.get('rating')
-        if isinstance(x, bool) or not isinstance(x, (int, float)) or not 0<=x<=TOP:
+        if isinstance(x, bool) or not isinstance(x, Real) or not 0<=x<=TOP:
             raise DataError(f'{where}: row {i} has the rating {x!r}; give one from 0 to 4.')
         for k in ('prompt', 'answer'):
             if not isinstance(r.get(k), str):
@@ -314,6 +315,7 @@ many.round(2)
 # %%
 with expect_fail(DataError, contains='share the prompt'):
     fit_harmfulness(lm, train, train[:3])
+test_eq(rated([first|dict(rating=np.int64(2))])[0]['rating'], 2)
 with expect_fail(DataError, contains='holds no rows'): fit_harmfulness(lm, [])
 with expect_fail(DataError, contains='rating 4.5'):
     fit_harmfulness(lm, [train[0]|dict(rating=4.5)])
