@@ -9,8 +9,8 @@
 # %% [markdown]
 # # The whole pipeline in a world of words
 #
-# > Figure 1 of Constitutional AI, from an untrained model to a tournament of three, with the
-# > true worth of every answer beside it. The last cell says in how many seconds.
+# > Figure 1 of Constitutional AI, from an untrained model to a tournament of three, with
+# > the true worth of every answer beside it. The last cell says in how many seconds.
 
 # %% tags=["parameters"]
 scale = 'quick'  # quick: seconds; cpu: three seeds, minutes; gpu: a larger model
@@ -24,7 +24,9 @@ import numpy as np, pandas as pd, torch
 from moral_sc.constitution import world
 from moral_sc.constitution.answers import answer_pairs, answers
 from moral_sc.constitution.diagram import plot_pipeline, plot_stages
+from moral_sc.constitution.feedback import label
 from moral_sc.constitution.finetune import examples_of, finetune, tally
+from moral_sc.constitution.judges import COMPARISONS, LESSONS, gaps, judge_model, votes
 from moral_sc.constitution.policy import train_policy
 from moral_sc.constitution.preference import fit_preference
 from moral_sc.constitution.prompts import split
@@ -39,32 +41,33 @@ clock = {}
 
 # %%
 size = dict(
-    quick=dict(model='tiny', read=100, rounds=2, revise=80, asks=160, steps=12, batch=32,
-               held=60, seeds=1),
-    cpu=dict(model='tiny', read=None, rounds=3, revise=300, asks=500, steps=60, batch=64,
-             held=150, seeds=3),
-    gpu=dict(model='medium', read=None, rounds=4, revise=3000, asks=5000, steps=300, batch=256,
-             held=500, seeds=3),
+    quick=dict(model='tiny', read=100, principles=['danger'],
+               lessons=[(120, (1,), 1), (60, (1, 2), 1), (80, (1, 4), 1)], rounds=2,
+               revise=80, asks=160, steps=12, batch=32, held=60, seeds=1),
+    cpu=dict(model='tiny', read=None, lessons=LESSONS, principles=[*world.SEES], rounds=3,
+             revise=300, asks=500, steps=60, batch=64, held=150, seeds=3),
+    gpu=dict(model='medium', read=None, lessons=LESSONS, principles=[*world.SEES], rounds=4,
+             revise=3000, asks=5000, steps=300, batch=256, held=500, seeds=3),
 )[scale]
 size
 
 
 # %% [markdown]
-# > A model answers requests that invite harm, criticises and revises its answers, and is finetuned
-# > on the revisions (SL-CAI). Pairs of its answers are compared by a model under a principle, a
-# > preference model learns the comparisons, and reinforcement learning against it makes RL-CAI
-# > [@bai2022constitutional].
+# > A model answers requests that invite harm, criticises and revises its answers, and is
+# > finetuned on the revisions (SL-CAI). Pairs of its answers are compared by a model under
+# > a principle, a preference model learns the comparisons, and reinforcement learning
+# > against it makes RL-CAI [@bai2022constitutional].
 #
-# Every step below is the function that serves real models, on a model of
-# [the toy world](../../constitution/65_world.ipynb), where help and harm are counted. So after
-# each stage we can say what it did, and no judge stands between. No person says anything about
+# Every step below is the function that serves real models, on a model of [the toy
+# world](../../constitution/65_world.ipynb), where help and harm are counted. So after each
+# stage we can say what it did, and no judge stands between. No person says anything about
 # harm; as in the paper, people compare answers for helpfulness only.
 
 # %% [markdown]
 # ## The first stage
 #
-# Half of the prompts invite harm. To those the model answers, criticises and revises; to the
-# others it only answers, and those answers keep it from forgetting how to help.
+# Half of the prompts invite harm. To those the model answers, criticises and revises; to
+# the others it only answers, and those answers keep it from forgetting how to help.
 
 # %%
 def timed(name, f, *args, **kw):
@@ -97,23 +100,47 @@ first = timed('pretrain', world.pretrain, size['model'], seed=seed, steps=size['
 sl,learned = supervise(first, for_sl, seed)
 tally(learned)
 
-
 # %% [markdown]
-# Revisions that only copy what was there are left out. What is left is text that the model wrote
-# itself.
+# Revisions that only copy what was there are left out. What is left is text that the model
+# wrote itself.
 #
 # ## The second stage
 #
-# SL-CAI answers each prompt twice. Pairs on red-team prompts are labelled by a model of the world
-# that reads with one of several principles, drawn for each pair; pairs on helpful prompts are
-# compared by people. The preference model learns both, and SL-CAI is trained against it.
+# SL-CAI answers each prompt twice. Pairs on red-team prompts are labelled by a model, asked
+# in both orders under a principle drawn for each pair. The policy itself cannot do it: it
+# has read no verdicts. So the labels come from [a model that
+# has](../../constitution/67_judges.ipynb), one that has seen no answer of this policy. How
+# good is it on its own ground, heaps of sentences?
 
 # %%
-def feedback(sl, rows, seed):
+principles = [c for c in COMPARISONS if c.id in size['principles']]
+
+def read_votes(seed):
+    "The labelling model"
+    return timed('judge', judge_model, size['model'], seed, size['lessons'],
+                 size['principles'])
+
+def agreement(judge, principle):
+    "Share of labels on the side of what a principle sees, on fresh votes"
+    fresh = votes(200, seed+1, [principle.id])
+    p = [r['p'] for r in label(judge, fresh, [principle], few_shot=[])]
+    return cluster_bootstrap(np.sign(np.array(p)-.5)==np.sign(gaps(fresh)), range(200))
+
+judge = read_votes(seed)
+pd.Series({c.id: agreement(judge, c) for c in principles}).map(str).to_dict()
+
+
+# %% [markdown]
+# Pairs on helpful prompts are compared by people. The preference model learns both, and
+# SL-CAI is trained against it.
+
+# %%
+def feedback(sl, judge, rows, seed):
     "Pairs of answers, harm labelled by a model, help by people"
     pairs = timed('sample', answer_pairs, sl, rows, seed=seed, **short)
     pairs = [dict(p, kind=r['kind']) for p,r in zip(pairs, rows) if p['a']!=p['b']]
-    return [*timed('label', world.labeller, kind(pairs, 'red_team'), seed=seed),
+    return [*timed('label', label, judge, kind(pairs, 'red_team'), principles,
+                   few_shot=[], seed=seed),
             *timed('label', world.rater, kind(pairs, 'helpful'), of='helpful', seed=seed)]
 
 def reinforce(sl, rows, labels, seed):
@@ -122,9 +149,10 @@ def reinforce(sl, rows, labels, seed):
     return timed('reinforce', train_policy, sl, rows, pm, steps=size['steps'],
                  batch=size['batch'], max_new_tokens=32, lr=1e-3, kl=.1, seed=seed)
 
-labels = feedback(sl, for_rl, seed)
+labels = feedback(sl, judge, for_rl, seed)
 rl = reinforce(sl, for_rl, labels, seed)
-rl.history[['step', 'score', 'kl3', 'entropy', 'length']].iloc[::max(1, size['steps']//6)].round(2)
+shown = ['step', 'score', 'kl3', 'entropy', 'length']
+rl.history[shown].iloc[::max(1, size['steps']//6)].round(2)
 
 
 # %% [markdown]
@@ -148,14 +176,14 @@ n = lambda k: len(kind(labels, k))
 plot_pipeline(dict(
     base=f'{first.parameters:,} weights', answers=f'{size["revise"]} prompts',
     revisions=f'{size["rounds"]} rounds', supervised=f'{tally(learned)["used"]} examples',
-    pairs=f'{len(labels)} pairs', labels=f'{n("red_team")} by AI<br>{n("helpful")} by people',
-    reinforced=f'{size["steps"]} steps'))
+    pairs=f'{len(labels)} pairs', reinforced=f'{size["steps"]} steps',
+    labels=f'{n("red_team")} by AI<br>{n("helpful")} by people'))
 
 # %% [markdown]
 # ## What each stage did
 #
-# All three models answer the same held-out prompts. With more than one seed the whole pipeline,
-# first model included, is run again for each.
+# All three models answer the same held-out prompts. With more than one seed the whole
+# pipeline, first model included, is run again for each.
 
 # %%
 STAGES = 'first model', 'SL-CAI', 'RL-CAI'
@@ -165,8 +193,9 @@ def measure(models, held, seed):
     for name,lm in zip(STAGES, models):
         said = [a for a, in timed('sample', answers, lm, held, seed=seed, **short)]
         res.append(world.features(texts, said).assign(
-            model=name, seed=seed, prompt=texts, kind=[r['kind'] for r in held], answer=said,
-            help=world.helpfulness(texts, said), harmless=world.harmlessness(texts, said)))
+            model=name, seed=seed, prompt=texts, kind=[r['kind'] for r in held],
+            answer=said, help=world.helpfulness(texts, said),
+            harmless=world.harmlessness(texts, said)))
     return pd.concat(res).assign(cluster=lambda d: [f'{seed}/{t}' for t in d.prompt])
 
 def again(seed):
@@ -174,7 +203,7 @@ def again(seed):
     for_sl,for_rl,held = prompts(seed)
     base = timed('pretrain', world.pretrain, size['model'], seed=seed, steps=size['read'])
     sl = supervise(base, for_sl, seed)[0]
-    labels = feedback(sl, for_rl, seed)
+    labels = feedback(sl, read_votes(seed), for_rl, seed)
     rl = reinforce(sl, for_rl, labels, seed)
     return measure([base, sl, rl.lm], held, seed),sides(labels)
 
@@ -187,9 +216,10 @@ def mean(model, k, column):
     x = part(model, k)
     return cluster_bootstrap(x[column].to_numpy(float), x.cluster, strata=x.seed)
 
-stages = pd.DataFrame({'help, helpful prompts': [mean(m, 'helpful', 'help') for m in STAGES],
-                       'harmlessness, red-team': [mean(m, 'red_team', 'harmless')
-                                                  for m in STAGES]}, index=STAGES)
+stages = pd.DataFrame({
+    'help, helpful prompts': [mean(m, 'helpful', 'help') for m in STAGES],
+    'harmlessness, red-team': [mean(m, 'red_team', 'harmless') for m in STAGES]},
+    index=STAGES)
 
 # %%
 #| label: fig-stages
@@ -204,8 +234,8 @@ d.groupby(['kind', 'model'], sort=False)[shown].mean().round(2)
 # %% [markdown]
 # ## A tournament
 #
-# The paper cannot count and lets people vote. Here the truth votes, for the better answer with the
-# probability that the difference allows, and ratings follow.
+# The paper cannot count and lets people vote. Here the truth votes, for the better answer
+# with the probability that the difference allows, and ratings follow.
 
 # %%
 def ratings(k, score):
@@ -231,15 +261,15 @@ print(asked, *(f'{k}: {a}' for k,a in one.items()), sep='\n')
 # %% [markdown]
 # ## Claims
 #
-# Criteria were fixed in `data/claims/constitution_pipeline.toml` before the first run at the scale
-# that judges them.
+# Criteria were fixed in `data/claims/constitution_pipeline.toml` before the first run at
+# the scale that judges them.
 
 # %%
 def change(column, k, a, b):
     "How much more model b has than model a"
     x,y = part(a, k), part(b, k)
-    return paired_difference(y[column].to_numpy(float), x[column].to_numpy(float), x.cluster,
-                             strata=x.seed)
+    return paired_difference(y[column].to_numpy(float), x[column].to_numpy(float),
+                             x.cluster, strata=x.seed)
 
 right,which = (np.concatenate([s[i] for _,s in runs]) for i in (0, 1))
 base,sft,last = STAGES
