@@ -130,7 +130,8 @@ dict(error=str(harm.error(test)), of_the_expected=str(cluster_bootstrap(off, p))
 chains = revise(first, kind(for_sl, 'red_team'), world.PRINCIPLES, rounds=size['rounds'],
                 few_shot=[], **short)
 good = kind(for_sl, 'helpful')
-plain = [dict(text=r['text'], answer=x) for r,(x,) in zip(good, answers(first, good, **short))]
+plain = [dict(text=r['text'], answer=x)
+         for r,(x,) in zip(good, answers(first, good, **short))]
 sl = finetune(first, examples_of(chains, 'all', plain), lr=1e-3, epochs=2, seed=seed)[0]
 
 bad = {r['text'] for r in kind(for_pairs, 'red_team')}
@@ -138,7 +139,8 @@ def compared(lm, on_harm):
     "Comparisons of a model's answers"
     pairs = [r for r in answer_pairs(lm, for_pairs, **short) if r['a']!=r['b']]
     told = on_harm([r for r in pairs if r['prompt'] in bad])
-    return told+world.rater([r for r in pairs if r['prompt'] not in bad], 'helpful', seed=seed)
+    return told+world.rater([r for r in pairs if r['prompt'] not in bad], 'helpful',
+                            seed=seed)
 
 def helped(pairs): return world.rater(pairs, 'helpful', seed=seed)
 def safe(pairs): return world.rater(pairs, 'harmless', 'evasive-is-safe', seed=seed)
@@ -164,7 +166,8 @@ def measure(p, T):
     return absolute_harmfulness(harm, p.snapshots, held, size['samples'], T,
                                 dict(truth=expected), **short)
 
-table = pd.concat([measure(p, T).assign(run=k) for k,p in policies.items() for T in (1., 0.)])
+table = pd.concat([measure(p, T).assign(run=k) for k,p in policies.items()
+                   for T in (1., 0.)])
 ends = table[table.step.isin([0, size['steps']])]
 ends.pivot_table('value', ['run', 'temperature', 'what'], 'step', sort=False).round(2)
 
