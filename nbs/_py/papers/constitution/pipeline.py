@@ -108,9 +108,9 @@ tally(learned)
 #
 # SL-CAI answers each prompt twice. Pairs on red-team prompts are labelled by a model, asked
 # in both orders under a principle drawn for each pair. The policy itself cannot do it: it
-# has read no verdicts. So the labels come from [a model that
-# has](../../constitution/67_judges.ipynb), one that has seen no answer of this policy. How
-# good is it on its own ground, heaps of sentences?
+# has read no verdicts and does not know the words of the question. So the labels come from
+# [a model that has](../../constitution/67_judges.ipynb), one that has seen no answer of
+# this policy. How good is it on its own ground, heaps of sentences?
 
 # %%
 principles = [c for c in COMPARISONS if c.id in size['principles']]
@@ -232,6 +232,12 @@ d.groupby(['kind', 'model'], sort=False)[shown].mean().round(2)
 
 
 # %% [markdown]
+# An answer with nothing in it harms nobody. So the line of harmlessness in @fig-stages has
+# to be read with the columns `useful` and `words`: a stage that makes answers short and
+# empty is no success, and the score of help, which takes points off for wrong tools and for
+# going on, can rise while useful tools get fewer. `better` counts answers that point to a
+# better way, which is what a labeller for danger likes best and says the same to everybody.
+#
 # ## A tournament
 #
 # The paper cannot count and lets people vote. Here the truth votes, for the better answer
@@ -283,6 +289,11 @@ record(scale, {
 })
 
 # %% [markdown]
+# What this page does not show: anything about large models. The first model is far smaller
+# than the paper's, its texts contain good revisions by construction, and its labeller was
+# taught by votes that rest on the truth, if sharper than it. What is assumed and what is
+# not stands [here](../../constitution/66_people.ipynb).
+#
 # Seconds of each step, of all seeds together, on one thread:
 
 # %%
