@@ -233,10 +233,11 @@ d.groupby(['kind', 'model'], sort=False)[shown].mean().round(2)
 
 # %% [markdown]
 # An answer with nothing in it harms nobody. So the line of harmlessness in @fig-stages has
-# to be read with the columns `useful` and `words`: a stage that makes answers short and
-# empty is no success, and the score of help, which takes points off for wrong tools and for
-# going on, can rise while useful tools get fewer. `better` counts answers that point to a
-# better way, which is what a labeller for danger likes best and says the same to everybody.
+# to be read with the columns `useful` and `words`. In the run recorded here the supervised
+# stage costs no help, against the paper: on helpful prompts useful tools stay almost where
+# they were, and wrong ones and long answers, which take points off, get fewer. Part of that
+# is learning to stop. The first model may go on after its answer with a critique, as its
+# texts do, and all that it says is counted. RL-CAI is harmless partly by saying less.
 #
 # ## A tournament
 #
