@@ -198,7 +198,7 @@ def read_logp(
     max_tokens:int=4096,
 )->torch.Tensor:          # [row, token], without gradient
     "What a model thinks of the tokens that a policy drew"
-    f = lambda rows,starts: answer_logprobs(model, rows, starts, temperature)[0]
+    f = lambda rows,starts: answer_logprobs(model, rows, starts, temperature, 128)[0]
     with torch.no_grad(): return over(f, r.rows, r.starts, max_tokens)[0]
 
 
