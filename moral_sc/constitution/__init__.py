@@ -6,7 +6,8 @@
 __all__ = ['Comparison', 'Principle', 'Shot', 'author_comparisons', 'author_few_shot', 'author_principles', 'draw',
            'load_comparisons', 'load_few_shot', 'load_principles', 'human_comparisons', 'load_prompts',
            'author_revisions', 'chain_table', 'revise', 'examples_of', 'finetune', 'answer_pairs', 'answers', 'label',
-           'PreferenceModel', 'fit_preference', 'train_policy', 'play', 'tournament', 'behaviour', 'ppo', 'preference']
+           'PreferenceModel', 'fit_preference', 'train_policy', 'play', 'tournament', 'absolute_harmfulness',
+           'fit_harmfulness', 'behaviour', 'ppo', 'preference']
 
 # %% ../../nbs/constitution/index.ipynb #6258cd40
 from .principles import (
@@ -20,11 +21,13 @@ from .feedback import label
 from .preference import PreferenceModel, fit_preference
 from .policy import train_policy
 from .tournament import play, tournament
+from .harmfulness import absolute_harmfulness, fit_harmfulness
 from . import behaviour, ppo, preference
 
 _all_ = ['Comparison', 'Principle', 'Shot', 'author_comparisons', 'author_few_shot',
          'author_principles', 'draw', 'load_comparisons', 'load_few_shot',
          'load_principles', 'human_comparisons', 'load_prompts', 'author_revisions',
          'chain_table', 'revise', 'examples_of', 'finetune', 'answer_pairs', 'answers', 'label',
-         'PreferenceModel', 'fit_preference', 'train_policy', 'play', 'tournament', 'behaviour',
+         'PreferenceModel', 'fit_preference', 'train_policy', 'play', 'tournament',
+         'absolute_harmfulness', 'fit_harmfulness', 'behaviour',
          'ppo', 'preference']

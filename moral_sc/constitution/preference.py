@@ -8,6 +8,7 @@ __all__ = ['soft_label_loss', 'PreferenceModel', 'fit_preference']
 # %% ../../nbs/constitution/40_preference.ipynb #06bef5be
 import json
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 
 import numpy as np, pandas as pd, torch
@@ -63,8 +64,9 @@ class PreferenceModel:
         return a-b
 
     def accuracy(self, rows)->Estimate:
-        "Share of comparisons on whose better side it is; drawn by prompt"
+        "Share of decided comparisons on whose better side it is; drawn by prompt"
         p = np.array([r['p'] for r in rows])
+        if (p==.5).all(): return Estimate(np.nan) # Nobody said which is better
         right = (1+np.sign(self.margins(rows))*np.sign(p-.5))/2
         return cluster_bootstrap(right[p!=.5], [r['prompt'] for r,k in zip(rows, p!=.5) if k])
 
@@ -86,8 +88,11 @@ def _checked(rows, test):
     if not rows: raise DataError('There are no comparisons to learn from.')
     for i,r in enumerate([*rows, *(test or [])], 1):
         p = r.get('p')
-        if not isinstance(p, (int, float)) or not 0<=p<=1:
+        if not isinstance(p, Real) or not 0<=p<=1:
             raise DataError(f'Comparison {i} has the label {p!r}; a label lies between 0 and 1.')
+    if all(r['a']==r['b'] for r in rows):
+        raise DataError('Every comparison is between two equal answers, from which nothing can be '
+                        'learned; sample at a higher temperature.')
     leak = {r['prompt'] for r in rows}&{r['prompt'] for r in test or []}
     if leak:
         raise DataError(f'{len(leak)} prompts are in training and in test, the first is '

@@ -20,6 +20,7 @@
 #| export
 import json
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 
 import numpy as np, pandas as pd, torch
@@ -145,8 +146,9 @@ class PreferenceModel:
         return a-b
 
     def accuracy(self, rows)->Estimate:
-        "Share of comparisons on whose better side it is; drawn by prompt"
+        "Share of decided comparisons on whose better side it is; drawn by prompt"
         p = np.array([r['p'] for r in rows])
+        if (p==.5).all(): return Estimate(np.nan) # Nobody said which is better
         right = (1+np.sign(self.margins(rows))*np.sign(p-.5))/2
         return cluster_bootstrap(right[p!=.5], [r['prompt'] for r,k in zip(rows, p!=.5) if k])
 
@@ -170,8 +172,11 @@ def _checked(rows, test):
     if not rows: raise DataError('There are no comparisons to learn from.')
     for i,r in enumerate([*rows, *(test or [])], 1):
         p = r.get('p')
-        if not isinstance(p, (int, float)) or not 0<=p<=1:
+        if not isinstance(p, Real) or not 0<=p<=1:
             raise DataError(f'Comparison {i} has the label {p!r}; a label lies between 0 and 1.')
+    if all(r['a']==r['b'] for r in rows):
+        raise DataError('Every comparison is between two equal answers, from which nothing can be '
+                        'learned; sample at a higher temperature.')
     leak = {r['prompt'] for r in rows}&{r['prompt'] for r in test or []}
     if leak:
         raise DataError(f'{len(leak)} prompts are in training and in test, the first is '
@@ -255,4 +260,19 @@ with expect_fail(DataError, contains='in training and in test'):
     fit_preference(lm, train, train[:3])
 with expect_fail(DataError, contains='has the label 1.5'):
     fit_preference(lm, [train[0]|dict(p=1.5)])
+with expect_fail(DataError, contains='has the label nan'):
+    fit_preference(lm, [train[0]|dict(p=np.nan)])
 with expect_fail(DataError, contains='no comparisons'): fit_preference(lm, [])
+with expect_fail(DataError, contains='two equal answers'):
+    fit_preference(lm, [r|dict(b=r['a']) for r in train[:9]])
+
+# %% [markdown]
+# Where no test comparison is decided, there is no accuracy, and that is what is said. Labels may
+# be numpy's numbers. Adding a constant to every score changes no margin.
+
+# %%
+even = [r|dict(p=np.float32(.5)) for r in test]
+some = fit_preference(lm, train[:32], even)
+assert np.isnan(some.history.attrs['test'].value)
+before,some.zero = some.margins(test[:9]), some.zero+7.
+test_close(some.margins(test[:9]), before, 1e-9)

@@ -32,13 +32,17 @@
 # - Evaluation: [tournaments](50_tournament.ipynb), [frontiers](52_frontier.ipynb), and
 #   [votes by people](54_votes.ipynb). [Behaviour](60_behaviour.ipynb): evasion, boilerplate,
 #   copying and repetition, measured without a judge.
-# - [A world](65_world.ipynb) in which all truths are known.
+#   [Absolute harmfulness](56_harmfulness.ipynb), rated from 0 to 4.
+# - [A world](65_world.ipynb) in which all truths are known, [its people](66_people.ipynb), and
+#   [a judge](67_judges.ipynb) that has read their votes.
 # - Figures of [chains](70_plots.ipynb), [ratings](72_elo.ipynb),
-#   [reliability](74_reliability.ipynb) and [training](76_curves.ipynb).
+#   [reliability](74_reliability.ipynb), [training](76_curves.ipynb),
+#   [the pipeline](77_diagram.ipynb) and [harmfulness](78_harm_plots.ipynb).
+# - [Measuring speed](80_bench.ipynb).
 #
 # [What goes wrong](90_traps.ipynb) lists forty-four mistakes and the page that tests for each. What
 # a real model makes of it is on
-# [a page of its own](../papers/constitution/critique_and_revision.ipynb).
+# [a page of its own](../papers/constitution/real_run.ipynb).
 
 # %%
 #| export
@@ -53,13 +57,15 @@ from moral_sc.constitution.feedback import label
 from moral_sc.constitution.preference import PreferenceModel, fit_preference
 from moral_sc.constitution.policy import train_policy
 from moral_sc.constitution.tournament import play, tournament
+from moral_sc.constitution.harmfulness import absolute_harmfulness, fit_harmfulness
 from moral_sc.constitution import behaviour, ppo, preference
 
 _all_ = ['Comparison', 'Principle', 'Shot', 'author_comparisons', 'author_few_shot',
          'author_principles', 'draw', 'load_comparisons', 'load_few_shot',
          'load_principles', 'human_comparisons', 'load_prompts', 'author_revisions',
          'chain_table', 'revise', 'examples_of', 'finetune', 'answer_pairs', 'answers', 'label',
-         'PreferenceModel', 'fit_preference', 'train_policy', 'play', 'tournament', 'behaviour',
+         'PreferenceModel', 'fit_preference', 'train_policy', 'play', 'tournament',
+         'absolute_harmfulness', 'fit_harmfulness', 'behaviour',
          'ppo', 'preference']
 
 # %% [markdown]
