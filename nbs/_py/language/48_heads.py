@@ -148,10 +148,12 @@ def _judge(h, weight, bias, want, temperature, entropy):
     "Log-probability of one token a row of hidden states, in float32; and the entropy"
     with torch.autocast(h.device.type, enabled=False):
         x = nn.functional.linear(_full(h), _full(weight).to(_full(h).dtype), _full(bias))
-        if not entropy:
-            return -nn.functional.cross_entropy(x/temperature, want, reduction='none'),
-        lp = (x/temperature).log_softmax(-1)
-        return lp.gather(-1, want[:,None])[:,0],-(lp.exp()*lp).sum(-1)
+        x = x/temperature
+        norm = x.logsumexp(-1, keepdim=True) # `log_softmax` drops the smallest terms
+        lp = (x.gather(-1, want[:,None])-norm)[:,0]
+        if not entropy: return lp,
+        x = x-norm
+        return lp,-(x.exp()*x).sum(-1)
 
 def _judged(model, h, want, temperature, chunk, entropy):
     out = model.get_output_embeddings()
