@@ -573,8 +573,7 @@ def _here(row, s):
 
 def _there(row, s, stack):
     "Both sides of a row of steps, after a step each"
-    model = s.size.get('model') or str(s.lm.source)
-    python = s.python[row.python]
+    model,python = s.size.get('model', s.lm.name),s.python[row.python]
     res = []
     for name,options in zip((row.theirs, row.ours), row.options):
         w = Worker(python, name, s.threads, model=model, **options|s.size.get('steps', {}))
@@ -691,6 +690,7 @@ def bench(
     names,threads = _names(names),threads or torch.get_num_threads()
     with _on(threads):
         size = dict(prompts=24, chains=dict(rounds=4, new=64))|(size or {})
+        if isinstance(model, (str,Path)): size.setdefault('model', str(model))
         s = setting(model, size['prompts'], threads=threads, size=size,
                     python=dict(ppo=ppo_python, rloo=rloo_python))
         record = _record(out, provenance(device='cpu', dtype='float32', threads=threads),
