@@ -1,0 +1,123 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: python3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # How fast a constitution is trained in
+#
+# > Labels, revisions and steps of training beside transformers and TRL: same model, prompts and
+# > threads.
+
+# %% tags=["parameters"]
+scale = 'quick'  # quick: a sign of life with a tiny model; cpu, gpu: rows that need no TRL
+seed = 0         # unused: what is measured is time
+
+# %%
+#| hide
+from time import perf_counter
+import torch
+from moral_sc.constitution.bench import bench, comparison, gaps, recorded, rows
+from moral_sc.language.oracle import random_model
+began = perf_counter()
+
+# %% [markdown]
+# A run of Constitutional AI asks a model the same things many times over. Every comparison
+# stands behind the same worked examples, sixteen principles are asked about the same two
+# answers, a critique is followed by a revision in the same dialogue [@bai2022constitutional].
+# Reading what is shared once gives the same labels sooner. In training nothing is shared; what
+# can be saved there is padding, logits that are stored and never read, and passes whose results
+# were at hand while the answers were sampled.
+#
+# How much sooner is measured against what one would otherwise run: transformers, batched with
+# care, and the PPO and RLOO trainers of TRL. The sides take turns on the same threads; a ratio is
+# the median over the turns with its range, and counts useful work only: labels, and tokens up to
+# where an answer ends. [The page on measuring](../constitution/80_bench.ipynb) says what exactly
+# each side does, and how to make the two environments that have TRL. Then one call makes the
+# record:
+#
+# ```python
+# from moral_sc.constitution.bench import bench
+# bench(ppo_python='trl-ppo/bin/python', rloo_python='trl-rloo/bin/python',
+#       out='data/results/bench_rlaif_cpu.json')
+# ```
+#
+# ## Ratios
+#
+# Behind each ratio stand the least that this project asks of itself, and what it aims at.
+# `cpu_ratio` is the same in processor time instead of time by the clock.
+
+# %%
+table = comparison()
+table
+
+# %%
+#| hide
+assert {'ratio','cpu_ratio','floor','aim'}<=set(table.columns)
+
+
+# %% [markdown]
+# `answers` says whether both sides come to the same: the largest difference between labels, and
+# the share of texts that are the same to the letter. Labels of the other side leave out the
+# closing bracket of ` (A)`, which would cost it a second pass; that is their difference.
+#
+# Two rows put PPO beside TRL's, with the same separate critic and one pass over each batch.
+# They do the same arithmetic, and where every answer meets the limit there is nothing to be
+# saved. Answers of a real run end when they end, and TRL pads them to the longest.
+#
+# The memory of a rollout is what the process rises above where it stood before it, with the
+# weights of policy, critic, reference and reward model in place: the sampled answers and
+# everything that is computed about them before the first gradient.
+
+# %%
+def below(record):
+    "Rows that miss their floor, and rows not measured"
+    found = record['rows'] if record else {}
+    seen = {k: found[k]['ratio']['mid'] for k in rows if 'ratio' in found.get(k, {})}
+    return dict(missed=[rows[k].against for k,v in seen.items() if v<rows[k].floor],
+                open=[r.against for k,r in rows.items() if k not in seen])
+
+below(recorded())
+
+# %% [markdown]
+# ## The first step
+#
+# Sampler and trainer must agree on the probability of what was sampled, or the ratio of PPO
+# begins beside 1. The largest difference of log-probabilities, over the tokens of sixteen
+# answers at two temperatures, is to be at most 1e-5 in float32:
+
+# %%
+gaps() if recorded() else 'not yet measured'
+
+# %% [markdown]
+# ## What it was measured on
+
+# %%
+record = recorded()
+names = 'cpu','cores','threads','torch','transformers','dtype','commit'
+told = {k: record['provenance'].get(k) for k in names} if record else 'not yet measured'
+told
+
+# %% [markdown]
+# ## Here and now
+#
+# What needs no TRL, on the machine that ran this page. At `quick` the model is tiny and random,
+# reads bytes, and takes turns of milliseconds; the ratios say nothing, the agreement does.
+
+# %%
+tiny = random_model('llama')
+tiny.model.config.max_position_embeddings = 8192
+size = dict(quick=dict(names=['labels','chains','gap'], repeats=1, threads=1, seconds=.3,
+                       model=tiny, size=dict(prompts=2, works=1,
+                                             chains=dict(rounds=1, new=6))),
+            cpu=dict(names=['labels','chains','gap'], repeats=2),
+            gpu=dict(names=['labels','ensemble','chains','gap']))[scale]
+here = bench(**size)
+here[here.ratio!='not yet measured']
+
+# %%
+minutes = (perf_counter()-began)/60
+f'{scale}: {minutes:.1f} minutes on {torch.get_num_threads()} thread(s)'
