@@ -361,7 +361,7 @@ stages = [f'revise tiny {few}',
           f'pairs tiny {few}',
           'label tiny runs/pairs/tiny/pairs.jsonl',
           'prefer tiny runs/label/tiny/labels.jsonl --test 0.5 --batch 2',
-          f'rl tiny --reward runs/prefer/tiny/model --steps 2 --batch 4 --every 1 {few}',
+          f'rl tiny --reward runs/prefer/tiny/model --steps 2 --batch 4 --every 1 --lr 0.01 {few}',
           f'tournament tiny runs/rl/tiny/snapshots/step-000002 --judge runs/prefer/tiny/model {few}',
           f'vote tiny runs/rl/tiny/snapshots/step-000002 {few}']
 for s in stages:
