@@ -165,6 +165,7 @@ def criteria(
 
 # %%
 claims = criteria(example)
+assert len(criteria())>50 # Every file of ours can be read
 claims['pendulum/period']
 
 # %% [markdown]
