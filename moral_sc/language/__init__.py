@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['aliases', 'cached', 'find_weights', 'reachable', 'LM', 'decode', 'encode', 'eos_ids', 'load', 'load_or_oracle', 'pad',
            'Prompt', 'modes', 'prompt', 'render', 'next_token_logprobs', 'option_logprobs', 'option_mass',
-           'token_logprobs', 'Sample', 'follow', 'sample', 'save', 'small_lm', 'fit', 'letter_prior', 'lookup',
-           'random_model']
+           'token_logprobs', 'Sample', 'sample_chains', 'follow', 'sample', 'save', 'small_lm', 'fit', 'letter_prior',
+           'lookup', 'random_model']
 
 # %% ../../nbs/language/index.ipynb #b32f68ab
 from .weights import aliases, cached, find_weights, reachable
@@ -15,10 +15,11 @@ from .chat import Prompt, modes, prompt, render
 from .scoring import (next_token_logprobs, option_logprobs, option_mass,
                                        token_logprobs)
 from .sampling import Sample, follow, sample
+from .chains import sample_chains
 from .heads import save, small_lm
 from .training import fit
 from .oracle import letter_prior, lookup, random_model
 _all_ = ['aliases', 'cached', 'find_weights', 'reachable', 'LM', 'decode', 'encode', 'eos_ids',
          'load', 'load_or_oracle', 'pad', 'Prompt', 'modes', 'prompt', 'render',
-         'next_token_logprobs', 'option_logprobs', 'option_mass', 'token_logprobs', 'Sample',
+         'next_token_logprobs', 'option_logprobs', 'option_mass', 'token_logprobs', 'Sample', 'sample_chains',
          'follow', 'sample', 'save', 'small_lm', 'fit', 'letter_prior', 'lookup', 'random_model']

@@ -188,6 +188,7 @@ class _Deck:
         return cache,mask,pos[:,-1],self.pick(rows, *_next(self.lm, cache, ids, mask, pos))
 
     def live(self): return [i for i,r in enumerate(self.rows) if not r.finish]
+    def free(self): return [i for i,r in enumerate(self.rows) if r.finish]
 
     def admit(self, rows):
         "Read new rows and give them the places of ended ones, or new places"
@@ -196,8 +197,7 @@ class _Deck:
             self.rows,self.cache,self.mask,self.pos,self.last = rows,cache,mask,pos,last
             return
         self.widen(mask.shape[1]-self.mask.shape[1])
-        free = torch.tensor([i for i,r in enumerate(self.rows) if r.finish][:len(rows)],
-                            device=mask.device)
+        free = torch.tensor(self.free()[:len(rows)], device=mask.device)
         for i,r in zip(free.tolist(), rows): self.rows[i] = r
         n = mask.shape[1]
         self.mask[free] = 0

@@ -31,6 +31,7 @@ from moral_sc.foundation.errors import ConfigError, DataError, unknown
 from moral_sc.foundation.runs import open_run
 from moral_sc.constitution.principles import (
     Principle, draw, headings, load_few_shot, load_principles)
+from moral_sc.language.chains import sample_chains
 from moral_sc.language.chat import modes, render
 from moral_sc.language.sampling import sample
 
@@ -208,8 +209,9 @@ len(chains), len(trials)
 # %% [markdown]
 # ## A chain for every prompt
 #
-# All rows take each step together, so that sampling works in batches. Each text is seeded by
-# the run's seed, its row and its step: a row is the same alone, among others, or resumed.
+# Rows are sampled side by side, and each takes its next step as soon as it can, with all that is
+# [still known](../language/42_chains.ipynb) of its last prompt. Each text is seeded by the run's
+# seed, its row and its step: a row is the same alone, among others, or resumed.
 
 # %%
 #| export
@@ -237,46 +239,6 @@ def _checked(rounds, mode, principles):
         raise ConfigError('There are no principles to draw from; give one or more.')
 
 
-# %%
-#| export
-class _Chains:
-    "Rows of one run and how their next part is sampled"
-    def __init__(self, lm, rows, shots, ask, mode, **kw):
-        self.lm,self.rows,self.shots,self.ask,self.mode,self.kw = lm,rows,shots,ask,mode,kw
-
-    def write(self, scripts, part, step):
-        "The next part of every row, and how it ended"
-        prompts = [_prompt(self.lm, s, part, self.mode) for s in scripts]
-        keys = [f'{r["id"]}/{step}' for r in self.rows]
-        out = sample(self.lm, prompts, stop=stops, keys=keys, **self.kw)
-        texts = [parse(o.text, part) for o in out]
-        return [(t, o.finish if t else 'empty') for t,o in zip(texts, out, strict=True)]
-
-    def script(self, row, principle, critique='', cut=1):
-        "What a row has said, without its last `cut` parts"
-        now = round_script(row['prompt'], answer(row), principle, critique, ask=self.ask)
-        return shot_script(self.shots, self.ask) + now[:-cut]
-
-    def answer(self):
-        asks = [[('Human', r['prompt'])] for r in self.rows]
-        firsts = self.write(asks, 'Assistant', 'answer')
-        for r,(t,f) in zip(self.rows, firsts, strict=True): r.update(response=t, finish=f)
-
-    def round(self, k, principles):
-        "Critique and revise every row once"
-        said = [('', '')]*len(self.rows)
-        if self.ask:
-            todo = zip(self.rows, principles, strict=True)
-            scripts = [self.script(r, p, cut=3) for r,p in todo]
-            said = self.write(scripts, 'Critique', f'{k}/critique')
-        rows = list(zip(self.rows, principles, said, strict=True))
-        scripts = [self.script(r, p, c) for r,p,(c,_) in rows]
-        new = self.write(scripts, 'Revision', f'{k}/revision')
-        for (r,p,(c,cf)),(v,vf) in zip(rows, new, strict=True):
-            r['rounds'].append(dict(principle=p.id, critique=c, critique_finish=cf,
-                                    revision=v, finish=vf))
-
-
 # %% [markdown]
 # Where a revision came out empty there is nothing to fold back, and the row goes on with the
 # last text it has.
@@ -300,6 +262,59 @@ answer(row, 0), answer(row, 1), answer(row)
 # %%
 test_eq([answer(row, 0), answer(row, 1), answer(row)],
         ['Find out yourself.', 'Two miles.', 'Two miles.'])
+
+# %%
+#| export
+_names = dict(Critique=('critique', 'critique_finish'), Revision=('revision', 'finish'))
+
+def _part(s, part):
+    "The text of a sample, and how it ended"
+    text = parse(s.text, part)
+    return text,s.finish if text else 'empty'
+
+
+# %% [markdown]
+# A row's next prompt follows from its texts so far: a critique of the answer it has come to, or
+# a revision under the same principle. Everything else about a row is what its texts say.
+
+# %%
+#| export
+class _Chains:
+    "Rows of one run, and how each goes on"
+    def __init__(self, lm, rows, drawn, shots, ask, mode):
+        self.lm,self.rows,self.drawn,self.mode = lm,rows,drawn,mode
+        self.ask,self.front = ask,shot_script(shots, ask)
+        self.parts = ('Critique', 'Revision') if ask else ('Revision',)
+
+    def asks(self):
+        "Names and prompts of the first answers"
+        ask = lambda r: _prompt(self.lm, [('Human', r['prompt'])], 'Assistant', self.mode)
+        return [f'{r["id"]}/answer' for r in self.rows],[ask(r) for r in self.rows]
+
+    def answered(self, said):
+        for r,s in zip(self.rows, said, strict=True):
+            r.update(zip(('response', 'finish'), _part(s, 'Assistant')))
+
+    def told(self, said, drawn):
+        "Rounds from the texts of a row; the last may lack its revision"
+        n,res = len(self.parts),[]
+        for k in range(0, len(said), n):
+            d = dict(principle=drawn[k//n].id, critique='', critique_finish='')
+            for s,part in zip(said[k:k+n], self.parts):
+                d |= zip(_names[part], _part(s, part))
+            res.append(d)
+        return res
+
+    def next(self, i, said):
+        "Name and prompt of the next text of a row, or None"
+        row,drawn,(k,j) = self.rows[i],self.drawn[i],divmod(len(said), len(self.parts))
+        row['rounds'] = self.told(said, drawn)
+        if k==len(drawn): return
+        critique = row['rounds'][k]['critique'] if j else ''
+        now = round_script(row['prompt'], answer(row, k), drawn[k], critique, ask=self.ask)
+        part = self.parts[j]
+        script = self.front + now[:-3 if part=='Critique' else -1]
+        return f'{row["id"]}/{k+1}/{part.lower()}',_prompt(self.lm, script, part, self.mode)
 
 
 # %% [markdown]
@@ -327,7 +342,7 @@ def revise(
     temperature:float=1.,      # The paper samples at 1
     seed:int=0,
     out=None,                  # Folder of a run that can be resumed
-    progress=None,             # Passed on to `sample`
+    progress=None,             # Called with (rows done, rows in all), answers first
 )->list[dict]: # id, prompt, response, finish, rounds: principle, critique, revision, finish
     "Answer each prompt, then critique and revise the answer"
     rows = [r | dict(rounds=[]) for r in _rows(prompts)]
@@ -342,9 +357,12 @@ def revise(
     drawn = [draw(principles, rounds, seed, r['id']) for r in rows]
     with open_run(out, config) if out else nullcontext() as run:
         if run is not None and not run.done: run.put_many(_plan(rows, drawn))
-        chains = _Chains(lm, rows, shots, critique, mode, run=run, progress=progress, **kw)
-        chains.answer()
-        for k in range(rounds): chains.round(k+1, [d[k] for d in drawn])
+        chains = _Chains(lm, rows, drawn, shots, critique, mode)
+        kw |= dict(stop=stops, run=run, progress=progress)
+        keys,asks = chains.asks()
+        chains.answered(sample(lm, asks, keys=keys, **kw))
+        keys,asks = zip(*(chains.next(i, []) for i in range(len(rows)))) if rows else ([], [])
+        sample_chains(lm, asks, chains.next, keys=keys, **kw)
         if run is not None: run.finish()
     return rows
 
@@ -461,9 +479,9 @@ len({s['revision'] for r in rows for s in r['rounds']}), len({r['response'] for 
 # %% [markdown]
 # ## Interrupted
 #
-# With `out` every text is on disk as soon as its batch is done. Here the work stops after each
-# of its five steps in turn; the same call takes up the rest, and the rows are those of a run
-# that was never interrupted.
+# With `out` texts are on disk within seconds. Here the work stops after the answers and after each
+# row in turn; the same call takes up the rest, and the rows are those of a run that was never
+# interrupted.
 
 # %%
 class Stopped(Exception): pass
@@ -475,7 +493,7 @@ def stop_after(n):
         if not left[0]: raise Stopped
     return f
 
-for n in range(1, 6):
+for n in range(1, len(asks)+2):
     todo = dict(rounds=2, out=tmp/f'{n}', **kw)
     with expect_fail(Stopped): revise(noisy, asks, progress=stop_after(n), **todo)
     test_eq(revise(noisy, asks, **todo), rows)

@@ -24,6 +24,7 @@ from datetime import UTC, datetime
 from itertools import count
 from pathlib import Path
 from time import perf_counter, process_time
+from types import SimpleNamespace
 
 import numpy as np, pandas as pd, torch
 from moral_sc.constitution.feedback import (LETTERS, _Labeller, combine, label,
@@ -32,8 +33,7 @@ from moral_sc.constitution.learner import Learner, PolicyConfig
 from moral_sc.constitution.preference import PreferenceModel
 from moral_sc.constitution.principles import draw, load_principles
 from moral_sc.constitution.prompts import ask, load_prompts
-from moral_sc.constitution.revision import (_Chains, _prompt, load_few_shot, parse, revise,
-                                            stops)
+from moral_sc.constitution.revision import _Chains, load_few_shot, revise, stops
 from moral_sc.constitution.rollouts import read_logp, roll
 from moral_sc.foundation.datasets import data_dir
 from moral_sc.foundation.errors import ConfigError, ModelError, unknown
@@ -207,7 +207,7 @@ np.round(a, 4)
 #
 # The same rounds, worked examples and principles, and in the middle `generate` of transformers:
 # a batch padded on the left, the whole dialogue read from its beginning for every part, stopped
-# where a new turn begins. Both sides take the likeliest token, so that they write the same
+# where a new turn begins, and all rows at the same part. Both sides take the likeliest token, so that they write the same
 # texts; `same` says on how many parts they agree to the letter. Rounding differs between
 # batches of different shape, and a chain that once differs goes on differing.
 
@@ -215,21 +215,23 @@ np.round(a, 4)
 #| export
 def _upto(ids, ends): return ids[:next((i for i,t in enumerate(ids) if t in ends), None)]
 
-class _Generated(_Chains):
-    "Chains whose parts are written by `generate`"
-    @torch.inference_mode()
-    def write(self, scripts, part, step):
-        texts,lm,res = [_prompt(self.lm, s, part, self.mode) for s in scripts],self.lm,[]
-        size,new,ends = self.kw['size'],self.kw['max_new_tokens'],eos_ids(lm)
-        for k in range(0, len(texts), size):
-            kw = _tokens(lm, texts[k:k+size])
-            out = lm.model.generate(**kw, max_new_tokens=new, do_sample=False,
-                stop_strings=list(stops), tokenizer=lm.tokenizer,
-                pad_token_id=lm.tokenizer.eos_token_id)
-            said = [_upto(x, ends) for x in out[:,kw.input_ids.shape[1]:].tolist()]
-            res += [re.split('|'.join(map(re.escape, stops)), decode(lm, x))[0]
-                    for x in said]
-        return [(parse(t, part), 'stop') for t in res]
+@torch.inference_mode()
+def generated(
+    lm, texts,
+    new:int,  # Tokens of each, at most
+    size:int, # Texts in a batch
+)->list:      # Each has a `text` and a `finish`
+    "What comes after each text, by `generate`"
+    ends,res = eos_ids(lm),[]
+    for k in range(0, len(texts), size):
+        kw = _tokens(lm, texts[k:k+size])
+        out = lm.model.generate(**kw, max_new_tokens=new, do_sample=False,
+            stop_strings=list(stops), tokenizer=lm.tokenizer,
+            pad_token_id=lm.tokenizer.eos_token_id)
+        said = [decode(lm, _upto(x, ends)) for x in out[:,kw.input_ids.shape[1]:].tolist()]
+        res += [SimpleNamespace(text=re.split('|'.join(map(re.escape, stops)), x)[0],
+                                finish='stop') for x in said]
+    return res
 
 def _told(s, rows):
     "Every text of every chain, and their tokens"
@@ -242,12 +244,13 @@ def chained_by_generate(s, prompts, size):
     "Their side"
     rounds,new = (s.size['chains'][k] for k in ('rounds', 'new'))
     def go():
-        rows = [dict(id=p['id'], prompt=p['text'], rounds=[]) for p in prompts]
-        chains = _Generated(s.lm, rows, load_few_shot(), True, 'plain', size=size,
-                            max_new_tokens=new)
+        rows = [dict(id=p['id'], prompt=p['text']) for p in prompts]
         drawn = [draw(load_principles(), rounds, 0, r['id']) for r in rows]
-        chains.answer()
-        for k in range(rounds): chains.round(k+1, [d[k] for d in drawn])
+        c,said = _Chains(s.lm, rows, drawn, load_few_shot(), True, 'plain'),[[] for _ in rows]
+        c.answered(generated(s.lm, c.asks()[1], new, size))
+        while (asks := [c.next(i, x) for i,x in enumerate(said)])[0]:
+            texts = generated(s.lm, [a for _,a in asks], new, size)
+            for x,t in zip(said, texts): x.append(t)
         return _told(s, rows)
     return go
 
@@ -509,8 +512,8 @@ rows = {
     'ensemble': Row('transformers, 16 principles, both orders',
                     labelled_by_transformers('all', True), labelled('all', True), 6, 9,
                     works=2, alike='p'),
-    'chains': Row('generate, 4 rounds', chained_by_generate, chained, 3, 5, works=8,
-                  sizes=((8,), (8,)), alike='texts'),
+    'chains': Row('generate, 4 rounds', chained_by_generate, chained, 3, 5, works=16,
+                  sizes=((16,), (16,)), alike='texts'),
     'ppo': Row(f'{_trl[0]}, separate critic, K = 1', 'trl_ppo', 'ours', 1.3, 1.8,
                python='ppo', options=(_step, _step)),
     'full': Row(f'{_trl[0]}, the same, where every answer meets the limit', 'trl_ppo', 'ours',

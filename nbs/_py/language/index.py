@@ -18,7 +18,8 @@
 # Nothing above this room touches transformers, and nothing here knows of bias or constitutions.
 # A model has a [name](05_weights.ipynb) and is [loaded](10_models.ipynb); a conversation becomes
 # [token ids](20_chat.ipynb); options are [scored](30_scoring.ipynb), what prompts share being
-# [read once](32_trees.ipynb), or answers [sampled](40_sampling.ipynb). A model gets
+# [read once](32_trees.ipynb), or answers [sampled](40_sampling.ipynb), one
+# [after another](42_chains.ipynb) where a prompt follows from an answer. A model gets
 # [heads](48_heads.ipynb) and is [trained](46_training.ipynb), whole or by
 # [small matrices beside it](47_lowrank.ipynb); it may also be
 # [behind an API](60_remote.ipynb); and all of it is proved on [oracles](50_oracle.ipynb), models
@@ -32,12 +33,13 @@ from moral_sc.language.chat import Prompt, modes, prompt, render
 from moral_sc.language.scoring import (next_token_logprobs, option_logprobs, option_mass,
                                        token_logprobs)
 from moral_sc.language.sampling import Sample, follow, sample
+from moral_sc.language.chains import sample_chains
 from moral_sc.language.heads import save, small_lm
 from moral_sc.language.training import fit
 from moral_sc.language.oracle import letter_prior, lookup, random_model
 _all_ = ['aliases', 'cached', 'find_weights', 'reachable', 'LM', 'decode', 'encode', 'eos_ids',
          'load', 'load_or_oracle', 'pad', 'Prompt', 'modes', 'prompt', 'render',
-         'next_token_logprobs', 'option_logprobs', 'option_mass', 'token_logprobs', 'Sample',
+         'next_token_logprobs', 'option_logprobs', 'option_mass', 'token_logprobs', 'Sample', 'sample_chains',
          'follow', 'sample', 'save', 'small_lm', 'fit', 'letter_prior', 'lookup', 'random_model']
 
 # %% [markdown]
