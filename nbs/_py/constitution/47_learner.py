@@ -232,7 +232,7 @@ class Learner:
         self._critic(critic)
         self.params = [p for m in self.parts().values() for p in m.parameters()
                        if p.requires_grad]
-        self.opt = torch.optim.AdamW(self.params, config.lr, weight_decay=0.)
+        self.opt = torch.optim.AdamW(self.params, config.lr, weight_decay=0., fused=True)
         if config.batch//config.group<self.world:
             raise ConfigError(f'{self.world} processes share {config.batch//config.group} '
                               'prompts a step; raise batch.')
