@@ -48,6 +48,7 @@ def answers(
     mode:str='plain',
     temperature:float=1., # The paper samples at 1; 0: the likeliest answer
     max_new_tokens:int=128,
+    stop=None,            # Text that ends an answer; None: the next turn's heading
     seed:int=0,
     out=None,             # Folder of a run that can be resumed
     progress=None,        # Called with (answers done, answers in all)
@@ -59,11 +60,12 @@ def answers(
     how = dict(temperature=temperature, max_new_tokens=max_new_tokens, seed=seed)
     config = dict(how, kind='answers', model=[lm.name, lm.source], n=n, mode=mode,
                   prompts=content_key(rows=[[r['id'], r['text']] for r in rows]))
+    if stop is None: stop = NEXT_TURN if mode=='plain' else ()
+    else: config['stop'] = list(stop)
     asks = [ask(lm, r['text'], mode) for r in rows for _ in range(n)]
     keys = [f'{r["id"]}/{k}' for r in rows for k in range(n)]
     with open_run(out, config) if out else nullcontext() as run:
-        said = sample(lm, asks, keys=keys, stop=NEXT_TURN if mode=='plain' else (), run=run,
-                      progress=progress, **how, **kw)
+        said = sample(lm, asks, keys=keys, stop=stop, run=run, progress=progress, **how, **kw)
         if run is not None: run.finish()
     texts = [s.text.strip() for s in said]
     return [texts[i:i+n] for i in range(0, len(texts), n)]
@@ -84,10 +86,12 @@ walker = lookup(lambda t: {' Two miles.\n\nHuman: And': .5, ' It is far.': .5}
 answer_pairs(walker, ['Is it far?', 'How far is it?'])
 
 # %%
-got = answers(walker, [f'Question {i}?' for i in range(40)], 4)
+asked = [f'Question {i}?' for i in range(40)]
+got = answers(walker, asked, 4)
 flat = sum(got, [])
 test_eq(set(flat), {'Two miles.', 'It is far.'})
 assert 60<flat.count('It is far.')<100
+test_eq(set(sum(answers(walker, asked[:9], 4, stop=(' far', ' miles')), [])), {'Two', 'It is'})
 
 # %% [markdown]
 # An answer depends on the seed, its prompt's id and its number alone. With more answers the first
