@@ -283,18 +283,21 @@ app.add_typer(constitution, name='constitution')
 
 # %%
 #| export
-_benches = ['superposition', 'scoring']
+_benches = ['superposition', 'scoring', 'rlaif']
 
 @app.command(epilog=example('moral_sc bench superposition --rows n5,n20 --threads 2',
-                            'moral_sc bench scoring --seconds 20 --out scoring.json'))
+                            'moral_sc bench scoring --seconds 20 --out scoring.json',
+                            'moral_sc bench rlaif --rows ppo --ppo-python trl/bin/python'))
 def bench(
-    names:arg(list[str]|None, 'superposition, scoring; none means all.', '[NAME]...')=None,
+    names:arg(list[str]|None, 'superposition, scoring, rlaif; none means all.', '[NAME]...')=None,
     rows:opt(str|None, 'Of one benchmark, with commas between; default: all.')=None,
     repeats:opt(int, 'Turns of each side.')=5,
     seconds:opt(float, 'For each row.')=45.,
     threads:opt(int|None, 'Of both sides; default: all.')=None,
     engine:opt(str, 'Of the toy models: auto, eager, compiled, numba or triton.')='auto',
-    device:opt(str, 'auto, cpu or cuda.')='auto',
+    device:opt(str, 'auto, cpu or cuda; rlaif is measured on the cpu.')='auto',
+    ppo_python:opt(Path|None, 'Interpreter that has TRL 1.9, for rows of rlaif.')=None,
+    rloo_python:opt(Path|None, 'The same with TRL 1.16.')=None,
     out:opt(Path, 'File of the record; of several, one each.')=Path('bench.json'),
 ):
     "Measure ours beside what one would otherwise run, in turns."
@@ -306,15 +309,24 @@ def bench(
     if seconds<=0: raise ConfigError(f'seconds is {seconds}: give more than 0.')
     if not out.parent.is_dir(): raise ConfigError(f'{out.parent} is not a folder: make it first.')
     if rows and len(names)>1: raise ConfigError('--rows are of one benchmark: name it.')
+    trl = dict(ppo_python=ppo_python, rloo_python=rloo_python)
+    for k,path in trl.items():
+        if path and not path.is_file():
+            raise ConfigError(f'{path} is not a file: give the interpreter of an environment '
+                              f'with TRL as --{k.replace("_", "-")}.')
     for name in names:
         path = out if len(names)==1 else out.with_stem(f'{out.stem}_{name}')
         say(f'Measuring {name} on {device}, {seconds:.0f} s a row; writing to {path}.')
         found = _measured(name, engine, rows.split(',') if rows else None, repeats, threads, device,
-                          seconds=seconds, out=path, said=lambda row: say(f'{row} …'))
+                          trl, seconds=seconds, out=path, said=lambda row: say(f'{row} …'))
         typer.echo(found.to_string())
         typer.echo(path)
 
-def _measured(name, engine, rows, repeats, threads, device, **kw):
+def _measured(name, engine, rows, repeats, threads, device, trl, **kw):
+    if name=='rlaif':
+        if device=='cuda': raise ConfigError('rlaif is measured on the cpu only; leave --device.')
+        from moral_sc.constitution.bench import bench
+        return bench(rows, repeats, threads, **trl, **kw)
     if name=='superposition':
         from moral_sc.superposition.bench import bench
         return bench(rows, repeats, threads, device, engine=engine, **kw)
@@ -469,7 +481,8 @@ wrong = ['reproduce superpositon --out x', 'reproduce fine.ipynb --jobs 0 --out 
          'constitution revise smollm2-135m-instruct --limit 0 --out x',
          'superposition train --density a,b --out x', 'record nowhere.ipynb',
          'bench superpositon', 'bench --rows n6', 'bench --seconds 0', 'bench --out no/where.json',
-         'bench --engine numbat', 'bench --threads 0', 'bench --device cuda']
+         'bench --engine numbat', 'bench --threads 0', 'bench --device cuda',
+         'bench rlaif --rows chain', 'bench rlaif --ppo-python nowhere']
 for w in wrong: print(w, *sh(w), sep='\n    ')
 
 # %%
