@@ -26,6 +26,7 @@ def plot_means(
     table:pd.DataFrame, # panel, name, x, value, low, high
     x:str='revisions',  # Title of what was varied
     y:str='',           # Title of the first panel's values
+    join:bool=True,     # False: points only, where `x` has no order
 )->go.Figure:
     "Means against what was varied, a panel a measure and a line a name"
     if missing := {'panel', 'name', 'x', 'value', 'low', 'high'}-{*table}:
@@ -37,6 +38,7 @@ def plot_means(
         colour = COLOURS[_shades[name]] if name in _shades else COLOURS['sequence'][i]
         first = panel==table[table.name==name].panel.iloc[0]
         _line(fig, d, name, colour, first and len(names)>1, panels.index(panel)+1)
+    if not join: fig.update_traces(mode='markers', marker_size=8)
     fig.update_annotations(font_size=12)
     fig.update_xaxes(title=x, type='category' if table.x.dtype==object else None)
     return fig.update_yaxes(title=y, col=1).update_layout(
