@@ -139,8 +139,8 @@ def _board(out, on):
     if not on or process()[0]: return
     try: from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        raise ConfigError('tensorboard=True needs the package tensorboard; install it, or '
-                          'read history.jsonl.') from None
+        raise ConfigError('tensorboard=True needs a package: `pip install '
+                          '"moral_sc[tensorboard]"`, or read history.jsonl.') from None
     if not out: raise ConfigError('tensorboard=True needs a folder; give `out`.')
     return SummaryWriter(Path(out)/'tensorboard')
 

@@ -70,6 +70,7 @@ def alarm(
 # %%
 #| hide
 import os, signal, subprocess, sys, tempfile
+from importlib.util import find_spec
 from fastcore.test import *
 from moral_sc.bias.sweep import subjects
 tmp = Path(tempfile.mkdtemp())
@@ -194,8 +195,8 @@ def _board(out, on):
     if not on or process()[0]: return
     try: from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        raise ConfigError('tensorboard=True needs the package tensorboard; install it, or '
-                          'read history.jsonl.') from None
+        raise ConfigError('tensorboard=True needs a package: `pip install '
+                          '"moral_sc[tensorboard]"`, or read history.jsonl.') from None
     if not out: raise ConfigError('tensorboard=True needs a folder; give `out`.')
     return SummaryWriter(Path(out)/'tensorboard')
 
@@ -283,6 +284,26 @@ same = lambda a,b: all(torch.equal(x, y) for x,y in zip(a.model.parameters(),
                                                         b.model.parameters()))
 assert same(last, p.lm) and not same(last, lm)
 [s.step for s in subjects(tmp/'one'/'snapshots')]
+
+
+# %% [markdown]
+# Numbers of each step are lines of `history.jsonl`, and with `tensorboard=True` curves too.
+
+# %%
+#| hide
+def scalars(folder, name):
+    "Steps and values of one curve, where the package is installed"
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    e = EventAccumulator(str(folder)).Reload()
+    return [(s.step, round(s.value, 4)) for s in e.Scalars(name)]
+
+if find_spec('tensorboard'):
+    train_policy(lm, asks, letters, out=tmp/'board', tensorboard=True, **small)
+    test_eq(scalars(tmp/'board'/'tensorboard', 'score'),
+            [(k+1, round(x, 4)) for k,x in enumerate(p.history.score)])
+else:
+    with expect_fail(ConfigError, contains='moral_sc[tensorboard]'):
+        train_policy(lm, asks, letters, out=tmp/'board', tensorboard=True, **small)
 
 # %% [markdown]
 # ## Interrupted
