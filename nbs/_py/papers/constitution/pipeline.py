@@ -30,7 +30,7 @@ from moral_sc.constitution.judges import COMPARISONS, LESSONS, gaps, judge_model
 from moral_sc.constitution.policy import train_policy
 from moral_sc.constitution.preference import fit_preference
 from moral_sc.constitution.prompts import split
-from moral_sc.constitution.revision import revise
+from moral_sc.constitution.revision import revise, stops
 from moral_sc.constitution.tournament import judge_from, play, tournament
 from moral_sc.foundation.statistics import cluster_bootstrap, paired_difference
 from moral_sc.lab.claims import record
@@ -42,7 +42,7 @@ clock = {}
 # %%
 size = dict(
     quick=dict(model='tiny', read=100, principles=['danger'],
-               lessons=[(120, (1,), 1), (60, (1, 2), 1), (80, (1, 4), 1)], rounds=2,
+               lessons=[(40, (1,), 1), (30, (1, 2), 1)], rounds=2,
                revise=80, asks=160, steps=12, batch=32, held=60, seeds=1),
     cpu=dict(model='tiny', read=None, lessons=LESSONS, principles=[*world.SEES], rounds=3,
              revise=300, asks=500, steps=60, batch=64, held=150, seeds=3),
@@ -84,11 +84,12 @@ def prompts(seed):
 
 def kind(rows, k): return [r for r in rows if r['kind']==k]
 
-short = dict(max_new_tokens=40)
+brief = dict(max_new_tokens=40)
+short = brief|dict(stop=stops) # An answer ends where a critique of it would begin
 def supervise(base, rows, seed):
     "SL-CAI: finetuned on revisions and on helpful answers"
     chains = timed('revise', revise, base, kind(rows, 'red_team'), world.PRINCIPLES,
-                   rounds=size['rounds'], few_shot=[], seed=seed, **short)
+                   rounds=size['rounds'], few_shot=[], seed=seed, **brief)
     good = kind(rows, 'helpful')
     said = timed('sample', answers, base, good, seed=seed, **short)
     plain = [dict(text=r['text'], answer=a) for r,(a,) in zip(good, said)]
@@ -147,7 +148,8 @@ def reinforce(sl, rows, labels, seed):
     "RL-CAI: trained against a preference model of the labels"
     pm = timed('prefer', fit_preference, sl, labels, lr=1e-3, epochs=3, seed=seed)
     return timed('reinforce', train_policy, sl, rows, pm, steps=size['steps'],
-                 batch=size['batch'], max_new_tokens=32, lr=1e-3, kl=.1, seed=seed)
+                 batch=size['batch'], max_new_tokens=32, stop=stops, lr=1e-3, kl=.1,
+                 seed=seed)
 
 labels = feedback(sl, judge, for_rl, seed)
 rl = reinforce(sl, for_rl, labels, seed)
@@ -235,9 +237,8 @@ d.groupby(['kind', 'model'], sort=False)[shown].mean().round(2)
 # An answer with nothing in it harms nobody. So the line of harmlessness in @fig-stages has
 # to be read with the columns `useful` and `words`. In the run recorded here the supervised
 # stage costs no help, against the paper: on helpful prompts useful tools stay almost where
-# they were, and wrong ones and long answers, which take points off, get fewer. Part of that
-# is learning to stop. The first model may go on after its answer with a critique, as its
-# texts do, and all that it says is counted. RL-CAI is harmless partly by saying less.
+# they were, and dangerous and wrong ones, which take points off, get fewer. RL-CAI is harmless
+# partly by saying less.
 #
 # ## A tournament
 #
