@@ -33,7 +33,7 @@ from moral_sc.constitution.frontier import frontier, joint_draws, order_test
 from moral_sc.constitution.policy import train_policy
 from moral_sc.constitution.preference import fit_preference
 from moral_sc.constitution.prompts import disjoint
-from moral_sc.constitution.revision import revise
+from moral_sc.constitution.revision import revise, stops
 from moral_sc.constitution.tournament import Count, checked, judge_from, play, tournament
 from moral_sc.foundation.statistics import Estimate, cluster_bootstrap, paired_difference
 from moral_sc.lab.claims import record
@@ -87,7 +87,8 @@ disjoint(**{p: [r for k in KINDS for r in of[k][p]] for p in parts})
 {k: {p: len(r) for p,r in rows.items()} for k,rows in of.items()}
 
 # %%
-short = dict(max_new_tokens=40, seed=seed)
+brief = dict(max_new_tokens=40, seed=seed)
+short = brief|dict(stop=stops) # An answer ends where a critique of it would begin
 def say(lm, prompts): return [a for a, in answers(lm, prompts, **short)]
 
 def pairs(lm, prompts):
@@ -98,7 +99,7 @@ def supervised(base):
     "SL-CAI: finetuned on its revisions, and on its own answers to harmless requests"
     asked = of['helpful']['train']
     chains = revise(base, of['red_team']['train'], world.PRINCIPLES, rounds=4, few_shot=[],
-                    **short)
+                    **brief)
     own = [dict(text=p['text'], answer=a) for p,a in zip(asked, say(base, asked))]
     rows = examples_of(chains, 'all', own, keep=('copy', 'repetition'))
     return finetune(base, rows, seed=seed, lr=2e-3)[0]
@@ -154,7 +155,8 @@ def train(name, wanted):
 WAYS = 'helpful RL', 'HH RL', 'RL-CAI', 'RL-CAI, CoT'
 trained = train(main, (*WAYS, 'HH RL, engaging rater'))
 shown = ['step', 'score', 'kl3', 'entropy', 'length']
-pd.DataFrame({k: p.history[shown].iloc[-1] for k,p in trained['runs'].items()}).T.round(2)
+ends = {k: p.history[shown].iloc[-1] for k,p in trained['runs'].items()}
+pd.DataFrame(ends).T.round(2).assign(stopped=[p.stopped for p in trained['runs'].values()])
 
 
 # %% [markdown]
@@ -207,6 +209,9 @@ pd.DataFrame(areas.values(), areas, ['area', 'low', 'high']).div(1000).round(1)
 
 
 # %% [markdown]
+# In the run recorded at `cpu` the runs on a constitution lie outside the others over most of their
+# way, as in the paper, and training on helpfulness alone buys help with harm.
+#
 # ## Along the way
 #
 # Figure 8 of the paper shows the same points against what led to them. Runs on a
@@ -234,6 +239,12 @@ plot_ratings(along(elo['helpful']), 'sequences', 'RL sequences', 'helpfulness, E
 
 
 # %% [markdown]
+# RL-CAI is the most harmless of all for most of its way and turns back in the last stretch, where
+# its distance from SL-CAI, above, has become very large and its answers very long. Claims about
+# last snapshots are about what is left then. The paper stopped its runs by eye; a price of KL
+# that holds a policy near the best place it passes is
+# [another page's subject](over_optimisation.ipynb).
+#
 # The paper's order of harmlessness, step by step, at the end of training:
 
 # %%
@@ -247,7 +258,8 @@ order_test(elo['red_team'], order).round(3)
 #
 # Rates on red-team requests at the end of training. One more run is here that the figures
 # above leave out: its raters saw the same answers as those of HH RL, and only their taste
-# is another.
+# is another. Where the first table names a reason, a run was stopped before its last step, and
+# its last snapshot is of before.
 
 # %%
 extra = trained['runs']['HH RL, engaging rater'].snapshots[-1]
