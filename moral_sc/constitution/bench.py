@@ -231,9 +231,16 @@ def our_steps(turns, model, batch, new, tail='', inner=1, critic='separate', cop
     learner.collect = watched
     for k in count():
         turns.begin()
-        if only: row = dict(length=float(learner.collect(asked, k).r.mask.sum())/batch)
+        if only: row = _seen(learner, learner.collect(asked, k), rise, turns)
         else: row = learner.step(asked, k)
         turns.end(units=row['length']*batch, rise=rise[-1], ratio=row.get('ratio'))
+
+
+def _seen(learner, b, rise, turns):
+    "A rollout with its values, and no step"
+    learner.valued(b.r)
+    rise.append(turns.peak())
+    return dict(length=float(b.r.mask.sum())/len(b.r))
 
 # %% ../../nbs/constitution/80_bench.ipynb #9eb44b41
 class _Waits:

@@ -190,6 +190,7 @@ class Batch:
     ref:torch.Tensor    # [row, token] log-probabilities of the reference
     adv:torch.Tensor=None
     returns:torch.Tensor=None
+    v:torch.Tensor=None # [row, token] of the critic, with a gradient, until it is learned from
 
 @patch
 def collect(self:Learner, prompts:list, k:int)->Batch:
@@ -204,10 +205,8 @@ def collect(self:Learner, prompts:list, k:int)->Batch:
              c.seed, batch=len(rows))
     raw = scored(self.reward, r.prompts, r.answers)
     score = raw-c.no_end*~np.array(r.ended)
-    b = Batch(r, [j*c.group+n for j,n in mine], torch.tensor(score).float(), raw,
-              self.reference(r))
-    if self.trunk is not None: r.values = self.valued(r)
-    return b
+    return Batch(r, [j*c.group+n for j,n in mine], torch.tensor(score).float(), raw,
+                 self.reference(r))
 
 @patch
 def reference(self:Learner, r:Rollouts):
@@ -226,11 +225,21 @@ def places(
     return h.gather(1, at.clamp(max=h.shape[1]-1)[...,None].expand(-1, -1, h.shape[2]))
 
 @patch
+def critic(self:Learner, rows, starts): return self.head(places(self.trunk, rows, starts))
+
+@patch
 def valued(self:Learner, r:Rollouts):
     "What a critic of its own makes of the places where tokens were drawn"
-    f = lambda rows,starts: self.head(places(self.trunk, rows, starts))
     with torch.no_grad():
-        return self.bounded(lambda n: over(f, r.rows, r.starts, n)[0])*r.mask
+        return self.bounded(lambda n: over(self.critic, r.rows, r.starts, n)[0])*r.mask
+
+@patch
+def look(self:Learner, b:Batch):
+    "Values of a critic of its own, with their gradient where one pass learns from them"
+    c,sizes = self.c,[*map(len, b.r.rows)]
+    whole = lambda n: c.inner*c.minibatches==1 and len(batches(sizes, n))==1
+    b.v = self.bounded(lambda n: self.critic(b.r.rows, b.r.starts) if whole(n) else None)
+    b.r.values = self.valued(b.r) if b.v is None else b.v.detach()*b.r.mask
 
 # %% ../../nbs/constitution/47_learner.ipynb #8f2a7776
 @patch
@@ -253,8 +262,15 @@ def read(self:Learner, rows, starts):
     "States, log-probabilities and entropies [row, token] at the answers, and their mask"
     logp,mask,h,entropy = answer_hidden(self.lm.model, rows, starts, self.c.temperature,
                                         entropy=True)
-    if self.trunk is not None: h = places(self.trunk, rows, starts)
     return h,logp,entropy,mask
+
+@patch
+def value(self:Learner, b:Batch, g:list, h):
+    "Values of some rows, with a gradient: those at hand, or new ones"
+    v,b.v = b.v,None
+    if v is not None and len(g)==len(v): return v[g]
+    if self.trunk is None: return self.head(h)
+    return self.critic([b.r.rows[i] for i in g], [b.r.starts[i] for i in g])
 
 @patch
 def loss(self:Learner,
@@ -271,7 +287,7 @@ def loss(self:Learner,
     if c.kl_in=='loss':
         total = total+self.beta*(ppo.kl(logp, cut(b.ref), 'k2')*mask).sum()
     if self.head is not None:
-        v,_,more = ppo.value_loss(self.head(h), cut(r.values), cut(b.returns), mask,
+        v,_,more = ppo.value_loss(self.value(b, g, h), cut(r.values), cut(b.returns), mask,
                                   c.value_clip)
         total = total+c.value_weight*v
         logs['value_loss'] = v
@@ -343,6 +359,7 @@ def step(self:Learner,
     c = self.c
     for g in self.opt.param_groups: g['lr'] = c.rate(k)
     b = self.collect(prompts, k)
+    if self.trunk is not None: self.look(b)
     b.adv,b.returns = credit(c, b.r, b.score, b.ref, self.beta, self.total)
     row = self.measure(b) | self.update(b, k)
     if self.control: self.beta = self.control.update(row['kl'], c.batch)

@@ -36,13 +36,12 @@ began = perf_counter()
 # care, and the PPO and RLOO trainers of TRL. The sides take turns on the same threads; a ratio is
 # the median over the turns with its range, and counts useful work only: labels, and tokens up to
 # where an answer ends. [The page on measuring](../constitution/80_bench.ipynb) says what exactly
-# each side does, and how to make the two environments that have TRL. Then one call makes the
-# record:
+# each side does, and how to make the two environments that have TRL. Then one command makes
+# the record:
 #
-# ```python
-# from moral_sc.constitution.bench import bench
-# bench(ppo_python='trl-ppo/bin/python', rloo_python='trl-rloo/bin/python',
-#       out='data/results/bench_rlaif_cpu.json')
+# ```sh
+# moral_sc bench rlaif --ppo-python trl-ppo/bin/python --rloo-python trl-rloo/bin/python \
+#     --out data/results/bench_rlaif_cpu.json
 # ```
 #
 # ## Ratios

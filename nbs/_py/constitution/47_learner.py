@@ -281,6 +281,7 @@ class Batch:
     ref:torch.Tensor    # [row, token] log-probabilities of the reference
     adv:torch.Tensor=None
     returns:torch.Tensor=None
+    v:torch.Tensor=None # [row, token] of the critic, with a gradient, until it is learned from
 
 @patch
 def collect(self:Learner, prompts:list, k:int)->Batch:
@@ -295,10 +296,8 @@ def collect(self:Learner, prompts:list, k:int)->Batch:
              c.seed, batch=len(rows))
     raw = scored(self.reward, r.prompts, r.answers)
     score = raw-c.no_end*~np.array(r.ended)
-    b = Batch(r, [j*c.group+n for j,n in mine], torch.tensor(score).float(), raw,
-              self.reference(r))
-    if self.trunk is not None: r.values = self.valued(r)
-    return b
+    return Batch(r, [j*c.group+n for j,n in mine], torch.tensor(score).float(), raw,
+                 self.reference(r))
 
 @patch
 def reference(self:Learner, r:Rollouts):
@@ -317,11 +316,21 @@ def places(
     return h.gather(1, at.clamp(max=h.shape[1]-1)[...,None].expand(-1, -1, h.shape[2]))
 
 @patch
+def critic(self:Learner, rows, starts): return self.head(places(self.trunk, rows, starts))
+
+@patch
 def valued(self:Learner, r:Rollouts):
     "What a critic of its own makes of the places where tokens were drawn"
-    f = lambda rows,starts: self.head(places(self.trunk, rows, starts))
     with torch.no_grad():
-        return self.bounded(lambda n: over(f, r.rows, r.starts, n)[0])*r.mask
+        return self.bounded(lambda n: over(self.critic, r.rows, r.starts, n)[0])*r.mask
+
+@patch
+def look(self:Learner, b:Batch):
+    "Values of a critic of its own, with their gradient where one pass learns from them"
+    c,sizes = self.c,[*map(len, b.r.rows)]
+    whole = lambda n: c.inner*c.minibatches==1 and len(batches(sizes, n))==1
+    b.v = self.bounded(lambda n: self.critic(b.r.rows, b.r.starts) if whole(n) else None)
+    b.r.values = self.valued(b.r) if b.v is None else b.v.detach()*b.r.mask
 
 
 # %% [markdown]
@@ -359,8 +368,15 @@ def read(self:Learner, rows, starts):
     "States, log-probabilities and entropies [row, token] at the answers, and their mask"
     logp,mask,h,entropy = answer_hidden(self.lm.model, rows, starts, self.c.temperature,
                                         entropy=True)
-    if self.trunk is not None: h = places(self.trunk, rows, starts)
     return h,logp,entropy,mask
+
+@patch
+def value(self:Learner, b:Batch, g:list, h):
+    "Values of some rows, with a gradient: those at hand, or new ones"
+    v,b.v = b.v,None
+    if v is not None and len(g)==len(v): return v[g]
+    if self.trunk is None: return self.head(h)
+    return self.critic([b.r.rows[i] for i in g], [b.r.starts[i] for i in g])
 
 @patch
 def loss(self:Learner,
@@ -377,7 +393,7 @@ def loss(self:Learner,
     if c.kl_in=='loss':
         total = total+self.beta*(ppo.kl(logp, cut(b.ref), 'k2')*mask).sum()
     if self.head is not None:
-        v,_,more = ppo.value_loss(self.head(h), cut(r.values), cut(b.returns), mask,
+        v,_,more = ppo.value_loss(self.value(b, g, h), cut(r.values), cut(b.returns), mask,
                                   c.value_clip)
         total = total+c.value_weight*v
         logs['value_loss'] = v
@@ -467,6 +483,7 @@ def step(self:Learner,
     c = self.c
     for g in self.opt.param_groups: g['lr'] = c.rate(k)
     b = self.collect(prompts, k)
+    if self.trunk is not None: self.look(b)
     b.adv,b.returns = credit(c, b.r, b.score, b.ref, self.beta, self.total)
     row = self.measure(b) | self.update(b, k)
     if self.control: self.beta = self.control.update(row['kl'], c.batch)
@@ -598,12 +615,17 @@ second['clipped']/int(b.r.mask.sum())
 
 # %% [markdown]
 # The gradient does not depend on how the batch is cut into micro-batches, and neither does
-# the step when memory runs out in the middle of one. Here the second pass fails twice:
+# the step when memory runs out in the middle of one. A critic of its own that learns from all
+# rows in one pass has its values from before the step, and in several passes computes them
+# anew; the gradient is the same. Here the second pass fails twice:
 
 # %%
-def gradient(max_tokens, fail=0):
-    l,left = learner(max_tokens=max_tokens),[fail]
+def gradient(max_tokens, fail=0, **kw):
+    l,left = learner(max_tokens=max_tokens, **kw),[fail]
     b = l.collect(asks, 0)
+    if l.trunk is not None:
+        l.look(b)
+        test_eq(b.v is not None, max_tokens==8192)
     b.adv,b.returns = credit(l.c, b.r, b.score, b.ref, l.beta)
     loss = l.loss
     def tight(b, g):
@@ -613,10 +635,11 @@ def gradient(max_tokens, fail=0):
     l.descend(b, list(range(32)), float(b.r.mask.sum()))
     return torch.cat([p.grad.flatten() for p in l.params]),l.max_tokens
 
-whole,_ = gradient(8192)
-for n in (64, 500): test_close(gradient(n)[0], whole, 1e-5)
-again,left = gradient(8192, fail=2)
-test_close(again, whole, 1e-5)
+for critic in ('shared', 'separate'):
+    whole,_ = gradient(8192, critic=critic)
+    for n in (64, 500): test_close(gradient(n, critic=critic)[0], whole, 1e-5)
+    again,left = gradient(8192, fail=2, critic=critic)
+    test_close(again, whole, 1e-5)
 left
 
 # %% [markdown]
@@ -641,7 +664,9 @@ sum(b.r.ended), len(b.r)
 # %%
 pm = score_model(lm)
 l = Learner(lm, letters, PolicyConfig(**small), critic=pm)
-r = l.collect(asks, 0).r
+b = l.collect(asks, 0)
+l.look(b)
+r = b.r
 upto = [row[:s] for row,s in zip(r.rows, r.starts)]
 test_close(r.values[:,0], scores(pm, upto).detach(), 1e-4)
 
