@@ -63,11 +63,17 @@ assert {'ratio','cpu_ratio','floor','aim'}<=set(table.columns)
 # the share of texts that are the same to the letter. Labels of the other side leave out the
 # closing bracket of ` (A)`, which would cost it a second pass; that is their difference.
 #
+# What bounds the ratios of texts is what is not shared. A question names the principle before the
+# two answers, so the answers are read anew under each of sixteen principles and in both orders; no
+# reading can be faster than a whole question is longer than its end. In chains what remains is
+# writing: a token at a time, with all weights and all that was said read for each, on both sides
+# alike.
+#
 # Two rows put PPO beside TRL's, with the same separate critic and one pass over each batch.
-# They do the same arithmetic, and where every answer meets the limit there is nothing to be
+# They do the same arithmetic, and where every answer meets the limit there is little to be
 # saved. Answers of a real run end when they end, and TRL pads them to the longest. That setting,
-# with short answers among long ones, was chosen after a trial of the other had shown no gain (0.9
-# to 1.0 times TRL's speed); so the row in which every answer meets the limit is the one to judge by.
+# with short answers among long ones, was chosen after a trial of the other had shown no gain; so
+# the row in which every answer meets the limit is the one to judge by.
 #
 # The memory of a rollout is what the process rises above where it stood before it, with the
 # weights of policy, critic, reference and reward model in place: the sampled answers and

@@ -37,7 +37,8 @@
 #   [a judge](67_judges.ipynb) that has read their votes.
 # - Figures of [chains](70_plots.ipynb), [ratings](72_elo.ipynb),
 #   [reliability](74_reliability.ipynb), [training](76_curves.ipynb),
-#   [the pipeline](77_diagram.ipynb) and [harmfulness](78_harm_plots.ipynb).
+#   [the pipeline](77_diagram.ipynb), [harmfulness](78_harm_plots.ipynb) and
+#   [revisions](79_revision_plots.ipynb).
 # - [Measuring speed](80_bench.ipynb).
 #
 # [What goes wrong](90_traps.ipynb) lists forty-four mistakes and the page that tests for each. What
