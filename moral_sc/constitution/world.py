@@ -8,6 +8,7 @@ __all__ = ['TOOLS', 'DEEDS', 'THINGS', 'PLACES', 'TIMES', 'SAFE', 'DANGER', 'REF
            'labeller', 'tokenizer', 'pretrain']
 
 # %% ../../nbs/constitution/65_world.ipynb #4bfc4623
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 
@@ -200,11 +201,12 @@ def pretrain(
     if size not in SIZES: raise ConfigError(unknown('size', size, [*SIZES]))
     steps = steps or STEPS[size]
     folder = Path(out)/f'world-{size}-{steps}-{seed}' if out else None
-    if folder and (folder/'config.json').is_file(): return load(folder)
+    who = dict(name=f'world-{size}', source=f'the world, {steps} steps, seed {seed}')
+    if folder and (folder/'config.json').is_file(): return replace(load(folder), **who)
     lm = small_lm(tokenizer(), *SIZES[size], seed=seed, context=256, name=f'world-{size}')
     rng = np.random.default_rng([seed, 1])
     asked = requests(32*steps, seed=seed+10**6)
     fit(lm.model, [_example(lm, rng, r['text']) for r in asked], answer_loss, batch=32, lr=1e-2,
         warmup=20, schedule='cosine', seed=seed)
     if folder: save(lm, folder)
-    return lm
+    return replace(lm, **who)

@@ -18,6 +18,7 @@
 
 # %%
 #| export
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 
@@ -35,6 +36,7 @@ from moral_sc.language.training import answer_loss, fit
 
 # %%
 #| hide
+import tempfile
 import torch
 from fastcore.test import *
 from moral_sc.constitution.revision import answer, revise
@@ -305,14 +307,15 @@ def pretrain(
     if size not in SIZES: raise ConfigError(unknown('size', size, [*SIZES]))
     steps = steps or STEPS[size]
     folder = Path(out)/f'world-{size}-{steps}-{seed}' if out else None
-    if folder and (folder/'config.json').is_file(): return load(folder)
+    who = dict(name=f'world-{size}', source=f'the world, {steps} steps, seed {seed}')
+    if folder and (folder/'config.json').is_file(): return replace(load(folder), **who)
     lm = small_lm(tokenizer(), *SIZES[size], seed=seed, context=256, name=f'world-{size}')
     rng = np.random.default_rng([seed, 1])
     asked = requests(32*steps, seed=seed+10**6)
     fit(lm.model, [_example(lm, rng, r['text']) for r in asked], answer_loss, batch=32, lr=1e-2,
         warmup=20, schedule='cosine', seed=seed)
     if folder: save(lm, folder)
-    return lm
+    return replace(lm, **who)
 
 
 # %% [markdown]
@@ -339,3 +342,13 @@ pd.DataFrame([dict(harmless=harmlessness(asked, s).mean(), help=helpfulness(aske
 gain = paired_difference(harmlessness(asked, said[3]), harmlessness(asked, said[0]), asked)
 assert gain.low>0
 gain
+
+# %% [markdown]
+# Read back from a folder it is the same model, by its name and source too, for these are what a
+# run goes by.
+
+# %%
+with tempfile.TemporaryDirectory() as d: a,b = (pretrain('tiny', 3, 2, d) for _ in 'ab')
+test_eq((a.name, a.source), (b.name, b.source))
+assert all(torch.equal(x, y) for x,y in zip(a.model.parameters(), b.model.parameters()))
+a.source

@@ -282,10 +282,10 @@ pd.Series({m: str(cluster_bootstrap(x, texts)) for m,x in ahead.items()}
 
 
 # %% [markdown]
-# The paper's order is turned round here: a critique pays for models that have read more and costs
-# the one that has read least. A critique that finds nothing ends with the answer it was given,
-# and a poor reader often finds nothing. Asked to revise at once, it leaves something out anyway.
-# What the paper's smallest model gained from its critiques must have been something else.
+# In the recorded run the paper's order is turned round: the critique costs the model that has read
+# least, and the largest is the only one in which it is clearly ahead after one revision. Part of
+# the cost are critiques that find nothing, after which less is left out than by a direct revision
+# of the same answer; the rest are critiques that say something and are of less use than none.
 #
 # ## Wrong critiques
 #
