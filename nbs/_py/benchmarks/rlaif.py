@@ -19,7 +19,7 @@ seed = 0         # unused: what is measured is time
 # %%
 #| hide
 from time import perf_counter
-import torch
+import pandas as pd, torch
 from moral_sc.constitution.bench import bench, comparison, gaps, recorded, rows
 from moral_sc.language.oracle import random_model
 began = perf_counter()
@@ -75,6 +75,22 @@ assert {'ratio','cpu_ratio','floor','aim'}<=set(table.columns)
 # with short answers among long ones, was chosen after a trial of the other had shown no gain; so
 # the row in which every answer meets the limit is the one to judge by.
 #
+# Of three steps with eight answers each, useful tokens differ so much between the sides that the
+# range of that row is wide and its median not to be trusted. Seconds of a step, median and range,
+# with the useful tokens beside them:
+
+# %%
+def spent(r):
+    cell = lambda x: '{mid:.4g} [{low:.4g}, {high:.4g}]'.format(**x)
+    return {f'{side}, {what}': cell(r[what][i]) for what in ('seconds', 'units')
+            for i,side in enumerate(('TRL', 'ours'))}
+
+steps = {k: r for k,r in (recorded() or dict(rows={}))['rows'].items()
+         if rows.get(k) and rows[k].python and rows[k].what=='units' and 'seconds' in r}
+pd.DataFrame({k: spent(r) for k,r in steps.items()})
+
+
+# %% [markdown]
 # The memory of a rollout is what the process rises above where it stood before it, with the
 # weights of policy, critic, reference and reward model in place: the sampled answers and
 # everything that is computed about them before the first gradient.
