@@ -174,8 +174,9 @@ def _dialogue(rng, prompt):
         '\n\nAssistant: '):-len('\n\n:')]
 
 # %% ../../nbs/constitution/65_world.ipynb #d11a1158
-SIZES = dict(tiny=(2, 64, 2), small=(3, 128, 4), medium=(4, 192, 6)) # Layers, width, heads
-STEPS = dict(tiny=220, small=900, medium=2000)
+SIZES = dict( # Layers, width, heads
+    tiny=(2, 64, 2), small=(3, 128, 4), medium=(4, 192, 6), large=(6, 256, 8))
+STEPS = dict(tiny=220, small=900, medium=2000, large=4000)
 
 def tokenizer():
     "A token for each word of the world"
@@ -192,7 +193,7 @@ def _example(lm, rng, prompt):
             lm.tokenizer.eos_token_id], len(ids)
 
 def pretrain(
-    size:str='tiny',   # 'tiny', 'small' or 'medium'
+    size:str='tiny',   # One of `SIZES`
     seed:int=0,
     steps:int=None,    # Of 32 dialogues
     out=None,          # Folder; a model that is there is read

@@ -280,8 +280,9 @@ print('\n~~~\n'.join(' | '.join(_dialogue(rng, r['text'])) for r in requests(4, 
 
 # %%
 #| export
-SIZES = dict(tiny=(2, 64, 2), small=(3, 128, 4), medium=(4, 192, 6)) # Layers, width, heads
-STEPS = dict(tiny=220, small=900, medium=2000)
+SIZES = dict( # Layers, width, heads
+    tiny=(2, 64, 2), small=(3, 128, 4), medium=(4, 192, 6), large=(6, 256, 8))
+STEPS = dict(tiny=220, small=900, medium=2000, large=4000)
 
 def tokenizer():
     "A token for each word of the world"
@@ -298,7 +299,7 @@ def _example(lm, rng, prompt):
             lm.tokenizer.eos_token_id], len(ids)
 
 def pretrain(
-    size:str='tiny',   # 'tiny', 'small' or 'medium'
+    size:str='tiny',   # One of `SIZES`
     seed:int=0,
     steps:int=None,    # Of 32 dialogues
     out=None,          # Folder; a model that is there is read
