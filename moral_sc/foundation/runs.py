@@ -14,6 +14,7 @@ from pathlib import Path
 
 import moral_sc
 from fastcore.basics import patch
+from filelock import FileLock
 from .errors import ConfigError, DataError
 
 # %% ../../nbs/foundation/20_runs.ipynb #5c14e6f5
@@ -139,11 +140,12 @@ def _connect(path, done):
     "Open the store; a finished one is only read, so it may lie on a read-only disk"
     only = f'{path.resolve().as_uri()}?mode=ro'
     if done: return sqlite3.connect(only, uri=True, timeout=60)
-    db = sqlite3.connect(path, timeout=60)
-    db.execute('pragma journal_mode=wal')
-    db.execute('pragma synchronous=full')
-    db.execute('create table if not exists items (key text primary key, row text) '
-               'without rowid')
+    with FileLock(path.with_name('lock'), timeout=60): # A new one is made by one process
+        db = sqlite3.connect(path, timeout=60)
+        db.execute('pragma journal_mode=wal')
+        db.execute('pragma synchronous=full')
+        db.execute('create table if not exists items (key text primary key, row text) '
+                   'without rowid')
     return db
 
 def _account(path, extra):

@@ -24,6 +24,7 @@ from pathlib import Path
 
 import moral_sc
 from fastcore.basics import patch
+from filelock import FileLock
 from moral_sc.foundation.errors import ConfigError, DataError
 
 # %%
@@ -239,11 +240,12 @@ def _connect(path, done):
     "Open the store; a finished one is only read, so it may lie on a read-only disk"
     only = f'{path.resolve().as_uri()}?mode=ro'
     if done: return sqlite3.connect(only, uri=True, timeout=60)
-    db = sqlite3.connect(path, timeout=60)
-    db.execute('pragma journal_mode=wal')
-    db.execute('pragma synchronous=full')
-    db.execute('create table if not exists items (key text primary key, row text) '
-               'without rowid')
+    with FileLock(path.with_name('lock'), timeout=60): # A new one is made by one process
+        db = sqlite3.connect(path, timeout=60)
+        db.execute('pragma journal_mode=wal')
+        db.execute('pragma synchronous=full')
+        db.execute('create table if not exists items (key text primary key, row text) '
+                   'without rowid')
     return db
 
 def _account(path, extra):
@@ -565,6 +567,24 @@ prov = json.loads((tmp/'three/provenance.json').read_text())
 test_eq((prov['processes'], prov['resumed']), (3, []))
 own = [sum(n%3==r for n in d) for r,d in enumerate(did)]
 [len(d) for d in did], own
+
+# %% [markdown]
+# Processes that come to a new folder at the same moment all get in. SQLite does not wait where two
+# of them make one database, so they take turns there.
+
+# %%
+from multiprocessing import get_context
+def meet(gate, out):
+    for i in range(40):
+        gate.wait(60)
+        with open_run(out/str(i), {}): pass
+
+fork = get_context('fork')
+gate = fork.Barrier(3)
+jobs = [fork.Process(target=meet, args=(gate, tmp/'meet')) for _ in range(3)]
+for j in jobs: j.start()
+for j in jobs: j.join()
+test_eq([j.exitcode for j in jobs], [0, 0, 0])
 
 # %% [markdown]
 # All of them must be on one machine, or on a disk whose locks SQLite can trust; network disks
