@@ -21,6 +21,7 @@ from ..language.chat import modes
 from ..language.heads import ValueHead, answer_hidden, rectangle, trunk
 from ..language.lowrank import LowRank, merge
 from ..language.reading import batches
+from ..language.shards import Shards, gathered, sharded
 
 # %% ../../nbs/constitution/47_learner.ipynb #6c84fabf
 @dataclass(frozen=True)
@@ -147,8 +148,9 @@ class Learner:
         self.control = None
         if config.kl_target: self.control = ppo.AdaptiveKL(config.kl, config.kl_target)
         self._critic(critic)
-        self.params = [p for m in self.parts().values() for p in m.parameters()
-                       if p.requires_grad]
+        self.shards = Shards(**self.parts()) if self.world>1 and sharded() else None
+        learned = [self.shards] if self.shards else self.parts().values()
+        self.params = [p for m in learned for p in m.parameters() if p.requires_grad]
         self.opt = torch.optim.AdamW(self.params, config.lr, weight_decay=0., fused=True)
         if config.batch//config.group<self.world:
             raise ConfigError(f'{self.world} processes share {config.batch//config.group} '
@@ -225,7 +227,9 @@ def places(
     return h.gather(1, at.clamp(max=h.shape[1]-1)[...,None].expand(-1, -1, h.shape[2]))
 
 @patch
-def critic(self:Learner, rows, starts): return self.head(places(self.trunk, rows, starts))
+def critic(self:Learner, rows, starts, parts=None):
+    parts = parts or self.parts()
+    return parts['head'](places(parts['trunk'], rows, starts))
 
 @patch
 def valued(self:Learner, r:Rollouts):
@@ -237,7 +241,8 @@ def valued(self:Learner, r:Rollouts):
 def look(self:Learner, b:Batch):
     "Values of a critic of its own, with their gradient where one pass learns from them"
     c,sizes = self.c,[*map(len, b.r.rows)]
-    whole = lambda n: c.inner*c.minibatches==1 and len(batches(sizes, n))==1
+    once = c.inner*c.minibatches==1 and not self.shards
+    whole = lambda n: once and len(batches(sizes, n))==1
     b.v = self.bounded(lambda n: self.critic(b.r.rows, b.r.starts) if whole(n) else None)
     b.r.values = self.valued(b.r) if b.v is None else b.v.detach()*b.r.mask
 
@@ -258,40 +263,42 @@ def bounded(self:Learner, f):
 
 # %% ../../nbs/constitution/47_learner.ipynb #0229efd1
 @patch
-def read(self:Learner, rows, starts):
+def read(self:Learner, rows, starts, model):
     "States, log-probabilities and entropies [row, token] at the answers, and their mask"
-    logp,mask,h,entropy = answer_hidden(self.lm.model, rows, starts, self.c.temperature,
-                                        entropy=True)
+    logp,mask,h,entropy = answer_hidden(model, rows, starts, self.c.temperature, entropy=True)
     return h,logp,entropy,mask
 
 @patch
-def value(self:Learner, b:Batch, g:list, h):
+def value(self:Learner, b:Batch, g:list, h, parts):
     "Values of some rows, with a gradient: those at hand, or new ones"
     v,b.v = b.v,None
     if v is not None and len(g)==len(v): return v[g]
-    if self.trunk is None: return self.head(h)
-    return self.critic([b.r.rows[i] for i in g], [b.r.starts[i] for i in g])
+    if self.trunk is None: return parts['head'](h)
+    return self.critic([b.r.rows[i] for i in g], [b.r.starts[i] for i in g], parts)
 
 @patch
 def loss(self:Learner,
     b:Batch,
     g:list,    # Rows of the micro-batch
+    parts=None,# Modules to learn, by name; default: those of the learner
 )->tuple:      # Sum over its tokens, and sums for the log
     "PPO's loss of some rows"
-    c,r = self.c,b.r
+    c,r,parts = self.c,b.r,parts or self.parts()
     rows,starts = [r.rows[i] for i in g],[r.starts[i] for i in g]
-    h,logp,entropy,mask = self.read(rows, starts)
+    h,logp,entropy,mask = self.read(rows, starts, parts['policy'])
     cut = lambda x: x[g,:mask.shape[1]]
     total,_,logs = ppo.policy_loss(logp, cut(r.logp), cut(b.adv), mask, c.clip)
     logs['entropy'] = (entropy*mask).sum()
     if c.kl_in=='loss':
         total = total+self.beta*(ppo.kl(logp, cut(b.ref), 'k2')*mask).sum()
     if self.head is not None:
-        v,_,more = ppo.value_loss(self.value(b, g, h), cut(r.values), cut(b.returns), mask,
+        v,_,more = ppo.value_loss(self.value(b, g, h, parts), cut(r.values), cut(b.returns), mask,
                                   c.value_clip)
         total = total+c.value_weight*v
         logs['value_loss'] = v
     return total,{k: float(x.detach()) for k,x in logs.items()}
+
+def _added(logs): return {k: sum(x[k] for x in logs if k in x) for x in logs for k in x}
 
 @patch
 def descend(self:Learner,
@@ -300,19 +307,26 @@ def descend(self:Learner,
     n:float,   # Tokens in the rows of all of them
 )->dict:       # Sums for the log
     "One optimiser step"
+    def part(parts, g):
+        loss,logs = self.loss(b, g, parts)
+        return loss/n,logs|dict(loss=loss.item())
     def back(max_tokens):
-        logs = {}
         self.opt.zero_grad()
-        for g in batches([len(b.r.rows[i]) for i in rows], max_tokens):
-            loss,new = self.loss(b, [rows[i] for i in g])
-            (loss/n).backward()
-            logs = {k: logs.get(k, 0)+v for k,v in (new|dict(loss=loss.item())).items()}
+        cut = batches([len(b.r.rows[i]) for i in rows], max_tokens)
+        groups = [[rows[i] for i in g] for g in cut]
+        if self.shards: return _added([x for _,x in self.shards.backward(part, groups, [0])])
+        logs = {}
+        for g in groups:
+            loss,new = part(None, g)
+            loss.backward()
+            logs = _added([logs, new])
         return logs
-    logs = self.bounded(back)
+    logs = back(self.max_tokens) if self.shards else self.bounded(back)
     self.share_gradients()
-    norm = torch.nn.utils.clip_grad_norm_(self.params, self.c.grad_clip)
+    norm = gathered(torch.nn.utils.clip_grad_norm_(self.params, self.c.grad_clip)).item()
     self.opt.step()
-    return logs|dict(grad_norm=norm.item())
+    if self.shards: self.shards.gather()
+    return logs|dict(grad_norm=norm)
 
 # %% ../../nbs/constitution/47_learner.ipynb #8f92e331
 @patch
@@ -326,7 +340,7 @@ def total(self:Learner, x):
 @patch
 def share_gradients(self:Learner):
     "Every process gets the sum of all gradients"
-    if self.world==1: return
+    if self.world==1 or self.shards: return
     for p in self.params:
         if p.grad is None: p.grad = torch.zeros_like(p)
     flat = torch.cat([p.grad.flatten() for p in self.params])
@@ -402,7 +416,7 @@ def whole(self:Learner):
 def state(self:Learner)->dict:
     "What changes while a learner learns"
     parts = {k: m.state_dict() for k,m in self.parts().items()}
-    return dict(parts=parts, opt=self.opt.state_dict(), beta=float(self.beta),
+    return dict(parts=parts, opt=gathered(self.opt.state_dict()), beta=float(self.beta),
                 max_tokens=self.max_tokens, random=torch.get_rng_state())
 
 @patch
@@ -410,6 +424,7 @@ def restore(self:Learner, s:dict):
     "Become what another learner was"
     for k,m in self.parts().items(): m.load_state_dict(s['parts'][k])
     self.opt.load_state_dict(s['opt'])
+    if self.shards: self.shards.scatter(self.opt)
     self.beta,self.max_tokens = s['beta'],s['max_tokens']
     if self.control: self.control.beta = self.beta
     torch.set_rng_state(s['random'].cpu())

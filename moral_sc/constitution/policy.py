@@ -70,13 +70,14 @@ class _Folder:
 
     def keep(self, learner, k):
         "Snapshot and checkpoint after `k` steps"
+        state = learner.state() # Of parts that all processes have
         if not self.out or not self.first: return
         to = self.out/'snapshots'/f'step-{k:06}'
         part = to.with_name('.part')
         if part.exists(): shutil.rmtree(part)
         if not to.exists(): save(learner.whole(), part); part.rename(to)
         new = self.out/f'checkpoint-{k:06}.pt'
-        torch.save(dict(learner.state(), step=k), new.with_suffix('.part'))
+        torch.save(dict(state, step=k), new.with_suffix('.part'))
         new.with_suffix('.part').rename(new)
         for old in self.out.glob('checkpoint-*.pt'):
             if old!=new: old.unlink()

@@ -22,6 +22,7 @@ from ..foundation.errors import ConfigError, ModelError, unknown
 from ..foundation.runs import content_key, open_run, process
 from .heads import answer_logprobs
 from .reading import batches
+from .shards import Shards, gathered, sharded
 
 # %% ../../nbs/language/46_training.ipynb #35af8a72
 def answer_loss(
@@ -52,12 +53,15 @@ def accumulate(
         model.zero_grad(set_to_none=True)
 
 def _accumulate(model, examples, loss, lengths, max_tokens):
-    sums = []
+    said = []
     for some in batches(lengths, max_tokens, slack=_slack(model)):
-        total,count,logs = loss(model, [examples[i] for i in some])
+        total,*more = loss(model, [examples[i] for i in some])
         total.backward()
-        sums.append(dict(loss=total.detach(), count=count) | logs)
-    return _added(sums) | dict(tokens=sum(lengths))
+        said.append((total.detach(), *more))
+    return _summed(said, sum(lengths))
+
+def _summed(said, tokens):
+    return _added([dict(loss=t, count=n) | logs for t,n,logs in said]) | dict(tokens=tokens)
 
 def _slack(model): return 160 if next(model.parameters()).device.type=='cpu' else None
 
@@ -113,7 +117,7 @@ def update(
     torch._foreach_div_(grads, float(count))
     norm = torch.nn.utils.get_total_norm(grads)
     if clip: torch.nn.utils.clip_grads_with_norm_(ps, clip, norm)
-    norm = norm.item()
+    norm = gathered(norm).item()
     for g in optimizer.param_groups: g['lr'] = g['lr'] if lr is None else lr
     if math.isfinite(norm): optimizer.step()
     optimizer.zero_grad(set_to_none=True)
@@ -217,16 +221,6 @@ def _key(model, examples):
     except TypeError: data = len(examples)
     return dict(weights=content_key(w=some), examples=data)
 
-def _state(model, opt, rows, **more):
-    return dict(model=model.state_dict(), optimizer=opt.state_dict(), rows=rows,
-                random=random_state()) | more
-
-def _restore(model, opt, state):
-    model.load_state_dict(state['model'])
-    if 'optimizer' in state: opt.load_state_dict(state['optimizer'])
-    set_random_state(state['random'])
-    return state['rows'],state['max_tokens']
-
 def _row(step, epoch, lr, norm, sums):
     n = sums['count']
     more = {k: v/n for k,v in sums.items() if k not in ('count', 'tokens')}
@@ -259,25 +253,28 @@ def fit(
 )->pd.DataFrame:            # One row a step: step, epoch, lr, grad_norm, loss, count, tokens
     "Train a model"
     if not examples: raise ConfigError('There are no examples to train on.')
-    opt = adamw(model, lr, weight_decay, betas, eps)
     plan = dict(batch=batch, epochs=epochs, lr=lr, warmup=warmup, schedule=schedule,
                 weight_decay=weight_decay, betas=betas, eps=eps, clip=clip, seed=seed,
                 dropout=dropout, autocast=autocast)
     per = math.ceil(len(examples)/batch)
     every = every or max(1, per*epochs//10)
-    run = _Fit(model, opt, loss, size, plan, per, max_tokens)
+    run = _Fit(model, loss, size, plan, per, max_tokens)
     cuda = next(model.parameters()).device
     with torch.random.fork_rng(devices=[cuda] if cuda.type=='cuda' else []):
         return run.all(examples, out, every, save, progress)
 
 # %% ../../nbs/language/46_training.ipynb #0913f3a0
+_adamw = 'lr', 'weight_decay', 'betas', 'eps'
+
 class _Fit:
     "One training under way"
-    def __init__(self, model, opt, loss, size, plan, per, max_tokens):
-        self.model,self.opt,self.loss,self.size,self.plan = model,opt,loss,size,plan
+    def __init__(self, model, loss, size, plan, per, max_tokens):
+        self.model,self.loss,self.size,self.plan = model,loss,size,plan
         self.per,self.max_tokens,self.rows,self.order = per,max_tokens,[],None
         self.total = per*plan['epochs']
         self.rank,self.world = together()
+        self.shards = Shards(model=model) if sharded() else None
+        self.opt = adamw(self.shards or model, *(plan[k] for k in _adamw))
         device = next(model.parameters()).device.type
         dtype = getattr(torch, plan['autocast'] or 'bfloat16')
         self.cast = lambda: torch.autocast(device, dtype, enabled=bool(plan['autocast']))
@@ -286,9 +283,21 @@ class _Fit:
         "The gradient of a step, added up over all processes"
         torch.manual_seed(1_000_003*self.plan['seed'] + step*self.world + self.rank)
         mine = share(some, self.rank, self.world, self.size)
-        with self.cast(): sums,self.max_tokens = accumulate(
-            self.model, mine, self.loss, self.max_tokens, self.size)
+        with self.cast():
+            if self.shards: return self.in_parts(mine, some)
+            sums,self.max_tokens = accumulate(self.model, mine, self.loss, self.max_tokens,
+                                              self.size)
         return reduce(self.model, sums, self.world)
+
+    def in_parts(self, mine, some):
+        "The same where each process has a part of the model"
+        lengths = [self.size(e) for e in mine]
+        groups = [[mine[i] for i in g] for g in batches(lengths, self.max_tokens,
+                                                        slack=_slack(self.model))]
+        said = self.shards.backward(lambda parts,g: self.loss(parts['model'], g), groups, some[:1])
+        parts = [None]*self.world
+        dist.all_gather_object(parts, _summed(said, sum(lengths)))
+        return _added(parts)
 
     def step(self, examples, step):
         p,(epoch,k) = self.plan,divmod(step, self.per)
@@ -303,7 +312,7 @@ class _Fit:
 
     def all(self, examples, out, every, save, progress):
         with _kept(out, self, examples) as ck:
-            self.model.train(self.plan['dropout'])
+            (self.shards or self.model).train(self.plan['dropout'])
             try: self._steps(examples, ck, every, save, progress)
             finally: self.model.eval()
         return pd.DataFrame(self.rows)
@@ -312,12 +321,24 @@ class _Fit:
         for step in range(len(self.rows), self.total):
             if not self.step(examples, step): raise ModelError(_broken(step, ck))
             if progress: progress(step+1, self.total)
-            if self.rank or ((step+1)%every and step+1<self.total): continue
-            if ck and step+1<self.total: ck.save(step+1, self.state())
+            if (step+1)%every and step+1<self.total: continue
+            state = self.state()
+            if self.rank: continue
+            if ck and step+1<self.total: ck.save(step+1, state)
             if save: save(self.model, step+1)
 
-    def state(self, **more):
-        return _state(self.model, self.opt, self.rows, max_tokens=self.max_tokens)
+    def state(self):
+        "What a checkpoint holds, the same in parts or not"
+        if self.shards: self.shards.gather()
+        return dict(model=self.model.state_dict(), optimizer=gathered(self.opt.state_dict()),
+                    rows=self.rows, random=random_state(), max_tokens=self.max_tokens)
+
+    def restore(self, state):
+        self.model.load_state_dict(state['model'])
+        if 'optimizer' in state: self.opt.load_state_dict(state['optimizer'])
+        if self.shards: self.shards.scatter(self.opt)
+        set_random_state(state['random'])
+        self.rows,self.max_tokens = state['rows'],state['max_tokens']
 
 def _broken(step, ck):
     said = f'The loss or its gradient is not finite at step {step}; lower the learning rate.'
@@ -332,13 +353,13 @@ def _kept(out, fit, examples):
     with open_run(out, plan, seed=plan['seed']) as run:
         ck = Checkpoints(out)
         state = ck.latest()[1]
-        if state: fit.rows,fit.max_tokens = _restore(fit.model, fit.opt, state)
+        if state: fit.restore(state)
         elif run.done: raise ModelError(f'{out} is finished but its weights are gone; '
                                         'move it away and train again.')
         if fit.world>1: dist.barrier()
         yield ck
+        last = fit.state()
         if fit.rank or run.done: return
         ck.keep = 1
-        last = fit.state()
         ck.save(fit.total, {k: v for k,v in last.items() if k!='optimizer'})
         run.finish(steps=fit.total)

@@ -156,6 +156,8 @@ found = {k: p.history.kl3.iloc[-10:].mean() for k,p in done.items()}
 #| hide
 import os, subprocess, sys, tempfile
 from pathlib import Path
+from moral_sc.foundation.datasets import data_dir
+from moral_sc.language.models import load
 tmp = Path(tempfile.mkdtemp())
 
 # %%
@@ -166,28 +168,49 @@ from moral_sc.language.oracle import random_model
 torch.set_num_threads(1)
 asks = [f'Is it {w}?' for w in 'far late cold dark soon over'.split()]
 letters = lambda prompts,answers: [sum(c.islower() for c in a) for a in answers]
-for name,kw in dict(ppo=dict(inner=2, minibatches=2), rloo=dict(algorithm='rloo')).items():
+ways = dict(ppo=dict(inner=2, minibatches=2), rloo=dict(algorithm='rloo'),
+            separate=dict(critic='separate', max_tokens=200))
+for name,kw in ways.items():
     train_policy(random_model('llama'), asks, letters, batch=24, max_new_tokens=8, lr=1e-3,
                  steps=6, out=f'{sys.argv[1]}/{name}', **kw)
 '''
 (tmp/'script.py').write_text(script)
-def launch(n):
-    how = ['-m', 'accelerate.commands.launch', *['--multi_gpu']*(n>1),
-           '--num_processes', str(n), '--num_machines', '1', '--mixed_precision', 'no', '--dynamo_backend', 'no',
+def launch(name, *how):
+    "Two processes on this machine"
+    how = ['-m', 'accelerate.commands.launch', *how, '--num_processes', '2',
            '--main_process_port', '0']
-    did = subprocess.run([sys.executable, *how, tmp/'script.py', tmp/str(n)], text=True,
+    did = subprocess.run([sys.executable, *how, tmp/'script.py', tmp/name], text=True,
                          capture_output=True, env=os.environ|dict(OMP_NUM_THREADS='1'))
     assert did.returncode==0, did.stderr
 
-def history(n, name): return pd.read_json(tmp/str(n)/name/'history.jsonl', lines=True)
-
-exec(script.replace('sys.argv[1]', 'str(tmp/"1")')) # Here, by itself
-launch(2)
 columns = ['score', 'kl', 'loss', 'entropy', 'clipped', 'grad_norm']
-one,two = ({a: history(k, a)[columns] for a in ('ppo', 'rloo')} for k in (1, 2))
-gap = {a: (one[a]-two[a]).abs().max().max() for a in one}
-assert max(gap.values())<1e-4
-one['ppo'].round(4), {a: f'{x:.0e}' for a,x in gap.items()}
+def history(name): return {a: pd.read_json(tmp/name/a/'history.jsonl', lines=True)[columns]
+                           for a in ('ppo', 'rloo', 'separate')}
+
+def gap(a, b):
+    "Largest difference of any number of any step"
+    return {k: float((x-b[k]).abs().max().max()) for k,x in a.items()}
+
+exec(script.replace('sys.argv[1]', 'str(tmp/"one")')) # Here, by itself
+launch('two', '--multi_gpu', '--num_machines', '1', '--mixed_precision', 'no',
+       '--dynamo_backend', 'no')
+one,two = history('one'),history('two')
+assert max(gap(one, two).values())<1e-4
+one['ppo'].round(4), {a: f'{x:.0e}' for a,x in gap(one, two).items()}
+
+# %% [markdown]
+# With the file `fsdp.yaml` each process learns [a part](../language/45_shards.ipynb) of policy,
+# value head and critic. The numbers are the same, and so is the last snapshot.
+
+# %%
+launch('parts', '--config_file', data_dir()/'fsdp.yaml')
+parts = history('parts')
+assert max(gap(one, parts).values())<1e-4
+last = lambda name,a: load(tmp/name/a/'snapshots'/'step-000006').model.parameters()
+off = {a: max((x-y).abs().max().item() for x,y in zip(last('one', a), last('parts', a)))
+       for a in one}
+assert max(off.values())<1e-4
+{a: f'{x:.0e}' for a,x in gap(one, parts).items()}, {a: f'{x:.0e}' for a,x in off.items()}
 
 # %%
 #| hide

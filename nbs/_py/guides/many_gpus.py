@@ -9,7 +9,7 @@
 # %% [markdown]
 # # Many GPUs
 #
-# > Share a sweep of toy models, or the scoring of a benchmark, among processes.
+# > Share a sweep of toy models, the scoring of a benchmark, or a training among processes.
 
 # %% [markdown]
 # ## Toy models
@@ -166,3 +166,17 @@ test_eq(rows(tmp/'cut3'), rows(tmp/'one'))
 # The processes have to see one folder with working locks, so they run on one machine. With
 # several machines, give each one a part of the work, for instance its own benchmarks or models,
 # and a folder of its own.
+#
+# ## Training a language model
+#
+# Supervised training, preference models, PPO and RLOO share the examples of each step, and what they
+# learn is what one process would have learned. `accelerate launch --multi_gpu` gives each process
+# [the whole model](../language/46_training.ipynb). With `--config_file` and the file `fsdp.yaml`
+# each holds [a part](../language/45_shards.ipynb) of the weights that are learned, of their gradients
+# and of the optimiser. The file lies in the folder `data`, also of an installed package:
+
+# %%
+import yaml
+from moral_sc.foundation.datasets import data_dir
+
+list(yaml.safe_load((data_dir()/'fsdp.yaml').read_text())['fsdp_config'])

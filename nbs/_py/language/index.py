@@ -20,10 +20,10 @@
 # [token ids](20_chat.ipynb); options are [scored](30_scoring.ipynb), what prompts share being
 # [read once](32_trees.ipynb), or answers [sampled](40_sampling.ipynb), one
 # [after another](42_chains.ipynb) where a prompt follows from an answer. A model gets
-# [heads](48_heads.ipynb) and is [trained](46_training.ipynb), whole or by
-# [small matrices beside it](47_lowrank.ipynb); it may also be
-# [behind an API](60_remote.ipynb); and all of it is proved on [oracles](50_oracle.ipynb), models
-# whose answers are known.
+# [heads](48_heads.ipynb) and is [trained](46_training.ipynb), whole, by
+# [small matrices beside it](47_lowrank.ipynb), or [in parts](45_shards.ipynb) by several devices;
+# it may also be [behind an API](60_remote.ipynb); and all of it is proved on
+# [oracles](50_oracle.ipynb), models whose answers are known.
 
 # %%
 #| export
