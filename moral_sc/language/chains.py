@@ -14,9 +14,10 @@ from fastcore.basics import patch
 from ..foundation.runs import content_key, kept, process
 from .chat import prompt
 from .models import LM, eos_ids, pad
+from .packed import packed
 from .reading import batches, fits
 from .sampling import (_check_args, _Deck, _next, _pack, _picker, _Row,
-                                        _stem, _together, _unpack, noise, roomy)
+                                        _stem, _together, _unpack, noise, roomy, work)
 from .trees import shared
 
 # %% ../../nbs/language/42_chains.ipynb #fcffe27f
@@ -190,7 +191,9 @@ def sample_chains(
                     temperature=temperature, top_p=top_p)
         def do(rows, size):
             rows = [r for i in rows if (r:=c.start(i))]
-            if rows: flow(lm, rows, min(batch, max(1, max_tokens//size)), pick, c.follow)
+            if rows:
+                with torch.inference_mode(), packed(lm.model, work(rows)):
+                    flow(lm, rows, min(batch, max(1, max_tokens//size)), pick, c.follow)
             c.flush()
         for n in run.blocks([[c.ends[i] for i in g] for g in groups]):
             do(groups[n], sizes[groups[n][0]])

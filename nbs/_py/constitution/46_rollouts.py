@@ -32,6 +32,7 @@ import numpy as np, torch
 from moral_sc.constitution.prompts import ask
 from moral_sc.foundation.errors import ConfigError
 from moral_sc.language.heads import answer_logprobs
+from moral_sc.language.packed import STEP, packed
 from moral_sc.language.reading import batches
 from moral_sc.language.sampling import sample
 
@@ -148,8 +149,9 @@ def roll(
     if temperature<=0: raise ConfigError(f'temperature is {temperature}; give more than 0.')
     asks = [ask(lm, p['text'], mode) for p in prompts]
     stop = ends.get(mode, ()) if stop is None else stop
-    said = sample(lm, asks, max_new_tokens, temperature, stop=stop, seed=seed, keys=keys,
-                  logprobs='tempered', **(dict(values=head) if head else {}), **kw)
+    with torch.no_grad(), packed(lm.model, STEP*max_new_tokens, room=True):
+        said = sample(lm, asks, max_new_tokens, temperature, stop=stop, seed=seed, keys=keys,
+                      logprobs='tempered', **(dict(values=head) if head else {}), **kw)
     logp,mask = ragged([s.logprobs for s in said], lm.device)
     values = ragged([s.values for s in said], lm.device)[0] if head else None
     rows = [[*a.ids, *s.ids] for a,s in zip(asks, said)]

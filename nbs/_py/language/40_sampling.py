@@ -28,6 +28,7 @@ from moral_sc.language.chat import Prompt, prompt
 from moral_sc.language.models import LM, decode, eos_ids, pad
 from moral_sc.language.scoring import (batches, fits, head, hidden, joint, merge,
                                         option_logprobs, splits, takes)
+from moral_sc.language.packed import STEP, packed
 from moral_sc.language.trees import shared
 
 # %%
@@ -404,6 +405,8 @@ def _behind(lm, deck, at):
 
 # %%
 #| export
+def work(rows): return sum(len(r.p.ids) for r in rows)+STEP*max(len(r.u) for r in rows)
+
 @torch.inference_mode()
 def _flow(lm, rows, batch, pick):
     "Sample rows, at most `batch` at a time"
@@ -505,7 +508,8 @@ def sample(
         g = groups[n]
         u = [noise(seed, keys[i], max_new_tokens) for i in g]
         rows = [_Row(lm, ps[i], v, stop, eos, after[i]) for i,v in zip(g, u)]
-        flow(lm, rows, min(batch, max(1, max_tokens//sizes[g[0]])), pick)
+        with torch.inference_mode(), packed(lm.model, work(rows)):
+            flow(lm, rows, min(batch, max(1, max_tokens//sizes[g[0]])), pick)
         for i,r in zip(g, rows): res[i] = res[i] or r.sample(seed)
         if run is not None: run.put_many([(names[i], _pack(keys[i], res[i])) for i in g])
         if progress: progress(sum(s is not None for s in res), len(res))

@@ -24,9 +24,10 @@ from fastcore.basics import patch
 from moral_sc.foundation.runs import content_key, kept, process
 from moral_sc.language.chat import prompt
 from moral_sc.language.models import LM, eos_ids, pad
+from moral_sc.language.packed import packed
 from moral_sc.language.reading import batches, fits
 from moral_sc.language.sampling import (_check_args, _Deck, _next, _pack, _picker, _Row,
-                                        _stem, _together, _unpack, noise, roomy)
+                                        _stem, _together, _unpack, noise, roomy, work)
 from moral_sc.language.trees import shared
 
 # %%
@@ -254,7 +255,9 @@ def sample_chains(
                     temperature=temperature, top_p=top_p)
         def do(rows, size):
             rows = [r for i in rows if (r:=c.start(i))]
-            if rows: flow(lm, rows, min(batch, max(1, max_tokens//size)), pick, c.follow)
+            if rows:
+                with torch.inference_mode(), packed(lm.model, work(rows)):
+                    flow(lm, rows, min(batch, max(1, max_tokens//size)), pick, c.follow)
             c.flush()
         for n in run.blocks([[c.ends[i] for i in g] for g in groups]):
             do(groups[n], sizes[groups[n][0]])
