@@ -9,7 +9,7 @@ __all__ = ['workers', 'rows', 'Setting', 'setting', 'form', 'padded', 'labelled_
 
 # %% ../../nbs/constitution/80_bench.ipynb #5292bc87
 import copy, json, os, re, subprocess, sys, tempfile
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import count
@@ -33,6 +33,7 @@ from ..language.heads import score_model
 from ..language.models import LM, decode, eos_ids, load
 from ..language.oracle import random_model
 from ..language.sampling import sample
+from ..language.steady import steady
 
 # %% ../../nbs/constitution/80_bench.ipynb #210585d2
 @dataclass
@@ -229,11 +230,12 @@ def our_steps(turns, model, batch, new, tail='', inner=1, critic='separate', cop
         rise.append(turns.peak())
         return b
     learner.collect = watched
-    for k in count():
-        turns.begin()
-        if only: row = _seen(learner, learner.collect(asked, k), rise, turns)
-        else: row = learner.step(asked, k)
-        turns.end(units=row['length']*batch, rise=rise[-1], ratio=row.get('ratio'))
+    with nullcontext() if only else steady(): # As `train_policy` does
+        for k in count():
+            turns.begin()
+            if only: row = _seen(learner, learner.collect(asked, k), rise, turns)
+            else: row = learner.step(asked, k)
+            turns.end(units=row['length']*batch, rise=rise[-1], ratio=row.get('ratio'))
 
 
 def _seen(learner, b, rise, turns):

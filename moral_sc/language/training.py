@@ -23,6 +23,7 @@ from ..foundation.runs import content_key, open_run, process
 from .heads import answer_logprobs
 from .reading import batches
 from .shards import Shards, gathered, sharded
+from .steady import steady
 
 # %% ../../nbs/language/46_training.ipynb #35af8a72
 def answer_loss(
@@ -259,8 +260,8 @@ def fit(
     per = math.ceil(len(examples)/batch)
     every = every or max(1, per*epochs//10)
     run = _Fit(model, loss, size, plan, per, max_tokens)
-    cuda = next(model.parameters()).device
-    with torch.random.fork_rng(devices=[cuda] if cuda.type=='cuda' else []):
+    on = next(model.parameters()).device
+    with torch.random.fork_rng(devices=[on] if on.type=='cuda' else []), steady(on.type):
         return run.all(examples, out, every, save, progress)
 
 # %% ../../nbs/language/46_training.ipynb #0913f3a0

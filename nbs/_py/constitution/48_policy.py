@@ -37,6 +37,7 @@ from moral_sc.foundation.errors import ConfigError, DataError
 from moral_sc.foundation.runs import content_key, open_run, process
 from moral_sc.language.heads import save
 from moral_sc.language.models import LM, load
+from moral_sc.language.steady import steady
 
 _all_ = ['PolicyConfig', 'mix']
 
@@ -229,8 +230,9 @@ def train_policy(
     with open_run(out, config, seed=c.seed) if out else nullcontext() as run:
         folder = _Folder(out, run)
         if run is not None and run.done: return folder.read(known)
-        why = _train(learner, prompts, folder, _board(out, tensorboard),
-                     every or max(1, steps//10), (kl_max, entropy_min), progress)
+        with steady(lm.device.type):
+            why = _train(learner, prompts, folder, _board(out, tensorboard),
+                         every or max(1, steps//10), (kl_max, entropy_min), progress)
         if run is not None: run.finish(stopped=why)
     return folder.policy(learner.whole().model, known, why)
 

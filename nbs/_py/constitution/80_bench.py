@@ -18,7 +18,7 @@
 # %%
 #| export
 import copy, json, os, re, subprocess, sys, tempfile
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import count
@@ -42,6 +42,7 @@ from moral_sc.language.heads import score_model
 from moral_sc.language.models import LM, decode, eos_ids, load
 from moral_sc.language.oracle import random_model
 from moral_sc.language.sampling import sample
+from moral_sc.language.steady import steady
 
 # %%
 #| hide
@@ -352,11 +353,12 @@ def our_steps(turns, model, batch, new, tail='', inner=1, critic='separate', cop
         rise.append(turns.peak())
         return b
     learner.collect = watched
-    for k in count():
-        turns.begin()
-        if only: row = _seen(learner, learner.collect(asked, k), rise, turns)
-        else: row = learner.step(asked, k)
-        turns.end(units=row['length']*batch, rise=rise[-1], ratio=row.get('ratio'))
+    with nullcontext() if only else steady(): # As `train_policy` does
+        for k in count():
+            turns.begin()
+            if only: row = _seen(learner, learner.collect(asked, k), rise, turns)
+            else: row = learner.step(asked, k)
+            turns.end(units=row['length']*batch, rise=rise[-1], ratio=row.get('ratio'))
 
 
 def _seen(learner, b, rise, turns):

@@ -32,6 +32,7 @@ from moral_sc.foundation.runs import content_key, open_run, process
 from moral_sc.language.heads import answer_logprobs
 from moral_sc.language.reading import batches
 from moral_sc.language.shards import Shards, gathered, sharded
+from moral_sc.language.steady import steady
 
 # %%
 #| hide
@@ -446,8 +447,8 @@ def fit(
     per = math.ceil(len(examples)/batch)
     every = every or max(1, per*epochs//10)
     run = _Fit(model, loss, size, plan, per, max_tokens)
-    cuda = next(model.parameters()).device
-    with torch.random.fork_rng(devices=[cuda] if cuda.type=='cuda' else []):
+    on = next(model.parameters()).device
+    with torch.random.fork_rng(devices=[on] if on.type=='cuda' else []), steady(on.type):
         return run.all(examples, out, every, save, progress)
 
 
