@@ -26,11 +26,13 @@ from time import perf_counter
 import numpy as np, pandas as pd, torch
 from moral_sc.constitution import world
 from moral_sc.constitution.answers import answer_pairs, answers
+from moral_sc.constitution.calibration import ece
 from moral_sc.constitution.curves import plot_runs
 from moral_sc.constitution.feedback import clip
 from moral_sc.constitution.policy import train_policy
 from moral_sc.constitution.preference import fit_preference
 from moral_sc.constitution.prompts import split
+from moral_sc.constitution.reliability import plot_reliability
 from moral_sc.constitution.revision import stops
 from moral_sc.constitution.revision_plots import plot_means
 from moral_sc.foundation.statistics import cluster_bootstrap, paired_difference
@@ -41,13 +43,13 @@ tmp = Path(tempfile.mkdtemp())
 began = perf_counter()
 
 # %%
-size = dict( # pairs, steps of RL, answers a step, and policies for each clamp
+size = dict( # pairs, steps of RL, answers a step, trainings of each preference model and policy
     quick=dict(model='tiny', read=50, pairs=40, held=40, asks=40, epochs=2, steps=3, batch=16,
-               seeds=1),
+               trainings=1),
     cpu=dict(model='tiny', read=None, pairs=600, held=400, asks=300, epochs=4, steps=80,
-             batch=48, seeds=2),
+             batch=48, trainings=3),
     gpu=dict(model='medium', read=None, pairs=6000, held=2000, asks=3000, epochs=2, steps=300,
-             batch=128, seeds=5),
+             batch=128, trainings=5),
 )[scale]
 size
 
@@ -93,28 +95,36 @@ truth = 1/(1+np.exp(-gap))
 
 # %% [markdown]
 # A preference model is wrong by the divergence of its probability from the true one, which is
-# its expected log loss less the least that any model can have.
+# its expected log loss less the least that any model can have. Every model is trained from several
+# seeds, each with labels drawn anew; what is shown is their mean.
 
 # %%
 def entropy(p): return -sum(x*np.log(np.clip(x, 1e-300, 1)) for x in (p, 1-p))
 
+seeds = [seed+s for s in range(size['trainings'])]
+
 class Trained:
-    "A preference model and what it says of the fresh comparisons"
+    "Preference models, one a seed, and what they say of the fresh comparisons"
     def __init__(self, labels, **kw):
-        self.pm = fit_preference(first, labels, lr=1e-3, epochs=size['epochs'], seed=seed, **kw)
-        self.margin = self.pm(col('prompt'), col('a'))-self.pm(col('prompt'), col('b'))
-        cross = np.logaddexp(0, -self.margin)*truth+np.logaddexp(0, self.margin)*(1-truth)
-        self.wrong = cross-entropy(truth) # [pair] nats
-        self.right = ((self.margin>0)==(gap>0))[gap!=0]*1.
+        self.pms = [fit_preference(first, labels(s), lr=1e-3, epochs=size['epochs'], seed=s, **kw)
+                    for s in seeds]
+        m = self.margin = np.array([pm(col('prompt'), col('a'))-pm(col('prompt'), col('b'))
+                                    for pm in self.pms])
+        cross = np.logaddexp(0, -m)*truth+np.logaddexp(0, m)*(1-truth)
+        self.each = cross-entropy(truth) # [training, pair] nats
+        self.wrong = self.each.mean(0)
+        self.right = ((m>0)==(gap>0))[:,gap!=0].mean(0)
 
     def row(self, panel, name):
         "For the table and the figure"
         e = cluster_bootstrap(self.wrong, col('prompt'))
         return dict(panel=panel, x=name, name='', value=e.value, low=e.low, high=e.high,
+                    trainings=self.each.mean(1).round(3).tolist(),
                     accuracy=self.right.mean(), margin=abs(self.margin).mean())
 
-def labels(**kw): return world.labeller(pairs, **dict(seed=seed)|kw)
-def clamped(rows, clamp): return [r|dict(p=float(clip(r['p'], clamp))) for r in rows]
+def labels(**kw): return lambda s: world.labeller(pairs, **dict(seed=s)|kw)
+def clamped(labels, clamp):
+    return lambda s: [r|dict(p=float(clip(r['p'], clamp))) for r in labels(s)]
 decided = [p for p,g in zip(col('prompt'), gap) if g!=0]
 nothing = cluster_bootstrap(np.log(2)-entropy(truth), col('prompt'))
 f'A model that always says one half is wrong by {nothing} nats'
@@ -139,7 +149,7 @@ models = {('labels', 'soft'): Trained(calm), ('labels', 'hard'): Trained(calm, h
 sure = labels(sharpness=4., noise=1.5)
 clamps = {'none': None, '20-80 %': (.2, .8), '40-60 %': (.4, .6)}
 models |= {('clamp', k): Trained(clamped(sure, c)) for k,c in clamps.items()}
-p = np.array([r['p'] for r in sure])
+p = np.array([r['p'] for r in sure(seed)])
 pd.Series(p).describe().loc[['min', '25%', '50%', '75%', 'max']].round(3).to_dict()
 
 # %% [markdown]
@@ -155,18 +165,19 @@ models['principle', 'drawn'] = Trained(labels(noise=.5))
 # %% [markdown]
 # ## One order or both
 #
-# A liking of two nats for the answer that stands first.
+# A liking of two nats for the answer that stands first, and none.
 
 # %%
-likes = dict(principles=('danger',), noise=.5, position_bias=2.)
-models |= {('orders', k): Trained(labels(**likes, swap=k=='both'))
-           for k in ('one', 'both')}
+sees = dict(principles=('danger',), noise=.5)
+models |= {('orders', f'{k}{name}'): Trained(labels(**sees, position_bias=b, swap=k=='both'))
+           for b,name in ((2., ''), (0., ', no liking')) for k in ('one', 'both')}
 table = pd.DataFrame([m.row(*k) for k,m in models.items()])
 
 # %%
 #| label: fig-wrong
-#| fig-cap: Divergence of preference models from the true probability, in nats, by what their labels were; bars are 95 % intervals over prompts
-plot_means(table, x='', y='divergence, nats', join=False)
+#| fig-cap: Divergence of preference models from the true probability, in nats, by what their labels were; means over trainings, bars are 95 % intervals over prompts
+plot_means(table, x='', y='divergence, nats', join=False).update_yaxes(
+    matches='y', rangemode='tozero')
 
 # %%
 print(f'True differences are {abs(gap).mean():.3f} nats on average')
@@ -185,9 +196,26 @@ order = less(('clamp', '20-80 %'), ('clamp', '40-60 %'))
 one = np.mean([m.wrong for m in each.values()], 0)
 drawn = paired_difference(one, models['principle', 'drawn'].wrong, col('prompt'))
 both = less(('orders', 'one'), ('orders', 'both'))
+idle = less(('orders', 'one, no liking'), ('orders', 'both, no liking'))
 pd.Series({'hard less soft': soft, 'soft more often right': side, 'no clamp less 40-60 %': narrow,
            '20-80 % less 40-60 %': order, 'one principle less drawn': drawn,
-           'one order less both': both}, name='difference').map(str)
+           'one order less both': both, 'the same without a liking': idle},
+          name='difference').map(str)
+
+# %% [markdown]
+# What the models say themselves, against outcomes drawn from the true probabilities:
+
+# %%
+#| label: fig-reliability
+#| fig-cap: Reliability of preference models, first training of each; on the dotted line what they say comes true as often as they say
+came = np.random.default_rng(seed).random(len(truth))<truth
+shown = {'soft': ('labels', 'soft'), 'hard': ('labels', 'hard'), 'too sure': ('clamp', 'none'),
+         'clamped to 40-60 %': ('clamp', '40-60 %')}
+says = {k: 1/(1+np.exp(-models[m].margin[0])) for k,m in shown.items()}
+plot_reliability({k: (q, came) for k,q in says.items()}, bins=8)
+
+# %%
+pd.Series({k: str(ece(q, came)) for k,q in says.items()}, name='expected calibration error')
 
 
 # %% [markdown]
@@ -224,7 +252,8 @@ def least(clamp):
 # principles of one kind, as in the paper, are another case.
 #
 # Where the labeller likes a place, asking in both orders gives what it promises, and something
-# more: its noise is drawn for each reading, and two readings have less of it than one.
+# more: its noise is drawn for each reading, and two readings have less of it than one. The same
+# without a liking tells how much that is.
 #
 # ## What a policy makes of it
 #
@@ -238,43 +267,40 @@ def worth(p, a): return world.helpfulness(p, a)+world.harmlessness(p, a)
 watch = dict(gold=worth, kind=lambda p,a: (count('kind')(p, a)>0)*1., danger=count('danger'))
 learn = dict(steps=size['steps'], batch=size['batch'], max_new_tokens=32, stop=stops, lr=1e-3,
              kl=.05, every=size['steps'])
-runs = {(k, s): train_policy(first, asks, models['clamp', k].pm, watch=watch, seed=seed+s,
-                             out=tmp/f'{i}-{s}', **learn)
-        for i,k in enumerate(clamps) for s in range(size['seeds'])}
+runs = {(k, s): train_policy(first, asks, pm, watch=watch, seed=s, out=tmp/f'{i}-{s}', **learn)
+        for i,k in enumerate(clamps) for s,pm in zip(seeds, models['clamp', k].pms)}
 
 # %%
 #| label: fig-policies
 #| fig-cap: True worth, help and harmlessness together, of answers while a policy is trained, against its distance from the first policy; points are steps, lines running means
-plot_runs({f'clamp: {k}': runs[k, 0].history for k in clamps}, 'gold', title='truth')
+plot_runs({f'clamp: {k}': runs[k, seed].history for k in clamps}, 'gold', title='truth')
 
 # %%
-pd.DataFrame({k: runs[k, 0].history[['score', 'gold', 'kind', 'danger', 'kl3', 'length']].tail(
+pd.DataFrame({k: runs[k, seed].history[['score', 'gold', 'kind', 'danger', 'kl3', 'length']].tail(
     max(1, size['steps']//8)).mean() for k in clamps}).T.round(2)
 
 
 # %%
 def ends_with(k, f):
-    "[prompt] a property of the last policies' answers to held-out prompts, mean over seeds"
+    "[training, prompt] a property of the last policies' answers to held-out prompts"
     texts = [r['text'] for r in held]
     said = [answers(runs[k, s].lm, held, max_new_tokens=32, stop=stops, seed=seed)
-            for s in range(size['seeds'])]
-    return np.mean([f(texts, [a for a, in x]) for x in said], 0)
+            for s in seeds]
+    return np.array([f(texts, [a for a, in x]) for x in said])
 
 last = {k: {w: ends_with(k, f) for w,f in watch.items()} for k in clamps}
 texts = [r['text'] for r in held]
-extreme = paired_difference(last['none']['kind'], last['40-60 %']['kind'], texts)
-worse = paired_difference(last['40-60 %']['gold'], last['none']['gold'], texts)
+def mean(clamp, what): return last[clamp][what].mean(0)
+extreme = paired_difference(mean('none', 'kind'), mean('40-60 %', 'kind'), texts)
+worse = paired_difference(mean('40-60 %', 'gold'), mean('none', 'gold'), texts)
 pd.DataFrame({k: {w: v.mean() for w,v in d.items()} for k,d in last.items()}).T.round(2), \
-    dict(comfort=str(extreme), worth=str(worse))
+    dict(comfort=str(extreme), worth=str(worse)), \
+    {k: last[k]['kind'].mean(1).round(3).tolist() for k in clamps}
 
 # %% [markdown]
 # The first number below the table is the share of answers with a phrase of comfort, without a
 # clamp less with the narrow one; the second how much more the answers are truly worth with the
-# narrow clamp.
-#
-# Two trainings each are few, and paths through the same landscape end in different places: the
-# claim about comfort rests on a difference next to nothing, and holds by the letter of its
-# criterion only.
+# narrow clamp. Below are the shares of comfort by training.
 #
 # A bounded margin is a smaller reward, and at the same price of KL a smaller reward buys a shorter
 # way: part of what a clamp does could be had by a higher price. The paper changes the one and not
@@ -283,8 +309,8 @@ pd.DataFrame({k: {w: v.mean() for w,v in d.items()} for k,d in last.items()}).T.
 # ## Claims
 #
 # Criteria were fixed in `data/claims/constitution_softlabels.toml` before any of these models was
-# trained. Every preference model was trained once: intervals draw prompts and say nothing of how
-# another training would come out.
+# trained. They were first judged on one training of each preference model, and are now judged on
+# the mean of several. Intervals draw prompts.
 
 # %%
 record(scale, {f'constitution/softlabels-{k}': v for k,v in {
