@@ -279,7 +279,7 @@ def trl_ppo(turns, model, batch, new, tail='', inner=1, only=False):
     from trl.experimental.ppo import PPOConfig, PPOTrainer
     lm,seen = _given(model),{}
     tok,asks = _padder(lm),[ask(lm, p['text'], form(lm)) for p in _asked(batch, tail)]
-    here = tempfile.mkdtemp()
+    here,begin = tempfile.mkdtemp(),max(len(a.ids) for a in asks) # All may end before `new`
     args = PPOConfig(output_dir=here, per_device_train_batch_size=batch, num_mini_batches=1,
         gradient_accumulation_steps=1, num_ppo_epochs=inner, total_episodes=batch*10**6,
         response_length=new, stop_token='eos', num_sample_generations=0, kl_coef=.05,
@@ -289,7 +289,7 @@ def trl_ppo(turns, model, batch, new, tail='', inner=1, only=False):
         score_model(lm), data, score_model(lm), eval_dataset=data,
         callbacks=[_Waits(turns, lambda: seen)])
     def first(module, args, kw):
-        seen.update(rise=turns.peak(), units=_useful(kw['input_ids'][:,-new:], tok.eos_token_id))
+        seen.update(rise=turns.peak(), units=_useful(kw['input_ids'][:,begin:], tok.eos_token_id))
         if only: turns.end(**seen); turns.begin()
     t.model.register_forward_pre_hook(first, with_kwargs=True)
     t.train()
@@ -472,14 +472,18 @@ def first_gap(
     lm, n:int=16,
     new:int=48,
     temperatures=(.7, 1.),
-)->dict: # The largest gap, the mean one, and of how many tokens
+)->dict: # The largest gap, the mean one, of how many tokens; largest distances from float64
     "How far sampler and trainer are apart before the first step"
-    gaps = []
+    gaps,double = [],copy.deepcopy(lm.model).double()
     for t in temperatures:
         r = roll(lm, _requests(n), list(range(n)), new, t, mode=form(lm))
-        gaps.append((read_logp(lm.model, r, t)-r.logp).abs()[r.mask])
-    x = torch.cat(gaps)
-    return dict(gap=x.max().item(), mean=x.mean().item(), tokens=len(x))
+        said,read,exact = (x[r.mask].double() for x in (r.logp, read_logp(lm.model, r, t),
+                                                        read_logp(double, r, t)))
+        gaps.append(torch.stack([said-read, said-exact, read-exact]).abs())
+    x = torch.cat(gaps, 1)
+    gap,sampler,trainer = x.max(1).values.tolist()
+    return dict(gap=gap, mean=x[0].mean().item(), tokens=x.shape[1], sampler=sampler,
+                trainer=trainer)
 
 # %% ../../nbs/constitution/80_bench.ipynb #3e1f9158
 @contextmanager
@@ -560,7 +564,7 @@ def comparison(
                     turns=m.get('turns', ''), answers=agree)
     return pd.DataFrame({r.against: line(k, r) for k,r in rows.items()}).T
 
-def gaps(record=None)->pd.DataFrame: # By model: gap, mean, tokens
+def gaps(record=None)->pd.DataFrame: # By model, as of `first_gap`
     "How far sampler and trainer were apart, by the record"
     found = ((record or recorded()) or {}).get('rows', {}).get('gap', {})
     return pd.DataFrame(found.get('models', {})).T

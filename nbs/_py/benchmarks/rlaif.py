@@ -30,7 +30,9 @@ began = perf_counter()
 # answers, a critique is followed by a revision in the same dialogue [@bai2022constitutional].
 # Reading what is shared once gives the same labels sooner. In training nothing is shared; what
 # can be saved there is padding, logits that are stored and never read, and passes whose results
-# were at hand while the answers were sampled.
+# were at hand while the answers were sampled. On a CPU two things are added that have nothing to do
+# with language: weights are [packed](../language/26_packed.ipynb) in the order in which they are
+# read, and memory is [kept](../language/27_steady.ipynb) from one step to the next.
 #
 # How much sooner is measured against what one would otherwise run: transformers, batched with
 # care, and the PPO and RLOO trainers of TRL. The sides take turns on the same threads; a ratio is
@@ -66,18 +68,16 @@ assert {'ratio','cpu_ratio','floor','aim'}<=set(table.columns)
 # What bounds the ratios of texts is what is not shared. A question names the principle before the
 # two answers, so the answers are read anew under each of sixteen principles and in both orders; no
 # reading can be faster than a whole question is longer than its end. In chains what remains is
-# writing: a token at a time, with all weights and all that was said read for each, on both sides
-# alike.
+# writing, a token at a time; there the packed weights do most.
 #
 # Two rows put PPO beside TRL's, with the same separate critic and one pass over each batch.
-# They do the same arithmetic, and where every answer meets the limit there is little to be
-# saved. Answers of a real run end when they end, and TRL pads them to the longest. That setting,
+# They do the same arithmetic, and where every answer meets the limit little of it can be saved.
+# Answers of a real run end when they end, and TRL pads them to the longest. That setting,
 # with short answers among long ones, was chosen after a trial of the other had shown no gain; so
 # the row in which every answer meets the limit is the one to judge by.
 #
-# Of three steps with eight answers each, useful tokens differ so much between the sides that the
-# range of that row is wide and its median not to be trusted. Seconds of a step, median and range,
-# with the useful tokens beside them:
+# Useful tokens of a step with few answers vary by chance, and with them the ratio. Seconds of a
+# step, median and range, with the useful tokens beside them:
 
 # %%
 def spent(r):
@@ -111,7 +111,9 @@ below(recorded())
 #
 # Sampler and trainer must agree on the probability of what was sampled, or the ratio of PPO
 # begins beside 1. The largest difference of log-probabilities, over the tokens of sixteen
-# answers at two temperatures, is to be at most 1e-5 in float32:
+# answers at two temperatures, is to be at most 1e-5 in float32. Beside it stands how far each of
+# the two is from a reading in float64. Where the trainer alone is farther from that than the
+# limit, no sampler in float32 can be relied on to keep it, and what is left between them is rounding:
 
 # %%
 gaps() if recorded() else 'not yet measured'
