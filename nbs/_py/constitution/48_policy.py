@@ -29,7 +29,6 @@ from pathlib import Path
 from time import perf_counter
 
 import numpy as np, pandas as pd, torch
-import torch.distributed as dist
 from fastcore.meta import delegates
 
 from moral_sc.constitution.learner import Learner, PolicyConfig, mix
@@ -38,6 +37,7 @@ from moral_sc.foundation.runs import content_key, open_run, process
 from moral_sc.language.heads import save
 from moral_sc.language.models import LM, load
 from moral_sc.language.steady import steady
+from moral_sc.language.training import together
 
 _all_ = ['PolicyConfig', 'mix']
 
@@ -188,11 +188,6 @@ def _rows(prompts):
         raise DataError('Two prompts have the same id; name each once.')
     return rows
 
-def _group():
-    "Meet the other processes that were launched together"
-    if process()[1]>1 and not dist.is_initialized():
-        dist.init_process_group('nccl' if torch.cuda.is_available() else 'gloo')
-
 def _board(out, on):
     if not on or process()[0]: return
     try: from torch.utils.tensorboard import SummaryWriter
@@ -221,7 +216,7 @@ def train_policy(
 )->Policy:
     "Train a copy of a model against a score"
     c,prompts = PolicyConfig(steps=steps, **kwargs), _rows(prompts)
-    _group()
+    together()
     learner = Learner(lm, reward, c, critic_from, watch)
     config = dict(kind='policy', model=[lm.name, lm.source, lm.parameters], **asdict(c),
                   prompts=content_key(rows=[[r['id'], r['text']] for r in prompts]))

@@ -221,8 +221,9 @@ pd.Series({k: str(ece(q, came)) for k,q in says.items()}, name='expected calibra
 # %% [markdown]
 # Divergence punishes two things: to be on the wrong side, and to be surer than one should be.
 #
-# Rounding shows the second. It hardly moves the side that a model takes and makes it far too sure:
-# what soft labels win here is confidence of the right size.
+# Rounding shows the second. It moves the side that a model takes by two pairs in a hundred and makes
+# it far too sure: what soft labels win here is above all confidence of the right size. How much too
+# sure differs from training to training, as the table shows; every time it is by far the most.
 #
 # A clamp cannot move a label to the other side; it bounds how sure the model is asked to be. A
 # labeller that is four times too sure should need that, and would if it always saw the same
@@ -244,12 +245,14 @@ def least(clamp):
 
 # %% [markdown]
 # So the two failed claims say little about what the paper clamps for, which is how policies
-# behave. That the side suffers too, in the column `accuracy`, is not explained by the bound.
+# behave. That the side suffers too, in the column `accuracy`, is not explained by the bound. And
+# calibration alone does not tell: only the rounded labels stand out there, for who says little
+# can be right about how little it is.
 #
-# For the same reason as above labels under a drawn principle are no better here than those under one, on
-# average over which one it is: with one of three that sees comfort only, the mean is pulled
-# towards what does not matter, and the two others alone are nearer to the truth. Sixteen
-# principles of one kind, as in the paper, are another case.
+# Labels under a drawn principle are about as good here as those under one, on average over which
+# one it is, and the three trainings do not agree on the sign: with one of three that sees comfort
+# only, the mean is pulled towards what does not matter, and the two others alone are nearer to the
+# truth. Sixteen principles of one kind, as in the paper, are another case.
 #
 # Where the labeller likes a place, asking in both orders gives what it promises, and something
 # more: its noise is drawn for each reading, and two readings have less of it than one. The same
@@ -300,7 +303,10 @@ pd.DataFrame({k: {w: v.mean() for w,v in d.items()} for k,d in last.items()}).T.
 # %% [markdown]
 # The first number below the table is the share of answers with a phrase of comfort, without a
 # clamp less with the narrow one; the second how much more the answers are truly worth with the
-# narrow clamp. Below are the shares of comfort by training.
+# narrow clamp. Below are the shares of comfort by training. They differ more from one training to
+# the next than from clamp to clamp: paths through the same landscape end in different places. That
+# the claim about comfort fails is a matter of three trainings each, and would not be sure to come
+# out so with three others.
 #
 # A bounded margin is a smaller reward, and at the same price of KL a smaller reward buys a shorter
 # way: part of what a clamp does could be had by a higher price. The paper changes the one and not
@@ -309,8 +315,10 @@ pd.DataFrame({k: {w: v.mean() for w,v in d.items()} for k,d in last.items()}).T.
 # ## Claims
 #
 # Criteria were fixed in `data/claims/constitution_softlabels.toml` before any of these models was
-# trained. They were first judged on one training of each preference model, and are now judged on
-# the mean of several. Intervals draw prompts.
+# trained. They were first judged on one training of each preference model and two of each policy;
+# then the second claim and the one about principles came out otherwise (undecided, failed), and so
+# did that about comfort (it held, barely). Now the mean of several trainings is judged. Intervals
+# draw prompts and not trainings.
 
 # %%
 record(scale, {f'constitution/softlabels-{k}': v for k,v in {
