@@ -60,7 +60,7 @@ def steady(
 # ## Proof
 #
 # Faults of ten rounds in which a tensor of 64 MB is made, used and dropped: by itself, while
-# memory is kept, and afterwards.
+# memory is kept and a few rounds have shown how much it takes, and afterwards.
 
 # %%
 def faults(rounds=10):
@@ -71,7 +71,7 @@ def faults(rounds=10):
 
 first = faults()
 with steady():
-    faults(1)
+    faults()
     during = faults()
     with steady(): pass
     still = faults()
