@@ -55,9 +55,10 @@ ours = bbq.load(source='ours')
 def sides(n):
     "Original and new questions of the same templates, as many of one as of the other"
     if not near: # Nothing to compare: two halves of our own set show the way
-        some = stratified(ours, 8*n, seed)
-        ids = list(dict.fromkeys(i.quad for i in some))
-        return [[i for i in some if ids.index(i.quad)%2==k] for k in (0,1)]
+        of = {} # Scenes by template
+        for i in ours: of.setdefault(i.template, {}).setdefault(i.quad, []).append(i)
+        two = [[*q.values()][:2] for q in of.values() if len(q)>1][:n]
+        return [[i for q in two for i in q[k]] for k in (0,1)]
     real = bbq.load()
     new = novel(fresh(bbq.reachable(), seed+1), real)
     both = {i.template for i in new}
