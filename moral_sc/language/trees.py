@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['engines', 'shared', 'Tree', 'plant', 'mask', 'cheapest', 'squared', 'plan_trees', 'windows', 'run_trees',
-           'plan_cascade', 'run_cascade', 'can', 'pick', 'read']
+           'plan_stems', 'run_stems', 'plan_cascade', 'run_cascade', 'can', 'pick', 'read']
 
 # %% ../../nbs/language/32_trees.ipynb #717b2ad7
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np, torch
 
@@ -54,12 +55,15 @@ def mask(
     depth,       # [tree, node]
     end,         # [tree, node]
     window=None, # A token sees so many, itself among them
-):               # [tree, node, node] True: the first sees the second
+    stem=0,      # Tokens before the first node
+):               # [tree, node, stem+node] True: the first sees the second
     "Who sees whom: everyone their ancestors"
     v = torch.arange(end.shape[1], device=end.device)
     sees = (v[:,None]>=v) & (v[:,None]<end[:,None,:])
-    if window: sees &= depth[:,:,None]-depth[:,None,:] < window
-    return sees
+    sees = torch.nn.functional.pad(sees, (stem, 0), value=True)
+    if not window: return sees
+    before = torch.arange(-stem, 0, device=end.device).expand(len(depth), -1)
+    return sees & (depth[:,:,None]-torch.cat([before, depth], 1)[:,None,:] < window)
 
 # %% ../../nbs/language/32_trees.ipynb #5598edf8
 def cheapest(
@@ -88,12 +92,12 @@ def squared(lm)->float:
 
 # %% ../../nbs/language/32_trees.ipynb #6961cb37
 def _sizes(rows, most=512):
-    "A function: row number -> sizes of the trees that end there"
+    "A function: row number -> sizes of the trees that end there, and of what their rows share"
     L,S = np.array([*map(len, rows)]), np.array([0, *map(shared, rows, rows[1:])])
     C = np.concatenate([[0], (L-S).cumsum()])
     def sizes(j):
         i = slice(max(0, j+1-most), j+1)
-        return C[j+1]-C[i]+S[i]
+        return C[j+1]-C[i]+S[i],np.append(np.minimum.accumulate(S[i][:0:-1])[::-1], L[j])
     return sizes
 
 def plan_trees(
@@ -106,11 +110,11 @@ def plan_trees(
     order,c = sorted(range(len(rows)), key=rows.__getitem__), squared(lm)
     sizes = _sizes([rows[i] for i in order])
     def price(j):
-        n = sizes(j)
+        n = sizes(j)[0]
         n = n[min((n>min(limit, tokens)).sum(), len(n)-1):]
         return n+c*n*n
     cut = cheapest(len(rows), price)
-    big = [int(sizes(b-1)[a-b]) for a,b in cut]
+    big = [int(sizes(b-1)[0][a-b]) for a,b in cut]
     return [[order[slice(*cut[k])] for k in p] for p in batches(big, tokens, slack=slack(lm))]
 
 # %% ../../nbs/language/32_trees.ipynb #5a86a77f
@@ -121,9 +125,9 @@ def windows(lm)->dict:
     if not kinds: return {'full_attention': w}
     return {k: w if k=='sliding_attention' else None for k in sorted(set(kinds))}
 
-def _masks(lm, depth, end):
+def _masks(lm, depth, end, stem=0):
     def one(w):
-        no = ~mask(depth, end, w)[:,None]
+        no = ~mask(depth, end, w, stem)[:,None]
         return torch.zeros(no.shape, dtype=lm.dtype, device=lm.device).masked_fill_(
             no, torch.finfo(lm.dtype).min)
     made = {k: one(w) for k,w in windows(lm).items()}
@@ -137,17 +141,100 @@ def run_trees(
 ):               # As `states`
     "Each group of rows as one tree"
     if all(len(g)==1 for g in groups): return run_rows(lm, groups, reads, side)
-    trees = [plant(g) for g in groups]
+    return _grow(lm, [plant(g) for g in groups], reads)
+
+def _grow(lm, trees, reads, stem=0, **kw):
+    "Trees side by side, from a stem or from nothing; `reads` count from where they begin"
     (ids,real),depth,end = (pad([getattr(t, k) for t in trees], 'right', lm.device)
                             for k in ('ids','depth','end'))
     end = torch.where(real>0, end[0], torch.arange(1, ids.shape[1]+1, device=lm.device))
     at = [(g, trees[g].paths[k][t]) for g,k,t in reads]
     return states(lm, torch.tensor(at, device=lm.device).T, input_ids=ids,
-                  position_ids=depth[0], attention_mask=_masks(lm, depth[0], end))
+                  position_ids=depth[0]+stem, attention_mask=_masks(lm, depth[0], end, stem), **kw)
 
-# %% ../../nbs/language/32_trees.ipynb #27ea41e3
+# %% ../../nbs/language/32_trees.ipynb #4709149e
 def _stem(rows): return min(map(shared, rows, rows[1:])) if len(rows)>1 else 0
 
+def plan_stems(
+    lm,
+    rows:list,      # Lists of token ids
+    tokens:int,     # In one pass, padding included
+    limit:int=4096, # Nodes in one tree that is run in one pass
+)->list:            # Passes: one group whose stem is kept, or groups of which each is a tree
+    "Rows that share much in one tree, with a stem where that is cheaper"
+    order,c = sorted(range(len(rows)), key=rows.__getitem__), squared(lm)
+    rows = [rows[i] for i in order]
+    sizes,many = _sizes(rows),np.append(0, np.cumsum([*map(len, rows)]))
+    def both(j):
+        n,s = sizes(j)
+        k = np.arange(len(n), 0, -1)
+        m = (many[j+1]-many[j+1-k])/k-s # Of a branch without forks
+        plain,stem = n+c*n*n,s+c*s*s+(n-s)*(1+c*(s+m))+slack(lm)
+        plain[:-1][n[:-1]>min(limit, tokens)] = np.inf
+        stem[s==0],stem[-1] = np.inf,np.inf
+        return n,s,plain,stem
+    res,trees = [],[]
+    for a,b in cheapest(len(rows), lambda j: np.minimum(*both(j)[2:])):
+        n,s,plain,stem = (x[a-b] for x in both(b-1))
+        if plain<=stem: trees.append((order[a:b], int(n))); continue
+        cut = [(a+x,a+y) for x,y in _branches(lm, rows[a:b], s)]
+        for p in _even(lm, [int(sizes(y-1)[0][x-y]-s) for x,y in cut], tokens):
+            res.append([[order[i] for k in sorted(p) for i in range(*cut[k])]])
+    beside = batches([n for _,n in trees], tokens, slack=slack(lm))
+    return res+[[trees[k][0] for k in p] for p in beside]
+
+def _branches(lm, rows, stem):
+    "Stretches of rows to be run as one branch each"
+    sizes,c = _sizes(rows),squared(lm)
+    def price(j):
+        m = sizes(j)[0]-stem
+        return m+c*m*(stem+m)
+    return cheapest(len(rows), price)
+
+def _even(lm, sizes, tokens):
+    "Branches side by side, with little padding"
+    return batches(sizes, tokens, slack=max(slack(lm), sum(sizes)//16))
+
+def run_stems(
+    lm,
+    groups:list, # Lists of rows, sorted: one, or several trees
+    reads:list,  # (group, row in it, position): what is wanted
+    side='right',
+    kept=None,   # A dictionary in which the stem of one pass waits for the next
+):               # As `states`
+    "What a group shares first, then its branches"
+    rows,n,kept = groups[0],_stem(groups[0]),{} if kept is None else kept
+    if len(groups)>1 or not n: return run_trees(lm, groups, reads, side)
+    n,cache,parts = _stemmed(lm, rows, n, reads, kept)
+    cut = _branches(lm, rows, n)
+    trees = [plant([r[n:] for r in rows[a:b]]) for a,b in cut]
+    of = {k: (g,k-a) for g,(a,b) in enumerate(cut) for k in range(a, b)}
+    big = [len(t.ids) for t in trees]
+    for p in _even(lm, big, sum(big)):
+        late = [i for i,(_,k,_) in enumerate(reads) if i not in parts and of[k][0] in p]
+        at = [(p.index(of[k][0]), of[k][1], t-n) for _,k,t in (reads[i] for i in late)]
+        if late: parts |= zip(late, _grow(lm, [trees[g] for g in p], at, n,
+                                          past_key_values=cache, use_cache=True))
+    return torch.stack([parts[i] for i in range(len(reads))])
+
+def _stemmed(lm, rows, n, reads, kept):
+    "Length, keys and values of a stem, and what was wanted of it"
+    from transformers import DynamicCache
+    def before(n): return {i: t for i,(_,_,t) in enumerate(reads) if t<n}
+    for k,cache in kept.items(): # One, or none
+        near = len(k)<=n and rows[0][:len(k)]==[*k] and (n-len(k))*len(rows)<n
+        if near and not before(len(k)): return len(k),cache,{}
+    early = before(n)
+    cache,ids = DynamicCache(),torch.tensor([rows[0][:n]], device=lm.device)
+    at = torch.tensor([[0]*len(early), [*early.values()]], dtype=torch.long, device=lm.device)
+    found = states(lm, at, input_ids=ids, past_key_values=cache, use_cache=True)
+    stem = [(x.keys, x.values) for x in cache.layers]
+    cache.update = lambda k, v, layer, *a, **kw: tuple( # Nothing is added to it any more
+        torch.cat([x.expand(len(y), -1, -1, -1), y], 2) for x,y in zip(stem[layer], (k, v)))
+    kept.clear(); kept[tuple(rows[0][:n])] = cache
+    return n,cache,dict(zip(early, found))
+
+# %% ../../nbs/language/32_trees.ipynb #27ea41e3
 def plan_cascade(
     lm,
     rows:list,  # Lists of token ids
@@ -200,13 +287,13 @@ def _go_on(lm, cache, rows, at):
     return states(lm, torch.tensor(at, device=lm.device).reshape(-1, 2).T.long(), **kw)
 
 # %% ../../nbs/language/32_trees.ipynb #b6d4648e
-engines = dict(tree=(plan_trees, run_trees), cascade=(plan_cascade, run_cascade),
-               rows=(plan_rows, run_rows))
+engines = dict(stem=(plan_stems, run_stems), tree=(plan_trees, run_trees),
+               cascade=(plan_cascade, run_cascade), rows=(plan_rows, run_rows))
 
 @torch.inference_mode()
 def can(
     lm,
-    engine:str, # 'tree' or 'cascade'
+    engine:str, # 'stem', 'tree' or 'cascade'
     n:int=12,   # Tokens in the rows of the trial
 )->bool:        # Found out at the first call
     "Whether an engine agrees with reading row by row"
@@ -228,8 +315,8 @@ def _agrees(lm, engine, n):
 def pick(
     lm,
     rows:list,         # Lists of token ids
-    engine:str='auto', # 'auto', 'tree', 'cascade' or 'rows'
-)->str:                # The last three
+    engine:str='auto', # 'auto', 'stem', 'tree', 'cascade' or 'rows'
+)->str:                # Any but the first
     "The engine to use"
     if engine not in ('auto', *engines):
         raise ConfigError(unknown('engine', engine, ['auto', *engines]))
@@ -238,7 +325,7 @@ def pick(
     if engine=='rows' or (engine=='auto' and same<.05*sum(map(len, rows))): return 'rows'
     w = max([w or 0 for w in windows(lm).values()])
     n = w+8 if 0<w<max(map(len, rows)) else 12
-    if engine=='auto': return next((e for e in ('tree','cascade') if can(lm, e, n)), 'rows')
+    if engine=='auto': return next(e for e in engines if e=='rows' or can(lm, e, n))
     if can(lm, engine, n): return engine
     raise ConfigError(f"{lm.name} does not read right with engine='{engine}'; use 'auto'.")
 
@@ -252,7 +339,7 @@ def read(
     max_tokens:int,    # Tokens in one forward pass, padding included
     side:str='right',  # Of the padding, where rows are run by themselves
     progress=None,     # Called with (rows done, rows in all)
-    engine:str='auto', # 'auto', 'tree', 'cascade' or 'rows'
+    engine:str='auto', # 'auto', 'stem', 'tree', 'cascade' or 'rows'
 ):
     "Run a model over rows and hand out log-probabilities at the positions asked for"
     fits(lm, rows)
@@ -260,7 +347,9 @@ def read(
     todo,done = [{} for _ in kept], 0
     for k,(i,t) in enumerate(reads): todo[owner[i]].setdefault(t, []).append(k)
     kept,todo = zip(*[(r,d) for r,d in zip(kept, todo) if d]) if reads else ((), ())
-    plan,run = engines[pick(lm, kept, engine)] if kept else engines['rows']
+    engine = pick(lm, kept, engine) if kept else 'rows'
+    plan,run = engines[engine]
+    if engine=='stem': run = partial(run, kept={})
     def once(groups):
         at = [(g,k,t) for g,b in enumerate(groups) for k,i in enumerate(b) for t in todo[i]]
         return [todo[groups[g][k]][t] for g,k,t in at], \

@@ -56,7 +56,7 @@ def token_logprobs(
     max_tokens:int=4096, # Tokens in one forward pass, padding included
     side:str='right',    # Side of the padding; the numbers are the same
     progress=None,       # Called with (rows done, rows in all)
-    engine:str='auto',   # 'auto', 'tree', 'cascade' or 'rows'; the numbers are the same
+    engine:str='auto',   # 'auto', 'stem', 'tree', 'cascade' or 'rows'; the numbers are the same
 )->list:                 # One float64 array a row: log p(token | all before it)
     "Log-probability of each token of each row from its start on"
     rows = [list(r) for r in rows]
@@ -156,7 +156,7 @@ def option_logprobs(
     max_tokens:int=4096, # Tokens in one forward pass, padding included
     side:str='right',    # Side of the padding; the numbers are the same
     progress=None,       # Called with (rows done, rows in all)
-    engine:str='auto',   # 'auto', 'tree', 'cascade' or 'rows'; the numbers are the same
+    engine:str='auto',   # 'auto', 'stem', 'tree', 'cascade' or 'rows'; the numbers are the same
 )->np.ndarray:           # [prompt, option] natural log, summed over the option's tokens
     "Log-probability of each option as the continuation of each prompt"
     prompts = [prompts] if isinstance(prompts, (str, tuple)) else list(prompts)
@@ -193,7 +193,7 @@ def next_token_logprobs(
     prompts:list,        # Strings or `Prompt`s
     max_tokens:int=4096, # Tokens in one forward pass, padding included
     side:str='right',    # Side of the padding; the numbers are the same
-    engine:str='auto',   # 'auto', 'tree', 'cascade' or 'rows'; the numbers are the same
+    engine:str='auto',   # 'auto', 'stem', 'tree', 'cascade' or 'rows'; the numbers are the same
 )->np.ndarray:           # [prompt, vocab] float64, natural log
     "Distribution of the token that follows each prompt"
     rows = [list(prompt(lm, p).ids) for p in prompts]
@@ -257,7 +257,7 @@ def same(lm, texts, options):
     runs = [option_logprobs(lm, texts, options, max_tokens=m, side=s, engine='rows')
             for m in (1, 150, 4096) for s in ('left','right')]
     runs += [option_logprobs(lm, texts, options, max_tokens=m, engine=e)
-             for m in (150, 4096) for e in ('tree','cascade')]
+             for m in (150, 4096) for e in ('stem','tree','cascade')]
     runs.append(option_logprobs(lm, texts[::-1], options)[::-1])
     return max((np.abs(r-runs[0])/[len(o) for o in options]).max() for r in runs)
 

@@ -17,6 +17,7 @@
 # %%
 #| export
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np, torch
 
@@ -95,7 +96,8 @@ t
 # %% [markdown]
 # Laid out like this, a token's position is its depth, and it sees another exactly if it lies in
 # the other's branch: $u$ is seen from $v$ if $u \le v < \mathrm{end}(u)$. One comparison makes
-# the mask of attention. Where a layer looks back over a window only, depth decides, too.
+# the mask of attention. Where a layer looks back over a window only, depth decides, too. Nodes
+# that grow from a stem which was run before see all of it.
 
 # %%
 #| export
@@ -103,16 +105,27 @@ def mask(
     depth,       # [tree, node]
     end,         # [tree, node]
     window=None, # A token sees so many, itself among them
-):               # [tree, node, node] True: the first sees the second
+    stem=0,      # Tokens before the first node
+):               # [tree, node, stem+node] True: the first sees the second
     "Who sees whom: everyone their ancestors"
     v = torch.arange(end.shape[1], device=end.device)
     sees = (v[:,None]>=v) & (v[:,None]<end[:,None,:])
-    if window: sees &= depth[:,:,None]-depth[:,None,:] < window
-    return sees
+    sees = torch.nn.functional.pad(sees, (stem, 0), value=True)
+    if not window: return sees
+    before = torch.arange(-stem, 0, device=end.device).expand(len(depth), -1)
+    return sees & (depth[:,:,None]-torch.cat([before, depth], 1)[:,None,:] < window)
 
 
 # %%
 mask(torch.tensor([t.depth]), torch.tensor([t.end])).int()[0]
+
+# %%
+#| hide
+at = torch.tensor([t.depth]),torch.tensor([t.end])
+grown = plant([[5,6]+r for r in [[7,8,1], [7,8,2,3], [7,9]]])
+for w in (None, 2, 3): # As of a tree that has the stem in it
+    whole = mask(torch.tensor([grown.depth]), torch.tensor([grown.end]), w)
+    test_eq(mask(*at, w, 2).tolist(), whole[:,2:].tolist())
 
 
 # %% [markdown]
@@ -163,12 +176,12 @@ cheapest(5, lambda j: np.array([9., 4., 1.][-j-1:]))
 # %%
 #| export
 def _sizes(rows, most=512):
-    "A function: row number -> sizes of the trees that end there"
+    "A function: row number -> sizes of the trees that end there, and of what their rows share"
     L,S = np.array([*map(len, rows)]), np.array([0, *map(shared, rows, rows[1:])])
     C = np.concatenate([[0], (L-S).cumsum()])
     def sizes(j):
         i = slice(max(0, j+1-most), j+1)
-        return C[j+1]-C[i]+S[i]
+        return C[j+1]-C[i]+S[i],np.append(np.minimum.accumulate(S[i][:0:-1])[::-1], L[j])
     return sizes
 
 def plan_trees(
@@ -181,11 +194,11 @@ def plan_trees(
     order,c = sorted(range(len(rows)), key=rows.__getitem__), squared(lm)
     sizes = _sizes([rows[i] for i in order])
     def price(j):
-        n = sizes(j)
+        n = sizes(j)[0]
         n = n[min((n>min(limit, tokens)).sum(), len(n)-1):]
         return n+c*n*n
     cut = cheapest(len(rows), price)
-    big = [int(sizes(b-1)[a-b]) for a,b in cut]
+    big = [int(sizes(b-1)[0][a-b]) for a,b in cut]
     return [[order[slice(*cut[k])] for k in p] for p in batches(big, tokens, slack=slack(lm))]
 
 
@@ -205,9 +218,9 @@ def windows(lm)->dict:
     if not kinds: return {'full_attention': w}
     return {k: w if k=='sliding_attention' else None for k in sorted(set(kinds))}
 
-def _masks(lm, depth, end):
+def _masks(lm, depth, end, stem=0):
     def one(w):
-        no = ~mask(depth, end, w)[:,None]
+        no = ~mask(depth, end, w, stem)[:,None]
         return torch.zeros(no.shape, dtype=lm.dtype, device=lm.device).masked_fill_(
             no, torch.finfo(lm.dtype).min)
     made = {k: one(w) for k,w in windows(lm).items()}
@@ -221,13 +234,114 @@ def run_trees(
 ):               # As `states`
     "Each group of rows as one tree"
     if all(len(g)==1 for g in groups): return run_rows(lm, groups, reads, side)
-    trees = [plant(g) for g in groups]
+    return _grow(lm, [plant(g) for g in groups], reads)
+
+def _grow(lm, trees, reads, stem=0, **kw):
+    "Trees side by side, from a stem or from nothing; `reads` count from where they begin"
     (ids,real),depth,end = (pad([getattr(t, k) for t in trees], 'right', lm.device)
                             for k in ('ids','depth','end'))
     end = torch.where(real>0, end[0], torch.arange(1, ids.shape[1]+1, device=lm.device))
     at = [(g, trees[g].paths[k][t]) for g,k,t in reads]
     return states(lm, torch.tensor(at, device=lm.device).T, input_ids=ids,
-                  position_ids=depth[0], attention_mask=_masks(lm, depth[0], end))
+                  position_ids=depth[0]+stem, attention_mask=_masks(lm, depth[0], end, stem), **kw)
+
+
+# %% [markdown]
+# ## Stems
+#
+# Where the rows of a tree have a long beginning in common, as worked examples are, most pairs of
+# its nodes are of different branches, and attention compares them for nothing. Such a tree is run
+# in two passes: its stem, whose keys and values are kept, and then all its branches side by side,
+# each a small tree that sees itself and the whole stem. A stem of $s$ nodes with $b$ more in
+# branches of $m$ nodes costs $s + c\,s^2 + b + c\,b\,(s+m)$ and one pass more, in place of
+# $s + b + c\,(s+b)^2$.
+#
+# A branch may be any stretch of the sorted rows; what neighbouring branches share is run in each.
+# So branches, too, are cut at least cost. Where there are too many for one pass, the stem waits
+# for the next.
+
+# %%
+#| export
+def _stem(rows): return min(map(shared, rows, rows[1:])) if len(rows)>1 else 0
+
+def plan_stems(
+    lm,
+    rows:list,      # Lists of token ids
+    tokens:int,     # In one pass, padding included
+    limit:int=4096, # Nodes in one tree that is run in one pass
+)->list:            # Passes: one group whose stem is kept, or groups of which each is a tree
+    "Rows that share much in one tree, with a stem where that is cheaper"
+    order,c = sorted(range(len(rows)), key=rows.__getitem__), squared(lm)
+    rows = [rows[i] for i in order]
+    sizes,many = _sizes(rows),np.append(0, np.cumsum([*map(len, rows)]))
+    def both(j):
+        n,s = sizes(j)
+        k = np.arange(len(n), 0, -1)
+        m = (many[j+1]-many[j+1-k])/k-s # Of a branch without forks
+        plain,stem = n+c*n*n,s+c*s*s+(n-s)*(1+c*(s+m))+slack(lm)
+        plain[:-1][n[:-1]>min(limit, tokens)] = np.inf
+        stem[s==0],stem[-1] = np.inf,np.inf
+        return n,s,plain,stem
+    res,trees = [],[]
+    for a,b in cheapest(len(rows), lambda j: np.minimum(*both(j)[2:])):
+        n,s,plain,stem = (x[a-b] for x in both(b-1))
+        if plain<=stem: trees.append((order[a:b], int(n))); continue
+        cut = [(a+x,a+y) for x,y in _branches(lm, rows[a:b], s)]
+        for p in _even(lm, [int(sizes(y-1)[0][x-y]-s) for x,y in cut], tokens):
+            res.append([[order[i] for k in sorted(p) for i in range(*cut[k])]])
+    beside = batches([n for _,n in trees], tokens, slack=slack(lm))
+    return res+[[trees[k][0] for k in p] for p in beside]
+
+def _branches(lm, rows, stem):
+    "Stretches of rows to be run as one branch each"
+    sizes,c = _sizes(rows),squared(lm)
+    def price(j):
+        m = sizes(j)[0]-stem
+        return m+c*m*(stem+m)
+    return cheapest(len(rows), price)
+
+def _even(lm, sizes, tokens):
+    "Branches side by side, with little padding"
+    return batches(sizes, tokens, slack=max(slack(lm), sum(sizes)//16))
+
+def run_stems(
+    lm,
+    groups:list, # Lists of rows, sorted: one, or several trees
+    reads:list,  # (group, row in it, position): what is wanted
+    side='right',
+    kept=None,   # A dictionary in which the stem of one pass waits for the next
+):               # As `states`
+    "What a group shares first, then its branches"
+    rows,n,kept = groups[0],_stem(groups[0]),{} if kept is None else kept
+    if len(groups)>1 or not n: return run_trees(lm, groups, reads, side)
+    n,cache,parts = _stemmed(lm, rows, n, reads, kept)
+    cut = _branches(lm, rows, n)
+    trees = [plant([r[n:] for r in rows[a:b]]) for a,b in cut]
+    of = {k: (g,k-a) for g,(a,b) in enumerate(cut) for k in range(a, b)}
+    big = [len(t.ids) for t in trees]
+    for p in _even(lm, big, sum(big)):
+        late = [i for i,(_,k,_) in enumerate(reads) if i not in parts and of[k][0] in p]
+        at = [(p.index(of[k][0]), of[k][1], t-n) for _,k,t in (reads[i] for i in late)]
+        if late: parts |= zip(late, _grow(lm, [trees[g] for g in p], at, n,
+                                          past_key_values=cache, use_cache=True))
+    return torch.stack([parts[i] for i in range(len(reads))])
+
+def _stemmed(lm, rows, n, reads, kept):
+    "Length, keys and values of a stem, and what was wanted of it"
+    from transformers import DynamicCache
+    def before(n): return {i: t for i,(_,_,t) in enumerate(reads) if t<n}
+    for k,cache in kept.items(): # One, or none
+        near = len(k)<=n and rows[0][:len(k)]==[*k] and (n-len(k))*len(rows)<n
+        if near and not before(len(k)): return len(k),cache,{}
+    early = before(n)
+    cache,ids = DynamicCache(),torch.tensor([rows[0][:n]], device=lm.device)
+    at = torch.tensor([[0]*len(early), [*early.values()]], dtype=torch.long, device=lm.device)
+    found = states(lm, at, input_ids=ids, past_key_values=cache, use_cache=True)
+    stem = [(x.keys, x.values) for x in cache.layers]
+    cache.update = lambda k, v, layer, *a, **kw: tuple( # Nothing is added to it any more
+        torch.cat([x.expand(len(y), -1, -1, -1), y], 2) for x,y in zip(stem[layer], (k, v)))
+    kept.clear(); kept[tuple(rows[0][:n])] = cache
+    return n,cache,dict(zip(early, found))
 
 
 # %% [markdown]
@@ -239,8 +353,6 @@ def run_trees(
 
 # %%
 #| export
-def _stem(rows): return min(map(shared, rows, rows[1:])) if len(rows)>1 else 0
-
 def plan_cascade(
     lm,
     rows:list,  # Lists of token ids
@@ -302,13 +414,13 @@ def _go_on(lm, cache, rows, at):
 
 # %%
 #| export
-engines = dict(tree=(plan_trees, run_trees), cascade=(plan_cascade, run_cascade),
-               rows=(plan_rows, run_rows))
+engines = dict(stem=(plan_stems, run_stems), tree=(plan_trees, run_trees),
+               cascade=(plan_cascade, run_cascade), rows=(plan_rows, run_rows))
 
 @torch.inference_mode()
 def can(
     lm,
-    engine:str, # 'tree' or 'cascade'
+    engine:str, # 'stem', 'tree' or 'cascade'
     n:int=12,   # Tokens in the rows of the trial
 )->bool:        # Found out at the first call
     "Whether an engine agrees with reading row by row"
@@ -330,8 +442,8 @@ def _agrees(lm, engine, n):
 def pick(
     lm,
     rows:list,         # Lists of token ids
-    engine:str='auto', # 'auto', 'tree', 'cascade' or 'rows'
-)->str:                # The last three
+    engine:str='auto', # 'auto', 'stem', 'tree', 'cascade' or 'rows'
+)->str:                # Any but the first
     "The engine to use"
     if engine not in ('auto', *engines):
         raise ConfigError(unknown('engine', engine, ['auto', *engines]))
@@ -340,7 +452,7 @@ def pick(
     if engine=='rows' or (engine=='auto' and same<.05*sum(map(len, rows))): return 'rows'
     w = max([w or 0 for w in windows(lm).values()])
     n = w+8 if 0<w<max(map(len, rows)) else 12
-    if engine=='auto': return next((e for e in ('tree','cascade') if can(lm, e, n)), 'rows')
+    if engine=='auto': return next(e for e in engines if e=='rows' or can(lm, e, n))
     if can(lm, engine, n): return engine
     raise ConfigError(f"{lm.name} does not read right with engine='{engine}'; use 'auto'.")
 
@@ -360,7 +472,7 @@ def read(
     max_tokens:int,    # Tokens in one forward pass, padding included
     side:str='right',  # Of the padding, where rows are run by themselves
     progress=None,     # Called with (rows done, rows in all)
-    engine:str='auto', # 'auto', 'tree', 'cascade' or 'rows'
+    engine:str='auto', # 'auto', 'stem', 'tree', 'cascade' or 'rows'
 ):
     "Run a model over rows and hand out log-probabilities at the positions asked for"
     fits(lm, rows)
@@ -368,7 +480,9 @@ def read(
     todo,done = [{} for _ in kept], 0
     for k,(i,t) in enumerate(reads): todo[owner[i]].setdefault(t, []).append(k)
     kept,todo = zip(*[(r,d) for r,d in zip(kept, todo) if d]) if reads else ((), ())
-    plan,run = engines[pick(lm, kept, engine)] if kept else engines['rows']
+    engine = pick(lm, kept, engine) if kept else 'rows'
+    plan,run = engines[engine]
+    if engine=='stem': run = partial(run, kept={})
     def once(groups):
         at = [(g,k,t) for g,b in enumerate(groups) for k,i in enumerate(b) for t in todo[i]]
         return [todo[groups[g][k]][t] for g,k,t in at], \
@@ -423,7 +537,7 @@ def ends(lm, texts, engine, max_tokens=4096):
 
 def differ(lm, texts):
     want = alone(lm, texts)
-    got = {e: ends(lm, texts, e) for e in ('tree','cascade','rows')}
+    got = {e: ends(lm, texts, e) for e in engines}
     assert all((x.argmax(1)==want.argmax(1)).all() for x in got.values())
     return {e: float(np.abs(x-want).max()) for e,x in got.items()}
 
@@ -431,6 +545,29 @@ models = {a: random_model(a) for a in ('llama','gemma3','qwen2','qwen3','neox')}
 diff = {a: differ(lm, texts) for a,lm in models.items()}
 assert max(max(d.values()) for d in diff.values())<1e-4
 pd.DataFrame(diff).T.map('{:.0e}'.format)
+
+
+# %% [markdown]
+# After worked examples all of them have a stem. What is read may lie in it, at its end, where
+# branches fork and where they end.
+
+# %%
+def everywhere(lm, rows, engine, most=4096):
+    "What comes after every token of some rows"
+    reads,res = [(i,t) for i,r in enumerate(rows) for t in range(len(r))],{}
+    read(lm, rows, reads, lambda ks, ns, x: res.update((k, x[n]) for k,n in zip(ks, ns)), most,
+         engine=engine)
+    return torch.stack([res[k] for k in range(len(reads))])
+
+before = 'A clerk met a nurse. Who was kind? (a) The clerk (b) Unknown. The answer is (b). '*3
+for a,lm in models.items():
+    rows = [encode(lm, before+t) for t in texts[::3]]
+    n,cut = _stem(sorted(rows)),_branches(lm, sorted(rows), _stem(sorted(rows)))
+    assert {*map(len, plan_stems(lm, rows, 4096))}=={1} and n>100 and 1<len(cut)<len(rows)
+    want = everywhere(lm, rows, 'rows')
+    for most in (300, 600, 4096):
+        test_close(everywhere(lm, rows, 'stem', most), want, 1e-4)
+n,cut
 
 
 # %% [markdown]
@@ -455,7 +592,7 @@ uniform = bent('gemma3', lambda m: {k: m['full_attention'] for k in m}
 oracle = lookup(lambda text: {'a': .6, 'b': .4})
 rows = {lm.name: [encode(lm, t) for t in texts] for lm in (ignores, uniform, oracle)}
 chosen = [pick(lm, rows[lm.name]) for lm in (models['gemma3'], ignores, uniform, oracle)]
-test_eq(chosen, ['tree', 'cascade', 'cascade', 'rows'])
+test_eq(chosen, ['stem', 'cascade', 'cascade', 'rows'])
 for lm in (ignores, uniform):
     assert np.abs(ends(lm, texts, 'auto')-alone(lm, texts)).max()<1e-4
 chosen
@@ -479,7 +616,7 @@ class Watch:
     def __init__(self, lm):
         hook = lambda m, a, kw: setattr(self, 'n', self.n+kw['input_ids'].numel())
         lm.model.base_model.register_forward_pre_hook(hook, with_kwargs=True)
-        self.n = 0
+        self.lm,self.n = lm,0
     def during(self, f, *args):
         self.n = 0
         f(*args)
@@ -497,10 +634,24 @@ def all_ends(lm, rows, engine):
 s,d,k,q,i = 40, 30, 2, 12, 8
 watch,rows = Watch(models['llama']), scene(s, d, k, q, i)
 can(models['llama'], 'tree')
-ran = {e: watch.during(all_ends, models['llama'], rows, e) for e in ('tree','rows')}
+can(models['llama'], 'stem')
+ran = {e: watch.during(all_ends, models['llama'], rows, e) for e in ('stem','tree','rows')}
 test_eq(ran['tree'], s+d+2*k*(q+i))
 assert 0 <= ran['rows']-(2*k*(s+q+i)+k*d) <= 16*k # Padding
 ran
+
+# %% [markdown]
+# With twelve questions of seven sentences after one long text, a stem is run once however small
+# the passes are, and attention compares far fewer pairs.
+
+# %%
+long = [scene(200, 0, 1, 40+j, 20)[0][:200]+[5+j]*(40+k)+[60+k] for j in range(12) for k in range(7)]
+want = 200+12*(46+7)
+for most in (300, 4096):
+    n = watch.during(lambda: read(watch.lm, long, [(j,len(r)-1) for j,r in enumerate(long)],
+                                  lambda *a: None, most, engine='stem'))
+    assert want<=n<=1.1*want, (n, want)
+n
 
 # %% [markdown]
 # ## Out of memory
@@ -517,7 +668,7 @@ def forward(input_ids, **kw):
 
 want = ends(tight, texts, 'auto')
 tight.model.model.forward = forward
-for engine in ('tree','cascade','rows'):
+for engine in engines:
     tight._room = 4096
     test_close(ends(tight, texts, engine), want, 1e-4)
     assert tight._room<1024
@@ -540,7 +691,7 @@ for name in names:
         'tokens, rows': watch.during(all_ends, lm, rows, 'rows'),
         'tokens, tree': watch.during(all_ends, lm, rows, 'tree'),
         'distinct beginnings': len({tuple(r[:n+1]) for r in rows for n in range(len(r))})}
-    assert max(found[name][e] for e in ('tree','cascade','rows'))<1e-4
+    assert max(found[name][e] for e in engines)<1e-4
 pd.DataFrame(found).map('{:.3g}'.format) if names else 'No weights here: left out.'
 
 
