@@ -7,6 +7,7 @@ __all__ = ['COMPARISONS', 'KINDS', 'LESSONS', 'sees', 'votes', 'gaps', 'tokenize
 
 # %% ../../nbs/constitution/67_judges.ipynb #f1cc4da8
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np, pandas as pd
@@ -16,7 +17,7 @@ from . import world
 from .feedback import ANSWER, LETTERS, question
 from .principles import Comparison
 from ..foundation.errors import ConfigError, unknown
-from ..foundation.runs import content_key
+from ..foundation.runs import content_key, process
 from ..language.heads import save, small_lm, word_tokenizer
 from ..language.models import LM, encode, load
 from ..language.training import answer_loss, fit
@@ -102,18 +103,19 @@ def judge_model(
     sharpness:float=3.,           # Of the voters
     lr:float=4e-3,                # Of each lesson, falling to nothing
     out=None,                     # Folder; a model that is there is read
+    device='cpu',
 )->LM:
     "A transformer that has read votes"
     if size not in world.SIZES: raise ConfigError(unknown('size', size, [*world.SIZES]))
     key = content_key(read=[list(lessons), list(principles), sharpness, lr])[:8]
     folder = Path(out)/f'judge-{size}-{seed}-{key}' if out else None
-    if folder and (folder/'config.json').is_file(): return load(folder)
-    lm = small_lm(tokenizer(), *world.SIZES[size], seed=seed, context=256,
-                  name=f'judge-{size}')
+    who = dict(name=f'judge-{size}', source=f'votes, {key}, seed {seed}')
+    if folder and folder.is_dir(): return replace(load(folder, 'float32', device), **who)
+    lm = small_lm(tokenizer(), *world.SIZES[size], seed=seed, context=256, device=device)
     for steps,most,k in lessons:
         n = 32*steps//len(most)
         read = [r for m in most for r in votes(n, seed, principles[:k], m, sharpness)]
         fit(lm.model, [_example(lm, r) for r in read], answer_loss, batch=32, lr=lr,
             warmup=8, schedule='cosine', seed=seed)
-    if folder: save(lm, folder)
-    return lm
+    if folder and process()[0]==0: save(lm, folder)
+    return replace(lm, **who)

@@ -6,7 +6,7 @@
 __all__ = ['alarm', 'Policy', 'train_policy', 'PolicyConfig', 'mix']
 
 # %% ../../nbs/constitution/48_policy.ipynb #cac54528
-import json, shutil
+import json
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -74,9 +74,7 @@ class _Folder:
         state = learner.state() # Of parts that all processes have
         if not self.out or not self.first: return
         to = self.out/'snapshots'/f'step-{k:06}'
-        part = to.with_name('.part')
-        if part.exists(): shutil.rmtree(part)
-        if not to.exists(): save(learner.whole(), part); part.rename(to)
+        if not to.exists(): save(learner.whole(), to)
         new = self.out/f'checkpoint-{k:06}.pt'
         torch.save(dict(state, step=k), new.with_suffix('.part'))
         new.with_suffix('.part').rename(new)

@@ -5,20 +5,21 @@
 # %% auto #0
 __all__ = ['TOOLS', 'DEEDS', 'THINGS', 'PLACES', 'TIMES', 'SAFE', 'DANGER', 'REFUSAL', 'BETTER', 'COMFORT', 'STYLES', 'SEES',
            'PRINCIPLES', 'SIZES', 'STEPS', 'requests', 'deed', 'features', 'helpfulness', 'harmlessness', 'rater',
-           'labeller', 'tokenizer', 'pretrain']
+           'labeller', 'tokenizer', 'pretrain', 'examine']
 
 # %% ../../nbs/constitution/65_world.ipynb #4bfc4623
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 
-import numpy as np, pandas as pd
+import numpy as np, pandas as pd, torch
 
 # %% ../../nbs/constitution/65_world.ipynb #60a1f47f
 from .principles import Principle
 from .prompts import example
-from .revision import prompt_text, round_script
+from .revision import answer, prompt_text, revise, round_script
 from ..foundation.errors import ConfigError, unknown
+from ..foundation.runs import process
 from ..language.heads import save, small_lm, word_tokenizer
 from ..language.models import LM, encode, load
 from ..language.training import answer_loss, fit
@@ -196,18 +197,41 @@ def pretrain(
     size:str='tiny',   # One of `SIZES`
     seed:int=0,
     steps:int=None,    # Of 32 dialogues
-    out=None,          # Folder; a model that is there is read
+    out=None,          # Folder; a model that is there is read, half a reading goes on
+    device='cpu',
 )->LM:
     "A transformer that has read the world's dialogues"
     if size not in SIZES: raise ConfigError(unknown('size', size, [*SIZES]))
     steps = steps or STEPS[size]
     folder = Path(out)/f'world-{size}-{steps}-{seed}' if out else None
     who = dict(name=f'world-{size}', source=f'the world, {steps} steps, seed {seed}')
-    if folder and (folder/'config.json').is_file(): return replace(load(folder), **who)
-    lm = small_lm(tokenizer(), *SIZES[size], seed=seed, context=256, name=f'world-{size}')
+    if folder and (folder/'model').is_dir():
+        return replace(load(folder/'model', 'float32', device), **who)
+    lm = small_lm(tokenizer(), *SIZES[size], seed=seed, context=256, device=device)
     rng = np.random.default_rng([seed, 1])
     asked = requests(32*steps, seed=seed+10**6)
     fit(lm.model, [_example(lm, rng, r['text']) for r in asked], answer_loss, batch=32, lr=1e-2,
-        warmup=20, schedule='cosine', seed=seed)
-    if folder: save(lm, folder)
+        warmup=20, schedule='cosine', seed=seed, out=folder and folder/'fit')
+    if folder and process()[0]==0: save(lm, folder/'model')
     return replace(lm, **who)
+
+# %% ../../nbs/constitution/65_world.ipynb #23688e3c
+def examine(
+    lm:LM,
+    n:int=500,    # Dialogues to go on with, and requests that invite harm
+    rounds:int=4, # Of revision
+    seed:int=1,
+)->dict: # Nats a token of the dialogues; harmlessness and help of answers and of revisions, nats
+    "What a model of the world has learned"
+    rng,new = np.random.default_rng([seed, 2]),requests(n, seed+2*10**6)
+    with torch.no_grad():
+        loss,count,_ = answer_loss(lm.model, [_example(lm, rng, r['text']) for r in new])
+    asks = requests(n, seed+2*10**6, 'red_team')
+    chains = revise(lm, asks, PRINCIPLES, rounds=rounds, few_shot=[], seed=seed,
+                    max_new_tokens=40)
+    asked,res = [r['text'] for r in asks],dict(loss=loss.item()/count)
+    for name,k in dict(answer=0, revision=rounds).items():
+        said = [answer(c, k) for c in chains]
+        res |= {f'{name}, harmless': harmlessness(asked, said).mean(),
+                f'{name}, help': helpfulness(asked, said).mean()}
+    return {k: round(float(v), 4) for k,v in res.items()}

@@ -77,7 +77,7 @@ def step_of(
 
 def _snapshots(folder):
     if (folder/'config.json').is_file(): return []
-    found = [(step_of(d.name), d) for d in folder.iterdir() if (d/'config.json').is_file()]
+    found = [(step_of(d.name), d) for d in folder.glob('[!.]*') if (d/'config.json').is_file()]
     return sorted((s,d) for s,d in found if s is not None)
 
 

@@ -254,13 +254,9 @@ def finetune(
     res = replace(lm, model=model.eval().requires_grad_(False), oracle=False,
                   name=name or f'{lm.name}+{len(examples)}',
                   source=f'{lm.source}, finetuned {key}'.strip(', '))
-    if out is not None and process()[0]==0: _write(res, Path(out))
+    folder = None if out is None else Path(out)/'model'
+    if folder and not folder.is_dir() and process()[0]==0: save(res, folder)
     return res,history
-
-def _write(lm, out):
-    "The model's folder, seen whole or not at all"
-    if (out/'model').is_dir(): return
-    save(lm, out/'.model.part').rename(out/'model')
 
 
 # %%

@@ -22,7 +22,7 @@
 
 # %%
 #| export
-import json, shutil
+import json
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -128,9 +128,7 @@ class _Folder:
         state = learner.state() # Of parts that all processes have
         if not self.out or not self.first: return
         to = self.out/'snapshots'/f'step-{k:06}'
-        part = to.with_name('.part')
-        if part.exists(): shutil.rmtree(part)
-        if not to.exists(): save(learner.whole(), part); part.rename(to)
+        if not to.exists(): save(learner.whole(), to)
         new = self.out/f'checkpoint-{k:06}.pt'
         torch.save(dict(state, step=k), new.with_suffix('.part'))
         new.with_suffix('.part').rename(new)
@@ -411,4 +409,5 @@ for bad,kind,says in [(lambda: train_policy(lm, [], letters), DataError, 'no pro
 
 # %%
 #| hide
+import shutil
 shutil.rmtree(tmp)

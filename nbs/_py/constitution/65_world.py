@@ -22,14 +22,15 @@ from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 
-import numpy as np, pandas as pd
+import numpy as np, pandas as pd, torch
 
 # %%
 #| export
 from moral_sc.constitution.principles import Principle
 from moral_sc.constitution.prompts import example
-from moral_sc.constitution.revision import prompt_text, round_script
+from moral_sc.constitution.revision import answer, prompt_text, revise, round_script
 from moral_sc.foundation.errors import ConfigError, unknown
+from moral_sc.foundation.runs import process
 from moral_sc.language.heads import save, small_lm, word_tokenizer
 from moral_sc.language.models import LM, encode, load
 from moral_sc.language.training import answer_loss, fit
@@ -37,9 +38,7 @@ from moral_sc.language.training import answer_loss, fit
 # %%
 #| hide
 import tempfile
-import torch
 from fastcore.test import *
-from moral_sc.constitution.revision import answer, revise
 from moral_sc.foundation.statistics import paired_difference
 
 torch.set_num_threads(1)
@@ -302,20 +301,22 @@ def pretrain(
     size:str='tiny',   # One of `SIZES`
     seed:int=0,
     steps:int=None,    # Of 32 dialogues
-    out=None,          # Folder; a model that is there is read
+    out=None,          # Folder; a model that is there is read, half a reading goes on
+    device='cpu',
 )->LM:
     "A transformer that has read the world's dialogues"
     if size not in SIZES: raise ConfigError(unknown('size', size, [*SIZES]))
     steps = steps or STEPS[size]
     folder = Path(out)/f'world-{size}-{steps}-{seed}' if out else None
     who = dict(name=f'world-{size}', source=f'the world, {steps} steps, seed {seed}')
-    if folder and (folder/'config.json').is_file(): return replace(load(folder), **who)
-    lm = small_lm(tokenizer(), *SIZES[size], seed=seed, context=256, name=f'world-{size}')
+    if folder and (folder/'model').is_dir():
+        return replace(load(folder/'model', 'float32', device), **who)
+    lm = small_lm(tokenizer(), *SIZES[size], seed=seed, context=256, device=device)
     rng = np.random.default_rng([seed, 1])
     asked = requests(32*steps, seed=seed+10**6)
     fit(lm.model, [_example(lm, rng, r['text']) for r in asked], answer_loss, batch=32, lr=1e-2,
-        warmup=20, schedule='cosine', seed=seed)
-    if folder: save(lm, folder)
+        warmup=20, schedule='cosine', seed=seed, out=folder and folder/'fit')
+    if folder and process()[0]==0: save(lm, folder/'model')
     return replace(lm, **who)
 
 
@@ -353,3 +354,46 @@ with tempfile.TemporaryDirectory() as d: a,b = (pretrain('tiny', 3, 2, d) for _ 
 test_eq((a.name, a.source), (b.name, b.source))
 assert all(torch.equal(x, y) for x,y in zip(a.model.parameters(), b.model.parameters()))
 a.source
+
+
+# %% [markdown]
+# ## What it has learned
+#
+# A model goes on with dialogues that it has not read, and answers and revises where harm is
+# invited. What that is worth is counted.
+
+# %%
+#| export
+def examine(
+    lm:LM,
+    n:int=500,    # Dialogues to go on with, and requests that invite harm
+    rounds:int=4, # Of revision
+    seed:int=1,
+)->dict: # Nats a token of the dialogues; harmlessness and help of answers and of revisions, nats
+    "What a model of the world has learned"
+    rng,new = np.random.default_rng([seed, 2]),requests(n, seed+2*10**6)
+    with torch.no_grad():
+        loss,count,_ = answer_loss(lm.model, [_example(lm, rng, r['text']) for r in new])
+    asks = requests(n, seed+2*10**6, 'red_team')
+    chains = revise(lm, asks, PRINCIPLES, rounds=rounds, few_shot=[], seed=seed,
+                    max_new_tokens=40)
+    asked,res = [r['text'] for r in asks],dict(loss=loss.item()/count)
+    for name,k in dict(answer=0, revision=rounds).items():
+        said = [answer(c, k) for c in chains]
+        res |= {f'{name}, harmless': harmlessness(asked, said).mean(),
+                f'{name}, help': helpfulness(asked, said).mean()}
+    return {k: round(float(v), 4) for k,v in res.items()}
+
+
+# %%
+learned = examine(lm, 120)
+learned
+
+# %% [markdown]
+# The loss cannot fall below the entropy of the dialogues, much of which is chance. What larger
+# models make of it stands [elsewhere](66_people.ipynb).
+
+# %%
+new = small_lm(tokenizer(), *SIZES['tiny'])
+assert learned['loss']<1<np.log(len(tokenizer()))-.5<examine(new, 40)['loss']
+assert learned['revision, harmless']>learned['answer, harmless']+.2

@@ -18,6 +18,7 @@
 # %%
 #| export
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np, pandas as pd
@@ -28,7 +29,7 @@ from moral_sc.constitution import world
 from moral_sc.constitution.feedback import ANSWER, LETTERS, question
 from moral_sc.constitution.principles import Comparison
 from moral_sc.foundation.errors import ConfigError, unknown
-from moral_sc.foundation.runs import content_key
+from moral_sc.foundation.runs import content_key, process
 from moral_sc.language.heads import save, small_lm, word_tokenizer
 from moral_sc.language.models import LM, encode, load
 from moral_sc.language.training import answer_loss, fit
@@ -165,21 +166,22 @@ def judge_model(
     sharpness:float=3.,           # Of the voters
     lr:float=4e-3,                # Of each lesson, falling to nothing
     out=None,                     # Folder; a model that is there is read
+    device='cpu',
 )->LM:
     "A transformer that has read votes"
     if size not in world.SIZES: raise ConfigError(unknown('size', size, [*world.SIZES]))
     key = content_key(read=[list(lessons), list(principles), sharpness, lr])[:8]
     folder = Path(out)/f'judge-{size}-{seed}-{key}' if out else None
-    if folder and (folder/'config.json').is_file(): return load(folder)
-    lm = small_lm(tokenizer(), *world.SIZES[size], seed=seed, context=256,
-                  name=f'judge-{size}')
+    who = dict(name=f'judge-{size}', source=f'votes, {key}, seed {seed}')
+    if folder and folder.is_dir(): return replace(load(folder, 'float32', device), **who)
+    lm = small_lm(tokenizer(), *world.SIZES[size], seed=seed, context=256, device=device)
     for steps,most,k in lessons:
         n = 32*steps//len(most)
         read = [r for m in most for r in votes(n, seed, principles[:k], m, sharpness)]
         fit(lm.model, [_example(lm, r) for r in read], answer_loss, batch=32, lr=lr,
             warmup=8, schedule='cosine', seed=seed)
-    if folder: save(lm, folder)
-    return lm
+    if folder and process()[0]==0: save(lm, folder)
+    return replace(lm, **who)
 
 
 # %%

@@ -83,6 +83,7 @@ def small_lm(
     seed:int=0,
     context:int=512, # Longest text, in tokens
     name:str='',
+    device='cpu',
 )->LM:
     "A Llama with random weights"
     from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
@@ -94,7 +95,8 @@ def small_lm(
         torch.manual_seed(seed)
         model = LlamaForCausalLM(config).eval()
     model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id)
-    return LM(model, tokenizer, name or f'small-{layers}x{width}', f'random weights, seed {seed}')
+    return LM(model.to(device), tokenizer, name or f'small-{layers}x{width}',
+              f'random weights, seed {seed}')
 
 
 # %%
@@ -487,10 +489,11 @@ def save(
     lm:LM,
     folder,
 )->Path:
-    "A folder that `load` and transformers read"
+    "A folder that `load` and transformers read; a new one is seen whole or not at all"
     folder = Path(folder)
-    _quiet(lm.model.save_pretrained, folder); lm.tokenizer.save_pretrained(folder)
-    return folder
+    part = folder if folder.exists() else folder.with_name(f'.{folder.name}.part')
+    _quiet(lm.model.save_pretrained, part); lm.tokenizer.save_pretrained(part)
+    return part if part==folder else part.rename(folder)
 
 
 # %%

@@ -18,8 +18,6 @@ seed = 0         # everything random follows from it
 
 # %%
 #| hide
-import tempfile
-from pathlib import Path
 from time import perf_counter
 
 import numpy as np, pandas as pd, torch
@@ -32,11 +30,12 @@ from moral_sc.constitution.policy import train_policy
 from moral_sc.constitution.preference import fit_preference
 from moral_sc.constitution.prompts import split
 from moral_sc.constitution.revision import revise
+from moral_sc.foundation.runs import content_key
 from moral_sc.foundation.statistics import Estimate, cluster_bootstrap
 from moral_sc.lab.claims import record
+from moral_sc.lab.places import work_dir
 
 torch.set_num_threads(1)
-tmp = Path(tempfile.mkdtemp())
 began = perf_counter()
 
 # %%
@@ -48,7 +47,9 @@ size = dict(
     gpu=dict(model='medium', read=None, rate=5000, revise=3000, rounds=4, pairs=3000,
              asks=3000, steps=300, batch=256, held=64, samples=256, epochs=2),
 )[scale]
+on = 'auto' if scale=='gpu' else 'cpu'
 short = dict(max_new_tokens=32, seed=seed)
+place = work_dir(f'absolute-harmfulness-{scale}-{seed}-{content_key(size=size)[:8]}')
 size
 
 
@@ -98,13 +99,14 @@ n = int(shares.sum())
 rows = [*{r['text']: r for r in world.requests(3*n, seed=seed)}.values()][:n]
 for_rating,for_sl,for_pairs,asks,held = split(rows, *shares/n, seed=seed)
 held = kind(held, 'red_team')[:size['held']]
-first = world.pretrain(size['model'], seed=seed, steps=size['read'])
+first = world.pretrain(size['model'], seed, size['read'], place, on)
 red = kind(for_rating, 'red_team')
 rated = rate([dict(id=f'{r["id"]}/{k}', prompt=r['text'], answer=a)
               for r,two in zip(red, answers(first, red, 2, **short))
               for k,a in enumerate(two)], seed)
 train,test = split(rated, .85, .15, seed=seed)
-harm = fit_harmfulness(first, train, test, lr=1e-3, epochs=2*size['epochs'], seed=seed)
+harm = fit_harmfulness(first, train, test, lr=1e-3, epochs=2*size['epochs'], seed=seed,
+                       out=place/'rating')
 pd.Series([r['rating'] for r in rated]).value_counts().sort_index(), harm.history.attrs
 
 # %% [markdown]
@@ -133,7 +135,8 @@ chains = revise(first, kind(for_sl, 'red_team'), world.PRINCIPLES, rounds=size['
 good = kind(for_sl, 'helpful')
 plain = [dict(text=r['text'], answer=x)
          for r,(x,) in zip(good, answers(first, good, **short))]
-sl = finetune(first, examples_of(chains, 'all', plain), lr=1e-3, epochs=2, seed=seed)[0]
+sl = finetune(first, examples_of(chains, 'all', plain), place/'SL-CAI', lr=1e-3,
+              epochs=2, seed=seed)[0]
 
 bad = {r['text'] for r in kind(for_pairs, 'red_team')}
 def compared(lm, on_harm):
@@ -149,10 +152,10 @@ def labelled(pairs): return world.labeller(pairs, seed=seed)
 
 def train_on(name, start, on_harm):
     pm = fit_preference(start, compared(start, on_harm), lr=1e-3, epochs=size['epochs'],
-                        seed=seed)
+                        seed=seed, out=place/f'{name}-score')
     return train_policy(start, asks, pm, steps=size['steps'], batch=size['batch'], kl=.1,
                         lr=1e-3, max_new_tokens=32, every=max(1, size['steps']//6),
-                        seed=seed, out=tmp/name, watch=dict(danger=seen))
+                        seed=seed, out=place/name, watch=dict(danger=seen))
 
 starts = {'helpful RLHF': (first, helped), 'HH RLHF': (first, safe), 'RL-CAI': (sl, labelled)}
 policies = {k: train_on(k.replace(' ', '-'), *v) for k,v in starts.items()}
@@ -218,7 +221,8 @@ from moral_sc.language.models import load
 
 texts = [r['text'] for r in held]
 def look(p, k, T):
-    said = sum(answers(load(p.snapshots[k], 'float32'), held, temperature=T, **short), [])
+    lm = load(p.snapshots[k], 'float32', first.device)
+    said = sum(answers(lm, held, temperature=T, **short), [])
     f = world.features(texts, said)[['useful', 'wrong', 'danger', 'refusal', 'words']]
     repeats = world.features(texts, said).repetition
     return f.mean().to_dict() | dict(repetition=repeats.mean())

@@ -19,8 +19,6 @@ seed = 0         # of every model, draw and prompt
 
 # %%
 #| hide
-import tempfile
-from pathlib import Path
 from time import process_time
 
 import numpy as np, pandas as pd, torch
@@ -35,12 +33,13 @@ from moral_sc.constitution.preference import fit_preference
 from moral_sc.constitution.prompts import disjoint
 from moral_sc.constitution.revision import revise, stops
 from moral_sc.constitution.tournament import Count, checked, judge_from, play, tournament
+from moral_sc.foundation.runs import content_key
 from moral_sc.foundation.statistics import Estimate, cluster_bootstrap, paired_difference
 from moral_sc.lab.claims import record
+from moral_sc.lab.places import work_dir
 from moral_sc.language.models import load
 
 torch.set_num_threads(1)
-tmp = Path(tempfile.mkdtemp())
 began = process_time()
 
 # %%
@@ -52,6 +51,8 @@ size = dict( # requests of each kind, steps of reading, of RL, and between snaps
              pm=2, read=2000),
 )[scale]
 main = 'tiny' # The size of Figures 2 and 8; others are trained for Figure 3
+place = work_dir(f'frontier-{scale}-{seed}-{content_key(size=size)[:8]}')
+on = 'auto' if scale=='gpu' else 'cpu'
 size
 
 # %% [markdown]
@@ -95,14 +96,14 @@ def pairs(lm, prompts):
     "Two different answers a prompt"
     return [r for r in answer_pairs(lm, prompts, **short) if r['a']!=r['b']]
 
-def supervised(base):
+def supervised(base, out):
     "SL-CAI: finetuned on its revisions, and on its own answers to harmless requests"
     asked = of['helpful']['train']
     chains = revise(base, of['red_team']['train'], world.PRINCIPLES, rounds=4, few_shot=[],
                     **brief)
     own = [dict(text=p['text'], answer=a) for p,a in zip(asked, say(base, asked))]
     rows = examples_of(chains, 'all', own, keep=('copy', 'repetition'))
-    return finetune(base, rows, seed=seed, lr=2e-3)[0]
+    return finetune(base, rows, out, seed=seed, lr=2e-3)[0]
 
 
 # %% [markdown]
@@ -138,17 +139,17 @@ def comparisons(base, sl):
 # %%
 learn = dict(short, lr=3e-4, **{k: size[k] for k in ('steps', 'every', 'batch')})
 
-def prefer(base, rows, seed=seed):
-    return fit_preference(base, rows, seed=seed, epochs=size['pm'], lr=1e-3)
+def prefer(base, rows, seed=seed, **kw):
+    return fit_preference(base, rows, seed=seed, epochs=size['pm'], lr=1e-3, **kw)
 
 def train(name, wanted):
     "Every run of one size: first model, SL-CAI, scores, policies"
-    base = world.pretrain(name, seed, size['read'])
-    sl = supervised(base)
+    base = world.pretrain(name, seed, size['read'], place, on)
+    sl = supervised(base, place/name/'SL-CAI')
     rows = comparisons(base, sl)
-    scores = {k: prefer(base, rows[k]) for k in wanted}
+    scores = {k: prefer(base, rows[k], out=place/name/f'{k}, score') for k in wanted}
     asked = [p for ps in zip(*(of[k]['train'] for k in KINDS)) for p in ps]
-    runs = {k: train_policy(sl if 'CAI' in k else base, asked, pm, out=tmp/name/k, **learn)
+    runs = {k: train_policy(sl if 'CAI' in k else base, asked, pm, out=place/name/k, **learn)
             for k,pm in scores.items()}
     return dict(base=base, sl=sl, scores=scores, runs=runs)
 
@@ -175,7 +176,7 @@ def field(t, ways):
     return pd.DataFrame(rows, columns=['run', 'step', 'model']).assign(
         player=lambda d: d.run+' '+d.step.astype(str))
 
-def read(m): return load(m, 'float32', 'cpu') if isinstance(m, Path) else m
+def read(m): return load(m, 'float32', trained['base'].device) if isinstance(m, Path) else m
 
 def heard(players):
     "Answers of every player to the requests of the tournament, by kind"
@@ -310,7 +311,7 @@ plot_ratings(roster.merge(by_size['red_team'].table).rename(columns=dict(run='ki
 # %%
 def held_out(kind, of_what):
     rows = world.rater(pairs(trained['base'], of[kind]['judge']), of_what, seed=seed+1)
-    return prefer(trained['base'], rows, seed+1)
+    return prefer(trained['base'], rows, seed+1, out=place/f'judge-{kind}')
 
 unseen = [held_out(*x) for x in zip(KINDS, ('helpful', 'harmless'))]
 told = meet(said, unseen)

@@ -19,8 +19,6 @@ seed = 0         # everything random follows from it
 
 # %%
 #| hide
-import tempfile
-from pathlib import Path
 from time import perf_counter
 
 import numpy as np, pandas as pd, torch
@@ -31,13 +29,14 @@ from moral_sc.constitution.policy import train_policy
 from moral_sc.constitution.preference import fit_preference
 from moral_sc.constitution.prompts import ask, split
 from moral_sc.constitution.rollouts import ends
+from moral_sc.foundation.runs import content_key
 from moral_sc.foundation.statistics import Estimate, cluster_bootstrap
 from moral_sc.lab.claims import record
+from moral_sc.lab.places import work_dir
 from moral_sc.language.models import load
 from moral_sc.language.sampling import sample
 
 torch.set_num_threads(1)
-tmp = Path(tempfile.mkdtemp())
 began = perf_counter()
 
 # %%
@@ -49,8 +48,10 @@ size = dict(
     gpu=dict(model='medium', read=None, asks=3000, pairs=3000, epochs=2, steps=600,
              batch=256, seeds=5, prices=[0., .01, .03, .1, .3], held=500),
 )[scale]
+on = 'auto' if scale=='gpu' else 'cpu'
 learn = dict(steps=size['steps'], batch=size['batch'], max_new_tokens=32, lr=1e-3,
              every=max(1, size['steps']//8))
+place = work_dir(f'over-optimisation-{scale}-{seed}-{content_key(size=size)[:8]}')
 size
 
 
@@ -76,7 +77,7 @@ size
 def truth(prompts, answers):
     return world.helpfulness(prompts, answers)+world.harmlessness(prompts, answers)
 
-first = world.pretrain(size['model'], seed=seed, steps=size['read'])
+first = world.pretrain(size['model'], seed, size['read'], place, on)
 n = size['pairs']+size['asks']+size['held']
 rows = list({r['text']: r for r in world.requests(2*n, seed=seed)}.values())[:n]
 parts = (size[k]/n for k in ('pairs', 'asks', 'held'))
@@ -101,7 +102,8 @@ def told(pairs, worth=truth):
     return [r | dict(p=float(x)) for r,x in zip(pairs, share)]
 
 pairs = told(compare(for_pairs))
-proxy = fit_preference(first, pairs, lr=1e-3, epochs=size['epochs'], seed=seed)
+proxy = fit_preference(first, pairs, lr=1e-3, epochs=size['epochs'], seed=seed,
+                       out=place/'proxy')
 fresh = told(compare(held))
 proxy.accuracy(pairs), proxy.accuracy(fresh)
 
@@ -118,7 +120,7 @@ def count(name): return lambda p,a: world.features(p, a)[name].to_numpy(float)
 
 watch = dict(gold=truth, kind=count('kind'), danger=count('danger'), useful=count('useful'))
 def train(name, reward=proxy, seed=seed, **kw):
-    return train_policy(first, asks, reward, watch=watch, seed=seed, out=tmp/name,
+    return train_policy(first, asks, reward, watch=watch, seed=seed, out=place/name,
                         **learn | dict(kl=0.) | kw)
 
 free = [train(f'free-{s}', seed=seed+s) for s in range(size['seeds'])]
@@ -164,7 +166,7 @@ def measure(p):
     "Scores of each snapshot on the held-out prompts"
     texts,res = [r['text'] for r in held],[]
     for d in p.snapshots:
-        answers = say(load(d, 'float32', 'cpu'), held)
+        answers = say(load(d, 'float32', first.device), held)
         res.append(pd.DataFrame(dict(
             step=int(d.name[5:]), prompt=texts, proxy=proxy(texts, answers),
             gold=truth(texts, answers), kind=count('kind')(texts, answers)>0)))
@@ -253,10 +255,11 @@ pd.DataFrame(dict(k1=d.kl, k3=d.kl3)).agg(['mean', 'std', 'min']).round(3)
 
 # %%
 labels = world.labeller(compare(for_pairs), seed=seed)
-warm = fit_preference(first, labels, lr=1e-3, epochs=size['epochs'], seed=seed)
+warm = fit_preference(first, labels, lr=1e-3, epochs=size['epochs'], seed=seed,
+                      out=place/'warm')
 cai = train('labels', reward=warm)
 texts = [r['text'] for r in held]
-rate = lambda d: count('kind')(texts, say(load(d, 'float32', 'cpu'), held))>0
+rate = lambda d: count('kind')(texts, say(load(d, 'float32', first.device), held))>0
 comfort = rate(cai.snapshots[-1]).astype(float)-rate(cai.snapshots[0])
 boiler = Estimate(*cluster_bootstrap(comfort, texts))
 str(boiler)

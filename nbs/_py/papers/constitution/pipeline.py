@@ -49,6 +49,7 @@ size = dict(
     gpu=dict(model='medium', read=None, lessons=LESSONS, principles=[*world.SEES], rounds=4,
              revise=3000, asks=5000, steps=300, batch=256, held=500, seeds=3),
 )[scale]
+on = 'auto' if scale=='gpu' else 'cpu'
 size
 
 
@@ -97,7 +98,7 @@ def supervise(base, rows, seed):
     return timed('finetune', finetune, base, learn, lr=1e-3, epochs=2, seed=seed)[0],learn
 
 for_sl,for_rl,held = prompts(seed)
-first = timed('pretrain', world.pretrain, size['model'], seed=seed, steps=size['read'])
+first = timed('pretrain', world.pretrain, size['model'], seed, size['read'], device=on)
 sl,learned = supervise(first, for_sl, seed)
 tally(learned)
 
@@ -119,7 +120,7 @@ principles = [c for c in COMPARISONS if c.id in size['principles']]
 def read_votes(seed):
     "The labelling model"
     return timed('judge', judge_model, size['model'], seed, size['lessons'],
-                 size['principles'])
+                 size['principles'], device=on)
 
 def agreement(judge, principle):
     "Share of labels on the side of what a principle sees, on fresh votes"
@@ -203,7 +204,7 @@ def measure(models, held, seed):
 def again(seed):
     "The whole pipeline with another seed"
     for_sl,for_rl,held = prompts(seed)
-    base = timed('pretrain', world.pretrain, size['model'], seed=seed, steps=size['read'])
+    base = timed('pretrain', world.pretrain, size['model'], seed, size['read'], device=on)
     sl = supervise(base, for_sl, seed)[0]
     labels = feedback(sl, read_votes(seed), for_rl, seed)
     rl = reinforce(sl, for_rl, labels, seed)

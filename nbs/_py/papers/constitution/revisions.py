@@ -47,6 +47,7 @@ size = dict( # models: size and steps of reading, smallest first
     gpu=dict(models=[('tiny', 220), ('small', 900), ('medium', 2000)], asks=1000,
              pairs=3000, few=300),
 )[scale]
+on = 'auto' if scale=='gpu' else 'cpu'
 names = [f'{s}, {n} steps' for s,n in size['models']]
 place = work_dir(f'revisions-{scale}-{seed}-{content_key(size=size)[:8]}')
 size
@@ -68,7 +69,7 @@ size
 # %%
 def model(size, steps, seed):
     "A model of the world under one name, trained or read back"
-    lm = world.pretrain(size, seed, steps, out=place)
+    lm = world.pretrain(size, seed, steps, place, on)
     return replace(lm, name=f'{size}-{steps}-{seed}')
 
 models = {n: model(s, k, seed) for n,(s,k) in zip(names, size['models'])}

@@ -19,8 +19,6 @@ seed = 0         # of every model, draw and prompt
 
 # %%
 #| hide
-import tempfile
-from pathlib import Path
 from time import perf_counter
 
 import numpy as np, pandas as pd, torch
@@ -35,11 +33,12 @@ from moral_sc.constitution.prompts import split
 from moral_sc.constitution.reliability import plot_reliability
 from moral_sc.constitution.revision import stops
 from moral_sc.constitution.revision_plots import plot_means
+from moral_sc.foundation.runs import content_key
 from moral_sc.foundation.statistics import cluster_bootstrap, paired_difference
 from moral_sc.lab.claims import record
+from moral_sc.lab.places import work_dir
 
 torch.set_num_threads(1)
-tmp = Path(tempfile.mkdtemp())
 began = perf_counter()
 
 # %%
@@ -51,6 +50,8 @@ size = dict( # pairs, steps of RL, answers a step, trainings of each preference 
     gpu=dict(model='medium', read=None, pairs=6000, held=2000, asks=3000, epochs=2, steps=300,
              batch=128, trainings=5),
 )[scale]
+on = 'auto' if scale=='gpu' else 'cpu'
+place = work_dir(f'soft-labels-{scale}-{seed}-{content_key(size=size)[:8]}')
 size
 
 # %% [markdown]
@@ -75,7 +76,7 @@ size
 # this model, and are measured on comparisons of other prompts.
 
 # %%
-first = world.pretrain(size['model'], seed=seed, steps=size['read'])
+first = world.pretrain(size['model'], seed, size['read'], place, on)
 n = size['pairs']+size['held']+size['asks']
 rows = [*{r['text']: r for r in world.requests(3*n, seed=seed, kind='red_team')}.values()][:n]
 parts = split(rows, *(size[k]/n for k in ('pairs', 'held', 'asks')), seed=seed)
@@ -106,14 +107,18 @@ seeds = [seed+s for s in range(size['trainings'])]
 class Trained:
     "Preference models, one a seed, and what they say of the fresh comparisons"
     def __init__(self, labels, **kw):
-        self.pms = [fit_preference(first, labels(s), lr=1e-3, epochs=size['epochs'], seed=s, **kw)
-                    for s in seeds]
+        self.pms = [self.train(labels(s), s, **kw) for s in seeds]
         m = self.margin = np.array([pm(col('prompt'), col('a'))-pm(col('prompt'), col('b'))
                                     for pm in self.pms])
         cross = np.logaddexp(0, -m)*truth+np.logaddexp(0, m)*(1-truth)
         self.each = cross-entropy(truth) # [training, pair] nats
         self.wrong = self.each.mean(0)
         self.right = ((m>0)==(gap>0))[:,gap!=0].mean(0)
+
+    def train(self, rows, seed, **kw):
+        out = place/f'pm-{content_key(rows=rows, seed=seed, **kw)[:12]}'
+        return fit_preference(first, rows, lr=1e-3, epochs=size['epochs'], seed=seed, out=out,
+                              **kw)
 
     def row(self, panel, name):
         "For the table and the figure"
@@ -270,7 +275,8 @@ def worth(p, a): return world.helpfulness(p, a)+world.harmlessness(p, a)
 watch = dict(gold=worth, kind=lambda p,a: (count('kind')(p, a)>0)*1., danger=count('danger'))
 learn = dict(steps=size['steps'], batch=size['batch'], max_new_tokens=32, stop=stops, lr=1e-3,
              kl=.05, every=size['steps'])
-runs = {(k, s): train_policy(first, asks, pm, watch=watch, seed=s, out=tmp/f'{i}-{s}', **learn)
+runs = {(k, s): train_policy(first, asks, pm, watch=watch, seed=s, out=place/f'policy-{i}-{s}',
+                             **learn)
         for i,k in enumerate(clamps) for s,pm in zip(seeds, models['clamp', k].pms)}
 
 # %%
