@@ -218,21 +218,25 @@ def run_stems(
     return torch.stack([parts[i] for i in range(len(reads))])
 
 def _stemmed(lm, rows, n, reads, kept):
-    "Length, keys and values of a stem, and what was wanted of it"
+    "Length, keys and values of a stem, and what was wanted of it; begins with what is kept"
     from transformers import DynamicCache
-    def before(n): return {i: t for i,(_,_,t) in enumerate(reads) if t<n}
-    for k,cache in kept.items(): # One, or none
-        near = len(k)<=n and rows[0][:len(k)]==[*k] and (n-len(k))*len(rows)<n
-        if near and not before(len(k)): return len(k),cache,{}
-    early = before(n)
-    cache,ids = DynamicCache(),torch.tensor([rows[0][:n]], device=lm.device)
-    at = torch.tensor([[0]*len(early), [*early.values()]], dtype=torch.long, device=lm.device)
-    found = states(lm, at, input_ids=ids, past_key_values=cache, use_cache=True)
+    def early(n): return {i: t for i,(_,_,t) in enumerate(reads) if t<n}
+    cache,k = DynamicCache(),0
+    for old,layers in kept.items(): # One, or none
+        k = shared(old, rows[0][:n])
+        if early(k): k = 0
+        if k and (n-k)*len(rows)<=slack(lm): n = k # The rest is not worth a pass
+        if k: [cache.update(*(x[:,:,:k] for x in two), i) for i,two in enumerate(layers)]
+    wanted,found = early(n),[]
+    if n>k:
+        at = torch.tensor([[0]*len(wanted), [t-k for t in wanted.values()]], dtype=torch.long)
+        found = states(lm, at.to(lm.device), past_key_values=cache, use_cache=True,
+                       input_ids=torch.tensor([rows[0][k:n]], device=lm.device))
     stem = [(x.keys, x.values) for x in cache.layers]
     cache.update = lambda k, v, layer, *a, **kw: tuple( # Nothing is added to it any more
         torch.cat([x.expand(len(y), -1, -1, -1), y], 2) for x,y in zip(stem[layer], (k, v)))
-    kept.clear(); kept[tuple(rows[0][:n])] = cache
-    return n,cache,dict(zip(early, found))
+    kept.clear(); kept[tuple(rows[0][:n])] = stem
+    return n,cache,dict(zip(wanted, found))
 
 # %% ../../nbs/language/32_trees.ipynb #27ea41e3
 def plan_cascade(

@@ -257,8 +257,8 @@ def _grow(lm, trees, reads, stem=0, **kw):
 # $s + b + c\,(s+b)^2$.
 #
 # A branch may be any stretch of the sorted rows; what neighbouring branches share is run in each.
-# So branches, too, are cut at least cost. Where there are too many for one pass, the stem waits
-# for the next.
+# So branches, too, are cut at least cost. The stem of one pass waits for the next, which goes on
+# from what both have in common.
 
 # %%
 #| export
@@ -327,21 +327,25 @@ def run_stems(
     return torch.stack([parts[i] for i in range(len(reads))])
 
 def _stemmed(lm, rows, n, reads, kept):
-    "Length, keys and values of a stem, and what was wanted of it"
+    "Length, keys and values of a stem, and what was wanted of it; begins with what is kept"
     from transformers import DynamicCache
-    def before(n): return {i: t for i,(_,_,t) in enumerate(reads) if t<n}
-    for k,cache in kept.items(): # One, or none
-        near = len(k)<=n and rows[0][:len(k)]==[*k] and (n-len(k))*len(rows)<n
-        if near and not before(len(k)): return len(k),cache,{}
-    early = before(n)
-    cache,ids = DynamicCache(),torch.tensor([rows[0][:n]], device=lm.device)
-    at = torch.tensor([[0]*len(early), [*early.values()]], dtype=torch.long, device=lm.device)
-    found = states(lm, at, input_ids=ids, past_key_values=cache, use_cache=True)
+    def early(n): return {i: t for i,(_,_,t) in enumerate(reads) if t<n}
+    cache,k = DynamicCache(),0
+    for old,layers in kept.items(): # One, or none
+        k = shared(old, rows[0][:n])
+        if early(k): k = 0
+        if k and (n-k)*len(rows)<=slack(lm): n = k # The rest is not worth a pass
+        if k: [cache.update(*(x[:,:,:k] for x in two), i) for i,two in enumerate(layers)]
+    wanted,found = early(n),[]
+    if n>k:
+        at = torch.tensor([[0]*len(wanted), [t-k for t in wanted.values()]], dtype=torch.long)
+        found = states(lm, at.to(lm.device), past_key_values=cache, use_cache=True,
+                       input_ids=torch.tensor([rows[0][k:n]], device=lm.device))
     stem = [(x.keys, x.values) for x in cache.layers]
     cache.update = lambda k, v, layer, *a, **kw: tuple( # Nothing is added to it any more
         torch.cat([x.expand(len(y), -1, -1, -1), y], 2) for x,y in zip(stem[layer], (k, v)))
-    kept.clear(); kept[tuple(rows[0][:n])] = cache
-    return n,cache,dict(zip(early, found))
+    kept.clear(); kept[tuple(rows[0][:n])] = stem
+    return n,cache,dict(zip(wanted, found))
 
 
 # %% [markdown]
@@ -641,17 +645,19 @@ assert 0 <= ran['rows']-(2*k*(s+q+i)+k*d) <= 16*k # Padding
 ran
 
 # %% [markdown]
-# With twelve questions of seven sentences after one long text, a stem is run once however small
-# the passes are, and attention compares far fewer pairs.
+# Two long texts that part near their end, with twelve questions after each, each in seven wordings:
+# what they have in common is run once however small the passes are, and so is each text.
 
 # %%
-long = [scene(200, 0, 1, 40+j, 20)[0][:200]+[5+j]*(40+k)+[60+k] for j in range(12) for k in range(7)]
-want = 200+12*(46+7)
+first = [3+7*t%100 for t in range(200)]
+ask = [[5+j]*(40+k)+[60+k] for j in range(12) for k in range(7)]
+long = [t+a for t in (first, first[:180]+[120]*20) for a in ask]
+want = 180+2*20+2*12*(46+7)
 for most in (300, 4096):
     n = watch.during(lambda: read(watch.lm, long, [(j,len(r)-1) for j,r in enumerate(long)],
                                   lambda *a: None, most, engine='stem'))
     assert want<=n<=1.1*want, (n, want)
-n
+n,sum(map(len, long))
 
 # %% [markdown]
 # ## Out of memory
