@@ -92,12 +92,12 @@ def squared(lm)->float:
 
 # %% ../../nbs/language/32_trees.ipynb #6961cb37
 def _sizes(rows, most=512):
-    "A function: row number -> sizes of the trees that end there, and of what their rows share"
+    "A function: row number -> sizes of the trees that end there"
     L,S = np.array([*map(len, rows)]), np.array([0, *map(shared, rows, rows[1:])])
     C = np.concatenate([[0], (L-S).cumsum()])
     def sizes(j):
         i = slice(max(0, j+1-most), j+1)
-        return C[j+1]-C[i]+S[i],np.append(np.minimum.accumulate(S[i][:0:-1])[::-1], L[j])
+        return C[j+1]-C[i]+S[i]
     return sizes
 
 def plan_trees(
@@ -110,11 +110,11 @@ def plan_trees(
     order,c = sorted(range(len(rows)), key=rows.__getitem__), squared(lm)
     sizes = _sizes([rows[i] for i in order])
     def price(j):
-        n = sizes(j)[0]
+        n = sizes(j)
         n = n[min((n>min(limit, tokens)).sum(), len(n)-1):]
         return n+c*n*n
     cut = cheapest(len(rows), price)
-    big = [int(sizes(b-1)[0][a-b]) for a,b in cut]
+    big = [int(sizes(b-1)[a-b]) for a,b in cut]
     return [[order[slice(*cut[k])] for k in p] for p in batches(big, tokens, slack=slack(lm))]
 
 # %% ../../nbs/language/32_trees.ipynb #5a86a77f
@@ -155,6 +155,46 @@ def _grow(lm, trees, reads, stem=0, **kw):
 # %% ../../nbs/language/32_trees.ipynb #4709149e
 def _stem(rows): return min(map(shared, rows, rows[1:])) if len(rows)>1 else 0
 
+class _Cut:
+    "Sorted rows, and what it costs to run stretches of them"
+    def __init__(self, lm, rows, tokens=0, limit=0):
+        self.c,self.limit = squared(lm),min(limit, tokens)
+        self.more = 2*slack(lm) # A stem has a pass more, and two that are smaller
+        self.S = np.array([0, *map(shared, rows, rows[1:])])
+        self.C = np.append(0, np.cumsum(np.array([*map(len, rows)])-self.S))
+
+    def nodes(self, a, b): return self.C[b]-self.C[a]+self.S[a] # Of the tree of rows a to b
+
+    def least(self, a, b, price, most=512):
+        "The cheapest stretches, and what they cost; a price is one of nodes"
+        def of(j): return price(self.nodes(np.arange(max(a, j+1-most), j+1), j+1))
+        cut = [(a+x, a+y) for x,y in cheapest(b-a, lambda j: of(a+j))]
+        return sum(price(np.array([self.nodes(x, y)]))[0] for x,y in cut),cut
+
+    def trees(self, a, b):
+        def price(n): return np.where((n>self.limit) & (n>n[-1]), np.inf, n+self.c*n*n)
+        cost,cut = self.least(a, b, price)
+        return cost,[(x, y, 0) for x,y in cut]
+
+    def branches(self, a, b, s):
+        "Branches on a stem of `s` tokens"
+        def price(n): return n-s+self.c*(n-s)*n
+        return self.least(a, b, price)
+
+    def best(self, a, b, known=0, deep=0):
+        "Least cost where `known` tokens have been run before, and the groups: (first, last, stem)"
+        n,s = self.nodes(a, b),int(self.S[a+1:b].min()) if b-a>1 else 0
+        res = [self.trees(a, b) if not deep else
+               (n+self.c*n*n if n<=self.limit or b-a==1 else np.inf, [(a, b, 0)])]
+        stem = (s-known)*(1+self.c*s)
+        if s>8: res.append((stem+self.more+self.branches(a, b, s)[0], [(a, b, s)]))
+        if b-a>2 and deep<24:
+            at = [a, *(a+1+np.flatnonzero(self.S[a+1:b]==s)), b]
+            parts = [self.best(x, y, s, deep+1) for x,y in zip(at, at[1:])]
+            groups = [g for _,x in parts for g in x]
+            res.append((stem*any(g[2] for g in groups)+sum(x for x,_ in parts), groups))
+        return min(res, key=lambda x: x[0])
+
 def plan_stems(
     lm,
     rows:list,      # Lists of token ids
@@ -162,34 +202,15 @@ def plan_stems(
     limit:int=4096, # Nodes in one tree that is run in one pass
 )->list:            # Passes: one group whose stem is kept, or groups of which each is a tree
     "Rows that share much in one tree, with a stem where that is cheaper"
-    order,c = sorted(range(len(rows)), key=rows.__getitem__), squared(lm)
-    rows = [rows[i] for i in order]
-    sizes,many = _sizes(rows),np.append(0, np.cumsum([*map(len, rows)]))
-    def both(j):
-        n,s = sizes(j)
-        k = np.arange(len(n), 0, -1)
-        m = (many[j+1]-many[j+1-k])/k-s # Of a branch without forks
-        plain,stem = n+c*n*n,s+c*s*s+(n-s)*(1+c*(s+m))+slack(lm)
-        plain[:-1][n[:-1]>min(limit, tokens)] = np.inf
-        stem[s==0],stem[-1] = np.inf,np.inf
-        return n,s,plain,stem
-    res,trees = [],[]
-    for a,b in cheapest(len(rows), lambda j: np.minimum(*both(j)[2:])):
-        n,s,plain,stem = (x[a-b] for x in both(b-1))
-        if plain<=stem: trees.append((order[a:b], int(n))); continue
-        cut = [(a+x,a+y) for x,y in _branches(lm, rows[a:b], s)]
-        for p in _even(lm, [int(sizes(y-1)[0][x-y]-s) for x,y in cut], tokens):
-            res.append([[order[i] for k in sorted(p) for i in range(*cut[k])]])
+    order = sorted(range(len(rows)), key=rows.__getitem__)
+    cut,res,trees = _Cut(lm, [rows[i] for i in order], tokens, limit),[],[]
+    for a,b,s in cut.best(0, len(rows))[1]:
+        if not s: trees.append((order[a:b], int(cut.nodes(a, b)))); continue
+        parts = cut.branches(a, b, s)[1]
+        for p in _even(lm, [int(cut.nodes(x, y)-s) for x,y in parts], tokens):
+            res.append([[order[i] for k in sorted(p) for i in range(*parts[k])]])
     beside = batches([n for _,n in trees], tokens, slack=slack(lm))
     return res+[[trees[k][0] for k in p] for p in beside]
-
-def _branches(lm, rows, stem):
-    "Stretches of rows to be run as one branch each"
-    sizes,c = _sizes(rows),squared(lm)
-    def price(j):
-        m = sizes(j)[0]-stem
-        return m+c*m*(stem+m)
-    return cheapest(len(rows), price)
 
 def _even(lm, sizes, tokens):
     "Branches side by side, with little padding"
@@ -206,11 +227,11 @@ def run_stems(
     rows,n,kept = groups[0],_stem(groups[0]),{} if kept is None else kept
     if len(groups)>1 or not n: return run_trees(lm, groups, reads, side)
     n,cache,parts = _stemmed(lm, rows, n, reads, kept)
-    cut = _branches(lm, rows, n)
+    cut = _Cut(lm, rows).branches(0, len(rows), n)[1]
     trees = [plant([r[n:] for r in rows[a:b]]) for a,b in cut]
     of = {k: (g,k-a) for g,(a,b) in enumerate(cut) for k in range(a, b)}
     big = [len(t.ids) for t in trees]
-    for p in _even(lm, big, sum(big)):
+    for p in _even(lm, big, len(big)*max(big)):
         late = [i for i,(_,k,_) in enumerate(reads) if i not in parts and of[k][0] in p]
         at = [(p.index(of[k][0]), of[k][1], t-n) for _,k,t in (reads[i] for i in late)]
         if late: parts |= zip(late, _grow(lm, [trees[g] for g in p], at, n,
