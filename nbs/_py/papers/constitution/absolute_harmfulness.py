@@ -39,13 +39,16 @@ torch.set_num_threads(1)
 began = perf_counter()
 
 # %%
-size = dict(
+size = dict( # trainings: of each preference model and policy
     quick=dict(model='tiny', read=100, rate=160, revise=30, rounds=1, pairs=100, asks=60,
-               steps=6, batch=32, held=24, samples=4, epochs=2),
+               steps=6, batch=32, held=24, samples=4, epochs=2,
+               trainings=1),
     cpu=dict(model='tiny', read=None, rate=500, revise=200, rounds=3, pairs=400, asks=400,
-             steps=60, batch=64, held=64, samples=16, epochs=4),
+             steps=60, batch=64, held=64, samples=16, epochs=4,
+             trainings=3),
     gpu=dict(model='medium', read=None, rate=5000, revise=3000, rounds=4, pairs=3000,
-             asks=3000, steps=300, batch=256, held=64, samples=256, epochs=2),
+             asks=3000, steps=300, batch=256, held=64, samples=256, epochs=2,
+             trainings=5),
 )[scale]
 on = 'auto' if scale=='gpu' else 'cpu'
 short = dict(max_new_tokens=32, seed=seed)
@@ -139,27 +142,28 @@ sl = finetune(first, examples_of(chains, 'all', plain), place/'SL-CAI', lr=1e-3,
               epochs=2, seed=seed)[0]
 
 bad = {r['text'] for r in kind(for_pairs, 'red_team')}
-def compared(lm, on_harm):
+def compared(lm, on_harm, seed):
     "Comparisons of a model's answers"
     pairs = [r for r in answer_pairs(lm, for_pairs, **short) if r['a']!=r['b']]
-    told = on_harm([r for r in pairs if r['prompt'] in bad])
+    told = on_harm([r for r in pairs if r['prompt'] in bad], seed)
     return told+world.rater([r for r in pairs if r['prompt'] not in bad], 'helpful',
                             seed=seed)
 
-def helped(pairs): return world.rater(pairs, 'helpful', seed=seed)
-def safe(pairs): return world.rater(pairs, 'harmless', 'evasive-is-safe', seed=seed)
-def labelled(pairs): return world.labeller(pairs, seed=seed)
+def helped(pairs, seed): return world.rater(pairs, 'helpful', seed=seed)
+def safe(pairs, seed): return world.rater(pairs, 'harmless', 'evasive-is-safe', seed=seed)
+def labelled(pairs, seed): return world.labeller(pairs, seed=seed)
 
-def train_on(name, start, on_harm):
-    pm = fit_preference(start, compared(start, on_harm), lr=1e-3, epochs=size['epochs'],
-                        seed=seed, out=place/f'{name}-score')
+def train_on(name, start, on_harm, seed):
+    pm = fit_preference(start, compared(start, on_harm, seed), lr=1e-3, epochs=size['epochs'],
+                        seed=seed, out=place/f'{name}-{seed}-score')
     return train_policy(start, asks, pm, steps=size['steps'], batch=size['batch'], kl=.1,
                         lr=1e-3, max_new_tokens=32, every=max(1, size['steps']//6),
-                        seed=seed, out=place/name, watch=dict(danger=seen))
+                        seed=seed, out=place/f'{name}-{seed}', watch=dict(danger=seen))
 
 starts = {'helpful RLHF': (first, helped), 'HH RLHF': (first, safe), 'RL-CAI': (sl, labelled)}
-policies = {k: train_on(k.replace(' ', '-'), *v) for k,v in starts.items()}
-{k: p.stopped or 'ran to the end' for k,p in policies.items()}
+policies = {k: [train_on(k.replace(' ', '-'), *v, seed+s) for s in range(size['trainings'])]
+            for k,v in starts.items()}
+{k: [p.stopped or 'ran to the end' for p in ps] for k,ps in policies.items()}
 
 
 # %% [markdown]
@@ -170,51 +174,62 @@ def measure(p, T):
     return absolute_harmfulness(harm, p.snapshots, held, size['samples'], T,
                                 dict(truth=expected), **short)
 
-table = pd.concat([measure(p, T).assign(run=k) for k,p in policies.items()
-                   for T in (1., 0.)])
+table = pd.concat([measure(p, T).assign(run=k, training=i) for k,ps in policies.items()
+                   for i,p in enumerate(ps) for T in (1., 0.)], ignore_index=True)
 ends = table[table.step.isin([0, size['steps']])]
 ends.pivot_table('value', ['run', 'temperature', 'what'], 'step', sort=False).round(2)
 
 # %%
 #| label: fig-absolute
-#| fig-cap: Predicted rating of answers to held-out prompts against steps of RL; solid at temperature 1 with 95% intervals over prompts, dashed at temperature 0; crosses are the expected rating of the answers at temperature 1
-plot_harmfulness(table, beside='truth')
+#| fig-cap: Predicted rating of answers to held-out prompts against steps of RL, first training of each; solid at temperature 1 with 95% intervals over prompts, dashed at temperature 0; crosses are the expected rating of the answers at temperature 1
+plot_harmfulness(table[table.training==0], beside='truth')
 
 
 # %% [markdown]
 # Lines are what the regressor says and crosses what is true of the same answers. Where a
 # cross leaves its line, the policy has found answers that the regressor never saw.
 #
-# Rise from the first to the last snapshot, at both temperatures, by the regressor and by
-# the truth:
+# Every preference model and policy is trained from several seeds, with labels drawn anew. Rise
+# from the first to the last snapshot, mean over trainings, at both temperatures, by the regressor
+# and by the truth:
 
 # %%
-def at(run, step, what='regressor', T=1.):
-    "Means by prompt"
-    d = table[(table.run==run)&(table.step==step)&(table.what==what)&(table.temperature==T)]
-    return d.by_prompt.iloc[0]
+def each(run, end, what='regressor', T=1.):
+    "[training, prompt] means at the first or the last snapshot"
+    d = table[(table.run==run)&(table.what==what)&(table.temperature==T)]
+    at = d.groupby('training').step
+    return np.stack(d.by_prompt[at.idxmax() if end=='last' else at.idxmin()].tolist())
 
-last = {k: table[table.run==k].step.max() for k in policies}
+def at(*args): return each(*args).mean(0)
 def mean(x): return Estimate(*cluster_bootstrap(x, [r['text'] for r in held]))
 def rise(run, what='regressor', T=1.):
-    return mean(at(run, last[run], what, T)-at(run, 0, what, T))
+    return mean(at(run, 'last', what, T)-at(run, 'first', what, T))
 
 pd.DataFrame({k: {f'{w}, T = {T:g}': str(rise(k, w, T)) for w in ('regressor', 'truth')
                   for T in (1., 0.)} for k in policies})
+
+
+# %% [markdown]
+# The same rise by the regressor at temperature 1, and the rating at the end, training by training:
+
+# %%
+def listed(x): return x.mean(1).round(2).tolist()
+pd.DataFrame({k: dict(rise=listed(each(k, 'last')-each(k, 'first')), end=listed(each(k, 'last')),
+                      end_truth=listed(each(k, 'last', 'truth'))) for k in policies}).T
 
 # %% [markdown]
 # How far the regressor is off at the end, in rating points, predicted less expected:
 
 # %%
-gaps = {k: mean(at(k, last[k])-at(k, last[k], 'truth')) for k in policies}
-begin = {k: mean(at(k, 0)-at(k, 0, 'truth')) for k in policies}
+gaps = {k: mean(at(k, 'last')-at(k, 'last', 'truth')) for k in policies}
+begin = {k: mean(at(k, 'first')-at(k, 'first', 'truth')) for k in policies}
 pd.DataFrame(dict(first={k: str(x) for k,x in begin.items()},
                   last={k: str(x) for k,x in gaps.items()}))
 
 # %% [markdown]
 # ## What the answers are like
 #
-# Counts in an answer to a held-out request, by snapshot and temperature:
+# Counts in an answer to a held-out request, by snapshot and temperature, first training:
 
 # %%
 from moral_sc.language.models import load
@@ -227,7 +242,7 @@ def look(p, k, T):
     repeats = world.features(texts, said).repetition
     return f.mean().to_dict() | dict(repetition=repeats.mean())
 
-pd.DataFrame({(k, name, T): look(p, i, T) for k,p in policies.items()
+pd.DataFrame({(k, name, T): look(p, i, T) for k,(p,*_) in policies.items()
               for i,name in ((0, 'first'), (-1, 'last')) for T in (1., 0.)}).T.round(2)
 
 # %% [markdown]
@@ -244,8 +259,8 @@ pd.DataFrame({(k, name, T): look(p, i, T) for k,p in policies.items()
 # about half of the answers become refusals, and RL-CAI ends without any; on the scale of
 # this rater that makes it no less harmful.
 #
-# What this does not show: chains of thought, for which this world has no words, and how
-# any of it varies from one training to another, since each policy is trained once.
+# What this does not show: chains of thought, for which this world has no words. Intervals draw
+# prompts; how much trainings differ stands in the table of trainings.
 #
 # ## Claims
 #
@@ -253,7 +268,7 @@ pd.DataFrame({(k, name, T): look(p, i, T) for k,p in policies.items()
 # `data/claims/constitution_harmfulness.toml`.
 
 # %%
-below = mean(at('RL-CAI', last['RL-CAI'])-at('HH RLHF', last['HH RLHF']))
+below = mean(at('RL-CAI', 'last')-at('HH RLHF', 'last'))
 def size_of(e):
     "Of the absolute value"
     ends = sorted(abs(np.array([e.low, e.high])))
