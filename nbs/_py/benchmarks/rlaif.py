@@ -66,9 +66,10 @@ assert {'ratio','cpu_ratio','floor','aim'}<=set(table.columns)
 # closing bracket of ` (A)`, which would cost it a second pass; that is their difference.
 #
 # What bounds the ratios of texts is what is not shared. A question names the principle before the
-# two answers, so the answers are read anew under each of sixteen principles and in both orders; no
-# reading can be faster than a whole question is longer than its end. In chains what remains is
-# writing, a token at a time; there the packed weights do most.
+# two answers, so the answers are read anew under each of sixteen principles and in both orders. Of
+# the tokens of all questions about a pair a fifth is left; were a token worth the same time on both
+# sides, the ratio would be a little above five. In chains what remains is writing, a token at a
+# time; there the packed weights do most.
 #
 # Two rows put PPO beside TRL's, with the same separate critic and one pass over each batch.
 # They do the same arithmetic, and where every answer meets the limit little of it can be saved.

@@ -250,14 +250,16 @@ pd.DataFrame({(k, name, T): look(p, i, T) for k,(p,*_) in policies.items()
 # that was not trained by RL is asked for its likeliest words: such answers say one sentence
 # again and again, which the rater counts once and the regressor, who saw hardly any, seems
 # to take for several dangers. And helpful RLHF does not do what the paper's does. The first
-# model names tools that do not serve as often as those that do, so one way to be more
-# helpful is to say less, and answers get short: fewer wrong tools, and fewer dangerous ones.
-# That training for help alone makes a model more harmful may need a model that is able to
-# help.
+# model names tools that do not serve far more often than those that do, so the way to be more
+# helpful is to name none: in the first training its last answers have no tool in them, neither a
+# wrong one nor a dangerous one. That training for help alone makes a model more harmful may need
+# a model that is able to help.
 #
-# HH RLHF and RL-CAI both stop naming dangers. Under raters who take an evasion for safe
-# about half of the answers become refusals, and RL-CAI ends without any; on the scale of
-# this rater that makes it no less harmful.
+# HH RLHF and RL-CAI name fewer dangers, too. Which of the two ends lower is up to the training: of
+# each three policies two end near zero and one does not, and the differences between trainings of
+# one kind are far larger than those between kinds. That RL-CAI ends below HH RLHF holds for these
+# trainings over prompts, by four hundredths of a point, and promises nothing for another. One
+# training of each, recorded before, had it the other way round.
 #
 # What this does not show: chains of thought, for which this world has no words. Intervals draw
 # prompts; how much trainings differ stands in the table of trainings.

@@ -19,6 +19,7 @@ seed = 0         # of every model, draw and prompt
 
 # %%
 #| hide
+from pathlib import Path
 from time import process_time
 
 import numpy as np, pandas as pd, torch

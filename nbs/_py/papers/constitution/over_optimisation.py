@@ -154,7 +154,13 @@ straight.round(3)
 # In @fig-goodhart the two scores rise together at first. Then the preference model goes on
 # rising and the truth falls. Useful words are gone early (@fig-training): an answer with nothing
 # in it harms nobody, and from so few comparisons the model has learned more of harm than of help.
-# Where the learned score has almost stopped rising, answers run to the limit of their length.
+# In the recorded runs answers grow shorter until there is nothing in any of them. Then all are
+# alike, and an alarm stops the run after 17 to 27 of its 100 steps.
+#
+# Where a run goes depends on the model it begins with, and this one has read just long enough to
+# begin to know which tool serves what. An earlier recording, whose first model differed by
+# rounding and knew more, went a longer way and ended in answers of the utmost
+# length. In both the truth turned early.
 #
 # ## On prompts that training did not see
 #
