@@ -31,6 +31,7 @@ import torch
 from fastcore.test import *
 from scipy.stats import norm
 from moral_sc.constitution.calibration import calibration
+from moral_sc.foundation.datasets import data_dir
 from moral_sc.language.heads import small_lm
 from moral_sc.language.training import answer_loss, fit
 
@@ -271,6 +272,22 @@ def minutes(size, n=3):
     return (perf_counter()-start)/n*world.STEPS[size]/60
 
 steps.assign(minutes=[round(minutes(k), 1) for k in steps.index])
+
+# %% [markdown]
+# What does a larger one know? Each was read to its end from seed 0 and
+# [examined](65_world.ipynb) on a thousand dialogues and a thousand requests that invite harm, by
+#
+# ```python
+# {k: world.examine(world.pretrain(k, out='world'), 1000) for k in world.SIZES}
+# ```
+#
+# on a CPU. What came out lies in `data/results/world_sizes.csv`, with where it comes from beside it.
+# Those above `small` have learned less of the dialogues than it has: all sizes are read at one
+# learning rate, and 0.01 is too high for wide ones. At 0.004 `medium` comes to 0.392, below
+# `small`. Until that is mended, `small` is the best reader of the ladder.
+
+# %%
+pd.read_csv(data_dir()/'results'/'world_sizes.csv', index_col='size')
 
 # %% [markdown]
 # ## What is assumed, and what emerges
