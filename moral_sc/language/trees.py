@@ -91,14 +91,31 @@ def squared(lm)->float:
     return 4*wide*getattr(c, 'num_hidden_layers', 0)/max(body, 1)
 
 # %% ../../nbs/language/32_trees.ipynb #6961cb37
-def _sizes(rows, most=512):
-    "A function: row number -> sizes of the trees that end there"
-    L,S = np.array([*map(len, rows)]), np.array([0, *map(shared, rows, rows[1:])])
-    C = np.concatenate([[0], (L-S).cumsum()])
-    def sizes(j):
-        i = slice(max(0, j+1-most), j+1)
-        return C[j+1]-C[i]+S[i]
-    return sizes
+class _Cut:
+    "Sorted rows, and what it costs to run stretches of them"
+    def __init__(self, lm, rows,
+        limit=np.inf, # Nodes in one tree
+    ):
+        self.c,self.slack,self.limit = squared(lm),slack(lm),limit
+        self.S = np.array([0, *map(shared, rows, rows[1:])])
+        self.C = np.append(0, np.cumsum(np.array([*map(len, rows)])-self.S))
+
+    def nodes(self, a, b): return self.C[b]-self.C[a]+self.S[a] # Of the tree of rows a to b
+
+    def least(self, a, b, price, most=512):
+        "What the cheapest stretches cost, and which they are; a price is one of nodes"
+        def of(j): return price(self.nodes(np.arange(max(a, j+1-most), j+1), j+1))
+        cut = [(a+x, a+y) for x,y in cheapest(b-a, lambda j: of(a+j))]
+        return sum(price(np.array([self.nodes(x, y)]))[0] for x,y in cut),cut
+
+    def trees(self, a, b):
+        def price(n): return np.where((n>self.limit) & (n>n[-1]), np.inf, n+self.c*n*n)
+        return self.least(a, b, price)
+
+def _beside(cut, order, trees, tokens):
+    "Trees of like size in one pass"
+    big = [int(cut.nodes(*t)) for t in trees]
+    return [[order[slice(*trees[k])] for k in p] for p in batches(big, tokens, slack=cut.slack)]
 
 def plan_trees(
     lm,
@@ -107,15 +124,9 @@ def plan_trees(
     limit:int=4096, # Nodes in one tree
 )->list:            # Passes: lists of groups of row numbers
     "Rows that share much in one tree, trees of like size side by side"
-    order,c = sorted(range(len(rows)), key=rows.__getitem__), squared(lm)
-    sizes = _sizes([rows[i] for i in order])
-    def price(j):
-        n = sizes(j)
-        n = n[min((n>min(limit, tokens)).sum(), len(n)-1):]
-        return n+c*n*n
-    cut = cheapest(len(rows), price)
-    big = [int(sizes(b-1)[a-b]) for a,b in cut]
-    return [[order[slice(*cut[k])] for k in p] for p in batches(big, tokens, slack=slack(lm))]
+    order = sorted(range(len(rows)), key=rows.__getitem__)
+    cut = _Cut(lm, [rows[i] for i in order], min(limit, tokens))
+    return _beside(cut, order, cut.trees(0, len(rows))[1], tokens)
 
 # %% ../../nbs/language/32_trees.ipynb #5a86a77f
 def windows(lm)->dict:
@@ -155,45 +166,28 @@ def _grow(lm, trees, reads, stem=0, **kw):
 # %% ../../nbs/language/32_trees.ipynb #4709149e
 def _stem(rows): return min(map(shared, rows, rows[1:])) if len(rows)>1 else 0
 
-class _Cut:
-    "Sorted rows, and what it costs to run stretches of them"
-    def __init__(self, lm, rows, tokens=0, limit=0):
-        self.c,self.limit = squared(lm),min(limit, tokens)
-        self.more = 2*slack(lm) # A stem has a pass more, and two that are smaller
-        self.S = np.array([0, *map(shared, rows, rows[1:])])
-        self.C = np.append(0, np.cumsum(np.array([*map(len, rows)])-self.S))
+def _branches(cut, a, b, stem):
+    "What branches on a stem cost at least, and which they are"
+    def price(n): return n-stem+cut.c*(n-stem)*n
+    return cut.least(a, b, price)
 
-    def nodes(self, a, b): return self.C[b]-self.C[a]+self.S[a] # Of the tree of rows a to b
-
-    def least(self, a, b, price, most=512):
-        "The cheapest stretches, and what they cost; a price is one of nodes"
-        def of(j): return price(self.nodes(np.arange(max(a, j+1-most), j+1), j+1))
-        cut = [(a+x, a+y) for x,y in cheapest(b-a, lambda j: of(a+j))]
-        return sum(price(np.array([self.nodes(x, y)]))[0] for x,y in cut),cut
-
-    def trees(self, a, b):
-        def price(n): return np.where((n>self.limit) & (n>n[-1]), np.inf, n+self.c*n*n)
-        cost,cut = self.least(a, b, price)
-        return cost,[(x, y, 0) for x,y in cut]
-
-    def branches(self, a, b, s):
-        "Branches on a stem of `s` tokens"
-        def price(n): return n-s+self.c*(n-s)*n
-        return self.least(a, b, price)
-
-    def best(self, a, b, known=0, deep=0):
-        "Least cost where `known` tokens have been run before, and the groups: (first, last, stem)"
-        n,s = self.nodes(a, b),int(self.S[a+1:b].min()) if b-a>1 else 0
-        res = [self.trees(a, b) if not deep else
-               (n+self.c*n*n if n<=self.limit or b-a==1 else np.inf, [(a, b, 0)])]
-        stem = (s-known)*(1+self.c*s)
-        if s>8: res.append((stem+self.more+self.branches(a, b, s)[0], [(a, b, s)]))
-        if b-a>2 and deep<24:
-            at = [a, *(a+1+np.flatnonzero(self.S[a+1:b]==s)), b]
-            parts = [self.best(x, y, s, deep+1) for x,y in zip(at, at[1:])]
-            groups = [g for _,x in parts for g in x]
-            res.append((stem*any(g[2] for g in groups)+sum(x for x,_ in parts), groups))
-        return min(res, key=lambda x: x[0])
+def _best(cut, a, b, known=0, deep=0):
+    "Least cost once `known` tokens have been run, and groups: (first, last, stem, branches)"
+    n,s = cut.nodes(a, b),int(cut.S[a+1:b].min()) if b-a>1 else 0
+    whole = n+cut.c*n*n if n<=cut.limit or b-a==1 else np.inf
+    cost,trees = (whole, [(a, b)]) if deep else cut.trees(a, b)
+    choices = [(cost, [(x, y, 0, []) for x,y in trees])]
+    stem = (s-known)*(1+cut.c*s)
+    if s>8:
+        cost,branches = _branches(cut, a, b, s)
+        more = 2*cut.slack # A stem has a pass more, and two that are smaller
+        choices.append((stem+more+cost, [(a, b, s, branches)]))
+    if b-a>2 and deep<24:
+        at = [a, *(a+1+np.flatnonzero(cut.S[a+1:b]==s)), b]
+        parts = [_best(cut, x, y, s, deep+1) for x,y in zip(at, at[1:])]
+        groups = [g for _,x in parts for g in x]
+        choices.append((stem*any(g[2] for g in groups)+sum(x for x,_ in parts), groups))
+    return min(choices, key=lambda x: x[0])
 
 def plan_stems(
     lm,
@@ -203,14 +197,12 @@ def plan_stems(
 )->list:            # Passes: one group whose stem is kept, or groups of which each is a tree
     "Rows that share much in one tree, with a stem where that is cheaper"
     order = sorted(range(len(rows)), key=rows.__getitem__)
-    cut,res,trees = _Cut(lm, [rows[i] for i in order], tokens, limit),[],[]
-    for a,b,s in cut.best(0, len(rows))[1]:
-        if not s: trees.append((order[a:b], int(cut.nodes(a, b)))); continue
-        parts = cut.branches(a, b, s)[1]
-        for p in _even(lm, [int(cut.nodes(x, y)-s) for x,y in parts], tokens):
-            res.append([[order[i] for k in sorted(p) for i in range(*parts[k])]])
-    beside = batches([n for _,n in trees], tokens, slack=slack(lm))
-    return res+[[trees[k][0] for k in p] for p in beside]
+    cut,res,trees = _Cut(lm, [rows[i] for i in order], min(limit, tokens)),[],[]
+    for a,b,s,branches in _best(cut, 0, len(rows))[1]:
+        if not s: trees.append((a, b))
+        for p in _even(lm, [int(cut.nodes(*x)-s) for x in branches], tokens):
+            res.append([[order[i] for k in sorted(p) for i in range(*branches[k])]])
+    return res+_beside(cut, order, trees, tokens)
 
 def _even(lm, sizes, tokens):
     "Branches side by side, with little padding"
@@ -227,7 +219,7 @@ def run_stems(
     rows,n,kept = groups[0],_stem(groups[0]),{} if kept is None else kept
     if len(groups)>1 or not n: return run_trees(lm, groups, reads, side)
     n,cache,parts = _stemmed(lm, rows, n, reads, kept)
-    cut = _Cut(lm, rows).branches(0, len(rows), n)[1]
+    cut = _branches(_Cut(lm, rows), 0, len(rows), n)[1]
     trees = [plant([r[n:] for r in rows[a:b]]) for a,b in cut]
     of = {k: (g,k-a) for g,(a,b) in enumerate(cut) for k in range(a, b)}
     big = [len(t.ids) for t in trees]

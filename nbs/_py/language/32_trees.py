@@ -175,14 +175,31 @@ cheapest(5, lambda j: np.array([9., 4., 1.][-j-1:]))
 
 # %%
 #| export
-def _sizes(rows, most=512):
-    "A function: row number -> sizes of the trees that end there"
-    L,S = np.array([*map(len, rows)]), np.array([0, *map(shared, rows, rows[1:])])
-    C = np.concatenate([[0], (L-S).cumsum()])
-    def sizes(j):
-        i = slice(max(0, j+1-most), j+1)
-        return C[j+1]-C[i]+S[i]
-    return sizes
+class _Cut:
+    "Sorted rows, and what it costs to run stretches of them"
+    def __init__(self, lm, rows,
+        limit=np.inf, # Nodes in one tree
+    ):
+        self.c,self.slack,self.limit = squared(lm),slack(lm),limit
+        self.S = np.array([0, *map(shared, rows, rows[1:])])
+        self.C = np.append(0, np.cumsum(np.array([*map(len, rows)])-self.S))
+
+    def nodes(self, a, b): return self.C[b]-self.C[a]+self.S[a] # Of the tree of rows a to b
+
+    def least(self, a, b, price, most=512):
+        "What the cheapest stretches cost, and which they are; a price is one of nodes"
+        def of(j): return price(self.nodes(np.arange(max(a, j+1-most), j+1), j+1))
+        cut = [(a+x, a+y) for x,y in cheapest(b-a, lambda j: of(a+j))]
+        return sum(price(np.array([self.nodes(x, y)]))[0] for x,y in cut),cut
+
+    def trees(self, a, b):
+        def price(n): return np.where((n>self.limit) & (n>n[-1]), np.inf, n+self.c*n*n)
+        return self.least(a, b, price)
+
+def _beside(cut, order, trees, tokens):
+    "Trees of like size in one pass"
+    big = [int(cut.nodes(*t)) for t in trees]
+    return [[order[slice(*trees[k])] for k in p] for p in batches(big, tokens, slack=cut.slack)]
 
 def plan_trees(
     lm,
@@ -191,15 +208,9 @@ def plan_trees(
     limit:int=4096, # Nodes in one tree
 )->list:            # Passes: lists of groups of row numbers
     "Rows that share much in one tree, trees of like size side by side"
-    order,c = sorted(range(len(rows)), key=rows.__getitem__), squared(lm)
-    sizes = _sizes([rows[i] for i in order])
-    def price(j):
-        n = sizes(j)
-        n = n[min((n>min(limit, tokens)).sum(), len(n)-1):]
-        return n+c*n*n
-    cut = cheapest(len(rows), price)
-    big = [int(sizes(b-1)[a-b]) for a,b in cut]
-    return [[order[slice(*cut[k])] for k in p] for p in batches(big, tokens, slack=slack(lm))]
+    order = sorted(range(len(rows)), key=rows.__getitem__)
+    cut = _Cut(lm, [rows[i] for i in order], min(limit, tokens))
+    return _beside(cut, order, cut.trees(0, len(rows))[1], tokens)
 
 
 # %% [markdown]
@@ -265,45 +276,28 @@ def _grow(lm, trees, reads, stem=0, **kw):
 #| export
 def _stem(rows): return min(map(shared, rows, rows[1:])) if len(rows)>1 else 0
 
-class _Cut:
-    "Sorted rows, and what it costs to run stretches of them"
-    def __init__(self, lm, rows, tokens=0, limit=0):
-        self.c,self.limit = squared(lm),min(limit, tokens)
-        self.more = 2*slack(lm) # A stem has a pass more, and two that are smaller
-        self.S = np.array([0, *map(shared, rows, rows[1:])])
-        self.C = np.append(0, np.cumsum(np.array([*map(len, rows)])-self.S))
+def _branches(cut, a, b, stem):
+    "What branches on a stem cost at least, and which they are"
+    def price(n): return n-stem+cut.c*(n-stem)*n
+    return cut.least(a, b, price)
 
-    def nodes(self, a, b): return self.C[b]-self.C[a]+self.S[a] # Of the tree of rows a to b
-
-    def least(self, a, b, price, most=512):
-        "The cheapest stretches, and what they cost; a price is one of nodes"
-        def of(j): return price(self.nodes(np.arange(max(a, j+1-most), j+1), j+1))
-        cut = [(a+x, a+y) for x,y in cheapest(b-a, lambda j: of(a+j))]
-        return sum(price(np.array([self.nodes(x, y)]))[0] for x,y in cut),cut
-
-    def trees(self, a, b):
-        def price(n): return np.where((n>self.limit) & (n>n[-1]), np.inf, n+self.c*n*n)
-        cost,cut = self.least(a, b, price)
-        return cost,[(x, y, 0) for x,y in cut]
-
-    def branches(self, a, b, s):
-        "Branches on a stem of `s` tokens"
-        def price(n): return n-s+self.c*(n-s)*n
-        return self.least(a, b, price)
-
-    def best(self, a, b, known=0, deep=0):
-        "Least cost where `known` tokens have been run before, and the groups: (first, last, stem)"
-        n,s = self.nodes(a, b),int(self.S[a+1:b].min()) if b-a>1 else 0
-        res = [self.trees(a, b) if not deep else
-               (n+self.c*n*n if n<=self.limit or b-a==1 else np.inf, [(a, b, 0)])]
-        stem = (s-known)*(1+self.c*s)
-        if s>8: res.append((stem+self.more+self.branches(a, b, s)[0], [(a, b, s)]))
-        if b-a>2 and deep<24:
-            at = [a, *(a+1+np.flatnonzero(self.S[a+1:b]==s)), b]
-            parts = [self.best(x, y, s, deep+1) for x,y in zip(at, at[1:])]
-            groups = [g for _,x in parts for g in x]
-            res.append((stem*any(g[2] for g in groups)+sum(x for x,_ in parts), groups))
-        return min(res, key=lambda x: x[0])
+def _best(cut, a, b, known=0, deep=0):
+    "Least cost once `known` tokens have been run, and groups: (first, last, stem, branches)"
+    n,s = cut.nodes(a, b),int(cut.S[a+1:b].min()) if b-a>1 else 0
+    whole = n+cut.c*n*n if n<=cut.limit or b-a==1 else np.inf
+    cost,trees = (whole, [(a, b)]) if deep else cut.trees(a, b)
+    choices = [(cost, [(x, y, 0, []) for x,y in trees])]
+    stem = (s-known)*(1+cut.c*s)
+    if s>8:
+        cost,branches = _branches(cut, a, b, s)
+        more = 2*cut.slack # A stem has a pass more, and two that are smaller
+        choices.append((stem+more+cost, [(a, b, s, branches)]))
+    if b-a>2 and deep<24:
+        at = [a, *(a+1+np.flatnonzero(cut.S[a+1:b]==s)), b]
+        parts = [_best(cut, x, y, s, deep+1) for x,y in zip(at, at[1:])]
+        groups = [g for _,x in parts for g in x]
+        choices.append((stem*any(g[2] for g in groups)+sum(x for x,_ in parts), groups))
+    return min(choices, key=lambda x: x[0])
 
 def plan_stems(
     lm,
@@ -313,14 +307,12 @@ def plan_stems(
 )->list:            # Passes: one group whose stem is kept, or groups of which each is a tree
     "Rows that share much in one tree, with a stem where that is cheaper"
     order = sorted(range(len(rows)), key=rows.__getitem__)
-    cut,res,trees = _Cut(lm, [rows[i] for i in order], tokens, limit),[],[]
-    for a,b,s in cut.best(0, len(rows))[1]:
-        if not s: trees.append((order[a:b], int(cut.nodes(a, b)))); continue
-        parts = cut.branches(a, b, s)[1]
-        for p in _even(lm, [int(cut.nodes(x, y)-s) for x,y in parts], tokens):
-            res.append([[order[i] for k in sorted(p) for i in range(*parts[k])]])
-    beside = batches([n for _,n in trees], tokens, slack=slack(lm))
-    return res+[[trees[k][0] for k in p] for p in beside]
+    cut,res,trees = _Cut(lm, [rows[i] for i in order], min(limit, tokens)),[],[]
+    for a,b,s,branches in _best(cut, 0, len(rows))[1]:
+        if not s: trees.append((a, b))
+        for p in _even(lm, [int(cut.nodes(*x)-s) for x in branches], tokens):
+            res.append([[order[i] for k in sorted(p) for i in range(*branches[k])]])
+    return res+_beside(cut, order, trees, tokens)
 
 def _even(lm, sizes, tokens):
     "Branches side by side, with little padding"
@@ -337,7 +329,7 @@ def run_stems(
     rows,n,kept = groups[0],_stem(groups[0]),{} if kept is None else kept
     if len(groups)>1 or not n: return run_trees(lm, groups, reads, side)
     n,cache,parts = _stemmed(lm, rows, n, reads, kept)
-    cut = _Cut(lm, rows).branches(0, len(rows), n)[1]
+    cut = _branches(_Cut(lm, rows), 0, len(rows), n)[1]
     trees = [plant([r[n:] for r in rows[a:b]]) for a,b in cut]
     of = {k: (g,k-a) for g,(a,b) in enumerate(cut) for k in range(a, b)}
     big = [len(t.ids) for t in trees]
@@ -554,12 +546,16 @@ def alone(lm, texts):
     return torch.stack([lm.model(torch.tensor([r])).logits[0,-1].double().log_softmax(-1)
                         for r in rows]).numpy()
 
-def ends(lm, texts, engine, max_tokens=4096):
-    rows,res = [encode(lm, t) for t in texts], [None]*len(texts)
+def after(lm, rows, engine, max_tokens=4096, every=False):
+    "What comes after the last token of each row, or after every token"
+    reads = [(i,t) for i,r in enumerate(rows) for t in range(0 if every else len(r)-1, len(r))]
+    res = [None]*len(reads)
     def use(ks, ns, x):
         for k,n in zip(ks, ns): res[k] = x[n].numpy()
-    read(lm, rows, [(i,len(r)-1) for i,r in enumerate(rows)], use, max_tokens, engine=engine)
+    read(lm, rows, reads, use, max_tokens, engine=engine)
     return np.stack(res)
+
+def ends(lm, texts, *args): return after(lm, [encode(lm, t) for t in texts], *args)
 
 def differ(lm, texts):
     want = alone(lm, texts)
@@ -572,28 +568,20 @@ diff = {a: differ(lm, texts) for a,lm in models.items()}
 assert max(max(d.values()) for d in diff.values())<1e-4
 pd.DataFrame(diff).T.map('{:.0e}'.format)
 
-
 # %% [markdown]
 # After worked examples all of them have a stem. What is read may lie in it, at its end, where
 # branches fork and where they end.
 
 # %%
-def everywhere(lm, rows, engine, most=4096):
-    "What comes after every token of some rows"
-    reads,res = [(i,t) for i,r in enumerate(rows) for t in range(len(r))],{}
-    read(lm, rows, reads, lambda ks, ns, x: res.update((k, x[n]) for k,n in zip(ks, ns)), most,
-         engine=engine)
-    return torch.stack([res[k] for k in range(len(reads))])
-
 before = 'A clerk met a nurse. Who was kind? (a) The clerk (b) Unknown. The answer is (b). '*3
 for a,lm in models.items():
     rows = [encode(lm, before+t) for t in texts[::3]]
     n = _stem(sorted(rows))
-    cut = _Cut(lm, sorted(rows)).branches(0, len(rows), n)[1]
+    cut = _branches(_Cut(lm, sorted(rows)), 0, len(rows), n)[1]
     assert {*map(len, plan_stems(lm, rows, 4096))}=={1} and n>100 and 1<len(cut)<len(rows)
-    want = everywhere(lm, rows, 'rows')
+    want = after(lm, rows, 'rows', every=True)
     for most in (300, 600, 4096):
-        test_close(everywhere(lm, rows, 'stem', most), want, 1e-4)
+        test_close(after(lm, rows, 'stem', most, every=True), want, 1e-4)
 n,cut
 
 
@@ -643,7 +631,7 @@ class Watch:
     def __init__(self, lm):
         hook = lambda m, a, kw: setattr(self, 'n', self.n+kw['input_ids'].numel())
         lm.model.base_model.register_forward_pre_hook(hook, with_kwargs=True)
-        self.lm,self.n = lm,0
+        self.n = 0
     def during(self, f, *args):
         self.n = 0
         f(*args)
@@ -654,15 +642,11 @@ def scene(s, d, k, q, i):
     return [part(s, 0)+part(d, 60)*more+part(q, 101+k0)+part(i, 150)
             for more in (0,1) for k0 in range(k)]
 
-def all_ends(lm, rows, engine):
-    read(lm, rows, [(j,len(r)-1) for j,r in enumerate(rows)], lambda *a: None, 4096,
-         engine=engine)
-
 s,d,k,q,i = 40, 30, 2, 12, 8
 watch,rows = Watch(models['llama']), scene(s, d, k, q, i)
 can(models['llama'], 'tree')
 can(models['llama'], 'stem')
-ran = {e: watch.during(all_ends, models['llama'], rows, e) for e in ('stem','tree','rows')}
+ran = {e: watch.during(after, models['llama'], rows, e) for e in ('stem','tree','rows')}
 test_eq(ran['tree'], s+d+2*k*(q+i))
 assert 0 <= ran['rows']-(2*k*(s+q+i)+k*d) <= 16*k # Padding
 ran
@@ -677,8 +661,7 @@ ask = [[5+j]*(40+k)+[60+k] for j in range(12) for k in range(7)]
 long = [t+a for t in (first, first[:180]+[120]*20) for a in ask]
 want = 180+2*20+2*12*(46+7)
 for most in (300, 4096):
-    n = watch.during(lambda: read(watch.lm, long, [(j,len(r)-1) for j,r in enumerate(long)],
-                                  lambda *a: None, most, engine='stem'))
+    n = watch.during(after, models['llama'], long, 'stem', most)
     assert want<=n<=1.1*want, (n, want)
 n,sum(map(len, long))
 
@@ -695,17 +678,11 @@ def forward(input_ids, **kw):
     if input_ids.numel()>300: raise torch.OutOfMemoryError('full')
     return f(input_ids, **kw)
 
-def last(engine):
-    res = {}
-    read(tight, long, [(j,len(r)-1) for j,r in enumerate(long)],
-         lambda ks, ns, x: res.update((k, x[n]) for k,n in zip(ks, ns)), 4096, engine=engine)
-    return torch.stack([res[k] for k in range(len(long))])
-
-want = last('auto')
+want = after(tight, long, 'auto')
 tight.model.model.forward = forward
 for engine in engines:
     tight._room = 4096
-    test_close(last(engine), want, 1e-4)
+    test_close(after(tight, long, engine), want, 1e-4)
     assert tight._room<1024 or engine=='cascade' # Whose passes are small here
 tight._room
 
@@ -723,8 +700,8 @@ for name in names:
     watch,few = Watch(lm), texts[:16]
     rows = [encode(lm, t) for t in few]
     found[name] = differ(lm, few) | {
-        'tokens, rows': watch.during(all_ends, lm, rows, 'rows'),
-        'tokens, tree': watch.during(all_ends, lm, rows, 'tree'),
+        'tokens, rows': watch.during(after, lm, rows, 'rows'),
+        'tokens, tree': watch.during(after, lm, rows, 'tree'),
         'distinct beginnings': len({tuple(r[:n+1]) for r in rows for n in range(len(r))})}
     assert max(found[name][e] for e in engines)<1e-4
 pd.DataFrame(found).map('{:.3g}'.format) if names else 'No weights here: left out.'
