@@ -210,8 +210,8 @@ def pretrain(
     lm = small_lm(tokenizer(), *SIZES[size], seed=seed, context=256, device=device)
     rng = np.random.default_rng([seed, 1])
     asked = requests(32*steps, seed=seed+10**6)
-    fit(lm.model, [_example(lm, rng, r['text']) for r in asked], answer_loss, batch=32, lr=1e-2,
-        warmup=20, schedule='cosine', seed=seed, out=folder and folder/'fit')
+    fit(lm.model, [_example(lm, rng, r['text']) for r in asked], answer_loss, batch=32,
+        lr=.64/SIZES[size][1], warmup=20, schedule='cosine', seed=seed, out=folder and folder/'fit')
     if folder and process()[0]==0: save(lm, folder/'model')
     return replace(lm, **who)
 
