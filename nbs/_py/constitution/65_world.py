@@ -276,6 +276,9 @@ print('\n~~~\n'.join(' | '.join(_dialogue(rng, r['text'])) for r in requests(4, 
 
 # %% [markdown]
 # ## The first model
+#
+# Wider models are read at a lower rate, as each of their weights adds to more sums: with the rate
+# of the narrowest, `medium` and `large` ended at 0.52 and 0.56 nats a token, and `small` at 0.43.
 
 # %%
 #| export

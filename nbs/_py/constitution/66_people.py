@@ -282,9 +282,8 @@ steps.assign(minutes=[round(minutes(k), 1) for k in steps.index])
 # ```
 #
 # on a CPU. What came out lies in `data/results/world_sizes.csv`, with where it comes from beside it.
-# Those above `small` have learned less of the dialogues than it has: all sizes are read at one
-# learning rate, and 0.01 is too high for wide ones. At 0.004 `medium` comes to 0.392, below
-# `small`. Until that is mended, `small` is the best reader of the ladder.
+# Up to `medium` a larger one knows more of the dialogues. `large` ends no lower: what is left is
+# chance that nobody can foresee. Whoever is larger also revises less harmfully.
 
 # %%
 pd.read_csv(data_dir()/'results'/'world_sizes.csv', index_col='size')
