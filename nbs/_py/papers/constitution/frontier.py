@@ -211,8 +211,10 @@ pd.DataFrame(areas.values(), areas, ['area', 'low', 'high']).div(1000).round(1)
 
 
 # %% [markdown]
-# In the run recorded at `cpu` RL-CAI lies outside the others over most of its way, as in the
-# paper, and training on helpfulness alone buys help with harm.
+# In the run recorded at `cpu` RL-CAI dominates more than HH RL, as in the paper; against helpful RL
+# the interval does not decide. Training on helpfulness alone does not buy help with harm here: it
+# gains hardly any help, then loses it, and ends in answers that its preference model scores high
+# and the truth calls harmless and of little use.
 #
 # ## Along the way
 #
@@ -241,10 +243,11 @@ plot_ratings(along(elo['helpful']), 'sequences', 'RL sequences', 'helpfulness, E
 
 
 # %% [markdown]
-# In the recorded run RL-CAI is the most harmless of all for most of its way and turns back in the
-# last stretch, where its distance from SL-CAI, above, has become very large and its answers very
-# long. Claims about last snapshots are about what is left then. A price of KL that holds a policy
-# near the best place it passes is [another page's subject](over_optimisation.ipynb).
+# In the recorded run RL-CAI ends as the most harmless of all, and pays for it in help all along.
+# Distances from the first model, above, are very large at the end, for as in the paper there is
+# next to no price on them. Claims about last snapshots are about what is left then. A price of KL
+# that holds a policy near the best place it passes is [another page's
+# subject](over_optimisation.ipynb).
 #
 # The paper's order of harmlessness, step by step, at the end of training:
 
@@ -324,8 +327,8 @@ g = frontier(told['helpful'], told['red_team'], players, gauge='SL-CAI 0', seed=
 plot_frontier(g)
 
 # %% [markdown]
-# Does this judge see a run turn back? What the last stretch of RL-CAI did to its harmlessness, by
-# either:
+# A judge could miss that a run turns back. What the last stretch of RL-CAI did to its harmlessness,
+# by either:
 
 # %%
 late,last = (f'RL-CAI {k}' for k in (size['steps']-size['every'], size['steps']))
@@ -334,11 +337,10 @@ by = dict(truth=elo['red_team'], judge=tournament(told['red_team'], gauge='SL-CA
 
 
 # %% [markdown]
-# In the recorded run it does not: the judge goes on praising where the truth has turned. It knows
-# answers of the first model, and what a policy says at the end of a long way is like none of
-# them. Over all snapshots its ranks agree well with those of the truth, because most of what
-# they order is the wide gap between runs; agreement of ranks says little about the place where
-# it matters to stop.
+# In the recorded run RL-CAI does not turn. Where it did, in an earlier recording, the judge went on
+# praising: it knows answers of the first model, and what a policy says at the end of a long way is
+# like none of them. Agreement of ranks over all snapshots says little about the place where it
+# matters to stop, for most of what they order is the wide gap between runs.
 #
 # Rank correlation of harmlessness by the truth with harmlessness by this judge, over all
 # snapshots, and by the preference model of RL-CAI itself, which is a judge in its own
@@ -368,9 +370,18 @@ agree = {k: agreement(votes['red_team'], v) for k,v in
 # world's first policy was trained. One seed of training stands behind all of them, and behind
 # each size: the intervals draw prompts, not trainings.
 #
-# Three fail in the recorded run. RL-CAI ends below HH RL because it turned back. SL-CAI is not the
-# least helpful: HH RL and RL-CAI pay more help for harmlessness than it did. And labels made
-# sharp and clamped give a less harmless policy than soft ones, not only at the end.
+# Four fail in the recorded run: the order, because helpful RL ends as harmless as any; with it
+# the harm that helpful RL should do; SL-CAI is not the least helpful, for every policy pays more
+# help than it did; and labels made sharp and clamped give a less harmless policy than soft ones.
+#
+# How much of this is one training's luck? The page was recorded before, on another processor, where
+# the last digits of sums are others, and with a `small` model that was read at a higher rate. In that
+# recording helpful RL did more harm than the first model, RL-CAI dominated more than helpful RL
+# did, never refused, was ahead at both sizes, and the judge's ranks agreed (.96): five of the eleven
+# verdicts were others. The six that stayed: RL-CAI dominates more than HH RL, gains on
+# SL-CAI, and evasive raters make a policy that refuses; the order, the help of SL-CAI and the
+# clamped labels fail. So nothing but these six should be read out of this page, and these with care.
+# A first model of so little reading, trained without a price of KL, is a poor ground for it.
 
 # %%
 def least(elo, steps):
