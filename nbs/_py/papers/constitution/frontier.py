@@ -10,8 +10,8 @@
 # # Helpfulness against harmlessness
 #
 # > Figures 2, 3 and 8 of Constitutional AI in a world of words: five ways to train one
-# > model, rated by the truth and by a judge that took no part. The last cell says in how
-# > many minutes.
+# > model, rated by the truth and by a judge that took no part. At `cpu` its trainings take
+# > half an hour, are kept, and leave the minutes that the last cell names.
 
 # %% tags=["parameters"]
 scale = 'quick'  # quick: seconds, far too small to show anything; cpu: minutes; gpu: larger
@@ -44,16 +44,18 @@ torch.set_num_threads(1)
 began = process_time()
 
 # %%
-size = dict( # requests of each kind, steps of reading, of RL, and between snapshots
-    quick=dict(more=(), train=32, test=16, steps=4, every=2, batch=16, pm=1, read=40),
+size = dict( # requests of each kind; steps of reading, of RL, between snapshots; trainings
+    quick=dict(more=(), train=32, test=16, steps=4, every=2, batch=16, pm=1, read=40,
+               trainings=2),
     cpu=dict(more=('small',), train=600, test=150, steps=90, every=15, batch=32, pm=2,
-             read=300),
+             read=900, trainings=4),
     gpu=dict(more=('small', 'medium'), train=600, test=150, steps=300, every=50, batch=64,
-             pm=2, read=2000),
+             pm=2, read=2000, trainings=6),
 )[scale]
 main = 'tiny' # The size of Figures 2 and 8; others are trained for Figure 3
 place = work_dir(f'frontier-{scale}-{seed}-{content_key(size=size)[:8]}')
 on = 'auto' if scale=='gpu' else 'cpu'
+seeds = [seed+s for s in range(size['trainings'])]
 size
 
 # %% [markdown]
@@ -89,20 +91,20 @@ disjoint(**{p: [r for k in KINDS for r in of[k][p]] for p in parts})
 {k: {p: len(r) for p,r in rows.items()} for k,rows in of.items()}
 
 # %%
-brief = dict(max_new_tokens=40, seed=seed)
+brief = dict(max_new_tokens=40)
 short = brief|dict(stop=stops) # An answer ends where a critique of it would begin
-def say(lm, prompts): return [a for a, in answers(lm, prompts, **short)]
+def say(lm, prompts, seed): return [a for a, in answers(lm, prompts, seed=seed, **short)]
 
-def pairs(lm, prompts):
+def pairs(lm, prompts, seed):
     "Two different answers a prompt"
-    return [r for r in answer_pairs(lm, prompts, **short) if r['a']!=r['b']]
+    return [r for r in answer_pairs(lm, prompts, seed=seed, **short) if r['a']!=r['b']]
 
-def supervised(base, out):
+def supervised(base, out, seed):
     "SL-CAI: finetuned on its revisions, and on its own answers to harmless requests"
     asked = of['helpful']['train']
     chains = revise(base, of['red_team']['train'], world.PRINCIPLES, rounds=4, few_shot=[],
-                    **brief)
-    own = [dict(text=p['text'], answer=a) for p,a in zip(asked, say(base, asked))]
+                    seed=seed, **brief)
+    own = [dict(text=p['text'], answer=a) for p,a in zip(asked, say(base, asked, seed))]
     rows = examples_of(chains, 'all', own, keep=('copy', 'repetition'))
     return finetune(base, rows, out, seed=seed, lr=2e-3)[0]
 
@@ -123,10 +125,10 @@ def clamped(rows, by=4., low=.4):
     sure = (1/(1+(1/p-1)**by)).clip(low, 1-low)
     return [r|dict(p=float(x)) for r,x in zip(rows, sure, strict=True)]
 
-def comparisons(base, sl):
+def comparisons(base, sl, seed):
     "Labelled pairs for each kind of run"
-    useful = world.rater(pairs(base, of['helpful']['train']), 'helpful', seed=seed)
-    harm,own = pairs(base, of['red_team']['train']), pairs(sl, of['red_team']['train'])
+    useful = world.rater(pairs(base, of['helpful']['train'], seed), 'helpful', seed=seed)
+    harm,own = (pairs(lm, of['red_team']['train'], seed) for lm in (base, sl))
     evasive,engaged = (world.rater(harm, style=s, seed=seed) for s in
                        ('evasive-is-safe', 'engage'))
     soft = world.labeller(own, seed=seed)
@@ -135,69 +137,90 @@ def comparisons(base, sl):
 
 
 # %% [markdown]
-# Every run sees the same requests of both kinds in the same order.
+# Every run sees the same requests of both kinds in the same order. One training says little: models
+# that differ by their seed alone, or by the last digits of sums on another processor, become policies
+# that differ more than kinds of training do. Two earlier recordings of this page, of one training each
+# on two processors, gave five of its eleven verdicts differently. So all of it, first model and people's
+# votes included, is done anew from several seeds.
 
 # %%
 learn = dict(short, lr=3e-4, **{k: size[k] for k in ('steps', 'every', 'batch')})
 
-def prefer(base, rows, seed=seed, **kw):
+def prefer(base, rows, seed, **kw):
     return fit_preference(base, rows, seed=seed, epochs=size['pm'], lr=1e-3, **kw)
 
-def train(name, wanted):
-    "Every run of one size: first model, SL-CAI, scores, policies"
-    base = world.pretrain(name, seed, size['read'], place, on)
-    sl = supervised(base, place/name/'SL-CAI')
-    rows = comparisons(base, sl)
-    scores = {k: prefer(base, rows[k], out=place/name/f'{k}, score') for k in wanted}
+def train(name, wanted, seed):
+    "Every run of one size from one seed: first model, SL-CAI, scores, policies"
+    at = place/name/str(seed)
+    base = world.pretrain(name, seed, size['read'], at, on)
+    sl = supervised(base, at/'SL-CAI', seed)
+    rows = comparisons(base, sl, seed)
+    scores = {k: prefer(base, rows[k], seed, out=at/f'{k}, score') for k in wanted}
     asked = [p for ps in zip(*(of[k]['train'] for k in KINDS)) for p in ps]
-    runs = {k: train_policy(sl if 'CAI' in k else base, asked, pm, out=place/name/k, **learn)
+    runs = {k: train_policy(sl if 'CAI' in k else base, asked, pm, out=at/k, seed=seed, **learn)
             for k,pm in scores.items()}
     return dict(base=base, sl=sl, scores=scores, runs=runs)
 
 WAYS = 'helpful RL', 'HH RL', 'RL-CAI', 'RL-CAI, CoT'
-trained = train(main, (*WAYS, 'HH RL, engaging rater'))
-shown = ['step', 'score', 'kl3', 'entropy', 'length']
-ends = {k: p.history[shown].iloc[-1] for k,p in trained['runs'].items()}
-pd.DataFrame(ends).T.round(2).assign(stopped=[p.stopped for p in trained['runs'].values()])
+ENGAGED = 'HH RL, engaging rater'
+trained = {s: train(main, (*WAYS, ENGAGED), s) for s in seeds}
+shown = ['score', 'kl3', 'entropy', 'length']
+ends = {k: [t['runs'][k] for t in trained.values()] for k in (*WAYS, ENGAGED)}
+pd.DataFrame({k: pd.DataFrame([p.history.iloc[-1] for p in v])[shown].mean().round(2).to_dict()
+              | dict(stopped=sum(bool(p.stopped) for p in v)) for k,v in ends.items()}).T
 
 
 # %% [markdown]
+# Means over trainings, at the last step. A run is stopped before it when its answers are all alike or
+# its entropy is gone, and stays what it was at its last good snapshot.
+#
 # ## The tournament
 #
-# Every snapshot answers every request of the tournament, and every two of them meet on
-# each. On ordinary requests the judge goes by the world's helpfulness, on red-team ones by
+# Every snapshot answers every request of the tournament, and every two snapshots of one training
+# meet on each. On ordinary requests the judge goes by the world's helpfulness, on red-team ones by
 # its harmlessness; a difference of one in either makes the better answer the winner with 73
-# %.
+# %. Votes of all trainings make one rating for each kind of run and step, and intervals draw
+# trainings.
 
 # %%
+def at_step(policy, step):
+    "The last snapshot up to a step"
+    return [d for d in policy.snapshots if int(d.name[5:])<=step][-1]
+
 def field(t, ways):
-    "Players of one size: run, step, model"
+    "Players of one training: run, step, model"
     rows = [('base', 0, t['base']), ('SL-CAI', 0, t['sl'])]
-    for k in ways: rows += [(k, int(d.name[5:]), d) for d in t['runs'][k].snapshots[1:]]
+    rows += [(k, n, at_step(t['runs'][k], n)) for k in ways
+             for n in range(size['every'], size['steps']+1, size['every'])]
     return pd.DataFrame(rows, columns=['run', 'step', 'model']).assign(
         player=lambda d: d.run+' '+d.step.astype(str))
 
-def read(m): return load(m, 'float32', trained['base'].device) if isinstance(m, Path) else m
+def read(m): return load(m, 'float32', on) if isinstance(m, Path) else m
 
-def heard(players):
+def heard(players, seed):
     "Answers of every player to the requests of the tournament, by kind"
-    lms = {p: read(m) for p,m in zip(players.player, players.model)}
-    return {k: {p: say(lm, of[k]['test']) for p,lm in lms.items()} for k in KINDS}
+    key = [m if isinstance(m, Path) else id(m) for m in players.model] # Some stand twice
+    known = {k: read(m) for k,m in zip(key, players.model)}
+    told = {k: {n: say(lm, of[k]['test'], seed) for n,lm in known.items()} for k in KINDS}
+    return {k: {p: told[k][n] for p,n in zip(players.player, key)} for k in KINDS}
 
-def meet(said, scores):
-    "Votes of two judges who go by scores, by kind of request"
-    return {k: play(said[k], of[k]['test'], judge_from(f), seed=seed)
-            for k,f in zip(KINDS, scores)}
+def meet(said, judges):
+    "Votes of judges who go by scores, each training its own, by kind of request"
+    return {k: pd.concat([play(said[s][k], of[k]['test'], judge_from(judges[k][s]),
+                               seed=s).assign(cluster=s) for s in seeds]) for k in judges}
 
-players = field(trained, WAYS)
-said = heard(players)
-votes = meet(said, (world.helpfulness, world.harmlessness))
+truth = {k: dict.fromkeys(seeds, f) for k,f in
+         zip(KINDS, (world.helpfulness, world.harmlessness))}
+fields = {s: field(t, WAYS) for s,t in trained.items()}
+players = fields[seed]
+said = {s: heard(f, s) for s,f in fields.items()}
+votes = meet(said, truth)
 f = frontier(votes['helpful'], votes['red_team'], players, gauge='SL-CAI 0', seed=seed)
 f.table[['player', 'helpful', 'harmless', 'pareto']].round(0)
 
 # %%
 #| label: fig-frontier
-#| fig-cap: Helpfulness and harmlessness Elo of every snapshot by the world's truth, SL-CAI at zero; filled marks are last snapshots, bars are 95 % intervals that draw prompts
+#| fig-cap: Helpfulness and harmlessness Elo of every snapshot by the world's truth, SL-CAI at zero; filled marks are last snapshots, bars are 95 % intervals that draw trainings
 plot_frontier(f)
 
 # %% [markdown]
@@ -211,10 +234,11 @@ pd.DataFrame(areas.values(), areas, ['area', 'low', 'high']).div(1000).round(1)
 
 
 # %% [markdown]
-# In the run recorded at `cpu` RL-CAI dominates more than HH RL, as in the paper; against helpful RL
-# the interval does not decide. Training on helpfulness alone does not buy help with harm here: it
-# gains hardly any help, then loses it, and ends in answers that its preference model scores high
-# and the truth calls harmless and of little use.
+# In the run recorded at `cpu` RL-CAI dominates more than helpful RL, and to the eye
+# the figure is the paper's: help and harm rise together at first under helpful RL, HH RL becomes
+# harmless and useless, RL-CAI is harmless at more help. Against HH RL four trainings do not decide.
+# What the paper's figure does not show is the way back: all runs lose help in the end, helpful RL too,
+# whose answers its preference model scores higher and higher.
 #
 # ## Along the way
 #
@@ -233,21 +257,20 @@ elo = {k: tournament(votes[k], gauge='SL-CAI 0') for k in KINDS}
 
 # %%
 #| label: fig-harmless
-#| fig-cap: Harmlessness Elo by the world's truth against answers seen in RL, SL-CAI at zero; bars are 95 % intervals that draw prompts
+#| fig-cap: Harmlessness Elo by the world's truth against answers seen in RL, SL-CAI at zero; bars are 95 % intervals that draw trainings
 plot_ratings(along(elo['red_team']), 'sequences', 'RL sequences', 'harmlessness, Elo')
 
 # %%
 #| label: fig-helpful
-#| fig-cap: Helpfulness Elo by the world's truth against answers seen in RL, SL-CAI at zero; bars are 95 % intervals that draw prompts
+#| fig-cap: Helpfulness Elo by the world's truth against answers seen in RL, SL-CAI at zero; bars are 95 % intervals that draw trainings
 plot_ratings(along(elo['helpful']), 'sequences', 'RL sequences', 'helpfulness, Elo')
 
 
 # %% [markdown]
-# In the recorded run RL-CAI ends as the most harmless of all, and pays for it in help all along.
-# Distances from the first model, above, are very large at the end, for as in the paper there is
-# next to no price on them. Claims about last snapshots are about what is left then. A price of KL
-# that holds a policy near the best place it passes is [another page's
-# subject](over_optimisation.ipynb).
+# In the recorded run RL-CAI gains its harmlessness in the first half of training and loses help until
+# the end. Distances from the first model, above, are large at the end, for as in the paper there is next
+# to no price on them. Claims about last snapshots are about what is left then. A price of KL that
+# holds a policy near the best place it passes is [another page's subject](over_optimisation.ipynb).
 #
 # The paper's order of harmlessness, step by step, at the end of training:
 
@@ -260,31 +283,38 @@ order_test(elo['red_team'], order).round(3)
 # %% [markdown]
 # ## Who evades
 #
-# Rates on red-team requests at the end of training. One more run is here that the figures
-# above leave out: its raters saw the same answers as those of HH RL, and only their taste
-# is another. Where the first table names a reason, a run was stopped before its last step, and
-# its last snapshot is of before.
+# Rates on red-team requests at the end of training, as a refusal at all, and in means what is
+# dangerous, what is a better course and what is comfort. One more run is here that the figures above
+# leave out: its raters saw the same answers as those of HH RL, and only their taste is another.
 
 # %%
-extra = trained['runs']['HH RL, engaging rater'].snapshots[-1]
-final = {k: said['red_team'][end(k)] for k in ('SL-CAI', *WAYS)}
-final = {'base': said['red_team']['base 0'], **final,
-         'HH RL, engaging rater': say(read(extra), of['red_team']['test'])}
 texts = [p['text'] for p in of['red_team']['test']]
-traits = {k: world.features(texts, a) for k,a in final.items()}
+def last_words(s, k):
+    "What the last snapshot of a run says to red-team requests"
+    if k!=ENGAGED: return said[s]['red_team']['base 0' if k=='base' else end(k)]
+    return say(read(trained[s]['runs'][k].snapshots[-1]), of['red_team']['test'], s)
+
+traits = {k: pd.concat([world.features(texts, last_words(s, k)).assign(training=s)
+                       for s in seeds])
+          for k in ('base', 'SL-CAI', *WAYS, ENGAGED)}
 refused = {k: d.refusal.to_numpy(float) for k,d in traits.items()}
-rates = {k: cluster_bootstrap(r, texts) for k,r in refused.items()}
+which = traits['base'].training.to_numpy()
+rates = {k: cluster_bootstrap(r, which) for k,r in refused.items()}
 pd.DataFrame({k: dict(refuses=str(rates[k]), danger=d.danger.mean(), better=d.better.mean(),
                       comfort=(d.kind>0).mean(), words=d.words.mean())
               for k,d in traits.items()}).T
 
 
 # %% [markdown]
+# A taste for evasion makes an evader in one training of four: it refuses nearly everything, the others
+# nothing. Those found another way to be safe, short answers that say neither danger nor anything
+# better. One training of this recipe would have been called a reproduction or a failure, by luck.
+#
 # ## By size
 #
 # Figure 3 has seven sizes; here are as many as were trained. At sizes other than the first
 # only the two runs that differ most are made. All last snapshots of all sizes meet in one
-# tournament, so that sizes can be compared.
+# tournament for each training, so that sizes can be compared.
 
 # %%
 def cast(name, t):
@@ -292,14 +322,16 @@ def cast(name, t):
     p = field(t, [k for k in WAYS if k in t['runs']]).groupby('run', sort=False).tail(1)
     return p[p.run!='base'].assign(player=p.run+f' {name}', size=t['base'].parameters)
 
-sizes = {main: trained, **{n: train(n, ('helpful RL', 'RL-CAI')) for n in size['more']}}
-roster = pd.concat([cast(n, t) for n,t in sizes.items()])
-whole = meet(heard(roster), (world.helpfulness, world.harmlessness))
+sizes = {main: trained, **{n: {s: train(n, ('helpful RL', 'RL-CAI'), s) for s in seeds}
+                           for n in size['more']}}
+rosters = {s: pd.concat([cast(n, t[s]) for n,t in sizes.items()]) for s in seeds}
+roster = rosters[seed]
+whole = meet({s: heard(r, s) for s,r in rosters.items()}, truth)
 by_size = {k: tournament(v, gauge=f'SL-CAI {main}') for k,v in whole.items()}
 
 # %%
 #| label: fig-size
-#| fig-cap: Harmlessness Elo by the world's truth against size, last snapshots, the smallest SL-CAI at zero; bars are 95 % intervals that draw prompts
+#| fig-cap: Harmlessness Elo by the world's truth against size, last snapshots, the smallest SL-CAI at zero; bars are 95 % intervals that draw trainings
 plot_ratings(roster.merge(by_size['red_team'].table).rename(columns=dict(run='kind'))
              .sort_values('size'), 'size', 'parameters', 'harmlessness, Elo', log=True)
 
@@ -313,17 +345,19 @@ plot_ratings(roster.merge(by_size['red_team'].table).rename(columns=dict(run='ki
 # one who engages.
 
 # %%
-def held_out(kind, of_what):
-    rows = world.rater(pairs(trained['base'], of[kind]['judge']), of_what, seed=seed+1)
-    return prefer(trained['base'], rows, seed+1, out=place/f'judge-{kind}')
+def held_out(s, kind, of_what):
+    base = trained[s]['base']
+    rows = world.rater(pairs(base, of[kind]['judge'], s), of_what, seed=1000+s)
+    return prefer(base, rows, 1000+s, out=place/main/str(s)/f'judge-{kind}')
 
-unseen = [held_out(*x) for x in zip(KINDS, ('helpful', 'harmless'))]
+unseen = {k: {s: held_out(s, k, what) for s in seeds}
+          for k,what in zip(KINDS, ('helpful', 'harmless'))}
 told = meet(said, unseen)
 g = frontier(told['helpful'], told['red_team'], players, gauge='SL-CAI 0', seed=seed)
 
 # %%
 #| label: fig-judge
-#| fig-cap: The snapshots of the first figure as two held-out preference models rate them, SL-CAI at zero; bars are 95 % intervals that draw prompts
+#| fig-cap: The snapshots of the first figure as two held-out preference models rate them, SL-CAI at zero; bars are 95 % intervals that draw trainings
 plot_frontier(g)
 
 # %% [markdown]
@@ -337,10 +371,10 @@ by = dict(truth=elo['red_team'], judge=tournament(told['red_team'], gauge='SL-CA
 
 
 # %% [markdown]
-# In the recorded run RL-CAI does not turn. Where it did, in an earlier recording, the judge went on
-# praising: it knows answers of the first model, and what a policy says at the end of a long way is
-# like none of them. Agreement of ranks over all snapshots says little about the place where it
-# matters to stop, for most of what they order is the wide gap between runs.
+# In the recorded run neither sees a turn. But the figure shows where such a judge errs: the last
+# snapshots of helpful RL are among the most helpful by it and among the least by the truth, and those
+# of RL-CAI are no better than SL-CAI by it, the best by the truth. It knows answers of the first
+# model, and what a policy says at the end of a long way is like none of them.
 #
 # Rank correlation of harmlessness by the truth with harmlessness by this judge, over all
 # snapshots, and by the preference model of RL-CAI itself, which is a judge in its own
@@ -348,7 +382,7 @@ by = dict(truth=elo['red_team'], judge=tournament(told['red_team'], gauge='SL-CA
 
 # %%
 def agreement(a, b, n=400):
-    "Rank correlation of two ratings of the same players, prompts drawn for both at once"
+    "Rank correlation of two ratings of the same players, trainings drawn for both at once"
     names = sorted({*a.a, *a.b})
     counts = [Count(checked(v), names) for v in (a, b)]
     drawn,*_ = joint_draws([list(c.clusters) for c in counts], n, seed)
@@ -356,10 +390,9 @@ def agreement(a, b, n=400):
     draws = [rank(x, y) for x,y in zip(*(c.again(d) for c,d in zip(counts, drawn)))]
     return Estimate(rank(*(c.fit() for c in counts)), *np.quantile(draws, [.025, .975]))
 
-own = judge_from(trained['scores']['RL-CAI'])
-own = play(said['red_team'], of['red_team']['test'], own, seed=seed)
+own = meet(said, dict(red_team={s: t['scores']['RL-CAI'] for s,t in trained.items()}))
 agree = {k: agreement(votes['red_team'], v) for k,v in
-         {'held out': told['red_team'], "RL-CAI's own": own}.items()}
+         {'held out': told['red_team'], "RL-CAI's own": own['red_team']}.items()}
 {k: str(v) for k,v in agree.items()}
 
 
@@ -367,21 +400,13 @@ agree = {k: agreement(votes['red_team'], v) for k,v in
 # ## Claims
 #
 # The criteria lie in `data/claims/constitution_frontier.toml` and were written before the
-# world's first policy was trained. One seed of training stands behind all of them, and behind
-# each size: the intervals draw prompts, not trainings.
+# world's first policy was trained; that four trainings are made, and that intervals draw them, was
+# settled before these were made.
 #
-# Four fail in the recorded run: the order, because helpful RL ends as harmless as any; with it
-# the harm that helpful RL should do; SL-CAI is not the least helpful, for every policy pays more
-# help than it did; and labels made sharp and clamped give a less harmless policy than soft ones.
-#
-# How much of this is one training's luck? The page was recorded before, on another processor, where
-# the last digits of sums are others, and with a `small` model that was read at a higher rate. In that
-# recording helpful RL did more harm than the first model, RL-CAI dominated more than helpful RL
-# did, never refused, was ahead at both sizes, and the judge's ranks agreed (.96): five of the eleven
-# verdicts were others. The six that stayed: RL-CAI dominates more than HH RL, gains on
-# SL-CAI, and evasive raters make a policy that refuses; the order, the help of SL-CAI and the
-# clamped labels fail. So nothing but these six should be read out of this page, and these with care.
-# A first model of so little reading, trained without a price of KL, is a poor ground for it.
+# Three hold: RL-CAI dominates more than helpful RL, gains on SL-CAI, and does not refuse. None
+# fails. Eight are open. All three steps of the paper's order have its sign; help after RL and sharp labels
+# lean the other way. Intervals of four trainings are wide, and that is this page's plainest result: what
+# a single training shows of such runs is mostly its luck.
 
 # %%
 def least(elo, steps):
@@ -400,7 +425,7 @@ record(scale, {
     'constitution/frontier-helpful-harms': safe.difference(end('helpful RL'), 'base 0'),
     'constitution/frontier-cai-improves': safe.difference(end('RL-CAI'), 'SL-CAI 0'),
     'constitution/frontier-evasive-rater': paired_difference(
-        refused['HH RL'], refused['HH RL, engaging rater'], texts),
+        refused['HH RL'], refused[ENGAGED], which),
     'constitution/frontier-not-evasive': rates['RL-CAI'],
     'constitution/frontier-judges-agree': agree['held out'],
     'constitution/frontier-sizes': least(by_size['red_team'], across),
