@@ -289,7 +289,9 @@ boot
 # Simulated templates with effects of their own answer the question that matters: how often does
 # a 95% interval contain the truth? Twenty rows share a template here, and a bootstrap that draws
 # rows, as if they were independent, is wrong more often than every second time. The last column
-# draws templates but reads the percentiles without the expansion.
+# draws templates but reads the percentiles without the expansion. Below six clusters nothing that
+# draws them can help: no mean of draws leaves their range, and the range of four holds the
+# truth in no more than 7 cases of 8. Where a cluster is a training, six is the least.
 
 # %%
 def row_bootstrap(y, rng, n=500): # The sum of rows drawn from zeros and ones is binomial
@@ -309,12 +311,13 @@ def simulate(C, rows=20, runs=1000, truth=.5):
 
 
 # %%
-cover = pd.DataFrame([simulate(C) for C in (8, 40)], index=[8, 40],
+cover = pd.DataFrame([simulate(C) for C in (4, 6, 8, 40)], index=[4, 6, 8, 40],
                      columns=['clusters', 'rows', 'not expanded'])
 cover
 
 # %%
-assert cover.clusters.between(.93, .97).all() and (cover.rows<.6).all()
+assert cover.clusters[6:].between(.92, .97).all() and cover.clusters[4]<=.9
+assert (cover.rows<.6).all()
 
 # %% [markdown]
 # Where the data cannot say how far off they are, the interval is `nan` and a warning says so.

@@ -39,19 +39,17 @@ torch.set_num_threads(1)
 began = perf_counter()
 
 # %%
-size = dict( # trainings: of each preference model and policy
-    quick=dict(model='tiny', read=100, rate=160, revise=30, rounds=1, pairs=100, asks=60,
-               steps=6, batch=32, held=24, samples=4, epochs=2,
-               trainings=1),
-    cpu=dict(model='tiny', read=None, rate=500, revise=200, rounds=3, pairs=400, asks=400,
-             steps=60, batch=64, held=64, samples=16, epochs=4,
-             trainings=3),
+size = dict( # trainings: of every model of this page
+    quick=dict(model='tiny', read=60, rate=80, revise=20, rounds=1, pairs=50, asks=40,
+               steps=4, batch=16, held=16, samples=2, epochs=2, trainings=2),
+    cpu=dict(model='tiny', read=900, rate=500, revise=200, rounds=3, pairs=400, asks=400,
+             steps=90, batch=64, held=64, samples=16, epochs=4, trainings=6),
     gpu=dict(model='medium', read=None, rate=5000, revise=3000, rounds=4, pairs=3000,
-             asks=3000, steps=300, batch=256, held=64, samples=256, epochs=2,
-             trainings=5),
+             asks=3000, steps=300, batch=256, held=64, samples=256, epochs=2, trainings=6),
 )[scale]
 on = 'auto' if scale=='gpu' else 'cpu'
-short = dict(max_new_tokens=32, seed=seed)
+short = dict(max_new_tokens=32)
+seeds = [seed+s for s in range(size['trainings'])]
 place = work_dir(f'absolute-harmfulness-{scale}-{seed}-{content_key(size=size)[:8]}')
 size
 
@@ -91,7 +89,9 @@ expected([asked]*4, said).round(2)
 
 # %% [markdown]
 # Prompts for ratings, for revision, for comparisons, for RL and for measurement are
-# different by text. Only those that invite harm are rated and measured.
+# different by text. Only those that invite harm are rated and measured. One training says
+# [little](frontier.ipynb), so everything but the prompts is made anew from several seeds: the first
+# model, ratings, regressor, revisions, labels, preference models and policies.
 
 # %%
 def kind(rows, k): return [r for r in rows if r['kind']==k]
@@ -102,24 +102,32 @@ n = int(shares.sum())
 rows = [*{r['text']: r for r in world.requests(3*n, seed=seed)}.values()][:n]
 for_rating,for_sl,for_pairs,asks,held = split(rows, *shares/n, seed=seed)
 held = kind(held, 'red_team')[:size['held']]
-first = world.pretrain(size['model'], seed, size['read'], place, on)
-red = kind(for_rating, 'red_team')
-rated = rate([dict(id=f'{r["id"]}/{k}', prompt=r['text'], answer=a)
-              for r,two in zip(red, answers(first, red, 2, **short))
-              for k,a in enumerate(two)], seed)
-train,test = split(rated, .85, .15, seed=seed)
-harm = fit_harmfulness(first, train, test, lr=1e-3, epochs=2*size['epochs'], seed=seed,
-                       out=place/'rating')
-pd.Series([r['rating'] for r in rated]).value_counts().sort_index(), harm.history.attrs
+
+def regressor(first, seed):
+    "Fitted to ratings of a first model's answers, with the ratings it did not see"
+    red = kind(for_rating, 'red_team')
+    rated = rate([dict(id=f'{r["id"]}/{k}', prompt=r['text'], answer=a)
+                  for r,two in zip(red, answers(first, red, 2, seed=seed, **short))
+                  for k,a in enumerate(two)], seed)
+    train,test = split(rated, .85, .15, seed=seed)
+    return fit_harmfulness(first, train, test, lr=1e-3, epochs=2*size['epochs'], seed=seed,
+                           out=place/f'rating-{seed}'), test
+
+firsts = {s: world.pretrain(size['model'], s, size['read'], place, on) for s in seeds}
+harms,tests = ({s: x[i] for s,x in {s: regressor(m, s) for s,m in firsts.items()}.items()}
+               for i in (0, 1))
+pd.DataFrame({s: h.history.attrs for s,h in harms.items()}).T
 
 # %% [markdown]
-# The regressor knows answers of the first model and no others. On fresh prompts it
-# explains the share of the variance above; the rest is in part the rater's error.
+# Each regressor knows answers of its first model and no others. Its squared error on fresh
+# prompts, and the share of the variance that it explains, are above; the rest is in part the
+# rater's error. Squared error against the expected rating:
 
 # %%
-p,a = ([r[k] for r in test] for k in ('prompt', 'answer'))
-off = (harm(p, a)-expected(p, a))**2
-dict(error=str(harm.error(test)), of_the_expected=str(cluster_bootstrap(off, p)))
+def off(s):
+    p,a = ([r[k] for r in tests[s]] for k in ('prompt', 'answer'))
+    return str(cluster_bootstrap((harms[s](p, a)-expected(p, a))**2, p))
+{s: off(s) for s in seeds}
 
 # %% [markdown]
 # ## Three kinds of RL
@@ -133,18 +141,20 @@ dict(error=str(harm.error(test)), of_the_expected=str(cluster_bootstrap(off, p))
 # nothing to carry over.
 
 # %%
-chains = revise(first, kind(for_sl, 'red_team'), world.PRINCIPLES, rounds=size['rounds'],
-                few_shot=[], **short)
-good = kind(for_sl, 'helpful')
-plain = [dict(text=r['text'], answer=x)
-         for r,(x,) in zip(good, answers(first, good, **short))]
-sl = finetune(first, examples_of(chains, 'all', plain), place/'SL-CAI', lr=1e-3,
-              epochs=2, seed=seed)[0]
+def supervised(first, seed):
+    "SL-CAI: finetuned on its revisions, and on its own answers to harmless requests"
+    chains = revise(first, kind(for_sl, 'red_team'), world.PRINCIPLES, rounds=size['rounds'],
+                    few_shot=[], seed=seed, **short)
+    good = kind(for_sl, 'helpful')
+    plain = [dict(text=r['text'], answer=x)
+             for r,(x,) in zip(good, answers(first, good, seed=seed, **short))]
+    return finetune(first, examples_of(chains, 'all', plain), place/f'SL-CAI-{seed}', lr=1e-3,
+                    epochs=2, seed=seed)[0]
 
 bad = {r['text'] for r in kind(for_pairs, 'red_team')}
 def compared(lm, on_harm, seed):
     "Comparisons of a model's answers"
-    pairs = [r for r in answer_pairs(lm, for_pairs, **short) if r['a']!=r['b']]
+    pairs = [r for r in answer_pairs(lm, for_pairs, seed=seed, **short) if r['a']!=r['b']]
     told = on_harm([r for r in pairs if r['prompt'] in bad], seed)
     return told+world.rater([r for r in pairs if r['prompt'] not in bad], 'helpful',
                             seed=seed)
@@ -157,55 +167,57 @@ def train_on(name, start, on_harm, seed):
     pm = fit_preference(start, compared(start, on_harm, seed), lr=1e-3, epochs=size['epochs'],
                         seed=seed, out=place/f'{name}-{seed}-score')
     return train_policy(start, asks, pm, steps=size['steps'], batch=size['batch'], kl=.1,
-                        lr=1e-3, max_new_tokens=32, every=max(1, size['steps']//6),
-                        seed=seed, out=place/f'{name}-{seed}', watch=dict(danger=seen))
+                        lr=3e-4, every=max(1, size['steps']//6), seed=seed,
+                        out=place/f'{name}-{seed}', watch=dict(danger=seen), **short)
 
-starts = {'helpful RLHF': (first, helped), 'HH RLHF': (first, safe), 'RL-CAI': (sl, labelled)}
-policies = {k: [train_on(k.replace(' ', '-'), *v, seed+s) for s in range(size['trainings'])]
-            for k,v in starts.items()}
-{k: [p.stopped or 'ran to the end' for p in ps] for k,ps in policies.items()}
+sls = {s: supervised(m, s) for s,m in firsts.items()}
+starts = {'helpful RLHF': (firsts, helped), 'HH RLHF': (firsts, safe),
+          'RL-CAI': (sls, labelled)}
+policies = {k: {s: train_on(k.replace(' ', '-'), of[s], by, s) for s in seeds}
+            for k,(of,by) in starts.items()}
+{k: [p.stopped or 'ran to the end' for p in ps.values()] for k,ps in policies.items()}
 
 
 # %% [markdown]
 # ## Ratings of the snapshots
 
 # %%
-def measure(p, T):
-    return absolute_harmfulness(harm, p.snapshots, held, size['samples'], T,
-                                dict(truth=expected), **short)
+def measure(s, p, T):
+    return absolute_harmfulness(harms[s], p.snapshots, held, size['samples'], T,
+                                dict(truth=expected), seed=s, **short)
 
-table = pd.concat([measure(p, T).assign(run=k, training=i) for k,ps in policies.items()
-                   for i,p in enumerate(ps) for T in (1., 0.)], ignore_index=True)
-ends = table[table.step.isin([0, size['steps']])]
-ends.pivot_table('value', ['run', 'temperature', 'what'], 'step', sort=False).round(2)
+table = pd.concat([measure(s, p, T).assign(run=k, training=s) for k,ps in policies.items()
+                   for s,p in ps.items() for T in (1., 0.)], ignore_index=True)
+
+def at(run, what='regressor', T=1.):
+    "Mean rating, [training] x [step]; a stopped run stays at its last snapshot"
+    d = table[(table.run==run)&(table.what==what)&(table.temperature==T)]
+    return d.pivot(index='training', columns='step', values='value').ffill(axis=1)
+
+def mean(x): return Estimate(*cluster_bootstrap(x.to_numpy(), x.index))
+def first(*args): return at(*args).iloc[:,0]
+def last(*args): return at(*args).iloc[:,-1]
+def rise(*args): return last(*args)-first(*args)
+
+means = pd.DataFrame([dict(run=k, what=w, temperature=T, step=n, **mean(x)._asdict())
+                      for k in policies for w in ('regressor', 'truth') for T in (1., 0.)
+                      for n,x in at(k, w, T).items()])
 
 # %%
 #| label: fig-absolute
-#| fig-cap: Predicted rating of answers to held-out prompts against steps of RL, first training of each; solid at temperature 1 with 95% intervals over prompts, dashed at temperature 0; crosses are the expected rating of the answers at temperature 1
-plot_harmfulness(table[table.training==0], beside='truth')
+#| fig-cap: Predicted rating of answers to held-out prompts against steps of RL, means over trainings; solid at temperature 1 with 95% intervals that draw trainings, dashed at temperature 0; crosses are the expected rating of the answers at temperature 1
+plot_harmfulness(means, beside='truth')
 
 
 # %% [markdown]
 # Lines are what the regressor says and crosses what is true of the same answers. Where a
 # cross leaves its line, the policy has found answers that the regressor never saw.
 #
-# Every preference model and policy is trained from several seeds, with labels drawn anew. Rise
-# from the first to the last snapshot, mean over trainings, at both temperatures, by the regressor
-# and by the truth:
+# Rise from the first to the last snapshot, mean over trainings, at both temperatures, by the
+# regressor and by the truth:
 
 # %%
-def each(run, end, what='regressor', T=1.):
-    "[training, prompt] means at the first or the last snapshot"
-    d = table[(table.run==run)&(table.what==what)&(table.temperature==T)]
-    at = d.groupby('training').step
-    return np.stack(d.by_prompt[at.idxmax() if end=='last' else at.idxmin()].tolist())
-
-def at(*args): return each(*args).mean(0)
-def mean(x): return Estimate(*cluster_bootstrap(x, [r['text'] for r in held]))
-def rise(run, what='regressor', T=1.):
-    return mean(at(run, 'last', what, T)-at(run, 'first', what, T))
-
-pd.DataFrame({k: {f'{w}, T = {T:g}': str(rise(k, w, T)) for w in ('regressor', 'truth')
+pd.DataFrame({k: {f'{w}, T = {T:g}': str(mean(rise(k, w, T))) for w in ('regressor', 'truth')
                   for T in (1., 0.)} for k in policies})
 
 
@@ -213,36 +225,35 @@ pd.DataFrame({k: {f'{w}, T = {T:g}': str(rise(k, w, T)) for w in ('regressor', '
 # The same rise by the regressor at temperature 1, and the rating at the end, training by training:
 
 # %%
-def listed(x): return x.mean(1).round(2).tolist()
-pd.DataFrame({k: dict(rise=listed(each(k, 'last')-each(k, 'first')), end=listed(each(k, 'last')),
-                      end_truth=listed(each(k, 'last', 'truth'))) for k in policies}).T
+def listed(x): return x.round(2).tolist()
+pd.DataFrame({k: dict(rise=listed(rise(k)), end=listed(last(k)),
+                      end_truth=listed(last(k, 'truth'))) for k in policies}).T
 
 # %% [markdown]
-# How far the regressor is off at the end, in rating points, predicted less expected:
+# How far the regressor is off, in rating points, predicted less expected:
 
 # %%
-gaps = {k: mean(at(k, 'last')-at(k, 'last', 'truth')) for k in policies}
-begin = {k: mean(at(k, 'first')-at(k, 'first', 'truth')) for k in policies}
-pd.DataFrame(dict(first={k: str(x) for k,x in begin.items()},
-                  last={k: str(x) for k,x in gaps.items()}))
+def gap(of, k): return of(k)-of(k, 'truth')
+pd.DataFrame({w: {k: str(mean(gap(of, k))) for k in policies}
+              for w,of in (('first', first), ('last', last))})
 
 # %% [markdown]
 # ## What the answers are like
 #
-# Counts in an answer to a held-out request, by snapshot and temperature, first training:
+# Counts in an answer to a held-out request, by snapshot and temperature, means over trainings:
 
 # %%
 from moral_sc.language.models import load
 
 texts = [r['text'] for r in held]
-def look(p, k, T):
-    lm = load(p.snapshots[k], 'float32', first.device)
-    said = sum(answers(lm, held, temperature=T, **short), [])
-    f = world.features(texts, said)[['useful', 'wrong', 'danger', 'refusal', 'words']]
-    repeats = world.features(texts, said).repetition
-    return f.mean().to_dict() | dict(repetition=repeats.mean())
+def look(s, p, k, T):
+    lm = load(p.snapshots[k], 'float32', on)
+    said = sum(answers(lm, held, temperature=T, seed=s, **short), [])
+    counted = ['useful', 'wrong', 'danger', 'refusal', 'words', 'repetition']
+    return world.features(texts, said)[counted].mean()
 
-pd.DataFrame({(k, name, T): look(p, i, T) for k,(p,*_) in policies.items()
+pd.DataFrame({(k, name, T): sum(look(s, p, i, T) for s,p in ps.items())/len(ps)
+              for k,ps in policies.items()
               for i,name in ((0, 'first'), (-1, 'last')) for T in (1., 0.)}).T.round(2)
 
 # %% [markdown]
@@ -270,18 +281,13 @@ pd.DataFrame({(k, name, T): look(p, i, T) for k,(p,*_) in policies.items()
 # `data/claims/constitution_harmfulness.toml`.
 
 # %%
-below = mean(at('RL-CAI', 'last')-at('HH RLHF', 'last'))
-def size_of(e):
-    "Of the absolute value"
-    ends = sorted(abs(np.array([e.low, e.high])))
-    return Estimate(abs(e.value), 0. if e.low<0<e.high else ends[0], ends[1])
-
+largest = max((mean(gap(last, k).abs()) for k in policies), key=lambda e: e.value)
 record(scale, {
-    'constitution/absharm-helpful-rises': rise('helpful RLHF'),
-    'constitution/absharm-hh-falls': rise('HH RLHF'),
-    'constitution/absharm-cai-falls': rise('RL-CAI'),
-    'constitution/absharm-cai-below-hh': below,
-    'constitution/absharm-regressor-right': max(map(size_of, gaps.values())),
+    'constitution/absharm-helpful-rises': mean(rise('helpful RLHF')),
+    'constitution/absharm-hh-falls': mean(rise('HH RLHF')),
+    'constitution/absharm-cai-falls': mean(rise('RL-CAI')),
+    'constitution/absharm-cai-below-hh': mean(last('RL-CAI')-last('HH RLHF')),
+    'constitution/absharm-regressor-right': largest,
 })
 
 # %%

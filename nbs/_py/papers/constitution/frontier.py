@@ -35,7 +35,8 @@ from moral_sc.constitution.prompts import disjoint
 from moral_sc.constitution.revision import revise, stops
 from moral_sc.constitution.tournament import Count, checked, judge_from, play, tournament
 from moral_sc.foundation.runs import content_key
-from moral_sc.foundation.statistics import Estimate, cluster_bootstrap, paired_difference
+from moral_sc.foundation.statistics import (Estimate, cluster_bootstrap, lower_tail,
+                                            paired_difference)
 from moral_sc.lab.claims import record
 from moral_sc.lab.places import work_dir
 from moral_sc.language.models import load
@@ -48,7 +49,7 @@ size = dict( # requests of each kind; steps of reading, of RL, between snapshots
     quick=dict(more=(), train=32, test=16, steps=4, every=2, batch=16, pm=1, read=40,
                trainings=2),
     cpu=dict(more=('small',), train=600, test=150, steps=90, every=15, batch=32, pm=2,
-             read=900, trainings=4),
+             read=900, trainings=6),
     gpu=dict(more=('small', 'medium'), train=600, test=150, steps=300, every=50, batch=64,
              pm=2, read=2000, trainings=6),
 )[scale]
@@ -388,7 +389,8 @@ def agreement(a, b, n=400):
     drawn,*_ = joint_draws([list(c.clusters) for c in counts], n, seed)
     rank = lambda x, y: np.corrcoef(rankdata(x), rankdata(y))[0,1]
     draws = [rank(x, y) for x,y in zip(*(c.again(d) for c,d in zip(counts, drawn)))]
-    return Estimate(rank(*(c.fit() for c in counts)), *np.quantile(draws, [.025, .975]))
+    tail = lower_tail(.95, len(seeds))
+    return Estimate(rank(*(c.fit() for c in counts)), *np.quantile(draws, [tail, 1-tail]))
 
 own = meet(said, dict(red_team={s: t['scores']['RL-CAI'] for s,t in trained.items()}))
 agree = {k: agreement(votes['red_team'], v) for k,v in

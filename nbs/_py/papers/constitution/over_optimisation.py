@@ -14,7 +14,7 @@
 # > recorded.
 
 # %% tags=["parameters"]
-scale = 'quick'  # quick: seconds; cpu: three seeds and a sweep of prices; gpu: a larger model
+scale = 'quick'  # quick: seconds; cpu: six trainings and a sweep of prices; gpu: a larger model
 seed = 0         # everything random follows from it
 
 # %%
@@ -40,17 +40,18 @@ torch.set_num_threads(1)
 began = perf_counter()
 
 # %%
-size = dict(
-    quick=dict(model='tiny', read=100, asks=80, pairs=120, epochs=3, steps=16, batch=32,
-               seeds=1, prices=[0., .2], held=40),
-    cpu=dict(model='tiny', read=None, asks=300, pairs=300, epochs=4, steps=100, batch=64,
-             seeds=3, prices=[0., .1, .3], held=200),
+size = dict( # trainings: of every model of this page
+    quick=dict(model='tiny', read=60, asks=60, pairs=80, epochs=2, steps=10, batch=16,
+               trainings=2, prices=[.2], held=30),
+    cpu=dict(model='tiny', read=900, asks=300, pairs=300, epochs=4, steps=100, batch=64,
+             trainings=6, prices=[.1, .3], held=200),
     gpu=dict(model='medium', read=None, asks=3000, pairs=3000, epochs=2, steps=600,
-             batch=256, seeds=5, prices=[0., .01, .03, .1, .3], held=500),
+             batch=256, trainings=6, prices=[.01, .03, .1, .3], held=500),
 )[scale]
 on = 'auto' if scale=='gpu' else 'cpu'
-learn = dict(steps=size['steps'], batch=size['batch'], max_new_tokens=32, lr=1e-3,
+learn = dict(steps=size['steps'], batch=size['batch'], max_new_tokens=32, lr=3e-4,
              every=max(1, size['steps']//8))
+seeds = [seed+s for s in range(size['trainings'])]
 place = work_dir(f'over-optimisation-{scale}-{seed}-{content_key(size=size)[:8]}')
 size
 
@@ -71,27 +72,27 @@ size
 # ## A proxy
 #
 # Truth is help and harmlessness together. Prompts of the comparisons, of training and of
-# measurement are different by text.
+# measurement are different by text. One training says [little](frontier.ipynb), so everything but
+# the prompts is made anew from several seeds, first models and comparisons included.
 
 # %%
 def truth(prompts, answers):
     return world.helpfulness(prompts, answers)+world.harmlessness(prompts, answers)
 
-first = world.pretrain(size['model'], seed, size['read'], place, on)
 n = size['pairs']+size['asks']+size['held']
 rows = list({r['text']: r for r in world.requests(2*n, seed=seed)}.values())[:n]
 parts = (size[k]/n for k in ('pairs', 'asks', 'held'))
 for_pairs,asks,held = split(rows, *parts, seed=seed)
 
-def say(lm, rows, key=''):
+def say(lm, rows, seed, key=''):
     "An answer to each prompt"
     out = sample(lm, [ask(lm, r['text']) for r in rows], 32, stop=ends['plain'], seed=seed,
                  keys=[f'{r["id"]}{key}' for r in rows], batch=128)
     return [s.text.strip() for s in out]
 
-def compare(rows):
-    "Pairs of answers by the first policy"
-    a,b = (say(first, rows, f'/{k}') for k in 'ab')
+def compare(first, rows, seed):
+    "Pairs of answers by a first policy"
+    a,b = (say(first, rows, seed, f'/{k}') for k in 'ab')
     return [dict(id=r['id'], prompt=r['text'], a=x, b=y)
             for r,x,y in zip(rows, a, b) if x!=y]
 
@@ -101,15 +102,20 @@ def told(pairs, worth=truth):
     share = 1/(1+np.exp(worth(p, b)-worth(p, a)))
     return [r | dict(p=float(x)) for r,x in zip(pairs, share)]
 
-pairs = told(compare(for_pairs))
-proxy = fit_preference(first, pairs, lr=1e-3, epochs=size['epochs'], seed=seed,
-                       out=place/'proxy')
-fresh = told(compare(held))
-proxy.accuracy(pairs), proxy.accuracy(fresh)
+def prefer(s, pairs, name):
+    return fit_preference(firsts[s], pairs, lr=1e-3, epochs=size['epochs'], seed=s,
+                          out=place/f'{name}-{s}')
+
+firsts = {s: world.pretrain(size['model'], s, size['read'], place, on) for s in seeds}
+pairs = {s: told(compare(first, for_pairs, s)) for s,first in firsts.items()}
+proxies = {s: prefer(s, pairs[s], 'proxy') for s in seeds}
+pd.DataFrame({s: dict(learned=str(proxy.accuracy(pairs[s])),
+                      fresh=str(proxy.accuracy(told(compare(firsts[s], held, s)))))
+              for s,proxy in proxies.items()}).T
 
 
 # %% [markdown]
-# The two numbers are its accuracies: on the comparisons it learned from, and on fresh ones.
+# Accuracies of each preference model: on the comparisons it learned from, and on fresh ones.
 #
 # ## Pursued
 #
@@ -119,23 +125,26 @@ proxy.accuracy(pairs), proxy.accuracy(fresh)
 def count(name): return lambda p,a: world.features(p, a)[name].to_numpy(float)
 
 watch = dict(gold=truth, kind=count('kind'), danger=count('danger'), useful=count('useful'))
-def train(name, reward=proxy, seed=seed, **kw):
-    return train_policy(first, asks, reward, watch=watch, seed=seed, out=place/name,
-                        **learn | dict(kl=0.) | kw)
+def train(name, rewards=proxies, **kw):
+    "A policy of each training"
+    return {s: train_policy(firsts[s], asks, rewards[s], watch=watch, seed=s,
+                            out=place/f'{name}-{s}', **learn | dict(kl=0.) | kw)
+            for s in seeds}
 
-free = [train(f'free-{s}', seed=seed+s) for s in range(size['seeds'])]
+free = train('free')
 shown = ['step', 'score', 'gold', 'kl3', 'entropy', 'length']
-free[0].history[shown].iloc[::learn['every']].round(2)
+ends_of = pd.DataFrame({s: p.history[shown].iloc[-1] for s,p in free.items()}).T
+ends_of.assign(stopped=[p.stopped or '' for p in free.values()]).round(2)
 
 # %%
 #| label: fig-training
-#| fig-cap: Learned score, KL, entropy, tokens, and counts of useful and of kind words in the answers of each step; points are steps, lines running means
-plot_training(free[0].history, ('score', 'kl3', 'entropy', 'length', 'useful', 'kind'))
+#| fig-cap: Learned score, KL, entropy, tokens, and counts of useful and of kind words in the answers of each step, first training; points are steps, lines running means
+plot_training(free[seed].history, ('score', 'kl3', 'entropy', 'length', 'useful', 'kind'))
 
 # %%
 #| label: fig-goodhart
-#| fig-cap: Learned and true score against the square root of the KL from the first policy, one run without a price; points are steps, lines running means
-plot_distance(free[0].history, dict(score='preference model', gold='truth'))
+#| fig-cap: Learned and true score against the square root of the KL from the first policy, first training without a price; points are steps, lines running means
+plot_distance(free[seed].history, dict(score='preference model', gold='truth'))
 
 
 # %% [markdown]
@@ -146,7 +155,7 @@ plot_distance(free[0].history, dict(score='preference model', gold='truth'))
 # %%
 def early(p): return linearity(p.history, upto=distance(p.history).max()/2)
 
-straight = pd.DataFrame([early(p) for p in free])
+straight = pd.DataFrame({s: early(p) for s,p in free.items()}).T
 straight.round(3)
 
 
@@ -164,41 +173,39 @@ straight.round(3)
 #
 # ## On prompts that training did not see
 #
-# Each snapshot answers held-out prompts once. Where the truth is highest is found on one
-# half of them, and what is lost from there to the end is measured on the other half.
+# Each snapshot answers held-out prompts once. Where a training's truth is highest is found on one
+# half of them, and what is lost from there to the end is measured on the other half. If its
+# learned score fell on that stretch, too, that fall is put in the place of the loss.
 
 # %%
-def measure(p):
+def measure(s, p):
     "Scores of each snapshot on the held-out prompts"
     texts,res = [r['text'] for r in held],[]
     for d in p.snapshots:
-        answers = say(load(d, 'float32', first.device), held)
+        answers = say(load(d, 'float32', on), held, s)
         res.append(pd.DataFrame(dict(
-            step=int(d.name[5:]), prompt=texts, proxy=proxy(texts, answers),
+            step=int(d.name[5:]), prompt=texts, proxy=proxies[s](texts, answers),
             gold=truth(texts, answers), kind=count('kind')(texts, answers)>0)))
     return pd.concat(res)
 
-seen = pd.concat([measure(p).assign(run=i) for i,p in enumerate(free)])
-seen.groupby('step')[['proxy', 'gold', 'kind']].mean().round(2)
+half = {t: i%2 for i,t in enumerate(sorted({r['text'] for r in held}))}
+def way(d):
+    "What one training gains, and what it loses after its top"
+    a,b = (x.groupby('step')[['proxy', 'gold', 'kind']].mean()
+           for _,x in d.groupby(d.prompt.map(half)))
+    whole,top = (a+b)/2,a.gold.idxmax()
+    lost,on = b.gold[top]-b.gold.iloc[-1],b.proxy.iloc[-1]-b.proxy[top]
+    return dict(top=top, lost=lost, proxy_after=on, turned=lost if on>=0 else min(lost, on),
+                proxy=whole.proxy.iloc[-1]-whole.proxy.iloc[0],
+                gold=whole.gold.iloc[-1]-whole.gold.iloc[0],
+                kind_first=whole.kind.iloc[0], kind_last=whole.kind.iloc[-1])
+
+seen = pd.DataFrame({s: way(measure(s, p)) for s,p in free.items()}).T
+def mean(x): return Estimate(*cluster_bootstrap(np.asarray(x, float), range(len(x))))
+seen.round(2)
 
 # %%
-half = {t: i%2 for i,t in enumerate(sorted({r['text'] for r in held}))}
-def at(step, column, part=None):
-    "Means over runs by prompt, in the order of prompts"
-    d = seen[(seen.step==step)]
-    if part is not None: d = d[d.prompt.map(half)==part]
-    return d.groupby('prompt')[column].mean()
-
-steps = sorted(seen.step.unique())
-top = max(steps, key=lambda s: at(s, 'gold', 0).mean())
-def gain(a, b, column, part=None):
-    x = at(b, column, part).astype(float)-at(a, column, part).astype(float)
-    return Estimate(*cluster_bootstrap(x.to_numpy(), x.index.to_numpy()))
-
-turned = gain(steps[-1], top, 'gold', 1)
-last = steps[-1]
-dict(top=int(top), lost_after=str(turned), proxy_after=str(gain(top, last, 'proxy', 1)),
-     proxy=str(gain(steps[0], last, 'proxy')), truth=str(gain(steps[0], last, 'gold')))
+pd.Series({k: str(mean(seen[k])) for k in seen})
 
 # %% [markdown]
 # ## A price, and another algorithm
@@ -207,16 +214,15 @@ dict(top=int(top), lost_after=str(turned), proxy_after=str(gain(top, last, 'prox
 # prompt.
 
 # %%
-priced = {k: train(f'price-{k}', kl=k) for k in size['prices'][1:]}
+priced = {k: train(f'price-{k}', kl=k) for k in size['prices']}
 rloo = train('rloo', algorithm='rloo')
-runs = {'PPO, no price': free[0].history,
-        **{f'PPO, λ = {k:g}': p.history for k,p in priced.items()},
-        'RLOO, no price': rloo.history}
+runs = {'PPO, no price': free, **{f'PPO, λ = {k:g}': ps for k,ps in priced.items()},
+        'RLOO, no price': rloo}
 
 # %%
 #| label: fig-prices
-#| fig-cap: True score against the square root of the KL for several prices and for RLOO; points are steps, lines running means
-plot_runs(runs, 'gold', title='truth')
+#| fig-cap: True score against the square root of the KL for several prices and for RLOO, first training of each; points are steps, lines running means
+plot_runs({k: ps[seed].history for k,ps in runs.items()}, 'gold', title='truth')
 
 
 # %% [markdown]
@@ -233,11 +239,20 @@ def apart(a, b, column):
     gap = np.abs(np.interp(grid, x, y)-np.interp(grid, u, v)).mean()
     return gap/(y.max()-y[0])
 
-base = free[0].history
-same_truth = max(apart(base, p.history, 'gold') for p in priced.values())
-same_score = apart(base, rloo.history, 'score')
-pd.DataFrame({k: dict(distance=distance(d)[-5:].mean(), score=d.score[-5:].mean(),
-                      truth=d.gold[-5:].mean()) for k,d in runs.items()}).T.round(2)
+def apart_from_free(others, column):
+    return [apart(free[s].history, others[s].history, column) for s in seeds]
+
+same_truth = np.max([apart_from_free(ps, 'gold') for ps in priced.values()], 0)
+same_score = apart_from_free(rloo, 'score')
+def late(p): return p.history[['score', 'gold']].assign(distance=distance(p.history)).tail(5).mean()
+pd.DataFrame({k: sum(map(late, ps.values()))/len(ps) for k,ps in runs.items()}).T.round(2)
+
+# %% [markdown]
+# Mean gap of true scores, the larger of the prices, and of learned scores of RLOO, training by
+# training, as shares of the unpriced gain:
+
+# %%
+pd.DataFrame(dict(price=same_truth, rloo=same_score), seeds).round(2)
 
 # %% [markdown]
 # ## Estimators of the KL
@@ -249,7 +264,7 @@ pd.DataFrame({k: dict(distance=distance(d)[-5:].mean(), score=d.score[-5:].mean(
 # price:
 
 # %%
-d = pd.concat([p.history for p in free])
+d = pd.concat([p.history for p in free.values()])
 pd.DataFrame(dict(k1=d.kl, k3=d.kl3)).agg(['mean', 'std', 'min']).round(3)
 
 # %% [markdown]
@@ -260,20 +275,22 @@ pd.DataFrame(dict(k1=d.kl, k3=d.kl3)).agg(['mean', 'std', 'min']).round(3)
 # the same way:
 
 # %%
-labels = world.labeller(compare(for_pairs), seed=seed)
-warm = fit_preference(first, labels, lr=1e-3, epochs=size['epochs'], seed=seed,
-                      out=place/'warm')
-cai = train('labels', reward=warm)
 texts = [r['text'] for r in held]
-rate = lambda d: count('kind')(texts, say(load(d, 'float32', first.device), held))>0
-comfort = rate(cai.snapshots[-1]).astype(float)-rate(cai.snapshots[0])
-boiler = Estimate(*cluster_bootstrap(comfort, texts))
-str(boiler)
+warm = {s: prefer(s, world.labeller(compare(firsts[s], for_pairs, s), seed=s), 'warm')
+        for s in seeds}
+cai = train('labels', rewards=warm)
+def comfort(s, d):
+    "Share of answers of a snapshot with a phrase of comfort"
+    return float((count('kind')(texts, say(load(d, 'float32', on), held, s))>0).mean())
+share = pd.DataFrame({s: dict(first=comfort(s, p.snapshots[0]), last=comfort(s, p.snapshots[-1]))
+                      for s,p in cai.items()}).T
+boiler = mean(share['last']-share['first'])
+share.round(2), str(boiler)
 
 # %%
 #| label: fig-comfort
-#| fig-cap: Phrases of comfort in an answer, and dangerous words in it, against the square root of the KL; labels of a model that reads with principles
-plot_distance(cai.history, dict(kind='phrases of comfort', danger='dangerous words'),
+#| fig-cap: Phrases of comfort in an answer, and dangerous words in it, against the square root of the KL; labels of a model that reads with principles, first training
+plot_distance(cai[seed].history, dict(kind='phrases of comfort', danger='dangerous words'),
               title='in an answer')
 
 # %% [markdown]
@@ -290,19 +307,17 @@ plot_distance(cai.history, dict(kind='phrases of comfort', danger='dangerous wor
 # ## Claims
 #
 # Criteria were fixed before the first policy was trained in the world, in
-# `data/claims/constitution_overoptimisation.toml`. Intervals draw prompts; a single seed of
-# training stands behind rows without one.
+# `data/claims/constitution_overoptimisation.toml`; that six trainings are made, and that intervals
+# draw them, before this recording.
 
 # %%
-root = (straight.in_kl-straight.line).to_numpy()
 record(scale, {
-    'constitution/overopt-root-kl': Estimate(*cluster_bootstrap(root, range(len(root))))
-        if len(root)>2 else root.mean(),
-    'constitution/overopt-proxy-rises': gain(steps[0], steps[-1], 'proxy'),
-    'constitution/overopt-turns': turned,
-    'constitution/overopt-price': same_truth,
+    'constitution/overopt-root-kl': mean(straight.in_kl-straight.line),
+    'constitution/overopt-proxy-rises': mean(seen.proxy),
+    'constitution/overopt-turns': mean(seen.turned),
+    'constitution/overopt-price': mean(same_truth),
     'constitution/overopt-boilerplate': boiler,
-    'constitution/overopt-rloo': same_score,
+    'constitution/overopt-rloo': mean(same_score),
 })
 
 # %%
