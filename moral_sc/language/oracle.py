@@ -48,17 +48,21 @@ class OracleConfig(PreTrainedConfig):
     "Settings of an oracle: those that samplers look at"
     model_type = 'moral_sc_oracle'
 
+_cache = next(k for k in ('cache', 'past_key_values') # Before transformers 5.24
+              if k in BaseModelOutputWithPast.__dataclass_fields__)
+
 class _History(nn.Module):
     "The hidden state of a token: all tokens up to it, -1 where there is none"
-    def forward(self, input_ids, attention_mask=None, past_key_values=None, **kw):
+    def forward(self, input_ids, attention_mask=None, past_key_values=None, cache=None, **kw):
+        cache = past_key_values if cache is None else cache
         n,ids = input_ids.shape[1], input_ids
-        if past_key_values is not None: # Token ids are kept where others keep keys
+        if cache is not None: # Token ids are kept where others keep keys
             k = ids[:,None,:,None].double()
-            ids = past_key_values.update(k, k, 0)[0][:,0,:,0].long()
+            ids = cache.update(k, k, 0)[0][:,0,:,0].long()
         if attention_mask is not None: ids = ids.masked_fill(attention_mask==0, -1)
         T = ids.shape[1]
         h = nn.functional.pad(ids, (T-1, 0), value=-1).unfold(1, T, 1)[:,-n:]
-        return BaseModelOutputWithPast(last_hidden_state=h, past_key_values=past_key_values)
+        return BaseModelOutputWithPast(last_hidden_state=h, **{_cache: cache})
 
 class _Head(nn.Module):
     "From lists of tokens to logits"
@@ -79,12 +83,12 @@ class OracleModel(PreTrainedModel, GenerationMixin):
         self.post_init()
     def _init_weights(self, m): pass
     def get_output_embeddings(self): return self.lm_head
-    def forward(self, input_ids, attention_mask=None, past_key_values=None,
+    def forward(self, input_ids, attention_mask=None, past_key_values=None, cache=None,
                 logits_to_keep=0, **kw):
-        o,keep = self.model(input_ids, attention_mask, past_key_values), logits_to_keep
+        o,keep = self.model(input_ids, attention_mask, past_key_values, cache), logits_to_keep
         if isinstance(keep, int): keep = slice(-keep, None)
         return CausalLMOutputWithPast(logits=self.lm_head(o.last_hidden_state[:,keep]),
-                                      past_key_values=o.past_key_values)
+                                      **{_cache: getattr(o, _cache)})
 
 # %% ../../nbs/language/50_oracle.ipynb #c40ec04e
 class _Pieces:

@@ -16,9 +16,10 @@ from ..foundation.errors import ConfigError
 from ..foundation.runs import content_key
 from .chat import Prompt, prompt
 from .models import LM, decode, eos_ids, pad
-from .scoring import (batches, fits, head, hidden, joint, merge,
-                                        option_logprobs, splits, takes)
 from .packed import STEP, packed
+from .reading import (batches, fits, head, hidden, merge, splits, takes,
+                                       with_cache)
+from .scoring import joint, option_logprobs
 from .trees import shared
 
 # %% ../../nbs/language/40_sampling.ipynb #9a8a94b7
@@ -149,7 +150,7 @@ def _copies(lm, cache, n, room):
 # %% ../../nbs/language/40_sampling.ipynb #dc4c5ac5
 def _next(lm, cache, ids, mask, pos):
     "Logits [row, vocab] after the last token, and the hidden states they come from"
-    kw = dict(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True)
+    kw = dict(input_ids=ids, attention_mask=mask, **with_cache(lm.model, cache))
     if takes(lm.model, 'position_ids'): kw['position_ids'] = pos
     if splits(lm):
         h = hidden(lm, **kw).last_hidden_state[:,-1]
@@ -283,8 +284,8 @@ def _behind(lm, deck, at):
     ids,new = pad(tails, 'left', lm.device)
     seen = deck.mask[place]
     mask = torch.cat([seen*(seen.cumsum(1)<=c), new], 1)
-    kw = dict(input_ids=ids, attention_mask=mask, use_cache=True,
-              past_key_values=deck.copy(place, ids.shape[1]))
+    kw = dict(input_ids=ids, attention_mask=mask,
+              **with_cache(lm.model, deck.copy(place, ids.shape[1])))
     if takes(lm.model, 'position_ids'):
         kw['position_ids'] = (c+new.cumsum(1)-1).clamp(min=0)
     spots = sorted({r[:2] for r in reads})

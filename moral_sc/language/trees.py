@@ -16,7 +16,7 @@ from ..foundation.errors import ConfigError, unknown
 from .models import LM, pad
 from .packed import packed
 from .reading import (batches, fits, gather, merge, passes, plan_rows,
-                                       run_rows, slack, states, takes)
+                                       run_rows, slack, states, takes, with_cache)
 
 # %% ../../nbs/language/32_trees.ipynb #de3f500c
 def shared(
@@ -227,7 +227,7 @@ def run_stems(
         late = [i for i,(_,k,_) in enumerate(reads) if i not in parts and of[k][0] in p]
         at = [(p.index(of[k][0]), of[k][1], t-n) for _,k,t in (reads[i] for i in late)]
         if late: parts |= zip(late, _grow(lm, [trees[g] for g in p], at, n,
-                                          past_key_values=cache, use_cache=True))
+                                          **with_cache(lm.model, cache)))
     return torch.stack([parts[i] for i in range(len(reads))])
 
 def _stemmed(lm, rows, n, reads, kept):
@@ -243,7 +243,7 @@ def _stemmed(lm, rows, n, reads, kept):
     wanted,found = early(n),[]
     if n>k:
         at = torch.tensor([[0]*len(wanted), [t-k for t in wanted.values()]], dtype=torch.long)
-        found = states(lm, at.to(lm.device), past_key_values=cache, use_cache=True,
+        found = states(lm, at.to(lm.device), **with_cache(lm.model, cache),
                        input_ids=torch.tensor([rows[0][k:n]], device=lm.device))
     stem = [(x.keys, x.values) for x in cache.layers]
     cache.update = lambda k, v, layer, *a, **kw: tuple( # Nothing is added to it any more
@@ -297,7 +297,7 @@ def run_cascade(
 def _go_on(lm, cache, rows, at):
     "States of rows that continue what is in the cache"
     n,(ids,mask) = cache.get_seq_length(), pad(rows, 'right', lm.device)
-    kw = dict(input_ids=ids, past_key_values=cache, use_cache=True)
+    kw = dict(input_ids=ids, **with_cache(lm.model, cache))
     kw['attention_mask'] = torch.nn.functional.pad(mask, (n, 0), value=1)
     if takes(lm.model, 'position_ids'):
         kw['position_ids'] = torch.arange(n, n+ids.shape[1], device=lm.device).expand_as(ids)

@@ -74,6 +74,14 @@ batches([90,88,12,91,13,90], max_tokens=400), batches([90,88,12,91,13,90], 400, 
 #| export
 def takes(model, name): return name in inspect.signature(model.forward).parameters
 
+def with_cache(
+    model,
+    cache, # Of transformers
+)->dict:   # For its `forward`
+    "Keys and values to go on from, under the name that a model has for them"
+    name = 'cache' if takes(model, 'cache') else 'past_key_values' # Before transformers 5.24
+    return {name: cache, 'use_cache': True}
+
 def _inputs(lm, rows, side):
     ids,mask = pad(rows, side, lm.device)
     if side=='right': return dict(input_ids=ids)

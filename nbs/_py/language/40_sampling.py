@@ -26,9 +26,10 @@ from moral_sc.foundation.errors import ConfigError
 from moral_sc.foundation.runs import content_key
 from moral_sc.language.chat import Prompt, prompt
 from moral_sc.language.models import LM, decode, eos_ids, pad
-from moral_sc.language.scoring import (batches, fits, head, hidden, joint, merge,
-                                        option_logprobs, splits, takes)
 from moral_sc.language.packed import STEP, packed
+from moral_sc.language.reading import (batches, fits, head, hidden, merge, splits, takes,
+                                       with_cache)
+from moral_sc.language.scoring import joint, option_logprobs
 from moral_sc.language.trees import shared
 
 # %%
@@ -244,7 +245,7 @@ def _copies(lm, cache, n, room):
 #| export
 def _next(lm, cache, ids, mask, pos):
     "Logits [row, vocab] after the last token, and the hidden states they come from"
-    kw = dict(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True)
+    kw = dict(input_ids=ids, attention_mask=mask, **with_cache(lm.model, cache))
     if takes(lm.model, 'position_ids'): kw['position_ids'] = pos
     if splits(lm):
         h = hidden(lm, **kw).last_hidden_state[:,-1]
@@ -389,8 +390,8 @@ def _behind(lm, deck, at):
     ids,new = pad(tails, 'left', lm.device)
     seen = deck.mask[place]
     mask = torch.cat([seen*(seen.cumsum(1)<=c), new], 1)
-    kw = dict(input_ids=ids, attention_mask=mask, use_cache=True,
-              past_key_values=deck.copy(place, ids.shape[1]))
+    kw = dict(input_ids=ids, attention_mask=mask,
+              **with_cache(lm.model, deck.copy(place, ids.shape[1])))
     if takes(lm.model, 'position_ids'):
         kw['position_ids'] = (c+new.cumsum(1)-1).clamp(min=0)
     spots = sorted({r[:2] for r in reads})
