@@ -66,11 +66,17 @@ assert {'ratio','cpu_ratio','floor','aim'}<=set(table.columns)
 # closing bracket of ` (A)`, which would cost it a second pass; that is their difference.
 #
 # What bounds the ratios of texts is what is not shared. A question names the principle before the
-# two answers, so the answers are read anew under each of sixteen principles and in both orders. Of
-# the tokens of all questions about a pair a fifth is left; were a token worth the same time on both
-# sides, the ratio would be a little above five. In chains what remains is writing, a token at a
-# time; there the packed weights do most.
-#
+# two answers, so the answers are read anew under each of sixteen principles and in both orders.
+# Worked examples come before it, in one of four orders, and are shared by all pairs that have the
+# same. In chains what remains is writing, a token at a time; there the packed weights do most.
+# Tokens that the model is run on for all labels of a turn, padding included:
+
+# %%
+runs = {k: r['tokens'] for k,r in (recorded() or dict(rows={}))['rows'].items() if 'tokens' in r}
+pd.DataFrame({k: dict(transformers=a['mid'], ours=b['mid'], ratio=round(a['mid']/b['mid'], 2))
+              for k,(a,b) in runs.items()}).T
+
+# %% [markdown]
 # Two rows put PPO beside TRL's, with the same separate critic and one pass over each batch.
 # They do the same arithmetic, and where every answer meets the limit little of it can be saved.
 # Answers of a real run end when they end, and TRL pads them to the longest. That setting,

@@ -149,32 +149,46 @@ def _split(lm):
     n = next(k for k,(a,b) in enumerate(zip(*ids)) if a!=b)
     return lm.tokenizer.decode(ids[0][:n]),[x[n] for x in ids]
 
+@contextmanager
+def _counted(lm):
+    "Tokens that a model is run on, padding included, pass by pass"
+    n = []
+    hook = lm.model.base_model.register_forward_pre_hook(
+        lambda m, args, kw: n.append(kw['input_ids'].numel()), with_kwargs=True)
+    try: yield n
+    finally: hook.remove()
+
 def labelled_by_transformers(per, swap):
     "Their side: one forward pass a question"
     def side(s, pairs, size):
         def go():
             lab,texts = _questions(s.lm, pairs, per=per, swap=swap)
             before,ids = _split(s.lm)
-            lp = padded(s.lm, [t+before for x in texts for t in x], ids, size)
+            with _counted(s.lm) as n:
+                lp = padded(s.lm, [t+before for x in texts for t in x], ids, size)
             A,k,res = 1/(1+np.exp(lp[:,1]-lp[:,0])),0,[]
             for r,x in zip(pairs, texts):
                 each = A[k:k+len(x)].reshape(-1, len(lab.orders(r))); k += len(x)
                 res.append(np.where(lab.orders(r), 1-each, each).mean())
-            return dict(units=len(pairs), p=res)
+            return dict(units=len(pairs), p=res, tokens=sum(n))
         return go
     return side
 
 def labelled(per, swap):
     "Our side"
     def side(s, pairs, size):
-        return lambda: dict(units=len(pairs), p=[r['p'] for r in label(s.lm, pairs,
-            principles_per_pair=per, swap=swap, max_tokens=size)])
+        def go():
+            with _counted(s.lm) as n: rows = label(s.lm, pairs, principles_per_pair=per,
+                                                   swap=swap, max_tokens=size)
+            return dict(units=len(pairs), p=[r['p'] for r in rows], tokens=sum(n))
+        return go
     return side
 
 
 # %%
 a,b = (f(1, False)(tiny, tiny.pairs, n)() for f,n in ((labelled_by_transformers,2),
                                                      (labelled,4096)))
+assert b['tokens']<a['tokens']
 np.round([a['p'], b['p']], 3)
 
 
@@ -502,7 +516,7 @@ told[1]
 #
 # `floor` and `aim` are the ratios that this project set itself before it measured them. A row of
 # texts runs here, with each side at the batch size that suits it; a row of steps runs in
-# processes. `works` is how much each row has to do: few pairs where each has thirty-two
+# processes. `works` is how much each row has to do: fewer pairs where each has thirty-two
 # questions.
 
 # %%
@@ -518,6 +532,7 @@ class Row:
     what:str='units'    # Compared: 'units' a second, or 'rise' of memory
     sizes:tuple=((4,8,16), (4096,))  # Batch sizes to choose from, theirs and ours
     works:int=0         # Prompts or pairs in a turn
+    texts:int=1         # Of each of them, for the trial of batch sizes
     alike:str=''        # What both sides must agree on
     python:str=''       # Which environment it needs
     options:tuple=({}, {}) # Of the workers
@@ -531,7 +546,7 @@ rows = {
                   labelled(1, False), 2.5, 4, works=24, alike='p'),
     'ensemble': Row('transformers, 16 principles, both orders',
                     labelled_by_transformers('all', True), labelled('all', True), 6, 9,
-                    works=2, alike='p'),
+                    works=8, texts=32, alike='p'),
     'chains': Row('generate, 4 rounds', chained_by_generate, chained, 3, 5, works=16,
                   sizes=((16,), (16,)), alike='texts'),
     'ppo': Row(f'{_trl[0]}, separate critic, K = 1', 'trl_ppo', 'ours', 1.3, 1.8,
@@ -563,7 +578,7 @@ pd.DataFrame([(k, r.against, r.floor, r.aim) for k,r in rows.items() if not r.cu
 # %% [markdown]
 # ## Taking turns
 #
-# Each side warms up, on two pairs or with a first step, and chooses its batch size there. Then
+# Each side warms up, on a few pairs or with a first step, and chooses its batch size there. Then
 # both take turns until the time of the row is spent, at least once each. Times are kept by the
 # clock and by the processor: on a machine that others use as well, the second is the one to
 # trust.
@@ -576,20 +591,18 @@ def _clock(go):
     told = go()
     return dict(seconds=perf_counter()-t, cpu=process_time()-c)|told
 
-def _best(side, s, units, sizes):
+def _best(side, s, units, sizes, texts=1):
     "Batch size with the least time on few units; with one there is no choice"
     side(s, units, sizes[0])()
     if len(sizes)==1: return sizes[0]
-    took = {n: _clock(side(s, units, n))['seconds'] for n in sizes if n<=2*len(units)} \
-        or {sizes[0]: 0}
+    took = {n: _clock(side(s, units, n))['seconds'] for n in sizes
+            if n<=2*texts*len(units)} or {sizes[0]: 0}
     return min(took, key=took.get)
 
 def _here(row, s):
     "Both sides of a row of texts, and their batch sizes"
     work = s.prompts if row.alike=='texts' else s.pairs
-    if row.works>8: probe = work[:8]
-    else: probe = work[:1]
-    sizes = [row.sizes[0][-1] if row.works<=2 else _best(row.theirs, s, probe, row.sizes[0]),
+    sizes = [_best(row.theirs, s, work[:-(-8//row.texts)], row.sizes[0], row.texts),
              _best(row.ours, s, work[:1], row.sizes[1])]
     n = s.size.get('works', row.works)
     return [f(s, work[:n], z) for f,z in zip((row.theirs, row.ours), sizes)],sizes
@@ -636,7 +649,8 @@ def measure(
     return dict(turns=len(turns), sizes=z, ratio=_span(ratio[:,0]),
         cpu_ratio=_span(ratio[:,1]), **_apart(row, *turns[-1]),
         **{k: [_span([t[i][x] for t in turns]) for i in (0,1)]
-           for k,x in (('seconds','seconds'), ('units','units'), ('memory','rise'))
+           for k,x in (('seconds','seconds'), ('units','units'), ('memory','rise'),
+                          ('tokens','tokens'))
            if x in turns[0][1] and (x!='rise' or 'rise' in turns[0][0])},
         took=perf_counter()-began)
 

@@ -260,25 +260,27 @@ pd.DataFrame({(k, name, T): sum(look(s, p, i, T) for s,p in ps.items())/len(ps)
 # Two things in the figure these counts make plain. The regressor is far off where a model
 # that was not trained by RL is asked for its likeliest words: such answers say one sentence
 # again and again, which the rater counts once and the regressor, who saw hardly any, seems
-# to take for several dangers. And helpful RLHF does not do what the paper's does. The first
-# model names tools that do not serve far more often than those that do, so the way to be more
-# helpful is to name none: in the first training its last answers have no tool in them, neither a
-# wrong one nor a dangerous one. That training for help alone makes a model more harmful may need
-# a model that is able to help.
+# to take for several dangers. And helpful RLHF does what the paper's does in four trainings of six:
+# its answers name fewer tools that do not serve and more that do, and those of a bad deed are
+# dangerous. In the other two the rating falls. Earlier recordings had first models that had read a
+# quarter as long and named wrong tools more often than right ones; there the way to be more helpful
+# was to name none, and the rating fell in every training. That training for help alone makes a model
+# more harmful needs a model that is able to help.
 #
-# HH RLHF and RL-CAI name fewer dangers, too. Which of the two ends lower is up to the training: of
-# each three policies two end near zero and one does not, and the differences between trainings of
-# one kind are far larger than those between kinds. That RL-CAI ends below HH RLHF holds for these
-# trainings over prompts, by four hundredths of a point, and promises nothing for another. One
-# training of each, recorded before, had it the other way round.
+# HH RLHF falls in each training, RL-CAI in five of six, and the regressor stays right about all of
+# their answers. Which of the two ends lower is up to the training: RL-CAI does in two of six, and the
+# differences between trainings of one kind are far larger than those between kinds. They get there
+# by different ways: a third of the answers of HH RLHF refuse in the end, while those of RL-CAI never
+# do and name tools that do not serve.
 #
 # What this does not show: chains of thought, for which this world has no words. Intervals draw
-# prompts; how much trainings differ stands in the table of trainings.
+# trainings; prompts are the same in all of them.
 #
 # ## Claims
 #
 # Criteria were fixed before any policy was trained for this figure, in
-# `data/claims/constitution_harmfulness.toml`.
+# `data/claims/constitution_harmfulness.toml`; that six trainings are made, and that intervals draw
+# them, before this recording.
 
 # %%
 largest = max((mean(gap(last, k).abs()) for k in policies), key=lambda e: e.value)

@@ -11,7 +11,7 @@
 #
 # > Figures 2, 3 and 8 of Constitutional AI in a world of words: five ways to train one
 # > model, rated by the truth and by a judge that took no part. At `cpu` its trainings take
-# > half an hour, are kept, and leave the minutes that the last cell names.
+# > three quarters of an hour, are kept, and leave the minutes that the last cell names.
 
 # %% tags=["parameters"]
 scale = 'quick'  # quick: seconds, far too small to show anything; cpu: minutes; gpu: larger
@@ -235,9 +235,10 @@ pd.DataFrame(areas.values(), areas, ['area', 'low', 'high']).div(1000).round(1)
 
 
 # %% [markdown]
-# In the run recorded at `cpu` RL-CAI dominates more than helpful RL, and to the eye
+# In the runs recorded at `cpu` RL-CAI dominates more than helpful RL, and to the eye
 # the figure is the paper's: help and harm rise together at first under helpful RL, HH RL becomes
-# harmless and useless, RL-CAI is harmless at more help. Against HH RL four trainings do not decide.
+# harmless and useless, RL-CAI is harmless at more help. It dominates more than HH RL, too, with an
+# interval that begins just above zero; four of these six trainings had not decided that.
 # What the paper's figure does not show is the way back: all runs lose help in the end, helpful RL too,
 # whose answers its preference model scores higher and higher.
 #
@@ -268,8 +269,8 @@ plot_ratings(along(elo['helpful']), 'sequences', 'RL sequences', 'helpfulness, E
 
 
 # %% [markdown]
-# In the recorded run RL-CAI gains its harmlessness in the first half of training and loses help until
-# the end. Distances from the first model, above, are large at the end, for as in the paper there is next
+# In the recorded runs RL-CAI gains most of its harmlessness in the first half of training and loses
+# help until the end. Distances from the first model, above, are large at the end, for as in the paper there is next
 # to no price on them. Claims about last snapshots are about what is left then. A price of KL that
 # holds a policy near the best place it passes is [another page's subject](over_optimisation.ipynb).
 #
@@ -307,9 +308,11 @@ pd.DataFrame({k: dict(refuses=str(rates[k]), danger=d.danger.mean(), better=d.be
 
 
 # %% [markdown]
-# A taste for evasion makes an evader in one training of four: it refuses nearly everything, the others
-# nothing. Those found another way to be safe, short answers that say neither danger nor anything
-# better. One training of this recipe would have been called a reproduction or a failure, by luck.
+# A taste for evasion makes evaders in some trainings and not in others: a third of the answers of HH RL
+# refuse in the mean, and the interval, which draws trainings, goes from none to eight in ten. Where it
+# does not refuse it has found another way to be safe, short answers that say neither danger nor much
+# that is better. One training of this recipe would have been called a reproduction or a failure, by
+# luck.
 #
 # ## By size
 #
@@ -372,10 +375,11 @@ by = dict(truth=elo['red_team'], judge=tournament(told['red_team'], gauge='SL-CA
 
 
 # %% [markdown]
-# In the recorded run neither sees a turn. But the figure shows where such a judge errs: the last
-# snapshots of helpful RL are among the most helpful by it and among the least by the truth, and those
-# of RL-CAI are no better than SL-CAI by it, the best by the truth. It knows answers of the first
-# model, and what a policy says at the end of a long way is like none of them.
+# In the recorded runs neither sees a turn. But the figure shows where such a judge errs: the last
+# snapshots of helpful RL and those with sharp labels are the most helpful by it and among the least
+# by the truth, and of harmlessness it gives RL-CAI a fifth of the gain that is true, with intervals
+# too wide to tell it from SL-CAI. It knows answers of the first model, and what a policy says at the
+# end of a long way is like none of them.
 #
 # Rank correlation of harmlessness by the truth with harmlessness by this judge, over all
 # snapshots, and by the preference model of RL-CAI itself, which is a judge in its own
@@ -402,13 +406,16 @@ agree = {k: agreement(votes['red_team'], v) for k,v in
 # ## Claims
 #
 # The criteria lie in `data/claims/constitution_frontier.toml` and were written before the
-# world's first policy was trained; that four trainings are made, and that intervals draw them, was
-# settled before these were made.
+# world's first policy was trained. That intervals draw trainings was settled before any such
+# recording. The first of those had four trainings; two more were added after it was seen, because
+# intervals of four cannot hold the truth in 19 cases of 20, and not one was left out.
 #
-# Three hold: RL-CAI dominates more than helpful RL, gains on SL-CAI, and does not refuse. None
-# fails. Eight are open. All three steps of the paper's order have its sign; help after RL and sharp labels
-# lean the other way. Intervals of four trainings are wide, and that is this page's plainest result: what
-# a single training shows of such runs is mostly its luck.
+# Four hold: RL-CAI dominates more than HH RL and more than helpful RL, gains on SL-CAI, and does not
+# refuse. One fails: trained models are not more helpful than the supervised one at the end of a way that
+# has no price. Six are open. All three steps of the paper's order have its sign, and only the last of
+# them, from HH RL to RL-CAI, is not settled; sharp labels lean the other way. Intervals of six
+# trainings are still wide, and that is this page's plainest result: what a single training shows of such
+# runs is mostly its luck.
 
 # %%
 def least(elo, steps):

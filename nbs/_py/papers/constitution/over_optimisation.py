@@ -161,15 +161,14 @@ straight.round(3)
 
 # %% [markdown]
 # In @fig-goodhart the two scores rise together at first. Then the preference model goes on
-# rising and the truth falls. Useful words are gone early (@fig-training): an answer with nothing
-# in it harms nobody, and from so few comparisons the model has learned more of harm than of help.
-# In the recorded runs answers grow shorter until there is nothing in any of them. Then all are
-# alike, and an alarm stops the run after 17 to 27 of its 100 steps.
+# rising and the truth falls. In this training useful words go first, and with them length
+# (@fig-training): an answer with less in it harms less, and from so few comparisons the model has
+# learned more of harm than of help. Later the answers grow again, without the useful words.
 #
-# Where a run goes depends on the model it begins with, and this one has read just long enough to
-# begin to know which tool serves what. An earlier recording, whose first model differed by
-# rounding and knew more, went a longer way and ended in answers of the utmost
-# length. In both the truth turned early.
+# Where a run goes is up to the training. The table above has ends of 12 to 25 tokens, 14 to 210 nats
+# away, some truer than the beginning and some far worse. Recordings of first models that had
+# read a quarter as long ended within thirty steps in answers with nothing in them, where an
+# alarm stops a run.
 #
 # ## On prompts that training did not see
 #
@@ -227,6 +226,7 @@ plot_runs({k: ps[seed].history for k,ps in runs.items()}, 'gold', title='truth')
 
 # %% [markdown]
 # A small price holds the policy near the best place it passes; a large one stops it before.
+# RLOO without a price goes further than PPO in as many steps, and its truth falls further.
 # The criterion compares whole curves, and the unpriced run falls where the priced one
 # stays, which is one reason why a price may be more than a way of stopping early.
 
@@ -294,11 +294,12 @@ plot_distance(cai[seed].history, dict(kind='phrases of comfort', danger='dangero
               title='in an answer')
 
 # %% [markdown]
-# @fig-comfort is not the picture of a policy that says kind things more and more. At first
-# the phrases spread until nearly every answer has one; pushed much further, the policy
-# finds something that the preference model likes better still, and they vanish. The
-# criterion asks about the end of training, and there the phrases are rarer than in the
-# beginning. How much boilerplate one finds depends on where one stops.
+# In five trainings of six every answer ends with a phrase of comfort in it, or nearly every one. In
+# @fig-comfort, the first of them, an answer has about four, and nothing dangerous is left. That is the
+# paper's boilerplate, and all it takes is one principle of several that thinks more warmth is better.
+# In the sixth training the phrases are gone at the end: its policy has found something that the
+# preference model likes better still. That one training is why the interval reaches below twenty
+# points. How much boilerplate one finds depends on where one stops.
 #
 # What this does not show: how any of it depends on the size of the preference model or of the
 # policy; one world has one size of each here. And the truth of this world is simpler than the
