@@ -82,7 +82,7 @@ def _requests(n):
 
 def setting(
     lm,              # An `LM`, or a name or folder to load
-    n:int=24,        # Prompts
+    n:int=80,        # Prompts
     new:int=48,      # Tokens of an answer that is compared, at most
     **kw
 )->Setting:
@@ -516,8 +516,9 @@ told[1]
 #
 # `floor` and `aim` are the ratios that this project set itself before it measured them. A row of
 # texts runs here, with each side at the batch size that suits it; a row of steps runs in
-# processes. `works` is how much each row has to do: fewer pairs where each has thirty-two
-# questions.
+# processes. `works` is how much each row has to do: all pairs, and fewer where each has thirty-two
+# questions. It matters: worked examples stand in one of four orders and are read once for all pairs
+# that have the same, so that few pairs share less than a whole set of them does.
 
 # %%
 #| export
@@ -543,7 +544,7 @@ _step = dict(batch=16, new=96, tail=' Answer in one sentence.')
 _full,_half,_wide = dict(batch=8, new=48),_step|dict(batch=8),_step|dict(only=True)
 rows = {
     'labels': Row('transformers, one principle, one order', labelled_by_transformers(1, False),
-                  labelled(1, False), 2.5, 4, works=24, alike='p'),
+                  labelled(1, False), 2.5, 4, works=80, alike='p'),
     'ensemble': Row('transformers, 16 principles, both orders',
                     labelled_by_transformers('all', True), labelled('all', True), 6, 9,
                     works=8, texts=32, alike='p'),
@@ -731,7 +732,7 @@ def bench(
     "Measure our labels, chains and steps beside what one would otherwise run"
     names,threads = _names(names),threads or torch.get_num_threads()
     with _on(threads):
-        size = dict(prompts=24, chains=dict(rounds=4, new=64))|(size or {})
+        size = dict(prompts=80, chains=dict(rounds=4, new=64))|(size or {})
         if isinstance(model, (str,Path)): size.setdefault('model', str(model))
         s = setting(model, size['prompts'], threads=threads, size=size,
                     python=dict(ppo=ppo_python, rloo=rloo_python))
