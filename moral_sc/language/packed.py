@@ -26,10 +26,22 @@ def _pays(model):
             and hasattr(torch.ops.mkldnn, '_reorder_linear_weight')
             and sum(m.weight.numel() for m in _linears(model))>=_LEAST)
 
-def _product(weight, bias):
-    "The forward pass of a packed layer"
+def _product(weight, bias, then='none'):
+    "The forward pass of a packed layer, and of what comes directly after it"
     run = torch.ops.mkldnn._linear_pointwise
-    return lambda x: run(x, weight, bias, 'none', [], '')
+    return lambda x: run(x, weight, bias, then, [], '')
+
+def _gated(m, there):
+    "The forward pass of a gated block whose layers are packed; None if it is something else"
+    layers = [getattr(m, k, None) for k in ('gate_proj', 'up_proj', 'down_proj')]
+    if 'forward' in m.__dict__ or not all(x in there for x in layers): return
+    gate,up,down = (_product(there[x], x.bias, k) for x,k in zip(layers, ('swish','none','none')))
+    def forward(x): return down(gate(x).mul_(up(x)))
+    x = torch.linspace(-4, 4, layers[0].in_features)[None]
+    same = lambda a, b: torch.allclose(a, b, rtol=1e-4, atol=1e-5)
+    try: ok = same(m.act_fn(x), nn.functional.silu(x)) and same(m(x), forward(x))
+    except Exception: return # Blocks refuse in many ways
+    return forward if ok else None
 
 @contextmanager
 def packed(
@@ -41,7 +53,8 @@ def packed(
     "Linear layers with packed weights, without gradients, while this lasts"
     inside = getattr(model, '_packed', False) # Then it is somebody else's to undo
     if inside or torch.is_grad_enabled() or work<2000 or not _pays(model): yield; return
-    layers,room = _linears(model),room and not torch.is_inference_mode_enabled()
+    layers,blocks = _linears(model),[]
+    room = room and not torch.is_inference_mode_enabled()
     used = [id(p) for m in model.modules() for p in m.parameters(recurse=False)]
     if room: layers = [m for m in layers if used.count(id(m.weight))==1]
     model._packed,there = True,{}
@@ -50,8 +63,11 @@ def packed(
             there[m] = torch.ops.mkldnn._reorder_linear_weight(m.weight.detach(), 64)
             m.forward = _product(there[m], m.bias)
             if room: m.weight.data = m.weight.data.new_empty(0)
+        for m in model.modules():
+            if forward := _gated(m, there): m.forward = forward; blocks.append(m)
         yield
     finally:
+        for m in blocks: del m.forward
         for m in layers: # One by one, so that both kinds are never there together
             m.__dict__.pop('forward', None)
             w = there.pop(m, None)
