@@ -247,7 +247,8 @@ moved
 #
 # ## Cost
 #
-# The longest call of each kind, while other work ran on the same machine; an idle one is faster.
+# The longest call of each kind, while other work ran on the same machine and held up reinforcement
+# learning most; an idle one is faster.
 
 # %%
 seconds = pd.Series(json.loads((place/'seconds.json').read_text()), name='seconds')
@@ -258,7 +259,9 @@ seconds.to_frame()
 # ## Claims
 #
 # Written in `data/claims/constitution_realrun.toml` before the run. One seed: the intervals draw
-# prompts and templates, and say nothing about another run.
+# prompts and templates, and say nothing about another run. An earlier recording differed from this
+# one by rounding, and so in what was sampled. It had one bare refusal among 96 answers in place of
+# two, and its claim about evasion held; its other verdicts were the same.
 
 # %%
 verdicts = {'constitution/real-score-rises': gain['reward'],
