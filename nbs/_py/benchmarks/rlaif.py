@@ -59,7 +59,6 @@ table
 #| hide
 assert {'ratio','cpu_ratio','floor','aim'}<=set(table.columns)
 
-
 # %% [markdown]
 # `answers` says whether both sides come to the same: the largest difference between labels, and
 # the share of texts that are the same to the letter. Labels of the other side leave out the
@@ -75,6 +74,7 @@ assert {'ratio','cpu_ratio','floor','aim'}<=set(table.columns)
 runs = {k: r['tokens'] for k,r in (recorded() or dict(rows={}))['rows'].items() if 'tokens' in r}
 pd.DataFrame({k: dict(transformers=a['mid'], ours=b['mid'], ratio=round(a['mid']/b['mid'], 2))
               for k,(a,b) in runs.items()}).T
+
 
 # %% [markdown]
 # Two rows put PPO beside TRL's, with the same separate critic and one pass over each batch.
