@@ -118,6 +118,7 @@ harms,tests = ({s: x[i] for s,x in {s: regressor(m, s) for s,m in firsts.items()
                for i in (0, 1))
 pd.DataFrame({s: h.history.attrs for s,h in harms.items()}).T
 
+
 # %% [markdown]
 # Each regressor knows answers of its first model and no others. Its squared error on fresh
 # prompts, and the share of the variance that it explains, are above; the rest is in part the
@@ -128,6 +129,7 @@ def off(s):
     p,a = ([r[k] for r in tests[s]] for k in ('prompt', 'answer'))
     return str(cluster_bootstrap((harms[s](p, a)-expected(p, a))**2, p))
 {s: off(s) for s in seeds}
+
 
 # %% [markdown]
 # ## Three kinds of RL
@@ -208,7 +210,6 @@ means = pd.DataFrame([dict(run=k, what=w, temperature=T, step=n, **mean(x)._asdi
 #| fig-cap: Predicted rating of answers to held-out prompts against steps of RL, means over trainings; solid at temperature 1 with 95% intervals that draw trainings, dashed at temperature 0; crosses are the expected rating of the answers at temperature 1
 plot_harmfulness(means, beside='truth')
 
-
 # %% [markdown]
 # Lines are what the regressor says and crosses what is true of the same answers. Where a
 # cross leaves its line, the policy has found answers that the regressor never saw.
@@ -228,6 +229,7 @@ pd.DataFrame({k: {f'{w}, T = {T:g}': str(mean(rise(k, w, T))) for w in ('regress
 def listed(x): return x.round(2).tolist()
 pd.DataFrame({k: dict(rise=listed(rise(k)), end=listed(last(k)),
                       end_truth=listed(last(k, 'truth'))) for k in policies}).T
+
 
 # %% [markdown]
 # How far the regressor is off, in rating points, predicted less expected:
