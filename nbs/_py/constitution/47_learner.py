@@ -568,7 +568,7 @@ def restore(self:Learner, s:dict):
 # %% [markdown]
 # ## At work
 #
-# A model of random weights, which writes bytes, is rewarded for every small letter. Sixteen
+# A model of random weights, which writes bytes, is rewarded for every small letter. Two dozen
 # steps of thirty-two answers are enough for it to notice, and to notice more than was
 # meant: with twelve tokens it earns more than twelve points. Among its tokens are special
 # ones that the tokenizer spells out, `<|im_start|>`, seven letters at a time. A policy
@@ -590,7 +590,7 @@ def learner(reward=letters, **kw): return Learner(lm, reward, PolicyConfig(**sma
 
 # %%
 l = learner()
-log = pd.DataFrame([l.step(asks, k) for k in range(16)])
+log = pd.DataFrame([l.step(asks, k) for k in range(24)])
 assert log.score.iloc[-1]>12
 log.iloc[[0, 1, -1]][['score', 'reward', 'kl', 'entropy', 'clipped', 'ratio']].round(3)
 
