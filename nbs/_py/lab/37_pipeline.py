@@ -353,7 +353,7 @@ tiny = small_lm(byte_tokenizer(), layers=1, width=64, context=16_384)
 said = [(h, a) for h in ('Assistant', 'Critique', 'Revision') for a in ('It is so.', 'Not far.')]
 lessons = [(encode(tiny, f'{"x"*n}\n\n{h}: {a}')+[1], n+len(h)+3)
            for h,a in said for n in (40, 900, 2600)]
-fit(tiny.model, lessons, answer_loss, lr=1e-2, epochs=25, batch=6, max_tokens=16_384)
+fit(tiny.model, lessons, answer_loss, lr=1e-2, epochs=60, batch=6, max_tokens=16_384)
 save(tiny, 'tiny')
 few = '--limit 8 --max-new-tokens 24'
 stages = [f'revise tiny {few}',
