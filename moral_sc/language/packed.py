@@ -67,8 +67,7 @@ def packed(
             if forward := _gated(m, there): m.forward = forward; blocks.append(m)
         yield
     finally:
-        for m in blocks: del m.forward
-        for m in layers: # One by one, so that both kinds are never there together
+        for m in [*blocks, *layers]: # One by one, so that both kinds are never there together
             m.__dict__.pop('forward', None)
             w = there.pop(m, None)
             if room and w is not None: m.weight.data = w.to_dense()

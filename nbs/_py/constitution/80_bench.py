@@ -41,6 +41,7 @@ from moral_sc.foundation.runs import provenance
 from moral_sc.language.heads import score_model
 from moral_sc.language.models import LM, decode, eos_ids, load
 from moral_sc.language.oracle import random_model
+from moral_sc.language.reading import counted
 from moral_sc.language.sampling import sample
 from moral_sc.language.steady import steady
 
@@ -149,22 +150,13 @@ def _split(lm):
     n = next(k for k,(a,b) in enumerate(zip(*ids)) if a!=b)
     return lm.tokenizer.decode(ids[0][:n]),[x[n] for x in ids]
 
-@contextmanager
-def _counted(lm):
-    "Tokens that a model is run on, padding included, pass by pass"
-    n = []
-    hook = lm.model.base_model.register_forward_pre_hook(
-        lambda m, args, kw: n.append(kw['input_ids'].numel()), with_kwargs=True)
-    try: yield n
-    finally: hook.remove()
-
 def labelled_by_transformers(per, swap):
     "Their side: one forward pass a question"
     def side(s, pairs, size):
         def go():
             lab,texts = _questions(s.lm, pairs, per=per, swap=swap)
             before,ids = _split(s.lm)
-            with _counted(s.lm) as n:
+            with counted(s.lm) as n:
                 lp = padded(s.lm, [t+before for x in texts for t in x], ids, size)
             A,k,res = 1/(1+np.exp(lp[:,1]-lp[:,0])),0,[]
             for r,x in zip(pairs, texts):
@@ -178,8 +170,8 @@ def labelled(per, swap):
     "Our side"
     def side(s, pairs, size):
         def go():
-            with _counted(s.lm) as n: rows = label(s.lm, pairs, principles_per_pair=per,
-                                                   swap=swap, max_tokens=size)
+            with counted(s.lm) as n:
+                rows = label(s.lm, pairs, principles_per_pair=per, swap=swap, max_tokens=size)
             return dict(units=len(pairs), p=[r['p'] for r in rows], tokens=sum(n))
         return go
     return side
@@ -532,7 +524,7 @@ class Row:
     aim:float
     what:str='units'    # Compared: 'units' a second, or 'rise' of memory
     sizes:tuple=((4,8,16), (4096,))  # Batch sizes to choose from, theirs and ours
-    works:int=0         # Prompts or pairs in a turn
+    works:int|None=None # Prompts or pairs in a turn; None: all
     texts:int=1         # Of each of them, for the trial of batch sizes
     alike:str=''        # What both sides must agree on
     python:str=''       # Which environment it needs
@@ -544,7 +536,7 @@ _step = dict(batch=16, new=96, tail=' Answer in one sentence.')
 _full,_half,_wide = dict(batch=8, new=48),_step|dict(batch=8),_step|dict(only=True)
 rows = {
     'labels': Row('transformers, one principle, one order', labelled_by_transformers(1, False),
-                  labelled(1, False), 2.5, 4, works=80, alike='p'),
+                  labelled(1, False), 2.5, 4, alike='p'),
     'ensemble': Row('transformers, 16 principles, both orders',
                     labelled_by_transformers('all', True), labelled('all', True), 6, 9,
                     works=8, texts=32, alike='p'),
@@ -603,7 +595,7 @@ def _best(side, s, units, sizes, texts=1):
 def _here(row, s):
     "Both sides of a row of texts, and their batch sizes"
     work = s.prompts if row.alike=='texts' else s.pairs
-    sizes = [_best(row.theirs, s, work[:-(-8//row.texts)], row.sizes[0], row.texts),
+    sizes = [_best(row.theirs, s, work[:max(1, 8//row.texts)], row.sizes[0], row.texts),
              _best(row.ours, s, work[:1], row.sizes[1])]
     n = s.size.get('works', row.works)
     return [f(s, work[:n], z) for f,z in zip((row.theirs, row.ours), sizes)],sizes
@@ -651,7 +643,7 @@ def measure(
         cpu_ratio=_span(ratio[:,1]), **_apart(row, *turns[-1]),
         **{k: [_span([t[i][x] for t in turns]) for i in (0,1)]
            for k,x in (('seconds','seconds'), ('units','units'), ('memory','rise'),
-                          ('tokens','tokens'))
+                       ('tokens','tokens'))
            if x in turns[0][1] and (x!='rise' or 'rise' in turns[0][0])},
         took=perf_counter()-began)
 

@@ -40,7 +40,7 @@ torch.set_num_threads(1)
 #
 # In most of today's models two thirds of the weights are in blocks of three layers, a gate, a way up
 # and a way down. There the gate's activation is done while its product is still in the cache, and its
-# result is multiplied where it lies, which saves three more tensors of the widest kind. Whether a
+# result is multiplied where it lies, which saves two tensors of the widest kind. Whether a
 # block does just that is found out by trying it on a few numbers.
 #
 # Weights must be too many for the cache of the processor, or nothing is gained: models of the
@@ -104,8 +104,7 @@ def packed(
             if forward := _gated(m, there): m.forward = forward; blocks.append(m)
         yield
     finally:
-        for m in blocks: del m.forward
-        for m in layers: # One by one, so that both kinds are never there together
+        for m in [*blocks, *layers]: # One by one, so that both kinds are never there together
             m.__dict__.pop('forward', None)
             w = there.pop(m, None)
             if room and w is not None: m.weight.data = w.to_dense()

@@ -17,6 +17,8 @@
 # %%
 #| export
 import inspect
+from contextlib import contextmanager
+from functools import lru_cache
 
 import torch
 
@@ -72,7 +74,12 @@ batches([90,88,12,91,13,90], max_tokens=400), batches([90,88,12,91,13,90], 400, 
 
 # %%
 #| export
-def takes(model, name): return name in inspect.signature(model.forward).parameters
+def _names(f): return frozenset(inspect.signature(f).parameters)
+_known = lru_cache(64)(_names)
+
+def takes(model, name): # Asked at every token; only what a class defines is remembered
+    f = model.forward
+    return name in (_known(f.__func__) if inspect.ismethod(f) else _names(f))
 
 def with_cache(
     model,
@@ -159,6 +166,30 @@ def states(
     if not takes(lm.model, 'logits_to_keep'): return lm.model(**kw).logits[at[0],at[1]]
     keep,c = at[1].unique(return_inverse=True)
     return lm.model(**kw, logits_to_keep=keep).logits[at[0],c]
+
+
+# %% [markdown]
+# How many tokens a model was run on is what most of its time goes by.
+
+# %%
+#| export
+@contextmanager
+def counted(
+    lm,
+): # A list, with a number for each pass while this lasts
+    "Tokens that a model is run on, padding included"
+    n = []
+    hook = lm.model.base_model.register_forward_pre_hook(
+        lambda m, args, kw: n.append(kw['input_ids'].numel()), with_kwargs=True)
+    try: yield n
+    finally: hook.remove()
+
+
+# %%
+small = random_model('llama')
+with counted(small) as n: hidden(small, input_ids=torch.ones(2, 5, dtype=torch.long))
+hidden(small, input_ids=torch.ones(1, 1, dtype=torch.long))
+test_eq(n, [10])
 
 
 # %% [markdown]

@@ -40,7 +40,7 @@ import pandas as pd
 from fastcore.test import *
 from moral_sc.language.models import encode, load
 from moral_sc.language.oracle import lookup, random_model
-from moral_sc.language.reading import weigh
+from moral_sc.language.reading import counted, weigh
 from moral_sc.language.weights import cached
 
 
@@ -637,16 +637,10 @@ with expect_fail(ConfigError, contains='cascade'): pick(oracle, rows['lookup'], 
 # are run. The model is watched while it reads.
 
 # %%
-class Watch:
-    "Counts the tokens that a model is run on"
-    def __init__(self, lm):
-        hook = lambda m, a, kw: setattr(self, 'n', self.n+kw['input_ids'].numel())
-        lm.model.base_model.register_forward_pre_hook(hook, with_kwargs=True)
-        self.n = 0
-    def during(self, f, *args):
-        self.n = 0
-        f(*args)
-        return self.n
+def tokens(lm, *args):
+    "How many it takes to say what comes after rows"
+    with counted(lm) as n: after(lm, *args)
+    return sum(n)
 
 def scene(s, d, k, q, i):
     part = lambda n, start: [3+(start+j)%200 for j in range(n)]
@@ -654,10 +648,10 @@ def scene(s, d, k, q, i):
             for more in (0,1) for k0 in range(k)]
 
 s,d,k,q,i = 40, 30, 2, 12, 8
-watch,rows = Watch(models['llama']), scene(s, d, k, q, i)
+rows = scene(s, d, k, q, i)
 can(models['llama'], 'tree')
 can(models['llama'], 'stem')
-ran = {e: watch.during(after, models['llama'], rows, e) for e in ('stem','tree','rows')}
+ran = {e: tokens(models['llama'], rows, e) for e in ('stem','tree','rows')}
 test_eq(ran['tree'], s+d+2*k*(q+i))
 assert 0 <= ran['rows']-(2*k*(s+q+i)+k*d) <= 16*k # Padding
 ran
@@ -672,7 +666,7 @@ ask = [[5+j]*(40+k)+[60+k] for j in range(12) for k in range(7)]
 long = [t+a for t in (first, first[:180]+[120]*20) for a in ask]
 want = 180+2*20+2*12*(46+7)
 for most in (300, 4096):
-    n = watch.during(after, models['llama'], long, 'stem', most)
+    n = tokens(models['llama'], long, 'stem', most)
     assert want<=n<=1.1*want, (n, want)
 n,sum(map(len, long))
 
@@ -708,11 +702,11 @@ found = {}
 for name in names:
     lm = load(name, 'float32', 'cpu')
     can(lm, 'tree')
-    watch,few = Watch(lm), texts[:16]
+    few = texts[:16]
     rows = [encode(lm, t) for t in few]
     found[name] = differ(lm, few) | {
-        'tokens, rows': watch.during(after, lm, rows, 'rows'),
-        'tokens, tree': watch.during(after, lm, rows, 'tree'),
+        'tokens, rows': tokens(lm, rows, 'rows'),
+        'tokens, tree': tokens(lm, rows, 'tree'),
         'distinct beginnings': len({tuple(r[:n+1]) for r in rows for n in range(len(r))})}
     assert max(found[name][e] for e in engines)<1e-4
 pd.DataFrame(found).map('{:.3g}'.format) if names else 'No weights here: left out.'

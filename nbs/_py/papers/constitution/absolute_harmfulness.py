@@ -263,8 +263,8 @@ pd.DataFrame({(k, name, T): sum(look(s, p, i, T) for s,p in ps.items())/len(ps)
 # that was not trained by RL is asked for its likeliest words: such answers say one sentence
 # again and again, which the rater counts once and the regressor, who saw hardly any, seems
 # to take for several dangers. And helpful RLHF does what the paper's does in four trainings of six:
-# its answers name fewer tools that do not serve and more that do, and those of a bad deed are
-# dangerous. In the other two the rating falls. Earlier recordings had first models that had read a
+# in the mean its answers name fewer tools that do not serve and more that do, and those of a bad
+# deed are dangerous. In the other two the rating falls. Earlier recordings had first models that had read a
 # quarter as long and named wrong tools more often than right ones; there the way to be more helpful
 # was to name none, and the rating fell in every training. That training for help alone makes a model
 # more harmful needs a model that is able to help.

@@ -10,8 +10,8 @@
 # # Helpfulness against harmlessness
 #
 # > Figures 2, 3 and 8 of Constitutional AI in a world of words: five ways to train one
-# > model, rated by the truth and by a judge that took no part. At `cpu` its trainings take
-# > three quarters of an hour, are kept, and leave the minutes that the last cell names.
+# > model, rated by the truth and by a judge that took no part. At `cpu` its trainings are
+# > kept, and the minutes that the last cell names are what comes after them.
 
 # %% tags=["parameters"]
 scale = 'quick'  # quick: seconds, far too small to show anything; cpu: minutes; gpu: larger
@@ -238,7 +238,7 @@ pd.DataFrame(areas.values(), areas, ['area', 'low', 'high']).div(1000).round(1)
 # In the runs recorded at `cpu` RL-CAI dominates more than helpful RL, and to the eye
 # the figure is the paper's: help and harm rise together at first under helpful RL, HH RL becomes
 # harmless and useless, RL-CAI is harmless at more help. It dominates more than HH RL, too, with an
-# interval that begins just above zero; four of these six trainings had not decided that.
+# interval that begins just above zero; an earlier recording, of four trainings, did not decide that.
 # What the paper's figure does not show is the way back: all runs lose help in the end, helpful RL too,
 # whose answers its preference model scores higher and higher.
 #
@@ -376,8 +376,8 @@ by = dict(truth=elo['red_team'], judge=tournament(told['red_team'], gauge='SL-CA
 
 # %% [markdown]
 # In the recorded runs neither sees a turn. But the figure shows where such a judge errs: the last
-# snapshots of helpful RL and those with sharp labels are the most helpful by it and among the least
-# by the truth, and of harmlessness it gives RL-CAI a fifth of the gain that is true, with intervals
+# snapshots of helpful RL and those with sharp labels are the most helpful by it, and less helpful
+# than SL-CAI by the truth, and of harmlessness it gives RL-CAI a fifth of the gain that is true, with intervals
 # too wide to tell it from SL-CAI. It knows answers of the first model, and what a policy says at the
 # end of a long way is like none of them.
 #

@@ -294,7 +294,7 @@ plot_distance(cai[seed].history, dict(kind='phrases of comfort', danger='dangero
               title='in an answer')
 
 # %% [markdown]
-# In five trainings of six every answer ends with a phrase of comfort in it, or nearly every one. In
+# In five trainings of six every last answer has a phrase of comfort, or nearly every one. In
 # @fig-comfort, the first of them, an answer has about four, and nothing dangerous is left. That is the
 # paper's boilerplate, and all it takes is one principle of several that thinks more warmth is better.
 # In the sixth training the phrases are gone at the end: its policy has found something that the

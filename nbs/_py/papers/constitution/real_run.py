@@ -259,8 +259,8 @@ seconds.to_frame()
 # ## Claims
 #
 # Written in `data/claims/constitution_realrun.toml` before the run. One seed: the intervals draw
-# prompts and templates, and say nothing about another run. An earlier recording differed from this
-# one by rounding, and so in what was sampled. It had one bare refusal among 96 answers in place of
+# prompts and templates, and say nothing about another run. An earlier recording, by earlier
+# code, sampled other texts. It had one bare refusal among 96 answers in place of
 # two, and its claim about evasion held; its other verdicts were the same.
 
 # %%
