@@ -48,7 +48,8 @@ def _prose(text, figures):
         return f'[{_numbered(m[1], figures)}](#{figures.get(m[1], m[1])})'
     text = re.sub(r'\[(@[\w-]+(?:[,;][^][]*)?)\](?!\()', lambda m: _cite(m[1]), text)
     text = re.sub(r'(?<![\w@/.`{])@(fig-[\w-]*\w)', fig, text)
-    return re.sub(r'(?<![\w@/.`{])@([a-z]+\d{4}\w*)', r'{cite:t}`\1`', text)
+    text = re.sub(r'(?<![\w@/.`{])@([a-z]+\d{4}\w*)', r'{cite:t}`\1`', text)
+    return re.sub(r'^( *)%', r'\1\\%', text, flags=re.M)
 
 def _numbered(label, figures):
     return f'Figure {list(figures).index(label)+1}' if label in figures else 'Figure'

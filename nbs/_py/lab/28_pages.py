@@ -81,7 +81,8 @@ test_eq(directives('x = 1'), ({}, 'x = 1'))
 # ## Prose
 #
 # Three things in Markdown cells have to be said differently: citations, figures and callouts.
-# Code, inline or fenced, is never touched, so a page can show an `@patch`.
+# Code, inline or fenced, is never touched, so a page can show an `@patch`. And a line that begins
+# with a percent sign would be taken for a comment and be gone without a word.
 
 # %%
 #| export
@@ -101,7 +102,8 @@ def _prose(text, figures):
         return f'[{_numbered(m[1], figures)}](#{figures.get(m[1], m[1])})'
     text = re.sub(r'\[(@[\w-]+(?:[,;][^][]*)?)\](?!\()', lambda m: _cite(m[1]), text)
     text = re.sub(r'(?<![\w@/.`{])@(fig-[\w-]*\w)', fig, text)
-    return re.sub(r'(?<![\w@/.`{])@([a-z]+\d{4}\w*)', r'{cite:t}`\1`', text)
+    text = re.sub(r'(?<![\w@/.`{])@([a-z]+\d{4}\w*)', r'{cite:t}`\1`', text)
+    return re.sub(r'^( *)%', r'\1\\%', text, flags=re.M)
 
 def _numbered(label, figures):
     return f'Figure {list(figures).index(label)+1}' if label in figures else 'Figure'
@@ -136,6 +138,7 @@ test_eq(myst('Write to a@b2022.org or [x](https://y.org/@z2022).'),
         'Write to a@b2022.org or [x](https://y.org/@z2022).')
 test_eq(myst('```\n@elhage2022\n```'), '```\n@elhage2022\n```')
 test_eq(myst('`@fig-x`'), '`@fig-x`')
+test_eq(myst('It wins with 73\n% of 9 %.'), 'It wins with 73\n\\% of 9 %.')
 
 
 # %% [markdown]

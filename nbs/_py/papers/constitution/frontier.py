@@ -179,8 +179,8 @@ pd.DataFrame({k: pd.DataFrame([p.history.iloc[-1] for p in v])[shown].mean().rou
 #
 # Every snapshot answers every request of the tournament, and every two snapshots of one training
 # meet on each. On ordinary requests the judge goes by the world's helpfulness, on red-team ones by
-# its harmlessness; a difference of one in either makes the better answer the winner with 73
-# %. Votes of all trainings make one rating for each kind of run and step, and intervals draw
+# its harmlessness; a difference of one in either makes the better answer the winner with
+# 73 %. Votes of all trainings make one rating for each kind of run and step, and intervals draw
 # trainings.
 
 # %%
