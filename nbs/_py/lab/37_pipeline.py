@@ -29,6 +29,7 @@ from moral_sc.lab.console import (Limit, Mode, Model, Out, Seed, arg, bar, examp
 import os, shlex, tempfile
 from fastcore.test import *
 from typer.testing import CliRunner
+from moral_sc.constitution.prompts import load_prompts
 from moral_sc.lab.console import Manners
 from moral_sc.language.heads import save, small_lm
 from moral_sc.language.models import encode
@@ -336,8 +337,8 @@ def vote(
 # %% [markdown]
 # ## From end to end
 #
-# A model of one layer, taught in a few seconds to say something short and stop, goes through all
-# stages. What it says means little; that each stage reads what the one before it wrote is the
+# A model of one layer, taught in half a minute to say something short and stop after any request,
+# goes through all stages. What it says means little; that each stage reads what the one before it wrote is the
 # point.
 
 # %%
@@ -350,10 +351,11 @@ def sh(command):
     return res.exit_code, res.output.strip().splitlines()
 
 tiny = small_lm(byte_tokenizer(), layers=1, width=64, context=16_384)
+before = '\n\n'.join(f'Human: {r["text"]}' for r in load_prompts('helpful'))*2
 said = [(h, a) for h in ('Assistant', 'Critique', 'Revision') for a in ('It is so.', 'Not far.')]
-lessons = [(encode(tiny, f'{"x"*n}\n\n{h}: {a}')+[1], n+len(h)+3)
+lessons = [(encode(tiny, f'{before[:n]}\n\n{h}: {a}')+[1], n+len(h)+3)
            for h,a in said for n in (40, 900, 2600)]
-fit(tiny.model, lessons, answer_loss, lr=1e-2, epochs=60, batch=6, max_tokens=16_384)
+fit(tiny.model, lessons, answer_loss, lr=1e-2, epochs=40, batch=6, max_tokens=16_384)
 save(tiny, 'tiny')
 few = '--limit 8 --max-new-tokens 24'
 stages = [f'revise tiny {few}',
