@@ -32,6 +32,7 @@ from ..foundation.runs import provenance
 from ..language.heads import score_model
 from ..language.models import LM, decode, eos_ids, load
 from ..language.oracle import random_model
+from ..language.products import onednn
 from ..language.reading import counted
 from ..language.sampling import sample
 from ..language.steady import steady
@@ -235,7 +236,7 @@ def our_steps(turns, model, batch, new, tail='', inner=1, critic='separate', cop
         rise.append(turns.peak())
         return b
     learner.collect = watched
-    with nullcontext() if only else steady(): # As `train_policy` does
+    with onednn(lm.model), nullcontext() if only else steady(): # As `train_policy` does
         for k in count():
             turns.begin()
             if only: row = _seen(learner, learner.collect(asked, k), rise, turns)

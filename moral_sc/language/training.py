@@ -21,6 +21,7 @@ import torch.distributed as dist
 from ..foundation.errors import ConfigError, ModelError, unknown
 from ..foundation.runs import content_key, open_run, process
 from .heads import answer_logprobs
+from .products import onednn
 from .reading import batches
 from .shards import Shards, gathered, sharded
 from .steady import steady
@@ -261,7 +262,8 @@ def fit(
     every = every or max(1, per*epochs//10)
     run = _Fit(model, loss, size, plan, per, max_tokens)
     on = next(model.parameters()).device
-    with torch.random.fork_rng(devices=[on] if on.type=='cuda' else []), steady(on.type):
+    rng = torch.random.fork_rng(devices=[on] if on.type=='cuda' else [])
+    with rng, steady(on.type), onednn(model):
         return run.all(examples, out, every, save, progress)
 
 # %% ../../nbs/language/46_training.ipynb #0913f3a0

@@ -18,6 +18,7 @@ import numpy as np, torch
 from ..foundation.errors import ConfigError, unknown
 from .models import LM, pad
 from .packed import packed
+from .products import onednn
 from .reading import (batches, fits, gather, merge, passes, plan_rows,
                                        run_rows, slack, states, takes, with_cache)
 
@@ -386,6 +387,6 @@ def read(
             yield out
             done += sum(map(len, groups))
             if progress: progress(done, len(kept))
-    with packed(lm.model, sum(map(len, kept))):
+    with packed(lm.model, sum(map(len, kept))), onednn(lm.model):
         for who,x in gather(lm, found()):
             use([k for g in who for k in g], [n for n,g in enumerate(who) for _ in g], x)

@@ -41,6 +41,7 @@ from moral_sc.foundation.runs import provenance
 from moral_sc.language.heads import score_model
 from moral_sc.language.models import LM, decode, eos_ids, load
 from moral_sc.language.oracle import random_model
+from moral_sc.language.products import onednn
 from moral_sc.language.reading import counted
 from moral_sc.language.sampling import sample
 from moral_sc.language.steady import steady
@@ -359,7 +360,7 @@ def our_steps(turns, model, batch, new, tail='', inner=1, critic='separate', cop
         rise.append(turns.peak())
         return b
     learner.collect = watched
-    with nullcontext() if only else steady(): # As `train_policy` does
+    with onednn(lm.model), nullcontext() if only else steady(): # As `train_policy` does
         for k in count():
             turns.begin()
             if only: row = _seen(learner, learner.collect(asked, k), rise, turns)

@@ -21,6 +21,8 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from moral_sc.language.products import linears, pays, product
+
 # %%
 #| hide
 import copy
@@ -33,10 +35,9 @@ torch.set_num_threads(1)
 # %% [markdown]
 # A step of sampling multiplies every weight of the model with a few rows. The arithmetic is little;
 # what takes the time is to fetch the weights, and a general matrix product fetches them in an order
-# that suits large products. oneDNN, which torch brings along, can lay them out for its own order
-# beforehand, and reads a 135M model three times as fast for eight rows, and a fifth faster for
-# hundreds of them. torch's compiler does the same when it freezes a model; here it is done for as
-# long as a call lasts.
+# that suits large products. [oneDNN](25_products.ipynb) can lay them out for its own order
+# beforehand, and reads a 135M model three times as fast for eight rows. torch's compiler does the
+# same when it freezes a model; here it is done for as long as a call lasts.
 #
 # In most of today's models two thirds of the weights are in blocks of three layers, a gate, a way up
 # and a way down. There the gate's activation is done while its product is still in the cache, and its
@@ -49,30 +50,17 @@ torch.set_num_threads(1)
 
 # %%
 #| export
-_LEAST = 2e7 # Weights in linear layers
-STEP = 120   # Tokens that take as much more time, plain, as a step of sampling does
+STEP = 120 # Tokens that take as much more time, plain, as a step of sampling does
 
-def _linears(model):
-    "Linear layers that can be packed"
-    return [m for m in model.modules() if type(m) is nn.Linear
-            and m.weight.device.type=='cpu' and m.weight.dtype==torch.float32]
-
-def _pays(model):
-    "Whether packing is possible here, and worth while"
-    return (torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
-            and hasattr(torch.ops.mkldnn, '_reorder_linear_weight')
-            and sum(m.weight.numel() for m in _linears(model))>=_LEAST)
-
-def _product(weight, bias, then='none'):
+def _layer(weight, bias, then='none'):
     "The forward pass of a packed layer, and of what comes directly after it"
-    run = torch.ops.mkldnn._linear_pointwise
-    return lambda x: run(x, weight, bias, then, [], '')
+    return lambda x: product(x, weight, bias, then)
 
 def _gated(m, there):
     "The forward pass of a gated block whose layers are packed; None if it is something else"
     layers = [getattr(m, k, None) for k in ('gate_proj', 'up_proj', 'down_proj')]
     if 'forward' in m.__dict__ or not all(x in there for x in layers): return
-    gate,up,down = (_product(there[x], x.bias, k) for x,k in zip(layers, ('swish','none','none')))
+    gate,up,down = (_layer(there[x], x.bias, k) for x,k in zip(layers, ('swish','none','none')))
     def forward(x): return down(gate(x).mul_(up(x)))
     x = torch.linspace(-4, 4, layers[0].in_features)[None]
     same = lambda a, b: torch.allclose(a, b, rtol=1e-4, atol=1e-5)
@@ -89,8 +77,8 @@ def packed(
 ):
     "Linear layers with packed weights, without gradients, while this lasts"
     inside = getattr(model, '_packed', False) # Then it is somebody else's to undo
-    if inside or torch.is_grad_enabled() or work<2000 or not _pays(model): yield; return
-    layers,blocks = _linears(model),[]
+    if inside or torch.is_grad_enabled() or work<2000 or not pays(model): yield; return
+    layers,blocks = linears(model),[]
     room = room and not torch.is_inference_mode_enabled()
     used = [id(p) for m in model.modules() for p in m.parameters(recurse=False)]
     if room: layers = [m for m in layers if used.count(id(m.weight))==1]
@@ -98,7 +86,7 @@ def packed(
     try:
         for m in layers:
             there[m] = torch.ops.mkldnn._reorder_linear_weight(m.weight.detach(), 64)
-            m.forward = _product(there[m], m.bias)
+            m.forward = _layer(there[m], m.bias)
             if room: m.weight.data = m.weight.data.new_empty(0)
         for m in model.modules():
             if forward := _gated(m, there): m.forward = forward; blocks.append(m)

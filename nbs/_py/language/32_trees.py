@@ -27,6 +27,7 @@ import numpy as np, torch
 from moral_sc.foundation.errors import ConfigError, unknown
 from moral_sc.language.models import LM, pad
 from moral_sc.language.packed import packed
+from moral_sc.language.products import onednn
 from moral_sc.language.reading import (batches, fits, gather, merge, passes, plan_rows,
                                        run_rows, slack, states, takes, with_cache)
 
@@ -522,7 +523,7 @@ def read(
             yield out
             done += sum(map(len, groups))
             if progress: progress(done, len(kept))
-    with packed(lm.model, sum(map(len, kept))):
+    with packed(lm.model, sum(map(len, kept))), onednn(lm.model):
         for who,x in gather(lm, found()):
             use([k for g in who for k in g], [n for n,g in enumerate(who) for _ in g], x)
 

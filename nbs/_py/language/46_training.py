@@ -30,6 +30,7 @@ import torch.distributed as dist
 from moral_sc.foundation.errors import ConfigError, ModelError, unknown
 from moral_sc.foundation.runs import content_key, open_run, process
 from moral_sc.language.heads import answer_logprobs
+from moral_sc.language.products import onednn
 from moral_sc.language.reading import batches
 from moral_sc.language.shards import Shards, gathered, sharded
 from moral_sc.language.steady import steady
@@ -448,7 +449,8 @@ def fit(
     every = every or max(1, per*epochs//10)
     run = _Fit(model, loss, size, plan, per, max_tokens)
     on = next(model.parameters()).device
-    with torch.random.fork_rng(devices=[on] if on.type=='cuda' else []), steady(on.type):
+    rng = torch.random.fork_rng(devices=[on] if on.type=='cuda' else [])
+    with rng, steady(on.type), onednn(model):
         return run.all(examples, out, every, save, progress)
 
 

@@ -23,7 +23,8 @@
 # [heads](48_heads.ipynb) and is [trained](46_training.ipynb), whole, by
 # [small matrices beside it](47_lowrank.ipynb), or [in parts](45_shards.ipynb) by several devices;
 # it may also be [behind an API](60_remote.ipynb); and all of it is proved on
-# [oracles](50_oracle.ipynb), models whose answers are known. On a CPU weights are
+# [oracles](50_oracle.ipynb), models whose answers are known. On a CPU matrices are
+# [multiplied](25_products.ipynb) by the faster of two libraries, weights are
 # [packed](26_packed.ipynb) while a model is asked, and memory is [kept](27_steady.ipynb) while it
 # learns.
 
