@@ -482,9 +482,10 @@ def first_gap(
     "How far sampler and trainer are apart before the first step"
     gaps,double = [],copy.deepcopy(lm.model).double()
     for t in temperatures:
-        r = roll(lm, _requests(n), list(range(n)), new, t, mode=form(lm))
-        said,read,exact = (x[r.mask].double() for x in (r.logp, read_logp(lm.model, r, t),
-                                                        read_logp(double, r, t)))
+        with onednn(lm.model): # As `train_policy` does
+            r = roll(lm, _requests(n), list(range(n)), new, t, mode=form(lm))
+            read = read_logp(lm.model, r, t)
+        said,read,exact = (x[r.mask].double() for x in (r.logp, read, read_logp(double, r, t)))
         gaps.append(torch.stack([said-read, said-exact, read-exact]).abs())
     x = torch.cat(gaps, 1)
     gap,sampler,trainer = x.max(1).values.tolist()

@@ -14,6 +14,9 @@ import torch
 from torch import nn
 
 # %% ../../nbs/language/25_products.ipynb #8a1024de
+def _lines(x): # Packed weights lie as oneDNN wants them
+    return x if x.is_mkldnn or x.is_contiguous() or x.mT.is_contiguous() else x.contiguous()
+
 def product(
     x,           # [..., in]
     weight,      # [out, in], plain or packed
@@ -21,7 +24,7 @@ def product(
     then='none', # What comes directly after it: 'swish', ...
 ):               # [..., out], without gradients
     "A linear layer by oneDNN"
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, then, [], '')
+    return torch.ops.mkldnn._linear_pointwise(_lines(x), _lines(weight), bias, then, [], '')
 
 _LEAST = 2e7 # Weights in linear layers
 
@@ -94,6 +97,7 @@ def _attend(q, k, v, mask, scale):
     (B,H,m,d),(K,n),wide = q.shape,k.shape[1:3],v.shape[3]
     group,least = H//K,torch.finfo(q.dtype).min
     q,out = (q*scale).reshape(B, K, group, m, d),q.new_empty(B, m, K, group, wide)
+    k,v = k.contiguous(),v.contiguous()
     if mask is None: mask = torch.full((m, n), -torch.inf).triu(1).expand(B, 1, m, n)
     else: mask = mask.expand(B, 1, m, n)
     some = max(32, _AT_ONCE//(group*n))

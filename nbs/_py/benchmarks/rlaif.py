@@ -30,9 +30,12 @@ began = perf_counter()
 # answers, a critique is followed by a revision in the same dialogue [@bai2022constitutional].
 # Reading what is shared once gives the same labels sooner. In training nothing is shared; what
 # can be saved there is padding, logits that are stored and never read, and passes whose results
-# were at hand while the answers were sampled. On a CPU two things are added that have nothing to do
-# with language: weights are [packed](../language/26_packed.ipynb) in the order in which they are
-# read, and memory is [kept](../language/27_steady.ipynb) from one step to the next.
+# were at hand while the answers were sampled. On a CPU three things are added that have nothing to
+# do with language: matrices are [multiplied](../language/25_products.ipynb) by the library that
+# uses the processor best, weights are [packed](../language/26_packed.ipynb) in the order in which
+# they are read, and memory is [kept](../language/27_steady.ipynb) from one step to the next. How
+# much the first brings depends on the processor: on those for which torch's own library is as fast,
+# nothing.
 #
 # How much sooner is measured against what one would otherwise run: transformers, batched with
 # care, and the PPO and RLOO trainers of TRL. The sides take turns on the same threads; a ratio is

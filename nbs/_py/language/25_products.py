@@ -41,9 +41,15 @@ torch.set_num_threads(1)
 # other number formats, writes its code for the processor it finds. Both add up the same products in
 # another order, so they differ by rounding. How far apart they are in speed on the machine that
 # made this page is measured at its end.
+#
+# Matrices whose rows, or columns, do not follow each other in memory are a trap: oneDNN takes them,
+# and is a thousand times slower. They are copied first.
 
 # %%
 #| export
+def _lines(x): # Packed weights lie as oneDNN wants them
+    return x if x.is_mkldnn or x.is_contiguous() or x.mT.is_contiguous() else x.contiguous()
+
 def product(
     x,           # [..., in]
     weight,      # [out, in], plain or packed
@@ -51,7 +57,7 @@ def product(
     then='none', # What comes directly after it: 'swish', ...
 ):               # [..., out], without gradients
     "A linear layer by oneDNN"
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, then, [], '')
+    return torch.ops.mkldnn._linear_pointwise(_lines(x), _lines(weight), bias, then, [], '')
 
 _LEAST = 2e7 # Weights in linear layers
 
@@ -169,6 +175,7 @@ def _attend(q, k, v, mask, scale):
     (B,H,m,d),(K,n),wide = q.shape,k.shape[1:3],v.shape[3]
     group,least = H//K,torch.finfo(q.dtype).min
     q,out = (q*scale).reshape(B, K, group, m, d),q.new_empty(B, m, K, group, wide)
+    k,v = k.contiguous(),v.contiguous()
     if mask is None: mask = torch.full((m, n), -torch.inf).triu(1).expand(B, 1, m, n)
     else: mask = mask.expand(B, 1, m, n)
     some = max(32, _AT_ONCE//(group*n))
@@ -306,7 +313,7 @@ with torch.inference_mode():
     for a,b in ((576, 576), (576, 1536), (1536, 576)):
         x,w = given(500, a),given(b, a)
         out[f'{a} to {b}'] = [speed(lambda f=f: f(x, w), 1000*a*b) for f in (_linear, linear)]
-    q,k,v = given(1, 9, 340, 64),given(1, 3, 1000, 64),given(1, 3, 1000, 64)
+    q,k,v = (given(1, n, h, 64).transpose(1, 2) for n,h in ((340, 9), (1000, 3), (1000, 3)))
     mask = masked(sights['causal'](*order(340, 1000)))[None,None]
     out['attention'] = [speed(lambda f=f: f(q, k, v, mask, enable_gqa=True), 340*1000*9*64*4)
                         for f in (_attention, attention)]
