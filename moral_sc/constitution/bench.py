@@ -30,9 +30,9 @@ from ..foundation.datasets import data_dir
 from ..foundation.errors import ConfigError, ModelError, unknown
 from ..foundation.runs import provenance
 from ..language.heads import score_model
+from ..language.invariant import batch_invariant
 from ..language.models import LM, decode, eos_ids, load
 from ..language.oracle import random_model
-from ..language.products import onednn
 from ..language.reading import counted
 from ..language.sampling import sample
 from ..language.steady import steady
@@ -236,7 +236,7 @@ def our_steps(turns, model, batch, new, tail='', inner=1, critic='separate', cop
         rise.append(turns.peak())
         return b
     learner.collect = watched
-    with onednn(lm.model), nullcontext() if only else steady(): # As `train_policy` does
+    with batch_invariant(lm.model), nullcontext() if only else steady(): # As `train_policy` does
         for k in count():
             turns.begin()
             if only: row = _seen(learner, learner.collect(asked, k), rise, turns)
@@ -482,7 +482,7 @@ def first_gap(
     "How far sampler and trainer are apart before the first step"
     gaps,double = [],copy.deepcopy(lm.model).double()
     for t in temperatures:
-        with onednn(lm.model): # As `train_policy` does
+        with batch_invariant(lm.model): # As `train_policy` does
             r = roll(lm, _requests(n), list(range(n)), new, t, mode=form(lm))
             read = read_logp(lm.model, r, t)
         said,read,exact = (x[r.mask].double() for x in (r.logp, read, read_logp(double, r, t)))

@@ -19,8 +19,8 @@ from .learner import Learner, PolicyConfig, mix
 from ..foundation.errors import ConfigError, DataError
 from ..foundation.runs import content_key, open_run, process
 from ..language.heads import save
+from ..language.invariant import batch_invariant
 from ..language.models import LM, load
-from ..language.products import onednn
 from ..language.steady import steady
 from ..language.training import together
 
@@ -168,7 +168,7 @@ def train_policy(
     with open_run(out, config, seed=c.seed) if out else nullcontext() as run:
         folder = _Folder(out, run)
         if run is not None and run.done: return folder.read(known)
-        with steady(lm.device.type), onednn(lm.model):
+        with steady(lm.device.type), batch_invariant(lm.model):
             why = _train(learner, prompts, folder, _board(out, tensorboard),
                          every or max(1, steps//10), (kl_max, entropy_min), progress)
         if run is not None: run.finish(stopped=why)

@@ -149,7 +149,8 @@ def roll(
     if temperature<=0: raise ConfigError(f'temperature is {temperature}; give more than 0.')
     asks = [ask(lm, p['text'], mode) for p in prompts]
     stop = ends.get(mode, ()) if stop is None else stop
-    with torch.no_grad(), packed(lm.model, STEP*max_new_tokens, room=True):
+    with torch.no_grad(), packed(lm.model, STEP*max_new_tokens, room=True,
+                                  fused=False): # As the trainer computes it
         said = sample(lm, asks, max_new_tokens, temperature, stop=stop, seed=seed, keys=keys,
                       logprobs='tempered', **(dict(values=head) if head else {}), **kw)
     logp,mask = ragged([s.logprobs for s in said], lm.device)

@@ -35,8 +35,8 @@ from moral_sc.constitution.learner import Learner, PolicyConfig, mix
 from moral_sc.foundation.errors import ConfigError, DataError
 from moral_sc.foundation.runs import content_key, open_run, process
 from moral_sc.language.heads import save
+from moral_sc.language.invariant import batch_invariant
 from moral_sc.language.models import LM, load
-from moral_sc.language.products import onednn
 from moral_sc.language.steady import steady
 from moral_sc.language.training import together
 
@@ -224,7 +224,7 @@ def train_policy(
     with open_run(out, config, seed=c.seed) if out else nullcontext() as run:
         folder = _Folder(out, run)
         if run is not None and run.done: return folder.read(known)
-        with steady(lm.device.type), onednn(lm.model):
+        with steady(lm.device.type), batch_invariant(lm.model):
             why = _train(learner, prompts, folder, _board(out, tensorboard),
                          every or max(1, steps//10), (kl_max, entropy_min), progress)
         if run is not None: run.finish(stopped=why)

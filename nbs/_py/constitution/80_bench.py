@@ -39,9 +39,9 @@ from moral_sc.foundation.datasets import data_dir
 from moral_sc.foundation.errors import ConfigError, ModelError, unknown
 from moral_sc.foundation.runs import provenance
 from moral_sc.language.heads import score_model
+from moral_sc.language.invariant import batch_invariant
 from moral_sc.language.models import LM, decode, eos_ids, load
 from moral_sc.language.oracle import random_model
-from moral_sc.language.products import onednn
 from moral_sc.language.reading import counted
 from moral_sc.language.sampling import sample
 from moral_sc.language.steady import steady
@@ -360,7 +360,7 @@ def our_steps(turns, model, batch, new, tail='', inner=1, critic='separate', cop
         rise.append(turns.peak())
         return b
     learner.collect = watched
-    with onednn(lm.model), nullcontext() if only else steady(): # As `train_policy` does
+    with batch_invariant(lm.model), nullcontext() if only else steady(): # As `train_policy` does
         for k in count():
             turns.begin()
             if only: row = _seen(learner, learner.collect(asked, k), rise, turns)
@@ -667,7 +667,7 @@ def first_gap(
     "How far sampler and trainer are apart before the first step"
     gaps,double = [],copy.deepcopy(lm.model).double()
     for t in temperatures:
-        with onednn(lm.model): # As `train_policy` does
+        with batch_invariant(lm.model): # As `train_policy` does
             r = roll(lm, _requests(n), list(range(n)), new, t, mode=form(lm))
             read = read_logp(lm.model, r, t)
         said,read,exact = (x[r.mask].double() for x in (r.logp, read, read_logp(double, r, t)))

@@ -74,6 +74,7 @@ def packed(
     work:float=1e9,  # Tokens to be read, and `STEP` for each step of sampling
     room:bool=False, # In no more memory: plain weights are away until the end, and those that
                      # another module needs stay as they are; only under `no_grad`
+    fused:bool=True, # The activation of gated blocks in their product, which rounds otherwise
 ):
     "Linear layers with packed weights, without gradients, while this lasts"
     inside = getattr(model, '_packed', False) # Then it is somebody else's to undo
@@ -88,7 +89,7 @@ def packed(
             there[m] = torch.ops.mkldnn._reorder_linear_weight(m.weight.detach(), 64)
             m.forward = _layer(there[m], m.bias)
             if room: m.weight.data = m.weight.data.new_empty(0)
-        for m in model.modules():
+        for m in model.modules() if fused else ():
             if forward := _gated(m, there): m.forward = forward; blocks.append(m)
         yield
     finally:
