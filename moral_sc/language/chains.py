@@ -15,6 +15,7 @@ from ..foundation.runs import content_key, kept, process
 from .chat import prompt
 from .models import LM, eos_ids, pad
 from .packed import packed
+from .products import onednn
 from .reading import batches, fits
 from .sampling import (_check_args, _Deck, _next, _pack, _picker, _Row,
                                         _stem, _together, _unpack, noise, roomy, work)
@@ -192,7 +193,7 @@ def sample_chains(
         def do(rows, size):
             rows = [r for i in rows if (r:=c.start(i))]
             if rows:
-                with torch.inference_mode(), packed(lm.model, work(rows)):
+                with torch.inference_mode(), packed(lm.model, work(rows)), onednn(lm.model):
                     flow(lm, rows, min(batch, max(1, max_tokens//size)), pick, c.follow)
             c.flush()
         for n in run.blocks([[c.ends[i] for i in g] for g in groups]):

@@ -6,6 +6,7 @@
 __all__ = ['product', 'linears', 'pays', 'linear', 'attention', 'onednn']
 
 # %% ../../nbs/language/25_products.ipynb #bdb511ff
+import os
 from contextlib import contextmanager
 from functools import partial
 from unittest.mock import patch
@@ -80,7 +81,7 @@ _WORTH = 3e4     # Fewer scores than this are left to torch
 def attention(
     query,                      # [row, head, token, width]
     key, value,                 # [row, head, token, width]; fewer heads if they are shared
-    attn_mask=None,             # [row, 1, token, token], added to the scores
+    attn_mask=None,             # [row, 1, token, token], added to the scores, or True: is seen
     dropout_p=0., is_causal=False, scale=None, enable_gqa=False,
 ):                              # [row, head, token, width]
     "As torch's `scaled_dot_product_attention`; by oneDNN where that is faster"
@@ -89,8 +90,8 @@ def attention(
     ours = ours and len(query)==len(key) and query.shape[1]*query.shape[2]*key.shape[2] \
         >=_WORTH*key.shape[1] and (enable_gqa or query.shape[1]==key.shape[1])
     if attn_mask is None: ours = ours and is_causal and query.shape[2]==key.shape[2]
-    else: ours = ours and not is_causal and attn_mask.ndim==4 and attn_mask.shape[1]==1 \
-        and _plain(attn_mask)
+    else: ours = ours and not is_causal and attn_mask.ndim==4 and attn_mask.shape[1]==1 and (
+        attn_mask.dtype==torch.bool or _plain(attn_mask))
     if ours: return _attend(query, key, value, attn_mask, query.shape[3]**-.5 if scale is None
                             else scale)
     return _attention(query, key, value, attn_mask=attn_mask, dropout_p=dropout_p,
@@ -101,17 +102,18 @@ def _attend(q, k, v, mask, scale):
     group,least = H//K,torch.finfo(q.dtype).min
     q,out = (q*scale).reshape(B, K, group, m, d),q.new_empty(B, m, K, group, wide)
     k,v = k.contiguous(),v.contiguous()
-    if mask is None: mask = torch.full((m, n), -torch.inf).triu(1).expand(B, 1, m, n)
-    else: mask = mask.expand(B, 1, m, n)
+    if mask is None: mask = torch.ones(m, n, dtype=torch.bool).tril()
+    mask = mask.expand(B, 1, m, n)
     some = max(32, _AT_ONCE//(group*n))
     for b in range(B):
         for i in range(0, m, some):
             j = min(m, i+some)
-            end = n-m+j
-            if (mask[b,0,i:j,end:]>least).any(): end = n
+            end,bias = n-m+j,mask[b,:,i:j]
+            if bias.dtype==torch.bool: bias = q.new_zeros(bias.shape).masked_fill_(~bias, least)
+            if (bias[...,end:]>least).any(): end = n
             for h in range(K):
                 s = product(q[b,h,:,i:j].reshape(-1, d), k[b,h,:end])
-                s.view(group, j-i, end).add_(mask[b,:,i:j,:end])
+                s.view(group, j-i, end).add_(bias[...,:end])
                 torch.softmax(s, -1, out=s)
                 out[b,i:j,h] = product(s, v[b,h,:end].T).view(group, j-i, wide).transpose(0, 1)
     return out.view(B, m, H, wide).transpose(1, 2)
@@ -121,7 +123,8 @@ def _attend(q, k, v, mask, scale):
 def onednn(
     model, # Whichever others are used meanwhile, too
 ):
-    "Products by oneDNN while this lasts, where that pays"
-    if not pays(model): yield; return
-    put = partial(patch.object, nn.functional)
-    with put('linear', linear), put('scaled_dot_product_attention', attention): yield
+    "Products by oneDNN while this lasts, where that pays; one inside another is the outer one"
+    if nn.functional.linear is linear or not pays(model): yield; return
+    put,shared = partial(patch.object, nn.functional),dict(TRANSFORMERS_SDPA_FORCE_GQA='1')
+    with put('linear', linear), put('scaled_dot_product_attention', attention), \
+            patch.dict(os.environ, shared): yield

@@ -17,6 +17,7 @@ from ..foundation.runs import content_key
 from .chat import Prompt, prompt
 from .models import LM, decode, eos_ids, pad
 from .packed import STEP, packed
+from .products import onednn
 from .reading import (batches, fits, head, hidden, merge, splits, takes,
                                        with_cache)
 from .scoring import joint, option_logprobs
@@ -390,7 +391,7 @@ def sample(
         g = groups[n]
         u = [noise(seed, keys[i], max_new_tokens) for i in g]
         rows = [_Row(lm, ps[i], v, stop, eos, after[i]) for i,v in zip(g, u)]
-        with torch.inference_mode(), packed(lm.model, work(rows)):
+        with torch.inference_mode(), packed(lm.model, work(rows)), onednn(lm.model):
             flow(lm, rows, min(batch, max(1, max_tokens//sizes[g[0]])), pick)
         for i,r in zip(g, rows): res[i] = res[i] or r.sample(seed)
         if run is not None: run.put_many([(names[i], _pack(keys[i], res[i])) for i in g])

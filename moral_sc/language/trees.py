@@ -7,11 +7,8 @@ __all__ = ['engines', 'shared', 'Tree', 'plant', 'mask', 'cheapest', 'squared', 
            'plan_stems', 'run_stems', 'plan_cascade', 'run_cascade', 'can', 'pick', 'read']
 
 # %% ../../nbs/language/32_trees.ipynb #717b2ad7
-import os
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
-from unittest.mock import patch
 
 import numpy as np, torch
 
@@ -140,11 +137,6 @@ def windows(lm)->dict:
     if not kinds: return {'full_attention': w}
     return {k: w if k=='sliding_attention' else None for k in sorted(set(kinds))}
 
-def _uncopied(lm): # From transformers 5.23 on; before, nothing happens
-    "Heads read the keys and values that they share where these are"
-    on_cpu = lm.device.type=='cpu'
-    return patch.dict(os.environ, TRANSFORMERS_SDPA_FORCE_GQA='1') if on_cpu else nullcontext()
-
 def _masks(lm, depth, end, stem=0):
     def one(w):
         no = ~mask(depth, end, w, stem)[:,None]
@@ -171,7 +163,7 @@ def _grow(lm, trees, reads, stem=0, **kw):
     at = [(g, trees[g].paths[k][t]) for g,k,t in reads]
     kw |= dict(input_ids=ids, position_ids=depth[0]+stem,
                attention_mask=_masks(lm, depth[0], end, stem))
-    with _uncopied(lm): return states(lm, torch.tensor(at, device=lm.device).T, **kw)
+    return states(lm, torch.tensor(at, device=lm.device).T, **kw)
 
 # %% ../../nbs/language/32_trees.ipynb #4709149e
 def _stem(rows): return min(map(shared, rows, rows[1:])) if len(rows)>1 else 0

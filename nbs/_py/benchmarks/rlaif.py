@@ -122,8 +122,9 @@ below(recorded())
 # Sampler and trainer must agree on the probability of what was sampled, or the ratio of PPO
 # begins beside 1. The largest difference of log-probabilities, over the tokens of sixteen
 # answers at two temperatures, is to be at most 1e-5 in float32. Beside it stands how far each of
-# the two is from a reading in float64. Where the trainer alone is farther from that than the
-# limit, no sampler in float32 can be relied on to keep it, and what is left between them is rounding:
+# the two is from a reading in float64. Where each is farther from that than the limit, they keep it
+# not because they are exact but because they add up
+# [in the same order](../language/29_invariant.ipynb):
 
 # %%
 gaps() if recorded() else 'not yet measured'

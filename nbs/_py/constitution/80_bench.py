@@ -653,9 +653,10 @@ def measure(
 # ## The first step
 #
 # Before anything is learned, the log-probability that the trainer finds for a token has to be
-# the one that the sampler drew it with. What remains is rounding, and how much of it is measured
-# over the tokens of some answers at two temperatures. That it is rounding is seen by reading the
-# answers in float64: how far each of the two is from that is measured too.
+# the one that the sampler drew it with. Models of some size are computed
+# [with the same bits](../language/29_invariant.ipynb) by both; in small ones, and in the last
+# logarithm, rounding remains. It is measured over the tokens of some answers at two temperatures,
+# and so is how far each of the two is from reading the answers in float64.
 
 # %%
 #| export

@@ -17,6 +17,7 @@
 
 # %%
 #| export
+import os
 from contextlib import contextmanager
 from functools import partial
 from unittest.mock import patch
@@ -158,7 +159,7 @@ _WORTH = 3e4     # Fewer scores than this are left to torch
 def attention(
     query,                      # [row, head, token, width]
     key, value,                 # [row, head, token, width]; fewer heads if they are shared
-    attn_mask=None,             # [row, 1, token, token], added to the scores
+    attn_mask=None,             # [row, 1, token, token], added to the scores, or True: is seen
     dropout_p=0., is_causal=False, scale=None, enable_gqa=False,
 ):                              # [row, head, token, width]
     "As torch's `scaled_dot_product_attention`; by oneDNN where that is faster"
@@ -167,8 +168,8 @@ def attention(
     ours = ours and len(query)==len(key) and query.shape[1]*query.shape[2]*key.shape[2] \
         >=_WORTH*key.shape[1] and (enable_gqa or query.shape[1]==key.shape[1])
     if attn_mask is None: ours = ours and is_causal and query.shape[2]==key.shape[2]
-    else: ours = ours and not is_causal and attn_mask.ndim==4 and attn_mask.shape[1]==1 \
-        and _plain(attn_mask)
+    else: ours = ours and not is_causal and attn_mask.ndim==4 and attn_mask.shape[1]==1 and (
+        attn_mask.dtype==torch.bool or _plain(attn_mask))
     if ours: return _attend(query, key, value, attn_mask, query.shape[3]**-.5 if scale is None
                             else scale)
     return _attention(query, key, value, attn_mask=attn_mask, dropout_p=dropout_p,
@@ -179,17 +180,18 @@ def _attend(q, k, v, mask, scale):
     group,least = H//K,torch.finfo(q.dtype).min
     q,out = (q*scale).reshape(B, K, group, m, d),q.new_empty(B, m, K, group, wide)
     k,v = k.contiguous(),v.contiguous()
-    if mask is None: mask = torch.full((m, n), -torch.inf).triu(1).expand(B, 1, m, n)
-    else: mask = mask.expand(B, 1, m, n)
+    if mask is None: mask = torch.ones(m, n, dtype=torch.bool).tril()
+    mask = mask.expand(B, 1, m, n)
     some = max(32, _AT_ONCE//(group*n))
     for b in range(B):
         for i in range(0, m, some):
             j = min(m, i+some)
-            end = n-m+j
-            if (mask[b,0,i:j,end:]>least).any(): end = n
+            end,bias = n-m+j,mask[b,:,i:j]
+            if bias.dtype==torch.bool: bias = q.new_zeros(bias.shape).masked_fill_(~bias, least)
+            if (bias[...,end:]>least).any(): end = n
             for h in range(K):
                 s = product(q[b,h,:,i:j].reshape(-1, d), k[b,h,:end])
-                s.view(group, j-i, end).add_(mask[b,:,i:j,:end])
+                s.view(group, j-i, end).add_(bias[...,:end])
                 torch.softmax(s, -1, out=s)
                 out[b,i:j,h] = product(s, v[b,h,:end].T).view(group, j-i, wide).transpose(0, 1)
     return out.view(B, m, H, wide).transpose(1, 2)
@@ -224,6 +226,7 @@ with torch.inference_mode():
                 mask = masked(f(*order(m, n))).expand(2, 1, m, n)
                 got = _attend(q, k, v, mask, .3)
                 test_close(attention(q, k, v, mask, scale=.3, enable_gqa=H>K), got, 1e-5)
+                test_close(attention(q, k, v, mask==0, scale=.3, enable_gqa=H>K), got, 1e-5)
                 gap = (got-defined(q, k, v, mask, .3)).abs().max().item()
                 worst[name] = max(gap, worst.get(name, 0))
             if m==n:
@@ -238,9 +241,10 @@ assert max(worst.values())<1e-5
 # ## While a model works
 #
 # Models call both functions by their names in torch. Inside `onednn` these names are the functions
-# of this page. Models whose linear layers have fewer than twenty million weights are left alone:
-# they are quick, and what was recorded of those of the
-# [toy world](../constitution/65_world.ipynb) stays as it is to the last bit.
+# of this page. Where several heads share keys and values, transformers copies these for every head
+# as soon as there is a mask; it leaves that if told to, from its 5.23 on. Models whose linear layers
+# have fewer than twenty million weights are left alone: they are quick, and what was recorded of
+# those of the [toy world](../constitution/65_world.ipynb) stays as it is to the last bit.
 
 # %%
 #| export
@@ -248,10 +252,11 @@ assert max(worst.values())<1e-5
 def onednn(
     model, # Whichever others are used meanwhile, too
 ):
-    "Products by oneDNN while this lasts, where that pays"
-    if not pays(model): yield; return
-    put = partial(patch.object, nn.functional)
-    with put('linear', linear), put('scaled_dot_product_attention', attention): yield
+    "Products by oneDNN while this lasts, where that pays; one inside another is the outer one"
+    if nn.functional.linear is linear or not pays(model): yield; return
+    put,shared = partial(patch.object, nn.functional),dict(TRANSFORMERS_SDPA_FORCE_GQA='1')
+    with put('linear', linear), put('scaled_dot_product_attention', attention), \
+            patch.dict(os.environ, shared): yield
 
 
 # %% [markdown]
@@ -272,7 +277,7 @@ def lesson(model):
     return [lp.detach(), *(p.grad.clone() for p in model.parameters())]
 
 true,before = lesson(exact),lesson(model)
-with onednn(model): inside,again = lesson(model),lesson(model)
+with onednn(model), onednn(model): inside,again = lesson(model),lesson(model)
 after = lesson(model)
 assert all(torch.equal(a, b) for pair in ((inside, again), (before, after)) for a,b in zip(*pair))
 test_eq((nn.functional.linear, nn.functional.scaled_dot_product_attention), (_linear, _attention))

@@ -161,7 +161,7 @@ def attention(
     dropout_p=0., is_causal=False, scale=None, enable_gqa=False,
 ):                              # [row, head, token, width]
     "As torch's `scaled_dot_product_attention`, the same for a row whatever is beside it"
-    (B,H,m,d),(K,n) = query.shape,key.shape[1:3]
+    (H,m,d),(K,n) = query.shape[1:],key.shape[1:3]
     ours = not dropout_p and value.shape==key.shape and (H==K or (enable_gqa and H%K==0)) and all(
         x.dtype==torch.float32 and x.device.type=='cpu' for x in (query, key, value))
     if attn_mask is None: ours = ours and (m==n or not is_causal)
@@ -249,7 +249,7 @@ def batch_invariant(
     model, # Whichever others are used meanwhile, too
 ):
     "While this lasts what a model says of a row does not depend on the rows beside it"
-    if not pays(model): yield; return
+    if nn.functional.scaled_dot_product_attention is attention or not pays(model): yield; return
     with onednn(model), patch.object(nn.functional, 'scaled_dot_product_attention', attention):
         yield
 

@@ -16,11 +16,8 @@
 
 # %%
 #| export
-import os
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
-from unittest.mock import patch
 
 import numpy as np, torch
 
@@ -33,6 +30,7 @@ from moral_sc.language.reading import (batches, fits, gather, merge, passes, pla
 
 # %%
 #| hide
+import os
 import re
 from pathlib import Path
 
@@ -222,9 +220,7 @@ def plan_trees(
 #
 # Models differ in how they take a mask. Where all layers look back equally far they take one,
 # `[tree, 1, node, node]`, added to the scores of attention; where some of them have a window
-# they take one for each kind of layer. And where several heads share keys and values,
-# transformers copies these for every head as soon as there is a mask. On a CPU attention does
-# as well without, and transformers leaves it if told to.
+# they take one for each kind of layer.
 
 # %%
 #| export
@@ -234,11 +230,6 @@ def windows(lm)->dict:
     w,kinds = getattr(c, 'sliding_window', None), getattr(c, 'layer_types', None)
     if not kinds: return {'full_attention': w}
     return {k: w if k=='sliding_attention' else None for k in sorted(set(kinds))}
-
-def _uncopied(lm): # From transformers 5.23 on; before, nothing happens
-    "Heads read the keys and values that they share where these are"
-    on_cpu = lm.device.type=='cpu'
-    return patch.dict(os.environ, TRANSFORMERS_SDPA_FORCE_GQA='1') if on_cpu else nullcontext()
 
 def _masks(lm, depth, end, stem=0):
     def one(w):
@@ -266,7 +257,7 @@ def _grow(lm, trees, reads, stem=0, **kw):
     at = [(g, trees[g].paths[k][t]) for g,k,t in reads]
     kw |= dict(input_ids=ids, position_ids=depth[0]+stem,
                attention_mask=_masks(lm, depth[0], end, stem))
-    with _uncopied(lm): return states(lm, torch.tensor(at, device=lm.device).T, **kw)
+    return states(lm, torch.tensor(at, device=lm.device).T, **kw)
 
 
 # %% [markdown]

@@ -27,6 +27,7 @@ from moral_sc.foundation.runs import content_key
 from moral_sc.language.chat import Prompt, prompt
 from moral_sc.language.models import LM, decode, eos_ids, pad
 from moral_sc.language.packed import STEP, packed
+from moral_sc.language.products import onednn
 from moral_sc.language.reading import (batches, fits, head, hidden, merge, splits, takes,
                                        with_cache)
 from moral_sc.language.scoring import joint, option_logprobs
@@ -509,7 +510,7 @@ def sample(
         g = groups[n]
         u = [noise(seed, keys[i], max_new_tokens) for i in g]
         rows = [_Row(lm, ps[i], v, stop, eos, after[i]) for i,v in zip(g, u)]
-        with torch.inference_mode(), packed(lm.model, work(rows)):
+        with torch.inference_mode(), packed(lm.model, work(rows)), onednn(lm.model):
             flow(lm, rows, min(batch, max(1, max_tokens//sizes[g[0]])), pick)
         for i,r in zip(g, rows): res[i] = res[i] or r.sample(seed)
         if run is not None: run.put_many([(names[i], _pack(keys[i], res[i])) for i in g])

@@ -25,6 +25,7 @@ from moral_sc.foundation.runs import content_key, kept, process
 from moral_sc.language.chat import prompt
 from moral_sc.language.models import LM, eos_ids, pad
 from moral_sc.language.packed import packed
+from moral_sc.language.products import onednn
 from moral_sc.language.reading import batches, fits
 from moral_sc.language.sampling import (_check_args, _Deck, _next, _pack, _picker, _Row,
                                         _stem, _together, _unpack, noise, roomy, work)
@@ -256,7 +257,7 @@ def sample_chains(
         def do(rows, size):
             rows = [r for i in rows if (r:=c.start(i))]
             if rows:
-                with torch.inference_mode(), packed(lm.model, work(rows)):
+                with torch.inference_mode(), packed(lm.model, work(rows)), onednn(lm.model):
                     flow(lm, rows, min(batch, max(1, max_tokens//size)), pick, c.follow)
             c.flush()
         for n in run.blocks([[c.ends[i] for i in g] for g in groups]):

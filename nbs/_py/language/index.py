@@ -26,7 +26,7 @@
 # [oracles](50_oracle.ipynb), models whose answers are known. On a CPU matrices are
 # [multiplied](25_products.ipynb) by the faster of two libraries, weights are
 # [packed](26_packed.ipynb) while a model is asked, and memory is [kept](27_steady.ipynb) while it
-# learns.
+# learns. A policy computes [the same bits](29_invariant.ipynb) when it answers and when it learns.
 
 # %%
 #| export
