@@ -71,7 +71,8 @@ assert {'ratio','cpu_ratio','floor','aim'}<=set(table.columns)
 # two answers, so the answers are read anew under each of sixteen principles and in both orders.
 # Worked examples come before it, in one of four orders, and are shared by all pairs that have the
 # same. In chains what remains is writing, a token at a time; there the packed weights do most.
-# Tokens that the model is run on for all labels of a turn, padding included:
+# Tokens that the model is run on for all labels of a turn, padding included; what the ratio of
+# times has beyond that of tokens is owed to products of matrices, and differs between processors:
 
 # %%
 runs = {k: r['tokens'] for k,r in (recorded() or dict(rows={}))['rows'].items() if 'tokens' in r}

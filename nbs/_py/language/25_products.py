@@ -31,17 +31,16 @@ import copy
 from time import perf_counter
 import pandas as pd
 from fastcore.test import *
-from torch.utils.checkpoint import checkpoint
 from moral_sc.language.heads import answer_logprobs, small_lm
 torch.set_num_threads(1)
 
 
 # %% [markdown]
-# torch gives float32 products on a CPU to the library it was built with, mostly MKL, which does not
-# use the widest instructions of every processor. oneDNN, which torch has for its compiler and for
-# other number formats, writes its code for the processor it finds. Both add up the same products in
-# another order, so they differ by rounding. How far apart they are in speed on the machine that
-# made this page is measured at its end.
+# torch gives float32 products on a CPU to the library it was built with, mostly MKL, which is not
+# equally good on all of them. oneDNN, which torch has for its compiler and for other number formats,
+# writes its code for the processor it finds. Both add up the same products in another order, so they
+# differ by rounding. How far apart they are in speed on the machine that made this page is measured
+# at its end.
 #
 # Matrices whose rows, or columns, do not follow each other in memory are a trap: oneDNN takes them,
 # and is a thousand times slower. They are copied first.
