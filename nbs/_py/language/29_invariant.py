@@ -30,7 +30,11 @@ from moral_sc.language.products import onednn, pays
 
 # %%
 #| hide
+import inspect
+import subprocess
+import sys
 from contextlib import nullcontext
+from hashlib import sha256
 import pandas as pd
 from fastcore.test import *
 from moral_sc.language.heads import answer_hidden, small_lm, word_tokenizer
@@ -60,19 +64,19 @@ torch.set_num_threads(1)
 
 # %%
 #| export
-_fast = {'reassoc','contract','nsz','arcp'} # Sums may be cut into lanes: by the compiler, once
+_lanes = {'reassoc','contract','nsz'} # A sum may be cut into lanes: by the compiler, once
 
-@njit(fastmath=_fast, inline='never')
+@njit(fastmath=_lanes, inline='never')
 def _dot(a, b):
     s = np.float32(0)
     for i in range(len(a)): s += a[i]*b[i]
     return s
 
-@njit(fastmath=_fast, inline='never')
+@njit(fastmath=_lanes, inline='never')
 def _add(w, a, to):
     for i in range(len(a)): to[i] += w*a[i]
 
-@njit(fastmath=_fast, inline='never')
+@njit
 def _softmax(s):
     "Exponentials in place; the largest score and their sum"
     top,total = s[0],np.float32(0)
@@ -82,7 +86,7 @@ def _softmax(s):
         total += s[i]
     return top,total
 
-@njit(parallel=True, cache=True, nogil=True)
+@njit(parallel=True, nogil=True) # Not kept on disk: code read back from there adds up otherwise
 def _kernel(q, k, v, qs, ks, vs, seen, causal, scale, group, out, lse):
     B,m,H,d = out.shape
     n = ks[3]
@@ -235,6 +239,25 @@ for t in (0, 7, 31, 49):
 
 
 # %% [markdown]
+# And in another process, as a training that was killed goes on in one:
+
+# %%
+def bits(n=150):
+    "A fingerprint of the attention of some numbers"
+    g = torch.Generator().manual_seed(1)
+    q,k,v = (torch.randn(2, h, n, 64, generator=g) for h in (6, 2, 2))
+    out = attention(q, k, v, is_causal=True, enable_gqa=True)
+    return sha256(out.contiguous().numpy()).hexdigest()
+
+code = '\n'.join(['import torch', 'from hashlib import sha256',
+                  'from moral_sc.language.invariant import attention',
+                  inspect.getsource(bits), 'print(bits())'])
+for _ in range(2):
+    told = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
+    test_eq(told.stdout.strip(), bits())
+
+
+# %% [markdown]
 # ## A model that does not know its neighbours
 #
 # Models small enough to be left alone by [oneDNN](25_products.ipynb) are left alone here, too.
@@ -250,6 +273,7 @@ def batch_invariant(
 ):
     "While this lasts what a model says of a row does not depend on the rows beside it"
     if nn.functional.scaled_dot_product_attention is attention or not pays(model): yield; return
+    attention(*torch.zeros(3, 1, 1, 1, 8)) # Compiled now, and not in the middle of the work
     with onednn(model), patch.object(nn.functional, 'scaled_dot_product_attention', attention):
         yield
 
