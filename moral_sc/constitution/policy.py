@@ -22,7 +22,7 @@ from ..language.heads import save
 from ..language.invariant import batch_invariant
 from ..language.models import LM, load
 from ..language.steady import steady
-from ..language.training import together
+from ..language.training import first_says, together
 
 _all_ = ['PolicyConfig', 'mix']
 
@@ -85,8 +85,9 @@ class _Folder:
     def resume(self, learner):
         "Take up the last checkpoint; steps that are done"
         found = sorted(self.out.glob('checkpoint-*.pt')) if self.out else []
-        if not found: self.keep(learner, 0); return 0
-        state = torch.load(found[-1], weights_only=True, map_location=learner.lm.device)
+        last = first_says(found[-1] if found else None)
+        if last is None: self.keep(learner, 0); return 0
+        state = torch.load(last, weights_only=True, map_location=learner.lm.device)
         k = state.pop('step')
         learner.restore(state)
         self.rows = _history(self.out)[:k]

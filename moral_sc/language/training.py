@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['schedules', 'answer_loss', 'size_of', 'accumulate', 'learning_rate', 'adamw', 'update', 'Checkpoints', 'random_state',
-           'set_random_state', 'together', 'share', 'reduce', 'order', 'fit']
+           'set_random_state', 'together', 'first_says', 'share', 'reduce', 'order', 'fit']
 
 # %% ../../nbs/language/46_training.ipynb #b0ab9c2b
 import math
@@ -181,6 +181,13 @@ def together()->tuple: # This process and how many there are
         if cuda: torch.cuda.set_device(int(os.environ.get('LOCAL_RANK', 0)))
         dist.init_process_group('nccl' if cuda else 'gloo', rank=rank, world_size=world)
     return rank,world
+
+def first_says(x):
+    "What the first of several processes has; what each finds in a folder may change meanwhile"
+    if process()[1]==1: return x
+    said = [x]
+    dist.broadcast_object_list(said)
+    return said[0]
 
 def share(
     examples:list, rank:int, world:int, size=size_of,

@@ -150,7 +150,8 @@ found = {k: p.history.kl3.iloc[-10:].mean() for k,p in done.items()}
 #
 # `accelerate launch` starts several processes. Each answers its share of the prompts,
 # gradients are summed, and what is learned is the same as on one; the only difference is
-# that sums are taken in another order.
+# that sums are taken in another order. One of them is late here: what it would find in the folder is
+# then not what the first has found there, and the first one's word counts.
 
 # %%
 #| hide
@@ -162,10 +163,15 @@ tmp = Path(tempfile.mkdtemp())
 
 # %%
 script = '''
-import sys, torch
-from moral_sc.constitution.policy import train_policy
+import os, sys, time, torch
+from moral_sc.constitution.policy import _Folder, train_policy
 from moral_sc.language.oracle import random_model
 torch.set_num_threads(1)
+resume = _Folder.resume
+def late(*args):
+    if os.environ.get('RANK')=='1': time.sleep(1)
+    return resume(*args)
+_Folder.resume = late
 asks = [f'Is it {w}?' for w in 'far late cold dark soon over'.split()]
 letters = lambda prompts,answers: [sum(c.islower() for c in a) for a in answers]
 ways = dict(ppo=dict(inner=2, minibatches=2), rloo=dict(algorithm='rloo'),
@@ -192,6 +198,7 @@ def gap(a, b):
     return {k: float((x-b[k]).abs().max().max()) for k,x in a.items()}
 
 exec(script.replace('sys.argv[1]', 'str(tmp/"one")')) # Here, by itself
+_Folder.resume = resume
 launch('two', '--multi_gpu', '--num_machines', '1', '--mixed_precision', 'no',
        '--dynamo_backend', 'no')
 one,two = history('one'),history('two')
