@@ -16,12 +16,13 @@
 
 # %%
 #| export
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import nn
 
 from moral_sc.language.products import linears, pays, product
+from moral_sc.language.steady import tight
 
 # %%
 #| hide
@@ -84,19 +85,25 @@ def packed(
     used = [id(p) for m in model.modules() for p in m.parameters(recurse=False)]
     if room: layers = [m for m in layers if used.count(id(m.weight))==1]
     model._packed,there = True,{}
+    change = tight if room else lambda: nullcontext(lambda: None)
     try:
-        for m in layers:
-            there[m] = torch.ops.mkldnn._reorder_linear_weight(m.weight.detach(), 64)
-            m.forward = _layer(there[m], m.bias)
-            if room: m.weight.data = m.weight.data.new_empty(0)
+        with change() as give_back:
+            for k,m in enumerate(layers):
+                there[m] = torch.ops.mkldnn._reorder_linear_weight(m.weight.detach(), 64)
+                m.forward = _layer(there[m], m.bias)
+                if room: m.weight.data = m.weight.data.new_empty(0)
+                if k%8==7: give_back()
         for m in model.modules() if fused else ():
             if forward := _gated(m, there): m.forward = forward; blocks.append(m)
         yield
     finally:
-        for m in [*blocks, *layers]: # One by one, so that both kinds are never there together
-            m.__dict__.pop('forward', None)
-            w = there.pop(m, None)
-            if room and w is not None: m.weight.data = w.to_dense()
+        with change() as give_back:
+            for k,m in enumerate([*blocks, *layers]): # One by one: both kinds are never together
+                m.__dict__.pop('forward', None)
+                w = there.pop(m, None)
+                if room and w is not None: m.weight.data = w.to_dense()
+                del w
+                if k%8==7: give_back()
         del model._packed
 
 
