@@ -84,8 +84,9 @@ pd.DataFrame({k: dict(transformers=a['mid'], ours=b['mid'], ratio=round(a['mid']
 # Two rows put PPO beside TRL's, with the same separate critic and one pass over each batch.
 # They do the same arithmetic, and where every answer meets the limit little of it can be saved.
 # Answers of a real run end when they end, and TRL pads them to the longest. That setting,
-# with short answers among long ones, was chosen after a trial of the other had shown no gain; so
-# the row in which every answer meets the limit is the one to judge by.
+# with short answers among long ones, was chosen after an early trial of the other had shown no gain;
+# so the row in which every answer meets the limit is the one to judge by. Most of what it shows now
+# is the same arithmetic done sooner.
 #
 # Useful tokens of a step with few answers vary by chance, and with them the ratio. Seconds of a
 # step, median and range, with the useful tokens beside them:
