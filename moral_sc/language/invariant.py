@@ -15,7 +15,7 @@ import numpy as np, torch
 from numba import config, njit, prange, set_num_threads
 from torch import nn
 
-from .products import onednn, pays
+from .products import _attention, _plain, onednn, pays
 
 # %% ../../nbs/language/29_invariant.ipynb #09fbe8aa
 _lanes = {'reassoc','contract','nsz'} # A sum may be cut into lanes: by the compiler, once
@@ -105,8 +105,6 @@ class _Attention(torch.autograd.Function):
         k,v = (x.view(B, K, group, n, d).sum(2) for x in (k, v))
         return q,k,v,None,None,None
 
-_torchs = nn.functional.scaled_dot_product_attention
-
 def attention(
     query,                      # [row, head, token, width]
     key, value,                 # [row, head, token, width]; fewer heads if they are shared
@@ -115,13 +113,13 @@ def attention(
 ):                              # [row, head, token, width]
     "As torch's `scaled_dot_product_attention`, the same for a row whatever is beside it"
     (H,m,d),(K,n) = query.shape[1:],key.shape[1:3]
-    ours = not dropout_p and value.shape==key.shape and (H==K or (enable_gqa and H%K==0)) and all(
-        x.dtype==torch.float32 and x.device.type=='cpu' for x in (query, key, value))
+    ours = not dropout_p and value.shape==key.shape and (H==K or (enable_gqa and H%K==0)) \
+        and _plain(query, key, value)
     if attn_mask is None: ours = ours and (m==n or not is_causal)
     else: ours = ours and not is_causal and attn_mask.dtype==torch.bool and attn_mask.ndim==4 \
         and attn_mask.shape[1]==1
-    if not ours or torch.is_autocast_enabled('cpu'):
-        return _torchs(query, key, value, attn_mask=attn_mask, dropout_p=dropout_p,
+    if not ours:
+        return _attention(query, key, value, attn_mask=attn_mask, dropout_p=dropout_p,
                        is_causal=is_causal, scale=scale, enable_gqa=enable_gqa)
     return _Attention.apply(query, key, value, attn_mask, is_causal,
                             d**-.5 if scale is None else scale)
