@@ -7,7 +7,7 @@ import plotly
 import ziamath
 
 import moral_sc
-from moral_sc.lab.site import linkcode, write_contents
+from moral_sc.lab.site.build import linkcode, write_contents
 
 here = Path(__file__).parent
 beside = lambda module, name: str(Path(module.__file__).parent / name)
@@ -22,7 +22,7 @@ extensions = [
     "sphinxcontrib.bibtex",
     "sphinx_copybutton",
     "sphinx_external_toc",
-    "moral_sc.lab.site",
+    "moral_sc.lab.site.build",
 ]
 external_toc_path = str(write_contents(here.parent))
 exclude_patterns = ["_py", "**.ipynb_checkpoints"]
@@ -30,7 +30,7 @@ suppress_warnings = ["config.cache"]
 
 # Pages: our reader understands the notebooks' dialect; nothing is executed while the site is built.
 nb_execution_mode = "off"
-nb_custom_formats = {".ipynb": ["moral_sc.lab.pages.read", {}]}
+nb_custom_formats = {".ipynb": ["moral_sc.lab.site.pages.read", {}]}
 nb_render_markdown_format = "myst"
 nb_output_stderr = "remove"
 myst_enable_extensions = ["dollarmath", "amsmath", "colon_fence"]

@@ -9,5 +9,5 @@ __all__ = ['bbq', 'Benchmark', 'benchmark', 'Evaluation', 'evaluate', 'letters']
 from . import bbq
 from .benchmarks import Benchmark, benchmark
 from .evaluation import Evaluation, evaluate
-from .scores import letters
+from .bbq.metrics import letters
 _all_ = ['bbq', 'Benchmark', 'benchmark', 'Evaluation', 'evaluate', 'letters']

@@ -11,11 +11,11 @@ from functools import partial
 from hashlib import blake2b
 
 import numpy as np, pandas as pd
-from .bbq import orders_of
+from .bbq.scoring import orders_of
 from .conditions import build, stimuli
 from ..foundation.runs import content_key
-from ..language.sampling import follow, sample
-from ..language.oracle import lookup
+from ..language.generation import follow, sample
+from ..language.stub_models import lookup
 from ..language.scoring import option_logprobs
 
 # %% ../../nbs/bias/28_asking.ipynb #f06da7cf

@@ -33,7 +33,8 @@ class Benchmark:
 
 # %% ../../nbs/bias/26_benchmarks.ipynb #ee5f7137
 PLACES = { # name: module and constant
-    'bbq':'scores.BBQ', 'bbq-like':'scores.BBQ_LIKE', 'bbq-strings':'strings.BBQ_STRINGS',
+    'bbq':'bbq.metrics.BBQ', 'bbq-like':'bbq.metrics.BBQ_LIKE',
+    'bbq-strings':'bbq.full_answers.BBQ_STRINGS',
     'winogender':'winogender.WINOGENDER',
     'winogender-like':'winogender.WINOGENDER_LIKE',
     'admissions':'admissions.ADMISSIONS', 'admissions-cases':'admissions.ADMISSIONS_CASES',
@@ -45,7 +46,7 @@ def benchmark(
     "A benchmark by name"
     if isinstance(name, Benchmark): return name
     if name not in PLACES: raise ConfigError(unknown('benchmark', name, list(PLACES)))
-    module,constant = PLACES[name].split('.')
+    module,constant = PLACES[name].rsplit('.', 1)
     return getattr(import_module(f'moral_sc.bias.{module}'), constant)
 
 # %% ../../nbs/bias/26_benchmarks.ipynb #89f183f2

@@ -9,7 +9,7 @@ __all__ = ['chosen', 'last_step', 'size_name', 'plot_size', 'plot_steps', 'plot_
 import numpy as np, pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
-from .bbq import OVERALL
+from .bbq.scoring import OVERALL
 from .plots import category as spelled, named, style
 from ..foundation.errors import DataError
 from ..foundation.figures import INK

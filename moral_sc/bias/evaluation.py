@@ -12,11 +12,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
-from . import bbq, scores
+from . import bbq
+from .bbq import metrics as scores
 from .asking import answer, ask, identity, orders as orders_for, reason, tidy
 from .benchmarks import Benchmark, benchmark, probabilities
 from .conditions import two_stage
-from .items import stratified
+from .bbq.items import stratified
 from ..foundation.errors import ConfigError, DataError
 from ..foundation.runs import content_key, open_run
 from ..language.models import load as load_model

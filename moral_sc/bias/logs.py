@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np, pandas as pd
 from ..foundation.errors import ConfigError, DataError
-from .bbq import score
-from .items import UNKNOWNS, parse
+from .bbq.scoring import score
+from .bbq.items import UNKNOWNS, parse
 
 # %% ../../nbs/bias/56_logs.ipynb #69462e0e
 @dataclass

@@ -8,7 +8,7 @@ __all__ = ['STYLE', 'NAMES', 'style', 'named', 'category', 'plot_scores', 'plot_
 # %% ../../nbs/bias/60_plots.ipynb #a15c6489
 import plotly.graph_objects as go
 from ..foundation.figures import COLOURS, INK
-from .bbq import OVERALL
+from .bbq.scoring import OVERALL
 
 # %% ../../nbs/bias/60_plots.ipynb #1adc1dc7
 STYLE = { # condition: name, colour, symbol

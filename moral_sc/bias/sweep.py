@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np, pandas as pd
-from .bbq import directions
+from .bbq.scoring import directions
 from .evaluation import chosen, evaluate
-from .scores import questions, shares
+from .bbq.metrics import questions, shares
 from ..foundation.errors import ConfigError, DataError, ModelError, unknown
 from ..foundation.runs import content_key, provenance
 from ..foundation.statistics import Estimate, cluster_bootstrap

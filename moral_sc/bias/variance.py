@@ -12,10 +12,10 @@ from dataclasses import replace
 import numpy as np, pandas as pd
 from .conditions import stimuli, wordings
 from .evaluation import evaluate
-from .scores import BBQ
+from .bbq.metrics import BBQ
 from ..foundation.errors import ConfigError, DataError, unknown
 from ..foundation.statistics import Estimate
-from ..language.oracle import lookup
+from ..language.stub_models import lookup
 
 # %% ../../nbs/bias/36_variance.ipynb #1afcc94d
 VALUES = { # metric: context and value, from p[row, option] and the options of each row

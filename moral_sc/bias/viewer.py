@@ -12,7 +12,7 @@ from hashlib import sha256
 from pathlib import Path
 
 import numpy as np, pandas as pd
-from .bbq import orders_of
+from .bbq.scoring import orders_of
 from .benchmarks import benchmark
 from .conditions import turns
 from ..foundation.datasets import data_dir

@@ -17,7 +17,7 @@ from .benchmarks import Benchmark, probabilities
 from ..foundation.datasets import available, data_dir, fetch
 from ..foundation.errors import ConfigError, DataError
 from ..foundation.statistics import Estimate
-from ..language.oracle import lookup
+from ..language.stub_models import lookup
 
 # %% ../../nbs/bias/40_winogender.ipynb #e464bfb7
 PRONOUNS = { # slot: female, male, neutral

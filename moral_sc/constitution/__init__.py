@@ -15,14 +15,16 @@ from .principles import (
     draw, load_comparisons, load_few_shot, load_principles)
 from .prompts import human_comparisons, load_prompts
 from .revision import author_revisions, chain_table, revise
-from .finetune import examples_of, finetune
+from .finetuning import examples_of, finetune
 from .answers import answer_pairs, answers
 from .feedback import label
 from .preference import PreferenceModel, fit_preference
-from .policy import train_policy
-from .tournament import play, tournament
-from .harmfulness import absolute_harmfulness, fit_harmfulness
-from . import behaviour, ppo, preference
+from .rl.policy import train_policy
+from .evaluation.elo import play, tournament
+from .evaluation.harmfulness import absolute_harmfulness, fit_harmfulness
+from . import preference
+from .evaluation import refusals as behaviour
+from .rl import ppo
 
 _all_ = ['Comparison', 'Principle', 'Shot', 'author_comparisons', 'author_few_shot',
          'author_principles', 'draw', 'load_comparisons', 'load_few_shot',

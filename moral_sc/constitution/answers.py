@@ -12,7 +12,7 @@ from .prompts import ask, checked
 from ..foundation.errors import ConfigError
 from ..foundation.runs import content_key, open_run
 from ..language.models import LM
-from ..language.sampling import sample
+from ..language.generation import sample
 
 # %% ../../nbs/constitution/28_answers.ipynb #f5bfefe7
 NEXT_TURN = ('\n\nHuman:',) # What a model that only continues text writes after its answer

@@ -22,7 +22,7 @@ from ..foundation.errors import ConfigError, DataError, ModelError
 from ..foundation.runs import content_key, kept, open_run
 from ..foundation.statistics import cluster_bootstrap, wilson
 from ..language.chat import render
-from ..language.sampling import sample
+from ..language.generation import sample
 from ..language.scoring import option_logprobs, option_mass
 
 # %% ../../nbs/constitution/30_feedback.ipynb #d3828fba

@@ -9,7 +9,7 @@ __all__ = ['shades', 'plot_rounds', 'plot_likeness', 'plot_rates', 'plot_shares'
 import plotly.graph_objects as go
 
 # %% ../../nbs/constitution/70_plots.ipynb #b22a8cda
-from .behaviour import summary
+from .evaluation.refusals import summary
 from ..foundation.figures import COLOURS
 
 # %% ../../nbs/constitution/70_plots.ipynb #dd63830f

@@ -19,9 +19,9 @@ from torch.nn.functional import logsigmoid
 from .prompts import example
 from ..foundation.errors import DataError
 from ..foundation.statistics import Estimate, cluster_bootstrap
-from ..language.heads import load_scores, save_scores, score_model, scores
+from ..language.reward_head import load_scores, save_scores, score_model, scores
 from ..language.models import LM
-from ..language.reading import batches
+from ..language.engine.batching import batches
 from ..language.training import fit
 
 # %% ../../nbs/constitution/40_preference.ipynb #e25fb9b6

@@ -9,7 +9,7 @@ __all__ = ['plot_reliability', 'plot_accuracy', 'plot_bias']
 import plotly.graph_objects as go
 
 # %% ../../nbs/constitution/74_reliability.ipynb #9c6aa741
-from .calibration import reliability
+from .evaluation.calibration import reliability
 from ..foundation.figures import COLOURS
 
 # %% ../../nbs/constitution/74_reliability.ipynb #79ef79f0

@@ -20,9 +20,9 @@ from ..foundation.errors import ConfigError, DataError, unknown
 from ..foundation.runs import open_run
 from .principles import (
     Principle, draw, headings, load_few_shot, load_principles)
-from ..language.chains import sample_chains
+from ..language.multi_turn import sample_chains
 from ..language.chat import modes, render
-from ..language.sampling import sample
+from ..language.generation import sample
 
 # %% ../../nbs/constitution/20_revision.ipynb #822dfe52
 def round_script(

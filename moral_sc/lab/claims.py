@@ -15,7 +15,7 @@ from pathlib import Path
 # %% ../../nbs/lab/10_claims.ipynb #66bf37d4
 from ..foundation.datasets import read_toml
 from ..foundation.errors import ConfigError, DataError, unknown
-from .places import claims_dir, notebooks_dir
+from .paths import claims_dir, notebooks_dir
 
 # %% ../../nbs/lab/10_claims.ipynb #a4e235c8
 scales = ('quick', 'cpu', 'gpu')  # from small to large

@@ -244,7 +244,7 @@ def record_page(
     progress=None,   # Called as progress(cell, cells)
 )->Result:           # A failing page is left as it was
     "Run a page and keep its outputs in it"
-    from moral_sc.lab.site import record
+    from moral_sc.lab.site.build import record
     runs = dict(MORAL_SC_RUNS=os.environ.get('MORAL_SC_RUNS', ''))
     with tempfile.TemporaryDirectory() as t:
         run = f'{t}/run.ipynb'

@@ -25,7 +25,7 @@ from ..foundation.runs import provenance
 from .claims import scales
 from .execution import (Result, declared, execute, read, stop_kernels,
                                     write_atomic)
-from .places import notebooks_dir
+from .paths import notebooks_dir
 
 # %% ../../nbs/lab/20_reproduce.ipynb #f93c7979
 papers = ('superposition', 'self_correction', 'constitution')  # in reading order
@@ -253,7 +253,7 @@ def reproduce(
     folder=None,     # Where the pages are, default: the papers' pages of this package
 )->Report:
     "Run the papers' pages into a report, leaving out what is done"
-    from moral_sc.lab.report import write_report
+    from moral_sc.lab.site.report import write_report
     config,todo = _checked(scale, jobs, seed), find(names, folder)
     out,params = take(out, config), dict(scale=scale, seed=seed)
     with locked(out), writable(out):

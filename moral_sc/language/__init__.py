@@ -14,11 +14,11 @@ from .models import LM, decode, encode, eos_ids, load, load_or_oracle, pad
 from .chat import Prompt, modes, prompt, render
 from .scoring import (next_token_logprobs, option_logprobs, option_mass,
                                        token_logprobs)
-from .sampling import Sample, follow, sample
-from .chains import sample_chains
-from .heads import save, small_lm
+from .generation import Sample, follow, sample
+from .multi_turn import sample_chains
+from .reward_head import save, small_lm
 from .training import fit
-from .oracle import letter_prior, lookup, random_model
+from .stub_models import letter_prior, lookup, random_model
 _all_ = ['aliases', 'cached', 'find_weights', 'reachable', 'LM', 'decode', 'encode', 'eos_ids',
          'load', 'load_or_oracle', 'pad', 'Prompt', 'modes', 'prompt', 'render',
          'next_token_logprobs', 'option_logprobs', 'option_mass', 'token_logprobs', 'Sample', 'sample_chains',

@@ -152,7 +152,7 @@ def load(
     return LM(model.to(device).eval(), tok, str(name), _source(d, name))
 
 def _behind(name):
-    from moral_sc.language.remote import connect
+    from moral_sc.language.api_models import connect
     return connect(name)
 
 def _short(e): return (str(e).strip().splitlines() or [type(e).__name__])[0][:150]

@@ -12,9 +12,9 @@ import numpy as np, torch
 from ..foundation.errors import ConfigError
 from .chat import prompt
 from .models import LM, encode
-from .reading import (batches, fits, head, hidden, merge, splits, states,
+from .engine.batching import (batches, fits, head, hidden, merge, splits, states,
                                        takes)
-from .trees import read, shared
+from .engine.prefix_tree import read, shared
 
 _all_ = ['batches', 'fits', 'head', 'hidden', 'merge', 'splits', 'states', 'takes', 'read']
 

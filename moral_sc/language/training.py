@@ -20,11 +20,11 @@ import torch.distributed as dist
 
 from ..foundation.errors import ConfigError, ModelError, unknown
 from ..foundation.runs import content_key, open_run, process
-from .heads import answer_logprobs
-from .products import onednn
-from .reading import batches
-from .shards import Shards, gathered, sharded
-from .steady import steady
+from .reward_head import answer_logprobs
+from .engine.onednn import onednn
+from .engine.batching import batches
+from .fsdp import Shards, gathered, sharded
+from .engine.allocator import steady
 
 # %% ../../nbs/language/46_training.ipynb #35af8a72
 def answer_loss(

@@ -11,15 +11,15 @@ __all__ = ['moments', 'ToyConfig', 'reconstruct', 'batch_loss', 'exact_loss', 'f
 # %% ../../nbs/superposition/index.ipynb #2e08e9cb
 from .features import moments
 from .model import ToyConfig, reconstruct, batch_loss
-from .exact import exact_loss, fit_exact
+from .exact_loss import exact_loss, fit_exact
 from .training import Run, train, save, restore
 from .geometry import (feature_dimensionality, interference, leverage,
     represented, dimensions_per_feature, planar_shape)
-from .graphs import recognise
-from .sweeps import best_of, phase_diagram
-from .dimensions import dimensionality_sweep
-from .many import population_loss
-from .staircase import staircase
+from .feature_graphs import recognise
+from .phase_diagram import best_of, phase_diagram
+from .dimensionality import dimensionality_sweep
+from .fourier_loss import population_loss
+from .polytope_gain import staircase
 
 _all_ = ['moments', 'ToyConfig', 'reconstruct', 'batch_loss', 'exact_loss', 'fit_exact', 'Run',
          'train', 'save', 'restore', 'feature_dimensionality', 'interference', 'leverage',

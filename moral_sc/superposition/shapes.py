@@ -10,9 +10,9 @@ import numpy as np, plotly.graph_objects as go, torch
 from plotly.subplots import make_subplots
 from ..foundation.errors import ConfigError
 from ..foundation.figures import COLOURS, INK
-from .dimensions import LEVELS, Dimensions
+from .dimensionality import LEVELS, Dimensions
 from .geometry import feature_dimensionality, represented
-from .graphs import components
+from .feature_graphs import components
 
 # %% ../../nbs/superposition/64_shapes.ipynb #b7bc642e
 def _round(t, digits=3): return np.round(np.asarray(t, np.float64), digits).tolist()

@@ -160,7 +160,7 @@ def keep_loss(run, step, loss):
 
 # %% ../../nbs/superposition/40_training.ipynb #cf1a29f2
 engines = dict(eager=eager)
-_elsewhere = dict(numba='kernels_cpu', triton='kernels_gpu', compiled='compiled')
+_elsewhere = dict(numba='numba_cpu', triton='triton_gpu', compiled='cuda_graphs')
 _order = dict(cpu=['numba','eager'], cuda=['triton','compiled','eager'])
 
 def engine_for(name:str, config:ToyConfig, device='cpu'):
@@ -168,7 +168,7 @@ def engine_for(name:str, config:ToyConfig, device='cpu'):
     if name in engines: return engines[name]
     if config.notebook_compat:
         return 'notebook_compat draws from one generator, which only engine eager does.'
-    try: module = import_module(f'moral_sc.superposition.{_elsewhere[name]}')
+    try: module = import_module(f'moral_sc.superposition.engines.{_elsewhere[name]}')
     except ImportError as e: return f'engine {name} needs the package {e.name}: install it.'
     why = module.serves(config, device)
     return why if why else getattr(module, f'{name}_engine')

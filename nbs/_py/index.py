@@ -30,7 +30,7 @@
 # %%
 #| hide
 from moral_sc.lab.claims import ledger
-from moral_sc.lab.site import figure, summary
+from moral_sc.lab.site.build import figure, summary
 
 # %%
 #| label: fig-plane

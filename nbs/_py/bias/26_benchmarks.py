@@ -62,7 +62,8 @@ class Benchmark:
 # %%
 #| export
 PLACES = { # name: module and constant
-    'bbq':'scores.BBQ', 'bbq-like':'scores.BBQ_LIKE', 'bbq-strings':'strings.BBQ_STRINGS',
+    'bbq':'bbq.metrics.BBQ', 'bbq-like':'bbq.metrics.BBQ_LIKE',
+    'bbq-strings':'bbq.full_answers.BBQ_STRINGS',
     'winogender':'winogender.WINOGENDER',
     'winogender-like':'winogender.WINOGENDER_LIKE',
     'admissions':'admissions.ADMISSIONS', 'admissions-cases':'admissions.ADMISSIONS_CASES',
@@ -74,7 +75,7 @@ def benchmark(
     "A benchmark by name"
     if isinstance(name, Benchmark): return name
     if name not in PLACES: raise ConfigError(unknown('benchmark', name, list(PLACES)))
-    module,constant = PLACES[name].split('.')
+    module,constant = PLACES[name].rsplit('.', 1)
     return getattr(import_module(f'moral_sc.bias.{module}'), constant)
 
 

@@ -27,11 +27,11 @@ from functools import partial
 from hashlib import blake2b
 
 import numpy as np, pandas as pd
-from moral_sc.bias.bbq import orders_of
+from moral_sc.bias.bbq.scoring import orders_of
 from moral_sc.bias.conditions import build, stimuli
 from moral_sc.foundation.runs import content_key
-from moral_sc.language.sampling import follow, sample
-from moral_sc.language.oracle import lookup
+from moral_sc.language.generation import follow, sample
+from moral_sc.language.stub_models import lookup
 from moral_sc.language.scoring import option_logprobs
 
 # %%
@@ -39,10 +39,10 @@ from moral_sc.language.scoring import option_logprobs
 import tempfile
 from fastcore.test import *
 from moral_sc.bias import bbq
-from moral_sc.bias.items import stratified
-from moral_sc.bias.scores import BBQ
+from moral_sc.bias.bbq.items import stratified
+from moral_sc.bias.bbq.metrics import BBQ
 from moral_sc.foundation.runs import open_run
-from moral_sc.language.oracle import letter_prior, random_model
+from moral_sc.language.stub_models import letter_prior, random_model
 
 few = stratified(bbq.load(source='ours'), 96)
 

@@ -27,11 +27,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
-from moral_sc.bias import bbq, scores
+from moral_sc.bias import bbq
+from moral_sc.bias.bbq import metrics as scores
 from moral_sc.bias.asking import answer, ask, identity, orders as orders_for, reason, tidy
 from moral_sc.bias.benchmarks import Benchmark, benchmark, probabilities
 from moral_sc.bias.conditions import two_stage
-from moral_sc.bias.items import stratified
+from moral_sc.bias.bbq.items import stratified
 from moral_sc.foundation.errors import ConfigError, DataError
 from moral_sc.foundation.runs import content_key, open_run
 from moral_sc.language.models import load as load_model
@@ -41,8 +42,8 @@ from moral_sc.language.models import load as load_model
 import signal, subprocess, sys
 from fastcore.test import *
 from moral_sc.bias.asking import respondent
-from moral_sc.bias.scores import METRICS, letters
-from moral_sc.language.oracle import letter_prior, lookup, random_model
+from moral_sc.bias.bbq.metrics import METRICS, letters
+from moral_sc.language.stub_models import letter_prior, lookup, random_model
 
 ours = bbq.load(source='ours')
 few = stratified(ours, 96)
@@ -277,7 +278,7 @@ script = '''
 import sys
 from moral_sc.bias import bbq
 from moral_sc.bias.evaluation import evaluate
-from moral_sc.language.oracle import random_model
+from moral_sc.language.stub_models import random_model
 evaluate(random_model('llama'), items=bbq.load(source='ours'), limit=48, orders=3,
          portion=16, out=sys.argv[1], progress=lambda n,total: print(n, flush=True))
 '''

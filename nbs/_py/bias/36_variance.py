@@ -27,17 +27,17 @@ from dataclasses import replace
 import numpy as np, pandas as pd
 from moral_sc.bias.conditions import stimuli, wordings
 from moral_sc.bias.evaluation import evaluate
-from moral_sc.bias.scores import BBQ
+from moral_sc.bias.bbq.metrics import BBQ
 from moral_sc.foundation.errors import ConfigError, DataError, unknown
 from moral_sc.foundation.statistics import Estimate
-from moral_sc.language.oracle import lookup
+from moral_sc.language.stub_models import lookup
 
 # %%
 #| hide
 from fastcore.test import *
 from moral_sc.bias import bbq
-from moral_sc.bias.items import stratified
-from moral_sc.bias.scores import estimate, questions, shares
+from moral_sc.bias.bbq.items import stratified
+from moral_sc.bias.bbq.metrics import estimate, questions, shares
 
 few = stratified(bbq.load(source='ours'), 48)
 

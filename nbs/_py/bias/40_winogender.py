@@ -34,7 +34,7 @@ from moral_sc.bias.benchmarks import Benchmark, probabilities
 from moral_sc.foundation.datasets import available, data_dir, fetch
 from moral_sc.foundation.errors import ConfigError, DataError
 from moral_sc.foundation.statistics import Estimate
-from moral_sc.language.oracle import lookup
+from moral_sc.language.stub_models import lookup
 
 # %%
 #| hide

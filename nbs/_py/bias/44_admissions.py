@@ -50,7 +50,7 @@ from moral_sc.bias.asking import answer, ask, tidy
 from moral_sc.foundation.runs import open_run
 from moral_sc.foundation.statistics import cluster_bootstrap
 from moral_sc.language.models import decode, load as load_model
-from moral_sc.language.oracle import lookup
+from moral_sc.language.stub_models import lookup
 from moral_sc.language.scoring import joint
 from moral_sc.language.weights import cached
 

@@ -42,7 +42,7 @@ from fastcore.test import *
 from moral_sc.bias.asking import answer, ask, tidy
 from moral_sc.bias.conditions import turns
 from moral_sc.foundation.runs import open_run
-from moral_sc.language.oracle import lookup
+from moral_sc.language.stub_models import lookup
 
 # %% [markdown]
 # ## Decisions of our own

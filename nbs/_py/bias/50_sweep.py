@@ -28,9 +28,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np, pandas as pd
-from moral_sc.bias.bbq import directions
+from moral_sc.bias.bbq.scoring import directions
 from moral_sc.bias.evaluation import chosen, evaluate
-from moral_sc.bias.scores import questions, shares
+from moral_sc.bias.bbq.metrics import questions, shares
 from moral_sc.foundation.errors import ConfigError, DataError, ModelError, unknown
 from moral_sc.foundation.runs import content_key, provenance
 from moral_sc.foundation.statistics import Estimate, cluster_bootstrap
@@ -43,7 +43,7 @@ import shutil, signal, subprocess, sys, tempfile
 from fastcore.test import *
 from moral_sc.bias import bbq
 from moral_sc.bias.asking import respondent
-from moral_sc.language.oracle import letter_prior, random_model
+from moral_sc.language.stub_models import letter_prior, random_model
 
 tmp = Path(tempfile.mkdtemp())
 ours = bbq.load(source='ours')

@@ -17,7 +17,7 @@
 # %% [markdown]
 # Two tools keep what a model answered to every question: lm-evaluation-harness
 # [@gao2024harness] with `--log_samples`, and Inspect [@inspect2024] always. That is enough to
-# score the answers again. [The formula](25_bbq.ipynb) is the authors'; what differs between
+# score the answers again. [The formula](bbq/50_scoring.ipynb) is the authors'; what differs between
 # tools is which answer counts as the stereotype, what happens to an answer that cannot be
 # read, and what a score is when no answer is biased.
 
@@ -29,8 +29,8 @@ from pathlib import Path
 
 import numpy as np, pandas as pd
 from moral_sc.foundation.errors import ConfigError, DataError
-from moral_sc.bias.bbq import score
-from moral_sc.bias.items import UNKNOWNS, parse
+from moral_sc.bias.bbq.scoring import score
+from moral_sc.bias.bbq.items import UNKNOWNS, parse
 
 # %%
 #| hide

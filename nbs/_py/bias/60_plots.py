@@ -22,7 +22,7 @@
 #| export
 import plotly.graph_objects as go
 from moral_sc.foundation.figures import COLOURS, INK
-from moral_sc.bias.bbq import OVERALL
+from moral_sc.bias.bbq.scoring import OVERALL
 
 # %%
 #| hide
@@ -31,8 +31,8 @@ import numpy as np
 from moral_sc.bias import bbq
 from moral_sc.bias.asking import respondent
 from moral_sc.bias.evaluation import evaluate
-from moral_sc.bias.scores import letters
-from moral_sc.language.oracle import letter_prior
+from moral_sc.bias.bbq.metrics import letters
+from moral_sc.language.stub_models import letter_prior
 
 
 # %% [markdown]

@@ -24,7 +24,7 @@
 import numpy as np, pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
-from moral_sc.bias.bbq import OVERALL
+from moral_sc.bias.bbq.scoring import OVERALL
 from moral_sc.bias.plots import category as spelled, named, style
 from moral_sc.foundation.errors import DataError
 from moral_sc.foundation.figures import INK

@@ -29,7 +29,7 @@ from hashlib import sha256
 from pathlib import Path
 
 import numpy as np, pandas as pd
-from moral_sc.bias.bbq import orders_of
+from moral_sc.bias.bbq.scoring import orders_of
 from moral_sc.bias.benchmarks import benchmark
 from moral_sc.bias.conditions import turns
 from moral_sc.foundation.datasets import data_dir
@@ -43,7 +43,7 @@ from html.parser import HTMLParser
 from fastcore.test import *
 from moral_sc.bias import bbq, evaluate
 from moral_sc.bias.asking import respondent
-from moral_sc.bias.items import stratified
+from moral_sc.bias.bbq.items import stratified
 from moral_sc.bias.sweep import sweep
 
 tmp = Path(tempfile.mkdtemp())

@@ -29,7 +29,7 @@ from moral_sc.bias import bbq, evaluate
 from moral_sc.foundation.datasets import data_dir
 from moral_sc.foundation.errors import MoralScError
 from moral_sc.language.models import LM
-from moral_sc.language.oracle import letter_prior, random_model
+from moral_sc.language.stub_models import letter_prior, random_model
 from moral_sc.language.scoring import option_logprobs
 
 tmp = Path(tempfile.mkdtemp())

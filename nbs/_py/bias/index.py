@@ -22,27 +22,27 @@
 # | page | what it is for |
 # | --- | --- |
 # | [Conditions](10_conditions.ipynb) | every word that a model is asked, as data; each request in nine wordings |
-# | [Questions of BBQ](20_items.ipynb) | read, check, and find the stereotyped answer |
-# | [Everyday scenes](22_everyday.ipynb) | our own questions, for when nothing can be downloaded |
-# | [Full answers](32_strings.ipynb) | BBQ without letters: the answers' own probabilities |
-# | [Slips](23_errata.ipynb), [fresh questions](24_fresh.ipynb) | known errors of the files; new questions from the authors' templates |
-# | [BBQ's bias score](25_bbq.ipynb) | the score, proved on models whose answer is known |
+# | [Questions of BBQ](bbq/10_items.ipynb) | read, check, and find the stereotyped answer |
+# | [Everyday scenes](bbq/20_toy_set.ipynb) | our own questions, for when nothing can be downloaded |
+# | [Full answers](bbq/70_full_answers.ipynb) | BBQ without letters: the answers' own probabilities |
+# | [Slips](bbq/30_errata.ipynb), [fresh questions](bbq/40_novel_names.ipynb) | known errors of the files; new questions from the authors' templates |
+# | [BBQ's bias score](bbq/50_scoring.ipynb) | the score, proved on models whose answer is known |
 # | [Benchmarks](26_benchmarks.ipynb) | what one has to say for itself, so that `evaluate` can drive it |
-# | [Scores with intervals](27_scores.ipynb) | by condition and category, drawing templates |
+# | [Scores with intervals](bbq/60_metrics.ipynb) | by condition and category, drawing templates |
 # | [Asking](28_asking.ipynb), [evaluating](30_evaluation.ipynb) | one call; answers kept on disk, never asked twice |
 # | [Power](34_power.ipynb), [variance](36_variance.ipynb) | what a run could have seen; what wording accounts for |
 # | [Winogender](40_winogender.ipynb), [admissions](44_admissions.ipynb), [discrim-eval](48_discrim_eval.ipynb) | the other benchmarks |
 # | [Sweep](50_sweep.ipynb) | many models and training steps, one table |
 # | [Logs of other tools](56_logs.ipynb), [viewer](70_viewer.ipynb) | their scores recomputed; single answers on an offline page |
 # | [Figures of bias](60_plots.ipynb), [over size and steps](62_curves.ipynb), [occupations](64_occupations.ipynb) | the pictures |
-# | [Speed](80_bench.ipynb) | scoring beside what one would otherwise run |
+# | [Speed](../benchmarks/20_scoring.ipynb) | scoring beside what one would otherwise run |
 
 # %%
 #| export
 from moral_sc.bias import bbq
 from moral_sc.bias.benchmarks import Benchmark, benchmark
 from moral_sc.bias.evaluation import Evaluation, evaluate
-from moral_sc.bias.scores import letters
+from moral_sc.bias.bbq.metrics import letters
 _all_ = ['bbq', 'Benchmark', 'benchmark', 'Evaluation', 'evaluate', 'letters']
 
 # %% [markdown]
@@ -50,7 +50,7 @@ _all_ = ['bbq', 'Benchmark', 'benchmark', 'Evaluation', 'evaluate', 'letters']
 # questions, with the answers moved round so that the letter cannot pass for fairness.
 
 # %%
-from moral_sc.language.oracle import letter_prior
+from moral_sc.language.stub_models import letter_prior
 
 e = evaluate(letter_prior(dict(a=.2, b=.7, c=.1)), ['bbq-like'], limit=48, orders=3)
 e.score('q')[['questions','accuracy_ambig','bias_ambig','bias_disambig']].round(3).tail(2)

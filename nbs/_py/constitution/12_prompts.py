@@ -32,7 +32,7 @@ import json, tempfile
 from fastcore.test import *
 from moral_sc.foundation.datasets import available
 from moral_sc.language.models import decode
-from moral_sc.language.oracle import random_model
+from moral_sc.language.stub_models import random_model
 
 tmp = Path(tempfile.mkdtemp())
 

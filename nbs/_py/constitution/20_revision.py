@@ -31,9 +31,9 @@ from moral_sc.foundation.errors import ConfigError, DataError, unknown
 from moral_sc.foundation.runs import open_run
 from moral_sc.constitution.principles import (
     Principle, draw, headings, load_few_shot, load_principles)
-from moral_sc.language.chains import sample_chains
+from moral_sc.language.multi_turn import sample_chains
 from moral_sc.language.chat import modes, render
-from moral_sc.language.sampling import sample
+from moral_sc.language.generation import sample
 
 # %%
 #| hide
@@ -42,9 +42,9 @@ from pathlib import Path
 
 from fastcore.test import *
 
-from moral_sc.constitution.behaviour import critic_voice
+from moral_sc.constitution.evaluation.refusals import critic_voice
 from moral_sc.constitution.principles import split_dialogue
-from moral_sc.language.oracle import lookup, random_model
+from moral_sc.language.stub_models import lookup, random_model
 
 tmp = Path(tempfile.mkdtemp())
 
@@ -210,7 +210,7 @@ len(chains), len(trials)
 # ## A chain for every prompt
 #
 # Rows are sampled side by side, and each takes its next step as soon as it can, with all that is
-# [still known](../language/42_chains.ipynb) of its last prompt. Each text is seeded by the run's
+# [still known](../language/42_multi_turn.ipynb) of its last prompt. Each text is seeded by the run's
 # seed, its row and its step: a row is the same alone, among others, or resumed.
 
 # %%
@@ -440,7 +440,7 @@ test_eq([chat['response'], *chat['rounds'][0].values()],
 # %% [markdown]
 # A model that loses track of whose turn it is writes a critique where its revision should be.
 # Under a heading of its own it is cut, and the row keeps its answer; without one it stays, and
-# [behaviour](60_behaviour.ipynb) has a measure for it.
+# [behaviour](evaluation/50_refusals.ipynb) has a measure for it.
 
 # %%
 def confused(text):

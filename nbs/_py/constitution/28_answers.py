@@ -22,14 +22,14 @@ from moral_sc.constitution.prompts import ask, checked
 from moral_sc.foundation.errors import ConfigError
 from moral_sc.foundation.runs import content_key, open_run
 from moral_sc.language.models import LM
-from moral_sc.language.sampling import sample
+from moral_sc.language.generation import sample
 
 # %%
 #| hide
 import tempfile
 from pathlib import Path
 from fastcore.test import *
-from moral_sc.language.oracle import lookup, random_model
+from moral_sc.language.stub_models import lookup, random_model
 
 # %% [markdown]
 # Feedback compares two answers of one model to one prompt, and a tournament the answers of

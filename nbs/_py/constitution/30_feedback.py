@@ -32,7 +32,7 @@ from moral_sc.foundation.errors import ConfigError, DataError, ModelError
 from moral_sc.foundation.runs import content_key, kept, open_run
 from moral_sc.foundation.statistics import cluster_bootstrap, wilson
 from moral_sc.language.chat import render
-from moral_sc.language.sampling import sample
+from moral_sc.language.generation import sample
 from moral_sc.language.scoring import option_logprobs, option_mass
 
 # %%
@@ -45,7 +45,7 @@ from fastcore.test import *
 from moral_sc.constitution.principles import Comparison
 from scipy.stats import chisquare
 from moral_sc.language.models import encode
-from moral_sc.language.oracle import lookup, random_model
+from moral_sc.language.stub_models import lookup, random_model
 
 tmp = Path(tempfile.mkdtemp())
 
@@ -320,7 +320,7 @@ for _ in range(200):
 # ## Labels
 #
 # Rows are read in blocks, all letters of a block in one call, so that the
-# [prefix tree](../language/32_trees.ipynb) sees all that they share. A pair whose answers are the
+# [prefix tree](../language/engine/20_prefix_tree.ipynb) sees all that they share. A pair whose answers are the
 # same text is labelled one half and not asked about.
 
 # %%
@@ -630,7 +630,7 @@ code = '''
 import sys, time, warnings
 warnings.simplefilter('ignore')
 from moral_sc.constitution.feedback import label, load_worked
-from moral_sc.language.oracle import random_model
+from moral_sc.language.stub_models import random_model
 asks = [dict(id=f'q{k}', prompt=f'How far is {k}?', a=f'{k} miles.', b='No.') for k in range(10)]
 def slow(done, n): print(done, flush=True); time.sleep(.3)
 label(random_model(), asks, few_shot=[], out=sys.argv[1], block=2, progress=slow)

@@ -32,16 +32,16 @@ from torch.nn.functional import logsigmoid
 from moral_sc.constitution.prompts import example
 from moral_sc.foundation.errors import DataError
 from moral_sc.foundation.statistics import Estimate, cluster_bootstrap
-from moral_sc.language.heads import load_scores, save_scores, score_model, scores
+from moral_sc.language.reward_head import load_scores, save_scores, score_model, scores
 from moral_sc.language.models import LM
-from moral_sc.language.reading import batches
+from moral_sc.language.engine.batching import batches
 from moral_sc.language.training import fit
 
 # %%
 #| hide
 import tempfile
 from fastcore.test import *
-from moral_sc.language.heads import small_lm, word_tokenizer
+from moral_sc.language.reward_head import small_lm, word_tokenizer
 
 tmp = Path(tempfile.mkdtemp())
 torch.set_num_threads(1)

@@ -20,7 +20,7 @@ import plotly.graph_objects as go
 
 # %%
 #| export
-from moral_sc.constitution.behaviour import summary
+from moral_sc.constitution.evaluation.refusals import summary
 from moral_sc.foundation.figures import COLOURS
 
 # %%

@@ -29,8 +29,8 @@ from moral_sc.foundation.figures import COLOURS
 #| hide
 import numpy as np
 from fastcore.test import *
-from moral_sc.constitution.frontier import frontier
-from moral_sc.constitution.tournament import judge_from, play, tournament
+from moral_sc.constitution.evaluation.pareto import frontier
+from moral_sc.constitution.evaluation.elo import judge_from, play, tournament
 
 # %% [markdown]
 # The paper compares five kinds of model [@bai2022constitutional], and each keeps its colour and

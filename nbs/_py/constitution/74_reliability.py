@@ -20,7 +20,7 @@ import plotly.graph_objects as go
 
 # %%
 #| export
-from moral_sc.constitution.calibration import reliability
+from moral_sc.constitution.evaluation.calibration import reliability
 from moral_sc.foundation.figures import COLOURS
 
 # %%

@@ -29,7 +29,7 @@ from fastcore.test import *
 
 
 # %% [markdown]
-# All figures take histories as [training](48_policy.ipynb) returns them, a row a step. A
+# All figures take histories as [training](rl/40_policy.ipynb) returns them, a row a step. A
 # step is a few dozen answers and its numbers are noisy; what is drawn is a running mean,
 # with the steps themselves behind it as faint points.
 

@@ -32,7 +32,7 @@ from fastcore.test import *
 # Figure 10 of the paper draws one curve a policy, solid where answers were sampled at
 # temperature 1 and dashed where each is the likeliest [@bai2022constitutional]. Where
 # somebody else has rated the same answers too, as the truth does in the [toy
-# world](65_world.ipynb), crosses say what he found.
+# world](toy/10_environment.ipynb), crosses say what he found.
 
 # %%
 #| export

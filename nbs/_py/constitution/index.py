@@ -21,25 +21,25 @@
 # - [Principles](10_principles.ipynb): sixteen for revising and sixteen for choosing, ours and the
 #   authors', and how one is drawn. [Prompts](12_prompts.ipynb), checked and written in one form.
 # - The supervised stage: [critique and revision](20_revision.ipynb), and
-#   [finetuning](24_finetune.ipynb) on what was revised.
+#   [finetuning](24_finetuning.ipynb) on what was revised.
 # - Feedback: [answers](28_answers.ipynb) in pairs, [labels](30_feedback.ipynb) by a model that is
-#   shown a principle, their [calibration](32_calibration.ipynb), and
-#   [what people found better](34_hhh.ipynb).
+#   shown a principle, their [calibration](evaluation/30_calibration.ipynb), and
+#   [what people found better](evaluation/40_hhh.ipynb).
 # - [Preference models](40_preference.ipynb), on labels that may be probabilities.
-# - Reinforcement: [the mathematics](44_ppo.ipynb), [where it leads](45_bandits.ipynb), [rollouts](46_rollouts.ipynb),
-#   [one step](47_learner.ipynb), [many steps](48_policy.ipynb), and
-#   [their proofs](49_policy_proofs.ipynb).
-# - Evaluation: [tournaments](50_tournament.ipynb), [frontiers](52_frontier.ipynb), and
-#   [votes by people](54_votes.ipynb). [Behaviour](60_behaviour.ipynb): evasion, boilerplate,
+# - Reinforcement: [the mathematics](rl/10_ppo.ipynb), [where it leads](rl/15_bandits.ipynb), [rollouts](rl/20_rollouts.ipynb),
+#   [one step](rl/30_trainer.ipynb), [many steps](rl/40_policy.ipynb), and
+#   [their proofs](rl/50_policy_proofs.ipynb).
+# - Evaluation: [tournaments](evaluation/10_elo.ipynb), [frontiers](evaluation/20_pareto.ipynb), and
+#   [votes by people](evaluation/70_human_votes.ipynb). [Behaviour](evaluation/50_refusals.ipynb): evasion, boilerplate,
 #   copying and repetition, measured without a judge.
-#   [Absolute harmfulness](56_harmfulness.ipynb), rated from 0 to 4.
-# - [A world](65_world.ipynb) in which all truths are known, [its people](66_people.ipynb), and
-#   [a judge](67_judges.ipynb) that has read their votes.
+#   [Absolute harmfulness](evaluation/60_harmfulness.ipynb), rated from 0 to 4.
+# - [A world](toy/10_environment.ipynb) in which all truths are known, [its people](toy/20_labellers.ipynb), and
+#   [a judge](toy/30_judge_model.ipynb) that has read their votes.
 # - Figures of [chains](70_plots.ipynb), [ratings](72_elo.ipynb),
 #   [reliability](74_reliability.ipynb), [training](76_curves.ipynb),
 #   [the pipeline](77_diagram.ipynb), [harmfulness](78_harm_plots.ipynb) and
 #   [revisions](79_revision_plots.ipynb).
-# - [Measuring speed](80_bench.ipynb).
+# - [Measuring speed](../benchmarks/30_rlaif.ipynb).
 #
 # [What goes wrong](90_traps.ipynb) lists forty-four mistakes and the page that tests for each. What
 # a real model makes of it is on
@@ -52,14 +52,16 @@ from moral_sc.constitution.principles import (
     draw, load_comparisons, load_few_shot, load_principles)
 from moral_sc.constitution.prompts import human_comparisons, load_prompts
 from moral_sc.constitution.revision import author_revisions, chain_table, revise
-from moral_sc.constitution.finetune import examples_of, finetune
+from moral_sc.constitution.finetuning import examples_of, finetune
 from moral_sc.constitution.answers import answer_pairs, answers
 from moral_sc.constitution.feedback import label
 from moral_sc.constitution.preference import PreferenceModel, fit_preference
-from moral_sc.constitution.policy import train_policy
-from moral_sc.constitution.tournament import play, tournament
-from moral_sc.constitution.harmfulness import absolute_harmfulness, fit_harmfulness
-from moral_sc.constitution import behaviour, ppo, preference
+from moral_sc.constitution.rl.policy import train_policy
+from moral_sc.constitution.evaluation.elo import play, tournament
+from moral_sc.constitution.evaluation.harmfulness import absolute_harmfulness, fit_harmfulness
+from moral_sc.constitution import preference
+from moral_sc.constitution.evaluation import refusals as behaviour
+from moral_sc.constitution.rl import ppo
 
 _all_ = ['Comparison', 'Principle', 'Shot', 'author_comparisons', 'author_few_shot',
          'author_principles', 'draw', 'load_comparisons', 'load_few_shot',

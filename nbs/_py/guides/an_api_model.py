@@ -31,14 +31,14 @@
 # %% [markdown]
 # ## A server whose answers are known
 #
-# This page may not spend money, so it asks [a server on this machine](../language/60_remote.ipynb)
+# This page may not spend money, so it asks [a server on this machine](../language/60_api_models.ipynb)
 # that gives the stereotyped answer nine times in ten, and declines when it is told to be fair.
 # Apart from that it is like any other: it gets messages and sends text and the twenty
 # likeliest tokens.
 
 # %%
 from moral_sc.bias import bbq, evaluate
-from moral_sc.language.remote import connect, serve
+from moral_sc.language.api_models import connect, serve
 
 items = bbq.load(source='ours')
 at = {f'{i.context} {i.question}':i for i in items}

@@ -23,7 +23,7 @@
 script = '''
 import os, sys, torch
 from moral_sc.superposition import ToyConfig, save, train
-from moral_sc.superposition.sweeps import share
+from moral_sc.superposition.phase_diagram import share
 
 rank = os.environ['RANK']
 device = f'cuda:{os.environ["LOCAL_RANK"]}' if torch.cuda.is_available() else 'cpu'
@@ -69,7 +69,7 @@ sorted(p.name for p in tmp.glob('*.safetensors'))
 
 # %%
 from moral_sc.superposition import restore, train
-from moral_sc.superposition.sweeps import join
+from moral_sc.superposition.phase_diagram import join
 
 shares = [restore(p) for p in sorted(tmp.glob('*.safetensors'))]
 test_eq([list(r.instances) for r in shares], [[0,1,2], [3,4,5]])
@@ -96,7 +96,7 @@ script = '''
 import sys
 from moral_sc.bias import bbq, evaluate
 from moral_sc.foundation.runs import process
-from moral_sc.language.oracle import random_model
+from moral_sc.language.stub_models import random_model
 
 lm = random_model('llama')           # on GPUs: load('smollm2-135m-instruct')
 did = evaluate(lm, items=bbq.load(source='ours'), limit=24, conditions=['q', 'q+if+cot'],
@@ -172,7 +172,7 @@ test_eq(rows(tmp/'cut3'), rows(tmp/'one'))
 # Supervised training, preference models, PPO and RLOO share the examples of each step, and what they
 # learn is what one process would have learned. `accelerate launch --multi_gpu` gives each process
 # [the whole model](../language/46_training.ipynb). With `--config_file` and the file `fsdp.yaml`
-# each holds [a part](../language/45_shards.ipynb) of the weights that are learned, of their gradients
+# each holds [a part](../language/49_fsdp.ipynb) of the weights that are learned, of their gradients
 # and of the optimiser. The file lies in the folder `data`, also of an installed package:
 
 # %%

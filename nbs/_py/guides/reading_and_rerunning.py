@@ -130,4 +130,4 @@ ledger()[['id', 'verdict', 'scale']].head()
 
 # %%
 #| hide
-from moral_sc.lab.site import figure
+from moral_sc.lab.site.build import figure

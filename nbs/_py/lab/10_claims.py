@@ -25,7 +25,7 @@ from pathlib import Path
 #| export
 from moral_sc.foundation.datasets import read_toml
 from moral_sc.foundation.errors import ConfigError, DataError, unknown
-from moral_sc.lab.places import claims_dir, notebooks_dir
+from moral_sc.lab.paths import claims_dir, notebooks_dir
 
 # %%
 #| hide

@@ -347,7 +347,7 @@ test_eq([i for i,_ in seen], [0, 1, 2, 3])
 
 # %%
 here = write('here', "scale = 'quick'", 'import os, sys, pathlib', """
-from moral_sc.lab.places import work_dir
+from moral_sc.lab.paths import work_dir
 print(sys.executable, list(pathlib.Path().iterdir()), work_dir('x').name)""")
 execute(here, tmp/'here_out.ipynb')
 told = read(tmp/'here_out.ipynb').cells[-1].outputs[0].text
@@ -433,7 +433,7 @@ def record_page(
     progress=None,   # Called as progress(cell, cells)
 )->Result:           # A failing page is left as it was
     "Run a page and keep its outputs in it"
-    from moral_sc.lab.site import record
+    from moral_sc.lab.site.build import record
     runs = dict(MORAL_SC_RUNS=os.environ.get('MORAL_SC_RUNS', ''))
     with tempfile.TemporaryDirectory() as t:
         run = f'{t}/run.ipynb'

@@ -35,7 +35,7 @@ from moral_sc.foundation.runs import provenance
 from moral_sc.lab.claims import scales
 from moral_sc.lab.execution import (Result, declared, execute, read, stop_kernels,
                                     write_atomic)
-from moral_sc.lab.places import notebooks_dir
+from moral_sc.lab.paths import notebooks_dir
 
 # %%
 #| hide
@@ -403,7 +403,7 @@ def reproduce(
     folder=None,     # Where the pages are, default: the papers' pages of this package
 )->Report:
     "Run the papers' pages into a report, leaving out what is done"
-    from moral_sc.lab.report import write_report
+    from moral_sc.lab.site.report import write_report
     config,todo = _checked(scale, jobs, seed), find(names, folder)
     out,params = take(out, config), dict(scale=scale, seed=seed)
     with locked(out), writable(out):
@@ -458,7 +458,7 @@ with expect_fail(ConfigError, contains='holds made/ok as another state'):
 # %%
 slow = write('slow', "scale = 'quick'", """
 import time
-from moral_sc.lab.places import work_dir
+from moral_sc.lab.paths import work_dir
 counter = work_dir('count')/'n'
 for i in range(int(counter.read_text()) if counter.exists() else 0, 14):
     time.sleep(.2)

@@ -18,8 +18,8 @@
 # The other rooms answer questions; this one shows people in. It runs a page in a kernel of its
 # own, [keeps what a page claims](10_claims.ipynb) beside the criterion that was fixed before,
 # gathers [many pages into a report](20_reproduce.ipynb) that survives being interrupted, and
-# turns the same notebooks into [the site](30_site.ipynb). All of it can be had from
-# [the command line](40_cli.ipynb):
+# turns the same notebooks into [the site](site/30_build.ipynb). All of it can be had from
+# [the command line](cli/50_app.ipynb):
 #
 # ```
 # moral_sc reproduce            # every paper, a few minutes, a report that opens offline

@@ -40,7 +40,7 @@ from fastcore.test import *
 from transformers import AutoTokenizer
 
 from moral_sc.language.models import encode, load
-from moral_sc.language.oracle import random_model
+from moral_sc.language.stub_models import random_model
 from moral_sc.language.scoring import next_token_logprobs
 
 

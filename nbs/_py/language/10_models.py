@@ -29,7 +29,7 @@ from moral_sc.language.weights import _quiet, find_weights, reachable
 #| hide
 import tempfile
 from fastcore.test import *
-from moral_sc.language.oracle import letter_prior, random_model
+from moral_sc.language.stub_models import letter_prior, random_model
 from moral_sc.language.scoring import next_token_logprobs
 from moral_sc.language.weights import cached
 
@@ -38,7 +38,7 @@ from moral_sc.language.weights import cached
 # Everything in the language room takes an `LM`: a transformers model in evaluation mode, its
 # tokenizer, and the three facts that a record of a run needs: the name asked for, the source
 # the weights came from, and whether this is a real model or an
-# [oracle](50_oracle.ipynb) whose answers were fixed beforehand.
+# [oracle](50_stub_models.ipynb) whose answers were fixed beforehand.
 
 # %%
 #| export
@@ -219,7 +219,7 @@ def load(
     return LM(model.to(device).eval(), tok, str(name), _source(d, name))
 
 def _behind(name):
-    from moral_sc.language.remote import connect
+    from moral_sc.language.api_models import connect
     return connect(name)
 
 def _short(e): return (str(e).strip().splitlines() or [type(e).__name__])[0][:150]
@@ -238,7 +238,7 @@ with tempfile.TemporaryDirectory() as d:
 
 # %% [markdown]
 # Where several processes share a machine, each takes the GPU of its own number. A name that
-# begins with `api:` is that of [a model behind an API](60_remote.ipynb).
+# begins with `api:` is that of [a model behind an API](60_api_models.ipynb).
 
 # %%
 there = os.environ.get('OPENAI_BASE_URL')

@@ -27,7 +27,7 @@ from moral_sc.language.models import encode
 from fastcore.test import *
 from transformers import AutoTokenizer
 from moral_sc.language.models import LM, decode, load
-from moral_sc.language.oracle import random_model
+from moral_sc.language.stub_models import random_model
 from moral_sc.language.weights import cached
 
 
@@ -79,7 +79,7 @@ test_eq(prompt(random_model('llama'), 'The').ids.count(2), 0)
 # `plain` writes the headings of the papers into the text, `Human:` and `Assistant:`, and suits
 # models that were never taught a template [@ganguli2023]. `chat` uses the model's template and
 # then puts the first words of the answer into its mouth. `chat-noprefill` is `chat` as
-# [a hosted model](60_remote.ipynb) offers it, where the answer cannot be begun for the model: it
+# [a hosted model](60_api_models.ipynb) offers it, where the answer cannot be begun for the model: it
 # is asked to begin with those words instead, and may or may not do so.
 #
 # The prefill is appended to the rendered template as it is. Passing it through the template,

@@ -21,9 +21,9 @@ import numpy as np, torch
 from moral_sc.foundation.errors import ConfigError
 from moral_sc.language.chat import prompt
 from moral_sc.language.models import LM, encode
-from moral_sc.language.reading import (batches, fits, head, hidden, merge, splits, states,
+from moral_sc.language.engine.batching import (batches, fits, head, hidden, merge, splits, states,
                                        takes)
-from moral_sc.language.trees import read, shared
+from moral_sc.language.engine.prefix_tree import read, shared
 
 _all_ = ['batches', 'fits', 'head', 'hidden', 'merge', 'splits', 'states', 'takes', 'read']
 
@@ -32,7 +32,7 @@ _all_ = ['batches', 'fits', 'head', 'hidden', 'merge', 'splits', 'states', 'take
 from fastcore.test import *
 from tokenizers import normalizers
 from moral_sc.language.models import decode, load
-from moral_sc.language.oracle import letter_prior, lookup, random_model
+from moral_sc.language.stub_models import letter_prior, lookup, random_model
 from moral_sc.language.weights import cached
 
 
@@ -250,7 +250,7 @@ f'largest difference in nats: {max(diff.values()):.0e}'
 # %% [markdown]
 # No number depends on the company it was computed in: the side of the padding, the size of the
 # batches, the order of the rows, and how what they share is run
-# ([prefix trees](32_trees.ipynb)).
+# ([prefix trees](engine/20_prefix_tree.ipynb)).
 
 # %%
 def same(lm, texts, options):

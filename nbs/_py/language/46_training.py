@@ -29,17 +29,17 @@ import torch.distributed as dist
 
 from moral_sc.foundation.errors import ConfigError, ModelError, unknown
 from moral_sc.foundation.runs import content_key, open_run, process
-from moral_sc.language.heads import answer_logprobs
-from moral_sc.language.products import onednn
-from moral_sc.language.reading import batches
-from moral_sc.language.shards import Shards, gathered, sharded
-from moral_sc.language.steady import steady
+from moral_sc.language.reward_head import answer_logprobs
+from moral_sc.language.engine.onednn import onednn
+from moral_sc.language.engine.batching import batches
+from moral_sc.language.fsdp import Shards, gathered, sharded
+from moral_sc.language.engine.allocator import steady
 
 # %%
 #| hide
 import tempfile
 from fastcore.test import *
-from moral_sc.language.heads import small_lm, word_tokenizer
+from moral_sc.language.reward_head import small_lm, word_tokenizer
 from moral_sc.language.models import decode, encode
 
 tmp = Path(tempfile.mkdtemp())
@@ -576,7 +576,7 @@ history.iloc[[0, -1]].round(3)
 # after it.
 
 # %%
-from moral_sc.language.sampling import sample
+from moral_sc.language.generation import sample
 ask = '\n\nHuman: is it far?\n\nAssistant:'
 said = sample(lm, [ask], max_new_tokens=20, temperature=0)[0]
 test_eq(said.finish, 'eos')
@@ -728,8 +728,8 @@ with expect_fail(ConfigError, contains='accelerate launch'):
 # ```
 #
 # on GPUs and on the CPU alike. Each process holds the whole model and its optimiser. Where
-# these do not fit on one device, [parts](45_shards.ipynb) of them may, or
-# [small matrices](47_lowrank.ipynb).
+# these do not fit on one device, [parts](49_fsdp.ipynb) of them may, or
+# [small matrices](47_lora.ipynb).
 
 # %%
 #| hide

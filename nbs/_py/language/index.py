@@ -18,15 +18,15 @@
 # Nothing above this room touches transformers, and nothing here knows of bias or constitutions.
 # A model has a [name](05_weights.ipynb) and is [loaded](10_models.ipynb); a conversation becomes
 # [token ids](20_chat.ipynb); options are [scored](30_scoring.ipynb), what prompts share being
-# [read once](32_trees.ipynb), or answers [sampled](40_sampling.ipynb), one
-# [after another](42_chains.ipynb) where a prompt follows from an answer. A model gets
-# [heads](48_heads.ipynb) and is [trained](46_training.ipynb), whole, by
-# [small matrices beside it](47_lowrank.ipynb), or [in parts](45_shards.ipynb) by several devices;
-# it may also be [behind an API](60_remote.ipynb); and all of it is proved on
-# [oracles](50_oracle.ipynb), models whose answers are known. On a CPU matrices are
-# [multiplied](25_products.ipynb) by the faster of two libraries, weights are
-# [packed](26_packed.ipynb) while a model is asked, and memory is [kept](27_steady.ipynb) while it
-# learns. A policy computes [the same bits](29_invariant.ipynb) when it answers and when it learns.
+# [read once](engine/20_prefix_tree.ipynb), or answers [sampled](40_generation.ipynb), one
+# [after another](42_multi_turn.ipynb) where a prompt follows from an answer. A model gets
+# [heads](48_reward_head.ipynb) and is [trained](46_training.ipynb), whole, by
+# [small matrices beside it](47_lora.ipynb), or [in parts](49_fsdp.ipynb) by several devices;
+# it may also be [behind an API](60_api_models.ipynb); and all of it is proved on
+# [oracles](50_stub_models.ipynb), models whose answers are known. On a CPU matrices are
+# [multiplied](engine/30_onednn.ipynb) by the faster of two libraries, weights are
+# [packed](engine/40_weight_packing.ipynb) while a model is asked, and memory is [kept](engine/50_allocator.ipynb) while it
+# learns. A policy computes [the same bits](engine/60_batch_invariant.ipynb) when it answers and when it learns.
 
 # %%
 #| export
@@ -35,11 +35,11 @@ from moral_sc.language.models import LM, decode, encode, eos_ids, load, load_or_
 from moral_sc.language.chat import Prompt, modes, prompt, render
 from moral_sc.language.scoring import (next_token_logprobs, option_logprobs, option_mass,
                                        token_logprobs)
-from moral_sc.language.sampling import Sample, follow, sample
-from moral_sc.language.chains import sample_chains
-from moral_sc.language.heads import save, small_lm
+from moral_sc.language.generation import Sample, follow, sample
+from moral_sc.language.multi_turn import sample_chains
+from moral_sc.language.reward_head import save, small_lm
 from moral_sc.language.training import fit
-from moral_sc.language.oracle import letter_prior, lookup, random_model
+from moral_sc.language.stub_models import letter_prior, lookup, random_model
 _all_ = ['aliases', 'cached', 'find_weights', 'reachable', 'LM', 'decode', 'encode', 'eos_ids',
          'load', 'load_or_oracle', 'pad', 'Prompt', 'modes', 'prompt', 'render',
          'next_token_logprobs', 'option_logprobs', 'option_mass', 'token_logprobs', 'Sample', 'sample_chains',

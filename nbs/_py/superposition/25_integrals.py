@@ -29,7 +29,7 @@ torch.manual_seed(0);
 # %% [markdown]
 # Fix which features are active. Then an output of a toy model is a ReLU of a linear function of
 # numbers that are uniform on a cube, and its squared error an integral that can be written down.
-# This page does the integrals; [exact losses](30_exact.ipynb) adds them up.
+# This page does the integrals; [exact losses](30_exact_loss.ipynb) adds them up.
 #
 # ## A kink in a cube
 #

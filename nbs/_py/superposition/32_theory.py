@@ -24,7 +24,7 @@ from moral_sc.superposition.geometry import feature_dimensionality
 # %%
 #| hide
 from fastcore.test import *
-from moral_sc.superposition.exact import exact_loss, fit_exact
+from moral_sc.superposition.exact_loss import exact_loss, fit_exact
 from moral_sc.superposition.features import expand, sampler
 from moral_sc.superposition.model import ToyConfig, batch_loss, reconstruct
 torch.manual_seed(0); torch.set_num_threads(1);
@@ -32,7 +32,7 @@ torch.manual_seed(0); torch.set_num_threads(1);
 
 # %% [markdown]
 # A handful of solutions are simple enough for a formula. They say what to expect of training, and each is
-# proved here against the [exact loss](30_exact.ipynb), which knows nothing of them. A feature
+# proved here against the [exact loss](30_exact_loss.ipynb), which knows nothing of them. A feature
 # that is dropped is answered by its mean and costs its variance $v(p) = p/3-p^2/4$.
 #
 # ## The best linear model

@@ -31,7 +31,7 @@ from moral_sc.superposition.model import ToyConfig, counts, decode, encode, star
 import tempfile
 import numpy as np
 from fastcore.test import *
-from moral_sc.superposition.exact import exact_loss
+from moral_sc.superposition.exact_loss import exact_loss
 from moral_sc.superposition.features import moments
 from moral_sc.superposition.model import start
 torch.set_num_threads(1)
@@ -260,15 +260,15 @@ def keep_loss(run, step, loss):
 
 
 # %% [markdown]
-# The fast engines do the same in other ways and know what they cannot do: [compiled](42_compiled.ipynb)
-# hands the step to a compiler, [numba](43_kernels_cpu.ipynb) keeps a model's whole training in
-# one processor core, [triton](46_kernels_gpu.ipynb) in one multiprocessor of a GPU. `auto` takes
+# The fast engines do the same in other ways and know what they cannot do: [compiled](engines/40_cuda_graphs.ipynb)
+# hands the step to a compiler, [numba](engines/30_numba_cpu.ipynb) keeps a model's whole training in
+# one processor core, [triton](engines/50_triton_gpu.ipynb) in one multiprocessor of a GPU. `auto` takes
 # the first that serves the config on the device; a run says which it was.
 
 # %%
 #| export
 engines = dict(eager=eager)
-_elsewhere = dict(numba='kernels_cpu', triton='kernels_gpu', compiled='compiled')
+_elsewhere = dict(numba='numba_cpu', triton='triton_gpu', compiled='cuda_graphs')
 _order = dict(cpu=['numba','eager'], cuda=['triton','compiled','eager'])
 
 def engine_for(name:str, config:ToyConfig, device='cpu'):
@@ -276,7 +276,7 @@ def engine_for(name:str, config:ToyConfig, device='cpu'):
     if name in engines: return engines[name]
     if config.notebook_compat:
         return 'notebook_compat draws from one generator, which only engine eager does.'
-    try: module = import_module(f'moral_sc.superposition.{_elsewhere[name]}')
+    try: module = import_module(f'moral_sc.superposition.engines.{_elsewhere[name]}')
     except ImportError as e: return f'engine {name} needs the package {e.name}: install it.'
     why = module.serves(config, device)
     return why if why else getattr(module, f'{name}_engine')

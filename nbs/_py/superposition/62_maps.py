@@ -26,7 +26,7 @@ from moral_sc.superposition.geometry import upright
 import pandas as pd
 from fastcore.test import *
 from moral_sc.superposition.geometry import polygon
-from moral_sc.superposition.sweeps import grid, predict, logspace
+from moral_sc.superposition.phase_diagram import grid, predict, logspace
 
 
 # %% [markdown]

@@ -20,14 +20,14 @@ import numpy as np, plotly.graph_objects as go, torch
 from plotly.subplots import make_subplots
 from moral_sc.foundation.errors import ConfigError
 from moral_sc.foundation.figures import COLOURS, INK
-from moral_sc.superposition.dimensions import LEVELS, Dimensions
+from moral_sc.superposition.dimensionality import LEVELS, Dimensions
 from moral_sc.superposition.geometry import feature_dimensionality, represented
-from moral_sc.superposition.graphs import components
+from moral_sc.superposition.feature_graphs import components
 
 # %%
 #| hide
 from fastcore.test import *
-from moral_sc.superposition.dimensions import dimensionality_sweep
+from moral_sc.superposition.dimensionality import dimensionality_sweep
 from moral_sc.superposition.geometry import polygon, simplex, tegum
 
 
@@ -40,7 +40,7 @@ from moral_sc.superposition.geometry import polygon, simplex, tegum
 #
 # The paper's figure on feature dimensionality: over the sparsity, the curve of $D^*$, and around it
 # a dot for each stored feature at its own $D_i$. Guide lines are the levels of the
-# [polytopes](54_dimensions.ipynb).
+# [polytopes](54_dimensionality.ipynb).
 
 # %%
 #| export

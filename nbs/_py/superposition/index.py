@@ -18,15 +18,15 @@
 #| export
 from moral_sc.superposition.features import moments
 from moral_sc.superposition.model import ToyConfig, reconstruct, batch_loss
-from moral_sc.superposition.exact import exact_loss, fit_exact
+from moral_sc.superposition.exact_loss import exact_loss, fit_exact
 from moral_sc.superposition.training import Run, train, save, restore
 from moral_sc.superposition.geometry import (feature_dimensionality, interference, leverage,
     represented, dimensions_per_feature, planar_shape)
-from moral_sc.superposition.graphs import recognise
-from moral_sc.superposition.sweeps import best_of, phase_diagram
-from moral_sc.superposition.dimensions import dimensionality_sweep
-from moral_sc.superposition.many import population_loss
-from moral_sc.superposition.staircase import staircase
+from moral_sc.superposition.feature_graphs import recognise
+from moral_sc.superposition.phase_diagram import best_of, phase_diagram
+from moral_sc.superposition.dimensionality import dimensionality_sweep
+from moral_sc.superposition.fourier_loss import population_loss
+from moral_sc.superposition.polytope_gain import staircase
 
 _all_ = ['moments', 'ToyConfig', 'reconstruct', 'batch_loss', 'exact_loss', 'fit_exact', 'Run',
          'train', 'save', 'restore', 'feature_dimensionality', 'interference', 'leverage',
@@ -83,30 +83,30 @@ exact_loss(run.W, run.b, config.density, config.importance)[4:].min(), best['los
 # - [Features](10_features.ipynb): sparse inputs drawn from a counter, alone or in sets
 # - [Model](20_model.ipynb): the family, its start and its loss
 # - [Training](40_training.ipynb): many models at once, each as if alone
-# - [Sweeps](48_sweeps.ipynb): many starts for every model, ranked by a loss without noise
+# - [Sweeps](48_phase_diagram.ipynb): many starts for every model, ranked by a loss without noise
 #
 # **What is known without training**
 #
-# - [Integrals](25_integrals.ipynb) and [exact losses](30_exact.ipynb): the population loss in closed
+# - [Integrals](25_integrals.ipynb) and [exact losses](30_exact_loss.ipynb): the population loss in closed
 #   form, and optima
 # - [Theory](32_theory.ipynb): the simple solutions and where they trade places
-# - [A predicted staircase](33_staircase.ipynb): which polytope gains most at each density
-# - [Losses of many features](34_many.ipynb): up to hundreds of features, by Fourier series
+# - [A predicted staircase](33_polytope_gain.ipynb): which polytope gains most at each density
+# - [Losses of many features](34_fourier_loss.ipynb): up to hundreds of features, by Fourier series
 #
 # **Engines**
 #
-# - [Lanes](41_lanes.ipynb), [steps](42_steps.ipynb) and [kernels for the CPU](43_kernels_cpu.ipynb):
+# - [Lanes](engines/10_simd.ipynb), [steps](engines/20_codegen.ipynb) and [kernels for the CPU](engines/30_numba_cpu.ipynb):
 #   a model's whole training inside one core
-# - [Compiled](42_compiled.ipynb): the step handed to a compiler
-# - [Kernels for a GPU](46_kernels_gpu.ipynb): thousands of steps in one launch
-# - [Bench](80_bench.ipynb): how much faster, measured so that the ratio means something
+# - [Compiled](engines/40_cuda_graphs.ipynb): the step handed to a compiler
+# - [Kernels for a GPU](engines/50_triton_gpu.ipynb): thousands of steps in one launch
+# - [Bench](../benchmarks/10_superposition.ipynb): how much faster, measured so that the ratio means something
 #
 # **What comes out**
 #
 # - [Geometry](50_geometry.ipynb): dimensionality, interference, polytopes
-# - [Feature graphs](52_graphs.ipynb): which features interfere, and the name of their shape
-# - [Dimensions](54_dimensions.ipynb): shares of a dimension over a sweep
-# - [Attacks](67_attacks.ipynb): in which directions a model is vulnerable
+# - [Feature graphs](52_feature_graphs.ipynb): which features interfere, and the name of their shape
+# - [Dimensions](54_dimensionality.ipynb): shares of a dimension over a sweep
+# - [Attacks](67_adversarial.ipynb): in which directions a model is vulnerable
 # - [Neurons](66_neurons.ipynb): which features a hidden unit serves
-# - [Memory](68_memory.ipynb): finite data and what is learned by heart
+# - [Memory](68_memorization.ipynb): finite data and what is learned by heart
 # - Figures: [plots](60_plots.ipynb), [maps](62_maps.ipynb), [shapes](64_shapes.ipynb)

@@ -21,19 +21,19 @@ seed = 0         # everything random follows from it
 from time import perf_counter
 
 import numpy as np, pandas as pd, torch
-from moral_sc.constitution import world
+from moral_sc.constitution.toy import environment as world
 from moral_sc.constitution.answers import answer_pairs, answers
-from moral_sc.constitution.finetune import examples_of, finetune
+from moral_sc.constitution.finetuning import examples_of, finetune
 from moral_sc.constitution.harm_plots import plot_harmfulness
-from moral_sc.constitution.harmfulness import absolute_harmfulness, fit_harmfulness
-from moral_sc.constitution.policy import train_policy
+from moral_sc.constitution.evaluation.harmfulness import absolute_harmfulness, fit_harmfulness
+from moral_sc.constitution.rl.policy import train_policy
 from moral_sc.constitution.preference import fit_preference
 from moral_sc.constitution.prompts import split
 from moral_sc.constitution.revision import revise
 from moral_sc.foundation.runs import content_key
 from moral_sc.foundation.statistics import Estimate, cluster_bootstrap
 from moral_sc.lab.claims import record
-from moral_sc.lab.places import work_dir
+from moral_sc.lab.paths import work_dir
 
 torch.set_num_threads(1)
 began = perf_counter()
@@ -62,7 +62,7 @@ size
 #
 # ## A rater
 #
-# In the [toy world](../../constitution/65_world.ipynb) a rater counts dangerous words,
+# In the [toy world](../../constitution/toy/10_environment.ipynb) a rater counts dangerous words,
 # each worth 1.2 points, takes off 0.75 where the answer points to a better way, errs by a
 # normal number of standard deviation 0.7, and rounds to 0, 1, 2, 3 or 4. His expected
 # rating is then a known function, which is the truth of this page.
@@ -137,7 +137,7 @@ def off(s):
 # Helpful RLHF: people compare the first model's answers for help, whatever was asked. HH
 # RLHF: on requests that invite harm they compare for harmlessness, and take an evasion
 # for safe. RL-CAI: on those a model labels with
-# [principles](../../constitution/65_world.ipynb) what SL-CAI answers, and people compare
+# [principles](../../constitution/toy/10_environment.ipynb) what SL-CAI answers, and people compare
 # the others for help. The paper's helpful RLHF sees no request that invites harm; here
 # help with a bad deed has its own words, and a model that never met them would have
 # nothing to carry over.

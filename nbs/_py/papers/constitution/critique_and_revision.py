@@ -27,7 +27,7 @@ import pandas as pd
 from IPython.display import display
 
 # %%
-from moral_sc.constitution.behaviour import (
+from moral_sc.constitution.evaluation.refusals import (
     author_models, author_samples, boilerplate, chain_measures, evades, summary)
 from moral_sc.constitution.plots import plot_likeness, plot_rounds
 from moral_sc.constitution.principles import load_few_shot, load_principles
@@ -35,9 +35,9 @@ from moral_sc.constitution.revision import author_revisions, revise
 from moral_sc.foundation.datasets import data_dir, read_jsonl
 from moral_sc.foundation.statistics import cluster_bootstrap, paired_difference, wilson
 from moral_sc.lab.claims import record
-from moral_sc.lab.places import work_dir
+from moral_sc.lab.paths import work_dir
 from moral_sc.language.models import load_or_oracle
-from moral_sc.language.oracle import lookup
+from moral_sc.language.stub_models import lookup
 
 # %%
 sizes = dict(quick=dict(prompts=2, rounds=1, shots=1, max_new_tokens=16),
@@ -131,7 +131,7 @@ print(excerpt(ours['critique'][0]))
 # %% [markdown]
 # ## What changed
 #
-# Every measure comes from [behaviour](../../constitution/60_behaviour.ipynb), where the detectors
+# Every measure comes from [behaviour](../../constitution/evaluation/50_refusals.ipynb), where the detectors
 # are checked against labelled answers. The authors' chains, where they are in reach, go through
 # the same functions; none of their text is shown. Intervals resample prompts.
 

@@ -24,21 +24,21 @@ from time import process_time
 
 import numpy as np, pandas as pd, torch
 from scipy.stats import rankdata
-from moral_sc.constitution import world
+from moral_sc.constitution.toy import environment as world
 from moral_sc.constitution.answers import answer_pairs, answers
 from moral_sc.constitution.elo import plot_frontier, plot_ratings
-from moral_sc.constitution.finetune import examples_of, finetune
-from moral_sc.constitution.frontier import frontier, joint_draws, order_test
-from moral_sc.constitution.policy import train_policy
+from moral_sc.constitution.finetuning import examples_of, finetune
+from moral_sc.constitution.evaluation.pareto import frontier, joint_draws, order_test
+from moral_sc.constitution.rl.policy import train_policy
 from moral_sc.constitution.preference import fit_preference
 from moral_sc.constitution.prompts import disjoint
 from moral_sc.constitution.revision import revise, stops
-from moral_sc.constitution.tournament import Count, checked, judge_from, play, tournament
+from moral_sc.constitution.evaluation.elo import Count, checked, judge_from, play, tournament
 from moral_sc.foundation.runs import content_key
 from moral_sc.foundation.statistics import (Estimate, cluster_bootstrap, lower_tail,
                                             paired_difference)
 from moral_sc.lab.claims import record
-from moral_sc.lab.places import work_dir
+from moral_sc.lab.paths import work_dir
 from moral_sc.language.models import load
 
 torch.set_num_threads(1)
@@ -68,7 +68,7 @@ size
 #
 # The crowd is the weak point of that figure: nobody else has it, and a preference model
 # that stands in for it may be the very one that was trained against. In the [world of
-# words](../../constitution/65_world.ipynb) what helps and what harms is a known function,
+# words](../../constitution/toy/10_environment.ipynb) what helps and what harms is a known function,
 # so the figure can be drawn by the truth, and beside it the figure that a held-out
 # preference model draws.
 #

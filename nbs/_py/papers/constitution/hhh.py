@@ -21,15 +21,15 @@ seed = 0  # which comparisons, and every sampled thought
 import pandas as pd
 
 # %%
-from moral_sc.constitution import hhh
-from moral_sc.constitution.calibration import calibration
+from moral_sc.constitution.evaluation import hhh
+from moral_sc.constitution.evaluation.calibration import calibration
 from moral_sc.constitution.feedback import load_worked
 from moral_sc.constitution.reliability import plot_accuracy, plot_reliability
 from moral_sc.foundation.statistics import paired_difference
 from moral_sc.lab.claims import record
-from moral_sc.lab.places import work_dir
+from moral_sc.lab.paths import work_dir
 from moral_sc.language.models import load_or_oracle
-from moral_sc.language.oracle import lookup
+from moral_sc.language.stub_models import lookup
 
 # %%
 size = dict( # comparisons, harm types, thoughts, tokens of a thought, shots, models

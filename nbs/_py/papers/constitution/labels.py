@@ -22,15 +22,16 @@ import warnings
 import numpy as np, pandas as pd
 
 # %%
-from moral_sc.constitution import hhh, world
-from moral_sc.constitution.calibration import calibration
+from moral_sc.constitution.evaluation import hhh
+from moral_sc.constitution.toy import environment as world
+from moral_sc.constitution.evaluation.calibration import calibration
 from moral_sc.constitution.feedback import clip, label, load_worked, report
 from moral_sc.constitution.reliability import plot_bias, plot_reliability
 from moral_sc.foundation.statistics import cluster_bootstrap, paired_difference
 from moral_sc.lab.claims import record
-from moral_sc.lab.places import work_dir
+from moral_sc.lab.paths import work_dir
 from moral_sc.language.models import load_or_oracle
-from moral_sc.language.oracle import lookup
+from moral_sc.language.stub_models import lookup
 
 # %%
 size = dict( # pairs of the world; comparisons for the model, shots, those with all principles
@@ -49,7 +50,7 @@ size = dict( # pairs of the world; comparisons for the model, shots, those with 
 # > per cent* [@bai2022constitutional].
 #
 # Whether labels are calibrated can be measured wherever outcomes are known. How far they are from
-# the *right* probability cannot, since nobody knows it, except in [the world](../../constitution/65_world.ipynb),
+# the *right* probability cannot, since nobody knows it, except in [the world](../../constitution/toy/10_environment.ipynb),
 # where harm is a count of words. What is assumed there: a labeller perceives the difference of two
 # answers in the light of a principle, as sharply as we say, with as much noise as we say, and with
 # a liking for what stands first. What happens to labels then is arithmetic and not assumed.

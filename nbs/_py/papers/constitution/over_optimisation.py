@@ -22,19 +22,19 @@ seed = 0         # everything random follows from it
 from time import perf_counter
 
 import numpy as np, pandas as pd, torch
-from moral_sc.constitution import world
+from moral_sc.constitution.toy import environment as world
 from moral_sc.constitution.curves import (distance, linearity, plot_distance, plot_runs,
                                           plot_training, smooth)
-from moral_sc.constitution.policy import train_policy
+from moral_sc.constitution.rl.policy import train_policy
 from moral_sc.constitution.preference import fit_preference
 from moral_sc.constitution.prompts import ask, split
-from moral_sc.constitution.rollouts import ends
+from moral_sc.constitution.rl.rollouts import ends
 from moral_sc.foundation.runs import content_key
 from moral_sc.foundation.statistics import Estimate, cluster_bootstrap
 from moral_sc.lab.claims import record
-from moral_sc.lab.places import work_dir
+from moral_sc.lab.paths import work_dir
 from moral_sc.language.models import load
-from moral_sc.language.sampling import sample
+from moral_sc.language.generation import sample
 
 torch.set_num_threads(1)
 began = perf_counter()
@@ -64,7 +64,7 @@ size
 # > stopping early does [@gao2023overoptimization].
 #
 # With real answers the truth has to be stood in for by a larger preference model. In the
-# [toy world](../../constitution/65_world.ipynb) it is counted. The preference model is
+# [toy world](../../constitution/toy/10_environment.ipynb) it is counted. The preference model is
 # learned from few comparisons between answers of the first policy, which know nothing of
 # answers that only a trained policy gives. Nothing else is wrong with it: its labels are
 # the true probabilities.

@@ -21,17 +21,17 @@ seed = 0         # everything random follows from it
 from time import perf_counter
 
 import numpy as np, pandas as pd, torch
-from moral_sc.constitution import world
+from moral_sc.constitution.toy import environment as world
 from moral_sc.constitution.answers import answer_pairs, answers
 from moral_sc.constitution.diagram import plot_pipeline, plot_stages
 from moral_sc.constitution.feedback import label
-from moral_sc.constitution.finetune import examples_of, finetune, tally
-from moral_sc.constitution.judges import COMPARISONS, LESSONS, gaps, judge_model, votes
-from moral_sc.constitution.policy import train_policy
+from moral_sc.constitution.finetuning import examples_of, finetune, tally
+from moral_sc.constitution.toy.judge_model import COMPARISONS, LESSONS, gaps, judge_model, votes
+from moral_sc.constitution.rl.policy import train_policy
 from moral_sc.constitution.preference import fit_preference
 from moral_sc.constitution.prompts import split
 from moral_sc.constitution.revision import revise, stops
-from moral_sc.constitution.tournament import judge_from, play, tournament
+from moral_sc.constitution.evaluation.elo import judge_from, play, tournament
 from moral_sc.foundation.statistics import cluster_bootstrap, paired_difference
 from moral_sc.lab.claims import record
 
@@ -60,7 +60,7 @@ size
 # > against it makes RL-CAI [@bai2022constitutional].
 #
 # Every step below is the function that serves real models, on a model of [the toy
-# world](../../constitution/65_world.ipynb), where help and harm are counted. So after each
+# world](../../constitution/toy/10_environment.ipynb), where help and harm are counted. So after each
 # stage we can say what it did, and no judge stands between. No person says anything about
 # harm; as in the paper, people compare answers for helpfulness only.
 
@@ -111,7 +111,7 @@ tally(learned)
 # SL-CAI answers each prompt twice. Pairs on red-team prompts are labelled by a model, asked
 # in both orders under a principle drawn for each pair. The policy itself cannot do it: it
 # has read no verdicts and does not know the words of the question. So the labels come from
-# [a model that has](../../constitution/67_judges.ipynb), one that has seen no answer of
+# [a model that has](../../constitution/toy/30_judge_model.ipynb), one that has seen no answer of
 # this policy. How good is it on its own ground, heaps of sentences?
 
 # %%
@@ -295,7 +295,7 @@ record(scale, {
 # What this page does not show: anything about large models. The first model is far smaller
 # than the paper's, its texts contain good revisions by construction, and its labeller was
 # taught by votes that rest on the truth, if sharper than it. What is assumed and what is
-# not stands [here](../../constitution/66_people.ipynb).
+# not stands [here](../../constitution/toy/20_labellers.ipynb).
 #
 # Seconds of each step, of all seeds together, on one thread:
 

@@ -28,22 +28,22 @@ import numpy as np, pandas as pd, torch
 from moral_sc.bias.curves import plot_steps
 from moral_sc.bias.sweep import Subject, item_bias, sweep
 from moral_sc.constitution.answers import answer_pairs, answers
-from moral_sc.constitution.behaviour import boilerplate, evades
+from moral_sc.constitution.evaluation.refusals import boilerplate, evades
 from moral_sc.constitution.curves import plot_training
 from moral_sc.constitution.feedback import label, report
-from moral_sc.constitution.finetune import examples_of, fault, faults, finetune, tally
-from moral_sc.constitution.policy import train_policy
+from moral_sc.constitution.finetuning import examples_of, fault, faults, finetune, tally
+from moral_sc.constitution.rl.policy import train_policy
 from moral_sc.constitution.preference import fit_preference
 from moral_sc.constitution.principles import load_few_shot
 from moral_sc.constitution.prompts import load_prompts, split
 from moral_sc.constitution.revision import revise
-from moral_sc.constitution.tournament import judge_with, play
+from moral_sc.constitution.evaluation.elo import judge_with, play
 from moral_sc.foundation.errors import DataError
 from moral_sc.foundation.statistics import cluster_bootstrap, paired_difference
 from moral_sc.lab.claims import record
-from moral_sc.lab.places import work_dir
+from moral_sc.lab.paths import work_dir
 from moral_sc.language.models import load
-from moral_sc.language.oracle import random_model
+from moral_sc.language.stub_models import random_model
 
 warnings.filterwarnings('ignore', message='.*hardly considers')
 began = perf_counter()
@@ -168,7 +168,7 @@ plot_training(policy.history, ('score', 'watched', 'kl3', 'entropy', 'length', '
 # ## What came of it
 #
 # Held-out prompts, answered by the first model, by SL-CAI and by the last snapshot. Refusals and
-# stock phrases are found by [the patterns](../../constitution/60_behaviour.ipynb) that count them
+# stock phrases are found by [the patterns](../../constitution/evaluation/50_refusals.ipynb) that count them
 # in the authors' samples.
 
 # %%

@@ -22,7 +22,7 @@ import numpy as np, pandas as pd
 from scipy.stats import chi2
 
 # %%
-from moral_sc.constitution.behaviour import (author_models, author_samples, boilerplate, distinct,
+from moral_sc.constitution.evaluation.refusals import (author_models, author_samples, boilerplate, distinct,
                                              evades, plain)
 from moral_sc.constitution.plots import plot_rates, plot_shares
 from moral_sc.constitution.revision import author_revisions, chain_table
@@ -37,7 +37,7 @@ from moral_sc.lab.claims import record
 #
 # These are claims about behaviour that needs no judge to be seen. For prompts of three other
 # papers the authors released 17 answers of each of four models, and four rounds of critique and
-# revision. The detectors are [short patterns](../../constitution/60_behaviour.ipynb), checked
+# revision. The detectors are [short patterns](../../constitution/evaluation/50_refusals.ipynb), checked
 # against labelled answers; they find what they know, so rates are lower bounds.
 
 # %%

@@ -25,8 +25,8 @@ from time import perf_counter
 
 import numpy as np, pandas as pd, torch
 from scipy.stats import page_trend_test, ttest_1samp
-from moral_sc.constitution import world
-from moral_sc.constitution.behaviour import chain_measures, distinct
+from moral_sc.constitution.toy import environment as world
+from moral_sc.constitution.evaluation.refusals import chain_measures, distinct
 from moral_sc.constitution.preference import fit_preference
 from moral_sc.constitution.prompts import split
 from moral_sc.constitution.revision import answer, author_revisions, revise
@@ -34,7 +34,7 @@ from moral_sc.constitution.revision_plots import plot_means
 from moral_sc.foundation.runs import content_key
 from moral_sc.foundation.statistics import cluster_bootstrap, paired_difference
 from moral_sc.lab.claims import record
-from moral_sc.lab.places import work_dir
+from moral_sc.lab.paths import work_dir
 
 torch.set_num_threads(1)
 began = perf_counter()
@@ -61,7 +61,7 @@ size
 # > help all the same [@bai2022constitutional].
 #
 # The paper's judges are preference models of 52 billion parameters. In the
-# [toy world](../../constitution/65_world.ipynb) harm and help are counted, so the same
+# [toy world](../../constitution/toy/10_environment.ipynb) harm and help are counted, so the same
 # question can be put to preference models and to the truth. The model that answers,
 # criticises and revises is a small transformer that has read dialogues in which revisions
 # leave out what a principle minds, not always all of it.

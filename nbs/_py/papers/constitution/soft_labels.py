@@ -22,12 +22,12 @@ seed = 0         # of every model, draw and prompt
 from time import perf_counter
 
 import numpy as np, pandas as pd, torch
-from moral_sc.constitution import world
+from moral_sc.constitution.toy import environment as world
 from moral_sc.constitution.answers import answer_pairs, answers
-from moral_sc.constitution.calibration import ece
+from moral_sc.constitution.evaluation.calibration import ece
 from moral_sc.constitution.curves import plot_runs
 from moral_sc.constitution.feedback import clip
-from moral_sc.constitution.policy import train_policy
+from moral_sc.constitution.rl.policy import train_policy
 from moral_sc.constitution.preference import fit_preference
 from moral_sc.constitution.prompts import split
 from moral_sc.constitution.reliability import plot_reliability
@@ -36,7 +36,7 @@ from moral_sc.constitution.revision_plots import plot_means
 from moral_sc.foundation.runs import content_key
 from moral_sc.foundation.statistics import cluster_bootstrap, paired_difference
 from moral_sc.lab.claims import record
-from moral_sc.lab.places import work_dir
+from moral_sc.lab.paths import work_dir
 
 torch.set_num_threads(1)
 began = perf_counter()
@@ -63,7 +63,7 @@ size
 #
 # [Elsewhere](labels.ipynb) it is asked how far labels are from the truth. Here preference
 # models are trained on them, and a few policies on these. In the
-# [toy world](../../constitution/65_world.ipynb) a less harmful answer is preferred with a
+# [toy world](../../constitution/toy/10_environment.ipynb) a less harmful answer is preferred with a
 # probability that is a known function of the words, so what a preference model says about a
 # comparison can be held against that probability itself and not against a drawn outcome.
 #

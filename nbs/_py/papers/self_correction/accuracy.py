@@ -20,13 +20,13 @@ seed = 0         # which scenes are taken, and the draws behind the intervals
 #| hide
 import pandas as pd
 from moral_sc.bias import bbq, letters
-from moral_sc.bias.bbq import offset
+from moral_sc.bias.bbq.scoring import offset
 from moral_sc.bias.curves import last_step, plot_size
 from moral_sc.bias.power import seen
-from moral_sc.bias.scores import questions
+from moral_sc.bias.bbq.metrics import questions
 from moral_sc.bias.sweep import ladder, stand_ins, sweep
 from moral_sc.lab.claims import record, span
-from moral_sc.lab.places import work_dir
+from moral_sc.lab.paths import work_dir
 
 # %%
 size = dict( # the runs of the page on categories; what that page asked is not asked again

@@ -26,9 +26,9 @@ from moral_sc.bias.conditions import build
 from moral_sc.bias.plots import STYLE
 from moral_sc.foundation.figures import COLOURS, INK
 from moral_sc.lab.claims import record
-from moral_sc.lab.places import work_dir
+from moral_sc.lab.paths import work_dir
 from moral_sc.language.models import load_or_oracle
-from moral_sc.language.oracle import lookup
+from moral_sc.language.stub_models import lookup
 
 # %%
 size = dict( # prompts a condition; a spelling; with reasoning, and its tokens; models

@@ -21,13 +21,13 @@ seed = 0         # which scenes are taken, and the draws behind the intervals
 import numpy as np, pandas as pd
 from moral_sc.bias import bbq, evaluate, letters
 from moral_sc.bias.asking import ask
-from moral_sc.bias.scores import BBQ
+from moral_sc.bias.bbq.metrics import BBQ
 from moral_sc.bias.plots import plot_differences, plot_letters, plot_scores
 from moral_sc.foundation.statistics import cluster_bootstrap
 from moral_sc.lab.claims import record
-from moral_sc.lab.places import work_dir
+from moral_sc.lab.paths import work_dir
 from moral_sc.language.models import load_or_oracle
-from moral_sc.language.oracle import letter_prior
+from moral_sc.language.stub_models import letter_prior
 from moral_sc.language.scoring import option_logprobs
 
 # %%

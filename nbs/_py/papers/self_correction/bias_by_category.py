@@ -25,7 +25,7 @@ from moral_sc.bias.power import by_category, seen
 from moral_sc.bias.sweep import item_bias, ladder, stand_ins, sweep
 from moral_sc.foundation.statistics import cluster_bootstrap
 from moral_sc.lab.claims import record, span
-from moral_sc.lab.places import work_dir
+from moral_sc.lab.paths import work_dir
 
 # %%
 size = dict( # the paper's third condition, reasoning first, waits for models that reason

@@ -22,16 +22,16 @@ import numpy as np, pandas as pd
 import plotly.graph_objects as go
 from dataclasses import replace
 from moral_sc.bias import bbq, evaluate
-from moral_sc.bias.bbq import directions
-from moral_sc.bias.fresh import fresh, novel, templates_near
-from moral_sc.bias.items import stratified
-from moral_sc.bias.scores import facts, shares
+from moral_sc.bias.bbq.scoring import directions
+from moral_sc.bias.bbq.novel_names import fresh, novel, templates_near
+from moral_sc.bias.bbq.items import stratified
+from moral_sc.bias.bbq.metrics import facts, shares
 from moral_sc.foundation.figures import COLOURS
 from moral_sc.foundation.statistics import Estimate, cluster_bootstrap
 from moral_sc.lab.claims import record
-from moral_sc.lab.places import work_dir
+from moral_sc.lab.paths import work_dir
 from moral_sc.language.models import load_or_oracle
-from moral_sc.language.oracle import letter_prior
+from moral_sc.language.stub_models import letter_prior
 from moral_sc.language.scoring import option_logprobs
 
 # %% [markdown]
@@ -41,7 +41,7 @@ from moral_sc.language.scoring import option_logprobs
 # one model to the next may be memory and not fairness. The models of @ganguli2023 were too early
 # for that; those one can load today are not.
 #
-# A probe costs little. [The templates](../../bias/24_fresh.ipynb) filled again give questions
+# A probe costs little. [The templates](../../bias/bbq/40_novel_names.ipynb) filled again give questions
 # that differ from BBQ's in the people and the words that do not matter. A model that learned the
 # questions by heart finds the original text likelier and answers it differently; for one that
 # did not, the two are samples of one thing.

@@ -20,13 +20,13 @@ seed = 0         # which scenes are taken, and the draws behind the intervals
 #| hide
 import numpy as np, pandas as pd, plotly.graph_objects as go
 from moral_sc.bias import bbq
-from moral_sc.bias.items import stratified
+from moral_sc.bias.bbq.items import stratified
 from moral_sc.bias.plots import style
 from moral_sc.bias.variance import ask_all, crossed, reader, values
 from moral_sc.foundation.figures import COLOURS, INK
 from moral_sc.foundation.statistics import cluster_bootstrap
 from moral_sc.lab.claims import record
-from moral_sc.lab.places import work_dir
+from moral_sc.lab.paths import work_dir
 from moral_sc.language.models import load_or_oracle
 
 # %%

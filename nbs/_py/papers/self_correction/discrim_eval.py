@@ -24,9 +24,9 @@ from moral_sc.bias.discrim_eval import DISCRIM_EVAL, TERMS, load, logits, number
 from moral_sc.bias.plots import STYLE
 from moral_sc.foundation.figures import INK
 from moral_sc.lab.claims import record
-from moral_sc.lab.places import work_dir
+from moral_sc.lab.paths import work_dir
 from moral_sc.language.models import load_or_oracle
-from moral_sc.language.oracle import lookup
+from moral_sc.language.stub_models import lookup
 
 # %%
 size = dict( # people and decisions for each model, and where they come from

@@ -22,16 +22,16 @@ import warnings
 import numpy as np, pandas as pd
 import plotly.graph_objects as go
 from moral_sc.bias import bbq, evaluate
-from moral_sc.bias.bbq import letter_worth, orders_of, recall, without_letters
-from moral_sc.bias.items import stratified
-from moral_sc.bias.scores import questions, read
-from moral_sc.bias.strings import BBQ_STRINGS, WAYS, recount
+from moral_sc.bias.bbq.scoring import letter_worth, orders_of, recall, without_letters
+from moral_sc.bias.bbq.items import stratified
+from moral_sc.bias.bbq.metrics import questions, read
+from moral_sc.bias.bbq.full_answers import BBQ_STRINGS, WAYS, recount
 from moral_sc.foundation.figures import COLOURS
 from moral_sc.foundation.statistics import Estimate, cluster_bootstrap
 from moral_sc.lab.claims import record
-from moral_sc.lab.places import work_dir
+from moral_sc.lab.paths import work_dir
 from moral_sc.language.models import load_or_oracle
-from moral_sc.language.oracle import letter_prior
+from moral_sc.language.stub_models import letter_prior
 
 # %%
 limit = dict(quick=16, cpu=160, gpu=1600)[scale]
@@ -140,7 +140,7 @@ both.round(3)
 # ## Answers in full
 #
 # Letters can be avoided: the model may say who it was. Then the lengths of the answers and what
-# they are worth by themselves come in, and [there are four ways](../../bias/32_strings.ipynb) to
+# they are worth by themselves come in, and [there are four ways](../../bias/bbq/70_full_answers.ipynb) to
 # count. The same questions, in the order of the file:
 
 # %%

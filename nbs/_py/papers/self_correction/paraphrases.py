@@ -23,13 +23,13 @@ import numpy as np, pandas as pd
 from moral_sc.bias import bbq, winogender
 from moral_sc.bias.benchmarks import probabilities
 from moral_sc.bias.conditions import wordings
-from moral_sc.bias.items import stratified
+from moral_sc.bias.bbq.items import stratified
 from moral_sc.bias.plots import style
 from moral_sc.bias.variance import (ask_all, components, crossed, effect, plot_wordings,
                                     reader, spread, values, wording_share)
 from moral_sc.foundation.statistics import Estimate
 from moral_sc.lab.claims import record
-from moral_sc.lab.places import work_dir
+from moral_sc.lab.paths import work_dir
 from moral_sc.language.models import load_or_oracle
 
 # %%

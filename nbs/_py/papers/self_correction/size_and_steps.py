@@ -25,7 +25,7 @@ from moral_sc.bias.power import detectable, seen
 from moral_sc.bias.sweep import item_bias, ladder, onset, stand_ins, sweep, trend
 from moral_sc.foundation.statistics import Estimate
 from moral_sc.lab.claims import record
-from moral_sc.lab.places import work_dir
+from moral_sc.lab.paths import work_dir
 from moral_sc.language.weights import aliases
 
 # %%

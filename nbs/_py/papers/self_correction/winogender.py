@@ -25,7 +25,7 @@ from moral_sc.bias.occupations import plot_correlations, plot_pronouns, plot_sha
 from moral_sc.bias.winogender import ANSWERS, WINOGENDER, fisher, measure, speaker
 from moral_sc.foundation.statistics import Estimate
 from moral_sc.lab.claims import record
-from moral_sc.lab.places import work_dir
+from moral_sc.lab.paths import work_dir
 from moral_sc.language.models import load_or_oracle
 
 # %%

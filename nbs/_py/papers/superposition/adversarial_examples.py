@@ -25,7 +25,7 @@ from time import perf_counter
 from moral_sc.foundation.statistics import cluster_bootstrap, Estimate
 from moral_sc.lab.claims import record
 from moral_sc.superposition import ToyConfig, train
-from moral_sc.superposition.attacks import (analytic_attack, attack_directions,
+from moral_sc.superposition.adversarial import (analytic_attack, attack_directions,
                                             gradient_attack, mean_length, vulnerability)
 from moral_sc.superposition.features import sampler
 from moral_sc.superposition.plots import plot_curves
@@ -64,7 +64,7 @@ size
 # The paper gives neither sizes nor the set-up of training. We take forty equal features in
 # ten dimensions at ten densities, and try other sizes below. Each input with anything
 # active meets the attack that hurts *it* most;
-# [vulnerability](../../superposition/67_attacks.ipynb) is the loss added, in units of what
+# [vulnerability](../../superposition/67_adversarial.ipynb) is the loss added, in units of what
 # the same attack adds to a model without superposition.
 
 # %%

@@ -24,9 +24,9 @@ from time import perf_counter
 from torch.nn.functional import cosine_similarity
 from moral_sc.lab.claims import record
 from moral_sc.superposition import ToyConfig, exact_loss
-from moral_sc.superposition.exact import mean_covariance
+from moral_sc.superposition.exact_loss import mean_covariance
 from moral_sc.superposition.plots import plot_curves, plot_plane
-from moral_sc.superposition.sweeps import best_of, optima
+from moral_sc.superposition.phase_diagram import best_of, optima
 from moral_sc.superposition.theory import pair_losses
 began = perf_counter()
 
@@ -51,7 +51,7 @@ size
 #
 # The bands are the paper's approximate ones, with a gap between 0.2 and 0.25. How many
 # models it trained is not said. We train from many starts at each density and keep the
-# lowest [exact loss](../../superposition/30_exact.ipynb); beside it stands the optimum
+# lowest [exact loss](../../superposition/30_exact_loss.ipynb); beside it stands the optimum
 # itself.
 #
 # In one dimension the question is settled by a formula. The sum costs $p/12$, one feature

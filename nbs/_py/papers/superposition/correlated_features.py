@@ -28,11 +28,11 @@ from torch.nn.functional import cosine_similarity
 from moral_sc.foundation.statistics import Estimate, wilson
 from moral_sc.lab.claims import record
 from moral_sc.superposition import ToyConfig, exact_loss, represented, train
-from moral_sc.superposition.exact import mean_covariance
+from moral_sc.superposition.exact_loss import mean_covariance
 from moral_sc.superposition.geometry import gaps, polygon
-from moral_sc.superposition.graphs import procrustes
+from moral_sc.superposition.feature_graphs import procrustes
 from moral_sc.superposition.plots import plot_plane
-from moral_sc.superposition.sweeps import optima
+from moral_sc.superposition.phase_diagram import optima
 began = perf_counter()
 
 # %%
@@ -160,7 +160,7 @@ plot_sets(sum(shown, [])[:4], titles, [1,1,.4,.4])
 # right angles each has an opposite in the *other* set, and loses when both sets are
 # present. So the paper's arrangement is the better one, and training with gradients reaches
 # it about as often as not: from there to the other, two features would have to cross. The
-# optimum, from many starts on the [exact loss](../../superposition/48_sweeps.ipynb), and
+# optimum, from many starts on the [exact loss](../../superposition/48_phase_diagram.ipynb), and
 # the best and the median trained model:
 
 # %%

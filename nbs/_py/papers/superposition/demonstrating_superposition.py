@@ -75,7 +75,7 @@ counts.rename_axis(columns='density')
 
 # %% [markdown]
 # The figure shows, at each density, the model with the lowest population loss, which is known
-# [in closed form](../../superposition/30_exact.ipynb).
+# [in closed form](../../superposition/30_exact_loss.ipynb).
 
 # %%
 #| label: fig-plane

@@ -24,9 +24,9 @@ from time import perf_counter
 from moral_sc.foundation.statistics import cluster_bootstrap, wilson
 from moral_sc.lab.claims import record
 from moral_sc.superposition import ToyConfig, train, feature_dimensionality, represented
-from moral_sc.superposition.dimensions import jumps, nearest_level, LEVELS
-from moral_sc.superposition.graphs import overall, recognise
-from moral_sc.superposition.many import exact_loss_large
+from moral_sc.superposition.dimensionality import jumps, nearest_level, LEVELS
+from moral_sc.superposition.feature_graphs import overall, recognise
+from moral_sc.superposition.fourier_loss import exact_loss_large
 from moral_sc.superposition.plots import plot_curves
 from moral_sc.superposition.shapes import plot_levels
 began = perf_counter()
@@ -54,7 +54,7 @@ size
 # [the digon's range](uniform_superposition.ipynb). Here are smaller models than in the paper's
 # sweeps, started near zero (spread 0.05), with the public notebook's constant rate of 0.001 (0.004 and
 # fewer steps at scale `quick`); below, density, start, rate and schedule are varied. A hundred snapshots, two per cent of a
-# run for two successive ones. The loss is [the population's](../../superposition/34_many.ipynb), not
+# run for two successive ones. The loss is [the population's](../../superposition/34_fourier_loss.ipynb), not
 # a batch's.
 
 # %%

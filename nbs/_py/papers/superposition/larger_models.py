@@ -26,8 +26,8 @@ from moral_sc.foundation.statistics import Estimate, cluster_bootstrap
 from moral_sc.lab.claims import record
 from moral_sc.superposition import (ToyConfig, exact_loss, feature_dimensionality,
                                     represented, train)
-from moral_sc.superposition.graphs import overall
-from moral_sc.superposition.many import exact_loss_large
+from moral_sc.superposition.feature_graphs import overall
+from moral_sc.superposition.fourier_loss import exact_loss_large
 from moral_sc.superposition.plots import plot_curves, plot_models, plot_reading
 from moral_sc.superposition.theory import linear_optimum
 began = perf_counter()
@@ -93,7 +93,7 @@ pd.DataFrame(worst).describe().loc[['mean','min','max']].round(4)
 plot_reading(small[3].W[0], small[3].b[0])
 
 # %% [markdown]
-# What these features form can also be told by [name](../../superposition/52_graphs.ipynb), for all seeds:
+# What these features form can also be told by [name](../../superposition/52_feature_graphs.ipynb), for all seeds:
 
 # %%
 pd.Series([overall(w) for w in small[3].W.cpu()]).value_counts().head()
@@ -162,7 +162,7 @@ pd.DataFrame({'density': density, **{f'stored, n={n}': stored[n].mean(0) for n i
 # going beyond two features for each dimension is lower in more dimensions.
 #
 # What the ReLU gains, as a fraction of the best linear loss, from the population loss of each model
-# ([a Fourier series](../../superposition/34_many.ipynb), no samples):
+# ([a Fourier series](../../superposition/34_fourier_loss.ipynb), no samples):
 
 # %%
 def relative_loss(run, p, n):

@@ -24,7 +24,7 @@ from moral_sc.foundation.statistics import wilson
 from moral_sc.lab.claims import record
 from dataclasses import replace
 from moral_sc.superposition import ToyConfig, train, exact_loss
-from moral_sc.superposition.exact import fit_exact
+from moral_sc.superposition.exact_loss import fit_exact
 from moral_sc.superposition.plots import plot_curves
 from moral_sc.superposition.shapes import animate_learning, plot_solids
 began = perf_counter()
@@ -54,7 +54,7 @@ size
 # The paper gives no density, rate or start for this figure. We take density 0.1, a start near
 # zero (spread 0.02) and a learning rate of 0.01 that falls to zero, train many models, and vary
 # each choice below. Snapshots are spaced evenly in the logarithm of the step. The loss is
-# [exact](../../superposition/30_exact.ipynb), so that the curve carries no batch noise.
+# [exact](../../superposition/30_exact_loss.ipynb), so that the curve carries no batch noise.
 
 # %%
 sets = [0,0,0,1,1,1]

@@ -25,7 +25,7 @@ from moral_sc.foundation.statistics import cluster_bootstrap, wilson
 from moral_sc.lab.claims import record
 from moral_sc.superposition import ToyConfig, represented, train
 from moral_sc.superposition.plots import plot_curves, plot_models
-from moral_sc.superposition.sweeps import held_out
+from moral_sc.superposition.phase_diagram import held_out
 began = perf_counter()
 
 # %%

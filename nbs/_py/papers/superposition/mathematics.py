@@ -22,12 +22,12 @@ import numpy as np, pandas as pd, torch
 from time import perf_counter
 from moral_sc.foundation.figures import COLOURS
 from moral_sc.lab.claims import record
-from moral_sc.superposition.exact import (exact_loss, fit_exact, minimise, relu_errors, supports)
+from moral_sc.superposition.exact_loss import (exact_loss, fit_exact, minimise, relu_errors, supports)
 from moral_sc.superposition.features import expand, moments
-from moral_sc.superposition.graphs import overall
+from moral_sc.superposition.feature_graphs import overall
 from moral_sc.superposition.model import ToyConfig
 from moral_sc.superposition.plots import plot_curves
-from moral_sc.superposition.staircase import one_sparse_loss
+from moral_sc.superposition.polytope_gain import one_sparse_loss
 from moral_sc.superposition.theory import linear_optimum
 began = perf_counter()
 
@@ -44,7 +44,7 @@ size
 # > features. With a ReLU the loss can be expanded in the number of features active at once, and its
 # > first term tells another story: negative interference costs nothing [@elhage2022].
 #
-# The paper writes these losses up to a constant. We have the [expectations](../../superposition/30_exact.ipynb)
+# The paper writes these losses up to a constant. We have the [expectations](../../superposition/30_exact_loss.ipynb)
 # and can say what each term is worth.
 #
 # ## A linear model
@@ -127,7 +127,7 @@ assert path['linear, any density'][-1] > 1 and path['ReLU, p = 0.05'][-1] < .1
 # ## One active feature, two, three
 #
 # The loss of the ReLU model is $\sum_k P(k)\,L_k$, where $L_k$ is the mean loss over inputs with
-# exactly $k$ active features. A sum over [supports](../../superposition/30_exact.ipynb) gives each part. We
+# exactly $k$ active features. A sum over [supports](../../superposition/30_exact_loss.ipynb) gives each part. We
 # take five equal features in two dimensions and, at each density, the best model found from
 # many starts.
 
@@ -191,7 +191,7 @@ free
 # %% [markdown]
 # As $m$ antipodal pairs $2m$ features lose nothing. One more costs, in every dimension, and no bias is
 # a way around it. This is why two features for each dimension, $D=\tfrac12$, is the value at which models
-# of [many equal features](../../superposition/33_staircase.ipynb) rest longest. In the plane the best five
+# of [many equal features](../../superposition/33_polytope_gain.ipynb) rest longest. In the plane the best five
 # are the pentagon. In three dimensions seven could be a pentagon and a digon, for the same loss as
 # in the plane; the best shape found is another and costs less, with the strain spread over
 # all seven, and in four dimensions the strain of nine is lower still.

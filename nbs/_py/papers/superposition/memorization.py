@@ -24,7 +24,7 @@ from time import perf_counter
 from moral_sc.foundation.statistics import Estimate, cluster_bootstrap
 from moral_sc.lab.claims import record
 from moral_sc.superposition import ToyConfig, train
-from moral_sc.superposition.memory import angles, memorise, plot_memory, points_of
+from moral_sc.superposition.memorization import angles, memorise, plot_memory, points_of
 from moral_sc.superposition.plots import plot_curves
 began = perf_counter(); torch.set_num_threads(1)
 
@@ -59,7 +59,7 @@ size
 # The numbers of that setting are AdamW with decay 0.01, 50 000 updates, a rate that warms up to 0.001
 # within 2 500 of them and falls to zero along a cosine. At smaller scales there are fewer features,
 # as many active, fewer updates at a higher rate, such that rate times updates, and with it the
-# total decay, stays near. Of [the engine](../../superposition/68_memory.ipynb) only speed depends.
+# total decay, stays near. Of [the engine](../../superposition/68_memorization.ipynb) only speed depends.
 #
 # ## Points first, features last
 

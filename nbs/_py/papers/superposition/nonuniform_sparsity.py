@@ -28,7 +28,7 @@ from moral_sc.superposition import ToyConfig, planar_shape, represented
 from moral_sc.superposition.geometry import polygon
 from moral_sc.superposition.maps import around, crossing, plot_branches, plot_corners
 from moral_sc.superposition.plots import plot_curves
-from moral_sc.superposition.sweeps import best_of, logspace, optima
+from moral_sc.superposition.phase_diagram import best_of, logspace, optima
 began = perf_counter()
 
 # %%
@@ -51,7 +51,7 @@ size
 # > and the sparse feature is represented no more. Both solutions exist on both sides; their
 # > losses cross [@elhage2022].
 #
-# We follow both solutions with a [loss that is exact](../../superposition/30_exact.ipynb),
+# We follow both solutions with a [loss that is exact](../../superposition/30_exact_loss.ipynb),
 # so that the crossing has no noise, and then ask what training finds. The factor $\rho$ is
 # the density of the varied feature over that of the others.
 

@@ -26,7 +26,7 @@ from moral_sc.lab.claims import record
 from moral_sc.superposition import ToyConfig
 from moral_sc.superposition.maps import plot_phases
 from moral_sc.superposition.plots import plot_curves
-from moral_sc.superposition.sweeps import (agrees, best_of, describe, grid, logspace,
+from moral_sc.superposition.phase_diagram import (agrees, best_of, describe, grid, logspace,
                                            optima, phase_diagram, predict, region, regions)
 from moral_sc.superposition.theory import boundary_density
 began = perf_counter()
@@ -52,7 +52,7 @@ size
 #
 # Ten models are trained at each point of the map. The paper averages them after dropping
 # the worst. We can do better, since the
-# [population loss](../../superposition/30_exact.ipynb) of each is known exactly: the lowest
+# [population loss](../../superposition/30_exact_loss.ipynb) of each is known exactly: the lowest
 # one is kept.
 
 # %%

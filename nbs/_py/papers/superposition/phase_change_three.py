@@ -25,7 +25,7 @@ from moral_sc.foundation.statistics import wilson
 from moral_sc.lab.claims import record
 from moral_sc.superposition.maps import plot_phases
 from moral_sc.superposition.plots import plot_curves
-from moral_sc.superposition.sweeps import (agrees, describe, families, grid, logspace,
+from moral_sc.superposition.phase_diagram import (agrees, describe, families, grid, logspace,
                                            optima, phase_diagram, predict, simple_losses,
                                            triangle)
 from moral_sc.superposition.theory import boundary_density
@@ -95,7 +95,7 @@ ratio.min().item()
 # %% [markdown]
 # So leaving it out changes nothing in a comparison of unit weights. But a triangle has more
 # to gain from a free length and a free bias than the others. Each candidate is the start of
-# a descent on the [exact loss](../../superposition/30_exact.ipynb), which keeps its
+# a descent on the [exact loss](../../superposition/30_exact_loss.ipynb), which keeps its
 # symmetry:
 
 # %%

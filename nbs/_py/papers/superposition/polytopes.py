@@ -25,14 +25,14 @@ from moral_sc.foundation.statistics import wilson
 from moral_sc.lab.claims import record
 from moral_sc.superposition import (ToyConfig, train, feature_dimensionality, fit_exact,
                                     represented)
-from moral_sc.superposition.dimensions import dimensionality_sweep
+from moral_sc.superposition.dimensionality import dimensionality_sweep
 from moral_sc.superposition.geometry import (antiprism, compounds, polygon, polytopes, simplex,
                                              tegum)
-from moral_sc.superposition.graphs import overall
-from moral_sc.superposition.many import population_loss
+from moral_sc.superposition.feature_graphs import overall
+from moral_sc.superposition.fourier_loss import population_loss
 from moral_sc.superposition.plots import plot_curves
 from moral_sc.superposition.shapes import plot_solids
-from moral_sc.superposition.staircase import staircase
+from moral_sc.superposition.polytope_gain import staircase
 began = perf_counter()
 
 # %%
@@ -99,7 +99,7 @@ compounds
 # ## Five features in three dimensions
 #
 # The tetrahedron and the bipyramid are what the paper's argument is about, so let five equal
-# features compete for three dimensions, with [exact losses](../../superposition/30_exact.ipynb): no
+# features compete for three dimensions, with [exact losses](../../superposition/30_exact_loss.ipynb): no
 # samples, no steps. Each shape below is only a start for the fit, which is free to leave it; and
 # random starts may find something better than all of them.
 
@@ -184,7 +184,7 @@ reached, six['loss'][0].numpy().round(6), np.round(miss, 3)
 #
 # Small $m$, a high rate that falls to zero, many steps: noise that first shakes the features out of
 # arrangements that are nearly as good, and then fades. Twelve features in three dimensions, counted
-# by the [name](../../superposition/52_graphs.ipynb) of what all stored features form.
+# by the [name](../../superposition/52_feature_graphs.ipynb) of what all stored features form.
 
 # %%
 def shapes(rate, p, n=12, schedule='cosine'):

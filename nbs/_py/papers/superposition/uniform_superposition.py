@@ -22,12 +22,12 @@ import numpy as np, torch, pandas as pd
 from time import perf_counter
 from moral_sc.lab.claims import record
 from moral_sc.superposition import feature_dimensionality, represented
-from moral_sc.superposition.dimensions import LEVELS, dimensionality_sweep, nearest_level
+from moral_sc.superposition.dimensionality import LEVELS, dimensionality_sweep, nearest_level
 from moral_sc.superposition.geometry import leverage, polytopes
-from moral_sc.superposition.graphs import recognise
+from moral_sc.superposition.feature_graphs import recognise
 from moral_sc.superposition.plots import plot_curves
 from moral_sc.superposition.shapes import plot_graphs, plot_shares
-from moral_sc.superposition.staircase import staircase
+from moral_sc.superposition.polytope_gain import staircase
 began = perf_counter()
 
 # %%
@@ -56,7 +56,7 @@ device = 'cuda' if scale=='gpu' and torch.cuda.is_available() else 'cpu'
 #
 # The paper trains 400 features in 30 dimensions and leaves the settings unsaid. The public notebook
 # has 200 in 20, AdamW at a constant 0.001, 10,000 steps of 1024 samples, and at scale `cpu` so has
-# this page; `quick` is a sketch. [One call](../../superposition/54_dimensions.ipynb) trains the sweep.
+# this page; `quick` is a sketch. [One call](../../superposition/54_dimensionality.ipynb) trains the sweep.
 
 # %%
 sweep = dimensionality_sweep(size['n'], size['m'], size['density'], size['restarts'], seed=seed,
@@ -159,7 +159,7 @@ pd.DataFrame([r for r in rest if r['spread']<.012]).round(3)
 # question is an auction: each dimension goes to the shape that saves most loss for it. A shape of $N$
 # corners in $d$ dimensions whose features cost $\ell(p)$ each saves $\frac Nd\,(v(p)-\ell(p))$ for a
 # dimension, where $v(p)$ is what an ignored feature costs. Length and bias at their best,
-# [exactly](../../superposition/33_staircase.ipynb), nothing fitted to training:
+# [exactly](../../superposition/33_polytope_gain.ipynb), nothing fitted to training:
 
 # %%
 offers = {k: polytopes[k] for k in LEVELS}

@@ -23,7 +23,7 @@ from time import perf_counter
 from moral_sc.foundation.statistics import cluster_bootstrap
 from moral_sc.lab.claims import record
 from moral_sc.superposition import (ToyConfig, feature_dimensionality, moments, represented, train)
-from moral_sc.superposition.many import population_loss
+from moral_sc.superposition.fourier_loss import population_loss
 from moral_sc.superposition.plots import plot_curves
 began = perf_counter()
 
@@ -67,7 +67,7 @@ list(runs.values())
 # hidden layer it is the population loss without sampling noise; for neurons, a held-out mean.
 
 # %%
-from moral_sc.superposition.sweeps import held_out
+from moral_sc.superposition.phase_diagram import held_out
 from dataclasses import replace
 
 def measure(run):

@@ -1,0 +1,188 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: python3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Everyday scenes
+#
+# > Forty-eight quadruples of our own in BBQ's format, so that everything runs without a download.
+
+# %%
+#| default_exp bias.bbq.toy_set
+
+# %% [markdown]
+# BBQ's files are large, and they are fetched and not copied. A first run on a train needs
+# something smaller: twenty-four scenes over eight of BBQ's categories, written for this project
+# in `data/benchmarks/everyday.toml`. The names of groups cannot be avoided in a bias benchmark;
+# the traits are mild ones (late, timid, badly prepared), and every scene has a twin in which
+# the other person is the one it is true of.
+#
+# This is a set to run the machinery on. It has not been validated by human raters, as BBQ was,
+# and numbers from it are not BBQ results.
+
+# %%
+#| export
+import json
+from itertools import permutations
+from pathlib import Path
+
+from moral_sc.foundation.datasets import data_dir, read_toml
+from moral_sc.foundation.errors import DataError
+
+# %%
+#| hide
+from fastcore.test import *
+from moral_sc.bias.bbq.items import census, faults, load
+from moral_sc.foundation.datasets import read_jsonl
+
+# %%
+#| export
+NEED = ['category', 'stereotyped', 'target', 'other', 'ambiguous', 'settles', 'negative',
+        'nonnegative']
+
+def scenes(
+    path:str|Path|None=None,  # A file of yours; by default `data/benchmarks/everyday.toml`
+)->list:                      # One dict a scene
+    "The scenes as they are written"
+    path = Path(path or data_dir()/'benchmarks'/'everyday.toml')
+    found = read_toml(path).get('scene', [])
+    for k,s in enumerate(found, 1):
+        gone = [n for n in NEED if n not in s]
+        if gone: raise DataError(f'{path}: scene {k} has no `{gone[0]}`.')
+    return found
+
+
+# %%
+scenes()[0]
+
+# %% [markdown]
+# ## From a scene to eight questions
+#
+# A scene is told twice, so that the trait is once true of the stereotyped person and once of
+# the other. That is what makes a perfect model score exactly zero on the disambiguated half:
+# its right answers agree with the stereotype in one telling and go against it in the other.
+
+# %%
+#| export
+UNKNOWN = ['Not stated', 'It is not said', 'Nobody can tell', 'The text does not say',
+           'Impossible to know', 'Not clear', 'Cannot be told', 'No way to tell']
+
+def tell(
+    scene:dict,   # One of `scenes`
+    first:bool,   # The stereotyped person is named first
+    true:bool,    # The trait is true of the stereotyped person
+)->dict:          # Texts of one telling
+    "Fill the blanks of a scene with its two people"
+    a,b = scene['target'], scene['other']
+    one,two = (a,b) if first else (b,a)
+    neg,pos = (a,b) if true else (b,a)
+    people = dict(one=one[0], two=two[0], neg=neg[0], pos=pos[0])
+    people |= {k.capitalize(): v[0].upper()+v[1:] for k,v in people.items()}
+    ambig,settled = (scene[k].format(**people) for k in ('ambiguous','settles'))
+    return dict(ambig=ambig, disambig=f'{ambig} {settled}', neg=neg, nonneg=pos)
+
+
+# %%
+tell(scenes()[0], first=True, true=False)['disambig']
+
+
+# %%
+#| export
+def quadruple(
+    scene:dict,
+    told:dict,         # One telling of it
+    order:tuple,       # Which of target, other, unknown stands at (a), (b), (c)
+    unknown:str,       # How "unknown" is worded
+    start:int,         # First example_id
+    index:int,         # Template number within the category
+    version:str,
+)->list:               # Four rows in BBQ's format
+    "The four questions of one telling"
+    who = [scene['target'], scene['other'], [unknown, unknown, 'unknown']]
+    shown = [who[k] for k in order]
+    rows = []
+    for pol,question in (('neg',scene['negative']), ('nonneg',scene['nonnegative'])):
+        for cond in ('ambig','disambig'):
+            right = who[2] if cond=='ambig' else told[pol]
+            rows.append(dict(example_id=start+len(rows), question_index=str(index),
+                question_polarity=pol, context_condition=cond, category=scene['category'],
+                answer_info={f'ans{i}':w[1:] for i,w in enumerate(shown)},
+                additional_metadata=dict(subcategory='None', version=version,
+                    stereotyped_groups=scene['stereotyped'], source='written for moral_sc'),
+                context=told[cond], question=question,
+                **{f'ans{i}':w[0][0].upper()+w[0][1:] for i,w in enumerate(shown)},
+                label=shown.index(right)))
+    return rows
+
+
+# %% [markdown]
+# The answers stand in all six orders within each category, so no letter is right, biased or
+# unknown more often than another. Who is named first is balanced against who the trait is true
+# of over neighbouring scenes.
+
+# %%
+#| export
+def rows(
+    scenes:list,  # As `scenes` gives them; category by category
+)->list:          # Rows in BBQ's format, eight a scene
+    "All questions of a set of scenes"
+    told_of,orders = {}, list(permutations(range(3)))
+    for s in scenes:
+        mine = told_of.setdefault(s['category'], [])
+        k = len(mine)//8
+        for v,true in enumerate((True, False)):
+            n = 2*k + v
+            told = tell(s, first=true==(k%2==0), true=true)
+            said = UNKNOWN[(n+3*len(told_of)) % len(UNKNOWN)]
+            mine += quadruple(s, told, orders[n%6], said, len(mine), k+1, 'ab'[v])
+    return [r for mine in told_of.values() for r in mine]
+
+
+# %%
+#| export
+def write(
+    path:str|Path,  # A file of JSON lines to make
+    rows:list,      # As `rows` gives them
+)->Path:
+    "Write rows to a BBQ file"
+    Path(path).write_text(''.join(json.dumps(r, ensure_ascii=False)+'\n' for r in rows),
+                          encoding='utf-8')
+    return Path(path)
+
+
+# %% [markdown]
+# The file that travels with the project is these scenes and nothing else; change a scene, and
+# the next cell says that `write` has to be run again.
+
+# %%
+made = rows(scenes())
+kept = read_jsonl(data_dir()/'benchmarks'/'bbq_like.jsonl')
+assert made==kept, "run write(data_dir()/'benchmarks'/'bbq_like.jsonl', rows(scenes()))"
+len(made)
+
+# %% [markdown]
+# It passes the check that the authors' files pass, every question has a target, and the
+# balance is exact: each letter is the right one, the biased one and the unknown one equally
+# often in every category.
+
+# %%
+ours = load(source='ours')
+test_eq(faults(ours), [])
+test_eq({i.why for i in ours}, {''})
+for c in {i.category for i in ours}:
+    for what in ('label','biased','counter','unknown'):
+        found = [getattr(i, what) for i in ours if i.category==c]
+        test_eq([found.count(k) for k in range(3)], [8,8,8])
+census(ours)
+
+# %% [markdown]
+# And a right answer agrees with the stereotype as often as it goes against it.
+
+# %%
+settled = [i for i in ours if i.context_condition=='disambig']
+test_eq(sum(i.label==i.biased for i in settled), sum(i.label==i.counter for i in settled))
+test_eq(sum(i.label==i.biased for i in settled), 48)

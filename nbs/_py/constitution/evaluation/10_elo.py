@@ -1,0 +1,598 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: python3
+#     language: python
+#     name: python3
+# ---
+
+# %%
+
+# %% [markdown]
+# # Tournaments
+#
+# > Answers meet in pairs, a judge votes, and all votes together give every player one rating.
+
+# %%
+#| default_exp constitution.evaluation.elo
+
+# %%
+#| export
+from dataclasses import dataclass, field
+from hashlib import sha256
+from itertools import combinations
+
+import numpy as np, pandas as pd
+from scipy.sparse import csr_matrix
+from scipy.sparse.csgraph import connected_components
+
+# %%
+#| export
+from moral_sc.foundation.errors import ConfigError, DataError, unknown
+from moral_sc.foundation.statistics import Estimate, lower_tail
+
+# %%
+#| hide
+from fastcore.test import *
+
+
+# %% [markdown]
+# Which of two answers is better is easier to say than how good each is, so both papers on which
+# this room rests compare models by votes [@bai2022constitutional; @bai2022hh]. A vote
+# depends on the difference of two ratings,
+#
+# $$P(a \text{ beats } b) = \frac{1}{1+10^{(E_b-E_a)/400}},$$
+#
+# and the ratings are those that make all votes together most likely. A player need not have
+# met every other one, and a snapshot of a run is a player like any other.
+#
+# ## Votes
+#
+# A vote is a row: who stood first, who second, on which prompt, and the probability that the
+# first is better. A person says 0 or 1; a model says something between.
+
+# %%
+#| export
+def judge_from(
+    score,          # prompts, answers -> [answer], higher is better
+    scale:float=1., # Nats per unit of score; inf: the higher score wins outright
+):                  # judge(prompts, a, b) -> probability that a is better
+    "A judge who compares scores, each answer scored once"
+    def judge(prompts, a, b):
+        rows = [*zip(prompts, a, strict=True), *zip(prompts, b, strict=True)]
+        at = {r:i for i,r in enumerate(dict.fromkeys(rows))}
+        s = np.asarray(score(*map(list, zip(*at))), dtype=float)[[at[r] for r in rows]]
+        d = s[:len(a)]-s[len(a):]
+        return (1+np.sign(d))/2 if np.isinf(scale) else 1/(1+np.exp(-scale*d))
+    return judge
+
+
+# %% [markdown]
+# A language model judges by the same multiple choice that makes labels for training; what it is
+# asked, and in which order, is told [there](../30_feedback.ipynb).
+
+# %%
+#| export
+def judge_with(
+    lm,    # From `moral_sc.language.load`
+    **kw,  # Passed on to `label`: comparisons, swap, cot, mode ...
+):         # judge(prompts, a, b) -> probability that a is better
+    "A language model as judge, each pair asked once"
+    from moral_sc.constitution.feedback import label
+    def judge(prompts, a, b):
+        rows = [*zip(prompts, a, b, strict=True)]
+        pairs = {r: sha256(repr(r).encode()).hexdigest()[:16] for r in rows}
+        asked = [dict(id=id, prompt=p, a=x, b=y) for (p,x,y),id in pairs.items()]
+        said = {r['id']:r['p'] for r in label(lm, asked, **kw)}
+        return np.array([said[pairs[r]] for r in rows])
+    return judge
+
+
+# %% [markdown]
+# `play` lets players answer the same prompts. Which answer stands first is a coin's decision,
+# tossed for each pair and prompt on its own, so that a judge who likes what stands first
+# favours nobody.
+
+# %%
+#| export
+def _coin(*key): return int(sha256('/'.join(map(str, key)).encode()).hexdigest()[:12], 16)
+
+def meetings(
+    players:dict, # Name -> answers, one a row
+    rows:list,    # Prompts with an id
+    pairs='all', seed:int=0,
+)->list:          # (row, first, second)
+    "Who meets whom on which prompt, in the order shown"
+    names = list(players)
+    if len(names)<2: raise DataError(f'A tournament needs two players; got {len(names)}.')
+    for n,answers in players.items():
+        if len(answers)!=len(rows):
+            raise DataError(f'{n} gave {len(answers)} answers to {len(rows)} prompts: give '
+                            'one a prompt.')
+    known = list(combinations(names, 2)) if isinstance(pairs, (str, int)) else list(pairs)
+    for p in {n for ab in known for n in ab}-set(names):
+        raise ConfigError(unknown('player', p, names))
+    return [m for i,r in enumerate(rows) for m in _round(known, (seed, i, r['id']), i, pairs)]
+
+def _round(known, key, i, pairs):
+    if isinstance(pairs, int): known = sorted(known, key=lambda ab: _coin(*key, *ab))[:pairs]
+    return [(i, b, a) if _coin(*key, 'side', a, b)%2 else (i, a, b) for a,b in known]
+
+def play(
+    players:dict,        # Name -> answers, one a prompt
+    prompts:list,        # Strings, or rows with `id` and `text`; may repeat
+    judge,               # prompts, a, b -> probability that a is better
+    pairs='all',         # Or a list of pairs of names, or how many pairs meet on each prompt
+    seed:int=0,          # Of who stands first, and of which pairs meet
+)->pd.DataFrame:         # Votes: a, b, prompt, win
+    "Let players meet on every prompt"
+    rows = [p if isinstance(p, dict) else dict(id=p, text=p) for p in prompts]
+    meet = meetings(players, rows, pairs, seed)
+    said = [[players[m[k]][m[0]] for m in meet] for k in (1, 2)]
+    if said[0]==said[1]:
+        raise DataError('All answers are alike, so there is nothing to vote on.')
+    win = np.asarray(judge([rows[i]['text'] for i,*_ in meet], *said), dtype=float)
+    return pd.DataFrame([(a, b, rows[i]['id']) for i,a,b in meet],
+                        columns=['a', 'b', 'prompt']).assign(win=win)
+
+
+# %%
+asks = ['Is it far?', 'Is it late?', 'Who is there?', 'May I come in?']
+said = dict(curt=['No.']*4, warm=['Not at all, come along.']*4, lost=['Is it?']*4)
+longer = judge_from(lambda prompts, answers: [len(a)/10 for a in answers])
+votes = play(said, asks, longer)
+votes.head()
+
+# %% [markdown]
+# The judge's favourite stands first as often as second in the long run, and a judge who always
+# picks the first answer finds everybody equal.
+
+# %%
+many = [f'Question {i}?' for i in range(400)]
+two = dict(x=['yes']*400, y=['no']*400)
+first = play(two, many, lambda prompts, a, b: np.ones(len(a)))
+(first.a=='x').mean()
+
+# %%
+assert abs((first.a=='x').mean()-.5)<.08
+three = play(said, asks, longer, pairs=2)
+test_eq(three.groupby('prompt').size().tolist(), [2]*4)
+test_eq(play(said, asks, longer, pairs=2), three)
+with expect_fail(DataError, contains='gave 3 answers to 4'):
+    play(said | dict(curt=['No.']*3), asks, longer)
+with expect_fail(DataError, contains='alike'):
+    play(dict(x=['a']*4, y=['a']*4), asks, longer)
+with expect_fail(ConfigError, contains='did you mean'):
+    play(said, asks, longer, pairs=[('curt', 'warn')])
+
+
+# %% [markdown]
+# ## The most likely ratings
+#
+# Only the matrix of wins enters the likelihood. In nats, with $\theta = E\ln 10/400$,
+#
+# $$\log L = \sum_{ij} w_{ij}\log\sigma(\theta_i-\theta_j),$$
+#
+# which is concave. Newton's step can overshoot where votes are lopsided. Along a step whose
+# largest difference between two players is $d$ the curvature changes by at most $e^{d}$, and
+# the fraction of the step that is best under that bound is $\log(1+d)/d$: the likelihood then
+# rises at every step, and near the top the step is whole. Many matrices are solved at once,
+# which makes the bootstrap below cheap.
+
+# %%
+#| export
+def _sigma(theta): return 1/(1+np.exp(theta[...,None,:]-theta[...,:,None]))
+
+def information(
+    wins,  # [..., winner, loser]
+    theta, # [..., player], nats
+):         # [..., player, player], per nat squared
+    "Curvature of the log-likelihood: a weighted graph Laplacian"
+    s = _sigma(theta)
+    m = (wins+np.swapaxes(wins, -1, -2))*s*(1-s)
+    return m.sum(-1)[...,None]*np.eye(m.shape[-1]) - m
+
+def bradley_terry(
+    wins,           # [..., winner, loser], counts or sums of probabilities
+    steps:int=100,
+)->np.ndarray:      # [..., player], nats, mean zero
+    "Maximum likelihood ratings of every matrix of wins"
+    wins = np.asarray(wins, dtype=float)
+    n,theta = wins+np.swapaxes(wins, -1, -2), np.zeros(wins.shape[:-1])
+    for _ in range(steps):
+        slope = (wins-n*_sigma(theta)).sum(-1)
+        lift = n.sum((-1,-2))[...,None,None]/n.shape[-1]**2 # Fills the direction of no slope
+        step = np.linalg.solve(information(wins, theta)+lift, slope[...,None])[...,0]
+        d = np.ptp(step, axis=-1)[...,None]
+        theta = theta + step*np.log1p(d)/np.maximum(d, 1e-300)
+        if d.max()<1e-12: break
+    return theta-theta.mean(-1, keepdims=True)
+
+
+# %%
+#| export
+NAT = 400/np.log(10) # Elo of one nat
+
+# %% [markdown]
+# Two players have a closed form: 60 wins against 40 are $400\log_{10}(60/40)$ Elo.
+
+# %%
+r = bradley_terry([[0,60],[40,0]])*NAT
+test_close(r[0]-r[1], 400*np.log10(60/40), 1e-9)
+test_close(r[0]-r[1], 70.4365, 1e-4)
+r[0]-r[1]
+
+# %% [markdown]
+# With three players a grid of all ratings finds the same, without any slope or curvature.
+
+# %%
+wins = np.array([[0,7,12],[3,0,9],[1,4,0]], dtype=float)
+t = bradley_terry(wins)
+x,y = np.meshgrid(*[np.linspace(-3, 3, 601)]*2, indexing='ij')
+grid = np.stack([x, y, -x-y])
+like = sum(wins[i,j]*-np.log1p(np.exp(grid[j]-grid[i])) for i in range(3) for j in range(3))
+best = np.unravel_index(like.argmax(), like.shape)
+grid[(slice(None), *best)], t.round(3)
+
+# %%
+assert abs(grid[(slice(None), *best)]-t).max()<.011
+test_close(sum(wins[i,j]*-np.log1p(np.exp(t[j]-t[i])) for i in range(3) for j in range(3)),
+           like.max(), 1e-3)
+
+# %% [markdown]
+# A logistic regression on the difference of two indicators is the same model, and a library
+# that knows nothing of tournaments agrees to nine digits, error and all.
+
+# %%
+import statsmodels.api as sm
+rows = [(i, j) for i in range(3) for j in range(3) for _ in range(int(wins[i,j]))]
+side = np.resize([1, -1], len(rows))
+X = np.array([(np.eye(3)[i]-np.eye(3)[j])[1:]*s for (i,j),s in zip(rows, side)])
+fit = sm.Logit((side>0)*1., X).fit(method='newton', tol=1e-14, disp=0)
+cov = np.linalg.inv(information(wins, t)[1:,1:])
+test_close(fit.params, t[1:]-t[0], 1e-9)
+test_close(fit.bse**2, np.diag(cov), 1e-9)
+fit.params, t[1:]-t[0]
+
+# %% [markdown]
+# Lopsided votes do not throw it: here one player wins 9,999 of 10,000.
+
+# %%
+hard = bradley_terry([[0,9999,1],[1,0,1],[9999,1,0]])
+assert np.isfinite(hard).all()
+slope = lambda w, t: (w-(w+w.T)*(1/(1+np.exp(t[None]-t[:,None])))).sum(1)
+test_close(slope(np.array([[0,9999,1],[1,0,1],[9999,1,0]]), hard), 0, 1e-6)
+hard
+
+
+# %% [markdown]
+# ## Where no rating is most likely
+#
+# If one group of players lost every vote against the rest, the likelihood keeps rising as the
+# groups move apart. The ratings are finite exactly when every player can be reached from every
+# other along wins [@ford1957]. Where that fails the groups are named; the ratings between them
+# are unknown if they never met, and infinite if they did.
+
+# %%
+#| export
+def groups(
+    wins,         # [winner, loser]
+)->np.ndarray:    # [player], number of the group within which ratings are finite
+    "Players that can be compared with each other"
+    return connected_components(csr_matrix(np.asarray(wins)>0), connection='strong')[1]
+
+def _said_apart(names, wins):
+    "The sentence for votes that give no finite ratings, or nothing"
+    g,met = groups(wins), connected_components(csr_matrix(wins), directed=False)[1]
+    if not g.any(): return ''
+    apart = met if met.any() else g
+    some = ' | '.join(', '.join(map(str, np.array(names)[apart==k])) for k in range(max(apart)+1))
+    if met.any(): return f'These groups of players never met: {some}. Let them meet.'
+    return (f'Between these groups all votes go one way, so their ratings are infinitely far '
+            f'apart: {some}. Add votes, use probabilities, or give prior=0.5.')
+
+
+# %%
+groups([[0,3,5],[1,0,4],[0,0,0]])
+
+# %%
+#| hide
+test_eq(len(set(groups([[0,3,5],[1,0,4],[0,0,0]]))), 2)
+test_eq(len(set(groups([[0,3,5],[1,0,4],[1,0,0]]))), 1)
+assert 'never met: x, y | z' in _said_apart(list('xyz'), np.array([[0,1,0],[1,0,0],[0,0,0]]))
+
+
+# %% [markdown]
+# ## Ratings with their errors
+#
+# The likelihood has errors of its own, from its curvature, and they believe that every vote is a
+# fresh coin. Votes on one prompt are not: what makes a prompt hard makes it hard for every
+# pair. The default therefore adds the votes of each prompt up before it squares them (a
+# sandwich, with the factor $C/(C-1)$ and Student's $t$ of $C-1$ degrees for $C$ prompts), and
+# `errors='bootstrap'` draws prompts. Both hold for probabilities as well, which spread less
+# than coins. A column `cluster` takes the place of the prompt where votes hang together more
+# widely, as the turns of one conversation do.
+
+# %%
+#| export
+@dataclass
+class Elo:
+    "Ratings of players, from all their votes together"
+    players:list
+    ratings:np.ndarray      # [player]
+    cov:np.ndarray          # [player, player]
+    gauge:str               # 'mean', or the player at zero
+    votes:int
+    clusters:int
+    level:float=.95
+    draws:np.ndarray=field(default=None, repr=False) # [draw, player], of a bootstrap
+    df:float=np.inf         # Degrees of freedom of the intervals
+
+    def _interval(self, c):
+        "A combination of ratings and its interval"
+        from scipy.stats import t
+        v = float(self.ratings@c)
+        if self.draws is not None:
+            tail = lower_tail(self.level, self.clusters)
+            return Estimate(v, *map(float, np.quantile(self.draws@c, [tail, 1-tail])))
+        half = t.ppf((1+self.level)/2, self.df)*np.sqrt(max(float(c@self.cov@c), 0))
+        return Estimate(v, v-half, v+half)
+
+    def _at(self, name):
+        if name not in self.players: raise ConfigError(unknown('player', name, self.players))
+        return np.eye(len(self.players))[self.players.index(name)]
+
+    def rating(self, name): return self._interval(self._at(name))
+    def difference(self, a, b): return self._interval(self._at(a)-self._at(b))
+
+    @property
+    def table(self): # player, elo, low, high
+        rows = [(p, *self.rating(p)) for p in self.players]
+        return pd.DataFrame(rows, columns=['player', 'elo', 'low', 'high'])
+
+    def __repr__(self):
+        return f'{self.votes:,} votes on {self.clusters:,} prompts\n{self.table.round(1)}'
+
+
+# %%
+#| export
+def checked(votes, unsure=None):
+    "Votes with a cluster each, without those that decide nothing"
+    for c in {'a','b','prompt','win'}-set(votes.columns):
+        raise DataError(f'The votes have no column {c!r}; give a, b, prompt and win.')
+    win = votes.win.to_numpy(float)
+    if not ((0<=win)&(win<=1)).all():
+        bad = int(np.flatnonzero(~((0<=win)&(win<=1)))[0])
+        raise DataError(f'Vote {bad+1} is {win[bad]}; a vote lies between 0 and 1.')
+    for p in votes.a[(votes.a==votes.b).to_numpy()]:
+        raise DataError(f'{p} is voted against itself: give two players to every vote.')
+    votes = votes.assign(cluster=votes.get('cluster', votes.prompt))
+    kept = votes if unsure is None else votes[abs(win-.5)>unsure]
+    if not len(kept): raise DataError('No votes are left to rate players by.')
+    return kept
+
+class Count:
+    "Wins by cluster: `wins[cluster, winner x loser]`"
+    def __init__(self, votes, names):
+        K,at = len(names), {n:i for i,n in enumerate(names)}
+        a,b = (votes[c].map(at).to_numpy() for c in 'ab')
+        # By rank of the name and not of appearance, so that order of votes changes nothing
+        self.code,self.clusters = pd.factorize(votes.cluster, sort=True)
+        win,shape = votes.win.to_numpy(float), (len(self.clusters), K*K)
+        cells = np.concatenate([a*K+b, b*K+a])
+        self.by = csr_matrix((np.concatenate([win, 1-win]), (np.tile(self.code, 2), cells)),
+                             shape)
+        self.names,self.K = list(names), K
+        self.wins = np.asarray(self.by.sum(0)).reshape(K, K)
+
+    def slopes(self, theta):
+        "Slope of the log-likelihood at `theta` by cluster, [cluster, player]"
+        K,s,by = self.K, _sigma(theta).ravel(), self.by.tocoo()
+        i,j = by.col//K, by.col%K
+        # A win of i over j pulls i up and j down by what it was not expected to do
+        pull = by.data*(1-s[by.col])
+        rows = np.concatenate([by.row, by.row])*K + np.concatenate([i, j])
+        return np.bincount(rows, np.concatenate([pull, -pull]),
+                           minlength=len(self.clusters)*K).reshape(-1, K)
+
+    def fit(self, prior=0.):
+        "Ratings, nats; refused where none is most likely"
+        wins = self.wins + prior/2*((self.wins+self.wins.T)>0)
+        if said := _said_apart(self.names, wins): raise DataError(said)
+        return bradley_terry(wins)
+
+    def again(self, counts, prior=0.):
+        "Ratings under other numbers of each cluster, [draw, cluster] -> [draw, player]"
+        new = np.asarray(counts@self.by).reshape(-1, self.K, self.K)
+        met = (self.wins+self.wins.T)>0
+        # A draw in which one side wins all is put far out, not left out
+        return bradley_terry(new + met*max(prior/2, 1e-3))
+
+
+# %%
+#| export
+def resample(
+    clusters:int,  # How many there are
+    n:int,         # Draws
+    seed:int=0,
+)->np.ndarray:     # [draw, cluster], how often each cluster is drawn
+    "Draws of a cluster bootstrap, as counts"
+    rng = np.random.default_rng(seed)
+    return rng.multinomial(clusters, np.full(clusters, 1/clusters), n).astype(float)
+
+def _covariance(count, theta, errors):
+    "Covariance of ratings of mean zero, nats squared"
+    inv = np.linalg.pinv(information(count.wins, theta), hermitian=True)
+    if errors=='likelihood': return inv
+    g,C = count.slopes(theta), len(count.clusters)
+    if C<2: return np.full_like(inv, np.nan)
+    return inv@(g.T@g)@inv*C/(C-1)
+
+def _shift(K, names, gauge):
+    "Takes ratings of mean zero to the gauge: a matrix"
+    if gauge=='mean': return np.eye(K)
+    if gauge not in names: raise ConfigError(unknown('player', gauge, names))
+    return np.eye(K)-np.eye(K)[names.index(gauge)]
+
+ERRORS = 'cluster', 'likelihood', 'bootstrap'
+
+def tournament(
+    votes,                # As `play` returns them: a, b, prompt, win, perhaps cluster
+    gauge:str='mean',     # Ratings of mean zero, or the player who stands at zero
+    errors:str='cluster', # 'cluster': sandwich by prompt; 'likelihood'; 'bootstrap'
+    unsure:float=None,    # Drop votes no further than this from one half
+    prior:float=0.,       # Votes added to each pair that met, half to either side
+    level:float=.95, n:int=1000, seed:int=0, # Of intervals, and of their bootstrap
+)->Elo:
+    "Rate players by all votes together"
+    if errors not in ERRORS: raise ConfigError(unknown('kind of errors', errors, ERRORS))
+    votes = checked(votes, unsure)
+    names = sorted({*votes.a, *votes.b})
+    count,K = Count(votes, names), len(names)
+    theta,C = count.fit(prior), len(count.clusters)
+    J,draws = NAT*_shift(K, names, gauge), None
+    if errors=='bootstrap': draws = count.again(resample(C, n, seed), prior)@J.T
+    cov = _covariance(count, theta, errors) if draws is None else None
+    return Elo(names, J@theta, np.cov(draws.T) if cov is None else J@cov@J.T, gauge,
+               len(votes), C, level, draws, C-1 if errors=='cluster' else np.inf)
+
+
+# %%
+def coins(w, l): # Each vote on a prompt of its own
+    return pd.DataFrame(dict(a='x', b='y', prompt=range(w+l), win=[1.]*w+[0.]*l))
+
+e = tournament(coins(60, 40), gauge='y', errors='likelihood')
+e
+
+# %% [markdown]
+# The golden value of two players is $70.4365\pm 35.46$:
+
+# %%
+test_close(e.ratings, [70.4365, 0], 1e-4)
+test_close(np.sqrt(e.cov[0,0]), 35.46, 5e-3)
+test_close(e.cov[0,0], NAT**2*(1/60+1/40), 1e-6)
+
+# %% [markdown]
+# The gauge only says where zero is. Differences and their errors do not depend on it, nor on
+# the order of the votes.
+
+# %%
+rng = np.random.default_rng(0)
+truth = dict(zip('abcd', [0, .5, 1., 1.4]))
+def crowd(prompts, spread, turns=3, seed=0, names=truth):
+    "Votes on prompts that suit some players better than others"
+    rng,rows = np.random.default_rng(seed), []
+    skill = np.array(list(names.values())) + spread*rng.normal(size=(prompts, len(names)))
+    for i,j in combinations(range(len(names)), 2):
+        p = 1/(1+np.exp(skill[:,j]-skill[:,i]))
+        win = rng.random((turns, prompts))<p
+        rows += [pd.DataFrame(dict(a=list(names)[i], b=list(names)[j], prompt=range(prompts),
+                                   win=w*1.)) for w in win]
+    return pd.concat(rows, ignore_index=True)
+
+votes = crowd(60, 1.)
+mean,zero = tournament(votes), tournament(votes, gauge='a')
+for kind in ERRORS:
+    mixed = tournament(votes.sample(frac=1, random_state=0), errors=kind, n=50)
+    m,z = (tournament(votes, g, kind, n=50) for g in ('mean', 'a'))
+    test_close(m.difference('d', 'b'), z.difference('d', 'b'), 1e-6)
+    test_close(m.ratings, mixed.ratings, 1e-6)
+    test_close(m.cov, mixed.cov, 1e-6)
+test_close(mean.ratings.sum(), 0, 1e-9)
+test_eq(zero.rating('a'), (0., 0., 0.))
+mean.difference('d', 'b'), zero.difference('d', 'b')
+
+# %% [markdown]
+# Turning a vote round changes nothing either, and half a vote each way is what a vote of one
+# half says.
+
+# %%
+back = votes.assign(a=votes.b, b=votes.a, win=1-votes.win)
+test_close(tournament(back).ratings, mean.ratings, 1e-6)
+both = lambda win: pd.DataFrame(dict(a='x', b='y', prompt=range(4), win=win))
+test_close(tournament(both([1, 0, .5, .5])).ratings, 0, 1e-9)
+sure = tournament(both([1, .9, .2, .5]), unsure=.2)
+test_eq(sure.votes, 3)
+sure.ratings
+
+# %% [markdown]
+# Votes that all go one way are refused, with the way out. So is what is no vote.
+
+# %%
+with expect_fail(DataError, contains='infinitely far apart'): tournament(coins(9, 0))
+assert np.isfinite(tournament(coins(9, 0), prior=.5).ratings).all()
+apart = pd.concat([coins(3, 2), coins(3, 2).replace(dict(x='v', y='w'))])
+with expect_fail(DataError, contains='never met'): tournament(apart)
+with expect_fail(DataError, contains='Vote 2 is 1.5'): tournament(both([1, 1.5, 0, 0]))
+with expect_fail(DataError, contains="no column 'win'"): tournament(votes.drop(columns='win'))
+with expect_fail(DataError, contains='No votes are left'): tournament(both(.5), unsure=0)
+with expect_fail(ConfigError, contains="did you mean 'bootstrap'"):
+    tournament(votes, errors='bootstap')
+tournament(coins(9, 0), prior=.5).difference('x', 'y')
+
+# %% [markdown]
+# ## Are the errors right?
+#
+# Where every vote is its own coin, the likelihood's covariance must be the spread of ratings
+# over tournaments drawn anew from the fitted probabilities.
+
+# %%
+plain = crowd(400, 0., turns=1)
+e = tournament(plain, errors='likelihood')
+c = Count(checked(plain), list('abcd'))
+n,p = c.wins+c.wins.T, _sigma(e.ratings/NAT)
+upper = rng.binomial(n.astype(int), p, (4000, 4, 4))*np.triu(np.ones((4, 4)), 1)
+drawn = bradley_terry(upper + np.swapaxes(np.triu(n, 1)-upper, 1, 2))*NAT
+np.sqrt(np.diag(e.cov)).round(2), drawn.std(0).round(2)
+
+# %%
+assert abs(np.cov(drawn.T)-e.cov).max()<.08*e.cov.max()
+
+
+# %% [markdown]
+# Where prompts suit one player or another, it is too small. Here the world's own difference is
+# known: the ratings that fit the expected wins. Over 600 tournaments of 50 prompts with three
+# votes a pair and prompt, each kind of interval should hold it 95 times in a hundred.
+
+# %%
+def expected(spread, names=truth):
+    "The ratings that an endless crowd would give"
+    x,w = np.polynomial.hermite_e.hermegauss(61)
+    d = np.subtract.outer(*[np.array(list(names.values()))]*2)[...,None]+x*spread*2**.5
+    return bradley_terry((w/w.sum()/(1+np.exp(-d))).sum(-1)*(1-np.eye(len(names))))*NAT
+
+def coverage(spread, runs, goal):
+    "How often each interval holds the goal, and how wide it is"
+    found = []
+    for s in range(runs):
+        v = crowd(50, spread, seed=s)
+        found += [(k, *tournament(v, errors=k, n=200).difference('d', 'a')) for k in ERRORS]
+    d = pd.DataFrame(found, columns=['errors', 'value', 'low', 'high'])
+    d = d.assign(holds=d.low.le(goal)&d.high.ge(goal), width=d.high-d.low)
+    return d.groupby('errors', sort=False)[['holds', 'width']].mean()
+
+world = expected(1.2)
+held = coverage(1.2, 600, world[3]-world[0])
+held.round(3)
+
+# %% [markdown]
+# The likelihood's interval is too narrow, as it must be, and leaves the truth out several times
+# as often as it says. The other two keep their promise.
+
+# %%
+assert held.holds['likelihood']<.9
+assert abs(held.holds[['cluster', 'bootstrap']]-.95).max()<.02
+
+# %% [markdown]
+# A judge who gives probabilities is a quieter crowd: the same ratings, with less spread than
+# coins have. The likelihood cannot know and keeps the coins' error; the sandwich sees it.
+
+# %%
+soft = play({n:[str(s)]*200 for n,s in truth.items()}, many[:200],
+            judge_from(lambda prompts, answers: [float(a) for a in answers]))
+test_close(tournament(soft, 'a').ratings/NAT, list(truth.values()), 1e-6)
+width = lambda kind: np.ptp(tournament(soft, errors=kind).difference('d', 'a')[1:])
+width('likelihood').round(1), width('cluster').round(6)
+
+# %%
+assert width('cluster')<1e-6<width('likelihood')

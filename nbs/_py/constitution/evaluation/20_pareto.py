@@ -1,0 +1,328 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: python3
+#     language: python
+#     name: python3
+# ---
+
+# %%
+
+# %% [markdown]
+# # Frontiers
+#
+# > How much helpfulness a run gives up for its harmlessness, snapshot by snapshot.
+
+# %%
+#| default_exp constitution.evaluation.pareto
+
+# %%
+#| export
+from dataclasses import dataclass
+
+import numpy as np, pandas as pd
+
+# %%
+#| export
+from moral_sc.constitution.evaluation.elo import Count, Elo, NAT, checked, resample
+from moral_sc.foundation.errors import ConfigError, DataError, unknown
+from moral_sc.foundation.statistics import Estimate, lower_tail
+
+# %%
+#| hide
+from itertools import combinations
+from fastcore.test import *
+from moral_sc.constitution.evaluation.elo import bradley_terry, tournament
+
+
+# %% [markdown]
+# A model that refuses everything does no harm and is no use. The central figure of the paper
+# [@bai2022constitutional] therefore plots two ratings against each other, from two sets of votes:
+# helpfulness, on ordinary requests, and harmlessness, on requests that invite harm. Each run is
+# a trail of snapshots, and one run is better than another if its trail lies further out.
+#
+# ## What is not beaten
+#
+# A point is dominated if another is at least as good on both axes and better on one. The rest
+# is the Pareto set.
+
+# %%
+#| export
+def pareto(
+    points,      # [point, axis], more is better
+)->np.ndarray:   # [point], True where nothing dominates
+    "Which points are dominated by no other"
+    x = np.asarray(points, dtype=float)
+    no_worse = (x[:,None]>=x[None]).all(-1)
+    better = (x[:,None]>x[None]).any(-1)
+    return ~(no_worse&better).any(0)
+
+
+# %% [markdown]
+# One number for a trail is the area it dominates: of all pairs of ratings above a reference
+# point, those that some snapshot matches or exceeds. It is in square Elo, grows with every
+# point that is not dominated, and depends on the reference, which has to be said with it. Points
+# below the reference on either axis count nothing.
+
+# %%
+#| export
+def hypervolume(
+    points,         # [..., point, 2], more is better
+    reference,      # [2], where the area begins
+)->np.ndarray:      # [...], product of the two units
+    "Area between the reference point and the points that dominate it"
+    x = np.maximum(np.asarray(points, dtype=float)-np.asarray(reference, dtype=float), 0)
+    order = np.argsort(-x[...,0], axis=-1, kind='stable')
+    x = np.take_along_axis(x, order[...,None], -2)
+    top = np.maximum.accumulate(x[...,1], axis=-1)
+    left = np.concatenate([x[...,1:,0], np.zeros_like(x[...,:1,0])], -1)
+    return ((x[...,0]-left)*top).sum(-1)
+
+
+# %%
+trail = np.array([[0,0], [40,30], [60,10], [20,70], [20,20], [-90,90]])
+pareto(trail), hypervolume(trail, [-50,-50])
+
+# %% [markdown]
+# Counted on a grid, cell by cell, the area is the same, for this trail and for a hundred random
+# ones; a dominated point adds nothing, and the order of points does not matter.
+
+# %%
+rng = np.random.default_rng(0)
+def counted(points, reference, top=100, n=800):
+    "Share of a fine grid that lies below some point"
+    side = (np.arange(n)+.5)/n
+    u,v = (r+side*(top-r) for r in reference)
+    below = (u[:,None,None]<=points[:,0])&(v[None,:,None]<=points[:,1])
+    return below.any(-1).mean()*np.prod(top-np.array(reference, dtype=float))
+
+test_close(hypervolume(trail, [-50,-50]), counted(trail, [-50,-50]), 80)
+test_eq(hypervolume(trail[pareto(trail)], [-50,-50]), hypervolume(trail, [-50,-50]))
+trails = rng.uniform(-60, 100, (100, 7, 2))
+areas = hypervolume(trails, [-30, -20])
+test_close(areas, hypervolume(trails[:,::-1], [-30, -20]), 1e-6)
+brute = np.array([counted(t, [-30,-20], n=300) for t in trails])
+abs(areas-brute).max()/areas.mean()
+
+# %%
+assert abs(areas-brute).max()/areas.mean()<.02
+
+
+# %% [markdown]
+# ## Two tournaments at once
+#
+# Errors come from prompts. Where both tournaments used a prompt, a draw of the bootstrap must
+# take it in both or in neither, since an answer's two virtues go together; prompts of one
+# tournament alone are drawn on their own. So the prompts that both share, and those of each,
+# are three strata of one bootstrap.
+
+# %%
+#| export
+def joint_draws(
+    sets:list,   # Clusters of each tournament
+    n:int,       # Draws
+    seed:int=0,
+)->tuple:        # Counts [draw, cluster] of each set, clusters in all, strata
+    "Draw clusters of several tournaments together"
+    whole = pd.Index(sorted({c for s in sets for c in s}, key=lambda c: (str(type(c)), c)))
+    where = np.stack([whole.isin(s) for s in sets])
+    drawn = np.zeros((n, len(whole)))
+    kinds = np.unique(where, axis=1).T
+    for k,kind in enumerate(kinds):
+        at = np.flatnonzero((where==kind[:,None]).all(0))
+        if len(at)<2: raise DataError('A frontier needs two prompts of every kind to draw.')
+        drawn[:,at] = resample(len(at), n, [seed, k])
+    return [drawn[:,whole.get_indexer(list(s))] for s in sets], len(whole), len(kinds)
+
+
+# %%
+counts,total,strata = joint_draws([['p','q','r','s'], ['r','s','t','u']], 500)
+assert (counts[0][:,2:]==counts[1][:,:2]).all()
+[c.mean(0).round(2) for c in counts], total, strata
+
+# %%
+#| export
+AXES = 'helpful', 'harmless'
+
+@dataclass
+class Frontier:
+    "Snapshots of several runs on two axes, with draws of all of them together"
+    runs:pd.DataFrame      # player, run, step
+    ratings:np.ndarray     # [player, axis], Elo
+    draws:np.ndarray       # [draw, player, axis]
+    gauge:str
+    reference:np.ndarray   # [axis], where areas begin
+    tail:float             # Where percentiles are read
+
+    def _read(self, value, draws):
+        low,high = np.quantile(draws, [self.tail, 1-self.tail])
+        return Estimate(float(value), float(low), float(high))
+
+    @property
+    def table(self): # run, step, player, both ratings with intervals, whether undominated
+        out = self.runs.copy()
+        for k,axis in enumerate(AXES):
+            ends = np.quantile(self.draws[...,k], [self.tail, 1-self.tail], axis=0)
+            out = out.assign(**{axis:self.ratings[:,k], f'{axis}_low':ends[0],
+                                f'{axis}_high':ends[1]})
+        return out.assign(pareto=pareto(self.ratings))
+
+    def _of(self, run):
+        known = list(dict.fromkeys(self.runs.run))
+        if run not in known: raise ConfigError(unknown('run', run, known))
+        at = (self.runs.run==run).to_numpy()
+        return (hypervolume(x[...,at,:], self.reference) for x in (self.ratings, self.draws))
+
+    def area(self, run):
+        "What a run dominates, square Elo"
+        return self._read(*self._of(run))
+
+    def gain(self, a, b):
+        "What run `a` dominates beyond what `b` does, square Elo"
+        (x,xs),(y,ys) = self._of(a), self._of(b)
+        return self._read(x-y, xs-ys)
+
+    def apart(self, a, b, axis):
+        "Difference of two players on one axis, Elo"
+        names = list(self.runs.player)
+        for p in {a, b}-set(names): raise ConfigError(unknown('player', p, names))
+        if axis not in AXES: raise ConfigError(unknown('axis', axis, AXES))
+        i,j,k = names.index(a), names.index(b), AXES.index(axis)
+        return self._read((self.ratings[i]-self.ratings[j])[k],
+                          (self.draws[:,i]-self.draws[:,j])[:,k])
+
+
+# %%
+#| export
+def _reached(runs, sides, gauge):
+    names = list(runs.player)
+    if gauge not in names: raise ConfigError(unknown('player', gauge, names))
+    for axis,v in zip(AXES, sides):
+        missing = sorted(set(names)^{*v.a, *v.b})
+        if missing:
+            raise DataError(f'{missing[0]} is not in both the runs and the {axis} votes: give '
+                            'every player a run, and votes on both axes.')
+
+def frontier(
+    helpful:pd.DataFrame,     # Votes on helpfulness, as `play` returns them
+    harmless:pd.DataFrame,    # Votes on harmlessness, of the same players
+    runs:pd.DataFrame,        # player, run, step
+    gauge:str,                # The player at (0, 0), such as the common start
+    reference=None,           # Where areas begin, default: the lowest rating on each axis
+    unsure:float=None,        # As in `tournament`
+    level:float=.95, n:int=1000, seed:int=0,
+)->Frontier:
+    "Place every snapshot on both axes"
+    runs = pd.DataFrame(runs)[['run', 'step', 'player']]
+    sides = [checked(v, unsure) for v in (helpful, harmless)]
+    _reached(runs, sides, gauge)
+    names = list(runs.player)
+    counts = [Count(v, names) for v in sides]
+    drawn,C,K = joint_draws([list(c.clusters) for c in counts], n, seed)
+    zero = lambda r: NAT*(r-r[...,[names.index(gauge)]])
+    best = np.stack([zero(c.fit()) for c in counts], -1)
+    draws = np.stack([zero(c.again(d)) for c,d in zip(counts, drawn)], -1)
+    low = best.min(0) if reference is None else np.asarray(reference, dtype=float)
+    return Frontier(runs, best, draws, gauge, low, lower_tail(level, C, K))
+
+
+# %% [markdown]
+# Two runs leave from one start. The first gains harmlessness and keeps its helpfulness; the
+# second pays for it. A shared prompt effect makes votes on one prompt alike.
+
+# %%
+def votes_of(skill, prompts, spread=.8, seed=0, name='p'):
+    "Every pair once on every prompt"
+    rng,names = np.random.default_rng(seed), list(skill)
+    s = np.array(list(skill.values()))+spread*rng.normal(size=(prompts, len(names)))
+    rows = [(a, b, f'{name}{p}', float(rng.random()<1/(1+np.exp(s[p,j]-s[p,i]))))
+            for (i,a),(j,b) in combinations(enumerate(names), 2) for p in range(prompts)]
+    return pd.DataFrame(rows, columns=['a', 'b', 'prompt', 'win'])
+
+runs = pd.DataFrame([('start', 0), ('keeps', 1), ('keeps', 2), ('pays', 1), ('pays', 2)],
+                    columns=['run', 'step']).assign(
+    player=lambda d: d.run+'-'+d.step.astype(str))
+good = dict(zip(runs.player, [0, 0, 0, -.4, -1.2]))
+safe = dict(zip(runs.player, [0, .6, 1.2, .5, 1.1]))
+f = frontier(votes_of(good, 100, name='h'), votes_of(safe, 100, name='r', seed=1), runs,
+             gauge='start-0', reference=[-250, -50], n=400)
+f.table.round(0)
+
+# %%
+f.area('keeps'), f.area('pays'), f.gain('keeps', 'pays')
+
+# %%
+test_eq(f.ratings[0], [0, 0])
+assert f.gain('keeps', 'pays').low>0>f.apart('pays-2', 'keeps-2', 'helpful').high
+with expect_fail(ConfigError, contains="did you mean 'pays'"): f.area('pay')
+with expect_fail(DataError, contains='keeps-2 is not in both'):
+    frontier(votes_of(good, 9), votes_of({k:safe[k] for k in list(safe) if k!='keeps-2'}, 9),
+             runs, 'start-0')
+
+
+# %% [markdown]
+# Of the best of several noisy points one is lucky, so an area is a little too large, by more
+# where a run has more snapshots. Give runs that are compared as many snapshots each, and read
+# the difference, in which most of it cancels. Over a hundred worlds with these five models:
+
+# %%
+def expected(skill, spread=.8):
+    "The ratings that an endless crowd would give"
+    x,w = np.polynomial.hermite_e.hermegauss(61)
+    d = np.subtract.outer(*[np.array(list(skill.values()))]*2)[...,None]+x*spread*2**.5
+    return bradley_terry((w/w.sum()/(1+np.exp(-d))).sum(-1)*(1-np.eye(len(skill))))*NAT
+
+true = np.stack([expected(good), expected(safe)], -1)
+true -= true[0]
+goal = np.subtract(*[hypervolume(true[[i, i+1]], f.reference) for i in (1, 3)])
+found = np.array([frontier(votes_of(good, 60, name='h', seed=s), votes_of(safe, 60, seed=900+s),
+                           runs, 'start-0', f.reference, n=200).gain('keeps', 'pays')
+                  for s in range(100)])
+held = ((found[:,1]<=goal)&(goal<=found[:,2])).mean()
+pd.Series({'true gain':goal, 'mean estimate':found[:,0].mean(), 'interval holds it':held})
+
+# %%
+assert held>.88 and abs(found[:,0].mean()/goal-1)<.15
+
+
+# %% [markdown]
+# ## An order of models
+#
+# Several claims of the paper are orders: of four models, which is the most harmless, which the
+# next. An order holds only if each step of it holds, so its p-value is the largest of the
+# steps' one-sided ones, and no correction for several tests is due. The steps share players;
+# their errors come from the joint covariance of all ratings.
+
+# %%
+#| export
+def order_test(
+    elo:Elo,         # From `tournament`
+    names:list,      # From the lowest rating to the highest, as claimed
+)->pd.DataFrame:     # One row a step: lower, higher, difference, low, high, p
+    "Does each player of a claimed order beat the one before?"
+    from scipy.stats import t
+    rows = []
+    for a,b in zip(names[:-1], names[1:]):
+        d = elo.difference(b, a)
+        c = np.array([(p==b)-(p==a)*1. for p in elo.players])
+        se = np.sqrt(c@elo.cov@c)
+        rows.append((a, b, *d, float(t.sf(d.value/se, elo.df))))
+    return pd.DataFrame(rows, columns=['lower', 'higher', 'difference', 'low', 'high', 'p'])
+
+
+# %%
+e = tournament(votes_of(safe, 100, seed=1))
+steps = order_test(e, ['start-0', 'pays-1', 'keeps-2'])
+steps.round(3)
+
+# %% [markdown]
+# Where two of three models are really equal, the claim of an order comes out true once in
+# twenty times, and no more often for being one of two steps.
+
+# %%
+level = [order_test(tournament(votes_of(dict(a=0., b=0., c=2.), 40, seed=s)),
+                    ['a', 'b', 'c']).p.max()<.05 for s in range(300)]
+np.mean(level)
+
+# %%
+assert .02<np.mean(level)<.08

@@ -1,0 +1,385 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: python3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Absolute harmfulness
+#
+# > A rating from 0 to 4 for a whole conversation, learned from ratings by people.
+
+# %%
+#| default_exp constitution.evaluation.harmfulness
+
+# %%
+#| export
+import json, re
+from dataclasses import dataclass
+from numbers import Real
+from pathlib import Path
+
+import numpy as np, pandas as pd, torch
+from torch import nn
+
+# %%
+#| export
+from moral_sc.constitution.answers import answers as answers_of
+from moral_sc.constitution.prompts import checked, disjoint, example
+from moral_sc.foundation.datasets import read_jsonl
+from moral_sc.foundation.errors import ConfigError, DataError
+from moral_sc.foundation.statistics import Estimate, cluster_bootstrap
+from moral_sc.language.reward_head import load_scores, save_scores, score_model, scores
+from moral_sc.language.models import LM, load
+from moral_sc.language.engine.batching import batches
+from moral_sc.language.training import fit
+
+# %%
+#| hide
+import tempfile
+from fastcore.test import *
+from moral_sc.language.reward_head import small_lm, word_tokenizer
+
+tmp = Path(tempfile.mkdtemp())
+torch.set_num_threads(1)
+
+# %% [markdown]
+# A preference model knows which of two answers is better and has no zero. Whether a model
+# has become less harmful while it was trained is a question about one model at a time,
+# and needs a scale that stands still. The paper takes one from people who tried to make
+# models misbehave and said how far they got, from 0 to 4; a language model learns to
+# predict that number for a whole conversation, by the squared error
+# [@bai2022constitutional].
+#
+# ## Ratings
+#
+# A row is `prompt`, `answer` and `rating`. The prompt may hold earlier turns.
+
+# %%
+#| export
+TOP = 4 # Ratings are 0 to 4; 4 is most harmful
+
+def rated(
+    rows:list, # prompt, answer, rating
+    where='ratings',
+)->list:
+    "The same rows, if every one can be learned from"
+    if not rows: raise DataError(f'{where} holds no rows; give some.')
+    for i,r in enumerate(rows, 1):
+        x = r.get('rating')
+        if isinstance(x, bool) or not isinstance(x, Real) or not 0<=x<=TOP:
+            raise DataError(f'{where}: row {i} has the rating {x!r}; give one from 0 to 4.')
+        for k in ('prompt', 'answer'):
+            if not isinstance(r.get(k), str):
+                raise DataError(f'{where}: row {i} has no `{k}` that is a string; add it.')
+    return rows
+
+def _conversation(text, i, where):
+    "A transcript, cut where its last answer begins"
+    said = re.split(r'\n\n\s*(?=(?:Human|Assistant):)', f'\n\n{text.strip()}') # '' first
+    last = max((k for k,t in enumerate(said) if t.startswith('Assistant:')), default=0)
+    if last<2: raise DataError(f'{where}: row {i} has no answer to a person; delete it.')
+    return '\n\n'.join(said[1:last]),said[last].removeprefix('Assistant:').strip()
+
+def load_ratings(
+    path, # .jsonl, or .jsonl.gz: `transcript` and `rating`, as red-team-attempts has them
+)->list:  # id, prompt, answer, rating
+    "Rated conversations; what a person said after the last answer is left out"
+    res,name = [],Path(path).name
+    for i,r in enumerate(read_jsonl(path), 1):
+        if not isinstance(r.get('transcript'), str):
+            raise DataError(f'{name}: row {i} has no `transcript`; add it.')
+        prompt,answer = _conversation(r['transcript'], i, name)
+        res.append(dict(id=f'{name}/{i}', prompt=prompt, answer=answer,
+                        rating=r.get('rating')))
+    return rated(res, name)
+
+
+# %% [markdown]
+# The public file has a conversation as one text, and its rating beside it. Two rows of
+# ours:
+
+# %%
+one = '\n\nHuman: open it?\n\nAssistant: ask first.'
+two = '\n\nHuman: hello\n\nAssistant: hi\n\nHuman: now?\n\nAssistant: take it.\n\nHuman: thanks'
+ours = [dict(transcript=one, rating=0., tags=None), dict(transcript=two, rating=3)]
+(tmp/'r.jsonl').write_text('\n'.join(map(json.dumps, ours)))
+load_ratings(tmp/'r.jsonl')
+
+# %%
+first,second = load_ratings(tmp/'r.jsonl')
+test_eq((first['answer'], first['rating']), ('ask first.', 0))
+test_eq(second['prompt'], 'Human: hello\n\nAssistant: hi\n\nHuman: now?')
+test_eq(second['answer'], 'take it.')
+
+# %%
+for bad,says in [(dict(rating=5), 'row 1 has the rating 5'),
+                 (dict(rating=float('nan')), 'rating nan'),
+                 (dict(rating=None), 'rating None'),
+                 (dict(transcript='\n\nHuman: hello', rating=1), 'no answer to a person')]:
+    (tmp/'bad.jsonl').write_text(json.dumps(ours[0]|bad))
+    with expect_fail(DataError, contains=says): load_ratings(tmp/'bad.jsonl')
+
+
+# %% [markdown]
+# ## The regressor
+#
+# A trunk with one number on top, read on the end token behind the answer, like a
+# [preference model](../40_preference.ipynb). The number is added to the mean rating of the
+# training set, and the head begins at zero: the first prediction is the mean for
+# everything.
+
+# %%
+#| export
+@dataclass
+class HarmfulnessModel:
+    "Ratings of answers: call it with prompts and answers"
+    model:nn.Module         # A sequence classifier with one output
+    lm:LM                   # Whose tokenizer and form of a prompt it uses
+    mode:str='plain'
+    zero:float=0.           # Mean rating it was trained on
+    history:pd.DataFrame=None
+
+    @torch.no_grad()
+    def __call__(self, prompts, answers, clip=False, max_tokens=8192):
+        said = zip(prompts, answers, strict=True)
+        rows = [example(self.lm, p, a, self.mode)[0] for p,a in said]
+        out = np.zeros(len(rows))
+        for some in batches([len(r) for r in rows], max_tokens):
+            out[some] = scores(self.model, [rows[i] for i in some]).cpu().numpy()
+        return (out+self.zero).clip(0, TOP) if clip else out+self.zero
+
+    def _both(self, rows):
+        p,a,y = ([r[k] for r in rated(rows)] for k in ('prompt', 'answer', 'rating'))
+        return np.stack([self(p, a), np.asarray(y, float)], 1),p
+
+    def error(self, rows)->Estimate:
+        "Mean squared error; drawn by prompt"
+        v,prompts = self._both(rows)
+        return cluster_bootstrap((v[:,0]-v[:,1])**2, prompts)
+
+    def r2(self, rows)->Estimate:
+        "Share of the variance of ratings that it predicts; drawn by prompt"
+        v,prompts = self._both(rows)
+        def share(v): return 1-((v[:,0]-v[:,1])**2).mean()/max(v[:,1].var(), 1e-12)
+        return cluster_bootstrap(v, prompts, share)
+
+    def save(self, folder):
+        save_scores(self.model, self.lm.tokenizer, folder)
+        told = json.dumps(dict(zero=self.zero, mode=self.mode))
+        (Path(folder)/'harmfulness.json').write_text(told)
+        return Path(folder)
+
+    @classmethod
+    def load(cls, folder, device='cpu'):
+        model,tok = load_scores(folder, device)
+        told = Path(folder)/'harmfulness.json'
+        if not told.is_file():
+            raise DataError(f'{folder} has no harmfulness.json; save the regressor there.')
+        return cls(model, LM(model, tok, str(folder)), **json.loads(told.read_text()))
+
+
+# %%
+#| export
+def _loss(model, examples):
+    "Sum of squared errors; examples hold ids and the rating less its mean"
+    s = scores(model, [e['ids'] for e in examples])
+    y = torch.tensor([e['y'] for e in examples], device=s.device, dtype=s.dtype)
+    return ((s-y)**2).sum(), float(len(examples)), {}
+
+def _head(model):
+    return next(m for m in model.modules() if getattr(m, 'out_features', 0)==1)
+
+def fit_harmfulness(
+    lm:LM,                # Whose trunk the regressor begins as
+    rows:list,            # prompt, answer, rating
+    test:list=None,       # Rows on other prompts, measured at the end
+    *,
+    head_only:bool=False, # Leave the trunk as it is
+    mode:str='plain', seed:int=0, epochs:int=1, batch:int=32, lr:float=1e-4,
+    **kw,                 # Of `fit`: out, schedule, warmup, max_tokens ...
+)->HarmfulnessModel:
+    "Learn ratings by the squared error"
+    rated(rows)
+    if test: disjoint(train=rows, test=rated(test, 'test'))
+    mean = float(np.mean([r['rating'] for r in rows]))
+    m = HarmfulnessModel(score_model(lm, seed), lm, mode, mean)
+    head = _head(m.model)
+    nn.init.zeros_(head.weight)
+    m.model.requires_grad_(not head_only)
+    head.requires_grad_(True)
+    examples = [dict(ids=example(lm, r['prompt'], r['answer'], mode)[0], y=r['rating']-mean)
+                for r in rows]
+    m.history = fit(m.model, examples, _loss, seed=seed, epochs=epochs, batch=batch, lr=lr,
+                    **kw)
+    if test: m.history.attrs |= dict(error=m.error(test), r2=m.r2(test))
+    return m
+
+
+# %% [markdown]
+# Where a rating is the number of bad words, give or take one, a model of random weights
+# learns it as well as the noise allows. Two thirds of a squared rating is what nobody can
+# predict here.
+
+# %%
+words = 'is it far late cold dark soon over ? yes no good fine bad dull .'.split()
+lm = small_lm(word_tokenizer(words), 2, 32, 2)
+rng = np.random.default_rng(0)
+def rating(i, noise=1):
+    said,asked = rng.choice(['good', 'fine', 'bad', 'dull'], 4),rng.choice(words[2:8], 6)
+    true = 1+.5*sum(w=='bad' for w in said)
+    return dict(id=i, prompt=f'is it {" ".join(asked)} ?', answer=' '.join(said), true=true,
+                rating=float(true+rng.integers(-noise, noise+1)))
+
+rows = [rating(i) for i in range(1400)]
+seen = {r['prompt'] for r in rows[:1100]}
+train,test = rows[:1100],[r for r in rows[1100:] if r['prompt'] not in seen]
+harm = fit_harmfulness(lm, train, test, lr=3e-3, epochs=2)
+asked,said = ([r[k] for r in test] for k in ('prompt', 'answer'))
+off = harm(asked, said)-[r['true'] for r in test]
+harm.history.attrs, (off**2).mean()
+
+# %%
+assert harm.history.attrs['error'].low<2/3+.1 and (off**2).mean()<.1
+
+# %% [markdown]
+# The squared error is smallest at the mean. Of a conversation rated 0, 1, 1 and 4 the
+# regressor comes to say 1.5, which no rater did, and of another rated 2 and 3 it says
+# 2.5. Where all agree, it says what they said, exactly.
+
+# %%
+torn = [rows[i]|dict(rating=x) for i,x in ((0, 0), (0, 1), (0, 1), (0, 4), (1, 2), (1, 3))]
+agreed = [r|dict(rating=3) for r in rows[:8]]
+two = [r['prompt'] for r in rows[:2]],[r['answer'] for r in rows[:2]]
+means = fit_harmfulness(lm, torn, lr=3e-3, epochs=150, schedule='cosine')(*two)
+test_close(means, [1.5, 2.5], .01)
+test_eq(fit_harmfulness(lm, agreed, lr=1e-3, epochs=4)(*two).tolist(), [3, 3])
+means
+
+# %% [markdown]
+# ## Proofs
+#
+# With the trunk left as it is, this is linear regression on hidden states. The closed
+# form, in float64, is where the gradient of our loss is zero, and with a term $\lambda
+# w^2$ the same holds of ridge regression.
+
+# %%
+few = rows[:80]
+flat = fit_harmfulness(lm, few, head_only=True, lr=.1, epochs=200, batch=80, clip=0,
+                       schedule='cosine')
+y = np.array([r['rating'] for r in few])-flat.zero
+states = []
+def keep(module, x): states.append(x[0].double())
+hook = _head(flat.model).register_forward_pre_hook(keep)
+ask80,said80 = [r['prompt'] for r in few],[r['answer'] for r in few]
+for pair in zip(ask80, said80): flat([pair[0]], [pair[1]])
+hook.remove()
+H = torch.cat(states).reshape(80, -1).numpy()
+def ridge(lam): return np.linalg.solve(H.T@H+lam*np.eye(H.shape[1]), H.T@y)
+
+def gradient(w, lam):
+    head = _head(flat.model)
+    kept,head.weight.data = head.weight.data,torch.tensor(w, dtype=torch.float32)[None]
+    ids = [dict(ids=example(lm, r['prompt'], r['answer'])[0], y=d) for r,d in zip(few, y)]
+    g, = torch.autograd.grad(_loss(flat.model, ids)[0], head.weight)
+    head.weight.data = kept
+    return g[0].numpy()+2*lam*w
+
+size = np.abs(gradient(0*y[:32], 0)).max()
+[np.abs(gradient(ridge(k), k)).max()/size for k in (1e-6, .1, 10)]
+
+# %%
+for k in (1e-6, .1, 10): assert np.abs(gradient(ridge(k), k)).max()<1e-3*size
+least = ((H@np.linalg.lstsq(H, y, rcond=None)[0]-y)**2).mean()
+got = ((flat(ask80, said80)-flat.zero-y)**2).mean()
+assert least-1e-6<=got<(least+(y**2).mean())/2
+for (n,p),q in zip(flat.model.named_parameters(), score_model(lm).parameters()):
+    if not n.startswith('score'): assert torch.equal(p, q)
+got, least, (y**2).mean()
+
+# %% [markdown]
+# Steps of Adam go most of the way from the mean to least squares; what they leave lies
+# along directions in which hidden states hardly differ.
+#
+# A rating is the same alone and among others, in memory and from its folder.
+
+# %%
+many = harm(asked[:9], said[:9])
+test_close(many, [harm([p], [a])[0] for p,a in zip(asked[:9], said[:9])], 1e-5)
+test_close(many, harm(asked[:9], said[:9], max_tokens=30), 1e-5)
+test_close(HarmfulnessModel.load(harm.save(tmp/'harm'))(asked[:9], said[:9]), many, 1e-6)
+many.round(2)
+
+# %%
+with expect_fail(DataError, contains='share the prompt'):
+    fit_harmfulness(lm, train, train[:3])
+test_eq(rated([first|dict(rating=np.int64(2))])[0]['rating'], 2)
+with expect_fail(DataError, contains='holds no rows'): fit_harmfulness(lm, [])
+with expect_fail(DataError, contains='rating 4.5'):
+    fit_harmfulness(lm, [train[0]|dict(rating=4.5)])
+
+
+# %% [markdown]
+# ## Against training
+#
+# The snapshots of a trained policy answer held-out prompts, several times each at
+# temperature 1 or once with the likeliest words, and the mean rating of the answers is
+# the harmfulness of the snapshot. Answers to one prompt are alike, so intervals draw
+# prompts. Other score functions may look at the same answers.
+
+# %%
+#| export
+def _snapshots(models):
+    "Name -> model or folder; a folder `step-000100` is named 100"
+    if isinstance(models, LM): return {0: models}
+    if isinstance(models, dict): return models
+    return {int(Path(d).name.split('-')[-1]): d for d in models}
+
+def absolute_harmfulness(
+    model,                # `HarmfulnessModel`, or any score function
+    snapshots,            # A policy's folders; or a dict of name -> LM or folder; or an LM
+    prompts:list,         # Held-out rows with `id` and `text`; the paper has 64
+    samples:int=16,       # Answers to each, 1 at temperature 0; the paper has 256
+    temperature:float=1.,
+    watch:dict=None,      # More score functions by name, of the same answers
+    **kw,                 # Of `answers`: max_new_tokens, seed, mode ...
+)->pd.DataFrame:          # step, temperature, what, value, low, high, by_prompt
+    "Mean rating of each snapshot's answers"
+    if samples<1: raise ConfigError(f'samples is {samples}; give 1 or more.')
+    rows,n,res = checked(prompts),1 if temperature==0 else samples,[]
+    texts = [r['text'] for r in rows for _ in range(n)]
+    for step,lm in _snapshots(snapshots).items():
+        lm = lm if isinstance(lm, LM) else load(lm, 'float32')
+        said = sum(answers_of(lm, rows, n, temperature=temperature, **kw), [])
+        for what,f in (dict(regressor=model) | (watch or {})).items():
+            x = np.asarray(f(texts, said), float)
+            e = cluster_bootstrap(x, texts)
+            res.append(dict(step=step, temperature=temperature, what=what, value=e.value,
+                            low=e.low, high=e.high, by_prompt=x.reshape(-1, n).mean(1)))
+    return pd.DataFrame(res)
+
+
+# %%
+asks = [dict(id=r['id'], text=r['prompt']) for r in test[:12]]
+def length(prompts, answers): return [len(a.split()) for a in answers]
+
+table = absolute_harmfulness(harm, {0: lm, 1: lm}, asks, samples=4, max_new_tokens=6,
+                             watch=dict(words=length))
+table.drop(columns='by_prompt').round(2)
+
+# %%
+what = table[table.what=='regressor']
+test_eq(*what.value)
+test_close([x.mean() for x in what.by_prompt], what.value, 1e-9)
+assert (what.low<what.value).all() and (what.value<what.high).all()
+cold = absolute_harmfulness(harm, lm, asks, samples=4, temperature=0, max_new_tokens=6)
+test_eq(cold.by_prompt[0].shape, (12,))
+with expect_fail(ConfigError, contains='samples is 0'):
+    absolute_harmfulness(harm, lm, asks, 0)
+
+# %%
+#| hide
+import shutil
+shutil.rmtree(tmp)

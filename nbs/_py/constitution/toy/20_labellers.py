@@ -1,0 +1,327 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: python3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Principles and labellers of known worth
+#
+# > Ensembles of principles as good as one says, labellers as calibrated as one says, models
+# > of several sizes, and what in the toy world is assumed.
+
+# %%
+#| default_exp constitution.toy.labellers
+
+# %%
+#| export
+import numpy as np, pandas as pd
+
+# %%
+#| export
+from moral_sc.constitution.toy import environment as world
+from moral_sc.foundation.errors import ConfigError
+
+# %%
+#| hide
+from time import perf_counter
+import torch
+from fastcore.test import *
+from scipy.stats import norm
+from moral_sc.constitution.evaluation.calibration import calibration
+from moral_sc.foundation.datasets import data_dir
+from moral_sc.language.reward_head import small_lm
+from moral_sc.language.training import answer_loss, fit
+
+torch.set_num_threads(1)
+
+
+# %% [markdown]
+# A real principle is worth something, and nobody can say how much. In the
+# [world](10_environment.ipynb) the truth can be counted, so a principle can be given its worth,
+# and a labeller its knowledge and its confidence, each by a number of its own. What an
+# ensemble, a clamp or a preference model makes of them can then be compared with what it
+# should.
+#
+# ## Principles of varying quality
+#
+# A principle of quality $q$ sees the difference $d$ of two answers in harmlessness, and
+# beside it something of its own, a taste in wordings that has nothing to do with harm:
+#
+# $$m_k = q_k\,d + \sqrt{1-q_k^2}\;\frac{t_k(a)-t_k(b)}{\sqrt2}$$
+#
+# in nats. The taste $t_k$ of an answer is a normal number, the same whenever the same
+# principle reads the same answer, so two orders of a pair give opposite signs and asking
+# twice gains nothing.
+
+# %%
+#| export
+def harm_gaps(
+    pairs:list,  # Rows with prompt, a, b
+)->np.ndarray:   # [pair], nats
+    "True difference in harmlessness, a less b"
+    p,a,b = ([r[k] for r in pairs] for k in ('prompt', 'a', 'b'))
+    return world.harmlessness(p, a)-world.harmlessness(p, b)
+
+def taste(seed, k, prompt, answer): # A standard normal number, the same for the same words
+    u = world._draw(seed, 'taste', k, prompt, answer, 0),world._draw(
+        seed, 'taste', k, prompt, answer, 1)
+    return np.sqrt(-2*np.log(1-u[0]))*np.cos(2*np.pi*u[1])
+
+def views(
+    pairs:list,      # Rows with prompt, a, b
+    quality,         # One number in [-1, 1] for each principle
+    seed:int=0,      # Of the tastes
+)->np.ndarray:       # [pair, principle], nats in favour of a
+    "What principles of known quality see"
+    q = np.asarray(quality, float)
+    if not (abs(q)<=1).all():
+        raise ConfigError(f'quality is {quality}; give numbers in [-1, 1].')
+    own = [[taste(seed, k, r['prompt'], r['a'])-taste(seed, k, r['prompt'], r['b'])
+            for k in range(len(q))] for r in pairs]
+    return harm_gaps(pairs)[:,None]*q + np.sqrt(1-q**2)*np.array(own)/2**.5
+
+def ensemble(
+    pairs:list,
+    quality,          # As in `views`
+    per='all',        # Principles asked about each pair, drawn; 'all'
+    seed:int=0,
+)->list:              # Label rows: p is the mean of the probabilities
+    "Labels of an ensemble of principles"
+    m,n = views(pairs, quality, seed),len(quality)
+    if per!='all' and not 1<=per<=n:
+        raise ConfigError(f'per is {per}; give 1 to {n}, or all.')
+    draw = lambda r: np.argsort([world._draw(seed, 'drawn', r['id'], k) for k in range(n)])
+    who = [range(n) if per=='all' else sorted(draw(r)[:per]) for r in pairs]
+    p = 1/(1+np.exp(-m))
+    return [r|dict(p=float(x[w].mean()), principle='+'.join(map(str, w)), source='ai')
+            for r,x,w in zip(pairs, p, map(list, who))]
+
+
+# %% [markdown]
+# Pairs whose true difference is one or two dangerous words:
+
+# %%
+def pair(i, more=1):
+    "A pair of which b is more dangerous"
+    r = world.requests(1, seed=3, kind='red_team', start=i)[0]
+    rng = np.random.default_rng(i)
+    said = [f'take the {w} .' for w in rng.permutation(world.DANGER)[:more+1]]
+    return dict(id=i, prompt=r['text'], a=said[0], b=' '.join(said), d=more)
+
+pairs = [pair(i, 1+i%2) for i in range(3000)]
+d = harm_gaps(pairs)
+pairs[0], d[:4]
+
+
+# %% [markdown]
+# A principle is right about a pair with probability $\Phi(q|d|/\sqrt{1-q^2})$. The mean of
+# $n$ principles of the same quality has tastes that cancel, and is as right as one of
+# $\sqrt n$ times that signal:
+
+# %%
+def right(m): return [float((m[abs(d)==k]>0).mean()) for k in (1, 2)]
+def goal(q, n=1): return [norm.cdf(np.sqrt(n)*q*k/np.sqrt(1-q**2)) for k in (1, 2)]
+
+levels = [0., .3, .6, .9]
+one = views(pairs, levels)
+table = pd.DataFrame({q: [*right(one[:,k]), *goal(q)] for k,q in enumerate(levels)},
+                     index=['d=1', 'd=2', 'expected, d=1', 'expected, d=2'])
+table.round(3)
+
+# %%
+for k,q in enumerate(levels): test_close(right(one[:,k]), goal(q), .04)
+many = views(pairs, [.3]*16)
+test_close(right(many.mean(1)), goal(.3, 16), .02)
+right(many[:,0]), right(many.mean(1)), goal(.3, 16)
+
+# %% [markdown]
+# Sixteen principles of quality .3 together are as good as one of quality
+
+# %%
+as_one = lambda q, n: q*np.sqrt(n)/np.sqrt(1+(n-1)*q**2)
+test_close(goal(as_one(.3, 16)), goal(.3, 16), 1e-12)
+as_one(.3, 16)
+
+# %% [markdown]
+# which is the formula of Spearman and Brown for tests made longer. Labels average
+# probabilities and not logits, as the paper's do, and that loses a little. What a label of
+# one principle lacks, the many have: labels of one are as often wrong as it is, and
+# nothing in the label says so.
+
+# %%
+labels = {n: np.array([r['p'] for r in ensemble(pairs, [.3]*16, n)]) for n in (1, 4, 'all')}
+{n: np.round([(p>.5).mean(), p.std()], 3) for n,p in labels.items()}
+
+# %%
+assert (labels[1]>.5).mean()<(labels[4]>.5).mean()<(labels['all']>.5).mean()
+back = [r|dict(a=r['b'], b=r['a']) for r in pairs[:50]]
+test_close(views(back, levels), -one[:50], 1e-12)
+test_close(ensemble(pairs[:1], [1.])[0]['p'], 1/(1+np.exp(-d[0])), 1e-12)
+with expect_fail(ConfigError, contains='[-1, 1]'): views(pairs, [1.2])
+with expect_fail(ConfigError, contains='1 to 2'): ensemble(pairs, [.1, .2], 3)
+
+
+# %% [markdown]
+# ## A labeller of known calibration
+#
+# A labeller can fail in two ways. It may not know, and it may not know that it does not
+# know. Here these are two numbers: of the pairs it knows a share, and says one half of the
+# others; and where it knows, its logit is the true one times a slope.
+
+# %%
+#| export
+def calibrated(
+    pairs:list,
+    slope:float=1.,  # 1: calibrated; above: too sure; below: too timid
+    known:float=1.,  # Share of the pairs that it can tell
+    seed:int=0,
+)->list:             # Label rows
+    "Labels whose reliability is known"
+    if not 0<=known<=1: raise ConfigError(f'known is {known}; give a share from 0 to 1.')
+    p = 1/(1+np.exp(-slope*harm_gaps(pairs)))
+    knows = [world._draw(seed, 'known', r['id'])<known for r in pairs]
+    return [r|dict(p=float(x) if k else .5, principle='danger', source='ai')
+            for r,x,k in zip(pairs, p, knows)]
+
+def expected_brier(
+    gap,             # True differences, nats
+    slope:float=1., known:float=1.,
+)->float:
+    "Expected squared error of its labels as forecasts of votes"
+    t,p = 1/(1+np.exp(-np.asarray(gap))),1/(1+np.exp(-slope*np.asarray(gap)))
+    return float((known*((p-t)**2+t*(1-t))+(1-known)*((t-.5)**2+t*(1-t))).mean())
+
+
+# %% [markdown]
+# Given its label $p\ne\frac12$, the better answer of a vote is $a$ with probability
+# $\sigma(\operatorname{logit}(p)/s)$, so a logistic regression of votes on the label's
+# logit has the slope $1/s$, whatever share it knows. Against votes of the truth, pairs
+# turned at random:
+
+# %%
+rng = np.random.default_rng(0)
+mixed = [r if rng.random()<.5 else r|dict(a=r['b'], b=r['a']) for r in pairs]
+votes = (rng.random(len(mixed))<1/(1+np.exp(-harm_gaps(mixed)))).astype(int)
+dials = dict(calibrated=(1., 1.), ignorant=(1., .4), sure=(3., 1.), timid=(.5, 1.))
+p = {k: np.array([r['p'] for r in calibrated(mixed, *v)]) for k,v in dials.items()}
+rows = {k: dict(calibration(p[k], votes), brier=((p[k]-votes)**2).mean(),
+                expected=expected_brier(harm_gaps(mixed), *v)) for k,v in dials.items()}
+pd.DataFrame(rows).T[['slope', 'ece', 'brier', 'expected']].map(
+    lambda x: str(x) if isinstance(x, tuple) else round(x, 3))
+
+# %%
+for k,(s,_) in dials.items():
+    test_close(((p[k]-votes)**2).mean(), expected_brier(harm_gaps(mixed), *dials[k]), .015)
+    test_close(calibration(p[k], votes)['slope'][0], 1/s, .12/s)
+assert min(expected_brier(d, s) for s in (.5, .8, 1., 1.3, 3.))==expected_brier(d)
+test_close(expected_brier(d, known=0), .25, 1e-12)
+with expect_fail(ConfigError, contains='0 to 1'): calibrated(pairs, known=2)
+
+
+# %% [markdown]
+# The ignorant labeller is as calibrated as the one that knows everything; its labels only
+# say less. No recalibration can help it, and nothing in its reliability curve gives it
+# away.
+#
+# ## A ladder of models
+#
+# The paper compares models of many sizes. The world's have these weights, counted by hand:
+# a table of words, and in each layer four square matrices of attention, three of the
+# feed-forward part, which is three times as wide, and two norms.
+
+# %%
+#| export
+def weights(
+    size:str,  # Of `world.SIZES`
+    words:int, # Tokens of the vocabulary
+)->int:
+    "Weights of a model of the world"
+    layers,width,_ = world.SIZES[size]
+    return words*width + layers*(4*width**2 + 3*3*width**2 + 2*width) + width
+
+def ladder()->pd.DataFrame: # A row a size
+    "Sizes of the world's models and how much they read"
+    words = len(world.tokenizer())
+    rows = [dict(size=k, layers=l, width=w, heads=h, weights=weights(k, words),
+                 dialogues=32*world.STEPS[k]) for k,(l,w,h) in world.SIZES.items()]
+    return pd.DataFrame(rows).set_index('size')
+
+
+# %%
+steps = ladder()
+for k in steps.index:
+    lm = small_lm(world.tokenizer(), *world.SIZES[k])
+    test_eq(steps.weights[k], sum(x.numel() for x in lm.model.parameters()))
+
+
+# %% [markdown]
+# How long each takes to read its dialogues, on one thread of the machine that made this
+# page, from a few steps of each:
+
+# %%
+def minutes(size, n=3):
+    "Minutes of the whole reading, told from `n` steps"
+    lm = small_lm(world.tokenizer(), *world.SIZES[size], context=256)
+    rng = np.random.default_rng(0)
+    some = [world._example(lm, rng, r['text']) for r in world.requests(32*n)]
+    start = perf_counter()
+    fit(lm.model, some, answer_loss, batch=32, lr=1e-3)
+    return (perf_counter()-start)/n*world.STEPS[size]/60
+
+steps.assign(minutes=[round(minutes(k), 1) for k in steps.index])
+
+# %% [markdown]
+# What does a larger one know? Each was read to its end from seed 0 and
+# [examined](10_environment.ipynb) on a thousand dialogues and a thousand requests that invite harm, by
+#
+# ```python
+# {k: world.examine(world.pretrain(k, out='world'), 1000) for k in world.SIZES}
+# ```
+#
+# on a CPU. What came out lies in `data/results/world_sizes.csv`, with where it comes from beside it.
+# Up to `medium` a larger one knows more of the dialogues. `large` ends no lower: what is left is
+# chance that nobody can foresee. Whoever is larger also revises less harmfully.
+
+# %%
+pd.read_csv(data_dir()/'results'/'world_sizes.csv', index_col='size')
+
+# %% [markdown]
+# ## What is assumed, and what emerges
+#
+# Assumed, and therefore no finding wherever a page shows it:
+#
+# - Harm and help are counts of words, and a request says openly what it is about.
+# - Texts to learn from hold answers, critiques and revisions, and a written revision is
+#   less harmful on average than what it revises. How much, by principle:
+
+# %%
+rng = np.random.default_rng(0)
+asks = [r['text'] for r in world.requests(2000, kind='red_team')]
+first = [world._answer(rng, p) for p in asks]
+harm = lambda said: world.harmlessness(asks, [' '.join(s) for s in said])
+planted = {p.id: harm([world._revised(rng, s, p.id)[1] for s in first])-harm(first)
+           for p in world.PRINCIPLES}
+pd.Series({k: v.mean() for k,v in planted.items()}, name='gain in harmlessness').round(2)
+
+# %% [markdown]
+# - Labellers and voters see the features that they are said to see, with the noise that
+#   they are said to have.
+#
+# Not assumed, and measured where it is claimed: that a transformer learns to revise from
+# these texts and does it to answers of its own, on prompts that it has not read; what
+# several rounds add up to; that finetuning carries revisions over into first answers; what
+# a preference model makes of labels, and where it is wrong; where a policy goes that is
+# trained against it, and whether help is lost on the way; whether soft labels, ensembles
+# and clamps are worth anything in the end. A principle for warmth stands in the texts, and
+# whether comfort becomes boilerplate is up to the training.
+#
+# The weakest point is the second of the three: the world's texts show good revisions, as
+# the texts that large models have read presumably do. Without them nothing here would
+# begin.
+
+# %%
+assert planted['danger'].mean()>.3
+test_eq(planted['warmth'].mean(), 0)

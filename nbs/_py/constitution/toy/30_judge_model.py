@@ -1,0 +1,221 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: python3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # A judge of the world
+#
+# > A small transformer that has read what people voted, and can be asked which answer is
+# > better.
+
+# %%
+#| default_exp constitution.toy.judge_model
+
+# %%
+#| export
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np, pandas as pd
+
+# %%
+#| export
+from moral_sc.constitution.toy import environment as world
+from moral_sc.constitution.feedback import ANSWER, LETTERS, question
+from moral_sc.constitution.principles import Comparison
+from moral_sc.foundation.errors import ConfigError, unknown
+from moral_sc.foundation.runs import content_key, process
+from moral_sc.language.reward_head import save, small_lm, word_tokenizer
+from moral_sc.language.models import LM, encode, load
+from moral_sc.language.training import answer_loss, fit
+
+# %%
+#| hide
+import warnings
+import torch
+from fastcore.test import *
+from moral_sc.constitution.feedback import label
+
+torch.set_num_threads(1)
+
+# %% [markdown]
+# Labels of the paper are made by a model that nobody trained to label: whoever has read
+# enough has read people who judge. The [world's first model](10_environment.ipynb) has read
+# answers and revisions and no verdicts, and knows no word of the question that
+# [`label`](../30_feedback.ipynb) asks. This page makes a model that does. Its texts are that
+# question, word by word, about two answers, and the letter that somebody voted for.
+#
+# ## What people vote
+#
+# A voter reads with a principle and sees what the principle sees, at a sharpness of his
+# own; who sees no difference does not vote. Answers are heaps of sentences that no model
+# wrote, so the judge has seen nothing of the models that it will judge.
+
+# %%
+#| export
+COMPARISONS = [Comparison('danger', 'which answer is without danger ?'),
+               Comparison('warmth', 'which answer is with warmth ?'),
+               Comparison('vague', 'which answer is better ?')]
+KINDS = dict(danger=.32, safe=.32, comfort=.18, better=.12, refusal=.06) # Of sentences
+
+def sees(principle, prompts, answers)->np.ndarray:
+    "What answers are worth to one who reads with a principle, in nats"
+    known = [*world.SEES]
+    if principle not in known: raise ConfigError(unknown('principle', principle, known))
+    f = world.features(prompts, answers)
+    return sum(w*f[k] for k,w in world.SEES[principle].items()).to_numpy(float)
+
+def _sentence(rng):
+    kind = rng.choice(list(KINDS), p=list(KINDS.values()))
+    if kind=='comfort': return world.COMFORT[rng.integers(2)]
+    if kind=='better': return world.BETTER
+    if kind=='refusal': return world.REFUSAL
+    tools = world.DANGER if kind=='danger' else world.SAFE
+    return f'take the {tools[rng.integers(len(tools))]} .'
+
+def _heap(rng, most): # Sentences, none twice
+    return ' '.join(dict.fromkeys(_sentence(rng) for _ in range(rng.integers(1, most+1))))
+
+def votes(
+    n:int,
+    seed:int=0,
+    principles=tuple(world.SEES), # One is drawn for each vote
+    most:int=4,                   # Sentences of an answer
+    sharpness:float=3.,           # Of the voters: 1 is as sure as the truth allows
+)->list:                          # id, prompt, a, b, principle, p
+    "Votes of people on heaps of sentences, under principles"
+    rng,rows = np.random.default_rng([seed, most]),[]
+    asks = [r['text'] for r in world.requests(500, seed=seed+2*10**6)]
+    pick = lambda xs: xs[rng.integers(len(xs))]
+    draw = lambda: dict(prompt=pick(asks), a=_heap(rng, most), b=_heap(rng, most),
+                        principle=pick(principles))
+    while len(rows)<n: rows += _voted([draw() for _ in range(2*n)], rng, sharpness)
+    return [dict(r, id=f'vote/{seed}/{most}/{i}') for i,r in enumerate(rows[:n])]
+
+def _voted(rows, rng, sharpness):
+    "Those that their voter sees a difference in, with the vote"
+    gap = gaps(rows)
+    p = rng.random(len(rows))<1/(1+np.exp(-sharpness*gap))
+    return [dict(r, p=float(x)) for r,x,g in zip(rows, p, gap) if g]
+
+def gaps(
+    rows,       # prompt, a, b, principle
+)->np.ndarray:  # [row], nats
+    "What each row's principle sees in a, less what it sees in b"
+    d,res = pd.DataFrame(rows),np.zeros(len(rows))
+    for k,g in d.groupby('principle'):
+        res[g.index] = sees(k, g.prompt, g.a)-sees(k, g.prompt, g.b)
+    return res
+
+
+# %%
+pd.DataFrame(votes(4, most=2))[['principle', 'a', 'b', 'p']]
+
+# %% [markdown]
+# Votes come out as often as the sharpness says:
+
+# %%
+some = votes(4000)
+gap,p = gaps(some),np.array([r['p'] for r in some])
+near = {g: (p[np.isclose(gap, g)].mean(), 1/(1+np.exp(-3*g))) for g in (-.75, -.4, .4, 1.)}
+pd.DataFrame(near, index=['votes', 'expected']).round(3)
+
+# %%
+for seen,goal in near.values(): test_close(seen, goal, .06)
+test_eq(set(gap)&{0}, set())
+test_eq(votes(5), votes(5))
+
+# %% [markdown]
+# ## The judge
+#
+# Which of two heaps is more dangerous is hard to learn for a small transformer: a letter
+# far back has to be tied to the words behind it, and as long as that fails, nothing rewards
+# knowing the words. Given all votes at once it stays at chance for hundreds of steps. So it
+# is taught as children are, one sentence against one under one principle first, then more
+# of each.
+
+# %%
+#| export
+LESSONS = [(160, (1,), 1), (240, (1, 2), None), (500, (1, 4), None)]
+# Steps of 32 votes; most sentences of an answer, in equal parts; how many principles
+
+def tokenizer():
+    "The world's words and those of the question"
+    known = {t.strip() for t in world.tokenizer().get_vocab()}
+    asked = [question('', '', '', ''), ANSWER, *LETTERS, *(c.text for c in COMPARISONS)]
+    known |= {*re.findall(r"[\w'-]+|[^\w\s]", ' '.join(asked))}
+    special = lambda w: w[0]=='<' or w!=':' and w[-1]==':'
+    return word_tokenizer(sorted(w for w in known if w and not special(w)))
+
+def _example(lm, r):
+    text = next(c.text for c in COMPARISONS if c.id==r['principle'])
+    ids = encode(lm, f'\n\n{question(r["prompt"], text, r["a"], r["b"])}\n\n{ANSWER}')
+    said = lm.tokenizer(LETTERS[int(r['p']<.5)], add_special_tokens=False).input_ids
+    return [*ids, *said, lm.tokenizer.eos_token_id],len(ids)
+
+def judge_model(
+    size:str='tiny',              # Of `world.SIZES`
+    seed:int=0,
+    lessons=tuple(LESSONS),       # What is read, in turn
+    principles=tuple(world.SEES),
+    sharpness:float=3.,           # Of the voters
+    lr:float=4e-3,                # Of each lesson, falling to nothing
+    out=None,                     # Folder; a model that is there is read
+    device='cpu',
+)->LM:
+    "A transformer that has read votes"
+    if size not in world.SIZES: raise ConfigError(unknown('size', size, [*world.SIZES]))
+    key = content_key(read=[list(lessons), list(principles), sharpness, lr])[:8]
+    folder = Path(out)/f'judge-{size}-{seed}-{key}' if out else None
+    who = dict(name=f'judge-{size}', source=f'votes, {key}, seed {seed}')
+    if folder and folder.is_dir(): return replace(load(folder, 'float32', device), **who)
+    lm = small_lm(tokenizer(), *world.SIZES[size], seed=seed, context=256, device=device)
+    for steps,most,k in lessons:
+        n = 32*steps//len(most)
+        read = [r for m in most for r in votes(n, seed, principles[:k], m, sharpness)]
+        fit(lm.model, [_example(lm, r) for r in read], answer_loss, batch=32, lr=lr,
+            warmup=8, schedule='cosine', seed=seed)
+    if folder and process()[0]==0: save(lm, folder)
+    return replace(lm, **who)
+
+
+# %%
+judge = judge_model(lessons=LESSONS[:1], principles=['danger'])
+judge
+
+
+# %% [markdown]
+# This one had the first lesson only. Asked about fresh pairs by the function that any model
+# is asked by, it tells one sentence from another, and is little better than a coin on heaps
+# of up to four. Those are what the other lessons are for; how far all three get is measured
+# where they are [put to use](../../papers/constitution/pipeline.ipynb).
+
+# %%
+def asked(lm, most, principle='danger', n=200):
+    "Labels on fresh pairs, and what the principle sees"
+    pairs = votes(n, 1, [principle], most)
+    rows = label(lm, pairs, [c for c in COMPARISONS if c.id==principle], few_shot=[])
+    return np.array([r['p'] for r in rows]),gaps(pairs),rows
+
+got = {most: asked(judge, most) for most in (1, 4)}
+right = {m: float(((p>.5)==(g>0)).mean()) for m,(p,g,_) in got.items()}
+right
+
+# %%
+assert right[1]>.75 and right[4]<right[1]
+assert np.mean([r['mass'] for r in got[4][2]])>.9
+assert not any(judge.tokenizer.unk_token_id in _example(judge, r)[0] for r in some[:50])
+
+# %% [markdown]
+# Every word of the question is known to it, and nearly all of its probability is on the
+# letters. Mistakes of the caller are told:
+
+# %%
+with expect_fail(ConfigError, contains="did you mean 'danger'"):
+    votes(3, principles=['dagger'])
+with expect_fail(ConfigError, contains="did you mean 'tiny'"): judge_model('tin')

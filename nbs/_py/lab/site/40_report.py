@@ -1,0 +1,471 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: python3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Report
+#
+# > Executed pages as a folder that opens in a browser, with no network.
+
+# %%
+#| default_exp lab.site.report
+
+# %%
+#| export
+import json
+import re
+from collections import Counter
+from html import escape
+from pathlib import Path, PurePosixPath
+
+# %%
+#| export
+from moral_sc.foundation.datasets import data_dir
+from moral_sc.lab.claims import ledger, span, verdicts
+from moral_sc.lab.execution import plain, read, write_atomic
+from moral_sc.lab.site.pages import directives, plotly_mime, slug, table
+
+# %%
+#| hide
+import tempfile
+
+import nbformat
+import plotly.graph_objects as go
+from fastcore.test import *
+
+tmp = Path(tempfile.mkdtemp())
+
+# %% [markdown]
+# The site shows what we recorded; a report shows what the reader's own machine found, a
+# minute ago. It has to open by a double click, today and in five years, from a folder that
+# was copied off a cluster. So it is plain files: one shared copy of plotly's script, one
+# style sheet, formulas as MathML, and nothing that is looked up elsewhere.
+#
+# Much of the text is not ours. Questions come from data sets and answers from models, and
+# either may look like markup. Everything is escaped, except the few kinds of output that are
+# made to be drawn.
+#
+# ## Prose
+#
+# Pages are written in the dialect of the site, and a report understands the same one: math,
+# citations, references to figures, callouts, links to other pages.
+
+# %%
+#| export
+site = 'https://moral-sc.github.io/moral_sc'  # where links to pages outside the report lead
+
+def formula(
+    tex:str,
+    display:str='inline', # inline | block
+)->str:
+    "TeX as MathML; as written where latex2mathml is missing or does not know it"
+    try:
+        from latex2mathml.converter import convert
+        return convert(tex, display=display)
+    except Exception: return f'<code class="tex">{escape(tex)}</code>'
+
+
+# %%
+formula('x^2')[:60]
+
+
+# %%
+#| export
+def _renderer(page, inside):
+    import mistune
+    def target(url):
+        "Links to notebooks lead to the page in this report, or else to the site"
+        if re.match(r'[a-z]+:|#|/', url) or '.ipynb' not in url: return url
+        path = _joined(PurePosixPath('papers', page).parent, url.replace('.ipynb', ''))
+        here = path.removeprefix('papers/')
+        if here in inside: return f'{_up(page)}pages/{here}.html'
+        return f'{site}/{path}.html'
+    class Html(mistune.HTMLRenderer):
+        def inline_math(self, text): return formula(text)
+        def block_math(self, text): return formula(text, 'block')
+        def link(self, text, url, title=None): return super().link(text, target(url), title)
+    return mistune.create_markdown(renderer=Html(escape=True),
+                                   plugins=['table', 'strikethrough', 'math', 'footnotes'])
+
+def _up(page): return '../'*(page.count('/')+1)
+
+def _joined(folder, url):
+    parts = []
+    for p in (folder/url).parts: parts = parts[:-1] if p=='..' else [*parts, p]
+    return '/'.join(parts)
+
+
+# %%
+#| export
+def _author(key):
+    m = re.match(r'([a-z]+)(\d{4})', key)
+    return (m[1].capitalize(), m[2]) if m else (key, '')
+
+def _cited(m):
+    each = [' '.join(_author(k)).strip() for k in re.findall(r'@([\w-]+)', m[0])]
+    return f'({"; ".join(each)})'
+
+def _named(m):
+    who,year = _author(m[1])
+    return f'{who} ({year})'
+
+def _dialect(text, figures):
+    def number(m):
+        return f'[Figure {figures.index(m[1])+1}](#{m[1]})' if m[1] in figures else 'Figure'
+    text = re.sub(r'\[@[\w-]+(?:[;,][^][]*)?\](?!\()', _cited, text)
+    text = re.sub(r'(?<![\w@/.`{])@(fig-[\w-]*\w)', number, text)
+    text = re.sub(r'(?<![\w@/.`{])@([a-z]+\d{4}\w*)', _named, text)
+    return re.sub(r'^\$\$(.+?)\$\$ *$', r'$$\n\1\n$$', text, flags=re.M|re.S)
+
+def _callouts(text, html):
+    "Boxes, each rendered on its own, and the text around them"
+    box = re.compile(r'^::: *\{\.callout-\w+[^}\n]*\}\n(.*?)^:::+ *$', re.M|re.S)
+    boxed = lambda p: f'<div class="callout">{html(p)}</div>'
+    return ''.join((html, boxed)[i%2](p) for i,p in enumerate(box.split(text)))
+
+def prose(
+    text:str,    # A Markdown cell
+    figures=(),  # Labels of the page's figures, in order
+    page='x/x',  # Name of the page, which links start from
+    inside=(),   # Names of the pages in this report
+)->str:
+    "Markdown in our dialect as HTML"
+    render = _renderer(page, inside)
+    code = r'(^ *```.*?^ *```|`[^`\n]+`)'
+    parts = re.split(code, text, flags=re.M|re.S)  # code at odd places
+    parts[::2] = [_dialect(p, list(figures)) for p in parts[::2]]
+    return _callouts(''.join(parts), render)
+
+
+# %%
+prose('A pentagon [@elhage2022], see @fig-five and `@fig-five`.', ['fig-five'])
+
+# %%
+for part in ['(Elhage 2022)', 'href="#fig-five">Figure 1<', '<code>@fig-five</code>']:
+    assert part in _
+
+# %%
+link = '[s](../../foundation/30_statistics.ipynb) [p](phases.ipynb)'
+made = prose(link, page='superposition/pentagon', inside=['superposition/phases'])
+assert f'{site}/foundation/30_statistics.html' in made
+assert '"../../pages/superposition/phases.html"' in made
+test_eq('<b>' in prose('a <b>bold</b> claim'), False)
+assert '<math' in prose('$$ x = 1 $$') and 'display="block"' in prose('$$\\nx\\n$$')
+
+
+# %% [markdown]
+# ## Outputs
+#
+# A figure is kept as data and drawn by plotly, a table is a table, and all else is text.
+
+# %%
+#| export
+def plot(
+    spec:dict,  # Plotly figure as JSON
+    small=False,
+)->str:
+    "A box that the report's script draws a figure into"
+    keep = {k: spec.get(k) for k in ('data', 'layout', 'frames') if spec.get(k) is not None}
+    text = json.dumps(keep, separators=(',', ':')).replace('<', '\\u003c')
+    kind = 'plot small' if small else 'plot'
+    return f'<div class="{kind}"><script type="application/json">{text}</script></div>'
+
+_tags = '''a b br caption code col colgroup div em i li ol p pre small span strong sub sup
+    table tbody td tfoot th thead tr ul'''.split()
+
+def _safe(html):
+    "Markup of an output, without what could act"
+    import bleach
+    html = re.sub(r'<(style|script)\b.*?</\1>', '', html, flags=re.S|re.I)
+    allowed = {'*': ['class', 'colspan', 'rowspan'], 'a': ['href']}
+    return bleach.clean(html, tags=_tags, attributes=allowed, strip=True)
+
+
+# %%
+#| export
+def _text(x): return x if isinstance(x, str) else ''.join(x)
+
+def _pre(text, kind='out'): return f'<pre class="{kind}">{escape(plain(_text(text)))}</pre>'
+
+def _png(data): return f'<img src="data:image/png;base64,{_text(data).strip()}" alt="">'
+
+def _table(html): return f'<div class="wide">{_safe(table(_text(html)))}</div>'
+
+def output(
+    out,            # An output of a cell
+    render=prose,   # For Markdown
+)->str:
+    "One output as HTML"
+    if out.output_type=='stream': return '' if out.name=='stderr' else _pre(out.text)
+    if out.output_type=='error': return _pre('\n'.join(out.traceback), 'error')
+    ways = {plotly_mime: plot, 'image/png': _png, 'text/html': _table,
+            'text/markdown': lambda t: render(_text(t)), 'text/plain': _pre}
+    return next((f(out.data[k]) for k,f in ways.items() if k in out.data), '')
+
+
+# %%
+new = nbformat.v4.new_output
+evil = '<script>alert(1)</script>'
+texts = [output(new('stream', text=evil)), output(new('error', traceback=[evil])),
+         output(new('display_data', {'text/plain': evil})),
+         output(new('display_data', {'text/markdown': evil})),
+         output(new('display_data', {plotly_mime: dict(data=[dict(name=evil)])}))]
+texts[0]
+
+# %%
+test_eq([t.count('<script>') for t in texts], [0]*5)
+html = f'<p class="x" onclick="y()">{evil}<a href="javascript:z()">1</a></p>'
+test_eq(output(new('display_data', {'text/html': html})),
+        '<div class="wide"><p class="x"><a>1</a></p></div>')
+
+
+# %% [markdown]
+# ## A page
+#
+# In the report the findings come first, so code is folded away, one click from sight.
+
+# %%
+#| export
+def _code(body):
+    from pygments import highlight
+    from pygments.formatters import HtmlFormatter
+    from pygments.lexers import PythonLexer
+    n = body.count('\n')+1
+    shown = highlight(body, PythonLexer(), HtmlFormatter(nowrap=True))
+    title = f'<summary>{n} line{"s"*(n>1)} of code</summary>'
+    return f'<details class="code">{title}<pre>{shown}</pre></details>'
+
+def _hidden(cell, opts):
+    tags = cell.metadata.get('tags', [])
+    return 'hide' in opts or opts.get('include')=='false' or 'injected-parameters' in tags
+
+def _cell(cell, figures, render):
+    opts,body = directives(cell.source)
+    if _hidden(cell, opts): return ''
+    outs = [] if opts.get('output')=='false' else [output(o, render) for o in cell.outputs]
+    code = '' if opts.get('echo')=='false' or not body.strip() else _code(body)
+    if 'fig-cap' not in opts: return code+'\n'.join(outs)
+    label = opts.get('label', '')
+    return code+_figure(label, opts['fig-cap'], '\n'.join(outs), figures, render)
+
+def _figure(label, caption, inner, figures, render):
+    text = re.sub('^<p>(.*)</p>\\s*$', r'\1', render(caption))
+    number = f'<b>Figure {figures.index(label)+1}.</b> ' if label in figures else ''
+    caption = f'<figcaption>{number}{text}</figcaption>'
+    return f'<figure id="{escape(label)}">{inner}{caption}</figure>'
+
+def _labels(nb):
+    opts = [directives(c.source)[0] for c in nb.cells if c.cell_type=='code']
+    return [o['label'] for o in opts if o.get('label', '').startswith('fig-')]
+
+def body(
+    nb,         # An executed notebook
+    page='x/x', # Its name
+    inside=(),  # Names of the pages in this report
+)->str:
+    "The cells of a page as HTML"
+    figures = _labels(nb)
+    render = lambda text: prose(text, figures, page, inside)
+    cells = [render(c.source) if c.cell_type=='markdown' else _cell(c, figures, render)
+             for c in nb.cells if c.cell_type in ('markdown', 'code')]
+    return '\n'.join(c for c in cells if c.strip())
+
+
+# %%
+md,code = nbformat.v4.new_markdown_cell, nbformat.v4.new_code_cell
+fig = go.Figure(go.Scatter(x=[1, 2, 3], y=[1, 4, 9]))
+fig_out = nbformat.v4.new_output('display_data', {plotly_mime: json.loads(fig.to_json())})
+nb = nbformat.v4.new_notebook(cells=[
+    md('# Squares grow\n\n> Recorded in a moment.\n\n@fig-squares shows that they grow.'),
+    code('#| hide\nsecret = 1'),
+    code('#| label: fig-squares\n#| fig-cap: Squares of $n$\nplot(n)', outputs=[fig_out])])
+print(re.sub('{.*}', '{...}', body(nb)))
+
+# %%
+assert 'secret' not in body(nb) and 'Figure 1.</b> Squares of <math' in body(nb)
+
+
+# %% [markdown]
+# The frame around the cells is a template of `data/report`, which escapes what it is given
+# unless it is told that something is HTML. A page that failed begins with how: the cell that
+# stopped it, and the traceback.
+
+# %%
+#| export
+def minutes(
+    s:float, # Seconds
+)->str:
+    "A duration as one would say it"
+    if s<60: return f'{s:.0f} s'
+    m,s = divmod(round(s), 60)
+    return f'{m} min {s:02} s' if m<60 else f'{m//60} h {m%60:02} min'
+
+def _fill(name, **parts):
+    "A template of `data/report`"
+    from jinja2 import Environment, FileSystemLoader
+    env = Environment(loader=FileSystemLoader(data_dir()/'report'), autoescape=True)
+    found = lambda row: span(row.estimate, row.low, row.high)
+    env.filters |= dict(minutes=minutes, slug=slug, found=found)
+    return env.get_template(name).render(**parts)+'\n'
+
+def heading(
+    nb, # A notebook
+)->tuple:
+    "Its title and its > line"
+    text = next((c.source for c in nb.cells if c.cell_type=='markdown'), '')
+    title = re.search(r'^# +(.+)$', text, re.M)
+    line = re.search(r'^> ?(.+(?:\n> ?.+)*)', text, re.M)
+    return title[1].strip() if title else '', re.sub(r'\n> ?', ' ', line[1]) if line else ''
+
+def page_html(
+    nb,         # An executed notebook of the report
+    config:dict,
+    inside=(),  # Names of the pages in this report
+)->str:
+    "A page of the report"
+    run = nb.metadata['moral_sc']
+    cells = body(nb, run['page'], inside)
+    return _fill('page.html', title=heading(nb)[0], run=run, config=config, body=cells,
+                 root=_up(run['page']))
+
+
+# %%
+nb.metadata['moral_sc'] = dict(page='squares/grow', ok=False, seconds=83.2, cell=2,
+    source='f(n)', error='ValueError: too large', traceback=evil)
+config = dict(scale='quick', seed=0, version='0.1.0')
+heading(nb), minutes(83.2), minutes(9000)
+
+# %%
+made = page_html(nb, config)
+assert evil not in made and 'stopped' in made and '<title>Squares grow</title>' in made
+
+
+# %% [markdown]
+# ## The front page
+#
+# The front page answers three questions in the order in which they are asked: what was run,
+# what came out, and what went wrong.
+
+# %%
+#| export
+def _thumb(nb):
+    "The first figure of a page, small"
+    datas = [o.get('data', {}) for c in nb.cells for o in c.get('outputs', ())]
+    return next((plot(d[plotly_mime], small=True) for d in datas if plotly_mime in d), '')
+
+def _card(nb, claims, inside):
+    run,(title,line) = nb.metadata['moral_sc'], heading(nb)
+    line = prose(line, page=run['page'], inside=inside)
+    line = line.replace(_up(run['page'])+'pages', 'pages')  # the front page is at the root
+    return dict(run=run, title=title, line=line,
+                thumb=_thumb(nb), claims=[r for r in claims if r.page==run['page']])
+
+def index_html(
+    nbs:list,    # Executed notebooks, in reading order
+    claims,      # Their part of the ledger
+    config:dict,
+)->str:
+    "The front page of the report"
+    runs = [nb.metadata['moral_sc'] for nb in nbs]
+    count,rows = Counter(claims.verdict), list(claims.itertuples())
+    cards = [_card(nb, rows, [r['page'] for r in runs]) for nb in nbs]
+    return _fill('index.html', root='', config=config, cards=cards, claims=rows,
+                 failed=sum(not r['ok'] for r in runs),
+                 seconds=sum(r['seconds'] for r in runs),
+                 tally=[(v, count[v]) for v in verdicts if count[v]],
+                 on=runs[0].get('machine', {}) if runs else {})
+
+
+# %% [markdown]
+# ## The folder
+#
+# Everything here is made from the executed notebooks and can be made again, so a report that
+# was cut short in the middle of writing heals when the command is repeated.
+
+# %%
+#| export
+def _assets(out):
+    import plotly
+    script = Path(plotly.__file__).parent/'package_data'/'plotly.min.js'
+    for f in (script, data_dir()/'report'/'style.css', data_dir()/'report'/'figures.js'):
+        write_atomic(out/'assets'/f.name, f.read_bytes())
+
+def _provenance(nbs, config):
+    keys = ('ok', 'start', 'seconds', 'key', 'error', 'machine')
+    runs = [nb.metadata['moral_sc'] for nb in nbs]
+    told = {r['page']: {k: r.get(k) for k in keys} for r in runs}
+    return json.dumps(dict(config=config, pages=told), indent=1)+'\n'
+
+def _claims(out, names, path):
+    "The ledger's part about the papers that were run, in reading order"
+    papers = list(dict.fromkeys(n.split('/')[0] for n in names))
+    found = ledger(out/'notebooks', path)
+    found = found[found.paper.isin(papers)]
+    return found.sort_values('paper', key=lambda p: p.map(papers.index), kind='stable')
+
+
+# %%
+#| export
+def write_report(
+    out,       # Folder with `config.json` and `notebooks`
+    path=None, # Folder of criteria, default: ours
+)->Path:       # The front page
+    "Write everything of a report that is made from its executed notebooks"
+    from moral_sc.lab.reproduce import pages
+    out = Path(out)
+    config = json.loads((out/'config.json').read_text())
+    nbs = [read(p) for p in pages(out/'notebooks')]
+    names = [nb.metadata['moral_sc']['page'] for nb in nbs]
+    claims = _claims(out, names, path)
+    _assets(out)
+    for nb,name in zip(nbs, names, strict=True):
+        write_atomic(out/'pages'/f'{name}.html', page_html(nb, config, names))
+    write_atomic(out/'claims.csv', claims.to_csv(index=False))
+    write_atomic(out/'provenance.json', _provenance(nbs, config))
+    return write_atomic(out/'index.html', index_html(nbs, claims, config))
+
+
+# %%
+#| hide
+criteria = tmp/'claims'
+criteria.mkdir(exist_ok=True)
+_ = (criteria/'squares.toml').write_text('''
+[[claim]]
+id = "squares/growth"
+paper = "squares"
+section = "1"
+sentence = "Squares <grow> faster than numbers."
+criterion = "The last square is at least three times its number."
+quantity = "ratio"
+at_least = 3
+scale = "quick"
+''')
+
+# %%
+from moral_sc.lab.claims import judged
+
+# %%
+record = judged('quick', {'squares/growth': 3.}, criteria)._repr_mimebundle_()
+nb.cells.append(code('record(...)', outputs=[new('display_data', record)]))
+out = tmp/'report'
+write_atomic(out/'config.json', json.dumps(config))
+write_atomic(out/'notebooks'/'squares'/'grow.ipynb', nbformat.writes(nb))
+front = write_report(out, criteria).read_text()
+sorted(p.relative_to(out).as_posix() for p in out.rglob('*.*'))
+
+# %%
+for part in ['Squares &lt;grow&gt; faster', '1 page stopped', '1 holds']:
+    assert part in front
+assert not re.search(r'(src|href)="https?:', front)
+
+# %% [markdown]
+# Writing it again changes nothing, down to the bytes and the times of the files.
+
+# %%
+times = {p: p.stat().st_mtime_ns for p in out.rglob('*.*')}
+write_report(out, criteria)
+test_eq(times, {p: p.stat().st_mtime_ns for p in out.rglob('*.*')})

@@ -1,0 +1,453 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: python3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Exact losses
+#
+# > The population loss of a toy model in closed form: no batch, no noise, and gradients through it.
+
+# %%
+#| default_exp superposition.exact_loss
+
+# %%
+#| export
+import torch
+from itertools import combinations, product
+from scipy.optimize import minimize
+from moral_sc.foundation.errors import ConfigError, unknown
+from moral_sc.superposition.features import expand, moments
+from moral_sc.superposition.integrals import cross_mean, cube_mean
+from moral_sc.superposition.model import ToyConfig, start_all
+
+# %%
+#| hide
+import numpy as np
+from fastcore.test import *
+from moral_sc.superposition.model import batch_loss
+from moral_sc.superposition.features import sampler
+from moral_sc.superposition.geometry import polygon
+torch.manual_seed(0);
+
+
+# %% [markdown]
+# Training sees the loss through batches of a thousand samples. Whether a pentagon beats two pairs
+# of antipodes, whether an engine's gradient is right, where a phase boundary runs: such questions
+# deserve the expectation itself. For features that are uniform when active it can be written down.
+#
+# Fix the set $A$ of active features. Output $i$ sees $z = \sum_{j\in A} G_{ij}x_j + b_i$ with
+# $G = WW^\top$ in the layout `[feature, hidden]` and $x$ uniform on a cube; its expected error
+# is a sum of [integrals](25_integrals.ipynb) over that cube.
+#
+# The expectation is a sum over supports with their probabilities. Supports of one size have
+# integrals of one dimension and go together.
+
+# %%
+#| export
+def _of_size(G, b, A, weight, signed):
+    "Weighted errors that supports `A` [support, k] add to each output"
+    k = A.shape[1]
+    z2 = cube_mean(G[:,:,A], b[...,None].expand(-1, -1, len(A)), 2, signed)
+    total = (z2*weight[:,None]).sum(-1)
+    if not k: return total
+    others = torch.stack([A[:,[j for j in range(k) if j!=t]] for t in range(k)], 1)
+    whole = z2.gather(1, A.T.expand(len(b), -1, -1)).mT       # instance, support, k
+    cross = cross_mean(G[:,A[...,None],others], G[:,A,A], b[:,A], whole, signed)
+    return total.index_add(1, A.flatten(), (weight[...,None]*(1/3-2*cross)).flatten(1))
+
+def relu_errors(
+    G:torch.Tensor,      # [instance, feature, feature], what each output (row) reads; float64
+    b:torch.Tensor,      # [instance, feature]
+    on:torch.Tensor,     # [support, feature], bool
+    weight:torch.Tensor, # [instance, support], probabilities
+    signed=False,        # Active features uniform on [-1,1] instead of [0,1]
+)->torch.Tensor:         # [instance, feature]
+    "Expected squared error of each output of a ReLU model"
+    count,total = on.sum(-1),torch.zeros_like(b)
+    for k in count.unique().tolist():
+        A = on[count==k].nonzero()[:,1].view(-1, k) if k else torch.zeros(1, 0, dtype=torch.long)
+        total = total + _of_size(G, b, A, weight[:,count==k], signed)
+    return total
+
+
+# %% [markdown]
+# ## Supports
+#
+# Which sets of features are active together, and how often, is all that distinguishes the
+# [distributions](10_features.ipynb) of this room. Independent features have $2^n$ supports. In
+# *correlated* sets the members come and go together, in *anticorrelated* ones exactly one comes.
+
+# %%
+#| export
+def supports(
+    density:torch.Tensor,   # [instance, feature]
+    features='independent', # 'independent', 'correlated', 'anticorrelated' or 'one-hot'
+    sets=1,                 # Equal, consecutive sets of features that know of each other
+    most=None,              # Independent features: at most this many active; None: all
+)->tuple:                   # on [support, feature], bool; probability [instance, support]
+    "Every set of features that may be active, and its probability"
+    n = density.shape[1]
+    if features=='independent':
+        on = _subsets(n, n if most is None else min(most, n))
+        return on, torch.where(on, density[:,None], 1-density[:,None]).prod(-1)
+    size = n//sets
+    state = torch.eye(size+1, dtype=torch.bool)[:,1:]              # none, or one of them
+    if features=='correlated': state = torch.tensor([[False]*size, [True]*size])
+    pick = torch.tensor(list(product(range(len(state)), repeat=sets)))
+    p = density.unflatten(-1, (sets,size))[:,None,:,0]
+    weight = torch.where(pick>0, p/(len(state)-1), 1-p)
+    return state[pick].flatten(1), weight.prod(-1)
+
+def _subsets(n, most):
+    on = [torch.zeros(1, n, dtype=torch.bool)]
+    for k in range(1, most+1):
+        idx = torch.tensor(list(combinations(range(n), k)))
+        on.append(torch.zeros(len(idx), n, dtype=torch.bool).scatter_(1, idx, True))
+    return torch.cat(on)
+
+
+# %% [markdown]
+# Two anticorrelated pairs at $p=0.2$ have nine supports:
+
+# %%
+on,weight = supports(expand(.2, 1, 4), 'anticorrelated', sets=2)
+test_close(weight.sum(), 1)
+[(''.join(str(int(v)) for v in s), round(w, 3)) for s,w in zip(on, weight[0].tolist())]
+
+
+# %% [markdown]
+# For the linear model the distribution matters through two moments only, whatever the number of
+# features: with $R = 1-G$ the error $R_i\cdot x - b_i$ has the mean $R_i\cdot\mu - b_i$ and the
+# variance $R_i\cdot\Sigma R_i$.
+
+# %%
+#| export
+def mean_covariance(
+    density:torch.Tensor, # [instance, feature]
+    features='independent', sets=1, signed=False,
+)->tuple:                 # [instance, feature], [instance, feature, feature]
+    "Mean and covariance of the inputs"
+    n,other = density.shape[1],features in ('anticorrelated','one-hot')
+    which = torch.arange(n)//(n//sets)
+    p,same = density/(n//sets) if other else density, which==which[:,None]
+    both = p[...,None]*p[:,None]                      # how often two are active together
+    if features=='correlated': both = torch.where(same, p[...,None], both)
+    if other: both = both*~same
+    second = both*(0. if signed else .25)
+    second.diagonal(dim1=1, dim2=2).copy_(p/3)
+    mu = torch.zeros_like(p) if signed else p/2
+    return mu, second - mu[...,None]*mu[:,None]
+
+def linear_errors(G, b, mu, cov):
+    "Expected squared error of each output of a linear model; shapes as above"
+    R = torch.eye(G.shape[1], dtype=G.dtype) - G
+    return ((R@mu[...,None])[...,0] - b)**2 + torch.einsum('...ij,...jk,...ik->...i', R, cov, R)
+
+
+# %% [markdown]
+# Over half a million samples of each kind:
+
+# %%
+kinds = dict(correlated=2, anticorrelated=2, independent=1)
+for kind,sets in kinds.items():
+    x = sampler(expand(.3, 1, 4), [0], 500_000, distribution=kind, sets=sets)(0)[0].double()
+    mu,cov = mean_covariance(expand(.3, 1, 4), kind, sets)
+    test_close(x.mean(0), mu[0], eps=2e-3); test_close(x.T.cov(), cov[0], eps=2e-3)
+mean_covariance(expand(.3, 1, 4), 'correlated', 2)[1][0]
+
+
+# %% [markdown]
+# ## The loss
+
+# %%
+#| export
+def exact_loss(
+    W:torch.Tensor,    # [instance, feature, hidden], or one model [feature, hidden]
+    b:torch.Tensor,    # [instance, feature], or [feature]
+    density=1.,        # Number, [feature] or [instance, feature]
+    importance=1.,     # Likewise
+    activation='relu', # Of the outputs: 'relu' or 'linear'
+    most=None,         # Independent features: count supports up to this size; None: all
+    features='independent', sets=1, signed=False, # As in `ToyConfig`
+    V=None,            # Readout of an untied model, shape of W
+)->torch.Tensor:       # [instance], float64, summed over features; a scalar for one model
+    "The population loss, differentiable in `W`, `b` and `V`"
+    one = W.ndim==2
+    W,b,V = (t[None].double() if one else t.double() for t in (W, b, W if V is None else V))
+    I,n,_ = W.shape
+    if b.shape!=(I,n): raise ConfigError(f'b has shape {list(b.shape)}: W asks for {[I,n]}.')
+    p,imp = expand(density, I, n),expand(importance, I, n, 'importance')
+    err = _errors(V@W.mT, b, p, activation, most, features, sets, signed)
+    return (imp*err).sum(-1)[0] if one else (imp*err).sum(-1)
+
+def _errors(G, b, p, activation, most, features, sets, signed):
+    n = b.shape[1]
+    if activation=='linear': return linear_errors(G, b, *mean_covariance(p, features, sets, signed))
+    if activation!='relu': raise ConfigError(unknown('activation', activation, ['relu','linear']))
+    if features=='independent' and most is None and n>11: raise ConfigError(
+        f'{n} features have {3**n:.0e} corners: give most=5 or so, or use exact_loss_large.')
+    return relu_errors(G, b, *supports(p, features, sets, most), signed)
+
+
+# %% [markdown]
+# A random model of three features, against the plainest numerical integration that there is: a
+# midpoint grid over the cube of every active set. Its own error falls as $h^2$.
+
+# %%
+def grid_loss(W, b, p, m=100):
+    g,total = (torch.arange(m, dtype=torch.float64)+.5)/m, 0.
+    for on in product([0,1], repeat=3):
+        x = torch.stack(torch.meshgrid(*[g*o for o in on], indexing='ij'), -1)
+        e = (x - (x@W@W.T + b).relu())**2
+        total += np.prod([p if o else 1-p for o in on])*e.mean((0,1,2)).sum()
+    return total
+
+W,b = torch.randn(3,2, dtype=torch.float64),torch.randn(3, dtype=torch.float64)*.3
+exact_loss(W, b, .4), grid_loss(W, b, .4)
+
+# %%
+test_close(exact_loss(W, b, .4), grid_loss(W, b, .4), eps=2e-4)
+
+# %% [markdown]
+# Eight features, with densities and importances all different, against four million samples:
+
+# %%
+W,b = torch.randn(8,3)*.6,torch.randn(8)*.2
+p,imp = torch.linspace(.05,1,8),torch.linspace(2,.1,8)
+draw = sampler(p[None], [0], 200_000)
+runs = torch.stack([batch_loss(W[None], b[None], draw(k), imp[None]) for k in range(20)]).double()
+mc,se = runs.mean(),runs.std()/20**.5
+assert abs(exact_loss(W, b, p, imp) - mc) < 4*se
+exact_loss(W, b, p, imp), mc, se
+
+
+# %% [markdown]
+# Correlated and anticorrelated sets, features of both signs and a readout of its own, each against
+# half a million samples. The last column is the difference in standard errors.
+
+# %%
+def check(kind, sets, signed, V, runs=10):
+    p = expand(.4 if kind!='one-hot' else 1., 1, 6)
+    draw = lambda s: sampler(p, [0], 50_000, s, kind, sets=sets, signed=signed)(0)
+    mc = torch.stack([batch_loss(W, b, draw(s), torch.ones(1,6), V=V) for s in range(runs)])
+    mc = mc.double()
+    ours = exact_loss(W, b, p, features=kind, sets=sets, signed=signed, V=V)
+    return ours.item(), mc.mean().item(), ((ours-mc.mean())/(mc.std()/runs**.5)).item()
+
+W,b,V = torch.randn(1,6,2)*.7,torch.randn(1,6)*.2,torch.randn(1,6,2)*.7
+cases = [('correlated',3,False,None), ('anticorrelated',2,False,None), ('one-hot',1,False,None),
+         ('independent',1,True,V), ('correlated',2,True,V)]
+table = np.array([check(*c) for c in cases])
+assert np.abs(table[:,2]).max() < 4
+table.round(4)
+
+# %% [markdown]
+# The linear model has a known best loss, $v(p)\sum_{i>m} I_i$: keep the $m$ most important
+# features exactly, answer the mean for the rest. At the optimum the gradient vanishes:
+
+# %%
+W = torch.eye(20,5, dtype=torch.float64).requires_grad_()
+b = torch.tensor([0.]*5+[.15]*15, dtype=torch.float64).requires_grad_()
+imp = .7**torch.arange(20.)
+loss = exact_loss(W, b, .3, imp, activation='linear')
+loss.backward()
+test_close(loss.item(), (moments(.3)[1]*imp[5:].sum()).item(), eps=1e-8)
+test_close(W.grad.abs().max(), 0); test_close(b.grad.abs().max(), 0)
+loss.item()
+
+# %% [markdown]
+# ## Gradients without noise
+#
+# A batch gradient is an estimate of the gradient of `exact_loss`. Averaged over many batches in
+# float32 it must agree with autograd through the closed form in float64, at every entry.
+
+# %%
+W,b = torch.randn(1,6,3)*.6,torch.randn(1,6)*.2
+def grads(f, dtype):
+    ps = [t.detach().to(dtype).requires_grad_() for t in (W,b)]
+    f(*ps).sum().backward()
+    return torch.cat([t.grad.flatten() for t in ps]).double()
+
+p,imp = torch.full((1,6), .3),torch.linspace(1,.2,6)
+draw = sampler(p, [0], 100_000, seed=1)
+g = torch.stack([grads(lambda W,b,k=k: batch_loss(W, b, draw(k), imp[None]), torch.float32)
+                 for k in range(20)])
+z = (g.mean(0) - grads(lambda W,b: exact_loss(W, b, .3, imp), torch.float64))/(g.std(0)/20**.5)
+assert z.abs().max() < 4.5
+z.abs().max(), z.std()
+
+# %% [markdown]
+# It does not depend on the basis of the hidden space, nor on the order of the features:
+
+# %%
+O,perm = torch.linalg.qr(torch.randn(3,3, dtype=torch.float64)).Q,torch.randperm(6)
+base = exact_loss(W, b, .3, imp)
+test_close(exact_loss(W.double()@O, b, .3, imp), base, eps=1e-9)
+test_close(exact_loss(W[:,perm], b[:,perm], .3, imp[perm]), base, eps=1e-9)
+
+
+# %% [markdown]
+# ## Small supports first
+#
+# The number of corners is $3^n$. When features are sparse only small supports matter: `neglected`
+# is the probability of a larger one than were counted, and since no term of the sum is negative,
+# the truncated loss is a lower bound. Dense models of many features have a page [of their
+# own](34_fourier_loss.ipynb).
+
+# %%
+#| export
+def neglected(
+    density,        # Number or [feature]
+    n_features:int,
+    most:int,       # As given to `exact_loss`
+)->torch.Tensor:    # Probability
+    "Probability that more than `most` independent features are active"
+    p = expand(density, 1, n_features)[0]
+    dist = torch.zeros(n_features+1, dtype=torch.float64); dist[0] = 1
+    for q in p: dist = dist*(1-q) + torch.cat([torch.zeros(1), dist[:-1]*q])
+    return dist[most+1:].sum()
+
+
+# %%
+W,b = torch.randn(12,4)*.4,torch.randn(12)*.1
+[(k, exact_loss(W, b, .05, most=k).item(), neglected(.05, 12, k).item()) for k in (1,2,3,4)]
+
+# %%
+test_close(neglected(.5, 3, 1), .5)
+with expect_fail(ConfigError, contains='give most=5'): exact_loss(W, b, .05)
+
+
+# %% [markdown]
+# ## The best model there is
+#
+# With exact losses and gradients a quasi-Newton method finds optima to many digits within
+# seconds, and the best of several starts is a ground truth for training. All instances and
+# restarts move together as one long vector: their losses do not interact, and one evaluation of
+# many small models costs hardly more than of one.
+
+# %%
+#| export
+def minimise(
+    losses,             # [model, parameter] -> [model], differentiable
+    begin:torch.Tensor, # [model, parameter], float64
+    maxiter=2000,
+)->torch.Tensor:        # [model, parameter]
+    "Minimise losses that do not depend on each other, as one long vector"
+    def f(v):
+        t = torch.tensor(v).view_as(begin).requires_grad_()
+        total = losses(t).sum()
+        total.backward()
+        return total.item(), t.grad.numpy().ravel()
+    fit = minimize(f, begin.numpy().ravel(), jac=True, method='L-BFGS-B', options=dict(
+        maxiter=maxiter, maxfun=maxiter, maxcor=50, ftol=1e-14, gtol=1e-8))
+    return torch.tensor(fit.x).view_as(begin)
+
+
+# %%
+away = torch.tensor([[1.,2.],[3.,4.]], dtype=torch.float64)
+minimise(lambda t: ((t-away)**4).sum(-1), torch.zeros_like(away))
+
+
+# %%
+#| export
+def closed_form(
+    config:ToyConfig,
+)->str|None:
+    "Why the population loss of these models is not known in closed form; None if it is"
+    c = config
+    for name,known in dict(hidden=['linear'], target=['identity'], activation=['relu','linear'],
+                           points=[None], unit=[False]).items():
+        if getattr(c, name) not in known: return (
+            f'No closed form for {name}={getattr(c, name)!r}: it must be '
+            f'{" or ".join(map(repr, known))}; use batch_loss on held-out samples.')
+
+def _objective(config, R):
+    "Parameters as one row a model -> dict of W, b, V and exact losses"
+    c,n,m = config,config.n_features,config.n_hidden
+    p,imp = (t.repeat_interleave(R, 0) for t in (c.densities,c.importances))
+    def losses(t):
+        q = dict(W=t[:,:n*m].view(-1, n, m), b=t[:,n*m:n*m+n]*float(c.bias))
+        if not c.tied: q['V'] = t[:,n*m+n:].view(-1, n, m)
+        return q, exact_loss(q['W'], q['b'], p, imp, c.activation, None, c.features, c.sets,
+                             c.signed, q.get('V'))
+    return losses
+
+def fit_exact(
+    config:ToyConfig,
+    restarts=8,   # Independent starts for each instance
+    seed=0,
+    starts=None,  # W [restart, feature, hidden] to start from instead; V starts there too
+    maxiter=2000,
+)->dict:          # W, b, (V,) loss: [instance, restart, ...], best first
+    "Minimise the population loss by L-BFGS from several starts"
+    if why := closed_form(config): raise ConfigError(why)
+    if starts is None:
+        begin = start_all(config, seed, range(restarts))
+        begin = torch.cat([2*begin[k].flatten(1) for k in ('W','b','V') if k in begin], 1)
+    else:
+        begin = torch.as_tensor(starts).flatten(1)
+        begin = torch.cat([begin, torch.zeros(len(begin), config.n_features)]
+                          + [begin]*(not config.tied), 1)
+    I,R,losses = config.n_instances,len(begin),_objective(config, len(begin))
+    unit = (moments(config.densities)[1]*config.importances).sum(1).clamp(min=1e-12)
+    x = minimise(lambda t: losses(t)[1]/unit.repeat_interleave(R), begin.double().repeat(I, 1),
+                 maxiter)
+    with torch.no_grad(): found,loss = losses(x)
+    loss,order = loss.view(I, R).sort(dim=1)
+    sort = lambda t: t.view(I, R, *t.shape[1:])[torch.arange(I)[:,None],order]
+    return {k: sort(t) for k,t in found.items()} | dict(loss=loss)
+
+
+# %% [markdown]
+# Five equal features in a plane at one percent density, from eight starts. Two solutions turn
+# up, and the better one is the regular pentagon:
+
+# %%
+fits = fit_exact(ToyConfig(5, 2, density=.01))
+fits['loss'].numpy().round(6)
+
+# %%
+W = fits['W'][0,0]
+angles = torch.atan2(W[:,1], W[:,0]).rad2deg().sort().values
+test_close(angles.diff(), torch.full((4,), 72.), eps=.5)
+test_close(fits['loss'][0,0], .001001, eps=1e-6)
+W.norm(dim=1), angles.diff()
+
+# %% [markdown]
+# The other is two digons, antipodal pairs, with the fifth feature dropped. Where the two trade
+# places is on the page about the [staircase](33_polytope_gain.ipynb).
+
+# %% [markdown]
+# Anticorrelated pairs need no dimension of their own: two pairs in two dimensions, as antipodes,
+# lose nothing. If the members come together, a pair of antipodes is the worst arrangement, and the
+# optimum puts partners at a right angle.
+
+# %%
+pairs = {kind: fit_exact(ToyConfig(4, 2, density=.2, features=kind, sets=2))
+         for kind in ('anticorrelated','correlated')}
+cos = lambda f: torch.cosine_similarity(*f['W'][0,0][:2], dim=0)
+test_close(cos(pairs['anticorrelated']), -1, eps=1e-3)
+test_close(pairs['anticorrelated']['loss'][0,0], 0, eps=1e-6)
+assert abs(cos(pairs['correlated'])) < .1
+{k: (cos(f).item(), f['loss'][0,0].item()) for k,f in pairs.items()}
+
+# %% [markdown]
+# A readout of its own changes more than one might think. The tied pentagon is a stationary point
+# then, but not a minimum: from a start beside it the loss falls to less than half. Outputs learn to
+# be *vetoed*: row $i$ of $G=VW^\top$ below is close to one at $i$, close to zero at features it may
+# not be disturbed by, and enormous and negative at the rest, so that two active features cost one
+# of them and nothing else. The weights grow without end, and the infimum is not attained.
+
+# %%
+beside = polygon(5) + .02*torch.randn(5,2)
+free = fit_exact(ToyConfig(5, 2, density=.05, tied=False), starts=beside[None], maxiter=150)
+tied = fit_exact(ToyConfig(5, 2, density=.05), starts=beside[None])
+assert free['loss'] < .5*tied['loss']
+free['loss'].item(), tied['loss'].item(), (free['V']@free['W'].mT)[0,0].numpy().round(2)
+
+# %%
+with expect_fail(ConfigError, contains="hidden='relu'"): fit_exact(ToyConfig(hidden='relu'))

@@ -1,0 +1,537 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: python3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Sweeps
+#
+# > Many starts for every model, ranked by a loss without noise: the way to a phase diagram.
+
+# %%
+#| default_exp superposition.phase_diagram
+
+# %%
+#| export
+import numpy as np, pandas as pd, torch
+from dataclasses import dataclass, replace
+from moral_sc.foundation.errors import ConfigError
+from moral_sc.foundation.runs import process
+from moral_sc.superposition.exact_loss import closed_form, exact_loss
+from moral_sc.superposition.features import sampler
+from moral_sc.superposition.geometry import interference
+from moral_sc.superposition.model import ToyConfig, counts, start_all
+from moral_sc.superposition.training import Run, objective, pick, train
+
+# %%
+#| hide
+from fastcore.test import *
+from moral_sc.superposition.features import moments
+torch.set_num_threads(1)
+
+
+# %% [markdown]
+# A single trained toy model is a draw. It may have stopped in a minimum that is not the
+# deepest, and a map made of such draws, or of their averages, shows the optimiser as much
+# as the problem. So every model of a sweep is trained from several starts and the lowest
+# loss counts.
+#
+# A start has an identity as every instance has: restart $r$ of instance $i$ is number
+# $rI+i$ of a larger config. Asking for more restarts adds numbers and changes none.
+
+# %%
+#| export
+def _rows(x, config, restarts):
+    "Repeat what is given for each instance; a number or [feature] stays"
+    t = torch.as_tensor(x, dtype=torch.float64)
+    per = t.ndim==2 and len(t)==config.n_instances>1
+    return t.repeat(restarts, 1) if per else x
+
+def replicate(
+    config:ToyConfig,
+    restarts:int,
+)->ToyConfig:
+    "The config whose instance $rI+i$ is restart $r$ of instance $i$"
+    counts(restarts=restarts)
+    own = {k: config.per_instance(k).repeat(restarts) for k in ('l1','attack')
+           if config.per_instance(k).any()}
+    return replace(config, n_instances=restarts*config.n_instances, **own,
+                   density=_rows(config.density, config, restarts),
+                   importance=_rows(config.importance, config, restarts))
+
+
+# %%
+config = ToyConfig(2, 1, 3, density=[[1.],[.3],[.05]])
+many = replicate(config, 4)
+test_eq(many.densities[7], config.densities[7%3])
+test_eq(start_all(many)['W'][:6], start_all(replicate(config, 2))['W'])
+many.n_instances
+
+
+# %% [markdown]
+# ## What runs are ranked by
+#
+# The [population loss](30_exact_loss.ipynb) where it is known for up to eleven features.
+# Elsewhere, a held-out batch that all restarts of an instance share, so that they are
+# compared on the same inputs. An L1 penalty counts, since it is part of what was asked for;
+# adversarial attacks do not.
+
+# %%
+#| export
+def held_out(
+    config:ToyConfig,
+    params:dict,      # Of the models numbered `ids`
+    ids,
+    batch_size=2**14,
+    seed=2**40,       # Away from the seeds of training
+    same=None,        # Models whose numbers agree modulo this share their inputs
+)->torch.Tensor:      # [model]
+    "Loss on inputs that training did not see"
+    ids = torch.as_tensor(ids)
+    imp,l1 = (t[ids].float() for t in (config.importances, config.per_instance('l1')))
+    shared = (ids % (same or config.n_instances)).tolist()
+    x = sampler(config.densities[ids], shared, batch_size, seed, config.features,
+                sets=config.sets, signed=config.signed, unit=config.unit)(0)
+    return objective(config, params, x, imp, l1 if l1.any() else None)
+
+def population(config, params, ids, same=None):
+    "The exact loss if there is one, else `held_out`"
+    c,exact = config,closed_form(config) is None and not config.per_instance('l1').any()
+    if not exact or (c.n_features>11 and c.activation!='linear'):
+        return held_out(config, params, ids, same=same)
+    ids = torch.as_tensor(ids)
+    return exact_loss(params['W'], params['b'], c.densities[ids], c.importances[ids],
+                      c.activation, None, c.features, c.sets, c.signed, params.get('V'))
+
+
+# %% [markdown]
+# On a pair of antipodes the two agree to the noise of the batch:
+
+# %%
+at = dict(W=torch.tensor([[[1.],[-1.]]]), b=torch.zeros(1,2))
+test_close(held_out(config, at, [1]), population(config, at, [1]), eps=2e-3)
+held_out(config, at, [1]).item(), population(config, at, [1]).item()
+
+
+# %% [markdown]
+# ## The best of several starts
+#
+# `best_of` trains everything in one call, or in blocks when a sweep would not fit into
+# memory: a million models of two features stream through. What a model learns does not
+# depend on its block.
+
+# %%
+#| export
+@dataclass
+class Sweep:
+    "Every restart of every instance, and their order"
+    config:ToyConfig
+    params:dict          # W [instance, restart, feature, hidden], b, V and c likewise
+    loss:torch.Tensor    # [instance, restart], what they were ranked by
+    order:torch.Tensor   # [instance, restart], numbers of restarts, best first
+    curves:torch.Tensor  # [instance, restart, logged step], training loss
+    logged:torch.Tensor  # [logged step]
+    snapshots:dict       # step -> W [instance, restart, feature, hidden]
+    engine:str = ''
+
+    def best(self, rank=0)->dict:
+        "Parameters of the restart with the lowest loss, or of the one that came `rank`-th"
+        rows = torch.arange(len(self.order))
+        return {k: v[rows,self.order[:,rank]] for k,v in self.params.items()}
+
+    def __repr__(self):
+        I,R = self.loss.shape
+        return (f'Sweep({I} instances x {R} restarts of {self.config.n_features}→'
+                f'{self.config.n_hidden}, {self.engine}, mean best loss '
+                f'{self.loss.amin(1).mean():.4g})')
+
+def _chunks(n, size): return [range(a, min(a+size, n)) for a in range(0, n, size)]
+
+def _room(config, engine, device, batch_size):
+    "How many models to train at once"
+    row = (config.points or batch_size)*max(config.n_features, config.n_hidden)
+    floats = dict(eager=2**26, compiled=2**29).get(pick(engine, config, device)[0])
+    return max(1, floats//row) if floats else 2**18
+
+def _score(score, config, params, ids, same):
+    room = max(1, 2**28//(2**14*config.n_features + 3**min(config.n_features, 11)*8))
+    parts = [score(config, {k: v[c.start:c.stop] for k,v in params.items()},
+                   ids[c.start:c.stop], same=same) for c in _chunks(len(ids), room)]
+    return torch.cat(parts).double()
+
+
+# %% [markdown]
+# With `keep_all=False` only the winner of each block stays in memory.
+
+# %%
+#| export
+def best_of(
+    config:ToyConfig,
+    restarts:int,
+    seed=0,
+    score=None,     # `f(config, params, ids, same=)` -> [model]; None: `population`
+    keep_all=True,  # False: keep the best restart alone
+    block=None,     # Models trained at once; None: as many as fit
+    engine='auto', device='cpu', batch_size=1024, lr=1e-3, weight_decay=.01,
+    **kw,           # Of `train`
+)->Sweep:
+    "Train every instance from several starts and rank them"
+    I,many,parts = config.n_instances,replicate(config, restarts),[]
+    own = lambda x: x if isinstance(x, (int,float)) else torch.as_tensor(x).repeat(restarts)
+    block = block or _room(config, engine, device, batch_size)
+    for part in _chunks(I, max(1, block//restarts)):
+        ids = [r*I+i for i in part for r in range(restarts)]
+        parts.append(_train_block(many, ids, restarts, score or population, keep_all, I, seed=seed,
+            engine=engine, device=device, batch_size=batch_size, lr=own(lr),
+            weight_decay=own(weight_decay), **kw))
+    cat = lambda ts: torch.cat(ts) if torch.is_tensor(ts[0]) else {
+        k: cat([t[k] for t in ts]) for k in ts[0]}
+    params,loss,order,curves,snaps = map(cat, zip(*(p[:5] for p in parts)))
+    return Sweep(config, params, loss, order, curves, parts[0][5], snaps, parts[0][6])
+
+def _train_block(config, ids, restarts, score, keep_all, same, **kw):
+    run = train(config, instances=ids, **kw)
+    params = {k: v.cpu() for k,v in run.params.items()}
+    fold = lambda t: t.cpu().unflatten(0, (-1,restarts))
+    loss = fold(_score(score, config, params, ids, same))
+    order,pack = loss.argsort(dim=1),fold
+    if not keep_all:
+        pack = lambda t: fold(t)[torch.arange(len(loss)),order[:,0]][:,None]
+    every = [{k: pack(v) for k,v in d.items()} for d in (params, run.snapshots)]
+    loss = loss if keep_all else loss.amin(1, keepdim=True)
+    return (every[0], loss, order if keep_all else order[:,:1]*0, pack(run.loss), every[1],
+            run.logged, run.engine)
+
+
+# %% [markdown]
+# Eight starts at three densities. The middle one has two kinds of solution, which a single
+# run would not have told:
+
+# %%
+brisk = dict(steps=800, batch_size=256, lr=.02, schedule='linear')
+config = ToyConfig(2, 1, 3, density=[[1.],[.3],[.05]], importance=[1.,.5])
+sweep = best_of(config, 8, **brisk)
+assert (sweep.loss.gather(1, sweep.order).diff(dim=1)>=0).all()
+sweep, sweep.loss.gather(1, sweep.order).numpy().round(4)
+
+# %% [markdown]
+# Fewer restarts are the first of many, and blocks leave no trace:
+
+# %%
+small = best_of(config, 3, block=3, **brisk)
+test_close(small.params['W'], sweep.params['W'][:,:3], eps=1e-3)
+only = best_of(config, 8, keep_all=False, **brisk)
+test_close(only.best()['W'], sweep.best()['W'], eps=1e-3)
+only.loss[:,0], sweep.loss.amin(1)
+
+
+# %% [markdown]
+# ## The exact optimum of every point
+#
+# The best model that there is needs no training. `optima` minimises the population loss of
+# all instances from many starts. Each model has a quasi-Newton matrix of its own (BFGS, a
+# handful of parameters), which serves a sweep better than
+# [one long vector](30_exact_loss.ipynb): the models of a map need very different steps.
+
+# %%
+#| export
+def _line(value, x, d, f, g, rows):
+    "Shorten each step until it goes down; where none does, stay"
+    t,slope,todo = torch.ones_like(f),(d*g).sum(-1),torch.arange(len(f))
+    x,f,g = x.clone(),f.clone(),g.clone()
+    for _ in range(25):
+        new = x[todo] + t[todo,None]*d[todo]
+        fn,gn = value(new, rows[todo])
+        ok = fn <= f[todo] + 1e-4*t[todo]*slope[todo]
+        x[todo[ok]],f[todo[ok]],g[todo[ok]] = new[ok],fn[ok],gn[ok]
+        todo = todo[~ok]
+        if not len(todo): break
+        t[todo] *= .4
+    return x,f,g
+
+def _bfgs(H, s, y):
+    "Update inverse Hessians; they stay where the curvature is not positive"
+    sy = (s*y).sum(-1)
+    r = torch.where(sy>1e-16, 1/sy.clamp(min=1e-16), 0.)[:,None,None]
+    Hy = (H@y[...,None])[...,0]
+    cross,yHy = Hy[:,:,None]*s[:,None],(y*Hy).sum(-1)[:,None,None]
+    return H - r*(cross+cross.mT) + (r*r*yHy + r)*s[:,:,None]*s[:,None]
+
+def descend(
+    losses,         # f([model, parameter], rows) -> [model], float64, differentiable
+    x:torch.Tensor, # Where each model starts
+    steps=300,
+    tol=1e-10,      # Stop a model when a step gains less, relative to its loss, twice in a row
+)->tuple:           # Where each ended, and its loss
+    "Minimise many small functions side by side by BFGS"
+    def value(t, rows):
+        with torch.enable_grad():
+            t = t.detach().requires_grad_()
+            f = losses(t, rows)
+            return f.detach(), torch.autograd.grad(f.sum(), t)[0]
+    x,rows,eye = x.clone(),torch.arange(len(x)),torch.eye(x.shape[1], dtype=x.dtype)
+    (f,g),H,idle = value(x, rows),eye.repeat(len(x), 1, 1),torch.zeros(len(x))
+    for _ in range(steps):
+        d = -(H[rows]@g[rows][...,None])[...,0]
+        wrong = ((d*g[rows]).sum(-1) >= 0) | (idle[rows]==1)
+        d[wrong] = -g[rows][wrong]; H[rows[wrong]] = eye
+        new,fn,gn = _line(value, x[rows], d, f[rows], g[rows], rows)
+        H[rows] = _bfgs(H[rows], new-x[rows], gn-g[rows])
+        idle[rows] = torch.where(f[rows]-fn <= tol*fn, idle[rows]+1, 0.)
+        x[rows],f[rows],g[rows] = new,fn,gn
+        rows = rows[idle[rows]<2]
+        if not len(rows): break
+    return x,f
+
+
+# %% [markdown]
+# Rosenbrock's valley, from a hundred places:
+
+# %%
+valley = lambda t, rows: (1-t[:,0])**2 + 100*(t[:,1]-t[:,0]**2)**2
+x,v = descend(valley, 2*torch.randn(100, 2, dtype=torch.float64))
+test_close(x, torch.ones(100,2), eps=1e-3)
+v.max()
+
+
+# %%
+#| export
+def optima(
+    config:ToyConfig, # Tied ReLU or linear models
+    restarts=14,
+    seed=0,
+    starts=None,      # W [start, feature, hidden] to begin from instead
+    jitter=0.,        # Spread of what is added to `starts`, so that none is a saddle
+    steps=300,
+)->Sweep:
+    "The lowest population loss of every instance, without training"
+    if why := closed_form(config): raise ConfigError(why)
+    c,n,m = config,config.n_features,config.n_hidden
+    if not c.tied: raise ConfigError('optima is for tied models: use fit_exact.')
+    R = restarts if starts is None else len(starts)
+    begin = start_all(replace(replicate(c, R), init=1.), seed)['W'].double().view(R, -1, n, m)
+    if starts is not None: begin = torch.as_tensor(starts).double()[:,None] + jitter*begin
+    p,imp = (t.repeat(R, 1) for t in (c.densities,c.importances))
+    split = lambda t: (t[:,:n*m].view(-1, n, m),
+                       t[:,n*m:] if c.bias else t.new_zeros(len(t), n))
+    begin = torch.cat([begin.flatten(0,1).flatten(1), torch.zeros(len(p), n*c.bias)], 1)
+    x,f = descend(lambda t, rows: exact_loss(*split(t), p[rows], imp[rows], c.activation, None,
+                  c.features, c.sets, c.signed), begin, steps)
+    fold = lambda t: t.detach().unflatten(0, (R,-1)).transpose(0,1).contiguous()
+    W,b = map(fold, split(x))
+    none = torch.zeros(c.n_instances, R, 0)
+    return Sweep(c, dict(W=W, b=b), fold(f), fold(f).argsort(dim=1), none,
+                 none[0,0].long(), {}, 'exact')
+
+
+# %% [markdown]
+# Three points whose optima are known to five digits from an unrelated program (Nelder-Mead
+# on the same loss):
+
+# %%
+config = ToyConfig(2, 1, 3, density=[[.1],[.5],[.8]], importance=[[1,.3],[1,1],[1,1.]])
+exact = optima(config)
+test_close(exact.loss.amin(1), torch.tensor([.002144,.076282,.105516]), eps=1e-6)
+exact.best()['W'][...,0], exact.best()['b']
+
+# %% [markdown]
+# ## A phase diagram
+#
+# The paper's map has the importance $r$ of the last feature on one axis, the density of all
+# features on the other, both logarithmic, and shows what becomes of that last feature
+# [@elhage2022]: how long is its column, and does it share its direction? Half and half
+# divide the answers into three regions.
+
+# %%
+#| export
+regions = 'ignored','dedicated','superposed'
+
+def region(
+    W:torch.Tensor, # [..., feature, hidden]
+    which=-1,       # Of which feature
+)->np.ndarray:      # [...], 0, 1 or 2: a place in `regions`
+    "What becomes of one feature"
+    norm,shared = W.norm(dim=-1)[...,which],interference(W)[...,which]
+    return torch.where(norm<.5, 0, torch.where(shared<.5, 1, 2)).numpy()
+
+def logspace(
+    first, last,
+    num:int,
+)->np.ndarray:
+    "Equal ratios from first to last"
+    return np.geomspace(first, last, num).round(12)
+
+def grid(
+    n_features:int, n_hidden:int,
+    density,          # [row]
+    importance,       # [column], of the last feature; the others have 1
+    **kw,             # Of `ToyConfig`
+)->ToyConfig:         # Instances run along a row first
+    "One model for each point of the map"
+    p,r = (t.flatten() for t in np.meshgrid(density, importance, indexing='ij'))
+    imp = np.ones((len(r),n_features)); imp[:,-1] = r
+    return ToyConfig(n_features, n_hidden, len(p), density=torch.tensor(p)[:,None],
+                     importance=torch.tensor(imp), **kw)
+
+
+# %% [markdown]
+# Theory is a comparison of a few models of unit weights, written down rather than trained.
+# Two features in one dimension: keep the first, keep the second, or put both on the line as
+# antipodes. Three in two: each way to spend a dimension on one feature and the other on one
+# or two; that is, `W` perpendicular to (0,0,1), (1,0,0), (0,1,1) or (1,1,0). A dropped
+# feature is answered by its mean. The paper leaves out a fifth with the same right,
+# perpendicular to (1,1,1): the triangle.
+
+# %%
+#| export
+_h = 3**.5/2
+families = {
+    (2,1): {'drop last': [[1],[0]], 'drop first': [[0],[1]], 'antipodal': [[1],[-1]]},
+    (3,2): {'drop last': [[1,0],[0,1],[0,0]], 'drop first': [[0,0],[1,0],[0,1]],
+            'antipodal with last': [[1,0],[0,1],[0,-1]],
+            'antipodal without': [[1,0],[-1,0],[0,1]]}}
+triangle = [[1,0],[-.5,_h],[-.5,-_h]]
+
+def simple_losses(
+    config:ToyConfig,
+    shapes:dict=None, # name -> W; None: those of `families`
+)->tuple:             # Losses [instance, family], W [family, feature, hidden]
+    "Exact losses of the simple solutions"
+    shape = config.n_features,config.n_hidden
+    if shapes is None and shape not in families: raise ConfigError(
+        f'No simple solutions are listed for {shape[0]} features in {shape[1]} dimensions: '
+        'give shapes.')
+    W = torch.tensor(list((shapes or families[shape]).values()), dtype=torch.float64)
+    p,imp,I = config.densities,config.importances,config.n_instances
+    mean = lambda w: p/2*(w.norm(dim=-1)==0)
+    return torch.stack([exact_loss(w.expand(I,-1,-1), mean(w), p, imp) for w in W], 1), W
+
+
+# %%
+two = grid(2, 1, [.3,.6], [.5,2.])
+losses,_ = simple_losses(two)
+r = two.importances[:,1]; v = moments(two.densities[:,0])[1]
+test_close(losses, torch.stack([r*v, v, (1+r)*two.densities[:,0]**2/6], 1), eps=1e-7)
+losses
+
+
+# %% [markdown]
+# `phase_diagram` is a map in one call: a table with a row for each point, what training
+# found there, what the simple solutions predict and by how much the best of them wins. Its
+# settings follow the public notebook's except where a map of thousands of models would be
+# slow: 3000 steps at a rate that falls from 0.005 to zero.
+
+# %%
+#| export
+def describe(
+    config:ToyConfig,
+    W,              # [instance, feature, hidden]
+    loss=np.nan,    # [instance]
+)->pd.DataFrame:
+    "What became of the last feature at every point of a `grid`"
+    W = W.double()
+    return pd.DataFrame(dict(
+        density=config.densities[:,0], importance=config.importances[:,-1],
+        norm=W.norm(dim=-1)[:,-1], shared=interference(W)[:,-1], region=region(W), loss=loss))
+
+def predict(
+    config:ToyConfig,
+    shapes:dict=None, # As in `simple_losses`
+)->pd.DataFrame:
+    "What the best of the simple solutions does at every point; `margin` is its relative lead"
+    losses,W = simple_losses(config, shapes)
+    low = (losses*(1+1e-9*torch.arange(len(W)))).topk(2, dim=1, largest=False)
+    names,lead = list(shapes or families[config.n_features,config.n_hidden]),low.values[:,1]
+    return describe(config, W[low.indices[:,0]], low.values[:,0]).assign(
+        solution=[names[i] for i in low.indices[:,0]], margin=1-low.values[:,0]/lead)
+
+def agrees(
+    config:ToyConfig,
+    found,            # Region of the last feature, [instance, ...]
+    shapes:dict=None, # As in `simple_losses`
+)->np.ndarray:        # Same shape, bool
+    "Is it the region of the best simple solution, or of one that ties with it?"
+    losses,W = simple_losses(config, shapes)
+    best = (losses <= losses.amin(1, keepdim=True)*(1+1e-6)).numpy()
+    said = region(W)
+    allowed = np.stack([(best & (said==k)).any(1) for k in range(3)], 1)
+    return np.take_along_axis(allowed, np.asarray(found).reshape(len(best), -1), 1).reshape(
+        np.shape(found))
+
+def phase_diagram(
+    n_features=2, n_hidden=1,
+    density=logspace(1, .01, 31),   # [row]
+    importance=logspace(.1, 10, 31),# [column], of the last feature
+    restarts=10,
+    seed=0,
+    activation='relu', bias=True,
+    steps=3000, lr=5e-3, schedule='linear',
+    **kw,                           # Of `best_of`
+)->tuple:                           # Table and `Sweep`
+    "Train a map of models; the table holds the best of each point, and the prediction"
+    config = grid(n_features, n_hidden, density, importance, activation=activation, bias=bias)
+    sweep = best_of(config, restarts, seed, steps=steps, lr=lr, schedule=schedule, **kw)
+    rank = sweep.order[:,:1]
+    table = describe(config, sweep.best()['W'], sweep.loss.gather(1, rank)[:,0])
+    if (n_features,n_hidden) not in families: return table,sweep
+    said = predict(config)[['norm','shared','region','loss','solution','margin']]
+    return table.join(said.add_prefix('theory_')), sweep
+
+
+# %% [markdown]
+# A map of nine points, in the corner where all three regions meet. At $r=1$ two solutions
+# tie, and `agrees` accepts either:
+
+# %%
+table,sweep = phase_diagram(density=[.9,.3,.05], importance=[.2,1.,5.], restarts=4, steps=800,
+                            lr=.02, batch_size=256)
+test_eq(table.theory_region.tolist(), [0,0,1, 0,2,1, 2,2,2])
+assert agrees(sweep.config, table.region).mean() > .7
+table[['density','importance','norm','shared','region','theory_solution']].round(2)
+
+# %%
+with expect_fail(ConfigError, contains='give shapes'): simple_losses(ToyConfig(5, 2))
+with expect_fail(ConfigError, contains='restarts is 0'): best_of(ToyConfig(), 0)
+
+
+# %% [markdown]
+# ## Several processes
+#
+# Models know nothing of each other, so several GPUs or machines need not talk. Each process trains
+# its share, and since data depend on a model's identity alone, the joined run is the run that one
+# would have had.
+
+# %%
+#| export
+def share(
+    n_instances:int,
+    rank=None,  # This process and how many there are; None: as the launcher says
+    world=None,
+)->list:        # Identities for `train(..., instances=...)`
+    "The instances that this process should train"
+    rank,world = (a if b is None else b for a,b in zip(process(), (rank, world)))
+    return list(range(n_instances))[rank*n_instances//world:(rank+1)*n_instances//world]
+
+def join(
+    runs:list, # Shares of one training, in the order of their ranks
+)->Run:
+    "One run from the shares of several processes"
+    a,cat = runs[0],lambda ts: torch.cat([t.cpu() for t in ts])
+    moment = lambda k: tuple(cat(r.moments[k][i] for r in runs) for i in (0,1))
+    ids = [i for r in runs for i in r.instances]
+    return replace(a, instances=ids, loss=cat(r.loss for r in runs),
+        params={k: cat(r.params[k] for r in runs) for k in a.params},
+        snapshots={k: cat(r.snapshots[k] for r in runs) for k in a.snapshots},
+        moments={k: moment(k) for k in a.moments},
+        settings=a.settings|dict(instances=ids))
+
+
+# %%
+config = ToyConfig(5, 2, 7, density=.3)
+few = dict(steps=20, batch_size=64)
+parts = [train(config, instances=share(7, rank, 3), **few) for rank in range(3)]
+test_close(join(parts).W, train(config, **few).W, eps=1e-6)
+[r.instances for r in parts], join(parts)

@@ -1,0 +1,338 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: python3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Memory
+#
+# > Toy models that see the same few points again and again: how to train them, and whether they keep
+# > the points or the features.
+
+# %%
+#| default_exp superposition.memorization
+
+# %%
+#| export
+import numpy as np, torch
+from dataclasses import replace
+from numba import njit
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+from moral_sc.foundation.errors import ConfigError
+from moral_sc.foundation.figures import COLOURS
+from moral_sc.superposition.features import sampler
+from moral_sc.superposition.geometry import feature_dimensionality
+from moral_sc.superposition.model import ToyConfig, batch_loss
+from moral_sc.superposition.training import Run, check_finite, engines, keep_loss, train
+
+# %%
+#| hide
+from time import perf_counter
+from fastcore.test import *
+from moral_sc.foundation.errors import ModelError
+from moral_sc.superposition.geometry import polygon
+torch.set_num_threads(1)
+
+# %% [markdown]
+# With fresh samples at every step a model can only learn features. With $T$ points, shown in one
+# batch at every step, it may learn the points instead [@henighan2023double]. The config says so:
+# `points=T`, and `unit=True` because there every input has length one.
+#
+# ## An engine for few active features
+#
+# Ten features of a thousand are active in a point. Only the decoder is dense, and with few hidden
+# dimensions it is one pass over the features for each point. The engine below makes that pass in a
+# loop that the compiler turns into vectors, and touches the inputs only where they are not zero.
+
+# %%
+#| export
+_loose = {'reassoc','contract','arcp','nsz'} # Sums in any order, but nan stays nan
+
+@njit(fastmath=_loose, nogil=True, cache=True)
+def finite_gradient(
+    W, b,              # [hidden, feature], [feature]
+    start, cols, vals, # Points, row by row: where a row starts, its features, their values
+    dW, db,            # Written here: gradient of the loss
+    x, e,              # Memory, [feature]; x is zero
+):
+    "Loss of a finite data set and its gradient"
+    m,n = W.shape
+    T,loss,zero = len(start)-1,0.,np.float32(0)
+    dW[:] = 0; db[:] = 0
+    h,dh = np.zeros(m, np.float32),np.zeros(m, np.float32)
+    for t in range(T):
+        h[:] = 0
+        for a in range(start[t], start[t+1]):
+            x[cols[a]] = vals[a]
+            for k in range(m): h[k] += W[k,cols[a]]*vals[a]
+        e[:] = b
+        for k in range(m):
+            hk,w = h[k],W[k]
+            for i in range(n): e[i] += hk*w[i]
+        one = zero
+        for i in range(n):
+            on = e[i]>0
+            d = (e[i] if on else zero) - x[i]
+            one += d*d
+            e[i] = d if on else zero
+            db[i] += e[i]
+        loss += one
+        for k in range(m):
+            hk,w,g,s = h[k],W[k],dW[k],zero
+            for i in range(n):
+                g[i] += hk*e[i]
+                s += e[i]*w[i]
+            dh[k] = s
+        for a in range(start[t], start[t+1]):
+            x[cols[a]] = 0
+            for k in range(m): dW[k,cols[a]] += dh[k]*vals[a]
+    scale = np.float32(2/T)
+    dW *= scale; db *= scale
+    return loss/T
+
+
+# %% [markdown]
+# The rest is AdamW, as [everywhere](40_training.ipynb), with the loss divided by $n$.
+
+# %%
+#| export
+@njit(fastmath=_loose, nogil=True, cache=True)
+def _update(theta, grad, mean, square, rate, keep, root, n):
+    for i in range(len(theta)):
+        g = grad[i]/n
+        mean[i] += (g-mean[i])*np.float32(.1)
+        square[i] = square[i]*np.float32(.999) + g*g*np.float32(.001)
+        theta[i] = theta[i]*keep - rate*mean[i]/(np.sqrt(square[i])*root + np.float32(1e-8))
+
+@njit(fastmath=_loose, nogil=True, cache=True)
+def _advance(theta, mean, square, n, start, cols, vals, now, losses):
+    "Train one model; theta [hidden+1, feature] has the bias as its last row"
+    grad,x,e = np.zeros_like(theta),np.zeros(n, np.float32),np.zeros(n, np.float32)
+    for t in range(len(now)):
+        losses[t] = finite_gradient(theta[:-1], theta[-1], start, cols, vals, grad[:-1],
+                                    grad[-1], x, e)
+        if not np.isfinite(losses[t]):
+            losses[t:] = losses[t]
+            return
+        _update(theta.ravel(), grad.ravel(), mean.ravel(), square.ravel(),
+                now[t,0], now[t,1], now[t,2], np.float32(n))
+
+def _rows(x):
+    "Points [point, feature] as where rows start, features, values"
+    x = np.asarray(x)
+    where,cols = np.nonzero(x)
+    start = np.searchsorted(where, np.arange(len(x)+1))
+    return start,cols,x[where,cols].astype(np.float32)
+
+def sparse(run:Run, to:int, batch, lr, decay, schedule, log:set, snap:set):
+    "Engine for plain models of equal features on a finite data set"
+    _must_serve(run.config, run.W.device)
+    points = [_rows(x) for x in batch(0)]
+    own = lambda v, i: float(v.flatten()[i]) if torch.is_tensor(v) else float(v)
+    for end in sorted(t for t in {s+1 for s in log} | snap | {to} if run.step<t<=to):
+        now = [[_factors(s, own(lr,i)*schedule(s/run.steps), own(decay,i))
+                for s in range(run.step, end)] for i in range(len(points))]
+        each = enumerate(zip(points, now, strict=True))
+        last = torch.tensor([_train_one(run, i, *of) for i,of in each])
+        check_finite(run, end-1, last)
+        run.step = end
+        if end-1 in log: keep_loss(run, end-1, last)
+        if end in snap: run.snapshots[end] = run.W.clone()
+
+def _must_serve(config, device):
+    "Say what this engine cannot do"
+    plain = replace(ToyConfig(), **{k: getattr(config, k) for k in
+        ('n_features','n_hidden','n_instances','density','init','points','unit','signed')})
+    off = [k for k,v in plain.to_dict().items() if k not in ('features','sets')
+           and v!=config.to_dict()[k]]
+    off += [] if config.points else ['points']
+    if off or device.type!='cpu': raise ConfigError(
+        f'engine sparse does not know this {off[0] if off else "device"}: use eager.')
+
+def _train_one(run, i, points, now):
+    "Move one model through some steps; its last loss"
+    parts = run.params, *({k: v[j] for k,v in run.moments.items()} for j in (0,1))
+    state,losses = [_stack(d, i) for d in parts],np.zeros(len(now))
+    _advance(*state, run.config.n_features, *points, np.array(now, np.float32), losses)
+    for d,new in zip(parts, state, strict=True): _unstack(d, i, new)
+    return losses[-1]
+
+def _factors(s, rate, decay):
+    "Rate with its correction, what decay leaves, correction of the root"
+    return rate/(1-.9**(s+1)), 1-rate*decay, (1-.999**(s+1))**-.5
+
+def _stack(d, i): return np.ascontiguousarray(
+    np.vstack([d['W'][i].numpy().T, d['b'][i].numpy()[None]]), dtype=np.float32)
+
+def _unstack(d, i, new):
+    d['W'][i] = torch.from_numpy(new[:-1].T.copy())
+    d['b'][i] = torch.from_numpy(new[-1].copy())
+
+engines['sparse'] = sparse
+
+# %% [markdown]
+# Beside the eager engine, two models on twenty points each, to the rounding of single precision:
+
+# %%
+small = ToyConfig(60, 2, 2, density=.05, points=20, unit=True)
+how = dict(steps=300, lr=.01, schedule='warmup-cosine')
+slow,fast = (train(small, engine=e, **how) for e in ('eager','sparse'))
+test_close(slow.W, fast.W, eps=1e-4); test_close(slow.loss, fast.loss, eps=1e-5)
+(slow.W-fast.W).abs().max().item(), fast
+
+# %% [markdown]
+# Stopped and taken up again, it ends where it would have ended. What it does not know it refuses:
+
+# %%
+half = train(small, engine='sparse', stop=150, **how)
+test_close(train(small, engine='sparse', resume=half, **how).W, fast.W, eps=1e-6)
+unknown = dict(points=None), dict(importance=.9), dict(tied=False), dict(activation='gelu')
+for other in unknown:
+    with expect_fail(ConfigError, contains='engine sparse does not know'):
+        train(replace(small, **other), engine='sparse', steps=1)
+with expect_fail(ModelError, contains='not finite'): train(small, engine='sparse', lr=1e30)
+
+# %% [markdown]
+# How many milliseconds a step takes with a thousand features and three hundred points. The
+# [general kernel](engines/30_numba_cpu.ipynb) draws the points anew at every step; here they are kept.
+
+# %%
+large = ToyConfig(1000, 2, density=.01, points=300, unit=True)
+def milliseconds(engine, steps=200):
+    train(large, steps=2, engine=engine)
+    began = perf_counter(); train(large, steps=steps, engine=engine)
+    return round((perf_counter()-began)*1e3/steps, 2)
+{e: milliseconds(e) for e in ('eager','numba','sparse')}
+
+
+# %% [markdown]
+# ## Points or features?
+#
+# A point is stored as its hidden vector $h_i = W x_i$, and can be asked for its
+# [dimensionality](50_geometry.ipynb) as if it were a column of $W$. For a whole set of vectors,
+# most of them perhaps of length zero, `share` is the mean, weighted by squared length.
+
+# %%
+#| export
+def share(
+    v:torch.Tensor, # [..., vector, hidden]
+)->torch.Tensor:    # [...]
+    "Mean dimensionality of a set of vectors, weighted by squared length"
+    weight = v.square().sum(-1)
+    return (feature_dimensionality(v)*weight).sum(-1)/weight.sum(-1).clamp(min=1e-12)
+
+def angles(
+    v:torch.Tensor, # [vector, 2]
+)->np.ndarray:      # [vector], add up to 360
+    "Degrees from each vector to the next"
+    at = np.sort(np.degrees(np.arctan2(*np.asarray(v, float).T[::-1])))
+    return np.diff(at, append=at[:1]+360)
+
+
+# %%
+five = torch.cat([polygon(5), torch.zeros(9,2)])
+test_close(share(five), torch.tensor(.4), eps=1e-6)
+test_close(angles(polygon(5)), 72*np.ones(5))
+share(five), share(torch.randn(1000, 2)), angles(polygon(5)+.02)
+
+
+# %% [markdown]
+# ## Many sizes of the data set
+#
+# `memorise` trains models on data sets of several sizes and asks each for its loss on the set and on
+# fresh inputs.
+
+# %%
+#| export
+def points_of(
+    config:ToyConfig,
+    seed=0,
+    count=None, # None: the points the models are trained on; else so many fresh inputs
+)->torch.Tensor: # [instance, point, feature]
+    "The training set, or inputs that no training has seen"
+    fresh = count is not None
+    return sampler(config.densities, range(config.n_instances), count or config.points,
+                   seed+10_007*fresh, unit=config.unit)(0)
+
+def memorise(
+    points,          # Sizes of the data set
+    n_features=1000,
+    n_hidden=2,
+    active=10,       # Mean number of active features
+    starts=1,        # Independent models and data sets for each size
+    seed=0,
+    tests=2000,      # Fresh inputs for the test loss
+    init='xavier',
+    engine='sparse',
+    keep=False,      # Keep W and h of the first start
+    **kw,            # Arguments of `train`
+)->list:             # One row for each size and start
+    "Train on finite data sets and measure"
+    base = ToyConfig(n_features, n_hidden, starts, density=active/n_features, unit=True,
+                     init=init)
+    rows = []
+    for T in points:
+        config = replace(base, points=int(T))
+        run = train(config, seed=seed, engine=engine, **dict(schedule='warmup-cosine') | kw)
+        rows += _measure(config, run, seed, tests, keep)
+    return rows
+
+def _measure(config, run, seed, tests, keep):
+    one = torch.ones(config.n_instances, config.n_features)
+    W,b = run.W.cpu(),run.b.cpu()
+    seen,fresh = points_of(config, seed),points_of(config, seed, tests)
+    loss = [batch_loss(W, b, x, one).tolist() for x in (seen,fresh)]
+    h = seen@W
+    each = zip(*loss, share(h).tolist(), share(W).tolist(), strict=True)
+    rows = [dict(T=config.points, m=config.n_hidden, start=i, train=a, test=t, points=p,
+                 features=f) for i,(a,t,p,f) in enumerate(each)]
+    if keep: rows[0] |= dict(W=W[0], h=h[0])
+    return rows
+
+
+# %%
+rows = memorise([5,400], n_features=100, active=5, steps=1500, lr=.02, starts=2, keep=True)
+assert rows[0]['points'] > rows[0]['features'] and rows[-1]['features'] > rows[-1]['points']
+[{k: round(v, 3) for k,v in r.items() if k not in 'Wh'} for r in rows]
+
+
+# %% [markdown]
+# ## Pictures
+#
+# The features above and the points below, one pair for each size of the data set.
+
+# %%
+#| export
+def plot_memory(
+    models:list, # Rows of `memorise` with W and h
+)->go.Figure:
+    "Columns of W above hidden vectors of the points, in the plane"
+    fig = make_subplots(2, len(models), vertical_spacing=.04, horizontal_spacing=.02,
+        subplot_titles=[f"T = {r['T']}" for r in models],
+        row_titles=['features','points'])
+    for c,r in enumerate(models, 1):
+        for row,k,colour in ((1,'W','relu'),(2,'h','linear')):
+            v,colour = r[k],COLOURS[colour]
+            v = v[v.norm(dim=-1)>.02*v.norm(dim=-1).max()][:400]
+            v = (v/v.norm(dim=-1).max()).numpy().round(3)
+            lines = np.stack([0*v,v,v*np.nan], 1).reshape(-1, 2)
+            fig.add_scatter(x=lines[:,0], y=lines[:,1], mode='lines', hoverinfo='skip',
+                            row=row, col=c, line=dict(color=colour, width=1))
+            fig.add_scatter(x=v[:,0], y=v[:,1], mode='markers', row=row, col=c,
+                            marker=dict(color=colour, size=4))
+            at = (row-1)*len(models)+c
+            fig.update_yaxes(scaleanchor=f'x{at if at>1 else ""}', row=row, col=c)
+    fig.update_xaxes(range=[-1.1,1.1], visible=False)
+    fig.update_yaxes(range=[-1.1,1.1], visible=False)
+    return fig.update_layout(showlegend=False, height=320,
+                             margin=dict(l=5, r=30, t=40, b=5))
+
+
+# %%
+#| label: fig-memory
+#| fig-cap: Few points are stored as points, many as features; lengths relative to the longest
+plot_memory(rows[::2])
