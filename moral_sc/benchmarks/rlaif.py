@@ -27,7 +27,7 @@ from ..constitution.prompts import ask, load_prompts
 from ..constitution.revision import _Chains, load_few_shot, revise, stops
 from ..constitution.rl.rollouts import read_logp, roll
 from ..foundation.datasets import data_dir
-from ..foundation.errors import ConfigError, ModelError, unknown
+from ..foundation.errors import ConfigError, ModelError, unknown_name_message
 from ..foundation.runs import provenance
 from ..language.reward_head import score_model
 from ..language.engine.batch_invariant import batch_invariant
@@ -503,7 +503,7 @@ def _on(n):
 def _names(names):
     known = [*rows, 'gap']
     bad = [k for k in names or () if k not in known]
-    if bad: raise ConfigError(unknown('row', bad[0], known))
+    if bad: raise ConfigError(unknown_name_message('row', bad[0], known))
     return names or known
 
 def _record(out, told, model): # To be filled; rows of the same machine and model are kept

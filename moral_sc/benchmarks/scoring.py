@@ -17,7 +17,7 @@ from time import perf_counter, process_time
 
 import numpy as np, pandas as pd, torch
 from ..foundation.datasets import available, data_dir, fetch, read_jsonl
-from ..foundation.errors import ConfigError, unknown
+from ..foundation.errors import ConfigError, unknown_name_message
 from ..foundation.runs import provenance
 from ..language.models import LM, load
 from ..language.generation import sample
@@ -331,7 +331,7 @@ def _machine(device, threads):
 
 def _names(names):
     bad = [k for k in names or () if k not in rows]
-    if bad: raise ConfigError(unknown('row', bad[0], list(rows)))
+    if bad: raise ConfigError(unknown_name_message('row', bad[0], list(rows)))
     return names or list(rows)
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from time import perf_counter
-from ..foundation.errors import ConfigError, unknown
+from ..foundation.errors import ConfigError, unknown_name_message
 from ..foundation.datasets import data_dir
 from ..foundation.runs import provenance
 from ..superposition.features import sampler
@@ -218,7 +218,7 @@ def _machine(device, threads):
 
 def _rows(names):
     bad = [k for k in names or () if k not in sizes]
-    if bad: raise ConfigError(unknown('row', bad[0], list(sizes)))
+    if bad: raise ConfigError(unknown_name_message('row', bad[0], list(sizes)))
     return names or list(sizes)
 
 def bench(

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np, pandas as pd
 from .benchmarks import Benchmark, probabilities
 from ..foundation.datasets import available, data_dir, fetch
-from ..foundation.errors import ConfigError, DataError, unknown
+from ..foundation.errors import ConfigError, DataError, unknown_name_message
 from ..foundation.statistics import Estimate, lower_tail
 
 # %% ../../nbs/bias/44_admissions.ipynb #03cd8fdf
@@ -99,7 +99,7 @@ def applicants(
 )->list:                      # Of `Applicant`: each profile as white and as Black
     "Each profile twice, with the number of students who share it"
     for kind,x,known in (('words', words, list(WORDS)), ('phrase', phrase, list(PHRASES))):
-        if x not in known: raise ConfigError(unknown(kind, x, known))
+        if x not in known: raise ConfigError(unknown_name_message(kind, x, known))
     out = []
     for (sex,lsat,gpa),n in d.groupby(['sex','lsat','gpa']).size().items():
         p = f'{sex}/{lsat:g}/{gpa:g}'
@@ -143,7 +143,7 @@ def load(
     if population!='all':
         groups = {r.lower():r for r in d.race.unique()}
         if population not in groups:
-            raise ConfigError(unknown('population', population, ['all', *groups]))
+            raise ConfigError(unknown_name_message('population', population, ['all', *groups]))
         d = d[d.race==groups[population]]
     return applicants(part(d, limit, seed), words, phrase)
 

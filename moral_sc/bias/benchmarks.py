@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from importlib import import_module
 
 import numpy as np, pandas as pd
-from ..foundation.errors import ConfigError, unknown
+from ..foundation.errors import ConfigError, unknown_name_message
 
 # %% ../../nbs/bias/26_benchmarks.ipynb #b2d06a25
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def benchmark(
 )->Benchmark:
     "A benchmark by name"
     if isinstance(name, Benchmark): return name
-    if name not in PLACES: raise ConfigError(unknown('benchmark', name, list(PLACES)))
+    if name not in PLACES: raise ConfigError(unknown_name_message('benchmark', name, list(PLACES)))
     module,constant = PLACES[name].rsplit('.', 1)
     return getattr(import_module(f'moral_sc.bias.{module}'), constant)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 from ..foundation.datasets import data_dir, read_toml
-from ..foundation.errors import ConfigError, unknown
+from ..foundation.errors import ConfigError, unknown_name_message
 
 # %% ../../nbs/bias/10_conditions.ipynb #ff1ef1ee
 @cache
@@ -34,7 +34,7 @@ def spell(
     "Put the texts that `text` names in their places"
     def named(m):
         if m[1] in texts: return spell(texts[m[1]], texts)
-        raise ConfigError(unknown('text', m[1], list(texts)))
+        raise ConfigError(unknown_name_message('text', m[1], list(texts)))
     return re.sub(r'<(\w+)>', named, text)
 
 # %% ../../nbs/bias/10_conditions.ipynb #a9365a3a
@@ -46,7 +46,7 @@ def conditions(
     rows = [dict(benchmark=b, condition=c, turn=i, role=r, text=spell(text, spec['texts']))
             for b,spec in stimuli(path).items() if benchmark in (None,b)
             for c,turns in spec['conditions'].items() for i,(r,text) in enumerate(turns)]
-    if not rows: raise ConfigError(unknown('benchmark', benchmark, list(stimuli(path))))
+    if not rows: raise ConfigError(unknown_name_message('benchmark', benchmark, list(stimuli(path))))
     return pd.DataFrame(rows)
 
 # %% ../../nbs/bias/10_conditions.ipynb #1b7336df
@@ -60,10 +60,10 @@ def _named(condition):
 def _spec(benchmark, condition, path):
     "The table of a benchmark, the name of a condition in it, and the wordings asked for"
     spec = stimuli(path).get(benchmark)
-    if not spec: raise ConfigError(unknown('benchmark', benchmark, list(stimuli(path))))
+    if not spec: raise ConfigError(unknown_name_message('benchmark', benchmark, list(stimuli(path))))
     name,chosen = _named(condition)
     known = list(spec['conditions'])
-    if name not in known: raise ConfigError(unknown(f'condition of {benchmark}', name, known))
+    if name not in known: raise ConfigError(unknown_name_message(f'condition of {benchmark}', name, known))
     return spec, name, chosen
 
 # %% ../../nbs/bias/10_conditions.ipynb #91df0513

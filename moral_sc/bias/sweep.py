@@ -15,7 +15,7 @@ import numpy as np, pandas as pd
 from .bbq.scoring import directions
 from .evaluation import chosen, evaluate
 from .bbq.metrics import questions, shares
-from ..foundation.errors import ConfigError, DataError, ModelError, unknown
+from ..foundation.errors import ConfigError, DataError, ModelError, unknown_name_message
 from ..foundation.runs import content_key, provenance
 from ..foundation.statistics import Estimate, cluster_bootstrap
 from ..language.models import LM, load as load_model
@@ -85,7 +85,7 @@ def ladder(
     "Models of some families that have a short name"
     known = {a.family for a in aliases().values()}
     for f in families:
-        if f not in known: raise ConfigError(unknown('family', f, sorted(known)))
+        if f not in known: raise ConfigError(unknown_name_message('family', f, sorted(known)))
     fit = [a for a in aliases().values() if a.family in families and a.parameters<=at_most
            and (stages is None or a.stage in stages)]
     return [a.name for a in sorted(fit, key=lambda a: (families.index(a.family), a.parameters))]

@@ -13,7 +13,7 @@ import numpy as np, pandas as pd
 from .conditions import stimuli, wordings
 from .evaluation import evaluate
 from .bbq.metrics import BBQ
-from ..foundation.errors import ConfigError, DataError, unknown
+from ..foundation.errors import ConfigError, DataError, unknown_name_message
 from ..foundation.statistics import Estimate
 from ..language.stub_models import lookup
 
@@ -29,7 +29,7 @@ def values(
     metric:str,           # One of VALUES
 )->pd.Series:             # A value for each row that the metric is about
     "What each answer adds to a metric, from probabilities"
-    if metric not in VALUES: raise ConfigError(unknown('metric', metric, list(VALUES)))
+    if metric not in VALUES: raise ConfigError(unknown_name_message('metric', metric, list(VALUES)))
     half,f = VALUES[metric]
     d = records[(records.context_condition==half) & records.biased.notna()]
     p = d[['p0','p1','p2']].to_numpy()

@@ -9,7 +9,7 @@ __all__ = ['BOXES', 'ARROWS', 'plot_pipeline', 'plot_stages']
 import plotly.graph_objects as go
 
 # %% ../../nbs/constitution/77_diagram.ipynb #21b96e3b
-from ..foundation.errors import ConfigError, unknown
+from ..foundation.errors import ConfigError, unknown_name_message
 from ..foundation.figures import COLOURS, INK
 
 # %% ../../nbs/constitution/77_diagram.ipynb #41f8e4af
@@ -32,7 +32,7 @@ def plot_pipeline(
 )->go.Figure:
     "The two stages from the first model to the last"
     notes,fig = notes or {}, go.Figure()
-    for k in {*notes}-{*BOXES}: raise ConfigError(unknown('box', k, [*BOXES]))
+    for k in {*notes}-{*BOXES}: raise ConfigError(unknown_name_message('box', k, [*BOXES]))
     for k,(x,y,text,kind) in BOXES.items():
         colour,width = _frame[kind]
         (w,h),line = _half,dict(color=COLOURS[colour], width=width)

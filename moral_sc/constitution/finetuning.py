@@ -15,7 +15,7 @@ import pandas as pd
 
 from .evaluation.refusals import critic_voice, repetition, same
 from .prompts import example
-from ..foundation.errors import ConfigError, DataError, unknown
+from ..foundation.errors import ConfigError, DataError, unknown_name_message
 from ..foundation.runs import content_key, process
 from ..language.reward_head import save
 from ..language.models import LM
@@ -57,7 +57,7 @@ def examples_of(
     repeats:float=.5,      # As in `fault`
 )->list:                   # id, text, answer, round, fault
     "What there is to learn from; `finetune` passes over rows with a fault"
-    if which not in ('all', 'final'): raise ConfigError(unknown('which', which, ['all', 'final']))
+    if which not in ('all', 'final'): raise ConfigError(unknown_name_message('which', which, ['all', 'final']))
     rows = [(f'{c["id"]}/{k}', c['prompt'], t, k, fault(t, f, b, repeats))
             for c in chains for k,t,f,b in _texts(c, which)]
     for i,r in enumerate(extra, 1):

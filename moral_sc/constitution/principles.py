@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 # %% ../../nbs/constitution/10_principles.ipynb #60be308e
-from ..foundation.errors import DataError, unknown
+from ..foundation.errors import DataError, unknown_name_message
 from ..foundation.datasets import data_dir, fetch, read_toml
 
 # %% ../../nbs/constitution/10_principles.ipynb #76ef7c6b
@@ -92,7 +92,7 @@ def _shot(row, known, where):
     bad = [k for k in ('principle', *parts) if not row.get(k)]
     if bad: raise DataError(f'{where} lacks {", ".join(bad)}; add it.')
     p = row['principle']
-    if p not in known: raise DataError(f'{where}: {unknown("principle", p, list(known))}')
+    if p not in known: raise DataError(f'{where}: {unknown_name_message("principle", p, list(known))}')
     return Shot(known[p], *(row[k] for k in parts))
 
 # %% ../../nbs/constitution/10_principles.ipynb #c2f974b4

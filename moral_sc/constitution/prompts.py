@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from ..foundation.datasets import data_dir, fetch, read_jsonl
-from ..foundation.errors import ConfigError, DataError, unknown
+from ..foundation.errors import ConfigError, DataError, unknown_name_message
 from ..language.chat import Prompt, render
 
 # %% ../../nbs/constitution/12_prompts.ipynb #c5824a66
@@ -58,7 +58,7 @@ def load_prompts(
     if name in _ours: rows = read_jsonl(data_dir()/'prompts'/f'{_ours[name]}.jsonl')
     elif name.split('/')[0]=='hh': rows = _dialogues(_hh(name))
     elif Path(name).suffix in ('.jsonl', '.gz'): rows = read_jsonl(name)
-    else: raise ConfigError(unknown('set of prompts', name, [*_ours, 'hh', 'a .jsonl file']))
+    else: raise ConfigError(unknown_name_message('set of prompts', name, [*_ours, 'hh', 'a .jsonl file']))
     rows = checked(rows, name)
     if limit is None or limit>=len(rows): return rows
     if limit<1: raise ConfigError(f'limit is {limit}; give 1 or more.')

@@ -16,7 +16,7 @@ import pandas as pd
 
 # %% ../../nbs/constitution/20_revision.ipynb #f1016097
 from ..foundation.datasets import available, fetch, read_jsonl
-from ..foundation.errors import ConfigError, DataError, unknown
+from ..foundation.errors import ConfigError, DataError, unknown_name_message
 from ..foundation.runs import open_run
 from .principles import (
     Principle, draw, headings, load_few_shot, load_principles)
@@ -103,7 +103,7 @@ def _rows(prompts):
 def _checked(rounds, mode, principles):
     if not isinstance(rounds, int) or rounds<1:
         raise ConfigError(f'rounds is {rounds!r}; give a whole number of 1 or more.')
-    if mode not in modes: raise ConfigError(unknown('mode', mode, list(modes)))
+    if mode not in modes: raise ConfigError(unknown_name_message('mode', mode, list(modes)))
     if not principles:
         raise ConfigError('There are no principles to draw from; give one or more.')
 

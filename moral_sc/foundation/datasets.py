@@ -15,7 +15,7 @@ from pathlib import Path
 from urllib.parse import quote, urlsplit
 
 import moral_sc, platformdirs
-from .errors import DataError, ConfigError, unknown
+from .errors import DataError, ConfigError, unknown_name_message
 
 # %% ../../nbs/foundation/10_datasets.ipynb #87e83dbb
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def source(
 )->Source:
     "Look one up; a misspelt id comes back with the nearest one"
     if isinstance(id, Source): return id
-    if id not in sources(): raise ConfigError(unknown('data file', id, list(sources())))
+    if id not in sources(): raise ConfigError(unknown_name_message('data file', id, list(sources())))
     return sources()[id]
 
 # %% ../../nbs/foundation/10_datasets.ipynb #e8798b16

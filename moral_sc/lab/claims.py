@@ -14,7 +14,7 @@ from pathlib import Path
 
 # %% ../../nbs/lab/10_claims.ipynb #66bf37d4
 from ..foundation.datasets import read_toml
-from ..foundation.errors import ConfigError, DataError, unknown
+from ..foundation.errors import ConfigError, DataError, unknown_name_message
 from .paths import claims_dir, notebooks_dir
 
 # %% ../../nbs/lab/10_claims.ipynb #a4e235c8
@@ -166,9 +166,9 @@ def judged(
 )->Outcomes:
     "The verdicts on `outcomes`"
     known = criteria(path)
-    if scale not in scales: raise ConfigError(unknown('scale', scale, list(scales)))
+    if scale not in scales: raise ConfigError(unknown_name_message('scale', scale, list(scales)))
     for k in outcomes:
-        if k not in known: raise ConfigError(unknown('claim', k, list(known)))
+        if k not in known: raise ConfigError(unknown_name_message('claim', k, list(known)))
     return Outcomes([_row(known[k], e, scale) for k,e in outcomes.items()], known)
 
 def record(

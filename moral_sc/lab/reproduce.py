@@ -20,7 +20,7 @@ from pathlib import Path
 # %% ../../nbs/lab/20_reproduce.ipynb #e96abd26
 import moral_sc
 from ..foundation.datasets import data_dir
-from ..foundation.errors import ConfigError, unknown
+from ..foundation.errors import ConfigError, unknown_name_message
 from ..foundation.runs import provenance
 from .claims import scales
 from .execution import (Result, declared, execute, read, stop_kernels,
@@ -65,7 +65,7 @@ def find(
         given = Path(n)
         if not hits and given.suffix=='.ipynb' and given.is_file(): hits = [given.resolve()]
         known = sorted({x for p in all_pages for x in page_name(p).split('/')})
-        if not hits: raise ConfigError(unknown('paper or notebook', n, known))
+        if not hits: raise ConfigError(unknown_name_message('paper or notebook', n, known))
         res = res+[h for h in hits if h not in res]
     return res
 
@@ -236,7 +236,7 @@ class Report:
         return f'{done}, {self.fresh} run now: {self.index}'
 
 def _checked(scale, jobs, seed):
-    if scale not in scales: raise ConfigError(unknown('scale', scale, list(scales)))
+    if scale not in scales: raise ConfigError(unknown_name_message('scale', scale, list(scales)))
     for k,v,low in (('jobs', jobs, 1), ('seed', seed, 0)):
         if not isinstance(v, int) or v<low:
             raise ConfigError(f'{k} is {v!r}: give {low} or more.')

@@ -9,7 +9,7 @@ __all__ = ['modes', 'Prompt', 'prompt', 'begin', 'render']
 from dataclasses import dataclass
 from hashlib import sha256
 
-from ..foundation.errors import ConfigError, unknown
+from ..foundation.errors import ConfigError, unknown_name_message
 from .models import encode
 
 # %% ../../nbs/language/20_chat.ipynb #93950ce6
@@ -55,9 +55,9 @@ def _chat(lm, turns, prefill, default_system):
 
 # %% ../../nbs/language/20_chat.ipynb #505c6661
 def _check_turns(turns, prefill, mode):
-    if mode not in modes: raise ConfigError(unknown('mode', mode, list(modes)))
+    if mode not in modes: raise ConfigError(unknown_name_message('mode', mode, list(modes)))
     for role,_ in turns:
-        if role not in _roles: raise ConfigError(unknown('role', role, list(_roles)))
+        if role not in _roles: raise ConfigError(unknown_name_message('role', role, list(_roles)))
     if not turns or turns[-1][0]!='human':
         raise ConfigError('A conversation that asks for an answer ends with a human turn.')
 

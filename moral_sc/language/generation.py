@@ -18,7 +18,7 @@ from .chat import Prompt, prompt
 from .models import LM, decode, eos_ids, pad
 from .engine.weight_packing import STEP, packed
 from .engine.onednn import onednn
-from .engine.batching import (batches, fits, head, hidden, merge, splits, takes,
+from .engine.batching import (batches, fits, head, hidden, merge, has_plain_lm_head, forward_accepts,
                                        with_cache)
 from .scoring import joint, option_logprobs
 from .engine.prefix_tree import shared
@@ -152,18 +152,18 @@ def _copies(lm, cache, n, room):
 def _next(lm, cache, ids, mask, pos):
     "Logits [row, vocab] after the last token, and the hidden states they come from"
     kw = dict(input_ids=ids, attention_mask=mask, **with_cache(lm.model, cache))
-    if takes(lm.model, 'position_ids'): kw['position_ids'] = pos
-    if splits(lm):
+    if forward_accepts(lm.model, 'position_ids'): kw['position_ids'] = pos
+    if has_plain_lm_head(lm):
         h = hidden(lm, **kw).last_hidden_state[:,-1]
         return head(lm, h),h
-    if takes(lm.model, 'logits_to_keep'): kw['logits_to_keep'] = 1
+    if forward_accepts(lm.model, 'logits_to_keep'): kw['logits_to_keep'] = 1
     return lm.model(**kw).logits[:,-1],None
 
 def _windowed(lm): return getattr(lm.model.config, 'sliding_window', None) is not None
 
 def _stem(lm, rows, least=32):
     "How many ids all rows begin with; 0 where it does not pay, or cannot be used"
-    if len(rows)<2 or _windowed(lm) or not takes(lm.model, 'position_ids'): return 0
+    if len(rows)<2 or _windowed(lm) or not forward_accepts(lm.model, 'position_ids'): return 0
     ids = [r.p.ids for r in rows]
     n = min(shared(min(ids), max(ids)), min(map(len, ids))-1)
     return n if n>=least else 0
@@ -287,11 +287,11 @@ def _behind(lm, deck, at):
     mask = torch.cat([seen*(seen.cumsum(1)<=c), new], 1)
     kw = dict(input_ids=ids, attention_mask=mask,
               **with_cache(lm.model, deck.copy(place, ids.shape[1])))
-    if takes(lm.model, 'position_ids'):
+    if forward_accepts(lm.model, 'position_ids'):
         kw['position_ids'] = (c+new.cumsum(1)-1).clamp(min=0)
     spots = sorted({r[:2] for r in reads})
     r,t = torch.tensor([(i, j+ids.shape[1]-len(tails[i])) for i,j in spots]).T
-    x = head(lm, hidden(lm, **kw).last_hidden_state[r,t]) if splits(lm) \
+    x = head(lm, hidden(lm, **kw).last_hidden_state[r,t]) if has_plain_lm_head(lm) \
         else lm.model(**kw).logits[r,t]
     lp,at_spot = x.double().log_softmax(-1),{s:n for n,s in enumerate(spots)}
     res = np.zeros((len(ps), len(options[0])))
@@ -368,7 +368,7 @@ def sample(
     "Continue each prompt; a row depends on seed, key and prompt alone"
     keys = [str(k) for k in (range(len(prompts)) if keys is None else keys)]
     _check_args(prompts, keys, max_new_tokens, temperature, top_p, logprobs)
-    if values and not splits(lm):
+    if values and not has_plain_lm_head(lm):
         raise ConfigError(f'{lm.name} does not show its hidden states; sample without values.')
     if values and run is not None:
         raise ConfigError('sample: values change with their head; sample without a run.')

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from ..foundation.errors import ConfigError, ModelError, unknown
+from ..foundation.errors import ConfigError, ModelError, unknown_name_message
 from .weights import _quiet, find_weights, reachable
 
 # %% ../../nbs/language/10_models.ipynb #34dc0290
@@ -96,7 +96,7 @@ def _device(name):
     try: d = torch.device(name)
     except (RuntimeError, TypeError):
         known = ['auto', 'cpu', 'cuda', 'mps']
-        raise ConfigError(unknown('device', str(name), known)) from None
+        raise ConfigError(unknown_name_message('device', str(name), known)) from None
     if d.type=='cuda' and (d.index or 0)>=torch.cuda.device_count():
         raise ConfigError(f'There is no GPU {name!r} here; use device="cpu".')
     if d.type=='mps' and not torch.backends.mps.is_available():
@@ -106,7 +106,7 @@ def _device(name):
 def _dtype(name, device):
     if name=='auto': return torch.bfloat16 if device.type=='cuda' else torch.float32
     name = str(name).replace('torch.', '')
-    if name not in _dtypes: raise ConfigError(unknown('dtype', name, ['auto', *_dtypes]))
+    if name not in _dtypes: raise ConfigError(unknown_name_message('dtype', name, ['auto', *_dtypes]))
     return _dtypes[name]
 
 # %% ../../nbs/language/10_models.ipynb #0d51945d

@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..foundation.errors import ConfigError, ModelError
 from .models import LM, pad
-from .engine.batching import splits
+from .engine.batching import has_plain_lm_head
 from .weights import _quiet
 
 # %% ../../nbs/language/48_reward_head.ipynb #8490531f
@@ -79,7 +79,7 @@ def _checked(model):
     "Refuse a model whose logits are more than its output layer; found out once"
     if not hasattr(model, '_only_head'):
         on,device = model.training,next(model.parameters()).device
-        model._only_head = splits(SimpleNamespace(model=model.eval(), device=device))
+        model._only_head = has_plain_lm_head(SimpleNamespace(model=model.eval(), device=device))
         model.train(on)
     if not model._only_head:
         raise ModelError(f'{type(model).__name__} caps or scales its logits after the output '

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['token_logprobs', 'joints', 'joint', 'option_logprobs', 'option_mass', 'next_token_logprobs', 'batches', 'fits',
-           'head', 'hidden', 'merge', 'splits', 'states', 'takes', 'read']
+           'head', 'hidden', 'merge', 'has_plain_lm_head', 'states', 'forward_accepts', 'forward_logprobs']
 
 # %% ../../nbs/language/30_scoring.ipynb #b75cf9c6
 import numpy as np, torch
@@ -12,11 +12,11 @@ import numpy as np, torch
 from ..foundation.errors import ConfigError
 from .chat import prompt
 from .models import LM, encode
-from .engine.batching import (batches, fits, head, hidden, merge, splits, states,
-                                       takes)
-from .engine.prefix_tree import read, shared
+from .engine.batching import (batches, fits, head, hidden, merge, has_plain_lm_head, states,
+                                       forward_accepts)
+from .engine.prefix_tree import forward_logprobs, shared
 
-_all_ = ['batches', 'fits', 'head', 'hidden', 'merge', 'splits', 'states', 'takes', 'read']
+_all_ = ['batches', 'fits', 'head', 'hidden', 'merge', 'has_plain_lm_head', 'states', 'forward_accepts', 'forward_logprobs']
 
 # %% ../../nbs/language/30_scoring.ipynb #b9dabc62
 def token_logprobs(
@@ -36,7 +36,7 @@ def token_logprobs(
     reads = [(i,t-1) for i,(r,s) in enumerate(zip(rows, starts)) for t in range(s, len(r))]
     want,res = torch.tensor([rows[i][t+1] for i,t in reads]), np.zeros(len(reads))
     def use(ks, lines, x): res[ks] = x[lines, want[ks].to(x.device)].cpu().numpy()
-    if reads: read(lm, [r[:-1] for r in rows], reads, use, max_tokens, side, progress,
+    if reads: forward_logprobs(lm, [r[:-1] for r in rows], reads, use, max_tokens, side, progress,
                     engine)
     return np.split(res, np.cumsum([len(r)-s for r,s in zip(rows, starts)])[:-1])
 
@@ -119,6 +119,6 @@ def next_token_logprobs(
     res = [None]*len(rows)
     def use(ks, lines, x):
         for k,n in zip(ks, lines): res[k] = x[n].cpu().numpy()
-    read(lm, rows, [(i, len(r)-1) for i,r in enumerate(rows)], use, max_tokens, side,
+    forward_logprobs(lm, rows, [(i, len(r)-1) for i,r in enumerate(rows)], use, max_tokens, side,
          engine=engine)
     return np.stack(res)

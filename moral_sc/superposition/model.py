@@ -10,7 +10,7 @@ __all__ = ['activations', 'targets', 'counts', 'ToyConfig', 'normal', 'start', '
 import torch
 from dataclasses import dataclass, asdict
 from numbers import Integral
-from ..foundation.errors import ConfigError, unknown
+from ..foundation.errors import ConfigError, unknown_name_message
 from .features import expand, keys, hash32, distributions
 
 # %% ../../nbs/superposition/20_model.ipynb #c34cee49
@@ -61,7 +61,7 @@ class ToyConfig:
         if (self.importances<0).any(): raise ConfigError('importance must not be negative.')
         for kind,known in yes.items():
             if getattr(self, kind) not in known:
-                raise ConfigError(unknown(kind, getattr(self, kind), list(known)))
+                raise ConfigError(unknown_name_message(kind, getattr(self, kind), list(known)))
         if self.init!='xavier' and not isinstance(self.init, (int,float)):
             raise ConfigError(f"init is {self.init!r}: give 'xavier' or a standard deviation.")
         if n%self.sets: raise ConfigError(

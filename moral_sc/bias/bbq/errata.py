@@ -9,7 +9,7 @@ __all__ = ['KINDS', 'errata', 'touches', 'affected', 'drop']
 from functools import cache
 
 from ...foundation.datasets import data_dir, read_toml
-from ...foundation.errors import ConfigError, unknown
+from ...foundation.errors import ConfigError, unknown_name_message
 
 # %% ../../../nbs/bias/bbq/30_errata.ipynb #4fcdd6c1
 KINDS = ['spelling', 'target', 'balance', 'copy']
@@ -22,7 +22,7 @@ def errata(
 )->list:                  # Dicts
     "What is odd in BBQ's files"
     for k in kinds or []:
-        if k not in KINDS: raise ConfigError(unknown('kind of erratum', k, KINDS))
+        if k not in KINDS: raise ConfigError(unknown_name_message('kind of erratum', k, KINDS))
     return [e for e in _table() if e['kind'] in (kinds or KINDS)]
 
 # %% ../../../nbs/bias/bbq/30_errata.ipynb #b012a436

@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np, pandas as pd
 from . import metrics as scores
 from .scoring import orders_of
-from ...foundation.errors import ConfigError, unknown
+from ...foundation.errors import ConfigError, unknown_name_message
 from ...language.scoring import option_logprobs
 
 # %% ../../../nbs/bias/bbq/70_full_answers.ipynb #c2fadd82
@@ -50,7 +50,7 @@ def recount(
     lm=None,              # Needed for 'token' and 'pmi'
 )->pd.DataFrame:          # Records with other lp_a, lp_b, lp_c, and what was read off them
     "Full answers, counted in another way"
-    if way not in WAYS: raise ConfigError(unknown('way of counting', way, WAYS))
+    if way not in WAYS: raise ConfigError(unknown_name_message('way of counting', way, WAYS))
     if way=='sum': return scores.read(records)
     if lm is None and way!='byte':
         raise ConfigError(f'Counting by {way} needs the model: recount(..., lm=lm).')

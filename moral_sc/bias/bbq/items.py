@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pandas as pd
 from ...foundation.datasets import available, data_dir, fetch, read_jsonl, sources
-from ...foundation.errors import ConfigError, DataError, unknown
+from ...foundation.errors import ConfigError, DataError, unknown_name_message
 
 # %% ../../../nbs/bias/bbq/10_items.ipynb #e17651fe
 @dataclass(frozen=True, slots=True)
@@ -222,7 +222,7 @@ def _ours(): return tuple(read(data_dir()/'benchmarks'/'bbq_like.jsonl'))
 
 def _pick(categories, known, where):
     for c in categories or known:
-        if c not in known: raise ConfigError(unknown(f'category of {where}', c, known))
+        if c not in known: raise ConfigError(unknown_name_message(f'category of {where}', c, known))
     return list(categories or known)
 
 def load(
@@ -232,7 +232,7 @@ def load(
     "The questions of some categories"
     if isinstance(categories, str): categories = [categories]
     if source not in ('bbq','ours','auto'):
-        raise ConfigError(unknown('source of questions', source, ['bbq','ours','auto']))
+        raise ConfigError(unknown_name_message('source of questions', source, ['bbq','ours','auto']))
     here = reachable() if source!='ours' and not categories else []
     if source=='auto':
         near = here or (categories and set(categories) <= set(reachable()))

@@ -17,7 +17,7 @@ import pandas as pd
 from .items import (CATEGORIES, INTERSECTIONAL, UNKNOWNS, by_quad, group,
                                  parse)
 from ...foundation.datasets import available, fetch
-from ...foundation.errors import ConfigError, unknown
+from ...foundation.errors import ConfigError, unknown_name_message
 
 # %% ../../../nbs/bias/bbq/40_novel_names.ipynb #a1627040
 def lists(
@@ -273,7 +273,7 @@ def fresh(
     if isinstance(categories, str): categories = [categories]
     every = CATEGORIES+INTERSECTIONAL
     for c in categories or []:
-        if c not in every: raise ConfigError(unknown('category of BBQ', c, every))
+        if c not in every: raise ConfigError(unknown_name_message('category of BBQ', c, every))
     return [parse(r, f'fresh {c}') for c in categories or every for r in rows(c, seed)]
 
 def templates_near()->bool:

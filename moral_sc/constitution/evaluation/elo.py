@@ -16,7 +16,7 @@ from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import connected_components
 
 # %% ../../../nbs/constitution/evaluation/10_elo.ipynb #405ef4f4
-from ...foundation.errors import ConfigError, DataError, unknown
+from ...foundation.errors import ConfigError, DataError, unknown_name_message
 from ...foundation.statistics import Estimate, lower_tail
 
 # %% ../../../nbs/constitution/evaluation/10_elo.ipynb #6fd4814e
@@ -65,7 +65,7 @@ def meetings(
                             'one a prompt.')
     known = list(combinations(names, 2)) if isinstance(pairs, (str, int)) else list(pairs)
     for p in {n for ab in known for n in ab}-set(names):
-        raise ConfigError(unknown('player', p, names))
+        raise ConfigError(unknown_name_message('player', p, names))
     return [m for i,r in enumerate(rows) for m in _round(known, (seed, i, r['id']), i, pairs)]
 
 def _round(known, key, i, pairs):
@@ -162,7 +162,7 @@ class Elo:
         return Estimate(v, v-half, v+half)
 
     def _at(self, name):
-        if name not in self.players: raise ConfigError(unknown('player', name, self.players))
+        if name not in self.players: raise ConfigError(unknown_name_message('player', name, self.players))
         return np.eye(len(self.players))[self.players.index(name)]
 
     def rating(self, name): return self._interval(self._at(name))
@@ -250,7 +250,7 @@ def _covariance(count, theta, errors):
 def _shift(K, names, gauge):
     "Takes ratings of mean zero to the gauge: a matrix"
     if gauge=='mean': return np.eye(K)
-    if gauge not in names: raise ConfigError(unknown('player', gauge, names))
+    if gauge not in names: raise ConfigError(unknown_name_message('player', gauge, names))
     return np.eye(K)-np.eye(K)[names.index(gauge)]
 
 ERRORS = 'cluster', 'likelihood', 'bootstrap'
@@ -264,7 +264,7 @@ def tournament(
     level:float=.95, n:int=1000, seed:int=0, # Of intervals, and of their bootstrap
 )->Elo:
     "Rate players by all votes together"
-    if errors not in ERRORS: raise ConfigError(unknown('kind of errors', errors, ERRORS))
+    if errors not in ERRORS: raise ConfigError(unknown_name_message('kind of errors', errors, ERRORS))
     votes = checked(votes, unsure)
     names = sorted({*votes.a, *votes.b})
     count,K = Count(votes, names), len(names)

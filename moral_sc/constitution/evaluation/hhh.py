@@ -16,7 +16,7 @@ import numpy as np, pandas as pd
 # %% ../../../nbs/constitution/evaluation/40_hhh.ipynb #e5007344
 from ..feedback import ANSWER, THINK, shot_turns
 from ...foundation.datasets import available, data_dir, fetch, read_jsonl
-from ...foundation.errors import ConfigError, DataError, unknown
+from ...foundation.errors import ConfigError, DataError, unknown_name_message
 from ...foundation.runs import content_key, kept, open_run
 from ...foundation.statistics import wilson
 from ...language.chat import render
@@ -78,7 +78,7 @@ def load(
     if name in FILES: path = fetch(f'cai/evals/{FILES[name]}')
     elif name=='ours': path = data_dir()/'constitution'/'hhh_like.jsonl'
     elif str(name).endswith('.jsonl'): path = name
-    else: raise ConfigError(unknown('set', str(name), [*FILES, 'ours', 'a .jsonl file']))
+    else: raise ConfigError(unknown_name_message('set', str(name), [*FILES, 'ours', 'a .jsonl file']))
     items = [_item(r, f'{name}/{i}') for i,r in enumerate(read_jsonl(path))]
     if limit is None or limit>=len(items): return items
     keep = np.random.default_rng(seed).permutation(len(items))[:limit]

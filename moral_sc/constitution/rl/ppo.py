@@ -7,7 +7,7 @@ __all__ = ['kl', 'token_rewards', 'gae', 'whiten', 'rloo', 'policy_loss', 'value
 
 # %% ../../../nbs/constitution/rl/10_ppo.ipynb #9c443e21
 import torch
-from ...foundation.errors import ConfigError, unknown
+from ...foundation.errors import ConfigError, unknown_name_message
 
 # %% ../../../nbs/constitution/rl/10_ppo.ipynb #a638aa1a
 def kl(
@@ -20,7 +20,7 @@ def kl(
     if kind=='k1': return d
     if kind=='k2': return d.square()/2
     if kind=='k3': return torch.expm1(-d)+d
-    raise ConfigError(unknown('estimator', kind, ['k1', 'k2', 'k3']))
+    raise ConfigError(unknown_name_message('estimator', kind, ['k1', 'k2', 'k3']))
 
 # %% ../../../nbs/constitution/rl/10_ppo.ipynb #b61dac13
 def token_rewards(

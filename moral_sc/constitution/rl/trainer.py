@@ -15,7 +15,7 @@ from fastcore.basics import patch
 
 from . import ppo
 from .rollouts import Rollouts, over, read_logp, roll, visits
-from ...foundation.errors import ConfigError, DataError, ModelError, unknown
+from ...foundation.errors import ConfigError, DataError, ModelError, unknown_name_message
 from ...foundation.runs import process
 from ...language.chat import modes
 from ...language.reward_head import ValueHead, answer_hidden, rectangle, trunk
@@ -60,7 +60,7 @@ class PolicyConfig:
                      critic=('shared','separate'), schedule=('constant','linear'))
         for name,known in names.items():
             if getattr(self, name) not in known:
-                raise ConfigError(unknown(name, str(getattr(self, name)), list(known)))
+                raise ConfigError(unknown_name_message(name, str(getattr(self, name)), list(known)))
         for name in ('batch', 'steps', 'inner', 'minibatches', 'max_new_tokens', 'lr',
                      'temperature', 'clip'):
             if not getattr(self, name)>0:

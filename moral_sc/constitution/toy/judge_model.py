@@ -16,7 +16,7 @@ import numpy as np, pandas as pd
 from . import environment as world
 from ..feedback import ANSWER, LETTERS, question
 from ..principles import Comparison
-from ...foundation.errors import ConfigError, unknown
+from ...foundation.errors import ConfigError, unknown_name_message
 from ...foundation.runs import content_key, process
 from ...language.reward_head import save, small_lm, word_tokenizer
 from ...language.models import LM, encode, load
@@ -31,7 +31,7 @@ KINDS = dict(danger=.32, safe=.32, comfort=.18, better=.12, refusal=.06) # Of se
 def sees(principle, prompts, answers)->np.ndarray:
     "What answers are worth to one who reads with a principle, in nats"
     known = [*world.SEES]
-    if principle not in known: raise ConfigError(unknown('principle', principle, known))
+    if principle not in known: raise ConfigError(unknown_name_message('principle', principle, known))
     f = world.features(prompts, answers)
     return sum(w*f[k] for k,w in world.SEES[principle].items()).to_numpy(float)
 
@@ -106,7 +106,7 @@ def judge_model(
     device='cpu',
 )->LM:
     "A transformer that has read votes"
-    if size not in world.SIZES: raise ConfigError(unknown('size', size, [*world.SIZES]))
+    if size not in world.SIZES: raise ConfigError(unknown_name_message('size', size, [*world.SIZES]))
     key = content_key(read=[list(lessons), list(principles), sharpness, lr])[:8]
     folder = Path(out)/f'judge-{size}-{seed}-{key}' if out else None
     who = dict(name=f'judge-{size}', source=f'votes, {key}, seed {seed}')

@@ -24,8 +24,8 @@ def _numbers(name, text):
         raise ConfigError(f'{name} is {text!r}: give numbers and commas.') from None
 
 def _in_steps(config, steps, progress, unfinished, **kw):
-    from moral_sc.superposition.training import restore, save, train
-    run,each,saved = restore(unfinished) if unfinished.is_file() else None, max(1, steps//100), time.time()
+    from moral_sc.superposition.training import load_run, save, train
+    run,each,saved = load_run(unfinished) if unfinished.is_file() else None, max(1, steps//100), time.time()
     if run: say(f'Going on from step {run.step}.')
     for stop in sorted({*range(each, steps, each), steps}):
         if run and stop<=run.step: continue

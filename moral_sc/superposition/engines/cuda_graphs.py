@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from ..features import keys, sampler, uniform
 from ..model import ToyConfig, targets
-from ..training import (Run, attacked, check_finite, keep_loss,
+from ..training import (Run, adversarial_inputs, check_finite, keep_loss,
                                              objective)
 
 # %% ../../../nbs/superposition/engines/40_cuda_graphs.ipynb #1660fe84
@@ -61,7 +61,7 @@ def step(
     imp,l1,attack,lr,decay = fixed
     x = _draw(batch, data, ks); wanted = targets[config.target](x)
     if attack is not None:
-        x = attacked(config, params, x, attack, _aims(ks[2], x.shape[1], x.shape[2]))
+        x = adversarial_inputs(config, params, x, attack, _aims(ks[2], x.shape[1], x.shape[2]))
     slopes,each = torch.func.grad(_loss, has_aux=True)(params, config, x, imp, l1, wanted)
     for k,g in slopes.items():
         if k=='b' and not config.bias: continue

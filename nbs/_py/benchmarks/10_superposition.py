@@ -1,5 +1,11 @@
 # ---
 # jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: python3
 #     language: python
@@ -23,7 +29,7 @@ from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from time import perf_counter
-from moral_sc.foundation.errors import ConfigError, unknown
+from moral_sc.foundation.errors import ConfigError, unknown_name_message
 from moral_sc.foundation.datasets import data_dir
 from moral_sc.foundation.runs import provenance
 from moral_sc.superposition.features import sampler
@@ -346,7 +352,7 @@ def _machine(device, threads):
 
 def _rows(names):
     bad = [k for k in names or () if k not in sizes]
-    if bad: raise ConfigError(unknown('row', bad[0], list(sizes)))
+    if bad: raise ConfigError(unknown_name_message('row', bad[0], list(sizes)))
     return names or list(sizes)
 
 def bench(

@@ -1,5 +1,11 @@
 # ---
 # jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: python3
 #     language: python
@@ -25,7 +31,7 @@ from time import perf_counter, process_time
 
 import numpy as np, pandas as pd, torch
 from moral_sc.foundation.datasets import available, data_dir, fetch, read_jsonl
-from moral_sc.foundation.errors import ConfigError, unknown
+from moral_sc.foundation.errors import ConfigError, unknown_name_message
 from moral_sc.foundation.runs import provenance
 from moral_sc.language.models import LM, load
 from moral_sc.language.generation import sample
@@ -471,7 +477,7 @@ def _machine(device, threads):
 
 def _names(names):
     bad = [k for k in names or () if k not in rows]
-    if bad: raise ConfigError(unknown('row', bad[0], list(rows)))
+    if bad: raise ConfigError(unknown_name_message('row', bad[0], list(rows)))
     return names or list(rows)
 
 @contextlib.contextmanager

@@ -1,5 +1,11 @@
 # ---
 # jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: python3
 #     language: python
@@ -36,7 +42,7 @@ from moral_sc.constitution.prompts import ask, load_prompts
 from moral_sc.constitution.revision import _Chains, load_few_shot, revise, stops
 from moral_sc.constitution.rl.rollouts import read_logp, roll
 from moral_sc.foundation.datasets import data_dir
-from moral_sc.foundation.errors import ConfigError, ModelError, unknown
+from moral_sc.foundation.errors import ConfigError, ModelError, unknown_name_message
 from moral_sc.foundation.runs import provenance
 from moral_sc.language.reward_head import score_model
 from moral_sc.language.engine.batch_invariant import batch_invariant
@@ -703,7 +709,7 @@ def _on(n):
 def _names(names):
     known = [*rows, 'gap']
     bad = [k for k in names or () if k not in known]
-    if bad: raise ConfigError(unknown('row', bad[0], known))
+    if bad: raise ConfigError(unknown_name_message('row', bad[0], known))
     return names or known
 
 def _record(out, told, model): # To be filled; rows of the same machine and model are kept

@@ -1,5 +1,11 @@
 # ---
 # jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: python3
 #     language: python
@@ -31,7 +37,7 @@ from pathlib import Path
 
 import pandas as pd
 from moral_sc.foundation.datasets import data_dir, read_toml
-from moral_sc.foundation.errors import ConfigError, unknown
+from moral_sc.foundation.errors import ConfigError, unknown_name_message
 
 # %%
 #| hide
@@ -66,7 +72,7 @@ def spell(
     "Put the texts that `text` names in their places"
     def named(m):
         if m[1] in texts: return spell(texts[m[1]], texts)
-        raise ConfigError(unknown('text', m[1], list(texts)))
+        raise ConfigError(unknown_name_message('text', m[1], list(texts)))
     return re.sub(r'<(\w+)>', named, text)
 
 
@@ -80,7 +86,7 @@ def conditions(
     rows = [dict(benchmark=b, condition=c, turn=i, role=r, text=spell(text, spec['texts']))
             for b,spec in stimuli(path).items() if benchmark in (None,b)
             for c,turns in spec['conditions'].items() for i,(r,text) in enumerate(turns)]
-    if not rows: raise ConfigError(unknown('benchmark', benchmark, list(stimuli(path))))
+    if not rows: raise ConfigError(unknown_name_message('benchmark', benchmark, list(stimuli(path))))
     return pd.DataFrame(rows)
 
 
@@ -131,10 +137,10 @@ def _named(condition):
 def _spec(benchmark, condition, path):
     "The table of a benchmark, the name of a condition in it, and the wordings asked for"
     spec = stimuli(path).get(benchmark)
-    if not spec: raise ConfigError(unknown('benchmark', benchmark, list(stimuli(path))))
+    if not spec: raise ConfigError(unknown_name_message('benchmark', benchmark, list(stimuli(path))))
     name,chosen = _named(condition)
     known = list(spec['conditions'])
-    if name not in known: raise ConfigError(unknown(f'condition of {benchmark}', name, known))
+    if name not in known: raise ConfigError(unknown_name_message(f'condition of {benchmark}', name, known))
     return spec, name, chosen
 
 

@@ -1,5 +1,11 @@
 # ---
 # jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: python3
 #     language: python
@@ -28,7 +34,7 @@ from dataclasses import dataclass
 from importlib import import_module
 
 import numpy as np, pandas as pd
-from moral_sc.foundation.errors import ConfigError, unknown
+from moral_sc.foundation.errors import ConfigError, unknown_name_message
 
 # %%
 #| hide
@@ -74,7 +80,7 @@ def benchmark(
 )->Benchmark:
     "A benchmark by name"
     if isinstance(name, Benchmark): return name
-    if name not in PLACES: raise ConfigError(unknown('benchmark', name, list(PLACES)))
+    if name not in PLACES: raise ConfigError(unknown_name_message('benchmark', name, list(PLACES)))
     module,constant = PLACES[name].rsplit('.', 1)
     return getattr(import_module(f'moral_sc.bias.{module}'), constant)
 

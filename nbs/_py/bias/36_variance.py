@@ -1,5 +1,11 @@
 # ---
 # jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: python3
 #     language: python
@@ -28,7 +34,7 @@ import numpy as np, pandas as pd
 from moral_sc.bias.conditions import stimuli, wordings
 from moral_sc.bias.evaluation import evaluate
 from moral_sc.bias.bbq.metrics import BBQ
-from moral_sc.foundation.errors import ConfigError, DataError, unknown
+from moral_sc.foundation.errors import ConfigError, DataError, unknown_name_message
 from moral_sc.foundation.statistics import Estimate
 from moral_sc.language.stub_models import lookup
 
@@ -61,7 +67,7 @@ def values(
     metric:str,           # One of VALUES
 )->pd.Series:             # A value for each row that the metric is about
     "What each answer adds to a metric, from probabilities"
-    if metric not in VALUES: raise ConfigError(unknown('metric', metric, list(VALUES)))
+    if metric not in VALUES: raise ConfigError(unknown_name_message('metric', metric, list(VALUES)))
     half,f = VALUES[metric]
     d = records[(records.context_condition==half) & records.biased.notna()]
     p = d[['p0','p1','p2']].to_numpy()

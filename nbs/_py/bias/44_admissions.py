@@ -1,5 +1,11 @@
 # ---
 # jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: python3
 #     language: python
@@ -37,7 +43,7 @@ from pathlib import Path
 import numpy as np, pandas as pd
 from moral_sc.bias.benchmarks import Benchmark, probabilities
 from moral_sc.foundation.datasets import available, data_dir, fetch
-from moral_sc.foundation.errors import ConfigError, DataError, unknown
+from moral_sc.foundation.errors import ConfigError, DataError, unknown_name_message
 from moral_sc.foundation.statistics import Estimate, lower_tail
 
 # %%
@@ -192,7 +198,7 @@ def applicants(
 )->list:                      # Of `Applicant`: each profile as white and as Black
     "Each profile twice, with the number of students who share it"
     for kind,x,known in (('words', words, list(WORDS)), ('phrase', phrase, list(PHRASES))):
-        if x not in known: raise ConfigError(unknown(kind, x, known))
+        if x not in known: raise ConfigError(unknown_name_message(kind, x, known))
     out = []
     for (sex,lsat,gpa),n in d.groupby(['sex','lsat','gpa']).size().items():
         p = f'{sex}/{lsat:g}/{gpa:g}'
@@ -287,7 +293,7 @@ def load(
     if population!='all':
         groups = {r.lower():r for r in d.race.unique()}
         if population not in groups:
-            raise ConfigError(unknown('population', population, ['all', *groups]))
+            raise ConfigError(unknown_name_message('population', population, ['all', *groups]))
         d = d[d.race==groups[population]]
     return applicants(part(d, limit, seed), words, phrase)
 

@@ -1,5 +1,11 @@
 # ---
 # jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: python3
 #     language: python
@@ -31,7 +37,7 @@ import numpy as np, pandas as pd
 from moral_sc.bias.bbq.scoring import directions
 from moral_sc.bias.evaluation import chosen, evaluate
 from moral_sc.bias.bbq.metrics import questions, shares
-from moral_sc.foundation.errors import ConfigError, DataError, ModelError, unknown
+from moral_sc.foundation.errors import ConfigError, DataError, ModelError, unknown_name_message
 from moral_sc.foundation.runs import content_key, provenance
 from moral_sc.foundation.statistics import Estimate, cluster_bootstrap
 from moral_sc.language.models import LM, load as load_model
@@ -146,7 +152,7 @@ def ladder(
     "Models of some families that have a short name"
     known = {a.family for a in aliases().values()}
     for f in families:
-        if f not in known: raise ConfigError(unknown('family', f, sorted(known)))
+        if f not in known: raise ConfigError(unknown_name_message('family', f, sorted(known)))
     fit = [a for a in aliases().values() if a.family in families and a.parameters<=at_most
            and (stages is None or a.stage in stages)]
     return [a.name for a in sorted(fit, key=lambda a: (families.index(a.family), a.parameters))]

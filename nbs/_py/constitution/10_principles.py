@@ -1,5 +1,11 @@
 # ---
 # jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: python3
 #     language: python
@@ -26,7 +32,7 @@ import numpy as np
 
 # %%
 #| export
-from moral_sc.foundation.errors import DataError, unknown
+from moral_sc.foundation.errors import DataError, unknown_name_message
 from moral_sc.foundation.datasets import data_dir, fetch, read_toml
 
 # %%
@@ -189,7 +195,7 @@ def _shot(row, known, where):
     bad = [k for k in ('principle', *parts) if not row.get(k)]
     if bad: raise DataError(f'{where} lacks {", ".join(bad)}; add it.')
     p = row['principle']
-    if p not in known: raise DataError(f'{where}: {unknown("principle", p, list(known))}')
+    if p not in known: raise DataError(f'{where}: {unknown_name_message("principle", p, list(known))}')
     return Shot(known[p], *(row[k] for k in parts))
 
 

@@ -1,5 +1,11 @@
 # ---
 # jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: python3
 #     language: python
@@ -23,7 +29,7 @@ from pathlib import Path
 import numpy as np
 
 from moral_sc.foundation.datasets import data_dir, fetch, read_jsonl
-from moral_sc.foundation.errors import ConfigError, DataError, unknown
+from moral_sc.foundation.errors import ConfigError, DataError, unknown_name_message
 from moral_sc.language.chat import Prompt, render
 
 # %%
@@ -90,7 +96,7 @@ def load_prompts(
     if name in _ours: rows = read_jsonl(data_dir()/'prompts'/f'{_ours[name]}.jsonl')
     elif name.split('/')[0]=='hh': rows = _dialogues(_hh(name))
     elif Path(name).suffix in ('.jsonl', '.gz'): rows = read_jsonl(name)
-    else: raise ConfigError(unknown('set of prompts', name, [*_ours, 'hh', 'a .jsonl file']))
+    else: raise ConfigError(unknown_name_message('set of prompts', name, [*_ours, 'hh', 'a .jsonl file']))
     rows = checked(rows, name)
     if limit is None or limit>=len(rows): return rows
     if limit<1: raise ConfigError(f'limit is {limit}; give 1 or more.')

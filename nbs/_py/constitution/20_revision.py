@@ -1,5 +1,11 @@
 # ---
 # jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: python3
 #     language: python
@@ -27,7 +33,7 @@ import pandas as pd
 # %%
 #| export
 from moral_sc.foundation.datasets import available, fetch, read_jsonl
-from moral_sc.foundation.errors import ConfigError, DataError, unknown
+from moral_sc.foundation.errors import ConfigError, DataError, unknown_name_message
 from moral_sc.foundation.runs import open_run
 from moral_sc.constitution.principles import (
     Principle, draw, headings, load_few_shot, load_principles)
@@ -234,7 +240,7 @@ def _rows(prompts):
 def _checked(rounds, mode, principles):
     if not isinstance(rounds, int) or rounds<1:
         raise ConfigError(f'rounds is {rounds!r}; give a whole number of 1 or more.')
-    if mode not in modes: raise ConfigError(unknown('mode', mode, list(modes)))
+    if mode not in modes: raise ConfigError(unknown_name_message('mode', mode, list(modes)))
     if not principles:
         raise ConfigError('There are no principles to draw from; give one or more.')
 

@@ -1,5 +1,11 @@
 # ---
 # jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: python3
 #     language: python
@@ -25,7 +31,7 @@ import pandas as pd
 
 from moral_sc.constitution.evaluation.refusals import critic_voice, repetition, same
 from moral_sc.constitution.prompts import example
-from moral_sc.foundation.errors import ConfigError, DataError, unknown
+from moral_sc.foundation.errors import ConfigError, DataError, unknown_name_message
 from moral_sc.foundation.runs import content_key, process
 from moral_sc.language.reward_head import save
 from moral_sc.language.models import LM
@@ -114,7 +120,7 @@ def examples_of(
     repeats:float=.5,      # As in `fault`
 )->list:                   # id, text, answer, round, fault
     "What there is to learn from; `finetune` passes over rows with a fault"
-    if which not in ('all', 'final'): raise ConfigError(unknown('which', which, ['all', 'final']))
+    if which not in ('all', 'final'): raise ConfigError(unknown_name_message('which', which, ['all', 'final']))
     rows = [(f'{c["id"]}/{k}', c['prompt'], t, k, fault(t, f, b, repeats))
             for c in chains for k,t,f,b in _texts(c, which)]
     for i,r in enumerate(extra, 1):

@@ -1,5 +1,11 @@
 # ---
 # jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: python3
 #     language: python
@@ -21,7 +27,7 @@ import plotly.graph_objects as go
 
 # %%
 #| export
-from moral_sc.foundation.errors import ConfigError, unknown
+from moral_sc.foundation.errors import ConfigError, unknown_name_message
 from moral_sc.foundation.figures import COLOURS, INK
 
 # %%
@@ -59,7 +65,7 @@ def plot_pipeline(
 )->go.Figure:
     "The two stages from the first model to the last"
     notes,fig = notes or {}, go.Figure()
-    for k in {*notes}-{*BOXES}: raise ConfigError(unknown('box', k, [*BOXES]))
+    for k in {*notes}-{*BOXES}: raise ConfigError(unknown_name_message('box', k, [*BOXES]))
     for k,(x,y,text,kind) in BOXES.items():
         colour,width = _frame[kind]
         (w,h),line = _half,dict(color=COLOURS[colour], width=width)

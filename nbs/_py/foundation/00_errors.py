@@ -1,5 +1,11 @@
 # ---
 # jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: python3
 #     language: python
@@ -59,7 +65,7 @@ from difflib import get_close_matches
 
 # %%
 #| export
-def unknown(
+def unknown_name_message(
     kind:str,    # What was looked for, in the singular: 'model', 'notebook'
     name:str,    # What was asked for
     known:list,  # Names that exist
@@ -72,8 +78,8 @@ def unknown(
 
 
 # %%
-unknown('model', 'smolm2-135m', ['smollm2-135m-instruct', 'gemma-3-270m'])
+unknown_name_message('model', 'smolm2-135m', ['smollm2-135m-instruct', 'gemma-3-270m'])
 
 # %%
-test_eq(unknown('paper', 'zzz', ['bias', 'superposition']),
+test_eq(unknown_name_message('paper', 'zzz', ['bias', 'superposition']),
         "There is no paper 'zzz'; known are: bias, superposition.")

@@ -1,5 +1,11 @@
 # ---
 # jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: python3
 #     language: python
@@ -24,7 +30,7 @@ from pathlib import Path
 from urllib.parse import quote, urlsplit
 
 import moral_sc, platformdirs
-from moral_sc.foundation.errors import DataError, ConfigError, unknown
+from moral_sc.foundation.errors import DataError, ConfigError, unknown_name_message
 
 # %%
 #| hide
@@ -95,7 +101,7 @@ def source(
 )->Source:
     "Look one up; a misspelt id comes back with the nearest one"
     if isinstance(id, Source): return id
-    if id not in sources(): raise ConfigError(unknown('data file', id, list(sources())))
+    if id not in sources(): raise ConfigError(unknown_name_message('data file', id, list(sources())))
     return sources()[id]
 
 

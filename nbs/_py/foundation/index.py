@@ -1,5 +1,11 @@
 # ---
 # jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: python3
 #     language: python
@@ -17,13 +23,13 @@
 # %%
 #| export
 from moral_sc.foundation.errors import (MoralScError, DataError, ConfigError, ModelError,
-    unknown)
+    unknown_name_message)
 from moral_sc.foundation.datasets import (Source, sources, source, fetch, available, verify,
     data_list, read_jsonl, data_dir, cache_dir, online)
 from moral_sc.foundation.runs import Run, open_run, content_key, provenance
 from moral_sc.foundation.statistics import (Estimate, wilson, cluster_bootstrap,
     paired_difference, holm)
-_all_ = ['MoralScError', 'DataError', 'ConfigError', 'ModelError', 'unknown', 'Source',
+_all_ = ['MoralScError', 'DataError', 'ConfigError', 'ModelError', 'unknown_name_message', 'Source',
          'sources', 'source', 'fetch', 'available', 'verify', 'data_list', 'read_jsonl', 'data_dir',
          'cache_dir', 'online', 'Run', 'open_run', 'content_key', 'provenance', 'Estimate',
          'wilson', 'cluster_bootstrap', 'paired_difference', 'holm']

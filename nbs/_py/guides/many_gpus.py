@@ -68,10 +68,10 @@ sorted(p.name for p in tmp.glob('*.safetensors'))
 # `join` makes one run of the shares: the run that a single process would have had.
 
 # %%
-from moral_sc.superposition import restore, train
+from moral_sc.superposition import load_run, train
 from moral_sc.superposition.phase_diagram import join
 
-shares = [restore(p) for p in sorted(tmp.glob('*.safetensors'))]
+shares = [load_run(p) for p in sorted(tmp.glob('*.safetensors'))]
 test_eq([list(r.instances) for r in shares], [[0,1,2], [3,4,5]])
 whole = join(shares)
 alone = train(whole.config, steps=300, batch_size=256, lr=.01)

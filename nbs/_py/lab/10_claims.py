@@ -1,5 +1,11 @@
 # ---
 # jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: python3
 #     language: python
@@ -24,7 +30,7 @@ from pathlib import Path
 # %%
 #| export
 from moral_sc.foundation.datasets import read_toml
-from moral_sc.foundation.errors import ConfigError, DataError, unknown
+from moral_sc.foundation.errors import ConfigError, DataError, unknown_name_message
 from moral_sc.lab.paths import claims_dir, notebooks_dir
 
 # %%
@@ -334,9 +340,9 @@ def judged(
 )->Outcomes:
     "The verdicts on `outcomes`"
     known = criteria(path)
-    if scale not in scales: raise ConfigError(unknown('scale', scale, list(scales)))
+    if scale not in scales: raise ConfigError(unknown_name_message('scale', scale, list(scales)))
     for k in outcomes:
-        if k not in known: raise ConfigError(unknown('claim', k, list(known)))
+        if k not in known: raise ConfigError(unknown_name_message('claim', k, list(known)))
     return Outcomes([_row(known[k], e, scale) for k,e in outcomes.items()], known)
 
 def record(

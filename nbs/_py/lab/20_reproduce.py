@@ -1,5 +1,11 @@
 # ---
 # jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: python3
 #     language: python
@@ -30,7 +36,7 @@ from pathlib import Path
 #| export
 import moral_sc
 from moral_sc.foundation.datasets import data_dir
-from moral_sc.foundation.errors import ConfigError, unknown
+from moral_sc.foundation.errors import ConfigError, unknown_name_message
 from moral_sc.foundation.runs import provenance
 from moral_sc.lab.claims import scales
 from moral_sc.lab.execution import (Result, declared, execute, read, stop_kernels,
@@ -115,7 +121,7 @@ def find(
         given = Path(n)
         if not hits and given.suffix=='.ipynb' and given.is_file(): hits = [given.resolve()]
         known = sorted({x for p in all_pages for x in page_name(p).split('/')})
-        if not hits: raise ConfigError(unknown('paper or notebook', n, known))
+        if not hits: raise ConfigError(unknown_name_message('paper or notebook', n, known))
         res = res+[h for h in hits if h not in res]
     return res
 
@@ -384,7 +390,7 @@ class Report:
         return f'{done}, {self.fresh} run now: {self.index}'
 
 def _checked(scale, jobs, seed):
-    if scale not in scales: raise ConfigError(unknown('scale', scale, list(scales)))
+    if scale not in scales: raise ConfigError(unknown_name_message('scale', scale, list(scales)))
     for k,v,low in (('jobs', jobs, 1), ('seed', seed, 0)):
         if not isinstance(v, int) or v<low:
             raise ConfigError(f'{k} is {v!r}: give {low} or more.')

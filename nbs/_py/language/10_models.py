@@ -1,5 +1,11 @@
 # ---
 # jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: python3
 #     language: python
@@ -22,7 +28,7 @@ from pathlib import Path
 
 import torch
 
-from moral_sc.foundation.errors import ConfigError, ModelError, unknown
+from moral_sc.foundation.errors import ConfigError, ModelError, unknown_name_message
 from moral_sc.language.weights import _quiet, find_weights, reachable
 
 # %%
@@ -151,7 +157,7 @@ def _device(name):
     try: d = torch.device(name)
     except (RuntimeError, TypeError):
         known = ['auto', 'cpu', 'cuda', 'mps']
-        raise ConfigError(unknown('device', str(name), known)) from None
+        raise ConfigError(unknown_name_message('device', str(name), known)) from None
     if d.type=='cuda' and (d.index or 0)>=torch.cuda.device_count():
         raise ConfigError(f'There is no GPU {name!r} here; use device="cpu".')
     if d.type=='mps' and not torch.backends.mps.is_available():
@@ -161,7 +167,7 @@ def _device(name):
 def _dtype(name, device):
     if name=='auto': return torch.bfloat16 if device.type=='cuda' else torch.float32
     name = str(name).replace('torch.', '')
-    if name not in _dtypes: raise ConfigError(unknown('dtype', name, ['auto', *_dtypes]))
+    if name not in _dtypes: raise ConfigError(unknown_name_message('dtype', name, ['auto', *_dtypes]))
     return _dtypes[name]
 
 

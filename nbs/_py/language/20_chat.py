@@ -1,5 +1,11 @@
 # ---
 # jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: python3
 #     language: python
@@ -19,7 +25,7 @@
 from dataclasses import dataclass
 from hashlib import sha256
 
-from moral_sc.foundation.errors import ConfigError, unknown
+from moral_sc.foundation.errors import ConfigError, unknown_name_message
 from moral_sc.language.models import encode
 
 # %%
@@ -111,9 +117,9 @@ def _chat(lm, turns, prefill, default_system):
 # %%
 #| export
 def _check_turns(turns, prefill, mode):
-    if mode not in modes: raise ConfigError(unknown('mode', mode, list(modes)))
+    if mode not in modes: raise ConfigError(unknown_name_message('mode', mode, list(modes)))
     for role,_ in turns:
-        if role not in _roles: raise ConfigError(unknown('role', role, list(_roles)))
+        if role not in _roles: raise ConfigError(unknown_name_message('role', role, list(_roles)))
     if not turns or turns[-1][0]!='human':
         raise ConfigError('A conversation that asks for an answer ends with a human turn.')
 

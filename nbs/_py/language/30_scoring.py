@@ -21,11 +21,11 @@ import numpy as np, torch
 from moral_sc.foundation.errors import ConfigError
 from moral_sc.language.chat import prompt
 from moral_sc.language.models import LM, encode
-from moral_sc.language.engine.batching import (batches, fits, head, hidden, merge, splits, states,
-                                       takes)
-from moral_sc.language.engine.prefix_tree import read, shared
+from moral_sc.language.engine.batching import (batches, fits, head, hidden, merge, has_plain_lm_head, states,
+                                       forward_accepts)
+from moral_sc.language.engine.prefix_tree import forward_logprobs, shared
 
-_all_ = ['batches', 'fits', 'head', 'hidden', 'merge', 'splits', 'states', 'takes', 'read']
+_all_ = ['batches', 'fits', 'head', 'hidden', 'merge', 'has_plain_lm_head', 'states', 'forward_accepts', 'forward_logprobs']
 
 # %%
 #| hide
@@ -66,7 +66,7 @@ def token_logprobs(
     reads = [(i,t-1) for i,(r,s) in enumerate(zip(rows, starts)) for t in range(s, len(r))]
     want,res = torch.tensor([rows[i][t+1] for i,t in reads]), np.zeros(len(reads))
     def use(ks, lines, x): res[ks] = x[lines, want[ks].to(x.device)].cpu().numpy()
-    if reads: read(lm, [r[:-1] for r in rows], reads, use, max_tokens, side, progress,
+    if reads: forward_logprobs(lm, [r[:-1] for r in rows], reads, use, max_tokens, side, progress,
                     engine)
     return np.split(res, np.cumsum([len(r)-s for r,s in zip(rows, starts)])[:-1])
 
@@ -200,7 +200,7 @@ def next_token_logprobs(
     res = [None]*len(rows)
     def use(ks, lines, x):
         for k,n in zip(ks, lines): res[k] = x[n].cpu().numpy()
-    read(lm, rows, [(i, len(r)-1) for i,r in enumerate(rows)], use, max_tokens, side,
+    forward_logprobs(lm, rows, [(i, len(r)-1) for i,r in enumerate(rows)], use, max_tokens, side,
          engine=engine)
     return np.stack(res)
 
@@ -243,7 +243,7 @@ kinds = [(arch,m) for arch in archs for m in ((), merges)]
 models = {(arch,bool(m)): random_model(arch, merges=m) for arch,m in kinds}
 diff = {k: worst(lm, texts, ['a', 'b', 'a) of course', 'no']) for k,lm in models.items()}
 assert max(diff.values())<1e-4, diff
-assert all(splits(lm) for lm in models.values())
+assert all(has_plain_lm_head(lm) for lm in models.values())
 f'largest difference in nats: {max(diff.values()):.0e}'
 
 
@@ -284,8 +284,8 @@ for side in ('left','right'):
 capped = random_model('gemma3')
 capped.model.config.final_logit_softcapping = 2.
 diff = worst(capped, texts, ['a', 'no'], side='left')
-assert not splits(capped) and diff<1e-5
-splits(capped), f'{diff:.0e}'
+assert not has_plain_lm_head(capped) and diff<1e-5
+has_plain_lm_head(capped), f'{diff:.0e}'
 
 
 # %% [markdown]

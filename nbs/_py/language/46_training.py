@@ -1,5 +1,11 @@
 # ---
 # jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: python3
 #     language: python
@@ -27,7 +33,7 @@ import pandas as pd
 import torch
 import torch.distributed as dist
 
-from moral_sc.foundation.errors import ConfigError, ModelError, unknown
+from moral_sc.foundation.errors import ConfigError, ModelError, unknown_name_message
 from moral_sc.foundation.runs import content_key, open_run, process
 from moral_sc.language.reward_head import answer_logprobs
 from moral_sc.language.engine.onednn import onednn
@@ -188,7 +194,7 @@ def learning_rate(
     schedule:str='constant', # 'constant', 'linear' or 'cosine', down to 0
 )->float:
     "The rate of one step: a straight way up, then down as the schedule says"
-    if schedule not in schedules: raise ConfigError(unknown('schedule', schedule, [*schedules]))
+    if schedule not in schedules: raise ConfigError(unknown_name_message('schedule', schedule, [*schedules]))
     if step<warmup: return lr*(step+1)/warmup
     return lr*schedules[schedule]((step-warmup)/max(1, total-warmup))
 

@@ -26,7 +26,7 @@ from torch.utils.checkpoint import checkpoint
 
 from moral_sc.foundation.errors import ConfigError, ModelError
 from moral_sc.language.models import LM, pad
-from moral_sc.language.engine.batching import splits
+from moral_sc.language.engine.batching import has_plain_lm_head
 from moral_sc.language.weights import _quiet
 
 # %%
@@ -138,7 +138,7 @@ def _checked(model):
     "Refuse a model whose logits are more than its output layer; found out once"
     if not hasattr(model, '_only_head'):
         on,device = model.training,next(model.parameters()).device
-        model._only_head = splits(SimpleNamespace(model=model.eval(), device=device))
+        model._only_head = has_plain_lm_head(SimpleNamespace(model=model.eval(), device=device))
         model.train(on)
     if not model._only_head:
         raise ModelError(f'{type(model).__name__} caps or scales its logits after the output '

@@ -1,5 +1,11 @@
 # ---
 # jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: python3
 #     language: python
@@ -24,7 +30,7 @@ from transformers import (GenerationConfig, GenerationMixin, PreTrainedConfig,
                           PreTrainedModel, PreTrainedTokenizerFast)
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
-from moral_sc.foundation.errors import ConfigError, unknown
+from moral_sc.foundation.errors import ConfigError, unknown_name_message
 from moral_sc.language.models import LM
 
 # %%
@@ -312,7 +318,7 @@ def random_model(
     from transformers import AutoModelForCausalLM
     tok = byte_tokenizer(merges, bos=arch=='gemma3')
     makes = _configs(len(tok))
-    if arch not in makes: raise ConfigError(unknown('architecture', arch, list(makes)))
+    if arch not in makes: raise ConfigError(unknown_name_message('architecture', arch, list(makes)))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(makes[arch]()).eval()

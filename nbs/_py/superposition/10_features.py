@@ -1,5 +1,11 @@
 # ---
 # jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: python3
 #     language: python
@@ -17,7 +23,7 @@
 # %%
 #| export
 import numpy as np, torch
-from moral_sc.foundation.errors import ConfigError, unknown
+from moral_sc.foundation.errors import ConfigError, unknown_name_message
 
 # %%
 #| hide
@@ -300,7 +306,7 @@ class sampler:
         unit=False,                 # Rescale each input to length 1
     ):
         if distribution not in distributions:
-            raise ConfigError(unknown('distribution', distribution, list(distributions)))
+            raise ConfigError(unknown_name_message('distribution', distribution, list(distributions)))
         self.draw,self.density = distributions[distribution],density.float().to(device)
         self.instances,self.batch_size,self.seed = list(instances),batch_size,seed
         self.distribution,self.sets,self.signed = distribution,sets,signed

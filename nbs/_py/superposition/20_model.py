@@ -1,5 +1,11 @@
 # ---
 # jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: python3
 #     language: python
@@ -19,7 +25,7 @@
 import torch
 from dataclasses import dataclass, asdict
 from numbers import Integral
-from moral_sc.foundation.errors import ConfigError, unknown
+from moral_sc.foundation.errors import ConfigError, unknown_name_message
 from moral_sc.superposition.features import expand, keys, hash32, distributions
 
 # %%
@@ -94,7 +100,7 @@ class ToyConfig:
         if (self.importances<0).any(): raise ConfigError('importance must not be negative.')
         for kind,known in yes.items():
             if getattr(self, kind) not in known:
-                raise ConfigError(unknown(kind, getattr(self, kind), list(known)))
+                raise ConfigError(unknown_name_message(kind, getattr(self, kind), list(known)))
         if self.init!='xavier' and not isinstance(self.init, (int,float)):
             raise ConfigError(f"init is {self.init!r}: give 'xavier' or a standard deviation.")
         if n%self.sets: raise ConfigError(

@@ -1,5 +1,11 @@
 # ---
 # jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: python3
 #     language: python
@@ -19,7 +25,7 @@
 import torch
 from itertools import combinations, product
 from scipy.optimize import minimize
-from moral_sc.foundation.errors import ConfigError, unknown
+from moral_sc.foundation.errors import ConfigError, unknown_name_message
 from moral_sc.superposition.features import expand, moments
 from moral_sc.superposition.integrals import cross_mean, cube_mean
 from moral_sc.superposition.model import ToyConfig, start_all
@@ -187,7 +193,7 @@ def exact_loss(
 def _errors(G, b, p, activation, most, features, sets, signed):
     n = b.shape[1]
     if activation=='linear': return linear_errors(G, b, *mean_covariance(p, features, sets, signed))
-    if activation!='relu': raise ConfigError(unknown('activation', activation, ['relu','linear']))
+    if activation!='relu': raise ConfigError(unknown_name_message('activation', activation, ['relu','linear']))
     if features=='independent' and most is None and n>11: raise ConfigError(
         f'{n} features have {3**n:.0e} corners: give most=5 or so, or use exact_loss_large.')
     return relu_errors(G, b, *supports(p, features, sets, most), signed)

@@ -1,5 +1,11 @@
 # ---
 # jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: python3
 #     language: python
@@ -22,7 +28,7 @@ from importlib import import_module
 from pathlib import Path
 from safetensors import safe_open
 from safetensors.torch import save_file
-from moral_sc.foundation.errors import ConfigError, DataError, ModelError, unknown
+from moral_sc.foundation.errors import ConfigError, DataError, ModelError, unknown_name_message
 from moral_sc.superposition.features import keys, sampler, uniform
 from moral_sc.superposition.model import ToyConfig, counts, decode, encode, start_all, targets
 
@@ -164,7 +170,7 @@ def objective(
     loss = (imp*err.square().mean(1)).sum(-1)
     return loss if l1 is None else loss + l1*h.abs().sum(-1).mean(-1)
 
-def attacked(
+def adversarial_inputs(
     config:ToyConfig, params, x,
     size,            # Length of the step in mean input lengths, [instance]
     which,           # The feature aimed at, [instance, batch]
@@ -189,7 +195,7 @@ def attacked(
 toy = ToyConfig(2, 2)
 at = dict(W=torch.eye(2)[None], b=torch.zeros(1,2))
 x = torch.rand(1,5000,2)
-z = attacked(toy, at, x, torch.ones(1), torch.zeros(1,5000,dtype=torch.long))
+z = adversarial_inputs(toy, at, x, torch.ones(1), torch.zeros(1,5000,dtype=torch.long))
 test_close((z-x)[...,1], torch.zeros(1,5000)); one = torch.ones(1,2)
 objective(toy, at, x, one), objective(toy, at, z, one, wanted=x), x.norm(dim=-1).mean()**2
 
@@ -207,7 +213,7 @@ objective(toy, at, x, one), objective(toy, at, z, one, wanted=x), x.norm(dim=-1)
 #| export
 def _log_steps(steps, every): return {*range(0, steps, every), steps-1}
 
-def aims(batch, step, n):
+def attack_targets(batch, step, n):
     "Which feature each row is attacked at, [instance, batch]"
     u = uniform(keys(batch.seed, batch.instances, [step], stream=4)[0], batch.batch_size, 1)
     return (u[...,0]*n).long().clamp(max=n-1).to(batch.density.device)
@@ -231,7 +237,7 @@ def eager(
     cols = lambda x, t: x.view(-1, *[1]*(t.ndim-1)) if torch.is_tensor(x) else x
     for s in range(run.step, to):
         x = batch(s); wanted = targets[c.target](x)
-        if attack is not None: x = attacked(c, params, x, attack, aims(batch, s, c.n_features))
+        if attack is not None: x = adversarial_inputs(c, params, x, attack, attack_targets(batch, s, c.n_features))
         loss = objective(c, params, x, imp, l1, wanted)
         grads = torch.autograd.grad(loss.sum()/c.n_features, [params[k] for k in names])
         factor = schedule(s/run.steps)
@@ -288,7 +294,7 @@ def pick(
 )->tuple:              # Name and function
     "The engine that will run"
     known = ['auto', *engines, *_elsewhere]
-    if engine not in known: raise ConfigError(unknown('engine', engine, known))
+    if engine not in known: raise ConfigError(unknown_name_message('engine', engine, known))
     kind = torch.device(device).type
     if kind=='cuda' and not torch.cuda.is_available():
         raise ConfigError(f'There is no GPU for device {device!r} here: use cpu.')
@@ -331,7 +337,7 @@ def train(
     "Train all instances of `config`; what one learns does not depend on the others"
     counts(steps=steps, batch_size=batch_size, log_every=log_every)
     if schedule not in schedules:
-        raise ConfigError(unknown('schedule', schedule, list(schedules)))
+        raise ConfigError(unknown_name_message('schedule', schedule, list(schedules)))
     (engine,advance),ids = pick(engine, config, device), _ids(config, instances)
     batch_size = config.points or batch_size
     settings = dict(config=config.to_dict(), instances=ids, steps=steps, batch_size=batch_size,
@@ -478,7 +484,7 @@ def save(
     os.replace(part, path)
     return path
 
-def restore(
+def load_run(
     path, # A file that `save` wrote
 )->Run:
     "Read a run back"
@@ -498,13 +504,13 @@ def restore(
 args = dict(steps=2000, lr=.01, schedule='cosine', batch_size=256)
 with tempfile.TemporaryDirectory() as d:
     part = train(cfg, stop=400, **args)
-    again = train(cfg, resume=restore(save(part, Path(d)/'toy.safetensors')), **args)
+    again = train(cfg, resume=load_run(save(part, Path(d)/'toy.safetensors')), **args)
 test_eq(again.W, run.W); test_eq(again.loss, run.loss)
 part, again
 
 # %%
 with expect_fail(ConfigError, contains='has lr=0.01'): train(cfg, resume=part, **args|dict(lr=.1))
-with expect_fail(DataError, contains='not a saved run'): restore('nowhere.safetensors')
+with expect_fail(DataError, contains='not a saved run'): load_run('nowhere.safetensors')
 
 # %% [markdown]
 # A loss that leaves the real numbers stops the run and says where:
@@ -586,7 +592,7 @@ run.loss[0,-1], test[0]
 hard = ToyConfig(6, 2, 2, density=.3, attack=[0.,1.])
 run = train(hard, **brisk)
 x = sampler(hard.densities, [0,1], 4096, seed=9)(0)
-z = attacked(hard, run.params, x, torch.ones(2), torch.zeros(2,4096,dtype=torch.long))
+z = adversarial_inputs(hard, run.params, x, torch.ones(2), torch.zeros(2,4096,dtype=torch.long))
 hurt = objective(hard, run.params, z, torch.ones(2,6), wanted=x)
 assert hurt[1] < hurt[0]
 hurt
@@ -600,6 +606,6 @@ absolute = ToyConfig(3, 6, 4, hidden='relu', hidden_bias=True, tied=False, targe
 run = train(absolute, **brisk)
 assert {*run.params}=={*'WbVc'} and all(v.abs().max()>0 for v in run.params.values())
 with tempfile.TemporaryDirectory() as d:
-    part = restore(save(train(absolute, stop=200, **brisk), Path(d)/'abs.safetensors'))
+    part = load_run(save(train(absolute, stop=200, **brisk), Path(d)/'abs.safetensors'))
 test_eq(train(absolute, resume=part, **brisk).V, run.V)
 run, run.loss[:,-1]

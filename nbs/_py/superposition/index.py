@@ -19,7 +19,7 @@
 from moral_sc.superposition.features import moments
 from moral_sc.superposition.model import ToyConfig, reconstruct, batch_loss
 from moral_sc.superposition.exact_loss import exact_loss, fit_exact
-from moral_sc.superposition.training import Run, train, save, restore
+from moral_sc.superposition.training import Run, train, save, load_run
 from moral_sc.superposition.geometry import (feature_dimensionality, interference, leverage,
     represented, dimensions_per_feature, planar_shape)
 from moral_sc.superposition.feature_graphs import recognise
@@ -29,7 +29,7 @@ from moral_sc.superposition.fourier_loss import population_loss
 from moral_sc.superposition.polytope_gain import staircase
 
 _all_ = ['moments', 'ToyConfig', 'reconstruct', 'batch_loss', 'exact_loss', 'fit_exact', 'Run',
-         'train', 'save', 'restore', 'feature_dimensionality', 'interference', 'leverage',
+         'train', 'save', 'load_run', 'feature_dimensionality', 'interference', 'leverage',
          'represented', 'dimensions_per_feature', 'planar_shape', 'recognise', 'best_of',
          'phase_diagram', 'dimensionality_sweep', 'population_loss', 'staircase']
 

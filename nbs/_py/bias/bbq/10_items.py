@@ -1,5 +1,11 @@
 # ---
 # jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: python3
 #     language: python
@@ -34,7 +40,7 @@ from pathlib import Path
 
 import pandas as pd
 from moral_sc.foundation.datasets import available, data_dir, fetch, read_jsonl, sources
-from moral_sc.foundation.errors import ConfigError, DataError, unknown
+from moral_sc.foundation.errors import ConfigError, DataError, unknown_name_message
 
 # %%
 #| hide
@@ -395,7 +401,7 @@ def _ours(): return tuple(read(data_dir()/'benchmarks'/'bbq_like.jsonl'))
 
 def _pick(categories, known, where):
     for c in categories or known:
-        if c not in known: raise ConfigError(unknown(f'category of {where}', c, known))
+        if c not in known: raise ConfigError(unknown_name_message(f'category of {where}', c, known))
     return list(categories or known)
 
 def load(
@@ -405,7 +411,7 @@ def load(
     "The questions of some categories"
     if isinstance(categories, str): categories = [categories]
     if source not in ('bbq','ours','auto'):
-        raise ConfigError(unknown('source of questions', source, ['bbq','ours','auto']))
+        raise ConfigError(unknown_name_message('source of questions', source, ['bbq','ours','auto']))
     here = reachable() if source!='ours' and not categories else []
     if source=='auto':
         near = here or (categories and set(categories) <= set(reachable()))

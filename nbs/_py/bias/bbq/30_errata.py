@@ -1,5 +1,11 @@
 # ---
 # jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: python3
 #     language: python
@@ -25,7 +31,7 @@
 from functools import cache
 
 from moral_sc.foundation.datasets import data_dir, read_toml
-from moral_sc.foundation.errors import ConfigError, unknown
+from moral_sc.foundation.errors import ConfigError, unknown_name_message
 
 # %%
 #| hide
@@ -50,7 +56,7 @@ def errata(
 )->list:                  # Dicts
     "What is odd in BBQ's files"
     for k in kinds or []:
-        if k not in KINDS: raise ConfigError(unknown('kind of erratum', k, KINDS))
+        if k not in KINDS: raise ConfigError(unknown_name_message('kind of erratum', k, KINDS))
     return [e for e in _table() if e['kind'] in (kinds or KINDS)]
 
 

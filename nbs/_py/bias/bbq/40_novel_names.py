@@ -1,5 +1,11 @@
 # ---
 # jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: python3
 #     language: python
@@ -36,7 +42,7 @@ import pandas as pd
 from moral_sc.bias.bbq.items import (CATEGORIES, INTERSECTIONAL, UNKNOWNS, by_quad, group,
                                  parse)
 from moral_sc.foundation.datasets import available, fetch
-from moral_sc.foundation.errors import ConfigError, unknown
+from moral_sc.foundation.errors import ConfigError, unknown_name_message
 
 # %%
 #| hide
@@ -366,7 +372,7 @@ def fresh(
     if isinstance(categories, str): categories = [categories]
     every = CATEGORIES+INTERSECTIONAL
     for c in categories or []:
-        if c not in every: raise ConfigError(unknown('category of BBQ', c, every))
+        if c not in every: raise ConfigError(unknown_name_message('category of BBQ', c, every))
     return [parse(r, f'fresh {c}') for c in categories or every for r in rows(c, seed)]
 
 def templates_near()->bool:

@@ -1,5 +1,11 @@
 # ---
 # jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: python3
 #     language: python
@@ -29,7 +35,7 @@ from dataclasses import replace
 import numpy as np, pandas as pd
 from moral_sc.bias.bbq import metrics as scores
 from moral_sc.bias.bbq.scoring import orders_of
-from moral_sc.foundation.errors import ConfigError, unknown
+from moral_sc.foundation.errors import ConfigError, unknown_name_message
 from moral_sc.language.scoring import option_logprobs
 
 # %%
@@ -83,7 +89,7 @@ def recount(
     lm=None,              # Needed for 'token' and 'pmi'
 )->pd.DataFrame:          # Records with other lp_a, lp_b, lp_c, and what was read off them
     "Full answers, counted in another way"
-    if way not in WAYS: raise ConfigError(unknown('way of counting', way, WAYS))
+    if way not in WAYS: raise ConfigError(unknown_name_message('way of counting', way, WAYS))
     if way=='sum': return scores.read(records)
     if lm is None and way!='byte':
         raise ConfigError(f'Counting by {way} needs the model: recount(..., lm=lm).')

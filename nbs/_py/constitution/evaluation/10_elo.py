@@ -1,5 +1,11 @@
 # ---
 # jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: python3
 #     language: python
@@ -28,7 +34,7 @@ from scipy.sparse.csgraph import connected_components
 
 # %%
 #| export
-from moral_sc.foundation.errors import ConfigError, DataError, unknown
+from moral_sc.foundation.errors import ConfigError, DataError, unknown_name_message
 from moral_sc.foundation.statistics import Estimate, lower_tail
 
 # %%
@@ -111,7 +117,7 @@ def meetings(
                             'one a prompt.')
     known = list(combinations(names, 2)) if isinstance(pairs, (str, int)) else list(pairs)
     for p in {n for ab in known for n in ab}-set(names):
-        raise ConfigError(unknown('player', p, names))
+        raise ConfigError(unknown_name_message('player', p, names))
     return [m for i,r in enumerate(rows) for m in _round(known, (seed, i, r['id']), i, pairs)]
 
 def _round(known, key, i, pairs):
@@ -339,7 +345,7 @@ class Elo:
         return Estimate(v, v-half, v+half)
 
     def _at(self, name):
-        if name not in self.players: raise ConfigError(unknown('player', name, self.players))
+        if name not in self.players: raise ConfigError(unknown_name_message('player', name, self.players))
         return np.eye(len(self.players))[self.players.index(name)]
 
     def rating(self, name): return self._interval(self._at(name))
@@ -431,7 +437,7 @@ def _covariance(count, theta, errors):
 def _shift(K, names, gauge):
     "Takes ratings of mean zero to the gauge: a matrix"
     if gauge=='mean': return np.eye(K)
-    if gauge not in names: raise ConfigError(unknown('player', gauge, names))
+    if gauge not in names: raise ConfigError(unknown_name_message('player', gauge, names))
     return np.eye(K)-np.eye(K)[names.index(gauge)]
 
 ERRORS = 'cluster', 'likelihood', 'bootstrap'
@@ -445,7 +451,7 @@ def tournament(
     level:float=.95, n:int=1000, seed:int=0, # Of intervals, and of their bootstrap
 )->Elo:
     "Rate players by all votes together"
-    if errors not in ERRORS: raise ConfigError(unknown('kind of errors', errors, ERRORS))
+    if errors not in ERRORS: raise ConfigError(unknown_name_message('kind of errors', errors, ERRORS))
     votes = checked(votes, unsure)
     names = sorted({*votes.a, *votes.b})
     count,K = Count(votes, names), len(names)

@@ -1,5 +1,11 @@
 # ---
 # jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: python3
 #     language: python
@@ -25,7 +31,7 @@ import numpy as np, pandas as pd
 # %%
 #| export
 from moral_sc.constitution.evaluation.elo import Count, Elo, NAT, checked, resample
-from moral_sc.foundation.errors import ConfigError, DataError, unknown
+from moral_sc.foundation.errors import ConfigError, DataError, unknown_name_message
 from moral_sc.foundation.statistics import Estimate, lower_tail
 
 # %%
@@ -169,7 +175,7 @@ class Frontier:
 
     def _of(self, run):
         known = list(dict.fromkeys(self.runs.run))
-        if run not in known: raise ConfigError(unknown('run', run, known))
+        if run not in known: raise ConfigError(unknown_name_message('run', run, known))
         at = (self.runs.run==run).to_numpy()
         return (hypervolume(x[...,at,:], self.reference) for x in (self.ratings, self.draws))
 
@@ -185,8 +191,8 @@ class Frontier:
     def apart(self, a, b, axis):
         "Difference of two players on one axis, Elo"
         names = list(self.runs.player)
-        for p in {a, b}-set(names): raise ConfigError(unknown('player', p, names))
-        if axis not in AXES: raise ConfigError(unknown('axis', axis, AXES))
+        for p in {a, b}-set(names): raise ConfigError(unknown_name_message('player', p, names))
+        if axis not in AXES: raise ConfigError(unknown_name_message('axis', axis, AXES))
         i,j,k = names.index(a), names.index(b), AXES.index(axis)
         return self._read((self.ratings[i]-self.ratings[j])[k],
                           (self.draws[:,i]-self.draws[:,j])[:,k])
@@ -196,7 +202,7 @@ class Frontier:
 #| export
 def _reached(runs, sides, gauge):
     names = list(runs.player)
-    if gauge not in names: raise ConfigError(unknown('player', gauge, names))
+    if gauge not in names: raise ConfigError(unknown_name_message('player', gauge, names))
     for axis,v in zip(AXES, sides):
         missing = sorted(set(names)^{*v.a, *v.b})
         if missing:

@@ -1,5 +1,11 @@
 # ---
 # jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: python3
 #     language: python
@@ -28,7 +34,7 @@ import numpy as np, pandas as pd
 #| export
 from moral_sc.constitution.feedback import ANSWER, THINK, shot_turns
 from moral_sc.foundation.datasets import available, data_dir, fetch, read_jsonl
-from moral_sc.foundation.errors import ConfigError, DataError, unknown
+from moral_sc.foundation.errors import ConfigError, DataError, unknown_name_message
 from moral_sc.foundation.runs import content_key, kept, open_run
 from moral_sc.foundation.statistics import wilson
 from moral_sc.language.chat import render
@@ -114,7 +120,7 @@ def load(
     if name in FILES: path = fetch(f'cai/evals/{FILES[name]}')
     elif name=='ours': path = data_dir()/'constitution'/'hhh_like.jsonl'
     elif str(name).endswith('.jsonl'): path = name
-    else: raise ConfigError(unknown('set', str(name), [*FILES, 'ours', 'a .jsonl file']))
+    else: raise ConfigError(unknown_name_message('set', str(name), [*FILES, 'ours', 'a .jsonl file']))
     items = [_item(r, f'{name}/{i}') for i,r in enumerate(read_jsonl(path))]
     if limit is None or limit>=len(items): return items
     keep = np.random.default_rng(seed).permutation(len(items))[:limit]

@@ -1,5 +1,11 @@
 # ---
 # jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: python3
 #     language: python
@@ -22,7 +28,7 @@
 # %%
 #| export
 import torch
-from moral_sc.foundation.errors import ConfigError, unknown
+from moral_sc.foundation.errors import ConfigError, unknown_name_message
 
 # %%
 #| hide
@@ -54,7 +60,7 @@ def kl(
     if kind=='k1': return d
     if kind=='k2': return d.square()/2
     if kind=='k3': return torch.expm1(-d)+d
-    raise ConfigError(unknown('estimator', kind, ['k1', 'k2', 'k3']))
+    raise ConfigError(unknown_name_message('estimator', kind, ['k1', 'k2', 'k3']))
 
 
 # %%

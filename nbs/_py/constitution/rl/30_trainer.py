@@ -1,5 +1,11 @@
 # ---
 # jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: python3
 #     language: python
@@ -35,7 +41,7 @@ from fastcore.basics import patch
 
 from moral_sc.constitution.rl import ppo
 from moral_sc.constitution.rl.rollouts import Rollouts, over, read_logp, roll, visits
-from moral_sc.foundation.errors import ConfigError, DataError, ModelError, unknown
+from moral_sc.foundation.errors import ConfigError, DataError, ModelError, unknown_name_message
 from moral_sc.foundation.runs import process
 from moral_sc.language.chat import modes
 from moral_sc.language.reward_head import ValueHead, answer_hidden, rectangle, trunk
@@ -90,7 +96,7 @@ class PolicyConfig:
                      critic=('shared','separate'), schedule=('constant','linear'))
         for name,known in names.items():
             if getattr(self, name) not in known:
-                raise ConfigError(unknown(name, str(getattr(self, name)), list(known)))
+                raise ConfigError(unknown_name_message(name, str(getattr(self, name)), list(known)))
         for name in ('batch', 'steps', 'inner', 'minibatches', 'max_new_tokens', 'lr',
                      'temperature', 'clip'):
             if not getattr(self, name)>0:

@@ -1,5 +1,11 @@
 # ---
 # jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: python3
 #     language: python
@@ -29,7 +35,7 @@ import numpy as np, pandas as pd, torch
 from moral_sc.constitution.principles import Principle
 from moral_sc.constitution.prompts import example
 from moral_sc.constitution.revision import answer, prompt_text, revise, round_script
-from moral_sc.foundation.errors import ConfigError, unknown
+from moral_sc.foundation.errors import ConfigError, unknown_name_message
 from moral_sc.foundation.runs import process
 from moral_sc.language.reward_head import save, small_lm, word_tokenizer
 from moral_sc.language.models import LM, encode, load
@@ -75,7 +81,7 @@ def requests(
     start:int=0,    # Number of the first
 )->list:            # Prompt rows, all texts different within a seed and kind
     "Requests, the same whatever else is drawn"
-    if kind is not None and kind not in DEEDS: raise ConfigError(unknown('kind', kind, [*DEEDS]))
+    if kind is not None and kind not in DEEDS: raise ConfigError(unknown_name_message('kind', kind, [*DEEDS]))
     return [_request(seed, i, kind) for i in range(start, start+n)]
 
 def _request(seed, i, kind):
@@ -170,7 +176,7 @@ def rater(
     seed:int=0,
 )->list:                 # Label rows with p 0 or 1
     "Choices of a person"
-    if style not in STYLES: raise ConfigError(unknown('style', style, [*STYLES]))
+    if style not in STYLES: raise ConfigError(unknown_name_message('style', style, [*STYLES]))
     worth = helpfulness if of=='helpful' else lambda p, a: (
         harmlessness(p, a) + STYLES[style]*features(p, a).refusal.to_numpy())
     p = 1/(1+np.exp(-_sides(pairs, worth)))
@@ -200,7 +206,7 @@ def labeller(
     seed:int=0,
 )->list:                     # Label rows with p in [0, 1]
     "Labels of a model with principles"
-    for k in set(principles)-set(SEES): raise ConfigError(unknown('principle', k, [*SEES]))
+    for k in set(principles)-set(SEES): raise ConfigError(unknown_name_message('principle', k, [*SEES]))
     return [_label(r, sharpness, position_bias, noise, principles, swap, seed) for r in pairs]
 
 def _label(r, sharpness, bias, noise, principles, swap, seed):
@@ -308,7 +314,7 @@ def pretrain(
     device='cpu',
 )->LM:
     "A transformer that has read the world's dialogues"
-    if size not in SIZES: raise ConfigError(unknown('size', size, [*SIZES]))
+    if size not in SIZES: raise ConfigError(unknown_name_message('size', size, [*SIZES]))
     steps = steps or STEPS[size]
     folder = Path(out)/f'world-{size}-{steps}-{seed}' if out else None
     who = dict(name=f'world-{size}', source=f'the world, {steps} steps, seed {seed}')

@@ -1,5 +1,11 @@
 # ---
 # jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: python3
 #     language: python
@@ -28,7 +34,7 @@ import numpy as np, pandas as pd
 from moral_sc.constitution.toy import environment as world
 from moral_sc.constitution.feedback import ANSWER, LETTERS, question
 from moral_sc.constitution.principles import Comparison
-from moral_sc.foundation.errors import ConfigError, unknown
+from moral_sc.foundation.errors import ConfigError, unknown_name_message
 from moral_sc.foundation.runs import content_key, process
 from moral_sc.language.reward_head import save, small_lm, word_tokenizer
 from moral_sc.language.models import LM, encode, load
@@ -66,7 +72,7 @@ KINDS = dict(danger=.32, safe=.32, comfort=.18, better=.12, refusal=.06) # Of se
 def sees(principle, prompts, answers)->np.ndarray:
     "What answers are worth to one who reads with a principle, in nats"
     known = [*world.SEES]
-    if principle not in known: raise ConfigError(unknown('principle', principle, known))
+    if principle not in known: raise ConfigError(unknown_name_message('principle', principle, known))
     f = world.features(prompts, answers)
     return sum(w*f[k] for k,w in world.SEES[principle].items()).to_numpy(float)
 
@@ -169,7 +175,7 @@ def judge_model(
     device='cpu',
 )->LM:
     "A transformer that has read votes"
-    if size not in world.SIZES: raise ConfigError(unknown('size', size, [*world.SIZES]))
+    if size not in world.SIZES: raise ConfigError(unknown_name_message('size', size, [*world.SIZES]))
     key = content_key(read=[list(lessons), list(principles), sharpness, lr])[:8]
     folder = Path(out)/f'judge-{size}-{seed}-{key}' if out else None
     who = dict(name=f'judge-{size}', source=f'votes, {key}, seed {seed}')

@@ -53,8 +53,8 @@ def _numbers(name, text):
         raise ConfigError(f'{name} is {text!r}: give numbers and commas.') from None
 
 def _in_steps(config, steps, progress, unfinished, **kw):
-    from moral_sc.superposition.training import restore, save, train
-    run,each,saved = restore(unfinished) if unfinished.is_file() else None, max(1, steps//100), time.time()
+    from moral_sc.superposition.training import load_run, save, train
+    run,each,saved = load_run(unfinished) if unfinished.is_file() else None, max(1, steps//100), time.time()
     if run: say(f'Going on from step {run.step}.')
     for stop in sorted({*range(each, steps, each), steps}):
         if run and stop<=run.step: continue
@@ -217,13 +217,13 @@ test_eq(sh(small+' --seed 1'),
 
 # %%
 from moral_sc.superposition.model import ToyConfig
-from moral_sc.superposition.training import restore, save, train as fit
-half = restore('toy/run.safetensors')
+from moral_sc.superposition.training import load_run, save, train as fit
+half = load_run('toy/run.safetensors')
 stopped = fit(half.config, 20, seed=0, stop=10)
 Path('toy/run.safetensors').rename('toy/whole.safetensors')
 save(stopped, 'toy/unfinished.safetensors')
 sh(small)
-test_eq(restore('toy/run.safetensors').W, half.W)
+test_eq(load_run('toy/run.safetensors').W, half.W)
 sorted(p.name for p in Path('toy').iterdir())
 
 # %% [markdown]

@@ -1,5 +1,11 @@
 # ---
 # jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: python3
 #     language: python
@@ -301,10 +307,10 @@ def bench(
     out:opt(Path, 'File of the record; of several, one each.')=Path('bench.json'),
 ):
     "Measure ours beside what one would otherwise run, in turns."
-    from moral_sc.foundation.errors import unknown
+    from moral_sc.foundation.errors import unknown_name_message
     names = names or _benches
     for name in names:
-        if name not in _benches: raise ConfigError(unknown('benchmark', name, _benches))
+        if name not in _benches: raise ConfigError(unknown_name_message('benchmark', name, _benches))
     if threads is not None and threads<1: raise ConfigError(f'threads is {threads}: give 1 or more.')
     if seconds<=0: raise ConfigError(f'seconds is {seconds}: give more than 0.')
     if not out.parent.is_dir(): raise ConfigError(f'{out.parent} is not a folder: make it first.')
@@ -352,9 +358,9 @@ def record(
     "Run pages and keep what comes out in them."
     from moral_sc.lab.claims import scales
     from moral_sc.lab.execution import record_page
-    from moral_sc.foundation.errors import unknown
+    from moral_sc.foundation.errors import unknown_name_message
     if scale and scale not in scales:
-        raise ConfigError(unknown('scale', scale, list(scales)))
+        raise ConfigError(unknown_name_message('scale', scale, list(scales)))
     failed = 0
     for n in notebooks:
         say(f'Running {n}; its outputs go into it.')

@@ -77,7 +77,7 @@ batches([90,88,12,91,13,90], max_tokens=400), batches([90,88,12,91,13,90], 400, 
 def _names(f): return frozenset(inspect.signature(f).parameters)
 _known = lru_cache(64)(_names)
 
-def takes(model, name): # Asked at every token; only what a class defines is remembered
+def forward_accepts(model, name): # Asked at every token; only what a class defines is remembered
     f = model.forward
     return name in (_known(f.__func__) if inspect.ismethod(f) else _names(f))
 
@@ -86,14 +86,14 @@ def with_cache(
     cache, # Of transformers
 )->dict:   # For its `forward`
     "Keys and values to go on from, under the name that a model has for them"
-    name = 'cache' if takes(model, 'cache') else 'past_key_values' # Before transformers 5.24
+    name = 'cache' if forward_accepts(model, 'cache') else 'past_key_values' # Before transformers 5.24
     return {name: cache, 'use_cache': True}
 
 def _inputs(lm, rows, side):
     ids,mask = pad(rows, side, lm.device)
     if side=='right': return dict(input_ids=ids)
     kw = dict(input_ids=ids, attention_mask=mask)
-    if takes(lm.model, 'position_ids'): kw['position_ids'] = mask.cumsum(-1).sub(1).clamp(0)
+    if forward_accepts(lm.model, 'position_ids'): kw['position_ids'] = mask.cumsum(-1).sub(1).clamp(0)
     return kw
 
 def fits(lm, rows, new=0):
@@ -145,7 +145,7 @@ def head(
 # %%
 #| export
 @torch.inference_mode()
-def splits(lm)->bool: # Found out at the first call
+def has_plain_lm_head(lm)->bool: # Found out at the first call
     "Whether hidden states followed by the output layer are all that this model computes"
     if not hasattr(lm, '_splits'):
         kw = dict(input_ids=torch.tensor([[1, 2, 3, 1]], device=lm.device), use_cache=False)
@@ -162,8 +162,8 @@ def states(
 ):        # [read, width]; if `splits` is false, [read, vocab]
     "What a model has to say at a few places"
     kw = dict(use_cache=False) | kw
-    if splits(lm): return hidden(lm, **kw).last_hidden_state[at[0],at[1]]
-    if not takes(lm.model, 'logits_to_keep'): return lm.model(**kw).logits[at[0],at[1]]
+    if has_plain_lm_head(lm): return hidden(lm, **kw).last_hidden_state[at[0],at[1]]
+    if not forward_accepts(lm.model, 'logits_to_keep'): return lm.model(**kw).logits[at[0],at[1]]
     keep,c = at[1].unique(return_inverse=True)
     return lm.model(**kw, logits_to_keep=keep).logits[at[0],c]
 
@@ -217,7 +217,7 @@ merge([[5,6], [5,6,7], [5,8], [5,6]])
 
 # %%
 #| export
-def slack(lm): return 16 if lm.device.type=='cpu' else 1024 # Tokens' worth of a pass
+def padding_budget(lm): return 16 if lm.device.type=='cpu' else 1024 # Tokens' worth of a pass
 
 def plan_rows(
     lm,
@@ -225,7 +225,7 @@ def plan_rows(
     tokens:int, # In one pass, padding included
 )->list:        # Passes: lists of groups of row numbers, here one number a group
     "Rows of like length side by side"
-    return [[[i] for i in b] for b in batches([*map(len, rows)], tokens, slack=slack(lm))]
+    return [[[i] for i in b] for b in batches([*map(len, rows)], tokens, slack=padding_budget(lm))]
 
 def run_rows(
     lm,
@@ -250,7 +250,7 @@ def run_rows(
 
 # %%
 #| export
-def weigh(lm): return sum(p.numel()*p.element_size() for p in lm.model.parameters()) # Bytes
+def weight_bytes(lm): return sum(p.numel()*p.element_size() for p in lm.model.parameters()) # Bytes
 
 def room(
     lm,
@@ -262,7 +262,7 @@ def room(
     c = lm.model.config.get_text_config()
     wide,mlp = (getattr(c, k, 0) or 0 for k in ('hidden_size','intermediate_size'))
     token = (8*wide+3*(mlp or 4*wide))*lm.dtype.itemsize # What a layer holds at once
-    many = max(least, int(share*weigh(lm)/token)) if token else max_tokens
+    many = max(least, int(share*weight_bytes(lm)/token)) if token else max_tokens
     return max(1, min(max_tokens, many, getattr(lm, '_room', max_tokens)))
 
 def passes(
@@ -329,13 +329,13 @@ with expect_fail(ModelError, contains='39 tokens'):
 
 # %%
 #| export
-def lines(
+def lm_head_batch_size(
     lm,
     share:float=.1, # Of the bytes of the weights
 )->int:
     "Places that the output layer is applied to at once"
     vocab = lm.model.config.get_text_config().vocab_size
-    return int(min(512, max(16, share*weigh(lm)/vocab/20))) # float32, and float64 twice
+    return int(min(512, max(16, share*weight_bytes(lm)/vocab/20))) # float32, and float64 twice
 
 def _checked(lm, x):
     if not torch.isfinite(x).all():
@@ -349,7 +349,7 @@ def logprobs(
     x, # [line, width] of `states`
 ):     # [line, vocab] float64, natural log
     "What the output layer makes of a few states"
-    x = (head(lm, x) if splits(lm) else x).double()
+    x = (head(lm, x) if has_plain_lm_head(lm) else x).double()
     return x.sub_(_checked(lm, x.logsumexp(-1, keepdim=True)))
 
 def _some(lm, x, n):
@@ -367,7 +367,7 @@ def gather(
     found, # (labels, their states) of one pass after the other
 ):         # Yields labels, and their log-probabilities [label, vocab]
     "Apply the output layer to some states at a time"
-    who,xs,n = [], [], lines(lm)
+    who,xs,n = [], [], lm_head_batch_size(lm)
     def flush():
         for k,out in _some(lm, torch.cat(xs), n): yield who[k:k+len(out)], out
     for labels,x in found:

@@ -1,5 +1,11 @@
 # ---
 # jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: python3
 #     language: python
@@ -21,12 +27,12 @@ from functools import partial
 
 import numpy as np, torch
 
-from moral_sc.foundation.errors import ConfigError, unknown
+from moral_sc.foundation.errors import ConfigError, unknown_name_message
 from moral_sc.language.models import LM, pad
 from moral_sc.language.engine.weight_packing import packed
 from moral_sc.language.engine.onednn import onednn
 from moral_sc.language.engine.batching import (batches, fits, gather, merge, passes, plan_rows,
-                                       run_rows, slack, states, takes, with_cache)
+                                       run_rows, padding_budget, states, forward_accepts, with_cache)
 
 # %%
 #| hide
@@ -39,7 +45,7 @@ import pandas as pd
 from fastcore.test import *
 from moral_sc.language.models import encode, load
 from moral_sc.language.stub_models import lookup, random_model
-from moral_sc.language.engine.batching import counted, weigh
+from moral_sc.language.engine.batching import counted, weight_bytes
 from moral_sc.language.weights import cached
 
 
@@ -161,7 +167,7 @@ def cheapest(
     while cut[-1]: cut.append(int(start[cut[-1]]))
     return list(zip(cut[:0:-1], cut[-2::-1]))
 
-def squared(lm)->float:
+def attention_cost_ratio(lm)->float:
     "Cost of a pair of nodes, in units of the cost of a node"
     c = lm.model.config.get_text_config()
     heads = getattr(c, 'num_attention_heads', 0)
@@ -182,7 +188,7 @@ class _Cut:
     def __init__(self, lm, rows,
         limit=np.inf, # Nodes in one tree
     ):
-        self.c,self.slack,self.limit = squared(lm),slack(lm),limit
+        self.c,self.slack,self.limit = attention_cost_ratio(lm),padding_budget(lm),limit
         self.S = np.array([0, *map(shared, rows, rows[1:])])
         self.C = np.append(0, np.cumsum(np.array([*map(len, rows)])-self.S))
 
@@ -319,7 +325,7 @@ def plan_stems(
 
 def _even(lm, sizes, tokens):
     "Branches side by side, with little padding"
-    return batches(sizes, tokens, slack=max(slack(lm), sum(sizes)//16))
+    return batches(sizes, tokens, slack=max(padding_budget(lm), sum(sizes)//16))
 
 def run_stems(
     lm,
@@ -351,7 +357,7 @@ def _stemmed(lm, rows, n, reads, kept):
     for old,layers in kept.items(): # One, or none
         k = shared(old, rows[0][:n])
         if early(k): k = 0
-        if k and (n-k)*len(rows)<=slack(lm): n = k # The rest is not worth a pass
+        if k and (n-k)*len(rows)<=padding_budget(lm): n = k # The rest is not worth a pass
         if k: [cache.update(*(x[:,:,:k] for x in two), i) for i,two in enumerate(layers)]
     wanted,found = early(n),[]
     if n>k:
@@ -421,7 +427,7 @@ def _go_on(lm, cache, rows, at):
     n,(ids,mask) = cache.get_seq_length(), pad(rows, 'right', lm.device)
     kw = dict(input_ids=ids, **with_cache(lm.model, cache))
     kw['attention_mask'] = torch.nn.functional.pad(mask, (n, 0), value=1)
-    if takes(lm.model, 'position_ids'):
+    if forward_accepts(lm.model, 'position_ids'):
         kw['position_ids'] = torch.arange(n, n+ids.shape[1], device=lm.device).expand_as(ids)
     return states(lm, torch.tensor(at, device=lm.device).reshape(-1, 2).T.long(), **kw)
 
@@ -467,7 +473,7 @@ def pick(
 )->str:                # Any but the first
     "The engine to use"
     if engine not in ('auto', *engines):
-        raise ConfigError(unknown('engine', engine, ['auto', *engines]))
+        raise ConfigError(unknown_name_message('engine', engine, ['auto', *engines]))
     order = sorted(rows)
     same = sum(map(shared, order, order[1:]))
     if engine=='rows' or (engine=='auto' and same<.05*sum(map(len, rows))): return 'rows'
@@ -479,13 +485,13 @@ def pick(
 
 
 # %% [markdown]
-# `read` puts it together. Rows that are the beginning of others are merged, an engine plans the
+# `forward_logprobs` puts it together. Rows that are the beginning of others are merged, an engine plans the
 # passes, and the output layer is applied to what is wanted.
 
 # %%
 #| export
 @torch.inference_mode()
-def read(
+def forward_logprobs(
     lm:LM,
     rows:list,         # Lists of token ids
     reads:list,        # (row, position): what comes after that token is wanted
@@ -497,24 +503,24 @@ def read(
 ):
     "Run a model over rows and hand out log-probabilities at the positions asked for"
     fits(lm, rows)
-    kept,owner = merge(rows)
-    todo,done = [{} for _ in kept], 0
+    prompts,owner = merge(rows)
+    todo,done = [{} for _ in prompts], 0
     for k,(i,t) in enumerate(reads): todo[owner[i]].setdefault(t, []).append(k)
-    kept,todo = zip(*[(r,d) for r,d in zip(kept, todo) if d]) if reads else ((), ())
-    engine = pick(lm, kept, engine) if kept else 'rows'
+    prompts,todo = zip(*[(r,d) for r,d in zip(prompts, todo) if d]) if reads else ((), ())
+    engine = pick(lm, prompts, engine) if prompts else 'rows'
     plan,run = engines[engine]
     if engine=='stem': run = partial(run, kept={})
     def once(groups):
         at = [(g,k,t) for g,b in enumerate(groups) for k,i in enumerate(b) for t in todo[i]]
         return [todo[groups[g][k]][t] for g,k,t in at], \
-            run(lm, [[kept[i] for i in b] for b in groups], at, side)
+            run(lm, [[prompts[i] for i in b] for b in groups], at, side)
     def found():
         nonlocal done
-        for groups,out in passes(lm, kept, plan, once, max_tokens):
+        for groups,out in passes(lm, prompts, plan, once, max_tokens):
             yield out
             done += sum(map(len, groups))
-            if progress: progress(done, len(kept))
-    with packed(lm.model, sum(map(len, kept))), onednn(lm.model):
+            if progress: progress(done, len(prompts))
+    with packed(lm.model, sum(map(len, prompts))), onednn(lm.model):
         for who,x in gather(lm, found()):
             use([k for g in who for k in g], [n for n,g in enumerate(who) for _ in g], x)
 
@@ -555,7 +561,7 @@ def after(lm, rows, engine, max_tokens=4096, every=False):
     res = [None]*len(reads)
     def use(ks, ns, x):
         for k,n in zip(ks, ns): res[k] = x[n].numpy()
-    read(lm, rows, reads, use, max_tokens, engine=engine)
+    forward_logprobs(lm, rows, reads, use, max_tokens, engine=engine)
     return np.stack(res)
 
 def ends(lm, texts, *args): return after(lm, [encode(lm, t) for t in texts], *args)
@@ -743,6 +749,6 @@ if names and os.access('/proc/self/clear_refs', os.W_OK):
     Path('/proc/self/clear_refs').write_text('5')
     before = held('VmRSS')
     ends(full, texts, 'tree', 16384)
-    grown = (held('VmHWM')-before)/weigh(full)
+    grown = (held('VmHWM')-before)/weight_bytes(full)
     assert grown<.25
 f'{grown:.0%} of the weights' if grown is not None else 'left out'
