@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['batches', 'forward_accepts', 'with_cache', 'fits', 'hidden', 'head', 'has_plain_lm_head', 'states', 'counted',
-           'merge', 'padding_budget', 'plan_rows', 'run_rows', 'weight_bytes', 'room', 'passes', 'lm_head_batch_size',
-           'logprobs', 'gather']
+           'merge', 'padding_budget', 'plan_rows', 'run_rows', 'weight_bytes', 'max_batch_tokens', 'passes',
+           'lm_head_batch_size', 'logprobs', 'gather']
 
 # %% ../../../nbs/language/engine/10_batching.ipynb #c2abed39
 import inspect
@@ -157,7 +157,7 @@ def run_rows(
 # %% ../../../nbs/language/engine/10_batching.ipynb #c27433a0
 def weight_bytes(lm): return sum(p.numel()*p.element_size() for p in lm.model.parameters()) # Bytes
 
-def room(
+def max_batch_tokens(
     lm,
     max_tokens:int,  # What the caller allows
     share:float=.15, # Of the bytes of the weights
@@ -178,7 +178,7 @@ def passes(
     max_tokens:int, # In one pass
 ):                  # Yields groups of row numbers, and what `run` said to them
     "Run all rows, in smaller passes where memory runs out"
-    left,tokens = list(range(len(rows))), room(lm, max_tokens)
+    left,tokens = list(range(len(rows))), max_batch_tokens(lm, max_tokens)
     while left:
         done = set()
         for groups in plan(lm, [rows[i] for i in left], tokens):

@@ -252,7 +252,7 @@ def run_rows(
 #| export
 def weight_bytes(lm): return sum(p.numel()*p.element_size() for p in lm.model.parameters()) # Bytes
 
-def room(
+def max_batch_tokens(
     lm,
     max_tokens:int,  # What the caller allows
     share:float=.15, # Of the bytes of the weights
@@ -273,7 +273,7 @@ def passes(
     max_tokens:int, # In one pass
 ):                  # Yields groups of row numbers, and what `run` said to them
     "Run all rows, in smaller passes where memory runs out"
-    left,tokens = list(range(len(rows))), room(lm, max_tokens)
+    left,tokens = list(range(len(rows))), max_batch_tokens(lm, max_tokens)
     while left:
         done = set()
         for groups in plan(lm, [rows[i] for i in left], tokens):
@@ -309,7 +309,7 @@ def run(groups):
 
 done = [i for groups,_ in passes(small, rows, plan_rows, run, 4096) for g in groups for i in g]
 test_eq(sorted(done), list(range(60)))
-room(small, 4096)
+max_batch_tokens(small, 4096)
 
 
 # %% [markdown]
