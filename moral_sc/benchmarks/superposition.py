@@ -102,7 +102,9 @@ def _clock(f, device):
 def _burner(n=2_000_000):
     @kernel
     def burn(b, memory):
-        cells,x,y = [Cell(b) for _ in range(12)],memory.get(0),memory.get(16)
+        cells = [Cell(b) for _ in range(12)]
+        x = memory.get(0)
+        y = memory.get(16)
         for _ in loop(b, n):
             for c in cells: c.fma(x, y)
         for i,c in enumerate(cells): memory.put(16*i, c.get())
@@ -112,10 +114,13 @@ def peak(device='cpu', size=8192)->float: # Operations a second
     "The most that this machine does in float32, best of five"
     if torch.device(device).type=='cuda':
         a,b = (torch.randn(size, size, device=device) for _ in range(2))
-        f,work,cores = lambda: a@b, 2*size**3, 1
+        f = lambda: a@b
+        work = 2*size**3
+        cores = 1
     else:
         (burn,work),memory = _burner(),np.full(16*12, 1e-6, np.float32)
-        f,cores = lambda: burn(memory), torch.get_num_threads()
+        f = lambda: burn(memory)
+        cores = torch.get_num_threads()
     f()
     return cores*work/min(_clock(f, device) for _ in range(5))
 
@@ -154,7 +159,8 @@ def _ours(config, W, steps, seed, engine, device, seeds):
 
 def _measures(W, b, config):
     "||W||² and loss on a common batch, [measure, instance]"
-    W,b = W.detach().cpu(),b.detach().cpu()
+    W = W.detach().cpu()
+    b = b.detach().cpu()
     x = sampler(config.densities, range(len(config.densities)), 512, seed=999)(0)
     x = x.repeat(len(W)//len(x), 1, 1)
     loss = batch_loss(W, b, x, config.importances.float()[:1])
@@ -194,8 +200,10 @@ def measure(
 )->dict:
     "One row of the table; `seconds` is what it may take altogether"
     I = min(row.n_instances, most or row.n_instances); P = min(I, row.pack or I)
-    ours,theirs = row.config(I),row.config(P)
-    loop,turn = public_loop(theirs, device),seconds*.6/(2*repeats+1)
+    ours = row.config(I)
+    theirs = row.config(P)
+    loop = public_loop(theirs, device)
+    turn = seconds*.6/(2*repeats+1)
     go = lambda n: train(ours, steps=n, engine=engine, device=device)
     times,steps = turns(loop, go, turn, repeats, device)
     each = times/np.array([P,I])                           # seconds an instance-step
@@ -233,10 +241,13 @@ def bench(
 )->pd.DataFrame:    # One row a size; times in microseconds per instance and step
     "Measure our training beside the public notebook's loop"
     counts(repeats=repeats)
-    names,n = _rows(rows),_threads(threads)
+    names = _rows(rows)
+    n = _threads(threads)
     if device=='auto': device = 'cuda' if torch.cuda.is_available() else 'cpu'
     pick(engine, sizes[names[0]].config(1), device)
-    about,top,found = _machine(device, n),peak(device),{}
+    about = _machine(device, n)
+    top = peak(device)
+    found = {}
     most = 16_384 if torch.device(device).type=='cpu' else None # Of the phase diagram
     for name in names:
         said(name)

@@ -71,7 +71,8 @@ def _score_axis(fig, metric, baseline=None, **at):
 def _log_ticks(n):
     "Sizes to write at a log axis that spans `n`; those of the models if they are few"
     if len(set(n))<5: return sorted(set(n)), [size_name(t) for t in sorted(set(n))]
-    lo,hi = np.floor(np.log10(min(n))), np.ceil(np.log10(max(n)))
+    lo = np.floor(np.log10(min(n)))
+    hi = np.ceil(np.log10(max(n)))
     ticks = [m*10**k for k in range(int(lo), int(hi)+1) for m in (1,2,5)]
     ticks = [t for t in ticks if min(n)/2.1<=t<=max(n)*2.1]
     if len(ticks)>6: ticks = [t for t in ticks if str(t)[0]=='1']
@@ -91,7 +92,8 @@ def plot_size(
     **kw,                           # category, conditions, benchmark: see `chosen`
 )->go.Figure:
     "A score against the number of parameters, a mark a condition"
-    d,fig = last_step(chosen(table, metric, **kw)), go.Figure()
+    d = last_step(chosen(table, metric, **kw))
+    fig = go.Figure()
     _score_axis(fig, metric, baseline)
     _curves(fig, d, 'parameters', spread=.012*np.log10(max(d.parameters)/min(d.parameters)+10))
     ticks,text = _log_ticks(d.parameters)
@@ -155,10 +157,12 @@ def plot_changes(
 )->go.Figure:
     "Change of a score by category, a colour a model"
     from moral_sc.foundation.figures import COLOURS
-    fig,models = go.Figure(), list(dict.fromkeys(changes.model))
+    fig = go.Figure()
+    models = list(dict.fromkeys(changes.model))
     cats = list(dict.fromkeys(changes.category))[::-1]
     for n,m in enumerate(models):
-        g,colour = changes[changes.model==m], COLOURS['sequence'][(n+4)%8]
+        g = changes[changes.model==m]
+        colour = COLOURS['sequence'][(n+4)%8]
         y = g.category.map(cats.index) + .2*((len(models)-1)/2-n)
         err = dict(type='data', symmetric=False, array=g.high-g.value,
                    arrayminus=g.value-g.low, thickness=1.5, width=3)

@@ -110,7 +110,8 @@ def part(
     cells = {}
     for i in items:
         cells.setdefault(i.question, {}).setdefault((i.race, i.gender), []).append(i)
-    questions,need = list(cells), max(map(len, cells.values()))
+    questions = list(cells)
+    need = max(map(len, cells.values()))
     if limit<need:
         raise ConfigError(f'limit={limit} is less than the {need} people of one round.')
     order = np.random.default_rng(seed).permutation(len(questions))
@@ -224,7 +225,8 @@ def numbers(
     seed:int=0,
 )->pd.DataFrame:            # benchmark, condition, category, metric, value, low, high
     "What race, gender and age count for, in log-odds of a yes"
-    d,out = logits(records), []
+    d = logits(records)
+    out = []
     for c in [c for c in dict.fromkeys(records.condition) if c!=against]:
         rows = d.loc[c]
         less = None if against is None else d.loc[against].loc[rows.index]

@@ -37,7 +37,8 @@ class Evaluation:
 
     def __repr__(self):
         d = self.records
-        n,told = d.groupby('benchmark').id.nunique().sum(), ', '.join(dict.fromkeys(d.condition))
+        n = d.groupby('benchmark').id.nunique().sum()
+        told = ', '.join(dict.fromkeys(d.condition))
         return (f'Evaluation of {self.model}: {n:,} questions, {told}; '
                 f'{d.order.nunique()} of 6 orders')
 

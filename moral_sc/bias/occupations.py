@@ -38,7 +38,8 @@ def plot_shares(
                     showlegend=False, hoverinfo='skip')
     for c,p in probabilities.items():
         name,colour,symbol = style(c)
-        x,y = p.index.map(share), p.female/(p.female+p.male)
+        x = p.index.map(share)
+        y = p.female/(p.female+p.male)
         a,b = np.polyfit(x, y, 1)
         fig.add_scatter(x=x, y=y, mode='markers', name=name, text=p.index, legendgroup=c,
                         marker=dict(color=colour, symbol=symbol, size=7))
@@ -52,7 +53,8 @@ def plot_correlations(
     metrics, # Of `evaluate`, with a column `model`
 )->go.Figure:
     "The three correlations by condition, a panel a model"
-    models,kinds = list(dict.fromkeys(metrics.model)), ['rho_raw', 'rho_three', 'rho_two']
+    models = list(dict.fromkeys(metrics.model))
+    kinds = ['rho_raw', 'rho_three', 'rho_two']
     d = metrics[(metrics.category=='all') & metrics.metric.isin(kinds)]
     fig = make_subplots(1, len(models), subplot_titles=models, shared_yaxes=True)
     conds = list(dict.fromkeys(d.condition))

@@ -103,7 +103,8 @@ def plot_letters(
     table,      # Of `letters`
 )->go.Figure:
     "How often each letter is the answer, and how often it is right"
-    fig,abc = go.Figure(), ['a','b','c']
+    fig = go.Figure()
+    abc = ['a','b','c']
     for (_,c),row in table.iterrows():
         name,colour,_ = style(c)
         fig.add_bar(x=[f'({k})' for k in abc], y=[row[f'chosen_{k}'] for k in abc],

@@ -36,7 +36,8 @@ def components(
     clusters,   # Template of each
 )->dict:        # sd, icc, templates, rows
     "How a difference varies within and between templates"
-    y,code = np.asarray(values, float), pd.factorize(np.asarray(clusters))[0]
+    y = np.asarray(values, float)
+    code = pd.factorize(np.asarray(clusters))[0]
     n = np.bincount(code)
     if len(n)<2: raise DataError('One template cannot show how templates differ.')
     means = np.bincount(code, y)/n

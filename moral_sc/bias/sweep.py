@@ -49,7 +49,8 @@ def _subjects(model):
     "The subjects that one name stands for"
     if isinstance(model, Subject): return [model]
     if isinstance(model, LM): return [Subject(model.name, model, model.name)]
-    name,path = str(model), Path(model).expanduser()
+    name = str(model)
+    path = Path(model).expanduser()
     if path.is_dir():
         if (path/'config.json').is_file():
             return [Subject(path.name, str(path), path.parent.name, step=step_of(path.name))]
@@ -178,7 +179,8 @@ def sweep(
     bs,asked = chosen(benchmarks, conditions, orders)
     how = dict(limit=limit, orders=orders, seed=seed, mode=mode, dtype=str(dtype)) | {
         k:v for k,v in kw.items() if k not in ('portion','max_tokens')}
-    runs,failed = {},{}
+    runs = {}
+    failed = {}
     for s in who:
         plan = {n:(Path(out)/_safe(s.name)/_safe(n),
                    how|dict(conditions=asked[n], weights=_fingerprint(s))) for n in bs}
@@ -235,7 +237,8 @@ def slope(
     y,  # [row, model]
 )->float:
     "Least-squares slope of the column means of `y` over `x`"
-    x,m = np.asarray(x, float)-np.mean(x), y.mean(0)
+    x = np.asarray(x, float)-np.mean(x)
+    m = y.mean(0)
     return float(x@m/(x@x))
 
 def trend(

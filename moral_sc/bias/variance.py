@@ -65,7 +65,8 @@ def reader(
         a,rest = rest.split(' (b) ', 1)
         b,rest = rest.split(' (c) ', 1)
         request = max((t for t in said if rest.endswith(t)), key=len)
-        shown,item = [a, b, rest.removesuffix(request).strip()[:-1]], at[body]
+        shown = [a, b, rest.removesuffix(request).strip()[:-1]]
+        item = at[body]
         p = zip(item.options, rule(item, said[request]))
         return {'abc'[shown.index(o)]:float(x) for o,x in p if x}
     return lookup(fn, name=name or rule.__name__)
@@ -118,11 +119,13 @@ def _draws(y, n, seed):
     from scipy.special import chndtrinc
     from scipy.stats import chi2
     T,C,K = _cube(y).shape
-    a,rng = mean_squares(y), np.random.default_rng(seed)
+    a = mean_squares(y)
+    rng = np.random.default_rng(seed)
     ms = {k: a.ms[k]*d/rng.chisquare(d, n) if d else np.zeros(n) for k,d in a.df.items()}
     v,noise = _solve(ms, T, C, K)
     if C>1:
-        x,u = (C-1)*a.ms['condition']/(T*K)/noise, rng.uniform(size=n)
+        x = (C-1)*a.ms['condition']/(T*K)/noise
+        u = rng.uniform(size=n)
         far = chi2.cdf(x, C-1)>u
         v['condition'] = np.zeros(n)
         v['condition'][far] = chndtrinc(x[far], C-1, u[far])*noise[far]/(C-1)
@@ -136,9 +139,11 @@ def components(
 )->pd.DataFrame:     # A row for each of PARTS: variance and share, with their intervals
     "Where the variance of answers comes from"
     v = pd.Series(_solve(mean_squares(y).ms, *_cube(y).shape)[0])
-    d,share = _draws(y, n, seed), v.clip(lower=0)
+    d = _draws(y, n, seed)
+    share = v.clip(lower=0)
     tails = [(1-level)/2, (1+level)/2]
-    q,s = d.quantile(tails).T, d.div(d.sum(axis=1), axis=0).quantile(tails).T
+    q = d.quantile(tails).T
+    s = d.div(d.sum(axis=1), axis=0).quantile(tails).T
     cols = dict(variance=v, low=q.iloc[:,0], high=q.iloc[:,1], share=share/share.sum(),
                 share_low=s.iloc[:,0], share_high=s.iloc[:,1])
     return pd.DataFrame(cols).loc[PARTS if y.columns.get_level_values(0).nunique()>1 else
@@ -151,7 +156,8 @@ def wording_share(
 )->Estimate:
     "Share of wording in the variance among requests"
     v = pd.Series(_solve(mean_squares(y).ms, *_cube(y).shape)[0]).clip(lower=0)
-    d,of = _draws(y, n, seed), lambda v: v['wording']/(v['wording']+v['condition'])
+    d = _draws(y, n, seed)
+    of = lambda v: v['wording']/(v['wording']+v['condition'])
     ends = of(d).fillna(1).quantile([(1-level)/2, (1+level)/2])
     value = float(of(v)) if v['wording']+v['condition'] else np.nan
     return Estimate(value, *map(float, ends))

@@ -53,7 +53,8 @@ def plot_ratings(
 def _stairs(f):
     "Corners of the area that all snapshots dominate together"
     d = f.table[f.table.pareto].sort_values('helpful')
-    x,y = d.helpful.tolist(), d.harmless.tolist()
+    x = d.helpful.tolist()
+    y = d.harmless.tolist()
     xs = [f.reference[0]] + [v for v in x for _ in (0, 1)]
     return xs, [v for v in y for _ in (0, 1)] + [f.reference[1]]
 

@@ -55,7 +55,8 @@ def load_worked(
 )->list[Worked]:
     "Worked comparisons"
     path = path or data_dir()/'constitution'/'feedback_shots.toml'
-    need,res = ('human', 'better', 'worse'), []
+    need = ('human', 'better', 'worse')
+    res = []
     for i,r in enumerate(read_toml(path).get('shot', []), 1):
         bad = [k for k in need if not isinstance(r.get(k), str) or not r[k].strip()]
         if bad: raise DataError(f'{path}: shot {i} lacks {", ".join(bad)}; add it.')
@@ -79,7 +80,8 @@ def shot_turns(
     res = []
     drawn = draw(comparisons, n, seed, f'shots/{number}')
     for k,a in zip(rng.permutation(n), first):
-        s,l = shots[k], LETTERS if a else LETTERS[::-1]
+        s = shots[k]
+        l = LETTERS if a else LETTERS[::-1]
         ab = (s.better, s.worse) if a else (s.worse, s.better)
         why = s.because.format(better=l[0].strip(), worse=l[1].strip())
         said = f'{THINK} {why}\n\n{ANSWER}{l[0]}' if cot else f'{ANSWER}{l[0]}'
@@ -104,8 +106,14 @@ def _pairs(pairs):
 class _Labeller:
     "How the questions of a row are asked"
     def __init__(self, lm, comparisons, shots, per, swap, cot, mode, seed, prefixes, **kw):
-        self.lm,self.comparisons,self.per,self.swap = lm,comparisons,per,swap
-        self.cot,self.mode,self.seed,self.kw = cot,mode,seed,kw
+        self.lm = lm
+        self.comparisons = comparisons
+        self.per = per
+        self.swap = swap
+        self.cot = cot
+        self.mode = mode
+        self.seed = seed
+        self.kw = kw
         n = prefixes if shots else 1
         self.fronts = [shot_turns(shots, comparisons, k, seed, cot) for k in range(n)]
 
@@ -145,7 +153,8 @@ class _Labeller:
         return np.split(lp, np.cumsum([len(x) for x in qs])[:-1])
 
     def think(self, flat, keys):
-        n,how = self.kw['samples'], dict(stop=['\n\nHuman:', ANSWER, '<|im_end|>'])
+        n = self.kw['samples']
+        how = dict(stop=['\n\nHuman:', ANSWER, '<|im_end|>'])
         said = sample(self.lm, [q for q in flat for _ in range(n)], self.kw['max_new_tokens'],
                       keys=[f'{k}/{j}' for k in keys for j in range(n)], seed=self.seed,
                       after=[(f'\n\n{ANSWER}', LETTERS)]*len(flat)*n, **how)

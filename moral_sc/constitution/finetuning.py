@@ -41,7 +41,8 @@ def fault(
 # %% ../../nbs/constitution/24_finetuning.ipynb #55febbd1
 def _texts(row, which):
     "Revisions of a chain: (round, text, how it ended, the text before)"
-    res,last = [],row['response']
+    res = []
+    last = row['response']
     for k,s in enumerate(row['rounds'], 1):
         res.append((k, s['revision'], s.get('finish', ''), last))
         last = s['revision'] or last
@@ -61,7 +62,8 @@ def examples_of(
     rows = [(f'{c["id"]}/{k}', c['prompt'], t, k, fault(t, f, b, repeats))
             for c in chains for k,t,f,b in _texts(c, which)]
     for i,r in enumerate(extra, 1):
-        text,said = r.get('text', r.get('prompt')),r.get('answer')
+        text = r.get('text', r.get('prompt'))
+        said = r.get('answer')
         if not isinstance(text, str) or not isinstance(said, str):
             raise DataError(f'extra: row {i} needs `text` and `answer`, both strings.')
         rows.append((r.get('id', f'extra/{i}'), text, said, 0,

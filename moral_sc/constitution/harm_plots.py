@@ -14,7 +14,8 @@ from ..foundation.figures import COLOURS
 
 # %% ../../nbs/constitution/78_harm_plots.ipynb #1db4912a
 def _band(fig, d, colour):
-    x,y = [*d.step, *d.step[::-1]],[*d.high, *d.low[::-1]]
+    x = [*d.step, *d.step[::-1]]
+    y = [*d.high, *d.low[::-1]]
     fig.add_scatter(x=x, y=y, fill='toself', fillcolor=colour, opacity=.15, mode='none',
                     hoverinfo='skip', showlegend=False)
 

@@ -89,7 +89,8 @@ def example(
     mode:str='plain',
 )->tuple:              # Ids of prompt, answer and end token; place of the answer's first token
     "What a model should have written, as tokens"
-    p,end = ask(lm, text, mode), _end(lm, mode)
+    p = ask(lm, text, mode)
+    end = _end(lm, mode)
     body = (' ' if mode=='plain' else '')+answer.strip()
     ids = lm.tokenizer(body, add_special_tokens=False).input_ids
     return [*p.ids, *ids, end],len(p.ids)

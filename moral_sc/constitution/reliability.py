@@ -38,7 +38,8 @@ def plot_accuracy(
     lines:dict=None, # Name -> share, drawn across
 )->go.Figure:
     "Accuracies with intervals, beside baselines"
-    fig,names = go.Figure(), list(rates)
+    fig = go.Figure()
+    names = list(rates)
     e = [rates[k] for k in names]
     bars = dict(type='data', array=[x[2]-x[0] for x in e], arrayminus=[x[0]-x[1] for x in e],
                 symmetric=False, width=4, thickness=1.2)

@@ -249,7 +249,9 @@ def read_jsonl(
     path:str|Path, # One JSON object a line; compressed if the name ends in .gz
 )->list:           # One dict a line; empty lines are skipped
     "Read a file of JSON lines"
-    path,rows,k = Path(path), [], 0
+    path = Path(path)
+    rows = []
+    k = 0
     try:
         with (gzip.open if path.suffix=='.gz' else open)(path, 'rt', encoding='utf-8') as f:
             for k,line in enumerate(f, 1):  # noqa: B007 (the messages below use k)

@@ -26,7 +26,8 @@ COLOURS['diverging'] = [[0,'#2166ac'], [.25,'#92c5de'], [.5,'#f7f7f7'], [.75,'#f
                         [1,'#b2182b']]
 
 # %% ../../nbs/foundation/40_figures.ipynb #7355dc7d
-INK,LINES = '#767676', 'rgba(128,128,128,.25)'
+INK = '#767676'
+LINES = 'rgba(128,128,128,.25)'
 
 def _axis(**kw):
     return dict(gridcolor=LINES, linecolor=INK, zerolinecolor=INK, tickcolor=INK,

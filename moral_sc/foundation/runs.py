@@ -117,7 +117,8 @@ def difference(
     now:dict,   # Configuration asked for
 )->str:         # 'seed: 0 there, 1 now'; empty if they agree
     "Say where two configurations differ, key by key"
-    a,b = _flat(there),_flat(now)
+    a = _flat(there)
+    b = _flat(now)
     show = lambda d,k: repr(d[k]) if k in d else 'absent'
     return '; '.join(f'{k}: {show(a,k)} there, {show(b,k)} now'
                      for k in dict.fromkeys([*a, *b]) if show(a,k)!=show(b,k))
@@ -201,7 +202,8 @@ def missing(self:Run,
     keys,      # All items of the work, in any order
 )->list:       # In the order given, each once
     "Which items are still to do"
-    keys,have = list(dict.fromkeys(keys)), set()
+    keys = list(dict.fromkeys(keys))
+    have = set()
     with _said(self.path):
         for n in range(0, len(keys), 500):
             some = keys[n:n+500]

@@ -45,7 +45,8 @@ def _layout(clusters, strata):
 
 def _picks(sizes, n, rng):
     "Numbers of the clusters drawn, [draw, cluster], in pieces that fit in memory"
-    first,step = np.cumsum([0, *sizes]), max(1, 2**22//sum(sizes))
+    first = np.cumsum([0, *sizes])
+    step = max(1, 2**22//sum(sizes))
     for done in range(0, n, step):
         m = min(step, n-done)
         yield np.hstack([first[i]+rng.integers(0, c, (m, c)) for i,c in enumerate(sizes)])
@@ -80,7 +81,9 @@ def _sampled(values, clusters, statistic, strata, n, seed):
     "A statistic, its bootstrap draws, and the numbers of clusters and of strata"
     values = np.asarray(values)
     code,sizes = _layout(*_rows(values, clusters, strata))
-    value,C,K = float(statistic(values)), sum(sizes), len(sizes)
+    value = float(statistic(values))
+    C = sum(sizes)
+    K = len(sizes)
     if min(sizes)<2:
         warnings.warn('A stratum of a single cluster cannot show its spread: no interval.',
                       stacklevel=3)
@@ -99,11 +102,13 @@ def _rows(values, clusters, strata):
     return clusters, strata
 
 def _means(values, code, picks):
-    sums,rows = np.bincount(code, values), np.bincount(code)
+    sums = np.bincount(code, values)
+    rows = np.bincount(code)
     return np.concatenate([sums[p].sum(1)/rows[p].sum(1) for p in picks])
 
 def _draws(values, code, picks, statistic):
-    rows,C = np.arange(len(code)), code.max()+1
+    rows = np.arange(len(code))
+    C = code.max()+1
     return np.array([statistic(values[np.repeat(rows, np.bincount(p, minlength=C)[code])])
                      for ps in picks for p in ps], dtype=float)
 
@@ -116,7 +121,8 @@ def paired_difference(
     **kw,              # strata, n, level, seed: see `cluster_bootstrap`
 )->Estimate:           # Of statistic(a) - statistic(b)
     "How much a statistic differs between two conditions asked on the same rows"
-    a,b = np.asarray(a), np.asarray(b)
+    a = np.asarray(a)
+    b = np.asarray(b)
     if a.shape!=b.shape:
         raise DataError(f'Paired values need the same rows; got {a.shape} and {b.shape}.')
     if statistic is np.mean and a.ndim==1: return cluster_bootstrap(a*1.-b, clusters, **kw)
@@ -148,7 +154,8 @@ def sign_flip(
     "Two-sided p-value of a mean difference, from signs of whole clusters"
     from itertools import product
     code,sizes = _layout(*_rows(np.asarray(differences), clusters, None))
-    sums,C = np.bincount(code, differences), int(sizes[0])
+    sums = np.bincount(code, differences)
+    C = int(sizes[0])
     if 2**C<=n: signs = np.array(list(product([1,-1], repeat=C)))
     else:
         signs = np.random.default_rng(seed).choice([1,-1], (n, C))

@@ -59,7 +59,8 @@ def candidates(
     options:list,   # What may follow
 ):                  # Probability of each option, of all candidates, of the least; or None
     "The candidates in the place where the answer begins"
-    start,said = _fold(prefill), ''
+    start = _fold(prefill)
+    said = ''
     fulls = [_fold(prefill+o) for o in options]
     for token,lp,shown in tokens:
         if not start.startswith(_fold(said)): return
@@ -68,7 +69,8 @@ def candidates(
         said += token
 
 def _gathered(shown, said, fulls, past):
-    p,ps = [0.]*len(fulls), {t:math.exp(v) for t,v in shown.items()}
+    p = [0.]*len(fulls)
+    ps = {t:math.exp(v) for t,v in shown.items()}
     for t,v in ps.items():
         k = _spoken(_fold(said+t), fulls, past)
         if k is not None: p[k] += v
@@ -83,7 +85,8 @@ def understood(
     options:list,
 )->int|None:        # Number of the option it gave; None if that is not clear
     "The answer in a text"
-    low,bare = text.casefold(), [_bare(o) for o in options]
+    low = text.casefold()
+    bare = [_bare(o) for o in options]
     if _bare(text) in bare: return bare.index(_bare(text))
     after = low.rpartition(prefill.strip().casefold())[2] if prefill.strip() else low
     k = _spoken(_fold(after), [_fold(o) for o in bare]) if after!=low else None
@@ -138,7 +141,11 @@ class Remote:
     parallel:int=8      # Requests under way
     extra:dict=field(default_factory=dict) # Settings of each request; None: leave it out
     readings:list=field(default_factory=list) # Of every answer so far
-    remote,oracle,source,device,dtype = True, False, 'an API', 'remote', 'unknown'
+    remote = True
+    oracle = False
+    source = 'an API'
+    device = 'remote'
+    dtype = 'unknown'
 
     def __repr__(self): return f'Remote {self.name} at {self.where}'
 
@@ -176,7 +183,8 @@ def connect(
     except ImportError:
         raise ConfigError('A model behind an API needs the client: pip install '
                           '"moral_sc[api]".') from None
-    secret,base_url = os.environ.get(key), base_url or os.environ.get('OPENAI_BASE_URL')
+    secret = os.environ.get(key)
+    base_url = base_url or os.environ.get('OPENAI_BASE_URL')
     if not (secret or base_url):
         raise ConfigError(f'There is no key: put it into the environment as {key}.')
     client = OpenAI(api_key=secret or 'none', base_url=base_url, max_retries=retries,
@@ -348,7 +356,9 @@ def serve(
     "A server on this machine that says what a function says"
     from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
     from threading import Lock, Thread
-    got,ills,lock = [], list(trouble), Lock()
+    got = []
+    ills = list(trouble)
+    lock = Lock()
     class Handler(BaseHTTPRequestHandler):
         def log_message(self, *_): pass
         def do_POST(self):

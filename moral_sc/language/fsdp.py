@@ -50,7 +50,8 @@ class Shards:
     ):
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard
-        self.whole,self.world = nn.ModuleDict(modules),dist.get_world_size()
+        self.whole = nn.ModuleDict(modules)
+        self.world = dist.get_world_size()
         for m in modules.values():
             if getattr(m, 'get_output_embeddings', lambda: None)() is not None: _checked(m)
         self.parts = deepcopy(self.whole)

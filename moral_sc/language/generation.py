@@ -74,11 +74,19 @@ class Sample:
 class _Row:
     "A row under way"
     def __init__(self, lm, p, u, stop, eos, after=None):
-        self.lm,self.p,self.u,self.stop,self.eos = lm,p,u,stop,eos
-        self.after,self.scores = after,None
+        self.lm = lm
+        self.p = p
+        self.u = u
+        self.stop = stop
+        self.eos = eos
+        self.after = after
+        self.scores = None
         self.before = list(p.ids[-8:]) # Some decoders treat a first token differently
         self.skip = len(decode(lm, self.before))
-        self.ids,self.logps,self.finish,self.text = [],[],None,''
+        self.ids = []
+        self.logps = []
+        self.finish = None
+        self.text = ''
         self.values = []
 
     def open(self): return self.finish and self.after and self.scores is None
@@ -114,7 +122,8 @@ def _layer():
             n = old+k.shape[2]
             if not self.is_initialized: self.put(k, v, n); return k,v
             if n>self.k.shape[2]: self.put(self.keys, self.values, n)
-            self.k[:,:,old:n],self.v[:,:,old:n] = k,v
+            self.k[:,:,old:n] = k
+            self.v[:,:,old:n] = v
             self.keys,self.values = self.k[:,:,:n],self.v[:,:,:n]
             return self.keys,self.values
 
@@ -122,8 +131,11 @@ def _layer():
             "Make these the contents, with room for `n` columns and some"
             self.lazy_initialization(k, v)
             new = lambda x: x.new_empty(*x.shape[:2], n+room, x.shape[3])
-            self.k,self.v,c = new(k),new(v),k.shape[2]
-            self.k[:,:,:c],self.v[:,:,:c] = k,v
+            self.k = new(k)
+            self.v = new(v)
+            c = k.shape[2]
+            self.k[:,:,:c] = k
+            self.v[:,:,:c] = v
             self.keys,self.values = self.k[:,:,:c],self.v[:,:,:c]
 
         def full(self): return self.keys.shape[2]==self.k.shape[2]
@@ -171,8 +183,12 @@ def _stem(lm, rows, least=32):
 class _Deck:
     "Rows side by side, and their cache"
     def __init__(self, lm, pick, stem=0):
-        self.lm,self.pick,self.rows = lm,pick,[]
-        self.stem,self.begun,self.windowed = stem,None,_windowed(lm)
+        self.lm = lm
+        self.pick = pick
+        self.rows = []
+        self.stem = stem
+        self.begun = None
+        self.windowed = _windowed(lm)
 
     def begin(self, row):
         "Read the ids that all rows begin with"
@@ -197,7 +213,11 @@ class _Deck:
         "Read new rows and give them the places of ended ones, or new places"
         cache,mask,pos,last = self.read(rows)
         if not self.rows:
-            self.rows,self.cache,self.mask,self.pos,self.last = rows,cache,mask,pos,last
+            self.rows = rows
+            self.cache = cache
+            self.mask = mask
+            self.pos = pos
+            self.last = last
             return
         self.widen(mask.shape[1]-self.mask.shape[1])
         free = torch.tensor(self.free()[:len(rows)], device=mask.device)
@@ -206,8 +226,10 @@ class _Deck:
         self.mask[free] = 0
         self.mask[free,-n:] = mask
         for a,b in zip(self.cache.layers, cache.layers):
-            a.keys[free,:,-n:],a.values[free,:,-n:] = b.keys,b.values
-        self.pos[free],self.last[free] = pos,last
+            a.keys[free,:,-n:] = b.keys
+            a.values[free,:,-n:] = b.values
+        self.pos[free] = pos
+        self.last[free] = last
 
     def widen(self, n):
         "At least `n` columns more on the left"
@@ -215,7 +237,8 @@ class _Deck:
         self.mask = torch.nn.functional.pad(self.mask, (n, 0))
         wide = lambda x: torch.nn.functional.pad(x, (0, 0, n, 0))
         for a in self.cache.layers:
-            k,v = wide(a.keys),wide(a.values)
+            k = wide(a.keys)
+            v = wide(a.values)
             a.put(k, v, k.shape[2])
 
     def cut(self, keep):
@@ -265,7 +288,8 @@ def _reread(lm, rows):
 
 def _plan(lm, prompts, options, held):
     "Tokens to run behind what rows hold, and reads: (run, place, row, option, id)"
-    runs,reads = [],[]
+    runs = []
+    reads = []
     for k,(p,o) in enumerate(zip(prompts, options)):
         full,n = joint(lm, p, o)
         c = min(p.fixed, held[k], n-1)
@@ -293,7 +317,8 @@ def _behind(lm, deck, at):
     r,t = torch.tensor([(i, j+ids.shape[1]-len(tails[i])) for i,j in spots]).T
     x = head(lm, hidden(lm, **kw).last_hidden_state[r,t]) if has_plain_lm_head(lm) \
         else lm.model(**kw).logits[r,t]
-    lp,at_spot = x.double().log_softmax(-1),{s:n for n,s in enumerate(spots)}
+    lp = x.double().log_softmax(-1)
+    at_spot = {s:n for n,s in enumerate(spots)}
     res = np.zeros((len(ps), len(options[0])))
     for i,j,row,o,token in reads: res[row,o] += lp[at_spot[i,j],token].item()
     return res
@@ -304,7 +329,9 @@ def work(rows): return sum(len(r.p.ids) for r in rows)+STEP*max(len(r.u) for r i
 @torch.inference_mode()
 def _flow(lm, rows, batch, pick):
     "Sample rows, at most `batch` at a time"
-    todo,deck,some = list(rows),_Deck(lm, pick, _stem(lm, rows)),max(1, batch//8)
+    todo = list(rows)
+    deck = _Deck(lm, pick, _stem(lm, rows))
+    some = max(1, batch//8)
     while todo or deck.live():
         live = deck.live()
         idle = len(deck.rows)-len(live)
@@ -322,10 +349,12 @@ def _together(lm, rows, batch, pick):
     for n in range(0, len(rows), batch):
         on = rows[n:n+batch]
         ids,mask = pad([list(r.p.ids) for r in on], 'left', lm.device)
-        cache,pos = DynamicCache(config=lm.model.config),(mask.cumsum(-1)-1).clamp(min=0)
+        cache = DynamicCache(config=lm.model.config)
+        pos = (mask.cumsum(-1)-1).clamp(min=0)
         while not all(r.finish for r in on):
             ids = pick(on, *_next(lm, cache, ids, mask, pos))[:,None]
-            pos,mask = pos[:,-1:]+1,torch.cat([mask, torch.ones_like(ids)], 1)
+            pos = pos[:,-1:]+1
+            mask = torch.cat([mask, torch.ones_like(ids)], 1)
         _reread(lm, on)
 
 # %% ../../nbs/language/40_generation.ipynb #a2682757
@@ -372,7 +401,8 @@ def sample(
         raise ConfigError(f'{lm.name} does not show its hidden states; sample without values.')
     if values and run is not None:
         raise ConfigError('sample: values change with their head; sample without a run.')
-    ps,eos = [prompt(lm, p) for p in prompts], eos_ids(lm)
+    ps = [prompt(lm, p) for p in prompts]
+    eos = eos_ids(lm)
     stop = [stop] if isinstance(stop, str) else list(stop)
     after = [None]*len(ps) if after is None else [(t, list(o)) for t,o in after]
     more = [len(lm.tokenizer(a[0]+a[1][0]).input_ids) for a in after if a]
@@ -429,6 +459,7 @@ def follow(
 )->Prompt:
     "A prompt that continues a sample by its ids"
     p = prompt(lm, p)
-    ids,tail = (*p.ids, *s.ids[:s.kept]), s.rest+text
+    ids = (*p.ids, *s.ids[:s.kept])
+    tail = s.rest+text
     more = lm.tokenizer(tail, add_special_tokens=False).input_ids if tail else []
     return Prompt(p.text+s.text+text, (*ids, *more), len(ids), tail)

@@ -24,8 +24,10 @@ class LowRank(nn.Module):
         alpha:float, # Strength; divided by the rank
     ):
         super().__init__()
-        n,kw = base.in_features,dict(device=base.weight.device, dtype=torch.float32)
-        self.base,self.scale = base,alpha/rank
+        n = base.in_features
+        kw = dict(device=base.weight.device, dtype=torch.float32)
+        self.base = base
+        self.scale = alpha/rank
         self.a = nn.Parameter((torch.rand(rank, n, **kw)*2-1)/math.sqrt(n))
         self.b = nn.Parameter(torch.zeros(base.out_features, rank, **kw))
 

@@ -75,9 +75,12 @@ def stay(self:_Places, new):
     last = self.pick(rows, *_next(self.lm, cache, ids, seen, pos))
     self.grow(n)
     for a,b in zip(self.cache.layers, cache.layers):
-        a.keys[place,:,-n:],a.values[place,:,-n:] = b.keys[:,:,-n:],b.values[:,:,-n:]
+        a.keys[place,:,-n:] = b.keys[:,:,-n:]
+        a.values[place,:,-n:] = b.values[:,:,-n:]
     for i,r in zip(place.tolist(), rows): self.rows[i] = r
-    self.mask[place],self.pos[place],self.last[place] = seen,pos[:,-1],last
+    self.mask[place] = seen
+    self.pos[place] = pos[:,-1]
+    self.last[place] = last
 
 # %% ../../nbs/language/42_multi_turn.ipynb #d9c9e1c0
 @patch
@@ -93,10 +96,13 @@ def succeed(self:_Places, new):
 @torch.inference_mode()
 def _flow(lm, rows, batch, pick, follow):
     "Sample rows and what follows from them, at most `batch` at a time"
-    todo,deck = list(rows),_Places(lm, pick, _stem(lm, rows))
+    todo = list(rows)
+    deck = _Places(lm, pick, _stem(lm, rows))
     some = max(1, min(batch, len(rows))//8)
     while True:
-        ended,free,live = deck.ended(),len(deck.free()),deck.live()
+        ended = deck.ended()
+        free = len(deck.free())
+        live = deck.live()
         if ended and (len(ended)>=some or not live):
             deck.succeed([(i, follow(deck.rows[i])) for i in ended])
         elif todo and (not deck.rows or free>=some):
@@ -118,27 +124,40 @@ class _Text(_Row):
     "A text under way, in row `i`"
     def __init__(self, i, name, *args):
         super().__init__(*args)
-        self.i,self.name,self.over = i,name,False
+        self.i = i
+        self.name = name
+        self.over = False
 
 class _Chains:
     "What every row has said, and what it says next"
     def __init__(self, lm, first, then, new, seed, stop, run, progress, **how):
-        self.lm,self.first,self.then,self.new,self.run = lm,first,then,new,run
-        self.progress,self.at = progress,monotonic()
-        self.seed,self.stop,self.eos = seed,stop,eos_ids(lm)
+        self.lm = lm
+        self.first = first
+        self.then = then
+        self.new = new
+        self.run = run
+        self.progress = progress
+        self.at = monotonic()
+        self.seed = seed
+        self.stop = stop
+        self.eos = eos_ids(lm)
         self.how = dict(new=new, stop=stop, seed=seed, logprobs=False, **how,
                         model=[lm.name, lm.source, str(lm.dtype)])
-        self.said,self.whole,self.fresh = [[] for _ in first],[False]*len(first),[]
+        self.said = [[] for _ in first]
+        self.whole = [False]*len(first)
+        self.fresh = []
         self.ends = [content_key(chain=k, ids=p.ids, **self.how) for k,p in first]
 
     def start(self, i):
         "The first text of a row that is not kept, or None"
-        self.said[i],self.whole[i] = [],False
+        self.said[i] = []
+        self.whole[i] = False
         return self.go(i, self.first[i])
 
     def go(self, i, more):
         while more:
-            key,p = more[0],prompt(self.lm, more[1])
+            key = more[0]
+            p = prompt(self.lm, more[1])
             fits(self.lm, [p.ids], self.new)
             name = content_key(sample=key, ids=p.ids, **self.how)
             s = _unpack(self.run.get(name))
@@ -160,7 +179,8 @@ class _Chains:
 
     def flush(self):
         if not self.run.done: self.run.put_many(self.fresh)
-        self.fresh,self.at = [],monotonic()
+        self.fresh = []
+        self.at = monotonic()
 
 # %% ../../nbs/language/42_multi_turn.ipynb #acd84b7d
 def sample_chains(

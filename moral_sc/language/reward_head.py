@@ -78,7 +78,8 @@ def rectangle(
 def _checked(model):
     "Refuse a model whose logits are more than its output layer; found out once"
     if not hasattr(model, '_only_head'):
-        on,device = model.training,next(model.parameters()).device
+        on = model.training
+        device = next(model.parameters()).device
         model._only_head = has_plain_lm_head(SimpleNamespace(model=model.eval(), device=device))
         model.train(on)
     if not model._only_head:
@@ -147,7 +148,8 @@ def score_model(
     "A sequence classifier with one output, on a copy of a language model's trunk"
     from transformers import AutoModelForSequenceClassification
     config = copy.deepcopy(lm.model.config)
-    config.num_labels,config.tie_word_embeddings = 1, False
+    config.num_labels = 1
+    config.tie_word_embeddings = False
     config.pad_token_id = _filler(lm)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

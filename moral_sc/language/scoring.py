@@ -34,7 +34,8 @@ def token_logprobs(
         raise ConfigError(f'{lm.name} uses no BOS token, so the first token of a text has '
                           'no probability; give a longer prompt.')
     reads = [(i,t-1) for i,(r,s) in enumerate(zip(rows, starts)) for t in range(s, len(r))]
-    want,res = torch.tensor([rows[i][t+1] for i,t in reads]), np.zeros(len(reads))
+    want = torch.tensor([rows[i][t+1] for i,t in reads])
+    res = np.zeros(len(reads))
     def use(ks, lines, x): res[ks] = x[lines, want[ks].to(x.device)].cpu().numpy()
     if reads: forward_logprobs(lm, [r[:-1] for r in rows], reads, use, max_tokens, side, progress,
                     engine)
@@ -93,7 +94,9 @@ def option_logprobs(
 )->np.ndarray:           # [prompt, option] natural log, summed over the option's tokens
     "Log-probability of each option as the continuation of each prompt"
     prompts = [prompts] if isinstance(prompts, (str, tuple)) else list(prompts)
-    per,rows,starts = _options(prompts, options), [], []
+    per = _options(prompts, options)
+    rows = []
+    starts = []
     for full,n in joints(lm, [prompt(lm, p) for p in prompts], per):
         rows += full
         starts += [n]*len(full)

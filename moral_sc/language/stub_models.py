@@ -24,7 +24,8 @@ _template = ("{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|
 
 def _letters():
     "The characters that stand for bytes 0 to 255 in byte-level vocabularies"
-    keep,other = {*range(33,127), *range(161,173), *range(174,256)}, iter(range(256, 512))
+    keep = {*range(33,127), *range(161,173), *range(174,256)}
+    other = iter(range(256, 512))
     return [chr(b if b in keep else next(other)) for b in range(256)]
 
 def byte_tokenizer(
@@ -55,7 +56,8 @@ class _History(nn.Module):
     "The hidden state of a token: all tokens up to it, -1 where there is none"
     def forward(self, input_ids, attention_mask=None, past_key_values=None, cache=None, **kw):
         cache = past_key_values if cache is None else cache
-        n,ids = input_ids.shape[1], input_ids
+        n = input_ids.shape[1]
+        ids = input_ids
         if cache is not None: # Token ids are kept where others keep keys
             k = ids[:,None,:,None].double()
             ids = cache.update(k, k, 0)[0][:,0,:,0].long()
@@ -75,17 +77,20 @@ class _Head(nn.Module):
 # %% ../../nbs/language/50_stub_models.ipynb #91cbe7de
 class OracleModel(PreTrainedModel, GenerationMixin):
     "A causal language model whose next token follows from a Python function of the text"
-    config_class,base_model_prefix = OracleConfig, 'model'
+    config_class = OracleConfig
+    base_model_prefix = 'model'
     def __init__(self, config, f):
         super().__init__(config)
-        self.model,self.lm_head = _History(), _Head(f)
+        self.model = _History()
+        self.lm_head = _Head(f)
         self.anchor = nn.Parameter(torch.zeros(1)) # Gives the model a device and a dtype
         self.post_init()
     def _init_weights(self, m): pass
     def get_output_embeddings(self): return self.lm_head
     def forward(self, input_ids, attention_mask=None, past_key_values=None, cache=None,
                 logits_to_keep=0, **kw):
-        o,keep = self.model(input_ids, attention_mask, past_key_values, cache), logits_to_keep
+        o = self.model(input_ids, attention_mask, past_key_values, cache)
+        keep = logits_to_keep
         if isinstance(keep, int): keep = slice(-keep, None)
         return CausalLMOutputWithPast(logits=self.lm_head(o.last_hidden_state[:,keep]),
                                       **{_cache: getattr(o, _cache)})
@@ -94,7 +99,8 @@ class OracleModel(PreTrainedModel, GenerationMixin):
 class _Pieces:
     "Next-token logits from a function that gives whole pieces of text"
     def __init__(self, fn, tok, reach):
-        self.tok,self.reach = tok,reach
+        self.tok = tok
+        self.reach = reach
         self.ask = lru_cache(20_000)(lambda text: self.check(fn(text)))
         n = len(_special) # The bytes have the ids after these
         self.bytes = {i: s.encode() for i,s in enumerate(_special)}

@@ -132,7 +132,8 @@ class Checkpoints:
         out,        # Folder, made if it is not there
         keep:int=2, # How many stay
     ):
-        self.out,self.keep = Path(out),keep
+        self.out = Path(out)
+        self.keep = keep
         self.out.mkdir(parents=True, exist_ok=True)
 
     def steps(self): return sorted(int(p.stem[5:]) for p in self.out.glob('step-*.pt'))
@@ -279,8 +280,14 @@ _adamw = 'lr', 'weight_decay', 'betas', 'eps'
 class _Fit:
     "One training under way"
     def __init__(self, model, loss, size, plan, per, max_tokens):
-        self.model,self.loss,self.size,self.plan = model,loss,size,plan
-        self.per,self.max_tokens,self.rows,self.order = per,max_tokens,[],None
+        self.model = model
+        self.loss = loss
+        self.size = size
+        self.plan = plan
+        self.per = per
+        self.max_tokens = max_tokens
+        self.rows = []
+        self.order = None
         self.total = per*plan['epochs']
         self.rank,self.world = together()
         self.shards = Shards(model=model) if sharded() else None
@@ -348,7 +355,8 @@ class _Fit:
         if 'optimizer' in state: self.opt.load_state_dict(state['optimizer'])
         if self.shards: self.shards.scatter(self.opt)
         set_random_state(state['random'])
-        self.rows,self.max_tokens = state['rows'],state['max_tokens']
+        self.rows = state['rows']
+        self.max_tokens = state['max_tokens']
 
 def _broken(step, ck):
     said = f'The loss or its gradient is not finite at step {step}; lower the learning rate.'

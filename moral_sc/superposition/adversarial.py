@@ -51,7 +51,8 @@ def analytic_attack(
     "The worst step along plus or minus a row of the Gram matrix"
     length = torch.as_tensor(length, dtype=W.dtype, device=W.device)
     D = attack_directions(W)*length.view(-1,1,1)
-    clean,worst = errors(W, b, x, x, activation),None
+    clean = errors(W, b, x, x, activation)
+    worst = None
     for i in range(W.shape[1]):
         for step in (D[:,i,None],-D[:,i,None]):
             h = errors(W, b, x, x+step, activation) - clean
@@ -77,7 +78,8 @@ def vulnerability(
 )->torch.Tensor:   # [instance]
     "Mean harm of an attack, relative to a model without superposition"
     length = size*mean_length(x)
-    h,keep = analytic_attack(W, b, x, length, shared),(x!=0).any(-1)
+    h = analytic_attack(W, b, x, length, shared)
+    keep = (x!=0).any(-1)
     if empty or shared: keep = torch.ones_like(keep)
     return (h*keep).sum(-1)/keep.sum(-1)/length**2
 
@@ -90,7 +92,8 @@ def gradient_attack(
 )->tuple:           # Harm done [instance, batch]; which inputs give no gradient
     "The harm of steps along the gradient of the loss"
     r = torch.as_tensor(length, dtype=W.dtype, device=W.device).view(-1,1,1)
-    d,masked = torch.zeros_like(x),None
+    d = torch.zeros_like(x)
+    masked = None
     for _ in range(steps):
         d = d.detach().requires_grad_()
         g, = torch.autograd.grad(errors(W, b, x, x+d, activation).sum(), d)

@@ -35,7 +35,8 @@ def relu_errors(
     signed=False,        # Active features uniform on [-1,1] instead of [0,1]
 )->torch.Tensor:         # [instance, feature]
     "Expected squared error of each output of a ReLU model"
-    count,total = on.sum(-1),torch.zeros_like(b)
+    count = on.sum(-1)
+    total = torch.zeros_like(b)
     for k in count.unique().tolist():
         A = on[count==k].nonzero()[:,1].view(-1, k) if k else torch.zeros(1, 0, dtype=torch.long)
         total = total + _of_size(G, b, A, weight[:,count==k], signed)
@@ -74,9 +75,11 @@ def mean_covariance(
     features='independent', sets=1, signed=False,
 )->tuple:                 # [instance, feature], [instance, feature, feature]
     "Mean and covariance of the inputs"
-    n,other = density.shape[1],features in ('anticorrelated','one-hot')
+    n = density.shape[1]
+    other = features in ('anticorrelated','one-hot')
     which = torch.arange(n)//(n//sets)
-    p,same = density/(n//sets) if other else density, which==which[:,None]
+    p = density/(n//sets) if other else density
+    same = which==which[:,None]
     both = p[...,None]*p[:,None]                      # how often two are active together
     if features=='correlated': both = torch.where(same, p[...,None], both)
     if other: both = both*~same
@@ -106,7 +109,8 @@ def exact_loss(
     W,b,V = (t[None].double() if one else t.double() for t in (W, b, W if V is None else V))
     I,n,_ = W.shape
     if b.shape!=(I,n): raise ConfigError(f'b has shape {list(b.shape)}: W asks for {[I,n]}.')
-    p,imp = expand(density, I, n),expand(importance, I, n, 'importance')
+    p = expand(density, I, n)
+    imp = expand(importance, I, n, 'importance')
     err = _errors(V@W.mT, b, p, activation, most, features, sets, signed)
     return (imp*err).sum(-1)[0] if one else (imp*err).sum(-1)
 
@@ -160,7 +164,9 @@ def closed_form(
 
 def _objective(config, R):
     "Parameters as one row a model -> dict of W, b, V and exact losses"
-    c,n,m = config,config.n_features,config.n_hidden
+    c = config
+    n = config.n_features
+    m = config.n_hidden
     p,imp = (t.repeat_interleave(R, 0) for t in (c.densities,c.importances))
     def losses(t):
         q = dict(W=t[:,:n*m].view(-1, n, m), b=t[:,n*m:n*m+n]*float(c.bias))
@@ -185,7 +191,9 @@ def fit_exact(
         begin = torch.as_tensor(starts).flatten(1)
         begin = torch.cat([begin, torch.zeros(len(begin), config.n_features)]
                           + [begin]*(not config.tied), 1)
-    I,R,losses = config.n_instances,len(begin),_objective(config, len(begin))
+    I = config.n_instances
+    R = len(begin)
+    losses = _objective(config, len(begin))
     unit = (moments(config.densities)[1]*config.importances).sum(1).clamp(min=1e-12)
     x = minimise(lambda t: losses(t)[1]/unit.repeat_interleave(R), begin.double().repeat(I, 1),
                  maxiter)

@@ -76,7 +76,8 @@ def recognise(
 )->list:             # Of `Shape`
     "Name the polytopes that stored features form"
     W = W.detach().cpu().double()
-    D,shapes = feature_dimensionality(W),[]
+    D = feature_dimensionality(W)
+    shapes = []
     for group in components(W, threshold, least):
         dims = spanned(W[group])
         shapes.append(Shape(_name(W[group], dims, tolerance, angles), group, dims,
@@ -110,7 +111,8 @@ def _match(W, to, O):
         cost = torch.cdist(to, W@O).square()
         new = linear_sum_assignment(cost.numpy())[1].tolist()
         if new==order: return order, W[order]@O
-        order,O = new,procrustes(W[new], to)
+        order = new
+        O = procrustes(W[new], to)
 
 def align(
     W:torch.Tensor,  # [feature, hidden]
@@ -119,7 +121,8 @@ def align(
     tries=100,       # Rotations to start from, if they may
 )->tuple:            # W in its new position, [feature, hidden]; its features' order
     "Lay one shape over another"
-    W,to = W.detach().cpu().double(),to.detach().cpu().double()
+    W = W.detach().cpu().double()
+    to = to.detach().cpu().double()
     if not permute: return W@procrustes(W, to), list(range(len(W)))
     g = torch.Generator().manual_seed(0)
     starts = torch.randn(tries, W.shape[1], W.shape[1], generator=g, dtype=torch.float64)

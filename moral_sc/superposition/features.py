@@ -55,7 +55,8 @@ def keys(
     return torch.from_numpy(np.stack([z >> np.uint64(32), z], -1).astype(np.uint32).view(np.int32))
 
 # %% ../../nbs/superposition/10_features.ipynb #1b08bc9f
-_c1,_c2 = 0x7feb352d,0x846ca68b-2**32
+_c1 = 0x7feb352d
+_c2 = 0x846ca68b-2**32
 
 def hash32(
     key:torch.Tensor, # [instance, 2], int32
@@ -135,10 +136,18 @@ class sampler:
     ):
         if distribution not in distributions:
             raise ConfigError(unknown_name_message('distribution', distribution, list(distributions)))
-        self.draw,self.density = distributions[distribution],density.float().to(device)
-        self.instances,self.batch_size,self.seed = list(instances),batch_size,seed
-        self.distribution,self.sets,self.signed = distribution,sets,signed
-        self.finite,self.unit,self.chunk,self.at = finite,unit,chunk,-1
+        self.draw = distributions[distribution]
+        self.density = density.float().to(device)
+        self.instances = list(instances)
+        self.batch_size = batch_size
+        self.seed = seed
+        self.distribution = distribution
+        self.sets = sets
+        self.signed = signed
+        self.finite = finite
+        self.unit = unit
+        self.chunk = chunk
+        self.at = -1
 
     def __call__(self, step):
         if self.finite and self.at==0: return self.same

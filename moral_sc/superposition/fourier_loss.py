@@ -56,12 +56,14 @@ def _frequencies(width, K): return torch.arange(1, K+1, dtype=torch.float64)*tor
 # %% ../../nbs/superposition/34_fourier_loss.ipynb #150279fa
 def _interval(a, p, signed):
     "Ends and width of an interval that holds the sum; a, p [output, feature]"
-    low,high = a.clamp(max=0).sum(-1),a.clamp(min=0).sum(-1)
+    low = a.clamp(max=0).sum(-1)
+    high = a.clamp(min=0).sum(-1)
     if signed: low,high = -a.abs().sum(-1),a.abs().sum(-1)
     mean = 0 if signed else (p*a).sum(-1)/2
     M = a.abs().amax(-1)*20/3
     far = M + (M**2 + 40*(p*a**2/3).sum(-1)).sqrt()
-    low,high = torch.maximum(low, mean-far),torch.minimum(high, mean+far)
+    low = torch.maximum(low, mean-far)
+    high = torch.minimum(high, mean+far)
     margin = (high-low)/5 + 1e-3
     return low-margin,high-low+2*margin
 
@@ -78,8 +80,10 @@ def _many(a, own, b, p, none, one, signed, terms, pi):
     u = _frequencies(width, terms)
     chi = wave(u[:,None]*a[...,None], signed)                      # output, feature, frequency
     f = (1 + p[...,None]*(chi-1)).prod(1) - none[:,None] - (one[...,None]*chi).sum(1)
-    f,mass = f*torch.exp(-1j*u*low[:,None]),1-none-one.sum(-1)
-    v,on = u*own[:,None],lambda q, m, g: kink_mean(q, b, low, width, m, g)
+    f = f*torch.exp(-1j*u*low[:,None])
+    mass = 1-none-one.sum(-1)
+    v = u*own[:,None]
+    on = lambda q, m, g: kink_mean(q, b, low, width, m, g)
     cross = on(1, mass*(0. if signed else .5), f*tilted_wave(v, signed))
     return on(2, mass, f), mass/3 - 2*cross + on(2, mass, f*wave(v, signed))
 
@@ -94,8 +98,11 @@ def series_errors(
 )->torch.Tensor:    # [output]
     "Expected squared errors of outputs of a ReLU model of independent features"
     at = torch.arange(len(rows)),rows
-    a,q = G[rows].clone(),p.expand(len(rows), -1).clamp(max=1-1e-12).clone()
-    own,a[at],q[at] = a[at].clone(),0.,0.
+    a = G[rows].clone()
+    q = p.expand(len(rows), -1).clamp(max=1-1e-12).clone()
+    own = a[at].clone()
+    a[at] = 0.
+    q[at] = 0.
     none = (1-q).prod(-1)
     one = none[:,None]*q/(1-q)
     few = _few(a, own, b[rows], none, one, signed)
@@ -116,7 +123,8 @@ def exact_loss_large(
     one = W.ndim==2
     W,b,V = (t.double()[None] if one else t.double() for t in (W, b, W if V is None else V))
     I,n,_ = W.shape
-    p,imp = expand(density, I, n),expand(importance, I, n, 'importance')
+    p = expand(density, I, n)
+    imp = expand(importance, I, n, 'importance')
     rows = torch.arange(n).split(max(1, 2**22//(n*terms)))
     loss = torch.stack([(imp[i]*torch.cat([series_errors(V[i]@W[i].T, b[i], p[i], r, signed, terms)
                                            for r in rows])).sum() for i in range(I)])
@@ -134,7 +142,8 @@ def population_loss(
     "Reconstruction loss of trained models without sampling, summed over features"
     if why := closed_form(config): raise ConfigError(why)
     ids = list(range(config.n_instances)) if instances is None else list(instances)
-    p,imp = config.densities[ids],config.importances[ids]
+    p = config.densities[ids]
+    imp = config.importances[ids]
     W,b,V,c = (None if t is None else t.detach().cpu().double() for t in (W,b,V,c))
     if c is not None: b = b + torch.einsum('inm,im->in', W if V is None else V, c)
     large = config.features=='independent' and config.activation=='relu' and config.n_features>9

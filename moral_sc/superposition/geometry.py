@@ -69,7 +69,8 @@ def antiprism(
     height=3**-.5, # Of the two squares above and below the middle; this one makes the frame tight
 )->torch.Tensor:   # [8, 3]
     "Corners of a square antiprism on the unit sphere"
-    t,up = torch.arange(8, dtype=torch.float64)*torch.pi/4,(-1.)**torch.arange(8)
+    t = torch.arange(8, dtype=torch.float64)*torch.pi/4
+    up = (-1.)**torch.arange(8)
     r = (1-height**2)**.5
     return torch.stack([r*t.cos(), r*t.sin(), height*up], -1)
 

@@ -29,7 +29,8 @@ def corner_sum(
 
 # %% ../../nbs/superposition/25_integrals.ipynb #6143adbd
 def _reflected(a, beta, q):
-    lo,hi = beta + a.clamp(max=0).sum(-1), beta + a.clamp(min=0).sum(-1)
+    lo = beta + a.clamp(max=0).sum(-1)
+    hi = beta + a.clamp(min=0).sum(-1)
     flip = (hi > -lo).detach()
     s = 1-2*flip.double()
     side = corner_sum(s[...,None]*a, s*beta, q)

@@ -47,7 +47,8 @@ def plot_phases(
     for c,t in enumerate(tables.values(), 1):
         z = t.assign(z=shade(t.norm, t.shared)).pivot(
             index='density', columns='importance', values='z')
-        x,y = np.log10(z.columns).round(4).tolist(),np.log10(z.index).round(4).tolist()
+        x = np.log10(z.columns).round(4).tolist()
+        y = np.log10(z.index).round(4).tolist()
         fig.add_heatmap(x=x, y=y, z=z.to_numpy(np.int8), coloraxis='coloraxis', row=1, col=c,
                         hovertemplate='r = 10^%{x:.2f}, p = 10^%{y:.2f}<extra></extra>')
         for i,(name,(r,p)) in enumerate((lines or {}).items()):

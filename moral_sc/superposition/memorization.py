@@ -30,9 +30,12 @@ def finite_gradient(
 ):
     "Loss of a finite data set and its gradient"
     m,n = W.shape
-    T,loss,zero = len(start)-1,0.,np.float32(0)
+    T = len(start)-1
+    loss = 0.
+    zero = np.float32(0)
     dW[:] = 0; db[:] = 0
-    h,dh = np.zeros(m, np.float32),np.zeros(m, np.float32)
+    h = np.zeros(m, np.float32)
+    dh = np.zeros(m, np.float32)
     for t in range(T):
         h[:] = 0
         for a in range(start[t], start[t+1]):
@@ -40,7 +43,8 @@ def finite_gradient(
             for k in range(m): h[k] += W[k,cols[a]]*vals[a]
         e[:] = b
         for k in range(m):
-            hk,w = h[k],W[k]
+            hk = h[k]
+            w = W[k]
             for i in range(n): e[i] += hk*w[i]
         one = zero
         for i in range(n):
@@ -51,7 +55,10 @@ def finite_gradient(
             db[i] += e[i]
         loss += one
         for k in range(m):
-            hk,w,g,s = h[k],W[k],dW[k],zero
+            hk = h[k]
+            w = W[k]
+            g = dW[k]
+            s = zero
             for i in range(n):
                 g[i] += hk*e[i]
                 s += e[i]*w[i]
@@ -75,7 +82,9 @@ def _update(theta, grad, mean, square, rate, keep, root, n):
 @njit(fastmath=_loose, nogil=True, cache=True)
 def _advance(theta, mean, square, n, start, cols, vals, now, losses):
     "Train one model; theta [hidden+1, feature] has the bias as its last row"
-    grad,x,e = np.zeros_like(theta),np.zeros(n, np.float32),np.zeros(n, np.float32)
+    grad = np.zeros_like(theta)
+    x = np.zeros(n, np.float32)
+    e = np.zeros(n, np.float32)
     for t in range(len(now)):
         losses[t] = finite_gradient(theta[:-1], theta[-1], start, cols, vals, grad[:-1],
                                     grad[-1], x, e)
@@ -120,7 +129,8 @@ def _must_serve(config, device):
 def _train_one(run, i, points, now):
     "Move one model through some steps; its last loss"
     parts = run.params, *({k: v[j] for k,v in run.moments.items()} for j in (0,1))
-    state,losses = [_stack(d, i) for d in parts],np.zeros(len(now))
+    state = [_stack(d, i) for d in parts]
+    losses = np.zeros(len(now))
     _advance(*state, run.config.n_features, *points, np.array(now, np.float32), losses)
     for d,new in zip(parts, state, strict=True): _unstack(d, i, new)
     return losses[-1]
@@ -189,8 +199,10 @@ def memorise(
 
 def _measure(config, run, seed, tests, keep):
     one = torch.ones(config.n_instances, config.n_features)
-    W,b = run.W.cpu(),run.b.cpu()
-    seen,fresh = points_of(config, seed),points_of(config, seed, tests)
+    W = run.W.cpu()
+    b = run.b.cpu()
+    seen = points_of(config, seed)
+    fresh = points_of(config, seed, tests)
     loss = [batch_loss(W, b, x, one).tolist() for x in (seen,fresh)]
     h = seen@W
     each = zip(*loss, share(h).tolist(), share(W).tolist(), strict=True)
@@ -209,7 +221,8 @@ def plot_memory(
         row_titles=['features','points'])
     for c,r in enumerate(models, 1):
         for row,k,colour in ((1,'W','relu'),(2,'h','linear')):
-            v,colour = r[k],COLOURS[colour]
+            v = r[k]
+            colour = COLOURS[colour]
             v = v[v.norm(dim=-1)>.02*v.norm(dim=-1).max()][:400]
             v = (v/v.norm(dim=-1).max()).numpy().round(3)
             lines = np.stack([0*v,v,v*np.nan], 1).reshape(-1, 2)

@@ -50,7 +50,8 @@ def order(
     W:torch.Tensor, # [feature, hidden]
 )->torch.Tensor:    # Neurons, those of the most important feature first
     "Sort neurons by their leading feature"
-    lead,share = W.abs().argmax(0),leading_share(W)
+    lead = W.abs().argmax(0)
+    share = leading_share(W)
     return torch.as_tensor(np.lexsort((-share.numpy(), lead.numpy())))
 
 # %% ../../nbs/superposition/66_neurons.ipynb #ac8e4247
@@ -66,7 +67,10 @@ def plot_stacks(
     last = 1
     for r,W in enumerate(Ws, 1):
         W = W[:,order(W)]
-        xs,ys,colours,texts = [],[],[],[]
+        xs = []
+        ys = []
+        colours = []
+        texts = []
         for k in range(W.shape[1]):
             w = W[:,k]
             for i in torch.where(w.abs() >= least*w.abs().max().clamp(min=1e-9))[0].tolist():

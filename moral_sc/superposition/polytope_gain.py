@@ -24,7 +24,8 @@ def one_sparse_loss(
     one = W.ndim==2
     W,b = (t.double()[None] if one else t.double() for t in (W,b))
     I,n,_ = W.shape
-    on,weight = torch.eye(n, dtype=torch.bool),torch.ones(I, n, dtype=torch.float64)
+    on = torch.eye(n, dtype=torch.bool)
+    weight = torch.ones(I, n, dtype=torch.float64)
     loss = (expand(importance, I, n, 'importance')*relu_errors(W@W.mT, b, on, weight)).sum(-1)
     return loss[0] if one else loss
 
@@ -35,10 +36,13 @@ def corner_loss(
     p:torch.Tensor,     # [point], density
 )->torch.Tensor:        # [point]
     "Expected squared error of one corner of a regular shape"
-    g,n = shape@shape[0],len(shape)
-    own,a = s**2*g[0],(s**2)[:,None]*g[1:]
+    g = shape@shape[0]
+    n = len(shape)
+    own = s**2*g[0]
+    a = (s**2)[:,None]*g[1:]
     on,weight = supports(p[:,None].expand(-1, n-1))
-    count,total = on.sum(-1),0.
+    count = on.sum(-1)
+    total = 0.
     for k in range(n):
         A = on[count==k].nonzero()[:,1].view(-1, k) if k else torch.zeros(1, 0, dtype=torch.long)
         off,active = relu_given(a[:,A], *(t[:,None].expand(-1, len(A)) for t in (own,b)))

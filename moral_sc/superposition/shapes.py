@@ -55,14 +55,18 @@ def _ring_order(G):
 
 def _place(G, parts, per_row):
     "Components on a grid, their corners on rings; x, y for every feature"
-    at,x,y,tall = np.zeros((len(G),2)),0.,0.,0.
+    at = np.zeros((len(G),2))
+    x = 0.
+    y = 0.
+    tall = 0.
     for c in parts:
         r = .25*len(c)**.6
         if x+2*r > per_row and x: x,y,tall = 0.,y-tall-.35,0.
         t = 2*np.pi*np.arange(len(c))/len(c) + np.pi/2
         ring = c[_ring_order(G[np.ix_(c,c)])]
         at[ring] = np.stack([x+r+r*np.cos(t), y-r+r*np.sin(t)], 1)
-        x,tall = x+2*r+.35,max(tall, 2*r)
+        x = x+2*r+.35
+        tall = max(tall, 2*r)
     return at
 
 def plot_graphs(
@@ -75,7 +79,8 @@ def plot_graphs(
     fig = make_subplots(1, len(Ws), subplot_titles=list(titles), horizontal_spacing=.03)
     for col,W in enumerate(Ws, 1):
         W = W[represented(W)].double().cpu()
-        G,D = (W@W.T).numpy(),feature_dimensionality(W).numpy()
+        G = (W@W.T).numpy()
+        D = feature_dimensionality(W).numpy()
         parts = sorted(map(np.array, components(W, least)), key=len, reverse=True)
         at = _place(G, parts, per_row)
         i,j = np.nonzero(np.triu(np.abs(G)>least, 1))
@@ -102,7 +107,8 @@ def hull_edges(
     V = np.asarray(V, np.float64)
     if len(V)<4 or np.linalg.matrix_rank(V-V.mean(0), tol=1e-3)<3: return _flat_edges(V)
     from scipy.spatial import ConvexHull
-    hull,sides = ConvexHull(V),{}
+    hull = ConvexHull(V)
+    sides = {}
     for face,normal in zip(hull.simplices, hull.equations[:,:3], strict=True):
         for a,b in ((0,1),(1,2),(0,2)):
             sides.setdefault(tuple(sorted(map(int, face[[a,b]]))), []).append(normal)
@@ -137,7 +143,8 @@ def plot_solids(
         vertical_spacing=.08, specs=[[dict(type='scene')]*columns]*rows)
     for k,W in enumerate(solids):
         keep = represented(W)
-        V,where = W[keep].double().cpu().numpy(),dict(row=k//columns+1, col=k%columns+1)
+        V = W[keep].double().cpu().numpy()
+        where = dict(row=k//columns+1, col=k%columns+1)
         sets = np.asarray(groups[k])[keep.numpy()] if groups else np.zeros(len(V), int)
         hub = np.concatenate([V, np.zeros((1,3))])
         spokes = _segments(hub, [(i,len(V)) for i in range(len(V))])
@@ -165,7 +172,8 @@ def plot_levels(
 )->go.Figure:
     "Dimensionality of each feature and the loss over training"
     D = torch.where(represented(W, .25), feature_dimensionality(W), torch.nan).cpu().numpy()
-    x,loss = _round(steps, 0),loss if isinstance(loss, tuple) else (steps,loss)
+    x = _round(steps, 0)
+    loss = loss if isinstance(loss, tuple) else (steps,loss)
     fig = make_subplots(2, 1, shared_xaxes=True, row_heights=[.68,.32], vertical_spacing=.04)
     for i in np.flatnonzero(~np.isnan(D).all(0)):
         fig.add_scatter(x=x, y=[None if np.isnan(v) else round(float(v), 3) for v in D[:,i]],
@@ -188,7 +196,8 @@ def facing(
     sets,           # Set of each feature, 0 or 1
 )->torch.Tensor:    # [3, 3] rotation
     "Rotation that puts the line between the means of two sets upright"
-    W,sets = W.double(),torch.as_tensor(sets)
+    W = W.double()
+    sets = torch.as_tensor(sets)
     up = W[sets==0].mean(0)-W[sets==1].mean(0)
     if up.norm()<1e-6: raise ConfigError('the two sets have one mean: nothing faces.')
     first = W[(sets==0).nonzero()[0,0]]
@@ -226,7 +235,9 @@ def animate_learning(
                         specs=[[dict(type='scene'),dict(type='xy')]])
     for t in _frame_data(V[-1], sets): fig.add_trace(t, 1, 1)
     _dress(fig, sets)
-    n,x,y = len(fig.data),_round(steps, 0),_round(loss, 5)
+    n = len(fig.data)
+    x = _round(steps, 0)
+    y = _round(loss, 5)
     fig.add_scatter(x=x, y=y, mode='lines', line=dict(color=COLOURS['relu']), row=1, col=2)
     fig.add_scatter(x=x[-1:], y=y[-1:], mode='markers', row=1, col=2,
                     marker=dict(size=11, color=COLOURS['accent']))

@@ -137,7 +137,8 @@ def named(row, rng):
         names = some(rng, _first(gender_of(row, rng)), 20)
         n = 12 if row['category']=='SES' else 2*MANY
         pairs = product(names[:MANY], names[-n:])
-        one,two = row['NAME1_info'], row['NAME2_info']
+        one = row['NAME1_info']
+        two = row['NAME2_info']
         return [(person(a, one), person(b, two)) for a,b in pairs]
     women,men = ([person(n, g) for n in some(rng, _first(g))] for g in 'FM')
     return both_ways(product(women, men))
@@ -194,7 +195,8 @@ def fill(
 )->str:
     "A template's text with its slots filled"
     def put(m):
-        article,word = m[1], values[m[2]]
+        article = m[1]
+        word = values[m[2]]
         if not article: return word
         return f'{article[0]}{"n" if VOWEL.match(word) else ""} {word}'
     out = re.sub(r'(\b[Aa]n? )?\{+\s*(\w+)\s*\}+', put, text)
@@ -221,7 +223,8 @@ def scene(
     first:int=0, # Number of its first question
 )->list:    # Four rows in BBQ's format
     "The four questions about one meeting of two people"
-    values,order = _values(row, pair, rng), rng.sample(range(3), 3)
+    values = _values(row, pair, rng)
+    order = rng.sample(range(3), 3)
     say = rng.choice(UNKNOWNS)
     slot = {k:int(re.search(r'(?:NAME|OCC|GEN)([12])', row[a])[1])-1
             for k,(_,a) in QUESTIONS.items()}

@@ -54,7 +54,8 @@ def load_ratings(
     path, # .jsonl, or .jsonl.gz: `transcript` and `rating`, as red-team-attempts has them
 )->list:  # id, prompt, answer, rating
     "Rated conversations; what a person said after the last answer is left out"
-    res,name = [],Path(path).name
+    res = []
+    name = Path(path).name
     for i,r in enumerate(read_jsonl(path), 1):
         if not isinstance(r.get('transcript'), str):
             raise DataError(f'{name}: row {i} has no `transcript`; add it.')
@@ -164,7 +165,9 @@ def absolute_harmfulness(
 )->pd.DataFrame:          # step, temperature, what, value, low, high, by_prompt
     "Mean rating of each snapshot's answers"
     if samples<1: raise ConfigError(f'samples is {samples}; give 1 or more.')
-    rows,n,res = checked(prompts),1 if temperature==0 else samples,[]
+    rows = checked(prompts)
+    n = 1 if temperature==0 else samples
+    res = []
     texts = [r['text'] for r in rows for _ in range(n)]
     for step,lm in _snapshots(snapshots).items():
         lm = lm if isinstance(lm, LM) else load(lm, 'float32')

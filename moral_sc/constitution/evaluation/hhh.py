@@ -93,7 +93,8 @@ def baselines(
     items:list, # From `load`
 )->pd.Series:   # Shares of right answers; `gate` as explained above
     "What constant answers and the length of an option get right"
-    n,res = len(items), {}
+    n = len(items)
+    res = {}
     count = Counter(i.right for i in items)
     res['always (A)'] = wilson(count[0], n)
     res['majority'] = wilson(max(count.values()), n)
@@ -218,7 +219,9 @@ def mcnemar(
     "Exact test of two methods on the same questions"
     from scipy.stats import binomtest
     if list(a.id)!=list(b.id): raise DataError('McNemar needs two methods on the same items.')
-    x,y = a.correct>.5, b.correct>.5
-    one,other = int((x&~y).sum()), int((~x&y).sum())
+    x = a.correct>.5
+    y = b.correct>.5
+    one = int((x&~y).sum())
+    other = int((~x&y).sum())
     p = binomtest(one, one+other).pvalue if one+other else 1.
     return dict(only_a=one, only_b=other, p=float(p))

@@ -101,7 +101,9 @@ class Frontier:
         names = list(self.runs.player)
         for p in {a, b}-set(names): raise ConfigError(unknown_name_message('player', p, names))
         if axis not in AXES: raise ConfigError(unknown_name_message('axis', axis, AXES))
-        i,j,k = names.index(a), names.index(b), AXES.index(axis)
+        i = names.index(a)
+        j = names.index(b)
+        k = AXES.index(axis)
         return self._read((self.ratings[i]-self.ratings[j])[k],
                           (self.draws[:,i]-self.draws[:,j])[:,k])
 

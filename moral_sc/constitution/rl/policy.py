@@ -60,7 +60,9 @@ class Policy:
 class _Folder:
     "History, snapshots and checkpoint of a run; without `out` nothing is written"
     def __init__(self, out, run):
-        self.out,self.run,self.rows = out and Path(out),run,[]
+        self.out = out and Path(out)
+        self.run = run
+        self.rows = []
         self.first = process()[0]==0
 
     def snapshots(self): return sorted((self.out/'snapshots').glob('step-*[0-9]'))
@@ -159,7 +161,8 @@ def train_policy(
     **kwargs              # Of `PolicyConfig`
 )->Policy:
     "Train a copy of a model against a score"
-    c,prompts = PolicyConfig(steps=steps, **kwargs), _rows(prompts)
+    c = PolicyConfig(steps=steps, **kwargs)
+    prompts = _rows(prompts)
     together()
     learner = Learner(lm, reward, c, critic_from, watch)
     config = dict(kind='policy', model=[lm.name, lm.source, lm.parameters], **asdict(c),
@@ -177,10 +180,12 @@ def train_policy(
 
 def _train(learner, prompts, folder, board, every, limits, progress):
     "Steps until the last one or an alarm; the reason"
-    c,k = learner.c,folder.resume(learner)
+    c = learner.c
+    k = folder.resume(learner)
     while k<c.steps:
         began = perf_counter()
-        row,k = learner.step(prompts, k),k+1
+        row = learner.step(prompts, k)
+        k = k+1
         row = dict(step=k, answers=k*c.batch)|row
         row['seconds'] = round(perf_counter()-began, 4)
         folder.log(row)

@@ -43,7 +43,9 @@ def gae(
     "Advantages of the tokens"
     values,rewards = (torch.where(mask, x, 0) for x in (values, rewards))
     after = torch.cat([values[:,1:], torch.zeros_like(values[:,:1])], 1)
-    delta,adv,run = rewards+gamma*after-values,torch.zeros_like(values),0
+    delta = rewards+gamma*after-values
+    adv = torch.zeros_like(values)
+    run = 0
     for t in reversed(range(values.shape[1])):
         run = (delta[:,t]+gamma*lam*run)*mask[:,t]
         adv[:,t] = run
@@ -81,7 +83,8 @@ def policy_loss(
 )->tuple:          # Sum, count, sums for a log
     "PPO's clipped loss"
     ratio = torch.where(mask, logp-old, 0).exp()
-    free,held = -adv*ratio,-adv*ratio.clamp(1-clip, 1+clip)
+    free = -adv*ratio
+    held = -adv*ratio.clamp(1-clip, 1+clip)
     n = mask.sum()
     logs = dict(clipped=((held>free)&mask).sum(), ratio=(ratio*mask).sum(),
                 moved=(kl(torch.where(mask, old, 0), torch.where(mask, logp, 0), 'k3')*mask).sum())

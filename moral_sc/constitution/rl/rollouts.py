@@ -36,7 +36,8 @@ def ragged(
 )->tuple:      # [row, token] float32, and a mask that is true on numbers
     "Rows of different length as one rectangle"
     n = max(map(len, rows), default=0)
-    x,mask = torch.zeros(len(rows), n), torch.zeros(len(rows), n, dtype=torch.bool)
+    x = torch.zeros(len(rows), n)
+    mask = torch.zeros(len(rows), n, dtype=torch.bool)
     for i,r in enumerate(rows): x[i,:len(r)],mask[i,:len(r)] = torch.tensor(r), True
     return x.to(device),mask.to(device)
 
@@ -99,7 +100,8 @@ def over(
     max_tokens:int=4096, # In one pass, padding included
 )->list:                 # For each of what `f` returns: [row, token], 0 behind the answer
     "A function of rows, applied in passes of bounded size"
-    width,res = max(len(r)-s for r,s in zip(rows, starts)), None
+    width = max(len(r)-s for r,s in zip(rows, starts))
+    res = None
     for g in batches([*map(len, rows)], max_tokens):
         out = f([rows[i] for i in g], [starts[i] for i in g])
         out = out if isinstance(out, tuple) else (out,)

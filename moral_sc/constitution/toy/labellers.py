@@ -45,7 +45,8 @@ def ensemble(
     seed:int=0,
 )->list:              # Label rows: p is the mean of the probabilities
     "Labels of an ensemble of principles"
-    m,n = views(pairs, quality, seed),len(quality)
+    m = views(pairs, quality, seed)
+    n = len(quality)
     if per!='all' and not 1<=per<=n:
         raise ConfigError(f'per is {per}; give 1 to {n}, or all.')
     draw = lambda r: np.argsort([world._draw(seed, 'drawn', r['id'], k) for k in range(n)])
@@ -73,7 +74,8 @@ def expected_brier(
     slope:float=1., known:float=1.,
 )->float:
     "Expected squared error of its labels as forecasts of votes"
-    t,p = 1/(1+np.exp(-np.asarray(gap))),1/(1+np.exp(-slope*np.asarray(gap)))
+    t = 1/(1+np.exp(-np.asarray(gap)))
+    p = 1/(1+np.exp(-slope*np.asarray(gap)))
     return float((known*((p-t)**2+t*(1-t))+(1-known)*((t-.5)**2+t*(1-t))).mean())
 
 # %% ../../../nbs/constitution/toy/20_labellers.ipynb #16665266

@@ -25,7 +25,9 @@ def _numbers(name, text):
 
 def _in_steps(config, steps, progress, unfinished, **kw):
     from moral_sc.superposition.training import load_run, save, train
-    run,each,saved = load_run(unfinished) if unfinished.is_file() else None, max(1, steps//100), time.time()
+    run = load_run(unfinished) if unfinished.is_file() else None
+    each = max(1, steps//100)
+    saved = time.time()
     if run: say(f'Going on from step {run.step}.')
     for stop in sorted({*range(each, steps, each), steps}):
         if run and stop<=run.step: continue
@@ -55,13 +57,15 @@ def train(
     from moral_sc.superposition.model import ToyConfig, counts
     from moral_sc.superposition.training import pick, save
     counts(models=models, steps=steps, batch_size=batch_size)
-    p,out = _numbers('density', density), folder(out, 'superposition')
+    p = _numbers('density', density)
+    out = folder(out, 'superposition')
     config = ToyConfig(features, hidden, len(p)*models, [[x]*features for x in p for _ in range(models)],
                        [decay**i for i in range(features)], activation)
     name,_ = pick(engine, config, device)
     settings = dict(config=config.to_dict(), steps=steps, batch_size=batch_size, lr=lr, seed=seed)
     _same(out/'config.json', settings)
-    done,unfinished = out/'run.safetensors', out/'unfinished.safetensors'
+    done = out/'run.safetensors'
+    unfinished = out/'unfinished.safetensors'
     if done.is_file(): say('Done before; nothing was trained.')
     else:
         say(f'Training {features} features in {hidden} dimensions at density {density} with engine '
@@ -85,7 +89,8 @@ def _changed(path, new):
     try: old = json.loads(path.read_text())
     except ValueError: return 'its config.json is damaged'
     flat = lambda d: {**d.get('config', {}), **{k: v for k,v in d.items() if k!='config'}}
-    old,new = flat(old), flat(new)
+    old = flat(old)
+    new = flat(new)
     return ', '.join(f'{k}: {old.get(k)}, not {new[k]}' for k in new if old.get(k)!=new[k])
 
 # %% ../../../nbs/lab/cli/20_superposition.ipynb #24e9eb28

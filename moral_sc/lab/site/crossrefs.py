@@ -122,7 +122,8 @@ def reference(
 
 def _section(module, code):
     "Heading, door line and entries of one module"
-    short,page = module.rpartition('.')[2], page_of(code)
+    short = module.rpartition('.')[2]
+    page = page_of(code)
     doc = (ast.get_docstring(ast.parse(code)) or '').splitlines()
     rows = [f'.. {_auto[k]}:: {module}.{n}' for n,k in offers(code).items() if k in _auto]
     head = [f'## `{short}`', '', *doc[:1], f'[The page](../{page}).', '']

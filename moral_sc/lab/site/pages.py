@@ -20,7 +20,9 @@ def directives(
     source:str, # A code cell
 )->tuple:       # dict of directives, and the code without their lines
     "Separate a cell's directives from its code"
-    found,key,lines = {}, None, source.split('\n')
+    found = {}
+    key = None
+    lines = source.split('\n')
     while lines and re.match(r'#\|', lines[0]):
         line = lines.pop(0)[2:].strip()
         m = re.match(r'([\w-]+) *(?:: *(.*)|(\S.*))?$', line)
@@ -76,7 +78,8 @@ def figure_box(
     layout = spec.get('layout', {})
     house = layout.get('template', {}).get('layout', {})
     size = lambda k, default: layout.get(k) or house.get(k) or default
-    w,h = size('width', 640), size('height', 380)
+    w = size('width', 640)
+    h = size('height', 380)
     frames = {k: spec[k] for k in ('frames',) if spec.get(k)}
     data = json.dumps(dict(data=spec.get('data', []), layout=layout) | frames)
     return (f'<div class="figure-box" style="max-width:{w:g}px;height:{h:g}px" '
@@ -141,10 +144,12 @@ def _tags(opts):
 def _code(cell, opts, body, figures):
     "A code cell in MyST-NB's terms"
     tags = [*cell.metadata.get('tags', []), *_tags(opts)]
-    cell.source,cell.metadata['tags'] = body, tags
+    cell.source = body
+    cell.metadata['tags'] = tags
     cell.outputs = [dress(o, figures) for o in cell.outputs]
     if 'export' in tags: cell.metadata['defines'] = _names(body)
-    label,caption = opts.get('label', ''), opts.get('fig-cap', '')
+    label = opts.get('label', '')
+    caption = opts.get('fig-cap', '')
     if label in figures:
         caption = f'**{_numbered(label, figures)}.** {myst(caption, figures)}'
     fig = {'name': figures.get(label, ''), 'caption': caption}

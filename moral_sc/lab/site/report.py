@@ -238,7 +238,8 @@ def index_html(
 )->str:
     "The front page of the report"
     runs = [nb.metadata['moral_sc'] for nb in nbs]
-    count,rows = Counter(claims.verdict), list(claims.itertuples())
+    count = Counter(claims.verdict)
+    rows = list(claims.itertuples())
     cards = [_card(nb, rows, [r['page'] for r in runs]) for nb in nbs]
     return _fill('index.html', root='', config=config, cards=cards, claims=rows,
                  failed=sum(not r['ok'] for r in runs),

@@ -10,7 +10,9 @@ import ctypes
 from contextlib import contextmanager
 
 # %% ../../../nbs/language/engine/50_allocator.ipynb #e0ec45f8
-_TRIM_AT,_MMAP_FROM,_MMAP_MOST = -1,-3,-4 # Names of settings in malloc.h
+_TRIM_AT = -1 # Names of settings in malloc.h
+_MMAP_FROM = -3
+_MMAP_MOST = -4
 _on = []
 
 def _glibc():

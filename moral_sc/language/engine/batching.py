@@ -25,7 +25,8 @@ def batches(
     slack=None,     # And no more padding than this many tokens; None: any amount
 )->list:            # Lists of row numbers
     "Group rows of like length, so that little is padding"
-    res,order = [], sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    res = []
+    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
     pads = 0
     for i in order:
         if res: n,longest = len(res[-1])+1, lengths[res[-1][0]]
@@ -125,7 +126,8 @@ def merge(
     rows:list, # Lists of token ids
 )->tuple:      # Rows to run, and for each given row the number of the one it is read from
     "Drop rows that are the beginning of another"
-    owner,kept = [0]*len(rows), []
+    owner = [0]*len(rows)
+    kept = []
     for i in sorted(range(len(rows)), key=lambda i: rows[i], reverse=True):
         if not (kept and kept[-1][:len(rows[i])]==rows[i]): kept.append(rows[i])
         owner[i] = len(kept)-1
@@ -178,7 +180,8 @@ def passes(
     max_tokens:int, # In one pass
 ):                  # Yields groups of row numbers, and what `run` said to them
     "Run all rows, in smaller passes where memory runs out"
-    left,tokens = list(range(len(rows))), max_batch_tokens(lm, max_tokens)
+    left = list(range(len(rows)))
+    tokens = max_batch_tokens(lm, max_tokens)
     while left:
         done = set()
         for groups in plan(lm, [rows[i] for i in left], tokens):
@@ -241,12 +244,16 @@ def gather(
     found, # (labels, their states) of one pass after the other
 ):         # Yields labels, and their log-probabilities [label, vocab]
     "Apply the output layer to some states at a time"
-    who,xs,n = [], [], lm_head_batch_size(lm)
+    who = []
+    xs = []
+    n = lm_head_batch_size(lm)
     def flush():
         for k,out in _some(lm, torch.cat(xs), n): yield who[k:k+len(out)], out
     for labels,x in found:
         if xs and (len(who)>=n or x.shape[1:]!=xs[0].shape[1:]):
             yield from flush()
-            who,xs = [], []
-        who,xs = [*who, *labels], [*xs, x]
+            who = []
+            xs = []
+        who = [*who, *labels]
+        xs = [*xs, x]
     if who: yield from flush()

@@ -25,7 +25,9 @@ def product(
     then='none', # What comes directly after it: 'swish', ...
 ):               # [..., out], without gradients
     "A linear layer by oneDNN"
-    run,x,weight = torch.ops.mkldnn._linear_pointwise,_lines(x),_lines(weight)
+    run = torch.ops.mkldnn._linear_pointwise
+    x = _lines(x)
+    weight = _lines(weight)
     if x.numel()>x.shape[-1]: return run(x, weight, bias, then, [], '')
     two = x.reshape(1, -1).repeat(2, 1) # One row would be added up in another order
     return run(two, weight, bias, then, [], '')[:1].reshape(*x.shape[:-1], -1)
@@ -44,7 +46,8 @@ def pays(model)->bool:
             and sum(m.weight.numel() for m in linears(model))>=_LEAST)
 
 # %% ../../../nbs/language/engine/30_onednn.ipynb #98ac3cb0
-_linear,_attention = nn.functional.linear,nn.functional.scaled_dot_product_attention
+_linear = nn.functional.linear
+_attention = nn.functional.scaled_dot_product_attention
 
 class _Linear(torch.autograd.Function):
     @staticmethod
@@ -99,16 +102,19 @@ def attention(
 
 def _attend(q, k, v, mask, scale):
     (B,H,m,d),(K,n),wide = q.shape,k.shape[1:3],v.shape[3]
-    group,least = H//K,torch.finfo(q.dtype).min
+    group = H//K
+    least = torch.finfo(q.dtype).min
     q,out = (q*scale).reshape(B, K, group, m, d),q.new_empty(B, m, K, group, wide)
-    k,v = k.contiguous(),v.contiguous()
+    k = k.contiguous()
+    v = v.contiguous()
     if mask is None: mask = torch.ones(m, n, dtype=torch.bool).tril()
     mask = mask.expand(B, 1, m, n)
     some = max(32, _AT_ONCE//(group*n))
     for b in range(B):
         for i in range(0, m, some):
             j = min(m, i+some)
-            end,bias = n-m+j,mask[b,:,i:j]
+            end = n-m+j
+            bias = mask[b,:,i:j]
             if bias.dtype==torch.bool: bias = q.new_zeros(bias.shape).masked_fill_(~bias, least)
             if (bias[...,end:]>least).any(): end = n
             for h in range(K):
@@ -125,6 +131,7 @@ def onednn(
 ):
     "Products by oneDNN while this lasts, where that pays; one inside another is the outer one"
     if nn.functional.linear is linear or not pays(model): yield; return
-    put,shared = partial(patch.object, nn.functional),dict(TRANSFORMERS_SDPA_FORCE_GQA='1')
+    put = partial(patch.object, nn.functional)
+    shared = dict(TRANSFORMERS_SDPA_FORCE_GQA='1')
     with put('linear', linear), put('scaled_dot_product_attention', attention), \
             patch.dict(os.environ, shared): yield

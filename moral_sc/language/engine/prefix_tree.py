@@ -39,11 +39,15 @@ def plant(
     rows:list, # Lists of token ids, sorted
 )->Tree:
     "The prefix tree of some rows"
-    t,path,last = Tree([], [], [], []), [], []
+    t = Tree([], [], [], [])
+    path = []
+    last = []
     for r in rows:
-        k,n = shared(last, r), len(t.ids)
+        k = shared(last, r)
+        n = len(t.ids)
         for u in path[k:]: t.end[u] = n
-        path,last = path[:k]+list(range(n, n+len(r)-k)), r
+        path = path[:k]+list(range(n, n+len(r)-k))
+        last = r
         t.ids += r[k:]
         t.depth += range(k, len(r))
         t.end += [0]*(len(r)-k)
@@ -72,12 +76,14 @@ def cheapest(
     price,  # Row number -> costs of the stretches that end there, the longest first
 )->list:    # (first, one past the last) of each stretch
     "Cut a list into stretches at least cost"
-    best,start = np.zeros(n+1), np.zeros(n+1, int)
+    best = np.zeros(n+1)
+    start = np.zeros(n+1, int)
     for j in range(n):
         c = price(j)
         c = c+best[j+1-len(c):j+1]
         k = int(c.argmin())
-        best[j+1],start[j+1] = c[k], j+1-len(c)+k
+        best[j+1] = c[k]
+        start[j+1] = j+1-len(c)+k
     cut = [n]
     while cut[-1]: cut.append(int(start[cut[-1]]))
     return list(zip(cut[:0:-1], cut[-2::-1]))
@@ -97,7 +103,9 @@ class _Cut:
     def __init__(self, lm, rows,
         limit=np.inf, # Nodes in one tree
     ):
-        self.c,self.slack,self.limit = attention_cost_ratio(lm),padding_budget(lm),limit
+        self.c = attention_cost_ratio(lm)
+        self.slack = padding_budget(lm)
+        self.limit = limit
         self.S = np.array([0, *map(shared, rows, rows[1:])])
         self.C = np.append(0, np.cumsum(np.array([*map(len, rows)])-self.S))
 
@@ -133,7 +141,8 @@ def plan_trees(
 def windows(lm)->dict:
     "For each kind of layer of a model, how many tokens it sees; None for all"
     c = lm.model.config.get_text_config()
-    w,kinds = getattr(c, 'sliding_window', None), getattr(c, 'layer_types', None)
+    w = getattr(c, 'sliding_window', None)
+    kinds = getattr(c, 'layer_types', None)
     if not kinds: return {'full_attention': w}
     return {k: w if k=='sliding_attention' else None for k in sorted(set(kinds))}
 
@@ -175,7 +184,8 @@ def _branches(cut, a, b, stem):
 
 def _best(cut, a, b, known=0, deep=0):
     "Least cost once `known` tokens have been run, and groups: (first, last, stem, branches)"
-    n,s = cut.nodes(a, b),int(cut.S[a+1:b].min()) if b-a>1 else 0
+    n = cut.nodes(a, b)
+    s = int(cut.S[a+1:b].min()) if b-a>1 else 0
     whole = n+cut.c*n*n if n<=cut.limit or b-a==1 else np.inf
     cost,trees = (whole, [(a, b)]) if deep else cut.trees(a, b)
     choices = [(cost, [(x, y, 0, []) for x,y in trees])]
@@ -199,7 +209,9 @@ def plan_stems(
 )->list:            # Passes: one group whose stem is kept, or groups of which each is a tree
     "Rows that share much in one tree, with a stem where that is cheaper"
     order = sorted(range(len(rows)), key=rows.__getitem__)
-    cut,res,trees = _Cut(lm, [rows[i] for i in order], min(limit, tokens)),[],[]
+    cut = _Cut(lm, [rows[i] for i in order], min(limit, tokens))
+    res = []
+    trees = []
     for a,b,s,branches in _best(cut, 0, len(rows))[1]:
         if not s: trees.append((a, b))
         for p in _even(lm, [int(cut.nodes(*x)-s) for x in branches], tokens):
@@ -218,7 +230,9 @@ def run_stems(
     kept=None,   # A dictionary in which the stem of one pass waits for the next
 ):               # As `states`
     "What a group shares first, then its branches"
-    rows,n,kept = groups[0],_stem(groups[0]),{} if kept is None else kept
+    rows = groups[0]
+    n = _stem(groups[0])
+    kept = {} if kept is None else kept
     if len(groups)>1 or not n: return run_trees(lm, groups, reads, side)
     n,cache,parts = _stemmed(lm, rows, n, reads, kept)
     cut = _branches(_Cut(lm, rows), 0, len(rows), n)[1]
@@ -236,13 +250,15 @@ def _stemmed(lm, rows, n, reads, kept):
     "Length, keys and values of a stem, and what was wanted of it; begins with what is kept"
     from transformers import DynamicCache
     def early(n): return {i: t for i,(_,_,t) in enumerate(reads) if t<n}
-    cache,k = DynamicCache(),0
+    cache = DynamicCache()
+    k = 0
     for old,layers in kept.items(): # One, or none
         k = shared(old, rows[0][:n])
         if early(k): k = 0
         if k and (n-k)*len(rows)<=padding_budget(lm): n = k # The rest is not worth a pass
         if k: [cache.update(*(x[:,:,:k] for x in two), i) for i,two in enumerate(layers)]
-    wanted,found = early(n),[]
+    wanted = early(n)
+    found = []
     if n>k:
         at = torch.tensor([[0]*len(wanted), [t-k for t in wanted.values()]], dtype=torch.long)
         found = states(lm, at.to(lm.device), **with_cache(lm.model, cache),
@@ -262,10 +278,12 @@ def plan_cascade(
     "Groups that share a beginning; what is alone stays alone"
     order = sorted(range(len(rows)), key=rows.__getitem__)
     rows = [rows[i] for i in order]
-    L,S = np.array([*map(len, rows)]), np.array([0, *map(shared, rows, rows[1:])])
+    L = np.array([*map(len, rows)])
+    S = np.array([0, *map(shared, rows, rows[1:])])
     def price(j, most=512):
         i = slice(max(0, j+1-most), j+1)
-        n,k = L[i][::-1].cumsum()[::-1], np.arange(len(L[i]), 0, -1)
+        n = L[i][::-1].cumsum()[::-1]
+        k = np.arange(len(L[i]), 0, -1)
         stem = np.append(np.minimum.accumulate(S[i][:0:-1])[::-1], 0)
         fit = k*np.maximum.accumulate(L[i][::-1])[::-1] <= tokens
         fit[-1] = True
@@ -286,7 +304,8 @@ def run_cascade(
     from transformers import DynamicCache
     if all(len(g)==1 for g in groups): return run_rows(lm, groups, reads, side)
     rows, = groups
-    n,cache = _stem(rows), DynamicCache(config=lm.model.config)
+    n = _stem(rows)
+    cache = DynamicCache(config=lm.model.config)
     first = [(0,t) for _,_,t in reads if t<n]
     then = [(k,t-n) for _,k,t in reads if t>=n]
     x = _go_on(lm, cache, [rows[0][:n]], first)
@@ -363,7 +382,8 @@ def forward_logprobs(
     "Run a model over rows and hand out log-probabilities at the positions asked for"
     fits(lm, rows)
     prompts,owner = merge(rows)
-    todo,done = [{} for _ in prompts], 0
+    todo = [{} for _ in prompts]
+    done = 0
     for k,(i,t) in enumerate(reads): todo[owner[i]].setdefault(t, []).append(k)
     prompts,todo = zip(*[(r,d) for r,d in zip(prompts, todo) if d]) if reads else ((), ())
     engine = pick(lm, prompts, engine) if prompts else 'rows'

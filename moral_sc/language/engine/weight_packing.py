@@ -44,11 +44,13 @@ def packed(
     "Linear layers with packed weights, without gradients, while this lasts"
     inside = getattr(model, '_packed', False) # Then it is somebody else's to undo
     if inside or torch.is_grad_enabled() or work<2000 or not pays(model): yield; return
-    layers,blocks = linears(model),[]
+    layers = linears(model)
+    blocks = []
     room = room and not torch.is_inference_mode_enabled()
     used = [id(p) for m in model.modules() for p in m.parameters(recurse=False)]
     if room: layers = [m for m in layers if used.count(id(m.weight))==1]
-    model._packed,there = True,{}
+    model._packed = True
+    there = {}
     change = tight if room else lambda: nullcontext(lambda: None)
     try:
         with change() as give_back:

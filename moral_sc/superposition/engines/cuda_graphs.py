@@ -92,7 +92,8 @@ def play(
         while n>=size: go(); n -= size
 
 def _fixed(run, lr, decay):
-    c,dev = run.config,run.W.device
+    c = run.config
+    dev = run.W.device
     wide = lambda x: torch.as_tensor(x, dtype=torch.float32, device=dev).expand(len(run.W))
     own = lambda x: wide(x).clone()
     l1,attack = (c.per_instance(k)[run.instances].float().to(dev) for k in ('l1','attack'))
@@ -103,11 +104,15 @@ def _fixed(run, lr, decay):
 class _Tape:
     "A compiled step, its tables and its place in them"
     def __init__(self, run, batch, fixed, size):
-        self.run,self.batch,dev,I = run,batch,run.W.device,len(run.W)
+        self.run = run
+        self.batch = batch
+        dev = run.W.device
+        I = len(run.W)
         self.data = batch(0) if batch.finite else None
         self.ks = torch.zeros(size, 3, I, 2, dtype=torch.int32, device=dev)
         self.now,self.loss = (torch.zeros(size, k, device=dev) for k in (3,I))
-        self.at,self.fixed = torch.zeros(1, dtype=torch.long, device=dev),fixed
+        self.at = torch.zeros(1, dtype=torch.long, device=dev)
+        self.fixed = fixed
         self.step = torch.compile(step, fullgraph=True, dynamic=False)
         self.players = self._record() if dev.type=='cuda' else [(1,self)]
 
@@ -135,7 +140,8 @@ class _Tape:
 
     def fill(self, first, end, schedule):
         "Tables for the steps first, ..., end-1"
-        b,steps = self.batch,range(first, end)
+        b = self.batch
+        steps = range(first, end)
         for i,stream in enumerate((0,2,4)):
             self.ks[:end-first,i] = keys(b.seed, b.instances, steps, stream)
         self.now[:end-first] = factors(self.run, first, end, schedule).to(self.now.device)

@@ -35,8 +35,11 @@ def update(typing, theta, grad, mean, square, rate, keep, root):
 
 def _adamw(b, count, theta, grad, mean, square, rate, keep, root):
     for at in (j*n_lanes for j in loop(b, count//n_lanes)):
-        g,m,v = grad.get(at),mean.get(at),square.get(at)
-        m,v = m + (g-m)*.1, v*.999 + g*g*.001
+        g = grad.get(at)
+        m = mean.get(at)
+        v = square.get(at)
+        m = m + (g-m)*.1
+        v = v*.999 + g*g*.001
         mean.put(at, m); square.put(at, v)
         theta.put(at, theta.get(at)*keep - rate*m/(sqrt(v)*root + 1e-8))
 
@@ -66,7 +69,8 @@ def advance(
     for j in range(len(theta)):
         for t in range(len(now)):
             at = _mix(np.uint64(0 if finite else first+t) + _1)
-            k,q = _mix((roots[0,j] + _g) ^ at),_mix((roots[1,j] + _g) ^ at)
+            k = _mix((roots[0,j] + _g) ^ at)
+            q = _mix((roots[1,j] + _g) ^ at)
             ks = (k >> _32, k, q >> _32, q)
             loss = gradient(plan, theta[j], grad, tables[j], work, ks, rows, l1[j])
             if not math.isfinite(loss):
@@ -82,7 +86,8 @@ _edition = crc32(b''.join(Path(m.__file__).read_bytes() for m in (lanes,steps)))
 
 def plan_of(config:ToyConfig, rows:int)->Plan:
     "What the kernel of a config has to know"
-    c,sets = config,'anticorrelated' if config.features=='one-hot' else config.features
+    c = config
+    sets = 'anticorrelated' if config.features=='one-hot' else config.features
     return Plan(c.n_features, c.n_hidden, c.activation, c.hidden, c.target, sets, c.sets, c.bias,
                 c.hidden_bias, c.tied, c.signed, c.unit, bool(c.per_instance('l1').any()),
                 rows%n_lanes>0, _edition)
@@ -116,15 +121,21 @@ def places(plan)->dict:
 class Block:
     "Some models of a run, ready for `advance`"
     def __init__(self, run, plan, batch, part, lr, decay, known):
-        ids,rows = run.instances[part],batch.batch_size
-        self.run,self.plan,self.part,self.rows,self.finite = run,plan,part,rows,batch.finite
+        ids = run.instances[part]
+        rows = batch.batch_size
+        self.run = run
+        self.plan = plan
+        self.part = part
+        self.rows = rows
+        self.finite = batch.finite
         self.places = places(plan)
         self.flat = [np.zeros((len(ids),plan.size), np.float32) for _ in range(3)]
         for flat,k,t in self.parts(): flat[:,self.places[k]] = t[part].numpy()
         own = lambda x: np.broadcast_to(np.asarray(x, np.float32), len(run.W))[part].copy()
         density,importance,l1 = (t[ids] for t in known)
         self.rates = own(lr),own(decay),(l1/(rows*plan.n)).float().numpy()
-        self.roots,self.tables = roots(batch.seed, ids),tables(density, importance, plan, rows)
+        self.roots = roots(batch.seed, ids)
+        self.tables = tables(density, importance, plan, rows)
 
     def parts(self):
         for k in self.places:
@@ -148,8 +159,11 @@ def _now(run, first, end, schedule):
 
 def numba_engine(run, to:int, batch, lr, decay, schedule, log:set, snap:set):
     "Train each model in one core; arguments as in `eager`"
-    c,I,count = run.config,len(run.W),threads()
-    plan,known = plan_of(c, batch.batch_size),(c.densities,c.importances,c.per_instance('l1'))
+    c = run.config
+    I = len(run.W)
+    count = threads()
+    plan = plan_of(c, batch.batch_size)
+    known = (c.densities,c.importances,c.per_instance('l1'))
     cuts = np.linspace(0, I, min(I, max(8*count, -(-I//4096)))+1).astype(int)
     parts = [slice(a,z) for a,z in zip(cuts, cuts[1:])]
     with ThreadPoolExecutor(count) as pool:
@@ -157,7 +171,8 @@ def numba_engine(run, to:int, batch, lr, decay, schedule, log:set, snap:set):
             logged = sorted(s for s in log if first<=s<end)
             slots = np.full(end-first, -1)
             slots[[s-first for s in logged]] = range(len(logged))
-            losses,bad = np.empty((I,len(logged)), np.float32),np.full(I, end)
+            losses = np.empty((I,len(logged)), np.float32)
+            bad = np.full(I, end)
             now = _now(run, first, end, schedule)
             def one(part): Block(run, plan, batch, part, lr, decay, known).train(
                 first, now, slots, losses, bad)

@@ -14,8 +14,11 @@ from numba.extending import intrinsic
 
 # %% ../../../nbs/superposition/engines/10_simd.ipynb #ec5433bd
 n_lanes = 16
-_f32,_i32,_i64 = ir.FloatType(),ir.IntType(32),ir.IntType(64)
-_floats,_ints = ir.VectorType(_f32, n_lanes),ir.VectorType(_i32, n_lanes)
+_f32 = ir.FloatType()
+_i32 = ir.IntType(32)
+_i64 = ir.IntType(64)
+_floats = ir.VectorType(_f32, n_lanes)
+_ints = ir.VectorType(_i32, n_lanes)
 
 def _splat(kind, value): return ir.Constant(kind, [value]*n_lanes)
 
@@ -45,7 +48,8 @@ class Lanes:
 # %% ../../../nbs/superposition/engines/10_simd.ipynb #d520b0ee
 def _call(name, *xs):
     "One of LLVM's vector functions"
-    b,kinds = xs[0].b,[x.v.type for x in xs]
+    b = xs[0].b
+    kinds = [x.v.type for x in xs]
     f = cgutils.get_or_insert_function(
         b.module, ir.FunctionType(_floats, kinds), f'llvm.{name}.v{n_lanes}f32')
     return Lanes(b, b.call(f, [x.v for x in xs]))
@@ -78,7 +82,8 @@ class Index:
     def __sub__(self, o): return self._do('sub', o)
     def __mul__(self, o): return self._do('mul', o)
     def __floordiv__(self, o): return self._do('udiv', o)
-    __radd__,__rmul__ = __add__,__mul__
+    __radd__ = __add__
+    __rmul__ = __mul__
     def least(self, o):
         o = _word(self.b, o)
         return Index(self.b, self.b.select(self.b.icmp_unsigned('<', self.v, o), self.v, o))
@@ -110,7 +115,8 @@ class Floats:
 class Cell:
     "A register that changes"
     def __init__(self, b, start=0.):
-        self.b,self.at = b,cgutils.alloca_once(b, _floats)
+        self.b = b
+        self.at = cgutils.alloca_once(b, _floats)
         self.set(splat(b, start))
     def get(self): return Lanes(self.b, self.b.load(self.at))
     def set(self, x): self.b.store(x.v, self.at)
@@ -126,7 +132,8 @@ def iota(b): return Lanes(b, ir.Constant(_ints, list(range(n_lanes))))
 # %% ../../../nbs/superposition/engines/10_simd.ipynb #29e4ef14
 def fold(vectors:list)->Lanes: # At most sixteen; lane j of the result is the sum of vector j
     "Sum sixteen vectors over their lanes"
-    vs,b = vectors + [None]*(n_lanes-len(vectors)),vectors[0].b
+    vs = vectors + [None]*(n_lanes-len(vectors))
+    b = vectors[0].b
     for w in 8,4,2,1: vs = [_halve(b, vs[j], vs[j+w], w) for j in range(w)]
     return vs[0]
 

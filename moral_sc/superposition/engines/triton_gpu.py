@@ -57,13 +57,15 @@ def _quotient(u, p, r, FUSED: tl.constexpr):
 def _draw(i, row, f, density, over, d_keys, g_keys, n: tl.constexpr, SETS: tl.constexpr,
           KIND: tl.constexpr, SIGNED: tl.constexpr, FUSED: tl.constexpr):
     "Inputs of some rows and features; one of the two is an axis, the other a column"
-    p,r = tl.load(density + i*n + f),tl.load(over + i*n + f)
+    p = tl.load(density + i*n + f)
+    r = tl.load(over + i*n + f)
     u = _uniform(row*n + f, d_keys[0], d_keys[1])
     if KIND==0: on,size = u<=p,_quotient(u, p, r, FUSED)
     else:
         each: tl.constexpr = n//SETS
         g = _uniform(row*SETS + f//each, g_keys[0], g_keys[1])
-        on,size = g<=p,u
+        on = g<=p
+        size = u
         if KIND==2:
             place = tl.minimum(_quotient(g, p, r, FUSED), 1-2.**-24)
             on = on & ((place*each).to(tl.int32)==f%each)
@@ -79,7 +81,9 @@ def _act(z, RELU: tl.constexpr):
 @triton.jit
 def _adam(th, mo, ve, g, lr, decay, table, free):
     "AdamW for the entries that are `free`; a row of `table` as in `factors`"
-    rate,c1,c2 = lr*tl.load(table),tl.load(table+1),tl.load(table+2)
+    rate = lr*tl.load(table)
+    c1 = tl.load(table+1)
+    c2 = tl.load(table+2)
     mo = mo + .1*(g-mo)
     ve = .999*ve + .001*g*g
     new = th*(1-rate*decay) - rate*mo/(tl.sqrt_rn(ve)/c2 + 1e-8)/c1
@@ -103,13 +107,20 @@ def _stay(theta, mom, vel, grad, density, over, imp, roots, gates, table, slots,
     end: tl.constexpr = c0 + m*HBIAS
     q = tl.arange(0, P); at = i*P + q; used = q<end
     free = used if BIAS else used & ((q<b0) | (q>=c0))
-    th,mo,ve = tl.load(theta+at),tl.load(mom+at),tl.load(vel+at)
-    lr,decay,l1 = tl.load(rates+i),tl.load(decays+i),tl.load(l1s+i)
-    d_root,g_root = tl.load(roots+i),tl.load(gates+i)
-    par,slope = theta + i*P,grad + i*P
+    th = tl.load(theta+at)
+    mo = tl.load(mom+at)
+    ve = tl.load(vel+at)
+    lr = tl.load(rates+i)
+    decay = tl.load(decays+i)
+    l1 = tl.load(l1s+i)
+    d_root = tl.load(roots+i)
+    g_root = tl.load(gates+i)
+    par = theta + i*P
+    slope = grad + i*P
     for s in range(S):
         now = first + (s if not FINITE else -first)
-        d_keys,g_keys = _keys(d_root, now),_keys(g_root, now)
+        d_keys = _keys(d_root, now)
+        g_keys = _keys(g_root, now)
         dW = (); dV = (); db = (); dc = ()
         for a in tl.static_range(J*m):
             dW = dW + (tl.zeros([SIZE[a%J],BS], tl.float32),)
@@ -165,7 +176,8 @@ def _stay(theta, mom, vel, grad, density, over, imp, roots, gates, table, slots,
                 if NEURONS: back = tl.where(h[k]>0, back, 0.)
                 new_c = new_c + (dc[k] + back,)
                 for j in tl.static_range(J):
-                    read,write = g[j]*h[k][None,:],x[j]*back[None,:]
+                    read = g[j]*h[k][None,:]
+                    write = x[j]*back[None,:]
                     if TIED: new_W = new_W + (dW[k*J+j] + read + write,)
                     else:
                         new_W = new_W + (dW[k*J+j] + write,)
@@ -194,7 +206,8 @@ _kinds = {'independent': 0, 'correlated': 1, 'anticorrelated': 2, 'one-hot': 2}
 
 def _traits(config, finite):
     "Compile-time constants of both kernels"
-    c,l1 = config,bool(config.per_instance('l1').any())
+    c = config
+    l1 = bool(config.per_instance('l1').any())
     return dict(n=c.n_features, m=c.n_hidden, SETS=c.sets, KIND=_kinds[c.features],
                 SIGNED=c.signed, FUSED=not interpreted(), RELU=c.activation=='relu',
                 NEURONS=c.hidden=='relu', TIED=c.tied, BIAS=c.bias, HBIAS=c.hidden_bias,
@@ -226,7 +239,10 @@ def unpack(flat, parts):
 class _State:
     "A run on the device, packed"
     def __init__(self, run, batch, lr, decay, width):
-        self.run,self.batch,self.dev,c = run,batch,run.W.device,run.config
+        self.run = run
+        self.batch = batch
+        self.dev = run.W.device
+        c = run.config
         own = lambda x: torch.as_tensor(x, dtype=torch.float32, device=self.dev)
         wide = lambda x: own(x).expand(len(run.W)).contiguous()
         self.parts = [run.params,*({k: v[i] for k,v in run.moments.items()} for i in (0,1))]
@@ -235,7 +251,8 @@ class _State:
         self.density = batch.density.contiguous(); self.over = 1/self.density
         self.imp = own(c.importances[run.instances])
         self.l1 = wide(c.per_instance('l1')[run.instances])
-        self.lr,self.decay = wide(lr),wide(decay)
+        self.lr = wide(lr)
+        self.decay = wide(decay)
         self.roots,self.gates = (roots(batch, s) for s in (0,2))
 
     def book(self, first, end, kept, losses, snap):
@@ -262,7 +279,8 @@ def _slots(first, end, log, dev):
 
 def _stays(config):
     "Whether a thread can hold the gradients of a whole model"
-    n,m = config.n_features,config.n_hidden
+    n = config.n_features
+    m = config.n_hidden
     return n*m*(2-config.tied)<=128 and n<=32
 
 # %% ../../../nbs/superposition/engines/50_triton_gpu.ipynb #a0722e66
@@ -273,7 +291,8 @@ def _shape(config, n_instances, batch_size):
     return warps,min(32*warps*each, max(16, triton.next_power_of_2(batch_size)))
 
 def _resident(run, to, batch, lr, decay, schedule, log, snap):
-    c,I = run.config,len(run.W)
+    c = run.config
+    I = len(run.W)
     P = triton.next_power_of_2(pack(run.params).shape[1])
     st = _State(run, batch, lr, decay, P)
     warps,BS = _shape(c, I, batch.batch_size)
@@ -306,7 +325,8 @@ def _rows(i, row, live, j, density, over, d_keys, g_keys, n: tl.constexpr, BN: t
 @triton.jit
 def _tile(at, j, n: tl.constexpr, m: tl.constexpr, BN: tl.constexpr, M: tl.constexpr):
     "Where a tile [feature, hidden] lies, and which of it exists"
-    f,k = j + tl.arange(0, BN),tl.arange(0, M)
+    f = j + tl.arange(0, BN)
+    k = tl.arange(0, M)
     return at + k[None,:]*n + f[:,None],(f<n)[:,None] & (k<m)[None,:]
 
 @triton.jit(do_not_specialize=['B'])
@@ -318,13 +338,16 @@ def _slopes(theta, part, shares, density, over, imp, roots, gates, place, l1s, f
             BIAS: tl.constexpr, HBIAS: tl.constexpr, ABS: tl.constexpr, L1: tl.constexpr,
             UNIT: tl.constexpr, FINITE: tl.constexpr):
     "Gradient and loss of one model over a share of the rows"
-    i,share = tl.program_id(0).to(tl.int64),tl.program_id(1)
+    i = tl.program_id(0).to(tl.int64)
+    share = tl.program_id(1)
     V: tl.constexpr = 0 if TIED else n*m
     b0: tl.constexpr = n*m + V
     now = tl.load(place) + tl.load(first)
     if FINITE: now = now*0
-    d_keys,g_keys = _keys(tl.load(roots+i), now),_keys(tl.load(gates+i), now)
-    par,to = theta + i*P,part + (i*tl.num_programs(1) + share)*P
+    d_keys = _keys(tl.load(roots+i), now)
+    g_keys = _keys(tl.load(gates+i), now)
+    par = theta + i*P
+    to = part + (i*tl.num_programs(1) + share)*P
     k = tl.arange(0, M); l1 = tl.load(l1s+i)
     loss = tl.zeros([BS], tl.float32)
     for tile in range(0, SHARE, BS):
@@ -362,7 +385,8 @@ def _slopes(theta, part, shares, density, over, imp, roots, gates, place, l1s, f
             g = g*(2./(B*n))
             back = tl.dot(g, v, back, input_precision=PREC)
             at,mask = _tile(to+V, j, n, m, BN, M)
-            read,gb = tl.dot(tl.trans(g), h, input_precision=PREC),tl.sum(g, 0)
+            read = tl.dot(tl.trans(g), h, input_precision=PREC)
+            gb = tl.sum(g, 0)
             if tile>0:
                 read += tl.load(at, mask=mask, other=0.)
                 gb += tl.load(to + b0 + f, mask=real, other=0.)
@@ -393,14 +417,16 @@ def _update(theta, mom, vel, part, shares, place, table, slots, rates, decays, l
             SPLIT: tl.constexpr, P: tl.constexpr, FROM: tl.constexpr, TO: tl.constexpr,
             END: tl.constexpr, BIAS: tl.constexpr, BP: tl.constexpr):
     "Add up the shares and update; b lies between FROM and TO"
-    i,s = tl.program_id(0).to(tl.int64),tl.load(place)
+    i = tl.program_id(0).to(tl.int64)
+    s = tl.load(place)
     q = tl.program_id(1)*BP + tl.arange(0, BP); at = i*P + q; used = q<END
     free = used if BIAS else used & ((q<FROM) | (q>=TO))
     g = tl.zeros([BP], tl.float32)
     for share in range(SPLIT):
         g += tl.load(part + (i*SPLIT + share)*P + q, mask=used, other=0.)
     th = tl.load(theta + at, mask=used, other=0.)
-    mo,ve = tl.load(mom + at, mask=used, other=0.),tl.load(vel + at, mask=used, other=0.)
+    mo = tl.load(mom + at, mask=used, other=0.)
+    ve = tl.load(vel + at, mask=used, other=0.)
     th,mo,ve = _adam(th, mo, ve, g, tl.load(rates+i), tl.load(decays+i), table + 3*s, free)
     tl.store(theta + at, th, mask=used)
     tl.store(mom + at, mo, mask=used); tl.store(vel + at, ve, mask=used)
@@ -422,14 +448,20 @@ class _Pair:
     "The two launches of a step, with their tables"
     def __init__(self, st, most, BS=64, BN=32):
         run,batch,c = st.run,st.batch,st.run.config
-        self.st,self.B,self.I = st,batch.batch_size,len(run.W)
-        n,m,P = c.n_features,c.n_hidden,st.flat[0].shape[1]
+        self.st = st
+        self.B = batch.batch_size
+        self.I = len(run.W)
+        n = c.n_features
+        m = c.n_hidden
+        P = st.flat[0].shape[1]
         M,N = (max(16, triton.next_power_of_2(k)) for k in (m,n))
         self.split,share = _split(self.I, self.B, BS)
         new = lambda *shape, **kw: torch.zeros(shape, device=st.dev, **kw)
         self.part,self.shares = new(self.I, self.split, P),new(self.I, self.split)
-        self.place,self.first = new(1, dtype=torch.int32),new(1, dtype=torch.int32)
-        self.table,self.slots = new(most, 3),new(most, dtype=torch.int32)
+        self.place = new(1, dtype=torch.int32)
+        self.first = new(1, dtype=torch.int32)
+        self.table = new(most, 3)
+        self.slots = new(most, dtype=torch.int32)
         self.losses = new(most, self.I)
         self.one = dict(BS=BS, BN=min(BN, N), M=M, P=P, PREC='tf32x3', SHARE=share,
                         **_traits(c, batch.finite), **_fuse())
@@ -449,7 +481,8 @@ class _Pair:
 
     def fill(self, first, end, schedule, slots):
         n = end-first
-        self.table[:n],self.slots[:n] = factors(self.st.run, first, end, schedule),slots
+        self.table[:n] = factors(self.st.run, first, end, schedule)
+        self.slots[:n] = slots
         self.place.zero_(); self.first.fill_(first)
 
     def record(self):

@@ -165,7 +165,8 @@ def padded(
     size,     # Texts in a batch
 )->np.ndarray:
     "[text, option] log-probabilities by transformers alone"
-    ids,res = [lm.tokenizer(o, add_special_tokens=False).input_ids[0] for o in options], []
+    ids = [lm.tokenizer(o, add_special_tokens=False).input_ids[0] for o in options]
+    res = []
     for k in range(0, len(texts), size):
         kw = _tokens(lm, texts[k:k+size])
         x = lm.model(**kw, logits_to_keep=1, use_cache=False).logits[:,-1].float()
@@ -221,7 +222,8 @@ def asked_by_harness(conditions=('q',), orders=1):
 
 def raw(items)->list:
     "The rows of BBQ's files that items were read from"
-    items,rows = list(items),{}
+    items = list(items)
+    rows = {}
     for c in {i.category for i in items}:
         for r in read_jsonl(fetch(f'bbq/{c}')): rows[f'{c}/{r["example_id"]}'] = r
     return [rows[i.id] for i in items]
@@ -354,8 +356,10 @@ class Row:
     turns:int = 5       # At most
     one:bool = True     # Measured with one thread as well
 
-_lm_eval,_with = 'lm-evaluation-harness', ('q','q+if')
-_harness,_long = dict(needs=('lm_eval',)),dict(probe=1, most=2, turns=3, one=False)
+_lm_eval = 'lm-evaluation-harness'
+_with = ('q','q+if')
+_harness = dict(needs=('lm_eval',))
+_long = dict(probe=1, most=2, turns=3, one=False)
 rows = {
     'task': Row(f'{_lm_eval}, its bbq task, Q', own_task, asked(), 15, 25, like=False,
                 needs=('lm_eval','bbq'), sizes=((4,16), (1024,4096)), **_long),
@@ -403,7 +407,8 @@ pd.DataFrame([(k, r.against, r.floor, r.aim) for k,r in rows.items()],
 #| export
 def _clock(go):
     "Seconds by the clock and of the processor, and what came out"
-    t,c = perf_counter(),process_time()
+    t = perf_counter()
+    c = process_time()
     res = go()
     return perf_counter()-t, process_time()-c, res
 
@@ -432,14 +437,17 @@ def measure(
 )->dict:
     "One row, with the threads as they are"
     whole = [u(s) for u in row.units] if row.units else [s.scenes]*2
-    few,sides = [w[:row.probe] for w in whole],(row.theirs, row.ours)
+    few = [w[:row.probe] for w in whole]
+    sides = (row.theirs, row.ours)
     repeats = min(repeats, row.turns)
     chosen = [_best(f, s, u, z) for f,u,z in zip(sides, few, row.sizes)]
-    each,turn = [t/row.probe for _,t in chosen],seconds*.7/repeats # Of a unit, of a turn
+    each = [t/row.probe for _,t in chosen] # Of a unit, of a turn
+    turn = seconds*.7/repeats
     share = (turn*.75/each[0],turn*.25/each[1]) if row.units else [turn/sum(each)]*2
     n = [int(np.clip(k, row.least, min(row.most, len(w)))) for k,w in zip(share, whole)]
     runs = [f(s, w[:k], size) for f,w,k,(size,_) in zip(sides, whole, n, chosen)]
-    times,last = [],None
+    times = []
+    last = None
     for _ in range(repeats):
         got = [_clock(go) for go in runs]
         times.append([t[:2] for t in got]); last = [t[2] for t in got]

@@ -159,7 +159,9 @@ def labelled_by_transformers(per, swap):
             before,ids = _split(s.lm)
             with counted(s.lm) as n:
                 lp = padded(s.lm, [t+before for x in texts for t in x], ids, size)
-            A,k,res = 1/(1+np.exp(lp[:,1]-lp[:,0])),0,[]
+            A = 1/(1+np.exp(lp[:,1]-lp[:,0]))
+            k = 0
+            res = []
             for r,x in zip(pairs, texts):
                 each = A[k:k+len(x)].reshape(-1, len(lab.orders(r))); k += len(x)
                 res.append(np.where(lab.orders(r), 1-each, each).mean())
@@ -195,7 +197,8 @@ def written_out(lm, pairs, per=1, swap=False)->list:
     "Labels with every letter's text run whole, one by one"
     lab,texts = _questions(lm, pairs, per=per, swap=swap)
     def lp(text, letter):
-        ids,n = lm.tokenizer(text+letter).input_ids,len(lm.tokenizer(text).input_ids)
+        ids = lm.tokenizer(text+letter).input_ids
+        n = len(lm.tokenizer(text).input_ids)
         x = lm.model(torch.tensor([ids])).logits[0].double().log_softmax(-1)
         return sum(x[i-1,ids[i]].item() for i in range(n, len(ids)))
     return [combine(np.array([[[lp(t, l) for l in LETTERS]] for t in x]), lab.orders(r))[0]
@@ -230,7 +233,8 @@ def generated(
     size:int, # Texts in a batch
 )->list:      # Each has a `text` and a `finish`
     "What comes after each text, by `generate`"
-    ends,res = eos_ids(lm),[]
+    ends = eos_ids(lm)
+    res = []
     for k in range(0, len(texts), size):
         kw = _tokens(lm, texts[k:k+size])
         out = lm.model.generate(**kw, max_new_tokens=new, do_sample=False,
@@ -254,7 +258,8 @@ def chained_by_generate(s, prompts, size):
     def go():
         rows = [dict(id=p['id'], prompt=p['text']) for p in prompts]
         drawn = [draw(load_principles(), rounds, 0, r['id']) for r in rows]
-        c,said = _Chains(s.lm, rows, drawn, load_few_shot(), True, 'plain'),[[] for _ in rows]
+        c = _Chains(s.lm, rows, drawn, load_few_shot(), True, 'plain')
+        said = [[] for _ in rows]
         c.answered(generated(s.lm, c.asks()[1], new, size))
         while (asks := [c.next(i, x) for i,x in enumerate(said)])[0]:
             texts = generated(s.lm, [a for _,a in asks], new, size)
@@ -307,7 +312,8 @@ class Turns:
     def begin(self):
         if not sys.stdin.readline(): os._exit(0)
         self.peak = Peak()
-        self.t,self.c = perf_counter(),process_time()
+        self.t = perf_counter()
+        self.c = process_time()
 
     def end(self, **told):
         told = dict(seconds=perf_counter()-self.t, cpu=process_time()-self.c, **told)
@@ -354,7 +360,9 @@ def our_steps(turns, model, batch, new, tail='', inner=1, critic='separate', cop
     c = PolicyConfig(batch=batch, copies=copies, max_new_tokens=new, inner=inner,
                      critic=critic, mode=form(lm), lr=1e-6, steps=10**6, kl=.05)
     learner = Learner(lm, PreferenceModel(score_model(lm), lm, form(lm)), c)
-    asked,collect,rise = _asked(batch//copies, tail),learner.collect,[]
+    asked = _asked(batch//copies, tail)
+    collect = learner.collect
+    rise = []
     def watched(*args):
         b = collect(*args)
         rise.append(turns.peak())
@@ -414,9 +422,12 @@ def trl_ppo(turns, model, batch, new, tail='', inner=1, only=False):
     os.environ['TRL_EXPERIMENTAL_SILENCE'] = '1'
     from datasets import Dataset
     from trl.experimental.ppo import PPOConfig, PPOTrainer
-    lm,seen = _given(model),{}
-    tok,asks = _padder(lm),[ask(lm, p['text'], form(lm)) for p in _asked(batch, tail)]
-    here,begin = tempfile.mkdtemp(),max(len(a.ids) for a in asks) # All may end before `new`
+    lm = _given(model)
+    seen = {}
+    tok = _padder(lm)
+    asks = [ask(lm, p['text'], form(lm)) for p in _asked(batch, tail)]
+    here = tempfile.mkdtemp() # All may end before `new`
+    begin = max(len(a.ids) for a in asks)
     args = PPOConfig(output_dir=here, per_device_train_batch_size=batch, num_mini_batches=1,
         gradient_accumulation_steps=1, num_ppo_epochs=inner, total_episodes=batch*10**6,
         response_length=new, stop_token='eos', num_sample_generations=0, kl_coef=.05,
@@ -435,7 +446,8 @@ def trl_rloo(turns, model, batch, new, tail='', copies=2):
     "Steps of TRL's RLOO"
     from datasets import Dataset
     from trl import RLOOConfig, RLOOTrainer
-    lm,seen = _given(model),{}
+    lm = _given(model)
+    seen = {}
     score = PreferenceModel(score_model(lm), lm, form(lm))
     if not lm.model.config._name_or_path: # From where TRL reads its reference
         lm.model.config._name_or_path = tempfile.mkdtemp()
@@ -534,7 +546,9 @@ class Row:
 
 _trl = 'TRL 1.9 PPO','TRL 1.16 RLOO, 2 generations'
 _step = dict(batch=16, new=96, tail=' Answer in one sentence.')
-_full,_half,_wide = dict(batch=8, new=48),_step|dict(batch=8),_step|dict(only=True)
+_full = dict(batch=8, new=48)
+_half = _step|dict(batch=8)
+_wide = _step|dict(only=True)
 rows = {
     'labels': Row('transformers, one principle, one order', labelled_by_transformers(1, False),
                   labelled(1, False), 2.5, 4, alike='p'),
@@ -581,7 +595,8 @@ pd.DataFrame([(k, r.against, r.floor, r.aim) for k,r in rows.items() if not r.cu
 #| export
 def _clock(go):
     "What came out, with seconds by the clock and of the processor"
-    t,c = perf_counter(),process_time()
+    t = perf_counter()
+    c = process_time()
     told = go()
     return dict(seconds=perf_counter()-t, cpu=process_time()-c)|told
 
@@ -603,7 +618,8 @@ def _here(row, s):
 
 def _there(row, s, stack):
     "Both sides of a row of steps, after a step each"
-    model,python = s.size.get('model', s.lm.name),s.python[row.python]
+    model = s.size.get('model', s.lm.name)
+    python = s.python[row.python]
     res = []
     for name,options in zip((row.theirs, row.ours), row.options):
         w = Worker(python, name, s.threads, model=model, **options|s.size.get('steps', {}))
@@ -628,7 +644,9 @@ def measure(
     repeats=5,   # Turns at most
 )->dict:
     "One row, with the threads as they are"
-    turns,began,z = [],perf_counter(),[]
+    turns = []
+    began = perf_counter()
+    z = []
     with ExitStack() as stack:
         if row.python: sides = _there(row, s, stack)
         else: sides,z = _here(row, s)
@@ -666,7 +684,8 @@ def first_gap(
     temperatures=(.7, 1.),
 )->dict: # The largest gap, the mean one, of how many tokens; largest distances from float64
     "How far sampler and trainer are apart before the first step"
-    gaps,double = [],copy.deepcopy(lm.model).double()
+    gaps = []
+    double = copy.deepcopy(lm.model).double()
     for t in temperatures:
         with batch_invariant(lm.model): # As `train_policy` does
             r = roll(lm, _requests(n), list(range(n)), new, t, mode=form(lm))
@@ -725,7 +744,8 @@ def bench(
     said=lambda name: None, # Called before each row, for a progress line
 )->pd.DataFrame:
     "Measure our labels, chains and steps beside what one would otherwise run"
-    names,threads = _names(names),threads or torch.get_num_threads()
+    names = _names(names)
+    threads = threads or torch.get_num_threads()
     with _on(threads):
         size = dict(prompts=80, chains=dict(rounds=4, new=64))|(size or {})
         if isinstance(model, (str,Path)): size.setdefault('model', str(model))

@@ -107,7 +107,8 @@ out = np.zeros(16, np.float32)
 draws(out); a_draw,top = best(lambda: draws(out))/1.6e6, peak()
 rows = []
 for n,m,I,steps in [(2,1,400,301),(5,2,200,301),(20,5,40,201),(400,30,2,21)]:
-    one,two = step(n, m, I, 1024, steps),step(n, m, I, 2048, steps)
+    one = step(n, m, I, 1024, steps)
+    two = step(n, m, I, 2048, steps)
     rows.append(dict(n=n, m=m, step=one, update=max(2*one-two, 0.), draws=n*1024*a_draw*1e6,
                      products=10*n*m*1024/top*1e6))
 torch.set_num_threads(threads)

@@ -108,12 +108,14 @@ def ask(
     mode:str='plain',# How turns are marked; see `render`
 )->list:             # Of `Question`, first stage where there are two
     "Write out everything that will be asked"
-    out,who = [], identity(lm)
+    out = []
+    who = identity(lm)
     for c in conditions:
         for k,order in enumerate(orders(b, n_orders)):
             for i in items:
                 shown = b.reorder(i, order) if b.reorder else i
-                p,o = build(lm, b.stimuli, c, b.fields(shown), mode=mode), b.options(shown)
+                p = build(lm, b.stimuli, c, b.fields(shown), mode=mode)
+                o = b.options(shown)
                 out.append(Question(i, shown, c, k, p, tuple(o), key(who, p, o)))
     return out
 
@@ -152,7 +154,8 @@ def respondent(
     def fn(text):
         body,*shown = _options(text)
         if body not in at or not text.endswith('answer is ('): return {'': 1.}
-        item,told = at[body], instruction in shown[2]
+        item = at[body]
+        told = instruction in shown[2]
         shown[2] = shown[2].removesuffix(instruction).strip().removesuffix('.')
         said = zip(item.options, rule(item, told))
         return {'abc'[shown.index(o)]:float(p) for o,p in said if p}
@@ -246,11 +249,13 @@ def reason(
         kw = dict(after=[(_turn(lm, b, q), q.options) for q in many_of.values()])
     wrote = write(list(first.values()), max_new_tokens=max_new_tokens, stop=STOP, seed=seed,
                   temperature=temperature, keys=keys, run=run, progress=progress, **kw)
-    said,who = dict(zip(first, wrote)), identity(lm)
+    said = dict(zip(first, wrote))
+    who = identity(lm)
     for q in many:
         s = said[q.key, q.n]
         full = build(lm, b.stimuli, q.condition, b.fields(q.shown), sample=s.text, mode=mode)
-        q.prompt,q.sample = _after(lm, q.prompt, s, full), s
+        q.prompt = _after(lm, q.prompt, s, full)
+        q.sample = s
         q.key = key(who, q.prompt, q.options)
     there = {q.key:dict(zip(b.answers, q.sample.after)) for q in many if q.sample.after}
     new = [(k, there[k]) for k in run.missing(there)]

@@ -71,7 +71,8 @@ class Evaluation:
 
     def __repr__(self):
         d = self.records
-        n,told = d.groupby('benchmark').id.nunique().sum(), ', '.join(dict.fromkeys(d.condition))
+        n = d.groupby('benchmark').id.nunique().sum()
+        told = ', '.join(dict.fromkeys(d.condition))
         return (f'Evaluation of {self.model}: {n:,} questions, {told}; '
                 f'{d.order.nunique()} of 6 orders')
 
@@ -297,7 +298,8 @@ def again(out):
     return evaluate(random_model('llama'), items=ours, limit=48, orders=3, portion=16,
                     out=out).records
 
-cut,whole = again(tmp/'cut'), again(tmp/'whole')
+cut = again(tmp/'cut')
+whole = again(tmp/'whole')
 assert cut.equals(whole)
 with open_run(tmp/'cut') as run: assert len(run)==len(cut)>kept
 cut[['id','condition','order','lp_a','lp_b','lp_c']].tail(3)

@@ -82,7 +82,8 @@ design.round(3)
 # %%
 def found(C, m, icc, effect, runs=400, seed=0):
     rng = np.random.default_rng(seed)
-    at,hits = np.repeat(range(C), m), 0
+    at = np.repeat(range(C), m)
+    hits = 0
     for k in range(runs):
         y = effect + .5*(np.sqrt(icc)*rng.normal(size=(C,1)) + np.sqrt(1-icc)*rng.normal(size=(C,m)))
         hits += cluster_test(y.ravel(), at, n=800, seed=k)<.05
@@ -109,7 +110,8 @@ def components(
     clusters,   # Template of each
 )->dict:        # sd, icc, templates, rows
     "How a difference varies within and between templates"
-    y,code = np.asarray(values, float), pd.factorize(np.asarray(clusters))[0]
+    y = np.asarray(values, float)
+    code = pd.factorize(np.asarray(clusters))[0]
     n = np.bincount(code)
     if len(n)<2: raise DataError('One template cannot show how templates differ.')
     means = np.bincount(code, y)/n

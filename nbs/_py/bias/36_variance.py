@@ -103,7 +103,8 @@ def reader(
         a,rest = rest.split(' (b) ', 1)
         b,rest = rest.split(' (c) ', 1)
         request = max((t for t in said if rest.endswith(t)), key=len)
-        shown,item = [a, b, rest.removesuffix(request).strip()[:-1]], at[body]
+        shown = [a, b, rest.removesuffix(request).strip()[:-1]]
+        item = at[body]
         p = zip(item.options, rule(item, said[request]))
         return {'abc'[shown.index(o)]:float(x) for o,x in p if x}
     return lookup(fn, name=name or rule.__name__)
@@ -203,7 +204,8 @@ from statsmodels.stats.anova import anova_lm
 
 long = pair.stack([0,1], future_stack=True).rename('y').reset_index()
 form = 'y ~ C(condition)*C(template) + C(condition):C(wording)'
-fit,ours = anova_lm(ols(form, long).fit()), mean_squares(pair)
+fit = anova_lm(ols(form, long).fit())
+ours = mean_squares(pair)
 order = ['condition','template','condition x template','wording','rest']
 test_close(fit.mean_sq.to_numpy(), ours.ms[order].to_numpy(), eps=1e-9)
 fit.round(4)
@@ -230,11 +232,13 @@ def _draws(y, n, seed):
     from scipy.special import chndtrinc
     from scipy.stats import chi2
     T,C,K = _cube(y).shape
-    a,rng = mean_squares(y), np.random.default_rng(seed)
+    a = mean_squares(y)
+    rng = np.random.default_rng(seed)
     ms = {k: a.ms[k]*d/rng.chisquare(d, n) if d else np.zeros(n) for k,d in a.df.items()}
     v,noise = _solve(ms, T, C, K)
     if C>1:
-        x,u = (C-1)*a.ms['condition']/(T*K)/noise, rng.uniform(size=n)
+        x = (C-1)*a.ms['condition']/(T*K)/noise
+        u = rng.uniform(size=n)
         far = chi2.cdf(x, C-1)>u
         v['condition'] = np.zeros(n)
         v['condition'][far] = chndtrinc(x[far], C-1, u[far])*noise[far]/(C-1)
@@ -248,9 +252,11 @@ def components(
 )->pd.DataFrame:     # A row for each of PARTS: variance and share, with their intervals
     "Where the variance of answers comes from"
     v = pd.Series(_solve(mean_squares(y).ms, *_cube(y).shape)[0])
-    d,share = _draws(y, n, seed), v.clip(lower=0)
+    d = _draws(y, n, seed)
+    share = v.clip(lower=0)
     tails = [(1-level)/2, (1+level)/2]
-    q,s = d.quantile(tails).T, d.div(d.sum(axis=1), axis=0).quantile(tails).T
+    q = d.quantile(tails).T
+    s = d.div(d.sum(axis=1), axis=0).quantile(tails).T
     cols = dict(variance=v, low=q.iloc[:,0], high=q.iloc[:,1], share=share/share.sum(),
                 share_low=s.iloc[:,0], share_high=s.iloc[:,1])
     return pd.DataFrame(cols).loc[PARTS if y.columns.get_level_values(0).nunique()>1 else
@@ -274,7 +280,8 @@ def wording_share(
 )->Estimate:
     "Share of wording in the variance among requests"
     v = pd.Series(_solve(mean_squares(y).ms, *_cube(y).shape)[0]).clip(lower=0)
-    d,of = _draws(y, n, seed), lambda v: v['wording']/(v['wording']+v['condition'])
+    d = _draws(y, n, seed)
+    of = lambda v: v['wording']/(v['wording']+v['condition'])
     ends = of(d).fillna(1).quantile([(1-level)/2, (1+level)/2])
     value = float(of(v)) if v['wording']+v['condition'] else np.nan
     return Estimate(value, *map(float, ends))
@@ -328,12 +335,17 @@ components(one).assign(truth=truth(designs['a third'])).round(4)
 # %%
 def covers(name, runs=120, seed=0):
     "How often intervals contain the truth, and how far off the estimates are"
-    rng,design = np.random.default_rng(seed), designs[name]
-    v,got,est = pd.Series(truth(design)), [], []
+    rng = np.random.default_rng(seed)
+    design = designs[name]
+    v = pd.Series(truth(design))
+    got = []
+    est = []
     for _ in range(runs):
         y = make(rng, **design)
-        r,s = components(y, n=400, seed=rng), wording_share(y, n=400, seed=rng)
-        d,share = effect(y[0]-y[2]), v['wording']/(v['wording']+v['condition'])
+        r = components(y, n=400, seed=rng)
+        s = wording_share(y, n=400, seed=rng)
+        d = effect(y[0]-y[2])
+        share = v['wording']/(v['wording']+v['condition'])
         got.append({**((r.low<=v)&(v<=r.high)), 'share of wording': s.low<=share<=s.high,
                     'effect': d.low<=design['c'][0]-design['c'][2]<=d.high})
         est.append(r.variance)

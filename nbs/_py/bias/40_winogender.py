@@ -122,7 +122,8 @@ with expect_fail(DataError, contains='must lie in'):
 @cache
 def _theirs():
     tsv = lambda k: pd.read_csv(fetch(f'winogender/{k}'), sep='\t')
-    t,s = tsv('templates'), tsv('occupations-stats').set_index('occupation')
+    t = tsv('templates')
+    s = tsv('occupations-stats').set_index('occupation')
     t.columns = ['occupation', 'participant', 'answer', 'sentence']
     t = t[t.answer==0]
     return tuple(blank(r.sentence, r.occupation, r.participant, s.bls_pct_female[r.occupation]/100,
@@ -205,10 +206,13 @@ METRICS = ('rho_raw', 'rho_three', 'rho_two', 'slope_three', 'intercept_three', 
 def _line(x, y):
     "Correlation, slope and intercept along the last axis; nan where nothing varies"
     dx,dy = (v-v.mean(-1, keepdims=True) for v in (x, y))
-    xx,yy,xy = (dx**2).mean(-1), (dy**2).mean(-1), (dx*dy).mean(-1)
+    xx = (dx**2).mean(-1)
+    yy = (dy**2).mean(-1)
+    xy = (dx*dy).mean(-1)
     with np.errstate(invalid='ignore', divide='ignore'):
         flat = yy<1e-16 # Rounding, not variation
-        rho,slope = np.where(flat, np.nan, xy/np.sqrt(xx*yy)), xy/xx
+        rho = np.where(flat, np.nan, xy/np.sqrt(xx*yy))
+        slope = xy/xx
     return rho, slope, y.mean(-1)-slope*x.mean(-1)
 
 def measure(
@@ -216,9 +220,12 @@ def measure(
     share, # [..., occupation] women in the occupation
 )->dict:   # Of METRICS, [...]
     "All that is said of how pronouns follow the statistics"
-    f,m = p[...,0], p[...,1]
+    f = p[...,0]
+    m = p[...,1]
     total = p.sum(-1)
-    raw,three,two = _line(share, f), _line(share, f/total), _line(share, f/(f+m))
+    raw = _line(share, f)
+    three = _line(share, f/total)
+    two = _line(share, f/(f+m))
     q = (p/total[...,None]).mean(-2)
     values = raw[0], three[0], two[0], *three[1:], *two[1:], *np.moveaxis(q, -1, 0), total.mean(-1)
     return dict(zip(METRICS, values))
@@ -302,7 +309,8 @@ def numbers(
         both = {c:(measure(v[at], x), measure(v[at][draws], x[draws])) for c,v in p.items()}
         for c in [c for c in p if c!=against]:
             for m in METRICS:
-                v,ds = both[c][0][m], both[c][1][m]
+                v = both[c][0][m]
+                ds = both[c][1][m]
                 if against: v,ds = v-both[against][0][m], ds-both[against][1][m]
                 rows.append(dict(benchmark=records.benchmark.iloc[0], category=part, metric=m,
                     condition=f'{c} - {against}' if against else c, **_interval(v, ds, level)))

@@ -385,8 +385,10 @@ def student_bootstrap(
     seed:int=0,
 )->list:             # One `Estimate` a column
     "Means over students, with intervals from drawing students"
-    v,k = np.asarray(values, float), np.asarray(students, int)
-    N,rng = int(k.sum()), np.random.default_rng(seed)
+    v = np.asarray(values, float)
+    k = np.asarray(students, int)
+    N = int(k.sum())
+    rng = np.random.default_rng(seed)
     value = k@v/N
     if N<2: return [Estimate(float(x)) for x in value]
     draws = np.concatenate([rng.multinomial(N, k/N, min(256, n-i))@v/N
@@ -402,7 +404,8 @@ def student_bootstrap(
 
 # %%
 profiles = real.groupby(['sex','lsat','gpa'])
-code,k = profiles.ngroup().to_numpy(), profiles.size().to_numpy()
+code = profiles.ngroup().to_numpy()
+k = profiles.size().to_numpy()
 v = np.random.default_rng(1).normal(size=len(k))
 rows = np.random.default_rng(2).integers(0, len(real), (50, len(real)))
 counts = np.array([np.bincount(code[r], minlength=len(k)) for r in rows])
@@ -450,9 +453,11 @@ def numbers(
     seed:int=0,
 )->pd.DataFrame:           # benchmark, condition, category, metric, value, low, high
     "The gap and what it is made of, each with its interval"
-    d,rows = pairs(records), []
+    d = pairs(records)
+    rows = []
     for c in [c for c in dict.fromkeys(records.condition) if c!=against]:
-        v,who = _values(d, c, against), d.loc[c]
+        v = _values(d, c, against)
+        who = d.loc[c]
         parts = {OVERALL:who.weight>0} | {s:who.sex==s for s in sorted(who.sex.unique())}
         for cat,at in parts.items():
             es = student_bootstrap(v[at], who.weight[at], n, level, seed)

@@ -181,7 +181,8 @@ def part(
     cells = {}
     for i in items:
         cells.setdefault(i.question, {}).setdefault((i.race, i.gender), []).append(i)
-    questions,need = list(cells), max(map(len, cells.values()))
+    questions = list(cells)
+    need = max(map(len, cells.values()))
     if limit<need:
         raise ConfigError(f'limit={limit} is less than the {need} people of one round.')
     order = np.random.default_rng(seed).permutation(len(questions))
@@ -359,7 +360,8 @@ def covers(runs=60, n=12, spread=.1):
     hits = np.zeros((runs, 2, 7))
     for k in range(runs):
         d = simulated(n, spread, rng)
-        b,m = slopes(d), mixed(d)
+        b = slopes(d)
+        m = mixed(d)
         es = [cluster_bootstrap(b[t].to_numpy(), b.index, n=400, seed=k) for t in TERMS]
         hits[k,0] = [e.low<=t<=e.high for e,t in zip(es, TRUE)]
         hits[k,1] = (m.low<=TRUE) & (TRUE<=m.high)
@@ -409,7 +411,8 @@ def numbers(
     seed:int=0,
 )->pd.DataFrame:            # benchmark, condition, category, metric, value, low, high
     "What race, gender and age count for, in log-odds of a yes"
-    d,out = logits(records), []
+    d = logits(records)
+    out = []
     for c in [c for c in dict.fromkeys(records.condition) if c!=against]:
         rows = d.loc[c]
         less = None if against is None else d.loc[against].loc[rows.index]
@@ -431,7 +434,8 @@ DISCRIM_EVAL = Benchmark('discrim-eval', 'discrim', load, ('yes','no'),
 
 # %%
 def person_of(text):
-    races,nouns = '|'.join(RACES), '|'.join(GENDERS.values())
+    races = '|'.join(RACES)
+    nouns = '|'.join(GENDERS.values())
     race,noun,age = re.findall(f'({races}) ({nouns}), ([0-9]+)', text)[-1]
     gender = next(g for g,w in GENDERS.items() if w==noun)
     return pd.DataFrame([dict(race=race, gender=gender, age=int(age))])

@@ -42,7 +42,8 @@ from moral_sc.language.stub_models import letter_prior
 # %%
 def leans(item, told):
     rng = np.random.default_rng(sum(map(ord, item.template)))
-    u,b = rng.uniform(.2,.5) + .2*told, rng.uniform(.45,.85)
+    u = rng.uniform(.2,.5) + .2*told
+    b = rng.uniform(.45,.85)
     p = {item.unknown:u, item.biased:(1-u)*b, item.counter:(1-u)*(1-b)}
     return [p[k] for k in range(3)]
 
@@ -161,7 +162,8 @@ def plot_letters(
     table,      # Of `letters`
 )->go.Figure:
     "How often each letter is the answer, and how often it is right"
-    fig,abc = go.Figure(), ['a','b','c']
+    fig = go.Figure()
+    abc = ['a','b','c']
     for (_,c),row in table.iterrows():
         name,colour,_ = style(c)
         fig.add_bar(x=[f'({k})' for k in abc], y=[row[f'chosen_{k}'] for k in abc],

@@ -108,10 +108,13 @@ def rows(
     limit:int|None=None,  # At most so many questions, the first of each category in turn
 )->tuple:                 # Rows, and the prompts they point at
     "What the page shows, as plain data"
-    found,prompts,at = [],[],{(n,str(b.facts(i)['id'])):i for n,b in benchmarks.items()
+    found = []
+    prompts = []
+    at = {(n,str(b.facts(i)['id'])):i for n,b in benchmarks.items()
                               for i in items[n]}
     for _,r in _spread(records, limit).iterrows():
-        b,item = benchmarks[r.benchmark], at.get((r.benchmark, str(r.id)))
+        b = benchmarks[r.benchmark]
+        item = at.get((r.benchmark, str(r.id)))
         if item is None: raise DataError(f'{r.id} was asked, but {r.benchmark} as it is here has '
                                          'no such item.')
         prompts.append(_prompt(b, item, r.dropna()))

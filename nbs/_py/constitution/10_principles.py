@@ -294,7 +294,9 @@ ids = [f'cai/prompts/{n}' for n in ('CritiqueRevisionInstructions', 'RLMadisonIn
                                     'CritiqueRevisionFewShotPrompts')]
 theirs = all(available(i) for i in ids)
 if theirs:
-    ps,cs,fs = author_principles(), author_comparisons(), author_few_shot()
+    ps = author_principles()
+    cs = author_comparisons()
+    fs = author_few_shot()
     test_eq((len(ps), len(cs), len(fs)), (16, 16, 5))
     test_eq({t[-1] for p in ps for t in (p.critique, p.revision)} - set('.?'), set())
     words = ' '.join([p.critique+p.revision for p in ps]+[c.text for c in cs])

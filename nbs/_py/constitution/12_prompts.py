@@ -128,7 +128,8 @@ def example(
     mode:str='plain',
 )->tuple:              # Ids of prompt, answer and end token; place of the answer's first token
     "What a model should have written, as tokens"
-    p,end = ask(lm, text, mode), _end(lm, mode)
+    p = ask(lm, text, mode)
+    end = _end(lm, mode)
     body = (' ' if mode=='plain' else '')+answer.strip()
     ids = lm.tokenizer(body, add_special_tokens=False).input_ids
     return [*p.ids, *ids, end],len(p.ids)
@@ -201,7 +202,8 @@ def human_comparisons(
 # %%
 found = 'out of reach'
 if available('hh-rlhf/harmless-base/test'):
-    rows,prompts = human_comparisons(), load_prompts('hh')
+    rows = human_comparisons()
+    prompts = load_prompts('hh')
     many = sum(len(turns(r['prompt']))>1 for r in rows)
     longer = sum((len(r['a'])>len(r['b']))==(r['p']==1) for r in rows)/len(rows)
     found = dict(pairs=len(rows), several_turns=many, prompts=len(prompts), longer=longer)

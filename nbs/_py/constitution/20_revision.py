@@ -282,8 +282,12 @@ def _part(s, part):
 class _Chains:
     "Rows of one run, and how each goes on"
     def __init__(self, lm, rows, drawn, shots, ask, mode):
-        self.lm,self.rows,self.drawn,self.mode = lm,rows,drawn,mode
-        self.ask,self.front = ask,shot_script(shots, ask)
+        self.lm = lm
+        self.rows = rows
+        self.drawn = drawn
+        self.mode = mode
+        self.ask = ask
+        self.front = shot_script(shots, ask)
         self.parts = ('Critique', 'Revision') if ask else ('Revision',)
 
     def asks(self):
@@ -297,7 +301,8 @@ class _Chains:
 
     def told(self, said, drawn):
         "Rounds from the texts of a row; the last may lack its revision"
-        n,res = len(self.parts),[]
+        n = len(self.parts)
+        res = []
         for k in range(0, len(said), n):
             d = dict(principle=drawn[k//n].id, critique='', critique_finish='')
             for s,part in zip(said[k:k+n], self.parts):

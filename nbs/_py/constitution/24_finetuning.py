@@ -98,7 +98,8 @@ test_eq(fault(loop), 'repetition')
 #| export
 def _texts(row, which):
     "Revisions of a chain: (round, text, how it ended, the text before)"
-    res,last = [],row['response']
+    res = []
+    last = row['response']
     for k,s in enumerate(row['rounds'], 1):
         res.append((k, s['revision'], s.get('finish', ''), last))
         last = s['revision'] or last
@@ -118,7 +119,8 @@ def examples_of(
     rows = [(f'{c["id"]}/{k}', c['prompt'], t, k, fault(t, f, b, repeats))
             for c in chains for k,t,f,b in _texts(c, which)]
     for i,r in enumerate(extra, 1):
-        text,said = r.get('text', r.get('prompt')),r.get('answer')
+        text = r.get('text', r.get('prompt'))
+        said = r.get('answer')
         if not isinstance(text, str) or not isinstance(said, str):
             raise DataError(f'extra: row {i} needs `text` and `answer`, both strings.')
         rows.append((r.get('id', f'extra/{i}'), text, said, 0,
@@ -309,7 +311,8 @@ lm.model.requires_grad_(True)
 each = [(nll(lm.model, ids), s-1) for ids,s in data]
 answers = torch.cat([x[s:] for x,s in each])
 ours = gradient(answer_loss(lm.model, data)[0])/len(answers)
-want,whole = gradient(answers.mean()),torch.cat([nll(lm.model, ids) for ids,_ in data]).mean()
+want = gradient(answers.mean())
+whole = torch.cat([nll(lm.model, ids) for ids,_ in data]).mean()
 assert (ours-want).norm()<1e-4*want.norm()
 assert (gradient(whole)-want).norm()>.1*want.norm()
 _,once = finetune(lm, rows, batch=9)

@@ -96,7 +96,8 @@ assert (kl>=-1e-12).all()
 
 # %%
 m = torch.zeros(1, dtype=torch.float64, requires_grad=True)
-label,weight = torch.tensor([1., .55]), torch.tensor([1., 3.])
+label = torch.tensor([1., .55])
+weight = torch.tensor([1., 3.])
 for _ in range(60):
     g, = torch.autograd.grad((weight*soft_label_loss(m, label)).sum(), m)
     m = (m-g).detach().requires_grad_()
@@ -233,14 +234,16 @@ def pair(i):
 
 rows = [pair(i) for i in range(1200)]
 seen = {r['prompt'] for r in rows[:1000]}
-train,test = rows[:1000], [r for r in rows[1000:] if r['prompt'] not in seen]
+train = rows[:1000]
+test = [r for r in rows[1000:] if r['prompt'] not in seen]
 pm = fit_preference(lm, train, test, lr=3e-3)
 pm.history.attrs['test'], np.corrcoef(pm.margins(test),
                                       [np.log(r['p']/(1-r['p'])) for r in test])[0,1]
 
 # %%
 assert pm.history.attrs['test'].low>.85
-ask,said = [r['prompt'] for r in train], [r['a'] for r in train]
+ask = [r['prompt'] for r in train]
+said = [r['a'] for r in train]
 test_close(np.mean([pm(ask, said), pm(ask, [r['b'] for r in train])]), 0, 1e-6)
 
 # %% [markdown]
@@ -274,5 +277,6 @@ with expect_fail(DataError, contains='two equal answers'):
 even = [r|dict(p=np.float32(.5)) for r in test]
 some = fit_preference(lm, train[:32], even)
 assert np.isnan(some.history.attrs['test'].value)
-before,some.zero = some.margins(test[:9]), some.zero+7.
+before = some.margins(test[:9])
+some.zero = some.zero+7.
 test_close(some.margins(test[:9]), before, 1e-9)

@@ -144,7 +144,8 @@ def plot_shares(
     shares:dict, # Name -> share of answers, one a prompt
 )->go.Figure:
     "Prompts in the order of their share, one line a model"
-    fig,lines = go.Figure(), ['solid', 'dash', 'dot', 'dashdot']
+    fig = go.Figure()
+    lines = ['solid', 'dash', 'dot', 'dashdot']
     for (name,s),dash in zip(shares.items(), lines):
         y = sorted(s, reverse=True)
         fig.add_scatter(x=[(i+.5)/len(y) for i in range(len(y))], y=y, name=name, mode='lines',

@@ -97,7 +97,8 @@ def toy(axis):
     said = {p: [str(v+rng.normal(0, .7)) for _ in asks] for p,v in skill.items()}
     return play(said, asks, judge_from(lambda prompts, a: [float(x) for x in a], 2.))
 
-helpful,harmless = toy(0), toy(1)
+helpful = toy(0)
+harmless = toy(1)
 e = tournament(harmless, gauge='SL-CAI').table.merge(runs)
 e = e.rename(columns=dict(run='kind')).sort_values(['kind', 'step'])
 plot_ratings(e, 'step', 'steps of training', 'harmlessness, Elo')
@@ -119,7 +120,8 @@ test_eq(len({t.line.color for t in fig.data}), 4)
 def _stairs(f):
     "Corners of the area that all snapshots dominate together"
     d = f.table[f.table.pareto].sort_values('helpful')
-    x,y = d.helpful.tolist(), d.harmless.tolist()
+    x = d.helpful.tolist()
+    y = d.harmless.tolist()
     xs = [f.reference[0]] + [v for v in x for _ in (0, 1)]
     return xs, [v for v in y for _ in (0, 1)] + [f.reference[1]]
 

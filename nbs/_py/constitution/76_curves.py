@@ -83,7 +83,8 @@ def plot_training(
     window:int=9,   # Steps in the running mean
 )->go.Figure:
     "Numbers of each step against the step, a panel a number"
-    runs,cols = _named(runs),min(3, len(columns))
+    runs = _named(runs)
+    cols = min(3, len(columns))
     names = [titles.get(c, c) for c in columns]
     fig = make_subplots(-(-len(columns)//cols), cols, horizontal_spacing=.11,
                         vertical_spacing=.22, subplot_titles=names)
@@ -139,7 +140,8 @@ def plot_distance(
     title:str='score',
 )->go.Figure:
     "Several scores of one run against sqrt(KL)"
-    fig,x = go.Figure(),distance(history)
+    fig = go.Figure()
+    x = distance(history)
     i = np.argsort(x)
     for (c,name),colour in zip(scores.items(), ('if', 'q', 'accent', 'cot')):
         y = _has(history, c).to_numpy()[i]
@@ -189,7 +191,8 @@ def turn(
     window:int=9,
 )->dict:            # Step and distance of the top; height there, at start and end
     "Where a score is highest along a run"
-    y,x = smooth(_has(history, column), window),distance(history)
+    y = smooth(_has(history, column), window)
+    x = distance(history)
     k = int(np.argmax(y))
     return dict(step=int(history.step.iloc[k]), distance=float(x[k]), start=float(y[0]),
                 top=float(y[k]), end=float(y[-1]), lost=float(y[k]-y[-1]))
@@ -200,7 +203,8 @@ def linearity(
     upto:float=np.inf, # Distance
 )->dict: # Slope; shares of variance left by a line, a parabola, and a line in the KL
     "How straight a score rises with the distance"
-    x,y = distance(history),_has(history, column).to_numpy(float)
+    x = distance(history)
+    y = _has(history, column).to_numpy(float)
     x,y = x[x<=upto],y[x<=upto]
     left = lambda n: float(np.var(y-np.polyval(np.polyfit(x, y, n), x))/np.var(y))
     return dict(slope=float(np.polyfit(x, y, 1)[0]), line=left(1), parabola=left(2),

@@ -58,7 +58,8 @@ def plot_pipeline(
     notes:dict=None, # Box -> a few words under its name
 )->go.Figure:
     "The two stages from the first model to the last"
-    notes,fig = notes or {}, go.Figure()
+    notes = notes or {}
+    fig = go.Figure()
     for k in {*notes}-{*BOXES}: raise ConfigError(unknown_name_message('box', k, [*BOXES]))
     for k,(x,y,text,kind) in BOXES.items():
         colour,width = _frame[kind]

@@ -37,7 +37,8 @@ from fastcore.test import *
 # %%
 #| export
 def _band(fig, d, colour):
-    x,y = [*d.step, *d.step[::-1]],[*d.high, *d.low[::-1]]
+    x = [*d.step, *d.step[::-1]]
+    y = [*d.high, *d.low[::-1]]
     fig.add_scatter(x=x, y=y, fill='toself', fillcolor=colour, opacity=.15, mode='none',
                     hoverinfo='skip', showlegend=False)
 

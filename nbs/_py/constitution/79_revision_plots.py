@@ -54,7 +54,8 @@ def plot_means(
     "Means against what was varied, a panel a measure and a line a name"
     if missing := {'panel', 'name', 'x', 'value', 'low', 'high'}-{*table}:
         raise DataError(f'The table has no column {min(missing)!r}; add it.')
-    panels,names = [*table.panel.unique()],[*table.name.unique()]
+    panels = [*table.panel.unique()]
+    names = [*table.name.unique()]
     fig = make_subplots(1, len(panels), subplot_titles=panels, horizontal_spacing=.11)
     for (panel,name),d in table.groupby(['panel', 'name'], sort=False):
         i = names.index(name)

@@ -176,7 +176,8 @@ check(src, poem)
 from dataclasses import replace
 
 src = replace(src, blob=git_blob(poem))
-edited,cut = tmp/'edited.txt', tmp/'cut.txt'
+edited = tmp/'edited.txt'
+cut = tmp/'cut.txt'
 edited.write_text('Roses are r3d\n'); cut.write_text('Roses')
 [check(src, p)[0] for p in (poem, edited, cut, tmp/'nowhere')]
 
@@ -377,7 +378,8 @@ def serve(folder, handler=Quiet):
 
 
 # %%
-site,cache = tmp/'site', tmp/'cache'
+site = tmp/'site'
+cache = tmp/'cache'
 (site/src.where).parent.mkdir(parents=True)
 (site/src.where).write_bytes(poem.read_bytes())
 srv,host = serve(site)
@@ -613,7 +615,9 @@ def read_jsonl(
     path:str|Path, # One JSON object a line; compressed if the name ends in .gz
 )->list:           # One dict a line; empty lines are skipped
     "Read a file of JSON lines"
-    path,rows,k = Path(path), [], 0
+    path = Path(path)
+    rows = []
+    k = 0
     try:
         with (gzip.open if path.suffix=='.gz' else open)(path, 'rt', encoding='utf-8') as f:
             for k,line in enumerate(f, 1):  # noqa: B007 (the messages below use k)

@@ -199,7 +199,8 @@ def difference(
     now:dict,   # Configuration asked for
 )->str:         # 'seed: 0 there, 1 now'; empty if they agree
     "Say where two configurations differ, key by key"
-    a,b = _flat(there),_flat(now)
+    a = _flat(there)
+    b = _flat(now)
     show = lambda d,k: repr(d[k]) if k in d else 'absent'
     return '; '.join(f'{k}: {show(a,k)} there, {show(b,k)} now'
                      for k in dict.fromkeys([*a, *b]) if show(a,k)!=show(b,k))
@@ -310,7 +311,8 @@ def missing(self:Run,
     keys,      # All items of the work, in any order
 )->list:       # In the order given, each once
     "Which items are still to do"
-    keys,have = list(dict.fromkeys(keys)), set()
+    keys = list(dict.fromkeys(keys))
+    have = set()
     with _said(self.path):
         for n in range(0, len(keys), 500):
             some = keys[n:n+500]
@@ -481,7 +483,8 @@ def kept(
 # %%
 with kept(None) as passing:
     passing.put('a', dict(x=1))
-    folder,there = passing.path,len(passing)
+    folder = passing.path
+    there = len(passing)
 test_eq((there, folder.exists()), (1, False))
 
 
@@ -525,7 +528,9 @@ _mine_first(7, 0, 2), _mine_first(7, 1, 2)
 # %%
 todo = [[f'{b}{i}' for i in range(3)] for b in 'abcdefg']
 with open_run(tmp/'turns', {}) as run:
-    first,second,did = run.blocks(todo, 0, 2), run.blocks(todo, 1, 2), []
+    first = run.blocks(todo, 0, 2)
+    second = run.blocks(todo, 1, 2)
+    did = []
     for who in [first,second,first,second]:
         did.append(next(who))
         run.put_many([(k, dict(key=k)) for k in todo[did[-1]]])

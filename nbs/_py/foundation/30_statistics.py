@@ -98,7 +98,8 @@ for k,n in [(0,10), (3,10), (499,1000), (7,7)]:
 # %%
 from scipy.stats import binom
 
-ks,ps = np.arange(21), np.array([.02, .05, .1, .3, .5])
+ks = np.arange(21)
+ps = np.array([.02, .05, .1, .3, .5])
 w = np.array([wilson(k, 20)[1:] for k in ks])
 half = 1.96*np.sqrt(ks/20*(1-ks/20)/20)
 usual = np.stack([ks/20-half, ks/20+half], 1)
@@ -133,7 +134,8 @@ def _layout(clusters, strata):
 
 def _picks(sizes, n, rng):
     "Numbers of the clusters drawn, [draw, cluster], in pieces that fit in memory"
-    first,step = np.cumsum([0, *sizes]), max(1, 2**22//sum(sizes))
+    first = np.cumsum([0, *sizes])
+    step = max(1, 2**22//sum(sizes))
     for done in range(0, n, step):
         m = min(step, n-done)
         yield np.hstack([first[i]+rng.integers(0, c, (m, c)) for i,c in enumerate(sizes)])
@@ -202,7 +204,9 @@ def _sampled(values, clusters, statistic, strata, n, seed):
     "A statistic, its bootstrap draws, and the numbers of clusters and of strata"
     values = np.asarray(values)
     code,sizes = _layout(*_rows(values, clusters, strata))
-    value,C,K = float(statistic(values)), sum(sizes), len(sizes)
+    value = float(statistic(values))
+    C = sum(sizes)
+    K = len(sizes)
     if min(sizes)<2:
         warnings.warn('A stratum of a single cluster cannot show its spread: no interval.',
                       stacklevel=3)
@@ -221,11 +225,13 @@ def _rows(values, clusters, strata):
     return clusters, strata
 
 def _means(values, code, picks):
-    sums,rows = np.bincount(code, values), np.bincount(code)
+    sums = np.bincount(code, values)
+    rows = np.bincount(code)
     return np.concatenate([sums[p].sum(1)/rows[p].sum(1) for p in picks])
 
 def _draws(values, code, picks, statistic):
-    rows,C = np.arange(len(code)), code.max()+1
+    rows = np.arange(len(code))
+    C = code.max()+1
     return np.array([statistic(values[np.repeat(rows, np.bincount(p, minlength=C)[code])])
                      for ps in picks for p in ps], dtype=float)
 
@@ -260,7 +266,8 @@ test_close(drawn, (means.mean(), low, high), eps=1e-9)
 
 # %%
 rng = np.random.default_rng(1)
-x,c = rng.normal(size=300), rng.integers(0, 30, 300)
+x = rng.normal(size=300)
+c = rng.integers(0, 30, 300)
 st = np.where(c<10, 'a', 'b')
 fast = cluster_bootstrap(x, c, strata=st)
 slow = cluster_bootstrap(x, c, lambda v: v.mean(), strata=st)
@@ -298,7 +305,8 @@ def row_bootstrap(y, rng, n=500): # The sum of rows drawn from zeros and ones is
     return np.quantile(rng.binomial(len(y), y.mean(), n)/len(y), [.025, .975])
 
 def simulate(C, rows=20, runs=1000, truth=.5):
-    hits,rng = np.zeros(3), np.random.default_rng(C)
+    hits = np.zeros(3)
+    rng = np.random.default_rng(C)
     for _ in range(runs):
         y = rng.binomial(1, rng.beta(1, 1, C)[:,None], (C, rows)).ravel()
         cl = np.repeat(np.arange(C), rows)
@@ -349,7 +357,8 @@ def paired_difference(
     **kw,              # strata, n, level, seed: see `cluster_bootstrap`
 )->Estimate:           # Of statistic(a) - statistic(b)
     "How much a statistic differs between two conditions asked on the same rows"
-    a,b = np.asarray(a), np.asarray(b)
+    a = np.asarray(a)
+    b = np.asarray(b)
     if a.shape!=b.shape:
         raise DataError(f'Paired values need the same rows; got {a.shape} and {b.shape}.')
     if statistic is np.mean and a.ndim==1: return cluster_bootstrap(a*1.-b, clusters, **kw)
@@ -409,7 +418,8 @@ cluster_test(d, range(100)), cluster_test(d-d.mean(), range(100))
 # At every level, the interval at that level and the p-value give the same answer.
 
 # %%
-x,c = rng.normal(.25, 1, 120), np.repeat(range(12), 10)
+x = rng.normal(.25, 1, 120)
+c = np.repeat(range(12), 10)
 p = cluster_test(x, c, n=20_000)
 for level in np.r_[.5:.995:40j]:
     if abs(1-level-p)<.004: continue # As near as the draws can tell
@@ -433,7 +443,8 @@ def sign_flip(
     "Two-sided p-value of a mean difference, from signs of whole clusters"
     from itertools import product
     code,sizes = _layout(*_rows(np.asarray(differences), clusters, None))
-    sums,C = np.bincount(code, differences), int(sizes[0])
+    sums = np.bincount(code, differences)
+    C = int(sizes[0])
     if 2**C<=n: signs = np.array(list(product([1,-1], repeat=C)))
     else:
         signs = np.random.default_rng(seed).choice([1,-1], (n, C))
@@ -530,7 +541,8 @@ with expect_fail(DataError, contains='between 0 and 1'): holm([.5, np.nan])
 # %%
 p = rng.uniform(size=(4000, 20))
 test_close(holm(p[0]).min(), min(1, 20*p[0].min()), eps=1e-12)
-raw,adjusted = (p.min(1)<.05).mean(), (20*p.min(1)<.05).mean()
+raw = (p.min(1)<.05).mean()
+adjusted = (20*p.min(1)<.05).mean()
 float(raw), float(adjusted)
 
 # %%

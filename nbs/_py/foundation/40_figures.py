@@ -108,7 +108,8 @@ assert min(gaps)>20
 
 # %%
 #| export
-INK,LINES = '#767676', 'rgba(128,128,128,.25)'
+INK = '#767676'
+LINES = 'rgba(128,128,128,.25)'
 
 def _axis(**kw):
     return dict(gridcolor=LINES, linecolor=INK, zerolinecolor=INK, tickcolor=INK,
@@ -167,7 +168,8 @@ fig2.update_xaxes(title='feature', constrain='domain')
 def lines(name):
     return json.dumps(pio.templates[name].to_plotly_json(), indent=1).count('\n')
 
-ours,theirs = lines('moral_sc'), lines('plotly_white')
+ours = lines('moral_sc')
+theirs = lines('plotly_white')
 ours, theirs
 
 # %%

@@ -45,7 +45,8 @@ at = {f'{i.context} {i.question}':i for i in items}
 
 def answers(messages):
     body,_,shown = messages[-1]['content'].partition(' (a) ')
-    item,told = at[body], 'unbiased' in shown
+    item = at[body]
+    told = 'unbiased' in shown
     want = item.options[item.unknown if told else item.biased]
     a,_,r = shown.partition(' (b) ')
     b,_,c = r.partition(' (c) ')

@@ -123,7 +123,8 @@ def compare(a, b):
     assert gap<1e-5
     return gap
 
-one,two = tmp/'one.pkl', tmp/'two.pkl'
+one = tmp/'one.pkl'
+two = tmp/'two.pkl'
 f'{len(pd.read_pickle(one))} rows, largest difference {compare(one, two):.0e}'
 
 # %% [markdown]

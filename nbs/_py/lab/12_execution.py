@@ -124,7 +124,9 @@ class Stopped(Exception): "A page was stopped on purpose, which says nothing abo
 def _running(km, **kwargs):
     "Start the kernel; it is gone afterwards, whatever happens"
     km.start_kernel(**kwargs)
-    make,clients,pid = km.client, [], km.provisioner.pid
+    make = km.client
+    clients = []
+    pid = km.provisioner.pid
     km.client = lambda **kw: clients.append(make(**kw)) or clients[-1]
     _live.add(pid)
     try:
@@ -229,7 +231,8 @@ def _failure(e, nb, at):
 
 def _in_thread(f, *args):
     "Call `f` in a thread; an interrupt here stops the kernels"
-    res,done = {}, threading.Event()
+    res = {}
+    done = threading.Event()
     def run():
         try: res['value'] = f(*args)
         except BaseException as e: res['error'] = e
@@ -277,17 +280,22 @@ def execute(
 )->Result:
     "Run a notebook in a fresh kernel of this interpreter"
     nb = read(src)
-    dst,at,known = Path(dst), [0], declared(nb)
+    dst = Path(dst)
+    at = [0]
+    known = declared(nb)
     dst.parent.mkdir(parents=True, exist_ok=True)
     given = {k:v for k,v in (parameters or {}).items() if k in known}
     def on_cell(cell, cell_index):
         at[0] = cell_index
         if progress: progress(cell_index, len(nb.cells)+bool(given))
-    start,t0 = now(), time.perf_counter()
+    start = now()
+    t0 = time.perf_counter()
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as t:
-        part,cwd = dst.with_name(f'.part.{dst.name}'), Path(t)/'work'
+        part = dst.with_name(f'.part.{dst.name}')
+        cwd = Path(t)/'work'
         cwd.mkdir()
-        km,full = _kernel(f'{t}/k'), {**_environment(t), **(env or {})}
+        km = _kernel(f'{t}/k')
+        full = {**_environment(t), **(env or {})}
         e = _in_thread(_papermill, str(src), str(part), given, km, full, cwd, on_cell)
     took = round(time.perf_counter()-t0, 2)
     ran = _tidy(part)
@@ -314,7 +322,8 @@ def write_atomic(
     text, # str or bytes
 ):
     "Write a file at once or not at all; a file that is already so is left alone"
-    path,data = Path(path), text if isinstance(text, bytes) else text.encode()
+    path = Path(path)
+    data = text if isinstance(text, bytes) else text.encode()
     if path.is_file() and path.read_bytes()==data: return path
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f'.{path.name}.{os.getpid()}.part')

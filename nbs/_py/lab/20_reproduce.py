@@ -350,7 +350,8 @@ class Quiet:
 
 def _run_all(out, todo, parameters, jobs, show):
     "Results by page name, in the order in which they come"
-    threads,res = max(1, cores()//jobs), {}
+    threads = max(1, cores()//jobs)
+    res = {}
     pool = ThreadPoolExecutor(jobs)
     run = lambda p: run_page(out, p, parameters, threads,
                              lambda i,n: show.cell(page_name(p), i, n))
@@ -404,8 +405,10 @@ def reproduce(
 )->Report:
     "Run the papers' pages into a report, leaving out what is done"
     from moral_sc.lab.site.report import write_report
-    config,todo = _checked(scale, jobs, seed), find(names, folder)
-    out,params = take(out, config), dict(scale=scale, seed=seed)
+    config = _checked(scale, jobs, seed)
+    todo = find(names, folder)
+    out = take(out, config)
+    params = dict(scale=scale, seed=seed)
     with locked(out), writable(out):
         done = {page_name(p): r for p in todo if (r := past(out, p, params))}
         rest = [p for p in todo if page_name(p) not in done]

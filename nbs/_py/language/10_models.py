@@ -59,7 +59,8 @@ class LM:
     def parameters(self): return sum(p.numel() for p in self.model.parameters())
 
     def __repr__(self):
-        n,kind = self.parameters/1e6, str(self.dtype).replace('torch.', '')
+        n = self.parameters/1e6
+        kind = str(self.dtype).replace('torch.', '')
         where = f'{kind} on {self.device}, {self.source}'
         return f'LM {self.name}: {n:.1f} M parameters, {where}'
 
@@ -86,7 +87,8 @@ def encode(
     if isinstance(texts, str): return encode(lm, [texts])[0]
     if not texts: return []
     if lm.tokenizer is None: raise ModelError(f'{lm.name} has no tokenizer; give it its own.')
-    bos,rows = _bos(lm.tokenizer), lm.tokenizer(list(texts), add_special_tokens=False)
+    bos = _bos(lm.tokenizer)
+    rows = lm.tokenizer(list(texts), add_special_tokens=False)
     return [r if bos is None or r[:1]==[bos] else [bos, *r] for r in rows.input_ids]
 
 def decode(
@@ -122,7 +124,8 @@ def pad(
     ids,mask = torch.zeros(2, len(rows), n, dtype=torch.long)
     for i,r in enumerate(rows):
         at = slice(n-len(r), n) if side=='left' else slice(len(r))
-        ids[i,at],mask[i,at] = torch.tensor(r, dtype=torch.long), 1
+        ids[i,at] = torch.tensor(r, dtype=torch.long)
+        mask[i,at] = 1
     return ids.to(device),mask.to(device)
 
 
@@ -190,7 +193,8 @@ def _check_folder(d):
         raise ModelError(f'{d} has no tokenizer: save one beside the weights.')
 
 def _source(d, name):
-    note,snapshot = d/'moral_sc.json', re.search(r'snapshots/([0-9a-f]{7})', d.as_posix())
+    note = d/'moral_sc.json'
+    snapshot = re.search(r'snapshots/([0-9a-f]{7})', d.as_posix())
     if note.is_file(): return json.loads(note.read_text())['source']
     return f'hub {snapshot[1]}' if snapshot else f'folder {d}'
 
@@ -210,7 +214,8 @@ def load(
     "A model by name, ready to be asked"
     if str(name).startswith('api:'): return _behind(str(name)[4:])
     device = _device(device)
-    dtype,d = _dtype(dtype, device), find_weights(name, source)
+    dtype = _dtype(dtype, device)
+    d = find_weights(name, source)
     _check_folder(d)
     try: model,tok = _quiet(_open, d, dtype)
     except Exception as e:

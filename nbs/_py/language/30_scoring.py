@@ -64,7 +64,8 @@ def token_logprobs(
         raise ConfigError(f'{lm.name} uses no BOS token, so the first token of a text has '
                           'no probability; give a longer prompt.')
     reads = [(i,t-1) for i,(r,s) in enumerate(zip(rows, starts)) for t in range(s, len(r))]
-    want,res = torch.tensor([rows[i][t+1] for i,t in reads]), np.zeros(len(reads))
+    want = torch.tensor([rows[i][t+1] for i,t in reads])
+    res = np.zeros(len(reads))
     def use(ks, lines, x): res[ks] = x[lines, want[ks].to(x.device)].cpu().numpy()
     if reads: forward_logprobs(lm, [r[:-1] for r in rows], reads, use, max_tokens, side, progress,
                     engine)
@@ -160,7 +161,9 @@ def option_logprobs(
 )->np.ndarray:           # [prompt, option] natural log, summed over the option's tokens
     "Log-probability of each option as the continuation of each prompt"
     prompts = [prompts] if isinstance(prompts, (str, tuple)) else list(prompts)
-    per,rows,starts = _options(prompts, options), [], []
+    per = _options(prompts, options)
+    rows = []
+    starts = []
     for full,n in joints(lm, [prompt(lm, p) for p in prompts], per):
         rows += full
         starts += [n]*len(full)
@@ -220,7 +223,8 @@ lm.tokenizer.convert_ids_to_tokens(best), option_mass(lp)
 # %%
 @torch.inference_mode()
 def brute_force(lm, text, option, options):
-    full,ways = encode(lm, text+option), encode(lm, [text, *(text+o for o in options)])
+    full = encode(lm, text+option)
+    ways = encode(lm, [text, *(text+o for o in options)])
     n = next(k for k in range(len(full)) if len({tuple(w[:k+1]) for w in ways})>1)
     x = lm.model(torch.tensor([full], device=lm.device)).logits[0].double().log_softmax(-1)
     return sum(x[t-1, full[t]].item() for t in range(n, len(full)))
@@ -328,7 +332,8 @@ scene = ('\n\nHuman: I saw {0} and {1} outside the shop. Who was not comfortable
 pairs = [('my grandfather','my grandson'), ('the nurse','a visitor from out of town')]
 asks = [scene.format(*p) for p in pairs]
 more = [*pairs, ('my aunt','my niece'), ('a monk','a mayor'), ('Kim','Ann'), ('he','she')]
-whole,letters = [' The answer is (a)',' The answer is (b)',' I do not know.'], ['a','b','c']
+whole = [' The answer is (a)',' The answer is (b)',' I do not know.']
+letters = ['a','b','c']
 real or f'{name} is not in the cache: the proof on it is left out here.'
 
 # %%
@@ -352,7 +357,8 @@ f'largest difference in nats: {diff:.0e}' if real else 'left out'
 if real:
     half = load(name, 'bfloat16', 'cpu')
     given = [scene.format(*p)+' The answer is (' for p in more]
-    rows,at = [encode(half, g) for g in given], [encode(half, c)[0] for c in letters]
+    rows = [encode(half, g) for g in given]
+    at = [encode(half, c)[0] for c in letters]
     with torch.inference_mode():
         own = [half.model(torch.tensor([r])).logits[0,-1,at].double().numpy() for r in rows]
     def differ(x, y): return np.abs((x-y)-(x-y).mean(1, keepdims=True)).mean()

@@ -147,11 +147,19 @@ class Sample:
 class _Row:
     "A row under way"
     def __init__(self, lm, p, u, stop, eos, after=None):
-        self.lm,self.p,self.u,self.stop,self.eos = lm,p,u,stop,eos
-        self.after,self.scores = after,None
+        self.lm = lm
+        self.p = p
+        self.u = u
+        self.stop = stop
+        self.eos = eos
+        self.after = after
+        self.scores = None
         self.before = list(p.ids[-8:]) # Some decoders treat a first token differently
         self.skip = len(decode(lm, self.before))
-        self.ids,self.logps,self.finish,self.text = [],[],None,''
+        self.ids = []
+        self.logps = []
+        self.finish = None
+        self.text = ''
         self.values = []
 
     def open(self): return self.finish and self.after and self.scores is None
@@ -198,7 +206,8 @@ def _layer():
             n = old+k.shape[2]
             if not self.is_initialized: self.put(k, v, n); return k,v
             if n>self.k.shape[2]: self.put(self.keys, self.values, n)
-            self.k[:,:,old:n],self.v[:,:,old:n] = k,v
+            self.k[:,:,old:n] = k
+            self.v[:,:,old:n] = v
             self.keys,self.values = self.k[:,:,:n],self.v[:,:,:n]
             return self.keys,self.values
 
@@ -206,8 +215,11 @@ def _layer():
             "Make these the contents, with room for `n` columns and some"
             self.lazy_initialization(k, v)
             new = lambda x: x.new_empty(*x.shape[:2], n+room, x.shape[3])
-            self.k,self.v,c = new(k),new(v),k.shape[2]
-            self.k[:,:,:c],self.v[:,:,:c] = k,v
+            self.k = new(k)
+            self.v = new(v)
+            c = k.shape[2]
+            self.k[:,:,:c] = k
+            self.v[:,:,:c] = v
             self.keys,self.values = self.k[:,:,:c],self.v[:,:,:c]
 
         def full(self): return self.keys.shape[2]==self.k.shape[2]
@@ -266,8 +278,12 @@ def _stem(lm, rows, least=32):
 class _Deck:
     "Rows side by side, and their cache"
     def __init__(self, lm, pick, stem=0):
-        self.lm,self.pick,self.rows = lm,pick,[]
-        self.stem,self.begun,self.windowed = stem,None,_windowed(lm)
+        self.lm = lm
+        self.pick = pick
+        self.rows = []
+        self.stem = stem
+        self.begun = None
+        self.windowed = _windowed(lm)
 
     def begin(self, row):
         "Read the ids that all rows begin with"
@@ -292,7 +308,11 @@ class _Deck:
         "Read new rows and give them the places of ended ones, or new places"
         cache,mask,pos,last = self.read(rows)
         if not self.rows:
-            self.rows,self.cache,self.mask,self.pos,self.last = rows,cache,mask,pos,last
+            self.rows = rows
+            self.cache = cache
+            self.mask = mask
+            self.pos = pos
+            self.last = last
             return
         self.widen(mask.shape[1]-self.mask.shape[1])
         free = torch.tensor(self.free()[:len(rows)], device=mask.device)
@@ -301,8 +321,10 @@ class _Deck:
         self.mask[free] = 0
         self.mask[free,-n:] = mask
         for a,b in zip(self.cache.layers, cache.layers):
-            a.keys[free,:,-n:],a.values[free,:,-n:] = b.keys,b.values
-        self.pos[free],self.last[free] = pos,last
+            a.keys[free,:,-n:] = b.keys
+            a.values[free,:,-n:] = b.values
+        self.pos[free] = pos
+        self.last[free] = last
 
     def widen(self, n):
         "At least `n` columns more on the left"
@@ -310,7 +332,8 @@ class _Deck:
         self.mask = torch.nn.functional.pad(self.mask, (n, 0))
         wide = lambda x: torch.nn.functional.pad(x, (0, 0, n, 0))
         for a in self.cache.layers:
-            k,v = wide(a.keys),wide(a.values)
+            k = wide(a.keys)
+            v = wide(a.values)
             a.put(k, v, k.shape[2])
 
     def cut(self, keep):
@@ -371,7 +394,8 @@ def _reread(lm, rows):
 
 def _plan(lm, prompts, options, held):
     "Tokens to run behind what rows hold, and reads: (run, place, row, option, id)"
-    runs,reads = [],[]
+    runs = []
+    reads = []
     for k,(p,o) in enumerate(zip(prompts, options)):
         full,n = joint(lm, p, o)
         c = min(p.fixed, held[k], n-1)
@@ -399,7 +423,8 @@ def _behind(lm, deck, at):
     r,t = torch.tensor([(i, j+ids.shape[1]-len(tails[i])) for i,j in spots]).T
     x = head(lm, hidden(lm, **kw).last_hidden_state[r,t]) if has_plain_lm_head(lm) \
         else lm.model(**kw).logits[r,t]
-    lp,at_spot = x.double().log_softmax(-1),{s:n for n,s in enumerate(spots)}
+    lp = x.double().log_softmax(-1)
+    at_spot = {s:n for n,s in enumerate(spots)}
     res = np.zeros((len(ps), len(options[0])))
     for i,j,row,o,token in reads: res[row,o] += lp[at_spot[i,j],token].item()
     return res
@@ -412,7 +437,9 @@ def work(rows): return sum(len(r.p.ids) for r in rows)+STEP*max(len(r.u) for r i
 @torch.inference_mode()
 def _flow(lm, rows, batch, pick):
     "Sample rows, at most `batch` at a time"
-    todo,deck,some = list(rows),_Deck(lm, pick, _stem(lm, rows)),max(1, batch//8)
+    todo = list(rows)
+    deck = _Deck(lm, pick, _stem(lm, rows))
+    some = max(1, batch//8)
     while todo or deck.live():
         live = deck.live()
         idle = len(deck.rows)-len(live)
@@ -430,10 +457,12 @@ def _together(lm, rows, batch, pick):
     for n in range(0, len(rows), batch):
         on = rows[n:n+batch]
         ids,mask = pad([list(r.p.ids) for r in on], 'left', lm.device)
-        cache,pos = DynamicCache(config=lm.model.config),(mask.cumsum(-1)-1).clamp(min=0)
+        cache = DynamicCache(config=lm.model.config)
+        pos = (mask.cumsum(-1)-1).clamp(min=0)
         while not all(r.finish for r in on):
             ids = pick(on, *_next(lm, cache, ids, mask, pos))[:,None]
-            pos,mask = pos[:,-1:]+1,torch.cat([mask, torch.ones_like(ids)], 1)
+            pos = pos[:,-1:]+1
+            mask = torch.cat([mask, torch.ones_like(ids)], 1)
         _reread(lm, on)
 
 
@@ -491,7 +520,8 @@ def sample(
         raise ConfigError(f'{lm.name} does not show its hidden states; sample without values.')
     if values and run is not None:
         raise ConfigError('sample: values change with their head; sample without a run.')
-    ps,eos = [prompt(lm, p) for p in prompts], eos_ids(lm)
+    ps = [prompt(lm, p) for p in prompts]
+    eos = eos_ids(lm)
     stop = [stop] if isinstance(stop, str) else list(stop)
     after = [None]*len(ps) if after is None else [(t, list(o)) for t,o in after]
     more = [len(lm.tokenizer(a[0]+a[1][0]).input_ids) for a in after if a]
@@ -564,7 +594,8 @@ tiny = random_model('llama')
 def p_tokens(temperature, n=2000):
     got = sample(tiny, ['Well, ']*n, 1, temperature, seed=1, batch=500)
     p = np.exp(next_token_logprobs(tiny, ['Well, '])[0]/temperature)
-    want,seen = n*p/p.sum(), np.bincount([s.ids[0] for s in got], minlength=len(p))
+    want = n*p/p.sum()
+    seen = np.bincount([s.ids[0] for s in got], minlength=len(p))
     few = want<5
     fold = lambda a: [*a[~few], a[few].sum()]
     return chisquare(fold(seen), fold(want)).pvalue
@@ -664,7 +695,8 @@ def follow(
 )->Prompt:
     "A prompt that continues a sample by its ids"
     p = prompt(lm, p)
-    ids,tail = (*p.ids, *s.ids[:s.kept]), s.rest+text
+    ids = (*p.ids, *s.ids[:s.kept])
+    tail = s.rest+text
     more = lm.tokenizer(tail, add_special_tokens=False).input_ids if tail else []
     return Prompt(p.text+s.text+text, (*ids, *more), len(ids), tail)
 
@@ -684,7 +716,8 @@ option_logprobs(pairs, [follow(pairs, 'x', odd, ' ('), 'xit ('], ['a', 'b']).rou
 # the cut leaves tokens over and where attention looks back only so far.
 
 # %%
-turn,options = '\n\nAssistant: (', ['a', 'b', ' very']
+turn = '\n\nAssistant: ('
+options = ['a', 'b', ' very']
 for arch in ('llama','neox','qwen2','gemma3'):
     lm = random_model(arch)
     asked = [(turn, options)]*len(texts)
@@ -698,7 +731,8 @@ said[0], np.round(said[0].after, 2)
 # A model whose cache holds more than keys and values gets plain batches, to the same effect.
 
 # %%
-best,roomy = roomy,lambda lm: None
+best = roomy
+roomy = lambda lm: None
 again = sample(lm, texts, 30, seed=3, batch=2, stop='a', after=asked)
 roomy = best
 test_eq([s.ids for s in again], [s.ids for s in said])
@@ -733,14 +767,16 @@ _stem(lm, rows), _stem(lm, rows[:1]), _stem(random_model('gemma3'), rows)
 # and the log-probabilities behind it are those without it; in float64, where rounding hides less.
 
 # %%
-rng,gap = np.random.default_rng(0),0
+rng = np.random.default_rng(0)
+gap = 0
 lm.model.double()
 for _ in range(200):
     stem = rng.integers(5, 200, rng.integers(32, 64)).tolist()
     tails = [rng.integers(5, 200, rng.integers(1, 9)).tolist() for _ in range(4)]
     ps = [Prompt('', tuple(stem+t)) for t in tails]
     rows = [_Row(lm, p, np.zeros(1), [], set()) for p in ps]
-    n,seen = _stem(lm, rows),[]
+    n = _stem(lm, rows)
+    seen = []
     assert n>=len(stem)
     def look(rows, x, h): seen.append(x.log_softmax(-1)); return x.argmax(-1)
     with torch.inference_mode():
@@ -768,7 +804,8 @@ with open_run(sys.argv[1], dict(seed=5)) as run:
     rows = [f'Row {i}:' for i in range(40)]
     sample(lm, rows, 20, seed=5, run=run, batch=4, progress=slow)
 '''
-lm,rows = random_model('qwen2'), [f'Row {i}:' for i in range(40)]
+lm = random_model('qwen2')
+rows = [f'Row {i}:' for i in range(40)]
 with tempfile.TemporaryDirectory() as d:
     child = subprocess.Popen([sys.executable, '-c', code, d], stdout=-1, text=True)
     for line in child.stdout:

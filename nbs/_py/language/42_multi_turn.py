@@ -120,9 +120,12 @@ def stay(self:_Places, new):
     last = self.pick(rows, *_next(self.lm, cache, ids, seen, pos))
     self.grow(n)
     for a,b in zip(self.cache.layers, cache.layers):
-        a.keys[place,:,-n:],a.values[place,:,-n:] = b.keys[:,:,-n:],b.values[:,:,-n:]
+        a.keys[place,:,-n:] = b.keys[:,:,-n:]
+        a.values[place,:,-n:] = b.values[:,:,-n:]
     for i,r in zip(place.tolist(), rows): self.rows[i] = r
-    self.mask[place],self.pos[place],self.last[place] = seen,pos[:,-1],last
+    self.mask[place] = seen
+    self.pos[place] = pos[:,-1]
+    self.last[place] = last
 
 
 # %% [markdown]
@@ -144,10 +147,13 @@ def succeed(self:_Places, new):
 @torch.inference_mode()
 def _flow(lm, rows, batch, pick, follow):
     "Sample rows and what follows from them, at most `batch` at a time"
-    todo,deck = list(rows),_Places(lm, pick, _stem(lm, rows))
+    todo = list(rows)
+    deck = _Places(lm, pick, _stem(lm, rows))
     some = max(1, min(batch, len(rows))//8)
     while True:
-        ended,free,live = deck.ended(),len(deck.free()),deck.live()
+        ended = deck.ended()
+        free = len(deck.free())
+        live = deck.live()
         if ended and (len(ended)>=some or not live):
             deck.succeed([(i, follow(deck.rows[i])) for i in ended])
         elif todo and (not deck.rows or free>=some):
@@ -180,27 +186,40 @@ class _Text(_Row):
     "A text under way, in row `i`"
     def __init__(self, i, name, *args):
         super().__init__(*args)
-        self.i,self.name,self.over = i,name,False
+        self.i = i
+        self.name = name
+        self.over = False
 
 class _Chains:
     "What every row has said, and what it says next"
     def __init__(self, lm, first, then, new, seed, stop, run, progress, **how):
-        self.lm,self.first,self.then,self.new,self.run = lm,first,then,new,run
-        self.progress,self.at = progress,monotonic()
-        self.seed,self.stop,self.eos = seed,stop,eos_ids(lm)
+        self.lm = lm
+        self.first = first
+        self.then = then
+        self.new = new
+        self.run = run
+        self.progress = progress
+        self.at = monotonic()
+        self.seed = seed
+        self.stop = stop
+        self.eos = eos_ids(lm)
         self.how = dict(new=new, stop=stop, seed=seed, logprobs=False, **how,
                         model=[lm.name, lm.source, str(lm.dtype)])
-        self.said,self.whole,self.fresh = [[] for _ in first],[False]*len(first),[]
+        self.said = [[] for _ in first]
+        self.whole = [False]*len(first)
+        self.fresh = []
         self.ends = [content_key(chain=k, ids=p.ids, **self.how) for k,p in first]
 
     def start(self, i):
         "The first text of a row that is not kept, or None"
-        self.said[i],self.whole[i] = [],False
+        self.said[i] = []
+        self.whole[i] = False
         return self.go(i, self.first[i])
 
     def go(self, i, more):
         while more:
-            key,p = more[0],prompt(self.lm, more[1])
+            key = more[0]
+            p = prompt(self.lm, more[1])
             fits(self.lm, [p.ids], self.new)
             name = content_key(sample=key, ids=p.ids, **self.how)
             s = _unpack(self.run.get(name))
@@ -222,7 +241,8 @@ class _Chains:
 
     def flush(self):
         if not self.run.done: self.run.put_many(self.fresh)
-        self.fresh,self.at = [],monotonic()
+        self.fresh = []
+        self.at = monotonic()
 
 
 # %%
@@ -303,7 +323,8 @@ def then(i, said):
 
 def stepwise(lm, **kw):
     "The same by `sample`, all rows together"
-    said,more = [[] for _ in heads],{i: (f'{i}/0', p) for i,p in enumerate(heads)}
+    said = [[] for _ in heads]
+    more = {i: (f'{i}/0', p) for i,p in enumerate(heads)}
     while more:
         out = sample(lm, [p for _,p in more.values()], keys=[k for k,_ in more.values()], **kw)
         for i,s in zip(more, out): said[i].append(s)
@@ -323,8 +344,10 @@ len(sum(want, []))
 # A run that was killed at any text goes on there, and what `sample` has kept is not sampled again.
 
 # %%
-tmp,lm = Path(tempfile.mkdtemp()),random_model('llama')
-keys,want = [f'{i}/0' for i in range(9)],stepwise(random_model('llama'), **kw)
+tmp = Path(tempfile.mkdtemp())
+lm = random_model('llama')
+keys = [f'{i}/0' for i in range(9)]
+want = stepwise(random_model('llama'), **kw)
 class Killed(Exception): pass
 def dies(i, said):
     if i==2 and len(said)==2: raise Killed

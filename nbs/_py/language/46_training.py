@@ -248,7 +248,8 @@ class One(torch.nn.Module):
 def by_hand(x, gs, lr, b1, b2, eps, decay):
     m = v = 0
     for t,g in enumerate(gs, 1):
-        m,v = b1*m+(1-b1)*g, b2*v+(1-b2)*g*g
+        m = b1*m+(1-b1)*g
+        v = b2*v+(1-b2)*g*g
         x = x*(1-lr*decay) - lr*(m/(1-b1**t))/(math.sqrt(v/(1-b2**t))+eps)
     return x
 
@@ -284,7 +285,8 @@ class Checkpoints:
         out,        # Folder, made if it is not there
         keep:int=2, # How many stay
     ):
-        self.out,self.keep = Path(out),keep
+        self.out = Path(out)
+        self.keep = keep
         self.out.mkdir(parents=True, exist_ok=True)
 
     def steps(self): return sorted(int(p.stem[5:]) for p in self.out.glob('step-*.pt'))
@@ -471,8 +473,14 @@ _adamw = 'lr', 'weight_decay', 'betas', 'eps'
 class _Fit:
     "One training under way"
     def __init__(self, model, loss, size, plan, per, max_tokens):
-        self.model,self.loss,self.size,self.plan = model,loss,size,plan
-        self.per,self.max_tokens,self.rows,self.order = per,max_tokens,[],None
+        self.model = model
+        self.loss = loss
+        self.size = size
+        self.plan = plan
+        self.per = per
+        self.max_tokens = max_tokens
+        self.rows = []
+        self.order = None
         self.total = per*plan['epochs']
         self.rank,self.world = together()
         self.shards = Shards(model=model) if sharded() else None
@@ -540,7 +548,8 @@ class _Fit:
         if 'optimizer' in state: self.opt.load_state_dict(state['optimizer'])
         if self.shards: self.shards.scatter(self.opt)
         set_random_state(state['random'])
-        self.rows,self.max_tokens = state['rows'],state['max_tokens']
+        self.rows = state['rows']
+        self.max_tokens = state['max_tokens']
 
 def _broken(step, ck):
     said = f'The loss or its gradient is not finite at step {step}; lower the learning rate.'
@@ -661,7 +670,8 @@ def sick(model, some):
     return total*(math.nan if sick.left==0 else 1),count,{}
 
 def ill(out, n=5):
-    model,sick.left = small_lm(tok, layers=1, width=16).model,n
+    model = small_lm(tok, layers=1, width=16).model
+    sick.left = n
     def tick(done, total): sick.left -= 1
     try: fit(model, data, sick, batch=1, epochs=3, every=2, out=out, progress=tick)
     finally: assert all(p.isfinite().all() for p in model.parameters())

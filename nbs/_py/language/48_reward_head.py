@@ -137,7 +137,8 @@ def rectangle(
 def _checked(model):
     "Refuse a model whose logits are more than its output layer; found out once"
     if not hasattr(model, '_only_head'):
-        on,device = model.training,next(model.parameters()).device
+        on = model.training
+        device = next(model.parameters()).device
         model._only_head = has_plain_lm_head(SimpleNamespace(model=model.eval(), device=device))
         model.train(on)
     if not model._only_head:
@@ -214,11 +215,14 @@ lp.detach().round(decimals=2), mask.sum(1)
 V = 7
 table = torch.rand(V, V, generator=torch.Generator().manual_seed(0)).log_softmax(-1)
 class Pairs(nn.Module):
-    base_model_prefix,_only_head = 'trunk',True
+    base_model_prefix = 'trunk'
+    _only_head = True
     def __init__(self):
         super().__init__()
-        self.trunk,self.out = nn.Embedding(V, V),nn.Linear(V, V, bias=False)
-        self.trunk.weight.data,self.out.weight.data = torch.eye(V),table.T.clone()
+        self.trunk = nn.Embedding(V, V)
+        self.out = nn.Linear(V, V, bias=False)
+        self.trunk.weight.data = torch.eye(V)
+        self.out.weight.data = table.T.clone()
         look = self.trunk.forward
         self.trunk.forward = lambda input_ids, **_: SimpleNamespace(
             last_hidden_state=look(input_ids))
@@ -252,7 +256,8 @@ def gradient(total, model):
 def gap(model, rows, starts, T=1., **kw):
     "Largest differences of values and of gradients"
     fast,mask = answer_logprobs(model, rows, starts, T, **kw)
-    want,w = slow(model, rows, starts, T),torch.linspace(-1, 2, mask.sum().item())
+    want = slow(model, rows, starts, T)
+    w = torch.linspace(-1, 2, mask.sum().item())
     a,b = (gradient((w*x).sum(), model) for x in (fast[mask], want))
     return (fast[mask]-want).abs().max().item(),(a-b).abs().max().item()
 
@@ -336,7 +341,8 @@ f'{a/1e6:.0f} MB of the slow way, {b/1e6:.0f} MB of ours, {weights/1e6:.0f} MB o
 
 # %%
 g = torch.Generator().manual_seed(0)
-h,w = torch.randn(64, 64, generator=g).bfloat16(),torch.randn(49_152, 64, generator=g).bfloat16()
+h = torch.randn(64, 64, generator=g).bfloat16()
+w = torch.randn(49_152, 64, generator=g).bfloat16()
 want = torch.randint(49_152, (64,), generator=g)
 exact = (h.double()@w.double().T).log_softmax(-1).gather(-1, want[:,None])[:,0]
 ours, = _judge(h, w, None, want, 1., False)
@@ -364,7 +370,8 @@ def score_model(
     "A sequence classifier with one output, on a copy of a language model's trunk"
     from transformers import AutoModelForSequenceClassification
     config = copy.deepcopy(lm.model.config)
-    config.num_labels,config.tie_word_embeddings = 1, False
+    config.num_labels = 1
+    config.tie_word_embeddings = False
     config.pad_token_id = _filler(lm)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

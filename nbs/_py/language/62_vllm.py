@@ -190,7 +190,8 @@ sys.modules['vllm'] = types.SimpleNamespace(LLM=LLM, SamplingParams=SamplingPara
 # %%
 texts = ['Once', 'The answer, as everybody knows, is', 'Well then:']
 how = dict(max_new_tokens=24, temperature=0, stop=['e'], logprobs=True)
-mine,theirs = sample(tiny, texts, **how), vllm_sample(LLM(tiny), tiny, texts, **how)
+mine = sample(tiny, texts, **how)
+theirs = vllm_sample(LLM(tiny), tiny, texts, **how)
 test_eq(mine, theirs)
 theirs
 

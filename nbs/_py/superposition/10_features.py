@@ -127,7 +127,8 @@ test_ne(keys(0, [7], [0]), keys(1, [7], [0]))
 
 # %%
 #| export
-_c1,_c2 = 0x7feb352d,0x846ca68b-2**32
+_c1 = 0x7feb352d
+_c2 = 0x846ca68b-2**32
 
 def hash32(
     key:torch.Tensor, # [instance, 2], int32
@@ -301,10 +302,18 @@ class sampler:
     ):
         if distribution not in distributions:
             raise ConfigError(unknown_name_message('distribution', distribution, list(distributions)))
-        self.draw,self.density = distributions[distribution],density.float().to(device)
-        self.instances,self.batch_size,self.seed = list(instances),batch_size,seed
-        self.distribution,self.sets,self.signed = distribution,sets,signed
-        self.finite,self.unit,self.chunk,self.at = finite,unit,chunk,-1
+        self.draw = distributions[distribution]
+        self.density = density.float().to(device)
+        self.instances = list(instances)
+        self.batch_size = batch_size
+        self.seed = seed
+        self.distribution = distribution
+        self.sets = sets
+        self.signed = signed
+        self.finite = finite
+        self.unit = unit
+        self.chunk = chunk
+        self.at = -1
 
     def __call__(self, step):
         if self.finite and self.at==0: return self.same

@@ -84,7 +84,8 @@ class ToyConfig:
     attack:object = 0.           # Train against an L2 attack, in mean input lengths; likewise
 
     def __post_init__(self):
-        n,yes = self.n_features,dict(activation=activations, hidden=activations, target=targets,
+        n = self.n_features
+        yes = dict(activation=activations, hidden=activations, target=targets,
                                      features=distributions, readout=('random','positive'))
         counts(n_features=n, n_hidden=self.n_hidden, n_instances=self.n_instances, sets=self.sets)
         if self.points is not None: counts(points=self.points)
@@ -118,7 +119,9 @@ class ToyConfig:
     @property
     def std(self):
         "Standard deviation of W at the start"
-        I,n,m = self.n_instances,self.n_features,self.n_hidden
+        I = self.n_instances
+        n = self.n_features
+        m = self.n_hidden
         if self.notebook_compat: return (2/(m*(n+I)))**.5
         return (2/(n+m))**.5 if self.init=='xavier' else float(self.init)
 
@@ -183,14 +186,16 @@ def start(
 )->tuple:           # W [instance, feature, hidden] and b [instance, feature]
     "Parameters before the first step"
     ids = range(config.n_instances) if instances is None else instances
-    n,m = config.n_features,config.n_hidden
+    n = config.n_features
+    m = config.n_hidden
     W = config.std*normal(keys(seed, ids, [0], stream=1)[0], n*m).view(-1, n, m)
     return W,torch.zeros(len(W), n)
 
 def start_all(config, seed=0, instances=None)->dict:
     "As `start`, with V [instance, feature, hidden] and c [instance, hidden] where they are learned"
     ids = range(config.n_instances) if instances is None else instances
-    n,m = config.n_features,config.n_hidden
+    n = config.n_features
+    m = config.n_hidden
     params = dict(zip('Wb', start(config, seed, ids)))
     if not config.tied:
         own = config.std*normal(keys(seed, ids, [0], stream=3)[0], n*m).view(-1, n, m)
@@ -303,7 +308,9 @@ batch_loss(W0, torch.zeros(1,5), x, I), I[0,2:].sum()/3
 # matrix products here agree.
 
 # %%
-W,b,x = torch.randn(3,5,2),torch.randn(3,5),torch.rand(3,7,5)
+W = torch.randn(3,5,2)
+b = torch.randn(3,5)
+x = torch.rand(3,7,5)
 h = torch.einsum('bif,ifh->bih', x.transpose(0,1), W)
 test_close(torch.relu(torch.einsum('bih,ifh->bif', h, W)+b).transpose(0,1), reconstruct(W, b, x))
 

@@ -62,7 +62,8 @@ def corner_sum(
 # Against a plain midpoint rule with 8 million cells:
 
 # %%
-a,beta = torch.tensor([.7,-1.1,.4], dtype=torch.float64),torch.tensor(.1, dtype=torch.float64)
+a = torch.tensor([.7,-1.1,.4], dtype=torch.float64)
+beta = torch.tensor(.1, dtype=torch.float64)
 g = (torch.arange(200, dtype=torch.float64)+.5)/200
 z = a[0]*g[:,None,None] + a[1]*g[:,None] + a[2]*g + beta
 brute = torch.stack([(z>0).double().mean(), z.relu().mean(), z.relu().square().mean()])
@@ -82,7 +83,8 @@ ours, brute
 # %%
 #| export
 def _reflected(a, beta, q):
-    lo,hi = beta + a.clamp(max=0).sum(-1), beta + a.clamp(min=0).sum(-1)
+    lo = beta + a.clamp(max=0).sum(-1)
+    hi = beta + a.clamp(min=0).sum(-1)
     flip = (hi > -lo).detach()
     s = 1-2*flip.double()
     side = corner_sum(s[...,None]*a, s*beta, q)
@@ -174,7 +176,8 @@ def cross_mean(
 # Against a midpoint rule, for both ranges and both signs of the own coefficient:
 
 # %%
-a,beta = torch.tensor([.6,-.8]).double(),torch.tensor(.1).double()
+a = torch.tensor([.6,-.8]).double()
+beta = torch.tensor(.1).double()
 g = (torch.arange(150)+.5).double()/150
 for own in (.7,-.4,1e-5):
     for signed,x in ((False,g), (True,2*g-1)):

@@ -67,7 +67,8 @@ def relu_errors(
     signed=False,        # Active features uniform on [-1,1] instead of [0,1]
 )->torch.Tensor:         # [instance, feature]
     "Expected squared error of each output of a ReLU model"
-    count,total = on.sum(-1),torch.zeros_like(b)
+    count = on.sum(-1)
+    total = torch.zeros_like(b)
     for k in count.unique().tolist():
         A = on[count==k].nonzero()[:,1].view(-1, k) if k else torch.zeros(1, 0, dtype=torch.long)
         total = total + _of_size(G, b, A, weight[:,count==k], signed)
@@ -131,9 +132,11 @@ def mean_covariance(
     features='independent', sets=1, signed=False,
 )->tuple:                 # [instance, feature], [instance, feature, feature]
     "Mean and covariance of the inputs"
-    n,other = density.shape[1],features in ('anticorrelated','one-hot')
+    n = density.shape[1]
+    other = features in ('anticorrelated','one-hot')
     which = torch.arange(n)//(n//sets)
-    p,same = density/(n//sets) if other else density, which==which[:,None]
+    p = density/(n//sets) if other else density
+    same = which==which[:,None]
     both = p[...,None]*p[:,None]                      # how often two are active together
     if features=='correlated': both = torch.where(same, p[...,None], both)
     if other: both = both*~same
@@ -180,7 +183,8 @@ def exact_loss(
     W,b,V = (t[None].double() if one else t.double() for t in (W, b, W if V is None else V))
     I,n,_ = W.shape
     if b.shape!=(I,n): raise ConfigError(f'b has shape {list(b.shape)}: W asks for {[I,n]}.')
-    p,imp = expand(density, I, n),expand(importance, I, n, 'importance')
+    p = expand(density, I, n)
+    imp = expand(importance, I, n, 'importance')
     err = _errors(V@W.mT, b, p, activation, most, features, sets, signed)
     return (imp*err).sum(-1)[0] if one else (imp*err).sum(-1)
 
@@ -199,14 +203,16 @@ def _errors(G, b, p, activation, most, features, sets, signed):
 
 # %%
 def grid_loss(W, b, p, m=100):
-    g,total = (torch.arange(m, dtype=torch.float64)+.5)/m, 0.
+    g = (torch.arange(m, dtype=torch.float64)+.5)/m
+    total = 0.
     for on in product([0,1], repeat=3):
         x = torch.stack(torch.meshgrid(*[g*o for o in on], indexing='ij'), -1)
         e = (x - (x@W@W.T + b).relu())**2
         total += np.prod([p if o else 1-p for o in on])*e.mean((0,1,2)).sum()
     return total
 
-W,b = torch.randn(3,2, dtype=torch.float64),torch.randn(3, dtype=torch.float64)*.3
+W = torch.randn(3,2, dtype=torch.float64)
+b = torch.randn(3, dtype=torch.float64)*.3
 exact_loss(W, b, .4), grid_loss(W, b, .4)
 
 # %%
@@ -216,11 +222,14 @@ test_close(exact_loss(W, b, .4), grid_loss(W, b, .4), eps=2e-4)
 # Eight features, with densities and importances all different, against four million samples:
 
 # %%
-W,b = torch.randn(8,3)*.6,torch.randn(8)*.2
-p,imp = torch.linspace(.05,1,8),torch.linspace(2,.1,8)
+W = torch.randn(8,3)*.6
+b = torch.randn(8)*.2
+p = torch.linspace(.05,1,8)
+imp = torch.linspace(2,.1,8)
 draw = sampler(p[None], [0], 200_000)
 runs = torch.stack([batch_loss(W[None], b[None], draw(k), imp[None]) for k in range(20)]).double()
-mc,se = runs.mean(),runs.std()/20**.5
+mc = runs.mean()
+se = runs.std()/20**.5
 assert abs(exact_loss(W, b, p, imp) - mc) < 4*se
 exact_loss(W, b, p, imp), mc, se
 
@@ -238,7 +247,9 @@ def check(kind, sets, signed, V, runs=10):
     ours = exact_loss(W, b, p, features=kind, sets=sets, signed=signed, V=V)
     return ours.item(), mc.mean().item(), ((ours-mc.mean())/(mc.std()/runs**.5)).item()
 
-W,b,V = torch.randn(1,6,2)*.7,torch.randn(1,6)*.2,torch.randn(1,6,2)*.7
+W = torch.randn(1,6,2)*.7
+b = torch.randn(1,6)*.2
+V = torch.randn(1,6,2)*.7
 cases = [('correlated',3,False,None), ('anticorrelated',2,False,None), ('one-hot',1,False,None),
          ('independent',1,True,V), ('correlated',2,True,V)]
 table = np.array([check(*c) for c in cases])
@@ -266,13 +277,15 @@ loss.item()
 # float32 it must agree with autograd through the closed form in float64, at every entry.
 
 # %%
-W,b = torch.randn(1,6,3)*.6,torch.randn(1,6)*.2
+W = torch.randn(1,6,3)*.6
+b = torch.randn(1,6)*.2
 def grads(f, dtype):
     ps = [t.detach().to(dtype).requires_grad_() for t in (W,b)]
     f(*ps).sum().backward()
     return torch.cat([t.grad.flatten() for t in ps]).double()
 
-p,imp = torch.full((1,6), .3),torch.linspace(1,.2,6)
+p = torch.full((1,6), .3)
+imp = torch.linspace(1,.2,6)
 draw = sampler(p, [0], 100_000, seed=1)
 g = torch.stack([grads(lambda W,b,k=k: batch_loss(W, b, draw(k), imp[None]), torch.float32)
                  for k in range(20)])
@@ -284,7 +297,8 @@ z.abs().max(), z.std()
 # It does not depend on the basis of the hidden space, nor on the order of the features:
 
 # %%
-O,perm = torch.linalg.qr(torch.randn(3,3, dtype=torch.float64)).Q,torch.randperm(6)
+O = torch.linalg.qr(torch.randn(3,3, dtype=torch.float64)).Q
+perm = torch.randperm(6)
 base = exact_loss(W, b, .3, imp)
 test_close(exact_loss(W.double()@O, b, .3, imp), base, eps=1e-9)
 test_close(exact_loss(W[:,perm], b[:,perm], .3, imp[perm]), base, eps=1e-9)
@@ -313,7 +327,8 @@ def neglected(
 
 
 # %%
-W,b = torch.randn(12,4)*.4,torch.randn(12)*.1
+W = torch.randn(12,4)*.4
+b = torch.randn(12)*.1
 [(k, exact_loss(W, b, .05, most=k).item(), neglected(.05, 12, k).item()) for k in (1,2,3,4)]
 
 # %%
@@ -367,7 +382,9 @@ def closed_form(
 
 def _objective(config, R):
     "Parameters as one row a model -> dict of W, b, V and exact losses"
-    c,n,m = config,config.n_features,config.n_hidden
+    c = config
+    n = config.n_features
+    m = config.n_hidden
     p,imp = (t.repeat_interleave(R, 0) for t in (c.densities,c.importances))
     def losses(t):
         q = dict(W=t[:,:n*m].view(-1, n, m), b=t[:,n*m:n*m+n]*float(c.bias))
@@ -392,7 +409,9 @@ def fit_exact(
         begin = torch.as_tensor(starts).flatten(1)
         begin = torch.cat([begin, torch.zeros(len(begin), config.n_features)]
                           + [begin]*(not config.tied), 1)
-    I,R,losses = config.n_instances,len(begin),_objective(config, len(begin))
+    I = config.n_instances
+    R = len(begin)
+    losses = _objective(config, len(begin))
     unit = (moments(config.densities)[1]*config.importances).sum(1).clamp(min=1e-12)
     x = minimise(lambda t: losses(t)[1]/unit.repeat_interleave(R), begin.double().repeat(I, 1),
                  maxiter)

@@ -99,7 +99,8 @@ def family_losses(
 
 
 # %%
-h,p = 1.,torch.tensor([.05,.3,.6], dtype=torch.float64)
+h = 1.
+p = torch.tensor([.05,.3,.6], dtype=torch.float64)
 models = {'drop last': [[1,0],[0,1],[0,0]], 'drop first': [[0,0],[1,0],[0,1]],
           'antipodal with last': [[1,0],[0,1],[0,-1]], 'antipodal without': [[1,0],[-1,0],[0,1]]}
 for name,W in models.items():
@@ -236,7 +237,9 @@ def abs_baselines(
 
 # %%
 W = torch.tensor([[1,-1,0,0,0],[0,0,1,-1,0],[0,0,0,0,1],[0,0,0,0,0.]])[None]
-b,p,imp = torch.tensor([[0,0,0,.15]]),.3,torch.tensor([[1.,.8,.6,.4]])
+b = torch.tensor([[0,0,0,.15]])
+p = .3
+imp = torch.tensor([[1.,.8,.6,.4]])
 x = sampler(expand(p, 1, 4), [0], 500_000, signed=True)(0)
 mc = batch_loss(W, b, x, imp, hidden='relu', V=W.abs(), target='abs')
 test_close(mc, abs_baselines(p, imp[0], 5)['monosemantic'], eps=5e-4)
@@ -263,7 +266,8 @@ def attack_error(
 
 # %%
 W = torch.randn(1,6,3, dtype=torch.float64)
-x,G = torch.rand(1,1,6, dtype=torch.float64),(W@W.mT)[0]
+x = torch.rand(1,1,6, dtype=torch.float64)
+G = (W@W.mT)[0]
 step = .1*G/G.norm(dim=1, keepdim=True)
 out = lambda x: reconstruct(W, torch.full((1,6), 100., dtype=torch.float64), x)[0]
 moved = (out(x+step)-out(x)).diagonal()**2

@@ -67,7 +67,8 @@ def tilted_wave(t, signed=False):
 # Both against a mean over a fine grid, at small and large $t$:
 
 # %%
-t,x = torch.tensor([1e-3,.5,-7.], dtype=torch.float64),(torch.arange(100_000)+.5).double()/100_000
+t = torch.tensor([1e-3,.5,-7.], dtype=torch.float64)
+x = (torch.arange(100_000)+.5).double()/100_000
 for s,g in ((False,x), (True,2*x-1)):
     test_close(wave(t, s), torch.exp(1j*t[:,None]*g).mean(1), eps=1e-8)
     test_close(tilted_wave(t, s), (g*torch.exp(1j*t[:,None]*g)).mean(1), eps=1e-8)
@@ -108,7 +109,8 @@ def _frequencies(width, K): return torch.arange(1, K+1, dtype=torch.float64)*tor
 
 # %%
 one = torch.ones(1, dtype=torch.float64)
-low,width = -.5*one,2*one
+low = -.5*one
+width = 2*one
 u = _frequencies(width, 400)
 f = wave(u)*torch.exp(-1j*u*low[:,None])
 test_close(kink_mean(2, -.5*one, low, width, 1., f), 1/24, eps=1e-6)
@@ -131,12 +133,14 @@ kink_mean(2, -.5*one, low, width, 1., f)
 #| export
 def _interval(a, p, signed):
     "Ends and width of an interval that holds the sum; a, p [output, feature]"
-    low,high = a.clamp(max=0).sum(-1),a.clamp(min=0).sum(-1)
+    low = a.clamp(max=0).sum(-1)
+    high = a.clamp(min=0).sum(-1)
     if signed: low,high = -a.abs().sum(-1),a.abs().sum(-1)
     mean = 0 if signed else (p*a).sum(-1)/2
     M = a.abs().amax(-1)*20/3
     far = M + (M**2 + 40*(p*a**2/3).sum(-1)).sqrt()
-    low,high = torch.maximum(low, mean-far),torch.minimum(high, mean+far)
+    low = torch.maximum(low, mean-far)
+    high = torch.minimum(high, mean+far)
     margin = (high-low)/5 + 1e-3
     return low-margin,high-low+2*margin
 
@@ -153,8 +157,10 @@ def _many(a, own, b, p, none, one, signed, terms, pi):
     u = _frequencies(width, terms)
     chi = wave(u[:,None]*a[...,None], signed)                      # output, feature, frequency
     f = (1 + p[...,None]*(chi-1)).prod(1) - none[:,None] - (one[...,None]*chi).sum(1)
-    f,mass = f*torch.exp(-1j*u*low[:,None]),1-none-one.sum(-1)
-    v,on = u*own[:,None],lambda q, m, g: kink_mean(q, b, low, width, m, g)
+    f = f*torch.exp(-1j*u*low[:,None])
+    mass = 1-none-one.sum(-1)
+    v = u*own[:,None]
+    on = lambda q, m, g: kink_mean(q, b, low, width, m, g)
     cross = on(1, mass*(0. if signed else .5), f*tilted_wave(v, signed))
     return on(2, mass, f), mass/3 - 2*cross + on(2, mass, f*wave(v, signed))
 
@@ -171,8 +177,11 @@ def series_errors(
 )->torch.Tensor:    # [output]
     "Expected squared errors of outputs of a ReLU model of independent features"
     at = torch.arange(len(rows)),rows
-    a,q = G[rows].clone(),p.expand(len(rows), -1).clamp(max=1-1e-12).clone()
-    own,a[at],q[at] = a[at].clone(),0.,0.
+    a = G[rows].clone()
+    q = p.expand(len(rows), -1).clamp(max=1-1e-12).clone()
+    own = a[at].clone()
+    a[at] = 0.
+    q[at] = 0.
     none = (1-q).prod(-1)
     one = none[:,None]*q/(1-q)
     few = _few(a, own, b[rows], none, one, signed)
@@ -193,7 +202,8 @@ def exact_loss_large(
     one = W.ndim==2
     W,b,V = (t.double()[None] if one else t.double() for t in (W, b, W if V is None else V))
     I,n,_ = W.shape
-    p,imp = expand(density, I, n),expand(importance, I, n, 'importance')
+    p = expand(density, I, n)
+    imp = expand(importance, I, n, 'importance')
     rows = torch.arange(n).split(max(1, 2**22//(n*terms)))
     loss = torch.stack([(imp[i]*torch.cat([series_errors(V[i]@W[i].T, b[i], p[i], r, signed, terms)
                                            for r in rows])).sum() for i in range(I)])
@@ -209,7 +219,8 @@ def gap(p, signed, terms):
     ours = exact_loss_large(W, b, p, signed=signed, terms=terms)
     return (ours/exact_loss(W, b, p, signed=signed)-1).item()
 
-W,b = torch.randn(8,3)*.6,torch.randn(8)*.2
+W = torch.randn(8,3)*.6
+b = torch.randn(8)*.2
 gaps = {(p,s): [gap(p, s, k) for k in (64,512)] for p in (.001,.05,.3,1.) for s in (False,True)}
 assert max(abs(g[1]) for g in gaps.values()) < 1e-6
 {k: [f'{x:.0e}' for x in v] for k,v in gaps.items()}
@@ -218,7 +229,9 @@ assert max(abs(g[1]) for g in gaps.values()) < 1e-6
 # Different densities, importances and a free readout:
 
 # %%
-V,p,imp = torch.randn(8,3)*.6,torch.linspace(.05,1,8),torch.linspace(2,.1,8)
+V = torch.randn(8,3)*.6
+p = torch.linspace(.05,1,8)
+imp = torch.linspace(2,.1,8)
 test_close(exact_loss_large(W, b, p, imp, V=V), exact_loss(W, b, p, imp, V=V), eps=1e-5)
 
 
@@ -233,7 +246,8 @@ def sampled(W, b, p, runs=25, batch=4000):
                       for s in range(runs)]).double()
     return mc.mean().item(), mc.std().item()/runs**.5
 
-W,b = torch.randn(200,20)*.25,torch.randn(200)*.1
+W = torch.randn(200,20)*.25
+b = torch.randn(200)*.1
 rows = {p: (exact_loss_large(W, b, p).item(), *sampled(W, b, p)) for p in (.003,.05,.5)}
 assert all(abs(ours-mc) < 4.5*se for ours,mc,se in rows.values())
 {p: (round(ours, 4), round(mc, 4), round((ours-mc)/se, 1)) for p,(ours,mc,se) in rows.items()}
@@ -242,7 +256,8 @@ assert all(abs(ours-mc) < 4.5*se for ours,mc,se in rows.values())
 # Orthogonal features that are kept cost nothing, and dropped ones their variance:
 
 # %%
-W,b = torch.eye(200,20),torch.tensor([0.]*20+[.05]*180)
+W = torch.eye(200,20)
+b = torch.tensor([0.]*20+[.05]*180)
 loss = exact_loss_large(W, b, .1)
 test_close(loss, 180*moments(.1)[1], eps=2e-5)
 loss
@@ -279,7 +294,8 @@ def population_loss(
     "Reconstruction loss of trained models without sampling, summed over features"
     if why := closed_form(config): raise ConfigError(why)
     ids = list(range(config.n_instances)) if instances is None else list(instances)
-    p,imp = config.densities[ids],config.importances[ids]
+    p = config.densities[ids]
+    imp = config.importances[ids]
     W,b,V,c = (None if t is None else t.detach().cpu().double() for t in (W,b,V,c))
     if c is not None: b = b + torch.einsum('inm,im->in', W if V is None else V, c)
     large = config.features=='independent' and config.activation=='relu' and config.n_features>9
@@ -290,7 +306,9 @@ def population_loss(
 
 # %%
 torch.manual_seed(0)
-W,b,c = torch.randn(2,12,3)*.5,torch.randn(2,12)*.1,torch.randn(2,3)*.1
+W = torch.randn(2,12,3)*.5
+b = torch.randn(2,12)*.1
+c = torch.randn(2,3)*.1
 config = ToyConfig(12, 3, 2, density=.05, hidden_bias=True)
 x = sampler(config.densities, [0,1], 400_000)(0)
 mc = batch_loss(W, b, x, config.importances.float(), c=c)

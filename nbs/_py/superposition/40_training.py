@@ -222,7 +222,8 @@ def eager(
     snap:set,       # Steps after which W is kept
 ):
     "Train with autograd, one step at a time"
-    c,dev = run.config,run.W.device
+    c = run.config
+    dev = run.W.device
     imp = c.importances[run.instances].float().to(dev)
     l1,attack = (c.per_instance(k)[run.instances].float().to(dev) for k in ('l1','attack'))
     l1,attack = (t if t.any() else None for t in (l1,attack))
@@ -405,12 +406,17 @@ def _batches(config, ids, batch_size, seed, device):
 def _generator(seed): return torch.Generator().manual_seed(seed)
 
 def _notebook_start(config, seed):
-    I,n,m = config.n_instances,config.n_features,config.n_hidden
+    I = config.n_instances
+    n = config.n_features
+    m = config.n_hidden
     return torch.randn(I, n, m, generator=_generator(seed))*config.std, torch.zeros(I, n)
 
 def _notebook_batches(config, batch_size, seed, device):
-    I,n,p = config.n_instances,config.n_features,config.densities.float()
-    g,at = _generator(seed+1),[0]
+    I = config.n_instances
+    n = config.n_features
+    p = config.densities.float()
+    g = _generator(seed+1)
+    at = [0]
     def batch(step):
         if step!=at[0]: raise ConfigError('a notebook_compat run cannot be resumed: start it again.')
         at[0] += 1
@@ -468,7 +474,8 @@ def save(
     path,     # File to write; appears whole or not at all
 )->Path:
     "Write a run as safetensors"
-    path,t = Path(path),dict(logged=run.logged, loss=run.loss)
+    path = Path(path)
+    t = dict(logged=run.logged, loss=run.loss)
     t |= {f'param.{k}': v for k,v in run.params.items()}
     t |= {f'snapshot.{k}': v for k,v in run.snapshots.items()}
     t |= {f'moment.{k}.{i}': v for k,vs in run.moments.items() for i,v in enumerate(vs)}
@@ -484,10 +491,12 @@ def load_run(
     "Read a run back"
     try:
         with safe_open(path, 'pt') as f:
-            t,meta = {k: f.get_tensor(k) for k in f.keys()},json.loads(f.metadata()['run'])
+            t = {k: f.get_tensor(k) for k in f.keys()}
+            meta = json.loads(f.metadata()['run'])
     except Exception as e:
         raise DataError(f'{path} is not a saved run ({type(e).__name__}): train it again.') from None
-    s,params = meta['settings'],{k[6:]: v for k,v in t.items() if k.startswith('param.')}
+    s = meta['settings']
+    params = {k[6:]: v for k,v in t.items() if k.startswith('param.')}
     return Run(ToyConfig(**s['config']), s['instances'], params, meta['step'], s['steps'],
                t['logged'], t['loss'],
                {int(k[9:]): v for k,v in t.items() if k.startswith('snapshot.')}, meta['engine'],
@@ -523,7 +532,8 @@ with expect_fail(ModelError, contains='not finite at step'):
 
 # %%
 def public_loop(W, b, imp, batches, steps):
-    W,b = W.clone().requires_grad_(),b.clone().requires_grad_()
+    W = W.clone().requires_grad_()
+    b = b.clone().requires_grad_()
     opt = torch.optim.AdamW([W,b], lr=1e-3)
     for s in range(steps):
         opt.zero_grad(set_to_none=True)

@@ -99,7 +99,8 @@ def held_out(
 
 def population(config, params, ids, same=None):
     "The exact loss if there is one, else `held_out`"
-    c,exact = config,closed_form(config) is None and not config.per_instance('l1').any()
+    c = config
+    exact = closed_form(config) is None and not config.per_instance('l1').any()
     if not exact or (c.n_features>11 and c.activation!='linear'):
         return held_out(config, params, ids, same=same)
     ids = torch.as_tensor(ids)
@@ -179,7 +180,9 @@ def best_of(
     **kw,           # Of `train`
 )->Sweep:
     "Train every instance from several starts and rank them"
-    I,many,parts = config.n_instances,replicate(config, restarts),[]
+    I = config.n_instances
+    many = replicate(config, restarts)
+    parts = []
     own = lambda x: x if isinstance(x, (int,float)) else torch.as_tensor(x).repeat(restarts)
     block = block or _room(config, engine, device, batch_size)
     for part in _chunks(I, max(1, block//restarts)):
@@ -197,7 +200,8 @@ def _train_block(config, ids, restarts, score, keep_all, same, **kw):
     params = {k: v.cpu() for k,v in run.params.items()}
     fold = lambda t: t.cpu().unflatten(0, (-1,restarts))
     loss = fold(_score(score, config, params, ids, same))
-    order,pack = loss.argsort(dim=1),fold
+    order = loss.argsort(dim=1)
+    pack = fold
     if not keep_all:
         pack = lambda t: fold(t)[torch.arange(len(loss)),order[:,0]][:,None]
     every = [{k: pack(v) for k,v in d.items()} for d in (params, run.snapshots)]
@@ -240,13 +244,19 @@ only.loss[:,0], sweep.loss.amin(1)
 #| export
 def _line(value, x, d, f, g, rows):
     "Shorten each step until it goes down; where none does, stay"
-    t,slope,todo = torch.ones_like(f),(d*g).sum(-1),torch.arange(len(f))
-    x,f,g = x.clone(),f.clone(),g.clone()
+    t = torch.ones_like(f)
+    slope = (d*g).sum(-1)
+    todo = torch.arange(len(f))
+    x = x.clone()
+    f = f.clone()
+    g = g.clone()
     for _ in range(25):
         new = x[todo] + t[todo,None]*d[todo]
         fn,gn = value(new, rows[todo])
         ok = fn <= f[todo] + 1e-4*t[todo]*slope[todo]
-        x[todo[ok]],f[todo[ok]],g[todo[ok]] = new[ok],fn[ok],gn[ok]
+        x[todo[ok]] = new[ok]
+        f[todo[ok]] = fn[ok]
+        g[todo[ok]] = gn[ok]
         todo = todo[~ok]
         if not len(todo): break
         t[todo] *= .4
@@ -257,7 +267,8 @@ def _bfgs(H, s, y):
     sy = (s*y).sum(-1)
     r = torch.where(sy>1e-16, 1/sy.clamp(min=1e-16), 0.)[:,None,None]
     Hy = (H@y[...,None])[...,0]
-    cross,yHy = Hy[:,:,None]*s[:,None],(y*Hy).sum(-1)[:,None,None]
+    cross = Hy[:,:,None]*s[:,None]
+    yHy = (y*Hy).sum(-1)[:,None,None]
     return H - r*(cross+cross.mT) + (r*r*yHy + r)*s[:,:,None]*s[:,None]
 
 def descend(
@@ -281,7 +292,9 @@ def descend(
         new,fn,gn = _line(value, x[rows], d, f[rows], g[rows], rows)
         H[rows] = _bfgs(H[rows], new-x[rows], gn-g[rows])
         idle[rows] = torch.where(f[rows]-fn <= tol*fn, idle[rows]+1, 0.)
-        x[rows],f[rows],g[rows] = new,fn,gn
+        x[rows] = new
+        f[rows] = fn
+        g[rows] = gn
         rows = rows[idle[rows]<2]
         if not len(rows): break
     return x,f
@@ -309,7 +322,9 @@ def optima(
 )->Sweep:
     "The lowest population loss of every instance, without training"
     if why := closed_form(config): raise ConfigError(why)
-    c,n,m = config,config.n_features,config.n_hidden
+    c = config
+    n = config.n_features
+    m = config.n_hidden
     if not c.tied: raise ConfigError('optima is for tied models: use fit_exact.')
     R = restarts if starts is None else len(starts)
     begin = start_all(replace(replicate(c, R), init=1.), seed)['W'].double().view(R, -1, n, m)
@@ -354,7 +369,8 @@ def region(
     which=-1,       # Of which feature
 )->np.ndarray:      # [...], 0, 1 or 2: a place in `regions`
     "What becomes of one feature"
-    norm,shared = W.norm(dim=-1)[...,which],interference(W)[...,which]
+    norm = W.norm(dim=-1)[...,which]
+    shared = interference(W)[...,which]
     return torch.where(norm<.5, 0, torch.where(shared<.5, 1, 2)).numpy()
 
 def logspace(
@@ -405,7 +421,9 @@ def simple_losses(
         f'No simple solutions are listed for {shape[0]} features in {shape[1]} dimensions: '
         'give shapes.')
     W = torch.tensor(list((shapes or families[shape]).values()), dtype=torch.float64)
-    p,imp,I = config.densities,config.importances,config.n_instances
+    p = config.densities
+    imp = config.importances
+    I = config.n_instances
     mean = lambda w: p/2*(w.norm(dim=-1)==0)
     return torch.stack([exact_loss(w.expand(I,-1,-1), mean(w), p, imp) for w in W], 1), W
 
@@ -444,7 +462,8 @@ def predict(
     "What the best of the simple solutions does at every point; `margin` is its relative lead"
     losses,W = simple_losses(config, shapes)
     low = (losses*(1+1e-9*torch.arange(len(W)))).topk(2, dim=1, largest=False)
-    names,lead = list(shapes or families[config.n_features,config.n_hidden]),low.values[:,1]
+    names = list(shapes or families[config.n_features,config.n_hidden])
+    lead = low.values[:,1]
     return describe(config, W[low.indices[:,0]], low.values[:,0]).assign(
         solution=[names[i] for i in low.indices[:,0]], margin=1-low.values[:,0]/lead)
 
@@ -519,7 +538,8 @@ def join(
     runs:list, # Shares of one training, in the order of their ranks
 )->Run:
     "One run from the shares of several processes"
-    a,cat = runs[0],lambda ts: torch.cat([t.cpu() for t in ts])
+    a = runs[0]
+    cat = lambda ts: torch.cat([t.cpu() for t in ts])
     moment = lambda k: tuple(cat(r.moments[k][i] for r in runs) for i in (0,1))
     ids = [i for r in runs for i in r.instances]
     return replace(a, instances=ids, loss=cat(r.loss for r in runs),

@@ -106,7 +106,8 @@ def leverage(
 
 # %%
 W = torch.randn(2000, 12, 4, dtype=torch.float64)*torch.randn(2000, 12, 1).exp()
-D,L = feature_dimensionality(W),leverage(W)
+D = feature_dimensionality(W)
+L = leverage(W)
 assert (D <= L+1e-12).all() and (L <= 1+1e-12).all()
 test_close(L.sum(-1), torch.full((2000,), 4.), eps=1e-9)
 D.sum(-1).max().item(), D.sum(-1).mean().item()
@@ -169,7 +170,8 @@ def antiprism(
     height=3**-.5, # Of the two squares above and below the middle; this one makes the frame tight
 )->torch.Tensor:   # [8, 3]
     "Corners of a square antiprism on the unit sphere"
-    t,up = torch.arange(8, dtype=torch.float64)*torch.pi/4,(-1.)**torch.arange(8)
+    t = torch.arange(8, dtype=torch.float64)*torch.pi/4
+    up = (-1.)**torch.arange(8)
     r = (1-height**2)**.5
     return torch.stack([r*t.cos(), r*t.sin(), height*up], -1)
 
@@ -287,7 +289,8 @@ def upright(
 
 # %%
 for m in (2,3):
-    W,O = torch.randn(3,5,m),torch.linalg.qr(torch.randn(m,m)).Q
+    W = torch.randn(3,5,m)
+    O = torch.linalg.qr(torch.randn(m,m)).Q
     test_close(upright(W), upright(W@O), eps=1e-5)
     test_close(upright(W)[:,0,1:], torch.zeros(3,m-1)); assert (upright(W)[:,1,1]>=0).all()
 test_eq(upright(torch.randn(2,4)).shape, [2,4])

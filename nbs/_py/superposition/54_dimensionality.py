@@ -168,7 +168,8 @@ def jumps(
     "Moments at which several features change level together"
     D = torch.as_tensor(D)
     moved = (D[window:]-D[:-window]).abs() > least
-    left,found = moved.sum(1),[]
+    left = moved.sum(1)
+    found = []
     while (left>=together).any():
         t = int(left.argmax())
         found.append((t, moved[t].nonzero()[:,0].tolist()))

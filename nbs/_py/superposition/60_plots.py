@@ -50,8 +50,10 @@ def plot_plane(
     titles,         # One for each model
 )->go.Figure:
     "Columns of W of several models side by side"
-    W,imp = upright(W).cpu().numpy(),np.asarray(importance, float)
-    low,high = .85*imp.min(),1.1*imp.max()
+    W = upright(W).cpu().numpy()
+    imp = np.asarray(importance, float)
+    low = .85*imp.min()
+    high = 1.1*imp.max()
     colours = sample_colorscale('Plasma', (imp-low)/(high-low+1e-9))
     r = max(1.25, 1.1*float(np.abs(W).max()))
     fig = make_subplots(1, len(W), subplot_titles=list(titles), horizontal_spacing=.02)
@@ -145,7 +147,8 @@ def plot_reading(
     b:torch.Tensor, # [feature]
 )->go.Figure:
     "Gram matrix, bias and norms of one model"
-    W,b = W.detach().cpu(),b.detach().cpu()
+    W = W.detach().cpu()
+    b = b.detach().cpu()
     fig = make_subplots(1, 3, subplot_titles=['WᵀW','b','‖W‖'], column_widths=[.5,.25,.25],
                         horizontal_spacing=.04, shared_yaxes=True)
     fig.add_heatmap(z=_hundredths(W@W.mT), coloraxis='coloraxis', row=1, col=1,
@@ -187,7 +190,8 @@ def plot_capacity(
     reference=None, # name and values to show in grey
 )->go.Figure:
     "Estimates with intervals against sparsity"
-    x,fig = [round(1/p, 3) for p in density],go.Figure()
+    x = [round(1/p, 3) for p in density]
+    fig = go.Figure()
     if reference:
         fig.add_scatter(x=x, y=_round(reference[1]), name=reference[0], mode='markers',
                         marker=dict(symbol='circle-open', size=13, color=COLOURS['paper']))
@@ -220,7 +224,8 @@ def plot_losses(
     lines:dict, # name -> loss [instance, logged step]
 )->go.Figure:
     "Loss over training for groups of models"
-    fig,x = go.Figure(),list(map(int, logged))
+    fig = go.Figure()
+    x = list(map(int, logged))
     for i,(name,loss) in enumerate(lines.items()):
         colour = COLOURS['sequence'][i]
         low,mid,high = (_round(q, 5) for q in np.quantile(np.asarray(loss), [0,.5,1], axis=0))
@@ -255,7 +260,8 @@ def _digits(t, digits=4): return [float(f'{float(v):.{digits}g}') for v in t]
 def _log_axis(values):
     "Ticks at 1, 2, 5, or at powers of ten alone if there are many"
     v = np.array([v for v in values if v>0])
-    low,high = np.floor(np.log10(v.min())),np.ceil(np.log10(v.max()))
+    low = np.floor(np.log10(v.min()))
+    high = np.ceil(np.log10(v.max()))
     ticks = [float(f'{m}e{int(k)}') for k in np.arange(low, high+1)
              for m in ((1,2,5) if high-low<3 else (1,))]
     return dict(type='log', tickvals=ticks, ticktext=[f'{t:,g}' for t in ticks])
@@ -295,7 +301,8 @@ def plot_curves(
     legend=None,  # None: a legend for up to four curves, names at the ends of more
 )->go.Figure:
     "Curves with their intervals"
-    fig,legend = go.Figure(),len(lines)<=4 if legend is None else legend
+    fig = go.Figure()
+    legend = len(lines)<=4 if legend is None else legend
     for i,(name,ys) in enumerate(lines.items()):
         xs = _digits(x[name] if isinstance(x, dict) else x)
         y = np.asarray([tuple(v) if isinstance(v, tuple) else (v,) for v in ys], np.float64).T

@@ -74,7 +74,8 @@ def plot_phases(
     for c,t in enumerate(tables.values(), 1):
         z = t.assign(z=shade(t.norm, t.shared)).pivot(
             index='density', columns='importance', values='z')
-        x,y = np.log10(z.columns).round(4).tolist(),np.log10(z.index).round(4).tolist()
+        x = np.log10(z.columns).round(4).tolist()
+        y = np.log10(z.index).round(4).tolist()
         fig.add_heatmap(x=x, y=y, z=z.to_numpy(np.int8), coloraxis='coloraxis', row=1, col=c,
                         hovertemplate='r = 10^%{x:.2f}, p = 10^%{y:.2f}<extra></extra>')
         for i,(name,(r,p)) in enumerate((lines or {}).items()):
@@ -103,7 +104,8 @@ def plot_phases(
 said = predict(grid(2, 1, logspace(1, .01, 31), logspace(.1, 10, 31)))
 p = np.linspace(.025, 4/7, 40); tie = 2*p/(4-5*p)
 keep = tie>=.1
-tie,p = tie[keep],p[keep]
+tie = tie[keep]
+p = p[keep]
 plot_phases({'theory': said}, {'ties': (np.r_[tie,1/tie[::-1]], np.r_[p,p[::-1]])})
 
 # %% [markdown]

@@ -83,7 +83,10 @@ def rescaled(
 # %%
 from moral_sc.superposition.model import reconstruct
 torch.manual_seed(0)
-W1,V1,b1,x1 = torch.randn(2,4,6),torch.randn(2,4,6),torch.randn(2,4),torch.randn(2,9,4)
+W1 = torch.randn(2,4,6)
+V1 = torch.randn(2,4,6)
+b1 = torch.randn(2,4)
+x1 = torch.randn(2,9,4)
 a,c = rescaled(W1, V1)
 same = lambda W, V: reconstruct(W, b1, x1, hidden='relu', V=V)
 test_close(same(a, c), same(W1, V1), eps=1e-4)
@@ -109,7 +112,8 @@ def order(
     W:torch.Tensor, # [feature, hidden]
 )->torch.Tensor:    # Neurons, those of the most important feature first
     "Sort neurons by their leading feature"
-    lead,share = W.abs().argmax(0),leading_share(W)
+    lead = W.abs().argmax(0)
+    share = leading_share(W)
     return torch.as_tensor(np.lexsort((-share.numpy(), lead.numpy())))
 
 
@@ -137,7 +141,10 @@ def plot_stacks(
     last = 1
     for r,W in enumerate(Ws, 1):
         W = W[:,order(W)]
-        xs,ys,colours,texts = [],[],[],[]
+        xs = []
+        ys = []
+        colours = []
+        texts = []
         for k in range(W.shape[1]):
             w = W[:,k]
             for i in torch.where(w.abs() >= least*w.abs().max().clamp(min=1e-9))[0].tolist():

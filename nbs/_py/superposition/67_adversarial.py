@@ -64,7 +64,8 @@ attack_directions(W)[0].numpy().round(2)
 step = torch.randn(100_000, 5, dtype=torch.float64)
 step = step/step.norm(dim=1, keepdim=True)
 G = W@W.T
-moved,bound = (step@G).abs().amax(0),(attack_directions(W)*G).sum(-1)
+moved = (step@G).abs().amax(0)
+bound = (attack_directions(W)*G).sum(-1)
 assert (moved <= bound).all() and (moved > .97*bound).all()
 moved/bound
 
@@ -125,7 +126,8 @@ def analytic_attack(
     "The worst step along plus or minus a row of the Gram matrix"
     length = torch.as_tensor(length, dtype=W.dtype, device=W.device)
     D = attack_directions(W)*length.view(-1,1,1)
-    clean,worst = errors(W, b, x, x, activation),None
+    clean = errors(W, b, x, x, activation)
+    worst = None
     for i in range(W.shape[1]):
         for step in (D[:,i,None],-D[:,i,None]):
             h = errors(W, b, x, x+step, activation) - clean
@@ -140,7 +142,8 @@ def analytic_attack(
 # on all of them, so it need not be the worst possible; but it comes close.
 
 # %%
-W,b = tegum(polygon(2), polygon(2), polygon(2)).float()[None],torch.zeros(1,6)
+W = tegum(polygon(2), polygon(2), polygon(2)).float()[None]
+b = torch.zeros(1,6)
 x = sampler(expand(.2, 1, 6), [0], 200, seed=3)(0)
 ours = analytic_attack(W, b, x, .1)[0]
 step = torch.randn(10_000, 6)
@@ -177,7 +180,8 @@ def vulnerability(
 )->torch.Tensor:   # [instance]
     "Mean harm of an attack, relative to a model without superposition"
     length = size*mean_length(x)
-    h,keep = analytic_attack(W, b, x, length, shared),(x!=0).any(-1)
+    h = analytic_attack(W, b, x, length, shared)
+    keep = (x!=0).any(-1)
     if empty or shared: keep = torch.ones_like(keep)
     return (h*keep).sum(-1)/keep.sum(-1)/length**2
 
@@ -210,7 +214,8 @@ def gradient_attack(
 )->tuple:           # Harm done [instance, batch]; which inputs give no gradient
     "The harm of steps along the gradient of the loss"
     r = torch.as_tensor(length, dtype=W.dtype, device=W.device).view(-1,1,1)
-    d,masked = torch.zeros_like(x),None
+    d = torch.zeros_like(x)
+    masked = None
     for _ in range(steps):
         d = d.detach().requires_grad_()
         g, = torch.autograd.grad(errors(W, b, x, x+d, activation).sum(), d)
@@ -228,10 +233,12 @@ def gradient_attack(
 # little more; empty inputs give it nothing.
 
 # %%
-W,b = 1.1*polygon(5).float()[None],torch.full((1,5), -.2)
+W = 1.1*polygon(5).float()[None]
+b = torch.full((1,5), -.2)
 x = sampler(expand(.05, 1, 5), [0], 4000, seed=5)(0)
 by_gradient,masked = gradient_attack(W, b, x, .1, steps=10)
-by_row,busy = analytic_attack(W, b, x, .1),(x>0).any(-1)
+by_row = analytic_attack(W, b, x, .1)
+busy = (x>0).any(-1)
 assert masked[~busy].all() and by_gradient[busy].mean() > .9*by_row[busy].mean()
 masked.float().mean(), by_gradient[busy].mean(), by_row[busy].mean()
 

@@ -261,8 +261,11 @@ def parse(
     "Check a row and work out its answers"
     fault = _fault(row)
     if fault: raise DataError(f'{where} {fault}; it is not a BBQ question as it stands.')
-    c,n,q = row['category'], row['example_id'], row['question_index']
-    unk,hits = declines(row), target(row)
+    c = row['category']
+    n = row['example_id']
+    q = row['question_index']
+    unk = declines(row)
+    hits = target(row)
     t = hits[0] if len(hits)==1 else None
     other = None if t is None else 3-unk-t
     bias,counter = (t,other) if row['question_polarity']=='neg' else (other,t)
@@ -475,7 +478,11 @@ def agrees(
 
 def _dealt(quads, seed, first):
     "Scenes of one category in the order in which they are dealt"
-    left,sums,lean,stands,out = {}, Counter(), .5-first%2, Counter(), []
+    left = {}
+    sums = Counter()
+    lean = .5-first%2
+    stands = Counter()
+    out = []
     for q in sorted(quads, key=lambda q: _hash(seed, q[0].quad)):
         left.setdefault(q[0].template, []).append(q)
     turn = sorted(left, key=lambda t: _hash(seed, t))
@@ -525,7 +532,8 @@ census(few)
 def lean(items): return sum(agrees(q) for q in by_quad(items).values())
 
 for its in filter(len, [every, real]): # Theirs only where they are in reach
-    n,cs = len({i.template for i in its}), dict.fromkeys(i.category for i in its)
+    n = len({i.template for i in its})
+    cs = dict.fromkeys(i.category for i in its)
     most = max(len({i.template for i in its if i.category==c}) for c in cs)
     once = stratified(its, 4*len(cs)*most)
     test_eq(len({i.template for i in once}), n)

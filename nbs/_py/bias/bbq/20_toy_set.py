@@ -77,7 +77,8 @@ def tell(
     true:bool,    # The trait is true of the stereotyped person
 )->dict:          # Texts of one telling
     "Fill the blanks of a scene with its two people"
-    a,b = scene['target'], scene['other']
+    a = scene['target']
+    b = scene['other']
     one,two = (a,b) if first else (b,a)
     neg,pos = (a,b) if true else (b,a)
     people = dict(one=one[0], two=two[0], neg=neg[0], pos=pos[0])
@@ -130,7 +131,8 @@ def rows(
     scenes:list,  # As `scenes` gives them; category by category
 )->list:          # Rows in BBQ's format, eight a scene
     "All questions of a set of scenes"
-    told_of,orders = {}, list(permutations(range(3)))
+    told_of = {}
+    orders = list(permutations(range(3)))
     for s in scenes:
         mine = told_of.setdefault(s['category'], [])
         k = len(mine)//8

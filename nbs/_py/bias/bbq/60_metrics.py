@@ -81,7 +81,8 @@ def read(
     p = np.exp(records[['lp_a','lp_b','lp_c']].to_numpy())
     orders = np.array([orders_of(6)[o] for o in records.order])
     back = np.take_along_axis(p/p.sum(1, keepdims=True), np.argsort(orders, 1), 1)
-    none,k = np.isnan(p).any(1), np.nan_to_num(p).argmax(1)
+    none = np.isnan(p).any(1)
+    k = np.nan_to_num(p).argmax(1)
     letter = np.where(none, None, np.array(list('abc'), dtype=object)[k])
     answer = np.where(none, np.nan, orders[np.arange(len(p)), k])
     return records.assign(letter=letter, answer=answer, p0=back[:,0], p1=back[:,1], p2=back[:,2])
@@ -93,7 +94,8 @@ def shares(
 )->np.ndarray:         # [question, option], means over orders and samples
     "What a model answered under a condition; nan where it gave no answer"
     d = records[records.condition==condition]
-    p,k = d[['p0','p1','p2']].to_numpy(), d.answer.to_numpy(float)
+    p = d[['p0','p1','p2']].to_numpy()
+    k = d.answer.to_numpy(float)
     if not soft: p = np.where(np.isnan(k)[:,None], np.nan, np.eye(3)[np.nan_to_num(k).astype(int)])
     ids = records.id.drop_duplicates()
     return pd.DataFrame(p).groupby(d.id.to_numpy(), sort=False).mean().loc[ids].to_numpy()
@@ -129,7 +131,8 @@ def _values(p, items, metric):
     "Row values of a metric, nan where there is none, their statistic, the item of each row"
     kind,half = metric.rsplit('_', 1)
     at = [n for n,i in enumerate(items) if i.context_condition==half]
-    its,p = [items[n] for n in at], p[at]
+    its = [items[n] for n in at]
+    p = p[at]
     if metric in ('bias_disambig','conditional_ambig'):
         return _by_template(directions(p, its), its)
     if kind=='bias': v = -np.diff(directions(p, its)[:,:2])[:,0]
@@ -148,7 +151,9 @@ def estimate(
     less = np.zeros_like(v) if minus is None else _values(minus, items, metric)[0]
     if v.ndim==1: # Questions that were answered under both conditions
         ok = ~np.isnan(v+less)
-        v,less,its = v[ok], less[ok], [i for i,k in zip(its, ok) if k]
+        v = v[ok]
+        less = less[ok]
+        its = [i for i,k in zip(its, ok) if k]
     if not len(its): return Estimate(np.nan)
     if minus is None: less = None
     if len({i.template for i in its})==1: # One template shows no spread: no interval
@@ -172,13 +177,15 @@ def numbers(
     **kw,                  # n, level, seed of the bootstrap
 )->pd.DataFrame:           # benchmark, condition, category, metric, value, low, high
     "Every metric with its interval; `_soft` ones read probabilities"
-    items,rows = questions(records), []
+    items = questions(records)
+    rows = []
     for c in [c for c in dict.fromkeys(records.condition) if c!=against]:
         for soft in (False, True):
             p = shares(records, c, soft)
             base = shares(records, against, soft) if against else None
             for cat,at in _parts(items).items():
-                its,less = [items[n] for n in at], None if base is None else base[at]
+                its = [items[n] for n in at]
+                less = None if base is None else base[at]
                 rows += [dict(benchmark=records.benchmark.iloc[0], category=cat,
                               condition=f'{c} - {against}' if against else c,
                               metric=m+'_soft'*soft, **e._asdict())

@@ -108,7 +108,8 @@ pd.DataFrame({w: recount(e.records, few, w, lm)[['p0','p1','p2']].iloc[0] for w 
 # By the byte is the sum over the length; PMI knows nothing of a question that says nothing.
 
 # %%
-r,i = e.records.iloc[0], {i.id:i for i in few}[e.records.id.iloc[0]]
+r = e.records.iloc[0]
+i = {i.id:i for i in few}[e.records.id.iloc[0]]
 n = [len(o.encode()) for o in options(i)]
 p = np.exp(r[['lp_a','lp_b','lp_c']].to_numpy(float)/n)
 def said(d): return d[['p0','p1','p2']].to_numpy()

@@ -198,7 +198,8 @@ def bradley_terry(
 )->np.ndarray:      # [..., player], nats, mean zero
     "Maximum likelihood ratings of every matrix of wins"
     wins = np.asarray(wins, dtype=float)
-    n,theta = wins+np.swapaxes(wins, -1, -2), np.zeros(wins.shape[:-1])
+    n = wins+np.swapaxes(wins, -1, -2)
+    theta = np.zeros(wins.shape[:-1])
     for _ in range(steps):
         slope = (wins-n*_sigma(theta)).sum(-1)
         lift = n.sum((-1,-2))[...,None,None]/n.shape[-1]**2 # Fills the direction of no slope
@@ -283,7 +284,8 @@ def groups(
 
 def _said_apart(names, wins):
     "The sentence for votes that give no finite ratings, or nothing"
-    g,met = groups(wins), connected_components(csr_matrix(wins), directed=False)[1]
+    g = groups(wins)
+    met = connected_components(csr_matrix(wins), directed=False)[1]
     if not g.any(): return ''
     apart = met if met.any() else g
     some = ' | '.join(', '.join(map(str, np.array(names)[apart==k])) for k in range(max(apart)+1))
@@ -374,21 +376,27 @@ def checked(votes, unsure=None):
 class Count:
     "Wins by cluster: `wins[cluster, winner x loser]`"
     def __init__(self, votes, names):
-        K,at = len(names), {n:i for i,n in enumerate(names)}
+        K = len(names)
+        at = {n:i for i,n in enumerate(names)}
         a,b = (votes[c].map(at).to_numpy() for c in 'ab')
         # By rank of the name and not of appearance, so that order of votes changes nothing
         self.code,self.clusters = pd.factorize(votes.cluster, sort=True)
-        win,shape = votes.win.to_numpy(float), (len(self.clusters), K*K)
+        win = votes.win.to_numpy(float)
+        shape = (len(self.clusters), K*K)
         cells = np.concatenate([a*K+b, b*K+a])
         self.by = csr_matrix((np.concatenate([win, 1-win]), (np.tile(self.code, 2), cells)),
                              shape)
-        self.names,self.K = list(names), K
+        self.names = list(names)
+        self.K = K
         self.wins = np.asarray(self.by.sum(0)).reshape(K, K)
 
     def slopes(self, theta):
         "Slope of the log-likelihood at `theta` by cluster, [cluster, player]"
-        K,s,by = self.K, _sigma(theta).ravel(), self.by.tocoo()
-        i,j = by.col//K, by.col%K
+        K = self.K
+        s = _sigma(theta).ravel()
+        by = self.by.tocoo()
+        i = by.col//K
+        j = by.col%K
         # A win of i over j pulls i up and j down by what it was not expected to do
         pull = by.data*(1-s[by.col])
         rows = np.concatenate([by.row, by.row])*K + np.concatenate([i, j])
@@ -424,7 +432,8 @@ def _covariance(count, theta, errors):
     "Covariance of ratings of mean zero, nats squared"
     inv = np.linalg.pinv(information(count.wins, theta), hermitian=True)
     if errors=='likelihood': return inv
-    g,C = count.slopes(theta), len(count.clusters)
+    g = count.slopes(theta)
+    C = len(count.clusters)
     if C<2: return np.full_like(inv, np.nan)
     return inv@(g.T@g)@inv*C/(C-1)
 
@@ -448,9 +457,12 @@ def tournament(
     if errors not in ERRORS: raise ConfigError(unknown_name_message('kind of errors', errors, ERRORS))
     votes = checked(votes, unsure)
     names = sorted({*votes.a, *votes.b})
-    count,K = Count(votes, names), len(names)
-    theta,C = count.fit(prior), len(count.clusters)
-    J,draws = NAT*_shift(K, names, gauge), None
+    count = Count(votes, names)
+    K = len(names)
+    theta = count.fit(prior)
+    C = len(count.clusters)
+    J = NAT*_shift(K, names, gauge)
+    draws = None
     if errors=='bootstrap': draws = count.again(resample(C, n, seed), prior)@J.T
     cov = _covariance(count, theta, errors) if draws is None else None
     return Elo(names, J@theta, np.cov(draws.T) if cov is None else J@cov@J.T, gauge,
@@ -481,7 +493,8 @@ rng = np.random.default_rng(0)
 truth = dict(zip('abcd', [0, .5, 1., 1.4]))
 def crowd(prompts, spread, turns=3, seed=0, names=truth):
     "Votes on prompts that suit some players better than others"
-    rng,rows = np.random.default_rng(seed), []
+    rng = np.random.default_rng(seed)
+    rows = []
     skill = np.array(list(names.values())) + spread*rng.normal(size=(prompts, len(names)))
     for i,j in combinations(range(len(names)), 2):
         p = 1/(1+np.exp(skill[:,j]-skill[:,i]))
@@ -491,7 +504,8 @@ def crowd(prompts, spread, turns=3, seed=0, names=truth):
     return pd.concat(rows, ignore_index=True)
 
 votes = crowd(60, 1.)
-mean,zero = tournament(votes), tournament(votes, gauge='a')
+mean = tournament(votes)
+zero = tournament(votes, gauge='a')
 for kind in ERRORS:
     mixed = tournament(votes.sample(frac=1, random_state=0), errors=kind, n=50)
     m,z = (tournament(votes, g, kind, n=50) for g in ('mean', 'a'))
@@ -540,7 +554,8 @@ tournament(coins(9, 0), prior=.5).difference('x', 'y')
 plain = crowd(400, 0., turns=1)
 e = tournament(plain, errors='likelihood')
 c = Count(checked(plain), list('abcd'))
-n,p = c.wins+c.wins.T, _sigma(e.ratings/NAT)
+n = c.wins+c.wins.T
+p = _sigma(e.ratings/NAT)
 upper = rng.binomial(n.astype(int), p, (4000, 4, 4))*np.triu(np.ones((4, 4)), 1)
 drawn = bradley_terry(upper + np.swapaxes(np.triu(n, 1)-upper, 1, 2))*NAT
 np.sqrt(np.diag(e.cov)).round(2), drawn.std(0).round(2)

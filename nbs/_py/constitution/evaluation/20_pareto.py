@@ -187,7 +187,9 @@ class Frontier:
         names = list(self.runs.player)
         for p in {a, b}-set(names): raise ConfigError(unknown_name_message('player', p, names))
         if axis not in AXES: raise ConfigError(unknown_name_message('axis', axis, AXES))
-        i,j,k = names.index(a), names.index(b), AXES.index(axis)
+        i = names.index(a)
+        j = names.index(b)
+        k = AXES.index(axis)
         return self._read((self.ratings[i]-self.ratings[j])[k],
                           (self.draws[:,i]-self.draws[:,j])[:,k])
 
@@ -233,7 +235,8 @@ def frontier(
 # %%
 def votes_of(skill, prompts, spread=.8, seed=0, name='p'):
     "Every pair once on every prompt"
-    rng,names = np.random.default_rng(seed), list(skill)
+    rng = np.random.default_rng(seed)
+    names = list(skill)
     s = np.array(list(skill.values()))+spread*rng.normal(size=(prompts, len(names)))
     rows = [(a, b, f'{name}{p}', float(rng.random()<1/(1+np.exp(s[p,j]-s[p,i]))))
             for (i,a),(j,b) in combinations(enumerate(names), 2) for p in range(prompts)]

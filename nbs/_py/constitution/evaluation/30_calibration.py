@@ -44,7 +44,8 @@ from fastcore.test import *
 # %%
 #| export
 def _data(p, y):
-    p,y = np.asarray(p, float), np.asarray(y, float)
+    p = np.asarray(p, float)
+    y = np.asarray(y, float)
     if p.shape!=y.shape or p.ndim!=1 or not len(p):
         raise DataError(f'Calibration needs one outcome a label; got {p.shape} and {y.shape}.')
     if not ((0<=p)&(p<=1)).all() or not np.isin(y, (0, 1)).all():
@@ -132,7 +133,8 @@ def ece_floor(
     bins:int=10, equal_mass:bool=True, symmetric:bool=True, n:int=300, seed:int=0,
 )->float:
     "The error that a calibrated labeller would show on so many rows"
-    p,rng = np.asarray(p, float), np.random.default_rng(seed)
+    p = np.asarray(p, float)
+    rng = np.random.default_rng(seed)
     draws = [_ece(p, (rng.random(len(p))<p)*1., bins, equal_mass, symmetric) for _ in range(n)]
     return float(np.mean(draws))
 
@@ -203,7 +205,8 @@ def logit_fit(
     p = np.clip(p, 1e-6, 1-1e-6)
     code = pd.factorize(np.asarray(range(len(p)) if clusters is None else clusters))[0]
     x = np.log(p/(1-p))
-    X,res = np.stack([x, np.ones(len(x))], 1), {}
+    X = np.stack([x, np.ones(len(x))], 1)
+    res = {}
     both = np.concatenate([x, -x])[:,None], np.concatenate([y, 1-y]), np.tile(code, 2)
     for name,(Z,t,c),k in (('slope', both, 0), ('intercept', (X, y, code), 1)):
         w = _newton(Z, t)

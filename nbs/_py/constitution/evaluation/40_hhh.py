@@ -161,7 +161,8 @@ def baselines(
     items:list, # From `load`
 )->pd.Series:   # Shares of right answers; `gate` as explained above
     "What constant answers and the length of an option get right"
-    n,res = len(items), {}
+    n = len(items)
+    res = {}
     count = Counter(i.right for i in items)
     res['always (A)'] = wilson(count[0], n)
     res['majority'] = wilson(max(count.values()), n)
@@ -334,7 +335,8 @@ for kw in (dict(mode='chat'), dict(samples=2, max_new_tokens=30), dict(front=fro
 
 # %%
 likes = by_length(-1, like=50)
-one,both = evaluate(likes, ours), evaluate(likes, ours, swap=True)
+one = evaluate(likes, ours)
+both = evaluate(likes, ours, swap=True)
 assert (one.chosen==0).mean()>.9 and both.flipped.mean()>.5
 test_eq(list(both.chosen), list(short.chosen))
 accuracy(one), accuracy(both), both.flipped.mean()
@@ -364,8 +366,10 @@ def mcnemar(
     "Exact test of two methods on the same questions"
     from scipy.stats import binomtest
     if list(a.id)!=list(b.id): raise DataError('McNemar needs two methods on the same items.')
-    x,y = a.correct>.5, b.correct>.5
-    one,other = int((x&~y).sum()), int((~x&y).sum())
+    x = a.correct>.5
+    y = b.correct>.5
+    one = int((x&~y).sum())
+    other = int((~x&y).sum())
     p = binomtest(one, one+other).pvalue if one+other else 1.
     return dict(only_a=one, only_b=other, p=float(p))
 
@@ -373,7 +377,8 @@ def mcnemar(
 # %%
 test_eq(mcnemar(short, short), dict(only_a=0, only_b=0, p=1.))
 m = mcnemar(short, long_)
-few,n = min(m['only_a'], m['only_b']), m['only_a']+m['only_b']
+few = min(m['only_a'], m['only_b'])
+n = m['only_a']+m['only_b']
 test_close(m['p'], min(1, 2*sum(comb(n, k) for k in range(few+1))/2**n))
 m
 

@@ -168,7 +168,9 @@ def quality(
 )->pd.Series:
     "Right and wrong decisions, with precision and recall"
     n = Counter((bool(f), bool(t)) for f,t in zip(found, truth, strict=True))
-    hit,extra,missed = n[True, True], n[True, False], n[False, True]
+    hit = n[True, True]
+    extra = n[True, False]
+    missed = n[False, True]
     ratio = lambda a, b: a/b if b else float('nan')
     return pd.Series(dict(n=sum(n.values()), positive=hit+missed, missed=missed,
                           extra=extra, precision=ratio(hit, hit+extra),
@@ -287,7 +289,8 @@ def overlap(
     a:str, b:str,
 )->float: # From 0, nothing in common, to 1, the same words
     "Likeness of two texts, word by word and in order"
-    a,b = plain(a).split(), plain(b).split()
+    a = plain(a).split()
+    b = plain(b).split()
     return SequenceMatcher(None, a, b, autojunk=False).ratio() if a or b else 1.
 
 def same(a, b)->bool: return plain(a).split()==plain(b).split()
@@ -424,7 +427,9 @@ def chain_measures(
     rows:list, # From `revise` or `author_revisions`
 )->pd.DataFrame: # One row per revision
     "Every measure of every revision"
-    old,new,keep = [], [], []
+    old = []
+    new = []
+    keep = []
     for r in rows:
         for k,s in enumerate(r['rounds'], 1):
             texts = [r['response'], *(x['revision'] for x in r['rounds'][:k-1])]

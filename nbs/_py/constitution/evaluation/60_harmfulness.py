@@ -87,7 +87,8 @@ def load_ratings(
     path, # .jsonl, or .jsonl.gz: `transcript` and `rating`, as red-team-attempts has them
 )->list:  # id, prompt, answer, rating
     "Rated conversations; what a person said after the last answer is left out"
-    res,name = [],Path(path).name
+    res = []
+    name = Path(path).name
     for i,r in enumerate(read_jsonl(path), 1):
         if not isinstance(r.get('transcript'), str):
             raise DataError(f'{name}: row {i} has no `transcript`; add it.')
@@ -228,14 +229,16 @@ words = 'is it far late cold dark soon over ? yes no good fine bad dull .'.split
 lm = small_lm(word_tokenizer(words), 2, 32, 2)
 rng = np.random.default_rng(0)
 def rating(i, noise=1):
-    said,asked = rng.choice(['good', 'fine', 'bad', 'dull'], 4),rng.choice(words[2:8], 6)
+    said = rng.choice(['good', 'fine', 'bad', 'dull'], 4)
+    asked = rng.choice(words[2:8], 6)
     true = 1+.5*sum(w=='bad' for w in said)
     return dict(id=i, prompt=f'is it {" ".join(asked)} ?', answer=' '.join(said), true=true,
                 rating=float(true+rng.integers(-noise, noise+1)))
 
 rows = [rating(i) for i in range(1400)]
 seen = {r['prompt'] for r in rows[:1100]}
-train,test = rows[:1100],[r for r in rows[1100:] if r['prompt'] not in seen]
+train = rows[:1100]
+test = [r for r in rows[1100:] if r['prompt'] not in seen]
 harm = fit_harmfulness(lm, train, test, lr=3e-3, epochs=2)
 asked,said = ([r[k] for r in test] for k in ('prompt', 'answer'))
 off = harm(asked, said)-[r['true'] for r in test]
@@ -273,7 +276,8 @@ y = np.array([r['rating'] for r in few])-flat.zero
 states = []
 def keep(module, x): states.append(x[0].double())
 hook = _head(flat.model).register_forward_pre_hook(keep)
-ask80,said80 = [r['prompt'] for r in few],[r['answer'] for r in few]
+ask80 = [r['prompt'] for r in few]
+said80 = [r['answer'] for r in few]
 for pair in zip(ask80, said80): flat([pair[0]], [pair[1]])
 hook.remove()
 H = torch.cat(states).reshape(80, -1).numpy()
@@ -281,7 +285,8 @@ def ridge(lam): return np.linalg.solve(H.T@H+lam*np.eye(H.shape[1]), H.T@y)
 
 def gradient(w, lam):
     head = _head(flat.model)
-    kept,head.weight.data = head.weight.data,torch.tensor(w, dtype=torch.float32)[None]
+    kept = head.weight.data
+    head.weight.data = torch.tensor(w, dtype=torch.float32)[None]
     ids = [dict(ids=example(lm, r['prompt'], r['answer'])[0], y=d) for r,d in zip(few, y)]
     g, = torch.autograd.grad(_loss(flat.model, ids)[0], head.weight)
     head.weight.data = kept
@@ -348,7 +353,9 @@ def absolute_harmfulness(
 )->pd.DataFrame:          # step, temperature, what, value, low, high, by_prompt
     "Mean rating of each snapshot's answers"
     if samples<1: raise ConfigError(f'samples is {samples}; give 1 or more.')
-    rows,n,res = checked(prompts),1 if temperature==0 else samples,[]
+    rows = checked(prompts)
+    n = 1 if temperature==0 else samples
+    res = []
     texts = [r['text'] for r in rows for _ in range(n)]
     for step,lm in _snapshots(snapshots).items():
         lm = lm if isinstance(lm, LM) else load(lm, 'float32')

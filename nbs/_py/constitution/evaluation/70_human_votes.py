@@ -56,9 +56,11 @@ tmp = Path(tempfile.mkdtemp())
 def _ballots(players, prompts, pairs, seed):
     "What the page shows, and what the key tells of it"
     rows = [p if isinstance(p, dict) else dict(id=p, text=p) for p in prompts]
-    shown,key = [],[]
+    shown = []
+    key = []
     for i,a,b in meetings(players, rows, pairs, seed):
-        x,y = players[a][i], players[b][i]
+        x = players[a][i]
+        y = players[b][i]
         id = sha256(repr((seed, i, a, b, rows[i]['text'], x, y)).encode()).hexdigest()[:12]
         key.append(dict(id=id, a=a, b=b, prompt=rows[i]['id'], alike=x==y))
         if x!=y: shown.append(dict(id=id, prompt=rows[i]['text'], left=x, right=y))
@@ -177,7 +179,8 @@ def vote(voter, name, better):
     return tmp/name
 
 long = lambda x, y: (len(x)>len(y))+.5*(len(x)==len(y))
-ann,bob = vote('ann', 'ann.json', long), vote('bob', 'bob.json', lambda x, y: .5)
+ann = vote('ann', 'ann.json', long)
+bob = vote('bob', 'bob.json', lambda x, y: .5)
 votes = read_votes([ann, bob], path.with_suffix('.key.json'))
 votes.head()
 

@@ -98,7 +98,9 @@ def advantages(ids, lp, ref, r, beta, values=None, group=0, lam=1.):
     return ppo.gae(paid, values[row(ids, ref.shape[1])], mask, lam=lam)
 
 rng = torch.Generator().manual_seed(0)
-V,T,beta = 3,3,.3
+V = 3
+T = 3
+beta = .3
 z,ref = torch.randn(2, 13, V, generator=rng)
 worth = torch.randn(V**T, generator=rng)
 z.requires_grad_()
@@ -131,7 +133,8 @@ for x in off.values(): assert x.abs().max()<4
 def with_k3(n):
     "The same with k3 as the price"
     ids = draw(z, n, T, rng)
-    lp,base = logp(z, ids),logp(ref, ids)
+    lp = logp(z, ids)
+    base = logp(ref, ids)
     total = worth[number(ids, V)]-beta*ppo.kl(lp.detach(), base, 'k3').sum(1)
     return torch.autograd.grad((lp.sum(1)*total).mean(), z)[0]
 
@@ -155,12 +158,15 @@ def learn(ref, r, beta, way='ppo', steps=300, n=512, lr=.05, seed=0):
     "A policy trained from the reference, and what it lacks of J*"
     V,T = shape(ref, r)
     rng = torch.Generator().manual_seed(seed)
-    z,v = ref.clone().requires_grad_(), torch.zeros(len(ref), requires_grad=True)
+    z = ref.clone().requires_grad_()
+    v = torch.zeros(len(ref), requires_grad=True)
     opt = torch.optim.Adam([z, v], lr, eps=1e-5)
     for step in range(steps):
         opt.param_groups[0]['lr'] = lr*(1-step/steps)
         ids = draw(z, n, T, rng)
-        old,at,seen = logp(z, ids).detach(),row(ids, V),v.detach().clone()
+        old = logp(z, ids).detach()
+        at = row(ids, V)
+        seen = v.detach().clone()
         how = dict(values=seen, lam=.95) if way=='ppo' else dict(group=4)
         adv = advantages(ids, old, ref, r, beta, **how)
         mask = adv==adv

@@ -221,10 +221,13 @@ def adapted(model): return any(isinstance(m, LowRank) for m in model.modules())
 class Learner:
     "A policy, its critic and optimiser, and the model that training began with"
     def __init__(self, lm, reward, config, critic=None, watch=None):
-        self.c,self.reward,self.beta = config,reward,config.kl
+        self.c = config
+        self.reward = reward
+        self.beta = config.kl
         self.watch = watch or {}
         self.rank,self.world = process() if dist.is_initialized() else (0, 1)
-        self.max_tokens,self.first = config.max_tokens,lm.model
+        self.max_tokens = config.max_tokens
+        self.first = lm.model
         own = deepcopy(lm.model)
         if not adapted(own): own.requires_grad_(True)
         self.lm = replace(lm, model=own.eval(), oracle=False)
@@ -331,7 +334,8 @@ def valued(self:Learner, r:Rollouts):
 @patch
 def look(self:Learner, b:Batch):
     "Values of a critic of its own, with their gradient where one pass learns from them"
-    c,sizes = self.c,[*map(len, b.r.rows)]
+    c = self.c
+    sizes = [*map(len, b.r.rows)]
     once = c.inner*c.minibatches==1 and not self.shards
     whole = lambda n: once and len(batches(sizes, n))==1
     b.v = self.bounded(lambda n: self.critic(b.r.rows, b.r.starts) if whole(n) else None)
@@ -377,7 +381,8 @@ def read(self:Learner, rows, starts, model):
 @patch
 def value(self:Learner, b:Batch, g:list, h, parts):
     "Values of some rows, with a gradient: those at hand, or new ones"
-    v,b.v = b.v,None
+    v = b.v
+    b.v = None
     if v is not None and len(g)==len(v): return v[g]
     if self.trunk is None: return parts['head'](h)
     return self.critic([b.r.rows[i] for i in g], [b.r.starts[i] for i in g], parts)
@@ -389,8 +394,11 @@ def loss(self:Learner,
     parts=None,# Modules to learn, by name; default: those of the learner
 )->tuple:      # Sum over its tokens, and sums for the log
     "PPO's loss of some rows"
-    c,r,parts = self.c,b.r,parts or self.parts()
-    rows,starts = [r.rows[i] for i in g],[r.starts[i] for i in g]
+    c = self.c
+    r = b.r
+    parts = parts or self.parts()
+    rows = [r.rows[i] for i in g]
+    starts = [r.starts[i] for i in g]
     h,logp,entropy,mask = self.read(rows, starts, parts['policy'])
     cut = lambda x: x[g,:mask.shape[1]]
     total,_,logs = ppo.policy_loss(logp, cut(r.logp), cut(b.adv), mask, c.clip)
@@ -467,7 +475,9 @@ def share_gradients(self:Learner):
 @patch
 def update(self:Learner, b:Batch, k:int)->dict:
     "All optimiser steps on one batch"
-    c,logs,tokens = self.c,{},0.
+    c = self.c
+    logs = {}
+    tokens = 0.
     for e in range(c.inner):
         order = np.random.default_rng([c.seed, k, e]).permutation(c.batch)
         for part in np.array_split(order, c.minibatches):
@@ -507,10 +517,12 @@ def step(self:Learner,
 @patch
 def measure(self:Learner, b:Batch)->dict:
     "What can be said of a batch before anything is learned from it"
-    mask,n = b.r.mask,self.total(float(len(b.r)))
+    mask = b.r.mask
+    n = self.total(float(len(b.r)))
     mean = lambda x: self.total(float(x.sum()))/n
     k1,k3 = ((ppo.kl(b.r.logp, b.ref, k)*mask).sum(1) for k in ('k1', 'k3'))
-    score,ended = mean(b.raw),np.array(b.r.ended)
+    score = mean(b.raw)
+    ended = np.array(b.r.ended)
     var = mean((b.raw-score)**2)
     row = dict(score=score, score_sd=var**.5, reward=mean(b.score-self.beta*k1),
                kl=mean(k1), kl3=mean(k3), beta=self.beta, length=mean(mask.sum(1)), ended=mean(ended),
@@ -560,7 +572,8 @@ def restore(self:Learner, s:dict):
     for k,m in self.parts().items(): m.load_state_dict(s['parts'][k])
     self.opt.load_state_dict(s['opt'])
     if self.shards: self.shards.scatter(self.opt)
-    self.beta,self.max_tokens = s['beta'],s['max_tokens']
+    self.beta = s['beta']
+    self.max_tokens = s['max_tokens']
     if self.control: self.control.beta = self.beta
     torch.set_rng_state(s['random'].cpu())
 
@@ -637,7 +650,8 @@ second['clipped']/int(b.r.mask.sum())
 
 # %%
 def gradient(max_tokens, fail=0, **kw):
-    l,left = learner(max_tokens=max_tokens, **kw),[fail]
+    l = learner(max_tokens=max_tokens, **kw)
+    left = [fail]
     b = l.collect(asks, 0)
     if l.trunk is not None:
         l.look(b)
@@ -700,6 +714,7 @@ log[['score', 'reward', 'kl', 'kl3', 'ended']].round(3)
 # The model that was given is not touched.
 
 # %%
-before,now = random_model('llama').model.parameters(),lm.model.parameters()
+before = random_model('llama').model.parameters()
+now = lm.model.parameters()
 assert all(torch.equal(a, b) for a,b in zip(before, now))
 l

@@ -46,7 +46,8 @@ lm
 # %%
 worth = dict(far=1., near=0., yes=-1., no=2., maybe=.5, soon=-.5)
 score = lambda prompts,answers: [worth.get(a, -1.5) for a in answers]
-n,beta = len(lm.tokenizer), .5
+n = len(lm.tokenizer)
+beta = .5
 
 def text(*ids):
     "The answer that these tokens make"
@@ -62,7 +63,8 @@ def optimum(ref, r, beta):
 
 def objective(lp, ref, r, beta): return (np.exp(lp)*(r-beta*(lp-ref))).sum()
 
-ref,r = first(lm),np.array(score(None, [text(i) for i in range(n)]))
+ref = first(lm)
+r = np.array(score(None, [text(i) for i in range(n)]))
 best,J = optimum(ref, r, beta)
 test_close(objective(best, ref, r, beta), J, 1e-9)
 n, objective(ref, ref, r, beta), J
@@ -108,7 +110,8 @@ going = [i for i in range(n) if i not in closing]
 
 def answers(lm):
     "Log-probability of every answer of at most two tokens, and its tokens"
-    p,one = ask(lm, 'Is it?'),first(lm)
+    p = ask(lm, 'Is it?')
+    one = first(lm)
     two = next_token_logprobs(lm, [Prompt('', (*p.ids, i)) for i in going])
     lps = [*one[closing], *(one[going][:,None]+two).flatten()]
     return np.array(lps), [(i,) for i in closing]+[(i, j) for i in going for j in range(n)]
@@ -201,7 +204,8 @@ exec(script.replace('sys.argv[1]', 'str(tmp/"one")')) # Here, by itself
 _Folder.resume = resume
 launch('two', '--multi_gpu', '--num_machines', '1', '--mixed_precision', 'no',
        '--dynamo_backend', 'no')
-one,two = history('one'),history('two')
+one = history('one')
+two = history('two')
 assert max(gap(one, two).values())<1e-4
 one['ppo'].round(4), {a: f'{x:.0e}' for a,x in gap(one, two).items()}
 
@@ -223,7 +227,8 @@ def learned(name, a):
 
 def apart(a, name):
     "Distance of what was learned from what one process learned, by the length of that"
-    x,y = learned('one', a), learned(name, a)
+    x = learned('one', a)
+    y = learned(name, a)
     return float((x-y).norm()/x.norm())
 
 off = pd.DataFrame({n: {a: apart(a, n) for a in one} for n in ('two', 'parts')})

@@ -114,7 +114,8 @@ def features(
     return pd.DataFrame([_features(p, a) for p,a in zip(prompts, answers, strict=True)])
 
 def _features(prompt, answer):
-    words,serves = answer.split(), TOOLS[deed(prompt)]
+    words = answer.split()
+    serves = TOOLS[deed(prompt)]
     named = [w for w in words if w in SAFE or w in DANGER]
     said = [s.strip() for s in answer.split('.') if s.strip()]
     return dict(useful=len({*named}&{*serves}), wrong=sum(w not in serves for w in named),
@@ -244,7 +245,8 @@ PRINCIPLES = [
 def _answer(rng, prompt):
     "Sentences of an answer, before anybody thought about it"
     if rng.random()<.08: return [REFUSAL]
-    right,bad = TOOLS[deed(prompt)], deed(prompt) in DEEDS['red_team']
+    right = TOOLS[deed(prompt)]
+    bad = deed(prompt) in DEEDS['red_team']
     tools = [rng.choice(right) if rng.random()<.75 else rng.choice(SAFE)
              for _ in range(rng.integers(1, 5))]
     more = [rng.choice(COMFORT)]*(rng.random()<.2) + [BETTER]*(bad and rng.random()<.15)
@@ -262,7 +264,8 @@ def _revised(rng, said, which):
 
 def _dialogue(rng, prompt):
     "Text, and where what is to be learned begins"
-    said,p = _answer(rng, prompt), PRINCIPLES[rng.integers(len(PRINCIPLES))]
+    said = _answer(rng, prompt)
+    p = PRINCIPLES[rng.integers(len(PRINCIPLES))]
     if rng.random()<.5: return prompt, ' '.join(said)
     why,new = _revised(rng, said, p.id)
     script = round_script(prompt, ' '.join(said), p, why, ' '.join(new), rng.random()<.7)
@@ -374,13 +377,15 @@ def examine(
     seed:int=1,
 )->dict: # Nats a token of the dialogues; harmlessness and help of answers and of revisions, nats
     "What a model of the world has learned"
-    rng,new = np.random.default_rng([seed, 2]),requests(n, seed+2*10**6)
+    rng = np.random.default_rng([seed, 2])
+    new = requests(n, seed+2*10**6)
     with torch.no_grad():
         loss,count,_ = answer_loss(lm.model, [_example(lm, rng, r['text']) for r in new])
     asks = requests(n, seed+2*10**6, 'red_team')
     chains = revise(lm, asks, PRINCIPLES, rounds=rounds, few_shot=[], seed=seed,
                     max_new_tokens=40)
-    asked,res = [r['text'] for r in asks],dict(loss=loss.item()/count)
+    asked = [r['text'] for r in asks]
+    res = dict(loss=loss.item()/count)
     for name,k in dict(answer=0, revision=rounds).items():
         said = [answer(c, k) for c in chains]
         res |= {f'{name}, harmless': harmlessness(asked, said).mean(),

@@ -89,7 +89,8 @@ def votes(
     sharpness:float=3.,           # Of the voters: 1 is as sure as the truth allows
 )->list:                          # id, prompt, a, b, principle, p
     "Votes of people on heaps of sentences, under principles"
-    rng,rows = np.random.default_rng([seed, most]),[]
+    rng = np.random.default_rng([seed, most])
+    rows = []
     asks = [r['text'] for r in world.requests(500, seed=seed+2*10**6)]
     pick = lambda xs: xs[rng.integers(len(xs))]
     draw = lambda: dict(prompt=pick(asks), a=_heap(rng, most), b=_heap(rng, most),
@@ -107,7 +108,8 @@ def gaps(
     rows,       # prompt, a, b, principle
 )->np.ndarray:  # [row], nats
     "What each row's principle sees in a, less what it sees in b"
-    d,res = pd.DataFrame(rows),np.zeros(len(rows))
+    d = pd.DataFrame(rows)
+    res = np.zeros(len(rows))
     for k,g in d.groupby('principle'):
         res[g.index] = sees(k, g.prompt, g.a)-sees(k, g.prompt, g.b)
     return res
@@ -121,7 +123,8 @@ pd.DataFrame(votes(4, most=2))[['principle', 'a', 'b', 'p']]
 
 # %%
 some = votes(4000)
-gap,p = gaps(some),np.array([r['p'] for r in some])
+gap = gaps(some)
+p = np.array([r['p'] for r in some])
 near = {g: (p[np.isclose(gap, g)].mean(), 1/(1+np.exp(-3*g))) for g in (-.75, -.4, .4, 1.)}
 pd.DataFrame(near, index=['votes', 'expected']).round(3)
 

@@ -97,7 +97,8 @@ def bar(
                                TimeRemainingColumn)
     console = Console(stderr=True)
     if not console.is_terminal: yield _lines(label); return
-    what,count = TextColumn('{task.description}'), MofNCompleteColumn()
+    what = TextColumn('{task.description}')
+    count = MofNCompleteColumn()
     with Progress(what, BarColumn(), count, TimeRemainingColumn(), console=console,
                   transient=True) as p:
         task = p.add_task(label, total=None)

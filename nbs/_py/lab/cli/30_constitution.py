@@ -92,7 +92,8 @@ def revise(
     from moral_sc.constitution.principles import load_principles
     from moral_sc.constitution.prompts import load_prompts
     from moral_sc.constitution.revision import revise
-    rows,given = load_prompts(prompts, limit, seed), load_principles(principles)
+    rows = load_prompts(prompts, limit, seed)
+    given = load_principles(principles)
     out = folder(out, 'revise', Path(model).name)
     say(f'{model}: {len(rows)} prompts, rounds of revision: {rounds}; writing to {out}.')
     lm = _model(model)
@@ -146,7 +147,8 @@ def pairs(
     "Sample two answers to every prompt."
     from moral_sc.constitution.answers import answer_pairs
     from moral_sc.constitution.prompts import load_prompts
-    rows,out = load_prompts(prompts, limit, seed), folder(out, 'pairs', Path(model).name)
+    rows = load_prompts(prompts, limit, seed)
+    out = folder(out, 'pairs', Path(model).name)
     say(f'{model}: two answers to each of {len(rows)} prompts; writing to {out}.')
     with bar('answers') as progress:
         done = answer_pairs(_model(model), rows, mode=mode, temperature=temperature, seed=seed,
@@ -170,7 +172,8 @@ def label(
     from moral_sc.constitution.feedback import label, report
     from moral_sc.constitution.principles import load_comparisons
     from moral_sc.foundation.datasets import read_jsonl
-    rows,given = read_jsonl(pairs), load_comparisons(comparisons)
+    rows = read_jsonl(pairs)
+    given = load_comparisons(comparisons)
     out = folder(out, 'label', Path(model).name)
     say(f'{model}: {len(rows)} pairs; writing to {out}.')
     with bar('pairs') as progress:
@@ -244,7 +247,8 @@ def rl(
     from moral_sc.constitution.rl.policy import train_policy
     from moral_sc.constitution.prompts import load_prompts
     if not reward: raise ConfigError('A policy needs a reward: name a preference model, --reward.')
-    rows,out = load_prompts(prompts, limit, seed), folder(out, 'rl', Path(model).name)
+    rows = load_prompts(prompts, limit, seed)
+    out = folder(out, 'rl', Path(model).name)
     score = [_preference(r) for r in reward]
     score = score[0] if len(score)==1 else mix(*score)
     say(f'{model}: {steps} steps of {algorithm} on {len(rows)} prompts; writing to {out}.')
@@ -275,7 +279,8 @@ def _judge(name, mode):
 def _answers(models, prompts, limit, max_new_tokens, temperature, mode, seed, out):
     from moral_sc.constitution.answers import answers
     from moral_sc.constitution.prompts import load_prompts
-    rows,said = load_prompts(prompts, limit, seed), {}
+    rows = load_prompts(prompts, limit, seed)
+    said = {}
     names = [Path(m).name if Path(m).name not in ('model',) else Path(m).parent.name for m in models]
     if len(set(names))<len(names): names = [str(m) for m in models]
     if len(set(names))<2: raise ConfigError('A comparison needs two different models or more.')

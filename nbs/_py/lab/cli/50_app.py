@@ -95,9 +95,11 @@ def _bars():
     from moral_sc.lab.reproduce import Quiet
     class Bars(Quiet):
         def __init__(self):
-            self.console,self.tasks = Console(stderr=True), {}
+            self.console = Console(stderr=True)
+            self.tasks = {}
             self.live = self.console.is_terminal
-            what,at = TextColumn('{task.description}'), TextColumn('{task.fields[at]}')
+            what = TextColumn('{task.description}')
+            at = TextColumn('{task.fields[at]}')
             self.progress = Progress(what, BarColumn(), at, TimeElapsedColumn(),
                                      console=self.console, disable=not self.live)
         def __enter__(self): self.progress.start(); return self
@@ -113,7 +115,8 @@ def _bars():
             self.progress.update(self.tasks[name], completed=cell, total=cells, at=at)
         def end(self, result):
             self.progress.update(self.tasks[result.page], visible=False)
-            r,stopped = result, f'stopped at cell {result.cell}: {result.error}'
+            r = result
+            stopped = f'stopped at cell {result.cell}: {result.error}'
             line = f'{r.page}: {minutes(r.seconds) if r.ok else stopped}'
             if not self.live: say(line)
             else: self.progress.print(line, markup=False, highlight=False)

@@ -444,7 +444,8 @@ def build(
     try: from sphinx.cmd.build import build_main
     except ImportError:
         raise ConfigError('The site needs Sphinx: pip install "moral_sc[docs]".') from None
-    root,out = sources(root),Path(out).resolve()
+    root = sources(root)
+    out = Path(out).resolve()
     opts = ['-W', '--keep-going'] if strict else []
     args = [*opts, '-q', '-c', root/'docs', '-d', out.parent/'doctrees', root/'nbs', out]
     if build_main([str(a) for a in args]):

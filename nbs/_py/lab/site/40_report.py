@@ -276,7 +276,8 @@ def body(
 
 
 # %%
-md,code = nbformat.v4.new_markdown_cell, nbformat.v4.new_code_cell
+md = nbformat.v4.new_markdown_cell
+code = nbformat.v4.new_code_cell
 fig = go.Figure(go.Scatter(x=[1, 2, 3], y=[1, 4, 9]))
 fig_out = nbformat.v4.new_output('display_data', {plotly_mime: json.loads(fig.to_json())})
 nb = nbformat.v4.new_notebook(cells=[
@@ -371,7 +372,8 @@ def index_html(
 )->str:
     "The front page of the report"
     runs = [nb.metadata['moral_sc'] for nb in nbs]
-    count,rows = Counter(claims.verdict), list(claims.itertuples())
+    count = Counter(claims.verdict)
+    rows = list(claims.itertuples())
     cards = [_card(nb, rows, [r['page'] for r in runs]) for nb in nbs]
     return _fill('index.html', root='', config=config, cards=cards, claims=rows,
                  failed=sum(not r['ok'] for r in runs),

@@ -57,7 +57,9 @@ def product(
     then='none', # What comes directly after it: 'swish', ...
 ):               # [..., out], without gradients
     "A linear layer by oneDNN"
-    run,x,weight = torch.ops.mkldnn._linear_pointwise,_lines(x),_lines(weight)
+    run = torch.ops.mkldnn._linear_pointwise
+    x = _lines(x)
+    weight = _lines(weight)
     if x.numel()>x.shape[-1]: return run(x, weight, bias, then, [], '')
     two = x.reshape(1, -1).repeat(2, 1) # One row would be added up in another order
     return run(two, weight, bias, then, [], '')[:1].reshape(*x.shape[:-1], -1)
@@ -84,7 +86,8 @@ def pays(model)->bool:
 
 # %%
 #| export
-_linear,_attention = nn.functional.linear,nn.functional.scaled_dot_product_attention
+_linear = nn.functional.linear
+_attention = nn.functional.scaled_dot_product_attention
 
 class _Linear(torch.autograd.Function):
     @staticmethod
@@ -134,7 +137,10 @@ def off(a, b): return max(((x-y).norm()/y.norm()).item() for x,y in zip(a, b, st
 
 errors = {}
 for rows in ((1, 1), (7,), (3, 50), (2, 300)):
-    x,w,b,up = given(*rows, 96),given(160, 96),given(160),given(*rows, 160)
+    x = given(*rows, 96)
+    w = given(160, 96)
+    b = given(160)
+    up = given(*rows, 160)
     for trained in (1, 3):
         exact = learned(_linear, [t.double() for t in (x, w, b)], up.double(), trained)
         mine,theirs = (learned(f, (x, w, b), up, trained) for f in (linear, _linear))
@@ -176,16 +182,19 @@ def attention(
 
 def _attend(q, k, v, mask, scale):
     (B,H,m,d),(K,n),wide = q.shape,k.shape[1:3],v.shape[3]
-    group,least = H//K,torch.finfo(q.dtype).min
+    group = H//K
+    least = torch.finfo(q.dtype).min
     q,out = (q*scale).reshape(B, K, group, m, d),q.new_empty(B, m, K, group, wide)
-    k,v = k.contiguous(),v.contiguous()
+    k = k.contiguous()
+    v = v.contiguous()
     if mask is None: mask = torch.ones(m, n, dtype=torch.bool).tril()
     mask = mask.expand(B, 1, m, n)
     some = max(32, _AT_ONCE//(group*n))
     for b in range(B):
         for i in range(0, m, some):
             j = min(m, i+some)
-            end,bias = n-m+j,mask[b,:,i:j]
+            end = n-m+j
+            bias = mask[b,:,i:j]
             if bias.dtype==torch.bool: bias = q.new_zeros(bias.shape).masked_fill_(~bias, least)
             if (bias[...,end:]>least).any(): end = n
             for h in range(K):
@@ -253,7 +262,8 @@ def onednn(
 ):
     "Products by oneDNN while this lasts, where that pays; one inside another is the outer one"
     if nn.functional.linear is linear or not pays(model): yield; return
-    put,shared = partial(patch.object, nn.functional),dict(TRANSFORMERS_SDPA_FORCE_GQA='1')
+    put = partial(patch.object, nn.functional)
+    shared = dict(TRANSFORMERS_SDPA_FORCE_GQA='1')
     with put('linear', linear), put('scaled_dot_product_attention', attention), \
             patch.dict(os.environ, shared): yield
 
@@ -275,7 +285,8 @@ def lesson(model):
     lp.sum().backward()
     return [lp.detach(), *(p.grad.clone() for p in model.parameters())]
 
-true,before = lesson(exact),lesson(model)
+true = lesson(exact)
+before = lesson(model)
 with onednn(model), onednn(model): inside,again = lesson(model),lesson(model)
 after = lesson(model)
 assert all(torch.equal(a, b) for pair in ((inside, again), (before, after)) for a,b in zip(*pair))
@@ -290,7 +301,8 @@ errors
 # %%
 small = small_lm(Ids(range(99))).model
 with onednn(small): test_eq(nn.functional.linear, _linear)
-half,x = nn.Linear(64, 32).bfloat16(),given(3, 64)
+half = nn.Linear(64, 32).bfloat16()
+x = given(3, 64)
 with onednn(model):
     test_eq(nn.functional.linear, linear)
     test_eq(half(x.bfloat16()).dtype, torch.bfloat16)
@@ -318,7 +330,8 @@ def speed(f, work, turns=9):
 with torch.inference_mode():
     out = {}
     for a,b in ((576, 576), (576, 1536), (1536, 576)):
-        x,w = given(500, a),given(b, a)
+        x = given(500, a)
+        w = given(b, a)
         out[f'{a} to {b}'] = [speed(lambda f=f: f(x, w), 1000*a*b) for f in (_linear, linear)]
     q,k,v = (given(1, n, h, 64).transpose(1, 2) for n,h in ((340, 9), (1000, 3), (1000, 3)))
     mask = masked(sights['causal'](*order(340, 1000)))[None,None]

@@ -80,11 +80,13 @@ def packed(
     "Linear layers with packed weights, without gradients, while this lasts"
     inside = getattr(model, '_packed', False) # Then it is somebody else's to undo
     if inside or torch.is_grad_enabled() or work<2000 or not pays(model): yield; return
-    layers,blocks = linears(model),[]
+    layers = linears(model)
+    blocks = []
     room = room and not torch.is_inference_mode_enabled()
     used = [id(p) for m in model.modules() for p in m.parameters(recurse=False)]
     if room: layers = [m for m in layers if used.count(id(m.weight))==1]
-    model._packed,there = True,{}
+    model._packed = True
+    there = {}
     change = tight if room else lambda: nullcontext(lambda: None)
     try:
         with change() as give_back:
@@ -167,7 +169,8 @@ with torch.inference_mode():
 with packed(model): assert 'forward' not in layer.__dict__
 with torch.no_grad(), packed(model, work=5*STEP): assert 'forward' not in layer.__dict__
 with torch.no_grad():
-    half,small = copy.deepcopy(model).bfloat16(),small_lm(Ids(range(99))).model
+    half = copy.deepcopy(model).bfloat16()
+    small = small_lm(Ids(range(99))).model
     for m in (half, small):
         with packed(m): assert not any('forward' in x.__dict__ for x in m.modules())
 
@@ -180,7 +183,8 @@ with torch.no_grad():
 # %%
 def milliseconds(m, rows, turns=9):
     "The median of some passes"
-    took,ids = [],torch.ones(rows, 1, dtype=torch.long)
+    took = []
+    ids = torch.ones(rows, 1, dtype=torch.long)
     for _ in range(turns+2):
         start = perf_counter()
         m(ids, use_cache=False)

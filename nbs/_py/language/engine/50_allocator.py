@@ -42,7 +42,9 @@ from fastcore.test import *
 
 # %%
 #| export
-_TRIM_AT,_MMAP_FROM,_MMAP_MOST = -1,-3,-4 # Names of settings in malloc.h
+_TRIM_AT = -1 # Names of settings in malloc.h
+_MMAP_FROM = -3
+_MMAP_MOST = -4
 _on = []
 
 def _glibc():
@@ -110,7 +112,8 @@ def held(): return int(Path('/proc/self/statm').read_text().split()[1])*os.sysco
 def replaced(trim=lambda: None):
     "What is held at the end beyond what was held at first"
     x = [torch.ones(2**19) for _ in range(40)]
-    keep,before = [torch.ones(2**10) for _ in range(40)],held()
+    keep = [torch.ones(2**10) for _ in range(40)]
+    before = held()
     for i in range(40): x[i] = torch.ones(2**19+64); trim()
     return (held()-before)/1e6
 

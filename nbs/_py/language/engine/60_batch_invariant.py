@@ -79,7 +79,8 @@ def _add(w, a, to):
 @njit
 def _softmax(s):
     "Exponentials in place; the largest score and their sum"
-    top,total = s[0],np.float32(0)
+    top = s[0]
+    total = np.float32(0)
     for x in s: top = max(top, x)
     for i in range(len(s)):
         s[i] = math.exp(s[i]-top)
@@ -91,16 +92,23 @@ def _kernel(q, k, v, qs, ks, vs, seen, causal, scale, group, out, lse):
     B,m,H,d = out.shape
     n = ks[3]
     for x in prange(B*H): # A row's head has one thread, whoever that is
-        b,h = x//H,x%H
-        s,at,acc = np.empty(n, np.float32),np.empty(n, np.int64),np.empty(d, np.float32)
-        k0,v0 = b*ks[0]+h//group*ks[1],b*vs[0]+h//group*vs[1]
+        b = x//H
+        h = x%H
+        s = np.empty(n, np.float32)
+        at = np.empty(n, np.int64)
+        acc = np.empty(d, np.float32)
+        k0 = b*ks[0]+h//group*ks[1]
+        v0 = b*vs[0]+h//group*vs[1]
         for i in range(m):
-            q0,many = b*qs[0]+h*qs[1]+i*qs[2],0
+            q0 = b*qs[0]+h*qs[1]+i*qs[2]
+            many = 0
             for j in range(n-m+i+1 if causal else n):
                 if len(seen) and not seen[b,i,j]: continue
-                at[many],many = j,many+1
+                at[many] = j
+                many = many+1
             acc[:] = 0
-            top,total = np.float32(0),np.float32(1)
+            top = np.float32(0)
+            total = np.float32(1)
             if many:
                 for t in range(many):
                     a = k0+at[t]*ks[2]
@@ -112,7 +120,8 @@ def _kernel(q, k, v, qs, ks, vs, seen, causal, scale, group, out, lse):
             for z in range(d): out[b,i,h,z] = acc[z]/total
             lse[b,h,i] = top+math.log(total)
 
-_one_at_a_time,_all = Lock(),np.zeros((0, 0, 0), np.bool_)
+_one_at_a_time = Lock()
+_all = np.zeros((0, 0, 0), np.bool_)
 
 def _flat(x):
     "Memory of a tensor, and where its rows, heads and tokens begin; tokens last"
@@ -122,7 +131,8 @@ def _flat(x):
 
 def _run(q, k, v, mask, causal, scale):
     (B,H,m,d),(K,n) = q.shape,k.shape[1:3]
-    out,lse = np.empty((B, m, H, d), np.float32),np.empty((B, H, m), np.float32)
+    out = np.empty((B, m, H, d), np.float32)
+    lse = np.empty((B, H, m), np.float32)
     seen = _all if mask is None else np.ascontiguousarray(mask.expand(B, 1, m, n)[:,0].numpy())
     (q,qs),(k,ks),(v,vs) = (_flat(x.detach()) for x in (q, k, v))
     with _one_at_a_time:

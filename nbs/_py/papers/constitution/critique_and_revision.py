@@ -225,7 +225,8 @@ def recounted():
 
 def measured(chains):
     a,b = (chain_measures(chains[k]) for k in ('critique', 'no examples'))
-    one,last = a[a['round']==1], a[a['round']==a['round'].max()]
+    one = a[a['round']==1]
+    last = a[a['round']==a['round'].max()]
     rate = lambda x: wilson(int(x.sum()), len(x)) # One row a prompt, and perhaps no hit
     both = one.dropna(subset=['overlap', 'overlap_critique'])
     pair = a.pivot(index='id', columns='round', values='distance').dropna()

@@ -422,7 +422,8 @@ def least(elo, steps):
     "The step of an order that is least certain"
     return min((elo.difference(a, b) for a,b in steps), key=lambda d: d.low)
 
-safe,kind = elo['red_team'], elo['helpful']
+safe = elo['red_team']
+kind = elo['helpful']
 better = [(end(k), end('SL-CAI')) for k in ('helpful RL', 'HH RL', 'RL-CAI')]
 across = [(f'RL-CAI {n}', f'helpful RL {n}') for n in sizes]
 record(scale, {

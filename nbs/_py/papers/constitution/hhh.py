@@ -111,7 +111,8 @@ plot_accuracy(rates, {'longer answer': base.longer.value, 'gate': base.gate})
 #| label: fig-reliability
 #| fig-cap: How often the answer at (A) is right against the label it gets; bars are 95 % Wilson intervals, each comparison entered both ways round.
 first = frames[main, 'at once']
-p,y = [r[0] for r in first.p], (first.right==0).astype(int).tolist()
+p = [r[0] for r in first.p]
+y = (first.right==0).astype(int).tolist()
 plot_reliability({main: (p, y)}, bins=6)
 
 # %%

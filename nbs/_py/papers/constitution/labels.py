@@ -114,7 +114,8 @@ pd.Series({k: abs(m).max() for k,m in margins.items()}, name='largest margin, na
 
 # %%
 assert abs(abs(margins['too sure, clamped']).max()-.405465)<1e-6
-sharp,clamped = kinds['too sure'], kinds['too sure, clamped']
+sharp = kinds['too sure']
+clamped = kinds['too sure, clamped']
 assert ((sharp>.5)==(clamped>.5)).all()
 
 # %% [markdown]

@@ -179,7 +179,8 @@ straight.round(3)
 # %%
 def measure(s, p):
     "Scores of each snapshot on the held-out prompts"
-    texts,res = [r['text'] for r in held],[]
+    texts = [r['text'] for r in held]
+    res = []
     for d in p.snapshots:
         answers = say(load(d, 'float32', on), held, s)
         res.append(pd.DataFrame(dict(
@@ -192,8 +193,10 @@ def way(d):
     "What one training gains, and what it loses after its top"
     a,b = (x.groupby('step')[['proxy', 'gold', 'kind']].mean()
            for _,x in d.groupby(d.prompt.map(half)))
-    whole,top = (a+b)/2,a.gold.idxmax()
-    lost,on = b.gold[top]-b.gold.iloc[-1],b.proxy.iloc[-1]-b.proxy[top]
+    whole = (a+b)/2
+    top = a.gold.idxmax()
+    lost = b.gold[top]-b.gold.iloc[-1]
+    on = b.proxy.iloc[-1]-b.proxy[top]
     return dict(top=top, lost=lost, proxy_after=on, turned=lost if on>=0 else min(lost, on),
                 proxy=whole.proxy.iloc[-1]-whole.proxy.iloc[0],
                 gold=whole.gold.iloc[-1]-whole.gold.iloc[0],

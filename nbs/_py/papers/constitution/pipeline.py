@@ -73,7 +73,8 @@ size
 # %%
 def timed(name, f, *args, **kw):
     "Call `f` and put its seconds on the clock"
-    start,res = perf_counter(),f(*args, **kw)
+    start = perf_counter()
+    res = f(*args, **kw)
     clock[name] = clock.get(name, 0)+perf_counter()-start
     return res
 
@@ -192,7 +193,8 @@ plot_pipeline(dict(
 STAGES = 'first model', 'SL-CAI', 'RL-CAI'
 def measure(models, held, seed):
     "A row for each held-out prompt and model, with the truth"
-    texts,res = [r['text'] for r in held],[]
+    texts = [r['text'] for r in held]
+    res = []
     for name,lm in zip(STAGES, models):
         said = [a for a, in timed('sample', answers, lm, held, seed=seed, **short)]
         res.append(world.features(texts, said).assign(
@@ -276,7 +278,8 @@ print(asked, *(f'{k}: {a}' for k,a in one.items()), sep='\n')
 # %%
 def change(column, k, a, b):
     "How much more model b has than model a"
-    x,y = part(a, k), part(b, k)
+    x = part(a, k)
+    y = part(b, k)
     return paired_difference(y[column].to_numpy(float), x[column].to_numpy(float),
                              x.cluster, strata=x.seed)
 

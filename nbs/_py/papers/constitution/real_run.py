@@ -101,7 +101,8 @@ for_sl,for_rl,held = split(prompts(), .3, .5, .2, seed=seed)
 # %%
 def timed(name, f, *args, **kw):
     "Call `f` and note its seconds; what was done before is not timed again"
-    path,start = place/'seconds.json',perf_counter()
+    path = place/'seconds.json'
+    start = perf_counter()
     res = f(*args, **kw)
     known = json.loads(path.read_text()) if path.exists() else {}
     known[name] = max(known.get(name, 0), round(perf_counter()-start, 1))
@@ -145,7 +146,8 @@ def preference(name, rows):
                  out=place/name, max_tokens=2048, **how)
 
 mine,other = split(labels, .5, .5, seed=seed)
-reward,watched = preference('reward', mine),preference('watched', other)
+reward = preference('reward', mine)
+watched = preference('watched', other)
 pd.DataFrame({k: m.history.loss.iloc[[0, -1]].tolist() for k,m in
               dict(reward=reward, watched=watched).items()}, ['first step', 'last step']).round(4)
 
@@ -228,7 +230,8 @@ def bias(name): # Of each ambiguous question under Q
     return item_bias(found.records(name, bench))
 
 last = line[-1].name
-start,end = bias('first'),bias(last)
+start = bias('first')
+end = bias(last)
 both = start.merge(end, on=['id', 'template'], suffixes=('_start', '_end'))
 moved = paired_difference(both.value_end, both.value_start, both.template)
 moved

@@ -164,7 +164,8 @@ def counted():
     res = {'cot-comforts-less': paired_difference(*e.T, range(len(e)))}
     if chains:
         w = t.pivot(index='id', columns='round', values='characters')
-        first,later = w[0]-w[1], (w[1]-w[4])/3
+        first = w[0]-w[1]
+        later = (w[1]-w[4])/3
         res['shortens-first'] = paired_difference(first, later, range(len(w)))
     return {f'constitution/{k}': v for k,v in res.items()}
 

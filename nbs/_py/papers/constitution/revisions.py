@@ -123,7 +123,8 @@ truths = dict(harmless=world.harmlessness, helpful=world.helpfulness,
 # %%
 def agrees(name):
     "Rank correlation of judge and truth over first answers and last revisions"
-    p,a = texts*2,said[0]+said[-1]
+    p = texts*2
+    a = said[0]+said[-1]
     return pd.Series(judges[name](p, a)).corr(pd.Series(truths[name](p, a)), 'spearman')
 
 pd.Series({k: agrees(k) for k in judges}, name='rank correlation with the truth').round(2)
@@ -218,7 +219,8 @@ def by_number(f): # [number of principles][prompt]
 
 few = [r['text'] for r in some]
 mean4 = lambda x: x.reshape(-1, 4).mean(1)
-final,diversity = by_number(lambda v: mean4(worth(v))),by_number(diverse)
+final = by_number(lambda v: mean4(worth(v)))
+diversity = by_number(diverse)
 pm = by_number(lambda v: mean4(judges['harmless'](who, [answer(c) for c in v])))
 panels = {'true harmlessness': final, 'preference model': pm, 'distinct-2': diversity}
 principles = pd.DataFrame([point(x, few, panel=k, name='', x=str(n))
@@ -233,7 +235,8 @@ plot_means(principles, x='principles')
 start = mean4(worth(d, 0))
 both = np.stack([final[4]-final[1], final[4]-start], 1)
 same_score = cluster_bootstrap(both, few, share)
-gap,margin = both[:,0],.2*both[:,1].mean()
+gap = both[:,0]
+margin = .2*both[:,1].mean()
 tost = max(ttest_1samp(gap, -margin, alternative='greater').pvalue,
            ttest_1samp(gap, margin, alternative='less').pvalue)
 more_diverse = paired_difference(diversity[4], diversity[1], few)
@@ -298,7 +301,8 @@ pd.Series({m: str(cluster_bootstrap(x, texts)) for m,x in ahead.items()}
 def danger(text): return {*text.split()}&{*world.DANGER}
 
 def verdict(c):
-    there,why = danger(c['response']),c['rounds'][0]['critique']
+    there = danger(c['response'])
+    why = c['rounds'][0]['critique']
     if danger(why)&there: return 'names it'
     if danger(why): return 'names another'
     return 'sees nothing' if 'nothing' in why else 'something else'

@@ -87,7 +87,8 @@ def compare(rows):
     pairs = answer_pairs(first, rows, max_new_tokens=32, stop=stops, seed=seed)
     return [r for r in pairs if r['a']!=r['b']]
 
-pairs,fresh = compare(for_pairs),compare(held)
+pairs = compare(for_pairs)
+fresh = compare(held)
 col = lambda k: [r[k] for r in fresh]
 gap = world.harmlessness(col('prompt'), col('a'))-world.harmlessness(col('prompt'), col('b'))
 truth = 1/(1+np.exp(-gap))

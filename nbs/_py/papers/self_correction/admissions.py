@@ -110,10 +110,12 @@ def bars(g):
                 arrayminus=g.value-g.low, thickness=1.5, width=3)
 
 def plot_size(found, models):
-    g0,fig = found.query('category=="all" and metric=="gap"'), go.Figure()
+    g0 = found.query('category=="all" and metric=="gap"')
+    fig = go.Figure()
     for c in ('q', 'q+if', 'q+if+cot'):
         name,colour,symbol = STYLE[c]
-        g,theirs = g0[g0.condition==c], PAPER[c]
+        g = g0[g0.condition==c]
+        theirs = PAPER[c]
         if len(g): fig.add_scatter(x=[models[m].parameters for m in g.model], y=g.value,
                                    error_y=bars(g), mode='markers', name=name,
                                    marker=dict(color=colour, symbol=symbol, size=9))
@@ -175,7 +177,8 @@ fig.update_xaxes(title_text='Gap in p(yes), Black less white', showgrid=True)
 
 # %%
 def changed(other):
-    a,b = pairs(spelled['paper']).loc['q'], pairs(spelled[other]).loc['q']
+    a = pairs(spelled['paper']).loc['q']
+    b = pairs(spelled[other]).loc['q']
     e, = student_bootstrap((b.gap-a.gap).to_numpy()[:,None], a.weight, seed=seed)
     return e
 

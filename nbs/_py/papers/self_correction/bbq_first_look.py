@@ -138,7 +138,8 @@ rows = []
 for c in ('q', 'q+if'):
     of = (e.records.condition==c).to_numpy()
     open_ = of & (e.records.context_condition=='ambig').to_numpy()
-    abc,unknown = p[open_].mean(0), e.records.unknown[open_].to_numpy()
+    abc = p[open_].mean(0)
+    unknown = e.records.unknown[open_].to_numpy()
     rows.append([*p[of].mean(0), p[open_, unknown].mean(), abc[unknown].mean()])
 columns = ['(a)', '(b)', '(c)', 'soft accuracy', 'by letter alone']
 pd.DataFrame(rows, ['Q','Q+IF'], columns).round(3)

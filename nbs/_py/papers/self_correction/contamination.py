@@ -95,7 +95,8 @@ text.describe().loc[['count','mean','std']].round(3)
 # %%
 #| label: fig-text
 #| fig-cap: Log-probability of the ambiguous context in nats a byte, a point a template; on the line the fresh text is as likely as the original.
-lo,hi = text.min().min(), text.max().max()
+lo = text.min().min()
+hi = text.max().max()
 fig = go.Figure([
     go.Scatter(x=[lo,hi], y=[lo,hi], mode='lines', line=dict(color='#999', width=1),
                showlegend=False),

@@ -59,7 +59,8 @@ def sums(records, condition):
     "Sums of the biased, the counter and the unknown answer, by template, ambiguous only"
     d = records[(records.context_condition=='ambig') & records.biased.notna()
                 & (records.condition==condition)]
-    p,at = d[['p0','p1','p2']].to_numpy(), np.arange(len(d))
+    p = d[['p0','p1','p2']].to_numpy()
+    at = np.arange(len(d))
     each = {k: p[at, d[k].astype(int)] for k in ('biased','counter','unknown')}
     return pd.DataFrame(each).groupby(d.template.to_numpy()).sum()
 
@@ -69,7 +70,8 @@ def xy(v): # v: sums of the biased, the counter and the unknown answer
 
 def split(v): # Six sums, before and after -> change of s, its two parts, changes of x and y
     (x0,y0),(x1,y1) = xy(v[:3]), xy(v[3:])
-    dx,dy = x1-x0, y1-y0
+    dx = x1-x0
+    dy = y1-y0
     return x1*y1-x0*y0, dx*(y0+y1)/2, dy*(x0+x1)/2, dx, dy
 
 PARTS = ['change of s', 'by abstention', 'by correction', 'change of x', 'change of y']
@@ -128,17 +130,20 @@ def run(name):
     out = work_dir(f'abstention-{scale}-{seed}-{lm.name}-{len(asked)}')
     return lm, ask_all(lm, asked, conditions, orders=size['orders'], seed=seed, out=out)
 
-found,real = {}, True
+found = {}
+real = True
 for name in size['models']:
     lm,records = run(name)
-    found[lm.name],real = records, real and not lm.oracle
+    found[lm.name] = records
+    real = real and not lm.oracle
 
 
 # %%
 #| label: fig-plane
 #| fig-cap: How often a model names a person, and how it leans when it does. Grey lines join equal scores. Each line goes from the plain question to the instruction; those of the oracles are dashed.
 def plot_plane(real, known):
-    fig,x = go.Figure(), np.linspace(.02, 1, 99)
+    fig = go.Figure()
+    x = np.linspace(.02, 1, 99)
     for s in (.05, .1, .2, .3, .5):
         fig.add_scatter(x=x, y=np.where(s/x<=.62, s/x, np.nan), mode='lines',
                         line=dict(color=INK, width=.5), hoverinfo='skip', showlegend=False)
@@ -194,8 +199,10 @@ def plot_declining(real, known):
     for n,r in {**known, **real}.items():
         for c in dict.fromkeys(r.condition):
             e,(name,colour,symbol) = declines(r, c), style(c)
-            open_,given = e['accuracy_ambig'], e['unknown_disambig']
-            mark,text = symbol+'-open'*(n in known), n if n in known and c!='q' else ''
+            open_ = e['accuracy_ambig']
+            given = e['unknown_disambig']
+            mark = symbol+'-open'*(n in known)
+            text = n if n in known and c!='q' else ''
             fig.add_scatter(x=[given[0]], y=[open_[0]], mode='markers+text', name=name,
                 text=[text], textposition='middle right', legendgroup=c, hovertext=n,
                 showlegend=n==list(real)[0], error_x=bar(given), error_y=bar(open_),

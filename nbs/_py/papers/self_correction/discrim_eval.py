@@ -69,7 +69,8 @@ def put(name):
 runs = {n:put(n) for n in names}
 each = lambda **kw: pd.concat([numbers(r, seed=seed, **kw).assign(model=n)
                                for n,r in runs.items()])
-found,change = each(), each(against='q')
+found = each()
+change = each(against='q')
 t = found[found.category=='all'].set_index(['model','metric','condition'])
 t[['value','low','high']].round(3)
 
@@ -84,7 +85,8 @@ t[['value','low','high']].round(3)
 #| label: fig-terms
 #| fig-cap: What each attribute adds to the log-odds of a yes, against a white man; age for ten years more. SmolLM2-135M-Instruct; bars are 95 % intervals that draw decisions.
 def plot_terms(found, model):
-    d,fig = found.query('metric=="effect" and model==@model'), go.Figure()
+    d = found.query('metric=="effect" and model==@model')
+    fig = go.Figure()
     for n,(c,g) in enumerate(d.groupby('condition', sort=False)):
         name,colour,symbol = STYLE[c]
         g = g.set_index('category').loc[list(TERMS)]

@@ -102,7 +102,8 @@ def numbers(lp, n):
         m = pd.DataFrame(x).groupby(q.id.to_numpy(), sort=False).mean().loc[[i.id for i in its]]
         for k in ('ambig','disambig'):
             at = [j for j,i in enumerate(its) if i.context_condition==k]
-            mine,sub = m.to_numpy()[at], [its[j] for j in at]
+            mine = m.to_numpy()[at]
+            sub = [its[j] for j in at]
             res[name, f'accuracy_{k}'] = bbq.accuracy(mine, sub)
             if k=='ambig': res[name, 'bias_ambig'] = bbq.bias_score(mine, sub)
     return pd.Series(res)
@@ -129,7 +130,8 @@ places = {q: np.flatnonzero(asked & (d.quad==q)) for q in quads}
 def prior(scenes): return np.exp(letter_worth(lp[np.concatenate([places[q] for q in scenes])]))
 def apart(few, rest): return float(np.abs(prior(few)-prior(rest)).max())
 
-few,rest = quads[::10],[q for q in quads if q not in quads[::10]]
+few = quads[::10]
+rest = [q for q in quads if q not in quads[::10]]
 rng = np.random.default_rng(seed)
 draws = [apart(rng.choice(few, len(few)), rng.choice(rest, len(rest))) for _ in range(1000)]
 gap = Estimate(apart(few, rest), *np.quantile(draws, [.025, .975]))

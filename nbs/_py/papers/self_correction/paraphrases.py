@@ -110,10 +110,13 @@ def run(name):
     out = work_dir(f'wordings-{scale}-{seed}-{lm.name}-{len(open_)}')
     return lm, ask_all(lm, open_, conditions, orders=size['orders'], seed=seed, out=out)
 
-found,lms,real = {}, [], True
+found = {}
+lms = []
+real = True
 for name in size['models']:
     lm,records = run(name)
-    found[lm.name],real = records, real and not lm.oracle
+    found[lm.name] = records
+    real = real and not lm.oracle
     lms.append(lm)
 tables = {n:bias(r) for n,r in found.items()}
 pd.DataFrame({n:dict(questions=r.id.nunique(), templates=r.template.nunique(),
@@ -220,7 +223,8 @@ plot_wordings(rho, 'Correlation over occupations')
 def spread_of(x, level=.95):
     "Standard deviation over wordings, with the interval of a normal sample"
     from scipy.stats import chi2
-    n,sd = len(x)-1, x.std()
+    n = len(x)-1
+    sd = x.std()
     return Estimate(sd, *(sd*np.sqrt(n/chi2.ppf([(1+level)/2, (1-level)/2], n))))
 
 pd.DataFrame({style(c)[0]:dict(lowest=rho[c].min(), highest=rho[c].max(), sd=rho[c].std(),
@@ -236,7 +240,8 @@ pd.DataFrame({style(c)[0]:dict(lowest=rho[c].min(), highest=rho[c].max(), sd=rho
 # %%
 y = tables[next(iter(found))]
 w = components(y[ASKED], seed=seed).loc['wording', ['variance','low','high']]
-lean,declines = effects(first), effects(first, 'accuracy_ambig')
+lean = effects(first)
+declines = effects(first, 'accuracy_ambig')
 outcomes = {
     'self_correction/request-matters-more-than-wording': wording_share(y[ASKED], seed=seed),
     'self_correction/every-wording-agrees': tuple(w.clip(lower=0)**.5),

@@ -90,7 +90,8 @@ f'{first["model"]}, {first["value"]:.3f}' if first else 'none of these models'
 # %%
 def slopes(minus=False):
     "Slope of the score, or of its change, per factor of ten, of each family with three sizes"
-    rows,t = {},last_step(found.table)
+    rows = {}
+    t = last_step(found.table)
     for f,g in t.groupby(['family','stage'], sort=False):
         models = g.drop_duplicates('model').sort_values('parameters')
         if models.parameters.nunique()<3: continue

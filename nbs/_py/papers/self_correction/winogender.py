@@ -170,13 +170,15 @@ def of(e, metric, condition):
                     [['value','low','high']].iloc[0])
 
 def readings(e, n=2000): # Two-way less raw, occupations drawn alike
-    p,x = e.probabilities(normalise=False).loc['q'].to_numpy(), np.array(list(share.values()))
+    p = e.probabilities(normalise=False).loc['q'].to_numpy()
+    x = np.array(list(share.values()))
     at = np.random.default_rng(seed).integers(0, len(x), (n, len(x)))
     gap = lambda m: m['rho_two']-m['rho_raw']
     ds = gap(measure(p[at], x[at]))
     return Estimate(float(gap(measure(p, x))), *np.nanquantile(ds, [.025,.975]))
 
-e,cot = runs[small],thought[names[-1]]
+e = runs[small]
+cot = thought[names[-1]]
 found = {'follows-statistics':of(e, 'rho_two', 'q'),
          'instruction-small':of(e, 'rho_two', 'q+if - q'),
          'matches-statistics':of(e, 'rho_two', 'q+match'),

@@ -78,7 +78,8 @@ def trained(n, m, seeds):
     c = family(n, m, seeds)
     run = train(c, seed=seed, device=device, **rate, **size['train'])
     x = sampler(c.densities, range(c.n_instances), size['batch'], seed=seed+2**40)(0)
-    W,b = run.W.cpu(),run.b.cpu()
+    W = run.W.cpu()
+    b = run.b.cpu()
     return W, b, x, (W.square().sum((1,2))/m).view(-1, seeds)
 
 W,b,x,per_dimension = trained(40, 10, size['seeds'])
@@ -101,7 +102,8 @@ plot_curves([1/p for p in density], {
 # %%
 #| label: fig-scatter
 #| fig-cap: Vulnerability against features per dimension, every model; the lines have slopes one and two
-f,line = per_dimension.flatten(),np.array([1,float(per_dimension.max())])
+f = per_dimension.flatten()
+line = np.array([1,float(per_dimension.max())])
 plot_curves({'models': f, 'proportional': line, 'squared': line},
             {'models': hurt.ravel(), 'proportional': line, 'squared': line**2},
             'features per dimension |W|²/m', 'vulnerability', logx=True, logy=True,
@@ -149,7 +151,8 @@ pd.DataFrame(dict(density=density, vulnerability=hurt.mean(1),
 
 # %%
 def summary(v, per_dimension):
-    v,f = by_seed(v),per_dimension.numpy()
+    v = by_seed(v)
+    f = per_dimension.numpy()
     rho = [spearmanr(a, c).statistic for a,c in zip(v.T, f.T)]
     at = v.mean(1).argmax()
     rho = str(boot(rho)) if len(rho)>1 else f'{rho[0]:.3g}'
@@ -199,7 +202,8 @@ sparse = slice(-size['seeds'], None)
 rows = []
 for s in (.1,.3,1,3):
     args = W[sparse],b[sparse],x[sparse],s/.1*length[sparse]
-    g,a = gradient_attack(*args)[0],analytic_attack(*args)
+    g = gradient_attack(*args)[0]
+    a = analytic_attack(*args)
     rows.append(dict(size=s, gradient_over_analytic=(g.mean()/a.mean()).item(),
                      silent_inputs_hurt=(a[masked[sparse]]>0).float().mean().item()))
 pd.DataFrame(rows).round(3)

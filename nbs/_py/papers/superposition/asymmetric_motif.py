@@ -52,7 +52,10 @@ size
 # other (the paper's is 4), and written the other way round within the same bounds.
 
 # %%
-density,decays,n,m = [.5,.3,.2,.1],[1.,.8],20,10
+density = [.5,.3,.2,.1]
+decays = [1.,.8]
+n = 20
+m = 10
 S = size['each']
 settings = [(d,p) for d in decays for p in density]
 config = ToyConfig(n, m, S*len(settings), hidden='relu', tied=False, target='abs', signed=True,
@@ -89,8 +92,12 @@ def asymmetric(w, v, least=.15):
 # same neuron with its out weights exchanged.
 
 # %%
-w,v = torch.zeros(4, 2),torch.zeros(4, 2)
-w[0,0],w[1,0],v[0,0],v[1,0] = 2.,-.5,.5,2.
+w = torch.zeros(4, 2)
+v = torch.zeros(4, 2)
+w[0,0] = 2.
+w[1,0] = -.5
+v[0,0] = .5
+v[1,0] = 2.
 assert asymmetric(3*w, v/3)==[(0, 0, 1, 4., 4.)]
 assert not asymmetric(w, v[[1,0,2,3]])
 
@@ -165,7 +172,8 @@ off = (np.log(motifs['read']/4)**2 + np.log(motifs['write']/4)**2).to_numpy(floa
 shown = motifs.iloc[int(off.argmin())] if len(motifs) else None
 if shown is None: r,k,other,i,j = 0,0,1,0,1
 else: r,k,other,i,j = (int(shown[c]) for c in ('model','neuron','inhibitor','first','second'))
-w,v = W[r],V[r]
+w = W[r]
+v = V[r]
 s = float((w[i,k]*w[j,k]).abs().clamp(min=1e-12).rsqrt())
 pd.DataFrame({'neuron reads': w[[i,j],k]*s, 'neuron writes': v[[i,j],k]/s,
               'inhibitor reads': w[[i,j],other]*s, 'inhibitor writes': v[[i,j],other]/s},

@@ -92,7 +92,8 @@ def in_sums(W):
     "Share of the squared norm of W in the span of the pair sums"
     return ((W[...,::2,:]+W[...,1::2,:]).square().sum((-1,-2))/2)/W.square().sum((-1,-2))
 
-W,W0 = trained.best()['W'],exact.best()['W'].float()
+W = trained.best()['W']
+W0 = exact.best()['W'].float()
 excess = trained.loss.amin(1)/exact.loss.amin(1)-1
 assert excess.min() > -1e-3
 rows = pd.DataFrame(dict(density=density, collapsed=collapsed(W), optimum=collapsed(W0),
@@ -152,7 +153,8 @@ def crossing(a, b):
     "Density from which b is the better; between two points of the grid"
     d = branches[f'{a} collapsed']-branches[f'{b} collapsed']
     ok = ~np.isnan(d)
-    x,d = np.log(fine[ok]),d[ok]
+    x = np.log(fine[ok])
+    d = d[ok]
     i = np.where((d[:-1]<0) & (d[1:]>=0))[0]
     return float(np.exp(np.interp(0, d[i[0]:i[0]+2], x[i[0]:i[0]+2]))) if len(i) else np.nan
 
@@ -192,7 +194,8 @@ plot_curves(density, {'best trained': in_sums(W), 'exact optimum': in_sums(W0)},
 # criterion stands beside it.
 
 # %%
-p,k = np.array(density),collapsed(W).numpy()
+p = np.array(density)
+k = collapsed(W).numpy()
 band = lambda low, high, n: float((k[(p>low) & (p<high)]==n).mean())
 record(scale, {
     'superposition/collapse-none': band(0, .05, 0),

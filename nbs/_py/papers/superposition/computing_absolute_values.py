@@ -38,7 +38,9 @@ size = dict(
              train=dict(steps=50_000, lr=1e-3, schedule='linear', batch_size=1024)),
 )[scale]
 device = 'cuda' if scale=='gpu' and torch.cuda.is_available() else 'cpu'
-n,m,importance = size['n'],size['m'],[size['decay']**i for i in range(size['n'])]
+n = size['n']
+m = size['m']
+importance = [size['decay']**i for i in range(size['n'])]
 size
 
 # %% [markdown]
@@ -116,14 +118,17 @@ def errors(params, density, rows=2**16):
 imp = torch.tensor(importance, dtype=torch.float64)
 def judged(params, density):
     "Features computed, and the loss over what one could have without superposition"
-    err,v = errors(params, density),torch.tensor([moments(p)[1] for p in density], dtype=torch.float64)
+    err = errors(params, density)
+    v = torch.tensor([moments(p)[1] for p in density], dtype=torch.float64)
     loss = (err*imp).sum(1)
-    constant,pairs = v*imp.sum(), v*imp[m//2:].sum()
+    constant = v*imp.sum()
+    pairs = v*imp[m//2:].sum()
     return pd.DataFrame(dict(density=density, computed=(err < v[:,None]/2).sum(1), loss=loss,
                              dedicated=pairs, constant=constant, ratio=loss/pairs))
 
 table = judged(best, density)
-computed,ratio = table.computed,table.ratio
+computed = table.computed
+ratio = table.ratio
 table.round(5)
 
 # %%
@@ -200,7 +205,8 @@ def pairs_complete(W, V):
     return sum(both(i) for i in range(len(W)))
 
 at = {p: i for i,p in enumerate(density)}
-sparse,dense = at[.01],at[1]
+sparse = at[.01]
+dense = at[1]
 def apart(power):
     w = who(power)
     return float(np.nan_to_num(w.rank_poly[sparse]-w.rank_mono[sparse], nan=-1.))

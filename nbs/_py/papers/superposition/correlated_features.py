@@ -132,7 +132,10 @@ def losses(config, W, b):
 
 def describe(kind, config, W, b, name):
     "A row for each arrangement, and its best model"
-    L,names,rows,shown = losses(config, W, b),np.array([name(w) for w in W]),[],[]
+    L = losses(config, W, b)
+    names = np.array([name(w) for w in W])
+    rows = []
+    shown = []
     for k,count in Counter(names).most_common():
         at = np.where(names==k)[0]
         first = at[L[at].argmin()]
@@ -234,7 +237,8 @@ def optimum(kind, near, restarts):
     return optima(c, starts=starts).best()['W']
 
 near = [.005,.02,.04]
-best,alone = optimum('correlated', near, 2*size['restarts']),optimum('independent', near, 4)
+best = optimum('correlated', near, 2*size['restarts'])
+alone = optimum('independent', near, 4)
 angle = within(best).clamp(-1,1).arccos().rad2deg().mean(-1)
 pd.DataFrame(dict(density=near, correlated=list(map(arrangement6, best)),
     angle_within=angle.numpy().round(1),
@@ -255,7 +259,8 @@ pd.DataFrame(dict(density=near, correlated=list(map(arrangement6, best)),
 
 # %%
 def share(kind, n, density, good, **kw):
-    init,lr = kw.pop('init', .1),kw.pop('lr', .01)
+    init = kw.pop('init', .1)
+    lr = kw.pop('lr', .01)
     W,_ = trained(family(n, size['others'], kind, density, init), lr=lr)
     return str(wilson(count(good, W), len(W)))
 
@@ -300,7 +305,8 @@ pd.DataFrame(within(best).clamp(-1,1).arccos().rad2deg().numpy().round(1),
 # %%
 n = size['models']
 rate_of = lambda k, s: wilson(named[k].count(s), n)
-a,c = rate_of('correlated', 'orthogonal'),rate_of('independent', 'orthogonal')
+a = rate_of('correlated', 'orthogonal')
+c = rate_of('independent', 'orthogonal')
 # Newcombe's interval of a difference from two Wilson intervals
 more = Estimate(a[0]-c[0], a[0]-c[0]-((a[0]-a[1])**2+(c[2]-c[0])**2)**.5,
                 a[0]-c[0]+((a[2]-a[0])**2+(c[0]-c[1])**2)**.5)

@@ -138,7 +138,8 @@ def sweep(activation, seeds):
     return [train(replace(c, density=p), seed=seed, device=device, **size['train20'])
             for p in density]
 
-relu,linear = sweep('relu', size['seeds']),sweep('linear', size['linear'])
+relu = sweep('relu', size['seeds'])
+linear = sweep('linear', size['linear'])
 relu[-1], linear[-1]
 
 # %%
@@ -198,7 +199,8 @@ pd.DataFrame(dict(density=density, norm2=[str(e) for e in mean['relu']], stored=
 # %%
 def share_in_order(W):
     "Share of (own dimension, shared) pairs in which the first is the more important"
-    keep,own = represented(W),feature_dimensionality(W)>.75
+    keep = represented(W)
+    own = feature_dimensionality(W)>.75
     first,second = (torch.where(keep & m)[0] for m in (own,~own))
     return (first[:,None]<second).double().mean().item()
 

@@ -60,7 +60,9 @@ size
 # %%
 def follow(density=density, init=.05, models=size['models'], lr=size['lr'], schedule='constant'):
     "W and b [time, model, ...] of models trained side by side"
-    config,run,frames = ToyConfig(size['n'], size['m'], models, density=density, init=init),None,[]
+    config = ToyConfig(size['n'], size['m'], models, density=density, init=init)
+    run = None
+    frames = []
     for s in steps:
         run = train(config, seed=seed, device=device, stop=s, resume=run, lr=lr,
                     schedule=schedule, **size['train'])
@@ -178,7 +180,8 @@ pd.Series([overall(w) for w in W[-1]]).value_counts().rename('models')
 
 # %%
 def final_digons(W):
-    D,kept = feature_dimensionality(W[-1]),represented(W[-1])
+    D = feature_dimensionality(W[-1])
+    kept = represented(W[-1])
     return (nearest_level(D)==list(LEVELS).index('digon'))[kept].double().mean().item()
 
 def summary(W):

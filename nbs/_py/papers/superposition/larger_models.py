@@ -188,7 +188,8 @@ plot_curves([1/p for p in density], gain, 'sparsity 1/p', 'loss / best linear lo
 # %%
 def share_in_order(W):
     "Share of (own dimension, shared) pairs in which the first is the more important"
-    keep,own = represented(W),feature_dimensionality(W)>.75
+    keep = represented(W)
+    own = feature_dimensionality(W)>.75
     first,second = (torch.where(keep & m)[0] for m in (own,~own))
     return (first[:,None]<second).double().mean().item()
 
@@ -204,12 +205,14 @@ in_order = {n: [share_in_order(w) for w in rs[1].W.cpu()]
 # with a falling learning rate:
 
 # %%
-base,rows = ToyConfig(80, 20, 2, density=.03, importance=imp[80], init=.1),[]
+base = ToyConfig(80, 20, 2, density=.03, importance=imp[80], init=.1)
+rows = []
 vary = {'as above': (base,{}), 'Xavier start': (replace(base, init='xavier'),{}),
         'no decay': (base,dict(weight_decay=0.)), 'cosine': (base,dict(schedule='cosine'))}
 for name,(config,change) in vary.items():
     run = train(config, seed=seed, device=device, **size['train']|change)
-    W,b = run.W.cpu(),run.b.cpu()
+    W = run.W.cpu()
+    b = run.b.cpu()
     loss = exact_loss_large(W, b, .03, imp[80], terms=size['terms'])
     rows.append((name, W.square().sum((1,2)).mean().item(),
                  represented(W).sum(-1).double().mean().item(), loss.mean().item()))

@@ -65,7 +65,9 @@ def losses(W, b, density=.1): return exact_loss(W, b, density, features='correla
 
 last = size['train']['steps']
 steps = sorted({*np.geomspace(10, last, 56).round().astype(int).tolist()})
-config,run,frames = family(size['models']),None,[]
+config = family(size['models'])
+run = None
+frames = []
 for s in steps:
     run = train(config, seed=seed, device=device, stop=s, resume=run, **rate, **size['train'])
     frames.append((run.W.cpu(), run.b.cpu()))

@@ -76,7 +76,8 @@ found = {k: trained(family(size['models'], k) if k!='independent' else
 # %%
 def cosines(W, sets=2):
     "Mean |cos| within sets and across sets, stored features only; [model] each"
-    C,keep = normalize(W, dim=-1)@normalize(W, dim=-1).mT,represented(W)
+    C = normalize(W, dim=-1)@normalize(W, dim=-1).mT
+    keep = represented(W)
     n = W.shape[1]
     same = (torch.arange(n)//(n//sets))[:,None] == torch.arange(n)//(n//sets)
     both = keep[...,None] & keep[...,None,:] & ~torch.eye(n, dtype=torch.bool)
@@ -183,7 +184,8 @@ W,loss = found['correlated']
 inside,across = (t.numpy() for t in cosines(W))
 full = represented(W).all(-1).numpy()
 anti_in,anti_out = (t.numpy() for t in cosines(found['anticorrelated'][0]))
-L,kept = runs.loss.values,(runs.run=='whole').values
+L = runs.loss.values
+kept = (runs.run=='whole').values
 beaten = (L[~kept][:,None] > L[kept]).mean(1)
 above = int((represented(W).sum(-1)>10).sum())
 claims = {'superposition/whole-in-superposition': wilson(above, len(W)),

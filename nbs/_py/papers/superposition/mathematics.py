@@ -60,8 +60,10 @@ size
 # %%
 def linear_terms(W, p, importance):
     "Own signal lost and interference, summed over features"
-    G,I = W@W.mT,torch.as_tensor(importance, dtype=torch.float64)
-    own,v = (1-G.diagonal())**2,moments(p)[1]
+    G = W@W.mT
+    I = torch.as_tensor(importance, dtype=torch.float64)
+    own = (1-G.diagonal())**2
+    v = moments(p)[1]
     return v*(I*own).sum(), v*(I*((G**2).sum(1)-G.diagonal()**2)).sum()
 
 torch.manual_seed(seed)

@@ -211,7 +211,8 @@ def interval(values):
 
 by = {k: frame.pivot(index='start', columns='T', values=k).values
       for k in ('test','points','features')}
-first,last = (by['points']-by['features'])[:,0], (by['features']-by['points'])[:,-1]
+first = (by['points']-by['features'])[:,0]
+last = (by['features']-by['points'])[:,-1]
 between = np.maximum(by['points'], by['features'])[:,1:-1].min(1)
 ends = np.minimum(by['points'][:,0], by['features'][:,-1])
 peaks = by['test'][:,1:-1].max(1)/by['test'][:,[0,-1]].max(1)

@@ -108,12 +108,14 @@ def least_error(Z, eps, bins=2000, **kw):
 
 # %%
 for Z in (2,3,5): np.testing.assert_allclose(error(Z, 0), 1/12/Z**2, rtol=2e-2)
-kept,mean = np.mean((y-.5)**2), np.mean((x-(x+y)/2)**2 + (y-(x+y)/2)**2)
+kept = np.mean((y-.5)**2)
+mean = np.mean((x-(x+y)/2)**2 + (y-(x+y)/2)**2)
 np.testing.assert_allclose([kept,mean], linear, rtol=1e-4)
 error(3, 0), linear/9
 
 # %%
-Zs,widths = (2,3,4,6,10), np.linspace(0, .5, 26)
+Zs = (2,3,4,6,10)
+widths = np.linspace(0, .5, 26)
 table = pd.DataFrame({f'Z={Z}': [error(Z, e) for e in widths] for Z in Zs}, index=widths)
 best = pd.DataFrame({f'Z={Z}': [least_error(Z, e) for e in widths] for Z in Zs},
                     index=widths)
@@ -199,7 +201,8 @@ def run(net, z):
     return z,code
 
 def trained(starts, steps, lr=1e-2):
-    net,g = network(starts),torch.Generator().manual_seed(seed+1)
+    net = network(starts)
+    g = torch.Generator().manual_seed(seed+1)
     opt = torch.optim.AdamW(net, lr=lr, weight_decay=0)
     fall = torch.optim.lr_scheduler.CosineAnnealingLR(opt, steps)
     for _ in range(steps):

@@ -56,7 +56,8 @@ size
 # the density of the varied feature over that of the others.
 
 # %%
-p,n = .05,5
+p = .05
+n = 5
 spread = ToyConfig(n, 2, 10, notebook_compat=True).std
 def varied(rho, p=p):
     "A config for each factor: the first feature varied, the others at p"
@@ -199,7 +200,8 @@ widest, widest*p
 #| label: fig-density
 #| fig-cap: How many times sparser than the others a feature must be for the two digons to win, against the density of the others
 k,l = size['grid']
-others,lean = logspace(.01, .2, k),logspace(.12, 1, l)
+others = logspace(.01, .2, k)
+lean = logspace(.12, 1, l)
 many = branches(np.tile(lean, k), np.repeat(others, l))
 kept = represented(many['pentagon'].best()['W']).all(-1).view(k, l).numpy()
 both = [s.loss[:,0].view(k, l).numpy() for s in many.values()]

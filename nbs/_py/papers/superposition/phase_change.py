@@ -56,7 +56,8 @@ size
 # one is kept.
 
 # %%
-density,importance = logspace(1, .01, size['points']),logspace(.1, 10, size['points'])
+density = logspace(1, .01, size['points'])
+importance = logspace(.1, 10, size['points'])
 table,sweep = phase_diagram(2, 1, density, importance, size['restarts'], seed,
                             device=device, **size['train'])
 sweep
@@ -154,7 +155,8 @@ def shorter(p, r):
 
 def steepest(p, length):
     "Largest step of each row, and the densities around it"
-    i,k = np.abs(np.diff(length)).argmax(1),np.arange(len(p))
+    i = np.abs(np.diff(length)).argmax(1)
+    k = np.arange(len(p))
     return np.abs(np.diff(length)).max(1), p[k,i], p[k,i+1]
 
 coarse = np.arange(.025, 1.001, .025)[None].repeat(len(ratios), 0)
@@ -172,7 +174,8 @@ plot_curves(coarse[0], {f'r = {r:g}': l for r,l in zip(ratios, length)}, 'densit
             'length of the shorter column', legend=True)
 
 # %%
-where,tie_at = (low+high)/2,boundary_density(ratios)
+where = (low+high)/2
+tie_at = boundary_density(ratios)
 pd.DataFrame(dict(importance=ratios, exact=where, tie=tie_at, later=where/tie_at-1,
                   step=step, closer=closer)).round(4)
 

@@ -54,7 +54,8 @@ size
 pd.Series(families[3,2]).rename('W').to_frame()
 
 # %%
-density,importance = logspace(1, .01, size['points']),logspace(.1, 10, size['points'])
+density = logspace(1, .01, size['points'])
+importance = logspace(.1, 10, size['points'])
 table,sweep = phase_diagram(3, 2, density, importance, size['restarts'], seed,
                             device=device, **size['train'])
 config = sweep.config
@@ -68,7 +69,8 @@ sweep
 plot_phases({'four solutions': said, 'best run': table, 'single run': single})
 
 # %%
-n,clear = len(said),(said.margin>.2).to_numpy()
+n = len(said)
+clear = (said.margin>.2).to_numpy()
 agree = {k: agrees(config, t.region) for k,t in dict(best=table, single=single).items()}
 pd.DataFrame({k: dict(all=str(wilson(int(a.sum()), n)), margin_over_20_percent=str(wilson(
     int(a[clear].sum()), int(clear.sum()))), strict=str(wilson(int((dict(best=table, single=single)[
@@ -126,7 +128,8 @@ def is_triangle(W):
     away = torch.stack([G[:,0,1],G[:,0,2],G[:,1,2]], 1).amax(1) < -.26
     return (away & (W.norm(dim=-1).amin(1)>.5)).numpy()
 
-rs,ps = logspace(.7, 1/.7, size['lens']),np.array([.5,.6,.7,.8,.9,1.])
+rs = logspace(.7, 1/.7, size['lens'])
+ps = np.array([.5,.6,.7,.8,.9,1.])
 lens = grid(3, 2, ps, rs)
 best = optima(lens, starts=begin, jitter=.05, seed=seed)
 inside = is_triangle(best.best()['W']).reshape(len(ps), -1)
@@ -151,7 +154,8 @@ pd.DataFrame(dict(density=config.densities[middle,0], triangle=is_triangle(W),
 # %%
 coarse = grid(3, 2, logspace(1, .01, size['exact']), logspace(.1, 10, size['exact']))
 best = optima(coarse, starts=begin, jitter=.05, seed=seed)
-truth,simple = describe(coarse, best.best()['W'], best.loss.amin(1)),predict(coarse)
+truth = describe(coarse, best.best()['W'], best.loss.amin(1))
+simple = predict(coarse)
 
 # %%
 #| label: fig-exact

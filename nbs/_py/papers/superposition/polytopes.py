@@ -90,7 +90,8 @@ pd.DataFrame({k: dict(corners=len(W), dimensions=W.shape[1], D=listed(W))
 # orthogonal to $(1,1,1)$; for a square, which is two digons, to $(1,0,1,0)$ and $(0,1,0,1)$.
 
 # %%
-triangle,square = polygon(3),polygon(4)
+triangle = polygon(3)
+square = polygon(4)
 null = torch.tensor([[1.,0,1,0],[0,1,0,1]]).double()
 assert (triangle.T@torch.ones(3).double()).abs().max()<1e-12 and (square.T@null.T).abs().max()<1e-12
 compounds
@@ -192,7 +193,8 @@ def shapes(rate, p, n=12, schedule='cosine'):
     config = ToyConfig(n, 3, size['models'], density=p)
     run = train(config, size['steps'], size['batch'], seed, lr=rate, schedule=schedule,
                 device=device)
-    W,b = run.W.cpu(),run.b.cpu()
+    W = run.W.cpu()
+    b = run.b.cpu()
     return [overall(w, tolerance=.03) for w in W],population_loss(config, W, b, terms=128)
 
 hunt = {(rate,p): shapes(rate, p) for rate in size['rates'] for p in (.85,.8,.75)}

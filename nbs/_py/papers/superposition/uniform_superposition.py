@@ -177,7 +177,8 @@ plot_curves(1/gain.index.to_numpy(), {k: lead[k].tolist() for k in ('dedicated',
 # and how many of them do.
 
 # %%
-predicted,level = gain.idxmax(axis=1),table.loc[gain.index, list(LEVELS)]
+predicted = gain.idxmax(axis=1)
+level = table.loc[gain.index, list(LEVELS)]
 seen = level.idxmax(axis=1).where(level.max(axis=1)>0, '-')
 offer = [lead[k][p] if k!='-' else np.nan for p,k in seen.items()]
 stored = table.stored.loc[gain.index]
@@ -250,7 +251,8 @@ spread = lambda v: (float(np.mean(v)), float(np.min(v)), float(np.max(v)))
 within = lambda lo, hi: (x>=lo) & (x<=hi)
 best = lambda name, lo, hi: float(on.loc[[p for p in on.index if lo<=p<=hi], name].max())
 whole = [abs(s.share-round(s.share))<=.1 for p,f in shapes.items() if 2.1<=1/p<=3.4 for s in f]
-star,digon = sweep.d_star.numpy(),on.digon.to_numpy()
+star = sweep.d_star.numpy()
+digon = on.digon.to_numpy()
 record(scale, {
     'superposition/dense-needs-a-dimension-each': spread(star[0]),
     'superposition/plateau-at-one-half': spread(star[within(2.5, 3.5)]),

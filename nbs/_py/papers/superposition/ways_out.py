@@ -51,7 +51,10 @@ size
 
 # %%
 penalty = [0.,.003,.01,.03,.1,.2,.3,.5]
-importance,p,n,m = [.7**i for i in range(20)],.05,20,5
+importance = [.7**i for i in range(20)]
+p = .05
+n = 20
+m = 5
 S = size['seeds']
 runs = {}
 for hidden in 'linear','relu':

@@ -91,13 +91,16 @@ class Plan:
 class Tiles:
     "A matrix [feature, column] in rectangles that fit into registers"
     def __init__(self, n, columns, rows):
-        self.n,self.columns,self.rows = n,columns,rows
+        self.n = n
+        self.columns = columns
+        self.rows = rows
         count = -(-columns//max(1, 26//rows)) if rows<=8 else 1
         cuts = [j*columns//count for j in range(count+1)]
         self.spans = list(zip(cuts, cuts[1:]))
         sizes = [-(-rows*(b-a)//n_lanes)*n_lanes for a,b in self.spans]
         self.starts = [sum(sizes[:j]) for j in range(count)]
-        self.stride,self.blocks = sum(sizes),-(-n//rows)
+        self.stride = sum(sizes)
+        self.blocks = -(-n//rows)
         self.size = self.stride*self.blocks
 
     def within(self, f, k):
@@ -167,18 +170,29 @@ def work(self:Plan):
 #| export
 class Held(dict):
     "Registers under numbers, for a kernel that needs no memory"
-    get,put = dict.__getitem__,dict.__setitem__
+    get = dict.__getitem__
+    put = dict.__setitem__
 
 class Step:
     "Writes one training step"
     def __init__(self, b, plan, theta, grad, table, work, ks, rows, l1):
-        self.b,self.p,self.theta,self.grad,self.ks,self.l1 = b,plan,theta,grad,ks,l1
-        self.rows,S,n,m = rows,plan.groups,plan.padded,plan.m
+        self.b = b
+        self.p = plan
+        self.theta = theta
+        self.grad = grad
+        self.ks = ks
+        self.l1 = l1
+        self.rows = rows
+        S = plan.groups
+        n = plan.padded
+        m = plan.m
         self.th,self.scale,self.coef = (table + j*n for j in range(3))
         sizes = [n*S, n*S, m*S, m*S]
         memory = [work + n_lanes*sum(sizes[:j]) for j in range(5)]
         self.x,self.g,self.h,self.d = (Held() for _ in range(4)) if plan.fused else memory[:4]
-        self.dc,self.loss,self.read = memory[4],Cell(b),plan.read
+        self.dc = memory[4]
+        self.loss = Cell(b)
+        self.read = plan.read
         self.write = self.read if plan.tied else plan.write
 
     def blocks(self): return [0] if self.p.fused else loop(self.b, self.read.blocks)
@@ -206,7 +220,8 @@ def _number(i): return i.lanes() if isinstance(i, Index) else i
 @patch
 def draw(self:Step, i):
     "Feature `i` of sixteen samples"
-    p,u = self.p,hashed(self.element + _number(i), *self.ks[:2])
+    p = self.p
+    u = hashed(self.element + _number(i), *self.ks[:2])
     if p.features=='independent': on,size = u <= self.th.one(i), u*self.scale.one(i)
     else: on,size = self.present(i), u*2.**-31
     return where(on, size*2. - 1. if p.signed else size, 0.)
@@ -237,7 +252,8 @@ def fresh(self:Step, i, s):
 @patch
 def shortened(self:Step, s):
     "Draw samples of length 1"
-    square,p = Cell(self.b),self.p
+    square = Cell(self.b)
+    p = self.p
     for again in False,True:
         length = sqrt(square.get())
         for q in self.blocks():
@@ -310,7 +326,8 @@ def decode(self:Step, s):
 @patch
 def error(self:Step, i, z, s):
     "Error of output `i` as the gradient of its pre-activation"
-    p,x = self.p,self.x.get(self.at(i, s))
+    p = self.p
+    x = self.x.get(self.at(i, s))
     e = (relu(z) if p.activation=='relu' else z) - (absolute(x) if p.target=='abs' else x)
     g = e*self.coef.one(i)
     if p.ragged: g = where(self.live, g, 0.)
@@ -330,7 +347,8 @@ def inward(self:Step, k, d, s):
     "Through a hidden unit, with its penalty"
     p,h,l1 = self.p,self.h.get(self.at(k, s, self.p.m)),self.l1
     if p.l1:
-        size,push = absolute(h)*l1,where(h < 0., l1*-1., where(h > 0., l1, 0.))
+        size = absolute(h)*l1
+        push = where(h < 0., l1*-1., where(h > 0., l1, 0.))
         if p.ragged: size,push = (where(self.live, v, 0.) for v in (size,push))
         d = d + push; self.loss.add(size*2.)
     if p.hidden=='relu': d = where(h > 0., d, 0.)
@@ -347,7 +365,8 @@ def inward(self:Step, k, d, s):
 @patch
 def outer(self:Step, tiles, span, cells, q, s):
     "Add one sample group to the gradient of a tile"
-    p,width = self.p,span[1]-span[0]
+    p = self.p
+    width = span[1]-span[0]
     i = [self.at(q*p.rows + f, s) for f in range(p.rows)]
     g,x = ([v.get(j) for j in i] for v in (self.g,self.x))
     for k,c in zip(range(*span), (cells[c::width] for c in range(width))):
@@ -409,7 +428,8 @@ def caches(self:Step, groups):
 @patch
 def __call__(self:Step, groups):
     "The loss in lane 0, and the gradient in its place"
-    b,p = self.b,self.p
+    b = self.b
+    p = self.p
     for j in loop(b, p.size//n_lanes): self.grad.put(j*n_lanes, splat(b, 0.))
     units = range(p.m) if p.hidden_bias else []
     for k in units: self.dc.put(k*n_lanes, splat(b, 0.))
@@ -458,7 +478,8 @@ def gradient(typing, plan, theta, grad, table, work, ks, rows, l1):
 
 def _aligned(mem):
     "The same memory from its next cache line on"
-    b,word = mem.b,ir.IntType(64)
+    b = mem.b
+    word = ir.IntType(64)
     at = b.and_(b.add(b.ptrtoint(mem.base, word), word(63)), word(-64))
     return Floats(b, b.inttoptr(at, mem.base.type))
 
@@ -474,7 +495,8 @@ c = ToyConfig(6, 3, features='correlated', sets=3, density=.6, hidden='relu', ti
               hidden_bias=True, l1=.2, signed=True, target='abs', importance=[1,2,3,1,2,3])
 plan = Plan(6, 3, hidden='relu', features='correlated', sets=3, tied=False, hidden_bias=True,
             l1=True, signed=True, target='abs', ragged=True)
-rows,rng = 77,np.random.default_rng(0)
+rows = 77
+rng = np.random.default_rng(0)
 params = dict(W=rng.normal(size=(6,3)), V=rng.normal(size=(6,3)), b=rng.normal(size=6),
               c=rng.normal(size=3))
 places = dict(V=plan.read.places()[:,:-1], b=plan.read.places()[:,-1],
