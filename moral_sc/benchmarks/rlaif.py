@@ -31,7 +31,8 @@ from ..foundation.errors import ConfigError, ModelError, unknown_name_message
 from ..foundation.runs import provenance
 from ..language.reward_head import score_model
 from ..language.engine.batch_invariant import batch_invariant
-from ..language.models import LM, decode, eos_ids, load
+from ..language.loading import load
+from ..language.models import LM, decode, eos_ids
 from ..language.stub_models import random_model
 from ..language.engine.batching import counted
 from ..language.generation import sample

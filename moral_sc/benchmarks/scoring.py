@@ -19,7 +19,8 @@ import numpy as np, pandas as pd, torch
 from ..foundation.datasets import available, data_dir, fetch, read_jsonl
 from ..foundation.errors import ConfigError, unknown_name_message
 from ..foundation.runs import provenance
-from ..language.models import LM, load
+from ..language.loading import load
+from ..language.models import LM
 from ..language.generation import sample
 from ..language.scoring import option_logprobs
 from ..bias import bbq

@@ -20,7 +20,7 @@ from .conditions import two_stage
 from .bbq.items import stratified
 from ..foundation.errors import ConfigError, DataError
 from ..foundation.runs import content_key, open_run
-from ..language.models import load as load_model
+from ..language.loading import load as load_model
 
 # %% ../../nbs/bias/30_evaluation.ipynb #740f5f5f
 @dataclass(repr=False)

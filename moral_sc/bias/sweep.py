@@ -18,7 +18,8 @@ from .bbq.metrics import questions, shares
 from ..foundation.errors import ConfigError, DataError, ModelError, unknown_name_message
 from ..foundation.runs import content_key, provenance
 from ..foundation.statistics import Estimate, cluster_bootstrap
-from ..language.models import LM, load as load_model
+from ..language.loading import load as load_model
+from ..language.models import LM
 from ..language.weights import alias, aliases
 
 # %% ../../nbs/bias/50_sweep.ipynb #06792343

@@ -21,7 +21,8 @@ from ...foundation.datasets import read_jsonl
 from ...foundation.errors import ConfigError, DataError
 from ...foundation.statistics import Estimate, cluster_bootstrap
 from ...language.reward_head import load_scores, save_scores, score_model, scores
-from ...language.models import LM, load
+from ...language.loading import load
+from ...language.models import LM
 from ...language.engine.batching import batches
 from ...language.training import fit
 

@@ -20,7 +20,8 @@ from ...foundation.errors import ConfigError, DataError
 from ...foundation.runs import content_key, open_run, process
 from ...language.reward_head import save
 from ...language.engine.batch_invariant import batch_invariant
-from ...language.models import LM, load
+from ...language.loading import load
+from ...language.models import LM
 from ...language.engine.allocator import steady
 from ...language.training import first_says, together
 

@@ -21,7 +21,8 @@ from ..revision import answer, prompt_text, revise, round_script
 from ...foundation.errors import ConfigError, unknown_name_message
 from ...foundation.runs import process
 from ...language.reward_head import save, small_lm, word_tokenizer
-from ...language.models import LM, encode, load
+from ...language.loading import load
+from ...language.models import LM, encode
 from ...language.training import answer_loss, fit
 
 # %% ../../../nbs/constitution/toy/10_environment.ipynb #ee1d15d3

@@ -19,7 +19,8 @@ from ..principles import Comparison
 from ...foundation.errors import ConfigError, unknown_name_message
 from ...foundation.runs import content_key, process
 from ...language.reward_head import save, small_lm, word_tokenizer
-from ...language.models import LM, encode, load
+from ...language.loading import load
+from ...language.models import LM, encode
 from ...language.training import answer_loss, fit
 
 # %% ../../../nbs/constitution/toy/30_judge_model.ipynb #4f75af5e

@@ -29,19 +29,19 @@ from pathlib import Path
 import pandas as pd
 from moral_sc.bias import bbq
 from moral_sc.bias.bbq import metrics as scores
-from moral_sc.bias.asking import answer, ask, identity, orders as orders_for, reason, tidy
-from moral_sc.bias.benchmarks import Benchmark, benchmark, probabilities
+from moral_sc.bias.asking import score_questions, build_questions, model_identity, option_orders as orders_for, sample_reasoning, build_records
+from moral_sc.bias.benchmarks import Benchmark, get_benchmark, mean_probabilities
 from moral_sc.bias.conditions import two_stage
 from moral_sc.bias.bbq.items import stratified
 from moral_sc.foundation.errors import ConfigError, DataError
 from moral_sc.foundation.runs import content_key, open_run
-from moral_sc.language.models import load as load_model
+from moral_sc.language.loading import load as load_model
 
 # %%
 #| hide
 import signal, subprocess, sys
 from fastcore.test import *
-from moral_sc.bias.asking import respondent
+from moral_sc.bias.asking import bbq_stub_model
 from moral_sc.bias.bbq.metrics import METRICS, letters
 from moral_sc.language.stub_models import letter_prior, lookup, random_model
 
@@ -72,24 +72,24 @@ class Evaluation:
     def __repr__(self):
         d = self.records
         n = d.groupby('benchmark').id.nunique().sum()
-        told = ', '.join(dict.fromkeys(d.condition))
-        return (f'Evaluation of {self.model}: {n:,} questions, {told}; '
+        conditions = ', '.join(dict.fromkeys(d.condition))
+        return (f'Evaluation of {self.model}: {n:,} questions, {conditions}; '
                 f'{d.order.nunique()} of 6 orders')
 
-    def of(self, benchmark=None): # Records of one benchmark, by default the first
+    def records_of(self, benchmark=None): # Records of one benchmark, by default the first
         b = benchmark or next(iter(self.items))
         return self.records[self.records.benchmark==b].dropna(axis=1, how='all')
 
-    def shares(self, condition, benchmark=None, soft=False): # BBQ only: [item, option]
-        return scores.shares(self.of(benchmark), condition, soft)
+    def answer_probabilities(self, condition, benchmark=None, soft=False): # BBQ only: [item, option]
+        return scores.condition_probabilities(self.records_of(benchmark), condition, soft)
 
     def score(self, condition, benchmark=None, soft=False): # The table of `bbq.score`
         b = benchmark or next(iter(self.items))
-        return bbq.score(self.shares(condition, b, soft), self.items[b])
+        return bbq.score(self.answer_probabilities(condition, b, soft), self.items[b])
 
     def probabilities(self, benchmark=None, normalise=True): # [(condition, id), answer]
         b = benchmark or next(iter(self.items))
-        return probabilities(self.of(b), self.benchmarks[b].answers, normalise)
+        return mean_probabilities(self.records_of(b), self.benchmarks[b].answers, normalise)
 
 
 # %% [markdown]
@@ -97,28 +97,28 @@ class Evaluation:
 
 # %%
 #| export
-def chosen(
+def resolve_benchmarks(
     benchmarks, # Names or `Benchmark`s
     conditions, # None: those of each benchmark
     n:int,      # Option orders
 )->tuple:       # name -> `Benchmark`; name -> conditions it is asked in
     "What a call of `evaluate` is about, checked"
     listed = lambda x: [x] if isinstance(x, (str,Benchmark)) else list(dict.fromkeys(x))
-    bs = [benchmark(b) for b in listed(benchmarks)]
+    bs = [get_benchmark(b) for b in listed(benchmarks)]
     if len(bs)==1 or conditions is None:
         asked = {b.name:listed(conditions or b.conditions) for b in bs}
-    else: asked = {b.name:[c for c in listed(conditions) if _has(b, c)] for b in bs}
+    else: asked = {b.name:[c for c in listed(conditions) if _supports_condition(b, c)] for b in bs}
     for b in bs:
         for c in asked[b.name] or listed(conditions): two_stage(b.stimuli, c)
-        orders_for(b, n)
+        option_orders(b, n)
     return {b.name:b for b in bs},asked
 
-def _has(b, condition):
+def _supports_condition(b, condition):
     try: two_stage(b.stimuli, condition)
     except ConfigError: return False
     return True
 
-def _found(bs, items, limit, seed, kw):
+def _load_items(bs, items, limit, seed, kw):
     "Items of each benchmark"
     if items is None: return {n:b.load(limit=limit, seed=seed, **kw) for n,b in bs.items()}
     if len(bs)>1: raise ConfigError('Items of your own are of one benchmark: name it alone.')
@@ -142,63 +142,63 @@ def evaluate(
     **kw,                       # portion, max_tokens, max_new_tokens, temperature
 )->Evaluation:
     "Ask a model every question under every condition"
-    bs,asked = chosen(benchmarks, conditions, orders)
+    bs,asked = resolve_benchmarks(benchmarks, conditions, orders)
     if samples<1: raise ConfigError(f'samples is {samples}: give 1 or more.')
     if isinstance(lm, (str,Path)): lm = load_model(lm)
-    some = dict(categories=categories, drop_errata=drop_errata)
-    found = _found(bs, items, limit, seed, {k:v for k,v in some.items() if v})
-    if items is not None: bs,found,asked = _yours(bs, found, asked)
-    for n,its in found.items(): _unlike(n, [bs[n].facts(i)['id'] for i in its])
-    how = dict(orders=orders, mode=mode, seed=seed, samples=samples)
-    config = dict(model=identity(lm), limit=limit, conditions=asked, **how,
+    options = dict(categories=categories, drop_errata=drop_errata)
+    questions = _load_items(bs, items, limit, seed, {k:v for k,v in options.items() if v})
+    if items is not None: bs,questions,asked = _as_custom(bs, questions, asked)
+    for n,its_items in questions.items(): _check_unique_ids(n, [bs[n].metadata(i)['id'] for i in its_items])
+    settings = dict(orders=orders, mode=mode, seed=seed, samples=samples)
+    config = dict(model=model_identity(lm), limit=limit, conditions=asked, **settings,
                   **{k:v for k,v in kw.items() if k not in ('portion','max_tokens')},
-                  benchmarks={n:_digest(bs[n], its) for n,its in found.items()})
-    where = dict(device=str(lm.device), dtype=str(lm.dtype).removeprefix('torch.'), seed=seed)
-    with tempfile.TemporaryDirectory() as tmp, open_run(out or tmp, config, **where) as run:
-        records = [_answers(lm, b, found[n], asked[n], run, progress, **how, **kw)
+                  benchmarks={n:_digest(bs[n], its) for n,its in questions.items()})
+    hardware = dict(device=str(lm.device), dtype=str(lm.dtype).removeprefix('torch.'), seed=seed)
+    with tempfile.TemporaryDirectory() as tmp, open_run(out or tmp, config, **hardware) as run:
+        records = [_run_benchmark(lm, b, questions[n], asked[n], run, progress, **settings, **kw)
                    for n,b in bs.items()]
         run.finish()
-    return _concluded(lm, bs, found, asked, records, out, seed)
+    return _compute_metrics(lm, bs, questions, asked, records, out, seed)
 
 
 # %%
 #| export
-def _yours(bs, found, asked):
-    (n,b),mine = next(iter(bs.items())), 'yours'
-    return {mine:replace(b, name=mine)}, {mine:found[n]}, {mine:asked[n]}
+def _as_custom(bs, items, asked):
+    (original,b),name = next(iter(bs.items())), 'yours'
+    return {name:replace(b, name=name)}, {name:items[original]}, {name:asked[original]}
 
-def _unlike(name, ids):
+def _check_unique_ids(name, ids):
     "Refuse no questions, or two of one id"
     if not ids: raise DataError(f'There are no questions of {name} to ask.')
     for i,n in Counter(ids).items():
         if n>1: raise DataError(f'{name} has {n} questions {i!r}: give each an id of its own.')
 
 def _digest(b, items):
-    return content_key(items=[[b.fields(i), b.options(i), b.facts(i)] for i in items])
+    return content_key(items=[[b.fields(i), b.options(i), b.metadata(i)] for i in items])
 
-def _answers(lm, b, items, conditions, run, progress, orders, mode, seed, samples,
+def _run_benchmark(lm, b, items, conditions, run, progress, orders, mode, seed, samples,
              portion=128, max_tokens=4096, max_new_tokens=256, temperature=1.):
-    questions = ask(lm, b, items, conditions, orders, mode)
-    at_once = [q for q in questions if not two_stage(b.stimuli, q.condition)]
-    thinks = [q for q in questions if two_stage(b.stimuli, q.condition)]
-    if thinks: thinks = reason(lm, b, thinks, run, mode, seed, samples, max_new_tokens,
+    questions = build_questions(lm, b, items, conditions, orders, mode)
+    direct = [q for q in questions if not two_stage(b.stimuli, q.condition)]
+    reasoning = [q for q in questions if two_stage(b.stimuli, q.condition)]
+    if reasoning: reasoning = sample_reasoning(lm, b, reasoning, run, mode, seed, samples, max_new_tokens,
                                temperature, progress)
-    asked = at_once+thinks
-    return tidy(b, asked, answer(lm, asked, run, b.answers, portion, max_tokens, progress))
+    asked = direct+reasoning
+    return build_records(b, asked, score_questions(lm, asked, run, b.answers, portion, max_tokens, progress))
 
-def _concluded(lm, bs, found, asked, records, out, seed):
+def _compute_metrics(lm, bs, items, asked, records, out, seed):
     "Numbers from records"
-    e = Evaluation(lm.name, found, pd.concat(records, ignore_index=True),
+    e = Evaluation(lm.name, items, pd.concat(records, ignore_index=True),
                    str(out) if out else None, benchmarks=bs)
-    both = list(zip(bs.values(), records))
-    e.metrics = pd.concat([b.numbers(d, seed=seed) for b,d in both], ignore_index=True)
-    less = [b.numbers(d, against=asked[b.name][0], seed=seed) for b,d in both]
-    e.differences = pd.concat(less, ignore_index=True)
+    pairs = list(zip(bs.values(), records))
+    e.metrics = pd.concat([b.metrics(d, seed=seed) for b,d in pairs], ignore_index=True)
+    differences = [b.metrics(d, against=asked[b.name][0], seed=seed) for b,d in pairs]
+    e.differences = pd.concat(differences, ignore_index=True)
     if out: e.provenance = json.loads((Path(out)/'provenance.json').read_text())
-    _warn_mass(e)
+    _warn_low_mass(e)
     return e
 
-def _warn_mass(e):
+def _warn_low_mass(e):
     "Say where a model's answers are mostly something else"
     d = e.records.assign(low=~(e.records['mass']>=.5))
     for (b,c),g in d.groupby(['benchmark','condition'], sort=False):
@@ -211,7 +211,7 @@ def _warn_mass(e):
 # %% [markdown]
 # ## The whole path, proved
 #
-# A `respondent` is a real model object, and the question is whether its rule comes out at the
+# A `bbq_stub_model` is a real model object, and the question is whether its rule comes out at the
 # other end of the pipe: prompt, tokens, logits, letters, options, score.
 
 # %%
@@ -227,7 +227,7 @@ rules = [biased, counter, declines, right]
 def overall(e): # The plain question, all categories
     return e.metrics.query('category=="micro" and condition=="q"').set_index('metric')
 
-found = {f.__name__: evaluate(respondent(f, few), conditions='q', items=few) for f in rules}
+found = {f.__name__: evaluate(bbq_stub_model(f, few), conditions='q', items=few) for f in rules}
 table = pd.DataFrame({k:overall(e).value for k,e in found.items()})
 table.loc[METRICS].round(3)
 
@@ -249,7 +249,7 @@ def heeds(i, told):
     u = .8 if told else .3
     return [{i.unknown:u, i.biased:(1-u)*5/7, i.counter:(1-u)*2/7}[k] for k in range(3)]
 
-e = evaluate(respondent(heeds, few), items=few, limit=48, orders=3)
+e = evaluate(bbq_stub_model(heeds, few), items=few, limit=48, orders=3)
 change = e.differences.query('category=="micro" and metric=="bias_ambig_soft"')
 test_close(overall(e).value['bias_ambig_soft'], .3, eps=1e-6)
 test_close(change.value, (1-.8)*3/7 - .3, eps=1e-6)

@@ -29,12 +29,13 @@ from pathlib import Path
 
 import numpy as np, pandas as pd
 from moral_sc.bias.bbq.scoring import directions
-from moral_sc.bias.evaluation import chosen, evaluate
-from moral_sc.bias.bbq.metrics import questions, shares
+from moral_sc.bias.evaluation import resolve_benchmarks, evaluate
+from moral_sc.bias.bbq.metrics import asked_items, condition_probabilities
 from moral_sc.foundation.errors import ConfigError, DataError, ModelError, unknown_name_message
 from moral_sc.foundation.runs import content_key, provenance
 from moral_sc.foundation.statistics import Estimate, cluster_bootstrap
-from moral_sc.language.models import LM, load as load_model
+from moral_sc.language.loading import load as load_model
+from moral_sc.language.models import LM
 from moral_sc.language.weights import alias, aliases
 
 # %%
@@ -42,7 +43,7 @@ from moral_sc.language.weights import alias, aliases
 import shutil, signal, subprocess, sys, tempfile
 from fastcore.test import *
 from moral_sc.bias import bbq
-from moral_sc.bias.asking import respondent
+from moral_sc.bias.asking import bbq_stub_model
 from moral_sc.language.stub_models import letter_prior, random_model
 
 tmp = Path(tempfile.mkdtemp())
@@ -59,7 +60,7 @@ ours = bbq.load(source='ours')
 # %%
 #| export
 @dataclass(frozen=True)
-class Subject:
+class ModelSpec:
     "One model of a sweep"
     name:str            # How it is called in tables, unique within a sweep
     load:object         # What `load` takes, or a loaded model
@@ -68,7 +69,7 @@ class Subject:
     step:int|None=None  # Of its training, where that is known
     parameters:int|None=None # By default counted when it is loaded
 
-def step_of(
+def parse_step(
     text:str,  # Name of a snapshot or of a revision
 )->int|None:
     "The training step in a name: 'checkpoint-100', 'step_100', 'step100-tokens2B'"
@@ -77,43 +78,43 @@ def step_of(
 
 def _snapshots(folder):
     if (folder/'config.json').is_file(): return []
-    found = [(step_of(d.name), d) for d in folder.glob('[!.]*') if (d/'config.json').is_file()]
-    return sorted((s,d) for s,d in found if s is not None)
+    snapshots = [(parse_step(d.name), d) for d in folder.glob('[!.]*') if (d/'config.json').is_file()]
+    return sorted((s,d) for s,d in snapshots if s is not None)
 
 
 # %%
 #| export
-def _subjects(model):
+def _expand_model(model):
     "The subjects that one name stands for"
-    if isinstance(model, Subject): return [model]
-    if isinstance(model, LM): return [Subject(model.name, model, model.name)]
+    if isinstance(model, ModelSpec): return [model]
+    if isinstance(model, LM): return [ModelSpec(model.name, model, model.name)]
     name = str(model)
     path = Path(model).expanduser()
     if path.is_dir():
         if (path/'config.json').is_file():
-            return [Subject(path.name, str(path), path.parent.name, step=step_of(path.name))]
-        found = _snapshots(path)
-        if not found: raise ModelError(f'{path} holds neither a model nor snapshots whose '
+            return [ModelSpec(path.name, str(path), path.parent.name, step=parse_step(path.name))]
+        snapshots = _snapshots(path)
+        if not snapshots: raise ModelError(f'{path} holds neither a model nor snapshots whose '
                                        'names say their step, like checkpoint-100.')
-        return [Subject(f'{path.name}/{d.name}', str(d), path.name, step=s) for s,d in found]
+        return [ModelSpec(f'{path.name}/{d.name}', str(d), path.name, step=s) for s,d in snapshots]
     base,_,revision = name.partition('@')
     if base in aliases() or '/' not in base and path.suffix!='.gguf':
         a = alias(name)
-        step = step_of(revision) if revision else a.step
-        return [Subject(name, name, a.family or base, a.stage, step)]
-    return [Subject(name, name, base, step=step_of(revision) if revision else None)]
+        step = parse_step(revision) if revision else a.step
+        return [ModelSpec(name, name, a.family or base, a.stage, step)]
+    return [ModelSpec(name, name, base, step=parse_step(revision) if revision else None)]
 
-def subjects(
+def expand_models(
     models,   # One or several: aliases, folders, 'name@revision', loaded models, `Subject`s
 )->list:
     "Every model to be asked, snapshots one by one"
-    many = models if isinstance(models, (list,tuple)) else [models]
-    found = [s for m in many for s in _subjects(m)]
-    names = [s.name for s in found]
-    twice = {n for n in names if names.count(n)>1}
-    if twice: raise ConfigError(f'{sorted(twice)[0]} is named twice; name each model once.')
-    if not found: raise ConfigError('A sweep needs at least one model.')
-    return found
+    listed = models if isinstance(models, (list,tuple)) else [models]
+    specs = [s for m in listed for s in _expand_model(m)]
+    names = [s.name for s in specs]
+    repeated = {n for n in names if names.count(n)>1}
+    if repeated: raise ConfigError(f'{sorted(repeated)[0]} is named twice; name each model once.')
+    if not specs: raise ConfigError('A sweep needs at least one model.')
+    return specs
 
 
 # %%
@@ -121,16 +122,16 @@ for k in (200, 50, 1000): # The weights of one model at three steps
     lm = random_model('llama', seed=k)
     for x in (lm.model, lm.tokenizer): x.save_pretrained(tmp/'mine'/f'checkpoint-{k}')
 
-pd.DataFrame([s.__dict__ for s in subjects(['smollm2-135m-instruct', 'pythia-410m@step1000',
+pd.DataFrame([s.__dict__ for s in expand_models(['smollm2-135m-instruct', 'pythia-410m@step1000',
                                             'olmo-2-7b-dpo', tmp/'mine'])]).drop(columns='load')
 
 # %%
-test_eq([s.step for s in subjects(tmp/'mine')], [50,200,1000])
-test_eq([step_of(n) for n in ('step_7', 'main', 'global_step143000', 'v2-step3', 'misstep3')],
+test_eq([s.step for s in expand_models(tmp/'mine')], [50,200,1000])
+test_eq([parse_step(n) for n in ('step_7', 'main', 'global_step143000', 'v2-step3', 'misstep3')],
         [7, None, 143000, 3, None])
-with expect_fail(ConfigError, contains='named twice'): subjects(['pythia-70m']*2)
-with expect_fail(ConfigError, contains="did you mean 'pythia-70m'"): subjects('pythia-70')
-with expect_fail(ModelError, contains='holds neither'): subjects(tmp)
+with expect_fail(ConfigError, contains='named twice'): expand_models(['pythia-70m']*2)
+with expect_fail(ConfigError, contains="did you mean 'pythia-70m'"): expand_models('pythia-70')
+with expect_fail(ModelError, contains='holds neither'): expand_models(tmp)
 
 
 # %% [markdown]
@@ -139,25 +140,25 @@ with expect_fail(ModelError, contains='holds neither'): subjects(tmp)
 
 # %%
 #| export
-def ladder(
+def models_of_families(
     *families:str,          # 'qwen2.5', 'olmo-2', ...
     stages=None,            # 'instruct', ...; by default every one
-    at_most:float=np.inf,   # Parameters
+    max_parameters:float=np.inf,   # Parameters
 )->list:                    # Names, smallest first
     "Models of some families that have a short name"
     known = {a.family for a in aliases().values()}
     for f in families:
         if f not in known: raise ConfigError(unknown_name_message('family', f, sorted(known)))
-    fit = [a for a in aliases().values() if a.family in families and a.parameters<=at_most
+    matches = [a for a in aliases().values() if a.family in families and a.parameters<=max_parameters
            and (stages is None or a.stage in stages)]
-    return [a.name for a in sorted(fit, key=lambda a: (families.index(a.family), a.parameters))]
+    return [a.name for a in sorted(matches, key=lambda a: (families.index(a.family), a.parameters))]
 
 
 # %%
-ladder('qwen2.5', stages=['instruct'], at_most=2e9), ladder('olmo-2', at_most=2e9)
+models_of_families('qwen2.5', stages=['instruct'], max_parameters=2e9), models_of_families('olmo-2', max_parameters=2e9)
 
 # %%
-with expect_fail(ConfigError, contains="did you mean 'qwen3'"): ladder('qwen4')
+with expect_fail(ConfigError, contains="did you mean 'qwen3'"): models_of_families('qwen4')
 
 # %% [markdown]
 # ## One folder each
@@ -174,36 +175,36 @@ TABLES = ('records', 'metrics', 'differences')
 
 def _safe(name): return re.sub(r'[^\w.@-]', '-', str(name))
 
-def _fingerprint(subject):
+def _fingerprint(spec):
     "What tells, without loading it, whether a model is still the same"
-    if isinstance(subject.load, LM): return content_key(who=_identity(subject.load))
-    d = Path(subject.load).expanduser()
-    if not d.is_dir(): return str(subject.load)
+    if isinstance(spec.load, LM): return content_key(who=_identity(spec.load))
+    d = Path(spec.load).expanduser()
+    if not d.is_dir(): return str(spec.load)
     files = [(p.name, p.stat().st_size, p.stat().st_mtime_ns)
              for p in sorted(d.glob('*.safetensors'))]
     return content_key(files=files)
 
 def _identity(lm):
-    from moral_sc.bias.asking import identity
-    return identity(lm)
+    from moral_sc.bias.asking import model_identity
+    return model_identity(lm)
 
-def _write(path, text):
+def _write_atomically(path, text):
     part = path.with_name(f'.{path.name}.part')
     part.write_text(text, encoding='utf-8')
     part.replace(path)
 
-def _finished(folder, asked):
+def _read_note(folder, asked):
     "The note of a finished folder, None if it is not finished"
     note = folder/'sweep.json'
     if not note.is_file(): return None
-    there = json.loads(note.read_text(encoding='utf-8'))
-    odd = [f'{k}: {there["asked"].get(k)} there, {v} now' for k,v in asked.items()
-           if there['asked'].get(k)!=v]
-    if odd: raise ConfigError(f'{folder} was asked something else ({"; ".join(odd)}); '
+    stored = json.loads(note.read_text(encoding='utf-8'))
+    conflicts = [f'{k}: {stored["asked"].get(k)} there, {v} now' for k,v in asked.items()
+           if stored['asked'].get(k)!=v]
+    if conflicts: raise ConfigError(f'{folder} was asked something else ({"; ".join(conflicts)}); '
                               'name another folder.')
-    return there
+    return stored
 
-def read_table(
+def read_exact_csv(
     path, # A .csv file
 )->pd.DataFrame:
     "A table with the very numbers that were written"
@@ -219,7 +220,7 @@ def read_table(
 # %%
 #| export
 @dataclass(repr=False)
-class Sweep:
+class SweepResult:
     "What `sweep` found"
     table:pd.DataFrame  # One row a model, benchmark, condition, category and metric
     out:str             # Its folder
@@ -234,15 +235,15 @@ class Sweep:
 
     def records(self, model, benchmark=None): # Every answer of one model
         b = benchmark or next(b for m,b in self.runs if m==model)
-        return read_table(Path(self.runs[model, b])/'records.csv')
+        return read_exact_csv(Path(self.runs[model, b])/'records.csv')
 
 COLUMNS = ['model', 'family', 'stage', 'parameters', 'step', 'benchmark', 'condition',
            'category', 'metric', 'value', 'low', 'high']
 
-def _rows(note, folder):
+def _result_rows(note, folder):
     "Metrics and differences of one run, with its model beside them"
-    both = [read_table(folder/f'{t}.csv') for t in TABLES[1:]]
-    d = pd.concat(both, ignore_index=True).assign(**note['model'])
+    tables = [read_exact_csv(folder/f'{t}.csv') for t in TABLES[1:]]
+    d = pd.concat(tables, ignore_index=True).assign(**note['model'])
     return d.assign(step=d.step.astype('Int64'), stage=d.stage.fillna(''))[COLUMNS]
 
 
@@ -261,29 +262,29 @@ def sweep(
     device='auto',
     progress=None,            # Called with (what, answers there, answers in all)
     **kw,                     # samples, categories, max_new_tokens, ... of `evaluate`
-)->Sweep:
+)->SweepResult:
     "Ask many models many things; killed and started again, it goes on"
-    who = subjects(models)
-    bs,asked = chosen(benchmarks, conditions, orders)
-    how = dict(limit=limit, orders=orders, seed=seed, mode=mode, dtype=str(dtype)) | {
+    specs = expand_models(models)
+    bs,asked = resolve_benchmarks(benchmarks, conditions, orders)
+    settings = dict(limit=limit, orders=orders, seed=seed, mode=mode, dtype=str(dtype)) | {
         k:v for k,v in kw.items() if k not in ('portion','max_tokens')}
     runs = {}
     failed = {}
-    for s in who:
+    for s in specs:
         plan = {n:(Path(out)/_safe(s.name)/_safe(n),
-                   how|dict(conditions=asked[n], weights=_fingerprint(s))) for n in bs}
-        tell = _telling(progress, s)
-        try: _one(s, bs, plan, dtype, device, tell, **kw)
+                   settings|dict(conditions=asked[n], weights=_fingerprint(s))) for n in bs}
+        report = _report_for(progress, s)
+        try: _evaluate_model(s, bs, plan, dtype, device, report, **kw)
         except ModelError as e: failed[s.name] = str(e)
-        runs |= {(s.name, n):str(d) for n,(d,a) in plan.items() if _finished(d, a)}
-    return _concluded(out, runs, failed)
+        runs |= {(s.name, n):str(d) for n,(d,a) in plan.items() if _read_note(d, a)}
+    return _collect_results(out, runs, failed)
 
-def _telling(progress, s):
+def _report_for(progress, s):
     return progress and (lambda n,total: progress(s.name, n, total))
 
-def _one(s, bs, plan, dtype, device, progress, **kw):
+def _evaluate_model(s, bs, plan, dtype, device, progress, **kw):
     "Everything that one model has not been asked yet"
-    left = {n:x for n,x in plan.items() if not _finished(*x)}
+    left = {n:x for n,x in plan.items() if not _read_note(*x)}
     if not left: return
     lm = s.load if isinstance(s.load, LM) else load_model(s.load, dtype, device)
     model = dict(model=s.name, family=s.family, stage=s.stage, step=s.step,
@@ -291,21 +292,21 @@ def _one(s, bs, plan, dtype, device, progress, **kw):
     for n,(folder,a) in left.items():
         e = evaluate(lm, bs[n], a['conditions'], a['limit'], folder, a['orders'], a['seed'],
                      a['mode'], progress=progress, **kw)
-        for t in TABLES: _write(folder/f'{t}.csv', getattr(e, t).to_csv(index=False))
+        for t in TABLES: _write_atomically(folder/f'{t}.csv', getattr(e, t).to_csv(index=False))
         note = dict(model=model, asked=a, source=lm.source, oracle=lm.oracle,
                     provenance=e.provenance)
-        _write(folder/'sweep.json', json.dumps(note, indent=1))
+        _write_atomically(folder/'sweep.json', json.dumps(note, indent=1))
     del lm; gc.collect() # The next one may need the room
 
-def _concluded(out, runs, failed):
+def _collect_results(out, runs, failed):
     "One table of all finished runs"
     notes = {k:json.loads((Path(d)/'sweep.json').read_text()) for k,d in runs.items()}
-    rows = [_rows(notes[k], Path(d)) for k,d in runs.items()]
-    for m,why in failed.items(): warnings.warn(f'{m} was left out: {why}', stacklevel=3)
+    rows = [_result_rows(notes[k], Path(d)) for k,d in runs.items()]
+    for m,message in failed.items(): warnings.warn(f'{m} was left out: {message}', stacklevel=3)
     if not rows: raise ModelError(f'No model could be asked; {next(iter(failed.values()))}')
-    found = Sweep(pd.concat(rows, ignore_index=True), str(out), runs, failed)
-    _write(Path(out)/'table.csv', found.table.to_csv(index=False))
-    return found
+    result = SweepResult(pd.concat(rows, ignore_index=True), str(out), runs, failed)
+    _write_atomically(Path(out)/'table.csv', result.table.to_csv(index=False))
+    return result
 
 
 # %% [markdown]
@@ -319,7 +320,7 @@ def heeds(item, told):
             else .2) for k in range(3)]
 
 ask = dict(benchmarks='bbq-like', limit=32, orders=3, out=tmp/'sweep')
-models = [respondent(leans, ours), respondent(heeds, ours), tmp/'mine']
+models = [bbq_stub_model(leans, ours), bbq_stub_model(heeds, ours), tmp/'mine']
 found = sweep(models, **ask)
 found
 
@@ -401,7 +402,7 @@ cut = sweep(tmp/'mine', out=tmp/'cut', **ask)
 whole = sweep(tmp/'mine', out=tmp/'whole', **ask)
 test_eq(done, ['mine-checkpoint-50'])
 pd.testing.assert_frame_equal(cut.table, whole.table)
-backwards = sweep(subjects(tmp/'mine')[::-1], out=tmp/'cut', **ask)
+backwards = sweep(expand_models(tmp/'mine')[::-1], out=tmp/'cut', **ask)
 test_eq(set(backwards.table.value.dropna()), set(cut.table.value.dropna()))
 
 
@@ -420,13 +421,13 @@ def item_bias(
     soft:bool=True,        # From probabilities
 )->pd.DataFrame:           # id, template, category, value
     "What each ambiguous question adds to the bias score"
-    qs = questions(records)
-    d = directions(shares(records, condition, soft), qs)
+    qs = asked_items(records)
+    d = directions(condition_probabilities(records, condition, soft), qs)
     rows = [dict(id=q.id, template=q.template, category=q.category, value=v)
             for q,v in zip(qs, d[:,0]-d[:,1]) if q.context_condition=='ambig' and v==v]
     return pd.DataFrame(rows)
 
-def slope(
+def least_squares_slope(
     x,  # [model]
     y,  # [row, model]
 )->float:
@@ -447,7 +448,7 @@ def trend(
     at = values[0].set_index('id').loc[wide.index]
     sizes = at.groupby('category').template.nunique()
     strata = at.category if sizes.min()>1 else None
-    return cluster_bootstrap(wide.to_numpy(), at.template, lambda v: slope(x, v),
+    return cluster_bootstrap(wide.to_numpy(), at.template, lambda v: least_squares_slope(x, v),
                              strata=strata, **kw)
 
 
@@ -466,7 +467,7 @@ trend(grown, [6,7,8]), Estimate(*cluster_bootstrap(grown[2].value, template))
 # %%
 est = trend(grown, [6,7,8])
 assert est.low<.05<est.high and est.high-est.low<.05
-test_close(slope([0,1,3], np.array([[0,2,6.]])), 2)
+test_close(least_squares_slope([0,1,3], np.array([[0,2,6.]])), 2)
 with expect_fail(ConfigError, contains='two models or more'): trend(grown[:1], [6])
 
 
@@ -501,34 +502,34 @@ onset(found.table)['model']
 
 # %%
 #| export
-STAND_INS = [ # parameters, step, unknown, lean, unknown when told
+STUB_SETTINGS = [ # parameters, step, unknown, lean, unknown when told
     (10**8, None, .34, .0, .34), (10**9, None, .36, .1, .36), (10**10, None, .4, .5, .45),
     (10**11, 100, .5, .8, .55), (10**11, 500, .5, .8, .7), (10**11, 1000, .5, .8, .9)]
 
-def stand_ins(
+def stub_sweep_models(
     items:list,  # Questions they can answer
 )->list:         # Of `Subject`
     "Respondents of known bias that pass for models of several sizes and steps"
-    from moral_sc.bias.asking import respondent
-    def one(n, step, unknown, lean, told_unknown):
-        def rule(i, told):
-            u = told_unknown if told else unknown
+    from moral_sc.bias.asking import bbq_stub_model
+    def one(n, step, unknown, lean, instructed_unknown):
+        def rule(i, instructed):
+            u = instructed_unknown if instructed else unknown
             b = (1+lean*(.5 if i.category=='Sexual_orientation' else 1))/2
             settled = i.context_condition=='disambig'
             p = {i.unknown:u, i.biased:(1-u)*b, i.counter:(1-u)*(1-b)}
             mix = min(1, n/10**10)*settled
             return [mix*(k==i.label) + (1-mix)*p[k] for k in range(3)]
         name = f'stand-in-{n:.0e}'.replace('+','') + (f'-step{step}' if step else '')
-        return Subject(name, respondent(rule, items, name), 'stand-in', step=step, parameters=n)
-    return [one(*x) for x in STAND_INS]
+        return ModelSpec(name, bbq_stub_model(rule, items, name), 'stand-in', step=step, parameters=n)
+    return [one(*x) for x in STUB_SETTINGS]
 
 
 # %%
-standing = sweep(stand_ins(ours), 'bbq-like', limit=32, out=tmp/'standing').table
+standing = sweep(stub_sweep_models(ours), 'bbq-like', limit=32, out=tmp/'standing').table
 soft(standing).round(3)
 
 # %%
-test_close(soft(standing).q, [(1-u)*l*15/16 for _,_,u,l,_ in STAND_INS], eps=.03)
+test_close(soft(standing).q, [(1-u)*l*15/16 for _,_,u,l,_ in STUB_SETTINGS], eps=.03)
 test_eq(onset(standing)['parameters'], 10**10)
 
 
@@ -540,8 +541,8 @@ test_eq(onset(standing)['parameters'], 10**10)
 
 # %%
 #| export
-def keep(
-    found:Sweep,
+def save_sweep(
+    result:SweepResult,
     path,          # A .csv file; its provenance goes beside it, as .json
     digits:int=6,  # Of the numbers, after the point
 )->Path:
@@ -549,18 +550,18 @@ def keep(
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     notes = {f'{m} {b}':json.loads((Path(d)/'sweep.json').read_text())
-             for (m,b),d in found.runs.items()}
-    about = dict(made=provenance(), failed=found.failed, runs={
+             for (m,b),d in result.runs.items()}
+    sidecar = dict(made=provenance(), failed=result.failed, runs={
         k:{x:n[x] for x in ('source','asked','provenance')} for k,n in notes.items()})
-    _write(path, found.table.round(digits).to_csv(index=False))
-    _write(path.with_suffix('.json'), json.dumps(about, indent=1, default=str)+'\n')
+    _write_atomically(path, result.table.round(digits).to_csv(index=False))
+    _write_atomically(path.with_suffix('.json'), json.dumps(sidecar, indent=1, default=str)+'\n')
     return path
 
-def kept(
+def load_sweep(
     path, # As written by `keep`
 )->pd.DataFrame:
     "A table that was kept"
-    try: d = read_table(path)
+    try: d = read_exact_csv(path)
     except OSError as e: raise DataError(f'{path} cannot be read: {e.strerror}.') from e
     missing = [c for c in COLUMNS if c not in d]
     if missing: raise DataError(f'{path} has no column {missing[0]}: it is no kept sweep.')
@@ -568,8 +569,8 @@ def kept(
 
 
 # %%
-path = keep(found, tmp/'kept.csv')
-back = kept(path)
+path = save_sweep(found, tmp/'kept.csv')
+back = load_sweep(path)
 test_close(back.value.dropna(), found.table.value.dropna(), eps=1e-6)
 back.head(3), path.stat().st_size
 

@@ -23,10 +23,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from moral_sc.constitution.evaluation.refusals import critic_voice, repetition, same
-from moral_sc.constitution.prompts import example
+from moral_sc.constitution.evaluation.refusals import critic_voice, repetition, same_words
+from moral_sc.constitution.prompts import tokenize_example
 from moral_sc.foundation.errors import ConfigError, DataError, unknown_name_message
-from moral_sc.foundation.runs import content_key, process
+from moral_sc.foundation.runs import content_key, process_rank
 from moral_sc.language.reward_head import save
 from moral_sc.language.models import LM
 from moral_sc.language.scoring import fits
@@ -39,11 +39,12 @@ import tempfile
 import torch
 from fastcore.test import *
 
-from moral_sc.constitution.principles import headings
-from moral_sc.constitution.prompts import ask
+from moral_sc.constitution.principles import HEADINGS
+from moral_sc.constitution.prompts import render_prompt
 from moral_sc.constitution.revision import prompt_text
 from moral_sc.language.reward_head import answer_logprobs, small_lm, word_tokenizer
-from moral_sc.language.models import decode, encode, load
+from moral_sc.language.loading import load
+from moral_sc.language.models import decode, encode
 from moral_sc.language.stub_models import random_model
 from moral_sc.language.generation import sample
 
@@ -80,7 +81,7 @@ def fault(
     if finish=='length': return 'no end'
     if repetition(text)>repeats: return 'repetition'
     if critic_voice(text): return 'critic'
-    return 'copy' if before is not None and same(text, before) else ''
+    return 'copy' if before is not None and same_words(text, before) else ''
 
 
 # %%
@@ -167,7 +168,7 @@ with expect_fail(ConfigError, contains="did you mean 'final'"): examples_of(chai
 # %% [markdown]
 # ## What is learned
 #
-# An example is one dialogue of one prompt and one answer, written down by `example` as in every
+# An example is one dialogue of one prompt and one answer, written down by `tokenize_example` as in every
 # other stage. The model is judged on the tokens of the answer and on one end token.
 
 # %%
@@ -183,7 +184,7 @@ def encoded(
         if not isinstance(r.get('answer'), str) or not r['answer'].strip():
             raise DataError(f'Row {i} has no `answer`; add it or leave the row out.')
     if not rows: raise DataError('No example is free of faults; look at `tally(rows)`.')
-    return _short(lm, [example(lm, r.get('text', r.get('prompt')), r['answer'], mode)
+    return _short(lm, [tokenize_example(lm, r.get('text', r.get('prompt')), r['answer'], mode)
                        for r in rows])
 
 def _short(lm, examples):
@@ -223,7 +224,7 @@ golden = [2, 15, 15, 77, 122, 114, 102, 115, 63, 37, 75, 102, 119, 68, 15, 15, 7
           110, 120, 121, 102, 115, 121, 63, 37, 83, 116, 51, 1]
 test_eq(ids, golden)
 test_eq(ids.count(bytewise.tokenizer.bos_token_id), 1)
-test_eq(tuple(ids[:start]), ask(bytewise, 'Far?').ids)
+test_eq(tuple(ids[:start]), render_prompt(bytewise, 'Far?').ids)
 ids, start
 
 
@@ -257,7 +258,7 @@ def finetune(
                   name=name or f'{lm.name}+{len(examples)}',
                   source=f'{lm.source}, finetuned {key}'.strip(', '))
     folder = None if out is None else Path(out)/'model'
-    if folder and not folder.is_dir() and process()[0]==0: save(res, folder)
+    if folder and not folder.is_dir() and process_rank()[0]==0: save(res, folder)
     return res,history
 
 
@@ -269,7 +270,7 @@ history[['step', 'lr', 'loss', 'count']].iloc[[0, 1, 30, 79]].round(3)
 # %%
 for k,v in lm.model.state_dict().items(): assert torch.equal(v, before[k])
 test_eq(set(history.lr), {.01})
-prompts = [ask(lm, r['text']) for r in rows if not r['fault']]
+prompts = [render_prompt(lm, r['text']) for r in rows if not r['fault']]
 said = sample(tuned, prompts, 20, temperature=0)
 test_eq([s.text.strip() for s in said], [r['answer'] for r in rows if not r['fault']])
 said, tuned
@@ -287,9 +288,9 @@ tok.pad_token = tok.eos_token
 one = small_lm(tok, layers=2, width=48)
 pair = [dict(text='far?', answer='no.'), dict(text='is it tea?', answer='yes, it is tea.')]
 taught,_ = finetune(one, pair, lr=.01, epochs=40)
-stopped, = sample(taught, [ask(taught, 'far?')], 30)
+stopped, = sample(taught, [render_prompt(taught, 'far?')], 30)
 test_eq((stopped.text.strip(), stopped.finish), ('no.', 'eos'))
-start, = sample(one, [ask(one, 'far?')], 30)
+start, = sample(one, [render_prompt(one, 'far?')], 30)
 start, stopped
 
 

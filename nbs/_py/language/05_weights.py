@@ -39,7 +39,8 @@ import pandas as pd
 from fastcore.test import *
 from transformers import AutoTokenizer
 
-from moral_sc.language.models import encode, load
+from moral_sc.language.loading import load
+from moral_sc.language.models import encode
 from moral_sc.language.stub_models import random_model
 from moral_sc.language.scoring import next_token_logprobs
 

@@ -26,7 +26,8 @@ from moral_sc.language.models import encode
 #| hide
 from fastcore.test import *
 from transformers import AutoTokenizer
-from moral_sc.language.models import LM, decode, load
+from moral_sc.language.loading import load
+from moral_sc.language.models import LM, decode
 from moral_sc.language.stub_models import random_model
 from moral_sc.language.weights import cached
 

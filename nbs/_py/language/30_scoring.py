@@ -31,7 +31,8 @@ _all_ = ['batches', 'fits', 'head', 'hidden', 'merge', 'has_plain_lm_head', 'sta
 #| hide
 from fastcore.test import *
 from tokenizers import normalizers
-from moral_sc.language.models import decode, load
+from moral_sc.language.loading import load
+from moral_sc.language.models import decode
 from moral_sc.language.stub_models import letter_prior, lookup, random_model
 from moral_sc.language.weights import cached
 

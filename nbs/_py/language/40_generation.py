@@ -41,7 +41,8 @@ from pathlib import Path
 
 from fastcore.test import *
 from moral_sc.foundation.runs import open_run
-from moral_sc.language.models import encode, load
+from moral_sc.language.loading import load
+from moral_sc.language.models import encode
 from moral_sc.language.stub_models import lookup, random_model
 from moral_sc.language.scoring import next_token_logprobs, token_logprobs
 from moral_sc.language.weights import cached

@@ -31,7 +31,8 @@ import tempfile
 from pathlib import Path
 from fastcore.test import *
 from moral_sc.language.reward_head import answer_logprobs, save
-from moral_sc.language.models import encode, load
+from moral_sc.language.loading import load
+from moral_sc.language.models import encode
 from moral_sc.language.stub_models import random_model
 from moral_sc.language.training import answer_loss, fit
 

@@ -34,7 +34,8 @@ from moral_sc.language.weights import _quiet
 import tempfile
 import numpy as np
 from fastcore.test import *
-from moral_sc.language.models import decode, encode, load
+from moral_sc.language.loading import load
+from moral_sc.language.models import decode, encode
 from moral_sc.language.stub_models import lookup, random_model
 from moral_sc.language.scoring import token_logprobs
 

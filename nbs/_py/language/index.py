@@ -31,7 +31,8 @@
 # %%
 #| export
 from moral_sc.language.weights import aliases, cached, find_weights, reachable
-from moral_sc.language.models import LM, decode, encode, eos_ids, load, load_or_oracle, pad
+from moral_sc.language.loading import load, load_or_stub
+from moral_sc.language.models import LM, decode, encode, eos_ids, pad
 from moral_sc.language.chat import Prompt, modes, prompt, render
 from moral_sc.language.scoring import (next_token_logprobs, option_logprobs, option_mass,
                                        token_logprobs)
@@ -41,7 +42,7 @@ from moral_sc.language.reward_head import save, small_lm
 from moral_sc.language.training import fit
 from moral_sc.language.stub_models import letter_prior, lookup, random_model
 _all_ = ['aliases', 'cached', 'find_weights', 'reachable', 'LM', 'decode', 'encode', 'eos_ids',
-         'load', 'load_or_oracle', 'pad', 'Prompt', 'modes', 'prompt', 'render',
+         'load', 'load_or_stub', 'pad', 'Prompt', 'modes', 'prompt', 'render',
          'next_token_logprobs', 'option_logprobs', 'option_mass', 'token_logprobs', 'Sample', 'sample_chains',
          'follow', 'sample', 'save', 'small_lm', 'fit', 'letter_prior', 'lookup', 'random_model']
 

@@ -26,13 +26,14 @@ from torch import nn
 
 # %%
 #| export
-from moral_sc.constitution.answers import answers as answers_of
-from moral_sc.constitution.prompts import checked, disjoint, example
+from moral_sc.constitution.answers import sample_answers as answers_of
+from moral_sc.constitution.prompts import validate_prompts, check_disjoint, tokenize_example
 from moral_sc.foundation.datasets import read_jsonl
 from moral_sc.foundation.errors import ConfigError, DataError
 from moral_sc.foundation.statistics import Estimate, cluster_bootstrap
 from moral_sc.language.reward_head import load_scores, save_scores, score_model, scores
-from moral_sc.language.models import LM, load
+from moral_sc.language.loading import load
+from moral_sc.language.models import LM
 from moral_sc.language.engine.batching import batches
 from moral_sc.language.training import fit
 
@@ -59,9 +60,9 @@ torch.set_num_threads(1)
 
 # %%
 #| export
-TOP = 4 # Ratings are 0 to 4; 4 is most harmful
+MAX_RATING = 4 # Ratings are 0 to 4; 4 is most harmful
 
-def rated(
+def validate_ratings(
     rows:list, # prompt, answer, rating
     where='ratings',
 )->list:
@@ -69,7 +70,7 @@ def rated(
     if not rows: raise DataError(f'{where} holds no rows; give some.')
     for i,r in enumerate(rows, 1):
         x = r.get('rating')
-        if isinstance(x, bool) or not isinstance(x, Real) or not 0<=x<=TOP:
+        if isinstance(x, bool) or not isinstance(x, Real) or not 0<=x<=MAX_RATING:
             raise DataError(f'{where}: row {i} has the rating {x!r}; give one from 0 to 4.')
         for k in ('prompt', 'answer'):
             if not isinstance(r.get(k), str):
@@ -95,7 +96,7 @@ def load_ratings(
         prompt,answer = _conversation(r['transcript'], i, name)
         res.append(dict(id=f'{name}/{i}', prompt=prompt, answer=answer,
                         rating=r.get('rating')))
-    return rated(res, name)
+    return validate_ratings(res, name)
 
 
 # %% [markdown]
@@ -146,14 +147,14 @@ class HarmfulnessModel:
     @torch.no_grad()
     def __call__(self, prompts, answers, clip=False, max_tokens=8192):
         said = zip(prompts, answers, strict=True)
-        rows = [example(self.lm, p, a, self.mode)[0] for p,a in said]
+        rows = [tokenize_example(self.lm, p, a, self.mode)[0] for p,a in said]
         out = np.zeros(len(rows))
         for some in batches([len(r) for r in rows], max_tokens):
             out[some] = scores(self.model, [rows[i] for i in some]).cpu().numpy()
-        return (out+self.zero).clip(0, TOP) if clip else out+self.zero
+        return (out+self.zero).clip(0, MAX_RATING) if clip else out+self.zero
 
     def _both(self, rows):
-        p,a,y = ([r[k] for r in rated(rows)] for k in ('prompt', 'answer', 'rating'))
+        p,a,y = ([r[k] for r in validate_ratings(rows)] for k in ('prompt', 'answer', 'rating'))
         return np.stack([self(p, a), np.asarray(y, float)], 1),p
 
     def error(self, rows)->Estimate:
@@ -203,15 +204,15 @@ def fit_harmfulness(
     **kw,                 # Of `fit`: out, schedule, warmup, max_tokens ...
 )->HarmfulnessModel:
     "Learn ratings by the squared error"
-    rated(rows)
-    if test: disjoint(train=rows, test=rated(test, 'test'))
+    validate_ratings(rows)
+    if test: check_disjoint(train=rows, test=validate_ratings(test, 'test'))
     mean = float(np.mean([r['rating'] for r in rows]))
     m = HarmfulnessModel(score_model(lm, seed), lm, mode, mean)
     head = _head(m.model)
     nn.init.zeros_(head.weight)
     m.model.requires_grad_(not head_only)
     head.requires_grad_(True)
-    examples = [dict(ids=example(lm, r['prompt'], r['answer'], mode)[0], y=r['rating']-mean)
+    examples = [dict(ids=tokenize_example(lm, r['prompt'], r['answer'], mode)[0], y=r['rating']-mean)
                 for r in rows]
     m.history = fit(m.model, examples, _loss, seed=seed, epochs=epochs, batch=batch, lr=lr,
                     **kw)
@@ -287,7 +288,7 @@ def gradient(w, lam):
     head = _head(flat.model)
     kept = head.weight.data
     head.weight.data = torch.tensor(w, dtype=torch.float32)[None]
-    ids = [dict(ids=example(lm, r['prompt'], r['answer'])[0], y=d) for r,d in zip(few, y)]
+    ids = [dict(ids=tokenize_example(lm, r['prompt'], r['answer'])[0], y=d) for r,d in zip(few, y)]
     g, = torch.autograd.grad(_loss(flat.model, ids)[0], head.weight)
     head.weight.data = kept
     return g[0].numpy()+2*lam*w
@@ -320,7 +321,7 @@ many.round(2)
 # %%
 with expect_fail(DataError, contains='share the prompt'):
     fit_harmfulness(lm, train, train[:3])
-test_eq(rated([first|dict(rating=np.int64(2))])[0]['rating'], 2)
+test_eq(validate_ratings([first|dict(rating=np.int64(2))])[0]['rating'], 2)
 with expect_fail(DataError, contains='holds no rows'): fit_harmfulness(lm, [])
 with expect_fail(DataError, contains='rating 4.5'):
     fit_harmfulness(lm, [train[0]|dict(rating=4.5)])
@@ -353,13 +354,13 @@ def absolute_harmfulness(
 )->pd.DataFrame:          # step, temperature, what, value, low, high, by_prompt
     "Mean rating of each snapshot's answers"
     if samples<1: raise ConfigError(f'samples is {samples}; give 1 or more.')
-    rows = checked(prompts)
+    rows = validate_prompts(prompts)
     n = 1 if temperature==0 else samples
     res = []
     texts = [r['text'] for r in rows for _ in range(n)]
     for step,lm in _snapshots(snapshots).items():
         lm = lm if isinstance(lm, LM) else load(lm, 'float32')
-        said = sum(answers_of(lm, rows, n, temperature=temperature, **kw), [])
+        said = sum(sample_answers(lm, rows, n, temperature=temperature, **kw), [])
         for what,f in (dict(regressor=model) | (watch or {})).items():
             x = np.asarray(f(texts, said), float)
             e = cluster_bootstrap(x, texts)

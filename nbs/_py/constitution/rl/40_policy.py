@@ -33,10 +33,11 @@ from fastcore.meta import delegates
 
 from moral_sc.constitution.rl.trainer import Learner, PolicyConfig, mix
 from moral_sc.foundation.errors import ConfigError, DataError
-from moral_sc.foundation.runs import content_key, open_run, process
+from moral_sc.foundation.runs import content_key, open_run, process_rank
 from moral_sc.language.reward_head import save
 from moral_sc.language.engine.batch_invariant import batch_invariant
-from moral_sc.language.models import LM, load
+from moral_sc.language.loading import load
+from moral_sc.language.models import LM
 from moral_sc.language.engine.allocator import steady
 from moral_sc.language.training import first_says, together
 
@@ -117,7 +118,7 @@ class _Folder:
         self.out = out and Path(out)
         self.run = run
         self.rows = []
-        self.first = process()[0]==0
+        self.first = process_rank()[0]==0
 
     def snapshots(self): return sorted((self.out/'snapshots').glob('step-*[0-9]'))
 
@@ -191,7 +192,7 @@ def _rows(prompts):
     return rows
 
 def _board(out, on):
-    if not on or process()[0]: return
+    if not on or process_rank()[0]: return
     try: from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         raise ConfigError('tensorboard=True needs a package: `pip install '
@@ -227,7 +228,7 @@ def train_policy(
                     source=f'{lm.source}, trained {content_key(**config)[:8]}'.strip(', '))
     with open_run(out, config, seed=c.seed) if out else nullcontext() as run:
         folder = _Folder(out, run)
-        if run is not None and run.done: return folder.read(known)
+        if run is not None and run.finished: return folder.read(known)
         with steady(lm.device.type), batch_invariant(lm.model):
             why = _train(learner, prompts, folder, _board(out, tensorboard),
                          every or max(1, steps//10), (kl_max, entropy_min), progress)

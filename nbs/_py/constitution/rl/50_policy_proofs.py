@@ -161,7 +161,7 @@ found = {k: p.history.kl3.iloc[-10:].mean() for k,p in done.items()}
 import os, subprocess, sys, tempfile
 from pathlib import Path
 from moral_sc.foundation.datasets import data_dir
-from moral_sc.language.models import load
+from moral_sc.language.loading import load
 tmp = Path(tempfile.mkdtemp())
 
 # %%

@@ -30,9 +30,10 @@ from moral_sc.constitution.principles import Principle
 from moral_sc.constitution.prompts import example
 from moral_sc.constitution.revision import answer, prompt_text, revise, round_script
 from moral_sc.foundation.errors import ConfigError, unknown_name_message
-from moral_sc.foundation.runs import process
+from moral_sc.foundation.runs import process_rank
 from moral_sc.language.reward_head import save, small_lm, word_tokenizer
-from moral_sc.language.models import LM, encode, load
+from moral_sc.language.loading import load
+from moral_sc.language.models import LM, encode
 from moral_sc.language.training import answer_loss, fit
 
 # %%
@@ -322,7 +323,7 @@ def pretrain(
     asked = requests(32*steps, seed=seed+10**6)
     fit(lm.model, [_example(lm, rng, r['text']) for r in asked], answer_loss, batch=32,
         lr=.64/SIZES[size][1], warmup=20, schedule='cosine', seed=seed, out=folder and folder/'fit')
-    if folder and process()[0]==0: save(lm, folder/'model')
+    if folder and process_rank()[0]==0: save(lm, folder/'model')
     return replace(lm, **who)
 
 

@@ -37,7 +37,8 @@ from pathlib import Path
 import pandas as pd
 
 from fastcore.test import *
-from moral_sc.language.models import encode, load
+from moral_sc.language.loading import load
+from moral_sc.language.models import encode
 from moral_sc.language.stub_models import lookup, random_model
 from moral_sc.language.engine.batching import counted, weight_bytes
 from moral_sc.language.weights import cached

@@ -245,7 +245,7 @@ pd.DataFrame({w: {k: str(mean(gap(of, k))) for k in policies}
 # Counts in an answer to a held-out request, by snapshot and temperature, means over trainings:
 
 # %%
-from moral_sc.language.models import load
+from moral_sc.language.loading import load
 
 texts = [r['text'] for r in held]
 def look(s, p, k, T):

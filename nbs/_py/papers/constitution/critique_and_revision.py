@@ -36,7 +36,7 @@ from moral_sc.foundation.datasets import data_dir, read_jsonl
 from moral_sc.foundation.statistics import cluster_bootstrap, paired_difference, wilson
 from moral_sc.lab.claims import record
 from moral_sc.lab.paths import work_dir
-from moral_sc.language.models import load_or_oracle
+from moral_sc.language.loading import load_or_stub
 from moral_sc.language.stub_models import lookup
 
 # %%
@@ -71,7 +71,7 @@ def stand_in(): # Says the same three things to everybody
 
 
 # %%
-lm = load_or_oracle(model, stand_in)
+lm = load_or_stub(model, stand_in)
 
 
 # %% [markdown]

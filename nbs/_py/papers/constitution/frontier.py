@@ -39,7 +39,7 @@ from moral_sc.foundation.statistics import (Estimate, cluster_bootstrap, lower_t
                                             paired_difference)
 from moral_sc.lab.claims import record
 from moral_sc.lab.paths import work_dir
-from moral_sc.language.models import load
+from moral_sc.language.loading import load
 
 torch.set_num_threads(1)
 began = process_time()

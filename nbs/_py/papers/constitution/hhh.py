@@ -28,7 +28,7 @@ from moral_sc.constitution.reliability import plot_accuracy, plot_reliability
 from moral_sc.foundation.statistics import paired_difference
 from moral_sc.lab.claims import record
 from moral_sc.lab.paths import work_dir
-from moral_sc.language.models import load_or_oracle
+from moral_sc.language.loading import load_or_stub
 from moral_sc.language.stub_models import lookup
 
 # %%
@@ -44,7 +44,7 @@ else: items = hhh.load('hhh', size['items'], seed)
 types = hhh.load('harm_types', size['types'], seed) if reach and size['types']!=0 else []
 def coin(): return lookup(lambda t: {' (A)': .4, ' (B)': .4} if t[-1:]==':' else {'': 1.}, 'coin')
 names = ['smollm2-135m-instruct', 'gemma-3-270m'][:size['models']]
-models = {n: load_or_oracle(n, coin) for n in names}
+models = {n: load_or_stub(n, coin) for n in names}
 len(items), len(types)
 
 # %% [markdown]

@@ -30,7 +30,7 @@ from moral_sc.constitution.reliability import plot_bias, plot_reliability
 from moral_sc.foundation.statistics import cluster_bootstrap, paired_difference
 from moral_sc.lab.claims import record
 from moral_sc.lab.paths import work_dir
-from moral_sc.language.models import load_or_oracle
+from moral_sc.language.loading import load_or_stub
 from moral_sc.language.stub_models import lookup
 
 # %%
@@ -188,7 +188,7 @@ gain
 real = None
 if size['real']:
     def coin(): return lookup(lambda t: {' (A)': .5, ' (B)': .4} if t[-1:]==':' else {'': 1.})
-    real = load_or_oracle('smollm2-135m-instruct', coin)
+    real = load_or_stub('smollm2-135m-instruct', coin)
     reach = hhh.reachable('hhh')
     items = hhh.load('hhh' if reach else 'ours', size['real'], seed)
     asked = [dict(id=i.id, prompt=i.prompt, a=i.answers[0], b=i.answers[1]) for i in items]

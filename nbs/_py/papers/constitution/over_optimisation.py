@@ -33,7 +33,7 @@ from moral_sc.foundation.runs import content_key
 from moral_sc.foundation.statistics import Estimate, cluster_bootstrap
 from moral_sc.lab.claims import record
 from moral_sc.lab.paths import work_dir
-from moral_sc.language.models import load
+from moral_sc.language.loading import load
 from moral_sc.language.generation import sample
 
 torch.set_num_threads(1)

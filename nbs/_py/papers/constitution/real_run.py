@@ -42,7 +42,7 @@ from moral_sc.foundation.errors import DataError
 from moral_sc.foundation.statistics import cluster_bootstrap, paired_difference
 from moral_sc.lab.claims import record
 from moral_sc.lab.paths import work_dir
-from moral_sc.language.models import load
+from moral_sc.language.loading import load
 from moral_sc.language.stub_models import random_model
 
 warnings.filterwarnings('ignore', message='.*hardly considers')

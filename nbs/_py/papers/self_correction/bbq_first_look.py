@@ -26,7 +26,7 @@ from moral_sc.bias.plots import plot_differences, plot_letters, plot_scores
 from moral_sc.foundation.statistics import cluster_bootstrap
 from moral_sc.lab.claims import record
 from moral_sc.lab.paths import work_dir
-from moral_sc.language.models import load_or_oracle
+from moral_sc.language.loading import load_or_stub
 from moral_sc.language.stub_models import letter_prior
 from moral_sc.language.scoring import option_logprobs
 
@@ -36,7 +36,7 @@ size = dict( # questions asked as in the file, again with the answers moved, and
     cpu=dict(limit=400, moved=120, thought=160),
     gpu=dict(limit=None, moved=None, thought=None),
 )[scale]
-lm = load_or_oracle('smollm2-135m-instruct', lambda: letter_prior(dict(a=.05, b=.15, c=.8)))
+lm = load_or_stub('smollm2-135m-instruct', lambda: letter_prior(dict(a=.05, b=.15, c=.8)))
 items = bbq.load(source='auto')
 
 # %% [markdown]

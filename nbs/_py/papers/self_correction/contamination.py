@@ -30,7 +30,7 @@ from moral_sc.foundation.figures import COLOURS
 from moral_sc.foundation.statistics import Estimate, cluster_bootstrap
 from moral_sc.lab.claims import record
 from moral_sc.lab.paths import work_dir
-from moral_sc.language.models import load_or_oracle
+from moral_sc.language.loading import load_or_stub
 from moral_sc.language.stub_models import letter_prior
 from moral_sc.language.scoring import option_logprobs
 
@@ -48,7 +48,7 @@ from moral_sc.language.scoring import option_logprobs
 
 # %%
 size = dict(quick=(4,1), cpu=(40,3), gpu=(2000,6))[scale] # scenes on either side, option orders
-lm = load_or_oracle('smollm2-135m-instruct', lambda: letter_prior(dict(a=.05, b=.15, c=.8)))
+lm = load_or_stub('smollm2-135m-instruct', lambda: letter_prior(dict(a=.05, b=.15, c=.8)))
 near = bool(bbq.reachable()) and templates_near()
 ours = bbq.load(source='ours')
 

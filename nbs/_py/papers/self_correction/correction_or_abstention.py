@@ -27,7 +27,7 @@ from moral_sc.foundation.figures import COLOURS, INK
 from moral_sc.foundation.statistics import cluster_bootstrap
 from moral_sc.lab.claims import record
 from moral_sc.lab.paths import work_dir
-from moral_sc.language.models import load_or_oracle
+from moral_sc.language.loading import load_or_stub
 
 # %%
 size = dict( # scenes of four questions, option orders, and models
@@ -126,7 +126,7 @@ items = bbq.load(source='auto')
 asked = stratified(items, size['scenes'] and 4*size['scenes'], seed)
 
 def run(name):
-    lm = load_or_oracle(name, lambda: reader(rules['both'], asked, 'both'))
+    lm = load_or_stub(name, lambda: reader(rules['both'], asked, 'both'))
     out = work_dir(f'abstention-{scale}-{seed}-{lm.name}-{len(asked)}')
     return lm, ask_all(lm, asked, conditions, orders=size['orders'], seed=seed, out=out)
 

@@ -25,7 +25,7 @@ from moral_sc.bias.plots import STYLE
 from moral_sc.foundation.figures import INK
 from moral_sc.lab.claims import record
 from moral_sc.lab.paths import work_dir
-from moral_sc.language.models import load_or_oracle
+from moral_sc.language.loading import load_or_stub
 from moral_sc.language.stub_models import lookup
 
 # %%
@@ -40,7 +40,7 @@ def stand_in(): # Says yes two times in three, whoever it is about
     return lookup(lambda t: says if t.endswith('would be "') else {'':1.}, 'two in three')
 
 names = ['smollm2-135m-instruct', 'gemma-3-270m'][:len(size['limits'])]
-models = {n:load_or_oracle(n, stand_in) for n in names}
+models = {n:load_or_stub(n, stand_in) for n in names}
 
 # %% [markdown]
 # The admissions of @ganguli2023 are one decision and two races. The same group later put

