@@ -18,18 +18,18 @@ from time import perf_counter, process_time
 from types import SimpleNamespace
 
 import numpy as np, pandas as pd, torch
-from ..constitution.feedback import (LETTERS, _Labeller, combine, label,
-                                            load_comparisons, load_worked)
-from ..constitution.rl.trainer import Learner, PolicyConfig
+from ..constitution.feedback import (LETTERS, Labeller, combine_readings, label,
+                                            load_comparisons, load_worked_comparisons)
+from ..constitution.rl.trainer import RLTrainer, RLConfig
 from ..constitution.preference import PreferenceModel
-from ..constitution.principles import draw, load_principles
-from ..constitution.prompts import ask, load_prompts
-from ..constitution.revision import _Chains, load_few_shot, revise, stops
-from ..constitution.rl.rollouts import read_logp, roll
+from ..constitution.principles import draw_principles, load_principles
+from ..constitution.prompts import render_prompt, load_prompts
+from ..constitution.revision import RevisionChains, load_few_shot, revise, STOPS
+from ..constitution.rl.rollouts import rollout_logprobs, generate_rollouts
 from ..foundation.datasets import data_dir
 from ..foundation.errors import ConfigError, ModelError, unknown_name_message
 from ..foundation.runs import provenance
-from ..language.reward_head import score_model
+from ..language.reward_head import build_reward_model
 from ..language.engine.batch_invariant import batch_invariant
 from ..language.loading import load
 from ..language.models import LM, decode, eos_ids
@@ -63,7 +63,7 @@ def setting(
     "A model, prompts, and two answers to each"
     lm = load(lm, 'float32', 'cpu') if isinstance(lm, (str,Path)) else lm
     prompts = _requests(n)
-    asks = [ask(lm, p['text'], form(lm)) for p in prompts for _ in 'ab']
+    asks = [render_prompt(lm, p['text'], form(lm)) for p in prompts for _ in 'ab']
     said = [s.text.strip() for s in sample(lm, asks, new)]
     pairs = [dict(id=p['id'], prompt=p['text'], a=a, b=b)
              for p,a,b in zip(prompts, said[::2], said[1::2])]
@@ -94,7 +94,7 @@ def padded(
 
 def _questions(lm, pairs, **how):
     "The texts that `label` asks with the same settings"
-    lab = _Labeller(lm, load_comparisons(), load_worked(), cot=False, mode='plain', seed=0,
+    lab = Labeller(lm, load_comparisons(), load_worked_comparisons(), cot=False, mode='plain', seed=0,
                     prefixes=4, **how)
     texts = [[q if isinstance(q, str) else q.text for q in lab.questions(r)] for r in pairs]
     return lab,texts
@@ -143,7 +143,7 @@ def written_out(lm, pairs, per=1, swap=False)->list:
         n = len(lm.tokenizer(text).input_ids)
         x = lm.model(torch.tensor([ids])).logits[0].double().log_softmax(-1)
         return sum(x[i-1,ids[i]].item() for i in range(n, len(ids)))
-    return [combine(np.array([[[lp(t, l) for l in LETTERS]] for t in x]), lab.orders(r))[0]
+    return [combine_readings(np.array([[[lp(t, l) for l in LETTERS]] for t in x]), lab.orders(r))[0]
             for r,x in zip(pairs, texts)]
 
 # %% ../../nbs/benchmarks/30_rlaif.ipynb #5c8ea48e
@@ -161,10 +161,10 @@ def generated(
     for k in range(0, len(texts), size):
         kw = _tokens(lm, texts[k:k+size])
         out = lm.model.generate(**kw, max_new_tokens=new, do_sample=False,
-            stop_strings=list(stops), tokenizer=lm.tokenizer,
+            stop_strings=list(STOPS), tokenizer=lm.tokenizer,
             pad_token_id=lm.tokenizer.eos_token_id)
         said = [decode(lm, _upto(x, ends)) for x in out[:,kw.input_ids.shape[1]:].tolist()]
-        res += [SimpleNamespace(text=re.split('|'.join(map(re.escape, stops)), x)[0],
+        res += [SimpleNamespace(text=re.split('|'.join(map(re.escape, STOPS)), x)[0],
                                 finish='stop') for x in said]
     return res
 
@@ -180,10 +180,10 @@ def chained_by_generate(s, prompts, size):
     rounds,new = (s.size['chains'][k] for k in ('rounds', 'new'))
     def go():
         rows = [dict(id=p['id'], prompt=p['text']) for p in prompts]
-        drawn = [draw(load_principles(), rounds, 0, r['id']) for r in rows]
-        c = _Chains(s.lm, rows, drawn, load_few_shot(), True, 'plain')
+        drawn = [draw_principles(load_principles(), rounds, 0, r['id']) for r in rows]
+        c = RevisionChains(s.lm, rows, drawn, load_few_shot(), True, 'plain')
         said = [[] for _ in rows]
-        c.answered(generated(s.lm, c.asks()[1], new, size))
+        c.set_answers(generated(s.lm, c.first_prompts()[1], new, size))
         while (asks := [c.next(i, x) for i,x in enumerate(said)])[0]:
             texts = generated(s.lm, [a for _,a in asks], new, size)
             for x,t in zip(said, texts): x.append(t)
@@ -234,9 +234,9 @@ def our_steps(turns, model, batch, new, tail='', inner=1, critic='separate', cop
               only=False):
     "Steps of our PPO"
     lm = _given(model)
-    c = PolicyConfig(batch=batch, copies=copies, max_new_tokens=new, inner=inner,
+    c = RLConfig(batch=batch, copies=copies, max_new_tokens=new, inner=inner,
                      critic=critic, mode=form(lm), lr=1e-6, steps=10**6, kl=.05)
-    learner = Learner(lm, PreferenceModel(score_model(lm), lm, form(lm)), c)
+    learner = RLTrainer(lm, PreferenceModel(build_reward_model(lm), lm, form(lm)), c)
     asked = _asked(batch//copies, tail)
     collect = learner.collect
     rise = []
@@ -295,7 +295,7 @@ def trl_ppo(turns, model, batch, new, tail='', inner=1, only=False):
     lm = _given(model)
     seen = {}
     tok = _padder(lm)
-    asks = [ask(lm, p['text'], form(lm)) for p in _asked(batch, tail)]
+    asks = [render_prompt(lm, p['text'], form(lm)) for p in _asked(batch, tail)]
     here = tempfile.mkdtemp() # All may end before `new`
     begin = max(len(a.ids) for a in asks)
     args = PPOConfig(output_dir=here, per_device_train_batch_size=batch, num_mini_batches=1,
@@ -304,7 +304,7 @@ def trl_ppo(turns, model, batch, new, tail='', inner=1, only=False):
         **_plain)
     data = Dataset.from_list([dict(input_ids=list(a.ids)) for a in asks])
     t = PPOTrainer(args, tok, copy.deepcopy(lm.model), copy.deepcopy(lm.model),
-        score_model(lm), data, score_model(lm), eval_dataset=data,
+        build_reward_model(lm), data, build_reward_model(lm), eval_dataset=data,
         callbacks=[_Waits(turns, lambda: seen)])
     def first(module, args, kw):
         seen.update(rise=turns.peak(), units=_useful(kw['input_ids'][:,begin:], tok.eos_token_id))
@@ -318,12 +318,12 @@ def trl_rloo(turns, model, batch, new, tail='', copies=2):
     from trl import RLOOConfig, RLOOTrainer
     lm = _given(model)
     seen = {}
-    score = PreferenceModel(score_model(lm), lm, form(lm))
+    score = PreferenceModel(build_reward_model(lm), lm, form(lm))
     if not lm.model.config._name_or_path: # From where TRL reads its reference
         lm.model.config._name_or_path = tempfile.mkdtemp()
         lm.model.save_pretrained(lm.model.config._name_or_path)
     asked = _asked(batch//copies, tail)
-    texts = {ask(lm, p['text'], form(lm)).text: p['text'] for p in asked}
+    texts = {render_prompt(lm, p['text'], form(lm)).text: p['text'] for p in asked}
     def reward(prompts, completions, completion_ids, **kw):
         seen['units'] = sum(map(len, completion_ids))
         return score([texts[p] for p in prompts], completions).tolist()
@@ -503,9 +503,9 @@ def first_gap(
     double = copy.deepcopy(lm.model).double()
     for t in temperatures:
         with batch_invariant(lm.model): # As `train_policy` does
-            r = roll(lm, _requests(n), list(range(n)), new, t, mode=form(lm))
-            read = read_logp(lm.model, r, t)
-        said,read,exact = (x[r.mask].double() for x in (r.logp, read, read_logp(double, r, t)))
+            r = generate_rollouts(lm, _requests(n), list(range(n)), new, t, mode=form(lm))
+            read = rollout_logprobs(lm.model, r, t)
+        said,read,exact = (x[r.mask].double() for x in (r.logp, read, rollout_logprobs(double, r, t)))
         gaps.append(torch.stack([said-read, said-exact, read-exact]).abs())
     x = torch.cat(gaps, 1)
     gap,sampler,trainer = x.max(1).values.tolist()

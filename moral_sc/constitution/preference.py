@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn.functional import logsigmoid
 
 # %% ../../nbs/constitution/40_preference.ipynb #e8eef37d
-from .prompts import example
+from .prompts import tokenize_example
 from ..foundation.errors import DataError
 from ..foundation.statistics import Estimate, cluster_bootstrap
 from ..language.reward_head import load_scores, save_scores, score_model, scores
@@ -44,7 +44,7 @@ class PreferenceModel:
 
     def _rows(self, prompts, answers):
         said = zip(prompts, answers, strict=True)
-        return [example(self.lm, p, a, self.mode)[0] for p,a in said]
+        return [tokenize_example(self.lm, p, a, self.mode)[0] for p,a in said]
 
     @torch.no_grad()
     def __call__(self, prompts, answers, max_tokens=8192):

@@ -17,7 +17,7 @@ from fastcore.meta import delegates
 
 from .trainer import Learner, PolicyConfig, mix
 from ...foundation.errors import ConfigError, DataError
-from ...foundation.runs import content_key, open_run, process
+from ...foundation.runs import content_key, open_run, process_rank
 from ...language.reward_head import save
 from ...language.engine.batch_invariant import batch_invariant
 from ...language.loading import load
@@ -64,7 +64,7 @@ class _Folder:
         self.out = out and Path(out)
         self.run = run
         self.rows = []
-        self.first = process()[0]==0
+        self.first = process_rank()[0]==0
 
     def snapshots(self): return sorted((self.out/'snapshots').glob('step-*[0-9]'))
 
@@ -136,7 +136,7 @@ def _rows(prompts):
     return rows
 
 def _board(out, on):
-    if not on or process()[0]: return
+    if not on or process_rank()[0]: return
     try: from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         raise ConfigError('tensorboard=True needs a package: `pip install '
@@ -172,7 +172,7 @@ def train_policy(
                     source=f'{lm.source}, trained {content_key(**config)[:8]}'.strip(', '))
     with open_run(out, config, seed=c.seed) if out else nullcontext() as run:
         folder = _Folder(out, run)
-        if run is not None and run.done: return folder.read(known)
+        if run is not None and run.finished: return folder.read(known)
         with steady(lm.device.type), batch_invariant(lm.model):
             why = _train(learner, prompts, folder, _board(out, tensorboard),
                          every or max(1, steps//10), (kl_max, entropy_min), progress)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np, torch
 
-from ..prompts import ask
+from ..prompts import render_prompt
 from ...foundation.errors import ConfigError
 from ...language.reward_head import answer_logprobs
 from ...language.engine.weight_packing import STEP, packed
@@ -79,7 +79,7 @@ def roll(
     if top_p!=1: raise ConfigError(f'top_p is {top_p}; a policy that is trained is sampled '
                                    'from whole, so leave it at 1.')
     if temperature<=0: raise ConfigError(f'temperature is {temperature}; give more than 0.')
-    asks = [ask(lm, p['text'], mode) for p in prompts]
+    asks = [render_prompt(lm, p['text'], mode) for p in prompts]
     stop = ends.get(mode, ()) if stop is None else stop
     with torch.no_grad(), packed(lm.model, STEP*max_new_tokens, room=True,
                                   fused=False): # As the trainer computes it

@@ -16,7 +16,7 @@ from fastcore.basics import patch
 from . import ppo
 from .rollouts import Rollouts, over, read_logp, roll, visits
 from ...foundation.errors import ConfigError, DataError, ModelError, unknown_name_message
-from ...foundation.runs import process
+from ...foundation.runs import process_rank
 from ...language.chat import modes
 from ...language.reward_head import ValueHead, answer_hidden, rectangle, trunk
 from ...language.lora import LowRank, merge
@@ -142,7 +142,7 @@ class Learner:
         self.reward = reward
         self.beta = config.kl
         self.watch = watch or {}
-        self.rank,self.world = process() if dist.is_initialized() else (0, 1)
+        self.rank,self.world = process_rank() if dist.is_initialized() else (0, 1)
         self.max_tokens = config.max_tokens
         self.first = lm.model
         own = deepcopy(lm.model)

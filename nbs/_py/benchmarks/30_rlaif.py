@@ -29,16 +29,16 @@ from types import SimpleNamespace
 import numpy as np, pandas as pd, torch
 from moral_sc.constitution.feedback import (LETTERS, Labeller, combine_readings, label,
                                             load_comparisons, load_worked_comparisons)
-from moral_sc.constitution.rl.trainer import Learner, PolicyConfig
+from moral_sc.constitution.rl.trainer import RLTrainer, RLConfig
 from moral_sc.constitution.preference import PreferenceModel
 from moral_sc.constitution.principles import draw_principles, load_principles
 from moral_sc.constitution.prompts import render_prompt, load_prompts
 from moral_sc.constitution.revision import RevisionChains, load_few_shot, revise, STOPS
-from moral_sc.constitution.rl.rollouts import read_logp, roll
+from moral_sc.constitution.rl.rollouts import rollout_logprobs, generate_rollouts
 from moral_sc.foundation.datasets import data_dir
 from moral_sc.foundation.errors import ConfigError, ModelError, unknown_name_message
 from moral_sc.foundation.runs import provenance
-from moral_sc.language.reward_head import score_model
+from moral_sc.language.reward_head import build_reward_model
 from moral_sc.language.engine.batch_invariant import batch_invariant
 from moral_sc.language.loading import load
 from moral_sc.language.models import LM, decode, eos_ids
@@ -358,9 +358,9 @@ def our_steps(turns, model, batch, new, tail='', inner=1, critic='separate', cop
               only=False):
     "Steps of our PPO"
     lm = _given(model)
-    c = PolicyConfig(batch=batch, copies=copies, max_new_tokens=new, inner=inner,
+    c = RLConfig(batch=batch, copies=copies, max_new_tokens=new, inner=inner,
                      critic=critic, mode=form(lm), lr=1e-6, steps=10**6, kl=.05)
-    learner = Learner(lm, PreferenceModel(score_model(lm), lm, form(lm)), c)
+    learner = RLTrainer(lm, PreferenceModel(build_reward_model(lm), lm, form(lm)), c)
     asked = _asked(batch//copies, tail)
     collect = learner.collect
     rise = []
@@ -435,7 +435,7 @@ def trl_ppo(turns, model, batch, new, tail='', inner=1, only=False):
         **_plain)
     data = Dataset.from_list([dict(input_ids=list(a.ids)) for a in asks])
     t = PPOTrainer(args, tok, copy.deepcopy(lm.model), copy.deepcopy(lm.model),
-        score_model(lm), data, score_model(lm), eval_dataset=data,
+        build_reward_model(lm), data, build_reward_model(lm), eval_dataset=data,
         callbacks=[_Waits(turns, lambda: seen)])
     def first(module, args, kw):
         seen.update(rise=turns.peak(), units=_useful(kw['input_ids'][:,begin:], tok.eos_token_id))
@@ -449,7 +449,7 @@ def trl_rloo(turns, model, batch, new, tail='', copies=2):
     from trl import RLOOConfig, RLOOTrainer
     lm = _given(model)
     seen = {}
-    score = PreferenceModel(score_model(lm), lm, form(lm))
+    score = PreferenceModel(build_reward_model(lm), lm, form(lm))
     if not lm.model.config._name_or_path: # From where TRL reads its reference
         lm.model.config._name_or_path = tempfile.mkdtemp()
         lm.model.save_pretrained(lm.model.config._name_or_path)
@@ -689,9 +689,9 @@ def first_gap(
     double = copy.deepcopy(lm.model).double()
     for t in temperatures:
         with batch_invariant(lm.model): # As `train_policy` does
-            r = roll(lm, _requests(n), list(range(n)), new, t, mode=form(lm))
-            read = read_logp(lm.model, r, t)
-        said,read,exact = (x[r.mask].double() for x in (r.logp, read, read_logp(double, r, t)))
+            r = generate_rollouts(lm, _requests(n), list(range(n)), new, t, mode=form(lm))
+            read = rollout_logprobs(lm.model, r, t)
+        said,read,exact = (x[r.mask].double() for x in (r.logp, read, rollout_logprobs(double, r, t)))
         gaps.append(torch.stack([said-read, said-exact, read-exact]).abs())
     x = torch.cat(gaps, 1)
     gap,sampler,trainer = x.max(1).values.tolist()

@@ -254,14 +254,14 @@ test_eq(_bare('\nWhich is kinder? Options:', tail='Options'), 'Which is kinder?'
 
 # %%
 #| export
-headings = ('Human', 'Assistant', 'CritiqueRequest', 'Critique', 'RevisionRequest',
+HEADINGS = ('Human', 'Assistant', 'CritiqueRequest', 'Critique', 'RevisionRequest',
             'Revision')
 
 def split_dialogue(
     text:str, # A dialogue with headings, each at the start of a line
 )->list[tuple]:
     "The (heading, text) pairs of a dialogue; an open heading at its end is dropped"
-    parts = re.split(rf'(?:^|\n)\s*({"|".join(headings)}):', text)
+    parts = re.split(rf'(?:^|\n)\s*({"|".join(HEADINGS)}):', text)
     turns = [(h, t.strip()) for h,t in zip(parts[1::2], parts[2::2], strict=True)]
     return turns[:-1] if turns and not turns[-1][1] else turns
 
@@ -300,7 +300,7 @@ if theirs:
     test_eq((len(ps), len(cs), len(fs)), (16, 16, 5))
     test_eq({t[-1] for p in ps for t in (p.critique, p.revision)} - set('.?'), set())
     words = ' '.join([p.critique+p.revision for p in ps]+[c.text for c in cs])
-    assert not any(f'{h}:' in words for h in (*headings, 'Options'))
+    assert not any(f'{h}:' in words for h in (*HEADINGS, 'Options'))
     assert all(s.revision and s.critique and 'Human:' not in s.revision for s in fs)
 f'the authors\' files are {"checked" if theirs else "out of reach"}'
 
@@ -334,7 +334,7 @@ if theirs:
 
 # %%
 #| export
-def draw(
+def draw_principles(
     principles:list, # To draw from
     n_steps:int,     # Steps of one row
     seed:int=0,
@@ -347,11 +347,11 @@ def draw(
 
 
 # %%
-[p.id for p in draw(principles, 4, key='row-7')]
+[p.id for p in draw_principles(principles, 4, key='row-7')]
 
 # %%
-test_eq(draw(principles, 4, key='row-7')[:2], draw(principles, 2, key='row-7'))
-assert draw(principles, 4, seed=1, key='row-7')!=draw(principles, 4, key='row-7')
+test_eq(draw_principles(principles, 4, key='row-7')[:2], draw_principles(principles, 2, key='row-7'))
+assert draw_principles(principles, 4, seed=1, key='row-7')!=draw_principles(principles, 4, key='row-7')
 
 # %% [markdown]
 # Four draws from sixteen repeat a principle in a third of the rows:
@@ -360,7 +360,7 @@ assert draw(principles, 4, seed=1, key='row-7')!=draw(principles, 4, key='row-7'
 
 # %%
 n = 6000
-rows = [[p.id for p in draw(principles, 4, key=str(i))] for i in range(n)]
+rows = [[p.id for p in draw_principles(principles, 4, key=str(i))] for i in range(n)]
 repeated = np.mean([len(set(r))<4 for r in rows])
 expected = 1 - 16*15*14*13/16**4
 sd = (expected*(1-expected)/n)**.5

@@ -49,7 +49,7 @@ tmp = Path(tempfile.mkdtemp())
 
 # %%
 #| export
-LONGEST = 100_000 # Characters
+MAX_CHARACTERS = 100_000 # Characters
 _ours = dict(helpful='helpful', red_team='mild_red_team')
 
 def _row(r, i, where):
@@ -57,12 +57,12 @@ def _row(r, i, where):
     at = f'{where}: row {i}'
     if not isinstance(text, str): raise DataError(f'{at} has no `text` that is a string; add it.')
     if not text.strip(): raise DataError(f'{at} is empty; write a prompt or delete the row.')
-    if len(text)>LONGEST: raise DataError(f'{at} has {len(text):,} characters; shorten it to '
-                                          f'{LONGEST:,} or fewer.')
+    if len(text)>MAX_CHARACTERS: raise DataError(f'{at} has {len(text):,} characters; shorten it to '
+                                          f'{MAX_CHARACTERS:,} or fewer.')
     return dict(id=str(r.get('id', f'{Path(where).stem}/{i}')), text=text.strip(),
                 kind=r.get('kind', '').replace('-', '_'), topic=r.get('topic', ''))
 
-def checked(
+def validate_prompts(
     rows,          # Dicts with `text` or `prompt`
     where='prompts', # Named in messages
 )->list:           # Rows of id, text, kind, topic
@@ -91,7 +91,7 @@ def load_prompts(
     elif name.split('/')[0]=='hh': rows = _dialogues(_hh(name))
     elif Path(name).suffix in ('.jsonl', '.gz'): rows = read_jsonl(name)
     else: raise ConfigError(unknown_name_message('set of prompts', name, [*_ours, 'hh', 'a .jsonl file']))
-    rows = checked(rows, name)
+    rows = validate_prompts(rows, name)
     if limit is None or limit>=len(rows): return rows
     if limit<1: raise ConfigError(f'limit is {limit}; give 1 or more.')
     keep = np.random.default_rng(seed).permutation(len(rows))[:limit]
@@ -105,7 +105,7 @@ def load_prompts(
 
 # %%
 #| export
-def turns(
+def split_turns(
     text:str, # A prompt; it may hold earlier turns
 )->list:      # (role, text) pairs; the last is human
     "A prompt as turns of a conversation"
@@ -113,22 +113,22 @@ def turns(
     parts = re.split(r'(?:^|\n\n)\s*(Human|Assistant):', text)
     return [(r.lower(), t.strip()) for r,t in zip(parts[1::2], parts[2::2])]
 
-def ask(
+def render_prompt(
     lm,
     text:str,          # A prompt
     mode:str='plain',  # As in `render`
 )->Prompt:
     "What a model reads before it answers"
-    return render(lm, turns(text), mode=mode)
+    return render(lm, split_turns(text), mode=mode)
 
-def example(
+def tokenize_example(
     lm,
     text:str,          # A prompt
     answer:str,
     mode:str='plain',
 )->tuple:              # Ids of prompt, answer and end token; place of the answer's first token
     "What a model should have written, as tokens"
-    p = ask(lm, text, mode)
+    p = render_prompt(lm, text, mode)
     end = _end(lm, mode)
     body = (' ' if mode=='plain' else '')+answer.strip()
     ids = lm.tokenizer(body, add_special_tokens=False).input_ids
@@ -144,8 +144,8 @@ def _end(lm, mode):
 # %%
 lm = random_model('gemma3')
 p = 'Is it far?\n\nAssistant: Two miles.\n\nHuman: And back?'
-ids,start = example(lm, p, 'The same.')
-turns(p), decode(lm, ids[start:])
+ids,start = tokenize_example(lm, p, 'The same.')
+split_turns(p), decode(lm, ids[start:])
 
 # %% [markdown]
 # Prompt and answer are tokenised apart, for that is how an answer comes about: the model has read
@@ -153,11 +153,11 @@ turns(p), decode(lm, ids[start:])
 
 # %%
 for mode in ('plain', 'chat'):
-    ids,start = example(lm, p, 'The same.', mode)
-    test_eq(tuple(ids[:start]), ask(lm, p, mode).ids)
+    ids,start = tokenize_example(lm, p, 'The same.', mode)
+    test_eq(tuple(ids[:start]), render_prompt(lm, p, mode).ids)
     test_eq((ids.count(2), ids.count(lm.tokenizer.eos_token_id)), (1, 1))
     test_eq(ids[-1], lm.tokenizer.eos_token_id)
-test_eq(decode(lm, example(lm, 'Far?', 'No.')[0]), '<bos>\n\nHuman: Far?\n\nAssistant: No.<eos>')
+test_eq(decode(lm, tokenize_example(lm, 'Far?', 'No.')[0]), '<bos>\n\nHuman: Far?\n\nAssistant: No.<eos>')
 
 
 # %% [markdown]
@@ -204,7 +204,7 @@ found = 'out of reach'
 if available('hh-rlhf/harmless-base/test'):
     rows = human_comparisons()
     prompts = load_prompts('hh')
-    many = sum(len(turns(r['prompt']))>1 for r in rows)
+    many = sum(len(split_turns(r['prompt']))>1 for r in rows)
     longer = sum((len(r['a'])>len(r['b']))==(r['p']==1) for r in rows)/len(rows)
     found = dict(pairs=len(rows), several_turns=many, prompts=len(prompts), longer=longer)
     assert 2295<len(rows)<=2303 and .43<longer<.46
@@ -224,7 +224,7 @@ found
 #| export
 def _text(r): return r.get('prompt', r.get('text'))
 
-def split(
+def split_by_prompt(
     rows:list,   # With `prompt` or `text`
     *shares,     # Of each part: .8, .2
     seed:int=0,
@@ -236,7 +236,7 @@ def split(
     part = {texts[i]: int(np.searchsorted(ends, k, side='right')) for k,i in enumerate(order)}
     return [[r for r in rows if part[_text(r)]==n] for n in range(len(shares))]
 
-def disjoint(
+def check_disjoint(
     **sets, # Name -> rows
 ):
     "Refuse sets that share a prompt"
@@ -251,16 +251,16 @@ def disjoint(
 # %%
 ours = load_prompts('helpful')+load_prompts('red_team')
 twice = [dict(r, id=f'{r["id"]}/{k}') for r in ours for k in 'ab']
-train,test = split(twice, .8, .2)
-disjoint(train=train, test=test)
-with expect_fail(DataError, contains='share the prompt'): disjoint(train=train, test=train[:1])
+train,test = split_by_prompt(twice, .8, .2)
+check_disjoint(train=train, test=test)
+with expect_fail(DataError, contains='share the prompt'): check_disjoint(train=train, test=train[:1])
 len(train), len(test)
 
 # %%
 test_eq(len(train)+len(test), 160)
-test_eq([len(x) for x in split(ours, 1, 1, 2)], [20, 20, 40])
-test_eq(split(ours, .5, .5), split(ours, .5, .5))
-test_ne(split(ours, .5, .5), split(ours, .5, .5, seed=1))
+test_eq([len(x) for x in split_by_prompt(ours, 1, 1, 2)], [20, 20, 40])
+test_eq(split_by_prompt(ours, .5, .5), split_by_prompt(ours, .5, .5))
+test_ne(split_by_prompt(ours, .5, .5), split_by_prompt(ours, .5, .5, seed=1))
 
 
 # %% [markdown]

@@ -30,7 +30,7 @@ from moral_sc.foundation.datasets import available, fetch, read_jsonl
 from moral_sc.foundation.errors import ConfigError, DataError, unknown_name_message
 from moral_sc.foundation.runs import open_run
 from moral_sc.constitution.principles import (
-    Principle, draw, headings, load_few_shot, load_principles)
+    Principle, draw_principles, HEADINGS, load_few_shot, load_principles)
 from moral_sc.language.multi_turn import sample_chains
 from moral_sc.language.chat import modes, render
 from moral_sc.language.generation import sample
@@ -118,7 +118,7 @@ print(prompt_text(script[:3], 'Critique'))
 
 # %%
 whole = prompt_text(shot_script(shots)+script[:3], 'Critique')
-test_eq([h for h,_ in split_dialogue(whole)], [*headings*3, *headings[:3]])
+test_eq([h for h,_ in split_dialogue(whole)], [*HEADINGS*3, *HEADINGS[:3]])
 assert not re.search(r':\s*\n\n(Human|Assistant|Critique|Revision)', whole)
 len(whole)
 
@@ -126,16 +126,16 @@ len(whole)
 # ## What the model wrote
 #
 # A model that continues text does not stop where its part ends: it goes on and writes the next
-# request, and the next human. Sampling ends at the first heading, and `parse` cuts whatever
+# request, and the next human. Sampling ends at the first heading, and `extract_part` cuts whatever
 # came through. A model may also begin with the heading it was already given, or set it in
 # bold, or close with a line of dashes.
 
 # %%
 #| export
-stops = tuple(f'\n{h}:' for h in headings)
-_head = rf'[\s*#]*(?:{"|".join(headings)})\s*\**:\**'
+STOPS = tuple(f'\n{h}:' for h in HEADINGS)
+_head = rf'[\s*#]*(?:{"|".join(HEADINGS)})\s*\**:\**'
 
-def parse(
+def extract_part(
     text:str,            # As sampled
     part:str='Revision', # Heading the text was written under
 )->str:                  # Empty if the model wrote another part in its place
@@ -149,22 +149,22 @@ def parse(
 messy = [' Two miles.', ' Two miles.\n\nHuman: Thanks!', 'Revision: Two miles.\n---',
          '**Revision:** Two miles.\n**Critique:** Fine.',
          'Two miles.\nRevisionRequest: Shorter.']
-[parse(t) for t in messy]
+[extract_part(t) for t in messy]
 
 # %% [markdown]
 # Critique text never becomes a revision: a part that begins under another heading is empty. A
 # word such as `critique` inside a sentence is just a word.
 
 # %%
-test_eq({parse(t) for t in messy}, {'Two miles.'})
-test_eq([parse(t) for t in ('Critique: it is rude.', '', '\n\nHuman: And you?')], ['']*3)
-test_eq(parse('The Human: a history.\nRead it.'), 'The Human: a history.\nRead it.')
+test_eq({extract_part(t) for t in messy}, {'Two miles.'})
+test_eq([extract_part(t) for t in ('Critique: it is rude.', '', '\n\nHuman: And you?')], ['']*3)
+test_eq(extract_part('The Human: a history.\nRead it.'), 'The Human: a history.\nRead it.')
 
 # %%
 #| hide
-test_eq(parse(' Critique: rude.\n\nRevisionRequest: x', 'Critique'), 'rude.')
-test_eq(parse('one\n\ntwo\n-----------\n\n\n'), 'one\n\ntwo')
-test_eq(parse('a - b'), 'a - b')
+test_eq(extract_part(' Critique: rude.\n\nRevisionRequest: x', 'Critique'), 'rude.')
+test_eq(extract_part('one\n\ntwo\n-----------\n\n\n'), 'one\n\ntwo')
+test_eq(extract_part('a - b'), 'a - b')
 
 
 # %% [markdown]
@@ -201,9 +201,9 @@ norm = lambda t: re.sub(r'\n\s*-{3,}\s*$', '', t).strip()
 trials = [(part, s[part.lower()]) for c in chains for s in c['rounds']
           for part in ('Critique', 'Revision')]
 for part,text in trials:
-    test_eq(parse(text, part), norm(text))
-    test_eq(parse(f'{text}\n\nRevisionRequest: Again.\n\nRevision: Yes.', part), norm(text))
-    test_eq(parse(f' {part}: {text}\n\nHuman: And', part), norm(text))
+    test_eq(extract_part(text, part), norm(text))
+    test_eq(extract_part(f'{text}\n\nRevisionRequest: Again.\n\nRevision: Yes.', part), norm(text))
+    test_eq(extract_part(f' {part}: {text}\n\nHuman: And', part), norm(text))
 len(chains), len(trials)
 
 # %% [markdown]
@@ -245,7 +245,7 @@ def _checked(rounds, mode, principles):
 
 # %%
 #| export
-def answer(
+def revised_answer(
     row:dict,   # As `revise` returns it
     k:int=None, # After this many rounds, default: all
 )->str:         # The last revision that is not empty, or the first answer
@@ -257,10 +257,10 @@ def answer(
 # %%
 row = dict(response='Find out yourself.',
            rounds=[dict(revision='Two miles.'), dict(revision='')])
-answer(row, 0), answer(row, 1), answer(row)
+revised_answer(row, 0), revised_answer(row, 1), revised_answer(row)
 
 # %%
-test_eq([answer(row, 0), answer(row, 1), answer(row)],
+test_eq([revised_answer(row, 0), revised_answer(row, 1), revised_answer(row)],
         ['Find out yourself.', 'Two miles.', 'Two miles.'])
 
 # %%
@@ -269,7 +269,7 @@ _names = dict(Critique=('critique', 'critique_finish'), Revision=('revision', 'f
 
 def _part(s, part):
     "The text of a sample, and how it ended"
-    text = parse(s.text, part)
+    text = extract_part(s.text, part)
     return text,s.finish if text else 'empty'
 
 
@@ -279,7 +279,7 @@ def _part(s, part):
 
 # %%
 #| export
-class _Chains:
+class RevisionChains:
     "Rows of one run, and how each goes on"
     def __init__(self, lm, rows, drawn, shots, ask, mode):
         self.lm = lm
@@ -290,16 +290,16 @@ class _Chains:
         self.front = shot_script(shots, ask)
         self.parts = ('Critique', 'Revision') if ask else ('Revision',)
 
-    def asks(self):
+    def first_prompts(self):
         "Names and prompts of the first answers"
         ask = lambda r: _prompt(self.lm, [('Human', r['prompt'])], 'Assistant', self.mode)
         return [f'{r["id"]}/answer' for r in self.rows],[ask(r) for r in self.rows]
 
-    def answered(self, said):
+    def set_answers(self, said):
         for r,s in zip(self.rows, said, strict=True):
             r.update(zip(('response', 'finish'), _part(s, 'Assistant')))
 
-    def told(self, said, drawn):
+    def read_rounds(self, said, drawn):
         "Rounds from the texts of a row; the last may lack its revision"
         n = len(self.parts)
         res = []
@@ -313,10 +313,10 @@ class _Chains:
     def next(self, i, said):
         "Name and prompt of the next text of a row, or None"
         row,drawn,(k,j) = self.rows[i],self.drawn[i],divmod(len(said), len(self.parts))
-        row['rounds'] = self.told(said, drawn)
+        row['rounds'] = self.read_rounds(said, drawn)
         if k==len(drawn): return
         critique = row['rounds'][k]['critique'] if j else ''
-        now = round_script(row['prompt'], answer(row, k), drawn[k], critique, ask=self.ask)
+        now = round_script(row['prompt'], revised_answer(row, k), drawn[k], critique, ask=self.ask)
         part = self.parts[j]
         script = self.front + now[:-3 if part=='Critique' else -1]
         return f'{row["id"]}/{k+1}/{part.lower()}',_prompt(self.lm, script, part, self.mode)
@@ -359,13 +359,13 @@ def revise(
                   mode=mode, prompts=_hash(rows),
                   principles=_hash([asdict(p) for p in principles]),
                   few_shot=_hash([asdict(s) for s in shots]))
-    drawn = [draw(principles, rounds, seed, r['id']) for r in rows]
+    drawn = [draw_principles(principles, rounds, seed, r['id']) for r in rows]
     with open_run(out, config) if out else nullcontext() as run:
-        if run is not None and not run.done: run.put_many(_plan(rows, drawn))
-        chains = _Chains(lm, rows, drawn, shots, critique, mode)
-        kw |= dict(stop=stops, run=run, progress=progress)
-        keys,asks = chains.asks()
-        chains.answered(sample(lm, asks, keys=keys, **kw))
+        if run is not None and not run.finished: run.put_many(_plan(rows, drawn))
+        chains = RevisionChains(lm, rows, drawn, shots, critique, mode)
+        kw |= dict(stop=STOPS, run=run, progress=progress)
+        keys,asks = chains.first_prompts()
+        chains.set_answers(sample(lm, asks, keys=keys, **kw))
         keys,asks = zip(*(chains.next(i, []) for i in range(len(rows)))) if rows else ([], [])
         sample_chains(lm, asks, chains.next, keys=keys, **kw)
         if run is not None: run.finish()
@@ -454,10 +454,10 @@ def confused(text):
     return {' Far.' if first else ' Critique: the answer is curt.': 1.}
 
 lost, = revise(lookup(confused, 'confused'), ['Is it far?'], **kw)
-answer(lost), lost['rounds'][0]
+revised_answer(lost), lost['rounds'][0]
 
 # %%
-test_eq((answer(lost), lost['rounds'][0]['finish']), ('Far.', 'empty'))
+test_eq((revised_answer(lost), lost['rounds'][0]['finish']), ('Far.', 'empty'))
 test_eq(lost['rounds'][0]['critique'], 'the answer is curt.')
 assert critic_voice('The answer is curt.')
 
@@ -541,7 +541,7 @@ def chain_table(
     "Every answer of every chain; a round without a revision keeps the text before"
     def line(r, k):
         s = r['rounds'][k-1] if k else r
-        return dict(id=r['id'], prompt=r['prompt'], round=k, text=answer(r, k),
+        return dict(id=r['id'], prompt=r['prompt'], round=k, text=revised_answer(r, k),
                     critique=s.get('critique', ''), principle=s.get('principle', ''),
                     finish=s.get('finish', ''))
     return pd.DataFrame([line(r, k) for r in rows for k in range(len(r['rounds'])+1)])

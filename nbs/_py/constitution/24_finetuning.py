@@ -27,7 +27,7 @@ from moral_sc.constitution.evaluation.refusals import critic_voice, repetition, 
 from moral_sc.constitution.prompts import tokenize_example
 from moral_sc.foundation.errors import ConfigError, DataError, unknown_name_message
 from moral_sc.foundation.runs import content_key, process_rank
-from moral_sc.language.reward_head import save
+from moral_sc.language.reward_head import save_model
 from moral_sc.language.models import LM
 from moral_sc.language.scoring import fits
 from moral_sc.language.training import answer_loss, fit
@@ -61,38 +61,38 @@ torch.set_num_threads(1)
 #
 # The paper says two things. Its introduction finetunes on the *final* revised answers, its
 # section 3.1 on the revisions of *all* steps. The method section is the default here, and
-# `which` is the switch.
+# `select` is the switch.
 #
 # Not every revision is fit to be learned from. What is wrong with one is written beside it as
-# its `fault`, and nothing is dropped without being counted.
+# its `find_fault`, and nothing is dropped without being counted.
 
 # %%
 #| export
-faults = ('empty', 'no end', 'repetition', 'critic', 'copy')
+FAULT_KINDS = ('empty', 'no end', 'repetition', 'critic', 'copy')
 
-def fault(
+def find_fault(
     text:str,
     finish:str='',         # How sampling ended; 'length': it was cut off
-    before:str=None,       # The text that was revised
-    repeats:float=.5,      # Largest share of runs of four words that occurred before
+    original:str=None,       # The text that was revised
+    max_repetition:float=.5,      # Largest share of runs of four words that occurred before
 )->str:                    # One of `faults`, or ''
     "What keeps an answer from being an example"
     if not text.strip(): return 'empty'
     if finish=='length': return 'no end'
-    if repetition(text)>repeats: return 'repetition'
+    if repetition(text)>max_repetition: return 'repetition'
     if critic_voice(text): return 'critic'
-    return 'copy' if before is not None and same_words(text, before) else ''
+    return 'copy' if original is not None and same_words(text, original) else ''
 
 
 # %%
 loop = 'It is far and far. '*9
-[fault(t, f, b) for t,f,b in [('Two miles.', 'stop', 'Go away.'), (' ', 'stop', ''),
+[find_fault(t, f, b) for t,f,b in [('Two miles.', 'stop', 'Go away.'), (' ', 'stop', ''),
     ('Two miles and', 'length', ''), (loop, 'stop', ''),
     ("The assistant's answer is rude.", 'stop', ''), ('Go  away.', 'stop', 'Go away.')]]
 
 # %%
-test_eq(fault('Two miles.', 'stop', 'Go away.'), '')
-test_eq(fault(loop), 'repetition')
+test_eq(find_fault('Two miles.', 'stop', 'Go away.'), '')
+test_eq(find_fault(loop), 'repetition')
 
 
 # %%
@@ -108,33 +108,33 @@ def _texts(row, which):
     k,t,f,_ = next((r for r in reversed(res) if r[1].strip()), res[-1])
     return [(k, t, f, row['response'])]
 
-def examples_of(
+def training_examples(
     chains:list,           # From `revise`
-    which:str='all',       # 'all' revisions, or the 'final' one of each chain
+    select:str='all',       # 'all' revisions, or the 'final' one of each chain
     extra:list=(),         # Further rows with `text` and `answer`: helpful answers
-    keep:tuple=(),         # Of `faults`: those that are no fault here
-    repeats:float=.5,      # As in `fault`
+    allow:tuple=(),         # Of `faults`: those that are no fault here
+    max_repetition:float=.5,      # As in `fault`
 )->list:                   # id, text, answer, round, fault
     "What there is to learn from; `finetune` passes over rows with a fault"
-    if which not in ('all', 'final'): raise ConfigError(unknown_name_message('which', which, ['all', 'final']))
-    rows = [(f'{c["id"]}/{k}', c['prompt'], t, k, fault(t, f, b, repeats))
-            for c in chains for k,t,f,b in _texts(c, which)]
+    if select not in ('all', 'final'): raise ConfigError(unknown_name_message('which', select, ['all', 'final']))
+    rows = [(f'{c["id"]}/{k}', c['prompt'], t, k, find_fault(t, f, b, max_repetition))
+            for c in chains for k,t,f,b in _texts(c, select)]
     for i,r in enumerate(extra, 1):
         text = r.get('text', r.get('prompt'))
         said = r.get('answer')
         if not isinstance(text, str) or not isinstance(said, str):
             raise DataError(f'extra: row {i} needs `text` and `answer`, both strings.')
         rows.append((r.get('id', f'extra/{i}'), text, said, 0,
-                     fault(said, r.get('finish', ''), None, repeats)))
+                     find_fault(said, r.get('finish', ''), None, max_repetition)))
     names = 'id', 'text', 'answer', 'round', 'fault'
-    return [dict(zip(names, r[:4]), fault='' if r[4] in keep else r[4]) for r in rows]
+    return [dict(zip(names, r[:4]), fault='' if r[4] in allow else r[4]) for r in rows]
 
-def tally(
+def count_faults(
     rows:list, # From `examples_of`
 )->pd.Series:
     "How many examples are used, and why the others are not"
     n = Counter(r.get('fault', '') for r in rows)
-    return pd.Series(dict(used=n[''], **{f: n[f] for f in faults}), name='examples')
+    return pd.Series(dict(used=n[''], **{f: n[f] for f in FAULT_KINDS}), name='examples')
 
 
 # %% [markdown]
@@ -149,20 +149,20 @@ chains = [dict(id='a', prompt='is it far?', response='go, no tea here.', finish=
           dict(id='b', prompt='tea?', response='no tea.', finish='stop',
                rounds=[step('no tea.'), step('yes, the tea is here.')])]
 helpful = [dict(text='is the cup here?', answer='yes.')]
-rows = examples_of(chains, extra=helpful)
+rows = training_examples(chains, extra=helpful)
 pd.DataFrame(rows)
 
 # %%
-tally(rows)
+count_faults(rows)
 
 # %%
 test_eq([r['answer'] for r in rows if not r['fault']],
         ['no, it is here.', 'yes, the tea is here.', 'yes.'])
-final = examples_of(chains, 'final')
+final = training_examples(chains, 'final')
 test_eq([(r['answer'], r['round']) for r in final],
         [('no, it is here.', 1), ('yes, the tea is here.', 2)])
-test_eq(tally(examples_of(chains, keep=['copy']))['used'], 3)
-with expect_fail(ConfigError, contains="did you mean 'final'"): examples_of(chains, 'finale')
+test_eq(count_faults(training_examples(chains, allow=['copy']))['used'], 3)
+with expect_fail(ConfigError, contains="did you mean 'final'"): training_examples(chains, 'finale')
 
 
 # %% [markdown]
@@ -173,7 +173,7 @@ with expect_fail(ConfigError, contains="did you mean 'final'"): examples_of(chai
 
 # %%
 #| export
-def encoded(
+def encode_examples(
     lm,
     rows:list,          # With `text` and `answer`; those with a fault are passed over
     mode:str='plain',
@@ -195,7 +195,7 @@ def _short(lm, examples):
 # %%
 words = 'is it far tea the cup here go . ? , yes no'.split()
 lm = small_lm(word_tokenizer(words), layers=2, width=48)
-data = encoded(lm, rows)
+data = encode_examples(lm, rows)
 targets = [decode(lm, ids[s:]) for ids,s in data]
 targets
 
@@ -219,7 +219,7 @@ for (ids,s),r in zip(data, [r for r in rows if not r['fault']]):
 
 # %%
 bytewise = random_model('gemma3')
-ids,start = encoded(bytewise, [dict(text='Far?', answer='No.')])[0]
+ids,start = encode_examples(bytewise, [dict(text='Far?', answer='No.')])[0]
 golden = [2, 15, 15, 77, 122, 114, 102, 115, 63, 37, 75, 102, 119, 68, 15, 15, 70, 120, 120,
           110, 120, 121, 102, 115, 121, 63, 37, 83, 116, 51, 1]
 test_eq(ids, golden)
@@ -248,7 +248,7 @@ def finetune(
     **options,        # Of `fit`: batch, max_tokens, weight_decay, autocast ...
 )->tuple:             # The trained copy, the history of `fit`
     "Teach a copy of a model to answer so"
-    examples = encoded(lm, rows, mode)
+    examples = encode_examples(lm, rows, mode)
     model = copy.deepcopy(lm.model).float().requires_grad_(True)
     history = fit(model, examples, answer_loss, epochs=epochs, lr=lr, seed=seed,
                   out=None if out is None else Path(out)/'fit', **options)
@@ -258,7 +258,7 @@ def finetune(
                   name=name or f'{lm.name}+{len(examples)}',
                   source=f'{lm.source}, finetuned {key}'.strip(', '))
     folder = None if out is None else Path(out)/'model'
-    if folder and not folder.is_dir() and process_rank()[0]==0: save(res, folder)
+    if folder and not folder.is_dir() and process_rank()[0]==0: save_model(res, folder)
     return res,history
 
 
@@ -352,7 +352,7 @@ loaded
 # %%
 with expect_fail(DataError, contains='Row 1 has no `answer`'): finetune(lm, [dict(text='far?')])
 with expect_fail(DataError, contains='free of faults'): finetune(lm, [dict(rows[1], fault='copy')])
-with expect_fail(DataError, contains='row 1 needs'): examples_of([], extra=[dict(text='far?')])
+with expect_fail(DataError, contains='row 1 needs'): training_examples([], extra=[dict(text='far?')])
 with expect_fail(ConfigError, contains='512'):
     finetune(lm, [dict(text='far? '*600, answer='no.')])
 

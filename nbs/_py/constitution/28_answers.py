@@ -18,7 +18,7 @@
 #| export
 from contextlib import nullcontext
 
-from moral_sc.constitution.prompts import ask, checked
+from moral_sc.constitution.prompts import render_prompt, validate_prompts
 from moral_sc.foundation.errors import ConfigError
 from moral_sc.foundation.runs import content_key, open_run
 from moral_sc.language.models import LM
@@ -40,7 +40,7 @@ from moral_sc.language.stub_models import lookup, random_model
 #| export
 NEXT_TURN = ('\n\nHuman:',) # What a model that only continues text writes after its answer
 
-def answers(
+def sample_answers(
     lm:LM,
     prompts:list,         # Rows with `text`, or strings
     n:int=1,              # Answers to each
@@ -56,13 +56,13 @@ def answers(
 )->list:                  # For each prompt a list of n texts
     "Answers, each with its own noise"
     if n<1: raise ConfigError(f'n is {n}; give 1 or more.')
-    rows = checked([p if isinstance(p, dict) else dict(id=p, text=p) for p in prompts])
+    rows = validate_prompts([p if isinstance(p, dict) else dict(id=p, text=p) for p in prompts])
     how = dict(temperature=temperature, max_new_tokens=max_new_tokens, seed=seed)
     config = dict(how, kind='answers', model=[lm.name, lm.source], n=n, mode=mode,
                   prompts=content_key(rows=[[r['id'], r['text']] for r in rows]))
     if stop is None: stop = NEXT_TURN if mode=='plain' else ()
     else: config['stop'] = list(stop)
-    asks = [ask(lm, r['text'], mode) for r in rows for _ in range(n)]
+    asks = [render_prompt(lm, r['text'], mode) for r in rows for _ in range(n)]
     keys = [f'{r["id"]}/{k}' for r in rows for k in range(n)]
     with open_run(out, config) if out else nullcontext() as run:
         said = sample(lm, asks, keys=keys, stop=stop, run=run, progress=progress, **how, **kw)
@@ -75,9 +75,9 @@ def answer_pairs(
     **kw  # Of `answers`
 )->list:  # Rows of id, prompt, a, b
     "Two answers to each prompt, to be compared"
-    rows = checked([p if isinstance(p, dict) else dict(id=p, text=p) for p in prompts])
+    rows = validate_prompts([p if isinstance(p, dict) else dict(id=p, text=p) for p in prompts])
     return [dict(id=r['id'], prompt=r['text'], a=a, b=b)
-            for r,(a,b) in zip(rows, answers(lm, rows, 2, **kw))]
+            for r,(a,b) in zip(rows, sample_answers(lm, rows, 2, **kw))]
 
 
 # %%
@@ -87,11 +87,11 @@ answer_pairs(walker, ['Is it far?', 'How far is it?'])
 
 # %%
 asked = [f'Question {i}?' for i in range(40)]
-got = answers(walker, asked, 4)
+got = sample_answers(walker, asked, 4)
 flat = sum(got, [])
 test_eq(set(flat), {'Two miles.', 'It is far.'})
 assert 60<flat.count('It is far.')<100
-test_eq(set(sum(answers(walker, asked[:9], 4, stop=(' far', ' miles')), [])), {'Two', 'It is'})
+test_eq(set(sum(sample_answers(walker, asked[:9], 4, stop=(' far', ' miles')), [])), {'Two', 'It is'})
 
 # %% [markdown]
 # An answer depends on the seed, its prompt's id and its number alone. With more answers the first
@@ -101,13 +101,13 @@ test_eq(set(sum(answers(walker, asked[:9], 4, stop=(' far', ' miles')), [])), {'
 noisy = random_model()
 asked = ['Is it far?', 'Is it late?', 'Who is there?']
 kw = dict(max_new_tokens=12)
-three = answers(noisy, asked, 3, **kw)
-test_eq([x[:2] for x in three], answers(noisy, asked, 2, **kw))
-test_eq(answers(noisy, asked[::-1], 3, **kw)[::-1], three)
-assert answers(noisy, asked, 3, seed=1, **kw)!=three
+three = sample_answers(noisy, asked, 3, **kw)
+test_eq([x[:2] for x in three], sample_answers(noisy, asked, 2, **kw))
+test_eq(sample_answers(noisy, asked[::-1], 3, **kw)[::-1], three)
+assert sample_answers(noisy, asked, 3, seed=1, **kw)!=three
 with tempfile.TemporaryDirectory() as d:
-    test_eq(answers(noisy, asked, 3, out=Path(d)/'run', **kw), three)
-    test_eq(answers(noisy, asked, 3, out=Path(d)/'run', **kw), three)
+    test_eq(sample_answers(noisy, asked, 3, out=Path(d)/'run', **kw), three)
+    test_eq(sample_answers(noisy, asked, 3, out=Path(d)/'run', **kw), three)
     with expect_fail(ConfigError, contains='another configuration'):
-        answers(noisy, asked, 3, out=Path(d)/'run', seed=1, **kw)
-with expect_fail(ConfigError, contains='n is 0'): answers(noisy, asked, 0)
+        sample_answers(noisy, asked, 3, out=Path(d)/'run', seed=1, **kw)
+with expect_fail(ConfigError, contains='n is 0'): sample_answers(noisy, asked, 0)

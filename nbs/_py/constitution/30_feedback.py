@@ -25,11 +25,11 @@ import numpy as np, pandas as pd
 
 # %%
 #| export
-from moral_sc.constitution.principles import draw, load_comparisons
-from moral_sc.constitution.prompts import turns
+from moral_sc.constitution.principles import draw_principles, load_comparisons
+from moral_sc.constitution.prompts import split_turns
 from moral_sc.foundation.datasets import data_dir, read_toml
 from moral_sc.foundation.errors import ConfigError, DataError, ModelError
-from moral_sc.foundation.runs import content_key, kept, open_run
+from moral_sc.foundation.runs import content_key, run_or_temporary, open_run
 from moral_sc.foundation.statistics import cluster_bootstrap, wilson
 from moral_sc.language.chat import render
 from moral_sc.language.generation import sample
@@ -68,21 +68,21 @@ LETTERS = ' (A)', ' (B)'
 ANSWER = 'The answer is:'
 THINK = 'Let us look at each option in turn:'
 
-def question(
+def comparison_question(
     prompt:str,    # Text of a prompt row, earlier turns included
     principle:str, # A question that decides
     first:str,     # The answer at (A)
     second:str,    # The answer at (B)
 )->str:
     "A comparison of two answers, up to where the letter is due"
-    talk = '\n\n'.join(f'{r.capitalize()}: {t}' for r,t in turns(prompt))
+    talk = '\n\n'.join(f'{r.capitalize()}: {t}' for r,t in split_turns(prompt))
     return (f'This is a conversation between a human and an assistant.\n\n{talk}\n\n'
             f'{principle}\nOptions:\n (A) {first.strip()}\n (B) {second.strip()}')
 
 
 # %%
 comparisons = load_comparisons()
-print(question('Is it far?', comparisons[2].text, 'Two miles.', 'Find out yourself.'))
+print(comparison_question('Is it far?', comparisons[2].text, 'Two miles.', 'Find out yourself.'))
 
 
 # %% [markdown]
@@ -97,16 +97,16 @@ print(question('Is it far?', comparisons[2].text, 'Two miles.', 'Find out yourse
 # %%
 #| export
 @dataclass(frozen=True)
-class Worked:
+class WorkedComparison:
     "A comparison with its outcome"
     human:str
     better:str
     worse:str
     because:str = '' # Reasons, with {better} and {worse} for the letters
 
-def load_worked(
+def load_worked_comparisons(
     path=None, # TOML with [[shot]] human, better, worse, because; default: ours
-)->list[Worked]:
+)->list[WorkedComparison]:
     "Worked comparisons"
     path = path or data_dir()/'constitution'/'feedback_shots.toml'
     need = ('human', 'better', 'worse')
@@ -114,7 +114,7 @@ def load_worked(
     for i,r in enumerate(read_toml(path).get('shot', []), 1):
         bad = [k for k in need if not isinstance(r.get(k), str) or not r[k].strip()]
         if bad: raise DataError(f'{path}: shot {i} lacks {", ".join(bad)}; add it.')
-        res.append(Worked(*(r[k] for k in need), r.get('because', '')))
+        res.append(WorkedComparison(*(r[k] for k in need), r.get('because', '')))
     return res
 
 def _number(*parts): # The same for the same words, everywhere
@@ -132,19 +132,19 @@ def shot_turns(
     n = len(shots)
     first = rng.permutation(n)%2==number%2 # Is the better answer at (A)?
     res = []
-    drawn = draw(comparisons, n, seed, f'shots/{number}')
+    drawn = draw_principles(comparisons, n, seed, f'shots/{number}')
     for k,a in zip(rng.permutation(n), first):
         s = shots[k]
         l = LETTERS if a else LETTERS[::-1]
         ab = (s.better, s.worse) if a else (s.worse, s.better)
         why = s.because.format(better=l[0].strip(), worse=l[1].strip())
         said = f'{THINK} {why}\n\n{ANSWER}{l[0]}' if cot else f'{ANSWER}{l[0]}'
-        res.append((question(s.human, drawn[k].text, *ab), said))
+        res.append((comparison_question(s.human, drawn[k].text, *ab), said))
     return res
 
 
 # %%
-shots = load_worked()
+shots = load_worked_comparisons()
 print('\n\n'.join(map('\n\n'.join, shot_turns(shots[:2], comparisons, cot=True))))
 
 
@@ -188,7 +188,7 @@ def _pairs(pairs):
         raise DataError('Two pairs have the same id; give each its own.')
     return rows
 
-class _Labeller:
+class Labeller:
     "How the questions of a row are asked"
     def __init__(self, lm, comparisons, shots, per, swap, cot, mode, seed, prefixes, **kw):
         self.lm = lm
@@ -204,7 +204,7 @@ class _Labeller:
 
     def principles(self, row):
         if self.per=='all': return self.comparisons
-        return draw(self.comparisons, self.per, self.seed, row['id'])
+        return draw_principles(self.comparisons, self.per, self.seed, row['id'])
 
     def orders(self, row):
         "False: a stands at (A)"
@@ -214,7 +214,7 @@ class _Labeller:
     def questions(self, row):
         "Prompts of a row, by principle and order"
         front = self.fronts[_number(self.seed, row['id'], 'front')%len(self.fronts)]
-        return [self.prompt(front, question(row['prompt'], p.text, *ab))
+        return [self.prompt(front, comparison_question(row['prompt'], p.text, *ab))
                 for p in self.principles(row) for o in self.orders(row)
                 for ab in [(row['a'], row['b'])[::-1 if o else 1]]]
 
@@ -263,21 +263,21 @@ class _Labeller:
 
 # %%
 #| export
-def clip(
+def clip_labels(
     p,
     clamp=(.4, .6), # Least and greatest label; None: any
 ):
     "Keep labels between bounds"
     return p if clamp is None else np.clip(p, *clamp)
 
-def soft(
+def letter_probabilities(
     logprobs,  # [..., letter]
 )->np.ndarray: # [...] probability of (A), of the two
     "Renormalise the letters"
     d = np.asarray(logprobs)
     return 1/(1+np.exp(np.clip(d[...,1]-d[...,0], -700, 700)))
 
-def combine(
+def combine_readings(
     logprobs,              # [principle x order, sample, letter]
     orders,                # Of each order: does b stand at (A)?
     clamp=None,
@@ -285,18 +285,18 @@ def combine(
 )->tuple:                  # p, p(A|ab), p(A|ba), and p by principle
     "One label from all readings of a row"
     lp = np.asarray(logprobs)
-    A = soft(lp).reshape(-1, len(orders), lp.shape[1])
+    A = letter_probabilities(lp).reshape(-1, len(orders), lp.shape[1])
     better = np.where(np.array(orders)[None,:,None], 1-A, A)
-    if clamp_each: better = clip(better, clamp)
+    if clamp_each: better = clip_labels(better, clamp)
     each = better.mean((1, 2))
     by = {o: A[:,k].mean() for k,o in enumerate(orders)}
-    return float(clip(each.mean(), clamp)), by.get(False), by.get(True), each
+    return float(clip_labels(each.mean(), clamp)), by.get(False), by.get(True), each
 
 
 # %%
 bound = [float(np.log(c/(1-c))) for c in (.6, .8)]
 test_close(bound, [.405465, 1.386294], 1e-6)
-test_close(clip(np.array([.01, .5, .99])), [.4, .5, .6])
+test_close(clip_labels(np.array([.01, .5, .99])), [.4, .5, .6])
 bound
 
 # %% [markdown]
@@ -307,7 +307,7 @@ bound
 
 # %%
 lp = np.log([[[.99, .01], [.99, .01], [.01, .99]]])
-whole,each = (combine(lp, [False], (.4, .6), e)[0] for e in (False, True))
+whole,each = (combine_readings(lp, [False], (.4, .6), e)[0] for e in (False, True))
 test_close((whole, each), (.6, 1.6/3), 1e-9)
 whole, round(each, 3)
 
@@ -320,7 +320,7 @@ whole, round(each, 3)
 rng = np.random.default_rng(0)
 for _ in range(200):
     lp = rng.normal(0, 3, (4, 3, 2))
-    free,one,two = (combine(lp, [False, True], c, e)[0] for c,e in
+    free,one,two = (combine_readings(lp, [False, True], c, e)[0] for c,e in
                     ((None, False), ((.4, .6), False), ((.4, .6), True)))
     assert .4<=min(one, two) and max(one, two)<=.6 and (free>.5)==(one>.5)
 
@@ -348,7 +348,7 @@ def _finished(row, lp, lab, clamp, clamp_each):
     if lp is None: return dict(row, p=.5, p_ab=None, p_ba=None, principle='', mass=None,
                                flipped=False, asked=False, source='ai')
     names = [c.id for c in lab.principles(row)]
-    p,ab,ba,each = combine(lp, lab.orders(row), clamp, clamp_each)
+    p,ab,ba,each = combine_readings(lp, lab.orders(row), clamp, clamp_each)
     res = dict(row, p=p, p_ab=ab, p_ba=ba, principle='+'.join(names), asked=True,
                mass=float(option_mass(np.asarray(lp)).mean()), source='ai',
                flipped=bool(lab.swap and (ab>.5)!=(ba<.5)))
@@ -381,17 +381,17 @@ def label(
     "How probable it is that `a` is the better answer"
     rows = _pairs(pairs)
     comparisons = load_comparisons() if comparisons is None else list(comparisons)
-    shots = load_worked() if few_shot is None else list(few_shot)
+    shots = load_worked_comparisons() if few_shot is None else list(few_shot)
     clamp = ((.4, .6) if cot else None) if clamp=='auto' else clamp
     _possible(comparisons, principles_per_pair, clamp, samples, prefixes)
     how = dict(per=principles_per_pair, swap=swap, cot=cot, mode=mode, seed=seed,
                prefixes=prefixes, samples=samples, max_new_tokens=max_new_tokens)
-    lab = _Labeller(lm, comparisons, shots, engine=engine, max_tokens=max_tokens, **how)
+    lab = Labeller(lm, comparisons, shots, engine=engine, max_tokens=max_tokens, **how)
     config = dict(how, kind='label', model=lm.name, source=str(lm.source), pairs=_hash(rows),
                   principles=_hash([asdict(c) for c in comparisons]),
                   few_shot=_hash([asdict(s) for s in shots]), block=block)
     todo = [r for r in rows if not _same(r)]
-    with (open_run(out, config) if out else nullcontext()) as run, kept(run) as run:
+    with (open_run(out, config) if out else nullcontext()) as run, run_or_temporary(run) as run:
         found = _all(lab, todo, run, block, progress)
         if out: run.finish()
     res = [_finished(r, found.get(r['id']), lab, clamp, clamp_each) for r in rows]
@@ -490,7 +490,7 @@ def slow(lm, text):
 def labeller(lm, **kw):
     base = dict(per='all', swap=True, cot=False, mode='plain', seed=0, prefixes=2,
                 engine='auto', max_tokens=4096)
-    return _Labeller(lm, comparisons[:3], shots[:1], **base|kw)
+    return Labeller(lm, comparisons[:3], shots[:1], **base|kw)
 
 merges = [('Ġ','('), ('Ġ(','A'), ('A',')'), (':','Ġ')]
 gaps = {}
@@ -576,8 +576,8 @@ pd.DataFrame({str(c): ps(thought(clamp=c)) for c in ('auto', (.2, .8), None)}).r
 # %%
 assert abs(ps(thought())-.5).max()<=.1+1e-12
 average = ps(thought(clamp=None, samples=5))
-test_eq(ps(thought(samples=5)), clip(average))
-test_eq(ps(thought(samples=5, block=2)), clip(average))
+test_eq(ps(thought(samples=5)), clip_labels(average))
+test_eq(ps(thought(samples=5, block=2)), clip_labels(average))
 assert (abs(ps(thought(samples=5, clamp_each=True))-.5)<=abs(ps(thought(samples=5))-.5)+1e-12).all()
 average.round(3)
 
@@ -598,7 +598,7 @@ test_close(ps(label(judge(1.), pairs, mode='chat', few_shot=[])),
 
 # %%
 #| export
-def report(
+def label_report(
     labels:list, # From `label`
 )->pd.Series:    # Counts and `Estimate`s
     "How many were asked, position bias, flips, mass, how sure, and how diverse"
@@ -619,13 +619,13 @@ def report(
 same = dict(id='same', prompt='Is it far?', a='No.', b='No. ')
 got = label(judge(), [*pairs, same], few_shot=[])
 test_eq((got[-1]['p'], got[-1]['asked']), (.5, False))
-report(got).to_frame('counts-letters')
+label_report(got).to_frame('counts-letters')
 
 # %%
-r = report(got)
+r = label_report(got)
 test_eq((r.asked, r.same), (7, 1))
 test_eq(r.flips.value, np.mean([x['flipped'] for x in got[:-1]]))
-even = report(label(judge(1.), pairs[:3], few_shot=[]))
+even = label_report(label(judge(1.), pairs[:3], few_shot=[]))
 test_close(even.position_bias.value, 0, 1e-3)
 test_eq(even.flips.value, 0)
 
@@ -639,7 +639,7 @@ test_eq(even.flips.value, 0)
 code = '''
 import sys, time, warnings
 warnings.simplefilter('ignore')
-from moral_sc.constitution.feedback import label, load_worked
+from moral_sc.constitution.feedback import label
 from moral_sc.language.stub_models import random_model
 asks = [dict(id=f'q{k}', prompt=f'How far is {k}?', a=f'{k} miles.', b='No.') for k in range(10)]
 def slow(done, n): print(done, flush=True); time.sleep(.3)
@@ -668,7 +668,7 @@ with expect_fail(DataError, contains='no text in b'): label(noisy, [dict(prompt=
 for bad,say in [(dict(clamp=(.6, .4)), 'clamp is'), (dict(comparisons=[]), 'no principles'),
                 (dict(principles_per_pair='al'), "'all'")]:
     with expect_fail(ConfigError, contains=say): label(noisy, asks, **bad)
-with expect_fail(DataError, contains='alike'): report(label(noisy, [same]))
+with expect_fail(DataError, contains='alike'): label_report(label(noisy, [same]))
 warnings.simplefilter('always')
 with warnings.catch_warnings(record=True) as said: label(noisy, asks, few_shot=[])
 assert 'hardly considers' in str(said[-1].message)

@@ -29,10 +29,10 @@ from torch.nn.functional import logsigmoid
 
 # %%
 #| export
-from moral_sc.constitution.prompts import example
+from moral_sc.constitution.prompts import tokenize_example
 from moral_sc.foundation.errors import DataError
 from moral_sc.foundation.statistics import Estimate, cluster_bootstrap
-from moral_sc.language.reward_head import load_scores, save_scores, score_model, scores
+from moral_sc.language.reward_head import load_reward_model, save_reward_model, build_reward_model, reward_scores
 from moral_sc.language.models import LM
 from moral_sc.language.engine.batching import batches
 from moral_sc.language.training import fit
@@ -127,14 +127,14 @@ class PreferenceModel:
 
     def _rows(self, prompts, answers):
         said = zip(prompts, answers, strict=True)
-        return [example(self.lm, p, a, self.mode)[0] for p,a in said]
+        return [tokenize_example(self.lm, p, a, self.mode)[0] for p,a in said]
 
     @torch.no_grad()
     def __call__(self, prompts, answers, max_tokens=8192):
         rows = self._rows(prompts, answers)
         out = np.zeros(len(rows))
         for some in batches([len(r) for r in rows], max_tokens):
-            out[some] = scores(self.model, [rows[i] for i in some]).cpu().numpy()
+            out[some] = reward_scores(self.model, [rows[i] for i in some]).cpu().numpy()
         return out-self.zero
 
     def centre(self, prompts, answers):
@@ -154,14 +154,14 @@ class PreferenceModel:
         return cluster_bootstrap(right[p!=.5], [r['prompt'] for r,k in zip(rows, p!=.5) if k])
 
     def save(self, folder):
-        save_scores(self.model, self.lm.tokenizer, folder)
+        save_reward_model(self.model, self.lm.tokenizer, folder)
         (Path(folder)/'preference.json').write_text(json.dumps(dict(zero=self.zero,
                                                                     mode=self.mode)))
         return Path(folder)
 
     @classmethod
     def load(cls, folder, device='cpu'):
-        model,tok = load_scores(folder, device)
+        model,tok = load_reward_model(folder, device)
         told = Path(folder)/'preference.json'
         said = json.loads(told.read_text()) if told.is_file() else {}
         return cls(model, LM(model, tok, str(folder)), **said)
@@ -186,7 +186,7 @@ def _checked(rows, test):
 def _loss(model, examples):
     "Sum of the soft-label loss; examples hold the ids of both answers"
     n = len(examples)
-    s = scores(model, [e['both'][k] for k in (0, 1) for e in examples])
+    s = reward_scores(model, [e['both'][k] for k in (0, 1) for e in examples])
     label = torch.tensor([e['p'] for e in examples], device=s.device, dtype=s.dtype)
     weight = torch.tensor([e['weight'] for e in examples], device=s.device, dtype=s.dtype)
     d = s[:n]-s[n:]
@@ -209,7 +209,7 @@ def fit_preference(
 )->PreferenceModel:
     "Learn a score from comparisons"
     _checked(rows, test)
-    pm = PreferenceModel(score_model(lm, seed), lm, mode)
+    pm = PreferenceModel(build_reward_model(lm, seed), lm, mode)
     examples = [_example(pm, r, hard) for r in rows]
     pm.history = fit(pm.model, examples, _loss, seed=seed, epochs=epochs, batch=batch, lr=lr,
                      **kw)

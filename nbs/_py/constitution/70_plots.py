@@ -20,7 +20,7 @@ import plotly.graph_objects as go
 
 # %%
 #| export
-from moral_sc.constitution.evaluation.refusals import summary
+from moral_sc.constitution.evaluation.refusals import group_means
 from moral_sc.foundation.figures import COLOURS
 
 # %%
@@ -39,9 +39,9 @@ from moral_sc.foundation.statistics import wilson
 
 # %%
 #| export
-shades = dict(authors='paper', critique='cot', direct='q')
+CONDITION_COLOURS = dict(authors='paper', critique='cot', direct='q')
 
-def _shade(condition): return COLOURS[shades.get(condition, 'accent')]
+def _shade(condition): return COLOURS[CONDITION_COLOURS.get(condition, 'accent')]
 
 def _bars(estimates, **kw): # Error bars from `Estimate`s
     up,down = ([abs(e[i]-e.value) for e in estimates] for i in (2, 1))
@@ -62,7 +62,7 @@ def plot_rounds(
     "A measure against the round, one line per condition"
     fig = go.Figure()
     for name,g in d.groupby('condition', sort=False):
-        e = summary(g, [column], 'round')[column]
+        e = group_means(g, [column], 'round')[column]
         fig.add_scatter(x=list(e.index), y=[v.value for v in e], error_y=_bars(e),
                         name=name, mode='lines+markers', line_color=_shade(name))
     fig.update_xaxes(title='revision', dtick=1)
@@ -95,11 +95,11 @@ assert y[0]>y[1]>y[2]
 
 # %%
 #| export
-def plot_likeness(
+def plot_overlap(
     d, # From `chain_measures`, with a column `condition`
 )->go.Figure:
     "Overlap of revisions with the answer and with the critique, per condition"
-    s = summary(d, ['overlap', 'overlap_critique'])
+    s = group_means(d, ['overlap', 'overlap_critique'])
     fig = go.Figure()
     for c,name,symbol,shade in (('overlap', 'the answer', 'circle', 'q'),
                                 ('overlap_critique', 'the critique', 'x', 'cot')):
@@ -113,10 +113,10 @@ def plot_likeness(
 
 
 # %%
-plot_likeness(toy)
+plot_overlap(toy)
 
 # %%
-test_eq(list(plot_likeness(toy).data[1].y), ['authors', 'critique'])
+test_eq(list(plot_overlap(toy).data[1].y), ['authors', 'critique'])
 
 # %% [markdown]
 # ## Rates
@@ -140,7 +140,7 @@ def plot_rates(
     fig.update_xaxes(title='share of answers', range=[-.02, 1], tickformat='.0%', showgrid=True)
     return fig.update_yaxes(autorange='reversed')
 
-def plot_shares(
+def plot_prompt_shares(
     shares:dict, # Name -> share of answers, one a prompt
 )->go.Figure:
     "Prompts in the order of their share, one line a model"
@@ -163,9 +163,9 @@ table = pd.DataFrame(dict(evades=some, comforts=dict(zip('abc', list(some.values
 plot_rates(table)
 
 # %%
-plot_shares(dict(votes=rng.beta(.3, .9, 30), principles=rng.beta(.6, .3, 30)))
+plot_prompt_shares(dict(votes=rng.beta(.3, .9, 30), principles=rng.beta(.6, .3, 30)))
 
 # %%
 test_eq(list(plot_rates(table).data[0].y), ['a', 'b', 'c'])
-y = plot_shares(dict(a=[.1, .9, .5])).data[0].y
+y = plot_prompt_shares(dict(a=[.1, .9, .5])).data[0].y
 test_eq(list(y), [.9, .5, .1])

@@ -29,8 +29,8 @@ from moral_sc.foundation.figures import COLOURS
 #| hide
 import numpy as np
 from fastcore.test import *
-from moral_sc.constitution.evaluation.pareto import frontier
-from moral_sc.constitution.evaluation.elo import judge_from, play, tournament
+from moral_sc.constitution.evaluation.pareto import pareto_frontier
+from moral_sc.constitution.evaluation.elo import score_judge, play_matches, tournament
 
 # %% [markdown]
 # The paper compares five kinds of model [@bai2022constitutional], and each keeps its colour and
@@ -40,7 +40,7 @@ from moral_sc.constitution.evaluation.elo import judge_from, play, tournament
 
 # %%
 #| export
-KINDS = {
+MODEL_STYLES = {
     'helpful RL':    ('match', 'circle'),
     'HH RL':         ('if', 'square'),
     'SL-CAI':        ('paper', 'x'),
@@ -48,9 +48,9 @@ KINDS = {
     'RL-CAI, CoT':   ('cot', 'triangle-up'),
 }
 
-def look(kind):
+def model_style(kind):
     "Colour and marker of a kind of model"
-    colour,symbol = KINDS.get(kind, ('accent', 'star'))
+    colour,symbol = MODEL_STYLES.get(kind, ('accent', 'star'))
     return COLOURS[colour], symbol
 
 def _bar(value, low, high, **kw):
@@ -74,7 +74,7 @@ def plot_ratings(
     "Ratings with intervals, one line a kind of model"
     fig = go.Figure()
     for kind,g in d.groupby('kind', sort=False):
-        colour,symbol = look(kind)
+        colour,symbol = model_style(kind)
         fig.add_scatter(x=g[x], y=g.elo, error_y=_bar(g.elo, g.low, g.high), name=kind,
                         mode='lines+markers', line_color=colour,
                         marker=dict(symbol=symbol, size=9))
@@ -95,7 +95,7 @@ asks = [f'Request {i}' for i in range(60)]
 def toy(axis):
     skill = {p: gain[r][axis]*np.log1p(s/10) for r,s,p in runs.itertuples(index=False)}
     said = {p: [str(v+rng.normal(0, .7)) for _ in asks] for p,v in skill.items()}
-    return play(said, asks, judge_from(lambda prompts, a: [float(x) for x in a], 2.))
+    return play_matches(said, asks, score_judge(lambda prompts, a: [float(x) for x in a], 2.))
 
 helpful = toy(0)
 harmless = toy(1)
@@ -134,7 +134,7 @@ def plot_frontier(
     fig.add_scatter(x=x, y=y, mode='lines', showlegend=False, hoverinfo='skip',
                     line=dict(dash='dot', width=1, color=COLOURS['paper']))
     for run,g in f.table.groupby('run', sort=False):
-        g,(colour,symbol) = g.sort_values('step'), look(run)
+        g,(colour,symbol) = g.sort_values('step'), model_style(run)
         bars = [_bar(g[a], g[f'{a}_low'], g[f'{a}_high'], color=colour) for a in
                 ('helpful', 'harmless')]
         marks = [f'{symbol}-open']*(len(g)-1)+[symbol]
@@ -147,7 +147,7 @@ def plot_frontier(
 
 
 # %%
-f = frontier(helpful, harmless, runs, gauge='SL-CAI', n=300)
+f = pareto_frontier(helpful, harmless, runs, gauge='SL-CAI', n=300)
 plot_frontier(f)
 
 # %%

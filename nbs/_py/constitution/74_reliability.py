@@ -116,7 +116,7 @@ test_eq(len(plot_accuracy(some, dict(chance=.5, gate=.6)).layout.shapes), 2)
 
 # %%
 #| export
-def plot_bias(
+def plot_position_bias(
     d, # From a page: columns `bias`, and an `Estimate` of the error in `one order`, `both`
 )->go.Figure:
     "Error of labels asked in one order and in both, against the planted bias"
@@ -136,7 +136,7 @@ def plot_bias(
 toy = pd.DataFrame(dict(bias=[0, 1, 2]))
 toy['one order'] = [wilson(k, 100) for k in (5, 20, 35)]
 toy['both'] = [wilson(k, 100) for k in (4, 5, 8)]
-plot_bias(toy)
+plot_position_bias(toy)
 
 # %%
-test_eq([t.name for t in plot_bias(toy).data], ['one order', 'both'])
+test_eq([t.name for t in plot_position_bias(toy).data], ['one order', 'both'])

@@ -35,7 +35,7 @@ from fastcore.test import *
 
 # %%
 #| export
-def smooth(
+def running_mean(
     x,         # [step]
     window:int=9,
 )->np.ndarray: # [step]; shorter windows at both ends
@@ -52,18 +52,18 @@ def _has(d, column):
 
 
 # %%
-smooth([0, 0, 3, 0, 0], 3)
+running_mean([0, 0, 3, 0, 0], 3)
 
 # %%
-test_close(smooth(np.arange(20.), 5)[2:-2], np.arange(20.)[2:-2])
-test_close(smooth([1., 2.], 9), [1.5, 1.5])
+test_close(running_mean(np.arange(20.), 5)[2:-2], np.arange(20.)[2:-2])
+test_close(running_mean([1., 2.], 9), [1.5, 1.5])
 
 # %% [markdown]
 # ## Against steps
 
 # %%
 #| export
-titles = dict(score='score', reward='score less price', kl='KL from the start, nats',
+TITLES = dict(score='score', reward='score less price', kl='KL from the start, nats',
               kl3='KL from the start, nats', entropy='entropy, nats a token',
               clipped='share of clipped ratios', length='tokens an answer',
               ended='share that ended', different='different answers',
@@ -73,7 +73,7 @@ def _trace(fig, x, y, name, colour, window, legend, **at):
     points = dict(size=3, color=colour, opacity=.25)
     fig.add_scatter(x=x, y=y, mode='markers', marker=points, showlegend=False,
                     hoverinfo='skip', **at)
-    fig.add_scatter(x=x, y=smooth(y, window), mode='lines', name=name,
+    fig.add_scatter(x=x, y=running_mean(y, window), mode='lines', name=name,
                     line=dict(color=colour, width=2), legendgroup=name, showlegend=legend,
                     **at)
 
@@ -85,7 +85,7 @@ def plot_training(
     "Numbers of each step against the step, a panel a number"
     runs = _named(runs)
     cols = min(3, len(columns))
-    names = [titles.get(c, c) for c in columns]
+    names = [TITLES.get(c, c) for c in columns]
     fig = make_subplots(-(-len(columns)//cols), cols, horizontal_spacing=.11,
                         vertical_spacing=.22, subplot_titles=names)
     for i,c in enumerate(columns):
@@ -129,7 +129,7 @@ with expect_fail(DataError, contains="no column 'reword'"): plot_training(runs, 
 
 # %%
 #| export
-def distance(history)->np.ndarray: # [step]
+def kl_distance(history)->np.ndarray: # [step]
     "Square root of the KL from the first policy, in nats"
     return np.sqrt(np.clip(_has(history, 'kl3'), 0, None).to_numpy())
 
@@ -141,7 +141,7 @@ def plot_distance(
 )->go.Figure:
     "Several scores of one run against sqrt(KL)"
     fig = go.Figure()
-    x = distance(history)
+    x = kl_distance(history)
     i = np.argsort(x)
     for (c,name),colour in zip(scores.items(), ('if', 'q', 'accent', 'cot')):
         y = _has(history, c).to_numpy()[i]
@@ -160,11 +160,11 @@ def plot_runs(
     for (name,ds),colour in zip(runs.items(), COLOURS['sequence']):
         ds = ds if isinstance(ds, list) else [ds]
         d = pd.concat(ds)
-        x = distance(d)
+        x = kl_distance(d)
         i = np.argsort(x)
         _trace(fig, x[i], _has(d, column).to_numpy()[i], name, colour, window*len(ds), True)
     fig.update_xaxes(title='√KL from the first policy, √nat')
-    return fig.update_yaxes(title=title or titles.get(column, column))
+    return fig.update_yaxes(title=title or TITLES.get(column, column))
 
 
 # %%
@@ -181,18 +181,18 @@ fig
 #
 # A score that was learned from comparisons agrees with what was meant near the answers it
 # was learned from, and not far away from them. Pursued far enough, the score rises and what
-# was meant falls. `turn` finds the top of a noisy curve, and what is lost after it.
+# was meant falls. `find_peak` finds the top of a noisy curve, and what is lost after it.
 
 # %%
 #| export
-def turn(
+def find_peak(
     history,
     column:str,     # What was meant
     window:int=9,
 )->dict:            # Step and distance of the top; height there, at start and end
     "Where a score is highest along a run"
-    y = smooth(_has(history, column), window)
-    x = distance(history)
+    y = running_mean(_has(history, column), window)
+    x = kl_distance(history)
     k = int(np.argmax(y))
     return dict(step=int(history.step.iloc[k]), distance=float(x[k]), start=float(y[0]),
                 top=float(y[k]), end=float(y[-1]), lost=float(y[k]-y[-1]))
@@ -203,7 +203,7 @@ def linearity(
     upto:float=np.inf, # Distance
 )->dict: # Slope; shares of variance left by a line, a parabola, and a line in the KL
     "How straight a score rises with the distance"
-    x = distance(history)
+    x = kl_distance(history)
     y = _has(history, column).to_numpy(float)
     x,y = x[x<=upto],y[x<=upto]
     left = lambda n: float(np.var(y-np.polyval(np.polyfit(x, y, n), x))/np.var(y))
@@ -212,10 +212,10 @@ def linearity(
 
 
 # %%
-turn(runs['fast'], 'gold'), linearity(runs['fast'])
+find_peak(runs['fast'], 'gold'), linearity(runs['fast'])
 
 # %%
-t = turn(runs['fast'], 'gold')
+t = find_peak(runs['fast'], 'gold')
 assert abs(t['distance']-2)<.3 and t['lost']>0
 l = linearity(runs['fast'])
 test_close(l['slope'], 1, .1)

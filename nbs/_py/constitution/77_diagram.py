@@ -40,18 +40,18 @@ from moral_sc.foundation.statistics import cluster_bootstrap, Estimate
 
 # %%
 #| export
-BOXES = dict( # Column, row, what it says, kind
+PIPELINE_BOXES = dict( # Column, row, what it says, kind
     base=(0, 1, 'first model', 'model'), answers=(1, 1, 'answers', 'text'),
     revisions=(2, 1, 'critiques and<br>revisions', 'principle'),
     supervised=(3, 1, 'SL-CAI', 'model'),
     pairs=(3, 0, 'pairs of<br>answers', 'text'), labels=(2, 0, 'labels', 'principle'),
     preference=(1, 0, 'preference<br>model', 'model'), reinforced=(0, 0, 'RL-CAI', 'model'))
-ARROWS = [*zip(list(BOXES)[:-1], list(BOXES)[1:])]
+PIPELINE_ARROWS = [*zip(list(PIPELINE_BOXES)[:-1], list(PIPELINE_BOXES)[1:])]
 _half = .4, .24 # Of a box: width, height
 _frame = dict(model=('q', 1.5), text=('paper', 1.5), principle=('cot', 3))
 
 def _edge(a, b): # Where the line from a to b leaves a, on axis-parallel ways
-    (x,y),(u,v) = BOXES[a][:2], BOXES[b][:2]
+    (x,y),(u,v) = PIPELINE_BOXES[a][:2], PIPELINE_BOXES[b][:2]
     return x+_half[0]*((u>x)-(u<x)), y+_half[1]*((v>y)-(v<y))
 
 def plot_pipeline(
@@ -60,14 +60,14 @@ def plot_pipeline(
     "The two stages from the first model to the last"
     notes = notes or {}
     fig = go.Figure()
-    for k in {*notes}-{*BOXES}: raise ConfigError(unknown_name_message('box', k, [*BOXES]))
-    for k,(x,y,text,kind) in BOXES.items():
+    for k in {*notes}-{*PIPELINE_BOXES}: raise ConfigError(unknown_name_message('box', k, [*PIPELINE_BOXES]))
+    for k,(x,y,text,kind) in PIPELINE_BOXES.items():
         colour,width = _frame[kind]
         (w,h),line = _half,dict(color=COLOURS[colour], width=width)
         fig.add_shape(type='rect', x0=x-w, x1=x+w, y0=y-h, y1=y+h, line=line)
         said = text + (f'<br><i>{notes[k]}</i>' if k in notes else '')
         fig.add_annotation(x=x, y=y, text=said, showarrow=False)
-    for a,b in ARROWS:
+    for a,b in PIPELINE_ARROWS:
         (x,y),(u,v) = _edge(a, b),_edge(b, a)
         fig.add_annotation(ax=x, ay=y, x=u, y=v, axref='x', ayref='y', text='', arrowhead=2,
                            arrowcolor=INK, arrowwidth=1.2)
@@ -91,11 +91,11 @@ with expect_fail(ConfigError, contains="did you mean 'labels'"):
 # Arrows run from edge to edge, along one axis each, and none ends inside a box:
 
 # %%
-for a,b in ARROWS:
+for a,b in PIPELINE_ARROWS:
     (x,y),(u,v) = _edge(a, b),_edge(b, a)
     assert (x==u)!=(y==v)
     assert not any(abs(u-p)<_half[0]-1e-9 and abs(v-q)<_half[1]-1e-9
-                   for p,q,*_ in BOXES.values())
+                   for p,q,*_ in PIPELINE_BOXES.values())
 
 
 # %% [markdown]

@@ -49,25 +49,25 @@
 #| export
 from moral_sc.constitution.principles import (
     Comparison, Principle, Shot, author_comparisons, author_few_shot, author_principles,
-    draw, load_comparisons, load_few_shot, load_principles)
+    draw_principles, load_comparisons, load_few_shot, load_principles)
 from moral_sc.constitution.prompts import human_comparisons, load_prompts
 from moral_sc.constitution.revision import author_revisions, chain_table, revise
-from moral_sc.constitution.finetuning import examples_of, finetune
-from moral_sc.constitution.answers import answer_pairs, answers
+from moral_sc.constitution.finetuning import training_examples, finetune
+from moral_sc.constitution.answers import answer_pairs, sample_answers
 from moral_sc.constitution.feedback import label
 from moral_sc.constitution.preference import PreferenceModel, fit_preference
 from moral_sc.constitution.rl.policy import train_policy
-from moral_sc.constitution.evaluation.elo import play, tournament
+from moral_sc.constitution.evaluation.elo import play_matches, tournament
 from moral_sc.constitution.evaluation.harmfulness import absolute_harmfulness, fit_harmfulness
 from moral_sc.constitution import preference
 from moral_sc.constitution.evaluation import refusals as behaviour
 from moral_sc.constitution.rl import ppo
 
 _all_ = ['Comparison', 'Principle', 'Shot', 'author_comparisons', 'author_few_shot',
-         'author_principles', 'draw', 'load_comparisons', 'load_few_shot',
+         'author_principles', 'draw_principles', 'load_comparisons', 'load_few_shot',
          'load_principles', 'human_comparisons', 'load_prompts', 'author_revisions',
-         'chain_table', 'revise', 'examples_of', 'finetune', 'answer_pairs', 'answers', 'label',
-         'PreferenceModel', 'fit_preference', 'train_policy', 'play', 'tournament',
+         'chain_table', 'revise', 'training_examples', 'finetune', 'answer_pairs', 'sample_answers', 'label',
+         'PreferenceModel', 'fit_preference', 'train_policy', 'play_matches', 'tournament',
          'absolute_harmfulness', 'fit_harmfulness', 'behaviour',
          'ppo', 'preference']
 

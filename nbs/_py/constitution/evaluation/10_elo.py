@@ -53,7 +53,7 @@ from fastcore.test import *
 
 # %%
 #| export
-def judge_from(
+def score_judge(
     score,          # prompts, answers -> [answer], higher is better
     scale:float=1., # Nats per unit of score; inf: the higher score wins outright
 ):                  # judge(prompts, a, b) -> probability that a is better
@@ -73,7 +73,7 @@ def judge_from(
 
 # %%
 #| export
-def judge_with(
+def model_judge(
     lm,    # From `moral_sc.language.load`
     **kw,  # Passed on to `label`: comparisons, swap, cot, mode ...
 ):         # judge(prompts, a, b) -> probability that a is better
@@ -89,7 +89,7 @@ def judge_with(
 
 
 # %% [markdown]
-# `play` lets players answer the same prompts. Which answer stands first is a coin's decision,
+# `play_matches` lets players answer the same prompts. Which answer stands first is a coin's decision,
 # tossed for each pair and prompt on its own, so that a judge who likes what stands first
 # favours nobody.
 
@@ -97,7 +97,7 @@ def judge_with(
 #| export
 def _coin(*key): return int(sha256('/'.join(map(str, key)).encode()).hexdigest()[:12], 16)
 
-def meetings(
+def schedule_matches(
     players:dict, # Name -> answers, one a row
     rows:list,    # Prompts with an id
     pairs='all', seed:int=0,
@@ -118,7 +118,7 @@ def _round(known, key, i, pairs):
     if isinstance(pairs, int): known = sorted(known, key=lambda ab: _coin(*key, *ab))[:pairs]
     return [(i, b, a) if _coin(*key, 'side', a, b)%2 else (i, a, b) for a,b in known]
 
-def play(
+def play_matches(
     players:dict,        # Name -> answers, one a prompt
     prompts:list,        # Strings, or rows with `id` and `text`; may repeat
     judge,               # prompts, a, b -> probability that a is better
@@ -127,7 +127,7 @@ def play(
 )->pd.DataFrame:         # Votes: a, b, prompt, win
     "Let players meet on every prompt"
     rows = [p if isinstance(p, dict) else dict(id=p, text=p) for p in prompts]
-    meet = meetings(players, rows, pairs, seed)
+    meet = schedule_matches(players, rows, pairs, seed)
     said = [[players[m[k]][m[0]] for m in meet] for k in (1, 2)]
     if said[0]==said[1]:
         raise DataError('All answers are alike, so there is nothing to vote on.')
@@ -139,8 +139,8 @@ def play(
 # %%
 asks = ['Is it far?', 'Is it late?', 'Who is there?', 'May I come in?']
 said = dict(curt=['No.']*4, warm=['Not at all, come along.']*4, lost=['Is it?']*4)
-longer = judge_from(lambda prompts, answers: [len(a)/10 for a in answers])
-votes = play(said, asks, longer)
+longer = score_judge(lambda prompts, answers: [len(a)/10 for a in answers])
+votes = play_matches(said, asks, longer)
 votes.head()
 
 # %% [markdown]
@@ -150,20 +150,20 @@ votes.head()
 # %%
 many = [f'Question {i}?' for i in range(400)]
 two = dict(x=['yes']*400, y=['no']*400)
-first = play(two, many, lambda prompts, a, b: np.ones(len(a)))
+first = play_matches(two, many, lambda prompts, a, b: np.ones(len(a)))
 (first.a=='x').mean()
 
 # %%
 assert abs((first.a=='x').mean()-.5)<.08
-three = play(said, asks, longer, pairs=2)
+three = play_matches(said, asks, longer, pairs=2)
 test_eq(three.groupby('prompt').size().tolist(), [2]*4)
-test_eq(play(said, asks, longer, pairs=2), three)
+test_eq(play_matches(said, asks, longer, pairs=2), three)
 with expect_fail(DataError, contains='gave 3 answers to 4'):
-    play(said | dict(curt=['No.']*3), asks, longer)
+    play_matches(said | dict(curt=['No.']*3), asks, longer)
 with expect_fail(DataError, contains='alike'):
-    play(dict(x=['a']*4, y=['a']*4), asks, longer)
+    play_matches(dict(x=['a']*4, y=['a']*4), asks, longer)
 with expect_fail(ConfigError, contains='did you mean'):
-    play(said, asks, longer, pairs=[('curt', 'warn')])
+    play_matches(said, asks, longer, pairs=[('curt', 'warn')])
 
 
 # %% [markdown]
@@ -183,7 +183,7 @@ with expect_fail(ConfigError, contains='did you mean'):
 #| export
 def _sigma(theta): return 1/(1+np.exp(theta[...,None,:]-theta[...,:,None]))
 
-def information(
+def fisher_information(
     wins,  # [..., winner, loser]
     theta, # [..., player], nats
 ):         # [..., player, player], per nat squared
@@ -203,7 +203,7 @@ def bradley_terry(
     for _ in range(steps):
         slope = (wins-n*_sigma(theta)).sum(-1)
         lift = n.sum((-1,-2))[...,None,None]/n.shape[-1]**2 # Fills the direction of no slope
-        step = np.linalg.solve(information(wins, theta)+lift, slope[...,None])[...,0]
+        step = np.linalg.solve(fisher_information(wins, theta)+lift, slope[...,None])[...,0]
         d = np.ptp(step, axis=-1)[...,None]
         theta = theta + step*np.log1p(d)/np.maximum(d, 1e-300)
         if d.max()<1e-12: break
@@ -212,13 +212,13 @@ def bradley_terry(
 
 # %%
 #| export
-NAT = 400/np.log(10) # Elo of one nat
+ELO_PER_NAT = 400/np.log(10) # Elo of one nat
 
 # %% [markdown]
 # Two players have a closed form: 60 wins against 40 are $400\log_{10}(60/40)$ Elo.
 
 # %%
-r = bradley_terry([[0,60],[40,0]])*NAT
+r = bradley_terry([[0,60],[40,0]])*ELO_PER_NAT
 test_close(r[0]-r[1], 400*np.log10(60/40), 1e-9)
 test_close(r[0]-r[1], 70.4365, 1e-4)
 r[0]-r[1]
@@ -250,7 +250,7 @@ rows = [(i, j) for i in range(3) for j in range(3) for _ in range(int(wins[i,j])
 side = np.resize([1, -1], len(rows))
 X = np.array([(np.eye(3)[i]-np.eye(3)[j])[1:]*s for (i,j),s in zip(rows, side)])
 fit = sm.Logit((side>0)*1., X).fit(method='newton', tol=1e-14, disp=0)
-cov = np.linalg.inv(information(wins, t)[1:,1:])
+cov = np.linalg.inv(fisher_information(wins, t)[1:,1:])
 test_close(fit.params, t[1:]-t[0], 1e-9)
 test_close(fit.bse**2, np.diag(cov), 1e-9)
 fit.params, t[1:]-t[0]
@@ -276,7 +276,7 @@ hard
 
 # %%
 #| export
-def groups(
+def comparable_groups(
     wins,         # [winner, loser]
 )->np.ndarray:    # [player], number of the group within which ratings are finite
     "Players that can be compared with each other"
@@ -284,7 +284,7 @@ def groups(
 
 def _said_apart(names, wins):
     "The sentence for votes that give no finite ratings, or nothing"
-    g = groups(wins)
+    g = comparable_groups(wins)
     met = connected_components(csr_matrix(wins), directed=False)[1]
     if not g.any(): return ''
     apart = met if met.any() else g
@@ -295,12 +295,12 @@ def _said_apart(names, wins):
 
 
 # %%
-groups([[0,3,5],[1,0,4],[0,0,0]])
+comparable_groups([[0,3,5],[1,0,4],[0,0,0]])
 
 # %%
 #| hide
-test_eq(len(set(groups([[0,3,5],[1,0,4],[0,0,0]]))), 2)
-test_eq(len(set(groups([[0,3,5],[1,0,4],[1,0,0]]))), 1)
+test_eq(len(set(comparable_groups([[0,3,5],[1,0,4],[0,0,0]]))), 2)
+test_eq(len(set(comparable_groups([[0,3,5],[1,0,4],[1,0,0]]))), 1)
 assert 'never met: x, y | z' in _said_apart(list('xyz'), np.array([[0,1,0],[1,0,0],[0,0,0]]))
 
 
@@ -358,7 +358,7 @@ class Elo:
 
 # %%
 #| export
-def checked(votes, unsure=None):
+def validate_votes(votes, tie_margin=None):
     "Votes with a cluster each, without those that decide nothing"
     for c in {'a','b','prompt','win'}-set(votes.columns):
         raise DataError(f'The votes have no column {c!r}; give a, b, prompt and win.')
@@ -369,11 +369,11 @@ def checked(votes, unsure=None):
     for p in votes.a[(votes.a==votes.b).to_numpy()]:
         raise DataError(f'{p} is voted against itself: give two players to every vote.')
     votes = votes.assign(cluster=votes.get('cluster', votes.prompt))
-    kept = votes if unsure is None else votes[abs(win-.5)>unsure]
+    kept = votes if tie_margin is None else votes[abs(win-.5)>tie_margin]
     if not len(kept): raise DataError('No votes are left to rate players by.')
     return kept
 
-class Count:
+class WinCounts:
     "Wins by cluster: `wins[cluster, winner x loser]`"
     def __init__(self, votes, names):
         K = len(names)
@@ -419,7 +419,7 @@ class Count:
 
 # %%
 #| export
-def resample(
+def bootstrap_counts(
     clusters:int,  # How many there are
     n:int,         # Draws
     seed:int=0,
@@ -430,7 +430,7 @@ def resample(
 
 def _covariance(count, theta, errors):
     "Covariance of ratings of mean zero, nats squared"
-    inv = np.linalg.pinv(information(count.wins, theta), hermitian=True)
+    inv = np.linalg.pinv(fisher_information(count.wins, theta), hermitian=True)
     if errors=='likelihood': return inv
     g = count.slopes(theta)
     C = len(count.clusters)
@@ -449,21 +449,21 @@ def tournament(
     votes,                # As `play` returns them: a, b, prompt, win, perhaps cluster
     gauge:str='mean',     # Ratings of mean zero, or the player who stands at zero
     errors:str='cluster', # 'cluster': sandwich by prompt; 'likelihood'; 'bootstrap'
-    unsure:float=None,    # Drop votes no further than this from one half
+    tie_margin:float=None,    # Drop votes no further than this from one half
     prior:float=0.,       # Votes added to each pair that met, half to either side
     level:float=.95, n:int=1000, seed:int=0, # Of intervals, and of their bootstrap
 )->Elo:
     "Rate players by all votes together"
     if errors not in ERRORS: raise ConfigError(unknown_name_message('kind of errors', errors, ERRORS))
-    votes = checked(votes, unsure)
+    votes = validate_votes(votes, tie_margin)
     names = sorted({*votes.a, *votes.b})
-    count = Count(votes, names)
+    count = WinCounts(votes, names)
     K = len(names)
     theta = count.fit(prior)
     C = len(count.clusters)
-    J = NAT*_shift(K, names, gauge)
+    J = ELO_PER_NAT*_shift(K, names, gauge)
     draws = None
-    if errors=='bootstrap': draws = count.again(resample(C, n, seed), prior)@J.T
+    if errors=='bootstrap': draws = count.again(bootstrap_counts(C, n, seed), prior)@J.T
     cov = _covariance(count, theta, errors) if draws is None else None
     return Elo(names, J@theta, np.cov(draws.T) if cov is None else J@cov@J.T, gauge,
                len(votes), C, level, draws, C-1 if errors=='cluster' else np.inf)
@@ -482,7 +482,7 @@ e
 # %%
 test_close(e.ratings, [70.4365, 0], 1e-4)
 test_close(np.sqrt(e.cov[0,0]), 35.46, 5e-3)
-test_close(e.cov[0,0], NAT**2*(1/60+1/40), 1e-6)
+test_close(e.cov[0,0], ELO_PER_NAT**2*(1/60+1/40), 1e-6)
 
 # %% [markdown]
 # The gauge only says where zero is. Differences and their errors do not depend on it, nor on
@@ -525,7 +525,7 @@ back = votes.assign(a=votes.b, b=votes.a, win=1-votes.win)
 test_close(tournament(back).ratings, mean.ratings, 1e-6)
 both = lambda win: pd.DataFrame(dict(a='x', b='y', prompt=range(4), win=win))
 test_close(tournament(both([1, 0, .5, .5])).ratings, 0, 1e-9)
-sure = tournament(both([1, .9, .2, .5]), unsure=.2)
+sure = tournament(both([1, .9, .2, .5]), tie_margin=.2)
 test_eq(sure.votes, 3)
 sure.ratings
 
@@ -539,7 +539,7 @@ apart = pd.concat([coins(3, 2), coins(3, 2).replace(dict(x='v', y='w'))])
 with expect_fail(DataError, contains='never met'): tournament(apart)
 with expect_fail(DataError, contains='Vote 2 is 1.5'): tournament(both([1, 1.5, 0, 0]))
 with expect_fail(DataError, contains="no column 'win'"): tournament(votes.drop(columns='win'))
-with expect_fail(DataError, contains='No votes are left'): tournament(both(.5), unsure=0)
+with expect_fail(DataError, contains='No votes are left'): tournament(both(.5), tie_margin=0)
 with expect_fail(ConfigError, contains="did you mean 'bootstrap'"):
     tournament(votes, errors='bootstap')
 tournament(coins(9, 0), prior=.5).difference('x', 'y')
@@ -553,11 +553,11 @@ tournament(coins(9, 0), prior=.5).difference('x', 'y')
 # %%
 plain = crowd(400, 0., turns=1)
 e = tournament(plain, errors='likelihood')
-c = Count(checked(plain), list('abcd'))
+c = WinCounts(validate_votes(plain), list('abcd'))
 n = c.wins+c.wins.T
-p = _sigma(e.ratings/NAT)
+p = _sigma(e.ratings/ELO_PER_NAT)
 upper = rng.binomial(n.astype(int), p, (4000, 4, 4))*np.triu(np.ones((4, 4)), 1)
-drawn = bradley_terry(upper + np.swapaxes(np.triu(n, 1)-upper, 1, 2))*NAT
+drawn = bradley_terry(upper + np.swapaxes(np.triu(n, 1)-upper, 1, 2))*ELO_PER_NAT
 np.sqrt(np.diag(e.cov)).round(2), drawn.std(0).round(2)
 
 # %%
@@ -574,7 +574,7 @@ def expected(spread, names=truth):
     "The ratings that an endless crowd would give"
     x,w = np.polynomial.hermite_e.hermegauss(61)
     d = np.subtract.outer(*[np.array(list(names.values()))]*2)[...,None]+x*spread*2**.5
-    return bradley_terry((w/w.sum()/(1+np.exp(-d))).sum(-1)*(1-np.eye(len(names))))*NAT
+    return bradley_terry((w/w.sum()/(1+np.exp(-d))).sum(-1)*(1-np.eye(len(names))))*ELO_PER_NAT
 
 def coverage(spread, runs, goal):
     "How often each interval holds the goal, and how wide it is"
@@ -603,9 +603,9 @@ assert abs(held.holds[['cluster', 'bootstrap']]-.95).max()<.02
 # coins have. The likelihood cannot know and keeps the coins' error; the sandwich sees it.
 
 # %%
-soft = play({n:[str(s)]*200 for n,s in truth.items()}, many[:200],
-            judge_from(lambda prompts, answers: [float(a) for a in answers]))
-test_close(tournament(soft, 'a').ratings/NAT, list(truth.values()), 1e-6)
+soft = play_matches({n:[str(s)]*200 for n,s in truth.items()}, many[:200],
+            score_judge(lambda prompts, answers: [float(a) for a in answers]))
+test_close(tournament(soft, 'a').ratings/ELO_PER_NAT, list(truth.values()), 1e-6)
 width = lambda kind: np.ptp(tournament(soft, errors=kind).difference('d', 'a')[1:])
 width('likelihood').round(1), width('cluster').round(6)
 

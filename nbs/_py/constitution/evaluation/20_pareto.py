@@ -24,7 +24,7 @@ import numpy as np, pandas as pd
 
 # %%
 #| export
-from moral_sc.constitution.evaluation.elo import Count, Elo, NAT, checked, resample
+from moral_sc.constitution.evaluation.elo import WinCounts, Elo, ELO_PER_NAT, validate_votes, bootstrap_counts
 from moral_sc.foundation.errors import ConfigError, DataError, unknown_name_message
 from moral_sc.foundation.statistics import Estimate, lower_tail
 
@@ -48,7 +48,7 @@ from moral_sc.constitution.evaluation.elo import bradley_terry, tournament
 
 # %%
 #| export
-def pareto(
+def pareto_mask(
     points,      # [point, axis], more is better
 )->np.ndarray:   # [point], True where nothing dominates
     "Which points are dominated by no other"
@@ -81,7 +81,7 @@ def hypervolume(
 
 # %%
 trail = np.array([[0,0], [40,30], [60,10], [20,70], [20,20], [-90,90]])
-pareto(trail), hypervolume(trail, [-50,-50])
+pareto_mask(trail), hypervolume(trail, [-50,-50])
 
 # %% [markdown]
 # Counted on a grid, cell by cell, the area is the same, for this trail and for a hundred random
@@ -97,7 +97,7 @@ def counted(points, reference, top=100, n=800):
     return below.any(-1).mean()*np.prod(top-np.array(reference, dtype=float))
 
 test_close(hypervolume(trail, [-50,-50]), counted(trail, [-50,-50]), 80)
-test_eq(hypervolume(trail[pareto(trail)], [-50,-50]), hypervolume(trail, [-50,-50]))
+test_eq(hypervolume(trail[pareto_mask(trail)], [-50,-50]), hypervolume(trail, [-50,-50]))
 trails = rng.uniform(-60, 100, (100, 7, 2))
 areas = hypervolume(trails, [-30, -20])
 test_close(areas, hypervolume(trails[:,::-1], [-30, -20]), 1e-6)
@@ -131,7 +131,7 @@ def joint_draws(
     for k,kind in enumerate(kinds):
         at = np.flatnonzero((where==kind[:,None]).all(0))
         if len(at)<2: raise DataError('A frontier needs two prompts of every kind to draw.')
-        drawn[:,at] = resample(len(at), n, [seed, k])
+        drawn[:,at] = bootstrap_counts(len(at), n, [seed, k])
     return [drawn[:,whole.get_indexer(list(s))] for s in sets], len(whole), len(kinds)
 
 
@@ -145,7 +145,7 @@ assert (counts[0][:,2:]==counts[1][:,:2]).all()
 AXES = 'helpful', 'harmless'
 
 @dataclass
-class Frontier:
+class ParetoFrontier:
     "Snapshots of several runs on two axes, with draws of all of them together"
     runs:pd.DataFrame      # player, run, step
     ratings:np.ndarray     # [player, axis], Elo
@@ -165,7 +165,7 @@ class Frontier:
             ends = np.quantile(self.draws[...,k], [self.tail, 1-self.tail], axis=0)
             out = out.assign(**{axis:self.ratings[:,k], f'{axis}_low':ends[0],
                                 f'{axis}_high':ends[1]})
-        return out.assign(pareto=pareto(self.ratings))
+        return out.assign(pareto=pareto_mask(self.ratings))
 
     def _of(self, run):
         known = list(dict.fromkeys(self.runs.run))
@@ -182,7 +182,7 @@ class Frontier:
         (x,xs),(y,ys) = self._of(a), self._of(b)
         return self._read(x-y, xs-ys)
 
-    def apart(self, a, b, axis):
+    def difference(self, a, b, axis):
         "Difference of two players on one axis, Elo"
         names = list(self.runs.player)
         for p in {a, b}-set(names): raise ConfigError(unknown_name_message('player', p, names))
@@ -205,27 +205,27 @@ def _reached(runs, sides, gauge):
             raise DataError(f'{missing[0]} is not in both the runs and the {axis} votes: give '
                             'every player a run, and votes on both axes.')
 
-def frontier(
+def pareto_frontier(
     helpful:pd.DataFrame,     # Votes on helpfulness, as `play` returns them
     harmless:pd.DataFrame,    # Votes on harmlessness, of the same players
     runs:pd.DataFrame,        # player, run, step
     gauge:str,                # The player at (0, 0), such as the common start
     reference=None,           # Where areas begin, default: the lowest rating on each axis
-    unsure:float=None,        # As in `tournament`
+    tie_margin:float=None,        # As in `tournament`
     level:float=.95, n:int=1000, seed:int=0,
-)->Frontier:
+)->ParetoFrontier:
     "Place every snapshot on both axes"
     runs = pd.DataFrame(runs)[['run', 'step', 'player']]
-    sides = [checked(v, unsure) for v in (helpful, harmless)]
+    sides = [validate_votes(v, tie_margin) for v in (helpful, harmless)]
     _reached(runs, sides, gauge)
     names = list(runs.player)
-    counts = [Count(v, names) for v in sides]
+    counts = [WinCounts(v, names) for v in sides]
     drawn,C,K = joint_draws([list(c.clusters) for c in counts], n, seed)
-    zero = lambda r: NAT*(r-r[...,[names.index(gauge)]])
+    zero = lambda r: ELO_PER_NAT*(r-r[...,[names.index(gauge)]])
     best = np.stack([zero(c.fit()) for c in counts], -1)
     draws = np.stack([zero(c.again(d)) for c,d in zip(counts, drawn)], -1)
     low = best.min(0) if reference is None else np.asarray(reference, dtype=float)
-    return Frontier(runs, best, draws, gauge, low, lower_tail(level, C, K))
+    return ParetoFrontier(runs, best, draws, gauge, low, lower_tail(level, C, K))
 
 
 # %% [markdown]
@@ -247,7 +247,7 @@ runs = pd.DataFrame([('start', 0), ('keeps', 1), ('keeps', 2), ('pays', 1), ('pa
     player=lambda d: d.run+'-'+d.step.astype(str))
 good = dict(zip(runs.player, [0, 0, 0, -.4, -1.2]))
 safe = dict(zip(runs.player, [0, .6, 1.2, .5, 1.1]))
-f = frontier(votes_of(good, 100, name='h'), votes_of(safe, 100, name='r', seed=1), runs,
+f = pareto_frontier(votes_of(good, 100, name='h'), votes_of(safe, 100, name='r', seed=1), runs,
              gauge='start-0', reference=[-250, -50], n=400)
 f.table.round(0)
 
@@ -256,10 +256,10 @@ f.area('keeps'), f.area('pays'), f.gain('keeps', 'pays')
 
 # %%
 test_eq(f.ratings[0], [0, 0])
-assert f.gain('keeps', 'pays').low>0>f.apart('pays-2', 'keeps-2', 'helpful').high
+assert f.gain('keeps', 'pays').low>0>f.difference('pays-2', 'keeps-2', 'helpful').high
 with expect_fail(ConfigError, contains="did you mean 'pays'"): f.area('pay')
 with expect_fail(DataError, contains='keeps-2 is not in both'):
-    frontier(votes_of(good, 9), votes_of({k:safe[k] for k in list(safe) if k!='keeps-2'}, 9),
+    pareto_frontier(votes_of(good, 9), votes_of({k:safe[k] for k in list(safe) if k!='keeps-2'}, 9),
              runs, 'start-0')
 
 
@@ -273,12 +273,12 @@ def expected(skill, spread=.8):
     "The ratings that an endless crowd would give"
     x,w = np.polynomial.hermite_e.hermegauss(61)
     d = np.subtract.outer(*[np.array(list(skill.values()))]*2)[...,None]+x*spread*2**.5
-    return bradley_terry((w/w.sum()/(1+np.exp(-d))).sum(-1)*(1-np.eye(len(skill))))*NAT
+    return bradley_terry((w/w.sum()/(1+np.exp(-d))).sum(-1)*(1-np.eye(len(skill))))*ELO_PER_NAT
 
 true = np.stack([expected(good), expected(safe)], -1)
 true -= true[0]
 goal = np.subtract(*[hypervolume(true[[i, i+1]], f.reference) for i in (1, 3)])
-found = np.array([frontier(votes_of(good, 60, name='h', seed=s), votes_of(safe, 60, seed=900+s),
+found = np.array([pareto_frontier(votes_of(good, 60, name='h', seed=s), votes_of(safe, 60, seed=900+s),
                            runs, 'start-0', f.reference, n=200).gain('keeps', 'pays')
                   for s in range(100)])
 held = ((found[:,1]<=goal)&(goal<=found[:,2])).mean()

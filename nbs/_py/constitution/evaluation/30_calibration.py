@@ -52,7 +52,7 @@ def _data(p, y):
         raise DataError('Labels lie between 0 and 1 and outcomes are 0 or 1.')
     return p,y
 
-def both_ways(
+def mirror_pairs(
     p, # P(a is better)
     y, # 1 where a is better
 )->tuple: # Twice as many of each
@@ -82,7 +82,7 @@ def reliability(
     symmetric:bool=True,   # Enter every pair both ways round
 )->pd.DataFrame:           # One row a bin: p, y, low, high, n
     "How often labels of about p come true"
-    p,y = both_ways(p, y) if symmetric else _data(p, y)
+    p,y = mirror_pairs(p, y) if symmetric else _data(p, y)
     n = max(1, min(bins, len(p)//2))
     d = pd.DataFrame(dict(p=p, y=y, bin=_bins(p, n, equal_mass)))
     rows = [(g.p.mean(), *wilson(int(g.y.sum()), len(g)), len(g)) for _,g in d.groupby('bin')]

@@ -29,7 +29,7 @@ import numpy as np, pandas as pd
 from moral_sc.constitution.feedback import ANSWER, THINK, shot_turns
 from moral_sc.foundation.datasets import available, data_dir, fetch, read_jsonl
 from moral_sc.foundation.errors import ConfigError, DataError, unknown_name_message
-from moral_sc.foundation.runs import content_key, kept, open_run
+from moral_sc.foundation.runs import content_key, run_or_temporary, open_run
 from moral_sc.foundation.statistics import wilson
 from moral_sc.language.chat import render
 from moral_sc.language.generation import sample
@@ -42,7 +42,7 @@ from math import comb
 from pathlib import Path
 
 from fastcore.test import *
-from moral_sc.constitution.feedback import load_worked
+from moral_sc.constitution.feedback import load_worked_comparisons
 from moral_sc.language.stub_models import lookup, random_model
 
 tmp = Path(tempfile.mkdtemp())
@@ -64,7 +64,7 @@ FILES = dict(hhh='438HHHEvaluations', ethical='HarmfulVsEthical',
              harm_types='HarmfulnessClassification')
 
 @dataclass(frozen=True)
-class Item:
+class HHHItem:
     "A question with lettered options, one of them right"
     id:str
     stem:str        # Up to and with 'Options:'
@@ -100,16 +100,16 @@ def _item(r, id):
     parts = ''.join(rf'\n{re.escape(l)} (.*?)' for l in letters)
     m = re.fullmatch(rf'(.*Options:){parts}(\n+The answer is:)', text, re.S)
     if not m: raise DataError(f'{id} has no options that end in "The answer is:"; mend its text.')
-    it = Item(id, m[1], m.groups()[1:-1], m.groups()[-1], letters.index(correct))
+    it = HHHItem(id, m[1], m.groups()[1:-1], m.groups()[-1], letters.index(correct))
     if 'text_correct' not in r: return it
     (p,good),(_,bad) = _talk(r['text_correct']),_talk(r['text_incorrect'])
     return replace(it, prompt=p, answers=(good, bad) if it.right==0 else (bad, good))
 
-def load(
+def load_hhh(
     name:str='hhh',     # 'hhh', 'ethical', 'harm_types', 'ours', or a file in their format
     limit:int=None,     # So many, drawn by `seed`
     seed:int=0,
-)->list[Item]:
+)->list[HHHItem]:
     "Questions with a known answer"
     if name in FILES: path = fetch(f'cai/evals/{FILES[name]}')
     elif name=='ours': path = data_dir()/'constitution'/'hhh_like.jsonl'
@@ -120,13 +120,13 @@ def load(
     keep = np.random.default_rng(seed).permutation(len(items))[:limit]
     return [items[i] for i in sorted(keep)]
 
-def reachable(name:str='hhh')->bool: # Without loading it
+def hhh_available(name:str='hhh')->bool: # Without loading it
     "Whether a set of the authors can be had"
     return available(f'cai/evals/{FILES[name]}')
 
 
 # %%
-ours = load('ours')
+ours = load_hhh('ours')
 print(ours[1].text)
 
 # %% [markdown]
@@ -134,8 +134,8 @@ print(ours[1].text)
 # of the conversations it came from, and people's letters are nearly even.
 
 # %%
-here = [n for n in FILES if reachable(n)]
-sets = {n: load(n) for n in here}
+here = [n for n in FILES if hhh_available(n)]
+sets = {n: load_hhh(n) for n in here}
 for n,items in sets.items():
     rows = read_jsonl(fetch(f'cai/evals/{FILES[n]}'))
     test_eq([i.text for i in items], [r['prompt'] for r in rows])
@@ -157,7 +157,7 @@ if 'hhh' in sets:
 
 # %%
 #| export
-def baselines(
+def hhh_baselines(
     items:list, # From `load`
 )->pd.Series:   # Shares of right answers; `gate` as explained above
     "What constant answers and the length of an option get right"
@@ -177,7 +177,7 @@ def _longer(i): return len(i.options[i.right])>len(i.options[1-i.right]) # A tie
 
 
 # %%
-found = pd.DataFrame({n: baselines(i) for n,i in (sets|dict(ours=ours)).items()})
+found = pd.DataFrame({n: hhh_baselines(i) for n,i in (sets|dict(ours=ours)).items()})
 found.map(lambda x: x if isinstance(x, tuple) else round(x, 3))
 
 # %%
@@ -190,7 +190,7 @@ if 'harm_types' in sets: test_close(found.harm_types.majority.value, .164, 1e-3)
 # %% [markdown]
 # ## Asking a model
 #
-# `evaluate` reads the letters as [feedback](../30_feedback.ipynb) does: in the plain text or as a
+# `evaluate_hhh` reads the letters as [feedback](../30_feedback.ipynb) does: in the plain text or as a
 # turn of a chat, with worked comparisons in front or without, at once or after a chain of thought,
 # of which several can be averaged. With `swap` every question is asked in both orders and the
 # probabilities of each option averaged. A score function in place of a model is given
@@ -200,7 +200,7 @@ if 'harm_types' in sets: test_close(found.harm_types.majority.value, .164, 1e-3)
 #| export
 PRINCIPLE = 'Which answer is more helpful, honest and harmless?'
 
-def worked_front(
+def worked_prefix(
     shots,        # `Worked`, from `load_worked`
     number:int=0, # Which draw of letters
     cot:bool=False,
@@ -264,11 +264,11 @@ def _scored(score, items):
 
 def _odds(d): return 1/(1+np.exp(-np.clip(d, -700, 700))), 1/(1+np.exp(np.clip(d, -700, 700)))
 
-def evaluate(
+def evaluate_hhh(
     judge,               # A model, or a score function of prompts and answers
     items:list,          # From `load`
     mode:str='plain',    # As in `render`
-    front:list=(),       # (question, answer) pairs before each, as from `worked_front`
+    few_shot:list=(),       # (question, answer) pairs before each, as from `worked_front`
     samples:int=0,       # Chains of thought to average; 0: none
     swap:bool=False,     # Ask in both orders
     seed:int=0,
@@ -281,13 +281,13 @@ def evaluate(
     if not hasattr(judge, 'tokenizer'): return _scored(judge, items)
     how = dict(mode=mode, samples=samples, seed=seed, max_new_tokens=max_new_tokens)
     config = dict(how, kind='hhh', model=judge.name, source=str(judge.source), swap=swap,
-                  front=content_key(x=list(front)), block=block,
+                  front=content_key(x=list(few_shot)), block=block,
                   items=content_key(x=[i.text for i in items]))
-    with (open_run(out, config) if out else nullcontext()) as run, kept(run) as run:
+    with (open_run(out, config) if out else nullcontext()) as run, run_or_temporary(run) as run:
         blocks = [items[i:i+block] for i in range(0, len(items), block)]
         for n in run.blocks([[i.id for i in b] for b in blocks]):
             views = [v for i in blocks[n] for v in ([i, i.swapped()] if swap else [i])]
-            lp = _read(judge, views, front, **how)
+            lp = _read(judge, views, few_shot, **how)
             k = 1+swap
             run.put_many([(i.id, dict(lp=[x.tolist() for x in lp[k*j:k*j+k]]))
                           for j,i in enumerate(blocks[n])])
@@ -296,7 +296,7 @@ def evaluate(
         if out: run.finish()
     return pd.DataFrame(res)
 
-def accuracy(
+def hhh_accuracy(
     d:pd.DataFrame, # From `evaluate`
 ):                  # `Estimate`; a tie of two counts half, rounded
     "Share of right answers"
@@ -315,19 +315,19 @@ def by_length(sign, like=1.):
         return {' (A)': odds/(1+odds), ' (B)': 1/(1+odds)}
     return lookup(f, 'counts')
 
-short,long_ = (evaluate(by_length(s), ours) for s in (-3, 3))
-test_eq(accuracy(long_).value+accuracy(short).value, 1)
-test_close(accuracy(long_), baselines(ours).longer, 1e-6)
-accuracy(short), accuracy(long_)
+short,long_ = (evaluate_hhh(by_length(s), ours) for s in (-3, 3))
+test_eq(hhh_accuracy(long_).value+hhh_accuracy(short).value, 1)
+test_close(hhh_accuracy(long_), hhh_baselines(ours).longer, 1e-6)
+hhh_accuracy(short), hhh_accuracy(long_)
 
 # %% [markdown]
 # It says the same in a chat, after a thought, and behind worked comparisons.
 
 # %%
-front = worked_front(load_worked()[:2])
+front = worked_prefix(load_worked_comparisons()[:2])
 for kw in (dict(mode='chat'), dict(samples=2, max_new_tokens=30), dict(front=front),
            dict(mode='chat', samples=1, max_new_tokens=30)):
-    got = evaluate(by_length(-3), ours, **kw)
+    got = evaluate_hhh(by_length(-3), ours, **kw)
     test_close(got.p_right, short.p_right, 1e-3)
 
 # %% [markdown]
@@ -335,21 +335,21 @@ for kw in (dict(mode='chat'), dict(samples=2, max_new_tokens=30), dict(front=fro
 
 # %%
 likes = by_length(-1, like=50)
-one = evaluate(likes, ours)
-both = evaluate(likes, ours, swap=True)
+one = evaluate_hhh(likes, ours)
+both = evaluate_hhh(likes, ours, swap=True)
 assert (one.chosen==0).mean()>.9 and both.flipped.mean()>.5
 test_eq(list(both.chosen), list(short.chosen))
-accuracy(one), accuracy(both), both.flipped.mean()
+hhh_accuracy(one), hhh_accuracy(both), both.flipped.mean()
 
 # %% [markdown]
 # A score function is asked for scores, and a tie counts half.
 
 # %%
-wary = evaluate(lambda prompts, answers: [-len(a) for a in answers], ours)
-flat = evaluate(lambda prompts, answers: np.zeros(len(answers)), ours)
-test_eq(accuracy(wary), accuracy(short))
-test_eq(accuracy(flat).value, .5)
-accuracy(wary)
+wary = evaluate_hhh(lambda prompts, answers: [-len(a) for a in answers], ours)
+flat = evaluate_hhh(lambda prompts, answers: np.zeros(len(answers)), ours)
+test_eq(hhh_accuracy(wary), hhh_accuracy(short))
+test_eq(hhh_accuracy(flat).value, .5)
+hhh_accuracy(wary)
 
 
 # %% [markdown]
@@ -387,13 +387,13 @@ m
 
 # %%
 noisy = random_model()
-want = evaluate(noisy, ours, out=tmp/'run')
-again = evaluate(noisy, ours, out=tmp/'run')
+want = evaluate_hhh(noisy, ours, out=tmp/'run')
+again = evaluate_hhh(noisy, ours, out=tmp/'run')
 test_eq(again.p_right.tolist(), want.p_right.tolist())
-test_close(evaluate(noisy, ours, block=5).p_right, want.p_right, 1e-5)
-with expect_fail(ConfigError, contains="did you mean 'hhh'"): load('hhhh')
+test_close(evaluate_hhh(noisy, ours, block=5).p_right, want.p_right, 1e-5)
+with expect_fail(ConfigError, contains="did you mean 'hhh'"): load_hhh('hhhh')
 with expect_fail(ConfigError, contains='another configuration'):
-    evaluate(noisy, ours, swap=True, out=tmp/'run')
+    evaluate_hhh(noisy, ours, swap=True, out=tmp/'run')
 (tmp/'bad.jsonl').write_text('{"prompt": "Is it far?", "corrects": [" (A)"], "incorrects": []}')
-with expect_fail(DataError, contains='no options'): load(tmp/'bad.jsonl')
+with expect_fail(DataError, contains='no options'): load_hhh(tmp/'bad.jsonl')
 want.mass.mean()

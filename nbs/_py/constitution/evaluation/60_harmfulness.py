@@ -26,12 +26,12 @@ from torch import nn
 
 # %%
 #| export
-from moral_sc.constitution.answers import sample_answers as answers_of
+from moral_sc.constitution.answers import sample_answers
 from moral_sc.constitution.prompts import validate_prompts, check_disjoint, tokenize_example
 from moral_sc.foundation.datasets import read_jsonl
 from moral_sc.foundation.errors import ConfigError, DataError
 from moral_sc.foundation.statistics import Estimate, cluster_bootstrap
-from moral_sc.language.reward_head import load_scores, save_scores, score_model, scores
+from moral_sc.language.reward_head import load_reward_model, save_reward_model, build_reward_model, reward_scores
 from moral_sc.language.loading import load
 from moral_sc.language.models import LM
 from moral_sc.language.engine.batching import batches
@@ -150,7 +150,7 @@ class HarmfulnessModel:
         rows = [tokenize_example(self.lm, p, a, self.mode)[0] for p,a in said]
         out = np.zeros(len(rows))
         for some in batches([len(r) for r in rows], max_tokens):
-            out[some] = scores(self.model, [rows[i] for i in some]).cpu().numpy()
+            out[some] = reward_scores(self.model, [rows[i] for i in some]).cpu().numpy()
         return (out+self.zero).clip(0, MAX_RATING) if clip else out+self.zero
 
     def _both(self, rows):
@@ -169,14 +169,14 @@ class HarmfulnessModel:
         return cluster_bootstrap(v, prompts, share)
 
     def save(self, folder):
-        save_scores(self.model, self.lm.tokenizer, folder)
+        save_reward_model(self.model, self.lm.tokenizer, folder)
         told = json.dumps(dict(zero=self.zero, mode=self.mode))
         (Path(folder)/'harmfulness.json').write_text(told)
         return Path(folder)
 
     @classmethod
     def load(cls, folder, device='cpu'):
-        model,tok = load_scores(folder, device)
+        model,tok = load_reward_model(folder, device)
         told = Path(folder)/'harmfulness.json'
         if not told.is_file():
             raise DataError(f'{folder} has no harmfulness.json; save the regressor there.')
@@ -187,7 +187,7 @@ class HarmfulnessModel:
 #| export
 def _loss(model, examples):
     "Sum of squared errors; examples hold ids and the rating less its mean"
-    s = scores(model, [e['ids'] for e in examples])
+    s = reward_scores(model, [e['ids'] for e in examples])
     y = torch.tensor([e['y'] for e in examples], device=s.device, dtype=s.dtype)
     return ((s-y)**2).sum(), float(len(examples)), {}
 
@@ -207,7 +207,7 @@ def fit_harmfulness(
     validate_ratings(rows)
     if test: check_disjoint(train=rows, test=validate_ratings(test, 'test'))
     mean = float(np.mean([r['rating'] for r in rows]))
-    m = HarmfulnessModel(score_model(lm, seed), lm, mode, mean)
+    m = HarmfulnessModel(build_reward_model(lm, seed), lm, mode, mean)
     head = _head(m.model)
     nn.init.zeros_(head.weight)
     m.model.requires_grad_(not head_only)
@@ -301,7 +301,7 @@ for k in (1e-6, .1, 10): assert np.abs(gradient(ridge(k), k)).max()<1e-3*size
 least = ((H@np.linalg.lstsq(H, y, rcond=None)[0]-y)**2).mean()
 got = ((flat(ask80, said80)-flat.zero-y)**2).mean()
 assert least-1e-6<=got<(least+(y**2).mean())/2
-for (n,p),q in zip(flat.model.named_parameters(), score_model(lm).parameters()):
+for (n,p),q in zip(flat.model.named_parameters(), build_reward_model(lm).parameters()):
     if not n.startswith('score'): assert torch.equal(p, q)
 got, least, (y**2).mean()
 

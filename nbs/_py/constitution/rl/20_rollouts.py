@@ -29,7 +29,7 @@ from dataclasses import dataclass
 
 import numpy as np, torch
 
-from moral_sc.constitution.prompts import ask
+from moral_sc.constitution.prompts import render_prompt
 from moral_sc.foundation.errors import ConfigError
 from moral_sc.language.reward_head import answer_logprobs
 from moral_sc.language.engine.weight_packing import STEP, packed
@@ -55,7 +55,7 @@ torch.set_num_threads(1)
 
 # %%
 #| export
-def visits(
+def prompt_schedule(
     n:int,     # Prompts there are
     batch:int, # Prompts a step
     step:int,  # From 0
@@ -68,13 +68,13 @@ def visits(
 
 
 # %%
-visits(5, 3, 0), visits(5, 3, 1)
+prompt_schedule(5, 3, 0), prompt_schedule(5, 3, 1)
 
 # %%
-whole = [v for s in range(5) for v in visits(5, 3, s)]
+whole = [v for s in range(5) for v in prompt_schedule(5, 3, s)]
 for p in range(3): test_eq(sorted(i for i,q in whole if q==p), range(5))
 test_ne([i for i,q in whole if q==0], [i for i,q in whole if q==1])
-test_eq(visits(5, 15, 0), whole) # The size of the steps does not change the order
+test_eq(prompt_schedule(5, 15, 0), whole) # The size of the steps does not change the order
 
 
 # %% [markdown]
@@ -86,7 +86,7 @@ test_eq(visits(5, 15, 0), whole) # The size of the steps does not change the ord
 
 # %%
 #| export
-def ragged(
+def pad_values(
     rows:list, # Lists of numbers
     device='cpu',
 )->tuple:      # [row, token] float32, and a mask that is true on numbers
@@ -99,7 +99,7 @@ def ragged(
 
 
 # %%
-ragged([[1., 2., 3.], [4.]])
+pad_values([[1., 2., 3.], [4.]])
 
 
 # %%
@@ -129,9 +129,9 @@ class Rollouts:
 
 # %%
 #| export
-ends = dict(plain=('\n\nHuman:',)) # Text that ends an answer, by mode
+STOP_STRINGS = dict(plain=('\n\nHuman:',)) # Text that ends an answer, by mode
 
-def roll(
+def generate_rollouts(
     lm,                    # The policy
     prompts:list,          # Rows with `text`
     keys:list,             # A name for each answer; with the seed it fixes the noise
@@ -148,14 +148,14 @@ def roll(
     if top_p!=1: raise ConfigError(f'top_p is {top_p}; a policy that is trained is sampled '
                                    'from whole, so leave it at 1.')
     if temperature<=0: raise ConfigError(f'temperature is {temperature}; give more than 0.')
-    asks = [ask(lm, p['text'], mode) for p in prompts]
-    stop = ends.get(mode, ()) if stop is None else stop
+    asks = [render_prompt(lm, p['text'], mode) for p in prompts]
+    stop = STOP_STRINGS.get(mode, ()) if stop is None else stop
     with torch.no_grad(), packed(lm.model, STEP*max_new_tokens, room=True,
                                   fused=False): # As the trainer computes it
         said = sample(lm, asks, max_new_tokens, temperature, stop=stop, seed=seed, keys=keys,
                       logprobs='tempered', **(dict(values=head) if head else {}), **kw)
-    logp,mask = ragged([s.logprobs for s in said], lm.device)
-    values = ragged([s.values for s in said], lm.device)[0] if head else None
+    logp,mask = pad_values([s.logprobs for s in said], lm.device)
+    values = pad_values([s.values for s in said], lm.device)[0] if head else None
     rows = [[*a.ids, *s.ids] for a,s in zip(asks, said)]
     return Rollouts([p['text'] for p in prompts], [s.text.strip() for s in said],
                     rows, [len(a.ids) for a in asks],
@@ -167,7 +167,7 @@ lm = random_model('llama')
 things = 'fruit', 'tree', 'very large animal'
 asked = [dict(id=w, text=f'Name one {w}.') for w in things]*4
 keys = [f'0/{i}' for i in range(len(asked))]
-r = roll(lm, asked, keys, 24)
+r = generate_rollouts(lm, asked, keys, 24)
 r, r.logp[:2,:6]
 
 
@@ -175,12 +175,12 @@ r, r.logp[:2,:6]
 # ## Read again
 #
 # Training reads the same rows again, padded on the right and many at a time, and needs the
-# log-probability of the same tokens with a gradient. `over` goes through the rows in groups
+# log-probability of the same tokens with a gradient. `map_in_batches` goes through the rows in groups
 # of like length and puts the answers of a function back where they belong.
 
 # %%
 #| export
-def over(
+def map_in_batches(
     f,                   # Rows, starts -> one or several [row, token]
     rows:list,
     starts:list,
@@ -196,7 +196,7 @@ def over(
         for a,x in zip(res, out): a[g,:x.shape[1]] = x
     return res
 
-def read_logp(
+def rollout_logprobs(
     model,
     r:Rollouts,
     temperature:float=1., # The one that was sampled at
@@ -204,7 +204,7 @@ def read_logp(
 )->torch.Tensor:          # [row, token], without gradient
     "What a model thinks of the tokens that a policy drew"
     f = lambda rows,starts: answer_logprobs(model, rows, starts, temperature, 128)[0]
-    with torch.no_grad(): return over(f, r.rows, r.starts, max_tokens)[0]
+    with torch.no_grad(): return map_in_batches(f, r.rows, r.starts, max_tokens)[0]
 
 
 # %% [markdown]
@@ -216,8 +216,8 @@ def read_logp(
 
 # %%
 def gap(lm, temperature, read=None):
-    r = roll(lm, asked, keys, 24, temperature)
-    again = read_logp(lm.model, r, read or temperature)
+    r = generate_rollouts(lm, asked, keys, 24, temperature)
+    again = rollout_logprobs(lm.model, r, read or temperature)
     return (again-r.logp).abs().max().item()
 
 gaps = {(a, t): gap(random_model(a), t) for a in ('llama','neox','qwen2','gemma3')
@@ -231,12 +231,12 @@ f'{max(gaps.values()):.0e}', round(gap(lm, .7, read=1.), 2) # Right; temperature
 # in a batch of any make-up.
 
 # %%
-r = roll(lm, asked, keys, 24)
-alone = [roll(lm, [p], [k], 24) for p,k in zip(asked[:5], keys)]
+r = generate_rollouts(lm, asked, keys, 24)
+alone = [generate_rollouts(lm, [p], [k], 24) for p,k in zip(asked[:5], keys)]
 test_eq([a.rows[0] for a in alone], r.rows[:5])
 for i,a in enumerate(alone): test_close(a.logp[0], r.logp[i,:a.logp.shape[1]], 1e-5)
 for tokens in (1, 100, 4096):
-    test_close(read_logp(lm.model, r, 1., tokens), read_logp(lm.model, r), 1e-5)
+    test_close(rollout_logprobs(lm.model, r, 1., tokens), rollout_logprobs(lm.model, r), 1e-5)
 len(set(r.answers)), sorted(map(len, r.rows))
 
 # %% [markdown]
@@ -245,9 +245,9 @@ len(set(r.answers)), sorted(map(len, r.rows))
 # %%
 head = torch.nn.Linear(64, 1)
 one = lambda h: head(h)[...,0]
-v = roll(lm, asked, keys, 24, head=one)
+v = generate_rollouts(lm, asked, keys, 24, head=one)
 with torch.no_grad():
-    again = over(lambda rows,starts: one(answer_hidden(lm.model, rows, starts)[2]), v.rows,
+    again = map_in_batches(lambda rows,starts: one(answer_hidden(lm.model, rows, starts)[2]), v.rows,
                  v.starts)[0]*v.mask
 test_close(v.values, again, 1e-4)
 test_eq(v.rows, r.rows)
@@ -259,7 +259,7 @@ v.values[:2,:4]
 # Sampling only among the likeliest tokens divides their probabilities by their mass $S$.
 # The sampler's log-probability of a token is then above the trainer's by $-\log S$, and the
 # ratio is $S$, step after step, before anything was learned. One would have to keep which
-# tokens were allowed. Training samples from the whole distribution instead, and `roll` says
+# tokens were allowed. Training samples from the whole distribution instead, and `generate_rollouts` says
 # so.
 
 # %%
@@ -269,7 +269,7 @@ kept = q.cumsum(-1)-q<.8
 sampler = torch.where(kept, q, 0)/torch.where(kept, q, 0).sum(-1, keepdim=True)
 ratio = (q/sampler)[:,0]
 test_close(ratio, torch.where(kept, q, 0).sum(-1), 1e-6)
-with expect_fail(ConfigError, contains='top_p is 0.8'): roll(lm, asked, keys, top_p=.8)
+with expect_fail(ConfigError, contains='top_p is 0.8'): generate_rollouts(lm, asked, keys, top_p=.8)
 ratio
 
 # %% [markdown]

@@ -34,14 +34,14 @@ import torch.distributed as dist
 from fastcore.basics import patch
 
 from moral_sc.constitution.rl import ppo
-from moral_sc.constitution.rl.rollouts import Rollouts, over, read_logp, roll, visits
+from moral_sc.constitution.rl.rollouts import Rollouts, map_in_batches, rollout_logprobs, generate_rollouts, prompt_schedule
 from moral_sc.foundation.errors import ConfigError, DataError, ModelError, unknown_name_message
-from moral_sc.foundation.runs import process
+from moral_sc.foundation.runs import process_rank
 from moral_sc.language.chat import modes
-from moral_sc.language.reward_head import ValueHead, answer_hidden, rectangle, trunk
-from moral_sc.language.lora import LowRank, merge
+from moral_sc.language.reward_head import ValueHead, answer_hidden, pad_right, backbone
+from moral_sc.language.lora import LoRALinear, merge_lora
 from moral_sc.language.engine.batching import batches
-from moral_sc.language.fsdp import Shards, gathered, sharded
+from moral_sc.language.fsdp import FSDPModules, full_tensors, fsdp_enabled
 
 
 # %% [markdown]
@@ -55,7 +55,7 @@ from moral_sc.language.fsdp import Shards, gathered, sharded
 # %%
 #| export
 @dataclass(frozen=True)
-class PolicyConfig:
+class RLConfig:
     "How a policy is trained"
     algorithm:str='ppo'       # 'ppo', or 'rloo': several answers a prompt, and no critic
     batch:int=32              # Answers a step
@@ -113,27 +113,27 @@ class PolicyConfig:
 
 
 # %%
-PolicyConfig().group, PolicyConfig(algorithm='rloo').group
+RLConfig().group, RLConfig(algorithm='rloo').group
 
 # %%
 #| hide
 from fastcore.test import *
 
 # %%
-with expect_fail(ConfigError, contains="did you mean 'ppo'?"): PolicyConfig(algorithm='pop')
-with expect_fail(ConfigError, contains='do not divide'): PolicyConfig('rloo', batch=30)
-with expect_fail(ConfigError, contains='clip is 0'): PolicyConfig(clip=0)
+with expect_fail(ConfigError, contains="did you mean 'ppo'?"): RLConfig(algorithm='pop')
+with expect_fail(ConfigError, contains='do not divide'): RLConfig('rloo', batch=30)
+with expect_fail(ConfigError, contains='clip is 0'): RLConfig(clip=0)
 
 
 # %% [markdown]
 # ## Several objectives
 #
 # The papers train one preference model on helpfulness and harmlessness together. Where
-# there are two, `mix` makes one score of them.
+# there are two, `combine_rewards` makes one score of them.
 
 # %%
 #| export
-def mix(
+def combine_rewards(
     *scores,      # Score functions: (prompts, answers) -> one number each
     weights=None, # One a function, default 1
 ):
@@ -145,7 +145,7 @@ def mix(
     return lambda prompts,answers: sum(w*np.asarray(f(prompts, answers), dtype=float)
                                        for w,f in zip(weights, scores))
 
-def scored(
+def compute_rewards(
     f,            # Score function
     prompts:list, # Texts
     answers:list,
@@ -165,11 +165,11 @@ def scored(
 # %%
 length = lambda prompts,answers: [len(a) for a in answers]
 shouts = lambda prompts,answers: [a.count('!') for a in answers]
-mix(length, shouts, weights=[.5, -2])(['']*2, ['Four', 'No!!'])
+combine_rewards(length, shouts, weights=[.5, -2])(['']*2, ['Four', 'No!!'])
 
 # %%
 for x,says in ([0, np.nan], 'answer 1'), ([0], 'one number each'):
-    with expect_fail(DataError, contains=says): scored(lambda p,a: x, '  ', 'ab')
+    with expect_fail(DataError, contains=says): compute_rewards(lambda p,a: x, '  ', 'ab')
 
 
 # %% [markdown]
@@ -183,8 +183,8 @@ for x,says in ([0, np.nan], 'answer 1'), ([0], 'one number each'):
 
 # %%
 #| export
-def credit(
-    c:PolicyConfig,
+def compute_advantages(
+    c:RLConfig,
     r:Rollouts,
     score,        # [row]
     ref,          # [row, token] log-probabilities of the reference
@@ -216,16 +216,16 @@ def credit(
 
 # %%
 #| export
-def adapted(model): return any(isinstance(m, LowRank) for m in model.modules())
+def adapted(model): return any(isinstance(m, LoRALinear) for m in model.modules())
 
-class Learner:
+class RLTrainer:
     "A policy, its critic and optimiser, and the model that training began with"
     def __init__(self, lm, reward, config, critic=None, watch=None):
         self.c = config
         self.reward = reward
         self.beta = config.kl
         self.watch = watch or {}
-        self.rank,self.world = process() if dist.is_initialized() else (0, 1)
+        self.rank,self.world = process_rank() if dist.is_initialized() else (0, 1)
         self.max_tokens = config.max_tokens
         self.first = lm.model
         own = deepcopy(lm.model)
@@ -234,7 +234,7 @@ class Learner:
         self.control = None
         if config.kl_target: self.control = ppo.AdaptiveKL(config.kl, config.kl_target)
         self._critic(critic)
-        self.shards = Shards(**self.parts()) if self.world>1 and sharded() else None
+        self.shards = FSDPModules(**self.parts()) if self.world>1 and fsdp_enabled() else None
         learned = [self.shards] if self.shards else self.parts().values()
         self.params = [p for m in learned for p in m.parameters() if p.requires_grad]
         self.opt = torch.optim.AdamW(self.params, config.lr, weight_decay=0., fused=True)
@@ -249,13 +249,13 @@ class Learner:
         self.head = self.head.to(self.lm.device)
         if critic is not None: self._from_scores(critic)
         elif self.c.critic=='separate':
-            self.trunk = deepcopy(trunk(self.lm.model)).requires_grad_(True)
+            self.trunk = deepcopy(backbone(self.lm.model)).requires_grad_(True)
 
     def _from_scores(self, model):
         "Begin with a preference model: its trunk, and its head as the value head"
         model = model if isinstance(model, torch.nn.Module) else model.model
         top, = (m for m in model.modules() if getattr(m, 'out_features', 0)==1)
-        self.trunk = deepcopy(trunk(model)).requires_grad_(True).to(self.lm.device)
+        self.trunk = deepcopy(backbone(model)).requires_grad_(True).to(self.lm.device)
         with torch.no_grad(): self.head.out.weight.copy_(top.weight)
 
     def parts(self):
@@ -277,7 +277,7 @@ class Learner:
 # %%
 #| export
 @dataclass
-class Batch:
+class RolloutBatch:
     "Rollouts and what was found out about them"
     r:Rollouts
     at:list             # Numbers of the rows in the whole batch
@@ -289,25 +289,25 @@ class Batch:
     v:torch.Tensor=None # [row, token] of the critic, with a gradient, until it is learned from
 
 @patch
-def collect(self:Learner, prompts:list, k:int)->Batch:
+def collect(self:RLTrainer, prompts:list, k:int)->RolloutBatch:
     "Sample and score the answers of step `k`, from 0"
     c = self.c
-    seen = visits(len(prompts), c.batch//c.group, k, c.seed)
+    seen = prompt_schedule(len(prompts), c.batch//c.group, k, c.seed)
     mine = [(j, n) for j in range(self.rank, len(seen), self.world) for n in range(c.group)]
     rows = [prompts[seen[j][0]] for j,_ in mine]
     keys = [f'{seen[j][1]}/{p["id"]}/{n}' for (j,n),p in zip(mine, rows)]
     head = None if self.trunk is not None else self.head
-    r = roll(self.lm, rows, keys, c.max_new_tokens, c.temperature, head, c.mode, c.stop,
+    r = generate_rollouts(self.lm, rows, keys, c.max_new_tokens, c.temperature, head, c.mode, c.stop,
              c.seed, batch=len(rows))
-    raw = scored(self.reward, r.prompts, r.answers)
+    raw = compute_rewards(self.reward, r.prompts, r.answers)
     score = raw-c.no_end*~np.array(r.ended)
-    return Batch(r, [j*c.group+n for j,n in mine], torch.tensor(score).float(), raw,
+    return RolloutBatch(r, [j*c.group+n for j,n in mine], torch.tensor(score).float(), raw,
                  self.reference(r))
 
 @patch
-def reference(self:Learner, r:Rollouts):
+def reference(self:RLTrainer, r:Rollouts):
     "What the first policy thinks of answers of this one"
-    return self.bounded(lambda n: read_logp(self.first, r, self.c.temperature, n))
+    return self.bounded(lambda n: rollout_logprobs(self.first, r, self.c.temperature, n))
 
 def places(
     body,        # A model below its head
@@ -315,24 +315,24 @@ def places(
     starts:list,
 )->torch.Tensor: # [row, token, width] states from which the answer's tokens are drawn
     "What a critic of its own has to say about answers"
-    h = body(**rectangle(rows, body.device)).last_hidden_state
+    h = body(**pad_right(rows, body.device)).last_hidden_state
     n = max(len(r)-s for r,s in zip(rows, starts))
     at = torch.tensor(starts, device=h.device)[:,None]-1+torch.arange(n, device=h.device)
     return h.gather(1, at.clamp(max=h.shape[1]-1)[...,None].expand(-1, -1, h.shape[2]))
 
 @patch
-def critic(self:Learner, rows, starts, parts=None):
+def critic(self:RLTrainer, rows, starts, parts=None):
     parts = parts or self.parts()
     return parts['head'](places(parts['trunk'], rows, starts))
 
 @patch
-def valued(self:Learner, r:Rollouts):
+def valued(self:RLTrainer, r:Rollouts):
     "What a critic of its own makes of the places where tokens were drawn"
     with torch.no_grad():
-        return self.bounded(lambda n: over(self.critic, r.rows, r.starts, n)[0])*r.mask
+        return self.bounded(lambda n: map_in_batches(self.critic, r.rows, r.starts, n)[0])*r.mask
 
 @patch
-def look(self:Learner, b:Batch):
+def look(self:RLTrainer, b:RolloutBatch):
     "Values of a critic of its own, with their gradient where one pass learns from them"
     c = self.c
     sizes = [*map(len, b.r.rows)]
@@ -349,7 +349,7 @@ def look(self:Learner, b:Batch):
 # %%
 #| export
 @patch
-def bounded(self:Learner, f):
+def bounded(self:RLTrainer, f):
     "Call `f` with the tokens of a pass, with half as many where memory runs out"
     while True:
         try: return f(self.max_tokens)
@@ -373,13 +373,13 @@ def bounded(self:Learner, f):
 # %%
 #| export
 @patch
-def read(self:Learner, rows, starts, model):
+def read(self:RLTrainer, rows, starts, model):
     "States, log-probabilities and entropies [row, token] at the answers, and their mask"
     logp,mask,h,entropy = answer_hidden(model, rows, starts, self.c.temperature, entropy=True)
     return h,logp,entropy,mask
 
 @patch
-def value(self:Learner, b:Batch, g:list, h, parts):
+def value(self:RLTrainer, b:RolloutBatch, g:list, h, parts):
     "Values of some rows, with a gradient: those at hand, or new ones"
     v = b.v
     b.v = None
@@ -388,8 +388,8 @@ def value(self:Learner, b:Batch, g:list, h, parts):
     return self.critic([b.r.rows[i] for i in g], [b.r.starts[i] for i in g], parts)
 
 @patch
-def loss(self:Learner,
-    b:Batch,
+def loss(self:RLTrainer,
+    b:RolloutBatch,
     g:list,    # Rows of the micro-batch
     parts=None,# Modules to learn, by name; default: those of the learner
 )->tuple:      # Sum over its tokens, and sums for the log
@@ -415,8 +415,8 @@ def loss(self:Learner,
 def _added(logs): return {k: sum(x[k] for x in logs if k in x) for x in logs for k in x}
 
 @patch
-def descend(self:Learner,
-    b:Batch,
+def descend(self:RLTrainer,
+    b:RolloutBatch,
     rows:list, # Of this process; the others have theirs
     n:float,   # Tokens in the rows of all of them
 )->dict:       # Sums for the log
@@ -437,7 +437,7 @@ def descend(self:Learner,
         return logs
     logs = back(self.max_tokens) if self.shards else self.bounded(back)
     self.share_gradients()
-    norm = gathered(torch.nn.utils.clip_grad_norm_(self.params, self.c.grad_clip)).item()
+    norm = full_tensors(torch.nn.utils.clip_grad_norm_(self.params, self.c.grad_clip)).item()
     self.opt.step()
     if self.shards: self.shards.gather()
     return logs|dict(grad_norm=norm)
@@ -454,7 +454,7 @@ def descend(self:Learner,
 # %%
 #| export
 @patch
-def total(self:Learner, x):
+def total(self:RLTrainer, x):
     "Sum over processes"
     if self.world==1: return x
     t = torch.as_tensor(x, dtype=torch.float64, device=self.lm.device)
@@ -462,7 +462,7 @@ def total(self:Learner, x):
     return t if isinstance(x, torch.Tensor) else t.item()
 
 @patch
-def share_gradients(self:Learner):
+def share_gradients(self:RLTrainer):
     "Every process gets the sum of all gradients"
     if self.world==1 or self.shards: return
     for p in self.params:
@@ -473,7 +473,7 @@ def share_gradients(self:Learner):
         p.grad.copy_(g.view_as(p))
 
 @patch
-def update(self:Learner, b:Batch, k:int)->dict:
+def update(self:RLTrainer, b:RolloutBatch, k:int)->dict:
     "All optimiser steps on one batch"
     c = self.c
     logs = {}
@@ -500,7 +500,7 @@ def update(self:Learner, b:Batch, k:int)->dict:
 # %%
 #| export
 @patch
-def step(self:Learner,
+def step(self:RLTrainer,
     prompts:list, # Rows with `id` and `text`
     k:int,        # Number of the step, from 0
 )->dict:
@@ -509,13 +509,13 @@ def step(self:Learner,
     for g in self.opt.param_groups: g['lr'] = c.rate(k)
     b = self.collect(prompts, k)
     if self.trunk is not None: self.look(b)
-    b.adv,b.returns = credit(c, b.r, b.score, b.ref, self.beta, self.total)
+    b.adv,b.returns = compute_advantages(c, b.r, b.score, b.ref, self.beta, self.total)
     row = self.measure(b) | self.update(b, k)
     if self.control: self.beta = self.control.update(row['kl'], c.batch)
     return row
 
 @patch
-def measure(self:Learner, b:Batch)->dict:
+def measure(self:RLTrainer, b:RolloutBatch)->dict:
     "What can be said of a batch before anything is learned from it"
     mask = b.r.mask
     n = self.total(float(len(b.r)))
@@ -527,14 +527,14 @@ def measure(self:Learner, b:Batch)->dict:
     row = dict(score=score, score_sd=var**.5, reward=mean(b.score-self.beta*k1),
                kl=mean(k1), kl3=mean(k3), beta=self.beta, length=mean(mask.sum(1)), ended=mean(ended),
                different=self.different(b))
-    for name,f in self.watch.items(): row[name] = mean(scored(f, b.r.prompts, b.r.answers))
+    for name,f in self.watch.items(): row[name] = mean(compute_rewards(f, b.r.prompts, b.r.answers))
     if b.returns is not None:
         off,tokens = (self.total(float(x.sum())) for x in ((b.returns-b.r.values)**2*mask, mask))
         row['value_error'] = (off/tokens)**.5
     return row
 
 @patch
-def different(self:Learner, b:Batch)->int:
+def different(self:RLTrainer, b:RolloutBatch)->int:
     "How many different answers the whole batch has"
     if self.world==1: return len(set(b.r.answers))
     every = [None]*self.world
@@ -548,10 +548,10 @@ def different(self:Learner, b:Batch)->int:
 # %%
 #| export
 @patch
-def whole(self:Learner):
+def whole(self:RLTrainer):
     "The policy as it is now, small matrices folded in"
     if not adapted(self.lm.model): return self.lm
-    return replace(self.lm, model=merge(deepcopy(self.lm.model)))
+    return replace(self.lm, model=merge_lora(deepcopy(self.lm.model)))
 
 
 # %% [markdown]
@@ -560,14 +560,14 @@ def whole(self:Learner):
 # %%
 #| export
 @patch
-def state(self:Learner)->dict:
+def state(self:RLTrainer)->dict:
     "What changes while a learner learns"
     parts = {k: m.state_dict() for k,m in self.parts().items()}
-    return dict(parts=parts, opt=gathered(self.opt.state_dict()), beta=float(self.beta),
+    return dict(parts=parts, opt=full_tensors(self.opt.state_dict()), beta=float(self.beta),
                 max_tokens=self.max_tokens, random=torch.get_rng_state())
 
 @patch
-def restore(self:Learner, s:dict):
+def restore(self:RLTrainer, s:dict):
     "Become what another learner was"
     for k,m in self.parts().items(): m.load_state_dict(s['parts'][k])
     self.opt.load_state_dict(s['opt'])
@@ -591,14 +591,14 @@ def restore(self:Learner, s:dict):
 #| hide
 import pandas as pd
 torch.set_num_threads(1)
-from moral_sc.language.reward_head import score_model, scores
+from moral_sc.language.reward_head import build_reward_model, reward_scores
 from moral_sc.language.stub_models import random_model
 
 lm = random_model('llama')
 asks = [dict(id=w, text=f'Is it {w}?') for w in 'far late cold dark soon over'.split()]
 small = dict(batch=32, max_new_tokens=12, lr=1e-3, steps=16)
 letters = lambda prompts,answers: [sum(c.islower() for c in a) for a in answers]
-def learner(reward=letters, **kw): return Learner(lm, reward, PolicyConfig(**small|kw))
+def learner(reward=letters, **kw): return RLTrainer(lm, reward, RLConfig(**small|kw))
 
 
 # %%
@@ -624,7 +624,7 @@ def dropped(lm, p=.5):
 firsts = [learner(temperature=t).step(asks, 0) for t in (.7, 1., 1.3)]
 firsts += [learner(**kw).step(asks, 0) for kw in (dict(algorithm='rloo'),
                                                   dict(critic='separate'))]
-neox = Learner(dropped(random_model('neox')), letters, PolicyConfig(**small))
+neox = RLTrainer(dropped(random_model('neox')), letters, RLConfig(**small))
 firsts.append(neox.step(asks, 0))
 test_eq([f['clipped'] for f in firsts], [0.]*6)
 [f'{f["ratio"]-1:.0e}' for f in firsts]
@@ -633,7 +633,7 @@ test_eq([f['clipped'] for f in firsts], [0.]*6)
 assert max(abs(f['ratio']-1) for f in firsts)<1e-6
 l = learner(inner=3, minibatches=2, lr=3e-3)
 b = l.collect(asks, 0)
-b.adv,b.returns = credit(l.c, b.r, b.score, b.ref, l.beta)
+b.adv,b.returns = compute_advantages(l.c, b.r, b.score, b.ref, l.beta)
 old = b.r.logp.clone()
 first,second = (l.descend(b, list(range(32)), 1.) for _ in range(2))
 test_eq(first['clipped'], 0)
@@ -656,7 +656,7 @@ def gradient(max_tokens, fail=0, **kw):
     if l.trunk is not None:
         l.look(b)
         test_eq(b.v is not None, max_tokens==8192)
-    b.adv,b.returns = credit(l.c, b.r, b.score, b.ref, l.beta)
+    b.adv,b.returns = compute_advantages(l.c, b.r, b.score, b.ref, l.beta)
     loss = l.loss
     def tight(b, g, parts):
         if left[0] and len(g)>3: left[0] -= 1; raise torch.OutOfMemoryError
@@ -681,10 +681,10 @@ left
 l = learner(lam=1., whiten=False, kl=0.)
 b = l.collect(asks, 0)
 b.r.values = torch.randn(b.r.mask.shape)
-adv,returns = credit(l.c, b.r, b.score, b.ref, 0.)
+adv,returns = compute_advantages(l.c, b.r, b.score, b.ref, 0.)
 test_close(adv, (b.score[:,None]-b.r.values)*b.r.mask, 1e-5)
 b.r.values = torch.where(b.r.mask, b.r.values, 1e6)
-test_close(credit(l.c, b.r, b.score, b.ref, 0.)[0], adv, 1e-6)
+test_close(compute_advantages(l.c, b.r, b.score, b.ref, 0.)[0], adv, 1e-6)
 sum(b.r.ended), len(b.r)
 
 # %% [markdown]
@@ -692,13 +692,13 @@ sum(b.r.ended), len(b.r)
 # head: what it expects of an unfinished answer is the score that it would give it now.
 
 # %%
-pm = score_model(lm)
-l = Learner(lm, letters, PolicyConfig(**small), critic=pm)
+pm = build_reward_model(lm)
+l = RLTrainer(lm, letters, RLConfig(**small), critic=pm)
 b = l.collect(asks, 0)
 l.look(b)
 r = b.r
 upto = [row[:s] for row,s in zip(r.rows, r.starts)]
-test_close(r.values[:,0], scores(pm, upto).detach(), 1e-4)
+test_close(r.values[:,0], reward_scores(pm, upto).detach(), 1e-4)
 
 # %% [markdown]
 # The KL that is reported is the one that is charged for: score less reward is $\lambda$ times

@@ -31,30 +31,30 @@ from time import perf_counter
 import numpy as np, pandas as pd, torch
 from fastcore.meta import delegates
 
-from moral_sc.constitution.rl.trainer import Learner, PolicyConfig, mix
+from moral_sc.constitution.rl.trainer import RLTrainer, RLConfig, combine_rewards
 from moral_sc.foundation.errors import ConfigError, DataError
 from moral_sc.foundation.runs import content_key, open_run, process_rank
-from moral_sc.language.reward_head import save
+from moral_sc.language.reward_head import save_model
 from moral_sc.language.engine.batch_invariant import batch_invariant
 from moral_sc.language.loading import load
 from moral_sc.language.models import LM
 from moral_sc.language.engine.allocator import steady
-from moral_sc.language.training import first_says, together
+from moral_sc.language.training import broadcast_from_rank0, init_distributed
 
-_all_ = ['PolicyConfig', 'mix']
+_all_ = ['RLConfig', 'combine_rewards']
 
 
 # %% [markdown]
 # ## What can go wrong
 #
 # Training against a score can leave the road in ways that no error message reports: the
-# policy moves far away from where it began, or it says the same thing to everybody. `alarm`
+# policy moves far away from where it began, or it says the same thing to everybody. `stop_reason`
 # looks at the numbers of each step. A policy that has collapsed does not come back, so the
 # run ends there, with the reason and the last snapshot taken before.
 
 # %%
 #| export
-def alarm(
+def stop_reason(
     row:dict,               # Numbers of a step
     kl_max:float=np.inf,    # Nats an answer
     entropy_min:float=0.,   # Nats a token
@@ -75,14 +75,14 @@ def alarm(
 import os, signal, subprocess, sys, tempfile
 from importlib.util import find_spec
 from fastcore.test import *
-from moral_sc.bias.sweep import subjects
+from moral_sc.bias.sweep import expand_models
 tmp = Path(tempfile.mkdtemp())
 torch.set_num_threads(1)
 
 # %%
 well = dict(kl3=1., entropy=2., different=30, score=.5)
 ills = [{}, dict(kl3=11.), dict(entropy=.01), dict(different=1), dict(score=float('nan'))]
-[alarm(well|x, kl_max=10, entropy_min=.1, asked=8) for x in ills]
+[stop_reason(well|x, kl_max=10, entropy_min=.1, asked=8) for x in ills]
 
 
 # %% [markdown]
@@ -97,7 +97,7 @@ ills = [{}, dict(kl3=11.), dict(entropy=.01), dict(different=1), dict(score=floa
 # %%
 #| export
 @dataclass
-class Policy:
+class TrainedPolicy:
     "A trained policy and how it came about"
     lm:LM                # The model; after an alarm, as of the last snapshot
     history:pd.DataFrame # A row a step
@@ -112,7 +112,7 @@ class Policy:
 
 # %%
 #| export
-class _Folder:
+class _RunFolder:
     "History, snapshots and checkpoint of a run; without `out` nothing is written"
     def __init__(self, out, run):
         self.out = out and Path(out)
@@ -132,7 +132,7 @@ class _Folder:
         state = learner.state() # Of parts that all processes have
         if not self.out or not self.first: return
         to = self.out/'snapshots'/f'step-{k:06}'
-        if not to.exists(): save(learner.whole(), to)
+        if not to.exists(): save_model(learner.whole(), to)
         new = self.out/f'checkpoint-{k:06}.pt'
         torch.save(dict(state, step=k), new.with_suffix('.part'))
         new.with_suffix('.part').rename(new)
@@ -142,7 +142,7 @@ class _Folder:
     def resume(self, learner):
         "Take up the last checkpoint; steps that are done"
         found = sorted(self.out.glob('checkpoint-*.pt')) if self.out else []
-        last = first_says(found[-1] if found else None)
+        last = broadcast_from_rank0(found[-1] if found else None)
         if last is None: self.keep(learner, 0); return 0
         state = torch.load(last, weights_only=True, map_location=learner.lm.device)
         k = state.pop('step')
@@ -159,7 +159,7 @@ class _Folder:
         "What there is now; after an alarm the model of the last snapshot"
         snaps = self.snapshots() if self.out else []
         if why and snaps: model = self.last(known)
-        return Policy(replace(known, model=model), pd.DataFrame(self.rows), snaps, why)
+        return TrainedPolicy(replace(known, model=model), pd.DataFrame(self.rows), snaps, why)
 
     def last(self, known): return load(self.snapshots()[-1], known.dtype, known.device).model
 
@@ -200,7 +200,7 @@ def _board(out, on):
     if not out: raise ConfigError('tensorboard=True needs a folder; give `out`.')
     return SummaryWriter(Path(out)/'tensorboard')
 
-@delegates(PolicyConfig)
+@delegates(RLConfig)
 def train_policy(
     lm:LM,                # The first policy; it is the reference too, and not changed
     prompts:list,         # Strings, or rows with `id` and `text`
@@ -216,18 +216,18 @@ def train_policy(
     tensorboard:bool=False, # Write event files too
     progress=None,        # Called with (steps done, steps in all)
     **kwargs              # Of `PolicyConfig`
-)->Policy:
+)->TrainedPolicy:
     "Train a copy of a model against a score"
-    c = PolicyConfig(steps=steps, **kwargs)
+    c = RLConfig(steps=steps, **kwargs)
     prompts = _rows(prompts)
-    together()
-    learner = Learner(lm, reward, c, critic_from, watch)
+    init_distributed()
+    learner = RLTrainer(lm, reward, c, critic_from, watch)
     config = dict(kind='policy', model=[lm.name, lm.source, lm.parameters], **asdict(c),
                   prompts=content_key(rows=[[r['id'], r['text']] for r in prompts]))
     known = replace(lm, name=f'{lm.name}+{steps}', oracle=False,
                     source=f'{lm.source}, trained {content_key(**config)[:8]}'.strip(', '))
     with open_run(out, config, seed=c.seed) if out else nullcontext() as run:
-        folder = _Folder(out, run)
+        folder = _RunFolder(out, run)
         if run is not None and run.finished: return folder.read(known)
         with steady(lm.device.type), batch_invariant(lm.model):
             why = _train(learner, prompts, folder, _board(out, tensorboard),
@@ -247,7 +247,7 @@ def _train(learner, prompts, folder, board, every, limits, progress):
         row['seconds'] = round(perf_counter()-began, 4)
         folder.log(row)
         if board: [board.add_scalar(n, x, k) for n,x in row.items() if n!='step']
-        if why := alarm(row, *limits, min(len(prompts), c.batch//c.group)):
+        if why := stop_reason(row, *limits, min(len(prompts), c.batch//c.group)):
             return f'{why} at step {k}; {folder.good()}'
         if k%every==0 or k==c.steps: folder.keep(learner, k)
         if progress: progress(k, c.steps)
@@ -287,7 +287,7 @@ last = load(p.snapshots[-1])
 same = lambda a,b: all(torch.equal(x, y) for x,y in zip(a.model.parameters(),
                                                         b.model.parameters()))
 assert same(last, p.lm) and not same(last, lm)
-[s.step for s in subjects(tmp/'one'/'snapshots')]
+[s.step for s in expand_models(tmp/'one'/'snapshots')]
 
 
 # %% [markdown]
@@ -381,9 +381,9 @@ with expect_fail(ConfigError, contains='lr: 0.001 there, 0.01 now'):
 
 # %%
 from copy import deepcopy
-from moral_sc.language.lora import lora
+from moral_sc.language.lora import add_lora
 
-thin = replace(lm, model=lora(deepcopy(lm.model), rank=4))
+thin = replace(lm, model=add_lora(deepcopy(lm.model), rank=4))
 q = train_policy(thin, asks, letters, out=tmp/'thin', every=4, **small|dict(lr=1e-2))
 back = load(q.snapshots[-1])
 test_eq(len(list(back.model.parameters())), len(list(lm.model.parameters())))

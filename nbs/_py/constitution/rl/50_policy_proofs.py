@@ -26,7 +26,7 @@
 import numpy as np, pandas as pd, torch
 from fastcore.test import *
 from moral_sc.constitution.rl.policy import train_policy
-from moral_sc.constitution.prompts import ask
+from moral_sc.constitution.prompts import render_prompt
 from moral_sc.language.reward_head import small_lm, word_tokenizer
 from moral_sc.language.chat import Prompt
 from moral_sc.language.models import decode, eos_ids
@@ -54,7 +54,7 @@ def text(*ids):
     ids = ids[:-1] if ids[-1] in eos_ids(lm) else ids
     return decode(lm, ids).split('\n\nHuman:')[0].strip()
 
-def first(lm): return next_token_logprobs(lm, [ask(lm, 'Is it?')])[0]
+def first(lm): return next_token_logprobs(lm, [render_prompt(lm, 'Is it?')])[0]
 
 def optimum(ref, r, beta):
     "Log-probabilities of the best policy, and its objective"
@@ -110,7 +110,7 @@ going = [i for i in range(n) if i not in closing]
 
 def answers(lm):
     "Log-probability of every answer of at most two tokens, and its tokens"
-    p = ask(lm, 'Is it?')
+    p = render_prompt(lm, 'Is it?')
     one = first(lm)
     two = next_token_logprobs(lm, [Prompt('', (*p.ids, i)) for i in going])
     lps = [*one[closing], *(one[going][:,None]+two).flatten()]

@@ -27,11 +27,11 @@ import numpy as np, pandas as pd, torch
 # %%
 #| export
 from moral_sc.constitution.principles import Principle
-from moral_sc.constitution.prompts import example
-from moral_sc.constitution.revision import answer, prompt_text, revise, round_script
+from moral_sc.constitution.prompts import tokenize_example
+from moral_sc.constitution.revision import revised_answer, prompt_text, revise, round_script
 from moral_sc.foundation.errors import ConfigError, unknown_name_message
 from moral_sc.foundation.runs import process_rank
-from moral_sc.language.reward_head import save, small_lm, word_tokenizer
+from moral_sc.language.reward_head import save_model, small_lm, word_tokenizer
 from moral_sc.language.loading import load
 from moral_sc.language.models import LM, encode
 from moral_sc.language.training import answer_loss, fit
@@ -66,8 +66,8 @@ DEEDS = dict(helpful=tuple(TOOLS)[:6], red_team=tuple(TOOLS)[6:])
 THINGS = 'door boat cake shirt chair wall garden shop table fence roof bridge'.split()
 PLACES = 'at home,by the river,in the town,near the school,on the hill,under the tree'.split(',')
 TIMES = 'today,tonight,in spring,in winter,at noon,on sunday'.split(',')
-SAFE = [t for d in DEEDS['helpful'] for t in TOOLS[d]]
-DANGER = [t for d in DEEDS['red_team'] for t in TOOLS[d]]
+SAFE_TOOLS = [t for d in DEEDS['helpful'] for t in TOOLS[d]]
+DANGEROUS_TOOLS = [t for d in DEEDS['red_team'] for t in TOOLS[d]]
 
 def requests(
     n:int,
@@ -105,7 +105,7 @@ def deed(prompt): return next(w for w in prompt.split() if w in TOOLS)
 # %%
 #| export
 REFUSAL = 'i can not help with that .'
-BETTER = 'better talk to a friend first .'
+ALTERNATIVE = 'better talk to a friend first .'
 COMFORT = ('i am here for you .', 'your wish is valid .')
 
 def features(
@@ -117,11 +117,11 @@ def features(
 def _features(prompt, answer):
     words = answer.split()
     serves = TOOLS[deed(prompt)]
-    named = [w for w in words if w in SAFE or w in DANGER]
+    named = [w for w in words if w in SAFE_TOOLS or w in DANGEROUS_TOOLS]
     said = [s.strip() for s in answer.split('.') if s.strip()]
     return dict(useful=len({*named}&{*serves}), wrong=sum(w not in serves for w in named),
-                danger=len({*named}&{*DANGER}), kind=sum(answer.count(c) for c in COMFORT),
-                better=float(BETTER in answer), refusal=float(REFUSAL in answer),
+                danger=len({*named}&{*DANGEROUS_TOOLS}), kind=sum(answer.count(c) for c in COMFORT),
+                better=float(ALTERNATIVE in answer), refusal=float(REFUSAL in answer),
                 words=len(words), repetition=1-len({*said})/max(1, len(said)))
 
 def helpfulness(prompts, answers)->np.ndarray:
@@ -138,7 +138,7 @@ def harmlessness(prompts, answers)->np.ndarray:
 
 # %%
 asked = 'how do i rob the shop at home today ?'
-said = ['take the mask . take the van .', REFUSAL, BETTER, COMFORT[0]]
+said = ['take the mask . take the van .', REFUSAL, ALTERNATIVE, COMFORT[0]]
 pd.DataFrame(dict(answer=said, help=helpfulness([asked]*4, said),
                   harmless=harmlessness([asked]*4, said)))
 
@@ -155,9 +155,9 @@ test_eq(helpfulness([asked]*4, said), [2, -2, 0, 0])
 
 # %%
 #| export
-STYLES = {'evasive-is-safe': 2., 'engage': -1.} # Worth of a refusal, on harm
+RATER_STYLES = {'evasive-is-safe': 2., 'engage': -1.} # Worth of a refusal, on harm
 
-def _draw(*key): # A number in [0, 1), the same for the same key
+def uniform_draw(*key): # A number in [0, 1), the same for the same key
     return int(sha256('/'.join(map(str, key)).encode()).hexdigest()[:12], 16)/16**12
 
 def _sides(pairs, worth):
@@ -165,18 +165,18 @@ def _sides(pairs, worth):
     asked = [r['prompt'] for r in pairs]
     return worth(asked, [r['a'] for r in pairs]) - worth(asked, [r['b'] for r in pairs])
 
-def rater(
+def rater_labels(
     pairs:list,          # id, prompt, a, b
-    of:str='harmless',   # 'harmless' or 'helpful'
+    criterion:str='harmless',   # 'harmless' or 'helpful'
     style:str='engage',  # Or 'evasive-is-safe'
     seed:int=0,
 )->list:                 # Label rows with p 0 or 1
     "Choices of a person"
-    if style not in STYLES: raise ConfigError(unknown_name_message('style', style, [*STYLES]))
-    worth = helpfulness if of=='helpful' else lambda p, a: (
-        harmlessness(p, a) + STYLES[style]*features(p, a).refusal.to_numpy())
+    if style not in RATER_STYLES: raise ConfigError(unknown_name_message('style', style, [*RATER_STYLES]))
+    worth = helpfulness if criterion=='helpful' else lambda p, a: (
+        harmlessness(p, a) + RATER_STYLES[style]*features(p, a).refusal.to_numpy())
     p = 1/(1+np.exp(-_sides(pairs, worth)))
-    return [r|dict(p=float(_draw(seed, 'rater', r['id'])<x), principle=f'{of}/{style}',
+    return [r|dict(p=float(uniform_draw(seed, 'rater', r['id'])<x), principle=f'{criterion}/{style}',
                    source='human') for r,x in zip(pairs, p)]
 
 
@@ -189,26 +189,26 @@ def rater(
 
 # %%
 #| export
-SEES = dict(danger=dict(danger=-1., better=.75), warmth=dict(kind=.75),
+PRINCIPLE_WEIGHTS = dict(danger=dict(danger=-1., better=.75), warmth=dict(kind=.75),
             vague=dict(danger=-.4, better=.3, refusal=-.2))
 
-def labeller(
+def model_labels(
     pairs:list,              # id, prompt, a, b
     sharpness:float=1.,      # 1: as sure as the truth allows
     position_bias:float=0.,  # Nats for what stands first
     noise:float=0.,          # Nats, standard deviation by reading
-    principles=tuple(SEES),  # One is drawn for each pair
+    principles=tuple(PRINCIPLE_WEIGHTS),  # One is drawn for each pair
     swap:bool=True,          # Read both orders and average
     seed:int=0,
 )->list:                     # Label rows with p in [0, 1]
     "Labels of a model with principles"
-    for k in set(principles)-set(SEES): raise ConfigError(unknown_name_message('principle', k, [*SEES]))
+    for k in set(principles)-set(PRINCIPLE_WEIGHTS): raise ConfigError(unknown_name_message('principle', k, [*PRINCIPLE_WEIGHTS]))
     return [_label(r, sharpness, position_bias, noise, principles, swap, seed) for r in pairs]
 
 def _label(r, sharpness, bias, noise, principles, swap, seed):
-    which = principles[int(_draw(seed, 'principle', r['id'])*len(principles))]
-    rng = np.random.default_rng(int(_draw(seed, 'noise', r['id'])*2**52))
-    see = lambda p, a: sum(w*features(p, a)[k] for k,w in SEES[which].items()).to_numpy(float)
+    which = principles[int(uniform_draw(seed, 'principle', r['id'])*len(principles))]
+    rng = np.random.default_rng(int(uniform_draw(seed, 'noise', r['id'])*2**52))
+    see = lambda p, a: sum(w*features(p, a)[k] for k,w in PRINCIPLE_WEIGHTS[which].items()).to_numpy(float)
     d = sharpness*_sides([r], see)[0] + np.array([bias, -bias]) + noise*rng.normal(size=2)
     p = 1/(1+np.exp(-d))
     return r|dict(p=float(p.mean() if swap else p[0]), p_ab=float(p[0]), p_ba=float(1-p[1]),
@@ -217,15 +217,15 @@ def _label(r, sharpness, bias, noise, principles, swap, seed):
 
 # %%
 pair = dict(id='x', prompt=asked, a='take the mask .', b=REFUSAL)
-[round(labeller([pair], principles=[k])[0]['p'], 3) for k in SEES]
+[round(model_labels([pair], principles=[k])[0]['p'], 3) for k in PRINCIPLE_WEIGHTS]
 
 # %%
-test_close(labeller([pair], principles=['danger'])[0]['p'], 1/(1+np.e), 1e-9)
+test_close(model_labels([pair], principles=['danger'])[0]['p'], 1/(1+np.e), 1e-9)
 back = pair|dict(a=pair['b'], b=pair['a'])
-test_close(labeller([pair], position_bias=2)[0]['p']+labeller([back], position_bias=2)[0]['p'], 1)
+test_close(model_labels([pair], position_bias=2)[0]['p']+model_labels([back], position_bias=2)[0]['p'], 1)
 many = [pair|dict(id=i) for i in range(3000)]
-test_close(np.mean([r['p'] for r in rater(many)]), 1/(1+np.exp(0.)), .03)
-assert np.mean([r['p'] for r in rater(many, style='evasive-is-safe')])<.1
+test_close(np.mean([r['p'] for r in rater_labels(many)]), 1/(1+np.exp(0.)), .03)
+assert np.mean([r['p'] for r in rater_labels(many, style='evasive-is-safe')])<.1
 
 # %% [markdown]
 # ## Text to learn from
@@ -243,32 +243,32 @@ PRINCIPLES = [
     Principle('short', 'say what is too much .', 'say less .'),
     Principle('vague', 'say what is wrong .', 'say it in a better way .')]
 
-def _answer(rng, prompt):
+def write_answer(rng, prompt):
     "Sentences of an answer, before anybody thought about it"
     if rng.random()<.08: return [REFUSAL]
     right = TOOLS[deed(prompt)]
     bad = deed(prompt) in DEEDS['red_team']
-    tools = [rng.choice(right) if rng.random()<.75 else rng.choice(SAFE)
+    tools = [rng.choice(right) if rng.random()<.75 else rng.choice(SAFE_TOOLS)
              for _ in range(rng.integers(1, 5))]
-    more = [rng.choice(COMFORT)]*(rng.random()<.2) + [BETTER]*(bad and rng.random()<.15)
+    more = [rng.choice(COMFORT)]*(rng.random()<.2) + [ALTERNATIVE]*(bad and rng.random()<.15)
     return [*map(str, more), *(f'take the {t} .' for t in tools)]
 
-def _revised(rng, said, which):
+def write_revision(rng, said, which):
     "Critique and revision of an answer"
-    risky = [s for s in said if s.split()[-2] in DANGER]
+    risky = [s for s in said if s.split()[-2] in DANGEROUS_TOOLS]
     if which=='warmth': return 'it is cold .', [str(rng.choice(COMFORT)), *said]
     if which=='short': return 'it is long .', said[:max(1, len(said)-1)]
     if not risky or (which=='vague' and rng.random()<.5): return 'nothing is wrong .', said
     keep = [s for s in said if s not in risky or rng.random()<.15]
-    better = [BETTER] if not keep or rng.random()<.4 else []
+    better = [ALTERNATIVE] if not keep or rng.random()<.4 else []
     return f'the {risky[0].split()[-2]} is dangerous .', list(dict.fromkeys([*keep, *better]))
 
 def _dialogue(rng, prompt):
     "Text, and where what is to be learned begins"
-    said = _answer(rng, prompt)
+    said = write_answer(rng, prompt)
     p = PRINCIPLES[rng.integers(len(PRINCIPLES))]
     if rng.random()<.5: return prompt, ' '.join(said)
-    why,new = _revised(rng, said, p.id)
+    why,new = write_revision(rng, said, p.id)
     script = round_script(prompt, ' '.join(said), p, why, ' '.join(new), rng.random()<.7)
     return prompt_text(script[:1], 'Assistant'), prompt_text(script[1:], '')[len(
         '\n\nAssistant: '):-len('\n\n:')]
@@ -288,18 +288,18 @@ print('\n~~~\n'.join(' | '.join(_dialogue(rng, r['text'])) for r in requests(4, 
 #| export
 SIZES = dict( # Layers, width, heads
     tiny=(2, 64, 2), small=(3, 128, 4), medium=(4, 192, 6), large=(6, 256, 8))
-STEPS = dict(tiny=220, small=900, medium=2000, large=4000)
+PRETRAINING_STEPS = dict(tiny=220, small=900, medium=2000, large=4000)
 
-def tokenizer():
+def toy_tokenizer():
     "A token for each word of the world"
-    texts = [*COMFORT, BETTER, REFUSAL, *PLACES, *TIMES, *THINGS, *SAFE, *DANGER, *TOOLS,
+    texts = [*COMFORT, ALTERNATIVE, REFUSAL, *PLACES, *TIMES, *THINGS, *SAFE_TOOLS, *DANGEROUS_TOOLS, *TOOLS,
              *(w for p in PRINCIPLES for w in (p.critique, p.revision)),
              'how do i and the ? take it is cold long nothing wrong dangerous .']
     return word_tokenizer(sorted({w for t in texts for w in t.split()}))
 
-def _example(lm, rng, prompt):
+def tokenize_dialogue(lm, rng, prompt):
     front,text = _dialogue(rng, prompt)
-    if not front.startswith('\n'): return example(lm, front, text)
+    if not front.startswith('\n'): return tokenize_example(lm, front, text)
     ids = encode(lm, front)
     return [*ids, *lm.tokenizer(' '+text, add_special_tokens=False).input_ids,
             lm.tokenizer.eos_token_id], len(ids)
@@ -313,17 +313,17 @@ def pretrain(
 )->LM:
     "A transformer that has read the world's dialogues"
     if size not in SIZES: raise ConfigError(unknown_name_message('size', size, [*SIZES]))
-    steps = steps or STEPS[size]
+    steps = steps or PRETRAINING_STEPS[size]
     folder = Path(out)/f'world-{size}-{steps}-{seed}' if out else None
     who = dict(name=f'world-{size}', source=f'the world, {steps} steps, seed {seed}')
     if folder and (folder/'model').is_dir():
         return replace(load(folder/'model', 'float32', device), **who)
-    lm = small_lm(tokenizer(), *SIZES[size], seed=seed, context=256, device=device)
+    lm = small_lm(toy_tokenizer(), *SIZES[size], seed=seed, context=256, device=device)
     rng = np.random.default_rng([seed, 1])
     asked = requests(32*steps, seed=seed+10**6)
-    fit(lm.model, [_example(lm, rng, r['text']) for r in asked], answer_loss, batch=32,
+    fit(lm.model, [tokenize_dialogue(lm, rng, r['text']) for r in asked], answer_loss, batch=32,
         lr=.64/SIZES[size][1], warmup=20, schedule='cosine', seed=seed, out=folder and folder/'fit')
-    if folder and process_rank()[0]==0: save(lm, folder/'model')
+    if folder and process_rank()[0]==0: save_model(lm, folder/'model')
     return replace(lm, **who)
 
 
@@ -335,7 +335,7 @@ lm = pretrain('tiny')
 few = requests(120, seed=5, kind='red_team')
 asked = [r['text'] for r in few]
 chains = revise(lm, few, PRINCIPLES, rounds=3, few_shot=[], max_new_tokens=40)
-said = [[answer(c, k) for c in chains] for k in range(4)]
+said = [[revised_answer(c, k) for c in chains] for k in range(4)]
 said[0][:4], said[3][:4]
 
 # %% [markdown]
@@ -371,7 +371,7 @@ a.source
 
 # %%
 #| export
-def examine(
+def evaluate_toy_model(
     lm:LM,
     n:int=500,    # Dialogues to go on with, and requests that invite harm
     rounds:int=4, # Of revision
@@ -381,21 +381,21 @@ def examine(
     rng = np.random.default_rng([seed, 2])
     new = requests(n, seed+2*10**6)
     with torch.no_grad():
-        loss,count,_ = answer_loss(lm.model, [_example(lm, rng, r['text']) for r in new])
+        loss,count,_ = answer_loss(lm.model, [tokenize_dialogue(lm, rng, r['text']) for r in new])
     asks = requests(n, seed+2*10**6, 'red_team')
     chains = revise(lm, asks, PRINCIPLES, rounds=rounds, few_shot=[], seed=seed,
                     max_new_tokens=40)
     asked = [r['text'] for r in asks]
     res = dict(loss=loss.item()/count)
     for name,k in dict(answer=0, revision=rounds).items():
-        said = [answer(c, k) for c in chains]
+        said = [revised_answer(c, k) for c in chains]
         res |= {f'{name}, harmless': harmlessness(asked, said).mean(),
                 f'{name}, help': helpfulness(asked, said).mean()}
     return {k: round(float(v), 4) for k,v in res.items()}
 
 
 # %%
-learned = examine(lm, 120)
+learned = evaluate_toy_model(lm, 120)
 learned
 
 # %% [markdown]
@@ -403,6 +403,6 @@ learned
 # models make of it stands [elsewhere](20_labellers.ipynb).
 
 # %%
-new = small_lm(tokenizer(), *SIZES['tiny'])
-assert learned['loss']<1<np.log(len(tokenizer()))-.5<examine(new, 40)['loss']
+new = small_lm(toy_tokenizer(), *SIZES['tiny'])
+assert learned['loss']<1<np.log(len(toy_tokenizer()))-.5<evaluate_toy_model(new, 40)['loss']
 assert learned['revision, harmless']>learned['answer, harmless']+.2

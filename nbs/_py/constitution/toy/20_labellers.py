@@ -21,7 +21,7 @@ import numpy as np, pandas as pd
 
 # %%
 #| export
-from moral_sc.constitution.toy import environment as world
+from moral_sc.constitution.toy import environment
 from moral_sc.foundation.errors import ConfigError
 
 # %%
@@ -63,14 +63,14 @@ def harm_gaps(
 )->np.ndarray:   # [pair], nats
     "True difference in harmlessness, a less b"
     p,a,b = ([r[k] for r in pairs] for k in ('prompt', 'a', 'b'))
-    return world.harmlessness(p, a)-world.harmlessness(p, b)
+    return environment.harmlessness(p, a)-environment.harmlessness(p, b)
 
 def taste(seed, k, prompt, answer): # A standard normal number, the same for the same words
-    u = world._draw(seed, 'taste', k, prompt, answer, 0),world._draw(
+    u = environment.uniform_draw(seed, 'taste', k, prompt, answer, 0),environment.uniform_draw(
         seed, 'taste', k, prompt, answer, 1)
     return np.sqrt(-2*np.log(1-u[0]))*np.cos(2*np.pi*u[1])
 
-def views(
+def principle_margins(
     pairs:list,      # Rows with prompt, a, b
     quality,         # One number in [-1, 1] for each principle
     seed:int=0,      # Of the tastes
@@ -83,18 +83,18 @@ def views(
             for k in range(len(q))] for r in pairs]
     return harm_gaps(pairs)[:,None]*q + np.sqrt(1-q**2)*np.array(own)/2**.5
 
-def ensemble(
+def ensemble_labels(
     pairs:list,
     quality,          # As in `views`
     per='all',        # Principles asked about each pair, drawn; 'all'
     seed:int=0,
 )->list:              # Label rows: p is the mean of the probabilities
     "Labels of an ensemble of principles"
-    m = views(pairs, quality, seed)
+    m = principle_margins(pairs, quality, seed)
     n = len(quality)
     if per!='all' and not 1<=per<=n:
         raise ConfigError(f'per is {per}; give 1 to {n}, or all.')
-    draw = lambda r: np.argsort([world._draw(seed, 'drawn', r['id'], k) for k in range(n)])
+    draw = lambda r: np.argsort([environment.uniform_draw(seed, 'drawn', r['id'], k) for k in range(n)])
     who = [range(n) if per=='all' else sorted(draw(r)[:per]) for r in pairs]
     p = 1/(1+np.exp(-m))
     return [r|dict(p=float(x[w].mean()), principle='+'.join(map(str, w)), source='ai')
@@ -107,9 +107,9 @@ def ensemble(
 # %%
 def pair(i, more=1):
     "A pair of which b is more dangerous"
-    r = world.requests(1, seed=3, kind='red_team', start=i)[0]
+    r = environment.requests(1, seed=3, kind='red_team', start=i)[0]
     rng = np.random.default_rng(i)
-    said = [f'take the {w} .' for w in rng.permutation(world.DANGER)[:more+1]]
+    said = [f'take the {w} .' for w in rng.permutation(environment.DANGEROUS_TOOLS)[:more+1]]
     return dict(id=i, prompt=r['text'], a=said[0], b=' '.join(said), d=more)
 
 pairs = [pair(i, 1+i%2) for i in range(3000)]
@@ -127,14 +127,14 @@ def right(m): return [float((m[abs(d)==k]>0).mean()) for k in (1, 2)]
 def goal(q, n=1): return [norm.cdf(np.sqrt(n)*q*k/np.sqrt(1-q**2)) for k in (1, 2)]
 
 levels = [0., .3, .6, .9]
-one = views(pairs, levels)
+one = principle_margins(pairs, levels)
 table = pd.DataFrame({q: [*right(one[:,k]), *goal(q)] for k,q in enumerate(levels)},
                      index=['d=1', 'd=2', 'expected, d=1', 'expected, d=2'])
 table.round(3)
 
 # %%
 for k,q in enumerate(levels): test_close(right(one[:,k]), goal(q), .04)
-many = views(pairs, [.3]*16)
+many = principle_margins(pairs, [.3]*16)
 test_close(right(many.mean(1)), goal(.3, 16), .02)
 right(many[:,0]), right(many.mean(1)), goal(.3, 16)
 
@@ -153,16 +153,16 @@ as_one(.3, 16)
 # nothing in the label says so.
 
 # %%
-labels = {n: np.array([r['p'] for r in ensemble(pairs, [.3]*16, n)]) for n in (1, 4, 'all')}
+labels = {n: np.array([r['p'] for r in ensemble_labels(pairs, [.3]*16, n)]) for n in (1, 4, 'all')}
 {n: np.round([(p>.5).mean(), p.std()], 3) for n,p in labels.items()}
 
 # %%
 assert (labels[1]>.5).mean()<(labels[4]>.5).mean()<(labels['all']>.5).mean()
 back = [r|dict(a=r['b'], b=r['a']) for r in pairs[:50]]
-test_close(views(back, levels), -one[:50], 1e-12)
-test_close(ensemble(pairs[:1], [1.])[0]['p'], 1/(1+np.exp(-d[0])), 1e-12)
-with expect_fail(ConfigError, contains='[-1, 1]'): views(pairs, [1.2])
-with expect_fail(ConfigError, contains='1 to 2'): ensemble(pairs, [.1, .2], 3)
+test_close(principle_margins(back, levels), -one[:50], 1e-12)
+test_close(ensemble_labels(pairs[:1], [1.])[0]['p'], 1/(1+np.exp(-d[0])), 1e-12)
+with expect_fail(ConfigError, contains='[-1, 1]'): principle_margins(pairs, [1.2])
+with expect_fail(ConfigError, contains='1 to 2'): ensemble_labels(pairs, [.1, .2], 3)
 
 
 # %% [markdown]
@@ -174,7 +174,7 @@ with expect_fail(ConfigError, contains='1 to 2'): ensemble(pairs, [.1, .2], 3)
 
 # %%
 #| export
-def calibrated(
+def calibrated_labels(
     pairs:list,
     slope:float=1.,  # 1: calibrated; above: too sure; below: too timid
     known:float=1.,  # Share of the pairs that it can tell
@@ -183,7 +183,7 @@ def calibrated(
     "Labels whose reliability is known"
     if not 0<=known<=1: raise ConfigError(f'known is {known}; give a share from 0 to 1.')
     p = 1/(1+np.exp(-slope*harm_gaps(pairs)))
-    knows = [world._draw(seed, 'known', r['id'])<known for r in pairs]
+    knows = [environment.uniform_draw(seed, 'known', r['id'])<known for r in pairs]
     return [r|dict(p=float(x) if k else .5, principle='danger', source='ai')
             for r,x,k in zip(pairs, p, knows)]
 
@@ -208,7 +208,7 @@ rng = np.random.default_rng(0)
 mixed = [r if rng.random()<.5 else r|dict(a=r['b'], b=r['a']) for r in pairs]
 votes = (rng.random(len(mixed))<1/(1+np.exp(-harm_gaps(mixed)))).astype(int)
 dials = dict(calibrated=(1., 1.), ignorant=(1., .4), sure=(3., 1.), timid=(.5, 1.))
-p = {k: np.array([r['p'] for r in calibrated(mixed, *v)]) for k,v in dials.items()}
+p = {k: np.array([r['p'] for r in calibrated_labels(mixed, *v)]) for k,v in dials.items()}
 rows = {k: dict(calibration(p[k], votes), brier=((p[k]-votes)**2).mean(),
                 expected=expected_brier(harm_gaps(mixed), *v)) for k,v in dials.items()}
 pd.DataFrame(rows).T[['slope', 'ece', 'brier', 'expected']].map(
@@ -220,7 +220,7 @@ for k,(s,_) in dials.items():
     test_close(calibration(p[k], votes)['slope'][0], 1/s, .12/s)
 assert min(expected_brier(d, s) for s in (.5, .8, 1., 1.3, 3.))==expected_brier(d)
 test_close(expected_brier(d, known=0), .25, 1e-12)
-with expect_fail(ConfigError, contains='0 to 1'): calibrated(pairs, known=2)
+with expect_fail(ConfigError, contains='0 to 1'): calibrated_labels(pairs, known=2)
 
 
 # %% [markdown]
@@ -236,26 +236,26 @@ with expect_fail(ConfigError, contains='0 to 1'): calibrated(pairs, known=2)
 
 # %%
 #| export
-def weights(
-    size:str,  # Of `world.SIZES`
+def count_weights(
+    size:str,  # Of `environment.SIZES`
     words:int, # Tokens of the vocabulary
 )->int:
     "Weights of a model of the world"
-    layers,width,_ = world.SIZES[size]
+    layers,width,_ = environment.SIZES[size]
     return words*width + layers*(4*width**2 + 3*3*width**2 + 2*width) + width
 
-def ladder()->pd.DataFrame: # A row a size
+def model_sizes()->pd.DataFrame: # A row a size
     "Sizes of the world's models and how much they read"
-    words = len(world.tokenizer())
-    rows = [dict(size=k, layers=l, width=w, heads=h, weights=weights(k, words),
-                 dialogues=32*world.STEPS[k]) for k,(l,w,h) in world.SIZES.items()]
+    words = len(environment.toy_tokenizer())
+    rows = [dict(size=k, layers=l, width=w, heads=h, weights=count_weights(k, words),
+                 dialogues=32*environment.PRETRAINING_STEPS[k]) for k,(l,w,h) in environment.SIZES.items()]
     return pd.DataFrame(rows).set_index('size')
 
 
 # %%
-steps = ladder()
+steps = model_sizes()
 for k in steps.index:
-    lm = small_lm(world.tokenizer(), *world.SIZES[k])
+    lm = small_lm(environment.toy_tokenizer(), *environment.SIZES[k])
     test_eq(steps.weights[k], sum(x.numel() for x in lm.model.parameters()))
 
 
@@ -266,12 +266,12 @@ for k in steps.index:
 # %%
 def minutes(size, n=3):
     "Minutes of the whole reading, told from `n` steps"
-    lm = small_lm(world.tokenizer(), *world.SIZES[size], context=256)
+    lm = small_lm(environment.toy_tokenizer(), *environment.SIZES[size], context=256)
     rng = np.random.default_rng(0)
-    some = [world._example(lm, rng, r['text']) for r in world.requests(32*n)]
+    some = [environment.tokenize_dialogue(lm, rng, r['text']) for r in environment.requests(32*n)]
     start = perf_counter()
     fit(lm.model, some, answer_loss, batch=32, lr=1e-3)
-    return (perf_counter()-start)/n*world.STEPS[size]/60
+    return (perf_counter()-start)/n*environment.PRETRAINING_STEPS[size]/60
 
 steps.assign(minutes=[round(minutes(k), 1) for k in steps.index])
 
@@ -301,11 +301,11 @@ pd.read_csv(data_dir()/'results'/'world_sizes.csv', index_col='size')
 
 # %%
 rng = np.random.default_rng(0)
-asks = [r['text'] for r in world.requests(2000, kind='red_team')]
-first = [world._answer(rng, p) for p in asks]
-harm = lambda said: world.harmlessness(asks, [' '.join(s) for s in said])
-planted = {p.id: harm([world._revised(rng, s, p.id)[1] for s in first])-harm(first)
-           for p in world.PRINCIPLES}
+asks = [r['text'] for r in environment.requests(2000, kind='red_team')]
+first = [environment.write_answer(rng, p) for p in asks]
+harm = lambda said: environment.harmlessness(asks, [' '.join(s) for s in said])
+planted = {p.id: harm([environment.write_revision(rng, s, p.id)[1] for s in first])-harm(first)
+           for p in environment.PRINCIPLES}
 pd.Series({k: v.mean() for k,v in planted.items()}, name='gain in harmlessness').round(2)
 
 # %% [markdown]

@@ -21,14 +21,14 @@ seed = 0         # everything random follows from it
 from time import perf_counter
 
 import numpy as np, pandas as pd, torch
-from moral_sc.constitution.toy import environment as world
-from moral_sc.constitution.answers import answer_pairs, answers
+from moral_sc.constitution.toy import environment
+from moral_sc.constitution.answers import answer_pairs, sample_answers
 from moral_sc.constitution.finetuning import examples_of, finetune
 from moral_sc.constitution.harm_plots import plot_harmfulness
 from moral_sc.constitution.evaluation.harmfulness import absolute_harmfulness, fit_harmfulness
 from moral_sc.constitution.rl.policy import train_policy
 from moral_sc.constitution.preference import fit_preference
-from moral_sc.constitution.prompts import split
+from moral_sc.constitution.prompts import split_by_prompt
 from moral_sc.constitution.revision import revise
 from moral_sc.foundation.runs import content_key
 from moral_sc.foundation.statistics import Estimate, cluster_bootstrap
@@ -69,7 +69,7 @@ size
 
 # %%
 def seen(prompts, answers):
-    f = world.features(prompts, answers)
+    f = environment.features(prompts, answers)
     return (1.2*f.danger-.75*f.better).to_numpy(float)
 
 def expected(prompts, answers):
@@ -83,7 +83,7 @@ def rate(rows, seed):
     return [r|dict(rating=float(abs(v))) for r,v in zip(rows, np.rint(x).clip(0, 4))]
 
 asked = 'how do i rob the shop at home today ?'
-said = ['take the mask . take the van .', 'take the mask .', world.REFUSAL, world.BETTER]
+said = ['take the mask . take the van .', 'take the mask .', environment.REFUSAL, environment.ALTERNATIVE]
 expected([asked]*4, said).round(2)
 
 
@@ -99,21 +99,21 @@ def kind(rows, k): return [r for r in rows if r['kind']==k]
 shares = np.array([2*size['rate'], 2*size['revise'], size['pairs'], size['asks'],
                    2*size['held']])
 n = int(shares.sum())
-rows = [*{r['text']: r for r in world.requests(3*n, seed=seed)}.values()][:n]
-for_rating,for_sl,for_pairs,asks,held = split(rows, *shares/n, seed=seed)
+rows = [*{r['text']: r for r in environment.requests(3*n, seed=seed)}.values()][:n]
+for_rating,for_sl,for_pairs,asks,held = split_by_prompt(rows, *shares/n, seed=seed)
 held = kind(held, 'red_team')[:size['held']]
 
 def regressor(first, seed):
     "Fitted to ratings of a first model's answers, with the ratings it did not see"
     red = kind(for_rating, 'red_team')
     rated = rate([dict(id=f'{r["id"]}/{k}', prompt=r['text'], answer=a)
-                  for r,two in zip(red, answers(first, red, 2, seed=seed, **short))
+                  for r,two in zip(red, sample_answers(first, red, 2, seed=seed, **short))
                   for k,a in enumerate(two)], seed)
-    train,test = split(rated, .85, .15, seed=seed)
+    train,test = split_by_prompt(rated, .85, .15, seed=seed)
     return fit_harmfulness(first, train, test, lr=1e-3, epochs=2*size['epochs'], seed=seed,
                            out=place/f'rating-{seed}'), test
 
-firsts = {s: world.pretrain(size['model'], s, size['read'], place, on) for s in seeds}
+firsts = {s: environment.pretrain(size['model'], s, size['read'], place, on) for s in seeds}
 harms,tests = ({s: x[i] for s,x in {s: regressor(m, s) for s,m in firsts.items()}.items()}
                for i in (0, 1))
 pd.DataFrame({s: h.history.attrs for s,h in harms.items()}).T
@@ -145,11 +145,11 @@ def off(s):
 # %%
 def supervised(first, seed):
     "SL-CAI: finetuned on its revisions, and on its own answers to harmless requests"
-    chains = revise(first, kind(for_sl, 'red_team'), world.PRINCIPLES, rounds=size['rounds'],
+    chains = revise(first, kind(for_sl, 'red_team'), environment.PRINCIPLES, rounds=size['rounds'],
                     few_shot=[], seed=seed, **short)
     good = kind(for_sl, 'helpful')
     plain = [dict(text=r['text'], answer=x)
-             for r,(x,) in zip(good, answers(first, good, seed=seed, **short))]
+             for r,(x,) in zip(good, sample_answers(first, good, seed=seed, **short))]
     return finetune(first, examples_of(chains, 'all', plain), place/f'SL-CAI-{seed}', lr=1e-3,
                     epochs=2, seed=seed)[0]
 
@@ -158,12 +158,12 @@ def compared(lm, on_harm, seed):
     "Comparisons of a model's answers"
     pairs = [r for r in answer_pairs(lm, for_pairs, seed=seed, **short) if r['a']!=r['b']]
     told = on_harm([r for r in pairs if r['prompt'] in bad], seed)
-    return told+world.rater([r for r in pairs if r['prompt'] not in bad], 'helpful',
+    return told+environment.rater_labels([r for r in pairs if r['prompt'] not in bad], 'helpful',
                             seed=seed)
 
-def helped(pairs, seed): return world.rater(pairs, 'helpful', seed=seed)
-def safe(pairs, seed): return world.rater(pairs, 'harmless', 'evasive-is-safe', seed=seed)
-def labelled(pairs, seed): return world.labeller(pairs, seed=seed)
+def helped(pairs, seed): return environment.rater_labels(pairs, 'helpful', seed=seed)
+def safe(pairs, seed): return environment.rater_labels(pairs, 'harmless', 'evasive-is-safe', seed=seed)
+def labelled(pairs, seed): return environment.model_labels(pairs, seed=seed)
 
 def train_on(name, start, on_harm, seed):
     pm = fit_preference(start, compared(start, on_harm, seed), lr=1e-3, epochs=size['epochs'],
@@ -250,9 +250,9 @@ from moral_sc.language.loading import load
 texts = [r['text'] for r in held]
 def look(s, p, k, T):
     lm = load(p.snapshots[k], 'float32', on)
-    said = sum(answers(lm, held, temperature=T, seed=s, **short), [])
+    said = sum(sample_answers(lm, held, temperature=T, seed=s, **short), [])
     counted = ['useful', 'wrong', 'danger', 'refusal', 'words', 'repetition']
-    return world.features(texts, said)[counted].mean()
+    return environment.features(texts, said)[counted].mean()
 
 pd.DataFrame({(k, name, T): sum(look(s, p, i, T) for s,p in ps.items())/len(ps)
               for k,ps in policies.items()

@@ -28,8 +28,8 @@ from IPython.display import display
 
 # %%
 from moral_sc.constitution.evaluation.refusals import (
-    author_models, author_samples, boilerplate, chain_measures, evades, summary)
-from moral_sc.constitution.plots import plot_likeness, plot_rounds
+    AUTHOR_MODELS, author_samples, boilerplate_matches, measure_chains, evasion_matches, group_means)
+from moral_sc.constitution.plots import plot_overlap, plot_rounds
 from moral_sc.constitution.principles import load_few_shot, load_principles
 from moral_sc.constitution.revision import author_revisions, revise
 from moral_sc.foundation.datasets import data_dir, read_jsonl
@@ -137,14 +137,14 @@ print(excerpt(ours['critique'][0]))
 
 # %%
 def stacked(chains): # One frame for several conditions
-    return pd.concat([chain_measures(r).assign(condition=k) for k,r in chains.items() if r],
+    return pd.concat([measure_chains(r).assign(condition=k) for k,r in chains.items() if r],
                      ignore_index=True)
 
 d = stacked({'authors': theirs, **ours})
 columns = ['same', 'empty_text', 'distance', 'overlap_critique', 'critic_voice', 'evades',
            'boilerplate', 'repetition', 'length_ratio']
 first = d[d['round']==1]
-table = summary(first, columns)
+table = group_means(first, columns)
 table.T.astype(str)
 
 # %% [markdown]
@@ -166,7 +166,7 @@ plot_rounds(d[d.condition.isin(['authors', 'critique', 'direct'])])
 # %%
 #| label: fig-likeness
 #| fig-cap: What a first revision has in common with the answer and with the critique.
-plot_likeness(first)
+plot_overlap(first)
 
 # %% [markdown]
 # @fig-distance shows that almost every word of our revisions is new, and @fig-likeness where the
@@ -201,9 +201,9 @@ def recount(model):
     a = author_samples(model)
     where = a.set+a.row.astype(str)
     rate = lambda f: cluster_bootstrap([bool(f(t)) for t in a.text], where)
-    return dict(evades=rate(evades), boilerplate=rate(boilerplate)) if len(a) else {}
+    return dict(evades=rate(evasion_matches), boilerplate=rate(boilerplate_matches)) if len(a) else {}
 
-released = {name: recount(m) for m,name in author_models.items()}
+released = {name: recount(m) for m,name in AUTHOR_MODELS.items()}
 pd.DataFrame(released).T.astype(str)
 
 
@@ -217,14 +217,14 @@ pd.DataFrame(released).T.astype(str)
 def recounted():
     hh,rl = (author_samples(m) for m in ('HHRLHF', 'RLMADISON'))
     if not (len(hh) and len(rl)): return {}
-    hit = lambda a: pd.Series([bool(evades(t)) for t in a.text])
+    hit = lambda a: pd.Series([bool(evasion_matches(t)) for t in a.text])
     by_prompt = lambda a: hit(a).groupby([a.set, a.prompt]).mean()
     e = pd.concat([by_prompt(hh), by_prompt(rl)], axis=1, join='inner').to_numpy()
     return {'constitution/human-labels-evade': paired_difference(*e.T, range(len(e))),
             'constitution/boilerplate': released['constitutional RL']['boilerplate']}
 
 def measured(chains):
-    a,b = (chain_measures(chains[k]) for k in ('critique', 'no examples'))
+    a,b = (measure_chains(chains[k]) for k in ('critique', 'no examples'))
     one = a[a['round']==1]
     last = a[a['round']==a['round'].max()]
     rate = lambda x: wilson(int(x.sum()), len(x)) # One row a prompt, and perhaps no hit

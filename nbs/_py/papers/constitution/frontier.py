@@ -24,16 +24,16 @@ from time import process_time
 
 import numpy as np, pandas as pd, torch
 from scipy.stats import rankdata
-from moral_sc.constitution.toy import environment as world
-from moral_sc.constitution.answers import answer_pairs, answers
+from moral_sc.constitution.toy import environment
+from moral_sc.constitution.answers import answer_pairs, sample_answers
 from moral_sc.constitution.elo import plot_frontier, plot_ratings
 from moral_sc.constitution.finetuning import examples_of, finetune
-from moral_sc.constitution.evaluation.pareto import frontier, joint_draws, order_test
+from moral_sc.constitution.evaluation.pareto import pareto_frontier, joint_draws, order_test
 from moral_sc.constitution.rl.policy import train_policy
 from moral_sc.constitution.preference import fit_preference
-from moral_sc.constitution.prompts import disjoint
-from moral_sc.constitution.revision import revise, stops
-from moral_sc.constitution.evaluation.elo import Count, checked, judge_from, play, tournament
+from moral_sc.constitution.prompts import check_disjoint
+from moral_sc.constitution.revision import revise, STOPS
+from moral_sc.constitution.evaluation.elo import WinCounts, validate_votes, score_judge, play_matches, tournament
 from moral_sc.foundation.runs import content_key
 from moral_sc.foundation.statistics import (Estimate, cluster_bootstrap, lower_tail,
                                             paired_difference)
@@ -83,18 +83,18 @@ parts = dict(train=size['train'], judge=size['train'], test=size['test'])
 
 def requests(kind):
     "Requests of one kind for each part; no two have the same words"
-    rows = {r['text']: r for r in world.requests(3*sum(parts.values()), seed, kind)}
+    rows = {r['text']: r for r in environment.requests(3*sum(parts.values()), seed, kind)}
     cut = np.cumsum([0, *parts.values()])
     return {p: list(rows.values())[i:j] for p,i,j in zip(parts, cut, cut[1:])}
 
 of = {k: requests(k) for k in KINDS}
-disjoint(**{p: [r for k in KINDS for r in of[k][p]] for p in parts})
+check_disjoint(**{p: [r for k in KINDS for r in of[k][p]] for p in parts})
 {k: {p: len(r) for p,r in rows.items()} for k,rows in of.items()}
 
 # %%
 brief = dict(max_new_tokens=40)
-short = brief|dict(stop=stops) # An answer ends where a critique of it would begin
-def say(lm, prompts, seed): return [a for a, in answers(lm, prompts, seed=seed, **short)]
+short = brief|dict(stop=STOPS) # An answer ends where a critique of it would begin
+def say(lm, prompts, seed): return [a for a, in sample_answers(lm, prompts, seed=seed, **short)]
 
 def pairs(lm, prompts, seed):
     "Two different answers a prompt"
@@ -103,7 +103,7 @@ def pairs(lm, prompts, seed):
 def supervised(base, out, seed):
     "SL-CAI: finetuned on its revisions, and on its own answers to harmless requests"
     asked = of['helpful']['train']
-    chains = revise(base, of['red_team']['train'], world.PRINCIPLES, rounds=4, few_shot=[],
+    chains = revise(base, of['red_team']['train'], environment.PRINCIPLES, rounds=4, few_shot=[],
                     seed=seed, **brief)
     own = [dict(text=p['text'], answer=a) for p,a in zip(asked, say(base, asked, seed))]
     rows = examples_of(chains, 'all', own, keep=('copy', 'repetition'))
@@ -128,11 +128,11 @@ def clamped(rows, by=4., low=.4):
 
 def comparisons(base, sl, seed):
     "Labelled pairs for each kind of run"
-    useful = world.rater(pairs(base, of['helpful']['train'], seed), 'helpful', seed=seed)
+    useful = environment.rater_labels(pairs(base, of['helpful']['train'], seed), 'helpful', seed=seed)
     harm,own = (pairs(lm, of['red_team']['train'], seed) for lm in (base, sl))
-    evasive,engaged = (world.rater(harm, style=s, seed=seed) for s in
+    evasive,engaged = (environment.rater_labels(harm, style=s, seed=seed) for s in
                        ('evasive-is-safe', 'engage'))
-    soft = world.labeller(own, seed=seed)
+    soft = environment.model_labels(own, seed=seed)
     return {'helpful RL': useful, 'HH RL': useful+evasive, 'RL-CAI': useful+soft,
             'RL-CAI, CoT': useful+clamped(soft), 'HH RL, engaging rater': useful+engaged}
 
@@ -153,7 +153,7 @@ def prefer(base, rows, seed, **kw):
 def train(name, wanted, seed):
     "Every run of one size from one seed: first model, SL-CAI, scores, policies"
     at = place/name/str(seed)
-    base = world.pretrain(name, seed, size['read'], at, on)
+    base = environment.pretrain(name, seed, size['read'], at, on)
     sl = supervised(base, at/'SL-CAI', seed)
     rows = comparisons(base, sl, seed)
     scores = {k: prefer(base, rows[k], seed, out=at/f'{k}, score') for k in wanted}
@@ -207,16 +207,16 @@ def heard(players, seed):
 
 def meet(said, judges):
     "Votes of judges who go by scores, each training its own, by kind of request"
-    return {k: pd.concat([play(said[s][k], of[k]['test'], judge_from(judges[k][s]),
+    return {k: pd.concat([play_matches(said[s][k], of[k]['test'], score_judge(judges[k][s]),
                                seed=s).assign(cluster=s) for s in seeds]) for k in judges}
 
 truth = {k: dict.fromkeys(seeds, f) for k,f in
-         zip(KINDS, (world.helpfulness, world.harmlessness))}
+         zip(KINDS, (environment.helpfulness, environment.harmlessness))}
 fields = {s: field(t, WAYS) for s,t in trained.items()}
 players = fields[seed]
 said = {s: heard(f, s) for s,f in fields.items()}
 votes = meet(said, truth)
-f = frontier(votes['helpful'], votes['red_team'], players, gauge='SL-CAI 0', seed=seed)
+f = pareto_frontier(votes['helpful'], votes['red_team'], players, gauge='SL-CAI 0', seed=seed)
 f.table[['player', 'helpful', 'harmless', 'pareto']].round(0)
 
 # %%
@@ -296,7 +296,7 @@ def last_words(s, k):
     if k!=ENGAGED: return said[s]['red_team']['base 0' if k=='base' else end(k)]
     return say(read(trained[s]['runs'][k].snapshots[-1]), of['red_team']['test'], s)
 
-traits = {k: pd.concat([world.features(texts, last_words(s, k)).assign(training=s)
+traits = {k: pd.concat([environment.features(texts, last_words(s, k)).assign(training=s)
                        for s in seeds])
           for k in ('base', 'SL-CAI', *WAYS, ENGAGED)}
 refused = {k: d.refusal.to_numpy(float) for k,d in traits.items()}
@@ -351,13 +351,13 @@ plot_ratings(roster.merge(by_size['red_team'].table).rename(columns=dict(run='ki
 # %%
 def held_out(s, kind, of_what):
     base = trained[s]['base']
-    rows = world.rater(pairs(base, of[kind]['judge'], s), of_what, seed=1000+s)
+    rows = environment.rater_labels(pairs(base, of[kind]['judge'], s), of_what, seed=1000+s)
     return prefer(base, rows, 1000+s, out=place/main/str(s)/f'judge-{kind}')
 
 unseen = {k: {s: held_out(s, k, what) for s in seeds}
           for k,what in zip(KINDS, ('helpful', 'harmless'))}
 told = meet(said, unseen)
-g = frontier(told['helpful'], told['red_team'], players, gauge='SL-CAI 0', seed=seed)
+g = pareto_frontier(told['helpful'], told['red_team'], players, gauge='SL-CAI 0', seed=seed)
 
 # %%
 #| label: fig-judge
@@ -389,7 +389,7 @@ by = dict(truth=elo['red_team'], judge=tournament(told['red_team'], gauge='SL-CA
 def agreement(a, b, n=400):
     "Rank correlation of two ratings of the same players, trainings drawn for both at once"
     names = sorted({*a.a, *a.b})
-    counts = [Count(checked(v), names) for v in (a, b)]
+    counts = [WinCounts(validate_votes(v), names) for v in (a, b)]
     drawn,*_ = joint_draws([list(c.clusters) for c in counts], n, seed)
     rank = lambda x, y: np.corrcoef(rankdata(x), rankdata(y))[0,1]
     draws = [rank(x, y) for x,y in zip(*(c.again(d) for c,d in zip(counts, drawn)))]

@@ -23,7 +23,7 @@ import pandas as pd
 # %%
 from moral_sc.constitution.evaluation import hhh
 from moral_sc.constitution.evaluation.calibration import calibration
-from moral_sc.constitution.feedback import load_worked
+from moral_sc.constitution.feedback import load_worked_comparisons
 from moral_sc.constitution.reliability import plot_accuracy, plot_reliability
 from moral_sc.foundation.statistics import paired_difference
 from moral_sc.lab.claims import record
@@ -38,10 +38,10 @@ size = dict( # comparisons, harm types, thoughts, tokens of a thought, shots, mo
     gpu=dict(items=None, types=None, thoughts=5, tokens=256, shots=5, models=2,
              thought_items=None),
 )[scale]
-reach = hhh.reachable('hhh')
-if scale=='quick' or not reach: items = hhh.load('ours', size['items'], seed)
-else: items = hhh.load('hhh', size['items'], seed)
-types = hhh.load('harm_types', size['types'], seed) if reach and size['types']!=0 else []
+reach = hhh.hhh_available('hhh')
+if scale=='quick' or not reach: items = hhh.load_hhh('ours', size['items'], seed)
+else: items = hhh.load_hhh('hhh', size['items'], seed)
+types = hhh.load_hhh('harm_types', size['types'], seed) if reach and size['types']!=0 else []
 def coin(): return lookup(lambda t: {' (A)': .4, ' (B)': .4} if t[-1:]==':' else {'': 1.}, 'coin')
 names = ['smollm2-135m-instruct', 'gemma-3-270m'][:size['models']]
 models = {n: load_or_stub(n, coin) for n in names}
@@ -60,7 +60,7 @@ len(items), len(types)
 # often than a coin:
 
 # %%
-base = hhh.baselines(hhh.load('hhh') if reach else items)
+base = hhh.hhh_baselines(hhh.load_hhh('hhh') if reach else items)
 base.map(lambda x: x if isinstance(x, tuple) else round(x, 3)).to_frame('all comparisons')
 
 # %% [markdown]
@@ -71,11 +71,11 @@ base.map(lambda x: x if isinstance(x, tuple) else round(x, 3)).to_frame('all com
 # hundreds of times as long as a letter. The comparisons are drawn once and are the same in each.
 
 # %%
-front = hhh.worked_front(load_worked()[:size['shots']])
+front = hhh.worked_prefix(load_worked_comparisons()[:size['shots']])
 ways = {'at once': dict(swap=True), 'with examples': dict(front=front, swap=True)}
 def run(name, way, kw, items):
     out = work_dir(f'hhh-{scale}-{seed}-{name}-{way}-{len(items)}'.replace(' ', '-'))
-    return hhh.evaluate(models[name], items, seed=seed, out=out, **kw)
+    return hhh.evaluate_hhh(models[name], items, seed=seed, out=out, **kw)
 
 frames = {(n, w): run(n, w, kw, items) for n in models for w,kw in ways.items()}
 main = names[0]
@@ -85,7 +85,7 @@ few = items[:size['thought_items']]
 thought = run(main, 'thought', dict(chat, samples=size['thoughts'],
                                     max_new_tokens=size['tokens']), few)
 frames[main, 'thought'] = thought
-table = pd.DataFrame({k: dict(n=len(d), accuracy=hhh.accuracy(d), said_A=(d.chosen==0).mean(),
+table = pd.DataFrame({k: dict(n=len(d), accuracy=hhh.hhh_accuracy(d), said_A=(d.chosen==0).mean(),
                               mass=d.mass.mean(), flipped=d.flipped.mean())
                       for k,d in frames.items()}).T
 table.map(lambda x: x if isinstance(x, tuple) else round(x, 3))
@@ -93,7 +93,7 @@ table.map(lambda x: x if isinstance(x, tuple) else round(x, 3))
 # %%
 #| label: fig-accuracy
 #| fig-cap: Share of right answers; bars are 95 % Wilson intervals, dotted lines need no model.
-rates = {f'{w}, {n.split("-")[0]}': hhh.accuracy(d) for (n,w),d in frames.items()}
+rates = {f'{w}, {n.split("-")[0]}': hhh.hhh_accuracy(d) for (n,w),d in frames.items()}
 plot_accuracy(rates, {'longer answer': base.longer.value, 'gate': base.gate})
 
 # %% [markdown]
@@ -128,13 +128,13 @@ cal.to_frame(main) if cal is not None else 'Too few comparisons at this scale.'
 # %%
 kinds = run(main, 'types', {}, types) if types else None
 if kinds is not None:
-    print(hhh.baselines(hhh.load('harm_types')).to_string())
-hhh.accuracy(kinds) if kinds is not None else 'Not asked at this scale.'
+    print(hhh.hhh_baselines(hhh.load_hhh('harm_types')).to_string())
+hhh.hhh_accuracy(kinds) if kinds is not None else 'Not asked at this scale.'
 
 # %% [markdown]
 # Figure 11, the 221 comparisons of an earlier set, is not drawn: the released file does not say
 # which of its rows those are. The balanced set of harmful and ethical conversations is evaluated
-# by the same call, `hhh.load('ethical')`, where its file is in reach.
+# by the same call, `hhh.load_hhh('ethical')`, where its file is in reach.
 #
 # What this does not show: that small models cannot label. The subset is small, and every interval
 # on this page is wide. It does show that none of the ways of asking clears the gate by itself on
@@ -145,11 +145,11 @@ hhh.accuracy(kinds) if kinds is not None else 'Not asked at this scale.'
 # %%
 found = {}
 if not any(m.oracle for m in models.values()) and reach and scale!='quick':
-    found['constitution/hhh-beats-length'] = hhh.accuracy(first)
+    found['constitution/hhh-beats-length'] = hhh.hhh_accuracy(first)
     at_once = run(main, 'chat one order', chat, few)
     found['constitution/hhh-thought-helps'] = paired_difference(
         thought.correct, at_once.correct, thought.id)
     found['constitution/labels-read-answers'] = hhh.wilson(int(first.flipped.sum()), len(first))
     found['constitution/labels-calibrated'] = cal.slope
-    found['constitution/harm-types-above-majority'] = hhh.accuracy(kinds)
+    found['constitution/harm-types-above-majority'] = hhh.hhh_accuracy(kinds)
 record(scale, found)

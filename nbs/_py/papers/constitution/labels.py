@@ -23,10 +23,10 @@ import numpy as np, pandas as pd
 
 # %%
 from moral_sc.constitution.evaluation import hhh
-from moral_sc.constitution.toy import environment as world
+from moral_sc.constitution.toy import environment
 from moral_sc.constitution.evaluation.calibration import calibration
-from moral_sc.constitution.feedback import clip, label, load_worked, report
-from moral_sc.constitution.reliability import plot_bias, plot_reliability
+from moral_sc.constitution.feedback import clip_labels, label, load_worked_comparisons, label_report
+from moral_sc.constitution.reliability import plot_position_bias, plot_reliability
 from moral_sc.foundation.statistics import cluster_bootstrap, paired_difference
 from moral_sc.lab.claims import record
 from moral_sc.lab.paths import work_dir
@@ -59,19 +59,19 @@ size = dict( # pairs of the world; comparisons for the model, shots, those with 
 
 # %%
 def said(rng, prompt): # An answer with some harm, some comfort, some help
-    tools = world.TOOLS[world.deed(prompt)]
+    tools = environment.TOOLS[environment.deed(prompt)]
     names = ' and '.join(rng.permutation(tools)[:rng.integers(1, 4)])
-    parts = [f'take {names} .']*(rng.random()<.7)+[world.BETTER]*(rng.random()<.4)
-    parts += [world.COMFORT[0]]*(rng.random()<.4)
-    return ' '.join(parts) or world.REFUSAL
+    parts = [f'take {names} .']*(rng.random()<.7)+[environment.ALTERNATIVE]*(rng.random()<.4)
+    parts += [environment.COMFORT[0]]*(rng.random()<.4)
+    return ' '.join(parts) or environment.REFUSAL
 
 rng = np.random.default_rng(seed)
-asks = world.requests(size['pairs'], seed=seed, kind='red_team')
+asks = environment.requests(size['pairs'], seed=seed, kind='red_team')
 pairs = [dict(id=r['id'], prompt=r['text'], a=said(rng, r['text']), b=said(rng, r['text']))
          for r in asks]
 pairs = [r for r in pairs if r['a']!=r['b']]
 col = lambda k: [r[k] for r in pairs]
-gap = world.harmlessness(col('prompt'), col('a'))-world.harmlessness(col('prompt'), col('b'))
+gap = environment.harmlessness(col('prompt'), col('a'))-environment.harmlessness(col('prompt'), col('b'))
 truth = 1/(1+np.exp(-gap))
 y = (rng.random(len(pairs))<truth).astype(int)
 {k: pairs[0][k] for k in ('prompt', 'a', 'b')}, truth[0].round(2), len(pairs)
@@ -86,14 +86,14 @@ y = (rng.random(len(pairs))<truth).astype(int)
 
 # %%
 def labels(**kw):
-    rows = world.labeller(pairs, **dict(dict(principles=('danger',), seed=seed), **kw))
+    rows = environment.model_labels(pairs, **dict(dict(principles=('danger',), seed=seed), **kw))
     return [r|dict(mass=1., asked=True, flipped=(r['p_ab']>.5)!=(r['p_ba']<.5)) for r in rows]
 def ps(rows): return np.array([r['p'] for r in rows])
 def shown(x): return repr(x) if isinstance(x, tuple) else round(x, 3)
 
 kinds = {'as sure as it may be': ps(labels()), 'too sure': ps(labels(sharpness=3.)),
          'noisy': ps(labels(noise=1.5))}
-kinds['too sure, clamped'] = clip(kinds['too sure'], (.4, .6))
+kinds['too sure, clamped'] = clip_labels(kinds['too sure'], (.4, .6))
 pd.DataFrame({k: calibration(p, y) for k,p in kinds.items()}).map(shown)
 
 # %%
@@ -138,11 +138,11 @@ better = paired_difference(abs(one[1.]-truth), abs(ps(two[1.])-truth), range(len
 # %%
 #| label: fig-order
 #| fig-cap: Mean distance of labels from the known probability; bars are 95 % intervals over pairs.
-plot_bias(d)
+plot_position_bias(d)
 
 # %%
 what = ['position_bias', 'flips', 'sure']
-pd.DataFrame({f'{b} nats': report(two[b])[what] for b in biases}).map(shown)
+pd.DataFrame({f'{b} nats': label_report(two[b])[what] for b in biases}).map(shown)
 
 # %% [markdown]
 # The flip rate tells what no accuracy tells: with a liking of three nats most verdicts change when
@@ -162,8 +162,8 @@ pd.Series(right, name='share on the right side').map(shown).to_frame()
 # pair, which it does not try.
 
 # %%
-each = {k: ps(labels(principles=(k,), noise=.5)) for k in world.SEES}
-drawn = ps(labels(principles=tuple(world.SEES), noise=.5))
+each = {k: ps(labels(principles=(k,), noise=.5)) for k in environment.PRINCIPLE_WEIGHTS}
+drawn = ps(labels(principles=tuple(environment.PRINCIPLE_WEIGHTS), noise=.5))
 mean = np.mean(list(each.values()), 0)
 table = {'one drawn': drawn, 'mean of all': mean}|{f'only {k}': p for k,p in each.items()}
 some = ['accuracy', 'ece', 'brier', 'slope']
@@ -189,17 +189,17 @@ real = None
 if size['real']:
     def coin(): return lookup(lambda t: {' (A)': .5, ' (B)': .4} if t[-1:]==':' else {'': 1.})
     real = load_or_stub('smollm2-135m-instruct', coin)
-    reach = hhh.reachable('hhh')
-    items = hhh.load('hhh' if reach else 'ours', size['real'], seed)
+    reach = hhh.hhh_available('hhh')
+    items = hhh.load_hhh('hhh' if reach else 'ours', size['real'], seed)
     asked = [dict(id=i.id, prompt=i.prompt, a=i.answers[0], b=i.answers[1]) for i in items]
-    shots = load_worked()[:size['shots']]
+    shots = load_worked_comparisons()[:size['shots']]
     warnings.simplefilter('ignore') # Of low mass, which the report counts
     def ask(name, rows, **kw):
         return label(real, rows, few_shot=shots, seed=seed,
                      out=work_dir(f'labels-{scale}-{seed}-{name}-{len(rows)}'), **kw)
     drawn = ask('drawn', asked)
     ensemble = ask('all', asked[:size['all']], principles_per_pair='all')
-(pd.DataFrame({'one drawn': report(drawn), 'all sixteen': report(ensemble)}).map(shown) if real
+(pd.DataFrame({'one drawn': label_report(drawn), 'all sixteen': label_report(ensemble)}).map(shown) if real
  else 'Not asked at this scale.')
 
 # %%

@@ -22,12 +22,12 @@ seed = 0         # everything random follows from it
 from time import perf_counter
 
 import numpy as np, pandas as pd, torch
-from moral_sc.constitution.toy import environment as world
-from moral_sc.constitution.curves import (distance, linearity, plot_distance, plot_runs,
-                                          plot_training, smooth)
+from moral_sc.constitution.toy import environment
+from moral_sc.constitution.curves import (kl_distance, linearity, plot_distance, plot_runs,
+                                          plot_training, running_mean)
 from moral_sc.constitution.rl.policy import train_policy
 from moral_sc.constitution.preference import fit_preference
-from moral_sc.constitution.prompts import ask, split
+from moral_sc.constitution.prompts import render_prompt, split_by_prompt
 from moral_sc.constitution.rl.rollouts import ends
 from moral_sc.foundation.runs import content_key
 from moral_sc.foundation.statistics import Estimate, cluster_bootstrap
@@ -77,16 +77,16 @@ size
 
 # %%
 def truth(prompts, answers):
-    return world.helpfulness(prompts, answers)+world.harmlessness(prompts, answers)
+    return environment.helpfulness(prompts, answers)+environment.harmlessness(prompts, answers)
 
 n = size['pairs']+size['asks']+size['held']
-rows = list({r['text']: r for r in world.requests(2*n, seed=seed)}.values())[:n]
+rows = list({r['text']: r for r in environment.requests(2*n, seed=seed)}.values())[:n]
 parts = (size[k]/n for k in ('pairs', 'asks', 'held'))
-for_pairs,asks,held = split(rows, *parts, seed=seed)
+for_pairs,asks,held = split_by_prompt(rows, *parts, seed=seed)
 
 def say(lm, rows, seed, key=''):
     "An answer to each prompt"
-    out = sample(lm, [ask(lm, r['text']) for r in rows], 32, stop=ends['plain'], seed=seed,
+    out = sample(lm, [render_prompt(lm, r['text']) for r in rows], 32, stop=ends['plain'], seed=seed,
                  keys=[f'{r["id"]}{key}' for r in rows], batch=128)
     return [s.text.strip() for s in out]
 
@@ -106,7 +106,7 @@ def prefer(s, pairs, name):
     return fit_preference(firsts[s], pairs, lr=1e-3, epochs=size['epochs'], seed=s,
                           out=place/f'{name}-{s}')
 
-firsts = {s: world.pretrain(size['model'], s, size['read'], place, on) for s in seeds}
+firsts = {s: environment.pretrain(size['model'], s, size['read'], place, on) for s in seeds}
 pairs = {s: told(compare(first, for_pairs, s)) for s,first in firsts.items()}
 proxies = {s: prefer(s, pairs[s], 'proxy') for s in seeds}
 pd.DataFrame({s: dict(learned=str(proxy.accuracy(pairs[s])),
@@ -122,7 +122,7 @@ pd.DataFrame({s: dict(learned=str(proxy.accuracy(pairs[s])),
 # PPO without any price. The score it is trained on is drawn with the true one.
 
 # %%
-def count(name): return lambda p,a: world.features(p, a)[name].to_numpy(float)
+def count(name): return lambda p,a: environment.features(p, a)[name].to_numpy(float)
 
 watch = dict(gold=truth, kind=count('kind'), danger=count('danger'), useful=count('useful'))
 def train(name, rewards=proxies, **kw):
@@ -153,7 +153,7 @@ plot_distance(free[seed].history, dict(score='preference model', gold='truth'))
 # straight line in the KL itself:
 
 # %%
-def early(p): return linearity(p.history, upto=distance(p.history).max()/2)
+def early(p): return linearity(p.history, upto=kl_distance(p.history).max()/2)
 
 straight = pd.DataFrame({s: early(p) for s,p in free.items()}).T
 straight.round(3)
@@ -236,7 +236,7 @@ plot_runs({k: ps[seed].history for k,ps in runs.items()}, 'gold', title='truth')
 # %%
 def apart(a, b, column):
     "Mean gap of two curves where both have points, per gain of the first"
-    curve = lambda d: tuple(np.array(sorted(zip(distance(d), smooth(d[column])))).T)
+    curve = lambda d: tuple(np.array(sorted(zip(kl_distance(d), running_mean(d[column])))).T)
     (x,y),(u,v) = curve(a),curve(b)
     grid = np.linspace(max(x[0], u[0]), min(x[-1], u[-1]), 20)
     gap = np.abs(np.interp(grid, x, y)-np.interp(grid, u, v)).mean()
@@ -247,7 +247,7 @@ def apart_from_free(others, column):
 
 same_truth = np.max([apart_from_free(ps, 'gold') for ps in priced.values()], 0)
 same_score = apart_from_free(rloo, 'score')
-def late(p): return p.history[['score', 'gold']].assign(distance=distance(p.history)).tail(5).mean()
+def late(p): return p.history[['score', 'gold']].assign(distance=kl_distance(p.history)).tail(5).mean()
 pd.DataFrame({k: sum(map(late, ps.values()))/len(ps) for k,ps in runs.items()}).T.round(2)
 
 # %% [markdown]
@@ -279,7 +279,7 @@ pd.DataFrame(dict(k1=d.kl, k3=d.kl3)).agg(['mean', 'std', 'min']).round(3)
 
 # %%
 texts = [r['text'] for r in held]
-warm = {s: prefer(s, world.labeller(compare(firsts[s], for_pairs, s), seed=s), 'warm')
+warm = {s: prefer(s, environment.model_labels(compare(firsts[s], for_pairs, s), seed=s), 'warm')
         for s in seeds}
 cai = train('labels', rewards=warm)
 def comfort(s, d):

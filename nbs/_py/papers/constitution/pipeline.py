@@ -21,17 +21,17 @@ seed = 0         # everything random follows from it
 from time import perf_counter
 
 import numpy as np, pandas as pd, torch
-from moral_sc.constitution.toy import environment as world
-from moral_sc.constitution.answers import answer_pairs, answers
+from moral_sc.constitution.toy import environment
+from moral_sc.constitution.answers import answer_pairs, sample_answers
 from moral_sc.constitution.diagram import plot_pipeline, plot_stages
 from moral_sc.constitution.feedback import label
 from moral_sc.constitution.finetuning import examples_of, finetune, tally
-from moral_sc.constitution.toy.judge_model import COMPARISONS, LESSONS, gaps, judge_model, votes
+from moral_sc.constitution.toy.judge_model import COMPARISONS, CURRICULUM, vote_margins, train_judge_model, simulate_votes
 from moral_sc.constitution.rl.policy import train_policy
 from moral_sc.constitution.preference import fit_preference
-from moral_sc.constitution.prompts import split
-from moral_sc.constitution.revision import revise, stops
-from moral_sc.constitution.evaluation.elo import judge_from, play, tournament
+from moral_sc.constitution.prompts import split_by_prompt
+from moral_sc.constitution.revision import revise, STOPS
+from moral_sc.constitution.evaluation.elo import score_judge, play_matches, tournament
 from moral_sc.foundation.statistics import cluster_bootstrap, paired_difference
 from moral_sc.lab.claims import record
 
@@ -44,9 +44,9 @@ size = dict(
     quick=dict(model='tiny', read=100, principles=['danger'],
                lessons=[(40, (1,), 1), (30, (1, 2), 1)], rounds=2,
                revise=80, asks=160, steps=12, batch=32, held=60, seeds=1),
-    cpu=dict(model='tiny', read=None, lessons=LESSONS, principles=[*world.SEES], rounds=3,
+    cpu=dict(model='tiny', read=None, lessons=CURRICULUM, principles=[*environment.PRINCIPLE_WEIGHTS], rounds=3,
              revise=300, asks=500, steps=60, batch=64, held=150, seeds=3),
-    gpu=dict(model='medium', read=None, lessons=LESSONS, principles=[*world.SEES], rounds=4,
+    gpu=dict(model='medium', read=None, lessons=CURRICULUM, principles=[*environment.PRINCIPLE_WEIGHTS], rounds=4,
              revise=3000, asks=5000, steps=300, batch=256, held=500, seeds=3),
 )[scale]
 on = 'auto' if scale=='gpu' else 'cpu'
@@ -81,25 +81,25 @@ def timed(name, f, *args, **kw):
 def prompts(seed):
     "Prompts for revision, for feedback and RL, and held out; different by text"
     n = [2*size['revise'], size['asks'], 2*size['held']]
-    rows = [*{r['text']: r for r in world.requests(3*sum(n), seed=seed)}.values()][:sum(n)]
-    return split(rows, *(k/sum(n) for k in n), seed=seed)
+    rows = [*{r['text']: r for r in environment.requests(3*sum(n), seed=seed)}.values()][:sum(n)]
+    return split_by_prompt(rows, *(k/sum(n) for k in n), seed=seed)
 
 def kind(rows, k): return [r for r in rows if r['kind']==k]
 
 brief = dict(max_new_tokens=40)
-short = brief|dict(stop=stops) # An answer ends where a critique of it would begin
+short = brief|dict(stop=STOPS) # An answer ends where a critique of it would begin
 def supervise(base, rows, seed):
     "SL-CAI: finetuned on revisions and on helpful answers"
-    chains = timed('revise', revise, base, kind(rows, 'red_team'), world.PRINCIPLES,
+    chains = timed('revise', revise, base, kind(rows, 'red_team'), environment.PRINCIPLES,
                    rounds=size['rounds'], few_shot=[], seed=seed, **brief)
     good = kind(rows, 'helpful')
-    said = timed('sample', answers, base, good, seed=seed, **short)
+    said = timed('sample', sample_answers, base, good, seed=seed, **short)
     plain = [dict(text=r['text'], answer=a) for r,(a,) in zip(good, said)]
     learn = examples_of(chains, 'all', plain)
     return timed('finetune', finetune, base, learn, lr=1e-3, epochs=2, seed=seed)[0],learn
 
 for_sl,for_rl,held = prompts(seed)
-first = timed('pretrain', world.pretrain, size['model'], seed, size['read'], device=on)
+first = timed('pretrain', environment.pretrain, size['model'], seed, size['read'], device=on)
 sl,learned = supervise(first, for_sl, seed)
 tally(learned)
 
@@ -120,14 +120,14 @@ principles = [c for c in COMPARISONS if c.id in size['principles']]
 
 def read_votes(seed):
     "The labelling model"
-    return timed('judge', judge_model, size['model'], seed, size['lessons'],
+    return timed('judge', train_judge_model, size['model'], seed, size['lessons'],
                  size['principles'], device=on)
 
 def agreement(judge, principle):
     "Share of labels on the side of what a principle sees, on fresh votes"
-    fresh = votes(200, seed+1, [principle.id])
+    fresh = simulate_votes(200, seed+1, [principle.id])
     p = [r['p'] for r in label(judge, fresh, [principle], few_shot=[])]
-    return cluster_bootstrap(np.sign(np.array(p)-.5)==np.sign(gaps(fresh)), range(200))
+    return cluster_bootstrap(np.sign(np.array(p)-.5)==np.sign(vote_margins(fresh)), range(200))
 
 judge = read_votes(seed)
 pd.Series({c.id: agreement(judge, c) for c in principles}).map(str).to_dict()
@@ -144,13 +144,13 @@ def feedback(sl, judge, rows, seed):
     pairs = [dict(p, kind=r['kind']) for p,r in zip(pairs, rows) if p['a']!=p['b']]
     return [*timed('label', label, judge, kind(pairs, 'red_team'), principles,
                    few_shot=[], seed=seed),
-            *timed('label', world.rater, kind(pairs, 'helpful'), of='helpful', seed=seed)]
+            *timed('label', environment.rater_labels, kind(pairs, 'helpful'), of='helpful', seed=seed)]
 
 def reinforce(sl, rows, labels, seed):
     "RL-CAI: trained against a preference model of the labels"
     pm = timed('prefer', fit_preference, sl, labels, lr=1e-3, epochs=3, seed=seed)
     return timed('reinforce', train_policy, sl, rows, pm, steps=size['steps'],
-                 batch=size['batch'], max_new_tokens=32, stop=stops, lr=1e-3, kl=.1,
+                 batch=size['batch'], max_new_tokens=32, stop=STOPS, lr=1e-3, kl=.1,
                  seed=seed)
 
 labels = feedback(sl, judge, for_rl, seed)
@@ -167,7 +167,7 @@ def sides(labels):
     "1 where a label is on the side of the truth, and the prompts"
     rows = kind(labels, 'red_team')
     p,a,b = ([r[k] for r in rows] for k in ('prompt', 'a', 'b'))
-    gap = world.harmlessness(p, a)-world.harmlessness(p, b)
+    gap = environment.harmlessness(p, a)-environment.harmlessness(p, b)
     right = (1+np.sign(gap)*np.sign([r['p']-.5 for r in rows]))/2
     return right[gap!=0],np.array(p)[gap!=0]
 
@@ -196,17 +196,17 @@ def measure(models, held, seed):
     texts = [r['text'] for r in held]
     res = []
     for name,lm in zip(STAGES, models):
-        said = [a for a, in timed('sample', answers, lm, held, seed=seed, **short)]
-        res.append(world.features(texts, said).assign(
+        said = [a for a, in timed('sample', sample_answers, lm, held, seed=seed, **short)]
+        res.append(environment.features(texts, said).assign(
             model=name, seed=seed, prompt=texts, kind=[r['kind'] for r in held],
-            answer=said, help=world.helpfulness(texts, said),
-            harmless=world.harmlessness(texts, said)))
+            answer=said, help=environment.helpfulness(texts, said),
+            harmless=environment.harmlessness(texts, said)))
     return pd.concat(res).assign(cluster=lambda d: [f'{seed}/{t}' for t in d.prompt])
 
 def again(seed):
     "The whole pipeline with another seed"
     for_sl,for_rl,held = prompts(seed)
-    base = timed('pretrain', world.pretrain, size['model'], seed, size['read'], device=on)
+    base = timed('pretrain', environment.pretrain, size['model'], seed, size['read'], device=on)
     sl = supervise(base, for_sl, seed)[0]
     labels = feedback(sl, read_votes(seed), for_rl, seed)
     rl = reinforce(sl, for_rl, labels, seed)
@@ -254,10 +254,10 @@ def ratings(k, score):
     asked = part(STAGES[0], k)
     rows = [dict(id=c, text=p) for c,p in zip(asked.cluster, asked.prompt)]
     said = {m: part(m, k).answer.tolist() for m in STAGES}
-    return tournament(play(said, rows, judge_from(score), seed=seed), gauge=STAGES[0])
+    return tournament(play_matches(said, rows, score_judge(score), seed=seed), gauge=STAGES[0])
 
-elo = dict(help=ratings('helpful', world.helpfulness),
-           harmless=ratings('red_team', world.harmlessness))
+elo = dict(help=ratings('helpful', environment.helpfulness),
+           harmless=ratings('red_team', environment.harmlessness))
 pd.concat({k: e.table.set_index('player').round(0) for k,e in elo.items()}, axis=1)
 
 # %% [markdown]

@@ -26,18 +26,18 @@ from time import perf_counter
 
 import numpy as np, pandas as pd, torch
 from moral_sc.bias.curves import plot_steps
-from moral_sc.bias.sweep import Subject, item_bias, sweep
-from moral_sc.constitution.answers import answer_pairs, answers
-from moral_sc.constitution.evaluation.refusals import boilerplate, evades
+from moral_sc.bias.sweep import ModelSpec, item_bias, sweep
+from moral_sc.constitution.answers import answer_pairs, sample_answers
+from moral_sc.constitution.evaluation.refusals import boilerplate_matches, evasion_matches
 from moral_sc.constitution.curves import plot_training
-from moral_sc.constitution.feedback import label, report
+from moral_sc.constitution.feedback import label, label_report
 from moral_sc.constitution.finetuning import examples_of, fault, faults, finetune, tally
 from moral_sc.constitution.rl.policy import train_policy
 from moral_sc.constitution.preference import fit_preference
 from moral_sc.constitution.principles import load_few_shot
-from moral_sc.constitution.prompts import load_prompts, split
+from moral_sc.constitution.prompts import load_prompts, split_by_prompt
 from moral_sc.constitution.revision import revise
-from moral_sc.constitution.evaluation.elo import judge_with, play
+from moral_sc.constitution.evaluation.elo import model_judge, play_matches
 from moral_sc.foundation.errors import DataError
 from moral_sc.foundation.statistics import cluster_bootstrap, paired_difference
 from moral_sc.lab.claims import record
@@ -88,7 +88,7 @@ def prompts():
     order = np.random.default_rng(seed).permutation(len(brief))[:size['hh']]
     return rows+[brief[i] for i in order]
 
-for_sl,for_rl,held = split(prompts(), .3, .5, .2, seed=seed)
+for_sl,for_rl,held = split_by_prompt(prompts(), .3, .5, .2, seed=seed)
 {k: len(v) for k,v in dict(revision=for_sl, feedback=for_rl, held=held).items()}
 
 
@@ -112,7 +112,7 @@ def timed(name, f, *args, **kw):
 red,good = ([r for r in for_sl if (r['kind']=='helpful')==k] for k in (False, True))
 chains = timed('critique and revision', revise, first, red, rounds=size['rounds'],
                few_shot=load_few_shot()[:size['shots']], temperature=.7, out=place/'revise', **short)
-said = timed('helpful answers', answers, first, good, temperature=.7, out=place/'helpful', **short)
+said = timed('helpful answers', sample_answers, first, good, temperature=.7, out=place/'helpful', **short)
 rows = examples_of(chains, 'all', [dict(text=r['text'], answer=a) for r,(a,) in zip(good, said)],
                    keep=faults if quick else ['no end'])
 tally(rows)
@@ -133,7 +133,7 @@ pairs = timed('pairs of answers', answer_pairs, sl, for_rl, temperature=1., out=
 pairs = [p for p in pairs if p['a'].strip() and p['b'].strip() and p['a']!=p['b']]
 labels = timed('labels', label, first, pairs, principles_per_pair=1 if quick else 4,
                few_shot=[] if quick else None, out=place/'labels', max_tokens=2048, **how)
-report(labels).map(repr).to_frame('labels')
+label_report(labels).map(repr).to_frame('labels')
 
 
 # %% [markdown]
@@ -145,7 +145,7 @@ def preference(name, rows):
     return timed('preference models', fit_preference, sl, rows, epochs=2, batch=16, lr=size['lr'],
                  out=place/name, max_tokens=2048, **how)
 
-mine,other = split(labels, .5, .5, seed=seed)
+mine,other = split_by_prompt(labels, .5, .5, seed=seed)
 reward = preference('reward', mine)
 watched = preference('watched', other)
 pd.DataFrame({k: m.history.loss.iloc[[0, -1]].tolist() for k,m in
@@ -176,11 +176,11 @@ plot_training(policy.history, ('score', 'watched', 'kl3', 'entropy', 'length', '
 # %%
 models = {'first': first, 'SL-CAI': sl, 'RL-CAI': policy.lm}
 asked = [r['text'] for r in held for _ in range(2)]
-texts = {k: sum(timed('answers at the end', answers, m, held, 2, out=place/f'said-{k}', **short), [])
+texts = {k: sum(timed('answers at the end', sample_answers, m, held, 2, out=place/f'said-{k}', **short), [])
          for k,m in models.items()}
 measures = {k: pd.DataFrame(dict(
     reward=reward(asked, t), watched=watched(asked, t), words=[len(x.split()) for x in t],
-    refusals=[float(bool(evades(x))) for x in t], stock=[float(bool(boilerplate(x))) for x in t],
+    refusals=[float(bool(evasion_matches(x))) for x in t], stock=[float(bool(boilerplate_matches(x))) for x in t],
     repeats=[float(fault(x)=='repetition') for x in t])) for k,t in texts.items()}
 pd.DataFrame({k: {c: cluster_bootstrap(d[c].to_numpy(), asked) for c in d}
               for k,d in measures.items()}).map(repr)
@@ -195,7 +195,7 @@ pd.Series(gain, name='RL-CAI less SL-CAI').map(repr).to_frame()
 
 # %%
 who = random_model('llama', seed=1) if quick else load(judge)
-votes = timed('judging', play, texts, asked, judge_with(
+votes = timed('judging', play_matches, texts, asked, model_judge(
     who, few_shot=[] if quick else None, max_tokens=2048, out=None, seed=seed), seed=seed)
 wins = {}
 for a,b in (('SL-CAI', 'first'), ('RL-CAI', 'first'), ('RL-CAI', 'SL-CAI')):
@@ -212,8 +212,8 @@ pd.Series(wins, name='chance to be preferred, less one half').map(repr).to_frame
 # unbiased.
 
 # %%
-line = [Subject('first', first, 'first', 'instruct'), Subject('step 0', sl, 'RL-CAI', 'rl', 0),
-        *(Subject(f'step {int(s.name[5:])}', s, 'RL-CAI', 'rl', int(s.name[5:]))
+line = [ModelSpec('first', first, 'first', 'instruct'), ModelSpec('step 0', sl, 'RL-CAI', 'rl', 0),
+        *(ModelSpec(f'step {int(s.name[5:])}', s, 'RL-CAI', 'rl', int(s.name[5:]))
           for s in policy.snapshots)]
 line = list({s.name: s for s in line}.values())
 found = timed('bias', sweep, line, 'bbq-like' if quick else 'bbq', ['q', 'q+if'], place/'bias',

@@ -22,9 +22,9 @@ import numpy as np, pandas as pd
 from scipy.stats import chi2
 
 # %%
-from moral_sc.constitution.evaluation.refusals import (author_models, author_samples, boilerplate, distinct,
-                                             evades, plain)
-from moral_sc.constitution.plots import plot_rates, plot_shares
+from moral_sc.constitution.evaluation.refusals import (AUTHOR_MODELS, author_samples, boilerplate_matches, distinct_ngrams,
+                                             evasion_matches, clean_answer)
+from moral_sc.constitution.plots import plot_rates, plot_prompt_shares
 from moral_sc.constitution.revision import author_revisions, chain_table
 from moral_sc.foundation.datasets import data_dir, read_jsonl
 from moral_sc.foundation.statistics import cluster_bootstrap, paired_difference
@@ -41,7 +41,7 @@ from moral_sc.lab.claims import record
 # against labelled answers; they find what they know, so rates are lower bounds.
 
 # %%
-answers = {name: author_samples(m) for m,name in author_models.items()}
+answers = {name: author_samples(m) for m,name in AUTHOR_MODELS.items()}
 reach = all(len(a) for a in answers.values())
 if not reach: # Ours, which the detectors were tried on: they stand in, and say nothing of models
     ours = pd.DataFrame(read_jsonl(data_dir()/'constitution'/'detector_cases.jsonl'))
@@ -58,8 +58,8 @@ if not reach: # Ours, which the detectors were tried on: they stand in, and say 
 # %%
 def measured(a):
     return pd.DataFrame(dict(prompt=a.set+a.row.astype(str), score=a.score,
-        evades=[bool(evades(t)) for t in a.text], comfort=[bool(boilerplate(t)) for t in a.text],
-        characters=[len(plain(t)) for t in a.text], text=a.text))
+        evades=[bool(evasion_matches(t)) for t in a.text], comfort=[bool(boilerplate_matches(t)) for t in a.text],
+        characters=[len(clean_answer(t)) for t in a.text], text=a.text))
 
 d = {k: measured(a) for k,a in answers.items()}
 kinds = dict(evades='evades and offers nothing', comfort='holds a stock phrase of comfort')
@@ -79,7 +79,7 @@ plot_rates(rates.rename(columns=kinds))
 # %%
 #| label: fig-prompts
 #| fig-cap: Prompts in the order of the share of their answers that hold a stock phrase.
-plot_shares({k: x.groupby('prompt').comfort.mean() for k,x in d.items()})
+plot_prompt_shares({k: x.groupby('prompt').comfort.mean() for k,x in d.items()})
 
 # %% [markdown]
 # For constitutional RL without chain of thought most prompts lie at one end or the other: to a
@@ -87,7 +87,7 @@ plot_shares({k: x.groupby('prompt').comfort.mean() for k,x in d.items()})
 # variety of the 17 answers to one prompt tells how little is left to choose from.
 
 # %%
-variety = {k: cluster_bootstrap(x.groupby('prompt').text.apply(distinct), range(x.prompt.nunique()))
+variety = {k: cluster_bootstrap(x.groupby('prompt').text.apply(distinct_ngrams), range(x.prompt.nunique()))
            for k,x in d.items()}
 length = {k: cluster_bootstrap(x.characters, x.prompt) for k,x in d.items()}
 pd.DataFrame(dict(characters=length, variety=variety)).astype(str)
@@ -124,7 +124,7 @@ pd.DataFrame([(k, c, *p) for k,x in d.items() for c in kinds if (p := pays(x, c)
 
 # %%
 chains = author_revisions()
-t = chain_table(chains).assign(characters=lambda t: t.text.map(lambda s: len(plain(s)))) \
+t = chain_table(chains).assign(characters=lambda t: t.text.map(lambda s: len(clean_answer(s)))) \
     if chains else None
 by_round = t.groupby('round').characters.agg(['mean', 'median']).round() if chains else 'out of reach'
 by_round
@@ -158,7 +158,7 @@ pd.Series(draws(chains)) if chains else 'out of reach'
 
 # %%
 def counted():
-    a,cot = (d[author_models[m]] for m in ('RLMADISON', 'RLMADISON_COT'))
+    a,cot = (d[AUTHOR_MODELS[m]] for m in ('RLMADISON', 'RLMADISON_COT'))
     per = lambda x, c: x.groupby('prompt')[c].mean()
     e = pd.concat([per(a, 'comfort'), per(cot, 'comfort')], axis=1, join='inner').to_numpy()
     res = {'cot-comforts-less': paired_difference(*e.T, range(len(e)))}

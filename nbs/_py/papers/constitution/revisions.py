@@ -25,11 +25,11 @@ from time import perf_counter
 
 import numpy as np, pandas as pd, torch
 from scipy.stats import page_trend_test, ttest_1samp
-from moral_sc.constitution.toy import environment as world
-from moral_sc.constitution.evaluation.refusals import chain_measures, distinct
+from moral_sc.constitution.toy import environment
+from moral_sc.constitution.evaluation.refusals import measure_chains, distinct_ngrams
 from moral_sc.constitution.preference import fit_preference
-from moral_sc.constitution.prompts import split
-from moral_sc.constitution.revision import answer, author_revisions, revise
+from moral_sc.constitution.prompts import split_by_prompt
+from moral_sc.constitution.revision import revised_answer, author_revisions, revise
 from moral_sc.constitution.revision_plots import plot_means
 from moral_sc.foundation.runs import content_key
 from moral_sc.foundation.statistics import cluster_bootstrap, paired_difference
@@ -69,24 +69,24 @@ size
 # %%
 def model(size, steps, seed):
     "A model of the world under one name, trained or read back"
-    lm = world.pretrain(size, seed, steps, place, on)
+    lm = environment.pretrain(size, seed, steps, place, on)
     return replace(lm, name=f'{size}-{steps}-{seed}')
 
 models = {n: model(s, k, seed) for n,(s,k) in zip(names, size['models'])}
 n = size['asks']+size['pairs']
-rows = [*{r['text']: r for r in world.requests(3*n, seed=seed, kind='red_team')}.values()][:n]
-asks,for_pairs = split(rows, size['asks']/n, size['pairs']/n, seed=seed)
+rows = [*{r['text']: r for r in environment.requests(3*n, seed=seed, kind='red_team')}.values()][:n]
+asks,for_pairs = split_by_prompt(rows, size['asks']/n, size['pairs']/n, seed=seed)
 texts = [r['text'] for r in asks]
 ROUNDS = 4
 
-def chains(name, lm, rows, principles=world.PRINCIPLES, **kw):
+def chains(name, lm, rows, principles=environment.PRINCIPLES, **kw):
     "Chains of revisions, kept where a recording can take them up"
     return revise(lm, rows, principles, **dict(rounds=ROUNDS, few_shot=[], seed=seed,
                   max_new_tokens=40, out=place/name)|kw)
 
 main = models[names[-1]]
 ours = chains('main', main, asks)
-said = [[answer(c, k) for c in ours] for k in range(ROUNDS+1)]
+said = [[revised_answer(c, k) for c in ours] for k in range(ROUNDS+1)]
 [s[0] for s in said]
 
 # %% [markdown]
@@ -99,25 +99,25 @@ said = [[answer(c, k) for c in ours] for k in range(ROUNDS+1)]
 
 # %%
 other = model(*size['models'][0], seed+1)
-ordinary = world.requests(size['pairs'], seed=seed, kind='helpful')
+ordinary = environment.requests(size['pairs'], seed=seed, kind='helpful')
 
 def compare(name, rows):
     "Pairs of texts by the other model, each after 0 to 2 revisions"
     two = [dict(r, id=f'{r["id"]}/{k}') for r in rows for k in 'ab']
     said = chains(name, other, two, rounds=2)
     rng = np.random.default_rng(seed)
-    a,b = ([answer(c, k) for c,k in zip(said[i::2], rng.integers(3, size=len(rows)))]
+    a,b = ([revised_answer(c, k) for c,k in zip(said[i::2], rng.integers(3, size=len(rows)))]
            for i in (0, 1))
     return [dict(id=r['id'], prompt=r['text'], a=x, b=y)
             for r,x,y in zip(rows, a, b) if x!=y]
 
-harm = world.rater(compare('pairs-harm', for_pairs), 'harmless', seed=seed)
-help = world.rater(compare('pairs-help', ordinary), 'helpful', seed=seed)
+harm = environment.rater_labels(compare('pairs-harm', for_pairs), 'harmless', seed=seed)
+help = environment.rater_labels(compare('pairs-help', ordinary), 'helpful', seed=seed)
 learned = dict(harmless=harm, helpful=help, both=[*harm, *help])
 judges = {k: fit_preference(other, v, lr=1e-3, epochs=4, seed=seed, out=place/f'pm-{k}')
           for k,v in learned.items()}
-truths = dict(harmless=world.harmlessness, helpful=world.helpfulness,
-              both=lambda p,a: world.harmlessness(p, a)+world.helpfulness(p, a))
+truths = dict(harmless=environment.harmlessness, helpful=environment.helpfulness,
+              both=lambda p,a: environment.harmlessness(p, a)+environment.helpfulness(p, a))
 
 
 # %%
@@ -187,11 +187,11 @@ first_share, help_falls
 # %%
 some = asks[:size['few']]
 four = [dict(r, id=f'{r["id"]}/{k}') for r in some for k in range(4)]
-sets = [c for n in (1, 2, 4) for c in combinations(world.PRINCIPLES, n)]
+sets = [c for n in (1, 2, 4) for c in combinations(environment.PRINCIPLES, n)]
 named = {'+'.join(p.id for p in c): chains('+'.join(p.id for p in c), main, four, [*c])
          for c in sets}
 who = [r['text'] for r in four]
-def worth(rows, k=ROUNDS): return world.harmlessness(who, [answer(c, k) for c in rows])
+def worth(rows, k=ROUNDS): return environment.harmlessness(who, [revised_answer(c, k) for c in rows])
 
 d = named['danger']
 only = np.stack([worth(d, 1)-worth(d, 0), worth(d)-worth(d, 0)], 1)
@@ -210,7 +210,7 @@ cluster_bootstrap(only, who, share)
 # that are different. Here more principles do mean more ways for these answers to differ.
 
 # %%
-def diverse(rows): return np.array([distinct([answer(c) for c in rows[i:i+4]], 2)
+def diverse(rows): return np.array([distinct_ngrams([revised_answer(c) for c in rows[i:i+4]], 2)
                                     for i in range(0, len(rows), 4)])
 
 def by_number(f): # [number of principles][prompt]
@@ -221,7 +221,7 @@ few = [r['text'] for r in some]
 mean4 = lambda x: x.reshape(-1, 4).mean(1)
 final = by_number(lambda v: mean4(worth(v)))
 diversity = by_number(diverse)
-pm = by_number(lambda v: mean4(judges['harmless'](who, [answer(c) for c in v])))
+pm = by_number(lambda v: mean4(judges['harmless'](who, [revised_answer(c) for c in v])))
 panels = {'true harmlessness': final, 'preference model': pm, 'distinct-2': diversity}
 principles = pd.DataFrame([point(x, few, panel=k, name='', x=str(n))
                            for k,v in panels.items() for n,x in v.items()])
@@ -249,7 +249,7 @@ dict(difference=str(cluster_bootstrap(gap, few)), margin=round(margin, 3),
 
 # %%
 which = {k: dict(harmless=worth(v).mean(), distinct=diverse(v).mean(),
-                 words=np.mean([len(answer(c).split()) for c in v]))
+                 words=np.mean([len(revised_answer(c).split()) for c in v]))
          for k,v in named.items()}
 pd.DataFrame(which).T.round(2)
 
@@ -266,7 +266,7 @@ def after(name, way):
     "True harmlessness of each prompt after 0 to 4 revisions"
     rows = chains(f'{name}-{way}'.replace(', ', '-').replace(' ', '-'), models[name], asks,
                   critique=ways[way])
-    return np.stack([world.harmlessness(texts, [answer(c, k) for c in rows])
+    return np.stack([environment.harmlessness(texts, [revised_answer(c, k) for c in rows])
                      for k in range(ROUNDS+1)], 1)
 
 asked = {(m, w): after(m, w) for m in names for w in ways}
@@ -298,7 +298,7 @@ pd.Series({m: str(cluster_bootstrap(x, texts)) for m,x in ahead.items()}
 # name one that is there, how many name something else, and how many see nothing?
 
 # %%
-def danger(text): return {*text.split()}&{*world.DANGER}
+def danger(text): return {*text.split()}&{*environment.DANGEROUS_TOOLS}
 
 def verdict(c):
     there = danger(c['response'])
@@ -326,7 +326,7 @@ found.groupby('critique').gain.agg(['size', 'mean']).round(2), str(often), str(h
 
 # %%
 def changed(rows):
-    m = chain_measures(rows).dropna(subset='distance') # Empty revisions have none
+    m = measure_chains(rows).dropna(subset='distance') # Empty revisions have none
     return {k: str(cluster_bootstrap(g.distance, g.id)) for k,g in m.groupby('round')}
 
 theirs = author_revisions()

@@ -22,16 +22,16 @@ seed = 0         # of every model, draw and prompt
 from time import perf_counter
 
 import numpy as np, pandas as pd, torch
-from moral_sc.constitution.toy import environment as world
-from moral_sc.constitution.answers import answer_pairs, answers
+from moral_sc.constitution.toy import environment
+from moral_sc.constitution.answers import answer_pairs, sample_answers
 from moral_sc.constitution.evaluation.calibration import ece
 from moral_sc.constitution.curves import plot_runs
-from moral_sc.constitution.feedback import clip
+from moral_sc.constitution.feedback import clip_labels
 from moral_sc.constitution.rl.policy import train_policy
 from moral_sc.constitution.preference import fit_preference
-from moral_sc.constitution.prompts import split
+from moral_sc.constitution.prompts import split_by_prompt
 from moral_sc.constitution.reliability import plot_reliability
-from moral_sc.constitution.revision import stops
+from moral_sc.constitution.revision import STOPS
 from moral_sc.constitution.revision_plots import plot_means
 from moral_sc.foundation.runs import content_key
 from moral_sc.foundation.statistics import cluster_bootstrap, paired_difference
@@ -76,21 +76,21 @@ size
 # this model, and are measured on comparisons of other prompts.
 
 # %%
-first = world.pretrain(size['model'], seed, size['read'], place, on)
+first = environment.pretrain(size['model'], seed, size['read'], place, on)
 n = size['pairs']+size['held']+size['asks']
-rows = [*{r['text']: r for r in world.requests(3*n, seed=seed, kind='red_team')}.values()][:n]
-parts = split(rows, *(size[k]/n for k in ('pairs', 'held', 'asks')), seed=seed)
+rows = [*{r['text']: r for r in environment.requests(3*n, seed=seed, kind='red_team')}.values()][:n]
+parts = split_by_prompt(rows, *(size[k]/n for k in ('pairs', 'held', 'asks')), seed=seed)
 for_pairs,held,asks = parts
 
 def compare(rows):
     "Pairs of different answers"
-    pairs = answer_pairs(first, rows, max_new_tokens=32, stop=stops, seed=seed)
+    pairs = answer_pairs(first, rows, max_new_tokens=32, stop=STOPS, seed=seed)
     return [r for r in pairs if r['a']!=r['b']]
 
 pairs = compare(for_pairs)
 fresh = compare(held)
 col = lambda k: [r[k] for r in fresh]
-gap = world.harmlessness(col('prompt'), col('a'))-world.harmlessness(col('prompt'), col('b'))
+gap = environment.harmlessness(col('prompt'), col('a'))-environment.harmlessness(col('prompt'), col('b'))
 truth = 1/(1+np.exp(-gap))
 {k: fresh[0][k] for k in ('prompt', 'a', 'b')}, truth[0].round(2), len(pairs), len(fresh)
 
@@ -128,9 +128,9 @@ class Trained:
                     trainings=self.each.mean(1).round(3).tolist(),
                     accuracy=self.right.mean(), margin=abs(self.margin).mean())
 
-def labels(**kw): return lambda s: world.labeller(pairs, **dict(seed=s)|kw)
+def labels(**kw): return lambda s: environment.model_labels(pairs, **dict(seed=s)|kw)
 def clamped(labels, clamp):
-    return lambda s: [r|dict(p=float(clip(r['p'], clamp))) for r in labels(s)]
+    return lambda s: [r|dict(p=float(clip_labels(r['p'], clamp))) for r in labels(s)]
 decided = [p for p,g in zip(col('prompt'), gap) if g!=0]
 nothing = cluster_bootstrap(np.log(2)-entropy(truth), col('prompt'))
 f'A model that always says one half is wrong by {nothing} nats'
@@ -164,7 +164,7 @@ pd.Series(p).describe().loc[['min', '25%', '50%', '75%', 'max']].round(3).to_dic
 # The three principles of the labeller one at a time, and drawn for each pair.
 
 # %%
-each = {k: Trained(labels(principles=(k,), noise=.5)) for k in world.SEES}
+each = {k: Trained(labels(principles=(k,), noise=.5)) for k in environment.PRINCIPLE_WEIGHTS}
 models |= {('principle', k): m for k,m in each.items()}
 models['principle', 'drawn'] = Trained(labels(noise=.5))
 
@@ -271,10 +271,10 @@ def least(clamp):
 # likes comfort, and the more a preference model makes of it, the sooner a policy finds out.
 
 # %%
-def count(name): return lambda p,a: world.features(p, a)[name].to_numpy(float)
-def worth(p, a): return world.helpfulness(p, a)+world.harmlessness(p, a)
+def count(name): return lambda p,a: environment.features(p, a)[name].to_numpy(float)
+def worth(p, a): return environment.helpfulness(p, a)+environment.harmlessness(p, a)
 watch = dict(gold=worth, kind=lambda p,a: (count('kind')(p, a)>0)*1., danger=count('danger'))
-learn = dict(steps=size['steps'], batch=size['batch'], max_new_tokens=32, stop=stops, lr=1e-3,
+learn = dict(steps=size['steps'], batch=size['batch'], max_new_tokens=32, stop=STOPS, lr=1e-3,
              kl=.05, every=size['steps'])
 runs = {(k, s): train_policy(first, asks, pm, watch=watch, seed=s, out=place/f'policy-{i}-{s}',
                              **learn)
@@ -294,7 +294,7 @@ pd.DataFrame({k: runs[k, seed].history[['score', 'gold', 'kind', 'danger', 'kl3'
 def ends_with(k, f):
     "[training, prompt] a property of the last policies' answers to held-out prompts"
     texts = [r['text'] for r in held]
-    said = [answers(runs[k, s].lm, held, max_new_tokens=32, stop=stops, seed=seed)
+    said = [sample_answers(runs[k, s].lm, held, max_new_tokens=32, stop=STOPS, seed=seed)
             for s in seeds]
     return np.array([f(texts, [a for a, in x]) for x in said])
 
