@@ -10,10 +10,20 @@ from moral_sc.lab.execution import execute
 
 os.environ['IN_TEST'] = '1'
 
+# `pytest -m smoke`: a page of each package, the command line, and one page of each paper
+SMOKE = {
+    'foundation/30_statistics', 'language/20_chat', 'superposition/20_model',
+    'constitution/10_principles', 'bias/bbq/50_scoring', 'lab/cli/50_app',
+    'papers/superposition/mathematics', 'papers/constitution/soft_labels',
+    'papers/self_correction/letter_bias',
+}
+
 
 def pytest_addoption(parser):
     parser.addoption('--scale', default='quick', choices=['quick', 'cpu', 'gpu'],
                      help='scale of the notebooks that have one (quick)')
+    parser.addoption('--isolated', action='store_true',
+                     help='start each kernel as a new process instead of forking it')
 
 
 def pytest_collect_file(file_path, parent):
@@ -38,6 +48,8 @@ class Page(pytest.Item):
     def __init__(self, **kw):
         super().__init__(**kw)
         self.needs = []
+        page = self.path.relative_to(self.config.rootpath/'nbs').with_suffix('').as_posix()
+        if page in SMOKE: self.add_marker('smoke')
         for c in nbformat.read(self.path, 4).cells:
             for m in re.findall(r'^#\| *mark: *(\w+)', c.source, re.M): self.add_marker(m)
             for m in re.findall(r'^#\| *needs: *(\w+)', c.source, re.M): self.needs.append(m)
@@ -53,6 +65,7 @@ class Page(pytest.Item):
         root = self.config.rootpath
         dst = root/'_runs'/self.name/self.path.relative_to(root/'nbs')
         env = {'OMP_NUM_THREADS': '1'} if 'PYTEST_XDIST_WORKER' in os.environ else {}
+        if self.config.getoption('--isolated'): env['MORAL_SC_ISOLATED_KERNELS'] = '1'
         res = execute(self.path, dst, dict(scale=self.name), env=env)
         if not res.ok: raise Failed(res)
 

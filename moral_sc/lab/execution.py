@@ -20,6 +20,7 @@ from pathlib import Path
 
 # %% ../../nbs/lab/12_execution.ipynb #0b89a030
 from ..foundation.errors import DataError
+from .kernel_server import fork_provisioner, kernel_server
 
 # %% ../../nbs/lab/12_execution.ipynb #dadd0e4f
 def read(
@@ -43,7 +44,7 @@ def declared(
     return re.findall(r'^(\w+) *=', '\n'.join(cells), re.M)
 
 # %% ../../nbs/lab/12_execution.ipynb #5d642516
-def _kernel(sockets):
+def _kernel(sockets, env):
     "A manager for a kernel of this interpreter that talks through files below `sockets`"
     from ipykernel.kernelspec import RESOURCES, get_kernel_dict
     from jupyter_client import KernelManager
@@ -53,6 +54,7 @@ def _kernel(sockets):
     km._kernel_spec = KernelSpec(resource_dir=RESOURCES, **get_kernel_dict())
     km.stops = _stops[0]
     km.client_class = 'jupyter_client.asynchronous.AsyncKernelClient'
+    if server := kernel_server(env): km.provisioner = fork_provisioner(km, server)
     return km
 
 _live = set()  # process ids of kernels, one group each
@@ -205,8 +207,8 @@ def execute(
         part = dst.with_name(f'.part.{dst.name}')
         cwd = Path(t)/'work'
         cwd.mkdir()
-        km = _kernel(f'{t}/k')
         full = {**_environment(t), **(env or {})}
+        km = _kernel(f'{t}/k', full)
         e = _in_thread(_papermill, str(src), str(part), given, km, full, cwd, on_cell)
     took = round(time.perf_counter()-t0, 2)
     ran = _tidy(part)
@@ -253,10 +255,10 @@ def record_page(
     progress=None,   # Called as progress(cell, cells)
 )->Result:           # A failing page is left as it was
     "Run a page and keep its outputs in it"
-    from moral_sc.lab.site.build import record
+    from moral_sc.lab.site.build import copy_outputs
     runs = dict(MORAL_SC_RUNS=os.environ.get('MORAL_SC_RUNS', ''))
     with tempfile.TemporaryDirectory() as t:
         run = f'{t}/run.ipynb'
         res = execute(notebook, run, dict(scale=scale) if scale else {}, progress, runs)
-        if res.ok: record(run, notebook, pictures)
+        if res.ok: copy_outputs(run, notebook, pictures)
     return res

@@ -30,6 +30,7 @@ from pathlib import Path
 # %%
 #| export
 from moral_sc.foundation.errors import DataError
+from moral_sc.lab.kernel_server import fork_provisioner, kernel_server
 
 # %%
 #| hide
@@ -99,11 +100,13 @@ with expect_fail(DataError, contains='cut.ipynb is not a notebook'): read(tmp/'c
 # ## A kernel
 #
 # jupyter_client would look the kernel `python3` up in the folders of the user and the system,
-# where it may stand for another interpreter, or for nothing. Ours is told what to start.
+# where it may stand for another interpreter, or for nothing. Ours is told what to start. On
+# Linux a [kernel server](11_kernel_server.ipynb) forks the kernel, which saves the imports;
+# `MORAL_SC_ISOLATED_KERNELS=1` starts each kernel as a new process instead.
 
 # %%
 #| export
-def _kernel(sockets):
+def _kernel(sockets, env):
     "A manager for a kernel of this interpreter that talks through files below `sockets`"
     from ipykernel.kernelspec import RESOURCES, get_kernel_dict
     from jupyter_client import KernelManager
@@ -113,6 +116,7 @@ def _kernel(sockets):
     km._kernel_spec = KernelSpec(resource_dir=RESOURCES, **get_kernel_dict())
     km.stops = _stops[0]
     km.client_class = 'jupyter_client.asynchronous.AsyncKernelClient'
+    if server := kernel_server(env): km.provisioner = fork_provisioner(km, server)
     return km
 
 _live = set()  # process ids of kernels, one group each
@@ -294,8 +298,8 @@ def execute(
         part = dst.with_name(f'.part.{dst.name}')
         cwd = Path(t)/'work'
         cwd.mkdir()
-        km = _kernel(f'{t}/k')
         full = {**_environment(t), **(env or {})}
+        km = _kernel(f'{t}/k', full)
         e = _in_thread(_papermill, str(src), str(part), given, km, full, cwd, on_cell)
     took = round(time.perf_counter()-t0, 2)
     ran = _tidy(part)
@@ -442,12 +446,12 @@ def record_page(
     progress=None,   # Called as progress(cell, cells)
 )->Result:           # A failing page is left as it was
     "Run a page and keep its outputs in it"
-    from moral_sc.lab.site.build import record
+    from moral_sc.lab.site.build import copy_outputs
     runs = dict(MORAL_SC_RUNS=os.environ.get('MORAL_SC_RUNS', ''))
     with tempfile.TemporaryDirectory() as t:
         run = f'{t}/run.ipynb'
         res = execute(notebook, run, dict(scale=scale) if scale else {}, progress, runs)
-        if res.ok: record(run, notebook, pictures)
+        if res.ok: copy_outputs(run, notebook, pictures)
     return res
 
 
