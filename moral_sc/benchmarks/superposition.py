@@ -17,10 +17,10 @@ from time import perf_counter
 from ..foundation.errors import ConfigError, unknown_name_message
 from ..foundation.datasets import data_dir
 from ..foundation.runs import provenance
-from ..superposition.features import sampler
-from ..superposition.engines.simd import Cell, kernel, loop, n_lanes
-from ..superposition.model import ToyConfig, batch_loss, counts
-from ..superposition.training import pick, train
+from ..superposition.features import Sampler
+from ..superposition.engines.simd import Accumulator, compile_kernel, loop, n_lanes
+from ..superposition.model import ToyConfig, batch_loss, check_positive_integers
+from ..superposition.training import resolve_engine, train
 
 # %% ../../nbs/benchmarks/10_superposition.ipynb #c87c3b6d
 class public_loop:
@@ -100,9 +100,9 @@ def _clock(f, device):
 
 @cache
 def _burner(n=2_000_000):
-    @kernel
+    @compile_kernel
     def burn(b, memory):
-        cells = [Cell(b) for _ in range(12)]
+        cells = [Accumulator(b) for _ in range(12)]
         x = memory.get(0)
         y = memory.get(16)
         for _ in loop(b, n):
@@ -161,7 +161,7 @@ def _measures(W, b, config):
     "||W||² and loss on a common batch, [measure, instance]"
     W = W.detach().cpu()
     b = b.detach().cpu()
-    x = sampler(config.densities, range(len(config.densities)), 512, seed=999)(0)
+    x = Sampler(config.densities, range(len(config.densities)), 512, seed=999)(0)
     x = x.repeat(len(W)//len(x), 1, 1)
     loss = batch_loss(W, b, x, config.importances.float()[:1])
     return torch.stack([W.square().sum((1,2)), loss])
@@ -211,7 +211,7 @@ def measure(
     top = top or peak(device)
     return dict(
         I=row.n_instances, n=row.n_features, m=row.n_hidden, timed=[P,I],
-        engine=pick(engine, ours, device)[0], steps=steps, repeats=repeats,
+        engine=resolve_engine(engine, ours, device)[0], steps=steps, repeats=repeats,
         public=_spread(each[:,0], 1e6), ours=_spread(each[:,1], 1e6),
         ratio=_spread(each[:,0]/each[:,1]),
         public_peak=row.flops/np.median(each[:,0])/top,
@@ -240,11 +240,11 @@ def bench(
     said=lambda name: None, # Called before each row, for a progress line
 )->pd.DataFrame:    # One row a size; times in microseconds per instance and step
     "Measure our training beside the public notebook's loop"
-    counts(repeats=repeats)
+    check_positive_integers(repeats=repeats)
     names = _rows(rows)
     n = _threads(threads)
     if device=='auto': device = 'cuda' if torch.cuda.is_available() else 'cpu'
-    pick(engine, sizes[names[0]].config(1), device)
+    resolve_engine(engine, sizes[names[0]].config(1), device)
     about = _machine(device, n)
     top = peak(device)
     found = {}

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['distributions', 'moments', 'expand', 'keys', 'hash32', 'uniform', 'independent', 'correlated', 'anticorrelated',
-           'sampler']
+           'Sampler']
 
 # %% ../../nbs/superposition/10_features.ipynb #ffd3cd70
 import numpy as np, torch
@@ -119,7 +119,7 @@ distributions = {'independent': independent, 'correlated': correlated,
                  'anticorrelated': anticorrelated, 'one-hot': anticorrelated}
 
 # %% ../../nbs/superposition/10_features.ipynb #4c125e67
-class sampler:
+class Sampler:
     "Batches of one distribution, addressed by step"
     def __init__(self,
         density:torch.Tensor,       # [instance, feature]

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['polytopes', 'compounds', 'overlaps', 'interference', 'feature_dimensionality', 'leverage', 'polygon', 'simplex',
-           'tegum', 'antiprism', 'represented', 'dimensions_per_feature', 'gaps', 'planar_shape', 'upright']
+           'tegum', 'antiprism', 'represented', 'dimensions_per_feature', 'angular_gaps', 'planar_shape',
+           'align_to_axes']
 
 # %% ../../nbs/superposition/50_geometry.ipynb #2ab925b6
 import torch
@@ -86,10 +87,10 @@ compounds = {name: tuple(parts.split()) for name,parts in dict(
 # %% ../../nbs/superposition/50_geometry.ipynb #242c4510
 def represented(
     W:torch.Tensor, # [..., feature, hidden]
-    least=.5,       # Shortest column that counts
+    min_norm=.5,       # Shortest column that counts
 )->torch.Tensor:    # [..., feature], bool
     "Which features the model stores"
-    return W.norm(dim=-1) > least
+    return W.norm(dim=-1) > min_norm
 
 def dimensions_per_feature(
     W:torch.Tensor, # [..., feature, hidden]
@@ -98,7 +99,7 @@ def dimensions_per_feature(
     return W.shape[-1]/W.square().sum((-1,-2))
 
 # %% ../../nbs/superposition/50_geometry.ipynb #6f5bc060
-def gaps(
+def angular_gaps(
     W:torch.Tensor, # [feature, 2], represented features only
 )->torch.Tensor:    # Degrees, in order around the circle
     "Angles between successive features"
@@ -114,13 +115,13 @@ def planar_shape(
     "Name the figure that the represented features form"
     if W.shape[-1]!=2: raise ConfigError(
         f'planar_shape looks at two hidden dimensions, not {W.shape[-1]}.')
-    g = gaps(W[represented(W)])
+    g = angular_gaps(W[represented(W)])
     name,want = _shapes.get(len(g), ('other', None))
     ok = want and (g.sort().values - torch.tensor(want)).abs().max() <= tolerance
     return name if ok else 'other'
 
 # %% ../../nbs/superposition/50_geometry.ipynb #8b60f163
-def upright(
+def align_to_axes(
     W:torch.Tensor, # [..., feature, hidden]
 )->torch.Tensor:    # Same shape
     "Turn each figure so that feature $k$ has no part beyond axis $k$ and none against it"

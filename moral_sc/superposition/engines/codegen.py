@@ -13,8 +13,8 @@ from llvmlite import ir
 from numba import types
 from numba.core.datamodel import models
 from numba.extending import intrinsic, register_model, typeof_impl, unbox, NativeValue
-from .simd import (Cell, Floats, Index, absolute, both, floats_of, fma,
-    fold, hashed, integers, iota, loop, n_lanes, relu, splat, spread, sqrt, where)
+from .simd import (Accumulator, FloatArray, Integer, absolute, logical_and, array_memory, fma,
+    horizontal_sums, hash_vector, to_integers, iota, loop, n_lanes, relu, broadcast_constant, broadcast_scalar, sqrt, select)
 
 # %% ../../../nbs/superposition/engines/20_codegen.ipynb #754af3bc
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ class Step:
         memory = [work + n_lanes*sum(sizes[:j]) for j in range(5)]
         self.x,self.g,self.h,self.d = (Held() for _ in range(4)) if plan.fused else memory[:4]
         self.dc = memory[4]
-        self.loss = Cell(b)
+        self.loss = Accumulator(b)
         self.read = plan.read
         self.write = self.read if plan.tied else plan.write
 
@@ -128,26 +128,26 @@ class Step:
         return self.theta.one(q*tiles.stride + base + tiles.within(f, k))
 
 # %% ../../../nbs/superposition/engines/20_codegen.ipynb #b27095fd
-def _number(i): return i.lanes() if isinstance(i, Index) else i
+def _number(i): return i.lanes() if isinstance(i, Integer) else i
 
 @patch
 def draw(self:Step, i):
     "Feature `i` of sixteen samples"
     p = self.p
-    u = hashed(self.element + _number(i), *self.ks[:2])
+    u = hash_vector(self.element + _number(i), *self.ks[:2])
     if p.features=='independent': on,size = u <= self.th.one(i), u*self.scale.one(i)
     else: on,size = self.present(i), u*2.**-31
-    return where(on, size*2. - 1. if p.signed else size, 0.)
+    return select(on, size*2. - 1. if p.signed else size, 0.)
 
 @patch
 def present(self:Step, i):
     "Whether feature `i` is active, in sets that know of each other"
     p,members,th = self.p,self.p.n//self.p.sets,self.th.one(i)
-    gate = hashed(self.row*p.sets + _number(i//members), *self.ks[2:])
+    gate = hash_vector(self.row*p.sets + _number(i//members), *self.ks[2:])
     if p.features=='correlated': return gate <= th
     place = gate/th
-    place = where(place < 1-2**-24, place, 1-2**-24)*float(members)
-    return both(gate <= th, integers(place).same(_number(i - i//members*members)))
+    place = select(place < 1-2**-24, place, 1-2**-24)*float(members)
+    return logical_and(gate <= th, to_integers(place).same(_number(i - i//members*members)))
 
 @patch
 def begin(self:Step, group):
@@ -165,14 +165,14 @@ def fresh(self:Step, i, s):
 @patch
 def shortened(self:Step, s):
     "Draw samples of length 1"
-    square = Cell(self.b)
+    square = Accumulator(self.b)
     p = self.p
     for again in False,True:
         length = sqrt(square.get())
         for q in self.blocks():
             for i in (q*p.rows + f for f in range(p.rows)):
                 if again: self.x.put(self.at(i, s), self.x.get(self.at(i, s))/
-                                     where(length < 1e-12, 1e-12, length))
+                                     select(length < 1e-12, 1e-12, length))
                 else: x = self.fresh(i, s); square.fma(x, x)
 
 # %% ../../../nbs/superposition/engines/20_codegen.ipynb #c7198131
@@ -183,7 +183,7 @@ def _spans(m, size=26):
 @patch
 def gather(self:Step, tiles, input, span, s):
     "Sums over features of weight times input, for the hidden units of `span`"
-    sums = {k: Cell(self.b) for k in span}
+    sums = {k: Accumulator(self.b) for k in span}
     for q in self.blocks():
         for f in range(self.p.rows): self.one(tiles, q, f, input(q*self.p.rows + f, s), sums)
     return {k: c.get() for k,c in sums.items()}
@@ -208,7 +208,7 @@ def encode(self:Step, s, group):
 def decode(self:Step, s):
     "Outputs and their errors; what these ask of few hidden units is summed on the way"
     p = self.p
-    sums = {k: Cell(self.b) for k in range(p.m)} if p.m<=12 else {}
+    sums = {k: Accumulator(self.b) for k in range(p.m)} if p.m<=12 else {}
     for q in self.blocks():
         z = [self.weight(self.read, q, f, p.m) for f in range(p.rows)]
         for k in range(p.m):
@@ -227,9 +227,9 @@ def error(self:Step, i, z, s):
     x = self.x.get(self.at(i, s))
     e = (relu(z) if p.activation=='relu' else z) - (absolute(x) if p.target=='abs' else x)
     g = e*self.coef.one(i)
-    if p.ragged: g = where(self.live, g, 0.)
+    if p.ragged: g = select(self.live, g, 0.)
     self.loss.fma(g, e)
-    self.g.put(self.at(i, s), where(z > 0., g, 0.) if p.activation=='relu' else g)
+    self.g.put(self.at(i, s), select(z > 0., g, 0.) if p.activation=='relu' else g)
 
 @patch
 def back(self:Step, s):
@@ -245,10 +245,10 @@ def inward(self:Step, k, d, s):
     p,h,l1 = self.p,self.h.get(self.at(k, s, self.p.m)),self.l1
     if p.l1:
         size = absolute(h)*l1
-        push = where(h < 0., l1*-1., where(h > 0., l1, 0.))
-        if p.ragged: size,push = (where(self.live, v, 0.) for v in (size,push))
+        push = select(h < 0., l1*-1., select(h > 0., l1, 0.))
+        if p.ragged: size,push = (select(self.live, v, 0.) for v in (size,push))
         d = d + push; self.loss.add(size*2.)
-    if p.hidden=='relu': d = where(h > 0., d, 0.)
+    if p.hidden=='relu': d = select(h > 0., d, 0.)
     if p.hidden_bias: self.dc.add(k*n_lanes, d)
     return d
 
@@ -276,13 +276,13 @@ def tiles(self:Step):
         for span,start in zip(t.spans, t.starts): yield t,span,base+start
 
 @patch
-def cells(self:Step, span): return [Cell(self.b) for _ in range(self.p.rows*(span[1]-span[0]))]
+def cells(self:Step, span): return [Accumulator(self.b) for _ in range(self.p.rows*(span[1]-span[0]))]
 
 @patch
 def keep(self:Step, cells, at):
     "Add up the lanes into the gradient"
     for j in range(0, len(cells), n_lanes):
-        self.grad.add(at + j, fold([c.get() for c in cells[j:j+n_lanes]]))
+        self.grad.add(at + j, horizontal_sums([c.get() for c in cells[j:j+n_lanes]]))
 
 # %% ../../../nbs/superposition/engines/20_codegen.ipynb #794a017f
 @patch
@@ -313,13 +313,13 @@ def __call__(self:Step, groups):
     "The loss in lane 0, and the gradient in its place"
     b = self.b
     p = self.p
-    for j in loop(b, p.size//n_lanes): self.grad.put(j*n_lanes, splat(b, 0.))
+    for j in loop(b, p.size//n_lanes): self.grad.put(j*n_lanes, broadcast_constant(b, 0.))
     units = range(p.m) if p.hidden_bias else []
-    for k in units: self.dc.put(k*n_lanes, splat(b, 0.))
+    for k in units: self.dc.put(k*n_lanes, broadcast_constant(b, 0.))
     (self.registers if p.fused else self.caches)(groups)
     for k in units[::n_lanes]:
-        self.grad.put(p.c_at + k, fold([self.dc.get(j*n_lanes) for j in units[k:k+n_lanes]]))
-    return fold([self.loss.get()])*(p.n/2)
+        self.grad.put(p.c_at + k, horizontal_sums([self.dc.get(j*n_lanes) for j in units[k:k+n_lanes]]))
+    return horizontal_sums([self.loss.get()])*(p.n/2)
 
 # %% ../../../nbs/superposition/engines/20_codegen.ipynb #75f069c0
 class PlanType(types.Type):
@@ -340,12 +340,12 @@ def _unbox(typ, obj, c): return NativeValue(c.context.get_dummy_value())
 def gradient(typing, plan, theta, grad, table, work, ks, rows, l1):
     "A step as numba sees it: arrays, four keys, rows of the batch, penalty; the loss"
     def code(context, b, sig, args):
-        theta,grad,table,work = (floats_of(context, b, t, v)
+        theta,grad,table,work = (array_memory(context, b, t, v)
                                  for t,v in zip(sig.args[1:5], args[1:5]))
-        k = [spread(b, b.trunc(b.extract_value(args[5], j), ir.IntType(32))) for j in range(4)]
-        rows = Index(b, args[6])
+        k = [broadcast_scalar(b, b.trunc(b.extract_value(args[5], j), ir.IntType(32))) for j in range(4)]
+        rows = Integer(b, args[6])
         step = Step(b, plan.plan, theta, grad, table, _aligned(work), k, rows.lanes(),
-                    spread(b, args[7]))
+                    broadcast_scalar(b, args[7]))
         loss = step((rows + n_lanes-1)//n_lanes)
         return b.extract_element(loss.v, ir.Constant(ir.IntType(32), 0))
     four = types.UniTuple(types.uint64, 4)
@@ -356,4 +356,4 @@ def _aligned(mem):
     b = mem.b
     word = ir.IntType(64)
     at = b.and_(b.add(b.ptrtoint(mem.base, word), word(63)), word(-64))
-    return Floats(b, b.inttoptr(at, mem.base.type))
+    return FloatArray(b, b.inttoptr(at, mem.base.type))

@@ -81,13 +81,13 @@ for kind in ('cpu','gpu'):
 # %%
 from moral_sc.superposition import ToyConfig, train
 from moral_sc.benchmarks.superposition import peak
-from moral_sc.superposition.engines.simd import hashed, iota, kernel, loop, spread
+from moral_sc.superposition.engines.simd import hash_vector, iota, compile_kernel, loop, broadcast_scalar
 from llvmlite import ir
 
-@kernel
+@compile_kernel
 def draws(b, out):
-    key = spread(b, ir.Constant(ir.IntType(32), 12345))
-    for i in loop(b, 100_000): out.put(0, out.get(0) + hashed(i.lanes() ^ iota(b), key, key))
+    key = broadcast_scalar(b, ir.Constant(ir.IntType(32), 12345))
+    for i in loop(b, 100_000): out.put(0, out.get(0) + hash_vector(i.lanes() ^ iota(b), key, key))
 
 def best(f, repeats=5):
     times = []

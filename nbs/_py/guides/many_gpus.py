@@ -65,15 +65,15 @@ launch(script, tmp)
 sorted(p.name for p in tmp.glob('*.safetensors'))
 
 # %% [markdown]
-# `join` makes one run of the shares: the run that a single process would have had.
+# `join_runs` makes one run of the shares: the run that a single process would have had.
 
 # %%
 from moral_sc.superposition import load_run, train
-from moral_sc.superposition.phase_diagram import join
+from moral_sc.superposition.phase_diagram import join_runs
 
 shares = [load_run(p) for p in sorted(tmp.glob('*.safetensors'))]
 test_eq([list(r.instances) for r in shares], [[0,1,2], [3,4,5]])
-whole = join(shares)
+whole = join_runs(shares)
 alone = train(whole.config, steps=300, batch_size=256, lr=.01)
 test_close(whole.W, alone.W, eps=1e-5)
 whole

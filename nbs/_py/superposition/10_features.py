@@ -277,7 +277,7 @@ active.float().mean((0,1))
 # %% [markdown]
 # ## A sampler
 #
-# `sampler` ties it together for a training loop: it prepares the keys of many steps at once and
+# `Sampler` ties it together for a training loop: it prepares the keys of many steps at once and
 # hands out batches by step number. Signed features are uniform on $[-1,1]$ when active. A *finite*
 # data set is the batch of step 0, handed out at every step; `unit` gives each of its inputs length
 # 1, as the follow-up on memorization does [@henighan2023double]; one without active features
@@ -285,7 +285,7 @@ active.float().mean((0,1))
 
 # %%
 #| export
-class sampler:
+class Sampler:
     "Batches of one distribution, addressed by step"
     def __init__(self,
         density:torch.Tensor,       # [instance, feature]
@@ -332,8 +332,8 @@ class sampler:
 
 
 # %%
-full = sampler(expand(.3, 10, 5), range(10), 8)
-alone = sampler(expand(.3, 1, 5), [7], 8)
+full = Sampler(expand(.3, 10, 5), range(10), 8)
+alone = Sampler(expand(.3, 1, 5), [7], 8)
 alone(2000)[0,:3]
 
 # %% [markdown]
@@ -348,11 +348,11 @@ test_ne(full(5)[6], full(5)[7])
 # A finite set of three signed points of length 1 stays what it is:
 
 # %%
-few = sampler(expand(.9, 1, 4), [0], 3, signed=True, finite=True, unit=True)
+few = Sampler(expand(.9, 1, 4), [0], 3, signed=True, finite=True, unit=True)
 test_eq(few(0), few(999)); test_close(few(0).norm(dim=-1), torch.ones(1,3))
 assert (few(0)<0).any()
 few(7)
 
 # %%
 with expect_fail(ConfigError, contains="did you mean 'independent'"):
-    sampler(p, [0], 8, distribution='indepedent')
+    Sampler(p, [0], 8, distribution='indepedent')

@@ -47,7 +47,7 @@ torch.manual_seed(0);
 
 # %%
 #| export
-def counts(**named):
+def check_positive_integers(**named):
     "Refuse what is not a whole number of at least 1"
     for k,v in named.items():
         if not isinstance(v, Integral) or isinstance(v, bool) or v<1:
@@ -87,8 +87,8 @@ class ToyConfig:
         n = self.n_features
         yes = dict(activation=activations, hidden=activations, target=targets,
                                      features=distributions, readout=('random','positive'))
-        counts(n_features=n, n_hidden=self.n_hidden, n_instances=self.n_instances, sets=self.sets)
-        if self.points is not None: counts(points=self.points)
+        check_positive_integers(n_features=n, n_hidden=self.n_hidden, n_instances=self.n_instances, sets=self.sets)
+        if self.points is not None: check_positive_integers(points=self.points)
         p = self.densities
         if not ((p>0) & (p<=1)).all():
             raise ConfigError('density must lie above 0 and at most at 1.')
@@ -179,7 +179,7 @@ def normal(
     u = (hash32(key, n).double() + .5)*2**-31
     return (2**.5*torch.erfinv(2*u-1)).float()
 
-def start(
+def initial_weights(
     config:ToyConfig,
     seed=0,
     instances=None, # Identities to start; None for all
@@ -191,12 +191,12 @@ def start(
     W = config.std*normal(keys(seed, ids, [0], stream=1)[0], n*m).view(-1, n, m)
     return W,torch.zeros(len(W), n)
 
-def start_all(config, seed=0, instances=None)->dict:
+def initial_params(config, seed=0, instances=None)->dict:
     "As `start`, with V [instance, feature, hidden] and c [instance, hidden] where they are learned"
     ids = range(config.n_instances) if instances is None else instances
     n = config.n_features
     m = config.n_hidden
-    params = dict(zip('Wb', start(config, seed, ids)))
+    params = dict(zip('Wb', initial_weights(config, seed, ids)))
     if not config.tied:
         own = config.std*normal(keys(seed, ids, [0], stream=3)[0], n*m).view(-1, n, m)
         params['V'] = params['W'].abs() if config.readout=='positive' else own
@@ -205,9 +205,9 @@ def start_all(config, seed=0, instances=None)->dict:
 
 
 # %%
-W,b = start(cfg)
-test_eq(start(cfg, instances=[5])[0][0], W[5])
-many,_ = start(replace(cfg, n_instances=5000, density=1.))
+W,b = initial_weights(cfg)
+test_eq(initial_weights(cfg, instances=[5])[0][0], W[5])
+many,_ = initial_weights(replace(cfg, n_instances=5000, density=1.))
 test_close(many.std(), cfg.std, eps=.005)
 many.std(), cfg.std
 
@@ -229,7 +229,7 @@ quirk(20), quirk(1), ToyConfig(200, 20).std
 
 # %%
 #| export
-def encode(
+def encode_inputs(
     W:torch.Tensor,  # [instance, feature, hidden]
     x:torch.Tensor,  # [instance, batch, feature]
     hidden='linear', # A name in `activations`
@@ -239,7 +239,7 @@ def encode(
     h = torch.bmm(x, W)
     return activations[hidden](h if c is None else h + c[:,None])
 
-def decode(
+def decode_hidden(
     V:torch.Tensor, # [instance, feature, hidden]; W in a tied model
     b:torch.Tensor, # [instance, feature]
     h:torch.Tensor, # [instance, batch, hidden]
@@ -258,7 +258,7 @@ def reconstruct(
     c=None,         # [instance, hidden]
 )->torch.Tensor:    # [instance, batch, feature]
     "What the models make of their inputs"
-    return decode(W if V is None else V, b, encode(W, x, hidden, c), activation)
+    return decode_hidden(W if V is None else V, b, encode_inputs(W, x, hidden, c), activation)
 
 
 # %% [markdown]
@@ -353,6 +353,6 @@ batch_loss(W2, torch.zeros(1,3), signed, torch.ones(1,3), hidden='relu', V=W2.ab
 two = ToyConfig(50, 20, 1, tied=False, hidden='relu', target='abs', signed=True)
 one = torch.eye(50)[None]
 alive = {k: (reconstruct(*(p[j] for j in 'Wb'), one, hidden='relu', V=p['V'])[0].diag()>0).float().mean()
-         for k in ('random','positive') for p in [start_all(replace(two, readout=k))]}
+         for k in ('random','positive') for p in [initial_params(replace(two, readout=k))]}
 test_eq(alive['positive'], 1)
 alive

@@ -82,7 +82,7 @@ ours, brute
 
 # %%
 #| export
-def _reflected(a, beta, q):
+def _reflected_corner_sum(a, beta, q):
     lo = beta + a.clamp(max=0).sum(-1)
     hi = beta + a.clamp(min=0).sum(-1)
     flip = (hi > -lo).detach()
@@ -101,7 +101,7 @@ def _reflected(a, beta, q):
 
 # %%
 #| export
-def _widen(a):
+def _bound_away_from_zero(a):
     k = a.shape[-1]
     tol = (1e-7/factorial(k+2))**(1/(k-1)) if k>1 else 1e-8
     floor = tol*a.detach().abs().amax(-1, keepdim=True).clamp(min=1e-6)
@@ -116,10 +116,10 @@ def phi(
 )->torch.Tensor:       # [...]
     "Mean of $(a\\cdot x+\\beta)_+^q$ for $x$ uniform on the unit cube, float64"
     if not a.shape[-1]: return beta.clamp(min=0)**q if q else (beta>0).double()
-    wide,shift,extra = _widen(a)
-    main = _reflected(wide, beta+shift, q)
+    wide,shift,extra = _bound_away_from_zero(a)
+    main = _reflected_corner_sum(wide, beta+shift, q)
     if q<2 or not extra.any(): return main
-    return main + 2*extra*_reflected(wide, beta+shift, 0)
+    return main + 2*extra*_reflected_corner_sum(wide, beta+shift, 0)
 
 
 # %% [markdown]
@@ -155,20 +155,20 @@ def cube_mean(a, beta, q, signed=False):
 
 def cross_mean(
     a:torch.Tensor,     # [..., k] what the output reads of the other active features
-    own:torch.Tensor,   # [...] what it reads of its own; nearly 0 if that was dropped
+    own_weight:torch.Tensor,   # [...] what it reads of its own; nearly 0 if that was dropped
     beta:torch.Tensor,  # [...]
-    whole:torch.Tensor, # [...] mean of $z_+^2$ with all of them active
+    mean_square:torch.Tensor, # [...] mean of $z_+^2$ with all of them active
     signed=False,
 )->torch.Tensor:        # [...]
     "Mean of $x_i z_+$"
-    end = lambda s: cube_mean(a, beta+s*own, 2, signed)
-    thin = own.detach().abs()<1e-3
-    parts = ((end(1)+end(-1))/2 if signed else end(1)) - whole
-    parts = parts/(2*torch.where(thin, 1., own))
+    end = lambda s: cube_mean(a, beta+s*own_weight, 2, signed)
+    thin = own_weight.detach().abs()<1e-3
+    parts = ((end(1)+end(-1))/2 if signed else end(1)) - mean_square
+    parts = parts/(2*torch.where(thin, 1., own_weight))
     if not thin.any(): return parts
-    mid = beta + own/2
-    flat = (own/3*cube_mean(a, beta, 0, True) if signed
-            else phi(a, mid, 1)/2 + own/12*phi(a, mid, 0))
+    mid = beta + own_weight/2
+    flat = (own_weight/3*cube_mean(a, beta, 0, True) if signed
+            else phi(a, mid, 1)/2 + own_weight/12*phi(a, mid, 0))
     return torch.where(thin, flat, parts)
 
 
@@ -193,15 +193,15 @@ for own in (.7,-.4,1e-5):
 
 # %%
 #| export
-def relu_given(
+def conditional_errors(
     a:torch.Tensor,    # [..., k] what the output reads of the other active features
-    own:torch.Tensor,  # [...] what it reads of its own
+    own_weight:torch.Tensor,  # [...] what it reads of its own
     beta:torch.Tensor, # [...]
     signed=False,      # Features uniform on [-1,1] instead of [0,1]
 )->tuple:              # Two [...]
     "Squared error of an output with `k` others active: when inactive itself, when active"
-    whole = cube_mean(torch.cat([a, own[...,None]], -1), beta, 2, signed)
-    return cube_mean(a, beta, 2, signed), 1/3 - 2*cross_mean(a, own, beta, whole, signed) + whole
+    whole = cube_mean(torch.cat([a, own_weight[...,None]], -1), beta, 2, signed)
+    return cube_mean(a, beta, 2, signed), 1/3 - 2*cross_mean(a, own_weight, beta, whole, signed) + whole
 
 
 # %% [markdown]
@@ -209,6 +209,6 @@ def relu_given(
 # it is missing, $E(x/2)^2=\tfrac1{12}$:
 
 # %%
-alone = lambda own: relu_given(torch.zeros(0), *torch.tensor([own,0.], dtype=torch.float64))[1]
+alone = lambda own: conditional_errors(torch.zeros(0), *torch.tensor([own,0.], dtype=torch.float64))[1]
 test_close(alone(1.), 0); test_close(alone(.5), 1/12)
 alone(.5)

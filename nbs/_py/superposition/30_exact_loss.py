@@ -22,14 +22,14 @@ from scipy.optimize import minimize
 from moral_sc.foundation.errors import ConfigError, unknown_name_message
 from moral_sc.superposition.features import expand, moments
 from moral_sc.superposition.integrals import cross_mean, cube_mean
-from moral_sc.superposition.model import ToyConfig, start_all
+from moral_sc.superposition.model import ToyConfig, initial_params
 
 # %%
 #| hide
 import numpy as np
 from fastcore.test import *
 from moral_sc.superposition.model import batch_loss
-from moral_sc.superposition.features import sampler
+from moral_sc.superposition.features import Sampler
 from moral_sc.superposition.geometry import polygon
 torch.manual_seed(0);
 
@@ -48,7 +48,7 @@ torch.manual_seed(0);
 
 # %%
 #| export
-def _of_size(G, b, A, weight, signed):
+def _errors_of_size(G, b, A, weight, signed):
     "Weighted errors that supports `A` [support, k] add to each output"
     k = A.shape[1]
     z2 = cube_mean(G[:,:,A], b[...,None].expand(-1, -1, len(A)), 2, signed)
@@ -71,7 +71,7 @@ def relu_errors(
     total = torch.zeros_like(b)
     for k in count.unique().tolist():
         A = on[count==k].nonzero()[:,1].view(-1, k) if k else torch.zeros(1, 0, dtype=torch.long)
-        total = total + _of_size(G, b, A, weight[:,count==k], signed)
+        total = total + _errors_of_size(G, b, A, weight[:,count==k], signed)
     return total
 
 
@@ -88,12 +88,12 @@ def supports(
     density:torch.Tensor,   # [instance, feature]
     features='independent', # 'independent', 'correlated', 'anticorrelated' or 'one-hot'
     sets=1,                 # Equal, consecutive sets of features that know of each other
-    most=None,              # Independent features: at most this many active; None: all
+    max_active=None,              # Independent features: at most this many active; None: all
 )->tuple:                   # on [support, feature], bool; probability [instance, support]
     "Every set of features that may be active, and its probability"
     n = density.shape[1]
     if features=='independent':
-        on = _subsets(n, n if most is None else min(most, n))
+        on = _subsets(n, n if max_active is None else min(max_active, n))
         return on, torch.where(on, density[:,None], 1-density[:,None]).prod(-1)
     size = n//sets
     state = torch.eye(size+1, dtype=torch.bool)[:,1:]              # none, or one of them
@@ -103,9 +103,9 @@ def supports(
     weight = torch.where(pick>0, p/(len(state)-1), 1-p)
     return state[pick].flatten(1), weight.prod(-1)
 
-def _subsets(n, most):
+def _subsets(n, max_active):
     on = [torch.zeros(1, n, dtype=torch.bool)]
-    for k in range(1, most+1):
+    for k in range(1, max_active+1):
         idx = torch.tensor(list(combinations(range(n), k)))
         on.append(torch.zeros(len(idx), n, dtype=torch.bool).scatter_(1, idx, True))
     return torch.cat(on)
@@ -157,7 +157,7 @@ def linear_errors(G, b, mu, cov):
 # %%
 kinds = dict(correlated=2, anticorrelated=2, independent=1)
 for kind,sets in kinds.items():
-    x = sampler(expand(.3, 1, 4), [0], 500_000, distribution=kind, sets=sets)(0)[0].double()
+    x = Sampler(expand(.3, 1, 4), [0], 500_000, distribution=kind, sets=sets)(0)[0].double()
     mu,cov = mean_covariance(expand(.3, 1, 4), kind, sets)
     test_close(x.mean(0), mu[0], eps=2e-3); test_close(x.T.cov(), cov[0], eps=2e-3)
 mean_covariance(expand(.3, 1, 4), 'correlated', 2)[1][0]
@@ -174,7 +174,7 @@ def exact_loss(
     density=1.,        # Number, [feature] or [instance, feature]
     importance=1.,     # Likewise
     activation='relu', # Of the outputs: 'relu' or 'linear'
-    most=None,         # Independent features: count supports up to this size; None: all
+    max_active=None,         # Independent features: count supports up to this size; None: all
     features='independent', sets=1, signed=False, # As in `ToyConfig`
     V=None,            # Readout of an untied model, shape of W
 )->torch.Tensor:       # [instance], float64, summed over features; a scalar for one model
@@ -185,16 +185,16 @@ def exact_loss(
     if b.shape!=(I,n): raise ConfigError(f'b has shape {list(b.shape)}: W asks for {[I,n]}.')
     p = expand(density, I, n)
     imp = expand(importance, I, n, 'importance')
-    err = _errors(V@W.mT, b, p, activation, most, features, sets, signed)
+    err = _output_errors(V@W.mT, b, p, activation, max_active, features, sets, signed)
     return (imp*err).sum(-1)[0] if one else (imp*err).sum(-1)
 
-def _errors(G, b, p, activation, most, features, sets, signed):
+def _output_errors(G, b, p, activation, max_active, features, sets, signed):
     n = b.shape[1]
     if activation=='linear': return linear_errors(G, b, *mean_covariance(p, features, sets, signed))
     if activation!='relu': raise ConfigError(unknown_name_message('activation', activation, ['relu','linear']))
-    if features=='independent' and most is None and n>11: raise ConfigError(
+    if features=='independent' and max_active is None and n>11: raise ConfigError(
         f'{n} features have {3**n:.0e} corners: give most=5 or so, or use exact_loss_large.')
-    return relu_errors(G, b, *supports(p, features, sets, most), signed)
+    return relu_errors(G, b, *supports(p, features, sets, max_active), signed)
 
 
 # %% [markdown]
@@ -226,7 +226,7 @@ W = torch.randn(8,3)*.6
 b = torch.randn(8)*.2
 p = torch.linspace(.05,1,8)
 imp = torch.linspace(2,.1,8)
-draw = sampler(p[None], [0], 200_000)
+draw = Sampler(p[None], [0], 200_000)
 runs = torch.stack([batch_loss(W[None], b[None], draw(k), imp[None]) for k in range(20)]).double()
 mc = runs.mean()
 se = runs.std()/20**.5
@@ -241,7 +241,7 @@ exact_loss(W, b, p, imp), mc, se
 # %%
 def check(kind, sets, signed, V, runs=10):
     p = expand(.4 if kind!='one-hot' else 1., 1, 6)
-    draw = lambda s: sampler(p, [0], 50_000, s, kind, sets=sets, signed=signed)(0)
+    draw = lambda s: Sampler(p, [0], 50_000, s, kind, sets=sets, signed=signed)(0)
     mc = torch.stack([batch_loss(W, b, draw(s), torch.ones(1,6), V=V) for s in range(runs)])
     mc = mc.double()
     ours = exact_loss(W, b, p, features=kind, sets=sets, signed=signed, V=V)
@@ -286,7 +286,7 @@ def grads(f, dtype):
 
 p = torch.full((1,6), .3)
 imp = torch.linspace(1,.2,6)
-draw = sampler(p, [0], 100_000, seed=1)
+draw = Sampler(p, [0], 100_000, seed=1)
 g = torch.stack([grads(lambda W,b,k=k: batch_loss(W, b, draw(k), imp[None]), torch.float32)
                  for k in range(20)])
 z = (g.mean(0) - grads(lambda W,b: exact_loss(W, b, .3, imp), torch.float64))/(g.std(0)/20**.5)
@@ -307,32 +307,32 @@ test_close(exact_loss(W[:,perm], b[:,perm], .3, imp[perm]), base, eps=1e-9)
 # %% [markdown]
 # ## Small supports first
 #
-# The number of corners is $3^n$. When features are sparse only small supports matter: `neglected`
+# The number of corners is $3^n$. When features are sparse only small supports matter: `neglected_probability`
 # is the probability of a larger one than were counted, and since no term of the sum is negative,
 # the truncated loss is a lower bound. Dense models of many features have a page [of their
 # own](34_fourier_loss.ipynb).
 
 # %%
 #| export
-def neglected(
+def neglected_probability(
     density,        # Number or [feature]
     n_features:int,
-    most:int,       # As given to `exact_loss`
+    max_active:int,       # As given to `exact_loss`
 )->torch.Tensor:    # Probability
     "Probability that more than `most` independent features are active"
     p = expand(density, 1, n_features)[0]
     dist = torch.zeros(n_features+1, dtype=torch.float64); dist[0] = 1
     for q in p: dist = dist*(1-q) + torch.cat([torch.zeros(1), dist[:-1]*q])
-    return dist[most+1:].sum()
+    return dist[max_active+1:].sum()
 
 
 # %%
 W = torch.randn(12,4)*.4
 b = torch.randn(12)*.1
-[(k, exact_loss(W, b, .05, most=k).item(), neglected(.05, 12, k).item()) for k in (1,2,3,4)]
+[(k, exact_loss(W, b, .05, max_active=k).item(), neglected_probability(.05, 12, k).item()) for k in (1,2,3,4)]
 
 # %%
-test_close(neglected(.5, 3, 1), .5)
+test_close(neglected_probability(.5, 3, 1), .5)
 with expect_fail(ConfigError, contains='give most=5'): exact_loss(W, b, .05)
 
 
@@ -346,30 +346,30 @@ with expect_fail(ConfigError, contains='give most=5'): exact_loss(W, b, .05)
 
 # %%
 #| export
-def minimise(
+def minimise_lbfgs(
     losses,             # [model, parameter] -> [model], differentiable
-    begin:torch.Tensor, # [model, parameter], float64
+    initial:torch.Tensor, # [model, parameter], float64
     maxiter=2000,
 )->torch.Tensor:        # [model, parameter]
     "Minimise losses that do not depend on each other, as one long vector"
     def f(v):
-        t = torch.tensor(v).view_as(begin).requires_grad_()
+        t = torch.tensor(v).view_as(initial).requires_grad_()
         total = losses(t).sum()
         total.backward()
         return total.item(), t.grad.numpy().ravel()
-    fit = minimize(f, begin.numpy().ravel(), jac=True, method='L-BFGS-B', options=dict(
+    fit = minimize(f, initial.numpy().ravel(), jac=True, method='L-BFGS-B', options=dict(
         maxiter=maxiter, maxfun=maxiter, maxcor=50, ftol=1e-14, gtol=1e-8))
-    return torch.tensor(fit.x).view_as(begin)
+    return torch.tensor(fit.x).view_as(initial)
 
 
 # %%
 away = torch.tensor([[1.,2.],[3.,4.]], dtype=torch.float64)
-minimise(lambda t: ((t-away)**4).sum(-1), torch.zeros_like(away))
+minimise_lbfgs(lambda t: ((t-away)**4).sum(-1), torch.zeros_like(away))
 
 
 # %%
 #| export
-def closed_form(
+def closed_form_limitation(
     config:ToyConfig,
 )->str|None:
     "Why the population loss of these models is not known in closed form; None if it is"
@@ -401,9 +401,9 @@ def fit_exact(
     maxiter=2000,
 )->dict:          # W, b, (V,) loss: [instance, restart, ...], best first
     "Minimise the population loss by L-BFGS from several starts"
-    if why := closed_form(config): raise ConfigError(why)
+    if why := closed_form_limitation(config): raise ConfigError(why)
     if starts is None:
-        begin = start_all(config, seed, range(restarts))
+        begin = initial_params(config, seed, range(restarts))
         begin = torch.cat([2*begin[k].flatten(1) for k in ('W','b','V') if k in begin], 1)
     else:
         begin = torch.as_tensor(starts).flatten(1)
@@ -413,7 +413,7 @@ def fit_exact(
     R = len(begin)
     losses = _objective(config, len(begin))
     unit = (moments(config.densities)[1]*config.importances).sum(1).clamp(min=1e-12)
-    x = minimise(lambda t: losses(t)[1]/unit.repeat_interleave(R), begin.double().repeat(I, 1),
+    x = minimise_lbfgs(lambda t: losses(t)[1]/unit.repeat_interleave(R), begin.double().repeat(I, 1),
                  maxiter)
     with torch.no_grad(): found,loss = losses(x)
     loss,order = loss.view(I, R).sort(dim=1)

@@ -25,7 +25,7 @@ from moral_sc.superposition.geometry import feature_dimensionality
 #| hide
 from fastcore.test import *
 from moral_sc.superposition.exact_loss import exact_loss, fit_exact
-from moral_sc.superposition.features import expand, sampler
+from moral_sc.superposition.features import expand, Sampler
 from moral_sc.superposition.model import ToyConfig, batch_loss, reconstruct
 torch.manual_seed(0); torch.set_num_threads(1);
 
@@ -117,14 +117,14 @@ for name,W in models.items():
 
 # %%
 #| export
-def boundary(
+def antipodal_boundary(
     p, # Density; number or tensor
 ):     # Importance of the last feature; infinite from 0.8 on
     "Where antipodes and dropping the last feature cost the same"
     p = torch.as_tensor(p, dtype=torch.float64)
     return torch.where(p<.8, 2*p/(4-5*p), torch.inf)
 
-def boundary_density(r):
+def antipodal_boundary_density(r):
     "The same line as a density, for importance `r` up to 1"
     return 4*r/(2+5*r)
 
@@ -132,12 +132,12 @@ triple_point = 4/7,1. # Density, importance
 
 # %%
 p = torch.tensor([.1,.2,.4,.5], dtype=torch.float64)
-f = family_losses(p, boundary(p))
+f = family_losses(p, antipodal_boundary(p))
 test_close(f['antipodal'], f['drop last'], eps=1e-9)
-test_close(boundary_density(boundary(p)), p, eps=1e-9)
+test_close(antipodal_boundary_density(antipodal_boundary(p)), p, eps=1e-9)
 f = family_losses(*triple_point)
 test_close(f['antipodal'], f['drop last']); test_close(f['drop last'], f['drop first'])
-boundary(p)
+antipodal_boundary(p)
 
 # %% [markdown]
 # These are unit weights without bias. The true optimum may do better, since a little bias frees a
@@ -240,7 +240,7 @@ W = torch.tensor([[1,-1,0,0,0],[0,0,1,-1,0],[0,0,0,0,1],[0,0,0,0,0.]])[None]
 b = torch.tensor([[0,0,0,.15]])
 p = .3
 imp = torch.tensor([[1.,.8,.6,.4]])
-x = sampler(expand(p, 1, 4), [0], 500_000, signed=True)(0)
+x = Sampler(expand(p, 1, 4), [0], 500_000, signed=True)(0)
 mc = batch_loss(W, b, x, imp, hidden='relu', V=W.abs(), target='abs')
 test_close(mc, abs_baselines(p, imp[0], 5)['monosemantic'], eps=5e-4)
 abs_baselines(p, imp[0], 5), mc

@@ -18,10 +18,10 @@
 #| export
 import pandas as pd, torch
 from scipy.optimize import brentq
-from moral_sc.superposition.exact_loss import fit_exact, minimise, relu_errors, supports
+from moral_sc.superposition.exact_loss import fit_exact, minimise_lbfgs, relu_errors, supports
 from moral_sc.superposition.features import expand, moments
 from moral_sc.superposition.geometry import polygon, polytopes
-from moral_sc.superposition.integrals import relu_given
+from moral_sc.superposition.integrals import conditional_errors
 from moral_sc.superposition.model import ToyConfig
 
 # %%
@@ -103,11 +103,11 @@ def corner_loss(
     total = 0.
     for k in range(n):
         A = on[count==k].nonzero()[:,1].view(-1, k) if k else torch.zeros(1, 0, dtype=torch.long)
-        off,active = relu_given(a[:,A], *(t[:,None].expand(-1, len(A)) for t in (own,b)))
+        off,active = conditional_errors(a[:,A], *(t[:,None].expand(-1, len(A)) for t in (own,b)))
         total = total + (weight[:,count==k]*((1-p[:,None])*off + p[:,None]*active)).sum(-1)
     return total
 
-def best_regular(
+def best_regular_shape(
     shape:torch.Tensor, # [corner, hidden]
     density,            # [point]
 )->tuple:               # Loss of a feature, length, bias; [point] each
@@ -115,7 +115,7 @@ def best_regular(
     p = torch.as_tensor(density, dtype=torch.float64)
     begin = torch.tensor([[1.,0.],[1.2,-.3]], dtype=torch.float64)
     f = lambda t: corner_loss(shape, t[:,0], t[:,1], p.repeat(2))/p.repeat(2)
-    t = minimise(f, begin.repeat_interleave(len(p), 0), 100)
+    t = minimise_lbfgs(f, begin.repeat_interleave(len(p), 0), 100)
     loss,which = (f(t)*p.repeat(2)).view(2, -1).min(0)
     s,b = t.view(2, -1, 2)[which,torch.arange(len(p))].unbind(-1)
     return loss,s.abs(),b
@@ -125,7 +125,7 @@ def best_regular(
 # Eight corners one by one, or the whole antiprism at once:
 
 # %%
-loss,s,b = best_regular(antiprism(), [.1])
+loss,s,b = best_regular_shape(antiprism(), [.1])
 whole = exact_loss(s*antiprism(), b.expand(8), .1)
 test_close(whole, 8*loss[0], eps=1e-9)
 loss, s, b
@@ -138,7 +138,7 @@ loss, s, b
 # %%
 rows = []
 for k in range(2,9):
-    loss,s,b = (v.item() for v in best_regular(polygon(k), [1e-5]))
+    loss,s,b = (v.item() for v in best_regular_shape(polygon(k), [1e-5]))
     rows.append(dict(corners=k, loss=loss/1e-5, length=s, bias=b))
 gons = pd.DataFrame(rows).set_index('corners')
 assert gons.loc[:4,'loss'].max() < 1e-4
@@ -151,26 +151,26 @@ gons.round(4)
 # ## The staircase
 #
 # A shape of $N$ corners in $d$ dimensions saves $v(p)-\ell(p)$ on each feature and packs $N/d$ of them
-# into a dimension. `staircase` compares that gain with the gain $v(p)$ of a dimension dedicated to
+# into a dimension. `polytope_gain` compares that gain with the gain $v(p)$ of a dimension dedicated to
 # one feature.
 
 # %%
 #| export
-def staircase(
+def polytope_gain(
     density,          # [point]
     shapes=polytopes, # name -> [corner, hidden], regular shapes
 )->pd.DataFrame:      # Density x shape; 1 is a dimension dedicated to one feature
     "Gain for each dimension, relative to dedicated dimensions"
     p = torch.as_tensor(density, dtype=torch.float64)
     v = moments(p)[1]
-    gain = {name: (v-best_regular(W, p)[0])/v*len(W)/W.shape[1] for name,W in shapes.items()}
+    gain = {name: (v-best_regular_shape(W, p)[0])/v*len(W)/W.shape[1] for name,W in shapes.items()}
     return pd.DataFrame({k: g.numpy() for k,g in gain.items()},
                         index=pd.Index(p.tolist(), name='density'))
 
 
 # %%
 p = [1,.95,.9,.8,.7,.62,.5,.35,.25,.2,.15,.1,.05,.03,.02,.01]
-gain = staircase(p, {k: W for k,W in polytopes.items() if k!='octagon'})
+gain = polytope_gain(p, {k: W for k,W in polytopes.items() if k!='octagon'})
 ranked = np.sort(gain)
 best = pd.DataFrame(dict(shape=gain.idxmax(axis=1), gain=ranked[:,-1],
                          lead=ranked[:,-1]/ranked[:,-2]-1))
@@ -218,7 +218,7 @@ fit['W'][0,0].norm(dim=1)
 
 # %%
 #| export
-def rivals(
+def pentagon_vs_digons(
     density,   # [point, 5], or [point] for equal features; feature 0 is the one left out
 )->tuple:      # Losses of the pentagon and of two digons, [point] each
     "Exact losses of a pentagon and of two digons, each at its best"
@@ -228,20 +228,20 @@ def rivals(
     digons = torch.cat([torch.zeros(1, 2), polygon(4)])
     return tuple(fit_exact(config, starts=W[None])['loss'][:,0] for W in (polygon(5),digons))
 
-def crossing(
+def transition_point(
     density,   # Number -> [5]: densities along a path
     low:float, high:float, # Ends of the path, between which the shapes trade places
 )->float:
     "Where along a path pentagon and digons cost the same"
     def lead(t):
-        pentagon,digons = rivals(torch.as_tensor(density(t), dtype=torch.float64)[None])
+        pentagon,digons = pentagon_vs_digons(torch.as_tensor(density(t), dtype=torch.float64)[None])
         return (pentagon/digons).log().item()
     return brentq(lead, low, high, xtol=1e-4)
 
 
 # %%
-equal = crossing(lambda p: [p]*5, .15, .3)
-rarer = crossing(lambda rho: [.05*rho]+[.05]*4, .2, .4)
+equal = transition_point(lambda p: [p]*5, .15, .3)
+rarer = transition_point(lambda rho: [.05*rho]+[.05]*4, .2, .4)
 test_close([equal,rarer], [.2249,.269], eps=1e-3)
 equal, rarer
 
@@ -252,6 +252,6 @@ equal, rarer
 
 # %%
 path = [.25,.3,.4,.7,1.]
-pentagon,digons = rivals([[.05*r]+[.05]*4 for r in path])
+pentagon,digons = pentagon_vs_digons([[.05*r]+[.05]*4 for r in path])
 test_eq((pentagon<digons).tolist(), [False]+[True]*4)
 pd.DataFrame(dict(pentagon=pentagon, digons=digons), index=path).round(6)

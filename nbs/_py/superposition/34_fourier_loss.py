@@ -18,16 +18,16 @@
 #| export
 import torch
 from moral_sc.foundation.errors import ConfigError
-from moral_sc.superposition.exact_loss import closed_form, exact_loss
+from moral_sc.superposition.exact_loss import closed_form_limitation, exact_loss
 from moral_sc.superposition.features import expand
-from moral_sc.superposition.integrals import relu_given
+from moral_sc.superposition.integrals import conditional_errors
 from moral_sc.superposition.model import ToyConfig
 
 # %%
 #| hide
 from fastcore.test import *
 from time import perf_counter
-from moral_sc.superposition.features import moments, sampler
+from moral_sc.superposition.features import moments, Sampler
 from moral_sc.superposition.model import batch_loss
 torch.manual_seed(0); torch.set_num_threads(1);
 
@@ -46,7 +46,7 @@ torch.manual_seed(0); torch.set_num_threads(1);
 
 # %%
 #| export
-def wave(
+def characteristic_function(
     t:torch.Tensor, # Any shape
     signed=False,   # x uniform on [-1,1] instead of [0,1]
 )->torch.Tensor:
@@ -54,7 +54,7 @@ def wave(
     s = torch.sinc(t/torch.pi if signed else t/(2*torch.pi))
     return s+0j if signed else torch.polar(s, t/2)
 
-def tilted_wave(t, signed=False):
+def weighted_characteristic_function(t, signed=False):
     "Mean of $x e^{itx}$; arguments as in `wave`"
     small = t.abs()<1e-2
     s = torch.where(small, 1., t)
@@ -70,9 +70,9 @@ def tilted_wave(t, signed=False):
 t = torch.tensor([1e-3,.5,-7.], dtype=torch.float64)
 x = (torch.arange(100_000)+.5).double()/100_000
 for s,g in ((False,x), (True,2*x-1)):
-    test_close(wave(t, s), torch.exp(1j*t[:,None]*g).mean(1), eps=1e-8)
-    test_close(tilted_wave(t, s), (g*torch.exp(1j*t[:,None]*g)).mean(1), eps=1e-8)
-wave(t), tilted_wave(t)
+    test_close(characteristic_function(t, s), torch.exp(1j*t[:,None]*g).mean(1), eps=1e-8)
+    test_close(weighted_characteristic_function(t, s), (g*torch.exp(1j*t[:,None]*g)).mean(1), eps=1e-8)
+characteristic_function(t), weighted_characteristic_function(t)
 
 
 # %% [markdown]
@@ -86,7 +86,7 @@ def _integral(q, z, theta, u):
     if q==1: return z*theta.sin()/u + theta.cos()/u**2
     return z**2*theta.sin()/u + 2*z*theta.cos()/u**2 - 2*theta.sin()/u**3
 
-def kink_mean(
+def relu_power_mean(
     q:int,             # Power: 1 or 2
     beta:torch.Tensor, # [output]
     low:torch.Tensor, width:torch.Tensor, # [output], the interval
@@ -112,10 +112,10 @@ one = torch.ones(1, dtype=torch.float64)
 low = -.5*one
 width = 2*one
 u = _frequencies(width, 400)
-f = wave(u)*torch.exp(-1j*u*low[:,None])
-test_close(kink_mean(2, -.5*one, low, width, 1., f), 1/24, eps=1e-6)
-test_close(kink_mean(1, -.5*one, low, width, 1., f), 1/8, eps=1e-5)
-kink_mean(2, -.5*one, low, width, 1., f)
+f = characteristic_function(u)*torch.exp(-1j*u*low[:,None])
+test_close(relu_power_mean(2, -.5*one, low, width, 1., f), 1/24, eps=1e-6)
+test_close(relu_power_mean(1, -.5*one, low, width, 1., f), 1/8, eps=1e-5)
+relu_power_mean(2, -.5*one, low, width, 1., f)
 
 
 # %% [markdown]
@@ -144,30 +144,30 @@ def _interval(a, p, signed):
     margin = (high-low)/5 + 1e-3
     return low-margin,high-low+2*margin
 
-def _few(a, own, b, none, one, signed):
+def _small_support_errors(a, own, b, none, one, signed):
     "Errors from supports with no or one other feature: output inactive, output active"
-    parts = [relu_given(a[:,:0], own, b, signed),
-             relu_given(a[...,None], own[:,None].expand_as(a), b[:,None].expand_as(a), signed)]
+    parts = [conditional_errors(a[:,:0], own, b, signed),
+             conditional_errors(a[...,None], own[:,None].expand_as(a), b[:,None].expand_as(a), signed)]
     return [none*zero + (one*single).sum(-1) for zero,single in zip(*parts)]
 
-def _many(a, own, b, p, none, one, signed, terms, pi):
+def _large_support_errors(a, own, b, p, none, one, signed, terms, pi):
     "Errors from all larger supports"
     ends = torch.cat([a,own[:,None]], -1), torch.cat([p,pi[:,None]], -1)
     low,width = _interval(*ends, signed)
     u = _frequencies(width, terms)
-    chi = wave(u[:,None]*a[...,None], signed)                      # output, feature, frequency
+    chi = characteristic_function(u[:,None]*a[...,None], signed)                      # output, feature, frequency
     f = (1 + p[...,None]*(chi-1)).prod(1) - none[:,None] - (one[...,None]*chi).sum(1)
     f = f*torch.exp(-1j*u*low[:,None])
     mass = 1-none-one.sum(-1)
     v = u*own[:,None]
-    on = lambda q, m, g: kink_mean(q, b, low, width, m, g)
-    cross = on(1, mass*(0. if signed else .5), f*tilted_wave(v, signed))
-    return on(2, mass, f), mass/3 - 2*cross + on(2, mass, f*wave(v, signed))
+    on = lambda q, m, g: relu_power_mean(q, b, low, width, m, g)
+    cross = on(1, mass*(0. if signed else .5), f*weighted_characteristic_function(v, signed))
+    return on(2, mass, f), mass/3 - 2*cross + on(2, mass, f*characteristic_function(v, signed))
 
 
 # %%
 #| export
-def series_errors(
+def fourier_errors(
     G:torch.Tensor, # [feature, feature], what each output (row) reads, float64
     b:torch.Tensor, # [feature]
     p:torch.Tensor, # [feature]
@@ -184,8 +184,8 @@ def series_errors(
     q[at] = 0.
     none = (1-q).prod(-1)
     one = none[:,None]*q/(1-q)
-    few = _few(a, own, b[rows], none, one, signed)
-    many = _many(a, own, b[rows], q, none, one, signed, terms, p[rows])
+    few = _small_support_errors(a, own, b[rows], none, one, signed)
+    many = _large_support_errors(a, own, b[rows], q, none, one, signed, terms, p[rows])
     return (1-p[rows])*(few[0]+many[0]) + p[rows]*(few[1]+many[1])
 
 @torch.no_grad()
@@ -205,7 +205,7 @@ def exact_loss_large(
     p = expand(density, I, n)
     imp = expand(importance, I, n, 'importance')
     rows = torch.arange(n).split(max(1, 2**22//(n*terms)))
-    loss = torch.stack([(imp[i]*torch.cat([series_errors(V[i]@W[i].T, b[i], p[i], r, signed, terms)
+    loss = torch.stack([(imp[i]*torch.cat([fourier_errors(V[i]@W[i].T, b[i], p[i], r, signed, terms)
                                            for r in rows])).sum() for i in range(I)])
     return loss[0] if one else loss
 
@@ -241,7 +241,7 @@ test_close(exact_loss_large(W, b, p, imp, V=V), exact_loss(W, b, p, imp, V=V), e
 
 # %%
 def sampled(W, b, p, runs=25, batch=4000):
-    draw = sampler(expand(p, 1, len(b)).float(), [0], batch)
+    draw = Sampler(expand(p, 1, len(b)).float(), [0], batch)
     mc = torch.stack([batch_loss(W[None], b[None], draw(s), torch.ones(1,len(b)))
                       for s in range(runs)]).double()
     return mc.mean().item(), mc.std().item()/runs**.5
@@ -292,7 +292,7 @@ def population_loss(
     terms=512,        # Frequencies of the series
 )->torch.Tensor:      # [instance], float64
     "Reconstruction loss of trained models without sampling, summed over features"
-    if why := closed_form(config): raise ConfigError(why)
+    if why := closed_form_limitation(config): raise ConfigError(why)
     ids = list(range(config.n_instances)) if instances is None else list(instances)
     p = config.densities[ids]
     imp = config.importances[ids]
@@ -310,7 +310,7 @@ W = torch.randn(2,12,3)*.5
 b = torch.randn(2,12)*.1
 c = torch.randn(2,3)*.1
 config = ToyConfig(12, 3, 2, density=.05, hidden_bias=True)
-x = sampler(config.densities, [0,1], 400_000)(0)
+x = Sampler(config.densities, [0,1], 400_000)(0)
 mc = batch_loss(W, b, x, config.importances.float(), c=c)
 test_close(population_loss(config, W, b, c=c), mc, eps=.02)
 population_loss(config, W, b, c=c), mc

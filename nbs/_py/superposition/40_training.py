@@ -23,8 +23,8 @@ from pathlib import Path
 from safetensors import safe_open
 from safetensors.torch import save_file
 from moral_sc.foundation.errors import ConfigError, DataError, ModelError, unknown_name_message
-from moral_sc.superposition.features import keys, sampler, uniform
-from moral_sc.superposition.model import ToyConfig, counts, decode, encode, start_all, targets
+from moral_sc.superposition.features import keys, Sampler, uniform
+from moral_sc.superposition.model import ToyConfig, check_positive_integers, decode_hidden, encode_inputs, initial_params, targets
 
 # %%
 #| hide
@@ -33,7 +33,7 @@ import numpy as np
 from fastcore.test import *
 from moral_sc.superposition.exact_loss import exact_loss
 from moral_sc.superposition.features import moments
-from moral_sc.superposition.model import start
+from moral_sc.superposition.model import initial_weights
 torch.set_num_threads(1)
 
 
@@ -53,7 +53,7 @@ torch.set_num_threads(1)
 
 # %%
 #| export
-def adamw(
+def adamw_update(
     param:torch.Tensor, # [instance, ...], changed in place
     grad:torch.Tensor,
     state:tuple,        # Running means of grad and grad², changed in place
@@ -81,7 +81,7 @@ opt = torch.optim.AdamW([theirs], lr=.01)
 state = torch.zeros_like(ours),torch.zeros_like(ours)
 for t in range(1,51):
     g = torch.sin(ours*t)
-    adamw(ours, g, state, t, lr=.01)
+    adamw_update(ours, g, state, t, lr=.01)
     theirs.grad = g
     opt.step()
 test_close(ours, theirs.detach(), eps=1e-6)
@@ -105,12 +105,12 @@ schedules['warmup-cosine'] = lambda t: t/.05 if t<.05 else (1+math.cos(math.pi*(
 # %% [markdown]
 # ## What a run is
 #
-# `Run` holds the trained parameters, the loss as it fell, and all that is needed to go on.
+# `ToyRun` holds the trained parameters, the loss as it fell, and all that is needed to go on.
 
 # %%
 #| export
 @dataclass
-class Run:
+class ToyRun:
     "Trained toy models and the state of their training"
     config:ToyConfig
     instances:list           # Identities of the models in this run
@@ -154,12 +154,12 @@ def objective(
     x:torch.Tensor,  # [instance, batch, feature]
     imp,             # Importance, [instance, feature]
     l1=None,         # Weight of the hidden layer's L1 norm, [instance]
-    wanted=None,     # What the outputs should be, if not the target of `x`
+    target=None,     # What the outputs should be, if not the target of `x`
 )->torch.Tensor:     # [instance], summed over features
     "Loss plus penalty of one batch"
     W,b,V,c = (params.get(k) for k in 'WbVc')
-    h = encode(W, x, config.hidden, c)
-    err = (targets[config.target](x) if wanted is None else wanted) - decode(
+    h = encode_inputs(W, x, config.hidden, c)
+    err = (targets[config.target](x) if target is None else target) - decode_hidden(
         W if V is None else V, b, h, config.activation)
     loss = (imp*err.square().mean(1)).sum(-1)
     return loss if l1 is None else loss + l1*h.abs().sum(-1).mean(-1)
@@ -167,18 +167,18 @@ def objective(
 def adversarial_inputs(
     config:ToyConfig, params, x,
     size,            # Length of the step in mean input lengths, [instance]
-    which,           # The feature aimed at, [instance, batch]
+    target_features,           # The feature aimed at, [instance, batch]
 )->torch.Tensor:     # [instance, batch, feature]
     "Inputs moved so that one output of each goes wrong, without gradient"
     W,b,V,c = (params[k].detach() if k in params else None for k in 'WbVc')
     R = W if V is None else V
-    aim = torch.bmm(R, W.mT).gather(1, which[...,None].expand(-1, -1, W.shape[1]))
-    aim = aim/aim.norm(dim=-1, keepdim=True).clamp(min=1e-12)
-    push = (size*x.norm(dim=-1).mean(-1))[:,None,None]*aim
+    direction = torch.bmm(R, W.mT).gather(1, target_features[...,None].expand(-1, -1, W.shape[1]))
+    direction = direction/direction.norm(dim=-1, keepdim=True).clamp(min=1e-12)
+    perturbation = (size*x.norm(dim=-1).mean(-1))[:,None,None]*direction
     def error(z):
-        out = decode(R, b, encode(W, z, config.hidden, c), config.activation)
+        out = decode_hidden(R, b, encode_inputs(W, z, config.hidden, c), config.activation)
         return (targets[config.target](x)-out).square().sum(-1, keepdim=True)
-    return torch.where(error(x+push)>=error(x-push), x+push, x-push)
+    return torch.where(error(x+perturbation)>=error(x-perturbation), x+perturbation, x-perturbation)
 
 
 # %% [markdown]
@@ -191,7 +191,7 @@ at = dict(W=torch.eye(2)[None], b=torch.zeros(1,2))
 x = torch.rand(1,5000,2)
 z = adversarial_inputs(toy, at, x, torch.ones(1), torch.zeros(1,5000,dtype=torch.long))
 test_close((z-x)[...,1], torch.zeros(1,5000)); one = torch.ones(1,2)
-objective(toy, at, x, one), objective(toy, at, z, one, wanted=x), x.norm(dim=-1).mean()**2
+objective(toy, at, x, one), objective(toy, at, z, one, target=x), x.norm(dim=-1).mean()**2
 
 
 # %% [markdown]
@@ -212,8 +212,8 @@ def attack_targets(batch, step, n):
     u = uniform(keys(batch.seed, batch.instances, [step], stream=4)[0], batch.batch_size, 1)
     return (u[...,0]*n).long().clamp(max=n-1).to(batch.density.device)
 
-def eager(
-    run:Run,        # Changed in place
+def eager_engine(
+    run:ToyRun,        # Changed in place
     to:int,         # Step to reach
     batch,          # Step -> [instance, batch, feature]
     lr, decay,      # Number or [instance]
@@ -239,10 +239,10 @@ def eager(
         with torch.no_grad():
             for k,g in zip(names, grads, strict=True):
                 p = params[k]
-                adamw(p, g, run.moments[k], s+1, cols(lr, p)*factor, cols(decay, p))
+                adamw_update(p, g, run.moments[k], s+1, cols(lr, p)*factor, cols(decay, p))
         if s in log or dev.type=='cpu': check_finite(run, s, loss.detach())
         run.step = s+1
-        if s in log: keep_loss(run, s, loss.detach())
+        if s in log: append_loss(run, s, loss.detach())
         if s+1 in snap: run.snapshots[s+1] = run.W.clone()
 
 def check_finite(run, step, loss):
@@ -254,7 +254,7 @@ def check_finite(run, step, loss):
     raise ModelError(f'The loss of instance {bad} is not finite at step {step}{good}: '
                      'lower the learning rate, or resume from an earlier save.')
 
-def keep_loss(run, step, loss):
+def append_loss(run, step, loss):
     "Append one logged loss, [instance]"
     run.logged = torch.cat([run.logged, torch.tensor([step])])
     run.loss = torch.cat([run.loss, loss[:,None].cpu()], 1)
@@ -268,44 +268,44 @@ def keep_loss(run, step, loss):
 
 # %%
 #| export
-engines = dict(eager=eager)
-_elsewhere = dict(numba='numba_cpu', triton='triton_gpu', compiled='cuda_graphs')
-_order = dict(cpu=['numba','eager'], cuda=['triton','compiled','eager'])
+engines = dict(eager=eager_engine)
+_engine_modules = dict(numba='numba_cpu', triton='triton_gpu', compiled='cuda_graphs')
+_engine_order = dict(cpu=['numba','eager'], cuda=['triton','compiled','eager'])
 
-def engine_for(name:str, config:ToyConfig, device='cpu'):
+def find_engine(name:str, config:ToyConfig, device='cpu'):
     "The function of an engine, or in one sentence why it cannot train this config here"
     if name in engines: return engines[name]
     if config.notebook_compat:
         return 'notebook_compat draws from one generator, which only engine eager does.'
-    try: module = import_module(f'moral_sc.superposition.engines.{_elsewhere[name]}')
+    try: module = import_module(f'moral_sc.superposition.engines.{_engine_modules[name]}')
     except ImportError as e: return f'engine {name} needs the package {e.name}: install it.'
-    why = module.serves(config, device)
-    return why if why else getattr(module, f'{name}_engine')
+    limitation = getattr(module, f'{name}_limitation')(config, device)
+    return limitation or getattr(module, f'{name}_engine')
 
-def pick(
+def resolve_engine(
     engine:str,        # 'auto', 'eager', 'compiled', 'numba' or 'triton'
     config:ToyConfig,
     device='cpu',
 )->tuple:              # Name and function
     "The engine that will run"
-    known = ['auto', *engines, *_elsewhere]
+    known = ['auto', *engines, *_engine_modules]
     if engine not in known: raise ConfigError(unknown_name_message('engine', engine, known))
     kind = torch.device(device).type
     if kind=='cuda' and not torch.cuda.is_available():
         raise ConfigError(f'There is no GPU for device {device!r} here: use cpu.')
-    for name in _order.get(kind, ['eager']) if engine=='auto' else [engine]:
-        found = engine_for(name, config, device)
+    for name in _engine_order.get(kind, ['eager']) if engine=='auto' else [engine]:
+        found = find_engine(name, config, device)
         if not isinstance(found, str): return name,found
     raise ConfigError(f'Engine {engine!r} cannot run this: {found}')
 
 
 # %%
-pick('auto', ToyConfig())[0], pick('auto', ToyConfig(notebook_compat=True))[0]
+resolve_engine('auto', ToyConfig())[0], resolve_engine('auto', ToyConfig(notebook_compat=True))[0]
 
 # %%
-with expect_fail(ConfigError, contains="did you mean 'eager'"): pick('eagre', ToyConfig())
+with expect_fail(ConfigError, contains="did you mean 'eager'"): resolve_engine('eagre', ToyConfig())
 with expect_fail(ConfigError, contains='which only engine eager does'):
-    pick('numba', ToyConfig(notebook_compat=True))
+    resolve_engine('numba', ToyConfig(notebook_compat=True))
 
 
 # %% [markdown]
@@ -325,24 +325,24 @@ def train(
     snapshots=(),         # Numbers of updates after which to keep W
     log_every=100,        # Steps between logged losses
     instances=None,       # Train only these instances of the config
-    resume:Run=None,      # Go on from here
+    resume:ToyRun=None,      # Go on from here
     stop=None,            # Stop after this many updates; the rest with `resume`
     device='cpu',
-)->Run:
+)->ToyRun:
     "Train all instances of `config`; what one learns does not depend on the others"
-    counts(steps=steps, batch_size=batch_size, log_every=log_every)
+    check_positive_integers(steps=steps, batch_size=batch_size, log_every=log_every)
     if schedule not in schedules:
         raise ConfigError(unknown_name_message('schedule', schedule, list(schedules)))
-    (engine,advance),ids = pick(engine, config, device), _ids(config, instances)
+    (engine,advance),ids = resolve_engine(engine, config, device), _check_instances(config, instances)
     batch_size = config.points or batch_size
     settings = dict(config=config.to_dict(), instances=ids, steps=steps, batch_size=batch_size,
-                    seed=seed, lr=_plain(lr), weight_decay=_plain(weight_decay),
+                    seed=seed, lr=_to_list(lr), weight_decay=_to_list(weight_decay),
                     schedule=schedule, log_every=log_every)
-    run = _begin(config, ids, seed, device, settings) if resume is None else _again(resume, settings)
+    run = _start_run(config, ids, seed, device, settings) if resume is None else _resume_run(resume, settings)
     run.engine = engine
     to = steps if stop is None else min(stop, steps)
     advance(run, to, _batches(config, ids, batch_size, seed, device),
-            _own(lr, ids, config, device), _own(weight_decay, ids, config, device),
+            _select_instances(lr, ids, config, device), _select_instances(weight_decay, ids, config, device),
             schedules[schedule], _log_steps(steps, log_every), set(snapshots))
     return run
 
@@ -353,9 +353,9 @@ def train(
 
 # %%
 #| export
-def _plain(x): return x.tolist() if hasattr(x, 'tolist') else x
+def _to_list(x): return x.tolist() if hasattr(x, 'tolist') else x
 
-def _ids(config, instances):
+def _check_instances(config, instances):
     ids = list(range(config.n_instances)) if instances is None else [int(i) for i in instances]
     bad = [i for i in ids if not 0<=i<config.n_instances]
     if bad or not ids: raise ConfigError(
@@ -364,7 +364,7 @@ def _ids(config, instances):
         'notebook_compat draws all instances from one generator: train them together.')
     return ids
 
-def _own(x, ids, config, device):
+def _select_instances(x, ids, config, device):
     "A number as it is; a list as the entries of this run's instances"
     if isinstance(x, (int,float)): return x
     x = torch.as_tensor(x, dtype=torch.float32)
@@ -373,15 +373,15 @@ def _own(x, ids, config, device):
                           f'[{config.n_instances}].')
     return x[ids].to(device)
 
-def _begin(config, ids, seed, device, settings):
+def _start_run(config, ids, seed, device, settings):
     params = (dict(zip('Wb', _notebook_start(config, seed))) if config.notebook_compat
-              else start_all(config, seed, ids))
+              else initial_params(config, seed, ids))
     params = {k: t.to(device) for k,t in params.items()}
     zeros = {k: (torch.zeros_like(t),torch.zeros_like(t)) for k,t in params.items()}
-    return Run(config, ids, params, 0, settings['steps'], torch.zeros(0, dtype=torch.long),
+    return ToyRun(config, ids, params, 0, settings['steps'], torch.zeros(0, dtype=torch.long),
                torch.zeros(len(ids), 0), {}, '', zeros, settings)
 
-def _again(run, settings):
+def _resume_run(run, settings):
     for k,v in settings.items():
         if run.settings[k]!=v: raise ConfigError(
             f'the run to resume has {k}={run.settings[k]!r:.80}, not {v!r:.80}: use its settings.')
@@ -391,7 +391,7 @@ def _again(run, settings):
 
 def _batches(config, ids, batch_size, seed, device):
     if config.notebook_compat: return _notebook_batches(config, batch_size, seed, device)
-    return sampler(config.densities[ids], ids, batch_size, seed, config.features, device,
+    return Sampler(config.densities[ids], ids, batch_size, seed, config.features, device,
                    sets=config.sets, signed=config.signed, finite=config.points is not None,
                    unit=config.unit)
 
@@ -469,8 +469,8 @@ test_close(alone.W[0], run.W[2], eps=1e-3)
 
 # %%
 #| export
-def save(
-    run:Run,
+def save_run(
+    run:ToyRun,
     path,     # File to write; appears whole or not at all
 )->Path:
     "Write a run as safetensors"
@@ -487,7 +487,7 @@ def save(
 
 def load_run(
     path, # A file that `save` wrote
-)->Run:
+)->ToyRun:
     "Read a run back"
     try:
         with safe_open(path, 'pt') as f:
@@ -497,7 +497,7 @@ def load_run(
         raise DataError(f'{path} is not a saved run ({type(e).__name__}): train it again.') from None
     s = meta['settings']
     params = {k[6:]: v for k,v in t.items() if k.startswith('param.')}
-    return Run(ToyConfig(**s['config']), s['instances'], params, meta['step'], s['steps'],
+    return ToyRun(ToyConfig(**s['config']), s['instances'], params, meta['step'], s['steps'],
                t['logged'], t['loss'],
                {int(k[9:]): v for k,v in t.items() if k.startswith('snapshot.')}, meta['engine'],
                {k: (t[f'moment.{k}.0'],t[f'moment.{k}.1']) for k in params}, s)
@@ -507,7 +507,7 @@ def load_run(
 args = dict(steps=2000, lr=.01, schedule='cosine', batch_size=256)
 with tempfile.TemporaryDirectory() as d:
     part = train(cfg, stop=400, **args)
-    again = train(cfg, resume=load_run(save(part, Path(d)/'toy.safetensors')), **args)
+    again = train(cfg, resume=load_run(save_run(part, Path(d)/'toy.safetensors')), **args)
 test_eq(again.W, run.W); test_eq(again.loss, run.loss)
 part, again
 
@@ -561,7 +561,7 @@ test_close(ours.W, theirs, eps=1e-4)
 from itertools import count
 from time import perf_counter
 def clock(f): t=perf_counter(); f(); return perf_counter()-t
-W0,b0,draw,at = *start(compat),_notebook_batches(compat, 1024, 0, 'cpu'),count()
+W0,b0,draw,at = *initial_weights(compat),_notebook_batches(compat, 1024, 0, 'cpu'),count()
 public = lambda: public_loop(W0, b0, compat.importances.float(), lambda s: draw(next(at)), 10)
 fast = replace(compat, notebook_compat=False)
 times = np.array([[clock(public), clock(lambda: train(fast, steps=10, engine='eager'))] for _ in range(6)])[1:]
@@ -579,15 +579,15 @@ round(ratio, 1), np.median(times, 0).round(3)*100  # ms a step
 brisk = dict(steps=600, batch_size=256, lr=.01, schedule='cosine', seed=1)
 neurons = ToyConfig(6, 3, 2, density=.1, hidden='relu', l1=[0.,1.])
 run = train(neurons, **brisk)
-x = sampler(neurons.densities, [0,1], 4096, seed=9)(0)
-size = encode(run.W, x, 'relu').abs().sum(-1).mean(-1)
+x = Sampler(neurons.densities, [0,1], 4096, seed=9)(0)
+size = encode_inputs(run.W, x, 'relu').abs().sum(-1).mean(-1)
 assert size[1] < .1*size[0]
 size
 
 # %%
 small = ToyConfig(20, 2, density=.1, points=5, unit=True)
 run = train(small, **brisk | dict(schedule='warmup-cosine'))
-fresh = sampler(small.densities, [0], 4096, seed=9, unit=True)(0)
+fresh = Sampler(small.densities, [0], 4096, seed=9, unit=True)(0)
 test = objective(small, run.params, fresh, torch.ones(1,20))
 assert run.loss[0,-1] < .2*test[0]
 run.loss[0,-1], test[0]
@@ -595,9 +595,9 @@ run.loss[0,-1], test[0]
 # %%
 hard = ToyConfig(6, 2, 2, density=.3, attack=[0.,1.])
 run = train(hard, **brisk)
-x = sampler(hard.densities, [0,1], 4096, seed=9)(0)
+x = Sampler(hard.densities, [0,1], 4096, seed=9)(0)
 z = adversarial_inputs(hard, run.params, x, torch.ones(2), torch.zeros(2,4096,dtype=torch.long))
-hurt = objective(hard, run.params, z, torch.ones(2,6), wanted=x)
+hurt = objective(hard, run.params, z, torch.ones(2,6), target=x)
 assert hurt[1] < hurt[0]
 hurt
 
@@ -610,6 +610,6 @@ absolute = ToyConfig(3, 6, 4, hidden='relu', hidden_bias=True, tied=False, targe
 run = train(absolute, **brisk)
 assert {*run.params}=={*'WbVc'} and all(v.abs().max()>0 for v in run.params.values())
 with tempfile.TemporaryDirectory() as d:
-    part = load_run(save(train(absolute, stop=200, **brisk), Path(d)/'abs.safetensors'))
+    part = load_run(save_run(train(absolute, stop=200, **brisk), Path(d)/'abs.safetensors'))
 test_eq(train(absolute, resume=part, **brisk).V, run.V)
 run, run.loss[:,-1]

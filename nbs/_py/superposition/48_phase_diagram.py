@@ -19,12 +19,12 @@
 import numpy as np, pandas as pd, torch
 from dataclasses import dataclass, replace
 from moral_sc.foundation.errors import ConfigError
-from moral_sc.foundation.runs import process
-from moral_sc.superposition.exact_loss import closed_form, exact_loss
-from moral_sc.superposition.features import sampler
+from moral_sc.foundation.runs import process_rank
+from moral_sc.superposition.exact_loss import closed_form_limitation, exact_loss
+from moral_sc.superposition.features import Sampler
 from moral_sc.superposition.geometry import interference
-from moral_sc.superposition.model import ToyConfig, counts, start_all
-from moral_sc.superposition.training import Run, objective, pick, train
+from moral_sc.superposition.model import ToyConfig, check_positive_integers, initial_params
+from moral_sc.superposition.training import ToyRun, objective, resolve_engine, train
 
 # %%
 #| hide
@@ -50,12 +50,12 @@ def _rows(x, config, restarts):
     per = t.ndim==2 and len(t)==config.n_instances>1
     return t.repeat(restarts, 1) if per else x
 
-def replicate(
+def replicate_config(
     config:ToyConfig,
     restarts:int,
 )->ToyConfig:
     "The config whose instance $rI+i$ is restart $r$ of instance $i$"
-    counts(restarts=restarts)
+    check_positive_integers(restarts=restarts)
     own = {k: config.per_instance(k).repeat(restarts) for k in ('l1','attack')
            if config.per_instance(k).any()}
     return replace(config, n_instances=restarts*config.n_instances, **own,
@@ -65,9 +65,9 @@ def replicate(
 
 # %%
 config = ToyConfig(2, 1, 3, density=[[1.],[.3],[.05]])
-many = replicate(config, 4)
+many = replicate_config(config, 4)
 test_eq(many.densities[7], config.densities[7%3])
-test_eq(start_all(many)['W'][:6], start_all(replicate(config, 2))['W'])
+test_eq(initial_params(many)['W'][:6], initial_params(replicate_config(config, 2))['W'])
 many.n_instances
 
 
@@ -81,28 +81,28 @@ many.n_instances
 
 # %%
 #| export
-def held_out(
+def held_out_loss(
     config:ToyConfig,
     params:dict,      # Of the models numbered `ids`
     ids,
     batch_size=2**14,
     seed=2**40,       # Away from the seeds of training
-    same=None,        # Models whose numbers agree modulo this share their inputs
+    period=None,        # Models whose numbers agree modulo this share their inputs
 )->torch.Tensor:      # [model]
     "Loss on inputs that training did not see"
     ids = torch.as_tensor(ids)
     imp,l1 = (t[ids].float() for t in (config.importances, config.per_instance('l1')))
-    shared = (ids % (same or config.n_instances)).tolist()
-    x = sampler(config.densities[ids], shared, batch_size, seed, config.features,
+    shared = (ids % (period or config.n_instances)).tolist()
+    x = Sampler(config.densities[ids], shared, batch_size, seed, config.features,
                 sets=config.sets, signed=config.signed, unit=config.unit)(0)
     return objective(config, params, x, imp, l1 if l1.any() else None)
 
-def population(config, params, ids, same=None):
+def ranking_loss(config, params, ids, period=None):
     "The exact loss if there is one, else `held_out`"
     c = config
-    exact = closed_form(config) is None and not config.per_instance('l1').any()
+    exact = closed_form_limitation(config) is None and not config.per_instance('l1').any()
     if not exact or (c.n_features>11 and c.activation!='linear'):
-        return held_out(config, params, ids, same=same)
+        return held_out_loss(config, params, ids, period=period)
     ids = torch.as_tensor(ids)
     return exact_loss(params['W'], params['b'], c.densities[ids], c.importances[ids],
                       c.activation, None, c.features, c.sets, c.signed, params.get('V'))
@@ -113,21 +113,21 @@ def population(config, params, ids, same=None):
 
 # %%
 at = dict(W=torch.tensor([[[1.],[-1.]]]), b=torch.zeros(1,2))
-test_close(held_out(config, at, [1]), population(config, at, [1]), eps=2e-3)
-held_out(config, at, [1]).item(), population(config, at, [1]).item()
+test_close(held_out_loss(config, at, [1]), ranking_loss(config, at, [1]), eps=2e-3)
+held_out_loss(config, at, [1]).item(), ranking_loss(config, at, [1]).item()
 
 
 # %% [markdown]
 # ## The best of several starts
 #
-# `best_of` trains everything in one call, or in blocks when a sweep would not fit into
+# `train_restarts` trains everything in one call, or in blocks when a sweep would not fit into
 # memory: a million models of two features stream through. What a model learns does not
 # depend on its block.
 
 # %%
 #| export
 @dataclass
-class Sweep:
+class RestartSweep:
     "Every restart of every instance, and their order"
     config:ToyConfig
     params:dict          # W [instance, restart, feature, hidden], b, V and c likewise
@@ -151,16 +151,16 @@ class Sweep:
 
 def _chunks(n, size): return [range(a, min(a+size, n)) for a in range(0, n, size)]
 
-def _room(config, engine, device, batch_size):
+def _max_models(config, engine, device, batch_size):
     "How many models to train at once"
     row = (config.points or batch_size)*max(config.n_features, config.n_hidden)
-    floats = dict(eager=2**26, compiled=2**29).get(pick(engine, config, device)[0])
+    floats = dict(eager=2**26, compiled=2**29).get(resolve_engine(engine, config, device)[0])
     return max(1, floats//row) if floats else 2**18
 
-def _score(score, config, params, ids, same):
+def _score(score, config, params, ids, period):
     room = max(1, 2**28//(2**14*config.n_features + 3**min(config.n_features, 11)*8))
     parts = [score(config, {k: v[c.start:c.stop] for k,v in params.items()},
-                   ids[c.start:c.stop], same=same) for c in _chunks(len(ids), room)]
+                   ids[c.start:c.stop], same=period) for c in _chunks(len(ids), room)]
     return torch.cat(parts).double()
 
 
@@ -169,7 +169,7 @@ def _score(score, config, params, ids, same):
 
 # %%
 #| export
-def best_of(
+def train_restarts(
     config:ToyConfig,
     restarts:int,
     seed=0,
@@ -178,28 +178,28 @@ def best_of(
     block=None,     # Models trained at once; None: as many as fit
     engine='auto', device='cpu', batch_size=1024, lr=1e-3, weight_decay=.01,
     **kw,           # Of `train`
-)->Sweep:
+)->RestartSweep:
     "Train every instance from several starts and rank them"
     I = config.n_instances
-    many = replicate(config, restarts)
+    many = replicate_config(config, restarts)
     parts = []
     own = lambda x: x if isinstance(x, (int,float)) else torch.as_tensor(x).repeat(restarts)
-    block = block or _room(config, engine, device, batch_size)
+    block = block or _max_models(config, engine, device, batch_size)
     for part in _chunks(I, max(1, block//restarts)):
         ids = [r*I+i for i in part for r in range(restarts)]
-        parts.append(_train_block(many, ids, restarts, score or population, keep_all, I, seed=seed,
+        parts.append(_train_block(many, ids, restarts, score or ranking_loss, keep_all, I, seed=seed,
             engine=engine, device=device, batch_size=batch_size, lr=own(lr),
             weight_decay=own(weight_decay), **kw))
     cat = lambda ts: torch.cat(ts) if torch.is_tensor(ts[0]) else {
         k: cat([t[k] for t in ts]) for k in ts[0]}
     params,loss,order,curves,snaps = map(cat, zip(*(p[:5] for p in parts)))
-    return Sweep(config, params, loss, order, curves, parts[0][5], snaps, parts[0][6])
+    return RestartSweep(config, params, loss, order, curves, parts[0][5], snaps, parts[0][6])
 
-def _train_block(config, ids, restarts, score, keep_all, same, **kw):
+def _train_block(config, ids, restarts, score, keep_all, period, **kw):
     run = train(config, instances=ids, **kw)
     params = {k: v.cpu() for k,v in run.params.items()}
     fold = lambda t: t.cpu().unflatten(0, (-1,restarts))
-    loss = fold(_score(score, config, params, ids, same))
+    loss = fold(_score(score, config, params, ids, period))
     order = loss.argsort(dim=1)
     pack = fold
     if not keep_all:
@@ -217,7 +217,7 @@ def _train_block(config, ids, restarts, score, keep_all, same, **kw):
 # %%
 brisk = dict(steps=800, batch_size=256, lr=.02, schedule='linear')
 config = ToyConfig(2, 1, 3, density=[[1.],[.3],[.05]], importance=[1.,.5])
-sweep = best_of(config, 8, **brisk)
+sweep = train_restarts(config, 8, **brisk)
 assert (sweep.loss.gather(1, sweep.order).diff(dim=1)>=0).all()
 sweep, sweep.loss.gather(1, sweep.order).numpy().round(4)
 
@@ -225,9 +225,9 @@ sweep, sweep.loss.gather(1, sweep.order).numpy().round(4)
 # Fewer restarts are the first of many, and blocks leave no trace:
 
 # %%
-small = best_of(config, 3, block=3, **brisk)
+small = train_restarts(config, 3, block=3, **brisk)
 test_close(small.params['W'], sweep.params['W'][:,:3], eps=1e-3)
-only = best_of(config, 8, keep_all=False, **brisk)
+only = train_restarts(config, 8, keep_all=False, **brisk)
 test_close(only.best()['W'], sweep.best()['W'], eps=1e-3)
 only.loss[:,0], sweep.loss.amin(1)
 
@@ -235,14 +235,14 @@ only.loss[:,0], sweep.loss.amin(1)
 # %% [markdown]
 # ## The exact optimum of every point
 #
-# The best model that there is needs no training. `optima` minimises the population loss of
+# The best model that there is needs no training. `exact_optima` minimises the population loss of
 # all instances from many starts. Each model has a quasi-Newton matrix of its own (BFGS, a
 # handful of parameters), which serves a sweep better than
 # [one long vector](30_exact_loss.ipynb): the models of a map need very different steps.
 
 # %%
 #| export
-def _line(value, x, d, f, g, rows):
+def _line_search(value, x, d, f, g, rows):
     "Shorten each step until it goes down; where none does, stay"
     t = torch.ones_like(f)
     slope = (d*g).sum(-1)
@@ -271,7 +271,7 @@ def _bfgs(H, s, y):
     yHy = (y*Hy).sum(-1)[:,None,None]
     return H - r*(cross+cross.mT) + (r*r*yHy + r)*s[:,:,None]*s[:,None]
 
-def descend(
+def minimise_bfgs(
     losses,         # f([model, parameter], rows) -> [model], float64, differentiable
     x:torch.Tensor, # Where each model starts
     steps=300,
@@ -289,7 +289,7 @@ def descend(
         d = -(H[rows]@g[rows][...,None])[...,0]
         wrong = ((d*g[rows]).sum(-1) >= 0) | (idle[rows]==1)
         d[wrong] = -g[rows][wrong]; H[rows[wrong]] = eye
-        new,fn,gn = _line(value, x[rows], d, f[rows], g[rows], rows)
+        new,fn,gn = _line_search(value, x[rows], d, f[rows], g[rows], rows)
         H[rows] = _bfgs(H[rows], new-x[rows], gn-g[rows])
         idle[rows] = torch.where(f[rows]-fn <= tol*fn, idle[rows]+1, 0.)
         x[rows] = new
@@ -305,40 +305,40 @@ def descend(
 
 # %%
 valley = lambda t, rows: (1-t[:,0])**2 + 100*(t[:,1]-t[:,0]**2)**2
-x,v = descend(valley, 2*torch.randn(100, 2, dtype=torch.float64))
+x,v = minimise_bfgs(valley, 2*torch.randn(100, 2, dtype=torch.float64))
 test_close(x, torch.ones(100,2), eps=1e-3)
 v.max()
 
 
 # %%
 #| export
-def optima(
+def exact_optima(
     config:ToyConfig, # Tied ReLU or linear models
     restarts=14,
     seed=0,
     starts=None,      # W [start, feature, hidden] to begin from instead
     jitter=0.,        # Spread of what is added to `starts`, so that none is a saddle
     steps=300,
-)->Sweep:
+)->RestartSweep:
     "The lowest population loss of every instance, without training"
-    if why := closed_form(config): raise ConfigError(why)
+    if why := closed_form_limitation(config): raise ConfigError(why)
     c = config
     n = config.n_features
     m = config.n_hidden
     if not c.tied: raise ConfigError('optima is for tied models: use fit_exact.')
     R = restarts if starts is None else len(starts)
-    begin = start_all(replace(replicate(c, R), init=1.), seed)['W'].double().view(R, -1, n, m)
+    begin = initial_params(replace(replicate_config(c, R), init=1.), seed)['W'].double().view(R, -1, n, m)
     if starts is not None: begin = torch.as_tensor(starts).double()[:,None] + jitter*begin
     p,imp = (t.repeat(R, 1) for t in (c.densities,c.importances))
     split = lambda t: (t[:,:n*m].view(-1, n, m),
                        t[:,n*m:] if c.bias else t.new_zeros(len(t), n))
     begin = torch.cat([begin.flatten(0,1).flatten(1), torch.zeros(len(p), n*c.bias)], 1)
-    x,f = descend(lambda t, rows: exact_loss(*split(t), p[rows], imp[rows], c.activation, None,
+    x,f = minimise_bfgs(lambda t, rows: exact_loss(*split(t), p[rows], imp[rows], c.activation, None,
                   c.features, c.sets, c.signed), begin, steps)
     fold = lambda t: t.detach().unflatten(0, (R,-1)).transpose(0,1).contiguous()
     W,b = map(fold, split(x))
     none = torch.zeros(c.n_instances, R, 0)
-    return Sweep(c, dict(W=W, b=b), fold(f), fold(f).argsort(dim=1), none,
+    return RestartSweep(c, dict(W=W, b=b), fold(f), fold(f).argsort(dim=1), none,
                  none[0,0].long(), {}, 'exact')
 
 
@@ -348,7 +348,7 @@ def optima(
 
 # %%
 config = ToyConfig(2, 1, 3, density=[[.1],[.5],[.8]], importance=[[1,.3],[1,1],[1,1.]])
-exact = optima(config)
+exact = exact_optima(config)
 test_close(exact.loss.amin(1), torch.tensor([.002144,.076282,.105516]), eps=1e-6)
 exact.best()['W'][...,0], exact.best()['b']
 
@@ -364,13 +364,13 @@ exact.best()['W'][...,0], exact.best()['b']
 #| export
 regions = 'ignored','dedicated','superposed'
 
-def region(
+def classify_region(
     W:torch.Tensor, # [..., feature, hidden]
-    which=-1,       # Of which feature
+    feature=-1,       # Of which feature
 )->np.ndarray:      # [...], 0, 1 or 2: a place in `regions`
     "What becomes of one feature"
-    norm = W.norm(dim=-1)[...,which]
-    shared = interference(W)[...,which]
+    norm = W.norm(dim=-1)[...,feature]
+    shared = interference(W)[...,feature]
     return torch.where(norm<.5, 0, torch.where(shared<.5, 1, 2)).numpy()
 
 def logspace(
@@ -380,7 +380,7 @@ def logspace(
     "Equal ratios from first to last"
     return np.geomspace(first, last, num).round(12)
 
-def grid(
+def phase_grid(
     n_features:int, n_hidden:int,
     density,          # [row]
     importance,       # [column], of the last feature; the others have 1
@@ -411,7 +411,7 @@ families = {
             'antipodal without': [[1,0],[-1,0],[0,1]]}}
 triangle = [[1,0],[-.5,_h],[-.5,-_h]]
 
-def simple_losses(
+def simple_solution_losses(
     config:ToyConfig,
     shapes:dict=None, # name -> W; None: those of `families`
 )->tuple:             # Losses [instance, family], W [family, feature, hidden]
@@ -429,8 +429,8 @@ def simple_losses(
 
 
 # %%
-two = grid(2, 1, [.3,.6], [.5,2.])
-losses,_ = simple_losses(two)
+two = phase_grid(2, 1, [.3,.6], [.5,2.])
+losses,_ = simple_solution_losses(two)
 r = two.importances[:,1]; v = moments(two.densities[:,0])[1]
 test_close(losses, torch.stack([r*v, v, (1+r)*two.densities[:,0]**2/6], 1), eps=1e-7)
 losses
@@ -444,7 +444,7 @@ losses
 
 # %%
 #| export
-def describe(
+def describe_grid(
     config:ToyConfig,
     W,              # [instance, feature, hidden]
     loss=np.nan,    # [instance]
@@ -453,32 +453,32 @@ def describe(
     W = W.double()
     return pd.DataFrame(dict(
         density=config.densities[:,0], importance=config.importances[:,-1],
-        norm=W.norm(dim=-1)[:,-1], shared=interference(W)[:,-1], region=region(W), loss=loss))
+        norm=W.norm(dim=-1)[:,-1], shared=interference(W)[:,-1], region=classify_region(W), loss=loss))
 
-def predict(
+def predict_grid(
     config:ToyConfig,
     shapes:dict=None, # As in `simple_losses`
 )->pd.DataFrame:
     "What the best of the simple solutions does at every point; `margin` is its relative lead"
-    losses,W = simple_losses(config, shapes)
+    losses,W = simple_solution_losses(config, shapes)
     low = (losses*(1+1e-9*torch.arange(len(W)))).topk(2, dim=1, largest=False)
     names = list(shapes or families[config.n_features,config.n_hidden])
     lead = low.values[:,1]
-    return describe(config, W[low.indices[:,0]], low.values[:,0]).assign(
+    return describe_grid(config, W[low.indices[:,0]], low.values[:,0]).assign(
         solution=[names[i] for i in low.indices[:,0]], margin=1-low.values[:,0]/lead)
 
-def agrees(
+def agrees_with_theory(
     config:ToyConfig,
-    found,            # Region of the last feature, [instance, ...]
+    regions,            # Region of the last feature, [instance, ...]
     shapes:dict=None, # As in `simple_losses`
 )->np.ndarray:        # Same shape, bool
     "Is it the region of the best simple solution, or of one that ties with it?"
-    losses,W = simple_losses(config, shapes)
+    losses,W = simple_solution_losses(config, shapes)
     best = (losses <= losses.amin(1, keepdim=True)*(1+1e-6)).numpy()
-    said = region(W)
+    said = classify_region(W)
     allowed = np.stack([(best & (said==k)).any(1) for k in range(3)], 1)
-    return np.take_along_axis(allowed, np.asarray(found).reshape(len(best), -1), 1).reshape(
-        np.shape(found))
+    return np.take_along_axis(allowed, np.asarray(regions).reshape(len(best), -1), 1).reshape(
+        np.shape(regions))
 
 def phase_diagram(
     n_features=2, n_hidden=1,
@@ -491,29 +491,29 @@ def phase_diagram(
     **kw,                           # Of `best_of`
 )->tuple:                           # Table and `Sweep`
     "Train a map of models; the table holds the best of each point, and the prediction"
-    config = grid(n_features, n_hidden, density, importance, activation=activation, bias=bias)
-    sweep = best_of(config, restarts, seed, steps=steps, lr=lr, schedule=schedule, **kw)
+    config = phase_grid(n_features, n_hidden, density, importance, activation=activation, bias=bias)
+    sweep = train_restarts(config, restarts, seed, steps=steps, lr=lr, schedule=schedule, **kw)
     rank = sweep.order[:,:1]
-    table = describe(config, sweep.best()['W'], sweep.loss.gather(1, rank)[:,0])
+    table = describe_grid(config, sweep.best()['W'], sweep.loss.gather(1, rank)[:,0])
     if (n_features,n_hidden) not in families: return table,sweep
-    said = predict(config)[['norm','shared','region','loss','solution','margin']]
+    said = predict_grid(config)[['norm','shared','region','loss','solution','margin']]
     return table.join(said.add_prefix('theory_')), sweep
 
 
 # %% [markdown]
 # A map of nine points, in the corner where all three regions meet. At $r=1$ two solutions
-# tie, and `agrees` accepts either:
+# tie, and `agrees_with_theory` accepts either:
 
 # %%
 table,sweep = phase_diagram(density=[.9,.3,.05], importance=[.2,1.,5.], restarts=4, steps=800,
                             lr=.02, batch_size=256)
 test_eq(table.theory_region.tolist(), [0,0,1, 0,2,1, 2,2,2])
-assert agrees(sweep.config, table.region).mean() > .7
+assert agrees_with_theory(sweep.config, table.region).mean() > .7
 table[['density','importance','norm','shared','region','theory_solution']].round(2)
 
 # %%
-with expect_fail(ConfigError, contains='give shapes'): simple_losses(ToyConfig(5, 2))
-with expect_fail(ConfigError, contains='restarts is 0'): best_of(ToyConfig(), 0)
+with expect_fail(ConfigError, contains='give shapes'): simple_solution_losses(ToyConfig(5, 2))
+with expect_fail(ConfigError, contains='restarts is 0'): train_restarts(ToyConfig(), 0)
 
 
 # %% [markdown]
@@ -525,18 +525,18 @@ with expect_fail(ConfigError, contains='restarts is 0'): best_of(ToyConfig(), 0)
 
 # %%
 #| export
-def share(
+def instances_of_rank(
     n_instances:int,
     rank=None,  # This process and how many there are; None: as the launcher says
     world=None,
 )->list:        # Identities for `train(..., instances=...)`
     "The instances that this process should train"
-    rank,world = (a if b is None else b for a,b in zip(process(), (rank, world)))
+    rank,world = (a if b is None else b for a,b in zip(process_rank(), (rank, world)))
     return list(range(n_instances))[rank*n_instances//world:(rank+1)*n_instances//world]
 
-def join(
+def join_runs(
     runs:list, # Shares of one training, in the order of their ranks
-)->Run:
+)->ToyRun:
     "One run from the shares of several processes"
     a = runs[0]
     cat = lambda ts: torch.cat([t.cpu() for t in ts])
@@ -552,6 +552,6 @@ def join(
 # %%
 config = ToyConfig(5, 2, 7, density=.3)
 few = dict(steps=20, batch_size=64)
-parts = [train(config, instances=share(7, rank, 3), **few) for rank in range(3)]
-test_close(join(parts).W, train(config, **few).W, eps=1e-6)
-[r.instances for r in parts], join(parts)
+parts = [train(config, instances=instances_of_rank(7, rank, 3), **few) for rank in range(3)]
+test_close(join_runs(parts).W, train(config, **few).W, eps=1e-6)
+[r.instances for r in parts], join_runs(parts)

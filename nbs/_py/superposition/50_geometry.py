@@ -216,10 +216,10 @@ for parts in compounds.values():
 #| export
 def represented(
     W:torch.Tensor, # [..., feature, hidden]
-    least=.5,       # Shortest column that counts
+    min_norm=.5,       # Shortest column that counts
 )->torch.Tensor:    # [..., feature], bool
     "Which features the model stores"
-    return W.norm(dim=-1) > least
+    return W.norm(dim=-1) > min_norm
 
 def dimensions_per_feature(
     W:torch.Tensor, # [..., feature, hidden]
@@ -241,7 +241,7 @@ dimensions_per_feature(tegum(polygon(2), polygon(2))), represented(torch.eye(4,2
 
 # %%
 #| export
-def gaps(
+def angular_gaps(
     W:torch.Tensor, # [feature, 2], represented features only
 )->torch.Tensor:    # Degrees, in order around the circle
     "Angles between successive features"
@@ -257,7 +257,7 @@ def planar_shape(
     "Name the figure that the represented features form"
     if W.shape[-1]!=2: raise ConfigError(
         f'planar_shape looks at two hidden dimensions, not {W.shape[-1]}.')
-    g = gaps(W[represented(W)])
+    g = angular_gaps(W[represented(W)])
     name,want = _shapes.get(len(g), ('other', None))
     ok = want and (g.sort().values - torch.tensor(want)).abs().max() <= tolerance
     return name if ok else 'other'
@@ -277,7 +277,7 @@ seen
 
 # %%
 #| export
-def upright(
+def align_to_axes(
     W:torch.Tensor, # [..., feature, hidden]
 )->torch.Tensor:    # Same shape
     "Turn each figure so that feature $k$ has no part beyond axis $k$ and none against it"
@@ -291,10 +291,10 @@ def upright(
 for m in (2,3):
     W = torch.randn(3,5,m)
     O = torch.linalg.qr(torch.randn(m,m)).Q
-    test_close(upright(W), upright(W@O), eps=1e-5)
-    test_close(upright(W)[:,0,1:], torch.zeros(3,m-1)); assert (upright(W)[:,1,1]>=0).all()
-test_eq(upright(torch.randn(2,4)).shape, [2,4])
-upright(W)[0]
+    test_close(align_to_axes(W), align_to_axes(W@O), eps=1e-5)
+    test_close(align_to_axes(W)[:,0,1:], torch.zeros(3,m-1)); assert (align_to_axes(W)[:,1,1]>=0).all()
+test_eq(align_to_axes(torch.randn(2,4)).shape, [2,4])
+align_to_axes(W)[0]
 
 # %%
 with expect_fail(ConfigError, contains='not 3'): planar_shape(torch.eye(5,3))

@@ -47,13 +47,13 @@ def feature_graph(
     A = (W@W.mT).abs().fill_diagonal_(0.)
     return torch.where(A>threshold, A, 0.)
 
-def components(
+def feature_components(
     W:torch.Tensor, # [feature, hidden]
     threshold=.1,
-    least=.5,       # Features with shorter columns are left out
+    min_norm=.5,       # Features with shorter columns are left out
 )->list:            # Lists of features, in order of their first
     "Groups of stored features that interfere with each other"
-    keep = torch.where(represented(W, least))[0]
+    keep = torch.where(represented(W, min_norm))[0]
     A = feature_graph(W[keep].detach().cpu().double(), threshold)
     label = connected_components(A.numpy(), directed=False)[1]
     groups = {}
@@ -73,8 +73,8 @@ def hide(*shapes):
 
 W = hide(polytopes['pentagon'], polytopes['digon'], polytopes['dedicated'])
 W = W + .01*torch.randn_like(W)
-test_eq(sorted(map(len, components(W))), [1,2,5])
-components(W), feature_graph(W).count_nonzero()//2
+test_eq(sorted(map(len, feature_components(W))), [1,2,5])
+feature_components(W), feature_graph(W).count_nonzero()//2
 
 
 # %% [markdown]
@@ -95,13 +95,13 @@ def angle_pattern(
     unit = W/W.norm(dim=-1, keepdim=True)
     return (unit@unit.mT).sort(dim=1).values
 
-def spanned(
+def spanned_dimensions(
     W:torch.Tensor, # [corner, hidden]
-    least=.15,      # Share of the largest singular value that counts as a dimension
+    min_ratio=.15,      # Share of the largest singular value that counts as a dimension
 )->int:
     "Dimensions that a group of features spans"
     s = torch.linalg.svdvals(W)
-    return int((s>least*s.max()).sum())
+    return int((s>min_ratio*s.max()).sum())
 
 class Shape(NamedTuple):
     "A group of features and what it looks like"
@@ -123,14 +123,14 @@ def recognise(
     threshold=.1,    # Interference that makes an edge
     tolerance=.012,  # On each D
     angles=.15,      # On each cosine
-    least=.5,        # Features with shorter columns are left out
+    min_norm=.5,        # Features with shorter columns are left out
 )->list:             # Of `Shape`
     "Name the polytopes that stored features form"
     W = W.detach().cpu().double()
     D = feature_dimensionality(W)
     shapes = []
-    for group in components(W, threshold, least):
-        dims = spanned(W[group])
+    for group in feature_components(W, threshold, min_norm):
+        dims = spanned_dimensions(W[group])
         shapes.append(Shape(_name(W[group], dims, tolerance, angles), group, dims,
                             D[group].sum().item()))
     return shapes
@@ -161,7 +161,7 @@ recognise(antiprism(.5604))[0], recognise(leaning)[0]
 
 # %%
 #| export
-def overall(
+def overall_shape(
     W:torch.Tensor, # [feature, hidden]
     **kw,           # As for `recognise`
 )->str:             # A name in `compounds`, or the parts with their numbers
@@ -173,9 +173,9 @@ def overall(
 
 
 # %%
-wholes = {name: overall(hide(*[polytopes[p] for p in parts])) for name,parts in compounds.items()}
+wholes = {name: overall_shape(hide(*[polytopes[p] for p in parts])) for name,parts in compounds.items()}
 test_eq(list(wholes), list(wholes.values()))
-wholes, overall(hide(simplex(3), polygon(2), polygon(2)))
+wholes, overall_shape(hide(simplex(3), polygon(2), polygon(2)))
 
 # %% [markdown]
 # The threshold leaves room: at a tenth and at a fifth of a unit the groups of a noisy model are the
@@ -184,7 +184,7 @@ wholes, overall(hide(simplex(3), polygon(2), polygon(2)))
 # %%
 W = hide(*[polygon(2)]*6, polygon(5), antiprism())
 W = W + .003*torch.randn_like(W)
-found = {t: overall(W, threshold=t) for t in (.003,.1,.2)}
+found = {t: overall_shape(W, threshold=t) for t in (.003,.1,.2)}
 test_eq(found[.1], 'antiprism + 6 digon + pentagon'); test_eq(found[.1], found[.2])
 found
 
@@ -200,36 +200,36 @@ found
 #| export
 def procrustes(
     W:torch.Tensor,  # [feature, hidden]
-    to:torch.Tensor, # [feature, hidden]
+    reference:torch.Tensor, # [feature, hidden]
 )->torch.Tensor:     # [hidden, hidden], orthogonal
     "The rotation that brings W closest to a reference"
-    U,_,V = torch.linalg.svd(W.mT@to)
+    U,_,V = torch.linalg.svd(W.mT@reference)
     return U@V
 
-def _match(W, to, O):
+def _match(W, reference, O):
     "Alternate order and rotation until the order stays"
     order = None
     while True:
-        cost = torch.cdist(to, W@O).square()
+        cost = torch.cdist(reference, W@O).square()
         new = linear_sum_assignment(cost.numpy())[1].tolist()
         if new==order: return order, W[order]@O
         order = new
-        O = procrustes(W[new], to)
+        O = procrustes(W[new], reference)
 
 def align(
     W:torch.Tensor,  # [feature, hidden]
-    to:torch.Tensor, # [feature, hidden], the reference
+    reference:torch.Tensor, # [feature, hidden], the reference
     permute=False,   # Features may change places, too
     tries=100,       # Rotations to start from, if they may
 )->tuple:            # W in its new position, [feature, hidden]; its features' order
     "Lay one shape over another"
     W = W.detach().cpu().double()
-    to = to.detach().cpu().double()
-    if not permute: return W@procrustes(W, to), list(range(len(W)))
+    reference = reference.detach().cpu().double()
+    if not permute: return W@procrustes(W, reference), list(range(len(W)))
     g = torch.Generator().manual_seed(0)
     starts = torch.randn(tries, W.shape[1], W.shape[1], generator=g, dtype=torch.float64)
-    found = [_match(W, to, O) for O in torch.linalg.qr(starts).Q]
-    order,best = min(found, key=lambda f: (f[1]-to).norm())
+    found = [_match(W, reference, O) for O in torch.linalg.qr(starts).Q]
+    order,best = min(found, key=lambda f: (f[1]-reference).norm())
     return best, order
 
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from moral_sc.foundation.errors import ConfigError
 from moral_sc.superposition.geometry import (dimensions_per_feature, feature_dimensionality,
                                              represented)
-from moral_sc.superposition.model import ToyConfig, counts
+from moral_sc.superposition.model import ToyConfig, check_positive_integers
 from moral_sc.superposition.training import train
 
 # %%
@@ -69,14 +69,14 @@ D, nearest_level(D)
 # %% [markdown]
 # ## The sweep
 #
-# `Dimensions` keeps the trained weights and answers the questions of the paper. The sum of all
+# `DimensionalitySweep` keeps the trained weights and answers the questions of the paper. The sum of all
 # shares never exceeds the number of dimensions ([proof](50_geometry.ipynb)); how near it comes says
 # how much of the space is in regular use.
 
 # %%
 #| export
 @dataclass
-class Dimensions:
+class DimensionalitySweep:
     "Trained models of equal features, density by density"
     density:list         # [density]
     W:torch.Tensor       # [density, restart, feature, hidden]
@@ -117,9 +117,9 @@ def dimensionality_sweep(
     seed=0,
     init='xavier',   # Start as in `ToyConfig`
     **kw,            # Arguments of `train`: steps, batch_size, lr, schedule, engine, device
-)->Dimensions:
+)->DimensionalitySweep:
     "Train equal features at every density and measure their shares of a dimension"
-    counts(restarts=restarts)
+    check_positive_integers(restarts=restarts)
     p = torch.as_tensor(density, dtype=torch.float64).flatten()
     if not len(p): raise ConfigError('density is empty: give at least one.')
     config = ToyConfig(n_features, n_hidden, len(p)*restarts, init=init,
@@ -127,7 +127,7 @@ def dimensionality_sweep(
     run = train(config, seed=seed, **kw)
     W,b = (t.detach().cpu().unflatten(0, (len(p),restarts)) for t in (run.W,run.b))
     loss = run.loss[:,-5:].mean(1).view(len(p), restarts)
-    return Dimensions(p.tolist(), W, b, loss)
+    return DimensionalitySweep(p.tolist(), W, b, loss)
 
 
 # %% [markdown]
@@ -154,23 +154,23 @@ with expect_fail(ConfigError, contains='at least one'): dimensionality_sweep(den
 # %% [markdown]
 # ## Shares over time
 #
-# Snapshots of a run show features that move from level to level together. `jumps` finds the moments
+# Snapshots of a run show features that move from level to level together. `level_jumps` finds the moments
 # at which several shares change at once.
 
 # %%
 #| export
-def jumps(
+def level_jumps(
     D,           # [time, feature]: shares along one run
-    least=.1,    # How much a share must change
+    min_change=.1,    # How much a share must change
     window=2,    # Over how many snapshots
-    together=2,  # How many features must do so at once
+    min_features=2,  # How many features must do so at once
 )->list:         # Pairs (first snapshot, features that moved), most features first
     "Moments at which several features change level together"
     D = torch.as_tensor(D)
-    moved = (D[window:]-D[:-window]).abs() > least
+    moved = (D[window:]-D[:-window]).abs() > min_change
     left = moved.sum(1)
     found = []
-    while (left>=together).any():
+    while (left>=min_features).any():
         t = int(left.argmax())
         found.append((t, moved[t].nonzero()[:,0].tolist()))
         left[max(0, t-window):t+window+1] = 0
@@ -182,5 +182,5 @@ def jumps(
 
 # %%
 D = torch.tensor([[2/3]*3]*4 + [[.5,.5,0]]*4)
-test_eq(jumps(D)[0][1], [0,1,2])
-jumps(D)
+test_eq(level_jumps(D)[0][1], [0,1,2])
+level_jumps(D)

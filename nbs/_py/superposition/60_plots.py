@@ -20,7 +20,7 @@ import numpy as np, plotly.graph_objects as go, torch
 from plotly.colors import sample_colorscale
 from plotly.subplots import make_subplots
 from moral_sc.foundation.figures import COLOURS
-from moral_sc.superposition.geometry import interference, upright
+from moral_sc.superposition.geometry import interference, align_to_axes
 
 # %%
 #| hide
@@ -44,13 +44,13 @@ def _round(t, digits=3): return np.round(np.asarray(t, np.float64), digits).toli
 
 def _titles(fig, size=12): return fig.update_annotations(font_size=size)
 
-def plot_plane(
+def plot_columns(
     W:torch.Tensor, # [model, feature, 2]
     importance,     # [feature]
     titles,         # One for each model
 )->go.Figure:
     "Columns of W of several models side by side"
-    W = upright(W).cpu().numpy()
+    W = align_to_axes(W).cpu().numpy()
     imp = np.asarray(importance, float)
     low = .85*imp.min()
     high = 1.1*imp.max()
@@ -78,7 +78,7 @@ def plot_plane(
 #| label: fig-plane
 #| fig-cap: Three shapes that five features can take in two dimensions
 W = torch.stack([torch.cat([polygon(k), torch.zeros(5-k,2)]) for k in (3,4,5)])
-plot_plane(W, [.9**i for i in range(5)], ['triangle','two antipodal pairs','pentagon'])
+plot_columns(W, [.9**i for i in range(5)], ['triangle','two antipodal pairs','pentagon'])
 
 
 # %% [markdown]
@@ -142,7 +142,7 @@ size
 
 # %%
 #| export
-def plot_reading(
+def plot_model(
     W:torch.Tensor, # [feature, hidden]
     b:torch.Tensor, # [feature]
 )->go.Figure:
@@ -173,7 +173,7 @@ def plot_reading(
 #| label: fig-reading
 #| fig-cap: A model that stores four features as two digons and one by itself, with a bias where it stores none
 W = torch.block_diag(polygon(2), polygon(2), torch.ones(1,1), torch.zeros(3,1))
-plot_reading(W, torch.tensor([0.,0,0,0,0,.2,.2,.2]))
+plot_model(W, torch.tensor([0.,0,0,0,0,.2,.2,.2]))
 
 
 # %% [markdown]

@@ -19,14 +19,14 @@
 import numpy as np, plotly.graph_objects as go, torch
 from plotly.subplots import make_subplots
 from moral_sc.foundation.figures import COLOURS
-from moral_sc.superposition.geometry import upright
+from moral_sc.superposition.geometry import align_to_axes
 
 # %%
 #| hide
 import pandas as pd
 from fastcore.test import *
 from moral_sc.superposition.geometry import polygon
-from moral_sc.superposition.phase_diagram import grid, predict, logspace
+from moral_sc.superposition.phase_diagram import phase_grid, predict_grid, logspace
 
 
 # %% [markdown]
@@ -101,7 +101,7 @@ def plot_phases(
 # %%
 #| label: fig-phases
 #| fig-cap: What three simple solutions predict for two features in one dimension, and the lines where the antipodal pair ties with each of the others
-said = predict(grid(2, 1, logspace(1, .01, 31), logspace(.1, 10, 31)))
+said = predict_grid(phase_grid(2, 1, logspace(1, .01, 31), logspace(.1, 10, 31)))
 p = np.linspace(.025, 4/7, 40); tie = 2*p/(4-5*p)
 keep = tie>=.1
 tie = tie[keep]
@@ -126,24 +126,24 @@ len(plot_phases({'theory': said}).to_json())
 
 # %%
 #| export
-def around(
+def order_by_angle(
     W:torch.Tensor, # [model, feature, 2], the varied feature first
 )->torch.Tensor:    # Same shape: first feature to the right, the others by angle
     "Figures turned, flipped and ordered alike"
     out = []
-    for w in upright(W.double()):
+    for w in align_to_axes(W.double()):
         t = torch.atan2(w[1:,1], w[1:,0]) % (2*torch.pi)
         out.append(torch.cat([w[:1],w[1:][t.argsort()]]))
     return torch.stack(out)
 
-def plot_corners(
+def plot_neighbours(
     W:torch.Tensor, # [model, feature, 2], the varied feature first
     titles,         # One for each model
 )->go.Figure:
     "Columns of W, the varied feature red"
     fig = make_subplots(1, len(W), subplot_titles=list(titles), horizontal_spacing=.02)
     r = max(1.3, 1.08*float(W.abs().max()))
-    for c,w in enumerate(around(W), 1):
+    for c,w in enumerate(order_by_angle(W), 1):
         xs,ys = w.numpy().round(3).T
         for i in range(len(w)):
             fig.add_scatter(x=[0,xs[i]], y=[0,ys[i]], mode='lines+markers', row=1, col=c,
@@ -161,15 +161,15 @@ def plot_corners(
 #| label: fig-corners
 #| fig-cap: A pentagon, and two antipodal pairs without the first feature
 W = torch.stack([polygon(5), torch.cat([torch.zeros(1,2),polygon(4)])])
-plot_corners(W, ['pentagon','two digons'])
+plot_neighbours(W, ['pentagon','two digons'])
 
 # %% [markdown]
 # A rotation, a reflection and a renaming of the others leave nothing to see:
 
 # %%
 O = torch.linalg.qr(torch.randn(2,2, dtype=torch.float64)).Q
-test_close(around((W@O)[:,[0,3,1,4,2]])[0], around(W)[0], eps=1e-6)
-around(W)[0]
+test_close(order_by_angle((W@O)[:,[0,3,1,4,2]])[0], order_by_angle(W)[0], eps=1e-6)
+order_by_angle(W)[0]
 
 
 # %% [markdown]
@@ -178,7 +178,7 @@ around(W)[0]
 
 # %%
 #| export
-def crossing(
+def curve_crossing(
     x, a, b, # Two curves over the same points
 )->float:
     "Where `a` and `b` cross, by interpolation in log x; nan if they do not"
@@ -187,7 +187,7 @@ def crossing(
     k = k[0]; w = d[k]/(d[k]-d[k+1])
     return float(np.exp((1-w)*np.log(x[k]) + w*np.log(x[k+1])))
 
-def plot_branches(
+def plot_solution_losses(
     x,               # [point]
     lines:dict,      # name -> loss of a solution at each point
     points=None,     # name -> x and loss of trained models
@@ -217,6 +217,6 @@ def plot_branches(
 #| label: fig-branches
 #| fig-cap: Two made-up losses that cross
 x = logspace(.1, 1, 20)
-at = crossing(x, .004+.005*x, .001+.016*x)
+at = curve_crossing(x, .004+.005*x, .001+.016*x)
 test_close(at, 3/11, eps=1e-3)
-plot_branches(x, dict(pentagon=.004+.005*x, digons=.001+.016*x), marks={f'{at:.3f}': at})
+plot_solution_losses(x, dict(pentagon=.004+.005*x, digons=.001+.016*x), marks={f'{at:.3f}': at})

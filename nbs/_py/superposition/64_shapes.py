@@ -20,9 +20,9 @@ import numpy as np, plotly.graph_objects as go, torch
 from plotly.subplots import make_subplots
 from moral_sc.foundation.errors import ConfigError
 from moral_sc.foundation.figures import COLOURS, INK
-from moral_sc.superposition.dimensionality import LEVELS, Dimensions
+from moral_sc.superposition.dimensionality import LEVELS, DimensionalitySweep
 from moral_sc.superposition.geometry import feature_dimensionality, represented
-from moral_sc.superposition.feature_graphs import components
+from moral_sc.superposition.feature_graphs import feature_components
 
 # %%
 #| hide
@@ -56,8 +56,8 @@ def _label(name):
     below = dict(y=LEVELS[name], yanchor='top') if name in ('digon','antiprism') else {}
     return dict(text=name, font_size=11, xanchor='right') | below
 
-def plot_shares(
-    sweep:Dimensions,
+def plot_dimensionality(
+    sweep:DimensionalitySweep,
     levels=('tetrahedron','triangle','digon','pentagon','antiprism'), # Guide lines
 )->go.Figure:
     "Dimensionality of each stored feature, and the curve of D*, against sparsity"
@@ -83,7 +83,7 @@ def plot_shares(
 density = [1,.85,.75,.7,.6,.5,.4,.33,.25,.2,.15,.1]
 sweep = dimensionality_sweep(40, 6, density, 2, steps=1500, batch_size=128, lr=5e-3,
                              schedule='cosine')
-plot_shares(sweep)
+plot_dimensionality(sweep)
 
 
 # %% [markdown]
@@ -116,10 +116,10 @@ def _place(G, parts, per_row):
         tall = max(tall, 2*r)
     return at
 
-def plot_graphs(
+def plot_feature_graphs(
     Ws,           # Models, [feature, hidden] each
     titles,       # One for each
-    least=.1,     # Smallest |W_i . W_j| that counts as an edge
+    threshold=.1,     # Smallest |W_i . W_j| that counts as an edge
     per_row=6.,   # Width of a panel: raise it for models of many components
 )->go.Figure:
     "Feature graphs of several models side by side"
@@ -128,9 +128,9 @@ def plot_graphs(
         W = W[represented(W)].double().cpu()
         G = (W@W.T).numpy()
         D = feature_dimensionality(W).numpy()
-        parts = sorted(map(np.array, components(W, least)), key=len, reverse=True)
+        parts = sorted(map(np.array, feature_components(W, threshold)), key=len, reverse=True)
         at = _place(G, parts, per_row)
-        i,j = np.nonzero(np.triu(np.abs(G)>least, 1))
+        i,j = np.nonzero(np.triu(np.abs(G)>threshold, 1))
         ends = np.stack([at[i],at[j],np.full((len(i),2), np.nan)], 1).reshape(-1,2)
         fig.add_scatter(x=_clean(ends[:,0]), y=_clean(ends[:,1]), mode='lines', row=1, col=col,
                         hoverinfo='skip', line=dict(color=INK, width=1), opacity=.6)
@@ -151,7 +151,7 @@ def _clean(v): return [None if np.isnan(x) else round(float(x), 2) for x in v]
 #| label: fig-graphs
 #| fig-cap: Two bipyramids with two digons, and the trained models at densities 1/3 and 1/5
 made = tegum(polygon(3), polygon(2), polygon(5), polygon(2))
-plot_graphs([made, sweep.W[7,0], sweep.W[9,0]], ['made by hand','p = 0.33','p = 0.2'])
+plot_feature_graphs([made, sweep.W[7,0], sweep.W[9,0]], ['made by hand','p = 0.33','p = 0.2'])
 
 
 # %% [markdown]
@@ -193,7 +193,7 @@ _blank = dict(visible=False, showbackground=False)
 _scene = dict(xaxis=_blank, yaxis=_blank, zaxis=_blank, aspectmode='cube', dragmode='orbit',
               camera=dict(eye=dict(x=1.15, y=.75, z=.55)))
 
-def plot_solids(
+def plot_shapes_3d(
     solids,       # [corner, 3] each; corners shorter than 1/2 are left out
     titles,       # One for each
     groups=None,  # Set of each corner for each solid; default: all one set
@@ -237,7 +237,7 @@ test_eq(len(hull_edges(torch.cat([polygon(5), torch.zeros(5,1)], 1))), 5)
 #| label: fig-solids
 #| fig-cap: Three shapes that features form in three dimensions
 octahedron = tegum(*[polygon(2)]*3)
-plot_solids([simplex(3), tegum(polygon(3), polygon(2)), octahedron],
+plot_shapes_3d([simplex(3), tegum(polygon(3), polygon(2)), octahedron],
             ['tetrahedron','triangular bipyramid','octahedron'])
 
 
@@ -249,7 +249,7 @@ plot_solids([simplex(3), tegum(polygon(3), polygon(2)), octahedron],
 
 # %%
 #| export
-def plot_levels(
+def plot_dimensionality_over_time(
     steps,              # [time]
     W:torch.Tensor,     # [time, feature, hidden]
     loss,               # [time], or (steps, values)
@@ -283,7 +283,7 @@ def plot_levels(
 t = torch.linspace(0, 1, 20)[:,None,None]
 start = polygon(3)
 end = torch.tensor([[1.,0],[-1,0],[0,0]])
-plot_levels(range(20), (1-t)*start + t*end, np.linspace(1, .5, 20))
+plot_dimensionality_over_time(range(20), (1-t)*start + t*end, np.linspace(1, .5, 20))
 
 
 # %% [markdown]
@@ -295,7 +295,7 @@ plot_levels(range(20), (1-t)*start + t*end, np.linspace(1, .5, 20))
 
 # %%
 #| export
-def facing(
+def upright_rotation(
     W:torch.Tensor, # [feature, 3]: the final model
     sets,           # Set of each feature, 0 or 1
 )->torch.Tensor:    # [3, 3] rotation
@@ -334,7 +334,7 @@ def animate_learning(
 )->go.Figure:
     "Two sets of features finding their shape in three dimensions"
     if len(steps)>60: raise ConfigError(f'{len(steps)} frames are too many: give at most 60.')
-    sets,V = np.asarray(sets),(W.double()@facing(W[-1], sets)).cpu().numpy()
+    sets,V = np.asarray(sets),(W.double()@upright_rotation(W[-1], sets)).cpu().numpy()
     fig = make_subplots(1, 2, column_widths=[.62,.38], horizontal_spacing=.12,
                         specs=[[dict(type='scene'),dict(type='xy')]])
     for t in _frame_data(V[-1], sets): fig.add_trace(t, 1, 1)
@@ -388,7 +388,7 @@ fig
 
 # %%
 O = torch.linalg.qr(torch.randn(3,3)).Q
-up = film[-1]@O@facing(film[-1]@O, [0,0,0,1,1,1]).float()
+up = film[-1]@O@upright_rotation(film[-1]@O, [0,0,0,1,1,1]).float()
 test_close(up[:3,2].abs(), up[3:,2].abs(), eps=1e-4); test_close(up[:3,2].std(), 0, eps=1e-4)
 with expect_fail(ConfigError, contains='61 frames'):
     animate_learning(range(61), film, [0]*6, range(61))

@@ -34,19 +34,19 @@ from fastcore.test import *
 
 # %%
 #| export
-def excites(
+def excited_neurons(
     W:torch.Tensor, # [..., feature, hidden]
-    least=.3,       # Smallest weight that counts
+    min_weight=.3,       # Smallest weight that counts
 )->torch.Tensor:    # [..., feature, hidden], bool
     "Which features excite which neurons"
-    return W > least
+    return W > min_weight
 
-def kinds(
+def count_neurons(
     W:torch.Tensor, # [feature, hidden]
-    least=.3,
+    min_weight=.3,
 )->dict:
     "How many neurons serve one feature, how many several, and what those several are"
-    on = excites(W, least)
+    on = excited_neurons(W, min_weight)
     each = on.sum(0)
     shared = on[:,each>1].any(1) & ~on[:,each==1].any(1)
     return dict(dedicated=int((each==1).sum()), shared=int((each>1).sum()),
@@ -60,8 +60,8 @@ def kinds(
 # %%
 W = torch.zeros(6, 5); W[0,0] = W[1,1] = W[2,2] = 1
 W[3,3] = W[4,4] = .9; W[5,3:] = .8; W[3,4] = W[4,3] = -.8
-test_eq(kinds(W), dict(dedicated=3, shared=2, in_shared=3, stored=6))
-kinds(W)
+test_eq(count_neurons(W), dict(dedicated=3, shared=2, in_shared=3, stored=6))
+count_neurons(W)
 
 
 # %% [markdown]
@@ -71,7 +71,7 @@ kinds(W)
 
 # %%
 #| export
-def rescaled(
+def rescale_neurons(
     W:torch.Tensor, # [..., feature, hidden], into the neurons
     V:torch.Tensor, # [..., feature, hidden], out of them
 )->tuple:           # Both, and the same model
@@ -87,7 +87,7 @@ W1 = torch.randn(2,4,6)
 V1 = torch.randn(2,4,6)
 b1 = torch.randn(2,4)
 x1 = torch.randn(2,9,4)
-a,c = rescaled(W1, V1)
+a,c = rescale_neurons(W1, V1)
 same = lambda W, V: reconstruct(W, b1, x1, hidden='relu', V=V)
 test_close(same(a, c), same(W1, V1), eps=1e-4)
 a.abs().amax(-2)[0]
@@ -96,7 +96,7 @@ a.abs().amax(-2)[0]
 # %% [markdown]
 # How much of a neuron goes to its first feature tells the two kinds apart without a threshold on
 # single weights: by size, where a hundred small weights count as much as a large one, or by square,
-# where they do not. `order` sorts neurons by the most important feature they serve.
+# where they do not. `neuron_order` sorts neurons by the most important feature they serve.
 
 # %%
 #| export
@@ -108,7 +108,7 @@ def leading_share(
     a = W.abs()**power
     return a.amax(-2)/a.sum(-2).clamp(min=1e-12)
 
-def order(
+def neuron_order(
     W:torch.Tensor, # [feature, hidden]
 )->torch.Tensor:    # Neurons, those of the most important feature first
     "Sort neurons by their leading feature"
@@ -119,7 +119,7 @@ def order(
 
 # %%
 mixed = torch.tensor([[0.,1,0],[1,0,1],[0,0,-.5]])
-test_eq(order(mixed), [1,0,2])
+test_eq(neuron_order(mixed), [1,0,2])
 leading_share(mixed)
 
 
@@ -129,10 +129,10 @@ leading_share(mixed)
 
 # %%
 #| export
-def plot_stacks(
+def plot_weight_stacks(
     Ws,             # [feature, hidden] each
     titles,         # One for each
-    least=.15,      # Pieces shorter than this share of the neuron's largest weight are joined
+    min_share=.15,      # Pieces shorter than this share of the neuron's largest weight are joined
     height=300,
 )->go.Figure:
     "Input weights of neurons as stacks, one colour from the most to the least important feature"
@@ -140,14 +140,14 @@ def plot_stacks(
                         vertical_spacing=.5/max(2, len(Ws)+1))
     last = 1
     for r,W in enumerate(Ws, 1):
-        W = W[:,order(W)]
+        W = W[:,neuron_order(W)]
         xs = []
         ys = []
         colours = []
         texts = []
         for k in range(W.shape[1]):
             w = W[:,k]
-            for i in torch.where(w.abs() >= least*w.abs().max().clamp(min=1e-9))[0].tolist():
+            for i in torch.where(w.abs() >= min_share*w.abs().max().clamp(min=1e-9))[0].tolist():
                 xs.append(k); ys.append(round(abs(float(w[i])), 3))
                 colours.append(i); texts.append(f'feature {i}: {float(w[i]):+.2f}')
         last = max(last, *colours)
@@ -164,4 +164,4 @@ def plot_stacks(
 # %%
 #| label: fig-stacks
 #| fig-cap: The six features of the example above; colour is the number of the feature
-plot_stacks([W], ['three neurons serve one feature each, two serve three'])
+plot_weight_stacks([W], ['three neurons serve one feature each, two serve three'])

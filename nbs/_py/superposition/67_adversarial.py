@@ -24,7 +24,7 @@ from moral_sc.superposition.model import reconstruct
 # %%
 #| hide
 from fastcore.test import *
-from moral_sc.superposition.features import expand, sampler
+from moral_sc.superposition.features import expand, Sampler
 from moral_sc.superposition.geometry import polygon, tegum
 from moral_sc.superposition.theory import attack_error
 torch.manual_seed(0); torch.set_num_threads(1)
@@ -88,11 +88,11 @@ test_close(bound**2, attack_error(W), eps=1e-12)
 
 # %%
 #| export
-def errors(W, b, x, z, activation='relu')->torch.Tensor:
+def squared_errors(W, b, x, z, activation='relu')->torch.Tensor:
     "Squared error when the model is shown `z` instead of `x`; [instance, batch]"
     return (x - reconstruct(W, b, z, activation)).square().sum(-1)
 
-def harm(
+def added_error(
     W:torch.Tensor,     # [instance, feature, hidden]
     b:torch.Tensor,     # [instance, feature]
     x:torch.Tensor,     # [instance, batch, feature]
@@ -100,9 +100,9 @@ def harm(
     activation='relu',
 )->torch.Tensor:        # [instance, batch]
     "The error that a step adds"
-    return errors(W, b, x, x+step, activation) - errors(W, b, x, x, activation)
+    return squared_errors(W, b, x, x+step, activation) - squared_errors(W, b, x, x, activation)
 
-def mean_length(
+def mean_input_norm(
     x:torch.Tensor, # [instance, batch, feature]
 )->torch.Tensor:    # [instance]
     "Mean Euclidean length of the inputs"
@@ -126,11 +126,11 @@ def analytic_attack(
     "The worst step along plus or minus a row of the Gram matrix"
     length = torch.as_tensor(length, dtype=W.dtype, device=W.device)
     D = attack_directions(W)*length.view(-1,1,1)
-    clean = errors(W, b, x, x, activation)
+    clean = squared_errors(W, b, x, x, activation)
     worst = None
     for i in range(W.shape[1]):
         for step in (D[:,i,None],-D[:,i,None]):
-            h = errors(W, b, x, x+step, activation) - clean
+            h = squared_errors(W, b, x, x+step, activation) - clean
             if shared: h = h.mean(-1, keepdim=True).expand_as(h)
             worst = h if worst is None else torch.maximum(worst, h)
     return worst
@@ -144,11 +144,11 @@ def analytic_attack(
 # %%
 W = tegum(polygon(2), polygon(2), polygon(2)).float()[None]
 b = torch.zeros(1,6)
-x = sampler(expand(.2, 1, 6), [0], 200, seed=3)(0)
+x = Sampler(expand(.2, 1, 6), [0], 200, seed=3)(0)
 ours = analytic_attack(W, b, x, .1)[0]
 step = torch.randn(10_000, 6)
 step = .1*step/step.norm(dim=1, keepdim=True)
-brute = torch.stack([harm(W, b, x, s)[0] for s in step]).amax(0)
+brute = torch.stack([added_error(W, b, x, s)[0] for s in step]).amax(0)
 share = ours.mean()/brute.mean()
 assert share > .9
 share, ours.mean(), brute.mean()
@@ -176,18 +176,18 @@ def vulnerability(
     W:torch.Tensor, b:torch.Tensor, x:torch.Tensor,
     size=.1,       # Length of the attack in mean input lengths
     shared=False,  # As in `analytic_attack`
-    empty=False,   # Count inputs without any active feature, too
+    include_empty=False,   # Count inputs without any active feature, too
 )->torch.Tensor:   # [instance]
     "Mean harm of an attack, relative to a model without superposition"
-    length = size*mean_length(x)
+    length = size*mean_input_norm(x)
     h = analytic_attack(W, b, x, length, shared)
     keep = (x!=0).any(-1)
-    if empty or shared: keep = torch.ones_like(keep)
+    if include_empty or shared: keep = torch.ones_like(keep)
     return (h*keep).sum(-1)/keep.sum(-1)/length**2
 
 
 # %%
-x = sampler(expand(.2, 1, 6), [0], 4000, seed=3)(0)
+x = Sampler(expand(.2, 1, 6), [0], 4000, seed=3)(0)
 plain = vulnerability(*orthogonal_model(6, 3, .2), x)
 test_close(plain, 1, eps=1e-3)
 plain, vulnerability(W, b, x)
@@ -218,13 +218,13 @@ def gradient_attack(
     masked = None
     for _ in range(steps):
         d = d.detach().requires_grad_()
-        g, = torch.autograd.grad(errors(W, b, x, x+d, activation).sum(), d)
+        g, = torch.autograd.grad(squared_errors(W, b, x, x+d, activation).sum(), d)
         size = g.norm(dim=-1, keepdim=True)
         if masked is None: masked = size[...,0] < 1e-9
         unit = torch.where(size<1e-9, 0., g/size.clamp(min=1e-12))
         d = d.detach() + r*min(1., 2.5/steps)*unit
         d = d*(r/d.norm(dim=-1, keepdim=True).clamp(min=1e-12)).clamp(max=1)
-    return harm(W, b, x, d, activation),masked
+    return added_error(W, b, x, d, activation),masked
 
 
 # %% [markdown]
@@ -235,7 +235,7 @@ def gradient_attack(
 # %%
 W = 1.1*polygon(5).float()[None]
 b = torch.full((1,5), -.2)
-x = sampler(expand(.05, 1, 5), [0], 4000, seed=5)(0)
+x = Sampler(expand(.05, 1, 5), [0], 4000, seed=5)(0)
 by_gradient,masked = gradient_attack(W, b, x, .1, steps=10)
 by_row = analytic_attack(W, b, x, .1)
 busy = (x>0).any(-1)

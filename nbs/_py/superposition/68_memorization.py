@@ -24,10 +24,10 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 from moral_sc.foundation.errors import ConfigError
 from moral_sc.foundation.figures import COLOURS
-from moral_sc.superposition.features import sampler
+from moral_sc.superposition.features import Sampler
 from moral_sc.superposition.geometry import feature_dimensionality
 from moral_sc.superposition.model import ToyConfig, batch_loss
-from moral_sc.superposition.training import Run, check_finite, engines, keep_loss, train
+from moral_sc.superposition.training import ToyRun, check_finite, engines, append_loss, train
 
 # %%
 #| hide
@@ -130,17 +130,17 @@ def _advance(theta, mean, square, n, start, cols, vals, now, losses):
         _update(theta.ravel(), grad.ravel(), mean.ravel(), square.ravel(),
                 now[t,0], now[t,1], now[t,2], np.float32(n))
 
-def _rows(x):
+def _to_sparse_rows(x):
     "Points [point, feature] as where rows start, features, values"
     x = np.asarray(x)
     where,cols = np.nonzero(x)
     start = np.searchsorted(where, np.arange(len(x)+1))
     return start,cols,x[where,cols].astype(np.float32)
 
-def sparse(run:Run, to:int, batch, lr, decay, schedule, log:set, snap:set):
+def sparse_engine(run:ToyRun, to:int, batch, lr, decay, schedule, log:set, snap:set):
     "Engine for plain models of equal features on a finite data set"
-    _must_serve(run.config, run.W.device)
-    points = [_rows(x) for x in batch(0)]
+    _check_config(run.config, run.W.device)
+    points = [_to_sparse_rows(x) for x in batch(0)]
     own = lambda v, i: float(v.flatten()[i]) if torch.is_tensor(v) else float(v)
     for end in sorted(t for t in {s+1 for s in log} | snap | {to} if run.step<t<=to):
         now = [[_factors(s, own(lr,i)*schedule(s/run.steps), own(decay,i))
@@ -149,10 +149,10 @@ def sparse(run:Run, to:int, batch, lr, decay, schedule, log:set, snap:set):
         last = torch.tensor([_train_one(run, i, *of) for i,of in each])
         check_finite(run, end-1, last)
         run.step = end
-        if end-1 in log: keep_loss(run, end-1, last)
+        if end-1 in log: append_loss(run, end-1, last)
         if end in snap: run.snapshots[end] = run.W.clone()
 
-def _must_serve(config, device):
+def _check_config(config, device):
     "Say what this engine cannot do"
     plain = replace(ToyConfig(), **{k: getattr(config, k) for k in
         ('n_features','n_hidden','n_instances','density','init','points','unit','signed')})
@@ -165,24 +165,24 @@ def _must_serve(config, device):
 def _train_one(run, i, points, now):
     "Move one model through some steps; its last loss"
     parts = run.params, *({k: v[j] for k,v in run.moments.items()} for j in (0,1))
-    state = [_stack(d, i) for d in parts]
+    state = [_pack_params(d, i) for d in parts]
     losses = np.zeros(len(now))
     _advance(*state, run.config.n_features, *points, np.array(now, np.float32), losses)
-    for d,new in zip(parts, state, strict=True): _unstack(d, i, new)
+    for d,new in zip(parts, state, strict=True): _unpack_params(d, i, new)
     return losses[-1]
 
 def _factors(s, rate, decay):
     "Rate with its correction, what decay leaves, correction of the root"
     return rate/(1-.9**(s+1)), 1-rate*decay, (1-.999**(s+1))**-.5
 
-def _stack(d, i): return np.ascontiguousarray(
+def _pack_params(d, i): return np.ascontiguousarray(
     np.vstack([d['W'][i].numpy().T, d['b'][i].numpy()[None]]), dtype=np.float32)
 
-def _unstack(d, i, new):
+def _unpack_params(d, i, new):
     d['W'][i] = torch.from_numpy(new[:-1].T.copy())
     d['b'][i] = torch.from_numpy(new[-1].copy())
 
-engines['sparse'] = sparse
+engines['sparse'] = sparse_engine
 
 # %% [markdown]
 # Beside the eager engine, two models on twenty points each, to the rounding of single precision:
@@ -224,18 +224,18 @@ def milliseconds(engine, steps=200):
 #
 # A point is stored as its hidden vector $h_i = W x_i$, and can be asked for its
 # [dimensionality](50_geometry.ipynb) as if it were a column of $W$. For a whole set of vectors,
-# most of them perhaps of length zero, `share` is the mean, weighted by squared length.
+# most of them perhaps of length zero, `mean_dimensionality` is the mean, weighted by squared length.
 
 # %%
 #| export
-def share(
+def mean_dimensionality(
     v:torch.Tensor, # [..., vector, hidden]
 )->torch.Tensor:    # [...]
     "Mean dimensionality of a set of vectors, weighted by squared length"
     weight = v.square().sum(-1)
     return (feature_dimensionality(v)*weight).sum(-1)/weight.sum(-1).clamp(min=1e-12)
 
-def angles(
+def successive_angles(
     v:torch.Tensor, # [vector, 2]
 )->np.ndarray:      # [vector], add up to 360
     "Degrees from each vector to the next"
@@ -245,30 +245,30 @@ def angles(
 
 # %%
 five = torch.cat([polygon(5), torch.zeros(9,2)])
-test_close(share(five), torch.tensor(.4), eps=1e-6)
-test_close(angles(polygon(5)), 72*np.ones(5))
-share(five), share(torch.randn(1000, 2)), angles(polygon(5)+.02)
+test_close(mean_dimensionality(five), torch.tensor(.4), eps=1e-6)
+test_close(successive_angles(polygon(5)), 72*np.ones(5))
+mean_dimensionality(five), mean_dimensionality(torch.randn(1000, 2)), successive_angles(polygon(5)+.02)
 
 
 # %% [markdown]
 # ## Many sizes of the data set
 #
-# `memorise` trains models on data sets of several sizes and asks each for its loss on the set and on
+# `memorization_sweep` trains models on data sets of several sizes and asks each for its loss on the set and on
 # fresh inputs.
 
 # %%
 #| export
-def points_of(
+def data_points(
     config:ToyConfig,
     seed=0,
     count=None, # None: the points the models are trained on; else so many fresh inputs
 )->torch.Tensor: # [instance, point, feature]
     "The training set, or inputs that no training has seen"
     fresh = count is not None
-    return sampler(config.densities, range(config.n_instances), count or config.points,
+    return Sampler(config.densities, range(config.n_instances), count or config.points,
                    seed+10_007*fresh, unit=config.unit)(0)
 
-def memorise(
+def memorization_sweep(
     points,          # Sizes of the data set
     n_features=1000,
     n_hidden=2,
@@ -295,11 +295,11 @@ def _measure(config, run, seed, tests, keep):
     one = torch.ones(config.n_instances, config.n_features)
     W = run.W.cpu()
     b = run.b.cpu()
-    seen = points_of(config, seed)
-    fresh = points_of(config, seed, tests)
+    seen = data_points(config, seed)
+    fresh = data_points(config, seed, tests)
     loss = [batch_loss(W, b, x, one).tolist() for x in (seen,fresh)]
     h = seen@W
-    each = zip(*loss, share(h).tolist(), share(W).tolist(), strict=True)
+    each = zip(*loss, mean_dimensionality(h).tolist(), mean_dimensionality(W).tolist(), strict=True)
     rows = [dict(T=config.points, m=config.n_hidden, start=i, train=a, test=t, points=p,
                  features=f) for i,(a,t,p,f) in enumerate(each)]
     if keep: rows[0] |= dict(W=W[0], h=h[0])
@@ -307,7 +307,7 @@ def _measure(config, run, seed, tests, keep):
 
 
 # %%
-rows = memorise([5,400], n_features=100, active=5, steps=1500, lr=.02, starts=2, keep=True)
+rows = memorization_sweep([5,400], n_features=100, active=5, steps=1500, lr=.02, starts=2, keep=True)
 assert rows[0]['points'] > rows[0]['features'] and rows[-1]['features'] > rows[-1]['points']
 [{k: round(v, 3) for k,v in r.items() if k not in 'Wh'} for r in rows]
 

@@ -19,19 +19,19 @@
 from moral_sc.superposition.features import moments
 from moral_sc.superposition.model import ToyConfig, reconstruct, batch_loss
 from moral_sc.superposition.exact_loss import exact_loss, fit_exact
-from moral_sc.superposition.training import Run, train, save, load_run
+from moral_sc.superposition.training import ToyRun, train, save_run, load_run
 from moral_sc.superposition.geometry import (feature_dimensionality, interference, leverage,
     represented, dimensions_per_feature, planar_shape)
 from moral_sc.superposition.feature_graphs import recognise
-from moral_sc.superposition.phase_diagram import best_of, phase_diagram
+from moral_sc.superposition.phase_diagram import train_restarts, phase_diagram
 from moral_sc.superposition.dimensionality import dimensionality_sweep
 from moral_sc.superposition.fourier_loss import population_loss
-from moral_sc.superposition.polytope_gain import staircase
+from moral_sc.superposition.polytope_gain import polytope_gain
 
-_all_ = ['moments', 'ToyConfig', 'reconstruct', 'batch_loss', 'exact_loss', 'fit_exact', 'Run',
-         'train', 'save', 'load_run', 'feature_dimensionality', 'interference', 'leverage',
-         'represented', 'dimensions_per_feature', 'planar_shape', 'recognise', 'best_of',
-         'phase_diagram', 'dimensionality_sweep', 'population_loss', 'staircase']
+_all_ = ['moments', 'ToyConfig', 'reconstruct', 'batch_loss', 'exact_loss', 'fit_exact', 'ToyRun',
+         'train', 'save_run', 'load_run', 'feature_dimensionality', 'interference', 'leverage',
+         'represented', 'dimensions_per_feature', 'planar_shape', 'recognise', 'train_restarts',
+         'phase_diagram', 'dimensionality_sweep', 'population_loss', 'polytope_gain']
 
 # %% [markdown]
 # A model with fewer dimensions than features can still keep them apart, if they are rarely active

@@ -26,8 +26,8 @@ from moral_sc.foundation.statistics import cluster_bootstrap, Estimate
 from moral_sc.lab.claims import record
 from moral_sc.superposition import ToyConfig, train
 from moral_sc.superposition.adversarial import (analytic_attack, attack_directions,
-                                            gradient_attack, mean_length, vulnerability)
-from moral_sc.superposition.features import sampler
+                                            gradient_attack, mean_input_norm, vulnerability)
+from moral_sc.superposition.features import Sampler
 from moral_sc.superposition.plots import plot_curves
 from moral_sc.superposition.theory import attack_error
 from moral_sc.superposition.geometry import interference, represented
@@ -77,7 +77,7 @@ def trained(n, m, seeds):
     "Models, held-out inputs, and features per dimension [density, seed]"
     c = family(n, m, seeds)
     run = train(c, seed=seed, device=device, **rate, **size['train'])
-    x = sampler(c.densities, range(c.n_instances), size['batch'], seed=seed+2**40)(0)
+    x = Sampler(c.densities, range(c.n_instances), size['batch'], seed=seed+2**40)(0)
     W = run.W.cpu()
     b = run.b.cpu()
     return W, b, x, (W.square().sum((1,2))/m).view(-1, seeds)
@@ -135,7 +135,7 @@ gap
 # of @fig-scatter. Beside the harm, what one output accounts for at most:
 
 # %%
-length = .1*mean_length(x)
+length = .1*mean_input_norm(x)
 single = identity.float().amax(-1)
 pd.DataFrame(dict(density=density, vulnerability=hurt.mean(1),
                   one_output=by_seed(single).mean(1),
@@ -221,7 +221,7 @@ hard = ToyConfig(20, 5, len(sizes)*k, density=.1, init=.1,
                  attack=np.repeat(sizes, k).tolist())
 run = train(hard, seed=seed, device=device, **rate, **size['against'])
 stored = (run.W.cpu().square().sum((1,2))/5).view(-1, k).numpy()      # size, seed
-x20 = sampler(hard.densities, range(hard.n_instances), 4096, seed=seed+2**40)(0)
+x20 = Sampler(hard.densities, range(hard.n_instances), 4096, seed=seed+2**40)(0)
 clean = objective(hard, {a: v.cpu() for a,v in run.params.items()}, x20,
                   torch.ones(hard.n_instances, 20)).view(-1, k).numpy()
 

@@ -25,8 +25,8 @@ from torch.nn.functional import cosine_similarity
 from moral_sc.lab.claims import record
 from moral_sc.superposition import ToyConfig, exact_loss
 from moral_sc.superposition.exact_loss import mean_covariance
-from moral_sc.superposition.plots import plot_curves, plot_plane
-from moral_sc.superposition.phase_diagram import best_of, optima
+from moral_sc.superposition.plots import plot_curves, plot_columns
+from moral_sc.superposition.phase_diagram import train_restarts, exact_optima
 from moral_sc.superposition.theory import pair_losses
 began = perf_counter()
 
@@ -65,12 +65,12 @@ config = ToyConfig(6, 2, len(density), density=torch.tensor(density)[:,None],
                    features='correlated', sets=3, init=.1)
 assert all(pair_losses(p)['collapsed'] <= pair_losses(p)['keep one']+1e-12 for p in density)
 
-trained = best_of(config, size['restarts'], seed=seed, device=device, **rate,
+trained = train_restarts(config, size['restarts'], seed=seed, device=device, **rate,
                   **size['train'])
 # the optimum is sought from random starts and from the trained models of all densities
 g = torch.Generator().manual_seed(seed)
 starts = torch.cat([.5*torch.randn(size['exact'], 6, 2, generator=g), trained.best()['W']])
-exact = optima(config, starts=starts, steps=size['steps'])
+exact = exact_optima(config, starts=starts, steps=size['steps'])
 trained, exact
 
 
@@ -112,7 +112,7 @@ plot_curves(density, {'best trained': collapsed(W), 'exact optimum': collapsed(W
 #| label: fig-shapes
 #| fig-cap: Columns of W of the best trained model at five densities; colour is the pair
 at = [int(np.abs(np.array(density)-p).argmin()) for p in (.02,.1,.17,.3,.7)]
-plot_plane(W[at], [1,1,.6,.6,.2,.2], [f'p = {density[i]}' for i in at]).update_layout(
+plot_columns(W[at], [1,1,.6,.6,.2,.2], [f'p = {density[i]}' for i in at]).update_layout(
     coloraxis_showscale=False)
 
 
@@ -129,7 +129,7 @@ def branch(k, fine):
     start = W0[int(np.argmax(collapsed(W0).numpy()==k))]
     c = ToyConfig(6, 2, len(fine), density=torch.tensor(fine)[:,None],
                   features='correlated', sets=3)
-    s = optima(c, starts=start[None])
+    s = exact_optima(c, starts=start[None])
     same = collapsed(s.best()['W'])==k
     return np.where(same, s.loss.amin(1), np.nan)
 

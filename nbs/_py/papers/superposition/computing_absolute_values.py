@@ -21,9 +21,9 @@ seed = 0         # everything random follows from it
 import numpy as np, pandas as pd, torch
 from time import perf_counter
 from moral_sc.lab.claims import record
-from moral_sc.superposition import ToyConfig, best_of, moments, reconstruct
-from moral_sc.superposition.features import sampler
-from moral_sc.superposition.neurons import leading_share, order, plot_stacks, rescaled
+from moral_sc.superposition import ToyConfig, train_restarts, moments, reconstruct
+from moral_sc.superposition.features import Sampler
+from moral_sc.superposition.neurons import leading_share, neuron_order, plot_weight_stacks, rescale_neurons
 from moral_sc.superposition.plots import plot_curves
 from moral_sc.superposition.theory import abs_baselines
 began = perf_counter()
@@ -56,11 +56,11 @@ size
 
 # %%
 kw = dict(hidden='relu', tied=False, target='abs', signed=True)
-three = best_of(ToyConfig(3, 6, **kw), size['small'], seed=seed, device=device, steps=2000, lr=5e-3,
+three = train_restarts(ToyConfig(3, 6, **kw), size['small'], seed=seed, device=device, steps=2000, lr=5e-3,
                 schedule='linear', batch_size=256)
 p = three.best()
-W,V = (t[0] for t in rescaled(p['W'], p['V']))
-W = W[:,order(W)]
+W,V = (t[0] for t in rescale_neurons(p['W'], p['V']))
+W = W[:,neuron_order(W)]
 pd.DataFrame(W.T.numpy().round(2), columns=[f'feature {i}' for i in range(3)]).rename_axis('neuron')
 
 # %% [markdown]
@@ -90,7 +90,7 @@ worst, found[[0,len(found)//2,-1]].round(6)
 density = size['density']
 config = ToyConfig(n, m, len(density), density=torch.tensor(density)[:,None], init=.1,
                    importance=importance, readout='positive', **kw)
-sweep = best_of(config, size['restarts'], seed=seed, device=device, **size['train'])
+sweep = train_restarts(config, size['restarts'], seed=seed, device=device, **size['train'])
 best = sweep.best()
 sweep
 
@@ -110,7 +110,7 @@ def errors(params, density, rows=2**16):
     c = ToyConfig(n, m, len(density), density=torch.tensor(density)[:,None]).densities
     total = torch.zeros(len(density), n, dtype=torch.float64)
     for s in range(16):
-        x = sampler(c, range(len(density)), rows//16, seed=seed+10**6, signed=True)(s)
+        x = Sampler(c, range(len(density)), rows//16, seed=seed+10**6, signed=True)(s)
         y = reconstruct(params['W'], params['b'], x, hidden='relu', V=params['V'])
         total += (x.abs()-y).square().double().mean(1)/16
     return total
@@ -145,7 +145,7 @@ plot_curves(x, {'trained': ratio.tolist()}, xtitle='sparsity 1/p',
 # does worse still:
 
 # %%
-plain = best_of(ToyConfig(n, m, len(size['both']), density=torch.tensor(size['both'])[:,None],
+plain = train_restarts(ToyConfig(n, m, len(size['both']), density=torch.tensor(size['both'])[:,None],
                           importance=importance, **kw), 1, seed=seed, device=device,
                 **size['train'] | dict(steps=size['train']['steps']//4))
 judged(plain.best(), size['both'])[['density','computed','ratio']].round(2)
@@ -158,9 +158,9 @@ judged(plain.best(), size['both'])[['density','computed','ratio']].round(2)
 # %%
 #| label: fig-stacks
 #| fig-cap: Input weights of all neurons, as stacks; colour is the number of the feature, purple the most important
-scaled = [rescaled(w, u)[0] for w,u in zip(best['W'], best['V'])]
+scaled = [rescale_neurons(w, u)[0] for w,u in zip(best['W'], best['V'])]
 shown = [i for i,p in enumerate(density) if p in (1,.1,.03,.01,.001)]
-plot_stacks([scaled[i] for i in shown], [f'density {density[i]:g}' for i in shown],
+plot_weight_stacks([scaled[i] for i in shown], [f'density {density[i]:g}' for i in shown],
             height=150*len(shown)+60)
 
 # %% [markdown]

@@ -29,10 +29,10 @@ from moral_sc.foundation.statistics import Estimate, wilson
 from moral_sc.lab.claims import record
 from moral_sc.superposition import ToyConfig, exact_loss, represented, train
 from moral_sc.superposition.exact_loss import mean_covariance
-from moral_sc.superposition.geometry import gaps, polygon
+from moral_sc.superposition.geometry import angular_gaps, polygon
 from moral_sc.superposition.feature_graphs import procrustes
-from moral_sc.superposition.plots import plot_plane
-from moral_sc.superposition.phase_diagram import optima
+from moral_sc.superposition.plots import plot_columns
+from moral_sc.superposition.phase_diagram import exact_optima
 began = perf_counter()
 
 # %%
@@ -153,7 +153,7 @@ pd.DataFrame(sum(rows, [])).round(5)
 titles = [f"{r['kind']},<br>{r['arrangement']}<br>{r['models']} of {size['models']}"
           for r in sum(rows, [])][:4]
 def plot_sets(W, titles, colour):
-    fig = plot_plane(torch.stack(list(W)), colour, titles)
+    fig = plot_columns(torch.stack(list(W)), colour, titles)
     return fig.update_layout(coloraxis_showscale=False)
 plot_sets(sum(shown, [])[:4], titles, [1,1,.4,.4])
 
@@ -169,7 +169,7 @@ plot_sets(sum(shown, [])[:4], titles, [1,1,.4,.4])
 # %%
 def best_possible(config, restarts=size['restarts']):
     one = replace(config, n_instances=1)
-    found = optima(one, restarts=restarts, seed=seed).best()
+    found = exact_optima(one, restarts=restarts, seed=seed).best()
     return found['W'][0],losses(one, found['W'], found['b'])[0].item()
 
 def compare(config, W, b):
@@ -191,7 +191,7 @@ pd.DataFrame(table).T
 # %%
 def hexagon(W):
     "All six stored, 60 degrees from one to the next, give or take 12"
-    return bool(represented(W).all()) and bool((gaps(W)-60).abs().max() <= 12)
+    return bool(represented(W).all()) and bool((angular_gaps(W)-60).abs().max() <= 12)
 
 def side_by_side(W):
     if not represented(W).all() or (within(W)>.95).any(): return False
@@ -234,7 +234,7 @@ def optimum(kind, near, restarts):
     g = torch.Generator().manual_seed(seed)
     starts = torch.cat([.5*torch.randn(restarts, 6, 2, generator=g), polygon(6)[None]])
     c = family(6, len(near), kind, torch.tensor(near)[:,None])
-    return optima(c, starts=starts).best()['W']
+    return exact_optima(c, starts=starts).best()['W']
 
 near = [.005,.02,.04]
 best = optimum('correlated', near, 2*size['restarts'])
@@ -285,7 +285,7 @@ pd.DataFrame(varied).T
 dense = [.02,.1,.2,.5]
 c = ToyConfig(4, 2, len(dense), density=torch.tensor(dense)[:,None],
               features='correlated', sets=2)
-best = optima(c, restarts=2*size['restarts'], seed=seed).best()['W']
+best = exact_optima(c, restarts=2*size['restarts'], seed=seed).best()['W']
 pd.DataFrame(within(best).clamp(-1,1).arccos().rad2deg().numpy().round(1),
              index=pd.Index(dense, name='density'), columns=['pair 1','pair 2'])
 

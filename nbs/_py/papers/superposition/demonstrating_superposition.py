@@ -26,7 +26,7 @@ from moral_sc.lab.claims import record
 from moral_sc.superposition import (ToyConfig, train, exact_loss, fit_exact, moments,
                                     represented, feature_dimensionality, planar_shape)
 from dataclasses import replace
-from moral_sc.superposition.plots import plot_plane, plot_models, plot_capacity
+from moral_sc.superposition.plots import plot_columns, plot_models, plot_capacity
 began = perf_counter()
 
 # %%
@@ -85,7 +85,7 @@ best = W[torch.arange(3),loss.argmin(1)]
 named = [planar_shape(w) for w in best]
 titles = [f'{t}<br>{s}<br>{(shapes[p]==s).sum()} of {n} models'
           for (p,t),s in zip(small.items(), named)]
-plot_plane(best, importance, titles)
+plot_columns(best, importance, titles)
 
 # %% [markdown]
 # Are these the best shapes, or the ones that training happens to find? A quasi-Newton method on the

@@ -24,11 +24,11 @@ from time import perf_counter
 from moral_sc.foundation.statistics import cluster_bootstrap, wilson
 from moral_sc.lab.claims import record
 from moral_sc.superposition import ToyConfig, train, feature_dimensionality, represented
-from moral_sc.superposition.dimensionality import jumps, nearest_level, LEVELS
-from moral_sc.superposition.feature_graphs import overall, recognise
+from moral_sc.superposition.dimensionality import level_jumps, nearest_level, LEVELS
+from moral_sc.superposition.feature_graphs import overall_shape, recognise
 from moral_sc.superposition.fourier_loss import exact_loss_large
 from moral_sc.superposition.plots import plot_curves
-from moral_sc.superposition.shapes import plot_levels
+from moral_sc.superposition.shapes import plot_dimensionality_over_time
 began = perf_counter()
 
 # %%
@@ -88,7 +88,7 @@ W.shape, loss[[0,-1]].mean(1)
 def shares(W): return torch.where(represented(W, .25), feature_dimensionality(W), torch.nan)
 
 D = shares(W)                                             # time, model, feature
-found = [jumps(d) for d in D.unbind(1)]
+found = [level_jumps(d) for d in D.unbind(1)]
 def about(jumps):
     when = [steps[t] for t,_ in jumps]
     return dict(jumps=len(jumps), features=len(jumps[0][1]) if jumps else 0,
@@ -104,7 +104,7 @@ largest = sorted(t for t,_ in found[show][:3])
 #| label: fig-levels
 #| fig-cap: The first two fifths of one run, share of a dimension of every feature and exact loss; dashed lines mark the moments at which most features jump
 early = steps[:40]
-plot_levels(early, W[:40,show], loss[:40,show], levels=('triangle','digon','pentagon'),
+plot_dimensionality_over_time(early, W[:40,show], loss[:40,show], levels=('triangle','digon','pentagon'),
             marks=[steps[t+1] for t in largest if t<40])
 
 
@@ -135,7 +135,7 @@ pd.DataFrame([[steps[t], *changed(W[t,show], W[t+2,show]), saved[t].item()] for 
 def gain_at_jump(D, loss):
     "Fall of the loss at the largest jump, and its ratio to the median fall; nan without a jump"
     begun = int((~D.isnan()).any(-1).double().argmax())
-    at = [t for t,_ in jumps(D)][:1]
+    at = [t for t,_ in level_jumps(D)][:1]
     falls = loss[:-2]-loss[2:]
     return (falls[at[0]].item(), falls[begun:].median().item()) if at else (np.nan,np.nan)
 
@@ -169,7 +169,7 @@ plot_curves(at, {k: on_level(Dstored[stored], k) for k in ('digon','triangle','p
 # %%
 end = nearest_level(D[-1].nan_to_num(-1))==list(LEVELS).index('digon')
 digons = [e[r].double() for e,r in zip(end, represented(W[-1]))]
-pd.Series([overall(w) for w in W[-1]]).value_counts().rename('models')
+pd.Series([overall_shape(w) for w in W[-1]]).value_counts().rename('models')
 
 
 # %% [markdown]
@@ -185,7 +185,7 @@ def final_digons(W):
     return (nearest_level(D)==list(LEVELS).index('digon'))[kept].double().mean().item()
 
 def summary(W):
-    many = [len(jumps(d)) for d in shares(W).unbind(1)]
+    many = [len(level_jumps(d)) for d in shares(W).unbind(1)]
     return dict(jumping=str(wilson(sum(k>0 for k in many), len(many))), jumps=np.mean(many),
                 on_digon=final_digons(W))
 

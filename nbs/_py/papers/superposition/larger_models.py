@@ -26,9 +26,9 @@ from moral_sc.foundation.statistics import Estimate, cluster_bootstrap
 from moral_sc.lab.claims import record
 from moral_sc.superposition import (ToyConfig, exact_loss, feature_dimensionality,
                                     represented, train)
-from moral_sc.superposition.feature_graphs import overall
+from moral_sc.superposition.feature_graphs import overall_shape
 from moral_sc.superposition.fourier_loss import exact_loss_large
-from moral_sc.superposition.plots import plot_curves, plot_models, plot_reading
+from moral_sc.superposition.plots import plot_curves, plot_models, plot_model
 from moral_sc.superposition.theory import linear_optimum
 began = perf_counter()
 
@@ -66,7 +66,7 @@ small[0]
 # %%
 #| label: fig-dense
 #| fig-cap: One model of twenty features that are always on: what is read where, bias, and norms coloured by how much a direction is shared
-plot_reading(small[0].W[0], small[0].b[0])
+plot_model(small[0].W[0], small[0].b[0])
 
 # %% [markdown]
 # Red on the diagonal: the feature returns to its own output. Off the diagonal nothing: no
@@ -90,13 +90,13 @@ pd.DataFrame(worst).describe().loc[['mean','min','max']].round(4)
 # %%
 #| label: fig-sparse
 #| fig-cap: One model of the same size at density 0.03
-plot_reading(small[3].W[0], small[3].b[0])
+plot_model(small[3].W[0], small[3].b[0])
 
 # %% [markdown]
 # What these features form can also be told by [name](../../superposition/52_feature_graphs.ipynb), for all seeds:
 
 # %%
-pd.Series([overall(w) for w in small[3].W.cpu()]).value_counts().head()
+pd.Series([overall_shape(w) for w in small[3].W.cpu()]).value_counts().head()
 
 # %% [markdown]
 # ## Eighty features in twenty dimensions

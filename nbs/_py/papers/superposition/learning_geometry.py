@@ -26,7 +26,7 @@ from dataclasses import replace
 from moral_sc.superposition import ToyConfig, train, exact_loss
 from moral_sc.superposition.exact_loss import fit_exact
 from moral_sc.superposition.plots import plot_curves
-from moral_sc.superposition.shapes import animate_learning, plot_solids
+from moral_sc.superposition.shapes import animate_learning, plot_shapes_3d
 began = perf_counter()
 
 # %%
@@ -183,7 +183,7 @@ pd.Series(shape).value_counts().rename('models')
 #| fig-cap: Best and worst final model by exact loss, and the model that misses its antipodes by most
 end = losses(final, run.b.cpu())
 three = [int(end.argmin()), int(end.argmax()), int(missed(final).argmax())]
-plot_solids(final[three], [f'{shape[i]}, loss {end[i]:.5f}' for i in three], [sets]*3)
+plot_shapes_3d(final[three], [f'{shape[i]}, loss {end[i]:.5f}' for i in three], [sets]*3)
 
 # %% [markdown]
 # That the antipodes come from different sets has a reason. When a single set is active, three

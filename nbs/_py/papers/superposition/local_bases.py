@@ -25,7 +25,7 @@ from moral_sc.foundation.statistics import cluster_bootstrap, wilson
 from moral_sc.lab.claims import record
 from moral_sc.superposition import ToyConfig, represented, train
 from moral_sc.superposition.plots import plot_curves, plot_models
-from moral_sc.superposition.phase_diagram import held_out
+from moral_sc.superposition.phase_diagram import held_out_loss
 began = perf_counter()
 
 # %%
@@ -61,7 +61,7 @@ def family(models, kind='correlated', members=10, sets=2, m=10, density=.1, init
 def trained(config, **kw):
     run = train(config, seed=seed, device=device, **rate | size['train'] | kw)
     params = {k: v.cpu() for k,v in run.params.items()}
-    return params['W'], held_out(config, params, range(config.n_instances), same=1)
+    return params['W'], held_out_loss(config, params, range(config.n_instances), period=1)
 
 kinds = 'correlated','anticorrelated','independent'
 found = {k: trained(family(size['models'], k) if k!='independent' else

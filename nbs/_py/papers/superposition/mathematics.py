@@ -22,9 +22,9 @@ import numpy as np, pandas as pd, torch
 from time import perf_counter
 from moral_sc.foundation.figures import COLOURS
 from moral_sc.lab.claims import record
-from moral_sc.superposition.exact_loss import (exact_loss, fit_exact, minimise, relu_errors, supports)
+from moral_sc.superposition.exact_loss import (exact_loss, fit_exact, minimise_lbfgs, relu_errors, supports)
 from moral_sc.superposition.features import expand, moments
-from moral_sc.superposition.feature_graphs import overall
+from moral_sc.superposition.feature_graphs import overall_shape
 from moral_sc.superposition.model import ToyConfig
 from moral_sc.superposition.plots import plot_curves
 from moral_sc.superposition.polytope_gain import one_sparse_loss
@@ -108,7 +108,7 @@ def along(p, activation):
     W = torch.stack([torch.ones_like(steps), -steps], -1)[...,None]
     f = lambda b: exact_loss(W, b, p, activation=activation)
     begin = torch.full((len(steps),2), p/4, dtype=torch.float64)
-    best = f(minimise(lambda b: f(b)/p, begin))
+    best = f(minimise_lbfgs(lambda b: f(b)/p, begin))
     return (best/best[0]).tolist()
 
 
@@ -146,7 +146,7 @@ best = fit_exact(config, size['restarts'], seed, maxiter=size['maxiter'])
 parts = torch.stack([by_active(W[0], b[0], q) for W,b,q in zip(best['W'], best['b'], p)])
 assert ((parts.sum(1)-best['loss'][:,0]).abs() < 1e-9).all()
 share = parts/parts.sum(1, keepdim=True)
-pd.DataFrame(dict(shape=[overall(W[0]) for W in best['W']], loss=best['loss'][:,0],
+pd.DataFrame(dict(shape=[overall_shape(W[0]) for W in best['W']], loss=best['loss'][:,0],
                   one_active=share[:,1]),
              index=pd.Index(p.round(4), name='density'))[::max(1, len(p)//8)]
 
@@ -182,9 +182,9 @@ def lowest(n, m):
     "Lowest one-sparse loss found, and the model"
     std = torch.randn(size['starts'], n*m+n, generator=torch.Generator().manual_seed(seed))
     split = lambda t: (t[:,:n*m].view(-1, n, m), t[:,n*m:])
-    t = minimise(lambda t: one_sparse_loss(*split(t)), std.double()*.5, 500)
+    t = minimise_lbfgs(lambda t: one_sparse_loss(*split(t)), std.double()*.5, 500)
     loss = one_sparse_loss(*split(t))
-    return loss.min().item(), overall(split(t)[0][loss.argmin()])
+    return loss.min().item(), overall_shape(split(t)[0][loss.argmin()])
 
 free = pd.DataFrame([(m, n, *lowest(n, m)) for m in range(1,5) for n in (2*m,2*m+1)],
                     columns='m features loss shape'.split())

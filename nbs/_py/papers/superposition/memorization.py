@@ -24,7 +24,7 @@ from time import perf_counter
 from moral_sc.foundation.statistics import Estimate, cluster_bootstrap
 from moral_sc.lab.claims import record
 from moral_sc.superposition import ToyConfig, train
-from moral_sc.superposition.memorization import angles, memorise, plot_memory, points_of
+from moral_sc.superposition.memorization import successive_angles, memorization_sweep, plot_memory, data_points
 from moral_sc.superposition.plots import plot_curves
 began = perf_counter(); torch.set_num_threads(1)
 
@@ -64,7 +64,7 @@ size
 # ## Points first, features last
 
 # %%
-rows = memorise(size['points'], size['n'], active=size['active'], starts=size['starts'],
+rows = memorization_sweep(size['points'], size['n'], active=size['active'], starts=size['starts'],
                 seed=seed, keep=True, **size['train'], **how)
 frame = pd.DataFrame([{k: v for k,v in r.items() if k not in ('W','h')} for r in rows])
 frame.groupby('T')[['train','test','points','features']].mean().round(3)
@@ -123,8 +123,8 @@ def pentagon(n, steps, lr):
     "Angles between hidden vectors [start, 5], and the loss that remains"
     config = ToyConfig(n, 2, 6, density=10/n, points=5, unit=True)
     run = train(config, steps=steps, lr=lr, schedule='warmup-cosine', seed=seed, **how)
-    h = points_of(config, seed)@run.W.cpu()
-    return np.stack([angles(v) for v in h]), run.loss[:,-1].numpy()
+    h = data_points(config, seed)@run.W.cpu()
+    return np.stack([successive_angles(v) for v in h]), run.loss[:,-1].numpy()
 
 gaps,left = pentagon(**size['five'])
 off = np.abs(gaps-72).max(1)
@@ -152,7 +152,7 @@ pd.DataFrame({k: dict(mean=v.mean(), worst=v.max(), within_3=f'{(v<=3).sum()} of
 
 # %%
 faster = size['train']['steps']/size['map_steps']
-table = pd.DataFrame([r for m in size['m'] for r in memorise(
+table = pd.DataFrame([r for m in size['m'] for r in memorization_sweep(
     size['map_points'], size['n'], m, active=size['active'], seed=seed,
     steps=size['map_steps'], lr=size['train']['lr']*faster, **how)])
 grid = table.pivot(index='m', columns='T', values='test')
@@ -184,7 +184,7 @@ variants = {'as above': {}, 'no decay': dict(weight_decay=0.),
             'constant rate': dict(schedule='constant'), 'start 0.01': dict(init=.01)}
 varied = {(name,r['T']): {k: r[k] for k in ('test','points','features')}
           for name,change in variants.items()
-          for r in memorise(size['varied'], **one | change)}
+          for r in memorization_sweep(size['varied'], **one | change)}
 varied = pd.DataFrame(varied).T.rename_axis(['variant','T'])
 varied.unstack().round(3)
 

@@ -26,9 +26,9 @@ from moral_sc.foundation.statistics import cluster_bootstrap, wilson
 from moral_sc.lab.claims import record
 from moral_sc.superposition import ToyConfig, planar_shape, represented
 from moral_sc.superposition.geometry import polygon
-from moral_sc.superposition.maps import around, crossing, plot_branches, plot_corners
+from moral_sc.superposition.maps import order_by_angle, curve_crossing, plot_solution_losses, plot_neighbours
 from moral_sc.superposition.plots import plot_curves
-from moral_sc.superposition.phase_diagram import best_of, logspace, optima
+from moral_sc.superposition.phase_diagram import train_restarts, logspace, exact_optima
 began = perf_counter()
 
 # %%
@@ -68,7 +68,7 @@ def varied(rho, p=p):
 shapes = {'pentagon': polygon(5), 'two digons': torch.cat([torch.zeros(1,2),polygon(4)])}
 def branches(rho, p=p):
     "Each solution followed over all factors"
-    return {k: optima(varied(rho, p), starts=s[None]) for k,s in shapes.items()}
+    return {k: exact_optima(varied(rho, p), starts=s[None]) for k,s in shapes.items()}
 
 rho = np.union1d(logspace(.1, 10, size['fine']), [.2,.3,.4,.5,2.5,6])
 exact = branches(rho)
@@ -82,7 +82,7 @@ rho[stored].min()
 # %%
 loss = {k: s.loss[:,0].numpy() for k,s in exact.items()}
 loss['pentagon'] = np.where(stored, loss['pentagon'], np.nan)
-at = crossing(rho[stored], loss['pentagon'][stored], loss['two digons'][stored])
+at = curve_crossing(rho[stored], loss['pentagon'][stored], loss['two digons'][stored])
 assert .25 < at < .29
 dict(crossing=round(at, 4), times_sparser=round(1/at, 2))
 
@@ -102,7 +102,7 @@ better
 
 # %%
 factors = logspace(.1, 10, size['points'])
-sweep = best_of(varied(factors), size['restarts'], seed, device=device, **size['train'])
+sweep = train_restarts(varied(factors), size['restarts'], seed, device=device, **size['train'])
 def kind(w):
     "Two digons: without the varied feature, at right angles give or take 6 degrees"
     keep = represented(w)
@@ -120,7 +120,7 @@ near = (rho>.1) & (rho<=1)
 x,y = np.broadcast_arrays(factors[:,None], sweep.loss.numpy())
 seen = {f'trained {k}': (x[m], y[m]) for k in ('pentagon','two digons')
         if (m := (kinds==k) & (x<=1.01)).any()}
-plot_branches(rho[near], {k: v[near] for k,v in loss.items()}, seen,
+plot_solution_losses(rho[near], {k: v[near] for k,v in loss.items()}, seen,
               {f'crossing: {1/at:.1f}x sparser': at, 'paper: 2.5x sparser': 1/2.5})
 
 # %% [markdown]
@@ -146,7 +146,7 @@ table.set_index('factor').round(3)
 
 # %%
 some = np.isin(rho, logspace(.1, 10, 9))
-free = optima(varied(rho[some]), size['check'], seed).loss.amin(1).numpy()/lowest[some] - 1
+free = exact_optima(varied(rho[some]), size['check'], seed).loss.amin(1).numpy()/lowest[some] - 1
 assert (free > -.001).all()
 free.round(4)
 
@@ -161,7 +161,7 @@ free.round(4)
 shown = np.isin(rho, [.2,.3,.5,1,2.5,6])
 pent,digons = (s.best()['W'][shown] for s in exact.values())
 W = torch.where(torch.tensor(rho[shown]<at)[:,None,None], digons, pent)
-plot_corners(W, [f'{r:g}x' for r in rho[shown]])
+plot_neighbours(W, [f'{r:g}x' for r in rho[shown]])
 
 
 # %% [markdown]
@@ -170,7 +170,7 @@ plot_corners(W, [f'{r:g}x' for r in rho[shown]])
 # %%
 def neighbour(W):
     "Mean angle, in degrees, between the varied feature and the nearest on either side"
-    a = around(W)
+    a = order_by_angle(W)
     t = torch.atan2(a[:,1:,1], a[:,1:,0]).rad2deg()
     return ((t[:,0] - t[:,-1])/2).numpy()
 
@@ -205,7 +205,7 @@ lean = logspace(.12, 1, l)
 many = branches(np.tile(lean, k), np.repeat(others, l))
 kept = represented(many['pentagon'].best()['W']).all(-1).view(k, l).numpy()
 both = [s.loss[:,0].view(k, l).numpy() for s in many.values()]
-times = [1/crossing(lean[ok], *(b[ok] for b in rows)) for ok,*rows in zip(kept, *both)]
+times = [1/curve_crossing(lean[ok], *(b[ok] for b in rows)) for ok,*rows in zip(kept, *both)]
 plot_curves(others, {'crossing': times}, 'density of the other four', 'times sparser', logx=True,
             levels={'paper: 2.5': 2.5}, marks={'p = 0.05': .05})
 

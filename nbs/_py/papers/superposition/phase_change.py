@@ -26,9 +26,9 @@ from moral_sc.lab.claims import record
 from moral_sc.superposition import ToyConfig
 from moral_sc.superposition.maps import plot_phases
 from moral_sc.superposition.plots import plot_curves
-from moral_sc.superposition.phase_diagram import (agrees, best_of, describe, grid, logspace,
-                                           optima, phase_diagram, predict, region, regions)
-from moral_sc.superposition.theory import boundary_density
+from moral_sc.superposition.phase_diagram import (agrees_with_theory, train_restarts, describe_grid, phase_grid, logspace,
+                                           exact_optima, phase_diagram, predict_grid, classify_region, regions)
+from moral_sc.superposition.theory import antipodal_boundary_density
 began = perf_counter()
 
 # %%
@@ -64,13 +64,13 @@ sweep
 
 # %%
 config = sweep.config
-said = predict(config)
+said = predict_grid(config)
 def averaged(sweep):
     "The paper's way: norm and sharing averaged after dropping the worst run"
-    runs = [describe(config, sweep.best(k)['W']) for k in range(sweep.loss.shape[1]-1)]
+    runs = [describe_grid(config, sweep.best(k)['W']) for k in range(sweep.loss.shape[1]-1)]
     return runs[0].assign(**{c: np.mean([t[c] for t in runs], 0) for c in ('norm','shared')})
 
-single = describe(config, sweep.params['W'][:,0])
+single = describe_grid(config, sweep.params['W'][:,0])
 maps = {'three solutions': said, 'best run': table, 'average': averaged(sweep),
         'single run': single}
 
@@ -91,7 +91,7 @@ plot_phases(maps, xtitle='importance r of the second feature')
 def label(t): return np.where(t.norm<.5, 0, np.where(t.shared<.5, 1, 2))
 
 clear = (said.margin>.2).to_numpy()
-agree = {k: agrees(config, label(t)) for k,t in maps.items() if k!='three solutions'}
+agree = {k: agrees_with_theory(config, label(t)) for k,t in maps.items() if k!='three solutions'}
 n = len(said)
 pd.DataFrame({k: dict(all=str(wilson(int(a.sum()), n)), margin_over_20_percent=str(wilson(
     int(a[clear].sum()), int(clear.sum()))), strict=str(wilson(int(
@@ -105,14 +105,14 @@ pd.DataFrame({k: dict(all=str(wilson(int(a.sum()), n)), margin_over_20_percent=s
 #| label: fig-starts
 #| fig-cap: Share of the map on which the best of the first k starts lies in the predicted region, and in the region of the exact optimum; bars are 95 % Wilson intervals over grid points
 starts = torch.tensor([[1,-1],[.9,-.5],[-.5,.9],[1,.1],[.1,1]])[...,None]
-exact = optima(config, starts=starts, jitter=.05, seed=seed)
-truth = describe(config, exact.best()['W'], exact.loss.amin(1))
+exact = exact_optima(config, starts=starts, jitter=.05, seed=seed)
+truth = describe_grid(config, exact.best()['W'], exact.loss.amin(1))
 def first(k):
     W = sweep.params['W'][np.arange(n),sweep.loss[:,:k].argmin(1)]
-    return region(W)
+    return classify_region(W)
 
 ks = range(1, size['restarts']+1)
-against = {'three solutions': lambda found: agrees(config, found),
+against = {'three solutions': lambda found: agrees_with_theory(config, found),
            'exact optimum': lambda found: found==truth.region.to_numpy()}
 plot_curves(list(ks), {name: [wilson(int(f(first(k)).sum()), n) for k in ks]
                        for name,f in against.items()}, 'starts', 'share of the map')
@@ -129,7 +129,7 @@ plot_curves(list(ks), {name: [wilson(int(f(first(k)).sum()), n) for k in ks]
 #| label: fig-exact
 #| fig-cap: Prediction and exact optimum; the line is where the antipodal pair ties with dropping a feature
 r = logspace(.1, 1, 30)
-tie = np.r_[r,1/r[::-1]],np.r_[boundary_density(r),boundary_density(r)[::-1]]
+tie = np.r_[r,1/r[::-1]],np.r_[antipodal_boundary_density(r),antipodal_boundary_density(r)[::-1]]
 plot_phases({'three solutions': said, 'exact optimum': truth},
             {'tie of the simple solutions': tie}, 'importance r of the second feature')
 
@@ -150,7 +150,7 @@ def shorter(p, r):
     p,r = np.broadcast_arrays(p, r[:,None])
     imp = torch.tensor(np.stack([np.ones(p.size),r.ravel()], 1))
     c = ToyConfig(2, 1, p.size, density=torch.tensor(p.ravel())[:,None], importance=imp)
-    fit = optima(c, starts=from_these)
+    fit = exact_optima(c, starts=from_these)
     return fit.best()['W'].norm(dim=-1).amin(-1).view(p.shape).numpy()
 
 def steepest(p, length):
@@ -175,7 +175,7 @@ plot_curves(coarse[0], {f'r = {r:g}': l for r,l in zip(ratios, length)}, 'densit
 
 # %%
 where = (low+high)/2
-tie_at = boundary_density(ratios)
+tie_at = antipodal_boundary_density(ratios)
 pd.DataFrame(dict(importance=ratios, exact=where, tie=tie_at, later=where/tie_at-1,
                   step=step, closer=closer)).round(4)
 
@@ -189,7 +189,7 @@ pd.DataFrame(dict(importance=ratios, exact=where, tie=tie_at, later=where/tie_at
 # principal component that the simple solutions put there, though only just:
 
 # %%
-dense = optima(ToyConfig(2, 1, density=1.), starts=starts)
+dense = exact_optima(ToyConfig(2, 1, density=1.), starts=starts)
 gain = 1 - 12*dense.loss.min().item()
 assert 0 < gain < .002
 dense.best()['W'][0,:,0], dense.best()['b'][0], round(gain, 5)
@@ -209,11 +209,11 @@ settings = {'base': {}, "the public notebook's": notebook,
             'constant rate': dict(schedule='constant'), 'no weight decay': dict(weight_decay=0.),
             'weight decay 0.1': dict(weight_decay=.1), 'starts of 0.1': dict(init=.1),
             'starts of 2': dict(init=2.)}
-small = grid(2, 1, *few)
+small = phase_grid(2, 1, *few)
 def tried(kw):
-    kw = dict(base | kw); c = grid(2, 1, *few, init=kw.pop('init', 'xavier'))
-    s = best_of(c, size['starts'], seed, device=device, **kw)
-    share = lambda W: agrees(small, region(W))
+    kw = dict(base | kw); c = phase_grid(2, 1, *few, init=kw.pop('init', 'xavier'))
+    s = train_restarts(c, size['starts'], seed, device=device, **kw)
+    share = lambda W: agrees_with_theory(small, classify_region(W))
     return dict(best=wilson(int(share(s.best()['W']).sum()), len(s.loss)),
                 single=share(s.params['W']).mean())
 
@@ -234,7 +234,7 @@ pd.DataFrame({k: tried(v) for k,v in settings.items()}).T.map(
 rs = logspace(.1, 1, 25)
 imp = torch.tensor(np.stack([np.ones_like(rs),rs], 1))
 both = torch.cat([starts, starts.abs(), torch.full((1,2,1), .7)])
-bare = optima(ToyConfig(2, 1, len(rs), density=.9, importance=imp, bias=False), starts=both)
+bare = exact_optima(ToyConfig(2, 1, len(rs), density=.9, importance=imp, bias=False), starts=both)
 W = bare.best()['W'][...,0]; W = W*W[:,:1].sign()
 
 # %%
@@ -244,7 +244,7 @@ plot_curves(rs, {'first weight': W[:,0], 'second weight': W[:,1]},
             'importance r of the second feature', 'weight', logx=True, levels={'1/√2': .5**.5})
 
 # %%
-one = optima(ToyConfig(2, 1, density=.9, importance=[1,.8], bias=False), starts=both)
+one = exact_optima(ToyConfig(2, 1, density=.9, importance=[1,.8], bias=False), starts=both)
 confused = one.best()['W'][0,:,0]
 apart = (confused.abs()-.5**.5).abs().max().item()
 assert confused.prod()>0

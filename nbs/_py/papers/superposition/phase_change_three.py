@@ -25,10 +25,10 @@ from moral_sc.foundation.statistics import wilson
 from moral_sc.lab.claims import record
 from moral_sc.superposition.maps import plot_phases
 from moral_sc.superposition.plots import plot_curves
-from moral_sc.superposition.phase_diagram import (agrees, describe, families, grid, logspace,
-                                           optima, phase_diagram, predict, simple_losses,
+from moral_sc.superposition.phase_diagram import (agrees_with_theory, describe_grid, families, phase_grid, logspace,
+                                           exact_optima, phase_diagram, predict_grid, simple_solution_losses,
                                            triangle)
-from moral_sc.superposition.theory import boundary_density
+from moral_sc.superposition.theory import antipodal_boundary_density
 began = perf_counter()
 
 # %%
@@ -59,8 +59,8 @@ importance = logspace(.1, 10, size['points'])
 table,sweep = phase_diagram(3, 2, density, importance, size['restarts'], seed,
                             device=device, **size['train'])
 config = sweep.config
-said = predict(config)
-single = describe(config, sweep.params['W'][:,0])
+said = predict_grid(config)
+single = describe_grid(config, sweep.params['W'][:,0])
 sweep
 
 # %%
@@ -71,7 +71,7 @@ plot_phases({'four solutions': said, 'best run': table, 'single run': single})
 # %%
 n = len(said)
 clear = (said.margin>.2).to_numpy()
-agree = {k: agrees(config, t.region) for k,t in dict(best=table, single=single).items()}
+agree = {k: agrees_with_theory(config, t.region) for k,t in dict(best=table, single=single).items()}
 pd.DataFrame({k: dict(all=str(wilson(int(a.sum()), n)), margin_over_20_percent=str(wilson(
     int(a[clear].sum()), int(clear.sum()))), strict=str(wilson(int((dict(best=table, single=single)[
     k].region==said.region).sum()), n))) for k,a in agree.items()}).T
@@ -88,8 +88,8 @@ pd.DataFrame({k: dict(all=str(wilson(int(a.sum()), n)), margin_over_20_percent=s
 # everywhere to the best of the four:
 
 # %%
-four,_ = simple_losses(config)
-unit,_ = simple_losses(config, {'triangle': triangle})
+four,_ = simple_solution_losses(config)
+unit,_ = simple_solution_losses(config, {'triangle': triangle})
 ratio = unit[:,0]/four.amin(1)
 assert ratio.min() > 1
 ratio.min().item()
@@ -103,11 +103,11 @@ ratio.min().item()
 # %%
 begin = torch.tensor([*families[3,2].values(), triangle], dtype=torch.float64)
 p = np.linspace(.1, 1, 19)
-equal = grid(3, 2, p, [1.])
-free = {k: optima(equal, starts=begin[i]).loss.amin(1)
+equal = phase_grid(3, 2, p, [1.])
+free = {k: exact_optima(equal, starts=begin[i]).loss.amin(1)
         for k,i in {'four solutions, freed': slice(0,4), 'triangle, freed': slice(4,5)}.items()}
-fixed = {'triangle of unit weights': simple_losses(equal, {'triangle': triangle})[0][:,0]}
-relative = {k: (v/simple_losses(equal)[0].amin(1)).numpy() for k,v in (fixed | free).items()}
+fixed = {'triangle of unit weights': simple_solution_losses(equal, {'triangle': triangle})[0][:,0]}
+relative = {k: (v/simple_solution_losses(equal)[0].amin(1)).numpy() for k,v in (fixed | free).items()}
 
 # %%
 #| label: fig-triangle
@@ -130,8 +130,8 @@ def is_triangle(W):
 
 rs = logspace(.7, 1/.7, size['lens'])
 ps = np.array([.5,.6,.7,.8,.9,1.])
-lens = grid(3, 2, ps, rs)
-best = optima(lens, starts=begin, jitter=.05, seed=seed)
+lens = phase_grid(3, 2, ps, rs)
+best = exact_optima(lens, starts=begin, jitter=.05, seed=seed)
 inside = is_triangle(best.best()['W']).reshape(len(ps), -1)
 assert inside.any()
 ends = [(rs[i].min(), rs[i].max()) if i.any() else (np.nan, np.nan) for i in inside]
@@ -152,17 +152,17 @@ pd.DataFrame(dict(density=config.densities[middle,0], triangle=is_triangle(W),
 # ## The exact map
 
 # %%
-coarse = grid(3, 2, logspace(1, .01, size['exact']), logspace(.1, 10, size['exact']))
-best = optima(coarse, starts=begin, jitter=.05, seed=seed)
-truth = describe(coarse, best.best()['W'], best.loss.amin(1))
-simple = predict(coarse)
+coarse = phase_grid(3, 2, logspace(1, .01, size['exact']), logspace(.1, 10, size['exact']))
+best = exact_optima(coarse, starts=begin, jitter=.05, seed=seed)
+truth = describe_grid(coarse, best.best()['W'], best.loss.amin(1))
+simple = predict_grid(coarse)
 
 # %%
 #| label: fig-exact
 #| fig-cap: The last feature in the four simple solutions and in the exact optimum; the line is where antipodes tie with dropping it
 r = logspace(.1, 1, 20)
 plot_phases({'four solutions': simple, 'exact optimum': truth},
-            {'tie of the simple solutions': (r, boundary_density(r))})
+            {'tie of the simple solutions': (r, antipodal_boundary_density(r))})
 
 # %%
 assert (truth.loss <= simple.loss*(1+1e-6)).all()

@@ -28,11 +28,11 @@ from moral_sc.superposition import (ToyConfig, train, feature_dimensionality, fi
 from moral_sc.superposition.dimensionality import dimensionality_sweep
 from moral_sc.superposition.geometry import (antiprism, compounds, polygon, polytopes, simplex,
                                              tegum)
-from moral_sc.superposition.feature_graphs import overall
+from moral_sc.superposition.feature_graphs import overall_shape
 from moral_sc.superposition.fourier_loss import population_loss
 from moral_sc.superposition.plots import plot_curves
-from moral_sc.superposition.shapes import plot_solids
-from moral_sc.superposition.polytope_gain import staircase
+from moral_sc.superposition.shapes import plot_shapes_3d
+from moral_sc.superposition.polytope_gain import polytope_gain
 began = perf_counter()
 
 # %%
@@ -70,7 +70,7 @@ solids = {'tetrahedron': simplex(3), 'octahedron': tegum(*[polygon(2)]*3),
 # %%
 #| label: fig-solids
 #| fig-cap: Six arrangements of features in three dimensions; drag to turn
-plot_solids(list(solids.values()), list(solids))
+plot_shapes_3d(list(solids.values()), list(solids))
 
 # %%
 stated = dict(digon=1/2, triangle=2/3, tetrahedron=3/4, pentagon=2/5, antiprism=3/8)
@@ -158,7 +158,7 @@ assert all(winner[p]=='square pyramid' for p in middle)
 #| fig-cap: Exact gain of simplices for each dimension over one feature a dimension, in per cent
 p = np.linspace(.97, .65, 17)
 some = {k: polytopes[k] for k in ('digon','triangle','tetrahedron','simplex4')}
-gain = 100*(staircase(p, some)-1)
+gain = 100*(polytope_gain(p, some)-1)
 plot_curves(p, {k: gain[k].tolist() for k in some}, 'density p', 'gain (%)', logy=True)
 
 # %%
@@ -195,7 +195,7 @@ def shapes(rate, p, n=12, schedule='cosine'):
                 device=device)
     W = run.W.cpu()
     b = run.b.cpu()
-    return [overall(w, tolerance=.03) for w in W],population_loss(config, W, b, terms=128)
+    return [overall_shape(w, tolerance=.03) for w in W],population_loss(config, W, b, terms=128)
 
 hunt = {(rate,p): shapes(rate, p) for rate in size['rates'] for p in (.85,.8,.75)}
 kept = pd.Series({k: str(wilson(names.count('tetrahedron'), len(names)))
@@ -250,8 +250,8 @@ for q in (.85,.8,.75):
     i = int(hunt[rate,q][1].argmin())
     W = train(config, size['steps'], size['batch'], seed, lr=rate, schedule='cosine',
               instances=[i]).W[0]
-    best[f'p = {q}: {overall(W, tolerance=.03)}'] = W.cpu()
-plot_solids(list(best.values()), list(best))
+    best[f'p = {q}: {overall_shape(W, tolerance=.03)}'] = W.cpu()
+plot_shapes_3d(list(best.values()), list(best))
 
 # %% [markdown]
 # What this does not show: that the paper's own tetrahedra come from such a training, whose settings are

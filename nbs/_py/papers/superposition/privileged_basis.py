@@ -22,9 +22,9 @@ import numpy as np, pandas as pd, torch
 from time import perf_counter
 from moral_sc.foundation.statistics import cluster_bootstrap
 from moral_sc.lab.claims import record
-from moral_sc.superposition import ToyConfig, best_of, train
-from moral_sc.superposition.features import sampler
-from moral_sc.superposition.neurons import excites, kinds, leading_share, plot_stacks
+from moral_sc.superposition import ToyConfig, train_restarts, train
+from moral_sc.superposition.features import Sampler
+from moral_sc.superposition.neurons import excited_neurons, count_neurons, leading_share, plot_weight_stacks
 from moral_sc.superposition.plots import plot_curves
 began = perf_counter()
 
@@ -59,7 +59,7 @@ density = [.6,.3,.15,.12,.07,.04]
 importance = [.75**i for i in range(10)]
 config = ToyConfig(10, 5, len(density), density=torch.tensor(density)[:,None],
                    importance=importance, hidden='relu')
-sweep = best_of(config, size['models'], seed=seed, device=device, steps=size['steps'], lr=5e-3,
+sweep = train_restarts(config, size['models'], seed=seed, device=device, steps=size['steps'], lr=5e-3,
                 schedule='linear')
 best = sweep.best()['W']
 sweep
@@ -70,7 +70,7 @@ sweep
 
 # %%
 paper = [(5,0,0),(3,2,3),(2,3,5),(1,4,6),(0,5,8),(0,5,10)] # dedicated, shared, features in shared
-found = [kinds(w) for w in best]
+found = [count_neurons(w) for w in best]
 table = pd.DataFrame(found, index=pd.Index(density, name='density'))
 table['paper'] = [f'{a} dedicated, {c} in {b}' if b else f'{a} dedicated' for a,b,c in paper]
 table
@@ -78,14 +78,14 @@ table
 # %%
 #| label: fig-neurons
 #| fig-cap: Input weights of the five neurons of the best model at each density, as stacks; a neuron with one piece serves one feature
-plot_stacks(list(best), [f'density {p:g}' for p in density], height=880)
+plot_weight_stacks(list(best), [f'density {p:g}' for p in density], height=880)
 
 # %% [markdown]
 # At the last density the code is combinatorial: a feature is a set of neurons. Two features may
 # share a neuron, but not both of theirs.
 
 # %%
-codes = [tuple(torch.where(c)[0].tolist()) for c in excites(best[-1])]
+codes = [tuple(torch.where(c)[0].tolist()) for c in excited_neurons(best[-1])]
 pairs = len({c for c in codes if len(c)==2})
 pd.DataFrame(dict(feature=range(10), neurons=[str(c) for c in codes])).T
 
@@ -131,7 +131,7 @@ share
 biased = train(ToyConfig(10, 5, size['extra'], density=.1, importance=importance, hidden='relu',
                          hidden_bias=True), seed=seed, device=device, steps=2*size['steps'], lr=5e-3,
                schedule='linear')
-x = sampler(biased.config.densities, range(size['extra']), 4096, seed=seed+10**6)(0)
+x = Sampler(biased.config.densities, range(size['extra']), 4096, seed=seed+10**6)(0)
 pre = torch.bmm(x, biased.W.cpu()) + biased.c.cpu()[:,None]
 positive = (pre>0).double().mean((1,2))
 share = leading_share(biased.W.cpu()).mean(-1)

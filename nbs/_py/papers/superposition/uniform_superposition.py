@@ -26,8 +26,8 @@ from moral_sc.superposition.dimensionality import LEVELS, dimensionality_sweep, 
 from moral_sc.superposition.geometry import leverage, polytopes
 from moral_sc.superposition.feature_graphs import recognise
 from moral_sc.superposition.plots import plot_curves
-from moral_sc.superposition.shapes import plot_graphs, plot_shares
-from moral_sc.superposition.polytope_gain import staircase
+from moral_sc.superposition.shapes import plot_feature_graphs, plot_dimensionality
+from moral_sc.superposition.polytope_gain import polytope_gain
 began = perf_counter()
 
 # %%
@@ -67,7 +67,7 @@ table[['d_star','stored','total']].round(3)
 # %%
 #| label: fig-shares
 #| fig-cap: Share of a dimension of every stored feature, and the curve of D*, against sparsity; dotted lines are the levels of polytopes
-plot_shares(sweep)
+plot_dimensionality(sweep)
 
 # %% [markdown]
 # Between densities of about 0.5 and 0.28 hardly a feature leaves the line 1/2, and $D^*$ rests there.
@@ -128,7 +128,7 @@ pd.Series({'mean gap, trained': gap.mean().item(), 'largest gap, trained': gap.m
 #| label: fig-graphs
 #| fig-cap: Feature graphs at four densities; a component is a group of features that share dimensions, colour is the share of a dimension
 show = [min(size['density'], key=lambda q: abs(q-p)) for p in (.65,.35,.22,.18)]
-plot_graphs([sweep.W[size['density'].index(p),0] for p in show], [f'p = {p}' for p in show])
+plot_feature_graphs([sweep.W[size['density'].index(p),0] for p in show], [f'p = {p}' for p in show])
 
 # %%
 shapes = {p: recognise(w) for p,w in zip(size['density'], sweep.W[:,0])}
@@ -163,7 +163,7 @@ pd.DataFrame([r for r in rest if r['spread']<.012]).round(3)
 
 # %%
 offers = {k: polytopes[k] for k in LEVELS}
-gain = staircase([p for p in size['density'] if p<1], offers)
+gain = polytope_gain([p for p in size['density'] if p<1], offers)
 
 # %%
 #| label: fig-staircase

@@ -70,7 +70,7 @@ list(runs.values())
 # hidden layer it is the population loss without sampling noise; for neurons, a held-out mean.
 
 # %%
-from moral_sc.superposition.phase_diagram import held_out
+from moral_sc.superposition.phase_diagram import held_out_loss
 from dataclasses import replace
 
 def measure(run):
@@ -79,7 +79,7 @@ def measure(run):
     params = {k: t.cpu() for k,t in run.params.items()}
     if c.hidden=='linear':
         loss = population_loss(c, W, params['b'])
-    else: loss = held_out(c, params, run.instances, same=1).double()
+    else: loss = held_out_loss(c, params, run.instances, period=1).double()
     on = represented(W)
     own = (feature_dimensionality(W)*on).sum(-1)/on.sum(-1).clamp(min=1)
     return {k: v.view(len(penalty), S) for k,v in dict(loss=loss,

@@ -25,20 +25,20 @@ from numba.extending import intrinsic
 from pathlib import Path
 from zlib import crc32
 from moral_sc.superposition.engines import codegen as steps, simd as lanes
-from moral_sc.superposition.engines.cuda_graphs import stretches
+from moral_sc.superposition.engines.cuda_graphs import step_chunks
 from moral_sc.superposition.features import _mix64
-from moral_sc.superposition.engines.simd import Index, floats_of, loop, n_lanes, spread, sqrt
+from moral_sc.superposition.engines.simd import Integer, array_memory, loop, n_lanes, broadcast_scalar, sqrt
 from moral_sc.superposition.model import ToyConfig
 from moral_sc.superposition.engines.codegen import Plan, gradient
-from moral_sc.superposition.training import check_finite, keep_loss
+from moral_sc.superposition.training import check_finite, append_loss
 
 # %%
 #| hide
 import time
 from fastcore.test import *
 from moral_sc.superposition.exact_loss import exact_loss
-from moral_sc.superposition.model import start
-from moral_sc.superposition.training import Run, adamw, train
+from moral_sc.superposition.model import initial_weights
+from moral_sc.superposition.training import ToyRun, adamw_update, train
 torch.set_num_threads(1)
 
 
@@ -57,12 +57,12 @@ torch.set_num_threads(1)
 # %%
 #| export
 @intrinsic
-def update(typing, theta, grad, mean, square, rate, keep, root):
+def adamw_arrays(typing, theta, grad, mean, square, rate, keep, root):
     "AdamW on flat arrays; rate with its correction, 1 - rate·decay, 1/correction of the root"
     def code(context, b, sig, args):
-        arrays = [floats_of(context, b, t, v) for t,v in zip(sig.args[:4], args[:4])]
+        arrays = [array_memory(context, b, t, v) for t,v in zip(sig.args[:4], args[:4])]
         count = context.make_array(sig.args[0])(context, b, args[0]).nitems
-        _adamw(b, Index(b, count), *arrays, *(spread(b, v) for v in args[4:]))
+        _adamw(b, Integer(b, count), *arrays, *(broadcast_scalar(b, v) for v in args[4:]))
         return context.get_dummy_value()
     return types.void(theta, grad, mean, square, *[types.float32]*3),code
 
@@ -80,11 +80,11 @@ def _adamw(b, count, theta, grad, mean, square, rate, keep, root):
 # %%
 @njit
 def once(theta, grad, mean, square, rate, keep, root):
-    update(theta, grad, mean, square, rate, keep, root)
+    adamw_arrays(theta, grad, mean, square, rate, keep, root)
 
 p,g,m,v = (torch.rand(32) for _ in range(4))
 ours = [t.numpy().copy() for t in (p,g,m,v)]
-adamw(p, g, (m,v), 3, lr=.01)
+adamw_update(p, g, (m,v), 3, lr=.01)
 f = np.float32
 once(*ours, f(.01/(1-.9**3)), f(1-.01*.01), f((1-.999**3)**-.5))
 test_close(ours[0], p.numpy(), eps=1e-6); test_close(ours[3], v.numpy(), eps=1e-7)
@@ -110,7 +110,7 @@ def _mix(z):
     return z ^ (z >> _31)
 
 @njit(nogil=True, cache=True)
-def advance(
+def train_models(
     plan, first,   # Number of the first step
     roots, finite, # [stream, instance]; whether every step has the data of step 0
     theta, mean, square, tables, # [instance, ...]
@@ -134,7 +134,7 @@ def advance(
                 break
             if slots[t]>=0: losses[j,slots[t]] = loss
             rate = lr[j]*now[t,0]
-            update(theta[j], grad, mean[j], square[j], np.float32(rate/now[t,1]),
+            adamw_arrays(theta[j], grad, mean[j], square[j], np.float32(rate/now[t,1]),
                    np.float32(1)-rate*decay[j], np.float32(1)/now[t,2])
 
 
@@ -148,7 +148,7 @@ def advance(
 #| export
 _edition = crc32(b''.join(Path(m.__file__).read_bytes() for m in (lanes,steps)))
 
-def plan_of(config:ToyConfig, rows:int)->Plan:
+def make_plan(config:ToyConfig, rows:int)->Plan:
     "What the kernel of a config has to know"
     c = config
     sets = 'anticorrelated' if config.features=='one-hot' else config.features
@@ -163,7 +163,7 @@ def roots(seed, instances, streams=(0,2))->np.ndarray:
         z = _mix64((z + _g) ^ _mix64(part + _1))
     return z
 
-def tables(density, importance, plan, rows)->np.ndarray:
+def feature_tables(density, importance, plan, rows)->np.ndarray:
     "Threshold, scale and weight of each feature, [instance, 3·feature]"
     p = density.float().double().numpy()
     t = np.zeros((len(p),3,plan.padded), np.float32)
@@ -173,7 +173,7 @@ def tables(density, importance, plan, rows)->np.ndarray:
 
 
 # %%
-[plan_of(ToyConfig(features='one-hot'), 100)]
+[make_plan(ToyConfig(features='one-hot'), 100)]
 
 
 # %% [markdown]
@@ -182,7 +182,7 @@ def tables(density, importance, plan, rows)->np.ndarray:
 # %%
 #| export
 @lru_cache
-def places(plan)->dict:
+def param_indices(plan)->dict:
     "Indices of each parameter among a model's numbers"
     at = plan.read.places()
     found = dict(b=at[:,-1], **{'W' if plan.tied else 'V': at[:,:-1]})
@@ -192,16 +192,16 @@ def places(plan)->dict:
 
 
 # %%
-places(Plan(3, 1))
+param_indices(Plan(3, 1))
 
 
 # %% [markdown]
-# A `Block` is a part of a run's models in the order of the tiles. It exists while its models are
+# A `ModelBlock` is a part of a run's models in the order of the tiles. It exists while its models are
 # trained: a million models need memory for their results and a few blocks.
 
 # %%
 #| export
-class Block:
+class ModelBlock:
     "Some models of a run, ready for `advance`"
     def __init__(self, run, plan, batch, part, lr, decay, known):
         ids = run.instances[part]
@@ -211,14 +211,14 @@ class Block:
         self.part = part
         self.rows = rows
         self.finite = batch.finite
-        self.places = places(plan)
+        self.places = param_indices(plan)
         self.flat = [np.zeros((len(ids),plan.size), np.float32) for _ in range(3)]
         for flat,k,t in self.parts(): flat[:,self.places[k]] = t[part].numpy()
         own = lambda x: np.broadcast_to(np.asarray(x, np.float32), len(run.W))[part].copy()
         density,importance,l1 = (t[ids] for t in known)
         self.rates = own(lr),own(decay),(l1/(rows*plan.n)).float().numpy()
         self.roots = roots(batch.seed, ids)
-        self.tables = tables(density, importance, plan, rows)
+        self.tables = feature_tables(density, importance, plan, rows)
 
     def parts(self):
         for k in self.places:
@@ -226,7 +226,7 @@ class Block:
 
     def train(self, first, now, slots, losses, bad):
         work = np.empty(self.plan.work+n_lanes, np.float32)
-        advance(self.plan, first, self.roots, self.finite, *self.flat, self.tables, work,
+        train_models(self.plan, first, self.roots, self.finite, *self.flat, self.tables, work,
                 *self.rates, now, slots, self.rows, losses[self.part], bad[self.part])
         for flat,k,t in self.parts(): t[self.part] = torch.from_numpy(flat[:,self.places[k]])
 
@@ -239,11 +239,11 @@ class Block:
 
 # %%
 #| export
-def threads():
+def thread_count():
     "As many as torch uses, and `NUMBA_NUM_THREADS` allows"
     return min(torch.get_num_threads(), int(os.environ.get('NUMBA_NUM_THREADS') or 1024))
 
-def _now(run, first, end, schedule):
+def _schedule_table(run, first, end, schedule):
     s = np.arange(first, end)
     factor = [schedule(t/run.steps) for t in s.tolist()]
     return np.stack([factor, 1-.9**(s+1), (1-.999**(s+1))**.5], 1).astype(np.float32)
@@ -252,30 +252,30 @@ def numba_engine(run, to:int, batch, lr, decay, schedule, log:set, snap:set):
     "Train each model in one core; arguments as in `eager`"
     c = run.config
     I = len(run.W)
-    count = threads()
-    plan = plan_of(c, batch.batch_size)
+    count = thread_count()
+    plan = make_plan(c, batch.batch_size)
     known = (c.densities,c.importances,c.per_instance('l1'))
     cuts = np.linspace(0, I, min(I, max(8*count, -(-I//4096)))+1).astype(int)
     parts = [slice(a,z) for a,z in zip(cuts, cuts[1:])]
     with ThreadPoolExecutor(count) as pool:
-        for first,end in stretches(run.step, to, snap, 8192):
+        for first,end in step_chunks(run.step, to, snap, 8192):
             logged = sorted(s for s in log if first<=s<end)
             slots = np.full(end-first, -1)
             slots[[s-first for s in logged]] = range(len(logged))
             losses = np.empty((I,len(logged)), np.float32)
             bad = np.full(I, end)
-            now = _now(run, first, end, schedule)
-            def one(part): Block(run, plan, batch, part, lr, decay, known).train(
+            now = _schedule_table(run, first, end, schedule)
+            def one(part): ModelBlock(run, plan, batch, part, lr, decay, known).train(
                 first, now, slots, losses, bad)
             list(map(one, parts) if count==1 else pool.map(one, parts))
-            book(run, end, logged, torch.from_numpy(losses), torch.from_numpy(bad))
+            record_losses(run, end, logged, torch.from_numpy(losses), torch.from_numpy(bad))
             if end in snap: run.snapshots[end] = run.W.clone()
 
-def book(run, end, logged, losses, bad):
+def record_losses(run, end, logged, losses, bad):
     "Keep what was logged before the first step that went wrong, and stop there if one did"
     worst = int(bad.min())
     for s,loss in zip(logged, losses.T):
-        if s<worst: keep_loss(run, s, loss)
+        if s<worst: append_loss(run, s, loss)
     check_finite(run, min(worst, end-1), torch.where(bad==worst, torch.nan, 1.) if worst<end
                  else torch.ones(len(run.W)))
     run.step = end
@@ -286,7 +286,7 @@ def book(run, end, logged, losses, bad):
 
 # %%
 #| export
-def serves(config:ToyConfig, device='cpu'):
+def numba_limitation(config:ToyConfig, device='cpu'):
     "None, or in one sentence why this engine cannot train `config` on `device`"
     if torch.device(device).type!='cpu': return 'engine numba runs on a CPU: leave device at cpu.'
     for k in 'activation','hidden':
@@ -297,8 +297,8 @@ def serves(config:ToyConfig, device='cpu'):
 
 
 # %%
-test_eq(serves(ToyConfig(100, 40, tied=False, hidden='relu', target='abs', signed=True)), None)
-serves(ToyConfig(activation='gelu')), serves(ToyConfig(attack=.1))
+test_eq(numba_limitation(ToyConfig(100, 40, tied=False, hidden='relu', target='abs', signed=True)), None)
+numba_limitation(ToyConfig(activation='gelu')), numba_limitation(ToyConfig(attack=.1))
 
 
 # %% [markdown]
@@ -347,7 +347,7 @@ others
 # %%
 cfg = ToyConfig(5, 2, density=.3, importance=[1,.8,.6,.4,.2])
 still = train(cfg, steps=200, batch_size=20_000, lr=0., engine='numba')
-W,b = (t.double().requires_grad_() for t in start(cfg))
+W,b = (t.double().requires_grad_() for t in initial_weights(cfg))
 loss = exact_loss(W, b, cfg.density, cfg.importance)
 slope = torch.autograd.grad(loss.sum()/5, W)[0]
 seen = still.moments['W'][0]/(1-.9**200)

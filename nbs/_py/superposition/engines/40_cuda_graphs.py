@@ -20,9 +20,9 @@ import os, shutil, sysconfig, torch
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
-from moral_sc.superposition.features import keys, sampler, uniform
+from moral_sc.superposition.features import keys, Sampler, uniform
 from moral_sc.superposition.model import ToyConfig, targets
-from moral_sc.superposition.training import (Run, adversarial_inputs, check_finite, keep_loss,
+from moral_sc.superposition.training import (ToyRun, adversarial_inputs, check_finite, append_loss,
                                              objective)
 
 # %%
@@ -50,7 +50,7 @@ torch.set_num_threads(1)
 
 # %%
 #| export
-def stretches(
+def step_chunks(
     first:int, to:int, # Steps to do: first, ..., to-1
     snap,              # Numbers of updates after which to stop for a snapshot
     size=1024,         # No stretch is longer
@@ -60,8 +60,8 @@ def stretches(
     cuts = [c for a,b in zip(marks, marks[1:]) for c in range(a, b, size)] + [to]
     return list(zip(cuts, cuts[1:]))
 
-def factors(
-    run:Run, first:int, end:int,
+def step_factors(
+    run:ToyRun, first:int, end:int,
     schedule,        # Fraction of the run -> factor
 )->torch.Tensor:     # [step, 3], float32
     "Factor of the rate, and AdamW's corrections of the two running means"
@@ -71,11 +71,11 @@ def factors(
 
 
 # %%
-stretches(0, 3000, {500})
+step_chunks(0, 3000, {500})
 
 # %%
-plan = Run(None, [0], {}, steps=3000)
-factors(plan, 0, 3, lambda t: 1-t)
+plan = ToyRun(None, [0], {}, steps=3000)
+step_factors(plan, 0, 3, lambda t: 1-t)
 
 
 # %% [markdown]
@@ -94,14 +94,14 @@ def _draw(batch, data, ks):
     x = torch.where(on, 2*size-1 if batch.signed else size, 0.)
     return x/x.norm(dim=-1, keepdim=True).clamp(min=1e-12) if batch.unit else x
 
-def _aims(key, rows, n): return (uniform(key, rows, 1)[...,0]*n).long().clamp(max=n-1)
+def _attack_targets(key, rows, n): return (uniform(key, rows, 1)[...,0]*n).long().clamp(max=n-1)
 
 def _loss(params, config, x, imp, l1, wanted):
     each = objective(config, params, x, imp, l1, wanted)
     return each.sum()/config.n_features, each
 
-def step(
-    config:ToyConfig, batch:sampler,
+def training_step(
+    config:ToyConfig, batch:Sampler,
     data,      # Finite data, [instance, batch, feature], or None
     params, moments, # As in `Run`, changed in place
     ks,        # Keys of data, gates and aims, [3, instance, 2]
@@ -112,7 +112,7 @@ def step(
     imp,l1,attack,lr,decay = fixed
     x = _draw(batch, data, ks); wanted = targets[config.target](x)
     if attack is not None:
-        x = adversarial_inputs(config, params, x, attack, _aims(ks[2], x.shape[1], x.shape[2]))
+        x = adversarial_inputs(config, params, x, attack, _attack_targets(ks[2], x.shape[1], x.shape[2]))
     slopes,each = torch.func.grad(_loss, has_aux=True)(params, config, x, imp, l1, wanted)
     for k,g in slopes.items():
         if k=='b' and not config.bias: continue
@@ -131,11 +131,11 @@ def step(
 toy = ToyConfig(5, 2, 3, density=.3)
 begun = train(toy, steps=2, stop=1, engine='eager', batch_size=64)
 done = train(toy, steps=2, resume=begun, engine='eager', batch_size=64)
-draw = sampler(toy.densities, range(3), 64)
+draw = Sampler(toy.densities, range(3), 64)
 fixed = toy.importances.float(), None, None, torch.full((3,), 1e-3), torch.full((3,), .01)
 ks = torch.stack([keys(0, range(3), [1], stream)[0] for stream in (0,2,4)])
-now = factors(begun, 1, 2, lambda t: 1.)[0]
-loss = step(toy, draw, None, begun.params, begun.moments, ks, now, fixed)
+now = step_factors(begun, 1, 2, lambda t: 1.)[0]
+loss = training_step(toy, draw, None, begun.params, begun.moments, ks, now, fixed)
 test_close(begun.W, done.W, eps=1e-7); test_close(loss, done.loss[:,1], eps=1e-6)
 loss
 
@@ -149,7 +149,7 @@ loss
 
 # %%
 #| export
-def graph(
+def record_graph(
     body,   # Launches kernels, and always the same ones
     n:int,  # Calls of it to record
 ):          # Replays them
@@ -159,7 +159,7 @@ def graph(
         for _ in range(n): body()
     return kept.replay
 
-def play(
+def replay(
     players, # Pairs (how many steps, what does them), most steps first
     n:int,   # Steps to do
 ):
@@ -182,7 +182,7 @@ def _fixed(run, lr, decay):
 
 # %%
 #| export
-class _Tape:
+class _RecordedStep:
     "A compiled step, its tables and its place in them"
     def __init__(self, run, batch, fixed, size):
         self.run = run
@@ -194,7 +194,7 @@ class _Tape:
         self.now,self.loss = (torch.zeros(size, k, device=dev) for k in (3,I))
         self.at = torch.zeros(1, dtype=torch.long, device=dev)
         self.fixed = fixed
-        self.step = torch.compile(step, fullgraph=True, dynamic=False)
+        self.step = torch.compile(training_step, fullgraph=True, dynamic=False)
         self.players = self._record() if dev.type=='cuda' else [(1,self)]
 
     def __call__(self):
@@ -212,7 +212,7 @@ class _Tape:
             for _ in range(3): self.at.zero_(); self()
         torch.cuda.current_stream().wait_stream(side)
         for t,k in zip(self.state(), kept): t.copy_(k)
-        return [(n,graph(self, n)) for n in (32,1)]
+        return [(n,record_graph(self, n)) for n in (32,1)]
 
     def state(self):
         "All tensors that a step changes in place"
@@ -225,35 +225,35 @@ class _Tape:
         steps = range(first, end)
         for i,stream in enumerate((0,2,4)):
             self.ks[:end-first,i] = keys(b.seed, b.instances, steps, stream)
-        self.now[:end-first] = factors(self.run, first, end, schedule).to(self.now.device)
+        self.now[:end-first] = step_factors(self.run, first, end, schedule).to(self.now.device)
         self.at.zero_()
 
 
 # %%
 #| export
-def compiled_engine(run:Run, to:int, batch:sampler, lr, decay, schedule, log:set, snap:set):
+def compiled_engine(run:ToyRun, to:int, batch:Sampler, lr, decay, schedule, log:set, snap:set):
     "Train with the compiled step; arguments as in `eager`"
     size = max(1, min(1024, 2**21//len(run.W), to-run.step))
     with torch._dynamo.config.patch(recompile_limit=512, accumulated_recompile_limit=4096):
-        tape = _Tape(run, batch, _fixed(run, lr, decay), size)
-        for first,end in stretches(run.step, to, snap, size):
+        tape = _RecordedStep(run, batch, _fixed(run, lr, decay), size)
+        for first,end in step_chunks(run.step, to, snap, size):
             tape.fill(first, end, schedule)
-            play(tape.players, end-first)
-            settle(run, first, end, tape.loss.cpu(), log, snap)
+            replay(tape.players, end-first)
+            record_chunk(run, first, end, tape.loss.cpu(), log, snap)
 
-def settle(run, first, end, losses, log, snap):
+def record_chunk(run, first, end, losses, log, snap):
     "Book a stretch of steps; `losses` is [step, instance]"
     fine = torch.isfinite(losses).all(1)
     last = end-1 if fine.all() else first+int(fine.logical_not().nonzero()[0])
     for t in sorted(s for s in log if first<=s<=last and fine[s-first]):
-        keep_loss(run, t, losses[t-first])
+        append_loss(run, t, losses[t-first])
     check_finite(run, last, losses[last-first])
     run.step = end
     if end in snap: run.snapshots[end] = run.W.clone()
 
 
 # %% [markdown]
-# `serves` says what is missing, if anything is. On a CPU the compiler's output is C++.
+# `compiled_limitation` says what is missing, if anything is. On a CPU the compiler's output is C++.
 
 # %%
 #| export
@@ -267,13 +267,13 @@ def _missing(kind):
     if kind=='cuda':
         if find_spec('triton') is None: return 'engine compiled needs triton on a GPU: install it.'
 
-def serves(config:ToyConfig, device='cpu'):
+def compiled_limitation(config:ToyConfig, device='cpu'):
     "None, or in one sentence why this engine cannot train `config` on `device`"
     return _missing(torch.device(device).type)
 
 
 # %%
-why = serves(toy)
+why = compiled_limitation(toy)
 why or 'serves'
 
 # %% [markdown]
@@ -302,7 +302,7 @@ if not why:
 if not why:
     half = train(hard, engine='compiled', stop=50, **args)
     test_close(train(hard, engine='eager', resume=half, **args).W, eager.W, eps=1e-5)
-    run = Run(hard, [0,1], {'W': eager.W}, steps=9, logged=torch.tensor([3]),
+    run = ToyRun(hard, [0,1], {'W': eager.W}, steps=9, logged=torch.tensor([3]),
               loss=torch.ones(2,1))
     with expect_fail(contains='instance 1 is not finite at step 5 (it was at step 4)'):
-        settle(run, 4, 8, torch.tensor([[1,1],[1,torch.nan],[1,1],[1,1]]), {4,7}, set())
+        record_chunk(run, 4, 8, torch.tensor([[1,1],[1,torch.nan],[1,1],[1,1]]), {4,7}, set())

@@ -24,11 +24,11 @@ if not torch.cuda.is_available(): os.environ['TRITON_INTERPRET'] = '1'
 #| export
 import torch, triton, triton.language as tl
 import numpy as np
-from moral_sc.superposition.engines.cuda_graphs import factors, graph, play, stretches
-from moral_sc.superposition.features import sampler
+from moral_sc.superposition.engines.cuda_graphs import step_factors, record_graph, replay, step_chunks
+from moral_sc.superposition.features import Sampler
 from moral_sc.superposition.features import _mix64 as _mix
 from moral_sc.superposition.model import ToyConfig
-from moral_sc.superposition.training import Run, check_finite, keep_loss
+from moral_sc.superposition.training import ToyRun, check_finite, append_loss
 
 # %%
 #| hide
@@ -75,7 +75,7 @@ def _uniform(index, high, low):
     x = (x ^ (x >> 16)) & 0x7fffffff
     return x.to(tl.int32).to(tl.float32) * (2.**-31)
 
-def roots(batch:sampler, stream:int)->torch.Tensor: # [instance], int64
+def roots(batch:Sampler, stream:int)->torch.Tensor: # [instance], int64
     "What `keys` knows before it sees the step"
     z = np.array([batch.seed % 2**64], np.uint64)
     for part in (np.array([stream], np.uint64), np.asarray(batch.instances, np.uint64)):
@@ -150,12 +150,12 @@ test_eq(quotient, u/p)
 # %%
 #| export
 @triton.jit
-def _act(z, RELU: tl.constexpr):
+def _activation(z, RELU: tl.constexpr):
     if RELU: return tl.maximum(z, 0.)
     else: return z
 
 @triton.jit
-def _adam(th, mo, ve, g, lr, decay, table, free):
+def _adamw(th, mo, ve, g, lr, decay, table, free):
     "AdamW for the entries that are `free`; a row of `table` as in `factors`"
     rate = lr*tl.load(table)
     c1 = tl.load(table+1)
@@ -166,7 +166,7 @@ def _adam(th, mo, ve, g, lr, decay, table, free):
     return tl.where(free, new, th),mo,ve
 
 @triton.jit(do_not_specialize=['first','S','B','I'])
-def _stay(theta, mom, vel, grad, density, over, imp, roots, gates, table, slots, rates,
+def _resident_kernel(theta, mom, vel, grad, density, over, imp, roots, gates, table, slots, rates,
           decays, l1s, loss, first, S, B, I, n: tl.constexpr, m: tl.constexpr,
           OFF: tl.constexpr,
           SIZE: tl.constexpr, BS: tl.constexpr, P: tl.constexpr, SETS: tl.constexpr,
@@ -226,7 +226,7 @@ def _stay(theta, mom, vel, grad, density, over, imp, roots, gates, table, slots,
                 for j in tl.static_range(J):
                     w = tl.load(par + k*n + OFF[j] + tl.arange(0, SIZE[j]))
                     hk += tl.sum(x[j]*w[:,None], 0)
-                h = h + (_act(hk, NEURONS),)
+                h = h + (_activation(hk, NEURONS),)
             g = ()
             for j in tl.static_range(J):
                 f = OFF[j] + tl.arange(0, SIZE[j])
@@ -234,7 +234,7 @@ def _stay(theta, mom, vel, grad, density, over, imp, roots, gates, table, slots,
                 for k in tl.static_range(m):
                     z += tl.load(par + V + k*n + f)[:,None]*h[k][None,:]
                 wanted = tl.abs(x[j]) if ABS else x[j]
-                e = tl.where(live[None,:], _act(z, RELU)-wanted, 0.)
+                e = tl.where(live[None,:], _activation(z, RELU)-wanted, 0.)
                 weighed = tl.load(imp + i*n + f)[:,None]*e
                 lost += tl.sum(weighed*e, 0)
                 if RELU: weighed = tl.where(z>0, weighed, 0.)
@@ -272,7 +272,7 @@ def _stay(theta, mom, vel, grad, density, over, imp, roots, gates, table, slots,
         if slot>=0: tl.store(loss + slot*I + i, tl.sum(lost, 0)/B)
         tl.debug_barrier()
         g_all = tl.load(slope + q, mask=used, other=0.)
-        th,mo,ve = _adam(th, mo, ve, g_all, lr, decay, table + 3*s, free)
+        th,mo,ve = _adamw(th, mo, ve, g_all, lr, decay, table + 3*s, free)
         tl.store(theta + at, th)
         tl.debug_barrier()
     tl.store(mom+at, mo); tl.store(vel+at, ve)
@@ -287,30 +287,30 @@ def _stay(theta, mom, vel, grad, density, over, imp, roots, gates, table, slots,
 #| export
 _kinds = {'independent': 0, 'correlated': 1, 'anticorrelated': 2, 'one-hot': 2}
 
-def _traits(config, finite):
+def _constants(config, finite):
     "Compile-time constants of both kernels"
     c = config
     l1 = bool(config.per_instance('l1').any())
     return dict(n=c.n_features, m=c.n_hidden, SETS=c.sets, KIND=_kinds[c.features],
-                SIGNED=c.signed, FUSED=not interpreted(), RELU=c.activation=='relu',
+                SIGNED=c.signed, FUSED=not is_interpreted(), RELU=c.activation=='relu',
                 NEURONS=c.hidden=='relu', TIED=c.tied, BIAS=c.bias, HBIAS=c.hidden_bias,
                 ABS=c.target=='abs', L1=l1, UNIT=c.unit, FINITE=finite)
 
-def interpreted():
+def is_interpreted():
     "Whether Triton was told to interpret its kernels, slowly and without a GPU"
     return triton.knobs.runtime.interpret
 
-def blocks(n:int)->tuple: # Where each begins, and how long it is
+def power_of_two_blocks(n:int)->tuple: # Where each begins, and how long it is
     "Split n features into powers of two"
     size = tuple(1<<k for k in range(n.bit_length()-1, -1, -1) if n>>k & 1)
     return tuple(sum(size[:j]) for j in range(len(size))),size
 
-def pack(parts:dict)->torch.Tensor: # [instance, number of parameters]
+def pack_params(parts:dict)->torch.Tensor: # [instance, number of parameters]
     "Parameters of each model in one row: columns of W and V, then b and c"
     rows = [parts[k].mT if k in 'WV' else parts[k] for k in 'WVbc' if k in parts]
     return torch.cat([t.flatten(1) for t in rows], 1)
 
-def unpack(flat, parts):
+def unpack_params(flat, parts):
     "Write rows back to where `pack` took them from"
     at = 0
     for k in (k for k in 'WVbc' if k in parts):
@@ -320,15 +320,15 @@ def unpack(flat, parts):
 
 
 # %%
-blocks(20), blocks(7)
+power_of_two_blocks(20), power_of_two_blocks(7)
 
 # %%
 some = dict(W=torch.randn(3,5,2), b=torch.randn(3,5), V=torch.randn(3,5,2),
             c=torch.randn(3,2))
 back = {k: torch.zeros_like(t) for k,t in some.items()}
-unpack(pack(some), back)
+unpack_params(pack_params(some), back)
 for k in some: test_eq(back[k], some[k])
-pack(some).shape
+pack_params(some).shape
 
 
 # %% [markdown]
@@ -348,7 +348,7 @@ class _State:
         wide = lambda x: own(x).expand(len(run.W)).contiguous()
         self.parts = [run.params,*({k: v[i] for k,v in run.moments.items()} for i in (0,1))]
         pad = lambda t: torch.nn.functional.pad(t, (0, width-t.shape[1])).contiguous()
-        self.flat = [pad(pack(p)) for p in self.parts]
+        self.flat = [pad(pack_params(p)) for p in self.parts]
         self.density = batch.density.contiguous(); self.over = 1/self.density
         self.imp = own(c.importances[run.instances])
         self.l1 = wide(c.per_instance('l1')[run.instances])
@@ -359,15 +359,15 @@ class _State:
     def book(self, first, end, kept, losses, snap):
         "Put a stretch where the run keeps it; `losses` is [kept step, instance]"
         run = self.run
-        for flat,part in zip(self.flat, self.parts): unpack(flat, part)
+        for flat,part in zip(self.flat, self.parts): unpack_params(flat, part)
         for s,row in zip(kept, losses.cpu()):
-            check_loss(run, s, row)
-            keep_loss(run, s, row)
+            _check_loss(run, s, row)
+            append_loss(run, s, row)
         run.step = end
         check_finite(run, end-1, losses[-1] if len(kept) else run.b.new_zeros(len(run.b)))
         if end in snap: run.snapshots[end] = run.W.clone()
 
-def check_loss(run, step, loss):
+def _check_loss(run, step, loss):
     "Stop at the first logged loss that is not finite"
     if not torch.isfinite(loss).all(): check_finite(run, step, loss)
 
@@ -378,7 +378,7 @@ def _slots(first, end, log, dev):
     slots[[s-first for s in kept]] = torch.arange(len(kept), dtype=torch.int32)
     return kept,slots.to(dev)
 
-def _stays(config):
+def _fits_in_registers(config):
     "Whether a thread can hold the gradients of a whole model"
     n = config.n_features
     m = config.n_hidden
@@ -391,32 +391,32 @@ def _stays(config):
 
 # %%
 #| export
-def _shape(config, n_instances, batch_size):
+def _launch_shape(config, n_instances, batch_size):
     "Warps of a program, and samples that it works on at a time"
     warps = 1 if n_instances>=512 else 2 if n_instances>=264 else 4
     each = max(1, 8//triton.next_power_of_2(config.n_features*config.n_hidden))
     return warps,min(32*warps*each, max(16, triton.next_power_of_2(batch_size)))
 
-def _resident(run, to, batch, lr, decay, schedule, log, snap):
+def _train_resident(run, to, batch, lr, decay, schedule, log, snap):
     c = run.config
     I = len(run.W)
-    P = triton.next_power_of_2(pack(run.params).shape[1])
+    P = triton.next_power_of_2(pack_params(run.params).shape[1])
     st = _State(run, batch, lr, decay, P)
-    warps,BS = _shape(c, I, batch.batch_size)
-    off,size = blocks(c.n_features)
+    warps,BS = _launch_shape(c, I, batch.batch_size)
+    off,size = power_of_two_blocks(c.n_features)
     slope = torch.zeros_like(st.flat[0])
     most = min(4096, max(64, 2**27//(I*c.n_features)))
-    for first,end in stretches(run.step, to, snap, most):
+    for first,end in step_chunks(run.step, to, snap, most):
         kept,slots = _slots(first, end, log, st.dev)
         loss = torch.zeros(max(1, len(kept)), I, device=st.dev)
-        table = factors(run, first, end, schedule).to(st.dev)
-        _stay[(I,)](*st.flat, slope, st.density, st.over, st.imp, st.roots, st.gates, table,
+        table = step_factors(run, first, end, schedule).to(st.dev)
+        _resident_kernel[(I,)](*st.flat, slope, st.density, st.over, st.imp, st.roots, st.gates, table,
                     slots, st.lr, st.decay, st.l1, loss, first, end-first,
                     batch.batch_size, I, OFF=off, SIZE=size, BS=BS, P=P, num_warps=warps,
-                    **_fuse(), **_traits(c, batch.finite))
+                    **_compiler_options(), **_constants(c, batch.finite))
         st.book(first, end, kept, loss, snap)
 
-def _fuse(): return {} if interpreted() else dict(enable_fp_fusion=True)
+def _compiler_options(): return {} if is_interpreted() else dict(enable_fp_fusion=True)
 
 
 # %% [markdown]
@@ -435,7 +435,7 @@ def _fuse(): return {} if interpreted() else dict(enable_fp_fusion=True)
 # %%
 #| export
 @triton.jit
-def _rows(i, row, live, j, density, over, d_keys, g_keys, n: tl.constexpr, BN: tl.constexpr,
+def _input_tile(i, row, live, j, density, over, d_keys, g_keys, n: tl.constexpr, BN: tl.constexpr,
           SETS: tl.constexpr, KIND: tl.constexpr, SIGNED: tl.constexpr,
           FUSED: tl.constexpr):
     "A tile of inputs, [row, feature]; zero beyond the last row or feature"
@@ -445,14 +445,14 @@ def _rows(i, row, live, j, density, over, d_keys, g_keys, n: tl.constexpr, BN: t
     return tl.where(live[:,None] & (f<n)[None,:], x, 0.)
 
 @triton.jit
-def _tile(at, j, n: tl.constexpr, m: tl.constexpr, BN: tl.constexpr, M: tl.constexpr):
+def _weight_tile(at, j, n: tl.constexpr, m: tl.constexpr, BN: tl.constexpr, M: tl.constexpr):
     "Where a tile [feature, hidden] lies, and which of it exists"
     f = j + tl.arange(0, BN)
     k = tl.arange(0, M)
     return at + k[None,:]*n + f[:,None],(f<n)[:,None] & (k<m)[None,:]
 
 @triton.jit(do_not_specialize=['B'])
-def _slopes(theta, part, shares, density, over, imp, roots, gates, place, l1s, first, B,
+def _gradient_kernel(theta, part, shares, density, over, imp, roots, gates, place, l1s, first, B,
             SHARE, n: tl.constexpr, m: tl.constexpr, BS: tl.constexpr, BN: tl.constexpr,
             M: tl.constexpr, P: tl.constexpr, PREC: tl.constexpr, SETS: tl.constexpr,
             KIND: tl.constexpr, SIGNED: tl.constexpr, FUSED: tl.constexpr,
@@ -478,35 +478,35 @@ def _slopes(theta, part, shares, density, over, imp, roots, gates, place, l1s, f
         if UNIT:
             long = tl.zeros([BS], tl.float32)
             for j in range(0, n, BN):
-                x = _rows(i, row, live, j, density, over, d_keys, g_keys, n, BN, SETS, KIND,
+                x = _input_tile(i, row, live, j, density, over, d_keys, g_keys, n, BN, SETS, KIND,
                           SIGNED, FUSED)
                 long += tl.sum(x*x, 1)
             scale = tl.div_rn(scale, tl.maximum(tl.sqrt_rn(long), 1e-12))
         h = tl.zeros([BS,M], tl.float32)
         if HBIAS: h += tl.load(par + b0 + n + k, mask=k<m, other=0.)[None,:]
         for j in range(0, n, BN):
-            x = _rows(i, row, live, j, density, over, d_keys, g_keys, n, BN, SETS, KIND,
+            x = _input_tile(i, row, live, j, density, over, d_keys, g_keys, n, BN, SETS, KIND,
                       SIGNED, FUSED)*scale[:,None]
-            at,mask = _tile(par, j, n, m, BN, M)
+            at,mask = _weight_tile(par, j, n, m, BN, M)
             h = tl.dot(x, tl.load(at, mask=mask, other=0.), h, input_precision=PREC)
-        h = _act(h, NEURONS)
+        h = _activation(h, NEURONS)
         back = tl.zeros([BS,M], tl.float32)
         for j in range(0, n, BN):
             f = j + tl.arange(0, BN); real = f<n
-            x = _rows(i, row, live, j, density, over, d_keys, g_keys, n, BN, SETS, KIND,
+            x = _input_tile(i, row, live, j, density, over, d_keys, g_keys, n, BN, SETS, KIND,
                       SIGNED, FUSED)*scale[:,None]
-            at,mask = _tile(par+V, j, n, m, BN, M)
+            at,mask = _weight_tile(par+V, j, n, m, BN, M)
             v = tl.load(at, mask=mask, other=0.)
             z = tl.dot(h, tl.trans(v), input_precision=PREC)
             z += tl.load(par + b0 + f, mask=real, other=0.)[None,:]
-            e = _act(z, RELU) - (tl.abs(x) if ABS else x)
+            e = _activation(z, RELU) - (tl.abs(x) if ABS else x)
             e = tl.where(live[:,None] & real[None,:], e, 0.)
             g = tl.load(imp + i*n + f, mask=real, other=0.)[None,:]*e
             loss += tl.sum(g*e, 1)
             if RELU: g = tl.where(z>0, g, 0.)
             g = g*(2./(B*n))
             back = tl.dot(g, v, back, input_precision=PREC)
-            at,mask = _tile(to+V, j, n, m, BN, M)
+            at,mask = _weight_tile(to+V, j, n, m, BN, M)
             read = tl.dot(tl.trans(g), h, input_precision=PREC)
             gb = tl.sum(g, 0)
             if tile>0:
@@ -524,9 +524,9 @@ def _slopes(theta, part, shares, density, over, imp, roots, gates, place, l1s, f
             if tile>0: gc += tl.load(to + b0 + n + k, mask=k<m, other=0.)
             tl.store(to + b0 + n + k, gc, mask=k<m)
         for j in range(0, n, BN):
-            x = _rows(i, row, live, j, density, over, d_keys, g_keys, n, BN, SETS, KIND,
+            x = _input_tile(i, row, live, j, density, over, d_keys, g_keys, n, BN, SETS, KIND,
                       SIGNED, FUSED)*scale[:,None]
-            at,mask = _tile(to, j, n, m, BN, M)
+            at,mask = _weight_tile(to, j, n, m, BN, M)
             write = tl.dot(tl.trans(x), back, input_precision=PREC)
             if TIED: write += tl.load(at, mask=mask, other=0.)
             elif tile>0: write += tl.load(at, mask=mask, other=0.)
@@ -535,7 +535,7 @@ def _slopes(theta, part, shares, density, over, imp, roots, gates, place, l1s, f
     tl.store(shares + i*tl.num_programs(1) + share, tl.sum(loss, 0))
 
 @triton.jit(do_not_specialize=['B','I'])
-def _update(theta, mom, vel, part, shares, place, table, slots, rates, decays, losses, B, I,
+def _update_kernel(theta, mom, vel, part, shares, place, table, slots, rates, decays, losses, B, I,
             SPLIT: tl.constexpr, P: tl.constexpr, FROM: tl.constexpr, TO: tl.constexpr,
             END: tl.constexpr, BIAS: tl.constexpr, BP: tl.constexpr):
     "Add up the shares and update; b lies between FROM and TO"
@@ -549,7 +549,7 @@ def _update(theta, mom, vel, part, shares, place, table, slots, rates, decays, l
     th = tl.load(theta + at, mask=used, other=0.)
     mo = tl.load(mom + at, mask=used, other=0.)
     ve = tl.load(vel + at, mask=used, other=0.)
-    th,mo,ve = _adam(th, mo, ve, g, tl.load(rates+i), tl.load(decays+i), table + 3*s, free)
+    th,mo,ve = _adamw(th, mo, ve, g, tl.load(rates+i), tl.load(decays+i), table + 3*s, free)
     tl.store(theta + at, th, mask=used)
     tl.store(mom + at, mo, mask=used); tl.store(vel + at, ve, mask=used)
     slot = tl.load(slots+s)
@@ -574,7 +574,7 @@ def _split(n_instances, batch_size, BS):
     each = -(-tiles//split)
     return -(-tiles//each),each*BS
 
-class _Pair:
+class _TwoLaunchStep:
     "The two launches of a step, with their tables"
     def __init__(self, st, most, BS=64, BN=32):
         run,batch,c = st.run,st.batch,st.run.config
@@ -594,24 +594,24 @@ class _Pair:
         self.slots = new(most, dtype=torch.int32)
         self.losses = new(most, self.I)
         self.one = dict(BS=BS, BN=min(BN, N), M=M, P=P, PREC='tf32x3', SHARE=share,
-                        **_traits(c, batch.finite), **_fuse())
+                        **_constants(c, batch.finite), **_compiler_options())
         b0 = n*m*(2-c.tied)
         self.two = dict(SPLIT=self.split, P=P, FROM=b0, TO=b0+n, END=b0+n+m*c.hidden_bias,
-                        BIAS=c.bias, BP=1024, **_fuse())
+                        BIAS=c.bias, BP=1024, **_compiler_options())
 
     def __call__(self):
         st = self.st
-        _slopes[(self.I,self.split)](
+        _gradient_kernel[(self.I,self.split)](
             st.flat[0], self.part, self.shares, st.density, st.over, st.imp, st.roots,
             st.gates, self.place, st.l1, self.first, self.B, **self.one)
-        _update[(self.I,triton.cdiv(self.two['END'], 1024))](
+        _update_kernel[(self.I,triton.cdiv(self.two['END'], 1024))](
             *st.flat, self.part, self.shares, self.place, self.table, self.slots, st.lr,
             st.decay, self.losses, self.B, self.I, **self.two)
         self.place += 1
 
     def fill(self, first, end, schedule, slots):
         n = end-first
-        self.table[:n] = factors(self.st.run, first, end, schedule)
+        self.table[:n] = step_factors(self.st.run, first, end, schedule)
         self.slots[:n] = slots
         self.place.zero_(); self.first.fill_(first)
 
@@ -621,31 +621,31 @@ class _Pair:
         kept = [t.clone() for t in self.st.flat]
         self.table.fill_(1.); self.slots.fill_(-1); self()
         for t,k in zip(self.st.flat, kept): t.copy_(k)
-        return [(n,graph(self, n)) for n in (16,1)]
+        return [(n,record_graph(self, n)) for n in (16,1)]
 
-def _shared(run, to, batch, lr, decay, schedule, log, snap):
-    P = -(-pack(run.params).shape[1]//4)*4
+def _train_two_launches(run, to, batch, lr, decay, schedule, log, snap):
+    P = -(-pack_params(run.params).shape[1]//4)*4
     st = _State(run, batch, lr, decay, P)
     most = max(1, min(1024, 2**24//len(run.W), to-run.step))
-    pair = _Pair(st, most); players = pair.record()
-    for first,end in stretches(run.step, to, snap, most):
+    pair = _TwoLaunchStep(st, most); players = pair.record()
+    for first,end in step_chunks(run.step, to, snap, most):
         kept,slots = _slots(first, end, log, st.dev)
         pair.fill(first, end, schedule, slots)
-        play(players, end-first)
+        replay(players, end-first)
         st.book(first, end, kept, pair.losses[:len(kept)], snap)
 
 
 # %%
 #| export
-def triton_engine(run:Run, to:int, batch:sampler, lr, decay, schedule, log:set, snap:set):
+def triton_engine(run:ToyRun, to:int, batch:Sampler, lr, decay, schedule, log:set, snap:set):
     "Train with the kernels of this page; arguments as in `eager`"
-    way = _resident if _stays(run.config) else _shared
+    way = _train_resident if _fits_in_registers(run.config) else _train_two_launches
     way(run, to, batch, lr, decay, schedule, log, snap)
 
-def serves(config:ToyConfig, device='cpu'):
+def triton_limitation(config:ToyConfig, device='cpu'):
     "None, or in one sentence why this engine cannot train `config` on `device`"
     kinds = {config.activation,config.hidden} - {'relu','linear'}
-    if torch.device(device).type!='cuda' and not interpreted(): return (
+    if torch.device(device).type!='cuda' and not is_interpreted(): return (
         'engine triton needs a GPU; to try it without one, set TRITON_INTERPRET=1 before '
         'Python starts.')
     if config.n_hidden>128:
@@ -678,7 +678,7 @@ cases = dict(
     wide=ToyConfig(34, 5, hidden='relu', hidden_bias=True, tied=False, target='abs',
                    signed=True, density=.3, l1=.01))
 args = dict(steps=4, batch_size=40, log_every=2, snapshots=[3], schedule='cosine')
-dev = 'cpu' if interpreted() else 'cuda'
+dev = 'cpu' if is_interpreted() else 'cuda'
 
 def apart(config):
     "Largest difference between the parameters, and ratio of the losses, of both engines"
@@ -696,8 +696,8 @@ found
 # What these kernels cannot do they say, and `train` with engine `auto` takes the next one.
 
 # %%
-test_eq(serves(cases['twenty'], dev), None)
-[serves(ToyConfig(**kw), dev) for kw in (dict(activation='gelu'), dict(attack=.1),
+test_eq(triton_limitation(cases['twenty'], dev), None)
+[triton_limitation(ToyConfig(**kw), dev) for kw in (dict(activation='gelu'), dict(attack=.1),
                                          dict(n_features=200, n_hidden=129))]
 
 # %% [markdown]
