@@ -19,7 +19,7 @@ from ..foundation.errors import ConfigError, DataError, unknown_name_message
 from ..foundation.runs import content_key, process_rank
 from ..language.reward_head import save_model
 from ..language.models import LM
-from ..language.scoring import fits
+from ..language.scoring import check_context_length
 from ..language.training import answer_loss, fit
 
 # %% ../../nbs/constitution/24_finetuning.ipynb #836077cf
@@ -94,7 +94,7 @@ def encode_examples(
                        for r in rows])
 
 def _short(lm, examples):
-    fits(lm, [ids for ids,_ in examples])
+    check_context_length(lm, [ids for ids,_ in examples])
     return examples
 
 # %% ../../nbs/constitution/24_finetuning.ipynb #3fc31696

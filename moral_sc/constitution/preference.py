@@ -19,7 +19,7 @@ from torch.nn.functional import logsigmoid
 from .prompts import tokenize_example
 from ..foundation.errors import DataError
 from ..foundation.statistics import Estimate, cluster_bootstrap
-from ..language.reward_head import load_scores, save_scores, score_model, scores
+from ..language.reward_head import load_reward_model, save_reward_model, build_reward_model, reward_scores
 from ..language.models import LM
 from ..language.engine.batching import batches
 from ..language.training import fit
@@ -51,7 +51,7 @@ class PreferenceModel:
         rows = self._rows(prompts, answers)
         out = np.zeros(len(rows))
         for some in batches([len(r) for r in rows], max_tokens):
-            out[some] = scores(self.model, [rows[i] for i in some]).cpu().numpy()
+            out[some] = reward_scores(self.model, [rows[i] for i in some]).cpu().numpy()
         return out-self.zero
 
     def centre(self, prompts, answers):
@@ -71,14 +71,14 @@ class PreferenceModel:
         return cluster_bootstrap(right[p!=.5], [r['prompt'] for r,k in zip(rows, p!=.5) if k])
 
     def save(self, folder):
-        save_scores(self.model, self.lm.tokenizer, folder)
+        save_reward_model(self.model, self.lm.tokenizer, folder)
         (Path(folder)/'preference.json').write_text(json.dumps(dict(zero=self.zero,
                                                                     mode=self.mode)))
         return Path(folder)
 
     @classmethod
     def load(cls, folder, device='cpu'):
-        model,tok = load_scores(folder, device)
+        model,tok = load_reward_model(folder, device)
         told = Path(folder)/'preference.json'
         said = json.loads(told.read_text()) if told.is_file() else {}
         return cls(model, LM(model, tok, str(folder)), **said)
@@ -101,7 +101,7 @@ def _checked(rows, test):
 def _loss(model, examples):
     "Sum of the soft-label loss; examples hold the ids of both answers"
     n = len(examples)
-    s = scores(model, [e['both'][k] for k in (0, 1) for e in examples])
+    s = reward_scores(model, [e['both'][k] for k in (0, 1) for e in examples])
     label = torch.tensor([e['p'] for e in examples], device=s.device, dtype=s.dtype)
     weight = torch.tensor([e['weight'] for e in examples], device=s.device, dtype=s.dtype)
     d = s[:n]-s[n:]
@@ -124,7 +124,7 @@ def fit_preference(
 )->PreferenceModel:
     "Learn a score from comparisons"
     _checked(rows, test)
-    pm = PreferenceModel(score_model(lm, seed), lm, mode)
+    pm = PreferenceModel(build_reward_model(lm, seed), lm, mode)
     examples = [_example(pm, r, hard) for r in rows]
     pm.history = fit(pm.model, examples, _loss, seed=seed, epochs=epochs, batch=batch, lr=lr,
                      **kw)

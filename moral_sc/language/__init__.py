@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['aliases', 'cached', 'find_weights', 'reachable', 'LM', 'decode', 'encode', 'eos_ids', 'load', 'load_or_stub', 'pad',
            'Prompt', 'modes', 'prompt', 'render', 'next_token_logprobs', 'option_logprobs', 'option_mass',
-           'token_logprobs', 'Sample', 'sample_chains', 'follow', 'sample', 'save', 'small_lm', 'fit', 'letter_prior',
-           'lookup', 'random_model']
+           'token_logprobs', 'Sample', 'generate_multi_turn', 'append_turn', 'sample', 'save_model', 'small_lm', 'fit',
+           'letter_prior', 'lookup', 'random_model']
 
 # %% ../../nbs/language/index.ipynb #b32f68ab
 from .weights import aliases, cached, find_weights, reachable
@@ -15,12 +15,12 @@ from .models import LM, decode, encode, eos_ids, pad
 from .chat import Prompt, modes, prompt, render
 from .scoring import (next_token_logprobs, option_logprobs, option_mass,
                                        token_logprobs)
-from .generation import Sample, follow, sample
-from .multi_turn import sample_chains
-from .reward_head import save, small_lm
+from .generation import Sample, append_turn, sample
+from .multi_turn import generate_multi_turn
+from .reward_head import save_model, small_lm
 from .training import fit
 from .stub_models import letter_prior, lookup, random_model
 _all_ = ['aliases', 'cached', 'find_weights', 'reachable', 'LM', 'decode', 'encode', 'eos_ids',
          'load', 'load_or_stub', 'pad', 'Prompt', 'modes', 'prompt', 'render',
-         'next_token_logprobs', 'option_logprobs', 'option_mass', 'token_logprobs', 'Sample', 'sample_chains',
-         'follow', 'sample', 'save', 'small_lm', 'fit', 'letter_prior', 'lookup', 'random_model']
+         'next_token_logprobs', 'option_logprobs', 'option_mass', 'token_logprobs', 'Sample', 'generate_multi_turn',
+         'append_turn', 'sample', 'save_model', 'small_lm', 'fit', 'letter_prior', 'lookup', 'random_model']

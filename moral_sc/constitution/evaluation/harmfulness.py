@@ -20,7 +20,7 @@ from ..prompts import validate_prompts, check_disjoint, tokenize_example
 from ...foundation.datasets import read_jsonl
 from ...foundation.errors import ConfigError, DataError
 from ...foundation.statistics import Estimate, cluster_bootstrap
-from ...language.reward_head import load_scores, save_scores, score_model, scores
+from ...language.reward_head import load_reward_model, save_reward_model, build_reward_model, reward_scores
 from ...language.loading import load
 from ...language.models import LM
 from ...language.engine.batching import batches
@@ -81,7 +81,7 @@ class HarmfulnessModel:
         rows = [tokenize_example(self.lm, p, a, self.mode)[0] for p,a in said]
         out = np.zeros(len(rows))
         for some in batches([len(r) for r in rows], max_tokens):
-            out[some] = scores(self.model, [rows[i] for i in some]).cpu().numpy()
+            out[some] = reward_scores(self.model, [rows[i] for i in some]).cpu().numpy()
         return (out+self.zero).clip(0, MAX_RATING) if clip else out+self.zero
 
     def _both(self, rows):
@@ -100,14 +100,14 @@ class HarmfulnessModel:
         return cluster_bootstrap(v, prompts, share)
 
     def save(self, folder):
-        save_scores(self.model, self.lm.tokenizer, folder)
+        save_reward_model(self.model, self.lm.tokenizer, folder)
         told = json.dumps(dict(zero=self.zero, mode=self.mode))
         (Path(folder)/'harmfulness.json').write_text(told)
         return Path(folder)
 
     @classmethod
     def load(cls, folder, device='cpu'):
-        model,tok = load_scores(folder, device)
+        model,tok = load_reward_model(folder, device)
         told = Path(folder)/'harmfulness.json'
         if not told.is_file():
             raise DataError(f'{folder} has no harmfulness.json; save the regressor there.')
@@ -116,7 +116,7 @@ class HarmfulnessModel:
 # %% ../../../nbs/constitution/evaluation/60_harmfulness.ipynb #26ab033a
 def _loss(model, examples):
     "Sum of squared errors; examples hold ids and the rating less its mean"
-    s = scores(model, [e['ids'] for e in examples])
+    s = reward_scores(model, [e['ids'] for e in examples])
     y = torch.tensor([e['y'] for e in examples], device=s.device, dtype=s.dtype)
     return ((s-y)**2).sum(), float(len(examples)), {}
 
@@ -136,7 +136,7 @@ def fit_harmfulness(
     validate_ratings(rows)
     if test: check_disjoint(train=rows, test=validate_ratings(test, 'test'))
     mean = float(np.mean([r['rating'] for r in rows]))
-    m = HarmfulnessModel(score_model(lm, seed), lm, mode, mean)
+    m = HarmfulnessModel(build_reward_model(lm, seed), lm, mode, mean)
     head = _head(m.model)
     nn.init.zeros_(head.weight)
     m.model.requires_grad_(not head_only)

@@ -20,8 +20,8 @@ from ..principles import Principle
 from ..prompts import tokenize_example
 from ..revision import revised_answer, prompt_text, revise, round_script
 from ...foundation.errors import ConfigError, unknown_name_message
-from ...foundation.runs import process
-from ...language.reward_head import save, small_lm, word_tokenizer
+from ...foundation.runs import process_rank
+from ...language.reward_head import save_model, small_lm, word_tokenizer
 from ...language.loading import load
 from ...language.models import LM, encode
 from ...language.training import answer_loss, fit
@@ -217,7 +217,7 @@ def pretrain(
     asked = requests(32*steps, seed=seed+10**6)
     fit(lm.model, [tokenize_dialogue(lm, rng, r['text']) for r in asked], answer_loss, batch=32,
         lr=.64/SIZES[size][1], warmup=20, schedule='cosine', seed=seed, out=folder and folder/'fit')
-    if folder and process()[0]==0: save(lm, folder/'model')
+    if folder and process_rank()[0]==0: save_model(lm, folder/'model')
     return replace(lm, **who)
 
 # %% ../../../nbs/constitution/toy/10_environment.ipynb #23688e3c

@@ -18,8 +18,8 @@ from . import environment
 from ..feedback import ANSWER, LETTERS, comparison_question
 from ..principles import Comparison
 from ...foundation.errors import ConfigError, unknown_name_message
-from ...foundation.runs import content_key, process
-from ...language.reward_head import save, small_lm, word_tokenizer
+from ...foundation.runs import content_key, process_rank
+from ...language.reward_head import save_model, small_lm, word_tokenizer
 from ...language.loading import load
 from ...language.models import LM, encode
 from ...language.training import answer_loss, fit
@@ -121,5 +121,5 @@ def train_judge_model(
         read = [r for m in most for r in simulate_votes(n, seed, principles[:k], m, sharpness)]
         fit(lm.model, [_example(lm, r) for r in read], answer_loss, batch=32, lr=lr,
             warmup=8, schedule='cosine', seed=seed)
-    if folder and process()[0]==0: save(lm, folder)
+    if folder and process_rank()[0]==0: save_model(lm, folder)
     return replace(lm, **who)

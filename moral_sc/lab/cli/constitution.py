@@ -12,41 +12,41 @@ from pathlib import Path
 
 import typer
 from ...foundation.errors import ConfigError
-from .console import (Limit, Mode, Model, Out, Seed, arg, bar, example, folder, group,
-                                  opt, say, write)
+from .console import (Limit, Mode, Model, Out, Seed, argument, progress_bar, help_examples, run_folder, command_group,
+                                  option, print_status, write_file)
 
 # %% ../../../nbs/lab/cli/30_constitution.ipynb #b6a603bf
-constitution = group('Constitutional AI, stage by stage.')
+constitution = command_group('Constitutional AI, stage by stage.')
 
 def _lines(path, rows):
     "Write rows as JSON lines; the path is the command's last word"
-    typer.echo(write(path, ''.join(json.dumps(r, ensure_ascii=False)+'\n' for r in rows)))
+    typer.echo(write_file(path, ''.join(json.dumps(r, ensure_ascii=False)+'\n' for r in rows)))
 
 def _model(name):
     from moral_sc import language
     lm = language.load(name)
-    say(repr(lm))
+    print_status(repr(lm))
     return lm
 
 def _preference(path):
     from moral_sc.constitution.preference import PreferenceModel
     return PreferenceModel.load(path)
 
-Prompts = opt(str, 'helpful, red_team, hh/harmless-base/test or a .jsonl file with text and id.')
-Tokens = opt(int, 'Of each text, at most.')
-Temperature = opt(float, '0: always the likeliest token.')
-Batch = opt(int, 'Examples a step.')
-Rate = opt(float, 'Learning rate.')
+Prompts = option(str, 'helpful, red_team, hh/harmless-base/test or a .jsonl file with text and id.')
+Tokens = option(int, 'Of each text, at most.')
+Temperature = option(float, '0: always the likeliest token.')
+Batch = option(int, 'Examples a step.')
+Rate = option(float, 'Learning rate.')
 
 # %% ../../../nbs/lab/cli/30_constitution.ipynb #3cc13f58
-@constitution.command(epilog=example(
+@constitution.command(epilog=help_examples(
     'moral_sc constitution revise smollm2-135m-instruct --limit 4 --rounds 2 --mode chat'))
 def revise(
     model:Model,
     prompts:Prompts='red_team',
-    principles:opt(Path|None, 'TOML file of principles; default: ours.')=None,
-    rounds:opt(int, 'Critiques and revisions per answer.')=1,
-    critique:opt(bool, 'Without: revise directly, the paper\'s ablation.')=True,
+    principles:option(Path|None, 'TOML file of principles; default: ours.')=None,
+    rounds:option(int, 'Critiques and revisions per answer.')=1,
+    critique:option(bool, 'Without: revise directly, the paper\'s ablation.')=True,
     max_new_tokens:Tokens=256,
     temperature:Temperature=1.,
     limit:Limit=None,
@@ -60,22 +60,22 @@ def revise(
     from moral_sc.constitution.revision import revise
     rows = load_prompts(prompts, limit, seed)
     given = load_principles(principles)
-    out = folder(out, 'revise', Path(model).name)
-    say(f'{model}: {len(rows)} prompts, rounds of revision: {rounds}; writing to {out}.')
+    out = run_folder(out, 'revise', Path(model).name)
+    print_status(f'{model}: {len(rows)} prompts, rounds of revision: {rounds}; writing to {out}.')
     lm = _model(model)
-    with bar('texts') as progress:
+    with progress_bar('texts') as progress:
         done = revise(lm, rows, given, rounds, critique, mode=mode, temperature=temperature,
                       max_new_tokens=max_new_tokens, seed=seed, out=str(out), progress=progress)
     _lines(out/'revisions.jsonl', done)
 
-@constitution.command(epilog=example(
+@constitution.command(epilog=help_examples(
     'moral_sc constitution finetune smollm2-135m-instruct runs/revise/smollm2-135m-instruct/revisions.jsonl'))
 def finetune(
     model:Model,
-    revisions:arg(Path, 'As revise wrote them.', 'REVISIONS'),
-    which:opt(str, 'all revisions of a chain, or the final one.')='all',
-    helpful:opt(Path|None, 'Further rows with text and answer.')=None,
-    epochs:opt(int, 'Times that each row is seen.')=1,
+    revisions:argument(Path, 'As revise wrote them.', 'REVISIONS'),
+    which:option(str, 'all revisions of a chain, or the final one.')='all',
+    helpful:option(Path|None, 'Further rows with text and answer.')=None,
+    epochs:option(int, 'Times that each row is seen.')=1,
     batch:Batch=32,
     lr:Rate=1e-4,
     mode:Mode='plain',
@@ -86,15 +86,15 @@ def finetune(
     from moral_sc.constitution.finetuning import examples_of, finetune, tally
     from moral_sc.foundation.datasets import read_jsonl
     rows = examples_of(read_jsonl(revisions), which, read_jsonl(helpful) if helpful else ())
-    out = folder(out, 'finetune', Path(model).name)
-    say(f'{model}: {len(rows)} answers; writing to {out}.')
-    say(tally(rows).to_string())
-    with bar('steps') as progress:
+    out = run_folder(out, 'finetune', Path(model).name)
+    print_status(f'{model}: {len(rows)} answers; writing to {out}.')
+    print_status(tally(rows).to_string())
+    with progress_bar('steps') as progress:
         finetune(_model(model), rows, out, mode, epochs, lr, seed, batch=batch, progress=progress)
     typer.echo(out/'model')
 
 # %% ../../../nbs/lab/cli/30_constitution.ipynb #096e7f2d
-@constitution.command(epilog=example('moral_sc constitution pairs runs/finetune/mine/model'))
+@constitution.command(epilog=help_examples('moral_sc constitution pairs runs/finetune/mine/model'))
 def pairs(
     model:Model,
     prompts:Prompts='red_team',
@@ -109,48 +109,48 @@ def pairs(
     from moral_sc.constitution.answers import answer_pairs
     from moral_sc.constitution.prompts import load_prompts
     rows = load_prompts(prompts, limit, seed)
-    out = folder(out, 'pairs', Path(model).name)
-    say(f'{model}: two answers to each of {len(rows)} prompts; writing to {out}.')
-    with bar('answers') as progress:
+    out = run_folder(out, 'pairs', Path(model).name)
+    print_status(f'{model}: two answers to each of {len(rows)} prompts; writing to {out}.')
+    with progress_bar('answers') as progress:
         done = answer_pairs(_model(model), rows, mode=mode, temperature=temperature, seed=seed,
                             max_new_tokens=max_new_tokens, out=str(out), progress=progress)
     _lines(out/'pairs.jsonl', done)
 
-@constitution.command(epilog=example(
+@constitution.command(epilog=help_examples(
     'moral_sc constitution label smollm2-135m-instruct runs/pairs/mine/pairs.jsonl --principles 16'))
 def label(
     model:Model,
-    pairs:arg(Path, 'JSON lines of id, prompt, a, b.', 'PAIRS'),
-    comparisons:opt(Path|None, 'TOML file of principles for choosing; default: ours.')=None,
-    principles:opt(int, 'Drawn for each pair; 0: all of them, averaged.')=1,
-    swap:opt(bool, 'Ask in both orders and average.')=True,
-    cot:opt(bool, 'Let the model think first; labels are then clamped to [.4, .6].')=False,
+    pairs:argument(Path, 'JSON lines of id, prompt, a, b.', 'PAIRS'),
+    comparisons:option(Path|None, 'TOML file of principles for choosing; default: ours.')=None,
+    principles:option(int, 'Drawn for each pair; 0: all of them, averaged.')=1,
+    swap:option(bool, 'Ask in both orders and average.')=True,
+    cot:option(bool, 'Let the model think first; labels are then clamped to [.4, .6].')=False,
     mode:Mode='plain',
     seed:Seed=0,
     out:Out=None,
 ):
     "Ask a model which answer of each pair is better."
-    from moral_sc.constitution.feedback import label, report
+    from moral_sc.constitution.feedback import label, label_report
     from moral_sc.constitution.principles import load_comparisons
     from moral_sc.foundation.datasets import read_jsonl
     rows = read_jsonl(pairs)
     given = load_comparisons(comparisons)
-    out = folder(out, 'label', Path(model).name)
-    say(f'{model}: {len(rows)} pairs; writing to {out}.')
-    with bar('pairs') as progress:
+    out = run_folder(out, 'label', Path(model).name)
+    print_status(f'{model}: {len(rows)} pairs; writing to {out}.')
+    with progress_bar('pairs') as progress:
         done = label(_model(model), rows, given, principles_per_pair=principles or 'all', swap=swap,
                      cot=cot, mode=mode, seed=seed, out=str(out), progress=progress)
-    say(report(done).to_string())
+    print_status(label_report(done).to_string())
     _lines(out/'labels.jsonl', done)
 
-@constitution.command(epilog=example(
+@constitution.command(epilog=help_examples(
     'moral_sc constitution prefer smollm2-135m-instruct runs/label/mine/labels.jsonl --test 0.2'))
 def prefer(
     model:Model,
-    labels:arg(list[Path], 'JSON lines of prompt, a, b, p; several files are mixed.', 'LABELS...'),
-    test:opt(float, 'Share of the prompts that is kept for testing.')=.1,
-    hard:opt(bool, 'Round labels to 0 and 1: the ablation.')=False,
-    epochs:opt(int, 'Times that each pair is seen.')=1,
+    labels:argument(list[Path], 'JSON lines of prompt, a, b, p; several files are mixed.', 'LABELS...'),
+    test:option(float, 'Share of the prompts that is kept for testing.')=.1,
+    hard:option(bool, 'Round labels to 0 and 1: the ablation.')=False,
+    epochs:option(int, 'Times that each pair is seen.')=1,
     batch:Batch=32,
     lr:Rate=1e-4,
     mode:Mode='plain',
@@ -159,42 +159,42 @@ def prefer(
 ):
     "Train a preference model on comparisons."
     from moral_sc.constitution.preference import fit_preference
-    from moral_sc.constitution.prompts import split
+    from moral_sc.constitution.prompts import split_by_prompt
     from moral_sc.foundation.datasets import read_jsonl
     if not 0<=test<1: raise ConfigError(f'test is {test}: give a share from 0 to below 1.')
     rows = [r for f in labels for r in read_jsonl(f)]
-    train,held = split(rows, 1-test, test, seed=seed) if test else (rows, [])
-    out = folder(out, 'prefer', Path(model).name)
-    say(f'{model}: {len(train)} comparisons, {len(held)} for testing; writing to {out}.')
-    with bar('steps') as progress:
+    train,held = split_by_prompt(rows, 1-test, test, seed=seed) if test else (rows, [])
+    out = run_folder(out, 'prefer', Path(model).name)
+    print_status(f'{model}: {len(train)} comparisons, {len(held)} for testing; writing to {out}.')
+    with progress_bar('steps') as progress:
         pm = fit_preference(_model(model), train, held or None, hard=hard, mode=mode, seed=seed,
                             epochs=epochs, batch=batch, lr=lr, out=str(out), progress=progress)
     pm.save(out/'model')
-    if held: say(f'Accuracy on the test prompts: {pm.accuracy(held)}')
+    if held: print_status(f'Accuracy on the test prompts: {pm.accuracy(held)}')
     typer.echo(out/'model')
 
 # %% ../../../nbs/lab/cli/30_constitution.ipynb #0cb57397
-@constitution.command(epilog=example(
+@constitution.command(epilog=help_examples(
     'moral_sc constitution rl runs/finetune/mine/model --reward runs/prefer/mine/model',
     'moral_sc bias sweep runs/rl/model/snapshots   # its snapshots, asked for their bias'))
 def rl(
     model:Model,
-    reward:opt(list[Path], 'Folder of a preference model; of several the mean is taken.')=(),
-    watch:opt(list[Path]|None, 'Preference models that are only reported; may be repeated.')=None,
+    reward:option(list[Path], 'Folder of a preference model; of several the mean is taken.')=(),
+    watch:option(list[Path]|None, 'Preference models that are only reported; may be repeated.')=None,
     prompts:Prompts='red_team',
-    algorithm:opt(str, 'ppo or rloo.')='ppo',
-    steps:opt(int, 'Of training.')=100,
-    batch:opt(int, 'Answers a step.')=32,
-    kl:opt(float, 'Price of a nat of KL from the first policy.')=.001,
-    inner:opt(int, 'Passes over each batch, the papers\' K.')=1,
-    critic:opt(str, 'shared: on the policy\'s trunk; separate: a model of its own.')='shared',
-    every:opt(int|None, 'Steps between snapshots; default: a tenth of all.')=None,
+    algorithm:option(str, 'ppo or rloo.')='ppo',
+    steps:option(int, 'Of training.')=100,
+    batch:option(int, 'Answers a step.')=32,
+    kl:option(float, 'Price of a nat of KL from the first policy.')=.001,
+    inner:option(int, 'Passes over each batch, the papers\' K.')=1,
+    critic:option(str, 'shared: on the policy\'s trunk; separate: a model of its own.')='shared',
+    every:option(int|None, 'Steps between snapshots; default: a tenth of all.')=None,
     max_new_tokens:Tokens=128,
     temperature:Temperature=1.,
     lr:Rate=1e-5,
     limit:Limit=None,
     mode:Mode='plain',
-    tensorboard:opt(bool, 'Write event files too.')=False,
+    tensorboard:option(bool, 'Write event files too.')=False,
     seed:Seed=0,
     out:Out=None,
 ):
@@ -204,29 +204,29 @@ def rl(
     from moral_sc.constitution.prompts import load_prompts
     if not reward: raise ConfigError('A policy needs a reward: name a preference model, --reward.')
     rows = load_prompts(prompts, limit, seed)
-    out = folder(out, 'rl', Path(model).name)
+    out = run_folder(out, 'rl', Path(model).name)
     score = [_preference(r) for r in reward]
     score = score[0] if len(score)==1 else mix(*score)
-    say(f'{model}: {steps} steps of {algorithm} on {len(rows)} prompts; writing to {out}.')
-    with bar('steps') as progress:
+    print_status(f'{model}: {steps} steps of {algorithm} on {len(rows)} prompts; writing to {out}.')
+    with progress_bar('steps') as progress:
         found = train_policy(_model(model), rows, score, steps=steps, out=str(out), every=every,
             watch={p.parent.name: _preference(p) for p in watch or ()}, tensorboard=tensorboard,
             progress=progress, algorithm=algorithm, batch=batch, kl=kl, inner=inner, critic=critic,
             max_new_tokens=max_new_tokens, temperature=temperature, lr=lr, mode=mode, seed=seed)
-    if found.stopped: say(f'Stopped: {found.stopped}.')
+    if found.stopped: print_status(f'Stopped: {found.stopped}.')
     for s in found.snapshots: typer.echo(s)
 
 # %% ../../../nbs/lab/cli/30_constitution.ipynb #66ffef8c
 def _judge(name, mode):
-    from moral_sc.constitution.evaluation.elo import judge_from, judge_with
+    from moral_sc.constitution.evaluation.elo import score_judge, model_judge
     classifier = 'SequenceClassification'
     config = Path(name)/'config.json'
     if config.is_file() and classifier in config.read_text(encoding='utf-8'):
-        return judge_from(_preference(name))
-    return judge_with(_model(name), mode=mode)
+        return score_judge(_preference(name))
+    return model_judge(_model(name), mode=mode)
 
 def _answers(models, prompts, limit, max_new_tokens, temperature, mode, seed, out):
-    from moral_sc.constitution.answers import answers
+    from moral_sc.constitution.answers import sample_answers
     from moral_sc.constitution.prompts import load_prompts
     rows = load_prompts(prompts, limit, seed)
     said = {}
@@ -234,19 +234,19 @@ def _answers(models, prompts, limit, max_new_tokens, temperature, mode, seed, ou
     if len(set(names))<len(names): names = [str(m) for m in models]
     if len(set(names))<2: raise ConfigError('A comparison needs two different models or more.')
     for m,name in zip(models, names):
-        with bar(f'answers of {name}') as progress:
-            texts = answers(_model(m), rows, mode=mode, temperature=temperature, seed=seed,
+        with progress_bar(f'answers of {name}') as progress:
+            texts = sample_answers(_model(m), rows, mode=mode, temperature=temperature, seed=seed,
                             max_new_tokens=max_new_tokens, progress=progress,
-                            out=str(folder(out/name, name)))
+                            out=str(run_folder(out/name, name)))
         said[name] = [t[0] for t in texts]
     return rows,said
 
-@constitution.command(epilog=example(
+@constitution.command(epilog=help_examples(
     'moral_sc constitution tournament smollm2-135m-instruct runs/rl/mine/snapshots/step-000100 '
     '--judge runs/prefer/other/model'))
 def tournament(
-    models:arg(list[str], 'Two models or more, or snapshots.', 'MODEL...'),
-    judge:opt(str, 'Folder of a preference model, or a language model.')='',
+    models:argument(list[str], 'Two models or more, or snapshots.', 'MODEL...'),
+    judge:option(str, 'Folder of a preference model, or a language model.')='',
     prompts:Prompts='helpful',
     max_new_tokens:Tokens=128,
     temperature:Temperature=1.,
@@ -256,22 +256,22 @@ def tournament(
     out:Out=None,
 ):
     "Let models answer the same prompts and rate them by a judge's votes."
-    from moral_sc.constitution.evaluation.elo import play, tournament
+    from moral_sc.constitution.evaluation.elo import play_matches, tournament
     if not judge: raise ConfigError('A tournament needs a judge: name a model, --judge.')
-    out = folder(out, 'tournament')
-    say(f'{len(models)} models, judged by {judge}; writing to {out}.')
+    out = run_folder(out, 'tournament')
+    print_status(f'{len(models)} models, judged by {judge}; writing to {out}.')
     ask = _judge(judge, mode)
     rows,said = _answers(models, prompts, limit, max_new_tokens, temperature, mode, seed, out)
-    votes = play(said, rows, ask, seed=seed)
+    votes = play_matches(said, rows, ask, seed=seed)
     elo = tournament(votes, seed=seed)
-    write(out/'votes.csv', votes.to_csv(index=False))
+    write_file(out/'votes.csv', votes.to_csv(index=False))
     typer.echo(elo.table.round(1).to_string(index=False))
-    typer.echo(write(out/'elo.csv', elo.table.to_csv(index=False)))
+    typer.echo(write_file(out/'elo.csv', elo.table.to_csv(index=False)))
 
-@constitution.command(epilog=example(
+@constitution.command(epilog=help_examples(
     'moral_sc constitution vote smollm2-135m-instruct runs/rl/mine/snapshots/step-000100 --limit 40'))
 def vote(
-    models:arg(list[str], 'Two models or more, or snapshots.', 'MODEL...'),
+    models:argument(list[str], 'Two models or more, or snapshots.', 'MODEL...'),
     prompts:Prompts='helpful',
     max_new_tokens:Tokens=128,
     temperature:Temperature=1.,
@@ -281,8 +281,8 @@ def vote(
     out:Out=None,
 ):
     "Make an offline page on which a person votes between two answers, blind."
-    from moral_sc.constitution.evaluation.human_votes import write_page
-    out = folder(out, 'vote')
-    say(f'{len(models)} models; writing to {out}.')
+    from moral_sc.constitution.evaluation.human_votes import write_vote_page
+    out = run_folder(out, 'vote')
+    print_status(f'{len(models)} models; writing to {out}.')
     rows,said = _answers(models, prompts, limit, max_new_tokens, temperature, mode, seed, out)
-    typer.echo(write_page(said, rows, out/'vote.html', seed=seed))
+    typer.echo(write_vote_page(said, rows, out/'vote.html', seed=seed))

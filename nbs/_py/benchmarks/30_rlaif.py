@@ -43,9 +43,9 @@ from moral_sc.language.engine.batch_invariant import batch_invariant
 from moral_sc.language.loading import load
 from moral_sc.language.models import LM, decode, eos_ids
 from moral_sc.language.stub_models import random_model
-from moral_sc.language.engine.batching import counted
+from moral_sc.language.engine.batching import count_tokens
 from moral_sc.language.generation import sample
-from moral_sc.language.engine.allocator import steady
+from moral_sc.language.engine.allocator import retain_freed_memory
 
 # %%
 #| hide
@@ -158,7 +158,7 @@ def labelled_by_transformers(per, swap):
         def go():
             lab,texts = _questions(s.lm, pairs, per=per, swap=swap)
             before,ids = _split(s.lm)
-            with counted(s.lm) as n:
+            with count_tokens(s.lm) as n:
                 lp = padded(s.lm, [t+before for x in texts for t in x], ids, size)
             A = 1/(1+np.exp(lp[:,1]-lp[:,0]))
             k = 0
@@ -174,7 +174,7 @@ def labelled(per, swap):
     "Our side"
     def side(s, pairs, size):
         def go():
-            with counted(s.lm) as n:
+            with count_tokens(s.lm) as n:
                 rows = label(s.lm, pairs, principles_per_pair=per, swap=swap, max_tokens=size)
             return dict(units=len(pairs), p=[r['p'] for r in rows], tokens=sum(n))
         return go
@@ -369,7 +369,7 @@ def our_steps(turns, model, batch, new, tail='', inner=1, critic='separate', cop
         rise.append(turns.peak())
         return b
     learner.collect = watched
-    with batch_invariant(lm.model), nullcontext() if only else steady(): # As `train_policy` does
+    with batch_invariant(lm.model), nullcontext() if only else retain_freed_memory(): # As `train_policy` does
         for k in count():
             turns.begin()
             if only: row = _seen(learner, learner.collect(asked, k), rise, turns)

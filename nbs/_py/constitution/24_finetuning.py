@@ -29,7 +29,7 @@ from moral_sc.foundation.errors import ConfigError, DataError, unknown_name_mess
 from moral_sc.foundation.runs import content_key, process_rank
 from moral_sc.language.reward_head import save_model
 from moral_sc.language.models import LM
-from moral_sc.language.scoring import fits
+from moral_sc.language.scoring import check_context_length
 from moral_sc.language.training import answer_loss, fit
 
 # %%
@@ -188,7 +188,7 @@ def encode_examples(
                        for r in rows])
 
 def _short(lm, examples):
-    fits(lm, [ids for ids,_ in examples])
+    check_context_length(lm, [ids for ids,_ in examples])
     return examples
 
 

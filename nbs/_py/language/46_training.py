@@ -28,12 +28,12 @@ import torch
 import torch.distributed as dist
 
 from moral_sc.foundation.errors import ConfigError, ModelError, unknown_name_message
-from moral_sc.foundation.runs import content_key, open_run, process
+from moral_sc.foundation.runs import content_key, open_run, process_rank
 from moral_sc.language.reward_head import answer_logprobs
 from moral_sc.language.engine.onednn import onednn
 from moral_sc.language.engine.batching import batches
-from moral_sc.language.fsdp import Shards, gathered, sharded
-from moral_sc.language.engine.allocator import steady
+from moral_sc.language.fsdp import FSDPModules, full_tensors, fsdp_enabled
+from moral_sc.language.engine.allocator import retain_freed_memory
 
 # %%
 #| hide
@@ -89,16 +89,16 @@ answer_loss(lm.model, data)
 
 # %%
 #| export
-def size_of(example)->int:
+def example_length(example)->int:
     "Tokens in an example: a mapping with `ids`, or a sequence that begins with them"
     return len(example['ids'] if isinstance(example, dict) else example[0])
 
-def accumulate(
+def accumulate_gradients(
     model,
     examples:list,
     loss,            # loss(model, examples) -> sum, count, sums to keep
     max_tokens:int,  # In one pass, padding included
-    size=size_of,
+    size=example_length,
 )->tuple:            # {'loss', 'count', 'tokens', ...: sums over the examples}, max_tokens
     "Add the gradient of the whole sum; smaller passes where memory runs out"
     lengths = [size(e) for e in examples]
@@ -109,7 +109,7 @@ def accumulate(
 
 def _accumulate(model, examples, loss, lengths, max_tokens):
     said = []
-    for some in batches(lengths, max_tokens, slack=_slack(model)):
+    for some in batches(lengths, max_tokens, max_padding=_slack(model)):
         total,*more = loss(model, [examples[i] for i in some])
         total.backward()
         said.append((total.detach(), *more))
@@ -142,7 +142,7 @@ def flat(model): return torch.cat([p.grad.flatten() for p in model.parameters()]
 
 def gradient(max_tokens, loss=answer_loss):
     lm.model.zero_grad()
-    sums,_ = accumulate(lm.model, data, loss, max_tokens)
+    sums,_ = accumulate_gradients(lm.model, data, loss, max_tokens)
     return flat(lm.model)/sums['count']
 
 def means(model, some):
@@ -160,14 +160,14 @@ assert (gradient(1, means)-whole).norm()>.1*whole.norm()
 
 # %%
 def cramped(model, some):
-    if sum(map(size_of, some))>20: raise torch.OutOfMemoryError
+    if sum(map(example_length, some))>20: raise torch.OutOfMemoryError
     return answer_loss(model, some)
 
 lm.model.zero_grad()
-sums,room = accumulate(lm.model, data, cramped, 4096)
+sums,room = accumulate_gradients(lm.model, data, cramped, 4096)
 test_close(flat(lm.model)/sums['count'], whole, 1e-6)
 with expect_fail(ModelError, contains='of 14 tokens'):
-    accumulate(lm.model, data, lambda m,e: cramped(m, e*9), 4096)
+    accumulate_gradients(lm.model, data, lambda m,e: cramped(m, e*9), 4096)
 room
 
 # %% [markdown]
@@ -205,7 +205,7 @@ with expect_fail(ConfigError, contains="mean 'cosine'"): learning_rate(0, 9, 1.,
 
 # %%
 #| export
-def adamw(
+def build_optimizer(
     model, lr:float=1e-4, weight_decay:float=0., betas:tuple=(.9, .999), eps:float=1e-8,
 )->torch.optim.Optimizer:
     "AdamW over what can be trained"
@@ -216,7 +216,7 @@ def adamw(
     return torch.optim.AdamW(ps, lr=lr, weight_decay=weight_decay, betas=tuple(betas), eps=eps,
                              fused=True)
 
-def update(
+def clipped_step(
     optimizer,
     count:float,   # What the sum in the gradients is divided by
     clip:float=0., # Largest norm of the gradient; 0: any
@@ -228,7 +228,7 @@ def update(
     torch._foreach_div_(grads, float(count))
     norm = torch.nn.utils.get_total_norm(grads)
     if clip: torch.nn.utils.clip_grads_with_norm_(ps, clip, norm)
-    norm = gathered(norm).item()
+    norm = full_tensors(norm).item()
     for g in optimizer.param_groups: g['lr'] = g['lr'] if lr is None else lr
     if math.isfinite(norm): optimizer.step()
     optimizer.zero_grad(set_to_none=True)
@@ -256,10 +256,10 @@ def by_hand(x, gs, lr, b1, b2, eps, decay):
 gs = [.5, -.001, 2.]
 for eps in (1e-8, 1e-5, .1):
     one = One()
-    opt = adamw(one, .1, .01, eps=eps)
+    opt = build_optimizer(one, .1, .01, eps=eps)
     for g in gs:
         one.x.grad = torch.tensor([g*4], dtype=torch.float64)
-        test_close(update(opt, 4), abs(g), 1e-12)
+        test_close(clipped_step(opt, 4), abs(g), 1e-12)
     test_close(one.x.item(), by_hand(1, gs, .1, .9, .999, eps, .01), 1e-12)
 one.x.item()
 
@@ -268,7 +268,7 @@ one.x.item()
 # thousandth is no step.
 
 # %%
-with expect_fail(ModelError, contains='autocast'): adamw(One().bfloat16())
+with expect_fail(ModelError, contains='autocast'): build_optimizer(One().bfloat16())
 
 
 # %% [markdown]
@@ -308,7 +308,7 @@ class Checkpoints:
             except Exception: continue # noqa: S112 a damaged file: the one before it
         return 0,None
 
-def random_state()->dict:
+def get_random_state()->dict:
     "Where all generators of random numbers stand"
     kind,keys,*more = np.random.get_state() # noqa: NPY002
     return dict(torch=torch.get_rng_state(), cuda=torch.cuda.get_rng_state_all(),
@@ -327,7 +327,7 @@ def set_random_state(state):
 # %%
 ck = Checkpoints(tmp/'ck')
 draw = lambda: (torch.rand(2).tolist(), np.random.rand(), random.random())
-for step in (3, 5, 9): ck.save(step, dict(rng=random_state(), x=torch.ones(2)))
+for step in (3, 5, 9): ck.save(step, dict(rng=get_random_state(), x=torch.ones(2)))
 want = draw()
 step,state = ck.latest()
 set_random_state(state['rng'])
@@ -350,9 +350,9 @@ test_eq(ck.latest()[0], 5)
 
 # %%
 #| export
-def together()->tuple: # This process and how many there are
+def init_distributed()->tuple: # This process and how many there are
     "Let processes that were launched together add up numbers"
-    rank,world = process()
+    rank,world = process_rank()
     if world>1 and not dist.is_initialized():
         if 'MASTER_ADDR' not in os.environ:
             raise ConfigError(f'{world} processes cannot find each other; start them by '
@@ -362,22 +362,22 @@ def together()->tuple: # This process and how many there are
         dist.init_process_group('nccl' if cuda else 'gloo', rank=rank, world_size=world)
     return rank,world
 
-def first_says(x):
+def broadcast_from_rank0(x):
     "What the first of several processes has; what each finds in a folder may change meanwhile"
-    if process()[1]==1: return x
+    if process_rank()[1]==1: return x
     said = [x]
     dist.broadcast_object_list(said)
     return said[0]
 
-def share(
-    examples:list, rank:int, world:int, size=size_of,
+def split_across_ranks(
+    examples:list, rank:int, world:int, size=example_length,
 )->list:
     "The part of a step's examples that one process takes; all parts are about equally long"
     if world==1: return examples
     at = sorted(range(len(examples)), key=lambda i: (-size(examples[i]), i))
     return [examples[i] for i in at[rank::world]]
 
-def reduce(
+def reduce_gradients(
     model, sums:dict, world:int,
 )->dict:
     "Add gradients and sums of all processes"
@@ -401,7 +401,7 @@ def reduce(
 
 # %%
 #| export
-def order(
+def epoch_batches(
     n:int,    # Examples
     batch:int,
     seed:int,
@@ -430,7 +430,7 @@ def fit(
     examples:list,
     loss,                   # loss(model, examples) -> sum, count, sums to keep
     *,
-    size=size_of,           # Tokens in an example
+    size=example_length,           # Tokens in an example
     batch:int=32,           # Examples in a step
     epochs:int=1,
     max_tokens:int=4096,    # In one pass, padding included
@@ -440,7 +440,7 @@ def fit(
     weight_decay:float=0.,
     betas:tuple=(.9, .999),
     eps:float=1e-8,
-    clip:float=1.,          # Largest norm of a gradient; 0: any
+    max_grad_norm:float=1.,          # Largest norm of a gradient; 0: any
     seed:int=0,
     out=None,               # Folder of checkpoints
     every:int=None,         # Steps between them; default: a tenth of all
@@ -452,14 +452,14 @@ def fit(
     "Train a model"
     if not examples: raise ConfigError('There are no examples to train on.')
     plan = dict(batch=batch, epochs=epochs, lr=lr, warmup=warmup, schedule=schedule,
-                weight_decay=weight_decay, betas=betas, eps=eps, clip=clip, seed=seed,
+                weight_decay=weight_decay, betas=betas, eps=eps, clip=max_grad_norm, seed=seed,
                 dropout=dropout, autocast=autocast)
     per = math.ceil(len(examples)/batch)
     every = every or max(1, per*epochs//10)
     run = _Fit(model, loss, size, plan, per, max_tokens)
     on = next(model.parameters()).device
     rng = torch.random.fork_rng(devices=[on] if on.type=='cuda' else [])
-    with rng, steady(on.type), onednn(model):
+    with rng, retain_freed_memory(on.type), onednn(model):
         return run.all(examples, out, every, save, progress)
 
 
@@ -482,9 +482,9 @@ class _Fit:
         self.rows = []
         self.order = None
         self.total = per*plan['epochs']
-        self.rank,self.world = together()
-        self.shards = Shards(model=model) if sharded() else None
-        self.opt = adamw(self.shards or model, *(plan[k] for k in _adamw))
+        self.rank,self.world = init_distributed()
+        self.shards = FSDPModules(model=model) if fsdp_enabled() else None
+        self.opt = build_optimizer(self.shards or model, *(plan[k] for k in _adamw))
         device = next(model.parameters()).device.type
         dtype = getattr(torch, plan['autocast'] or 'bfloat16')
         self.cast = lambda: torch.autocast(device, dtype, enabled=bool(plan['autocast']))
@@ -492,18 +492,18 @@ class _Fit:
     def sums(self, some, step):
         "The gradient of a step, added up over all processes"
         torch.manual_seed(1_000_003*self.plan['seed'] + step*self.world + self.rank)
-        mine = share(some, self.rank, self.world, self.size)
+        mine = split_across_ranks(some, self.rank, self.world, self.size)
         with self.cast():
             if self.shards: return self.in_parts(mine, some)
-            sums,self.max_tokens = accumulate(self.model, mine, self.loss, self.max_tokens,
+            sums,self.max_tokens = accumulate_gradients(self.model, mine, self.loss, self.max_tokens,
                                               self.size)
-        return reduce(self.model, sums, self.world)
+        return reduce_gradients(self.model, sums, self.world)
 
     def in_parts(self, mine, some):
         "The same where each process has a part of the model"
         lengths = [self.size(e) for e in mine]
         groups = [[mine[i] for i in g] for g in batches(lengths, self.max_tokens,
-                                                        slack=_slack(self.model))]
+                                                        max_padding=_slack(self.model))]
         said = self.shards.backward(lambda parts,g: self.loss(parts['model'], g), groups, some[:1])
         parts = [None]*self.world
         dist.all_gather_object(parts, _summed(said, sum(lengths)))
@@ -512,11 +512,11 @@ class _Fit:
     def step(self, examples, step):
         p,(epoch,k) = self.plan,divmod(step, self.per)
         if k==0 or not self.order:
-            self.order = order(len(examples), p['batch'], p['seed'], epoch)
+            self.order = epoch_batches(len(examples), p['batch'], p['seed'], epoch)
         some = [examples[i] for i in self.order[k]]
         rate = learning_rate(step, self.total, p['lr'], p['warmup'], p['schedule'])
         sums = self.sums(some, step)
-        norm = update(self.opt, sums['count'], p['clip'], rate)
+        norm = clipped_step(self.opt, sums['count'], p['clip'], rate)
         self.rows.append(_row(step, epoch, rate, norm, sums))
         return math.isfinite(self.rows[-1]['loss']+norm)
 
@@ -540,8 +540,8 @@ class _Fit:
     def state(self):
         "What a checkpoint holds, the same in parts or not"
         if self.shards: self.shards.gather()
-        return dict(model=self.model.state_dict(), optimizer=gathered(self.opt.state_dict()),
-                    rows=self.rows, random=random_state(), max_tokens=self.max_tokens)
+        return dict(model=self.model.state_dict(), optimizer=full_tensors(self.opt.state_dict()),
+                    rows=self.rows, random=get_random_state(), max_tokens=self.max_tokens)
 
     def restore(self, state):
         self.model.load_state_dict(state['model'])
@@ -565,12 +565,12 @@ def _kept(out, fit, examples):
         ck = Checkpoints(out)
         state = ck.latest()[1]
         if state: fit.restore(state)
-        elif run.done: raise ModelError(f'{out} is finished but its weights are gone; '
+        elif run.finished: raise ModelError(f'{out} is finished but its weights are gone; '
                                         'move it away and train again.')
         if fit.world>1: dist.barrier()
         yield ck
         last = fit.state()
-        if fit.rank or run.done: return
+        if fit.rank or run.finished: return
         ck.keep = 1
         ck.save(fit.total, {k: v for k,v in last.items() if k!='optimizer'})
         run.finish(steps=fit.total)

@@ -23,14 +23,14 @@ import torch
 from torch import nn
 
 from moral_sc.foundation.errors import ConfigError
-from moral_sc.language.reward_head import trunk
+from moral_sc.language.reward_head import backbone
 
 # %%
 #| hide
 import tempfile
 from pathlib import Path
 from fastcore.test import *
-from moral_sc.language.reward_head import answer_logprobs, save
+from moral_sc.language.reward_head import answer_logprobs, save_model
 from moral_sc.language.loading import load
 from moral_sc.language.models import encode
 from moral_sc.language.stub_models import random_model
@@ -53,7 +53,7 @@ torch.set_num_threads(1)
 
 # %%
 #| export
-class LowRank(nn.Module):
+class LoRALinear(nn.Module):
     "A linear layer, kept as it is, and two small matrices beside it"
     def __init__(self,
         base:nn.Linear,
@@ -80,7 +80,7 @@ class LowRank(nn.Module):
 
 
 # %%
-layer = LowRank(nn.Linear(4, 3), rank=2, alpha=4)
+layer = LoRALinear(nn.Linear(4, 3), rank=2, alpha=4)
 x = torch.randn(5, 4)
 assert torch.equal(layer(x), layer.base(x))
 nn.init.normal_(layer.b)
@@ -89,7 +89,7 @@ test_close(layer.folded()(x).detach(), want.detach(), 1e-6)
 
 
 # %% [markdown]
-# `lora` puts such a layer in place of every linear layer of the trunk, or of those whose name
+# `add_lora` puts such a layer in place of every linear layer of the trunk, or of those whose name
 # matches. The output layer stays; it is often the embedding as well.
 
 # %%
@@ -100,27 +100,27 @@ def _replace(model, of, change):
         above,_,last = name.rpartition('.')
         setattr(model.get_submodule(above), last, change(model.get_submodule(name)))
 
-def lora(
+def add_lora(
     model,            # A transformers model; changed in place
     rank:int=8,
     alpha:float=None, # Default: twice the rank
-    only:str='',      # Regular expression in the names of layers: 'q_proj|v_proj'
+    target_modules:str='',      # Regular expression in the names of layers: 'q_proj|v_proj'
     seed:int=0,
 ):                    # The model; nothing in it but the small matrices can be trained
     "Freeze a model, and set small matrices beside its linear layers"
     if rank<1: raise ConfigError(f'A rank of {rank} is no rank; use 1 or more.')
     model.requires_grad_(False)
-    fits = lambda n,m: isinstance(m, nn.Linear) and re.search(only, n)
+    fits = lambda n,m: isinstance(m, nn.Linear) and re.search(target_modules, n)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        _replace(trunk(model), fits, lambda m: LowRank(m, rank, alpha or 2*rank))
+        _replace(backbone(model), fits, lambda m: LoRALinear(m, rank, alpha or 2*rank))
     if not any(p.requires_grad for p in model.parameters()):
-        raise ConfigError(f'No linear layer has {only!r} in its name.')
+        raise ConfigError(f'No linear layer has {target_modules!r} in its name.')
     return model
 
-def merge(model):
+def merge_lora(model):
     "Fold the small matrices in: a model like any other, and all of it can be trained"
-    _replace(trunk(model), lambda _,m: isinstance(m, LowRank), lambda m: m.folded())
+    _replace(backbone(model), lambda _,m: isinstance(m, LoRALinear), lambda m: m.folded())
     return model.requires_grad_(True)
 
 
@@ -131,7 +131,7 @@ data = [(row, 4)]
 before = answer_logprobs(lm.model, [row], [4])[0].detach()
 names = set(lm.model.state_dict())
 kept = {n: p.clone() for n,p in lm.model.named_parameters()}
-lora(lm.model, rank=4)
+add_lora(lm.model, rank=4)
 test_eq(answer_logprobs(lm.model, [row], [4])[0].detach(), before)
 sum(p.numel() for p in lm.model.parameters() if p.requires_grad), lm.parameters
 
@@ -151,10 +151,10 @@ history.loss.iloc[[0, -1]].round(3).tolist()
 
 # %%
 after = answer_logprobs(lm.model, [row], [4])[0].detach()
-merge(lm.model)
+merge_lora(lm.model)
 test_eq(set(lm.model.state_dict()), names)
 test_close(answer_logprobs(lm.model, [row], [4])[0].detach(), after, 1e-4)
-again = load(save(lm, tmp/'merged'), 'float32', 'cpu')
+again = load(save_model(lm, tmp/'merged'), 'float32', 'cpu')
 test_close(answer_logprobs(again.model, [row], [4])[0].detach(), after, 1e-4)
 (answer_logprobs(again.model, [row], [4])[0]-after).abs().max().item()
 
@@ -164,11 +164,11 @@ test_close(answer_logprobs(again.model, [row], [4])[0].detach(), after, 1e-4)
 
 # %%
 half = random_model('llama').model.bfloat16()
-lora(half, rank=4, only='q_proj|v_proj')
-test_eq(sum(isinstance(m, LowRank) for m in half.modules()), 2*half.config.num_hidden_layers)
+add_lora(half, rank=4, target_modules='q_proj|v_proj')
+test_eq(sum(isinstance(m, LoRALinear) for m in half.modules()), 2*half.config.num_hidden_layers)
 losses = fit(half, data, answer_loss, epochs=40, lr=.05).loss
 assert losses.iloc[-1]<losses.iloc[0]
-with expect_fail(ConfigError, contains='no_such'): lora(random_model('llama').model, only='no_such')
+with expect_fail(ConfigError, contains='no_such'): add_lora(random_model('llama').model, target_modules='no_such')
 losses.iloc[[0, -1]].round(2).tolist()
 
 # %%

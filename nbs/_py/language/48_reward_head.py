@@ -124,18 +124,18 @@ lm
 
 # %%
 #| export
-def trunk(model):
+def backbone(model):
     "The part of a causal or a scoring model below its head"
     return getattr(model, model.base_model_prefix)
 
-def rectangle(
+def pad_right(
     rows:list, # Token ids
     device,
 )->dict:       # input_ids, padded on the right: nothing looks ahead, so no mask is needed
     "What a model's `forward` takes"
     return dict(input_ids=pad(rows, 'right', device)[0], use_cache=False)
 
-def _checked(model):
+def check_plain_lm_head(model):
     "Refuse a model whose logits are more than its output layer; found out once"
     if not hasattr(model, '_only_head'):
         on = model.training
@@ -176,13 +176,13 @@ def answer_hidden(
     entropy:bool=False, # Also the entropy at each place
 )->tuple: # log p [row, token], mask [row, token], hidden states [row, token, width], entropy
     "What a loss on answers needs, with gradient; 0 behind the end of an answer"
-    _checked(model)
+    check_plain_lm_head(model)
     device = next(model.parameters()).device
     n = [len(r)-s for r,s in zip(rows, starts)]
     if min(n)<1: raise ConfigError(f'Row {n.index(min(n))} has no answer to learn from.')
     if min(starts)<1: raise ConfigError(f'Row {[*starts].index(min(starts))} has no prompt: '
                                         'nothing stands before its first token.')
-    h = trunk(model)(**rectangle(rows, device)).last_hidden_state
+    h = backbone(model)(**pad_right(rows, device)).last_hidden_state
     mask = torch.arange(max(n), device=device)<torch.tensor(n, device=device)[:,None]
     at = (torch.tensor(starts, device=device)[:,None]-1+torch.arange(max(n), device=device))
     at = at.clamp(max=h.shape[1]-1)
@@ -364,7 +364,7 @@ off(ours), off(rough)
 
 # %%
 #| export
-def score_model(
+def build_reward_model(
     lm:LM,
     seed:int=0,
 )->nn.Module: # In evaluation mode: no dropout
@@ -379,7 +379,7 @@ def score_model(
         model = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
         d = _score_head(model).weight.shape[1]
         nn.init.normal_(_score_head(model).weight, std=(d+1)**-.5)
-    trunk(model).load_state_dict(trunk(lm.model).state_dict())
+    backbone(model).load_state_dict(backbone(lm.model).state_dict())
     return model.to(lm.device).eval()
 
 def _filler(lm):
@@ -391,22 +391,22 @@ def _score_head(model):
     if len(heads)!=1: raise ModelError(f'{type(model).__name__} has no single score head.')
     return heads[0]
 
-def scores(
+def reward_scores(
     model,        # From `score_model`
     rows:list,    # Token ids of whole texts
-    at:list=None, # Place to read in each row; default: its last token
+    positions:list=None, # Place to read in each row; default: its last token
 )->torch.Tensor:  # [row] float32, with gradient
     "The score of each text"
     device = next(model.parameters()).device
-    h = trunk(model)(**rectangle(rows, device)).last_hidden_state
-    at = torch.tensor([len(r)-1 for r in rows] if at is None else at, device=device)
-    return _score_head(model)(h[torch.arange(len(rows), device=device),at]).float()[:,0]
+    h = backbone(model)(**pad_right(rows, device)).last_hidden_state
+    positions = torch.tensor([len(r)-1 for r in rows] if positions is None else positions, device=device)
+    return _score_head(model)(h[torch.arange(len(rows), device=device),positions]).float()[:,0]
 
-def save_scores(model, tokenizer, folder):
+def save_reward_model(model, tokenizer, folder):
     "A folder that `AutoModelForSequenceClassification` reads"
     _quiet(model.save_pretrained, folder); tokenizer.save_pretrained(folder)
 
-def load_scores(folder, device='cpu')->tuple: # The model, its tokenizer
+def load_reward_model(folder, device='cpu')->tuple: # The model, its tokenizer
     "Read such a folder"
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
     if not (Path(folder)/'config.json').is_file():
@@ -417,8 +417,8 @@ def load_scores(folder, device='cpu')->tuple: # The model, its tokenizer
 
 
 # %%
-pm = score_model(lm)
-scores(pm, rows)
+pm = build_reward_model(lm)
+reward_scores(pm, rows)
 
 
 # %% [markdown]
@@ -436,8 +436,8 @@ class Echo(nn.Module):
         self.score.weight.data.fill_(1)
 
 ended = [[5, 6, 7], [8], [9, tok.eos_token_id, 4, tok.eos_token_id], [3, tok.pad_token_id]]
-test_eq(scores(Echo(), ended).tolist(), [7, 8, tok.eos_token_id, tok.pad_token_id])
-test_eq(scores(Echo(), ended, [1, 0, 2, 0]).tolist(), [6, 8, 4, 3])
+test_eq(reward_scores(Echo(), ended).tolist(), [7, 8, tok.eos_token_id, tok.pad_token_id])
+test_eq(reward_scores(Echo(), ended, [1, 0, 2, 0]).tolist(), [6, 8, 4, 3])
 
 # %% [markdown]
 # The score of a real trunk is that of the row by itself, whatever is put behind it, and it is
@@ -446,15 +446,15 @@ test_eq(scores(Echo(), ended, [1, 0, 2, 0]).tolist(), [6, 8, 4, 3])
 # %%
 behind = [[*rows[1], *rows[0]], [*rows[0], 7, 7, 9]]
 ends = [len(rows[1])-1, len(rows[0])-1]
-test_close(scores(pm, behind, ends).detach(), scores(pm, [rows[1], rows[0]]).detach(), 1e-6)
-save_scores(pm, tok, tmp/'pm')
-back,_ = load_scores(tmp/'pm')
+test_close(reward_scores(pm, behind, ends).detach(), reward_scores(pm, [rows[1], rows[0]]).detach(), 1e-6)
+save_reward_model(pm, tok, tmp/'pm')
+back,_ = load_reward_model(tmp/'pm')
 for p,q in zip(pm.state_dict().values(), back.state_dict().values()): assert torch.equal(p, q)
 for side in ('left', 'right'):
     ids,on = pad(rows, side)
     ids = ids.masked_fill(on==0, tok.pad_token_id)
     got = back(ids, attention_mask=on, position_ids=on.cumsum(-1).sub(1).clamp(0)).logits[:,0]
-    test_close(got.detach(), scores(pm, rows).detach(), 1e-5)
+    test_close(got.detach(), reward_scores(pm, rows).detach(), 1e-5)
 
 # %% [markdown]
 # The trunk is a copy, and the head no part of the language model.
@@ -462,9 +462,9 @@ for side in ('left', 'right'):
 # %%
 ptrs = {p.data_ptr() for p in lm.model.parameters()}
 assert not ptrs & {p.data_ptr() for p in pm.parameters()}
-wide = score_model(small_lm(tok, layers=1, width=512))
+wide = build_reward_model(small_lm(tok, layers=1, width=512))
 test_close(_score_head(wide).weight.std().item(), 513**-.5, .004)
-test_eq(*(scores(pm, rows).tolist() for _ in range(2))) # No dropout
+test_eq(*(reward_scores(pm, rows).tolist() for _ in range(2))) # No dropout
 before = [p.clone() for p in lm.model.parameters()]
 nn.init.ones_(_score_head(pm).weight)
 for p,q in zip(lm.model.parameters(), before): assert torch.equal(p, q)
@@ -493,7 +493,7 @@ test_eq(ValueHead(32)(answer_hidden(lm.model, rows, starts)[2]).detach().abs().s
 
 # %%
 #| export
-def save(
+def save_model(
     lm:LM,
     folder,
 )->Path:
@@ -505,7 +505,7 @@ def save(
 
 
 # %%
-again = load(save(lm, tmp/'mine'), 'float32', 'cpu')
+again = load(save_model(lm, tmp/'mine'), 'float32', 'cpu')
 test_eq(encode(again, text), encode(lm, text))
 test_close(answer_logprobs(again.model, rows, starts)[0].detach(), lp.detach(), 1e-6)
 again

@@ -26,8 +26,8 @@ from torch import nn
 from torch.utils._pytree import tree_map
 
 from moral_sc.foundation.errors import ModelError
-from moral_sc.foundation.runs import process
-from moral_sc.language.reward_head import _checked
+from moral_sc.foundation.runs import process_rank
+from moral_sc.language.reward_head import check_plain_lm_head
 
 # %%
 #| hide
@@ -56,21 +56,21 @@ from moral_sc.language.stub_models import random_model
 
 # %%
 #| export
-def sharded(
+def fsdp_enabled(
     env=None, # By default that of this process
 )->bool:
     "Whether `accelerate launch` was told to use FSDP, with more than one process"
     env = os.environ if env is None else env
-    return env.get('ACCELERATE_USE_FSDP', '').lower() in ('1', 'true') and process(env)[1]>1
+    return env.get('ACCELERATE_USE_FSDP', '').lower() in ('1', 'true') and process_rank(env)[1]>1
 
-def gathered(x):
+def full_tensors(x):
     "The same tensors, lists and dictionaries with the parts of all processes put together"
     return tree_map(lambda t: t.full_tensor() if hasattr(t, 'full_tensor') else t, x)
 
 
 # %%
 two = dict(RANK='0', WORLD_SIZE='2', ACCELERATE_USE_FSDP='true')
-test_eq([sharded(two), sharded(two|dict(WORLD_SIZE='1')), sharded({})], [True, False, False])
+test_eq([fsdp_enabled(two), fsdp_enabled(two|dict(WORLD_SIZE='1')), fsdp_enabled({})], [True, False, False])
 
 
 # %% [markdown]
@@ -96,7 +96,7 @@ def _blocks(module):
     names = {n for m in module.modules() for n in getattr(m, '_no_split_modules', None) or ()}
     return [m for m in module.modules() if type(m).__name__ in names]
 
-class Shards:
+class FSDPModules:
     "Modules of which every process learns a part"
     def __init__(self,
         **modules, # By name; each keeps the whole weights, and is up to date after `gather`
@@ -106,7 +106,7 @@ class Shards:
         self.whole = nn.ModuleDict(modules)
         self.world = dist.get_world_size()
         for m in modules.values():
-            if getattr(m, 'get_output_embeddings', lambda: None)() is not None: _checked(m)
+            if getattr(m, 'get_output_embeddings', lambda: None)() is not None: check_plain_lm_head(m)
         self.parts = deepcopy(self.whole)
         device = next(self.parts.parameters()).device.type
         how = dict(mesh=init_device_mesh(device, (self.world,)),

@@ -36,15 +36,15 @@ from moral_sc.language.models import LM, decode, encode, eos_ids, pad
 from moral_sc.language.chat import Prompt, modes, prompt, render
 from moral_sc.language.scoring import (next_token_logprobs, option_logprobs, option_mass,
                                        token_logprobs)
-from moral_sc.language.generation import Sample, follow, sample
-from moral_sc.language.multi_turn import sample_chains
-from moral_sc.language.reward_head import save, small_lm
+from moral_sc.language.generation import Sample, append_turn, sample
+from moral_sc.language.multi_turn import generate_multi_turn
+from moral_sc.language.reward_head import save_model, small_lm
 from moral_sc.language.training import fit
 from moral_sc.language.stub_models import letter_prior, lookup, random_model
 _all_ = ['aliases', 'cached', 'find_weights', 'reachable', 'LM', 'decode', 'encode', 'eos_ids',
          'load', 'load_or_stub', 'pad', 'Prompt', 'modes', 'prompt', 'render',
-         'next_token_logprobs', 'option_logprobs', 'option_mass', 'token_logprobs', 'Sample', 'sample_chains',
-         'follow', 'sample', 'save', 'small_lm', 'fit', 'letter_prior', 'lookup', 'random_model']
+         'next_token_logprobs', 'option_logprobs', 'option_mass', 'token_logprobs', 'Sample', 'generate_multi_turn',
+         'append_turn', 'sample', 'save_model', 'small_lm', 'fit', 'letter_prior', 'lookup', 'random_model']
 
 # %% [markdown]
 # From a name to a number in three lines, here on a model that was made to prefer (b):

@@ -32,7 +32,7 @@ import numpy as np, torch
 from moral_sc.constitution.prompts import render_prompt
 from moral_sc.foundation.errors import ConfigError
 from moral_sc.language.reward_head import answer_logprobs
-from moral_sc.language.engine.weight_packing import STEP, packed
+from moral_sc.language.engine.weight_packing import DECODE_STEP_TOKENS, prepacked_weights
 from moral_sc.language.engine.batching import batches
 from moral_sc.language.generation import sample
 
@@ -150,7 +150,7 @@ def generate_rollouts(
     if temperature<=0: raise ConfigError(f'temperature is {temperature}; give more than 0.')
     asks = [render_prompt(lm, p['text'], mode) for p in prompts]
     stop = STOP_STRINGS.get(mode, ()) if stop is None else stop
-    with torch.no_grad(), packed(lm.model, STEP*max_new_tokens, room=True,
+    with torch.no_grad(), prepacked_weights(lm.model, DECODE_STEP_TOKENS*max_new_tokens, room=True,
                                   fused=False): # As the trainer computes it
         said = sample(lm, asks, max_new_tokens, temperature, stop=stop, seed=seed, keys=keys,
                       logprobs='tempered', **(dict(values=head) if head else {}), **kw)

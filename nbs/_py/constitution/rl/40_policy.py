@@ -38,7 +38,7 @@ from moral_sc.language.reward_head import save_model
 from moral_sc.language.engine.batch_invariant import batch_invariant
 from moral_sc.language.loading import load
 from moral_sc.language.models import LM
-from moral_sc.language.engine.allocator import steady
+from moral_sc.language.engine.allocator import retain_freed_memory
 from moral_sc.language.training import broadcast_from_rank0, init_distributed
 
 _all_ = ['RLConfig', 'combine_rewards']
@@ -229,7 +229,7 @@ def train_policy(
     with open_run(out, config, seed=c.seed) if out else nullcontext() as run:
         folder = _RunFolder(out, run)
         if run is not None and run.finished: return folder.read(known)
-        with steady(lm.device.type), batch_invariant(lm.model):
+        with retain_freed_memory(lm.device.type), batch_invariant(lm.model):
             why = _train(learner, prompts, folder, _board(out, tensorboard),
                          every or max(1, steps//10), (kl_max, entropy_min), progress)
         if run is not None: run.finish(stopped=why)

@@ -30,7 +30,7 @@ from moral_sc.constitution.feedback import ANSWER, LETTERS, comparison_question
 from moral_sc.constitution.principles import Comparison
 from moral_sc.foundation.errors import ConfigError, unknown_name_message
 from moral_sc.foundation.runs import content_key, process_rank
-from moral_sc.language.reward_head import save, small_lm, word_tokenizer
+from moral_sc.language.reward_head import save_model, small_lm, word_tokenizer
 from moral_sc.language.loading import load
 from moral_sc.language.models import LM, encode
 from moral_sc.language.training import answer_loss, fit
@@ -184,7 +184,7 @@ def train_judge_model(
         read = [r for m in most for r in simulate_votes(n, seed, principles[:k], m, sharpness)]
         fit(lm.model, [_example(lm, r) for r in read], answer_loss, batch=32, lr=lr,
             warmup=8, schedule='cosine', seed=seed)
-    if folder and process_rank()[0]==0: save(lm, folder)
+    if folder and process_rank()[0]==0: save_model(lm, folder)
     return replace(lm, **who)
 
 

@@ -31,7 +31,7 @@ from fastcore.test import *
 from typer.testing import CliRunner
 from moral_sc.constitution.prompts import load_prompts
 from moral_sc.lab.cli.console import ErrorGroup
-from moral_sc.language.reward_head import save, small_lm
+from moral_sc.language.reward_head import save_model, small_lm
 from moral_sc.language.models import encode
 from moral_sc.language.stub_models import byte_tokenizer
 from moral_sc.language.training import answer_loss, fit
@@ -117,12 +117,12 @@ def finetune(
     out:Out=None,
 ):
     "Finetune a copy of the model on its revisions."
-    from moral_sc.constitution.finetuning import examples_of, finetune, tally
+    from moral_sc.constitution.finetuning import training_examples, finetune, count_faults
     from moral_sc.foundation.datasets import read_jsonl
-    rows = examples_of(read_jsonl(revisions), which, read_jsonl(helpful) if helpful else ())
+    rows = training_examples(read_jsonl(revisions), which, read_jsonl(helpful) if helpful else ())
     out = run_folder(out, 'finetune', Path(model).name)
     print_status(f'{model}: {len(rows)} answers; writing to {out}.')
-    print_status(tally(rows).to_string())
+    print_status(count_faults(rows).to_string())
     with progress_bar('steps') as progress:
         finetune(_model(model), rows, out, mode, epochs, lr, seed, batch=batch, progress=progress)
     typer.echo(out/'model')
@@ -243,14 +243,14 @@ def rl(
     out:Out=None,
 ):
     "Train a policy against a preference model, with snapshots."
-    from moral_sc.constitution.rl.trainer import mix
+    from moral_sc.constitution.rl.trainer import combine_rewards
     from moral_sc.constitution.rl.policy import train_policy
     from moral_sc.constitution.prompts import load_prompts
     if not reward: raise ConfigError('A policy needs a reward: name a preference model, --reward.')
     rows = load_prompts(prompts, limit, seed)
     out = run_folder(out, 'rl', Path(model).name)
     score = [_preference(r) for r in reward]
-    score = score[0] if len(score)==1 else mix(*score)
+    score = score[0] if len(score)==1 else combine_rewards(*score)
     print_status(f'{model}: {steps} steps of {algorithm} on {len(rows)} prompts; writing to {out}.')
     with progress_bar('steps') as progress:
         found = train_policy(_model(model), rows, score, steps=steps, out=str(out), every=every,
@@ -361,7 +361,7 @@ said = [(h, a) for h in ('Assistant', 'Critique', 'Revision') for a in ('It is s
 lessons = [(encode(tiny, f'{before[:n]}\n\n{h}: {a}')+[1], n+len(h)+3)
            for h,a in said for n in (40, 900, 2600)]
 fit(tiny.model, lessons, answer_loss, lr=1e-2, epochs=40, batch=6, max_tokens=16_384)
-save(tiny, 'tiny')
+save_model(tiny, 'tiny')
 few = '--limit 8 --max-new-tokens 24'
 stages = [f'revise tiny {few}',
           'finetune tiny runs/revise/tiny/revisions.jsonl --batch 2',

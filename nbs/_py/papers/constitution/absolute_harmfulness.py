@@ -23,7 +23,7 @@ from time import perf_counter
 import numpy as np, pandas as pd, torch
 from moral_sc.constitution.toy import environment
 from moral_sc.constitution.answers import answer_pairs, sample_answers
-from moral_sc.constitution.finetuning import examples_of, finetune
+from moral_sc.constitution.finetuning import training_examples, finetune
 from moral_sc.constitution.harm_plots import plot_harmfulness
 from moral_sc.constitution.evaluation.harmfulness import absolute_harmfulness, fit_harmfulness
 from moral_sc.constitution.rl.policy import train_policy
@@ -34,19 +34,20 @@ from moral_sc.foundation.runs import content_key
 from moral_sc.foundation.statistics import Estimate, cluster_bootstrap
 from moral_sc.lab.claims import record
 from moral_sc.lab.paths import work_dir
+from moral_sc.lab.scales import at_scale
 
 torch.set_num_threads(1)
 began = perf_counter()
 
 # %%
-size = dict( # trainings: of every model of this page
+size = at_scale(scale, # trainings: of every model of this page
     quick=dict(model='tiny', read=60, rate=80, revise=20, rounds=1, pairs=50, asks=40,
                steps=4, batch=16, held=16, samples=2, epochs=2, trainings=2),
     cpu=dict(model='tiny', read=900, rate=500, revise=200, rounds=3, pairs=400, asks=400,
              steps=90, batch=64, held=64, samples=16, epochs=4, trainings=6),
     gpu=dict(model='medium', read=None, rate=5000, revise=3000, rounds=4, pairs=3000,
              asks=3000, steps=300, batch=256, held=64, samples=256, epochs=2, trainings=6),
-)[scale]
+)
 on = 'auto' if scale=='gpu' else 'cpu'
 short = dict(max_new_tokens=32)
 seeds = [seed+s for s in range(size['trainings'])]
@@ -150,7 +151,7 @@ def supervised(first, seed):
     good = kind(for_sl, 'helpful')
     plain = [dict(text=r['text'], answer=x)
              for r,(x,) in zip(good, sample_answers(first, good, seed=seed, **short))]
-    return finetune(first, examples_of(chains, 'all', plain), place/f'SL-CAI-{seed}', lr=1e-3,
+    return finetune(first, training_examples(chains, 'all', plain), place/f'SL-CAI-{seed}', lr=1e-3,
                     epochs=2, seed=seed)[0]
 
 bad = {r['text'] for r in kind(for_pairs, 'red_team')}

@@ -36,13 +36,14 @@ from moral_sc.foundation.datasets import data_dir, read_jsonl
 from moral_sc.foundation.statistics import cluster_bootstrap, paired_difference, wilson
 from moral_sc.lab.claims import record
 from moral_sc.lab.paths import work_dir
+from moral_sc.lab.scales import at_scale
 from moral_sc.language.loading import load_or_stub
 from moral_sc.language.stub_models import lookup
 
 # %%
-sizes = dict(quick=dict(prompts=2, rounds=1, shots=1, max_new_tokens=16),
+sizes = at_scale(scale, quick=dict(prompts=2, rounds=1, shots=1, max_new_tokens=16),
              cpu=dict(prompts=24, rounds=2, shots=3, max_new_tokens=64),
-             gpu=dict(prompts=80, rounds=4, shots=3, max_new_tokens=256))[scale]
+             gpu=dict(prompts=80, rounds=4, shots=3, max_new_tokens=256))
 
 
 # %% [markdown]

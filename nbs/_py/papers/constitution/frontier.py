@@ -27,7 +27,7 @@ from scipy.stats import rankdata
 from moral_sc.constitution.toy import environment
 from moral_sc.constitution.answers import answer_pairs, sample_answers
 from moral_sc.constitution.elo import plot_frontier, plot_ratings
-from moral_sc.constitution.finetuning import examples_of, finetune
+from moral_sc.constitution.finetuning import training_examples, finetune
 from moral_sc.constitution.evaluation.pareto import pareto_frontier, joint_draws, order_test
 from moral_sc.constitution.rl.policy import train_policy
 from moral_sc.constitution.preference import fit_preference
@@ -39,20 +39,21 @@ from moral_sc.foundation.statistics import (Estimate, cluster_bootstrap, lower_t
                                             paired_difference)
 from moral_sc.lab.claims import record
 from moral_sc.lab.paths import work_dir
+from moral_sc.lab.scales import at_scale
 from moral_sc.language.loading import load
 
 torch.set_num_threads(1)
 began = process_time()
 
 # %%
-size = dict( # requests of each kind; steps of reading, of RL, between snapshots; trainings
+size = at_scale(scale, # requests of each kind; steps of reading, of RL, between snapshots; trainings
     quick=dict(more=(), train=32, test=16, steps=4, every=2, batch=16, pm=1, read=40,
                trainings=2),
     cpu=dict(more=('small',), train=600, test=150, steps=90, every=15, batch=32, pm=2,
              read=900, trainings=6),
     gpu=dict(more=('small', 'medium'), train=600, test=150, steps=300, every=50, batch=64,
              pm=2, read=2000, trainings=6),
-)[scale]
+)
 main = 'tiny' # The size of Figures 2 and 8; others are trained for Figure 3
 place = work_dir(f'frontier-{scale}-{seed}-{content_key(size=size)[:8]}')
 on = 'auto' if scale=='gpu' else 'cpu'
@@ -106,7 +107,7 @@ def supervised(base, out, seed):
     chains = revise(base, of['red_team']['train'], environment.PRINCIPLES, rounds=4, few_shot=[],
                     seed=seed, **brief)
     own = [dict(text=p['text'], answer=a) for p,a in zip(asked, say(base, asked, seed))]
-    rows = examples_of(chains, 'all', own, keep=('copy', 'repetition'))
+    rows = training_examples(chains, 'all', own, allow=('copy', 'repetition'))
     return finetune(base, rows, out, seed=seed, lr=2e-3)[0]
 
 

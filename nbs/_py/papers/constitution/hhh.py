@@ -28,16 +28,17 @@ from moral_sc.constitution.reliability import plot_accuracy, plot_reliability
 from moral_sc.foundation.statistics import paired_difference
 from moral_sc.lab.claims import record
 from moral_sc.lab.paths import work_dir
+from moral_sc.lab.scales import at_scale
 from moral_sc.language.loading import load_or_stub
 from moral_sc.language.stub_models import lookup
 
 # %%
-size = dict( # comparisons, harm types, thoughts, tokens of a thought, shots, models
+size = at_scale(scale, # comparisons, harm types, thoughts, tokens of a thought, shots, models
     quick=dict(items=4, types=0, thoughts=1, tokens=8, shots=1, models=1, thought_items=1),
     cpu=dict(items=40, types=32, thoughts=1, tokens=40, shots=2, models=2, thought_items=12),
     gpu=dict(items=None, types=None, thoughts=5, tokens=256, shots=5, models=2,
              thought_items=None),
-)[scale]
+)
 reach = hhh.hhh_available('hhh')
 if scale=='quick' or not reach: items = hhh.load_hhh('ours', size['items'], seed)
 else: items = hhh.load_hhh('hhh', size['items'], seed)

@@ -30,15 +30,16 @@ from moral_sc.constitution.reliability import plot_position_bias, plot_reliabili
 from moral_sc.foundation.statistics import cluster_bootstrap, paired_difference
 from moral_sc.lab.claims import record
 from moral_sc.lab.paths import work_dir
+from moral_sc.lab.scales import at_scale
 from moral_sc.language.loading import load_or_stub
 from moral_sc.language.stub_models import lookup
 
 # %%
-size = dict( # pairs of the world; comparisons for the model, shots, those with all principles
+size = at_scale(scale, # pairs of the world; comparisons for the model, shots, those with all principles
     quick=dict(pairs=400, real=0, shots=0, all=0),
     cpu=dict(pairs=2000, real=24, shots=2, all=3),
     gpu=dict(pairs=20000, real=438, shots=5, all=64),
-)[scale]
+)
 
 
 # %% [markdown]

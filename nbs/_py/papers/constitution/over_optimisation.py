@@ -28,11 +28,12 @@ from moral_sc.constitution.curves import (kl_distance, linearity, plot_distance,
 from moral_sc.constitution.rl.policy import train_policy
 from moral_sc.constitution.preference import fit_preference
 from moral_sc.constitution.prompts import render_prompt, split_by_prompt
-from moral_sc.constitution.rl.rollouts import ends
+from moral_sc.constitution.rl.rollouts import STOP_STRINGS
 from moral_sc.foundation.runs import content_key
 from moral_sc.foundation.statistics import Estimate, cluster_bootstrap
 from moral_sc.lab.claims import record
 from moral_sc.lab.paths import work_dir
+from moral_sc.lab.scales import at_scale
 from moral_sc.language.loading import load
 from moral_sc.language.generation import sample
 
@@ -40,14 +41,14 @@ torch.set_num_threads(1)
 began = perf_counter()
 
 # %%
-size = dict( # trainings: of every model of this page
+size = at_scale(scale, # trainings: of every model of this page
     quick=dict(model='tiny', read=60, asks=60, pairs=80, epochs=2, steps=10, batch=16,
                trainings=2, prices=[.2], held=30),
     cpu=dict(model='tiny', read=900, asks=300, pairs=300, epochs=4, steps=100, batch=64,
              trainings=6, prices=[.1, .3], held=200),
     gpu=dict(model='medium', read=None, asks=3000, pairs=3000, epochs=2, steps=600,
              batch=256, trainings=6, prices=[.01, .03, .1, .3], held=500),
-)[scale]
+)
 on = 'auto' if scale=='gpu' else 'cpu'
 learn = dict(steps=size['steps'], batch=size['batch'], max_new_tokens=32, lr=3e-4,
              every=max(1, size['steps']//8))
@@ -86,7 +87,7 @@ for_pairs,asks,held = split_by_prompt(rows, *parts, seed=seed)
 
 def say(lm, rows, seed, key=''):
     "An answer to each prompt"
-    out = sample(lm, [render_prompt(lm, r['text']) for r in rows], 32, stop=ends['plain'], seed=seed,
+    out = sample(lm, [render_prompt(lm, r['text']) for r in rows], 32, stop=STOP_STRINGS['plain'], seed=seed,
                  keys=[f'{r["id"]}{key}' for r in rows], batch=128)
     return [s.text.strip() for s in out]
 

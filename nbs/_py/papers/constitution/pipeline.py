@@ -25,7 +25,7 @@ from moral_sc.constitution.toy import environment
 from moral_sc.constitution.answers import answer_pairs, sample_answers
 from moral_sc.constitution.diagram import plot_pipeline, plot_stages
 from moral_sc.constitution.feedback import label
-from moral_sc.constitution.finetuning import examples_of, finetune, tally
+from moral_sc.constitution.finetuning import training_examples, finetune, count_faults
 from moral_sc.constitution.toy.judge_model import COMPARISONS, CURRICULUM, vote_margins, train_judge_model, simulate_votes
 from moral_sc.constitution.rl.policy import train_policy
 from moral_sc.constitution.preference import fit_preference
@@ -34,13 +34,14 @@ from moral_sc.constitution.revision import revise, STOPS
 from moral_sc.constitution.evaluation.elo import score_judge, play_matches, tournament
 from moral_sc.foundation.statistics import cluster_bootstrap, paired_difference
 from moral_sc.lab.claims import record
+from moral_sc.lab.scales import at_scale
 
 torch.set_num_threads(1)
 began = perf_counter()
 clock = {}
 
 # %%
-size = dict(
+size = at_scale(scale,
     quick=dict(model='tiny', read=100, principles=['danger'],
                lessons=[(40, (1,), 1), (30, (1, 2), 1)], rounds=2,
                revise=80, asks=160, steps=12, batch=32, held=60, seeds=1),
@@ -48,7 +49,7 @@ size = dict(
              revise=300, asks=500, steps=60, batch=64, held=150, seeds=3),
     gpu=dict(model='medium', read=None, lessons=CURRICULUM, principles=[*environment.PRINCIPLE_WEIGHTS], rounds=4,
              revise=3000, asks=5000, steps=300, batch=256, held=500, seeds=3),
-)[scale]
+)
 on = 'auto' if scale=='gpu' else 'cpu'
 size
 
@@ -95,13 +96,13 @@ def supervise(base, rows, seed):
     good = kind(rows, 'helpful')
     said = timed('sample', sample_answers, base, good, seed=seed, **short)
     plain = [dict(text=r['text'], answer=a) for r,(a,) in zip(good, said)]
-    learn = examples_of(chains, 'all', plain)
+    learn = training_examples(chains, 'all', plain)
     return timed('finetune', finetune, base, learn, lr=1e-3, epochs=2, seed=seed)[0],learn
 
 for_sl,for_rl,held = prompts(seed)
 first = timed('pretrain', environment.pretrain, size['model'], seed, size['read'], device=on)
 sl,learned = supervise(first, for_sl, seed)
-tally(learned)
+count_faults(learned)
 
 # %% [markdown]
 # Revisions that only copy what was there are left out. What is left is text that the model
@@ -179,7 +180,7 @@ cluster_bootstrap(*sides(labels))
 n = lambda k: len(kind(labels, k))
 plot_pipeline(dict(
     base=f'{first.parameters:,} weights', answers=f'{size["revise"]} prompts',
-    revisions=f'{size["rounds"]} rounds', supervised=f'{tally(learned)["used"]} examples',
+    revisions=f'{size["rounds"]} rounds', supervised=f'{count_faults(learned)["used"]} examples',
     pairs=f'{len(labels)} pairs', reinforced=f'{size["steps"]} steps',
     labels=f'{n("red_team")} by AI<br>{n("helpful")} by people'))
 

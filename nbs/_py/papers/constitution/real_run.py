@@ -25,13 +25,13 @@ import warnings
 from time import perf_counter
 
 import numpy as np, pandas as pd, torch
-from moral_sc.bias.curves import plot_steps
+from moral_sc.bias.plots import plot_steps
 from moral_sc.bias.sweep import ModelSpec, item_bias, sweep
 from moral_sc.constitution.answers import answer_pairs, sample_answers
 from moral_sc.constitution.evaluation.refusals import boilerplate_matches, evasion_matches
 from moral_sc.constitution.curves import plot_training
 from moral_sc.constitution.feedback import label, label_report
-from moral_sc.constitution.finetuning import examples_of, fault, faults, finetune, tally
+from moral_sc.constitution.finetuning import training_examples, find_fault, FAULT_KINDS, finetune, count_faults
 from moral_sc.constitution.rl.policy import train_policy
 from moral_sc.constitution.preference import fit_preference
 from moral_sc.constitution.principles import load_few_shot
@@ -42,6 +42,7 @@ from moral_sc.foundation.errors import DataError
 from moral_sc.foundation.statistics import cluster_bootstrap, paired_difference
 from moral_sc.lab.claims import record
 from moral_sc.lab.paths import work_dir
+from moral_sc.lab.scales import at_scale
 from moral_sc.language.loading import load
 from moral_sc.language.stub_models import random_model
 
@@ -49,14 +50,14 @@ warnings.filterwarnings('ignore', message='.*hardly considers')
 began = perf_counter()
 
 # %%
-size = dict(
+size = at_scale(scale,
     quick=dict(hh=0, ours=20, rounds=1, shots=0, tokens=6, mode='plain', steps=2, batch=4, every=1,
                questions=8, orders=1, lr=1e-4),
     cpu=dict(hh=160, ours=80, rounds=1, shots=1, tokens=48, mode='chat', steps=24, batch=16,
              every=8, questions=160, orders=3, lr=3e-5),
     gpu=dict(hh=2000, ours=80, rounds=4, shots=5, tokens=128, mode='chat', steps=500, batch=256,
              every=50, questions=None, orders=3, lr=1e-5),
-)[scale]
+)
 quick = scale=='quick'
 first = random_model('llama') if quick else load(model)
 place = work_dir(f'real-{first.name.replace("/", "-")}-{scale}-{seed}')
@@ -113,9 +114,9 @@ red,good = ([r for r in for_sl if (r['kind']=='helpful')==k] for k in (False, Tr
 chains = timed('critique and revision', revise, first, red, rounds=size['rounds'],
                few_shot=load_few_shot()[:size['shots']], temperature=.7, out=place/'revise', **short)
 said = timed('helpful answers', sample_answers, first, good, temperature=.7, out=place/'helpful', **short)
-rows = examples_of(chains, 'all', [dict(text=r['text'], answer=a) for r,(a,) in zip(good, said)],
-                   keep=faults if quick else ['no end'])
-tally(rows)
+rows = training_examples(chains, 'all', [dict(text=r['text'], answer=a) for r,(a,) in zip(good, said)],
+                   allow=FAULT_KINDS if quick else ['no end'])
+count_faults(rows)
 
 # %%
 sl,history = timed('finetuning', finetune, first, rows, place/'sl', size['mode'], 1, size['lr'],
@@ -181,7 +182,7 @@ texts = {k: sum(timed('answers at the end', sample_answers, m, held, 2, out=plac
 measures = {k: pd.DataFrame(dict(
     reward=reward(asked, t), watched=watched(asked, t), words=[len(x.split()) for x in t],
     refusals=[float(bool(evasion_matches(x))) for x in t], stock=[float(bool(boilerplate_matches(x))) for x in t],
-    repeats=[float(fault(x)=='repetition') for x in t])) for k,t in texts.items()}
+    repeats=[float(find_fault(x)=='repetition') for x in t])) for k,t in texts.items()}
 pd.DataFrame({k: {c: cluster_bootstrap(d[c].to_numpy(), asked) for c in d}
               for k,d in measures.items()}).map(repr)
 

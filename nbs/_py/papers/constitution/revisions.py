@@ -35,18 +35,19 @@ from moral_sc.foundation.runs import content_key
 from moral_sc.foundation.statistics import cluster_bootstrap, paired_difference
 from moral_sc.lab.claims import record
 from moral_sc.lab.paths import work_dir
+from moral_sc.lab.scales import at_scale
 
 torch.set_num_threads(1)
 began = perf_counter()
 
 # %%
-size = dict( # models: size and steps of reading, smallest first
+size = at_scale(scale, # models: size and steps of reading, smallest first
     quick=dict(models=[('tiny', 30), ('tiny', 60)], asks=24, pairs=30, few=2),
     cpu=dict(models=[('tiny', 220), ('tiny', 900), ('small', 900)], asks=250, pairs=500,
              few=80),
     gpu=dict(models=[('tiny', 220), ('small', 900), ('medium', 2000)], asks=1000,
              pairs=3000, few=300),
-)[scale]
+)
 on = 'auto' if scale=='gpu' else 'cpu'
 names = [f'{s}, {n} steps' for s,n in size['models']]
 place = work_dir(f'revisions-{scale}-{seed}-{content_key(size=size)[:8]}')

@@ -37,19 +37,20 @@ from moral_sc.foundation.runs import content_key
 from moral_sc.foundation.statistics import cluster_bootstrap, paired_difference
 from moral_sc.lab.claims import record
 from moral_sc.lab.paths import work_dir
+from moral_sc.lab.scales import at_scale
 
 torch.set_num_threads(1)
 began = perf_counter()
 
 # %%
-size = dict( # pairs, steps of RL, answers a step, trainings of each preference model and policy
+size = at_scale(scale, # pairs, steps of RL, answers a step, trainings of each preference model and policy
     quick=dict(model='tiny', read=50, pairs=40, held=40, asks=40, epochs=2, steps=3, batch=16,
                trainings=1),
     cpu=dict(model='tiny', read=None, pairs=600, held=400, asks=300, epochs=4, steps=80,
              batch=48, trainings=3),
     gpu=dict(model='medium', read=None, pairs=6000, held=2000, asks=3000, epochs=2, steps=300,
              batch=128, trainings=5),
-)[scale]
+)
 on = 'auto' if scale=='gpu' else 'cpu'
 place = work_dir(f'soft-labels-{scale}-{seed}-{content_key(size=size)[:8]}')
 size
