@@ -24,9 +24,9 @@ from ..language.models import LM
 from ..language.generation import sample
 from ..language.scoring import option_logprobs
 from ..bias import bbq
-from ..bias.admissions import applicants, table
+from ..bias.admissions import build_applicants, load_students
 from ..bias.asking import STOP
-from ..bias.conditions import build
+from ..bias.conditions import build_prompt
 from ..bias.bbq.items import stratified
 
 # %% ../../nbs/benchmarks/20_scoring.ipynb #fd7f6291
@@ -51,7 +51,7 @@ def prompts(
     orders=1, # 1, 3 or 6 orders of the options
 )->list:
     "Every question in every condition and order"
-    return [build(lm, 'bbq', c, bbq.reorder(i, o).fields) for s in scenes for i in s
+    return [build_prompt(lm, 'bbq', c, bbq.reorder(i, o).fields) for s in scenes for i in s
             for c in conditions for o in bbq.orders_of(orders)]
 
 # %% ../../nbs/benchmarks/20_scoring.ipynb #5aadda82
@@ -181,14 +181,14 @@ def students(s=None)->list:
     at = {(a.sex, a.lsat, a.gpa): (a,b) for a,b in _pairs(d)}
     return [at[k] for k in zip(d.sex, d.lsat, d.gpa)]
 
-def _table(): return table('law' if available('law/law_data') else 'ours')
+def _table(): return load_students('law' if available('law/law_data') else 'ours')
 
 def _pairs(d):
-    a = applicants(d)
+    a = build_applicants(d)
     return list(zip(a[::2], a[1::2]))
 
 def admitted(lm, pairs)->list: # Of `Prompt`
-    return [build(lm, 'admissions', 'q', a.fields) for pair in pairs for a in pair]
+    return [build_prompt(lm, 'admissions', 'q', a.fields) for pair in pairs for a in pair]
 
 def each_student(s, people, size):
     "One by one: their side"
@@ -207,17 +207,17 @@ def _cot(new=256):
     def theirs(s, scenes, size):
         def go():
             f = fields(scenes)
-            first = [build(s.lm, 'bbq', condition, x).text for x in f]
+            first = [build_prompt(s.lm, 'bbq', condition, x).text for x in f]
             said = generated(s.lm, first, new, size)
-            full = [build(s.lm, 'bbq', condition, x, t).text for x,t in zip(f, said)]
+            full = [build_prompt(s.lm, 'bbq', condition, x, t).text for x,t in zip(f, said)]
             wrote = np.mean([len(t) for t in s.lm.tokenizer(said).input_ids])
             return dict(lp=padded(s.lm, full, letters, min(size, 8)), wrote=wrote)
         return go
     def ours(s, scenes, size):
         def go():
             f = fields(scenes)
-            first = [build(s.lm, 'bbq', condition, x) for x in f]
-            turn = build(s.lm, 'bbq', condition, f[0], '').text[len(first[0].text):]
+            first = [build_prompt(s.lm, 'bbq', condition, x) for x in f]
+            turn = build_prompt(s.lm, 'bbq', condition, f[0], '').text[len(first[0].text):]
             said = sample(s.lm, first, new, stop=STOP, batch=size,
                           after=[(turn, letters)]*len(f))
             return dict(lp=np.array([t.after for t in said]),

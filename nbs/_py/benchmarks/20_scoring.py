@@ -42,7 +42,7 @@ from moral_sc.bias.bbq.items import stratified
 import tempfile
 from fastcore.test import *
 from moral_sc.language.stub_models import random_model
-from moral_sc.language.weights import cached
+from moral_sc.language.weights import cached_weights
 torch.set_num_threads(1)
 
 
@@ -285,12 +285,12 @@ len(students()), len(profiles())
 
 # %%
 name = 'smollm2-135m-instruct'
-if cached(name):
+if cached_weights(name):
     real = Setting(load(name, 'float32', 'cpu'), [])
     sides = (each_student,4), (each_profile,900)
     a,b = (f(real, profiles()[:2], n)()['lp'] for f,n in sides)
     test_close(a, b, 1e-3)
-np.exp(b).round(4) if cached(name) else f'{name} is not in the cache: left out here.'
+np.exp(b).round(4) if cached_weights(name) else f'{name} is not in the cache: left out here.'
 
 
 # %% [markdown]

@@ -42,15 +42,15 @@ from fastcore.test import *
 # %%
 #| export
 @cache
-def stimuli(
+def load_stimuli(
     path:str|None=None,  # A table of your own; by default `data/conditions.toml`
 )->dict:                 # With other wordings from a `wordings.toml` that lies beside it
     "The stimuli as they are written in the file, by benchmark"
     path = Path(path or data_dir()/'conditions.toml')
-    others = path.with_name('wordings.toml')
-    more = read_toml(others) if others.is_file() else {}
-    named = lambda b, spec: more.get(spec.get('wordings', b), {}) # Those of another, perhaps
-    return {b: dict(spec, wordings=named(b, spec)) for b,spec in read_toml(path).items()}
+    wordings_path = path.with_name('wordings.toml')
+    wordings_table = read_toml(wordings_path) if wordings_path.is_file() else {}
+    wordings_of = lambda b, spec: wordings_table.get(spec.get('wordings', b), {}) # Those of another, perhaps
+    return {b: dict(spec, wordings=wordings_of(b, spec)) for b,spec in read_toml(path).items()}
 
 
 # %% [markdown]
@@ -59,33 +59,33 @@ def stimuli(
 
 # %%
 #| export
-def spell(
+def expand_references(
     text:str,    # A text of the table, with `<names>` of others
     texts:dict,  # What those names stand for
 )->str:
     "Put the texts that `text` names in their places"
-    def named(m):
-        if m[1] in texts: return spell(texts[m[1]], texts)
+    def replacement(m):
+        if m[1] in texts: return expand_references(texts[m[1]], texts)
         raise ConfigError(unknown_name_message('text', m[1], list(texts)))
-    return re.sub(r'<(\w+)>', named, text)
+    return re.sub(r'<(\w+)>', replacement, text)
 
 
 # %%
 #| export
-def conditions(
+def conditions_table(
     benchmark:str|None=None,  # One benchmark; by default all
     path:str|None=None,       # A table of your own
 )->pd.DataFrame:              # One row per turn: benchmark, condition, turn, role, text
     "Every turn of every condition, spelled out"
-    rows = [dict(benchmark=b, condition=c, turn=i, role=r, text=spell(text, spec['texts']))
-            for b,spec in stimuli(path).items() if benchmark in (None,b)
-            for c,turns in spec['conditions'].items() for i,(r,text) in enumerate(turns)]
-    if not rows: raise ConfigError(unknown_name_message('benchmark', benchmark, list(stimuli(path))))
+    rows = [dict(benchmark=b, condition=c, turn=i, role=r, text=expand_references(text, spec['texts']))
+            for b,spec in load_stimuli(path).items() if benchmark in (None,b)
+            for c,turns in spec['conditions'].items() for i,(r,text) in enumerate(build_dialogue)]
+    if not rows: raise ConfigError(unknown_name_message('benchmark', benchmark, list(load_stimuli(path))))
     return pd.DataFrame(rows)
 
 
 # %%
-table = conditions('bbq')
+table = conditions_table('bbq')
 look = {'text-align':'left', 'white-space':'pre-wrap'}
 table.style.hide(axis='index').set_properties(**look)
 
@@ -100,7 +100,7 @@ table.style.hide(axis='index').set_properties(**look)
 # same form that has nothing to do with fairness; what it changes, any added sentence changes.
 
 # %%
-table = conditions()
+table = conditions_table()
 table.groupby(['benchmark','condition'], sort=False).size().unstack(0).fillna(0).astype(int)
 
 # %% [markdown]
@@ -121,34 +121,34 @@ assert text.index('in no way biased') < text.index('do you think I should admit'
 
 # %%
 #| export
-ADDS = {'if':'instruction', 'cot':'think'} # Others add the text of their own name
+PART_TEXTS = {'if':'instruction', 'cot':'think'} # Others add the text of their own name
 
-def _named(condition):
+def _parse_condition(condition):
     "'q+if:3+cot' -> 'q+if+cot' and {'if':'3'}"
     parts = [p.partition(':') for p in condition.split('+')]
     return '+'.join(p for p,_,_ in parts), {p:k for p,sep,k in parts if sep}
 
-def _spec(benchmark, condition, path):
+def _lookup_condition(benchmark, condition, path):
     "The table of a benchmark, the name of a condition in it, and the wordings asked for"
-    spec = stimuli(path).get(benchmark)
-    if not spec: raise ConfigError(unknown_name_message('benchmark', benchmark, list(stimuli(path))))
-    name,chosen = _named(condition)
+    spec = load_stimuli(path).get(benchmark)
+    if not spec: raise ConfigError(unknown_name_message('benchmark', benchmark, list(load_stimuli(path))))
+    name,choices = _parse_condition(condition)
     known = list(spec['conditions'])
     if name not in known: raise ConfigError(unknown_name_message(f'condition of {benchmark}', name, known))
-    return spec, name, chosen
+    return spec, name, choices
 
 
 # %%
-_named('q+if:3+cot')
+_parse_condition('q+if:3+cot')
 
 
 # %%
 #| export
-def _worded(spec, part):
+def _part_wordings(spec, part):
     "All wordings of what a part of a condition's name adds"
-    text = ADDS.get(part, part)
-    more = spec['wordings'].get(text, [])
-    return [spec['texts'][text], *more] if text in spec['texts'] else []
+    text = PART_TEXTS.get(part, part)
+    alternatives = spec['wordings'].get(text, [])
+    return [spec['texts'][text], *alternatives] if text in spec['texts'] else []
 
 def wordings(
     benchmark:str,       # 'bbq', 'winogender' or 'admissions'
@@ -156,9 +156,9 @@ def wordings(
     path:str|None=None,  # A table of your own
 )->list:                 # Texts; the first is the one in the table
     "All wordings of the sentence that makes a condition"
-    spec,name,_ = _spec(benchmark, condition, path)
-    found = _worded(spec, name.rpartition('+')[2])
-    if found: return found
+    spec,name,_ = _lookup_condition(benchmark, condition, path)
+    texts = _part_wordings(spec, name.rpartition('+')[2])
+    if texts: return texts
     raise ConfigError(f'{name!r} of {benchmark} adds no text that has other wordings.')
 
 
@@ -178,24 +178,24 @@ assert (words.max(1)-words.min(1)<=3).all()
 wordings('bbq', 'q+if+cot')
 
 # %%
-for b,spec in stimuli().items():
+for b,spec in load_stimuli().items():
     for c in spec['conditions']:
         if c!='q': test_eq(len(set(wordings(b, c))), 9)
 
 
 # %%
 #| export
-def _texts(benchmark, condition, path):
+def _condition_texts(benchmark, condition, path):
     "The turns of a condition, still to be spelled, and its texts in the wordings asked for"
-    spec,name,chosen = _spec(benchmark, condition, path)
+    spec,name,choices = _lookup_condition(benchmark, condition, path)
     texts = dict(spec['texts'])
-    for part,k in chosen.items():
-        known = _worded(spec, part)
+    for part,k in choices.items():
+        known = _part_wordings(spec, part)
         if not (k.isdecimal() and int(k)<len(known)):
-            have = f'0 to {len(known)-1}' if known else 'none'
-            raise ConfigError(f'{benchmark} has wordings of {part!r}: {have}. '
+            allowed = f'0 to {len(known)-1}' if known else 'none'
+            raise ConfigError(f'{benchmark} has wordings of {part!r}: {allowed}. '
                               f'{condition!r} asks for another.')
-        texts[ADDS.get(part, part)] = known[int(k)]
+        texts[PART_TEXTS.get(part, part)] = known[int(k)]
     return spec['conditions'][name], texts
 
 def two_stage(
@@ -204,33 +204,33 @@ def two_stage(
     path:str|None=None, # A table of your own
 )->bool:                # The model writes something before it is asked for the answer
     "Whether a condition lets the model reason"
-    return any('{sample}' in text for _,text in _texts(benchmark, condition, path)[0])
+    return any('{sample}' in text for _,text in _condition_texts(benchmark, condition, path)[0])
 
 
 # %% [markdown]
 # ## From an item to a dialogue
 #
-# `turns` fills the braces. With reasoning there are two stages: what the model says first is
+# `build_dialogue` fills the braces. With reasoning there are two stages: what the model says first is
 # sampled, and goes back in as `{sample}`. Without a sample the dialogue therefore stops where
 # the model is to begin thinking.
 
 # %%
 #| export
-def fill(
+def fill_template(
     text:str,    # A text with `{fields}`
     item:dict,   # Field to value; a value is put in as it is, braces and all
 )->str:
     "Put the values of an item into a text"
-    def field(m):
+    def replacement(m):
         if m[1] in item: return str(item[m[1]])
         raise ConfigError(f'The prompt needs {m[1]!r} and the item has {", ".join(item)}: '
                           f'add the field, or name another in the conditions table.')
-    return re.sub(r'\{(\w+)\}', field, text)
+    return re.sub(r'\{(\w+)\}', replacement, text)
 
 
 # %%
 #| export
-def turns(
+def build_dialogue(
     benchmark:str,         # 'bbq', 'winogender' or 'admissions'
     condition:str,         # 'q', 'q+if', 'q+if:3', 'q+if+cot', ...
     item:dict,             # What fills the braces
@@ -238,13 +238,13 @@ def turns(
     path:str|None=None,    # A table of your own
 )->list:                   # (role, text) pairs; the last one is left open
     "The dialogue that puts `item` to a model under `condition`"
-    dialogue,texts = _texts(benchmark, condition, path)
+    dialogue,texts = _condition_texts(benchmark, condition, path)
     out = []
     for role,text in dialogue:
-        before,hole,after = spell(text, texts).partition('{sample}')
-        if hole and sample is None: return [*out, (role, fill(before, item))]
-        said = (sample or '') if hole else ''
-        out.append((role, fill(before, item) + said + fill(after, item)))
+        prefix,slot,suffix = expand_references(text, texts).partition('{sample}')
+        if slot and sample is None: return [*out, (role, fill_template(prefix, item))]
+        reasoning = (sample or '') if slot else ''
+        out.append((role, fill_template(prefix, item) + reasoning + fill_template(suffix, item)))
     return out
 
 
@@ -252,11 +252,11 @@ def turns(
 item = dict(context='Two gardeners met at the gate, one with a rake and one with a spade.',
             question='Who was late?', a='The one with the rake', b='Not said',
             c='The one with the spade')
-turns('bbq', 'q+if', item)
+build_dialogue('bbq', 'q+if', item)
 
 # %%
-stage1 = turns('bbq', 'q+if+cot', item)
-stage2 = turns('bbq', 'q+if+cot', item, sample=' Nobody says who came first.')
+stage1 = build_dialogue('bbq', 'q+if+cot', item)
+stage2 = build_dialogue('bbq', 'q+if+cot', item, sample=' Nobody says who came first.')
 len(stage1), len(stage2), stage2[1][1]
 
 # %% [markdown]
@@ -265,26 +265,26 @@ len(stage1), len(stage2), stage2[1][1]
 
 # %%
 assert stage2[1][1].startswith(stage1[-1][1])
-test_eq(stage1[0], turns('bbq', 'q+if', item)[0])
-assert turns('bbq', 'q+if', item)[0][1].startswith(turns('bbq', 'q', item)[0][1])
+test_eq(stage1[0], build_dialogue('bbq', 'q+if', item)[0])
+assert build_dialogue('bbq', 'q+if', item)[0][1].startswith(build_dialogue('bbq', 'q', item)[0][1])
 
 # %% [markdown]
 # What an item brings along is never read as a template, so a sentence with braces or angle
 # brackets in it arrives as it was written.
 
 # %%
-odd = turns('bbq', 'q', {**item, 'context':'A page said {b} and <again>.'})
+odd = build_dialogue('bbq', 'q', {**item, 'context':'A page said {b} and <again>.'})
 assert '{b} and <again>' in odd[0][1]
 
 # %% [markdown]
 # A wording takes the place of the table's own and of nothing else, in either stage:
 
 # %%
-told = turns('bbq', 'q+if:5', item)[0][1]
-assert told.startswith(turns('bbq', 'q', item)[0][1])
+told = build_dialogue('bbq', 'q+if:5', item)[0][1]
+assert told.startswith(build_dialogue('bbq', 'q', item)[0][1])
 assert told.endswith(wordings('bbq', 'q+if')[5])
-test_eq(turns('bbq', 'q+if:0', item), turns('bbq', 'q+if', item))
-both = turns('bbq', 'q+if:5+cot:2', item, sample=' So.')
+test_eq(build_dialogue('bbq', 'q+if:0', item), build_dialogue('bbq', 'q+if', item))
+both = build_dialogue('bbq', 'q+if:5+cot:2', item, sample=' So.')
 test_eq(both[0][1], told)
 test_eq(both[1][1], wordings('bbq', 'q+if+cot')[2]+' So.')
 assert two_stage('bbq', 'q+if:5+cot:2') and not two_stage('bbq', 'q+if:5')
@@ -294,23 +294,23 @@ both[1:]
 # A name that does not exist is met with the nearest one.
 
 # %%
-with expect_fail(ConfigError, contains="did you mean 'q+if'"): turns('bbq', 'q+fi', item)
+with expect_fail(ConfigError, contains="did you mean 'q+if'"): build_dialogue('bbq', 'q+fi', item)
 with expect_fail(ConfigError, contains="'sex'"):
-    turns('admissions', 'q', dict(race='white'))
-with expect_fail(ConfigError, contains='0 to 8'): turns('bbq', 'q+if:9', item)
-with expect_fail(ConfigError, contains='none'): turns('bbq', 'q:1', item)
+    build_dialogue('admissions', 'q', dict(race='white'))
+with expect_fail(ConfigError, contains='0 to 8'): build_dialogue('bbq', 'q+if:9', item)
+with expect_fail(ConfigError, contains='none'): build_dialogue('bbq', 'q:1', item)
 with expect_fail(ConfigError, contains='no text'): wordings('bbq', 'q')
 
 
 # %% [markdown]
 # ## From a dialogue to tokens
 #
-# `build` hands the dialogue to [the language room](../language/20_chat.ipynb), which knows how
+# `build_prompt` hands the dialogue to [the language room](../language/20_chat.ipynb), which knows how
 # a model marks its turns. The open turn becomes the prefill that the model continues.
 
 # %%
 #| export
-def build(
+def build_prompt(
     lm,                    # A loaded model
     benchmark:str,         # 'bbq', 'winogender' or 'admissions'
     condition:str,         # 'q', 'q+if', 'q+if:3', 'q+if+cot', ...
@@ -321,5 +321,5 @@ def build(
 ):                         # A `Prompt` with text and token ids
     "The prompt that puts `item` to `lm` under `condition`"
     from moral_sc.language.chat import render
-    *said,(_,prefill) = turns(benchmark, condition, item, sample, path)
-    return render(lm, said, prefill=prefill, mode=mode)
+    *dialogue,(_,prefill) = build_dialogue(benchmark, condition, item, sample, path)
+    return render(lm, dialogue, prefill=prefill, mode=mode)

@@ -46,11 +46,11 @@ class Benchmark:
     answers:tuple     # Names of the answers; the records get a column lp_NAME for each
     options:Callable  # Item -> what stands for each answer after the prompt
     fields:Callable   # Item -> what fills the braces of the prompt
-    facts:Callable    # Item -> columns of the records; 'id' is unique
-    numbers:Callable  # (records, against=None, n, level, seed) -> tidy table with intervals
+    metadata:Callable    # Item -> columns of the records; 'id' is unique
+    metrics:Callable  # (records, against=None, n, level, seed) -> tidy table with intervals
     conditions:tuple=('q','q+if')
     reorder:Callable|None=None # (item, order) -> the same item, options in another order
-    read:Callable|None=None    # Records -> records with columns of its own
+    add_columns:Callable|None=None # Records -> records with columns of its own
 
     def __repr__(self): return f'Benchmark {self.name}: {", ".join(self.answers)}'
 
@@ -61,7 +61,7 @@ class Benchmark:
 
 # %%
 #| export
-PLACES = { # name: module and constant
+REGISTRY = { # name: module and constant
     'bbq':'bbq.metrics.BBQ', 'bbq-like':'bbq.metrics.BBQ_LIKE',
     'bbq-strings':'bbq.full_answers.BBQ_STRINGS',
     'winogender':'winogender.WINOGENDER',
@@ -69,13 +69,14 @@ PLACES = { # name: module and constant
     'admissions':'admissions.ADMISSIONS', 'admissions-cases':'admissions.ADMISSIONS_CASES',
     'discrim-eval':'discrim_eval.DISCRIM_EVAL'}
 
-def benchmark(
+def get_benchmark(
     name,       # Of `PLACES`, or a `Benchmark` of your own
 )->Benchmark:
     "A benchmark by name"
     if isinstance(name, Benchmark): return name
-    if name not in PLACES: raise ConfigError(unknown_name_message('benchmark', name, list(PLACES)))
-    module,constant = PLACES[name].rsplit('.', 1)
+    if name not in REGISTRY:
+        raise ConfigError(unknown_name_message('benchmark', name, list(REGISTRY)))
+    module,constant = REGISTRY[name].rsplit('.', 1)
     return getattr(import_module(f'moral_sc.bias.{module}'), constant)
 
 
@@ -88,7 +89,7 @@ def benchmark(
 
 # %%
 #| export
-def probabilities(
+def mean_probabilities(
     records:pd.DataFrame, # One row a question asked
     answers,              # Names of answers, as in the columns lp_NAME
     normalise:bool=True,  # Over these answers; otherwise as the model gave them
@@ -104,9 +105,9 @@ def probabilities(
 # %%
 d = pd.DataFrame(dict(condition='q', id=['1','1','2'], lp_yes=np.log([.2,.4,.1]),
                       lp_no=np.log([.2,.1,.3])))
-probabilities(d, ['yes','no'])
+mean_probabilities(d, ['yes','no'])
 
 # %%
-test_close(probabilities(d, ['yes','no']).yes, [(.5+.8)/2, .25])
-test_close(probabilities(d, ['yes','no'], normalise=False).no, [.15, .3])
-with expect_fail(ConfigError, contains="did you mean 'winogender'"): benchmark('winogenders')
+test_close(mean_probabilities(d, ['yes','no']).yes, [(.5+.8)/2, .25])
+test_close(mean_probabilities(d, ['yes','no'], normalise=False).no, [.15, .3])
+with expect_fail(ConfigError, contains="did you mean 'winogender'"): get_benchmark('winogenders')

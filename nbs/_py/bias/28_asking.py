@@ -28,10 +28,10 @@ from hashlib import blake2b
 
 import numpy as np, pandas as pd
 from moral_sc.bias.bbq.scoring import orders_of
-from moral_sc.bias.conditions import build, stimuli
+from moral_sc.bias.conditions import build_prompt, load_stimuli
 from moral_sc.foundation.runs import content_key
-from moral_sc.language.generation import follow, sample
-from moral_sc.language.stub_models import lookup
+from moral_sc.language.generation import append_turn, sample
+from moral_sc.language.stub_models import stub_model
 from moral_sc.language.scoring import option_logprobs
 
 # %%
@@ -42,7 +42,7 @@ from moral_sc.bias import bbq
 from moral_sc.bias.bbq.items import stratified
 from moral_sc.bias.bbq.metrics import BBQ
 from moral_sc.foundation.runs import open_run
-from moral_sc.language.stub_models import letter_prior, random_model
+from moral_sc.language.stub_models import letter_prior_model, random_model
 
 few = stratified(bbq.load(source='ours'), 96)
 
@@ -56,13 +56,13 @@ few = stratified(bbq.load(source='ours'), 96)
 
 # %%
 #| export
-def remote(lm)->bool: # Behind an API; see `connect`
+def is_remote(lm)->bool: # Behind an API; see `connect`
     "Whether a model is out of reach of the scoring here"
     return getattr(lm, 'remote', False)
 
-def identity(lm)->dict:
+def model_identity(lm)->dict:
     "What tells this model from others"
-    if remote(lm): return lm.identity
+    if is_remote(lm): return lm.identity
     h = blake2b(digest_size=8)
     for name,p in lm.model.named_parameters():
         x = p.detach().flatten()
@@ -72,14 +72,13 @@ def identity(lm)->dict:
     return dict(name=lm.name, dtype=dtype, weights=h.hexdigest())
 
 
-
 # %%
 #| export
 @dataclass
 class Question:
     "One item, asked once"
     item:object         # As in the file
-    shown:object        # As it is shown, its options perhaps in another order
+    displayed:object        # As it is shown, its options perhaps in another order
     condition:str
     order:int           # Number of the option order
     prompt:object       # What the model reads
@@ -88,18 +87,18 @@ class Question:
     n:int=0             # Number of the sample, where there are several
     sample:object=None  # What the model wrote first, where it reasons
 
-def key(who, prompt, options):
+def answer_key(identity, prompt, options):
     "An answer is determined by the model, what it reads, and what it may say"
-    return content_key(model=who, ids=prompt.ids, options=options)
+    return content_key(model=identity, ids=prompt.ids, options=options)
 
-def orders(
+def option_orders(
     b,       # A `Benchmark`
     n:int=1, # 1 as in the file, 3 cyclic, 6 all
 )->list:
     "The option orders to ask in; one, where no options are on show"
     return orders_of(n) if b.reorder else orders_of(1)
 
-def ask(
+def build_questions(
     lm,
     b,               # A `Benchmark`
     items:list,
@@ -109,19 +108,19 @@ def ask(
 )->list:             # Of `Question`, first stage where there are two
     "Write out everything that will be asked"
     out = []
-    who = identity(lm)
+    identity = model_identity(lm)
     for c in conditions:
-        for k,order in enumerate(orders(b, n_orders)):
+        for k,order in enumerate(option_orders(b, n_orders)):
             for i in items:
-                shown = b.reorder(i, order) if b.reorder else i
-                p = build(lm, b.stimuli, c, b.fields(shown), mode=mode)
-                o = b.options(shown)
-                out.append(Question(i, shown, c, k, p, tuple(o), key(who, p, o)))
+                displayed = b.reorder(i, order) if b.reorder else i
+                p = build_prompt(lm, b.stimuli, c, b.fields(displayed), mode=mode)
+                o = b.options(displayed)
+                out.append(Question(i, displayed, c, k, p, tuple(o), answer_key(identity, p, o)))
     return out
 
 
 # %%
-asked = ask(letter_prior(dict(a=.2, b=.3, c=.5)), BBQ, few[:4], ['q','q+if'], 3)
+asked = build_questions(letter_prior_model(dict(a=.2, b=.3, c=.5)), BBQ, few[:4], ['q','q+if'], 3)
 print(len(asked), asked[0].prompt.text)
 
 
@@ -135,31 +134,31 @@ print(len(asked), asked[0].prompt.text)
 
 # %%
 #| export
-def _options(text):
+def _displayed_options(text):
     "The three options on show in the last question of a prompt, and what precedes them"
     body,_,rest = text.rsplit('Human: ', 1)[-1].partition(' (a) ')
-    shown = rest.partition('\n\nAssistant:')[0]
-    a,_,r = shown.partition(' (b) ')
+    options = rest.partition('\n\nAssistant:')[0]
+    a,_,r = options.partition(' (b) ')
     b,_,r = r.partition(' (c) ')
     return body, a, b, r
 
-def respondent(
+def bbq_stub_model(
     rule,              # (item, instructed) -> probabilities of its three options
     items:list,        # The questions it can answer
     name:str='',       # By default that of the rule
 ):                     # An `LM`
     "A model that answers BBQ's questions by a rule"
-    at = {f'{i.context} {i.question}': i for i in items}
-    instruction = stimuli()['bbq']['texts']['instruction']
+    items_by_text = {f'{i.context} {i.question}': i for i in items}
+    instruction = load_stimuli()['bbq']['texts']['instruction']
     def fn(text):
-        body,*shown = _options(text)
-        if body not in at or not text.endswith('answer is ('): return {'': 1.}
-        item = at[body]
-        told = instruction in shown[2]
-        shown[2] = shown[2].removesuffix(instruction).strip().removesuffix('.')
-        said = zip(item.options, rule(item, told))
-        return {'abc'[shown.index(o)]:float(p) for o,p in said if p}
-    return lookup(fn, name=name or rule.__name__)
+        body,*displayed = _displayed_options(text)
+        if body not in items_by_text or not text.endswith('answer is ('): return {'': 1.}
+        item = items_by_text[body]
+        instructed = instruction in displayed[2]
+        displayed[2] = displayed[2].removesuffix(instruction).strip().removesuffix('.')
+        probabilities = zip(item.options, rule(item, instructed))
+        return {'abc'[displayed.index(o)]:float(p) for o,p in probabilities if p}
+    return stub_model(fn, name=name or rule.__name__)
 
 
 # %%
@@ -168,8 +167,8 @@ def stereotyper(item, told):
     p[item.unknown if told else item.biased] = .8
     return p
 
-lm = respondent(stereotyper, few)
-q,told = ask(lm, BBQ, few[:1], ['q','q+if'])
+lm = bbq_stub_model(stereotyper, few)
+q,told = build_questions(lm, BBQ, few[:1], ['q','q+if'])
 p = np.exp(option_logprobs(lm, [q.prompt, told.prompt], ['a','b','c']))
 p.round(3), few[0].biased, few[0].unknown
 
@@ -190,7 +189,7 @@ test_eq(list(p.argmax(1)), [few[0].biased, few[0].unknown])
 
 # %%
 #| export
-def answer(
+def score_questions(
     lm,
     questions:list,     # Of `Question`, last stage where there are two
     run,                # Where answers are kept
@@ -211,7 +210,7 @@ def answer(
     return run.table([q.key for q in questions])[list(names)]
 
 def _logprobs(lm, prompts, options, max_tokens, run):
-    if remote(lm): return lm.answers(prompts, options, run) # The replies are kept as well
+    if is_remote(lm): return lm.answers(prompts, options, run) # The replies are kept as well
     return option_logprobs(lm, prompts, options, max_tokens=max_tokens)
 
 
@@ -226,7 +225,7 @@ def _logprobs(lm, prompts, options, max_tokens, run):
 #| export
 STOP = ('\n\nHuman:', '\n\nAssistant:')
 
-def reason(
+def sample_reasoning(
     lm,
     b,                     # A `Benchmark`
     questions:list,        # Of conditions with two stages
@@ -239,39 +238,39 @@ def reason(
     progress=None,
 )->list:                   # Each question once a sample, at its second stage
     "Let the model write, then ask for the answer"
-    many = [replace(q, n=n) for n in range(samples) for q in questions]
-    many_of = {(q.key, q.n):q for q in many} # The same question asked twice is asked once
-    first = {k:q.prompt for k,q in many_of.items()}
+    repeated = [replace(q, n=n) for n in range(samples) for q in questions]
+    unique = {(q.key, q.n):q for q in repeated} # The same question asked twice is asked once
+    first = {k:q.prompt for k,q in unique.items()}
     keys = [content_key(first=k, n=n, seed=seed, new=max_new_tokens) for k,n in first]
     write = getattr(lm, 'sample', None) or partial(sample, lm) # Of its own, if it has one
     kw = {}
     if mode=='plain' and not hasattr(lm, 'sample'): # Stage 2 from the cache of stage 1
-        kw = dict(after=[(_turn(lm, b, q), q.options) for q in many_of.values()])
-    wrote = write(list(first.values()), max_new_tokens=max_new_tokens, stop=STOP, seed=seed,
+        kw = dict(after=[(_answer_turn(lm, b, q), q.options) for q in unique.values()])
+    texts = write(list(first.values()), max_new_tokens=max_new_tokens, stop=STOP, seed=seed,
                   temperature=temperature, keys=keys, run=run, progress=progress, **kw)
-    said = dict(zip(first, wrote))
-    who = identity(lm)
-    for q in many:
-        s = said[q.key, q.n]
-        full = build(lm, b.stimuli, q.condition, b.fields(q.shown), sample=s.text, mode=mode)
-        q.prompt = _after(lm, q.prompt, s, full)
+    sample_of = dict(zip(first, texts))
+    identity = model_identity(lm)
+    for q in repeated:
+        s = sample_of[q.key, q.n]
+        full = build_prompt(lm, b.stimuli, q.condition, b.fields(q.displayed), sample=s.text, mode=mode)
+        q.prompt = _second_stage(lm, q.prompt, s, full)
         q.sample = s
-        q.key = key(who, q.prompt, q.options)
-    there = {q.key:dict(zip(b.answers, q.sample.after)) for q in many if q.sample.after}
-    new = [(k, there[k]) for k in run.missing(there)]
-    if new: run.put_many(new)
-    return many
+        q.key = answer_key(identity, q.prompt, q.options)
+    computed = {q.key:dict(zip(b.answers, q.sample.after)) for q in repeated if q.sample.after}
+    missing = [(k, computed[k]) for k in run.missing(computed)]
+    if missing: run.put_many(missing)
+    return repeated
 
-def _turn(lm, b, q):
+def _answer_turn(lm, b, q):
     "What follows the thought, up to the answer"
-    whole = build(lm, b.stimuli, q.condition, b.fields(q.shown), sample='').text
-    return whole[len(q.prompt.text):]
+    dialogue = build_prompt(lm, b.stimuli, q.condition, b.fields(q.displayed), sample='').text
+    return dialogue[len(q.prompt.text):]
 
-def _after(lm, p, s, full):
+def _second_stage(lm, p, s, full):
     "The second stage with the sampled tokens as they are, unless a template rewrote them"
-    said = p.text+s.text
-    if remote(lm) or not full.text.startswith(said): return full
-    return follow(lm, p, s, full.text[len(said):])
+    prefix = p.text+s.text
+    if is_remote(lm) or not full.text.startswith(prefix): return full
+    return append_turn(lm, p, s, full.text[len(prefix):])
 
 
 # %% [markdown]
@@ -282,7 +281,7 @@ def _after(lm, p, s, full):
 
 # %%
 #| export
-def tidy(
+def build_records(
     b,                  # A `Benchmark`
     questions:list,     # Of `Question`
     lp:pd.DataFrame,    # Of `answer`
@@ -290,17 +289,17 @@ def tidy(
     "Everything about every answer"
     asked = pd.DataFrame([dict(benchmark=b.name, condition=q.condition, order=q.order,
                                sample=q.n) for q in questions])
-    facts = pd.DataFrame([b.facts(q.item) for q in questions])
-    wrote = [len(q.sample.ids) if q.sample else 0 for q in questions]
+    metadata = pd.DataFrame([b.metadata(q.item) for q in questions])
+    lengths = [len(q.sample.ids) if q.sample else 0 for q in questions]
     lp = lp.reset_index(drop=True).add_prefix('lp_')
-    d = pd.concat([asked, facts, lp], axis=1).assign(mass=np.exp(lp).sum(axis=1), wrote=wrote)
-    return b.read(d) if b.read else d
+    d = pd.concat([asked, metadata, lp], axis=1).assign(mass=np.exp(lp).sum(axis=1), wrote=lengths)
+    return b.add_columns(d) if b.add_columns else d
 
 
 # %%
 with open_run(tempfile.mkdtemp(), dict(page='asking')) as run:
-    lp = answer(letter_prior(dict(a=.2, b=.3, c=.5)), asked, run, BBQ.answers)
-records = tidy(BBQ, asked, lp)
+    lp = score_questions(letter_prior_model(dict(a=.2, b=.3, c=.5)), asked, run, BBQ.answers)
+records = build_records(BBQ, asked, lp)
 records[['id','condition','order','letter','answer','p0','p1','p2','mass']].head(6).round(3)
 
 # %% [markdown]
@@ -317,7 +316,7 @@ test_close(np.exp(records[['lp_a','lp_b','lp_c']].iloc[0]), [.2,.3,.5], eps=1e-6
 # Two models never share an answer, even to the same tokens.
 
 # %%
-a,b = (ask(random_model('llama', seed=k), BBQ, few[:4], ['q']) for k in (0,1))
+a,b = (build_questions(random_model('llama', seed=k), BBQ, few[:4], ['q']) for k in (0,1))
 test_eq(a[0].prompt.ids, b[0].prompt.ids)
 test_ne(a[0].key, b[0].key)
 
@@ -326,16 +325,16 @@ test_ne(a[0].key, b[0].key)
 
 # %%
 lm = random_model('llama')
-first = ask(lm, BBQ, few[:2], ['q+if+cot'])
+first = build_questions(lm, BBQ, few[:2], ['q+if+cot'])
 begins = [q.prompt for q in first]
 with open_run(tempfile.mkdtemp(), dict(page='reason')) as run:
-    second = reason(lm, BBQ, first, run, max_new_tokens=12, samples=2)
+    second = sample_reasoning(lm, BBQ, first, run, max_new_tokens=12, samples=2)
 assert second[0].sample.ids!=second[2].sample.ids
 for p,q in zip(begins*2, second):
     kept = p.ids + q.sample.ids[:q.sample.kept]
     test_eq(q.prompt.ids[:len(kept)], kept)
     assert q.prompt.text.endswith('answer choice is (')
-    with_text = build(lm, 'bbq', 'q+if+cot', q.shown.fields, sample=q.sample.text)
+    with_text = build_prompt(lm, 'bbq', 'q+if+cot', q.displayed.fields, sample=q.sample.text)
     test_eq(q.prompt.text, with_text.text)
 [len(p.ids) for p in begins], [len(q.prompt.ids) for q in second]
 

@@ -28,8 +28,9 @@ from pathlib import Path
 
 import pandas as pd
 from moral_sc.bias import bbq
-from moral_sc.bias.bbq import metrics as scores
-from moral_sc.bias.asking import score_questions, build_questions, model_identity, option_orders as orders_for, sample_reasoning, build_records
+from moral_sc.bias.bbq.metrics import condition_probabilities
+from moral_sc.bias.asking import (build_questions, build_records, model_identity, option_orders,
+                                  sample_reasoning, score_questions)
 from moral_sc.bias.benchmarks import Benchmark, get_benchmark, mean_probabilities
 from moral_sc.bias.conditions import two_stage
 from moral_sc.bias.bbq.items import stratified
@@ -43,7 +44,7 @@ import signal, subprocess, sys
 from fastcore.test import *
 from moral_sc.bias.asking import bbq_stub_model
 from moral_sc.bias.bbq.metrics import METRICS, letters
-from moral_sc.language.stub_models import letter_prior, lookup, random_model
+from moral_sc.language.stub_models import letter_prior_model, stub_model, random_model
 
 ours = bbq.load(source='ours')
 few = stratified(ours, 96)
@@ -81,7 +82,7 @@ class Evaluation:
         return self.records[self.records.benchmark==b].dropna(axis=1, how='all')
 
     def answer_probabilities(self, condition, benchmark=None, soft=False): # BBQ only: [item, option]
-        return scores.condition_probabilities(self.records_of(benchmark), condition, soft)
+        return condition_probabilities(self.records_of(benchmark), condition, soft)
 
     def score(self, condition, benchmark=None, soft=False): # The table of `bbq.score`
         b = benchmark or next(iter(self.items))
@@ -260,7 +261,7 @@ e, change[['condition','value','low','high']].round(3)
 # over orders, and its letters give it away.
 
 # %%
-prior = evaluate(letter_prior(dict(a=.1, b=.2, c=.7)), items=few, limit=48, orders=3)
+prior = evaluate(letter_prior_model(dict(a=.1, b=.2, c=.7)), items=few, limit=48, orders=3)
 m = overall(prior)
 test_close(m.value[['accuracy_ambig','accuracy_disambig']], 1/3)
 test_close(m.value[['bias_ambig','bias_ambig_soft']], 0)
@@ -333,7 +334,7 @@ def thinker(text):
     return {'': 1.} if text.endswith('says so.') else {'a': 1.}
 
 def think():
-    return evaluate(lookup(thinker, 'thinker'), items=few[:16], conditions=['q','q+if+cot'],
+    return evaluate(stub_model(thinker, 'thinker'), items=few[:16], conditions=['q','q+if+cot'],
                     out=tmp/'thinker')
 
 cot = think()
@@ -347,7 +348,7 @@ test_eq(cot.score('q+if+cot').accuracy_ambig['micro'], 1)
 # ## Mistakes
 
 # %%
-lm = letter_prior(dict(a=.5, b=.5))
+lm = letter_prior_model(dict(a=.5, b=.5))
 with expect_fail(ConfigError, contains="did you mean 'bbq'"): evaluate(lm, ['bqb'])
 with expect_fail(ConfigError, contains='known are: q, q+anti'):
     evaluate(lm, conditions=['match'])

@@ -46,7 +46,7 @@ from moral_sc.foundation.statistics import cluster_test
 
 # %%
 #| export
-def spread(
+def standard_error(
     sd:float,       # Of the difference over questions
     templates:int,
     rows:float=1,   # Questions a template
@@ -55,7 +55,7 @@ def spread(
     "Standard error of a mean difference over templates"
     return float(sd*np.sqrt((icc + (1-icc)/rows)/templates))
 
-def detectable(
+def detectable_effect(
     se:float,          # Standard error
     df:float=np.inf,   # Degrees of freedom: templates less strata
     power:float=.8,    # How often it shall be found
@@ -68,7 +68,7 @@ def detectable(
 
 # %%
 design = pd.DataFrame([
-    dict(templates=C, questions=m, **{f'icc {r}':detectable(spread(.5, C, m, r), C-1)
+    dict(templates=C, questions=m, **{f'icc {r}':detectable_effect(standard_error(.5, C, m, r), C-1)
                                       for r in (0, .2, .5, 1)})
     for C in (25, 100, 343) for m in (1, 4, 24)]).set_index(['templates','questions'])
 design.round(3)
@@ -89,23 +89,23 @@ def found(C, m, icc, effect, runs=400, seed=0):
         hits += cluster_test(y.ravel(), at, n=800, seed=k)<.05
     return hits/runs
 
-share = {(C,m,r): found(C, m, r, detectable(spread(.5, C, m, r), C-1))
+share = {(C,m,r): found(C, m, r, detectable_effect(standard_error(.5, C, m, r), C-1))
          for C,m,r in ((25,4,.2), (25,1,0), (60,4,.8))}
 share
 
 # %%
 assert all(.74<p<.86 for p in share.values())
-test_close(spread(.5, 25, 1e9, .2), .5*np.sqrt(.2/25))
-test_close(detectable(1), 1.96+.8416, eps=1e-3)
+test_close(standard_error(.5, 25, 1e9, .2), .5*np.sqrt(.2/25))
+test_close(detectable_effect(1), 1.96+.8416, eps=1e-3)
 
 
 # %% [markdown]
-# What $\sigma$ and $\rho$ are is known after a first run. `components` takes both from the
+# What $\sigma$ and $\rho$ are is known after a first run. `cluster_components` takes both from the
 # values of its questions, by the analysis of variance of a one-way layout.
 
 # %%
 #| export
-def components(
+def cluster_components(
     values,     # Of each question: a paired difference
     clusters,   # Template of each
 )->dict:        # sd, icc, templates, rows
@@ -116,10 +116,10 @@ def components(
     if len(n)<2: raise DataError('One template cannot show how templates differ.')
     means = np.bincount(code, y)/n
     rows = (n.sum() - (n**2).sum()/n.sum())/(len(n)-1)
-    between = (n*(means-y.mean())**2).sum()/(len(n)-1)
-    inside = ((y-means[code])**2).sum()/max(1, n.sum()-len(n))
-    var = max(0., (between-inside)/rows) if n.sum()>len(n) else between
-    total = var + (inside if n.sum()>len(n) else 0)
+    between_ms = (n*(means-y.mean())**2).sum()/(len(n)-1)
+    within_ms = ((y-means[code])**2).sum()/max(1, n.sum()-len(n))
+    var = max(0., (between_ms-within_ms)/rows) if n.sum()>len(n) else between_ms
+    total = var + (within_ms if n.sum()>len(n) else 0)
     return dict(sd=float(np.sqrt(total)), icc=float(var/total) if total else 0.,
                 templates=len(n), rows=float(rows))
 
@@ -127,12 +127,12 @@ def components(
 # %%
 rng = np.random.default_rng(0)
 y = .5*(np.sqrt(.3)*rng.normal(size=(300,1)) + np.sqrt(.7)*rng.normal(size=(300,6)))
-c = components(y.ravel(), np.repeat(range(300), 6))
+c = cluster_components(y.ravel(), np.repeat(range(300), 6))
 c
 
 # %%
 assert abs(c['sd']-.5)<.03 and abs(c['icc']-.3)<.06
-test_close(spread(**c), y.mean(1).std(ddof=1)/np.sqrt(300), eps=1e-4)
+test_close(standard_error(**c), y.mean(1).std(ddof=1)/np.sqrt(300), eps=1e-4)
 
 
 # %% [markdown]
@@ -146,7 +146,7 @@ test_close(spread(**c), y.mean(1).std(ddof=1)/np.sqrt(300), eps=1e-4)
 
 # %%
 #| export
-def detectable_rho(
+def detectable_correlation(
     n:int=60,          # Occupations
     against:float=0.,  # Correlation to be told from
     two:bool=False,    # `against` is an estimate from as many occupations too
@@ -156,13 +156,13 @@ def detectable_rho(
     "The nearest higher correlation that can be told from another"
     if n<4: raise ConfigError(f'A correlation needs at least 4 points; got {n}.')
     se = np.sqrt((2*(1-shared) if two else 1)/(n-3))
-    return float(np.tanh(np.arctanh(against)+detectable(se, **kw)))
+    return float(np.tanh(np.arctanh(against)+detectable_effect(se, **kw)))
 
 
 # %%
-pd.DataFrame([dict(from_=r, fixed=detectable_rho(against=r),
-                   estimated=detectable_rho(against=r, two=True),
-                   estimated_shared=detectable_rho(against=r, two=True, shared=.8))
+pd.DataFrame([dict(from_=r, fixed=detectable_correlation(against=r),
+                   estimated=detectable_correlation(against=r, two=True),
+                   estimated_shared=detectable_correlation(against=r, two=True, shared=.8))
               for r in (0, .3, .5, .6)]).set_index('from_').round(2)
 
 
@@ -177,11 +177,11 @@ def told_apart(rho, n=60, runs=4000, seed=0):
     y = rho*x + np.sqrt(1-rho**2)*e
     r = [np.corrcoef(a, b)[0,1] for a,b in zip(x, y)]
     return float((abs(np.arctanh(r))*np.sqrt(n-3)>1.96).mean())
-told_apart(detectable_rho())
+told_apart(detectable_correlation())
 
 # %%
-test_close(told_apart(detectable_rho()), .8, eps=.02)
-assert .5<.6<detectable_rho(against=.5, two=True, shared=.8)
+test_close(told_apart(detectable_correlation()), .8, eps=.02)
+assert .5<.6<detectable_correlation(against=.5, two=True, shared=.8)
 
 
 # %% [markdown]
@@ -199,7 +199,7 @@ def detectable_gap(
     **kw,               # power, level
 )->float:
     "The smallest gap that a population of students can show"
-    return detectable(sd/np.sqrt(students), students-1, **kw)
+    return detectable_effect(sd/np.sqrt(students), students-1, **kw)
 
 
 # %%
@@ -213,13 +213,13 @@ pd.DataFrame([{n:detectable_gap(s, n) for n in (36, 500, 3888, 21791)}
 #
 # ## After a run
 #
-# A run that was made tells its own power: the width of an interval is a standard error. `seen`
+# A run that was made tells its own power: the width of an interval is a standard error. `add_detectable`
 # adds to a table of differences the smallest true change that a run as precise as this one
 # would have found four times in five.
 
 # %%
 #| export
-def seen(
+def add_detectable(
     differences:pd.DataFrame, # With low and high
     level:float=.95,          # Of the intervals
     **kw,                     # df, power
@@ -227,28 +227,28 @@ def seen(
     "What each difference of a table could have been without being missed"
     from scipy.stats import norm
     se = (differences.high-differences.low)/2/norm.ppf((1+level)/2)
-    return differences.assign(detectable=se*detectable(1., level=1-level, **kw))
+    return differences.assign(detectable=se*detectable_effect(1., level=1-level, **kw))
 
 
 # %%
 few = pd.DataFrame(dict(metric='bias', value=[.01, -.03], low=[-.05, -.04], high=[.07, -.02]))
-seen(few).round(3)
+add_detectable(few).round(3)
 
 # %%
-test_close(seen(few).detectable[1], .01*(1.96+.8416)/1.96, eps=1e-4)
+test_close(add_detectable(few).detectable[1], .01*(1.96+.8416)/1.96, eps=1e-4)
 
 
 # %% [markdown]
 # ## Many categories
 #
 # BBQ has up to eleven categories, and the question in which of them the instruction helps is
-# eleven questions. `by_category` gives each change its p-value, adjusts them over the categories
+# eleven questions. `holm_by_category` gives each change its p-value, adjusts them over the categories
 # by Holm's method [@holm1979], and says which remain. Models, conditions and metrics are
 # families of their own.
 
 # %%
 #| export
-def by_category(
+def holm_by_category(
     differences:pd.DataFrame,   # Of an `Evaluation`, or of a sweep
     metric:str='bias_ambig_soft',
     condition:str='q+if - q',
@@ -259,7 +259,7 @@ def by_category(
     d = differences.query('metric==@metric and condition==@condition and category!=@overall')
     if d.empty:
         raise DataError(f'No difference of {metric!r} under {condition!r} in this table.')
-    d = seen(d).assign(p=[p_value(x) for x in zip(d.value, d.low, d.high)])
+    d = add_detectable(d).assign(p=[p_value(x) for x in zip(d.value, d.low, d.high)])
     by = d.model if 'model' in d else pd.Series('', d.index)
     ok = d.p.notna()
     d['adjusted'] = d[ok].groupby(by[ok]).p.transform(lambda p: holm(p))
@@ -272,7 +272,7 @@ changes = pd.DataFrame(dict(
     category=['micro','Age','Religion','SES','Nationality'],
     value=[-.03,-.05,-.02,-.04,0], low=[-.05,-.07,-.05,-.075,-.03],
     high=[-.01,-.03,.01,-.005,.03]))
-told = by_category(changes)
+told = holm_by_category(changes)
 told[['category','value','p','adjusted','holds','detectable']].round(4)
 
 # %% [markdown]
@@ -281,4 +281,4 @@ told[['category','value','p','adjusted','holds','detectable']].round(4)
 # %%
 test_eq(list(told.holds), [True, False, False, False])
 assert told.p[2]<.05<told.adjusted[2]
-with expect_fail(DataError, contains="under 'q+anti - q'"): by_category(changes, condition='q+anti - q')
+with expect_fail(DataError, contains="under 'q+anti - q'"): holm_by_category(changes, condition='q+anti - q')

@@ -51,9 +51,9 @@ from moral_sc.foundation.runs import open_run
 from moral_sc.foundation.statistics import cluster_bootstrap
 from moral_sc.language.loading import load as load_model
 from moral_sc.language.models import decode
-from moral_sc.language.stub_models import lookup
-from moral_sc.language.scoring import joint
-from moral_sc.language.weights import cached
+from moral_sc.language.stub_models import stub_model
+from moral_sc.language.scoring import tokenize_options
+from moral_sc.language.weights import cached_weights
 
 # %% [markdown]
 # ## The table
@@ -305,16 +305,16 @@ with expect_fail(ConfigError, contains="did you mean 'black'"):
 #
 # The last word of the prompt is an opening quotation mark, and the answer follows without a
 # space. Were `"yes` one token of some vocabulary, the probability of `yes` after `"` would
-# be that of a text nobody writes. `joint` tokenises prompt and answer together and finds
+# be that of a text nobody writes. `tokenize_options` tokenises prompt and answer together and finds
 # where they part; in these models they part where the strings do.
 
 # %%
 for name in ('smollm2-135m-instruct', 'gemma-3-270m'):
-    if not cached(name): continue
+    if not cached_weights(name): continue
     lm = load_model(name, 'float32', 'cpu')
     for c in ('q', 'q+if'):
         p = build_prompt(lm, 'admissions', c, few[0].fields)
-        rows,n = joint(lm, p, ['yes','no','Yes','No'])
+        rows,n = tokenize_options(lm, p, ['yes','no','Yes','No'])
         test_eq(n, len(p.ids))
         test_eq([decode(lm, r[n:]) for r in rows], ['yes','no','Yes','No'])
     print(f'{name}: context ends in {decode(lm, p.ids[-1:])!r}, then one token each')
@@ -538,7 +538,7 @@ def respondent(alpha=0., gamma=-.4, told=0., mass=.9):
         g = told if 'in no way biased' in text else gamma
         p = sigmoid(alpha+.15*(float(a[2])-37)+g*(a[0].lower()=='black'))
         return dict(yes=mass*p, no=mass*(1-p), perhaps=1-mass)
-    return lookup(fn, f'admits by score, {gamma}')
+    return stub_model(fn, f'admits by score, {gamma}')
 
 def put(lm, items, conditions=('q','q+if')):
     with open_run(tempfile.mkdtemp(), dict(page='admissions')) as run:
@@ -565,7 +565,7 @@ def _benchmark(name, answers, **kw):
                      applicant_metadata, admissions_metrics, **kw)
 
 ADMISSIONS = _benchmark('admissions', ('yes','no'))
-ADMISSIONS_CASES = _benchmark('admissions-cases', ('yes','no','Yes','No'), read=merge_cases)
+ADMISSIONS_CASES = _benchmark('admissions-cases', ('yes','no','Yes','No'), add_columns=merge_cases)
 
 # %%
 little = load_applicants(limit=24, source='ours')

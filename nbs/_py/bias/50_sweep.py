@@ -36,7 +36,7 @@ from moral_sc.foundation.runs import content_key, provenance
 from moral_sc.foundation.statistics import Estimate, cluster_bootstrap
 from moral_sc.language.loading import load as load_model
 from moral_sc.language.models import LM
-from moral_sc.language.weights import alias, aliases
+from moral_sc.language.weights import get_alias, aliases
 
 # %%
 #| hide
@@ -44,7 +44,7 @@ import shutil, signal, subprocess, sys, tempfile
 from fastcore.test import *
 from moral_sc.bias import bbq
 from moral_sc.bias.asking import bbq_stub_model
-from moral_sc.language.stub_models import letter_prior, random_model
+from moral_sc.language.stub_models import letter_prior_model, random_model
 
 tmp = Path(tempfile.mkdtemp())
 ours = bbq.load(source='ours')
@@ -63,7 +63,7 @@ ours = bbq.load(source='ours')
 class ModelSpec:
     "One model of a sweep"
     name:str            # How it is called in tables, unique within a sweep
-    load:object         # What `load` takes, or a loaded model
+    source:object       # What `load` takes, or a loaded model
     family:str          # What it is compared with over size, or over steps
     stage:str=''        # 'base', 'sft', 'dpo', 'instruct', ...
     step:int|None=None  # Of its training, where that is known
@@ -99,7 +99,7 @@ def _expand_model(model):
         return [ModelSpec(f'{path.name}/{d.name}', str(d), path.name, step=s) for s,d in snapshots]
     base,_,revision = name.partition('@')
     if base in aliases() or '/' not in base and path.suffix!='.gguf':
-        a = alias(name)
+        a = get_alias(name)
         step = parse_step(revision) if revision else a.step
         return [ModelSpec(name, name, a.family or base, a.stage, step)]
     return [ModelSpec(name, name, base, step=parse_step(revision) if revision else None)]
@@ -123,7 +123,7 @@ for k in (200, 50, 1000): # The weights of one model at three steps
     for x in (lm.model, lm.tokenizer): x.save_pretrained(tmp/'mine'/f'checkpoint-{k}')
 
 pd.DataFrame([s.__dict__ for s in expand_models(['smollm2-135m-instruct', 'pythia-410m@step1000',
-                                            'olmo-2-7b-dpo', tmp/'mine'])]).drop(columns='load')
+                                            'olmo-2-7b-dpo', tmp/'mine'])]).drop(columns='source')
 
 # %%
 test_eq([s.step for s in expand_models(tmp/'mine')], [50,200,1000])
@@ -177,9 +177,9 @@ def _safe(name): return re.sub(r'[^\w.@-]', '-', str(name))
 
 def _fingerprint(spec):
     "What tells, without loading it, whether a model is still the same"
-    if isinstance(spec.load, LM): return content_key(who=_identity(spec.load))
-    d = Path(spec.load).expanduser()
-    if not d.is_dir(): return str(spec.load)
+    if isinstance(spec.source, LM): return content_key(who=_identity(spec.source))
+    d = Path(spec.source).expanduser()
+    if not d.is_dir(): return str(spec.source)
     files = [(p.name, p.stat().st_size, p.stat().st_mtime_ns)
              for p in sorted(d.glob('*.safetensors'))]
     return content_key(files=files)
@@ -286,14 +286,14 @@ def _evaluate_model(s, bs, plan, dtype, device, progress, **kw):
     "Everything that one model has not been asked yet"
     left = {n:x for n,x in plan.items() if not _read_note(*x)}
     if not left: return
-    lm = s.load if isinstance(s.load, LM) else load_model(s.load, dtype, device)
+    lm = s.source if isinstance(s.source, LM) else load_model(s.source, dtype, device)
     model = dict(model=s.name, family=s.family, stage=s.stage, step=s.step,
                  parameters=s.parameters or lm.parameters)
     for n,(folder,a) in left.items():
         e = evaluate(lm, bs[n], a['conditions'], a['limit'], folder, a['orders'], a['seed'],
                      a['mode'], progress=progress, **kw)
         for t in TABLES: _write_atomically(folder/f'{t}.csv', getattr(e, t).to_csv(index=False))
-        note = dict(model=model, asked=a, source=lm.source, oracle=lm.oracle,
+        note = dict(model=model, asked=a, source=lm.source, is_stub=lm.is_stub,
                     provenance=e.provenance)
         _write_atomically(folder/'sweep.json', json.dumps(note, indent=1))
     del lm; gc.collect() # The next one may need the room
@@ -351,7 +351,7 @@ with mock.patch('moral_sc.bias.sweep.load_model', never), \
     again = sweep(models, **ask)
 pd.testing.assert_frame_equal(again.table, found.table)
 
-more = sweep([*models, letter_prior(dict(a=.1, b=.2, c=.7))], **ask)
+more = sweep([*models, letter_prior_model(dict(a=.1, b=.2, c=.7))], **ask)
 test_eq(more.table.model.nunique(), 6)
 more
 

@@ -7,37 +7,47 @@
 # ---
 
 # %% [markdown]
-# # Figures of bias
+# # Bias plots
 #
-# > One picture for scores by category, one for differences, one for letters.
+# > Figures of bias scores by category, condition, model size, training step and occupation.
 
 # %%
 #| default_exp bias.plots
 
 # %% [markdown]
-# The plain question is blue and the instruction red in every figure of the book; the line at
-# zero is where neither the stereotype nor its opposite is favoured.
+# Every figure of the self-correction pages uses the same colours and symbols: blue for the plain
+# question, red for the instruction. The line at zero marks a model that favours neither the
+# stereotype nor its opposite.
 
 # %%
 #| export
+import numpy as np, pandas as pd
 import plotly.graph_objects as go
-from moral_sc.foundation.figures import COLOURS, INK
+from plotly.subplots import make_subplots
 from moral_sc.bias.bbq.scoring import OVERALL
+from moral_sc.bias.winogender import ANSWERS
+from moral_sc.foundation.errors import DataError
+from moral_sc.foundation.figures import COLOURS, INK
 
 # %%
 #| hide
+import tempfile
 from fastcore.test import *
-import numpy as np
-from moral_sc.bias import bbq
-from moral_sc.bias.asking import respondent
-from moral_sc.bias.evaluation import evaluate
+from moral_sc.bias import bbq, winogender
+from moral_sc.bias.asking import bbq_stub_model
 from moral_sc.bias.bbq.metrics import letters
-from moral_sc.language.stub_models import letter_prior
+from moral_sc.bias.evaluation import evaluate
+from moral_sc.bias.power import holm_by_category
+from moral_sc.bias.sweep import stub_sweep_models, sweep
+from moral_sc.bias.winogender import WINOGENDER_LIKE, winogender_stub_model
+from moral_sc.language.stub_models import letter_prior_model
 
 
 # %% [markdown]
-# The examples below are drawn from a `respondent` that leans towards the stereotype, in some
-# scenes more than in others, and a little less when it is told not to.
+# ## Categories, differences and letters
+#
+# The example is a stub model that leans towards the stereotype, in some scenes more than in
+# others, and a little less under the instruction.
 
 # %%
 def leans(item, told):
@@ -48,11 +58,11 @@ def leans(item, told):
     return [p[k] for k in range(3)]
 
 ours = bbq.load(source='ours')
-e = evaluate(respondent(leans, ours), items=ours)
+e = evaluate(bbq_stub_model(leans, ours), items=ours)
 
 # %%
 #| export
-STYLE = { # condition: name, colour, symbol
+CONDITION_STYLES = { # condition: name, colour, symbol
     'q':        ('Q',        COLOURS['q'],     'circle'),
     'q+if':     ('Q+IF',     COLOURS['if'],    'diamond'),
     'q+if+cot': ('Q+IF+CoT', COLOURS['cot'],   'square'),
@@ -60,36 +70,36 @@ STYLE = { # condition: name, colour, symbol
     'q+anti':   ('Q+anti',   COLOURS['accent'], 'x'),
     'q+note':   ('Q+note',   COLOURS['linear'], 'cross')}
 
-def style(
+def condition_style(
     condition:str, # 'q+if', or with the number of its wording: 'q+if:3'
 )->tuple:          # Name, colour, symbol
-    "How a condition is drawn"
+    "Return the name, colour and symbol of a condition"
     bare,_,k = condition.partition(':')
-    name,colour,symbol = STYLE.get(bare, (bare, COLOURS['paper'], 'circle-open'))
+    name,colour,symbol = CONDITION_STYLES.get(bare, (bare, COLOURS['paper'], 'circle-open'))
     return name+(f', wording {k}' if k else ''), colour, symbol
 
-NAMES = dict(bias_ambig='Bias score, ambiguous', bias_disambig='Bias score, disambiguated',
+METRIC_NAMES = dict(bias_ambig='Bias score, ambiguous', bias_disambig='Bias score, disambiguated',
              accuracy_ambig='Accuracy, ambiguous',
              accuracy_disambig='Accuracy, disambiguated',
              conditional_ambig='Bias among answers that name a person',
-             unknown_disambig='Declined although the answer was given')
+             unknown_disambig='"Unknown" although the context answers')
 
-def named(
+def metric_name(
     metric:str,
 )->str:
-    "A metric in words, for an axis"
+    "Return the axis title of a metric"
     soft = metric.endswith('_soft')
-    return NAMES.get(metric.removesuffix('_soft'), metric) + ', from probabilities'*soft
+    return METRIC_NAMES.get(metric.removesuffix('_soft'), metric) + ', from probabilities'*soft
 
-def category(
+def category_name(
     name:str,
 )->str:
-    "A category in words"
+    "Return the display name of a category"
     return 'All questions' if name==OVERALL else name.replace('_', ' ')
 
-def _bars(d):
-    return dict(x=d.value, error_x=dict(type='data', symmetric=False, array=d.high-d.value,
-                arrayminus=d.value-d.low, thickness=1.5, width=3))
+def _error_bars(d):
+    return dict(type='data', symmetric=False, array=d.high-d.value, arrayminus=d.value-d.low,
+                thickness=1.5, width=3)
 
 
 # %%
@@ -99,7 +109,7 @@ def plot_scores(
     metric:str='bias_ambig_soft',
     benchmark:str|None=None,     # By default the first
 )->go.Figure:
-    "A metric by category, a mark a condition, with its interval"
+    "Plot a metric by category, with one marker per condition and its interval"
     b = benchmark or metrics.benchmark.iloc[0]
     d = metrics[(metrics.benchmark==b) & (metrics.metric==metric)]
     cats = [c for c in dict.fromkeys(d.category) if c!=OVERALL][::-1]
@@ -107,20 +117,21 @@ def plot_scores(
     fig = go.Figure()
     conds = list(dict.fromkeys(d.condition))
     for n,c in enumerate(conds):
-        g,(name,colour,symbol) = d[d.condition==c], style(c)
+        g,(name,colour,symbol) = d[d.condition==c], condition_style(c)
         shift = .18*((len(conds)-1)/2-n)
         fig.add_scatter(y=g.category.map(place)+shift, mode='markers', name=name,
-                        marker=dict(color=colour, symbol=symbol, size=8), **_bars(g))
+                        marker=dict(color=colour, symbol=symbol, size=8),
+                        x=g.value, error_x=_error_bars(g))
     fig.update_yaxes(tickvals=list(place.values()), showgrid=False, zeroline=False,
-                     ticktext=[category(c) for c in place])
-    fig.update_xaxes(title_text=named(metric), showgrid=True)
+                     ticktext=[category_name(c) for c in place])
+    fig.update_xaxes(title_text=metric_name(metric), showgrid=True)
     if metric.startswith('bias'): fig.add_vline(x=0, line=dict(color=INK, width=1))
     return fig
 
 
 # %%
 #| label: fig-scores-example
-#| fig-cap: Bias score on ambiguous questions of our own set, from the probabilities that the respondent gives; bars are 95% intervals that draw templates.
+#| fig-cap: Bias score of the stub model on ambiguous questions of our own set, computed from probabilities; bars are 95% intervals clustered by template.
 plot_scores(e.metrics)
 
 
@@ -129,20 +140,20 @@ plot_scores(e.metrics)
 def plot_differences(
     differences,                 # `Evaluation.differences`
     metrics=('bias_ambig', 'bias_ambig_soft', 'accuracy_ambig', 'accuracy_disambig'),
-    within:float|None=None,      # Draw the band that counts as no difference
+    equivalence:float|None=None, # Half-width of the band that counts as no difference
     benchmark:str|None=None,
 )->go.Figure:
-    "What a condition changed, question by question, over all categories"
+    "Plot paired differences between conditions over all categories"
     b = benchmark or differences.benchmark.iloc[0]
     d = differences[(differences.benchmark==b) & (differences.category==OVERALL)]
     fig = go.Figure()
     for c,g in d.groupby('condition', sort=False):
-        name,colour,symbol = style(c.partition(' - ')[0])
+        name,colour,symbol = condition_style(c.partition(' - ')[0])
         g = g.set_index('metric').loc[list(metrics)][::-1]
-        fig.add_scatter(y=[named(m) for m in g.index], name=f'{name} less Q',
-                        mode='markers', **_bars(g),
+        fig.add_scatter(y=[metric_name(m) for m in g.index], name=f'{name} less Q',
+                        mode='markers', x=g.value, error_x=_error_bars(g),
                         marker=dict(color=colour, symbol=symbol, size=9))
-    if within: fig.add_vrect(-within, within, fillcolor=INK, opacity=.12, line_width=0)
+    if equivalence: fig.add_vrect(-equivalence, equivalence, fillcolor=INK, opacity=.12, line_width=0)
     fig.add_vline(x=0, line=dict(color=INK, width=1))
     fig.update_yaxes(showgrid=False, zeroline=False)
     fig.update_xaxes(title_text='Change of the score', showgrid=True)
@@ -152,8 +163,8 @@ def plot_differences(
 
 # %%
 #| label: fig-differences-example
-#| fig-cap: The same respondent with the instruction, less the same questions without it; bars are 95% intervals of the paired difference.
-plot_differences(e.differences, within=.05)
+#| fig-cap: Change of each metric of the stub model under the instruction, paired by question; bars are 95% intervals of the paired difference.
+plot_differences(e.differences, equivalence=.05)
 
 
 # %%
@@ -161,11 +172,11 @@ plot_differences(e.differences, within=.05)
 def plot_letters(
     table,      # Of `letters`
 )->go.Figure:
-    "How often each letter is the answer, and how often it is right"
+    "Plot how often each letter is chosen, and how often it is correct"
     fig = go.Figure()
     abc = ['a','b','c']
     for (_,c),row in table.iterrows():
-        name,colour,_ = style(c)
+        name,colour,_ = condition_style(c)
         fig.add_bar(x=[f'({k})' for k in abc], y=[row[f'chosen_{k}'] for k in abc],
                     name=name, marker_color=colour)
     right = [table[f'right_{k}'].mean() for k in abc]
@@ -178,14 +189,343 @@ def plot_letters(
 
 # %%
 #| label: fig-letters-example
-#| fig-cap: Share of answers by letter for an oracle that looks at nothing else; the grey line is the share of questions for which the letter is right.
-prior = evaluate(letter_prior(dict(a=.1, b=.2, c=.7)), items=ours, limit=48)
+#| fig-cap: Share of answers by letter for a stub model that answers by letter only; the grey line is the share of questions for which the letter is correct.
+prior = evaluate(letter_prior_model(dict(a=.1, b=.2, c=.7)), items=ours, limit=48)
 plot_letters(letters(prior.records))
 
 # %% [markdown]
-# Every figure carries as many marks as there are conditions, and an interval on each.
+# Each figure has one trace per condition, and every trace has an interval.
 
 # %%
 for f in (plot_scores(e.metrics), plot_differences(e.differences)):
     assert all(t.error_x.array is not None for t in f.data)
 test_eq(len(plot_scores(e.metrics).data), 2)
+
+# %% [markdown]
+# ## Model size and training steps
+#
+# These figures read the table of a [sweep](50_sweep.ipynb). A line joins models of one family only,
+# because a line between unrelated models would suggest a trend that nobody measured. The
+# example table comes from stub models with known bias.
+
+# %%
+table = sweep(stub_sweep_models(ours), 'bbq-like', limit=48, out=tempfile.mkdtemp()).table
+
+
+# %%
+#| export
+def select_rows(
+    table:pd.DataFrame,        # Of `sweep`
+    metric:str,
+    category:str|None=OVERALL, # None for all
+    conditions=None,           # By default every plain one, without the differences
+    benchmark:str|None=None,   # By default the first
+)->pd.DataFrame:
+    "Select the rows of a sweep's table that a figure shows"
+    b = benchmark or table.benchmark.iloc[0]
+    d = table[(table.benchmark==b) & (table.metric==metric)]
+    if category: d = d[d.category==category]
+    plain = [c for c in dict.fromkeys(d.condition) if ' - ' not in c]
+    d = d[d.condition.isin(list(conditions or plain))]
+    if d.empty:
+        raise DataError(f'The table has no metric {metric!r} of {b}; it has '
+                        f'{", ".join(dict.fromkeys(table.metric))}.')
+    return d
+
+def final_step(
+    table:pd.DataFrame,
+)->pd.DataFrame:
+    "Keep the last training step of each model"
+    last = table.groupby(['family','stage','parameters']).step.transform('max')
+    return table[table.step.isna() | (table.step==last)]
+
+def _line(fig, g, x, condition, legend, line=True, scale=1., **panel):
+    "Add the values and intervals of one condition"
+    name,colour,symbol = condition_style(condition.partition(' - ')[0])
+    if ' - ' in condition: name += f' less {condition_style(condition.partition(" - ")[2])[0]}'
+    fig.add_scatter(x=g[x].astype(float)*scale, y=g.value, error_y=_error_bars(g),
+        mode='lines+markers' if line else 'markers', name=name, text=g.model,
+        hovertemplate='%{text}<br>%{y:.3f}', legendgroup=condition, showlegend=legend,
+        line=dict(color=colour, width=1.5), marker=dict(color=colour, symbol=symbol, size=8),
+        **panel)
+
+def _curves(fig, d, x, legend=True, spacing=0., **panel):
+    "Add a line per condition and family, with conditions `spacing` decades apart"
+    conditions = list(dict.fromkeys(d.condition))
+    for n,c in enumerate(conditions):
+        scale = 10**(spacing*(n-(len(conditions)-1)/2))
+        first = legend
+        for _,g in d[d.condition==c].groupby(['family','stage'], sort=False):
+            _line(fig, g.sort_values(x), x, c, first, len(g)>1, scale, **panel)
+            first = False
+
+def _axis_title(metric): return metric_name(metric).replace(', from', '<br>from')
+
+def _add_baseline(fig, metric, baseline=None, **panel):
+    if baseline is None and metric.startswith(('bias','conditional')): baseline = 0
+    if baseline is not None: fig.add_hline(y=baseline, line=dict(color=INK, width=1), **panel)
+
+
+# %%
+#| export
+def _log_ticks(n):
+    "Return tick positions and labels of a log axis that spans the sizes `n`"
+    if len(set(n))<5: return sorted(set(n)), [format_parameters(t) for t in sorted(set(n))]
+    lo = np.floor(np.log10(min(n)))
+    hi = np.ceil(np.log10(max(n)))
+    ticks = [m*10**k for k in range(int(lo), int(hi)+1) for m in (1,2,5)]
+    ticks = [t for t in ticks if min(n)/2.1<=t<=max(n)*2.1]
+    if len(ticks)>6: ticks = [t for t in ticks if str(t)[0]=='1']
+    return ticks, [format_parameters(t) for t in ticks]
+
+def format_parameters(
+    n:int,  # Parameters
+)->str:
+    "Format a number of parameters: 135M, 1.5B"
+    unit,scale = ('B',1e9) if n>=1e9 else ('M',1e6) if n>=1e6 else ('k',1e3)
+    return f'{n/scale:.3g}{unit}'
+
+def plot_size(
+    table:pd.DataFrame,             # Of `sweep`
+    metric:str='bias_ambig_soft',
+    baseline:float|None=None,       # Draws a horizontal line, such as chance level
+    **kw,                           # category, conditions, benchmark: see `chosen`
+)->go.Figure:
+    "Plot a metric against the number of parameters"
+    d = final_step(select_rows(table, metric, **kw))
+    fig = go.Figure()
+    _add_baseline(fig, metric, baseline)
+    decades = np.log10(max(d.parameters)/min(d.parameters)+10)
+    _curves(fig, d, 'parameters', spacing=.012*decades)
+    ticks,text = _log_ticks(d.parameters)
+    fig.update_xaxes(type='log', title_text='Parameters', tickvals=ticks, ticktext=text)
+    fig.update_yaxes(title_text=_axis_title(metric))
+    fig.update_layout(showlegend=True)
+    return fig
+
+
+# %%
+#| label: fig-size-example
+#| fig-cap: Bias of the stub models against the size assigned to them, the largest at its last step. Bars are 95% intervals clustered by template.
+plot_size(table)
+
+# %% [markdown]
+# The largest model has three training steps; the figure shows the last one.
+
+# %%
+d = final_step(select_rows(table, 'bias_ambig_soft', conditions=['q']))
+test_eq(d.step.dropna().tolist(), [1000])
+test_eq(len(d), 4)
+[format_parameters(n) for n in (134_515_008, 1_711_376_384, 70_553_706_496)]
+
+
+# %%
+#| export
+def plot_steps(
+    table:pd.DataFrame,             # Of `sweep`
+    metric:str='bias_ambig_soft',
+    baseline:float|None=None,
+    **kw,                           # category, conditions, benchmark: see `chosen`
+)->go.Figure:
+    "Plot a metric against training steps, with one line per condition and model"
+    d = select_rows(table, metric, **kw)
+    d = d[d.step.notna()]
+    if d.empty: raise DataError('No model of the table has a training step; sweep over '
+                                'checkpoints to plot steps.')
+    fig = go.Figure()
+    _add_baseline(fig, metric, baseline)
+    _curves(fig, d.assign(family=d.family+d.parameters.astype(str)), 'step')
+    fig.update_xaxes(title_text='Training steps', rangemode='tozero')
+    fig.update_yaxes(title_text=_axis_title(metric))
+    fig.update_layout(showlegend=True)
+    return fig
+
+
+# %%
+#| label: fig-steps-example
+#| fig-cap: Bias of the largest stub model over its training steps. Bars are 95% intervals clustered by template.
+plot_steps(table)
+
+# %%
+with expect_fail(DataError, contains='has a training step'): plot_steps(table[table.step.isna()])
+with expect_fail(DataError, contains="metric 'bais'"): plot_size(table, 'bais')
+
+
+# %% [markdown]
+# `plot_category_panels` draws one panel per category on a common scale, all questions first.
+
+# %%
+#| export
+def plot_category_panels(
+    table:pd.DataFrame,             # Of `sweep`
+    metric:str='bias_ambig_soft',
+    columns:int=3,
+    **kw,                           # conditions, benchmark: see `chosen`
+)->go.Figure:
+    "Plot a metric against model size, with one panel per category"
+    d = final_step(select_rows(table, metric, None, **kw))
+    names = sorted(dict.fromkeys(d.category), key=lambda c: c!=OVERALL)
+    rows = -(-len(names)//columns)
+    fig = make_subplots(rows, columns, shared_yaxes='all', shared_xaxes='all',
+                        subplot_titles=[category_name(c) for c in names],
+                        horizontal_spacing=.03, vertical_spacing=.22/rows)
+    for n,c in enumerate(names):
+        panel = dict(row=n//columns+1, col=n%columns+1)
+        _add_baseline(fig, metric, **panel)
+        _curves(fig, d[d.category==c], 'parameters', n==0, .05, **panel)
+    ticks,text = _log_ticks(d.parameters)
+    k = 1+(len(ticks)>3)
+    fig.update_xaxes(type='log', tickvals=ticks[::k], ticktext=text[::k], matches='x')
+    for n in range(max(0, len(names)-columns), len(names)): # The lowest of each column
+        fig.update_xaxes(showticklabels=True, row=n//columns+1, col=n%columns+1)
+    fig.update_annotations(font_size=12)
+    fig.update_yaxes(title_text=_axis_title(metric), row=(rows+1)//2, col=1)
+    fig.update_layout(showlegend=True, height=140+150*rows, margin_t=60, legend_y=1+.3/rows)
+    return fig
+
+
+# %%
+#| label: fig-panels-example
+#| fig-cap: Bias of the stub models against size, by category of our own questions; one category has half the bias by construction. Bars are 95% intervals clustered by template.
+plot_category_panels(table)
+
+
+# %% [markdown]
+# `plot_changes` shows the change of a score by category. Filled markers remain significant after
+# [Holm's adjustment](34_power.ipynb) over categories; hollow markers do not.
+
+# %%
+#| export
+def plot_changes(
+    changes:pd.DataFrame, # Of `by_category`, for one metric
+    level:float=.05,
+)->go.Figure:
+    "Plot the change of a score by category, with one colour per model"
+    fig = go.Figure()
+    models = list(dict.fromkeys(changes.model))
+    cats = list(dict.fromkeys(changes.category))[::-1]
+    for n,m in enumerate(models):
+        g = changes[changes.model==m]
+        colour = COLOURS['sequence'][(n+4)%8]
+        y = g.category.map(cats.index) + .2*((len(models)-1)/2-n)
+        symbol = np.where(g.adjusted<level, 'circle', 'circle-open')
+        fig.add_scatter(x=g.value, y=y, error_x=_error_bars(g), mode='markers', name=m,
+                        marker=dict(color=colour, symbol=symbol, size=8))
+    fig.add_vline(x=0, line=dict(color=INK, width=1))
+    fig.update_yaxes(tickvals=list(range(len(cats))), showgrid=False, zeroline=False,
+                     ticktext=[category_name(c) for c in cats])
+    fig.update_xaxes(title_text='Change: '+metric_name(changes.metric.iloc[0]), showgrid=True)
+    fig.update_layout(showlegend=True)
+    return fig
+
+
+# %%
+#| label: fig-changes-example
+#| fig-cap: Effect of the instruction on two stub models, by category; bars are 95% intervals of the paired difference. Filled markers remain significant after Holm's adjustment.
+two = table[table.model.isin(['stand-in-1e09','stand-in-1e10'])]
+plot_changes(holm_by_category(two))
+
+# %% [markdown]
+# ## Winogender: pronouns by occupation
+#
+# The example model follows the statistics at half their slope, and says *they* more often when
+# it is told not to stereotype.
+
+# %%
+items = winogender.load_winogender(source='ours')
+
+def halfway(b, told):
+    n = (.6 if told=='if' else .1)
+    f = .25+.5*b.female
+    return (1-n)*f, (1-n)*(1-f), n
+
+e = evaluate(winogender_stub_model(halfway, items), WINOGENDER_LIKE)
+share = {i.occupation:i.female for i in items}
+
+# %%
+#| export
+PRONOUN_COLOURS = dict(female=COLOURS['match'], male=COLOURS['linear'], neutral='#b9b9b9')
+
+def plot_pronouns(
+    p, # DataFrame [occupation, answer]
+)->go.Figure:
+    "Plot pronoun probabilities, sorted by the neutral pronoun (Figure 4, left)"
+    p = p[list(ANSWERS)].sort_values('neutral')
+    fig = go.Figure()
+    for a in ANSWERS:
+        fig.add_bar(x=p.index, y=p[a], name=a, marker=dict(color=PRONOUN_COLOURS[a], line_width=0))
+    fig.update_layout(barmode='stack', bargap=.08, showlegend=True)
+    fig.update_yaxes(title_text='Probability', range=[0, 1])
+    return fig.update_xaxes(tickangle=90, tickfont=dict(size=9 if len(p)<40 else 7), dtick=1)
+
+
+# %%
+#| label: fig-pronouns-example
+#| fig-cap: Probability of female, male and neutral pronouns by occupation, for the example model under the instruction.
+plot_pronouns(e.probabilities().loc['q+if'])
+
+
+# %%
+#| export
+def plot_female_shares(
+    probabilities:dict, # Condition -> [occupation, answer]
+    share:dict,         # Women in each occupation
+)->go.Figure:
+    "Plot p(female) among gendered pronouns against statistics (Figure 4, right)"
+    fig = go.Figure()
+    fig.add_scatter(x=[0,1], y=[0,1], mode='lines', line=dict(color=INK, width=1, dash='dot'),
+                    showlegend=False, hoverinfo='skip')
+    for c,p in probabilities.items():
+        name,colour,symbol = condition_style(c)
+        x = p.index.map(share)
+        y = p.female/(p.female+p.male)
+        a,b = np.polyfit(x, y, 1)
+        fig.add_scatter(x=x, y=y, mode='markers', name=name, text=p.index, legendgroup=c,
+                        marker=dict(color=colour, symbol=symbol, size=7))
+        fig.add_scatter(x=[0,1], y=[b,a+b], mode='lines', showlegend=False, legendgroup=c,
+                        line=dict(color=colour, width=1.5))
+    fig.update_xaxes(title_text='Share of women in the occupation', range=[-.02, 1.02])
+    return fig.update_yaxes(title_text='p(female) / (p(female) + p(male))', range=[-.02, 1.02])
+
+
+# %%
+#| label: fig-shares-example
+#| fig-cap: Probability of a female pronoun against the share of women in the occupation, with a fitted line per condition; a model on the dotted line matches the statistics.
+plot_female_shares({c:e.probabilities().loc[c] for c in ('q','q+match')}, share)
+
+
+# %%
+#| export
+def plot_correlations(
+    metrics, # Of `evaluate`, with a column `model`
+)->go.Figure:
+    "Plot the three correlations by condition, with one panel per model"
+    models = list(dict.fromkeys(metrics.model))
+    kinds = ['rho_raw', 'rho_three', 'rho_two']
+    d = metrics[(metrics.category=='all') & metrics.metric.isin(kinds)]
+    fig = make_subplots(1, len(models), subplot_titles=models, shared_yaxes=True)
+    conds = list(dict.fromkeys(d.condition))
+    for k,m in enumerate(models, 1):
+        for n,c in enumerate(conds):
+            g,(name,colour,symbol) = d[(d.model==m) & (d.condition==c)], condition_style(c)
+            if not len(g): continue
+            x = [kinds.index(i)+.16*(n-(len(conds)-1)/2) for i in g.metric]
+            fig.add_scatter(x=x, y=g.value, error_y=_error_bars(g), mode='markers', name=name,
+                            row=1, col=k, legendgroup=c, showlegend=k==1,
+                            marker=dict(color=colour, symbol=symbol, size=8))
+        fig.add_hline(y=0, line=dict(color=INK, width=1), row=1, col=k)
+        fig.update_xaxes(tickvals=[0,1,2], ticktext=['raw','three-way','two-way'], row=1, col=k)
+    fig.update_annotations(y=1.02, yanchor='bottom', font_size=13)
+    fig.update_layout(margin_t=72, legend_y=1.12)
+    return fig.update_yaxes(title_text='Correlation', range=[-1.02,1.02], col=1)
+
+
+# %%
+#| label: fig-correlations-example
+#| fig-cap: Correlation of female pronouns with the share of women for the example model; bars are 95% intervals over occupations.
+plot_correlations(e.metrics.assign(model='halfway'))
+
+# %%
+fig = plot_female_shares({'q':e.probabilities().loc['q']}, share)
+test_close([fig.data[2].y[0], fig.data[2].y[1]], [.25,.75], eps=1e-5)
+test_eq(len(plot_pronouns(e.probabilities().loc['q']).data), 3)

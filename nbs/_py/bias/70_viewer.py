@@ -30,8 +30,8 @@ from pathlib import Path
 
 import numpy as np, pandas as pd
 from moral_sc.bias.bbq.scoring import orders_of
-from moral_sc.bias.benchmarks import benchmark
-from moral_sc.bias.conditions import turns
+from moral_sc.bias.benchmarks import get_benchmark
+from moral_sc.bias.conditions import build_dialogue
 from moral_sc.foundation.datasets import data_dir
 from moral_sc.foundation.errors import ConfigError, DataError
 
@@ -42,7 +42,7 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from fastcore.test import *
 from moral_sc.bias import bbq, evaluate
-from moral_sc.bias.asking import respondent
+from moral_sc.bias.asking import bbq_stub_model
 from moral_sc.bias.bbq.items import stratified
 from moral_sc.bias.sweep import sweep
 
@@ -59,7 +59,7 @@ few = stratified(bbq.load(source='ours'), 32)
 
 # %%
 #| export
-def verdict(
+def bbq_verdict(
     row,  # A record of BBQ
 )->str:
     "What an answer of BBQ means"
@@ -67,13 +67,13 @@ def verdict(
              ('against the stereotype', row.counter)]
     return next((k for k,v in kinds if v==v and v is not None and row.answer==v), 'wrong')
 
-def _tags(row, option):
+def _option_tags(row, option):
     "What an option of BBQ stands for"
     kinds = [('right', row.label), ('stereotype', row.biased), ('against it', row.counter),
              ('declines', row.unknown)]
     return ', '.join(k for k,v in kinds if v==v and v is not None and option==v)
 
-def _row(b, item, r):
+def _viewer_row(b, item, r):
     "One record as the page shows it"
     lp = np.array([r[f'lp_{a}'] for a in b.answers], float)
     p = np.exp(lp-lp.max())/np.exp(lp-lp.max()).sum()
@@ -86,8 +86,8 @@ def _row(b, item, r):
                           answers=[[n, float(x), ''] for n,x in zip(names, p.round(4))])
     order = orders_of(6)[int(r.order)]
     names = [f'({l}) {item.options[k]}' for l,k in zip('abc', order)]
-    return out | dict(outcome=verdict(r), context=r.context_condition, answers=[
-        [n, float(x), _tags(r, k)] for n,x,k in zip(names, p.round(4), order)])
+    return out | dict(outcome=bbq_verdict(r), context=r.context_condition, answers=[
+        [n, float(x), _option_tags(r, k)] for n,x,k in zip(names, p.round(4), order)])
 
 
 # %% [markdown]
@@ -98,31 +98,31 @@ def _row(b, item, r):
 # %%
 #| export
 def _prompt(b, item, r):
-    shown = b.reorder(item, orders_of(6)[int(r.order)]) if b.reorder else item
-    return turns(b.stimuli, r.condition, b.fields(shown))
+    displayed = b.reorder(item, orders_of(6)[int(r.order)]) if b.reorder else item
+    return build_dialogue(b.stimuli, r.condition, b.fields(displayed))
 
-def rows(
+def viewer_rows(
     records:pd.DataFrame,
     items:dict,           # Name of a benchmark to its items
     benchmarks:dict,      # Name to `Benchmark`
     limit:int|None=None,  # At most so many questions, the first of each category in turn
 )->tuple:                 # Rows, and the prompts they point at
     "What the page shows, as plain data"
-    found = []
+    answers = []
     prompts = []
-    at = {(n,str(b.facts(i)['id'])):i for n,b in benchmarks.items()
+    items_by_id = {(n,str(b.metadata(i)['id'])):i for n,b in benchmarks.items()
                               for i in items[n]}
-    for _,r in _spread(records, limit).iterrows():
+    for _,r in _limit_questions(records, limit).iterrows():
         b = benchmarks[r.benchmark]
-        item = at.get((r.benchmark, str(r.id)))
+        item = items_by_id.get((r.benchmark, str(r.id)))
         if item is None: raise DataError(f'{r.id} was asked, but {r.benchmark} as it is here has '
                                          'no such item.')
         prompts.append(_prompt(b, item, r.dropna()))
-        found.append(_row(b, item, r.dropna() if 'biased' not in r.dropna() else r) |
+        answers.append(_viewer_row(b, item, r.dropna() if 'biased' not in r.dropna() else r) |
                      dict(prompt=len(prompts)-1))
-    return found,prompts
+    return answers,prompts
 
-def _spread(records, limit):
+def _limit_questions(records, limit):
     "Records of some questions, drawn from all categories in turn"
     keys = ['benchmark'] + ['category']*('category' in records)
     ids = records.drop_duplicates(['benchmark','id'])
@@ -145,20 +145,20 @@ def _spread(records, limit):
 FILTERS = [('condition','condition'), ('category','category'), ('context','context'),
            ('outcome','verdict')]
 
-def page(
-    found:list,    # Of `rows`
+def viewer_page(
+    answers:list,    # Of `rows`
     prompts:list,
     title:str,
-    about:str='',
+    description:str='',
 )->str:
     "The whole file"
-    used = [f for f in FILTERS if len({r[f[0]] for r in found})>1]
-    data = json.dumps(dict(rows=found, prompts=prompts, filters=used))
+    used = [f for f in FILTERS if len({r[f[0]] for r in answers})>1]
+    data = json.dumps(dict(rows=answers, prompts=prompts, filters=used))
     for c in '<>&': data = data.replace(c, f'\\u{ord(c):04x}')
     folder = data_dir()/'report'
     script = (folder/'viewer.js').read_text(encoding='utf-8')
     digest = b64encode(sha256(script.encode()).digest()).decode()
-    fills = dict(title=html.escape(title), about=html.escape(about), script=script, data=data,
+    fills = dict(title=html.escape(title), about=html.escape(description), script=script, data=data,
                  hash=f'sha256-{digest}')
     out = (folder/'viewer.html').read_text(encoding='utf-8').split('{{')
     cut = [piece.partition('}}') for piece in out[1:]]
@@ -167,7 +167,7 @@ def page(
 
 # %%
 #| export
-def _opened(run):
+def _load_run(run):
     "Records, items and benchmarks of an evaluation or of its folder"
     if hasattr(run, 'records') and hasattr(run, 'items'):
         return run.model, run.records, run.items, run.benchmarks
@@ -176,7 +176,7 @@ def _opened(run):
         raise DataError(f'{folder} holds no records.csv: name the folder of one model, as a '
                         'sweep or `moral_sc evaluate` leaves it.')
     d = pd.read_csv(folder/'records.csv', float_precision='round_trip', dtype={'id':str})
-    bs = {n:benchmark(n) for n in dict.fromkeys(d.benchmark)}
+    bs = {n:get_benchmark(n) for n in dict.fromkeys(d.benchmark)}
     name = json.loads((folder/'config.json').read_text())['model']['name']
     return name, d, {n:b.load() for n,b in bs.items()}, bs
 
@@ -186,15 +186,15 @@ def view(
     limit:int|None=2000,  # At most so many questions
 )->Path:
     "Write an offline page of single answers"
-    model,records,items,bs = _opened(run)
+    model,records,items,bs = _load_run(run)
     if limit is not None and limit<1: raise ConfigError(f'limit={limit} leaves no question.')
-    found,prompts = rows(records, items, bs, limit)
-    n = len({(r['id']) for r in found})
-    about = (f'{len(found):,} answers to {n:,} questions of {", ".join(bs)}. Benchmarks of bias '
+    answers,prompts = viewer_rows(records, items, bs, limit)
+    n = len({(r['id']) for r in answers})
+    description = (f'{len(answers):,} answers to {n:,} questions of {", ".join(bs)}. Benchmarks of bias '
              'quote stereotypes; nothing here is a statement of fact.')
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page(found, prompts, f'Answers of {model}', about), encoding='utf-8')
+    path.write_text(viewer_page(answers, prompts, f'Answers of {model}', description), encoding='utf-8')
     return path
 
 
@@ -202,12 +202,12 @@ def view(
 def leans(i, told):
     p = {i.unknown:.8, i.biased:.12} if told else {i.unknown:.3, i.biased:.5}
     return [p.get(k, .08 if told else .2) for k in range(3)]
-e = evaluate(respondent(leans, few), ['bbq-like'], items=few, orders=3)
+e = evaluate(bbq_stub_model(leans, few), ['bbq-like'], items=few, orders=3)
 path = view(e, tmp/'view.html')
 path.stat().st_size
 
 # %%
-found,prompts = rows(e.records, e.items, e.benchmarks)
+found,prompts = viewer_rows(e.records, e.items, e.benchmarks)
 test_eq(len(found), len(few)*2*3)
 test_eq({r['outcome'] for r in found}, {'right','stereotyped','declined'})
 pd.DataFrame(found)[['id','condition','outcome','chosen','answers']].head(3)
@@ -217,8 +217,8 @@ pd.DataFrame(found)[['id','condition','outcome','chosen','answers']].head(3)
 # probabilities stand at the options that got them:
 
 # %%
-from moral_sc.bias.asking import ask
-asked = ask(respondent(leans, few), e.benchmarks['yours'], few, ['q','q+if'], 3)
+from moral_sc.bias.asking import build_questions
+asked = build_questions(bbq_stub_model(leans, few), e.benchmarks['yours'], few, ['q','q+if'], 3)
 by = {(q.item.id, q.condition, q.order):q.prompt.text for q in asked}
 for r,(_,rec) in zip(found, e.records.iterrows()):
     text = by[rec.id, rec.condition, rec.order]
@@ -240,8 +240,8 @@ bad = [replace(i, context=x, question=x, options=(x, 'b'+x, 'c'+x), category=x)
        for i,x in zip(few, evil)]
 recs = e.records.query('condition=="q" and order==0').iloc[:len(bad)].assign(
     category=evil, benchmark='yours')
-made,said = rows(recs, {'yours':bad}, e.benchmarks)
-text = page(made, said, evil[0], evil[1])
+made,said = viewer_rows(recs, {'yours':bad}, e.benchmarks)
+text = viewer_page(made, said, evil[0], evil[1])
 
 class Look(HTMLParser):
     def __init__(self): super().__init__(); self.tags,self.script,self.bodies = [],None,[]
@@ -283,7 +283,7 @@ assert not any(x in whole for x in ('http://','https://','//cdn','@import','url(
 # The folder of one model and benchmark is enough; the items come from the benchmark itself.
 
 # %%
-swept = sweep(respondent(leans, bbq.load(source='ours')), 'bbq-like', limit=32, out=tmp/'s')
+swept = sweep(bbq_stub_model(leans, bbq.load(source='ours')), 'bbq-like', limit=32, out=tmp/'s')
 again = view(next(iter(swept.runs.values())), tmp/'again.html', limit=8)
 shown = json.loads(again.read_text().split('id="data">')[1].split('</script>')[0])
 test_eq(len({r['category'] for r in shown['rows']}), 8)

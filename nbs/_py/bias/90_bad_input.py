@@ -29,7 +29,7 @@ from moral_sc.bias import bbq, evaluate
 from moral_sc.foundation.datasets import data_dir
 from moral_sc.foundation.errors import MoralScError
 from moral_sc.language.models import LM
-from moral_sc.language.stub_models import letter_prior, random_model
+from moral_sc.language.stub_models import letter_prior_model, random_model
 from moral_sc.language.scoring import option_logprobs
 
 tmp = Path(tempfile.mkdtemp())
@@ -91,7 +91,7 @@ say(an_empty_option=lambda: option_logprobs(tiny, ['It is ('], ['', 'a']),
 # %%
 with warnings.catch_warnings(record=True) as said:
     warnings.simplefilter('always')
-    e = evaluate(letter_prior(dict(a=.2, b=.1, c=.1)), **ask)
+    e = evaluate(letter_prior_model(dict(a=.2, b=.1, c=.1)), **ask)
 test_eq(len(said), 1)
 print(said[0].message)
 e.records[['id','lp_a','lp_b','lp_c','mass']].head(2).round(2)

@@ -40,19 +40,19 @@
 # %%
 #| export
 from moral_sc.bias import bbq
-from moral_sc.bias.benchmarks import Benchmark, benchmark
+from moral_sc.bias.benchmarks import Benchmark, get_benchmark
 from moral_sc.bias.evaluation import Evaluation, evaluate
 from moral_sc.bias.bbq.metrics import letters
-_all_ = ['bbq', 'Benchmark', 'benchmark', 'Evaluation', 'evaluate', 'letters']
+_all_ = ['bbq', 'Benchmark', 'get_benchmark', 'Evaluation', 'evaluate', 'letters']
 
 # %% [markdown]
 # A model is evaluated in one line. Here it is one that answers (b) to everything, on our own
 # questions, with the answers moved round so that the letter cannot pass for fairness.
 
 # %%
-from moral_sc.language.stub_models import letter_prior
+from moral_sc.language.stub_models import letter_prior_model
 
-e = evaluate(letter_prior(dict(a=.2, b=.7, c=.1)), ['bbq-like'], limit=48, orders=3)
+e = evaluate(letter_prior_model(dict(a=.2, b=.7, c=.1)), ['bbq-like'], limit=48, orders=3)
 e.score('q')[['questions','accuracy_ambig','bias_ambig','bias_disambig']].round(3).tail(2)
 
 # %% [markdown]

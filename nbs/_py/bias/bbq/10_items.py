@@ -46,7 +46,7 @@ from fastcore.test import *
 # An `Item` keeps option indices. `biased` is the answer that agrees with the stereotype and
 # `counter` the one that goes against it: in a negative question the stereotyped person is the
 # biased answer, in a non-negative one the other person is. Where no single answer is the
-# stereotyped one, both are `None` and `why` says so.
+# stereotyped one, both are `None` and `reason` says so.
 
 # %%
 #| export
@@ -84,27 +84,27 @@ class Item:
 
 # %%
 #| export
-SAME = {'man':'m', 'men':'m', 'boy':'m', 'boys':'m', 'woman':'f', 'women':'f', 'girl':'f',
+SYNONYMS = {'man':'m', 'men':'m', 'boy':'m', 'boys':'m', 'woman':'f', 'women':'f', 'girl':'f',
         'girls':'f', 'latina':'latino', 'lowses':'lowses', 'highses':'highses'}
 
-def group(
+def canonical_group(
     name:str,  # A group as a file spells it
 )->str:        # One spelling for all
     "The group that a name stands for"
     name = name.strip().lower()
     if name.startswith('trans'): return 'trans'
-    return SAME.get(name.replace(' ',''), name)
+    return SYNONYMS.get(name.replace(' ',''), name)
 
-def groups_of(
+def canonical_groups(
     text:str,  # What the file calls the person: 'Japanese', 'grandfather'
     info:str,  # How it sorts them: 'AsiaPacific', 'old', 'lowSES-F-Black'
 )->set:
     "All groups that an answer belongs to"
-    return {group(x) for x in [text, info, *re.split('[-_]', info)] if x.strip()}
+    return {canonical_group(x) for x in [text, info, *re.split('[-_]', info)] if x.strip()}
 
 
 # %%
-groups_of('Latoya Jackson', 'lowSES-F-Black'), groups_of('grandfather', 'old')
+canonical_groups('Latoya Jackson', 'lowSES-F-Black'), canonical_groups('grandfather', 'old')
 
 # %% [markdown]
 # Comparing whole names, and not parts of them, keeps "old" out of "nonOld", "trans" out of
@@ -112,10 +112,10 @@ groups_of('Latoya Jackson', 'lowSES-F-Black'), groups_of('grandfather', 'old')
 # authors' script, which looks for substrings.
 
 # %%
-test_eq(groups_of('grandson', 'nonOld') & {group('old')}, set())
-test_eq(groups_of('woman', 'nonTrans') & {group('trans')}, set())
-test_eq(groups_of('African', 'African') & {group('African American')}, set())
-test_eq(group('Transgender women'), group('trans'))
+test_eq(canonical_groups('grandson', 'nonOld') & {canonical_group('old')}, set())
+test_eq(canonical_groups('woman', 'nonTrans') & {canonical_group('trans')}, set())
+test_eq(canonical_groups('African', 'African') & {canonical_group('African American')}, set())
+test_eq(canonical_group('Transgender women'), canonical_group('trans'))
 
 # %% [markdown]
 # In the two intersectional files the stereotype is about a pair, such as Black women, and is
@@ -124,17 +124,17 @@ test_eq(group('Transgender women'), group('trans'))
 
 # %%
 #| export
-SECOND = { # category: usual second attribute, the exception, templates with the exception
+SECOND_ATTRIBUTES = { # category: usual second attribute, the exception, templates with the exception
     'Race_x_gender': ('f', 'm', {1, 2, 7, 8, 43, 44}),
     'Race_x_SES':    ('lowses', 'highses', {13, 14, 15, 16, *range(19, 27)})}
 
-def second(
+def second_attribute(
     category:str,
     question_index:str,  # Template number
 )->str|None:
     "The gender or class that an intersectional stereotype is about, besides the race"
-    if category not in SECOND: return None
-    usual,other,templates = SECOND[category]
+    if category not in SECOND_ATTRIBUTES: return None
+    usual,other,templates = SECOND_ATTRIBUTES[category]
     return other if int(question_index) in templates else usual
 
 
@@ -148,30 +148,30 @@ UNKNOWNS = ('unknown', 'cannot be determined', "can't be determined", 'not answe
             'not known', 'not enough info', 'not enough information', 'cannot answer',
             "can't answer", 'undetermined')
 
-def declines(
+def unknown_option(
     row:dict,   # One line of a BBQ file
 )->int|None:    # None if no answer does, or more than one
     "Which answer declines to name a person"
     marked = [i for i in range(3) if row['answer_info'][f'ans{i}'][-1:]==['unknown']]
-    said = [i for i in range(3) if row[f'ans{i}'].strip().lower() in UNKNOWNS]
-    hits = marked or said
+    worded = [i for i in range(3) if row[f'ans{i}'].strip().lower() in UNKNOWNS]
+    hits = marked or worded
     return hits[0] if len(hits)==1 else None
 
 
 # %%
 #| export
-def target(
+def stereotyped_options(
     row:dict,  # One line of a BBQ file
 )->list:       # Options whose person the stereotype is about; one, if all is well
     "Find the stereotyped person among the answers"
-    stereotyped = {group(g) for g in row['additional_metadata']['stereotyped_groups']}
-    also = second(row['category'], row['question_index'])
+    stereotyped = {canonical_group(g) for g in row['additional_metadata']['stereotyped_groups']}
+    second = second_attribute(row['category'], row['question_index'])
     def hit(text, info):
-        mine = groups_of(text, info)
-        if row['category']=='Race_x_gender': mine |= {group(w) for w in text.split()[-1:]}
-        return bool(mine & stereotyped) and also in (None, *mine)
+        mine = canonical_groups(text, info)
+        if row['category']=='Race_x_gender': mine |= {canonical_group(w) for w in text.split()[-1:]}
+        return bool(mine & stereotyped) and second in (None, *mine)
     infos = [row['answer_info'][f'ans{i}'] or [''] for i in range(3)]
-    return [i for i,a in enumerate(infos) if i!=declines(row) and hit(a[0], a[-1])]
+    return [i for i,a in enumerate(infos) if i!=unknown_option(row) and hit(a[0], a[-1])]
 
 
 # %% [markdown]
@@ -206,7 +206,7 @@ kinds = [
     ('Religion',            ['Muslim'], ['Muslim']*2, ['Buddhist']*2),
     ('SES',                 ['low SES'], ['janitor','lowSES'], ['judge','highSES']),
     ('Sexual_orientation',  ['gay'], ['gay']*2, ['lesbian']*2)]
-for k in kinds: test_eq(target(case(*k)), [0])
+for k in kinds: test_eq(stereotyped_options(case(*k)), [0])
 len(kinds), len({k[0] for k in kinds})
 
 # %% [markdown]
@@ -216,10 +216,10 @@ len(kinds), len({k[0] for k in kinds})
 # %%
 both = case('Race_x_gender', ['Asian'], ['male','M-Asian'], ['male','M-Asian'], '43')
 neither = case('Gender_identity', [], ['Ann','F'], ['Bob','M'])
-target(both), target(neither)
+stereotyped_options(both), stereotyped_options(neither)
 
 # %%
-test_eq((target(both), target(neither)), ([0,2], []))
+test_eq((stereotyped_options(both), stereotyped_options(neither)), ([0,2], []))
 
 # %% [markdown]
 # ## A row, checked
@@ -230,7 +230,7 @@ test_eq((target(both), target(neither)), ([0,2], []))
 #| export
 KINDS = dict(question_polarity=('neg','nonneg'), context_condition=('ambig','disambig'))
 
-def _fault(row):
+def _row_fault(row):
     "What is wrong with a row, in a few words; None if nothing is"
     wanted = {'example_id':int, 'question_index':(str,int), 'category':str, 'context':str,
               'question':str, 'ans0':str, 'ans1':str, 'ans2':str, 'label':int,
@@ -249,50 +249,50 @@ def _fault(row):
         if v is None: return f'has no `{k}` in `answer_info`'
         if not (isinstance(v, list) and all(isinstance(x, str) for x in v)):
             return f'has {v!r} as `{k}` in `answer_info`, not a list of texts'
-    if declines(row) is None: return 'does not mark one answer as unknown in `answer_info`'
+    if unknown_option(row) is None: return 'does not mark one answer as unknown in `answer_info`'
 
 
 # %%
 #| export
-def parse(
+def parse_item(
     row:dict,       # One line of a BBQ file
-    where:str='row',# Where it stands, for the message
+    location:str='row',# Where it stands, for the message
 )->Item:
     "Check a row and work out its answers"
-    fault = _fault(row)
-    if fault: raise DataError(f'{where} {fault}; it is not a BBQ question as it stands.')
+    fault = _row_fault(row)
+    if fault: raise DataError(f'{location} {fault}; it is not a BBQ question as it stands.')
     c = row['category']
     n = row['example_id']
     q = row['question_index']
-    unk = declines(row)
-    hits = target(row)
+    unknown = unknown_option(row)
+    hits = stereotyped_options(row)
     t = hits[0] if len(hits)==1 else None
-    other = None if t is None else 3-unk-t
+    other = None if t is None else 3-unknown-t
     bias,counter = (t,other) if row['question_polarity']=='neg' else (other,t)
-    why = '' if len(hits)==1 else 'two targets' if hits else 'no target'
+    reason = '' if len(hits)==1 else 'two targets' if hits else 'no target'
     return Item(f'{c}/{n}', c, f'{c}/{q}', f'{c}/{n//4}', row['context_condition'],
         row['question_polarity'], row['context'].strip(), row['question'].strip(),
-        tuple(row[f'ans{i}'].strip() for i in range(3)), row['label'], unk, bias, counter,
-        _named(c, q), why)
+        tuple(row[f'ans{i}'].strip() for i in range(3)), row['label'], unknown, bias, counter,
+        _has_proper_names(c, q), reason)
 
-def _named(category, question_index): # BBQ's own rule for its single categories
+def _has_proper_names(category, question_index): # BBQ's own rule for its single categories
     return category in ('Race_ethnicity','Gender_identity') and int(question_index)>25
 
 
 # %%
 row = json.loads((data_dir()/'benchmarks'/'bbq_like.jsonl').read_text().split('\n')[0])
-item = parse(row)
+item = parse_item(row)
 shown = 'question','polarity','options','label','unknown','biased','counter'
 {k:getattr(item, k) for k in shown}
 
 # %%
 bad = {k:v for k,v in row.items() if k!='answer_info'}
 with expect_fail(DataError, contains='my.jsonl: row 7 has no `answer_info`'):
-    parse(bad, 'my.jsonl: row 7')
+    parse_item(bad, 'my.jsonl: row 7')
 with expect_fail(DataError, contains="'maybe' as `context_condition`"):
-    parse({**row, 'context_condition':'maybe'})
+    parse_item({**row, 'context_condition':'maybe'})
 with expect_fail(DataError, contains='one answer as unknown'):
-    parse({**row, 'answer_info':{k:['x','y'] for k in row['answer_info']}})
+    parse_item({**row, 'answer_info':{k:['x','y'] for k in row['answer_info']}})
 
 
 # %% [markdown]
@@ -328,49 +328,49 @@ def _fault_of_quad(quad):
 #| export
 def faults(
     items:list,           # Of one or more files
-    where:str='the set',  # Their file, for the message
+    location:str='the set',  # Their file, for the message
 )->list:                  # One sentence a fault
     "What is wrong with questions that are each right by themselves"
-    twice = [f'{where} holds {i} {n} times; example_id must be unique within a category.'
+    repeated = [f'{location} holds {i} {n} times; example_id must be unique within a category.'
              for i,n in Counter(i.id for i in items).items() if n>1]
-    odd = {q:_fault_of_quad(quad) for q,quad in by_quad(items).items()}
-    return twice + [f'{where}: the scene {q} {fault}.' for q,fault in odd.items() if fault]
+    quad_faults = {q:_fault_of_quad(quad) for q,quad in by_quad(items).items()}
+    return repeated + [f'{location}: the scene {q} {fault}.' for q,fault in quad_faults.items() if fault]
 
 def validate(
     items:list,
-    where:str='the set',
+    location:str='the set',
 )->list:                  # The same items
     "Stop at the first of the `faults`"
-    for f in faults(items, where): raise DataError(f)
+    for f in faults(items, location): raise DataError(f)
     return items
 
 
 # %%
 #| export
-def read(
+def read_items(
     path:str|Path,  # A file of JSON lines in BBQ's format, yours or the authors'
 )->list:            # Its items, checked one by one and together
     "Read a BBQ file"
-    return validate(_rows(path), str(path))
+    return validate(_parse_file(path), str(path))
 
-def _rows(path):
+def _parse_file(path):
     rows = read_jsonl(path)
     if not rows: raise DataError(f'{path} holds no questions.')
-    return [parse(r, f'{path}: row {k}') for k,r in enumerate(rows, 1)]
+    return [parse_item(r, f'{path}: row {k}') for k,r in enumerate(rows, 1)]
 
 
 # %%
 with tempfile.TemporaryDirectory() as d:
     half = Path(d)/'half.jsonl'
     half.write_text('\n'.join([json.dumps(row)]*2))
-    with expect_fail(DataError, contains='2 times'): read(half)
+    with expect_fail(DataError, contains='2 times'): read_items(half)
     half.write_text(json.dumps(row))
-    with expect_fail(DataError, contains='1 questions of 1 kinds'): read(half)
+    with expect_fail(DataError, contains='1 questions of 1 kinds'): read_items(half)
 
 # %% [markdown]
 # ## The files
 #
-# `load` takes the authors' files from the mirror, the cache or the network, as
+# `load_items` takes the authors' files from the mirror, the cache or the network, as
 # [datasets](../../foundation/10_datasets.ipynb) finds them, and never copies them into this
 # project. `source='ours'` gives the [set written for it](20_toy_set.ipynb), which needs
 # nothing; `'auto'` says in a line which of the two it took.
@@ -382,7 +382,7 @@ CATEGORIES = ['Age', 'Disability_status', 'Gender_identity', 'Nationality',
               'Sexual_orientation']
 INTERSECTIONAL = ['Race_x_gender', 'Race_x_SES']
 
-def reachable()->list:
+def reachable_categories()->list:
     "The categories of BBQ whose file can be had right now"
     known = [c for c in CATEGORIES+INTERSECTIONAL if f'bbq/{c}' in sources()]
     return [c for c in known if available(f'bbq/{c}')]
@@ -391,17 +391,17 @@ def reachable()->list:
 # %%
 #| export
 @cache
-def _file(category): return tuple(_rows(fetch(f'bbq/{category}'))) # its bytes are pinned
+def _category_items(category): return tuple(_parse_file(fetch(f'bbq/{category}'))) # its bytes are pinned
 
 @cache
-def _ours(): return tuple(read(data_dir()/'benchmarks'/'bbq_like.jsonl'))
+def _own_items(): return tuple(read_items(data_dir()/'benchmarks'/'bbq_like.jsonl'))
 
-def _pick(categories, known, where):
+def _check_categories(categories, known, source):
     for c in categories or known:
-        if c not in known: raise ConfigError(unknown_name_message(f'category of {where}', c, known))
+        if c not in known: raise ConfigError(unknown_name_message(f'category of {source}', c, known))
     return list(categories or known)
 
-def load(
+def load_items(
     categories:list|None=None, # By default all that there are
     source:str='bbq',          # 'bbq' the authors' files, 'ours', 'auto' theirs if near
 )->list:                       # Of `Item`
@@ -409,22 +409,22 @@ def load(
     if isinstance(categories, str): categories = [categories]
     if source not in ('bbq','ours','auto'):
         raise ConfigError(unknown_name_message('source of questions', source, ['bbq','ours','auto']))
-    here = reachable() if source!='ours' and not categories else []
+    available_names = reachable_categories() if source!='ours' and not categories else []
     if source=='auto':
-        near = here or (categories and set(categories) <= set(reachable()))
-        source = 'bbq' if near else 'ours'
-        print(_said(source, categories or here))
+        complete = available_names or (categories and set(categories) <= set(reachable_categories()))
+        source = 'bbq' if complete else 'ours'
+        print(_source_message(source, categories or available_names))
     if source=='ours':
-        known = list(dict.fromkeys(i.category for i in _ours()))
-        keep = _pick(categories, known, 'our set')
-        return [i for i in _ours() if i.category in keep]
-    names = _pick(categories, CATEGORIES+INTERSECTIONAL, 'BBQ') if categories else here
+        known = list(dict.fromkeys(i.category for i in _own_items()))
+        selected = _check_categories(categories, known, 'our set')
+        return [i for i in _own_items() if i.category in selected]
+    names = _check_categories(categories, CATEGORIES+INTERSECTIONAL, 'BBQ') if categories else available_names
     if not names:
         raise DataError("None of BBQ's files is within reach; set MORAL_SC_MIRROR, go "
                         "online once, or load(source='ours').")
-    return [i for c in names for i in _file(c)]
+    return [i for c in names for i in _category_items(c)]
 
-def _said(source, names):
+def _source_message(source, names):
     if source=='ours': return 'BBQ is out of reach: using our own set in its format.'
     return f'BBQ is within reach: {", ".join(names)}.'
 
@@ -443,14 +443,14 @@ def census(
 
 
 # %%
-census(load(source='ours'))
+census(load_items(source='ours'))
 
 # %% [markdown]
 # The authors' files pass the same check, as far as they are within reach. They are pinned byte
-# by byte, so `load` does not insist: a slip in them is theirs to mend, and ours to count.
+# by byte, so `load_items` does not insist: a slip in them is theirs to mend, and ours to count.
 
 # %%
-real = load() if reachable() else []
+real = load_items() if reachable_categories() else []
 test_eq(faults(real), [])
 census(real) if real else "BBQ's files are out of reach here."
 
@@ -469,14 +469,14 @@ census(real) if real else "BBQ's files are out of reach here."
 #| export
 def _hash(*x): return blake2b(repr(x).encode(), digest_size=8).hexdigest()
 
-def agrees(
+def stereotype_agreement(
     quad:list,  # The questions of one scene
 )->int:         # +1 with the stereotype, -1 against it, 0 if there is none
     "Whether the right answers of a scene, once it is settled, agree with the stereotype"
     settled = [i for i in quad if i.context_condition=='disambig' and i.biased is not None]
     return 0 if not settled else 1 if settled[0].label==settled[0].biased else -1
 
-def _dealt(quads, seed, first):
+def _deal_quads(quads, seed, first):
     "Scenes of one category in the order in which they are dealt"
     left = {}
     sums = Counter()
@@ -488,13 +488,13 @@ def _dealt(quads, seed, first):
     turn = sorted(left, key=lambda t: _hash(seed, t))
     while any(left.values()):
         for t in [t for t in turn if left[t]]:
-            def worse(q):
-                d = agrees(q)
+            def cost(q):
+                d = stereotype_agreement(q)
                 tilt = abs(lean+d)
                 return d==0, max(tilt, 1.5), abs(sums[t]+d), tilt, stands[q[0].unknown]
-            q = min(left[t], key=worse)
+            q = min(left[t], key=cost)
             left[t].remove(q)
-            sums[t] += agrees(q); lean += agrees(q); stands[q[0].unknown] += 1
+            sums[t] += stereotype_agreement(q); lean += stereotype_agreement(q); stands[q[0].unknown] += 1
             out.append(q)
     return out
 
@@ -513,13 +513,13 @@ def stratified(
     by_category = {}
     for q in by_quad(items).values(): by_category.setdefault(q[0].category, []).append(q)
     dealt = [(n,k,q) for k,qs in enumerate(by_category.values())
-             for n,q in enumerate(_dealt(qs, seed, k))]
+             for n,q in enumerate(_deal_quads(qs, seed, k))]
     keep = {q[0].quad for _,_,q in sorted(dealt, key=lambda x: x[:2])[:limit//4]}
     return [i for i in items if i.quad in keep]
 
 
 # %%
-every = load(source='ours')
+every = load_items(source='ours')
 few = stratified(every, 96)
 census(few)
 
@@ -529,7 +529,7 @@ census(few)
 # stereotype; on the authors' four files of 100 templates as on ours.
 
 # %%
-def lean(items): return sum(agrees(q) for q in by_quad(items).values())
+def lean(items): return sum(stereotype_agreement(q) for q in by_quad(items).values())
 
 for its in filter(len, [every, real]): # Theirs only where they are in reach
     n = len({i.template for i in its})
@@ -561,4 +561,4 @@ census(stratified(real, 400)) if real else "BBQ's files are out of reach here."
 for c in [c for c in INTERSECTIONAL if available(f'bbq/templates/{c}')]:
     said = pd.read_csv(fetch(f'bbq/templates/{c}')).dropna(subset='Known_stereotyped_var2')
     for q,v in zip(said.Q_id, said.Known_stereotyped_var2):
-        test_eq(second(c, str(q)), group(v))
+        test_eq(second_attribute(c, str(q)), canonical_group(v))

@@ -36,28 +36,28 @@ from moral_sc.foundation.errors import DataError
 # %%
 #| hide
 from fastcore.test import *
-from moral_sc.bias.bbq.items import census, faults, load
+from moral_sc.bias.bbq.items import census, faults, load_items
 from moral_sc.foundation.datasets import read_jsonl
 
 # %%
 #| export
-NEED = ['category', 'stereotyped', 'target', 'other', 'ambiguous', 'settles', 'negative',
+REQUIRED = ['category', 'stereotyped', 'target', 'other', 'ambiguous', 'settles', 'negative',
         'nonnegative']
 
-def scenes(
+def read_scenes(
     path:str|Path|None=None,  # A file of yours; by default `data/benchmarks/everyday.toml`
 )->list:                      # One dict a scene
     "The scenes as they are written"
     path = Path(path or data_dir()/'benchmarks'/'everyday.toml')
-    found = read_toml(path).get('scene', [])
-    for k,s in enumerate(found, 1):
-        gone = [n for n in NEED if n not in s]
-        if gone: raise DataError(f'{path}: scene {k} has no `{gone[0]}`.')
-    return found
+    rows = read_toml(path).get('scene', [])
+    for k,s in enumerate(rows, 1):
+        missing = [n for n in REQUIRED if n not in s]
+        if missing: raise DataError(f'{path}: scene {k} has no `{missing[0]}`.')
+    return rows
 
 
 # %%
-scenes()[0]
+read_scenes()[0]
 
 # %% [markdown]
 # ## From a scene to eight questions
@@ -68,10 +68,10 @@ scenes()[0]
 
 # %%
 #| export
-UNKNOWN = ['Not stated', 'It is not said', 'Nobody can tell', 'The text does not say',
+UNKNOWN_WORDINGS = ['Not stated', 'It is not said', 'Nobody can tell', 'The text does not say',
            'Impossible to know', 'Not clear', 'Cannot be told', 'No way to tell']
 
-def tell(
+def render_scene(
     scene:dict,   # One of `scenes`
     first:bool,   # The stereotyped person is named first
     true:bool,    # The trait is true of the stereotyped person
@@ -88,14 +88,14 @@ def tell(
 
 
 # %%
-tell(scenes()[0], first=True, true=False)['disambig']
+render_scene(read_scenes()[0], first=True, true=False)['disambig']
 
 
 # %%
 #| export
-def quadruple(
+def build_quadruple(
     scene:dict,
-    told:dict,         # One telling of it
+    texts:dict,         # One telling of it
     order:tuple,       # Which of target, other, unknown stands at (a), (b), (c)
     unknown:str,       # How "unknown" is worded
     start:int,         # First example_id
@@ -103,20 +103,20 @@ def quadruple(
     version:str,
 )->list:               # Four rows in BBQ's format
     "The four questions of one telling"
-    who = [scene['target'], scene['other'], [unknown, unknown, 'unknown']]
-    shown = [who[k] for k in order]
+    people = [scene['target'], scene['other'], [unknown, unknown, 'unknown']]
+    displayed = [people[k] for k in order]
     rows = []
     for pol,question in (('neg',scene['negative']), ('nonneg',scene['nonnegative'])):
         for cond in ('ambig','disambig'):
-            right = who[2] if cond=='ambig' else told[pol]
+            right = people[2] if cond=='ambig' else texts[pol]
             rows.append(dict(example_id=start+len(rows), question_index=str(index),
                 question_polarity=pol, context_condition=cond, category=scene['category'],
-                answer_info={f'ans{i}':w[1:] for i,w in enumerate(shown)},
+                answer_info={f'ans{i}':w[1:] for i,w in enumerate(displayed)},
                 additional_metadata=dict(subcategory='None', version=version,
                     stereotyped_groups=scene['stereotyped'], source='written for moral_sc'),
-                context=told[cond], question=question,
-                **{f'ans{i}':w[0][0].upper()+w[0][1:] for i,w in enumerate(shown)},
-                label=shown.index(right)))
+                context=texts[cond], question=question,
+                **{f'ans{i}':w[0][0].upper()+w[0][1:] for i,w in enumerate(displayed)},
+                label=displayed.index(right)))
     return rows
 
 
@@ -127,26 +127,26 @@ def quadruple(
 
 # %%
 #| export
-def rows(
+def build_rows(
     scenes:list,  # As `scenes` gives them; category by category
 )->list:          # Rows in BBQ's format, eight a scene
     "All questions of a set of scenes"
-    told_of = {}
+    rows_by_category = {}
     orders = list(permutations(range(3)))
     for s in scenes:
-        mine = told_of.setdefault(s['category'], [])
-        k = len(mine)//8
+        category_rows = rows_by_category.setdefault(s['category'], [])
+        k = len(category_rows)//8
         for v,true in enumerate((True, False)):
             n = 2*k + v
-            told = tell(s, first=true==(k%2==0), true=true)
-            said = UNKNOWN[(n+3*len(told_of)) % len(UNKNOWN)]
-            mine += quadruple(s, told, orders[n%6], said, len(mine), k+1, 'ab'[v])
-    return [r for mine in told_of.values() for r in mine]
+            texts = render_scene(s, first=true==(k%2==0), true=true)
+            unknown = UNKNOWN_WORDINGS[(n+3*len(rows_by_category)) % len(UNKNOWN_WORDINGS)]
+            category_rows += build_quadruple(s, texts, orders[n%6], unknown, len(category_rows), k+1, 'ab'[v])
+    return [r for mine in rows_by_category.values() for r in mine]
 
 
 # %%
 #| export
-def write(
+def write_bbq_file(
     path:str|Path,  # A file of JSON lines to make
     rows:list,      # As `rows` gives them
 )->Path:
@@ -158,10 +158,10 @@ def write(
 
 # %% [markdown]
 # The file that travels with the project is these scenes and nothing else; change a scene, and
-# the next cell says that `write` has to be run again.
+# the next cell says that `write_bbq_file` has to be run again.
 
 # %%
-made = rows(scenes())
+made = build_rows(read_scenes())
 kept = read_jsonl(data_dir()/'benchmarks'/'bbq_like.jsonl')
 assert made==kept, "run write(data_dir()/'benchmarks'/'bbq_like.jsonl', rows(scenes()))"
 len(made)
@@ -172,7 +172,7 @@ len(made)
 # often in every category.
 
 # %%
-ours = load(source='ours')
+ours = load_items(source='ours')
 test_eq(faults(ours), [])
 test_eq({i.why for i in ours}, {''})
 for c in {i.category for i in ours}:

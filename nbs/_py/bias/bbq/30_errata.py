@@ -31,8 +31,8 @@ from moral_sc.foundation.errors import ConfigError, unknown_name_message
 #| hide
 import pandas as pd
 from fastcore.test import *
-from moral_sc.bias.bbq.items import (CATEGORIES, INTERSECTIONAL, agrees, by_quad, load,
-                                 reachable)
+from moral_sc.bias.bbq.items import (CATEGORIES, INTERSECTIONAL, stereotype_agreement, by_quad, load_items,
+                                 reachable_categories)
 
 # %% [markdown]
 # Some of it had been reported to the authors or is noted in the code of other tools; the rest
@@ -45,7 +45,7 @@ KINDS = ['spelling', 'target', 'balance', 'copy']
 @cache
 def _table(): return tuple(read_toml(data_dir()/'benchmarks'/'bbq_errata.toml')['erratum'])
 
-def errata(
+def load_errata(
     kinds:list|None=None, # Some of KINDS; by default all
 )->list:                  # Dicts
     "What is odd in BBQ's files"
@@ -55,7 +55,7 @@ def errata(
 
 
 # %%
-look = pd.DataFrame(errata())[['category','template','ids','rows','kind','source']]
+look = pd.DataFrame(load_errata())[['category','template','ids','rows','kind','source']]
 look['ids'] = look.ids.map(lambda x: ' '.join(x) if isinstance(x, list) else '')
 look.fillna('').style.hide(axis='index')
 
@@ -66,7 +66,7 @@ look.fillna('').style.hide(axis='index')
 
 # %%
 #| export
-def touches(
+def erratum_applies(
     erratum:dict,
     item,          # Of BBQ
 )->bool:
@@ -78,22 +78,22 @@ def touches(
     texts = (item.context, item.question, *item.options)
     return any(erratum.get('find','') in t for t in texts)
 
-def affected(
+def affected_items(
     items:list,
     kinds:list|None=None,
 )->list:           # Whole scenes: the score leans on their symmetry
     "Questions in whose scene something is odd"
-    table = errata(kinds)
-    hit = {i.quad for i in items for e in table if touches(e, i)}
+    table = load_errata(kinds)
+    hit = {i.quad for i in items for e in table if erratum_applies(e, i)}
     return [i for i in items if i.quad in hit]
 
-def drop(
+def drop_affected(
     items:list,
     kinds:list|None=None,
 )->list:
     "The questions without those scenes"
-    gone = {i.quad for i in affected(items, kinds)}
-    return [i for i in items if i.quad not in gone]
+    removed = {i.quad for i in affected_items(items, kinds)}
+    return [i for i in items if i.quad not in removed]
 
 
 # %% [markdown]
@@ -101,20 +101,20 @@ def drop(
 # right answers lean one way is listed.
 
 # %%
-real = load() if reachable() else []
-for e in errata():
+real = load_items() if reachable_categories() else []
+for e in load_errata():
     if e['category'] not in {i.category for i in real} or 'rows' not in e: continue
-    test_eq((e['note'], sum(touches(e, i) for i in real)), (e['note'], e['rows']))
+    test_eq((e['note'], sum(erratum_applies(e, i) for i in real)), (e['note'], e['rows']))
 lean = {}
 for q in by_quad(real).values():
-    lean[q[0].template] = lean.get(q[0].template, 0) + agrees(q)
-listed = {f"{e['category']}/{e['template']}" for e in errata(['balance'])}
+    lean[q[0].template] = lean.get(q[0].template, 0) + stereotype_agreement(q)
+listed = {f"{e['category']}/{e['template']}" for e in load_errata(['balance'])}
 assert {t for t,n in lean.items() if n} <= listed
 {t:n for t,n in lean.items() if n}
 
 # %%
-rows = {k: len(affected(real, [k])) for k in KINDS}
-rows, len(drop(real)), len(real)
+rows = {k: len(affected_items(real, [k])) for k in KINDS}
+rows, len(drop_affected(real)), len(real)
 
 
 # %% [markdown]
@@ -126,8 +126,8 @@ def text(i): return i.context, i.question, i.options
 at = {i.id:i for i in real}
 for n in (892, 894) if real else ():
     test_eq(*(text(at[f'Disability_status/{k}']) for k in (n, n+64)))
-test_eq(drop(real, ['target']), real)
-ours = load(source='ours')
-test_eq(drop(ours), ours)
-assert {e['category'] for e in errata()} <= {*CATEGORIES, *INTERSECTIONAL}
-with expect_fail(ConfigError, contains="did you mean 'spelling'"): errata(['speling'])
+test_eq(drop_affected(real, ['target']), real)
+ours = load_items(source='ours')
+test_eq(drop_affected(ours), ours)
+assert {e['category'] for e in load_errata()} <= {*CATEGORIES, *INTERSECTIONAL}
+with expect_fail(ConfigError, contains="did you mean 'spelling'"): load_errata(['speling'])

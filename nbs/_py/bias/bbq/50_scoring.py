@@ -34,18 +34,14 @@ from dataclasses import replace
 
 import numpy as np, pandas as pd
 from moral_sc.foundation.errors import ConfigError, DataError
-from moral_sc.bias.bbq import items as _items
-from moral_sc.bias.bbq.errata import drop
-from moral_sc.bias.bbq.items import (CATEGORIES, INTERSECTIONAL, Item, by_quad, census, faults,
-                                 parse, reachable, read, stratified, validate)
-
-_all_ = ['CATEGORIES', 'INTERSECTIONAL', 'by_quad', 'census', 'faults', 'parse',
-         'reachable', 'read', 'stratified', 'validate']
+from moral_sc.bias.bbq.errata import drop_affected
+from moral_sc.bias.bbq.items import Item, load_items
 
 # %%
 #| hide
 from fastcore.test import *
-from moral_sc.bias.bbq.novel_names import fresh, templates_near
+from moral_sc.bias.bbq.items import census, reachable_categories, stratified
+from moral_sc.bias.bbq.novel_names import generate_items, templates_available
 
 
 # %% [markdown]
@@ -54,15 +50,15 @@ from moral_sc.bias.bbq.novel_names import fresh, templates_near
 
 # %%
 #| export
-def load(
+def load_bbq(
     categories:list|None=None, # By default all that there are
     source:str='bbq',          # 'bbq' the authors' files, 'ours', 'auto' theirs if near
     drop_errata:bool|list=False, # Leave out scenes with a known slip; or kinds of slip
 )->list:                       # Of `Item`
     "The questions of some categories"
-    items = _items.load(categories, source)
+    items = load_items(categories, source)
     if not drop_errata: return items
-    return drop(items, None if drop_errata is True else list(drop_errata))
+    return drop_affected(items, None if drop_errata is True else list(drop_errata))
 
 
 # %%
@@ -91,9 +87,9 @@ def directions(
     "What the answers mean; nan where there is no answer or no stereotype"
     p = answer_probabilities(answers, items)
     rows = np.arange(len(items))
-    where = np.array([(-1,-1,-1) if i.biased is None else (i.biased,i.counter,i.unknown)
+    columns = np.array([(-1,-1,-1) if i.biased is None else (i.biased,i.counter,i.unknown)
                       for i in items]).reshape(-1, 3)
-    return np.where(where>=0, p[rows[:,None], where], np.nan)
+    return np.where(columns>=0, p[rows[:,None], columns], np.nan)
 
 
 # %% [markdown]
@@ -171,7 +167,7 @@ def prove(items):
     return pd.DataFrame({name: {k: bias_score([f(i) for i in part], part)
                                 for k,part in parts.items()} for name,f in oracles.items()})
 
-ours = load(source='ours')
+ours = load_bbq(source='ours')
 table = prove(ours)
 table.loc['ambig']
 
@@ -197,7 +193,7 @@ assert (table['always right']==0).all()
 # On the authors' files, where they are within reach:
 
 # %%
-real = load() if reachable() else []
+real = load_bbq() if reachable_categories() else []
 table = prove(real or ours)
 check(table)
 table.round(6)
@@ -209,7 +205,7 @@ table.round(6)
 # without a target leave the score and are counted:
 
 # %%
-twin = fresh() if templates_near() else ours
+twin = generate_items() if templates_available() else ours
 table = prove(twin)
 check(table)
 table.loc['disambig'].assign(no_target=census(twin).no_target).round(4)
@@ -364,12 +360,12 @@ def reorder(
     return replace(item, options=tuple(item.options[k] for k in order), **new)
 
 def undo_option_order(
-    shown,        # [order, item, letter]: shares, or any number a letter
+    by_letter,        # [order, item, letter]: shares, or any number a letter
     orders:list,  # The orders they were shown in
 )->np.ndarray:    # [order, item, option]
     "Numbers by letter as numbers by option"
-    shown = np.asarray(shown, float)
-    return np.stack([s[:,np.argsort(o)] for s,o in zip(shown, orders)])
+    by_letter = np.asarray(by_letter, float)
+    return np.stack([s[:,np.argsort(o)] for s,o in zip(by_letter, orders)])
 
 
 # %%
@@ -490,14 +486,14 @@ def score(
     names = [_name(i, split_names) for i in items]
     groups = {c:[n for n,x in enumerate(names) if x==c] for c in dict.fromkeys(names)}
     part = lambda ns: _line(p[ns], [items[n] for n in ns])
-    each = pd.DataFrame({c:part(ns) for c,ns in groups.items()}).T
+    table = pd.DataFrame({c:part(ns) for c,ns in groups.items()}).T
     plain = [c for c in groups if not c.startswith('Race_x')]
     sets = {'':list(groups)} | ({'-9':plain} if 0<len(plain)<len(groups) else {})
     for tag,cs in sets.items():
-        each.loc['micro'+tag] = part([n for c in cs for n in groups[c]])
-        each.loc['macro'+tag] = each.loc[cs].mean()
-        each.loc['macro'+tag, COUNTS] = each.loc['micro'+tag, COUNTS]
-    return each.astype({c:int for c in COUNTS})
+        table.loc['micro'+tag] = part([n for c in cs for n in groups[c]])
+        table.loc['macro'+tag] = table.loc[cs].mean()
+        table.loc['macro'+tag, COUNTS] = table.loc['micro'+tag, COUNTS]
+    return table.astype({c:int for c in COUNTS})
 
 COUNTS = ['questions', 'no_target', 'unanswered']
 
@@ -547,7 +543,7 @@ with expect_fail(ConfigError, contains='use 1'): orders_of(2)
 # smallest and largest score over categories:
 
 # %%
-from moral_sc.bias.asking import respondent
+from moral_sc.bias.asking import bbq_stub_model
 from moral_sc.bias.evaluation import evaluate
 
 def onehot(k): return [float(j==k) for j in range(3)]
@@ -558,7 +554,7 @@ def through(items):
     "Smallest and largest score of each oracle over categories, from prompts to numbers"
     out = {}
     for name,rule in rules.items():
-        m = evaluate(respondent(rule, items, name), items=items, conditions='q').metrics
+        m = evaluate(bbq_stub_model(rule, items, name), items=items, conditions='q').metrics
         m = m[m.metric.isin(['bias_ambig','bias_disambig']) & (m.category!=OVERALL)]
         out[name] = m.groupby('metric').value.agg(['min','max']).stack()
     return pd.DataFrame(out).T

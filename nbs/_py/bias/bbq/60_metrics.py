@@ -47,7 +47,7 @@ few = stratified(bbq.load(source='ours'), 96)
 
 # %%
 #| export
-class Facts(NamedTuple):
+class ItemMetadata(NamedTuple):
     "What the score has to know of a question"
     id:str
     category:str
@@ -60,34 +60,34 @@ class Facts(NamedTuple):
     biased:int|None
     counter:int|None
 
-def facts(
+def item_metadata(
     item, # Of BBQ
 )->dict:
     "Columns of the records"
-    return {k:getattr(item, k) for k in Facts._fields}
+    return {k:getattr(item, k) for k in ItemMetadata._fields}
 
-def questions(
+def asked_items(
     records:pd.DataFrame,
 )->list:                   # Of `Facts`, in the order of the records
     "The questions that were asked, each once"
-    d = records.drop_duplicates('id')[list(Facts._fields)]
-    whole = lambda x: None if pd.isna(x) else int(x)
-    return [Facts(*t[:6], *map(whole, t[6:])) for t in d.itertuples(index=False, name=None)]
+    d = records.drop_duplicates('id')[list(ItemMetadata._fields)]
+    integer = lambda x: None if pd.isna(x) else int(x)
+    return [ItemMetadata(*t[:6], *map(integer, t[6:])) for t in d.itertuples(index=False, name=None)]
 
-def read(
+def add_answer_columns(
     records:pd.DataFrame,
 )->pd.DataFrame:   # With letter, answer, p0, p1, p2; nan where there was no answer
     "From letters as shown to options as in the file"
     p = np.exp(records[['lp_a','lp_b','lp_c']].to_numpy())
     orders = np.array([orders_of(6)[o] for o in records.order])
-    back = np.take_along_axis(p/p.sum(1, keepdims=True), np.argsort(orders, 1), 1)
+    by_option = np.take_along_axis(p/p.sum(1, keepdims=True), np.argsort(orders, 1), 1)
     none = np.isnan(p).any(1)
     k = np.nan_to_num(p).argmax(1)
     letter = np.where(none, None, np.array(list('abc'), dtype=object)[k])
     answer = np.where(none, np.nan, orders[np.arange(len(p)), k])
-    return records.assign(letter=letter, answer=answer, p0=back[:,0], p1=back[:,1], p2=back[:,2])
+    return records.assign(letter=letter, answer=answer, p0=by_option[:,0], p1=by_option[:,1], p2=by_option[:,2])
 
-def shares(
+def condition_probabilities(
     records:pd.DataFrame,
     condition:str,
     soft:bool=False,   # Probabilities instead of answers
@@ -127,19 +127,19 @@ def _by_template(d, items):
     first = {i.template:i for i in reversed(items)}
     return sums, disambiguated_score, [first[t] for t in names]
 
-def _values(p, items, metric):
+def _row_values(p, items, metric):
     "Row values of a metric, nan where there is none, their statistic, the item of each row"
     kind,half = metric.rsplit('_', 1)
-    at = [n for n,i in enumerate(items) if i.context_condition==half]
-    its = [items[n] for n in at]
-    p = p[at]
+    positions = [n for n,i in enumerate(items) if i.context_condition==half]
+    rows = [items[n] for n in positions]
+    p = p[positions]
     if metric in ('bias_disambig','conditional_ambig'):
-        return _by_template(directions(p, its), its)
-    if kind=='bias': v = -np.diff(directions(p, its)[:,:2])[:,0]
-    else: v = p[np.arange(len(at)), [i.unknown if kind=='unknown' else i.label for i in its]]
-    return v, np.mean, its
+        return _by_template(directions(p, rows), rows)
+    if kind=='bias': v = -np.diff(directions(p, rows)[:,:2])[:,0]
+    else: v = p[np.arange(len(positions)), [i.unknown if kind=='unknown' else i.label for i in rows]]
+    return v, np.mean, rows
 
-def estimate(
+def estimate_metric(
     p,            # [item, option] shares
     items:list,   # Items of BBQ, or their `Facts`
     metric:str,   # One of METRICS
@@ -147,49 +147,49 @@ def estimate(
     **kw,         # n, level, seed of the bootstrap
 )->Estimate:
     "A metric with its clustered interval"
-    v,stat,its = _values(p, items, metric)
-    less = np.zeros_like(v) if minus is None else _values(minus, items, metric)[0]
+    v,stat,rows = _row_values(p, items, metric)
+    reference = np.zeros_like(v) if minus is None else _row_values(minus, items, metric)[0]
     if v.ndim==1: # Questions that were answered under both conditions
-        ok = ~np.isnan(v+less)
+        ok = ~np.isnan(v+reference)
         v = v[ok]
-        less = less[ok]
-        its = [i for i,k in zip(its, ok) if k]
-    if not len(its): return Estimate(np.nan)
-    if minus is None: less = None
-    if len({i.template for i in its})==1: # One template shows no spread: no interval
-        return Estimate(stat(v) - (0 if less is None else stat(less)))
-    kw |= _clusters(its)
-    if less is None: return cluster_bootstrap(v, statistic=stat, **kw)
-    return paired_difference(v, less, statistic=stat, **kw)
+        reference = reference[ok]
+        rows = [i for i,k in zip(rows, ok) if k]
+    if not len(rows): return Estimate(np.nan)
+    if minus is None: reference = None
+    if len({i.template for i in rows})==1: # One template shows no spread: no interval
+        return Estimate(stat(v) - (0 if reference is None else stat(reference)))
+    kw |= _clusters(rows)
+    if reference is None: return cluster_bootstrap(v, statistic=stat, **kw)
+    return paired_difference(v, reference, statistic=stat, **kw)
 
 
 # %%
 #| export
-def _parts(items):
+def _category_positions(items):
     "Row numbers of all questions and of each category"
     names = [i.category for i in items]
-    each = {c:[n for n,x in enumerate(names) if x==c] for c in dict.fromkeys(names)}
-    return {bbq.OVERALL:list(range(len(items)))} | each
+    positions = {c:[n for n,x in enumerate(names) if x==c] for c in dict.fromkeys(names)}
+    return {bbq.OVERALL:list(range(len(items)))} | positions
 
-def numbers(
+def bbq_metrics(
     records:pd.DataFrame,
     against:str|None=None, # A condition: paired differences from it instead of values
     **kw,                  # n, level, seed of the bootstrap
 )->pd.DataFrame:           # benchmark, condition, category, metric, value, low, high
     "Every metric with its interval; `_soft` ones read probabilities"
-    items = questions(records)
+    items = asked_items(records)
     rows = []
     for c in [c for c in dict.fromkeys(records.condition) if c!=against]:
         for soft in (False, True):
-            p = shares(records, c, soft)
-            base = shares(records, against, soft) if against else None
-            for cat,at in _parts(items).items():
-                its = [items[n] for n in at]
-                less = None if base is None else base[at]
+            p = condition_probabilities(records, c, soft)
+            base = condition_probabilities(records, against, soft) if against else None
+            for cat,at in _category_positions(items).items():
+                subset = [items[n] for n in at]
+                reference = None if base is None else base[at]
                 rows += [dict(benchmark=records.benchmark.iloc[0], category=cat,
                               condition=f'{c} - {against}' if against else c,
                               metric=m+'_soft'*soft, **e._asdict())
-                         for m in METRICS for e in [estimate(p[at], its, m, less, **kw)]]
+                         for m in METRICS for e in [estimate_metric(p[at], subset, m, reference, **kw)]]
     return pd.DataFrame(rows)
 
 
@@ -200,19 +200,19 @@ def numbers(
 # %%
 answers = [i.biased if n%4 else i.unknown for n,i in enumerate(few)]
 p = np.eye(3)[answers]
-pd.DataFrame({m:estimate(p, few, m)._asdict() for m in METRICS}).T.round(3)
+pd.DataFrame({m:estimate_metric(p, few, m)._asdict() for m in METRICS}).T.round(3)
 
 # %%
 ambig = [n for n,i in enumerate(few) if i.context_condition=='ambig']
-test_close(estimate(p, few, 'bias_ambig').value, bbq.bias_score(
+test_close(estimate_metric(p, few, 'bias_ambig').value, bbq.bias_score(
     [answers[n] for n in ambig], [few[n] for n in ambig]))
-test_eq(estimate(p, few, 'conditional_ambig').value, 1)
-test_eq(estimate(p, few, 'bias_ambig', minus=p)[:3], (0,0,0))
+test_eq(estimate_metric(p, few, 'conditional_ambig').value, 1)
+test_eq(estimate_metric(p, few, 'bias_ambig', minus=p)[:3], (0,0,0))
 some = p.copy(); some[ambig[0]] = np.nan  # A question without an answer
 left = [n for n in ambig[1:]]
-test_close(estimate(some, few, 'bias_ambig').value,
+test_close(estimate_metric(some, few, 'bias_ambig').value,
            bbq.bias_score([answers[n] for n in left], [few[n] for n in left]))
-test_eq(estimate(some, few, 'bias_ambig', minus=p).value, 0)
+test_eq(estimate_metric(some, few, 'bias_ambig', minus=p).value, 0)
 
 
 # %% [markdown]
@@ -235,8 +235,8 @@ def letters(
         return pd.Series({**n.add_prefix('chosen_'), **r.add_prefix('right_'),
                           'most_chosen':n.max(), 'mass':g['mass'].mean()})
     keys = ['benchmark','condition']
-    each = {k:line(g) for k,g in d.groupby(keys, sort=False)}
-    return pd.DataFrame(each).T.rename_axis(keys)
+    table = {k:line(g) for k,g in d.groupby(keys, sort=False)}
+    return pd.DataFrame(table).T.rename_axis(keys)
 
 
 # %% [markdown]
@@ -246,7 +246,7 @@ def letters(
 
 # %%
 #| export
-def load(
+def sample_bbq(
     limit:int|None=None,       # At most so many questions, in whole scenes
     seed:int=0,                # Which ones
     categories:list|None=None, # By default all within reach
@@ -256,10 +256,11 @@ def load(
     "A stratified part of BBQ"
     return stratified(bbq.load(categories, source, **kw), limit, seed)
 
-def load_ours(limit:int|None=None, seed:int=0, categories:list|None=None)->list:
+def sample_toy_set(limit:int|None=None, seed:int=0, categories:list|None=None)->list:
     "A stratified part of our own questions"
-    return load(limit, seed, categories, 'ours')
+    return sample_bbq(limit, seed, categories, 'ours')
 
-BBQ = Benchmark('bbq', 'bbq', load, ('a','b','c'), lambda item: ('a','b','c'),
-                lambda item: item.fields, facts, numbers, reorder=reorder, read=read)
-BBQ_LIKE = replace(BBQ, name='bbq-like', load=load_ours)
+BBQ = Benchmark('bbq', 'bbq', sample_bbq, ('a','b','c'), lambda item: ('a','b','c'),
+                lambda item: item.fields, item_metadata, bbq_metrics, reorder=reorder,
+                add_columns=add_answer_columns)
+BBQ_LIKE = replace(BBQ, name='bbq-like', load=sample_toy_set)

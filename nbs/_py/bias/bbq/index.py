@@ -22,7 +22,19 @@
 
 # %%
 #| export
-from moral_sc.bias.bbq.scoring import *
+from moral_sc.bias.bbq.items import (CATEGORIES, INTERSECTIONAL, Item, by_quad, census, faults,
+                                     parse_item as parse, reachable_categories as reachable,
+                                     read_items as read, stratified, validate)
+from moral_sc.bias.bbq.scoring import (COUNTS, ORDERS, OVERALL, accuracy, ambiguous_score,
+                                       answer_probabilities, bias_score, conditional_bias,
+                                       directions, disambiguated_score, letter_worth,
+                                       load_bbq as load, offset, one_context, orders_of, recall,
+                                       reorder, score, undo_option_order, without_letters)
+_all_ = ['CATEGORIES', 'INTERSECTIONAL', 'Item', 'by_quad', 'census', 'faults', 'parse', 'reachable',
+         'read', 'stratified', 'validate', 'COUNTS', 'ORDERS', 'OVERALL', 'accuracy',
+         'ambiguous_score', 'answer_probabilities', 'bias_score', 'conditional_bias', 'directions',
+         'disambiguated_score', 'letter_worth', 'load', 'offset', 'one_context', 'orders_of',
+         'recall', 'reorder', 'score', 'undo_option_order', 'without_letters']
 
 # %% [markdown]
 # `bbq.load` reads the questions of some categories and `bbq.bias_score` scores answers to them:

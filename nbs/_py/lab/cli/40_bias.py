@@ -20,15 +20,15 @@ from pathlib import Path
 
 import typer
 from moral_sc.foundation.errors import ConfigError
-from moral_sc.lab.cli.console import (Limit, Mode, Out, Seed, arg, bar, example, folder, group, opt,
-                                  say, table)
+from moral_sc.lab.cli.console import (Limit, Mode, Out, Seed, argument, progress_bar, help_examples, run_folder, command_group, option,
+                                  print_status, format_table)
 
 # %%
 #| hide
 import os, shlex, tempfile, warnings
 from fastcore.test import *
 from typer.testing import CliRunner
-from moral_sc.lab.cli.console import Manners
+from moral_sc.lab.cli.console import ErrorGroup
 from moral_sc.language.stub_models import random_model
 os.chdir(tempfile.mkdtemp())
 
@@ -39,93 +39,93 @@ os.chdir(tempfile.mkdtemp())
 
 # %%
 #| export
-bias = group('Bias benchmarks: many models, single questions, power.')
+bias = command_group('Bias benchmarks: many models, single questions, power.')
 
 def _models(named, families, at_most, stages):
-    from moral_sc.bias.sweep import ladder
-    found = [*(named or []), *(ladder(*families, stages=stages or None, at_most=at_most)
+    from moral_sc.bias.sweep import models_of_families
+    models = [*(named or []), *(models_of_families(*families, stages=stages or None, max_parameters=at_most)
                                if families else [])]
-    if not found: raise ConfigError('Name models, or a family of data/models.toml with --family.')
-    return found
+    if not models: raise ConfigError('Name models, or a family of data/models.toml with --family.')
+    return models
 
-@bias.command(epilog=example(
+@bias.command(epilog=help_examples(
     'moral_sc bias sweep smollm2-135m-instruct gemma-3-270m --limit 640 --orders 3',
     'moral_sc bias sweep --family olmo-2 --at-most 1.4e10 --out runs/stages',
     'moral_sc bias sweep runs/mine   # a folder of checkpoint-100, checkpoint-200, ...'))
-def sweep(
-    models:arg(list[str]|None, 'Aliases, folders, folders of snapshots, hub ids, name@revision.',
+def sweep_command(
+    models:argument(list[str]|None, 'Aliases, folders, folders of snapshots, hub ids, name@revision.',
                '[MODEL ...]')=None,
-    family:opt(list[str]|None, 'All models of a family with a short name; may be repeated.')=None,
-    at_most:opt(float, 'Of a family: at most so many parameters.')=float('inf'),
-    stage:opt(list[str]|None, 'Of a family: base, sft, dpo, instruct; may be repeated.')=None,
-    benchmark:opt(list[str], 'See moral_sc evaluate; may be repeated.')=('bbq',),
-    condition:opt(list[str]|None, 'q, q+if ...; may be repeated. Default: those of each.')=None,
+    family:option(list[str]|None, 'All models of a family with a short name; may be repeated.')=None,
+    at_most:option(float, 'Of a family: at most so many parameters.')=float('inf'),
+    stage:option(list[str]|None, 'Of a family: base, sft, dpo, instruct; may be repeated.')=None,
+    benchmark:option(list[str], 'See moral_sc evaluate; may be repeated.')=('bbq',),
+    condition:option(list[str]|None, 'q, q+if ...; may be repeated. Default: those of each.')=None,
     limit:Limit=None,
-    orders:opt(int, 'Orders of the options: 1, 3 or 6.')=1,
+    orders:option(int, 'Orders of the options: 1, 3 or 6.')=1,
     mode:Mode='plain',
-    device:opt(str, 'auto, cpu, cuda ...')='auto',
-    dtype:opt(str, 'auto, float32, bfloat16 ...')='auto',
+    device:option(str, 'auto, cpu, cuda ...')='auto',
+    dtype:option(str, 'auto, float32, bfloat16 ...')='auto',
     seed:Seed=0,
     out:Out=None,
 ):
     "Ask many models the same questions; one table."
-    from moral_sc.bias.sweep import subjects, sweep as run
-    who = subjects(_models(models, family, at_most, stage))
-    out = folder(out, 'sweep')
-    say(f'Asking {len(who)} models {", ".join(benchmark)}; writing to {out}.')
-    with bar('questions') as progress:
-        found = run(who, list(benchmark), condition or None, str(out), limit, orders, seed, mode,
+    from moral_sc.bias.sweep import expand_models, sweep as run
+    specs = expand_models(_models(models, family, at_most, stage))
+    out = run_folder(out, 'sweep')
+    print_status(f'Asking {len(specs)} models {", ".join(benchmark)}; writing to {out}.')
+    with progress_bar('questions') as progress:
+        result = run(specs, list(benchmark), condition or None, str(out), limit, orders, seed, mode,
                     dtype, device, lambda name,n,total: progress(n, total))
-    typer.echo(_overall(found.table))
+    typer.echo(_overall(result.table))
     typer.echo(out/'table.csv')
 
 def _overall(d):
     "The soft bias score, or a benchmark's first metric, over all categories"
-    from moral_sc.lab.claims import span
+    from moral_sc.lab.claims import format_estimate
     rows = []
     for b,g in d[~d.condition.str.contains(' - ')].groupby('benchmark', sort=False):
         named = 'bias_ambig_soft' if 'bias_ambig_soft' in set(g.metric) else g.metric.iloc[0]
         g = g[(g.metric==named) & (g.category==g.category.iloc[0])]
         rows += [dict(model=r.model, step=r.step, benchmark=b, condition=r.condition,
-                      metric=named, value=span(r.value, r.low, r.high))
+                      metric=named, value=format_estimate(r.value, r.low, r.high))
                  for r in g.assign(step=g.step.astype('string').fillna('')).itertuples()]
-    return table(rows)
+    return format_table(rows)
 
 
 # %% [markdown]
-# Before hours are spent, `power` says what they can buy.
+# Before hours are spent, `power_command` says what they can buy.
 
 # %%
 #| export
-@bias.command(epilog=example('moral_sc bias power --templates 100 --questions 4 --icc 0.2'))
-def power(
-    templates:opt(int, 'Templates of the sample.')=343,
-    questions:opt(float, 'Questions a template.')=4,
-    icc:opt(float, 'Correlation of two questions of one template.')=.2,
-    sd:opt(float, 'Of the difference over questions.')=.5,
-    occupations:opt(int, 'Points of a correlation.')=60,
+@bias.command(epilog=help_examples('moral_sc bias power --templates 100 --questions 4 --icc 0.2'))
+def power_command(
+    templates:option(int, 'Templates of the sample.')=343,
+    questions:option(float, 'Questions a template.')=4,
+    icc:option(float, 'Correlation of two questions of one template.')=.2,
+    sd:option(float, 'Of the difference over questions.')=.5,
+    occupations:option(int, 'Points of a correlation.')=60,
 ):
     "The smallest effects that a run detects four times in five."
-    from moral_sc.bias.power import detectable, detectable_rho, spread
+    from moral_sc.bias.power import detectable_effect, detectable_correlation, standard_error
     if templates<2 or questions<1: raise ConfigError('A sample has two templates or more and '
                                                      'one question or more of each.')
     if not 0<=icc<=1: raise ConfigError(f'icc is {icc}: a correlation lies between 0 and 1.')
-    d = detectable(spread(sd, templates, questions, icc), templates-1)
-    typer.echo(table([dict(effect='change of a score, paired', detectable=f'{d:.4f}'),
+    d = detectable_effect(standard_error(sd, templates, questions, icc), templates-1)
+    typer.echo(format_table([dict(effect='change of a score, paired', detectable=f'{d:.4f}'),
                       dict(effect=f'correlation over {occupations} points, from zero',
-                           detectable=f'{detectable_rho(occupations):.3f}')]))
+                           detectable=f'{detectable_correlation(occupations):.3f}')]))
 
 
 # %% [markdown]
-# And `view` turns a finished run into one page on which single questions can be read.
+# And `view_command` turns a finished run into one page on which single questions can be read.
 
 # %%
 #| export
-@bias.command(epilog=example('moral_sc bias view runs/sweep/smollm2-135m-instruct/bbq'))
-def view(
-    run:arg(Path, 'Folder of one model and benchmark, from a sweep or from evaluate.'),
-    limit:opt(int, 'At most so many questions, spread over categories.')=2000,
-    out:opt(Path|None, 'The page; default: view.html in that folder.')=None,
+@bias.command(epilog=help_examples('moral_sc bias view runs/sweep/smollm2-135m-instruct/bbq'))
+def view_command(
+    run:argument(Path, 'Folder of one model and benchmark, from a sweep or from evaluate.'),
+    limit:option(int, 'At most so many questions, spread over categories.')=2000,
+    out:option(Path|None, 'The page; default: view.html in that folder.')=None,
 ):
     "Make an offline page of single questions: prompt, probabilities, verdict."
     from moral_sc.bias.viewer import view as page
@@ -135,7 +135,7 @@ def view(
 # %%
 def sh(command):
     "Exit code and lines of what a command says"
-    app = group('', cls=Manners)
+    app = command_group('', cls=ErrorGroup)
     app.add_typer(bias, name='bias')
     with warnings.catch_warnings(): # Random models give letters next to nothing, and are told
         warnings.simplefilter('ignore')

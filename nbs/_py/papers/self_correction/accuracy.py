@@ -21,21 +21,22 @@ seed = 0         # which scenes are taken, and the draws behind the intervals
 import pandas as pd
 from moral_sc.bias import bbq, letters
 from moral_sc.bias.bbq.scoring import offset
-from moral_sc.bias.curves import last_step, plot_size
-from moral_sc.bias.power import seen
-from moral_sc.bias.bbq.metrics import questions
-from moral_sc.bias.sweep import ladder, stand_ins, sweep
-from moral_sc.lab.claims import record, span
+from moral_sc.bias.plots import final_step, plot_size
+from moral_sc.bias.power import add_detectable
+from moral_sc.bias.bbq.metrics import asked_items
+from moral_sc.bias.sweep import models_of_families, stub_sweep_models, sweep
+from moral_sc.lab.claims import record, format_estimate
 from moral_sc.lab.paths import work_dir
+from moral_sc.lab.scales import at_scale
 
 # %%
-size = dict( # the runs of the page on categories; what that page asked is not asked again
-    quick=dict(models=stand_ins(bbq.load(source='ours')), benchmarks='bbq-like', limit=32,
+size = at_scale(scale, # the runs of the page on categories; what that page asked is not asked again
+    quick=dict(models=stub_sweep_models(bbq.load(source='ours')), benchmarks='bbq-like', limit=32,
                categories=['Age','Disability_status','Nationality','Sexual_orientation']),
     cpu=dict(models=['smollm2-135m-instruct','gemma-3-270m'], benchmarks='bbq', limit=640),
-    gpu=dict(models=ladder('qwen2.5','gemma-3','olmo-2', stages=['instruct']),
+    gpu=dict(models=models_of_families('qwen2.5','gemma-3','olmo-2', stages=['instruct']),
              benchmarks='bbq', conditions=['q','q+if','q+if+cot']),
-)[scale]
+)
 found = sweep(**size, orders=3, seed=seed, out=work_dir(f'sweep-bbq-{scale}-{seed}'))
 
 # %% [markdown]
@@ -60,9 +61,9 @@ plot_size(found.table, 'accuracy_disambig', baseline=1/3)
 
 # %%
 def shown(*metrics, conditions=('q','q+if','q+if - q')):
-    d = last_step(found.table).query('category=="micro" and metric in @metrics '
+    d = final_step(found.table).query('category=="micro" and metric in @metrics '
                                      'and condition in @conditions')
-    d = d.assign(text=[span(*x) for x in zip(d.value, d.low, d.high)])
+    d = d.assign(text=[format_estimate(*x) for x in zip(d.value, d.low, d.high)])
     return d.pivot_table(index=['metric','model'], columns='condition', values='text',
                          aggfunc='first', sort=False)
 shown('accuracy_disambig', 'accuracy_disambig_soft', 'unknown_disambig')
@@ -73,7 +74,7 @@ shown('accuracy_disambig', 'accuracy_disambig_soft', 'unknown_disambig')
 
 # %%
 table = pd.concat({m: letters(found.records(m)).droplevel(0)
-                   for m in dict.fromkeys(last_step(found.table).model)})
+                   for m in dict.fromkeys(final_step(found.table).model)})
 table[['chosen_a','chosen_b','chosen_c','right_a','right_b','right_c','mass']].round(3)
 
 # %% [markdown]
@@ -103,7 +104,7 @@ shown('accuracy_ambig', 'accuracy_ambig_soft')
 
 # %%
 model = found.table.model.iloc[0]
-settled = [q for q in questions(found.records(model)) if q.context_condition=='disambig']
+settled = [q for q in asked_items(found.records(model)) if q.context_condition=='disambig']
 round(offset(settled), 4)
 
 # %%
@@ -119,7 +120,7 @@ plot_size(found.table, 'bias_disambig_soft')
 # the soft rows are the ones to read.
 
 # %%
-changes = seen(last_step(found.table).query('category=="micro" and condition=="q+if - q"'))
+changes = add_detectable(final_step(found.table).query('category=="micro" and condition=="q+if - q"'))
 metrics = ['accuracy_disambig','accuracy_disambig_soft','accuracy_ambig_soft']
 changes.query('metric in @metrics')[['model','metric','value','low','high','detectable']].round(4)
 
@@ -139,7 +140,7 @@ def worst(d, by, largest=True):
 
 def far(centre): return lambda d: pd.concat([centre-d.low, d.high-centre], axis=1).max(axis=1)
 
-d = last_step(found.table).query('category=="micro"')
+d = final_step(found.table).query('category=="micro"')
 small = d.query('parameters<1e9 and condition=="q"')
 outcomes = {
     'self_correction/no-over-abstention': worst(

@@ -20,31 +20,32 @@ seed = 0         # which students are taken, what is sampled, and the draws behi
 #| hide
 import numpy as np, pandas as pd, plotly.graph_objects as go
 from moral_sc.bias import evaluate
-from moral_sc.bias.admissions import (ADMISSIONS, WORDS, applicants, load, numbers, pairs,
-                                      part, student_bootstrap, table)
-from moral_sc.bias.conditions import build
-from moral_sc.bias.plots import STYLE
+from moral_sc.bias.admissions import (ADMISSIONS, RACE_WORDS, build_applicants, load_applicants, admissions_metrics, paired_gaps,
+                                      sample_students, student_bootstrap, load_students)
+from moral_sc.bias.conditions import build_prompt
+from moral_sc.bias.plots import CONDITION_STYLES
 from moral_sc.foundation.figures import COLOURS, INK
 from moral_sc.lab.claims import record
 from moral_sc.lab.paths import work_dir
+from moral_sc.lab.scales import at_scale
 from moral_sc.language.loading import load_or_stub
-from moral_sc.language.stub_models import lookup
+from moral_sc.language.stub_models import stub_model
 
 # %%
-size = dict( # prompts a condition; a spelling; with reasoning, and its tokens; models
+size = at_scale(scale, # prompts a condition; a spelling; with reasoning, and its tokens; models
     quick=dict(limit=4, spelling=2, think=2, new=8, models=1),
     cpu=dict(limit=None, spelling=48, think=8, new=32, models=2),
     gpu=dict(limit=None, spelling=None, think=400, new=256, models=2),
-)[scale]
+)
 
 def stand_in(): # Says yes two times in three, whoever asks
     done = lambda t: t.endswith('answer would be "')
     says = dict(yes=.6, no=.3, perhaps=.1)
-    return lookup(lambda t: says if done(t) else {'':1.}, 'two in three')
+    return stub_model(lambda t: says if done(t) else {'':1.}, 'two in three')
 
 names = ['smollm2-135m-instruct', 'gemma-3-270m'][:size['models']]
 models = {n:load_or_stub(n, stand_in) for n in names}
-students = table('auto')
+students = load_students('auto')
 
 # %% [markdown]
 # The paper describes a law student to a model and asks whether to admit them, once as Black
@@ -63,8 +64,8 @@ students = table('auto')
 
 # %%
 lm = models[names[0]]
-one = applicants(part(students, 2, seed))
-print(build(lm, 'admissions', 'q+if', one[1].fields).text)
+one = build_applicants(sample_students(students, 2, seed))
+print(build_prompt(lm, 'admissions', 'q+if', one[1].fields).text)
 
 
 # %% [markdown]
@@ -75,7 +76,7 @@ print(build(lm, 'admissions', 'q+if', one[1].fields).text)
 
 # %%
 def put(lm, name, limit=size['limit'], benchmark=ADMISSIONS, **kw):
-    items = load(limit, seed, source='auto', words=kw.pop('words', 'paper'),
+    items = load_applicants(limit, seed, source='auto', words=kw.pop('words', 'paper'),
                  phrase=kw.pop('phrase', 'race first'),
                  population=kw.pop('population', 'all'))
     out = work_dir(f'admissions-{name}-{scale}-{seed}-{lm.name}-{len(students)}')
@@ -87,7 +88,7 @@ d = runs[names[0]]
 d[['id','condition','weight','lp_yes','lp_no','mass']].head(4).round(3)
 
 # %%
-found = pd.concat([numbers(r, seed=seed).assign(model=n) for n,r in runs.items()])
+found = pd.concat([admissions_metrics(r, seed=seed).assign(model=n) for n,r in runs.items()])
 shown = ['p_yes_white', 'p_yes_black', 'gap', 'gap_raw', 'gap_logit', 'gap_hard', 'mass']
 every = found[found.category=='all'].set_index(['model','condition','metric']).value
 every.unstack()[shown].round(4)
@@ -113,7 +114,7 @@ def plot_size(found, models):
     g0 = found.query('category=="all" and metric=="gap"')
     fig = go.Figure()
     for c in ('q', 'q+if', 'q+if+cot'):
-        name,colour,symbol = STYLE[c]
+        name,colour,symbol = CONDITION_STYLES[c]
         g = g0[g0.condition==c]
         theirs = PAPER[c]
         if len(g): fig.add_scatter(x=[models[m].parameters for m in g.model], y=g.value,
@@ -136,7 +137,7 @@ plot_size(found, models)
 # What the instruction changes, student by student:
 
 # %%
-change = pd.concat([numbers(r, against='q', seed=seed).assign(model=n)
+change = pd.concat([admissions_metrics(r, against='q', seed=seed).assign(model=n)
                     for n,r in runs.items()])
 t = change.query('category=="all"').set_index(['model','metric'])
 t.loc[(slice(None), ['gap','gap_logit','p_yes_black','p_yes_white']),
@@ -150,10 +151,10 @@ t.loc[(slice(None), ['gap','gap_logit','p_yes_black','p_yes_white']),
 
 # %%
 spelled = {w:put(lm, f'spelling-{w}', size['spelling'], words=w, conditions=['q'])
-           for w in WORDS}
+           for w in RACE_WORDS}
 spelled['sex first'] = put(lm, 'phrase', size['spelling'], phrase='sex first',
                            conditions=['q'])
-rows = pd.concat([numbers(r, seed=seed).assign(said=w) for w,r in spelled.items()])
+rows = pd.concat([admissions_metrics(r, seed=seed).assign(said=w) for w,r in spelled.items()])
 rows = rows[(rows.category=='all') & (rows.metric=='gap')].set_index('said')
 rows[['value','low','high']].round(4)
 
@@ -177,8 +178,8 @@ fig.update_xaxes(title_text='Gap in p(yes), Black less white', showgrid=True)
 
 # %%
 def changed(other):
-    a = pairs(spelled['paper']).loc['q']
-    b = pairs(spelled[other]).loc['q']
+    a = paired_gaps(spelled['paper']).loc['q']
+    b = paired_gaps(spelled[other]).loc['q']
     e, = student_bootstrap((b.gap-a.gap).to_numpy()[:,None], a.weight, seed=seed)
     return e
 
@@ -197,9 +198,9 @@ pd.DataFrame(moves, ['value','low','high']).T.round(4)
 #| label: fig-score
 #| fig-cap: The gap for each profile that was asked about, SmolLM2-135M-Instruct, against its LSAT score; the size of a mark is the number of students.
 fig = go.Figure()
-by_profile = pairs(runs[names[0]])
+by_profile = paired_gaps(runs[names[0]])
 for c in ('q','q+if'):
-    g,(name,colour,symbol) = by_profile.loc[c], STYLE[c]
+    g,(name,colour,symbol) = by_profile.loc[c], CONDITION_STYLES[c]
     score = [float(p.split('/')[1]) for p in g.index]
     fig.add_scatter(x=score, y=g.gap, mode='markers', name=name, opacity=.7,
                     marker=dict(color=colour, symbol=symbol, size=4+2*np.sqrt(g.weight)))
@@ -227,7 +228,7 @@ pd.DataFrame(dict(lsat=score, p_yes=plain.p_yes_white, gap=plain.gap)).groupby(
 # %%
 black = put(lm, 'black', size['spelling'], population='black')
 groups = dict(all=d, black=black)
-rows = pd.concat([numbers(r, seed=seed).assign(population=k) for k,r in groups.items()])
+rows = pd.concat([admissions_metrics(r, seed=seed).assign(population=k) for k,r in groups.items()])
 rows = rows[(rows.category=='all') & (rows.metric=='gap')]
 rows = rows.set_index(['population','condition'])
 rows[['value','low','high']].round(4)
@@ -243,7 +244,7 @@ rows[['value','low','high']].round(4)
 # %%
 thought = put(lm, 'think', size['think'], conditions=['q+if+cot'],
               max_new_tokens=size['new'])
-t = numbers(thought, seed=seed).query('category=="all"').set_index('metric')
+t = admissions_metrics(thought, seed=seed).query('category=="all"').set_index('metric')
 t.loc[['gap','p_yes_white','p_yes_black','mass'], ['value','low','high']].round(4)
 
 
@@ -269,8 +270,8 @@ outcomes = {
     'spelling-matters': tuple(letter),
     'never-changes-the-answer': of(found, names[0], 'gap_hard', 'q')}
 outcomes = {f'self_correction/admissions-{k}':v for k,v in outcomes.items()}
-real = not lm.oracle and len(students)>20_000
-if lm.oracle: print('An oracle answered, so no claim about models is recorded.')
+real = not lm.is_stub and len(students)>20_000
+if lm.is_stub: print('An oracle answered, so no claim about models is recorded.')
 else: record(scale if real else 'quick', outcomes)
 
 # %% [markdown]

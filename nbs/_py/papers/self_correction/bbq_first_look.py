@@ -20,23 +20,24 @@ seed = 0         # which scenes are taken, and the draws behind the intervals
 #| hide
 import numpy as np, pandas as pd
 from moral_sc.bias import bbq, evaluate, letters
-from moral_sc.bias.asking import ask
+from moral_sc.bias.asking import build_questions
 from moral_sc.bias.bbq.metrics import BBQ
 from moral_sc.bias.plots import plot_differences, plot_letters, plot_scores
 from moral_sc.foundation.statistics import cluster_bootstrap
 from moral_sc.lab.claims import record
 from moral_sc.lab.paths import work_dir
+from moral_sc.lab.scales import at_scale
 from moral_sc.language.loading import load_or_stub
-from moral_sc.language.stub_models import letter_prior
+from moral_sc.language.stub_models import letter_prior_model
 from moral_sc.language.scoring import option_logprobs
 
 # %%
-size = dict( # questions asked as in the file, again with the answers moved, and after reasoning
+size = at_scale(scale, # questions asked as in the file, again with the answers moved, and after reasoning
     quick=dict(limit=24, moved=0, thought=0),
     cpu=dict(limit=400, moved=120, thought=160),
     gpu=dict(limit=None, moved=None, thought=None),
-)[scale]
-lm = load_or_stub('smollm2-135m-instruct', lambda: letter_prior(dict(a=.05, b=.15, c=.8)))
+)
+lm = load_or_stub('smollm2-135m-instruct', lambda: letter_prior_model(dict(a=.05, b=.15, c=.8)))
 items = bbq.load(source='auto')
 
 # %% [markdown]
@@ -60,7 +61,7 @@ items = bbq.load(source='auto')
 
 # %%
 scene = bbq.load(['Age'], source='ours')[:1]
-q,told = ask(lm, BBQ, scene, ['q','q+if'])
+q,told = build_questions(lm, BBQ, scene, ['q','q+if'])
 print(told.prompt.text)
 
 # %%
@@ -123,7 +124,7 @@ plot_scores(e.metrics)
 #| label: fig-differences
 #| fig-cap: What the instruction changed, question by question; bars are 95 % intervals of the paired difference that draw templates, the grey band is the 0.05 within which we call it nothing.
 shown = 'bias_ambig', 'bias_ambig_soft', 'accuracy_ambig', 'accuracy_ambig_soft'
-plot_differences(e.differences, shown, within=.05)
+plot_differences(e.differences, shown, equivalence=.05)
 
 # %% [markdown]
 # No answer changes. In the probabilities the instruction does something: it takes from (a) and
@@ -227,7 +228,7 @@ if thought: found['self_correction/reasoning-reduces-bias-more'] = one(
     thought, 'bias_ambig', 'q+if+cot - q+if')
 if moved: found['self_correction/chance-when-moved'] = one(moved, 'accuracy_disambig', 'q')
 real = items[0] is not bbq.load(source='ours')[0]
-if lm.oracle: print('An oracle answered, so no claim about models is recorded.')
+if lm.is_stub: print('An oracle answered, so no claim about models is recorded.')
 else: record(scale if real else 'quick', found)
 
 # %% [markdown]

@@ -20,21 +20,22 @@ seed = 0         # which scenes are taken, and the draws behind the intervals
 #| hide
 import pandas as pd
 from moral_sc.bias import bbq
-from moral_sc.bias.curves import last_step, plot_changes, plot_panels, plot_size
-from moral_sc.bias.power import by_category, seen
-from moral_sc.bias.sweep import item_bias, ladder, stand_ins, sweep
+from moral_sc.bias.plots import final_step, plot_changes, plot_category_panels, plot_size
+from moral_sc.bias.power import holm_by_category, add_detectable
+from moral_sc.bias.sweep import item_bias, models_of_families, stub_sweep_models, sweep
 from moral_sc.foundation.statistics import cluster_bootstrap
-from moral_sc.lab.claims import record, span
+from moral_sc.lab.claims import record, format_estimate
 from moral_sc.lab.paths import work_dir
+from moral_sc.lab.scales import at_scale
 
 # %%
-size = dict( # the paper's third condition, reasoning first, waits for models that reason
-    quick=dict(models=stand_ins(bbq.load(source='ours')), benchmarks='bbq-like', limit=32,
+size = at_scale(scale, # the paper's third condition, reasoning first, waits for models that reason
+    quick=dict(models=stub_sweep_models(bbq.load(source='ours')), benchmarks='bbq-like', limit=32,
                categories=['Age','Disability_status','Nationality','Sexual_orientation']),
     cpu=dict(models=['smollm2-135m-instruct','gemma-3-270m'], benchmarks='bbq', limit=640),
-    gpu=dict(models=ladder('qwen2.5','gemma-3','olmo-2', stages=['instruct']),
+    gpu=dict(models=models_of_families('qwen2.5','gemma-3','olmo-2', stages=['instruct']),
              benchmarks='bbq', conditions=['q','q+if','q+if+cot']),
-)[scale]
+)
 
 # %% [markdown]
 # The paper's first figure is its reason to exist:
@@ -78,9 +79,9 @@ plot_size(found.table)
 
 # %%
 def shown(metrics, conditions=('q','q+if','q+if - q'), category='micro'):
-    d = last_step(found.table).query('category==@category and metric in @metrics '
+    d = final_step(found.table).query('category==@category and metric in @metrics '
                                      'and condition in @conditions')
-    d = d.assign(text=[span(*x) for x in zip(d.value, d.low, d.high)])
+    d = d.assign(text=[format_estimate(*x) for x in zip(d.value, d.low, d.high)])
     return d.pivot_table(index=['metric','model'], columns='condition', values='text',
                          aggfunc='first', sort=False)
 shown(['bias_ambig','bias_ambig_soft'])
@@ -91,7 +92,7 @@ shown(['bias_ambig','bias_ambig_soft'])
 # %%
 #| label: fig-categories
 #| fig-cap: Bias score on ambiguous questions against size, a panel a category, from the probabilities of the letters; bars are 95% intervals that draw templates.
-plot_panels(found.table)
+plot_category_panels(found.table)
 
 # %% [markdown]
 # Whether a panel's score differs from zero is a question to each category, and the p-values are
@@ -99,13 +100,13 @@ plot_panels(found.table)
 # weight in the paper's terms, though it may be there:
 
 # %%
-plain = by_category(last_step(found.table), condition='q')
+plain = holm_by_category(final_step(found.table), condition='q')
 plain[['model','category','value','p','adjusted','holds']].round(4)
 
 # %%
 #| label: fig-changes
 #| fig-cap: What the instruction changed, by category and model, question by question; bars are 95% intervals of the paired difference that draw templates. A filled mark remains after Holm's adjustment over the categories.
-changes = by_category(last_step(found.table))
+changes = holm_by_category(final_step(found.table))
 plot_changes(changes)
 
 # %% [markdown]
@@ -116,7 +117,7 @@ plot_changes(changes)
 changes[['model','category','value','p','adjusted','holds','detectable']].round(4)
 
 # %%
-overall = seen(last_step(found.table).query(
+overall = add_detectable(final_step(found.table).query(
     'category=="micro" and condition=="q+if - q" and metric in ["bias_ambig","bias_ambig_soft"]'))
 overall[['model','metric','value','detectable']].round(4)
 
@@ -148,13 +149,13 @@ def contrast(model):
     n = v.category.map(v.category.value_counts())
     return cluster_bootstrap(v.value*sign/n*len(v), v.template, strata=v.category)
 
-small = last_step(found.table).query('parameters<1e9 and category=="micro"')
+small = final_step(found.table).query('parameters<1e9 and category=="micro"')
 outcomes = {
     'self_correction/near-zero-below-1b':
         farthest(small.query('metric=="bias_ambig" and condition=="q"')),
     'self_correction/no-category-moves': float(changes.query('parameters<1e9').adjusted.min())}
 if {'Age','Disability_status','Nationality','Sexual_orientation'} <= set(asked.category):
-    both = [contrast(m) for m in dict.fromkeys(last_step(found.table).model)]
+    both = [contrast(m) for m in dict.fromkeys(final_step(found.table).model)]
     outcomes['self_correction/category-profile'] = tuple(min(both, key=lambda e: e.low))
 if scale=='quick': print('Stand-ins answered, so no claim about models is recorded.')
 else: record(scale, outcomes)

@@ -23,15 +23,16 @@ import plotly.graph_objects as go
 from dataclasses import replace
 from moral_sc.bias import bbq, evaluate
 from moral_sc.bias.bbq.scoring import directions
-from moral_sc.bias.bbq.novel_names import fresh, novel, templates_near
+from moral_sc.bias.bbq.novel_names import generate_items, novel_scenes, templates_available
 from moral_sc.bias.bbq.items import stratified
-from moral_sc.bias.bbq.metrics import facts, shares
+from moral_sc.bias.bbq.metrics import item_metadata, condition_probabilities
 from moral_sc.foundation.figures import COLOURS
 from moral_sc.foundation.statistics import Estimate, cluster_bootstrap
 from moral_sc.lab.claims import record
 from moral_sc.lab.paths import work_dir
+from moral_sc.lab.scales import at_scale
 from moral_sc.language.loading import load_or_stub
-from moral_sc.language.stub_models import letter_prior
+from moral_sc.language.stub_models import letter_prior_model
 from moral_sc.language.scoring import option_logprobs
 
 # %% [markdown]
@@ -47,9 +48,9 @@ from moral_sc.language.scoring import option_logprobs
 # did not, the two are samples of one thing.
 
 # %%
-size = dict(quick=(4,1), cpu=(40,3), gpu=(2000,6))[scale] # scenes on either side, option orders
-lm = load_or_stub('smollm2-135m-instruct', lambda: letter_prior(dict(a=.05, b=.15, c=.8)))
-near = bool(bbq.reachable()) and templates_near()
+size = at_scale(scale, quick=(4,1), cpu=(40,3), gpu=(2000,6)) # scenes on either side, option orders
+lm = load_or_stub('smollm2-135m-instruct', lambda: letter_prior_model(dict(a=.05, b=.15, c=.8)))
+near = bool(bbq.reachable()) and templates_available()
 ours = bbq.load(source='ours')
 
 def sides(n):
@@ -60,7 +61,7 @@ def sides(n):
         two = [[*q.values()][:2] for q in of.values() if len(q)>1][:n]
         return [[i for q in two for i in q[k]] for k in (0,1)]
     real = bbq.load()
-    new = novel(fresh(bbq.reachable(), seed+1), real)
+    new = novel_scenes(generate_items(bbq.reachable(), seed+1), real)
     both = {i.template for i in new}
     return [stratified([i for i in x if i.template in both], 4*n, seed) for x in (real, new)]
 
@@ -119,7 +120,7 @@ asked = [evaluate(lm, items=x, conditions=['q'], orders=size[1], seed=seed,
 
 def by_template(e, items, metric):
     "A soft metric by template"
-    p = shares(e.records, 'q', soft=True)
+    p = condition_probabilities(e.records, 'q', soft=True)
     d = directions(p, items)
     v = dict(bias=d[:,0]-d[:,1], unknown=p[np.arange(len(p)), [i.unknown for i in items]],
              right=p[np.arange(len(p)), [i.label for i in items]])[metric]
@@ -155,5 +156,5 @@ def outcome(k): return Estimate(*table.loc[k, ['difference','low','high']])
 
 found = {'self_correction/fresh-as-likely': outcome('context, nats a byte'),
          'self_correction/fresh-as-biased': outcome('soft bias score, ambiguous')}
-if lm.oracle: print('An oracle answered, so no claim about models is recorded.')
+if lm.is_stub: print('An oracle answered, so no claim about models is recorded.')
 else: record(scale if near else 'quick', found)

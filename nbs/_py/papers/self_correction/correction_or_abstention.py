@@ -21,20 +21,21 @@ seed = 0         # which scenes are taken, and the draws behind the intervals
 import numpy as np, pandas as pd, plotly.graph_objects as go
 from moral_sc.bias import bbq
 from moral_sc.bias.bbq.items import stratified
-from moral_sc.bias.plots import style
-from moral_sc.bias.variance import ask_all, crossed, reader, values
+from moral_sc.bias.plots import condition_style
+from moral_sc.bias.variance import collect_records, wording_table, wording_stub_model, item_values
 from moral_sc.foundation.figures import COLOURS, INK
 from moral_sc.foundation.statistics import cluster_bootstrap
 from moral_sc.lab.claims import record
 from moral_sc.lab.paths import work_dir
+from moral_sc.lab.scales import at_scale
 from moral_sc.language.loading import load_or_stub
 
 # %%
-size = dict( # scenes of four questions, option orders, and models
+size = at_scale(scale, # scenes of four questions, option orders, and models
     quick=dict(scenes=2, orders=1, models=['smollm2-135m-instruct']),
     cpu=dict(scenes=24, orders=3, models=['smollm2-135m-instruct', 'gemma-3-270m']),
     gpu=dict(scenes=None, orders=6, models=['smollm2-135m-instruct', 'gemma-3-270m']),
-)[scale]
+)
 conditions = ['q', 'q+if', 'q+anti', 'q+note']
 
 
@@ -105,7 +106,7 @@ def rule(u, lean, always=False):
 rules = dict(abstains=rule((.3,.8), (.5,.5)), corrects=rule((.3,.3), (.5,.1)),
              both=rule((.3,.55), (.5,.3)), overdoes=rule((.3,.9), (.5,.5), always=True))
 ours = stratified(bbq.load(source='ours'), 32)
-oracles = {n: ask_all(reader(f, ours, n), ours, conditions[:2]) for n,f in rules.items()}
+oracles = {n: collect_records(wording_stub_model(f, ours, n), ours, conditions[:2]) for n,f in rules.items()}
 def parts(r): return dict(zip(PARTS, split(np.r_[sums(r,'q').sum(), sums(r,'q+if').sum()])))
 
 exact = pd.DataFrame({n:parts(r) for n,r in oracles.items()})
@@ -126,16 +127,16 @@ items = bbq.load(source='auto')
 asked = stratified(items, size['scenes'] and 4*size['scenes'], seed)
 
 def run(name):
-    lm = load_or_stub(name, lambda: reader(rules['both'], asked, 'both'))
+    lm = load_or_stub(name, lambda: wording_stub_model(rules['both'], asked, 'both'))
     out = work_dir(f'abstention-{scale}-{seed}-{lm.name}-{len(asked)}')
-    return lm, ask_all(lm, asked, conditions, orders=size['orders'], seed=seed, out=out)
+    return lm, collect_records(lm, asked, conditions, orders=size['orders'], seed=seed, out=out)
 
 found = {}
 real = True
 for name in size['models']:
     lm,records = run(name)
     found[lm.name] = records
-    real = real and not lm.oracle
+    real = real and not lm.is_stub
 
 
 # %%
@@ -153,8 +154,8 @@ def plot_plane(real, known):
         p = [xy(sums(r, c).sum()) for c in ('q','q+if')]
         fig.add_scatter(x=[v[0] for v in p], y=[v[1] for v in p], mode='lines+markers+text',
             line=dict(color=INK, width=1.5, dash='dot' if n in known else 'solid'),
-            marker=dict(size=10, symbol=[style(c)[2] for c in ('q','q+if')],
-                        color=[style(c)[1] for c in ('q','q+if')]),
+            marker=dict(size=10, symbol=[condition_style(c)[2] for c in ('q','q+if')],
+                        color=[condition_style(c)[1] for c in ('q','q+if')]),
             text=['', n], textposition=f'{["top","bottom"][k%2]} center', showlegend=False)
     fig.update_xaxes(title_text='Probability of naming a person', range=[0,1.12])
     fig.update_yaxes(title_text='Bias among those answers', range=[-.06,.62])
@@ -186,7 +187,7 @@ def declines(records, condition):
     "Unknown answers where they are right and where they are wrong, with intervals"
     each = {}
     for m in ('accuracy_ambig','unknown_disambig'):
-        y = crossed(records, values(records, m))[condition][0]
+        y = wording_table(records, item_values(records, m))[condition][0]
         each[m] = cluster_bootstrap(y.to_numpy(), y.index, seed=seed)
     return each
 
@@ -198,7 +199,7 @@ def plot_declining(real, known):
                                line=dict(color=INK, width=1, dash='dot')))
     for n,r in {**known, **real}.items():
         for c in dict.fromkeys(r.condition):
-            e,(name,colour,symbol) = declines(r, c), style(c)
+            e,(name,colour,symbol) = declines(r, c), condition_style(c)
             open_ = e['accuracy_ambig']
             given = e['unknown_disambig']
             mark = symbol+'-open'*(n in known)
@@ -220,9 +221,9 @@ def table(records):
     rows = {}
     for c in conditions:
         e = declines(records, c)
-        y = [crossed(records, values(records, m))[c][0] for m in
+        y = [wording_table(records, item_values(records, m))[c][0] for m in
              ('accuracy_ambig','unknown_disambig','accuracy_disambig')]
-        rows[style(c)[0]] = dict(left_open=y[0].mean(), given_away=y[1].mean(),
+        rows[condition_style(c)[0]] = dict(left_open=y[0].mean(), given_away=y[1].mean(),
                                  difference=(y[0]-y[1]).mean(), right=y[2].mean())
     return pd.DataFrame(rows).T
 
@@ -236,7 +237,7 @@ pd.concat({n:table(r) for n,r in found.items()}).round(4)
 # %%
 def gains(records, metric):
     "What the instruction changes in the probability of the unknown answer"
-    y = crossed(records, values(records, metric))
+    y = wording_table(records, item_values(records, metric))
     d = (y['q+if']-y['q'])[0]
     return cluster_bootstrap(d.to_numpy(), d.index, seed=seed)
 

@@ -20,24 +20,25 @@ seed = 0         # which people are taken, and the draws behind the intervals
 #| hide
 import numpy as np, pandas as pd, plotly.graph_objects as go
 from moral_sc.bias import evaluate
-from moral_sc.bias.discrim_eval import DISCRIM_EVAL, TERMS, load, logits, numbers, slopes
-from moral_sc.bias.plots import STYLE
+from moral_sc.bias.discrim_eval import DISCRIM_EVAL, TERMS, load_decisions, answer_logits, discrim_eval_metrics, fit_slopes
+from moral_sc.bias.plots import CONDITION_STYLES
 from moral_sc.foundation.figures import INK
 from moral_sc.lab.claims import record
 from moral_sc.lab.paths import work_dir
+from moral_sc.lab.scales import at_scale
 from moral_sc.language.loading import load_or_stub
-from moral_sc.language.stub_models import lookup
+from moral_sc.language.stub_models import stub_model
 
 # %%
-size = dict( # people and decisions for each model, and where they come from
+size = at_scale(scale, # people and decisions for each model, and where they come from
     quick=dict(limits=[30], source='ours'),
     cpu=dict(limits=[180], source='ours'),
     gpu=dict(limits=[None, None], source='auto'),
-)[scale]
+)
 
 def stand_in(): # Says yes two times in three, whoever it is about
     says = dict(yes=.6, no=.3, perhaps=.1)
-    return lookup(lambda t: says if t.endswith('would be "') else {'':1.}, 'two in three')
+    return stub_model(lambda t: says if t.endswith('would be "') else {'':1.}, 'two in three')
 
 names = ['smollm2-135m-instruct', 'gemma-3-270m'][:len(size['limits'])]
 models = {n:load_or_stub(n, stand_in) for n in names}
@@ -56,7 +57,7 @@ models = {n:load_or_stub(n, stand_in) for n in names}
 # ## What is asked
 
 # %%
-asked = {n:load(k, seed, source=size['source']) for n,k in zip(names, size['limits'])}
+asked = {n:load_decisions(k, seed, source=size['source']) for n,k in zip(names, size['limits'])}
 print(asked[names[0]][5].text)
 
 
@@ -67,7 +68,7 @@ def put(name):
     return e.records
 
 runs = {n:put(n) for n in names}
-each = lambda **kw: pd.concat([numbers(r, seed=seed, **kw).assign(model=n)
+each = lambda **kw: pd.concat([discrim_eval_metrics(r, seed=seed, **kw).assign(model=n)
                                for n,r in runs.items()])
 found = each()
 change = each(against='q')
@@ -88,7 +89,7 @@ def plot_terms(found, model):
     d = found.query('metric=="effect" and model==@model')
     fig = go.Figure()
     for n,(c,g) in enumerate(d.groupby('condition', sort=False)):
-        name,colour,symbol = STYLE[c]
+        name,colour,symbol = CONDITION_STYLES[c]
         g = g.set_index('category').loc[list(TERMS)]
         fig.add_scatter(x=g.value, y=np.arange(len(g))+.2*n, mode='markers', name=name,
                         marker=dict(color=colour, symbol=symbol, size=9),
@@ -122,8 +123,8 @@ both.value.unstack([1,2]).loc[list(TERMS)].round(3)
 # %%
 #| label: fig-decisions
 #| fig-cap: The coefficients of race and gender within each decision, SmolLM2-135M-Instruct, Q; the line is their mean.
-b = slopes(logits(runs[names[0]]).loc['q'])[list(TERMS[:-1])]
-name,colour,symbol = STYLE['q']
+b = fit_slopes(answer_logits(runs[names[0]]).loc['q'])[list(TERMS[:-1])]
+name,colour,symbol = CONDITION_STYLES['q']
 fig = go.Figure()
 for n,k in enumerate(b):
     fig.add_scatter(x=b[k], y=[n]*len(b), mode='markers', showlegend=False, opacity=.6,
@@ -177,7 +178,7 @@ farthest = race.loc[race.value.abs().idxmax()]
 outcomes = {'self_correction/decisions-race-small': tuple(farthest),
             'self_correction/decisions-instruction-shrinks': tuple(
                 of(change, 'spread', 'q+if - q').loc['all'])}
-oracle = models[names[0]].oracle
+oracle = models[names[0]].is_stub
 if oracle: print('An oracle answered, so no claim about models is recorded.')
 else: record(scale, outcomes)
 

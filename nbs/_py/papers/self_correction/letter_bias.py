@@ -24,18 +24,19 @@ import plotly.graph_objects as go
 from moral_sc.bias import bbq, evaluate
 from moral_sc.bias.bbq.scoring import letter_worth, orders_of, recall, without_letters
 from moral_sc.bias.bbq.items import stratified
-from moral_sc.bias.bbq.metrics import questions, read
-from moral_sc.bias.bbq.full_answers import BBQ_STRINGS, WAYS, recount
+from moral_sc.bias.bbq.metrics import asked_items, add_answer_columns
+from moral_sc.bias.bbq.full_answers import BBQ_STRINGS, METHODS, rescore
 from moral_sc.foundation.figures import COLOURS
 from moral_sc.foundation.statistics import Estimate, cluster_bootstrap
 from moral_sc.lab.claims import record
 from moral_sc.lab.paths import work_dir
+from moral_sc.lab.scales import at_scale
 from moral_sc.language.loading import load_or_stub
-from moral_sc.language.stub_models import letter_prior
+from moral_sc.language.stub_models import letter_prior_model
 
 # %%
-limit = dict(quick=16, cpu=160, gpu=1600)[scale]
-lm = load_or_stub('smollm2-135m-instruct', lambda: letter_prior(dict(a=.05, b=.15, c=.8)))
+limit = at_scale(scale, quick=16, cpu=160, gpu=1600)
+lm = load_or_stub('smollm2-135m-instruct', lambda: letter_prior_model(dict(a=.05, b=.15, c=.8)))
 items = stratified(bbq.load(source='auto'), limit, seed)
 out = work_dir(f'letters-{scale}-{seed}-{lm.name}-{len(items)}-{items[0].id.replace("/","-")}')
 e = evaluate(lm, items=items, conditions=['q'], orders=6, seed=seed, out=out)
@@ -89,7 +90,7 @@ fig
 # ones read probabilities.
 
 # %%
-its = questions(d)
+its = asked_items(d)
 def numbers(lp, n):
     "Accuracy and bias with the first n orders"
     q = d[(d.condition=='q') & (d.order<n)]
@@ -153,12 +154,12 @@ with warnings.catch_warnings(): # Three answers of all that could be said: their
 
 def counted(records):
     """Accuracy where the answer is given, and bias where it is not"""
-    m = BBQ_STRINGS.numbers(records, seed=seed).query('category=="micro"').set_index('metric')
+    m = BBQ_STRINGS.metrics(records, seed=seed).query('category=="micro"').set_index('metric')
     return {k: Estimate(*m.loc[k, ['value','low','high']])
             for k in ('accuracy_disambig', 'unknown_disambig', 'bias_ambig')}
 
-said = {f'in full, by {w}': counted(recount(full.records, items, w, lm)) for w in WAYS}
-plain = counted(read(d[(d.order==0) & (d.condition=='q')]))
+said = {f'in full, by {w}': counted(rescore(full.records, items, w, lm)) for w in METHODS}
+plain = counted(add_answer_columns(d[(d.order==0) & (d.condition=='q')]))
 by_way = pd.DataFrame({'letters': plain, **said}).T
 by_way.astype(str)
 
@@ -193,5 +194,5 @@ results = {
     'self_correction/letters-prior-from-few': gap,
     'self_correction/letters-nothing-behind':
         cluster_bootstrap(ok[first], d.template[given].to_numpy()[first], seed=seed)}
-if lm.oracle: print('An oracle answered, so no claim about models is recorded.')
+if lm.is_stub: print('An oracle answered, so no claim about models is recorded.')
 else: record(scale if bbq.reachable() else 'quick', results)

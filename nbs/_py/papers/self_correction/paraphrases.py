@@ -21,25 +21,26 @@ seed = 0         # which scenes are taken, and the draws behind the intervals
 import warnings
 import numpy as np, pandas as pd
 from moral_sc.bias import bbq, winogender
-from moral_sc.bias.benchmarks import probabilities
+from moral_sc.bias.benchmarks import mean_probabilities
 from moral_sc.bias.conditions import wordings
 from moral_sc.bias.bbq.items import stratified
-from moral_sc.bias.plots import style
-from moral_sc.bias.variance import (ask_all, components, crossed, effect, plot_wordings,
-                                    reader, spread, values, wording_share)
+from moral_sc.bias.plots import condition_style
+from moral_sc.bias.variance import (collect_records, variance_components, wording_table, mean_effect, plot_wordings,
+                                    wording_stub_model, scores_by_wording, item_values, wording_share)
 from moral_sc.foundation.statistics import Estimate
 from moral_sc.lab.claims import record
 from moral_sc.lab.paths import work_dir
+from moral_sc.lab.scales import at_scale
 from moral_sc.language.loading import load_or_stub
 
 # %%
-size = dict( # scenes, occupations, wordings of each request, option orders, models
+size = at_scale(scale, # scenes, occupations, wordings of each request, option orders, models
     quick=dict(scenes=2, jobs=4, K=2, orders=1, models=['smollm2-135m-instruct']),
     cpu=dict(scenes=32, jobs=None, K=9, orders=1,
              models=['smollm2-135m-instruct', 'gemma-3-270m']),
     gpu=dict(scenes=None, jobs=None, K=9, orders=3,
              models=['smollm2-135m-instruct', 'gemma-3-270m']),
-)[scale]
+)
 ASKED = ['q+if', 'q+anti', 'q+note']
 K = size['K']
 conditions = ['q', *[f'{c}:{k}' for c in ASKED for k in range(K)]]
@@ -57,7 +58,7 @@ conditions = ['q', *[f'{c}:{k}' for c in ASKED for k in range(K)]]
 
 # %%
 some = dict(list(enumerate(zip(*(wordings('bbq', c) for c in ASKED))))[:3])
-pd.DataFrame(some, [style(c)[0] for c in ASKED]).T.style.set_properties(
+pd.DataFrame(some, [condition_style(c)[0] for c in ASKED]).T.style.set_properties(
     **{'text-align':'left', 'white-space':'pre-wrap'})
 
 # %% [markdown]
@@ -80,18 +81,18 @@ def heeds(item, condition):
 def deaf(item, condition):
     return leans(item, .3 + .1*np.random.default_rng(sum(map(ord, condition))).normal())
 
-def bias(records): return crossed(records, values(records, 'bias_ambig'))
+def bias(records): return wording_table(records, item_values(records, 'bias_ambig'))
 
-asked = lambda rule: ask_all(reader(rule, ours), ours, conditions)
+asked = lambda rule: collect_records(wording_stub_model(rule, ours), ours, conditions)
 known = {f.__name__: bias(asked(f)) for f in (heeds, deaf)}
 pd.DataFrame({n:{'share of wording': wording_share(y[ASKED]).value,
-                 'Q+IF less Q+anti': effect(y['q+if']-y['q+anti']).value,
-                 'Q+note less Q': effect(y['q+note'].sub(y['q'][0], axis=0)).value}
+                 'Q+IF less Q+anti': mean_effect(y['q+if']-y['q+anti']).value,
+                 'Q+note less Q': mean_effect(y['q+note'].sub(y['q'][0], axis=0)).value}
               for n,y in known.items()}).round(3)
 
 # %%
 assert wording_share(known['heeds'][ASKED]).value<1e-6
-assert abs(effect(known['heeds']['q+if']-known['heeds']['q+anti']).value+.3)<1e-6
+assert abs(mean_effect(known['heeds']['q+if']-known['heeds']['q+anti']).value+.3)<1e-6
 
 # %% [markdown]
 # ## Real models
@@ -106,9 +107,9 @@ scenes = stratified(items, size['scenes'] and 4*size['scenes'], seed)
 open_ = [i for i in scenes if i.context_condition=='ambig' and i.biased is not None]
 
 def run(name):
-    lm = load_or_stub(name, lambda: reader(deaf, open_))
+    lm = load_or_stub(name, lambda: wording_stub_model(deaf, open_))
     out = work_dir(f'wordings-{scale}-{seed}-{lm.name}-{len(open_)}')
-    return lm, ask_all(lm, open_, conditions, orders=size['orders'], seed=seed, out=out)
+    return lm, collect_records(lm, open_, conditions, orders=size['orders'], seed=seed, out=out)
 
 found = {}
 lms = []
@@ -116,7 +117,7 @@ real = True
 for name in size['models']:
     lm,records = run(name)
     found[lm.name] = records
-    real = real and not lm.oracle
+    real = real and not lm.is_stub
     lms.append(lm)
 tables = {n:bias(r) for n,r in found.items()}
 pd.DataFrame({n:dict(questions=r.id.nunique(), templates=r.template.nunique(),
@@ -126,12 +127,12 @@ pd.DataFrame({n:dict(questions=r.id.nunique(), templates=r.template.nunique(),
 #| label: fig-smollm
 #| fig-cap: Soft bias score on ambiguous questions under each wording, SmolLM2-135M-Instruct; the large mark is the paper's wording and what was made from it, bars are means of a condition.
 AXIS = 'Bias score, ambiguous, from probabilities'
-plot_wordings(spread(list(tables.values())[0]), AXIS)
+plot_wordings(scores_by_wording(list(tables.values())[0]), AXIS)
 
 # %%
 #| label: fig-gemma
 #| fig-cap: The same for the last of the models asked, at scale cpu Gemma-3-270M.
-plot_wordings(spread(list(tables.values())[-1]), AXIS)
+plot_wordings(scores_by_wording(list(tables.values())[-1]), AXIS)
 
 
 # %% [markdown]
@@ -143,10 +144,10 @@ plot_wordings(spread(list(tables.values())[-1]), AXIS)
 # %%
 def effects(records, metric='bias_ambig'):
     "What each request changes, and what its sense does"
-    y = crossed(records, values(records, metric))
-    less = {f'{style(c)[0]} less Q': y[c].sub(y['q'][0], axis=0) for c in ASKED}
-    for c in ('q+anti','q+note'): less[f'Q+IF less {style(c)[0]}'] = y['q+if']-y[c]
-    return pd.DataFrame({k:effect(d)._asdict() for k,d in less.items()}).T
+    y = wording_table(records, item_values(records, metric))
+    less = {f'{condition_style(c)[0]} less Q': y[c].sub(y['q'][0], axis=0) for c in ASKED}
+    for c in ('q+anti','q+note'): less[f'Q+IF less {condition_style(c)[0]}'] = y['q+if']-y[c]
+    return pd.DataFrame({k:mean_effect(d)._asdict() for k,d in less.items()}).T
 
 changes = {n:effects(r) for n,r in found.items()}
 pd.concat(changes).round(4)
@@ -178,8 +179,8 @@ pd.concat(declining).round(4)
 
 # %%
 def parts(records, metric):
-    y = crossed(records, values(records, metric))
-    c = components(y[ASKED], seed=seed)
+    y = wording_table(records, item_values(records, metric))
+    c = variance_components(y[ASKED], seed=seed)
     c['sd'] = c.variance.clip(lower=0)**.5
     return c[['sd','share','share_low','share_high']]
 
@@ -187,7 +188,7 @@ first = next(iter(found.values()))
 pd.concat({m:parts(first, m) for m in ('bias_ambig','accuracy_ambig')}, axis=1).round(3)
 
 # %%
-shares = {n:{m:wording_share(crossed(r, values(r, m))[ASKED], seed=seed)
+shares = {n:{m:wording_share(wording_table(r, item_values(r, m))[ASKED], seed=seed)
              for m in ('bias_ambig','accuracy_ambig')} for n,r in found.items()}
 pd.DataFrame(shares)
 
@@ -201,15 +202,15 @@ pd.DataFrame(shares)
 
 # %%
 TOLD = ['q+if', 'q+anti', 'q+match']
-jobs = winogender.load(size['jobs'], seed, source='auto')
+jobs = winogender.load_winogender(size['jobs'], seed, source='auto')
 pronouns = ['q', *[f'{c}:{k}' for c in TOLD for k in range(K)]]
 with warnings.catch_warnings():
     warnings.simplefilter('ignore') # Much of the probability is of other words: shown below
-    w = ask_all(lms[0], jobs, pronouns, winogender.WINOGENDER, seed=seed,
+    w = collect_records(lms[0], jobs, pronouns, winogender.WINOGENDER, seed=seed,
                 out=work_dir(f'pronouns-{scale}-{seed}-{lms[0].name}-{len(jobs)}'))
-p = probabilities(w, winogender.ANSWERS, normalise=False)
+p = mean_probabilities(w, winogender.ANSWERS, normalise=False)
 share = np.array([j.female for j in jobs])
-each = {c: winogender.measure(p.loc[c].to_numpy(), share) for c in pronouns}
+each = {c: winogender.pronoun_metrics(p.loc[c].to_numpy(), share) for c in pronouns}
 at = [(c.partition(':')[0], int(c.partition(':')[2] or 0)) for c in pronouns]
 rho = pd.Series([m['rho_two'] for m in each.values()], pd.MultiIndex.from_tuples(at))
 
@@ -227,7 +228,7 @@ def spread_of(x, level=.95):
     sd = x.std()
     return Estimate(sd, *(sd*np.sqrt(n/chi2.ppf([(1+level)/2, (1-level)/2], n))))
 
-pd.DataFrame({style(c)[0]:dict(lowest=rho[c].min(), highest=rho[c].max(), sd=rho[c].std(),
+pd.DataFrame({condition_style(c)[0]:dict(lowest=rho[c].min(), highest=rho[c].max(), sd=rho[c].std(),
               mass=np.mean([each[f'{c}:{k}']['mass'] for k in range(K)]))
               for c in TOLD}).round(3)
 
@@ -239,7 +240,7 @@ pd.DataFrame({style(c)[0]:dict(lowest=rho[c].min(), highest=rho[c].max(), sd=rho
 
 # %%
 y = tables[next(iter(found))]
-w = components(y[ASKED], seed=seed).loc['wording', ['variance','low','high']]
+w = variance_components(y[ASKED], seed=seed).loc['wording', ['variance','low','high']]
 lean = effects(first)
 declines = effects(first, 'accuracy_ambig')
 outcomes = {

@@ -20,22 +20,23 @@ seed = 0         # which scenes are taken, and the draws behind the intervals
 #| hide
 import numpy as np, pandas as pd
 from moral_sc.bias import bbq
-from moral_sc.bias.curves import last_step, plot_size, plot_steps
-from moral_sc.bias.power import detectable, seen
-from moral_sc.bias.sweep import item_bias, ladder, onset, stand_ins, sweep, trend
+from moral_sc.bias.plots import final_step, plot_size, plot_steps
+from moral_sc.bias.power import detectable_effect, add_detectable
+from moral_sc.bias.sweep import item_bias, models_of_families, onset, stub_sweep_models, sweep, trend
 from moral_sc.foundation.statistics import Estimate
 from moral_sc.lab.claims import record
 from moral_sc.lab.paths import work_dir
+from moral_sc.lab.scales import at_scale
 from moral_sc.language.weights import aliases
 
 # %%
-size = dict( # the runs of the page on categories; what that page asked is not asked again
-    quick=dict(models=stand_ins(bbq.load(source='ours')), benchmarks='bbq-like', limit=32,
+size = at_scale(scale, # the runs of the page on categories; what that page asked is not asked again
+    quick=dict(models=stub_sweep_models(bbq.load(source='ours')), benchmarks='bbq-like', limit=32,
                categories=['Age','Disability_status','Nationality','Sexual_orientation']),
     cpu=dict(models=['smollm2-135m-instruct','gemma-3-270m'], benchmarks='bbq', limit=640),
-    gpu=dict(models=ladder('qwen2.5','gemma-3','olmo-2','pythia-hh', at_most=4e10),
+    gpu=dict(models=models_of_families('qwen2.5','gemma-3','olmo-2','pythia-hh', max_parameters=4e10),
              benchmarks='bbq', conditions=['q','q+if']),
-)[scale]
+)
 found = sweep(**size, orders=3, seed=seed, out=work_dir(f'sweep-bbq-{scale}-{seed}'))
 found
 
@@ -60,7 +61,7 @@ found
 # %%
 #| label: fig-size
 #| fig-cap: Bias score on ambiguous questions against size, from the probabilities of the letters, in three option orders; models of one family and stage are joined. Bars are 95% intervals that draw templates.
-plot_size(last_step(found.table))
+plot_size(final_step(found.table))
 
 # %%
 #| label: fig-change-size
@@ -68,7 +69,7 @@ plot_size(last_step(found.table))
 plot_size(found.table, conditions=['q+if - q'])
 
 # %%
-changes = seen(last_step(found.table).query(
+changes = add_detectable(final_step(found.table).query(
     'category=="micro" and condition=="q+if - q" and metric=="bias_ambig_soft"'))
 changes[['model','parameters','value','low','high','detectable']].round(4)
 
@@ -77,7 +78,7 @@ changes[['model','parameters','value','low','high','detectable']].round(4)
 # reduce. The paper finds 22 billion; here:
 
 # %%
-first = onset(last_step(found.table))
+first = onset(final_step(found.table))
 f'{first["model"]}, {first["value"]:.3f}' if first else 'none of these models'
 
 
@@ -91,7 +92,7 @@ f'{first["model"]}, {first["value"]:.3f}' if first else 'none of these models'
 def slopes(minus=False):
     "Slope of the score, or of its change, per factor of ten, of each family with three sizes"
     rows = {}
-    t = last_step(found.table)
+    t = final_step(found.table)
     for f,g in t.groupby(['family','stage'], sort=False):
         models = g.drop_duplicates('model').sort_values('parameters')
         if models.parameters.nunique()<3: continue
@@ -141,9 +142,9 @@ d.pivot_table(index='family', columns='stage', values='name', aggfunc='count').f
 
 # %%
 n = found.records(found.table.model.iloc[0]).query('context_condition=="ambig"').template.nunique()
-se = changes.detectable/detectable(1)
+se = changes.detectable/detectable_effect(1)
 pd.DataFrame(dict(model=changes.model, templates=n, here=changes.detectable,
-                  of_343=[detectable(s*np.sqrt(n/343)) for s in se], paper=.43*.2)).round(5)
+                  of_343=[detectable_effect(s*np.sqrt(n/343)) for s in se], paper=.43*.2)).round(5)
 
 
 # %% [markdown]
@@ -162,7 +163,7 @@ def best(rows, c, low):
     e = [x[c] for x in rows.values() if c in x]
     return tuple((min if low else max)(e, key=lambda e: e.low if low else e.high))
 
-small = last_step(found.table).query('parameters<1e9 and category=="micro"')
+small = final_step(found.table).query('parameters<1e9 and category=="micro"')
 d = small.query('metric=="bias_ambig_soft" and condition=="q+if - q"')
 fall = [Estimate(-v, -h, -l) for v,l,h in zip(d.value, d.low, d.high)]
 outcomes = {'self_correction/no-onset-below-1b': tuple(max(fall, key=lambda e: e.high))}

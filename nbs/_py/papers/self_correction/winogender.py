@@ -20,26 +20,27 @@ seed = 0         # which occupations are taken, what is sampled, and the draws b
 #| hide
 import numpy as np, pandas as pd
 from moral_sc.bias import evaluate, winogender
-from moral_sc.bias.conditions import build
-from moral_sc.bias.occupations import plot_correlations, plot_pronouns, plot_shares
-from moral_sc.bias.winogender import ANSWERS, WINOGENDER, fisher, measure, speaker
+from moral_sc.bias.conditions import build_prompt
+from moral_sc.bias.plots import plot_correlations, plot_pronouns, plot_female_shares
+from moral_sc.bias.winogender import ANSWERS, WINOGENDER, fisher_interval, pronoun_metrics, winogender_stub_model
 from moral_sc.foundation.statistics import Estimate
 from moral_sc.lab.claims import record
 from moral_sc.lab.paths import work_dir
+from moral_sc.lab.scales import at_scale
 from moral_sc.language.loading import load_or_stub
 
 # %%
-size = dict( # occupations; with reasoning: occupations, samples, tokens; models
+size = at_scale(scale, # occupations; with reasoning: occupations, samples, tokens; models
     quick=dict(limit=12, think=4, samples=1, new=8, models=1),
     cpu=dict(limit=None, think=60, samples=2, new=64, models=2),
     gpu=dict(limit=None, think=60, samples=16, new=256, models=2),
-)[scale]
-items = winogender.load(size['limit'], seed, source='auto')
+)
+items = winogender.load_winogender(size['limit'], seed, source='auto')
 real = np.isfinite(items[0].bergsma) # Ours are not counted anywhere
 share = {i.occupation:i.female for i in items}
 
 def stand_in(): # Half and half, whoever works
-    return speaker(lambda b, told: (.4, .4, .1), items, 'half and half')
+    return winogender_stub_model(lambda b, told: (.4, .4, .1), items, 'half and half')
 
 names = ['smollm2-135m-instruct', 'gemma-3-270m'][:size['models']]
 models = {n:load_or_stub(n, stand_in) for n in names}
@@ -62,8 +63,8 @@ models = {n:load_or_stub(n, stand_in) for n in names}
 
 # %%
 lm = models[names[0]]
-example = winogender.load(source='ours')[1]
-print(build(lm, 'winogender', 'q+match', example.fields).text)
+example = winogender.load_winogender(source='ours')[1]
+print(build_prompt(lm, 'winogender', 'q+match', example.fields).text)
 
 
 # %% [markdown]
@@ -99,7 +100,7 @@ plot_correlations(metrics)
 # whatever the model:
 
 # %%
-{r:fisher(r, 60) for r in (0., .5, .6)}
+{r:fisher_interval(r, 60) for r in (0., .5, .6)}
 
 # %% [markdown]
 # ## Told the statistics
@@ -111,7 +112,7 @@ plot_correlations(metrics)
 #| label: fig-statistics
 #| fig-cap: Female among gendered pronouns beside the share of women in the occupation, plainly and told the statistics; lines are least squares, the dotted one is what was asked for. The first model.
 first = runs[names[0]].probabilities()
-plot_shares({c:first.loc[c] for c in ('q','q+match')}, share)
+plot_female_shares({c:first.loc[c] for c in ('q','q+match')}, share)
 
 # %%
 change = pd.concat([e.differences.assign(model=n) for n,e in runs.items()])
@@ -143,7 +144,7 @@ plot_pronouns(last.loc['q+if+cot'])
 # *they*:
 
 # %%
-template = put(lm, 'chat', conditions=['q','q+if'], mode='chat') if not lm.oracle else None
+template = put(lm, 'chat', conditions=['q','q+if'], mode='chat') if not lm.is_stub else None
 ways = {'plain turns':runs[names[0]]} | ({'its template':template} if template else {})
 rows = {(w, part, c):e.metrics.query('category==@part and condition==@c').set_index('metric').value
         for w,e in ways.items() for part in ('all','without was/were') for c in ('q','q+if')}
@@ -174,8 +175,8 @@ def readings(e, n=2000): # Two-way less raw, occupations drawn alike
     x = np.array(list(share.values()))
     at = np.random.default_rng(seed).integers(0, len(x), (n, len(x)))
     gap = lambda m: m['rho_two']-m['rho_raw']
-    ds = gap(measure(p[at], x[at]))
-    return Estimate(float(gap(measure(p, x))), *np.nanquantile(ds, [.025,.975]))
+    ds = gap(pronoun_metrics(p[at], x[at]))
+    return Estimate(float(gap(pronoun_metrics(p, x))), *np.nanquantile(ds, [.025,.975]))
 
 e = runs[small]
 cot = thought[names[-1]]
@@ -187,7 +188,7 @@ found = {'follows-statistics':of(e, 'rho_two', 'q'),
          'slope-stays':of(e, 'slope_two', 'q+match - q'),
          'reasoning-decorrelates':of(cot, 'rho_three', 'q+if+cot'),
          'neutral-by-reasoning':of(cot, 'p_neutral', 'q+if+cot')}
-if any(m.oracle for m in models.values()):
+if any(m.is_stub for m in models.values()):
     print('An oracle answered, so no claim about models is recorded.')
 else: record(scale if real else 'quick',
              {f'self_correction/winogender-{k}':v for k,v in found.items()})
