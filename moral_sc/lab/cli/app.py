@@ -16,14 +16,14 @@ import typer
 # %% ../../../nbs/lab/cli/50_app.ipynb #2ba5dd67
 import moral_sc
 from ...foundation.errors import ConfigError, DataError
-from .console import (Limit, Manners, Mode, Model, Out, Scale, Seed, arg, bar, example,
-                                  folder, group, opt, say, table, write)
+from .console import (Limit, ErrorGroup, Mode, Model, Out, Scale, Seed, argument, progress_bar, help_examples,
+                                  run_folder, command_group, option, print_status, format_table, write_file)
 from .bias import bias
 from .constitution import constitution
 from .superposition import superposition
 
 # %% ../../../nbs/lab/cli/50_app.ipynb #d9b535a7
-app = group('Three papers, one runnable lab.', cls=Manners)
+app = command_group('Three papers, one runnable lab.', cls=ErrorGroup)
 
 # %% ../../../nbs/lab/cli/50_app.ipynb #0311ffe3
 def _version(yes:bool):
@@ -46,9 +46,9 @@ def _bars():
     "Shows pages and cells; made here so that rich is imported late"
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-    from moral_sc.lab.site.report import minutes
-    from moral_sc.lab.reproduce import Quiet
-    class Bars(Quiet):
+    from moral_sc.lab.site.report import format_duration
+    from moral_sc.lab.reproduce import ProgressListener
+    class Bars(ProgressListener):
         def __init__(self):
             self.console = Console(stderr=True)
             self.tasks = {}
@@ -60,44 +60,45 @@ def _bars():
         def __enter__(self): self.progress.start(); return self
         def __exit__(self, *exc): self.progress.stop()
         def begin(self, names, done):
-            for r in done: say(f'{r.page}: done before')
+            for r in done: print_status(f'{r.page}: done before')
             add = lambda n: self.progress.add_task(n, total=None, start=False, at='')
             self.tasks |= {n: add(n) for n in names}
         def cell(self, name, cell, cells):
             if cell==0: self.progress.start_task(self.tasks[name])
-            if cell==0 and not self.live: say(f'{name}: started, {cells} cells')
+            if cell==0 and not self.live: print_status(f'{name}: started, {cells} cells')
             at = f'cell {cell+1} of {cells}'
             self.progress.update(self.tasks[name], completed=cell, total=cells, at=at)
         def end(self, result):
             self.progress.update(self.tasks[result.page], visible=False)
             r = result
             stopped = f'stopped at cell {result.cell}: {result.error}'
-            line = f'{r.page}: {minutes(r.seconds) if r.ok else stopped}'
-            if not self.live: say(line)
+            line = f'{r.page}: {format_duration(r.seconds) if r.ok else stopped}'
+            if not self.live: print_status(line)
             else: self.progress.print(line, markup=False, highlight=False)
     return Bars()
 
 # %% ../../../nbs/lab/cli/50_app.ipynb #844b0719
-@app.command(epilog=example('moral_sc reproduce',
+@app.command(epilog=help_examples('moral_sc reproduce',
                             'moral_sc reproduce superposition --scale cpu --out larger'))
 def reproduce(
-    names:arg(list[str]|None, 'None means all.', '[PAPER, NOTEBOOK or PATH]...')=None,
+    names:argument(list[str]|None, 'None means all.', '[PAPER, NOTEBOOK or PATH]...')=None,
     scale:Scale='quick',
     seed:Seed=0,
-    jobs:opt(int, 'Pages that run at once; the cores are divided among them.')=1,
-    out:opt(Path, 'Folder of the report.')=Path('report'),
+    jobs:option(int, 'Pages that run at once; the cores are divided among them.')=1,
+    out:option(Path, 'Folder of the report.')=Path('report'),
 ):
     """Run the papers' pages and write a report.
 
     The same command again goes on where it stopped."""
     from moral_sc.lab import reproduce as r
-    pages = [r.page_name(p) for p in r.find(names or ())]
-    say(f'Running {", ".join(pages)} at scale {scale}; writing to {out}.')
+    from moral_sc.lab.paths import page_name
+    pages = [page_name(p) for p in r.find_pages(names or ())]
+    print_status(f'Running {", ".join(pages)} at scale {scale}; writing to {out}.')
     report = r.reproduce(names or (), scale, jobs, out, seed, _bars())
-    if not report.fresh: say('Everything was done before; nothing was run.')
+    if not report.fresh: print_status('Everything was done before; nothing was run.')
     _verdicts(out)
     n = len(report.failed)
-    if n: say(f'{n} of {len(pages)} pages stopped; the same command runs them again.')
+    if n: print_status(f'{n} of {len(pages)} pages stopped; the same command runs them again.')
     typer.echo(report.index)
     if n: raise typer.Exit(1)
 
@@ -106,108 +107,108 @@ def _verdicts(out):
     from moral_sc.lab.claims import ledger
     found = ledger(out/'notebooks')
     count = Counter(found[found.verdict!='not run'].verdict)
-    if count: say('Claims: '+', '.join(f'{n} {v}' for v,n in count.most_common())+'.')
+    if count: print_status('Claims: '+', '.join(f'{n} {v}' for v,n in count.most_common())+'.')
 
 # %% ../../../nbs/lab/cli/50_app.ipynb #f0801027
-@app.command(epilog=example('moral_sc claims', 'moral_sc claims --of report --json'))
+@app.command(epilog=help_examples('moral_sc claims', 'moral_sc claims --of report --json'))
 def claims(
-    of:opt(Path|None, 'A report; without one, our recorded pages.')=None,
-    as_json:opt(bool, 'As JSON, one object per claim.', '--json')=False,
+    of:option(Path|None, 'A report; without one, our recorded pages.')=None,
+    as_json:option(bool, 'As JSON, one object per claim.', '--json')=False,
 ):
     "Print every claim and what was found."
-    from moral_sc.lab.claims import ledger, said, span
+    from moral_sc.lab.claims import ledger, verdict_text, format_estimate
     if of and not (of/'notebooks').is_dir():
         raise ConfigError(f'{of} is not a report: give a folder that reproduce wrote.')
     found = ledger(of/'notebooks' if of else None)
     if as_json: typer.echo(found.to_json(orient='records', indent=1)); return
     for r in found.itertuples():
-        told = f'{r.quantity} {span(r.estimate, r.low, r.high)} at scale {r.scale}'
-        typer.echo(f'{r.id}\n  {r.sentence}\n  {said(r._asdict())}')
+        told = f'{r.quantity} {format_estimate(r.estimate, r.low, r.high)} at scale {r.scale}'
+        typer.echo(f'{r.id}\n  {r.sentence}\n  {verdict_text(r._asdict())}')
         if r.scale: typer.echo(f'  {told}')
 
 # %% ../../../nbs/lab/cli/50_app.ipynb #597253b4
-data = group('List, fetch and check public files.')
+data = command_group('List, fetch and check public files.')
 app.add_typer(data, name='data')
 
-@data.command('list', epilog=example('moral_sc data list'))
+@data.command('list', epilog=help_examples('moral_sc data list'))
 def _list():
     "Print what can be fetched, and what is here already."
     from moral_sc.foundation.datasets import data_list
-    typer.echo(table(data_list()))
+    typer.echo(format_table(data_list()))
 
-Ids = arg(list[str]|None, 'As moral_sc data list prints them.', '[ID]...')
+Ids = argument(list[str]|None, 'As moral_sc data list prints them.', '[ID]...')
 
-@data.command('fetch', epilog=example('moral_sc data fetch bbq/Age'))
-def _fetch(ids:Ids=None, every:opt(bool, 'Fetch all of them.', '--all')=False):
+@data.command('fetch', epilog=help_examples('moral_sc data fetch bbq/Age'))
+def _fetch(ids:Ids=None, every:option(bool, 'Fetch all of them.', '--all')=False):
     "Bring files into the cache, checked against their hashes."
     from moral_sc.foundation.datasets import cache_dir, fetch, source, sources
     if not ids and not every: raise ConfigError('Which files? Give ids, or --all.')
     todo = [source(i).id for i in ids or sources()]
-    say(f'Fetching {", ".join(todo)} into {cache_dir()}.')
+    print_status(f'Fetching {", ".join(todo)} into {cache_dir()}.')
     lost = [i for i in todo if not _fetched(i, fetch)]
-    if len(todo)>1 and lost: say(f'{len(lost)} of {len(todo)} could not be had.')
+    if len(todo)>1 and lost: print_status(f'{len(lost)} of {len(todo)} could not be had.')
     if lost: raise typer.Exit(2)
 
 def _fetched(id, fetch):
     "Whether it came; if not, why is told and the others are fetched all the same"
     try: typer.echo(fetch(id)); return True
-    except DataError as e: say(f'{e}')
+    except DataError as e: print_status(f'{e}')
 
-@data.command('verify', epilog=example('moral_sc data verify'))
+@data.command('verify', epilog=help_examples('moral_sc data verify'))
 def _verify(ids:Ids=None):
     """Check what is here against the hashes.
 
     The exit code is 1 if a file is damaged."""
     from moral_sc.foundation.datasets import verify
     rows = verify(ids or None)
-    typer.echo(table(rows))
+    typer.echo(format_table(rows))
     bad = [r for r in rows if r['status'] not in ('ok', 'missing', 'unpinned')]
     if not bad: return
-    say(f'{len(bad)} damaged: fetch them again; in a mirror, replace them there.')
+    print_status(f'{len(bad)} damaged: fetch them again; in a mirror, replace them there.')
     raise typer.Exit(1)
 
 # %% ../../../nbs/lab/cli/50_app.ipynb #23884cd2
-@app.command(epilog=example(
+@app.command(epilog=help_examples(
     'moral_sc evaluate smollm2-135m-instruct --benchmark bbq-like --limit 40',
     'moral_sc evaluate gemma-3-270m --benchmark winogender --condition q --condition q+match'))
 def evaluate(
     model:Model,
-    benchmark:opt(list[str], 'bbq, bbq-like, winogender, admissions or discrim-eval; may be repeated.')=('bbq',),
-    condition:opt(list[str]|None, 'q, q+if, q+if+cot ...; may be repeated. Default: those of each benchmark.')=None,
-    category:opt(list[str]|None, 'Of BBQ; may be repeated. Default: all within reach.')=None,
+    benchmark:option(list[str], 'bbq, bbq-like, winogender, admissions or discrim-eval; may be repeated.')=('bbq',),
+    condition:option(list[str]|None, 'q, q+if, q+if+cot ...; may be repeated. Default: those of each benchmark.')=None,
+    category:option(list[str]|None, 'Of BBQ; may be repeated. Default: all within reach.')=None,
     limit:Limit=None,
-    orders:opt(int, 'Orders of the options: 1, 3 or 6.')=1,
-    samples:opt(int, 'Thoughts a question, where the model reasons first.')=1,
-    max_new_tokens:opt(int, 'Tokens of a thought, at most.')=256,
+    orders:option(int, 'Orders of the options: 1, 3 or 6.')=1,
+    samples:option(int, 'Thoughts a question, where the model reasons first.')=1,
+    max_new_tokens:option(int, 'Tokens of a thought, at most.')=256,
     mode:Mode='plain',
-    device:opt(str, 'auto, cpu, cuda ...')='auto',
-    dtype:opt(str, 'auto, float32, bfloat16 ...')='auto',
+    device:option(str, 'auto, cpu, cuda ...')='auto',
+    dtype:option(str, 'auto, float32, bfloat16 ...')='auto',
     seed:Seed=0,
     out:Out=None,
 ):
     "Ask a model the questions of a benchmark."
     from moral_sc import bias, language
-    out = folder(out, 'evaluate', Path(model).name)
+    out = run_folder(out, 'evaluate', Path(model).name)
     asked = f' under {", ".join(condition)}' if condition else ''
-    say(f'Asking {model} {", ".join(benchmark)}{asked}; writing to {out}.')
+    print_status(f'Asking {model} {", ".join(benchmark)}{asked}; writing to {out}.')
     lm = language.load(model, dtype, device)
-    say(repr(lm))
-    with bar('questions') as progress:
+    print_status(repr(lm))
+    with progress_bar('questions') as progress:
         found = bias.evaluate(lm, list(benchmark), condition or None, limit, str(out), orders, seed,
                               mode, samples, categories=category or None, progress=progress,
                               max_new_tokens=max_new_tokens)
     for k in ('records', 'metrics', 'differences'):
-        write(out/f'{k}.csv', getattr(found, k).to_csv(index=False))
+        write_file(out/f'{k}.csv', getattr(found, k).to_csv(index=False))
     typer.echo(_overall(found.metrics))
     typer.echo(out/'metrics.csv')
 
 def _overall(metrics):
     "The rows over all categories, readable"
-    from moral_sc.lab.claims import span
+    from moral_sc.lab.claims import format_estimate
     first = metrics.groupby('benchmark').category.transform('first')
     rows = metrics[metrics.category==first]
-    return table([dict(benchmark=r.benchmark, condition=r.condition, metric=r.metric,
-                        value=span(r.value, r.low, r.high)) for r in rows.itertuples()])
+    return format_table([dict(benchmark=r.benchmark, condition=r.condition, metric=r.metric,
+                        value=format_estimate(r.value, r.low, r.high)) for r in rows.itertuples()])
 
 # %% ../../../nbs/lab/cli/50_app.ipynb #eab71d4b
 app.add_typer(superposition, name='superposition')
@@ -217,20 +218,20 @@ app.add_typer(constitution, name='constitution')
 # %% ../../../nbs/lab/cli/50_app.ipynb #bc5d73a7
 _benches = ['superposition', 'scoring', 'rlaif']
 
-@app.command(epilog=example('moral_sc bench superposition --rows n5,n20 --threads 2',
+@app.command(epilog=help_examples('moral_sc bench superposition --rows n5,n20 --threads 2',
                             'moral_sc bench scoring --seconds 20 --out scoring.json',
                             'moral_sc bench rlaif --rows ppo --ppo-python trl/bin/python'))
 def bench(
-    names:arg(list[str]|None, 'superposition, scoring, rlaif; none means all.', '[NAME]...')=None,
-    rows:opt(str|None, 'Of one benchmark, with commas between; default: all.')=None,
-    repeats:opt(int, 'Turns of each side.')=5,
-    seconds:opt(float, 'For each row.')=45.,
-    threads:opt(int|None, 'Of both sides; default: all.')=None,
-    engine:opt(str, 'Of the toy models: auto, eager, compiled, numba or triton.')='auto',
-    device:opt(str, 'auto, cpu or cuda; rlaif is measured on the cpu.')='auto',
-    ppo_python:opt(Path|None, 'Interpreter that has TRL 1.9, for rows of rlaif.')=None,
-    rloo_python:opt(Path|None, 'The same with TRL 1.16.')=None,
-    out:opt(Path, 'File of the record; of several, one each.')=Path('bench.json'),
+    names:argument(list[str]|None, 'superposition, scoring, rlaif; none means all.', '[NAME]...')=None,
+    rows:option(str|None, 'Of one benchmark, with commas between; default: all.')=None,
+    repeats:option(int, 'Turns of each side.')=5,
+    seconds:option(float, 'For each row.')=45.,
+    threads:option(int|None, 'Of both sides; default: all.')=None,
+    engine:option(str, 'Of the toy models: auto, eager, compiled, numba or triton.')='auto',
+    device:option(str, 'auto, cpu or cuda; rlaif is measured on the cpu.')='auto',
+    ppo_python:option(Path|None, 'Interpreter that has TRL 1.9, for rows of rlaif.')=None,
+    rloo_python:option(Path|None, 'The same with TRL 1.16.')=None,
+    out:option(Path, 'File of the record; of several, one each.')=Path('bench.json'),
 ):
     "Measure ours beside what one would otherwise run, in turns."
     from moral_sc.foundation.errors import unknown_name_message
@@ -248,9 +249,9 @@ def bench(
                               f'with TRL as --{k.replace("_", "-")}.')
     for name in names:
         path = out if len(names)==1 else out.with_stem(f'{out.stem}_{name}')
-        say(f'Measuring {name} on {device}, {seconds:.0f} s a row; writing to {path}.')
+        print_status(f'Measuring {name} on {device}, {seconds:.0f} s a row; writing to {path}.')
         found = _measured(name, engine, rows.split(',') if rows else None, repeats, threads, device,
-                          trl, seconds=seconds, out=path, said=lambda row: say(f'{row} …'))
+                          trl, seconds=seconds, out=path, said=lambda row: print_status(f'{row} …'))
         typer.echo(found.to_string())
         typer.echo(path)
 
@@ -268,39 +269,39 @@ def _measured(name, engine, rows, repeats, threads, device, trl, **kw):
     return bench(rows, repeats, threads, device, **kw)
 
 # %% ../../../nbs/lab/cli/50_app.ipynb #8f8ad69d
-@app.command(epilog=example('moral_sc record nbs/papers/superposition/*.ipynb --scale cpu'))
+@app.command(epilog=help_examples('moral_sc record nbs/papers/superposition/*.ipynb --scale cpu'))
 def record(
-    notebooks:arg(list[Path], 'Committed pages.'),
-    scale:opt(str|None, 'quick, cpu or gpu; default: as the page says.')=None,
-    pictures:opt(bool, 'Keep a PNG beside each figure; needs kaleido.', '--pictures')=False,
+    notebooks:argument(list[Path], 'Committed pages.'),
+    scale:option(str|None, 'quick, cpu or gpu; default: as the page says.')=None,
+    pictures:option(bool, 'Keep a PNG beside each figure; needs kaleido.', '--pictures')=False,
 ):
     "Run pages and keep what comes out in them."
     from moral_sc.lab.claims import scales
-    from moral_sc.lab.execution import record_page
+    from moral_sc.lab.recording import record_page
     from moral_sc.foundation.errors import unknown_name_message
     if scale and scale not in scales:
         raise ConfigError(unknown_name_message('scale', scale, list(scales)))
     failed = 0
     for n in notebooks:
-        say(f'Running {n}; its outputs go into it.')
-        with bar(n.stem) as progress: res = record_page(n, scale, pictures, progress)
-        if not res.ok: say(f'{res}\n{res.traceback}')
+        print_status(f'Running {n}; its outputs go into it.')
+        with progress_bar(n.stem) as progress: res = record_page(n, scale, pictures, progress)
+        if not res.ok: print_status(f'{res}\n{res.traceback}')
         failed += not res.ok
         if res.ok: typer.echo(n)
     if failed: raise typer.Exit(1)
 
-site = group('Build the site and the README.')
+site = command_group('Build the site and the README.')
 app.add_typer(site, name='site')
 
-@site.command(epilog=example('moral_sc site build --out _build/html'))
-def build(out:opt(Path, 'Folder of the site.')=Path('_build/html')):
+@site.command(epilog=help_examples('moral_sc site build --out _build/html'))
+def build(out:option(Path, 'Folder of the site.')=Path('_build/html')):
     "Build the site with Sphinx."
-    from moral_sc.lab.site.build import build
-    say(f'Building the site into {out}.')
-    typer.echo(build(out))
+    from moral_sc.lab.site.build import build_site
+    print_status(f'Building the site into {out}.')
+    typer.echo(build_site(out))
 
-@site.command(epilog=example('moral_sc site readme'))
+@site.command(epilog=help_examples('moral_sc site readme'))
 def readme():
     "Write README.md from the front page."
-    from moral_sc.lab.site.build import readme
-    typer.echo(readme())
+    from moral_sc.lab.site.build import write_readme
+    typer.echo(write_readme())

@@ -139,7 +139,7 @@ test_eq(git_blob(tmp/'empty'), 'e69de29bb2d1d6434b8b29ae775ad8c2e48c5391')
 
 
 # %% [markdown]
-# `check` gives the verdict on one file. Size comes first since it is free and tells a cut
+# `check_file` gives the verdict on one file. Size comes first since it is free and tells a cut
 # download from an edited file.
 
 # %%
@@ -147,7 +147,7 @@ test_eq(git_blob(tmp/'empty'), 'e69de29bb2d1d6434b8b29ae775ad8c2e48c5391')
 def _sha256(path):
     with open(path, 'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest()
 
-def check(
+def check_file(
     src:Source,    # What the file should be
     path:str|Path, # Where it lies
 )->tuple:          # 'ok', 'missing', 'wrong size', 'wrong hash', 'unpinned'; and the detail
@@ -166,7 +166,7 @@ poem = tmp/'poem.txt'
 poem.write_text('Roses are red\n')
 src = Source('demo/poem', 'demo/poems', '0'*40, 'roses/poem.txt',
              size=14, blob='bc61c5f7d24a6b24c58e5c8a4ddbbc8ae5c4b01a')
-check(src, poem)
+check_file(src, poem)
 
 # %% [markdown]
 # That hash was typed at random. With the right one the file passes, and each kind of damage
@@ -179,10 +179,10 @@ src = replace(src, blob=git_blob(poem))
 edited = tmp/'edited.txt'
 cut = tmp/'cut.txt'
 edited.write_text('Roses are r3d\n'); cut.write_text('Roses')
-[check(src, p)[0] for p in (poem, edited, cut, tmp/'nowhere')]
+[check_file(src, p)[0] for p in (poem, edited, cut, tmp/'nowhere')]
 
 # %%
-test_eq([check(src, p)[0] for p in (poem, edited, cut, tmp/'nowhere')],
+test_eq([check_file(src, p)[0] for p in (poem, edited, cut, tmp/'nowhere')],
         ['ok', 'wrong hash', 'wrong size', 'missing'])
 
 
@@ -217,7 +217,7 @@ def _mirrored(src):
 
 # %%
 #| export
-def url(
+def source_url(
     src:Source, # What to fetch
 )->str:         # Its address on GitHub or the hub, or on `$MORAL_SC_HOST`
     "The address of a file at its commit"
@@ -231,7 +231,7 @@ def url(
 
 # %%
 for k in ('bbq/templates/Age', 'hh-rlhf/helpful-base/test', 'discrim/explicit'):
-    print(url(source(k)))
+    print(source_url(source(k)))
 
 
 # %% [markdown]
@@ -242,7 +242,7 @@ for k in ('bbq/templates/Age', 'hh-rlhf/helpful-base/test', 'discrim/explicit'):
 # %%
 #| export
 @lru_cache
-def _reach(root, when):
+def _host_answers(root, when):
     import requests
     up = []
     def ask():
@@ -257,7 +257,7 @@ def online(
 )->bool:         # False at once where MORAL_SC_OFFLINE=1
     "Whether a host answers"
     root = '{0.scheme}://{0.netloc}/'.format(urlsplit(address))
-    return not _offline() and _reach(root, int(time.time()//30))
+    return not _offline() and _host_answers(root, int(time.time()//30))
 
 
 # %% [markdown]
@@ -269,7 +269,7 @@ def online(
 # %%
 #| export
 @contextmanager
-def _part():
+def _partial_file():
     d = cache_dir()/'parts'
     d.mkdir(parents=True, exist_ok=True)
     for p in d.iterdir():
@@ -278,23 +278,23 @@ def _part():
     try: yield part
     finally: part.unlink(missing_ok=True)
 
-def _get(src, part, tries=3):
+def _download(src, part, tries=3):
     "Download into a part and check it; a broken line or a wrong file is tried again"
     import pooch, requests
     bar = sys.stderr.isatty() and not 0<src.size<1e6
     http = pooch.HTTPDownloader(timeout=(3,30), progressbar=bar)
     for i in range(tries):
         time.sleep(i/2)
-        try: http(url(src), part, None)
+        try: http(source_url(src), part, None)
         except requests.HTTPError as e:
             why = f'the server answered {e.response.status_code}'
             if e.response.status_code<500: break
         except requests.RequestException as e: why = f'the line broke ({type(e).__name__})'
         else:
-            status,detail = check(src, part)
+            status,detail = check_file(src, part)
             if status in ('ok','unpinned'): return
             why = f'what came has {detail}'
-    raise DataError(f'{src.id}: {why}; nothing was kept of {url(src)}. Try again later, or '
+    raise DataError(f'{src.id}: {why}; nothing was kept of {source_url(src)}. Try again later, or '
                     'put the file in a mirror.')
 
 
@@ -307,24 +307,24 @@ def _get(src, part, tries=3):
 def _from_mirror(src):
     path = _mirrored(src)
     if path is None or not path.is_file(): return
-    status,detail = check(src, path)
+    status,detail = check_file(src, path)
     if status in ('ok','unpinned'): return path
     raise DataError(f'{src.id}: the mirror\'s file has {detail}; replace {path} or unset '
                     'MORAL_SC_MIRROR.')
 
 def _from_cache(src):
     path = _cached(src)
-    status,_ = check(src, path)
+    status,_ = check_file(src, path)
     if status in ('ok','unpinned'): return path
     if status!='missing': path.unlink()
 
 def _from_network(src):
-    if not online(url(src)):
+    if not online(source_url(src)):
         why = 'MORAL_SC_OFFLINE is set' if _offline() else 'the network is out of reach'
         raise DataError(f'{src.id} is in neither mirror nor cache and {why}; put it at '
                         f'$MORAL_SC_MIRROR/{src.where.as_posix()} or go online once.')
-    with _part() as part:
-        _get(src, part)
+    with _partial_file() as part:
+        _download(src, part)
         _cached(src).parent.mkdir(parents=True, exist_ok=True)
         return part.replace(_cached(src))
 
@@ -345,7 +345,7 @@ def available(
     "Whether `fetch` can be expected to succeed now"
     src = source(id)
     mirror = _mirrored(src)
-    return bool(mirror and mirror.is_file()) or _cached(src).is_file() or online(url(src))
+    return bool(mirror and mirror.is_file()) or _cached(src).is_file() or online(source_url(src))
 
 
 # %% [markdown]
@@ -448,7 +448,7 @@ for handler,text in [(Broken, ''), (Quiet, 'Roses are r3d\n'), (Quiet, None)]:
     srv2,host2 = serve(site, handler)
     with Env(alone|dict(MORAL_SC_HOST=host2)):
         try: fetch(src)
-        except DataError as e: said.append(str(e).replace(url(src), '…'))
+        except DataError as e: said.append(str(e).replace(source_url(src), '…'))
 print('\n'.join(said))
 
 # %%
@@ -507,7 +507,7 @@ with Env(alone|dict(MORAL_SC_HOST=host3)):
     job.send_signal(signal.SIGKILL); job.wait()
     left = [p.stat().st_size for p in parts.glob('*')]
     again = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
-0 < left[0] < len(body), check(big, again.stdout.strip())[0]
+0 < left[0] < len(body), check_file(big, again.stdout.strip())[0]
 
 # %%
 assert 0 < left[0] < len(body)
@@ -558,7 +558,7 @@ def verify(
     res = []
     for s in map(source, ids or sources()):
         places = dict(mirror=_mirrored(s), cache=_cached(s))
-        found = [(k, *check(s, p)) for k,p in places.items() if p and p.is_file()]
+        found = [(k, *check_file(s, p)) for k,p in places.items() if p and p.is_file()]
         res += [dict(id=s.id, where=w, status=st, detail=d)
                 for w,st,d in found or [('', 'missing', '')]]
     return res

@@ -49,12 +49,12 @@ tmp = Path(tempfile.mkdtemp())
 
 # %%
 #| export
-def _plain(x):
+def _jsonable(x):
     if hasattr(x, 'tolist'): return x.tolist()
     raise TypeError(f'{type(x).__name__} has no stable text; pass numbers, strings or lists')
 
 def _canonical(x):
-    return json.dumps(x, sort_keys=True, separators=(',',':'), default=_plain)
+    return json.dumps(x, sort_keys=True, separators=(',',':'), default=_jsonable)
 
 def content_key(
     **parts, # Everything that determines the value: model, prompt, seed, ...
@@ -85,7 +85,7 @@ with expect_fail(TypeError, contains='has no stable text'): content_key(out=Path
 
 # %%
 #| export
-def _now(): return datetime.now(UTC).isoformat(timespec='milliseconds')
+def _timestamp(): return datetime.now(UTC).isoformat(timespec='milliseconds')
 
 def _version(name):
     try: return version(name)
@@ -114,7 +114,7 @@ def provenance(
                 python=platform.python_version(), **{k: _version(k) for k in libs},
                 system=f'{platform.system()} {platform.machine()}', cpu=_processor(),
                 cores=os.cpu_count(),
-                device=None, dtype=None, seed=None, start=_now(), end=None) | extra
+                device=None, dtype=None, seed=None, start=_timestamp(), end=None) | extra
 
 
 # %%
@@ -132,16 +132,16 @@ sorted(provenance(device='cpu', dtype='float32', seed=0))
 
 # %%
 #| export
-def _write(path, obj, new=False):
+def _write_json(path, obj, new=False):
     "Write JSON that is never seen half-written; `new` leaves an existing file alone"
     part = path.with_name(f'.{path.name}.{os.getpid()}')
     with open(part, 'w') as f:
-        f.write(json.dumps(obj, indent=2, default=_plain)+'\n')
+        f.write(json.dumps(obj, indent=2, default=_jsonable)+'\n')
         f.flush(); os.fsync(f.fileno())
     if not (new and path.exists()): part.replace(path)
     part.unlink(missing_ok=True)
 
-def _read(path):
+def _read_json(path):
     try: return json.loads(path.read_text())
     except ValueError:
         raise DataError(f'{path} is damaged; move the folder away and start again.') from None
@@ -153,7 +153,7 @@ def _read(path):
 # %%
 #| export
 @contextmanager
-def _said(path):
+def _explain_errors(path):
     "Turn what SQLite and the system say about `path` into errors of ours"
     try: yield
     except (sqlite3.Error, OSError) as e: 
@@ -174,12 +174,12 @@ def _said(path):
 #| export
 class Run:
     "Finished items of one piece of work; made by `open_run`"
-    def __init__(self, path, db, done): self.path,self.db,self.done = path,db,done
+    def __init__(self, path, db, done): self.path,self.db,self.finished = path,db,done
     def __enter__(self): return self
     def __exit__(self, *_): self.db.close()
     def __len__(self): return self.db.execute('select count(*) from items').fetchone()[0]
     def __repr__(self):
-        state = 'finished' if self.done else 'open'
+        state = 'finished' if self.finished else 'open'
         return f'Run({self.path.name!r}, {len(self):,} items, {state})'
 
 
@@ -194,20 +194,20 @@ def _flat(d, pre=''):
     if not isinstance(d, dict) or not d: return {pre[:-1]: d}
     return {k: v for a,b in d.items() for k,v in _flat(b, f'{pre}{a}.').items()}
 
-def difference(
-    there:dict, # Configuration found in a folder
-    now:dict,   # Configuration asked for
+def config_difference(
+    stored:dict, # Configuration found in a folder
+    requested:dict,   # Configuration asked for
 )->str:         # 'seed: 0 there, 1 now'; empty if they agree
     "Say where two configurations differ, key by key"
-    a = _flat(there)
-    b = _flat(now)
+    a = _flat(stored)
+    b = _flat(requested)
     show = lambda d,k: repr(d[k]) if k in d else 'absent'
     return '; '.join(f'{k}: {show(a,k)} there, {show(b,k)} now'
                      for k in dict.fromkeys([*a, *b]) if show(a,k)!=show(b,k))
 
 
 # %%
-difference(dict(model='135m', seed=0, chat=dict(mode='plain', bos=True)),
+config_difference(dict(model='135m', seed=0, chat=dict(mode='plain', bos=True)),
            dict(model='135m', seed=1, chat=dict(mode='plain'), limit=10))
 
 # %% [markdown]
@@ -219,7 +219,7 @@ difference(dict(model='135m', seed=0, chat=dict(mode='plain', bos=True)),
 _LAUNCHERS = [('RANK','WORLD_SIZE'), ('SLURM_PROCID','SLURM_NTASKS'),
               ('OMPI_COMM_WORLD_RANK','OMPI_COMM_WORLD_SIZE'), ('PMI_RANK','PMI_SIZE')]
 
-def process(
+def process_rank(
     env=None, # By default that of this process
 )->tuple:     # Its number, and how many there are; (0, 1) if it was started by itself
     "Which of several processes this is"
@@ -230,9 +230,9 @@ def process(
 
 
 # %%
-test_eq(process({}), (0, 1))
-test_eq(process(dict(RANK='1', WORLD_SIZE='8')), (1, 8))
-test_eq(process(dict(SLURM_PROCID='3', SLURM_NTASKS='4')), (3, 4))
+test_eq(process_rank({}), (0, 1))
+test_eq(process_rank(dict(RANK='1', WORLD_SIZE='8')), (1, 8))
+test_eq(process_rank(dict(SLURM_PROCID='3', SLURM_NTASKS='4')), (3, 4))
 
 
 # %%
@@ -249,17 +249,17 @@ def _connect(path, done):
                    'without rowid')
     return db
 
-def _account(path, extra):
+def _write_provenance(path, extra):
     "Provenance of a run: the first start, then what was different at each later one"
-    rank,world = process()
+    rank,world = process_rank()
     now = json.loads(_canonical(provenance(processes=world, **extra)))
-    if not path.exists(): _write(path, now|dict(resumed=[], rank=rank), new=True)
-    old = _read(path)
+    if not path.exists(): _write_json(path, now|dict(resumed=[], rank=rank), new=True)
+    old = _read_json(path)
     if old['end'] or rank or old['start']==now['start']: return old
-    if old.get('rank'): _write(path, now|dict(resumed=[], rank=0)) # Another was faster
+    if old.get('rank'): _write_json(path, now|dict(resumed=[], rank=0)) # Another was faster
     else:
         changed = {k: v for k,v in now.items() if k!='end' and old.get(k)!=v}
-        _write(path, old|dict(resumed=old['resumed']+[changed]))
+        _write_json(path, old|dict(resumed=old['resumed']+[changed]))
     return now
 
 def open_run(
@@ -271,19 +271,19 @@ def open_run(
     path = Path(out)
     if config is None and not (path/'config.json').exists():
         raise ConfigError(f'{path} holds no run.')
-    with _said(path):
+    with _explain_errors(path):
         path.mkdir(parents=True, exist_ok=True)
-        if config is not None: _agree(path, json.loads(_canonical(config)))
-        done = config is None or bool(_account(path/'provenance.json', extra)['end'])
+        if config is not None: _check_config(path, json.loads(_canonical(config)))
+        done = config is None or bool(_write_provenance(path/'provenance.json', extra)['end'])
         return Run(path, _connect(path/'run.sqlite', done), done)
 
-def _agree(path, config):
+def _check_config(path, config):
     rows = (path/'run.sqlite').exists() # Asked first: others may be making both
     if not (path/'config.json').exists():
         if rows:
             raise ConfigError(f'{path} holds rows but no config.json; name another folder.')
-        _write(path/'config.json', config, new=True)
-    if diff := difference(_read(path/'config.json'), config):
+        _write_json(path/'config.json', config, new=True)
+    if diff := config_difference(_read_json(path/'config.json'), config):
         raise ConfigError(f'{path} holds a run of another configuration ({diff}); resume it '
                           'with its own, or name another folder.')
 
@@ -302,7 +302,7 @@ def get(self:Run,
     key:str,   # From `content_key`
 )->dict|None:
     "The row of one item, if it is finished"
-    with _said(self.path):
+    with _explain_errors(self.path):
         r = self.db.execute('select row from items where key=?', (key,)).fetchone()
     return json.loads(r[0]) if r else None
 
@@ -313,7 +313,7 @@ def missing(self:Run,
     "Which items are still to do"
     keys = list(dict.fromkeys(keys))
     have = set()
-    with _said(self.path):
+    with _explain_errors(self.path):
         for n in range(0, len(keys), 500):
             some = keys[n:n+500]
             ask = f'select key from items where key in ({",".join("?"*len(some))})' # noqa: S608
@@ -325,10 +325,10 @@ def put_many(self:Run,
     items,     # Pairs of key and row
 ):
     "Store finished items, all or none of them; on disk when this returns"
-    if self.done:
+    if self.finished:
         raise ConfigError(f'{self.path} is finished and stays so; name another folder.')
-    rows = [(k, json.dumps(r, default=_plain)) for k,r in items]
-    with _said(self.path), self.db:
+    rows = [(k, json.dumps(r, default=_jsonable)) for k,r in items]
+    with _explain_errors(self.path), self.db:
         self.db.executemany('insert or ignore into items values (?,?)', rows)
 
 @patch
@@ -362,7 +362,7 @@ def table(self:Run,
 ):             # DataFrame with one row an item, `key` as its index
     "All finished items, in an order that has nothing to do with time"
     import pandas as pd
-    with _said(self.path): rows = dict(self.db.execute('select key, row from items'))
+    with _explain_errors(self.path): rows = dict(self.db.execute('select key, row from items'))
     keys = sorted(rows) if keys is None else list(keys)
     if lost := [k for k in keys if k not in rows]:
         raise DataError(f'{self.path}: {len(lost)} of {len(keys)} items are not finished; start '
@@ -375,13 +375,13 @@ def finish(self:Run,
     **extra,   # More for provenance.json
 ):
     "Declare the run complete; from now on it is only read"
-    if self.done: return
+    if self.finished: return
     prov = self.path/'provenance.json'
-    with _said(self.path): _write(prov, _read(prov)|extra|dict(end=_now()))
+    with _explain_errors(self.path): _write_json(prov, _read_json(prov)|extra|dict(end=_timestamp()))
     with suppress(sqlite3.OperationalError):  # the log stays while others have it open
         self.db.execute('pragma busy_timeout=0')
         self.db.execute('pragma journal_mode=delete')
-    self.done = True
+    self.finished = True
 
 
 # %%
@@ -396,7 +396,7 @@ run.table(keys)
 # %%
 run.db.close()
 with open_run(tmp/'demo', dict(model='135m', seed=0)) as run:
-    test_eq(run.done, True)
+    test_eq(run.finished, True)
     test_eq(run.table(keys).score.tolist(), [0, 1/3, 2/3, 1])
     with expect_fail(ConfigError, contains='is finished'): run.put('x', {})
 try: open_run(tmp/'demo', dict(model='135m', seed=1))
@@ -471,7 +471,7 @@ assert open_run(tmp/'pair').table(keys).equals(a)
 # %%
 #| export
 @contextmanager
-def kept(
+def run_or_temporary(
     run:Run|None, # None: nothing is to be kept
 ):                # Yields a `Run`
     "A run, or a passing one in its place"
@@ -481,7 +481,7 @@ def kept(
 
 
 # %%
-with kept(None) as passing:
+with run_or_temporary(None) as passing:
     passing.put('a', dict(x=1))
     folder = passing.path
     there = len(passing)
@@ -499,7 +499,7 @@ test_eq((there, folder.exists()), (1, False))
 
 # %%
 #| export
-def _mine_first(n, rank, world):
+def _own_blocks_first(n, rank, world):
     "Numbers of blocks: those of this process, then those of the others from their end"
     theirs = [reversed(range((rank+k)%world, n, world)) for k in range(1, world)]
     return [*range(rank, n, world), *(i for r in theirs for i in r)]
@@ -512,14 +512,14 @@ def blocks(self:Run,
 ):                   # Yields numbers of blocks; store all items of one before the next
     "The blocks that this process should do, until nothing is missing"
     todo = [list(ks) for ks in todo]
-    here = process()
+    here = process_rank()
     rank,world = (a if b is None else b for a,b in zip(here, (rank, world)))
-    for n in _mine_first(len(todo), rank, world):
+    for n in _own_blocks_first(len(todo), rank, world):
         if self.missing(todo[n]): yield n
 
 
 # %%
-_mine_first(7, 0, 2), _mine_first(7, 1, 2)
+_own_blocks_first(7, 0, 2), _own_blocks_first(7, 1, 2)
 
 # %% [markdown]
 # Alone, a process does all blocks in their order. Of two that take turns, each does its half,
@@ -567,7 +567,7 @@ for _ in range(3): jobs[2].stdout.readline()
 jobs[2].send_signal(signal.SIGKILL)
 did = [[int(x) for x in j.communicate()[0].split()] for j in jobs[:2]]
 test_eq([j.wait() for j in jobs], [0, 0, -9])
-with open_run(tmp/'three') as run: test_eq((len(run), run.done), (200, True))
+with open_run(tmp/'three') as run: test_eq((len(run), run.finished), (200, True))
 prov = json.loads((tmp/'three/provenance.json').read_text())
 test_eq((prov['processes'], prov['resumed']), (3, []))
 own = [sum(n%3==r for n in d) for r,d in enumerate(did)]

@@ -7,9 +7,9 @@
 # ---
 
 # %% [markdown]
-# # Places
+# # Paths
 #
-# > Where the paper notebooks lie, and where a page may write.
+# > Locate the paper notebooks, the claims and the folders that pages write to.
 
 # %%
 #| default_exp lab.paths
@@ -32,57 +32,105 @@ from fastcore.test import *
 
 
 # %% [markdown]
-# The same package is used in two shapes. In a clone the paper notebooks are `nbs/papers` and
-# the claims are `data/claims`; in an installed package both travel inside the wheel, as
-# `moral_sc/notebooks` and `moral_sc/data`. Everything in this room asks here, or asks
-# `data_dir`, so that nothing else needs to know which of the two it is in.
+# The package works from a clone and from an installed wheel. In a clone the paper notebooks are in
+# `nbs/papers` and the claims in `data/claims`. In a wheel they are in `moral_sc/notebooks` and
+# `moral_sc/data`. The functions of this module and `data_dir` hide the difference.
+#
+# ## Folders of the package
 
 # %%
 #| export
-def clone()->Path|None: # Root of the clone, or None for an installed package
-    "The repository this package is imported from, if it is one"
+def checkout_root()->Path|None: # Root of the clone, or None for an installed package
+    "Return the clone that this package is imported from"
     root = Path(moral_sc.__file__).resolve().parents[1]
     return root if (root/'settings.ini').is_file() and (root/'nbs').is_dir() else None
 
 def notebooks_dir()->Path:
-    "Folder of the paper notebooks"
-    root = clone()
+    "Return the folder of the paper notebooks"
+    root = checkout_root()
     if root: return root/'nbs'/'papers'
     return Path(moral_sc.__file__).resolve().parent/'notebooks'
 
 def claims_dir()->Path:
-    "Folder of the claims' criteria"
+    "Return the folder of the claims' criteria"
     return data_dir()/'claims'
 
 
 # %%
 notebooks_dir().parts[-2:], claims_dir().parts[-2:]
 
+# %% [markdown]
+# ## Names of pages
+#
+# A paper page is named `paper/page`. `notebook_paths` lists the pages of a folder in reading order:
+# the papers in their order, and the pages of each paper by name.
+
+# %%
+#| export
+papers = ('superposition', 'self_correction', 'constitution')  # in reading order
+
+def page_name(
+    path, # A notebook
+)->str:
+    "Return the name `paper/page` of a notebook"
+    path = Path(path).resolve()
+    if path.is_relative_to(notebooks_dir()): path = path.relative_to(notebooks_dir())
+    return '/'.join(path.with_suffix('').parts[-2:])
+
+def _reading_order(path):
+    name = page_name(path)
+    paper = name.split('/')[0]
+    return papers.index(paper) if paper in papers else len(papers), name
+
+def notebook_paths(
+    folder=None, # Default: the paper pages of this package
+)->list:
+    "List the notebooks below a folder in reading order"
+    root = Path(folder or notebooks_dir())
+    hidden = lambda p: any(part[0] in '_.' for part in p.relative_to(root).parts)
+    return sorted((p for p in root.rglob('*.ipynb') if not hidden(p)), key=_reading_order)
+
+
+# %%
+names = [page_name(p) for p in notebook_paths()]
+names[:2], len(names)
+
+# %%
+test_eq([n.split('/')[0] for n in names], sorted((n.split('/')[0] for n in names), key=papers.index))
 
 # %% [markdown]
-# ## Where a page may write
+# Folders and files whose name begins with `_` or `.` are left out.
+
+# %%
+tmp = Path(tempfile.mkdtemp())
+for name in ['constitution/labels', 'superposition/collapse', '_drafts/labels']:
+    (tmp/name).parent.mkdir(exist_ok=True)
+    (tmp/f'{name}.ipynb').touch()
+test_eq([page_name(p) for p in notebook_paths(tmp)], ['superposition/collapse', 'constitution/labels'])
+
+
+# %% [markdown]
+# ## Work folders
 #
-# A page never writes beside itself: an installed package may lie in a read-only folder, and a
-# clone should stay clean. It asks for a folder by name, and gets one below `MORAL_SC_RUNS`.
-# `moral_sc reproduce` sets that variable to the page's own folder inside the report, so the
-# records travel with the figures made from them and an interrupted page finds its finished
-# items again. A page opened by hand writes below `_runs` at the root of the clone, which git
-# ignores, or of the current folder.
+# A page never writes beside itself: an installed package can be read-only, and a clone should stay
+# clean. `work_dir` returns a folder below `MORAL_SC_RUNS`. `moral_sc reproduce` sets this variable to
+# the page's own folder inside the report, so an interrupted page finds its finished items again. A
+# page that you run by hand writes below `_runs` at the root of the clone (git ignores it), or in the
+# current folder.
 
 # %%
 #| export
 def work_dir(
-    name:str, # What is kept there; put scale and seed into it: 'bbq-quick-0'
+    name:str, # Include scale and seed: 'bbq-quick-0'
 )->Path:      # Exists after the call
-    "A folder in which the page that calls may write"
-    default = (clone() or Path.cwd())/'_runs'/'pages'
+    "Return a folder that the calling page can write to"
+    default = (checkout_root() or Path.cwd())/'_runs'/'pages'
     path = Path(os.environ.get('MORAL_SC_RUNS') or default)/name
     path.mkdir(parents=True, exist_ok=True)
     return path
 
 
 # %%
-tmp = Path(tempfile.mkdtemp())
 before = os.environ.get('MORAL_SC_RUNS')
 os.environ['MORAL_SC_RUNS'] = str(tmp)
 work_dir('bbq-quick-0').relative_to(tmp)

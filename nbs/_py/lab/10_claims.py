@@ -93,7 +93,7 @@ size = "needs a driven pendulum"
 #| export
 scales = ('quick', 'cpu', 'gpu')  # from small to large
 verdicts = ('holds', 'fails', 'not at this size', 'not run')
-mime = 'application/vnd.moral_sc.claims+json'
+claims_mime = 'application/vnd.moral_sc.claims+json'
 
 @dataclass(frozen=True)
 class Claim:
@@ -211,7 +211,7 @@ def judge(
     scale:str,  # Scale of the run
 )->tuple:       # Verdict, and why it is not simply held or failed
     "The verdict on `claim`"
-    _,low,high = triple(estimate)
+    _,low,high = estimate_interval(estimate)
     if scales.index(scale)<scales.index(claim.scale):
         return 'not at this size', f'judged from scale {claim.scale} on'
     if claim.low<=low and high<=claim.high: return 'holds', ''
@@ -219,7 +219,7 @@ def judge(
     if high<claim.low or low>claim.high: return 'fails', ''
     return 'not at this size', 'the interval does not decide'
 
-def triple(
+def estimate_interval(
     estimate, # (value, low, high), or a number
 )->tuple:
     "Value and interval, as three floats"
@@ -269,7 +269,7 @@ test_eq([verdict for verdict,_ in small], ['not at this size', 'not at this size
 # %%
 #| export
 def _row(claim, estimate, scale):
-    value,low,high = triple(estimate)
+    value,low,high = estimate_interval(estimate)
     verdict,why = judge(claim, estimate, scale)
     num = lambda x: x if math.isfinite(x) else None
     told = dict(quantity=claim.quantity, criterion=claim.criterion,
@@ -282,30 +282,30 @@ class Outcomes(list):
     def __init__(self, rows, claims): super().__init__(rows); self.claims = claims
     def _cells(self):
         for r in self: yield (self.claims[r['id']].sentence, r['criterion'],
-                              span(r['estimate'], r['low'], r['high']), said(r))
+                              format_estimate(r['estimate'], r['low'], r['high']), verdict_text(r))
     def _repr_markdown_(self):
         flat = lambda c: str(c).replace('|', '\\|').replace('\n', ' ')
         rows = [map(flat, r) for r in self._cells()]
-        lines = [_head, ['---']*4, *rows]
+        lines = [_columns, ['---']*4, *rows]
         return '\n'.join('| '+' | '.join(l)+' |' for l in lines)
-    def _repr_html_(self): return html_table(_head, self._cells())
+    def _repr_html_(self): return html_table(_columns, self._cells())
     def _repr_mimebundle_(self, include=None, exclude=None):
-        return {'text/plain': '\n'.join(f'{r["id"]}: {said(r)}' for r in self),
+        return {'text/plain': '\n'.join(f'{r["id"]}: {verdict_text(r)}' for r in self),
                 'text/markdown': self._repr_markdown_(), 'text/html': self._repr_html_(),
-                mime: {'claims': list(self)}}
+                claims_mime: {'claims': list(self)}}
 
 
 # %%
 #| export
-_head = ['Claim', 'Criterion', 'Found', 'Verdict']
+_columns = ['Claim', 'Criterion', 'Found', 'Verdict']
 
-def said(
+def verdict_text(
     row:dict, # With 'verdict' and 'why'
 )->str:
     "The verdict in words"
     return f'{row["verdict"]} ({row["why"]})' if row['why'] else row['verdict']
 
-def span(
+def format_estimate(
     value, low, high, # Numbers, or None where there is none
     digits:int=3,     # Significant digits
 )->str:
@@ -327,7 +327,7 @@ def html_table(
 
 # %%
 #| export
-def judged(
+def judge_all(
     scale:str,     # Scale of the run
     outcomes:dict, # Claim id to estimate: (value, low, high) or a number
     path=None,     # Folder of criteria, default: ours
@@ -346,7 +346,7 @@ def record(
 ):
     "Judge `outcomes` and display them, with the record inside the output"
     from IPython.display import display
-    display(judged(scale, outcomes, path))
+    display(judge_all(scale, outcomes, path))
 
 
 # %%
@@ -364,7 +364,7 @@ with expect_fail(ConfigError, contains="no scale 'large'"): record('large', {}, 
 # What others wrote may stand in a table, and never as markup.
 
 # %%
-r = judged('quick', {'pendulum/period': 1.}, example)
+r = judge_all('quick', {'pendulum/period': 1.}, example)
 r[0]['criterion'] = '<script>alert(1)</script> | two'
 assert '<script>' not in r._repr_html_()
 test_eq(r._repr_markdown_().splitlines()[-1].replace('\\|', '').count('|'), 5)
@@ -379,14 +379,14 @@ test_eq(r._repr_markdown_().splitlines()[-1].replace('\\|', '').count('|'), 5)
 
 # %%
 #| export
-def outcomes(
+def recorded_claims(
     path, # An executed notebook
 )->list:  # One dict per recorded claim
     "What an executed page recorded"
     import nbformat
     nb = nbformat.read(path, 4)
     outs = [o for c in nb.cells if c.cell_type=='code' for o in c.outputs]
-    return [r for o in outs for r in o.get('data', {}).get(mime, {}).get('claims', [])]
+    return [r for o in outs for r in o.get('data', {}).get(claims_mime, {}).get('claims', [])]
 
 def _pages(folder):
     "Name and path of the notebooks below `folder`, or of the ones given"
@@ -402,7 +402,7 @@ def _pages(folder):
 
 # %%
 #| export
-def _found(claim, row, page):
+def _ledger_row(claim, row, page):
     "What the ledger says of `claim`, given the row of a page or None"
     told = 'id paper section sentence criterion quantity'.split()
     none = dict.fromkeys(('estimate', 'low', 'high'), math.nan)
@@ -423,13 +423,13 @@ def ledger(
     import pandas as pd
     best = {}
     for name,p in _pages(notebooks_dir() if folder is None else folder):
-        for row in outcomes(p):
+        for row in recorded_claims(p):
             old = best.get(row['id'])
             if not old or scales.index(row['scale'])>=scales.index(old[0]['scale']):
                 best[row['id']] = row, name
     known = criteria(path)
-    rows = [_found(c, *best.get(c.id, (None, ''))) for c in known.values()]
-    return pd.DataFrame(rows, columns=list(_found(Claim(*['']*7, 0., 0.), None, '')))
+    rows = [_ledger_row(c, *best.get(c.id, (None, ''))) for c in known.values()]
+    return pd.DataFrame(rows, columns=list(_ledger_row(Claim(*['']*7, 0., 0.), None, '')))
 
 
 # %% [markdown]
@@ -438,7 +438,7 @@ def ledger(
 # %%
 #| hide
 def page(name, scale, found):
-    data = judged(scale, found, example)._repr_mimebundle_()
+    data = judge_all(scale, found, example)._repr_mimebundle_()
     out = nbformat.v4.new_output('display_data', data=json.loads(json.dumps(data)))
     cell = nbformat.v4.new_code_cell('record(...)', outputs=[out])
     nb = nbformat.v4.new_notebook(cells=[cell])
@@ -478,4 +478,4 @@ p = tmp/'report'/'swing.ipynb'
 nb = json.loads(p.read_text())
 clean_nb(nb, clean_ids=True)
 _ = p.write_text(json.dumps(nb))
-test_eq([r['id'] for r in outcomes(p)], ['pendulum/period', 'pendulum/damping'])
+test_eq([r['id'] for r in recorded_claims(p)], ['pendulum/period', 'pendulum/damping'])

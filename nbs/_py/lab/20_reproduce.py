@@ -35,7 +35,7 @@ from moral_sc.foundation.runs import provenance
 from moral_sc.lab.claims import scales
 from moral_sc.lab.execution import (Result, declared, execute, read, stop_kernels,
                                     write_atomic)
-from moral_sc.lab.paths import notebooks_dir
+from moral_sc.lab.paths import notebook_paths, page_name
 
 # %%
 #| hide
@@ -76,38 +76,12 @@ def write(name, *cells):
 
 # %%
 #| export
-papers = ('superposition', 'self_correction', 'constitution')  # in reading order
-
-def page_name(
-    path, # A notebook
-)->str:
-    "paper/page"
-    path = Path(path).resolve()
-    if path.is_relative_to(notebooks_dir()): path = path.relative_to(notebooks_dir())
-    return '/'.join(path.with_suffix('').parts[-2:])
-
-def _order(path):
-    name = page_name(path)
-    paper = name.split('/')[0]
-    return papers.index(paper) if paper in papers else len(papers), name
-
-def pages(
-    folder=None, # Default: the papers' pages of this package
-)->list:
-    "Paths of the paper notebooks, in reading order"
-    root = Path(folder or notebooks_dir())
-    shown = lambda p: not any(part[0] in '_.' for part in p.relative_to(root).parts)
-    return sorted(filter(shown, root.rglob('*.ipynb')), key=_order)
-
-
-# %%
-#| export
-def find(
+def find_pages(
     names=(),    # Papers, pages ('bbq_first_look'), or paths; none means all
     folder=None, # Where the pages are, default: the papers' pages of this package
 )->list:
     "Paths of the notebooks that are meant"
-    all_pages = pages(folder)
+    all_pages = notebook_paths(folder)
     called = lambda p: {page_name(p), *page_name(p).split('/')}
     res = [] if names else all_pages
     for n in map(str, [names] if isinstance(names, (str, Path)) else names):
@@ -131,7 +105,7 @@ for p in ['superposition/pentagon', 'superposition/phases', 'constitution/revisi
 # Three pages on a shelf of our own:
 
 # %%
-short = lambda names: [p.stem for p in find(names, shelf)]
+short = lambda names: [p.stem for p in find_pages(names, shelf)]
 short([]), short(['superposition']), short(['constitution/revision', 'phases'])
 
 # %%
@@ -196,7 +170,7 @@ def _difference(old, new):
     pairs = [(k, old.get(k), new.get(k)) for k in {**old, **new} if old.get(k)!=new.get(k)]
     return ' and '.join(f'{k} {a} (asked for: {b})' for k,a,b in pairs)
 
-def take(
+def prepare_report(
     out,         # Folder of the report
     config:dict, # What every page of it has in common
 )->Path:
@@ -207,7 +181,7 @@ def take(
     path = out/'config.json'
     if not path.is_file() and out.is_dir() and any(p.name[0]!='.' for p in out.iterdir()):
         raise ConfigError(f'{out} holds something other than a report: give another --out.')
-    with writable(out):
+    with explain_disk_errors(out):
         if not path.is_file(): write_atomic(path, json.dumps(config, indent=1)+'\n')
     try: old = json.loads(path.read_text())
     except ValueError:
@@ -220,7 +194,7 @@ _disk = (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.EDQUOT, err
          errno.ENOENT, errno.EFBIG)
 
 @contextmanager
-def writable(out):
+def explain_disk_errors(out):
     "Turn what a full or read-only disk does into a sentence"
     try: yield
     except OSError as e:
@@ -231,12 +205,12 @@ def writable(out):
 
 # %%
 config = dict(scale='quick', seed=0, version='0.1.0')
-take(tmp/'r', config)
+prepare_report(tmp/'r', config)
 with expect_fail(ConfigError, contains='a run with scale quick (asked for: cpu)'):
-    take(tmp/'r', config|dict(scale='cpu'))
-with expect_fail(ConfigError, contains='other than a report'): take(tmp/'made', config)
-with expect_fail(ConfigError, contains='is a file'): take(tmp/'made'/'keyed.ipynb', config)
-with expect_fail(ConfigError, contains='cannot be written'): take('/proc/report', config)
+    prepare_report(tmp/'r', config|dict(scale='cpu'))
+with expect_fail(ConfigError, contains='other than a report'): prepare_report(tmp/'made', config)
+with expect_fail(ConfigError, contains='is a file'): prepare_report(tmp/'made'/'keyed.ipynb', config)
+with expect_fail(ConfigError, contains='cannot be written'): prepare_report('/proc/report', config)
 
 
 # %% [markdown]
@@ -246,13 +220,13 @@ with expect_fail(ConfigError, contains='cannot be written'): take('/proc/report'
 # %%
 #| export
 @contextmanager
-def locked(
+def report_lock(
     out:Path, # Folder of a report
 ):
     "Keep others from writing into `out`"
     try: import fcntl
     except ImportError: yield; return  # not on Windows
-    with writable(out): f = open(out/'.lock', 'w')
+    with explain_disk_errors(out): f = open(out/'.lock', 'w')
     with f:
         try: fcntl.flock(f, fcntl.LOCK_EX|fcntl.LOCK_NB)
         except OSError:
@@ -262,9 +236,9 @@ def locked(
 
 
 # %%
-with locked(tmp/'r'):
+with report_lock(tmp/'r'):
     with expect_fail(ConfigError, contains='another command'):
-        with locked(tmp/'r'): pass
+        with report_lock(tmp/'r'): pass
 
 
 # %% [markdown]
@@ -275,21 +249,21 @@ with locked(tmp/'r'):
 
 # %%
 #| export
-def machine(
+def machine_info(
     threads:int=0, # That a page may use
 )->dict:
     "Versions, commit and hardware"
-    told = provenance(cores=cores(), threads=threads, package=package_key()[:16])
+    told = provenance(cores=available_cores(), threads=threads, package=package_key()[:16])
     return {k:v for k,v in told.items() if v is not None and k not in ('start', 'end')}
 
-def cores()->int:
+def available_cores()->int:
     "Cores that this process may use"
     try: return len(os.sched_getaffinity(0))
     except AttributeError: return os.cpu_count()  # not on Windows or macOS
 
 
 # %%
-list(machine(2))
+list(machine_info(2))
 
 
 # %% [markdown]
@@ -303,7 +277,7 @@ list(machine(2))
 #| export
 def _executed(out, path): return out/'notebooks'/f'{page_name(path)}.ipynb'
 
-def past(
+def finished_result(
     out:Path,        # Folder of a report
     path,            # A notebook
     parameters:dict,
@@ -328,7 +302,7 @@ def run_page(
     "Run one page into the report"
     name = page_name(path)
     env = dict(MORAL_SC_RUNS=str((out/'runs'/name).resolve()), OMP_NUM_THREADS=str(threads))
-    note = dict(key=page_key(read(path), parameters), machine=machine(threads))
+    note = dict(key=page_key(read(path), parameters), machine=machine_info(threads))
     return execute(path, _executed(out, path), parameters, progress, env, name, note)
 
 
@@ -340,7 +314,7 @@ def run_page(
 
 # %%
 #| export
-class Quiet:
+class ProgressListener:
     "Told of everything that happens in a run; says nothing"
     def __enter__(self): return self
     def __exit__(self, *exc): pass
@@ -350,7 +324,7 @@ class Quiet:
 
 def _run_all(out, todo, parameters, jobs, show):
     "Results by page name, in the order in which they come"
-    threads = max(1, cores()//jobs)
+    threads = max(1, available_cores()//jobs)
     res = {}
     pool = ThreadPoolExecutor(jobs)
     run = lambda p: run_page(out, p, parameters, threads,
@@ -406,13 +380,13 @@ def reproduce(
     "Run the papers' pages into a report, leaving out what is done"
     from moral_sc.lab.site.report import write_report
     config = _checked(scale, jobs, seed)
-    todo = find(names, folder)
-    out = take(out, config)
+    todo = find_pages(names, folder)
+    out = prepare_report(out, config)
     params = dict(scale=scale, seed=seed)
-    with locked(out), writable(out):
-        done = {page_name(p): r for p in todo if (r := past(out, p, params))}
+    with report_lock(out), explain_disk_errors(out):
+        done = {page_name(p): r for p in todo if (r := finished_result(out, p, params))}
         rest = [p for p in todo if page_name(p) not in done]
-        with show or Quiet() as show:
+        with show or ProgressListener() as show:
             show.begin([page_name(p) for p in rest], list(done.values()))
             now = _run_all(out, rest, params, jobs, show)
         write_report(out)
@@ -516,7 +490,7 @@ import threading
 
 # %%
 sleeper = write('sleeper', "scale = 'quick'", 'import time; time.sleep(60)')
-class Impatient(Quiet):
+class Impatient(ProgressListener):
     def cell(self, name, cell, cells):
         stop = lambda: os.kill(os.getpid(), signal.SIGINT)
         if cell==2: threading.Timer(.3, stop).start()

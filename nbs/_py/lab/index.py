@@ -43,7 +43,7 @@ sorted(m for m in sys.modules if m.startswith('moral_sc.'))
 # each page.
 
 # %%
-from moral_sc.lab.reproduce import find, reproduce
+from moral_sc.lab.reproduce import find_pages, reproduce
 
 # %%
-[p.stem for p in find()]
+[p.stem for p in find_pages()]

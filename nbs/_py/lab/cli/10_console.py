@@ -43,32 +43,32 @@ from typer.testing import CliRunner
 
 # %%
 #| export
-def say(
+def print_status(
     text:str, # For the person at the terminal; results go to stdout by themselves
 ):
     "Tell on stderr what is going on"
     typer.echo(text, err=True)
 
-class Manners(TyperGroup):
+class ErrorGroup(TyperGroup):
     "Errors as sentences, and exit codes that mean something"
     def invoke(self, ctx):
         try: return super().invoke(ctx)
-        except MoralScError as e: say(f'{e}')
+        except MoralScError as e: print_status(f'{e}')
         except KeyboardInterrupt:
-            say('Stopped. The same command goes on from here.')
+            print_status('Stopped. The same command goes on from here.')
             raise typer.Exit(130) from None
         except OSError as e:
             if not e.filename or not e.strerror: raise
-            say(f'{e.filename}: {e.strerror}.')
+            print_status(f'{e.filename}: {e.strerror}.')
         raise typer.Exit(2)
 
-def group(help, **kw):
+def command_group(help, **kw):
     return typer.Typer(help=help, add_completion=False, no_args_is_help=True,
                        rich_markup_mode=None, pretty_exceptions_enable=False, **kw)
 
 
 # %%
-example_app = group('Shows what errors become.', cls=Manners)
+example_app = command_group('Shows what errors become.', cls=ErrorGroup)
 
 @example_app.command()
 def bad(): raise ConfigError('density is 2: give a number above 0 and at most 1.')
@@ -88,7 +88,7 @@ tell('bad').output, tell('stop').output
 # %%
 #| export
 @contextmanager
-def bar(
+def progress_bar(
     label:str, # What is being waited for
 ):
     "A function progress(done, total) that shows how far things are"
@@ -108,19 +108,19 @@ def _lines(label):
     told = [-1]
     def progress(done, total):
         tenth = 10*done//max(total, 1)
-        if tenth!=told[0]: say(f'{label}: {done} of {total}')
+        if tenth!=told[0]: print_status(f'{label}: {done} of {total}')
         told[0] = tenth
     return progress
 
 
 # %%
-with bar('scoring') as progress:
+with progress_bar('scoring') as progress:
     for i in range(0, 200, 5): progress(i, 40)
 
 
 # %%
 #| export
-def opt(
+def option(
     type,
     help:str,
     *names,  # If other than the parameter's
@@ -128,7 +128,7 @@ def opt(
     "Type of a parameter that is an option"
     return Annotated[type, typer.Option(*names, help=help)]
 
-def arg(
+def argument(
     type,
     help:str,
     metavar=None,
@@ -136,7 +136,7 @@ def arg(
     "Type of a parameter that is an argument"
     return Annotated[type, typer.Argument(help=help, metavar=metavar)]
 
-def example(
+def help_examples(
     *commands:str,
 ):
     "Text below a command's help"
@@ -145,12 +145,12 @@ def example(
 
 # %%
 #| export
-Scale = opt(str, 'quick, cpu or gpu: how large the runs are.')
-Seed = opt(int, 'Of everything random.')
-Model = arg(str, 'Alias, folder, .gguf file or hub id.')
-Limit = opt(int|None, 'At most so many items.')
-Mode = opt(str, 'How turns are marked: plain or chat.')
-Out = opt(Path|None, 'Folder of the run; default: one below runs/, named after it.')
+Scale = option(str, 'quick, cpu or gpu: how large the runs are.')
+Seed = option(int, 'Of everything random.')
+Model = argument(str, 'Alias, folder, .gguf file or hub id.')
+Limit = option(int|None, 'At most so many items.')
+Mode = option(str, 'How turns are marked: plain or chat.')
+Out = option(Path|None, 'Folder of the run; default: one below runs/, named after it.')
 
 
 # %% [markdown]
@@ -158,7 +158,7 @@ Out = opt(Path|None, 'Folder of the run; default: one below runs/, named after i
 
 # %%
 #| export
-def table(rows):
+def format_table(rows):
     "Dicts as aligned text"
     cells = [[str('' if v is None else v) for v in r.values()] for r in rows]
     lines = [list(rows[0]), *cells] if rows else []
@@ -166,19 +166,19 @@ def table(rows):
     padded = [[f'{c:{w}}' for c,w in zip(l, widths, strict=True)] for l in lines]
     return '\n'.join('  '.join(l).rstrip() for l in padded)
 
-def folder(out, *parts):
+def run_folder(out, *parts):
     "The folder asked for, or one below runs/ named after these parts"
     return out or Path('runs', *(re.sub(r'[^\w.-]', '-', p) for p in parts))
 
-def write(path, text):
+def write_file(path, text):
     "The file, written whole or not at all"
     from moral_sc.lab.execution import write_atomic
     return write_atomic(path, text)
 
 
 # %%
-print(table([dict(id='bbq/Age', status='ok'), dict(id='law', status='missing')]))
+print(format_table([dict(id='bbq/Age', status='ok'), dict(id='law', status='missing')]))
 
 # %%
-test_eq(folder(None, 'evaluate', 'a/b c'), Path('runs/evaluate/a-b-c'))
-folder(None, 'evaluate', 'a/b c')
+test_eq(run_folder(None, 'evaluate', 'a/b c'), Path('runs/evaluate/a-b-c'))
+run_folder(None, 'evaluate', 'a/b c')

@@ -31,7 +31,7 @@ from fastcore.test import *
 from typer.testing import CliRunner
 from moral_sc.constitution.prompts import load_prompts
 from moral_sc.lab.cli.console import ErrorGroup
-from moral_sc.language.reward_head import save_model, small_lm
+from moral_sc.language.reward_head import save_model, small_llama
 from moral_sc.language.models import encode
 from moral_sc.language.stub_models import byte_tokenizer
 from moral_sc.language.training import answer_loss, fit
@@ -355,7 +355,7 @@ def sh(command):
     assert res.exception is None or isinstance(res.exception, SystemExit), res.exception
     return res.exit_code, res.output.strip().splitlines()
 
-tiny = small_lm(byte_tokenizer(), layers=1, width=64, context=16_384)
+tiny = small_llama(byte_tokenizer(), layers=1, width=64, context=16_384)
 before = '\n\n'.join(f'Human: {r["text"]}' for r in load_prompts('helpful'))*2
 said = [(h, a) for h in ('Assistant', 'Critique', 'Revision') for a in ('It is so.', 'Not far.')]
 lessons = [(encode(tiny, f'{before[:n]}\n\n{h}: {a}')+[1], n+len(h)+3)

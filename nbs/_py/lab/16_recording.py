@@ -1,0 +1,143 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: python3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Recording
+#
+# > Run a page and store its outputs in the committed notebook.
+
+# %%
+#| default_exp lab.recording
+
+# %%
+#| export
+import os
+import tempfile
+
+# %%
+#| export
+from moral_sc.foundation.errors import ConfigError, unknown_name_message
+from moral_sc.lab.claims import claims_mime, scales
+from moral_sc.lab.execution import Result, execute, read
+
+# %%
+#| hide
+from pathlib import Path
+
+import nbformat
+from fastcore.test import *
+
+tmp = Path(tempfile.mkdtemp())
+
+def write(name, *cells):
+    "Write a notebook whose first cell holds its parameters"
+    nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells])
+    nb.cells[0].metadata['tags'] = ['parameters']
+    nbformat.write(nb, tmp/f'{name}.ipynb')
+    return tmp/f'{name}.ipynb'
+
+
+# %% [markdown]
+# The committed pages keep their outputs, because the outputs are what you read on the site. Recording
+# runs a page in a fresh kernel and copies the outputs cell by cell into the committed notebook. It
+# leaves out what changes from run to run: execution counts, and what libraries write to stderr.
+#
+# ## Recorded scale
+#
+# Paper pages are recorded at a larger scale than the tests run at. `recorded_scale` reads the scale
+# from the claims among the outputs, or from the notebook's metadata.
+
+# %%
+#| export
+def recorded_scale(
+    nb, # A notebook, as read
+)->str: # '' if the page records none
+    "Return the scale at which the outputs of a page were made"
+    outputs = [o for c in nb.cells for o in c.get('outputs', [])]
+    claims = [r for o in outputs for r in o.get('data', {}).get(claims_mime, {}).get('claims', [])]
+    recorded = nb.metadata.get('moral_sc', {}).get('scale', '')
+    return max((r['scale'] for r in claims), key=scales.index, default=recorded)
+
+def check_scale(
+    name,      # Of the page, for the message
+    recorded,  # Scale of the outputs there, '' if none
+    scale,     # Scale of the outputs that would replace them, '' if unknown
+):
+    "Raise a `ConfigError` if a scale is unknown or smaller than the recorded one"
+    for s in filter(None, (recorded, scale)):
+        if s not in scales: raise ConfigError(unknown_name_message('scale', s, list(scales)))
+    if recorded and scale and scales.index(scale)<scales.index(recorded):
+        raise ConfigError(f'{name} is recorded at scale {recorded}, which is larger than {scale}: '
+                          f'run `moral_sc record {name} --scale {recorded}`, or add '
+                          '`--allow-smaller`.')
+
+
+# %%
+with expect_fail(ConfigError, contains='recorded at scale cpu'): check_scale('a.ipynb', 'cpu', 'quick')
+with expect_fail(ConfigError, contains="did you mean 'quick'?"): check_scale('a.ipynb', '', 'quik')
+for recorded,scale in [('', 'quick'), ('cpu', 'cpu'), ('quick', 'gpu'), ('cpu', '')]:
+    check_scale('a.ipynb', recorded, scale)
+
+
+# %% [markdown]
+# ## One page
+
+# %%
+#| export
+def record_page(
+    notebook,            # Committed page; the outputs are written into it
+    scale=None,          # quick | cpu | gpu; default: the recorded scale, otherwise as written
+    pictures=False,      # Keep a PNG beside each figure
+    progress=None,       # Called as progress(cell, cells)
+    allow_smaller=False, # Replace outputs of a larger scale
+)->Result:               # A failing page is left unchanged
+    "Run a page and store its outputs in it"
+    from moral_sc.lab.site.build import copy_outputs
+    recorded = recorded_scale(read(notebook))
+    scale = scale or recorded
+    check_scale(notebook, '' if allow_smaller else recorded, scale)
+    runs = dict(MORAL_SC_RUNS=os.environ.get('MORAL_SC_RUNS', ''))
+    with tempfile.TemporaryDirectory() as t:
+        run = f'{t}/run.ipynb'
+        res = execute(notebook, run, dict(scale=scale) if scale else {}, progress, runs)
+        if res.ok: copy_outputs(run, notebook, pictures)
+    return res
+
+
+# %%
+noisy = write('noisy', "scale = 'quick'",
+              'import sys; print("warning", file=sys.stderr); scale')
+record_page(noisy, 'cpu')
+cell = read(noisy).cells[-1]
+cell.outputs
+
+# %%
+test_eq([o.data['text/plain'] for o in cell.outputs], ["'cpu'"])
+test_eq(len(read(noisy).cells), 2)
+
+# %% [markdown]
+# A page that fails is left unchanged.
+
+# %%
+broken = write('broken', "scale = 'quick'", '1/0')
+before = broken.read_bytes()
+assert not record_page(broken).ok
+test_eq(broken.read_bytes(), before)
+
+# %% [markdown]
+# Outputs of a larger scale are replaced only on request. Without a scale, a page is recorded at the
+# scale it had.
+
+# %%
+claim = nbformat.v4.new_output('display_data', data={claims_mime: dict(claims=[dict(scale='cpu')])})
+nb = read(noisy)
+nb.cells[-1].outputs.append(claim)
+nbformat.write(nb, noisy)
+with expect_fail(ConfigError, contains='recorded at scale cpu'): record_page(noisy, 'quick')
+record_page(noisy)
+test_eq(read(noisy).cells[-1].outputs[0].data['text/plain'], "'cpu'")
