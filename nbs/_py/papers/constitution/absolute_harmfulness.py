@@ -24,7 +24,7 @@ import numpy as np, pandas as pd, torch
 from moral_sc.constitution.toy import environment
 from moral_sc.constitution.answers import answer_pairs, sample_answers
 from moral_sc.constitution.finetuning import training_examples, finetune
-from moral_sc.constitution.harm_plots import plot_harmfulness
+from moral_sc.constitution.plots import plot_harmfulness
 from moral_sc.constitution.evaluation.harmfulness import absolute_harmfulness, fit_harmfulness
 from moral_sc.constitution.rl.policy import train_policy
 from moral_sc.constitution.preference import fit_preference
@@ -209,7 +209,7 @@ means = pd.DataFrame([dict(run=k, what=w, temperature=T, step=n, **mean(x)._asdi
 # %%
 #| label: fig-absolute
 #| fig-cap: Predicted rating of answers to held-out prompts against steps of RL, means over trainings; solid at temperature 1 with 95% intervals that draw trainings, dashed at temperature 0; crosses are the expected rating of the answers at temperature 1
-plot_harmfulness(means, beside='truth')
+plot_harmfulness(means, crosses='truth')
 
 # %% [markdown]
 # Lines are what the regressor says and crosses what is true of the same answers. Where a

@@ -38,7 +38,7 @@ from moral_sc.lab.claims import record
 from moral_sc.lab.paths import work_dir
 from moral_sc.lab.scales import at_scale
 from moral_sc.language.loading import load_or_stub
-from moral_sc.language.stub_models import lookup
+from moral_sc.language.stub_models import stub_model
 
 # %%
 sizes = at_scale(scale, quick=dict(prompts=2, rounds=1, shots=1, max_new_tokens=16),
@@ -68,7 +68,7 @@ def stand_in(): # Says the same three things to everybody
     def fn(text):
         asked = re.findall(r'user\n(.*)<\|im_end\|>\n<\|im_start\|>assistant\n$', text)
         return {requests.get(asked[0], 'Do it at once.') if asked else '': 1.}
-    return lookup(fn, 'three-sentences')
+    return stub_model(fn, 'three-sentences')
 
 
 # %%
@@ -240,4 +240,4 @@ def measured(chains):
     if 2 in pair: res['first-revision'] = paired_difference(pair[1], pair[2], pair.index)
     return {f'constitution/{k}': v for k,v in res.items()}
 
-record(scale, recounted() | ({} if lm.oracle else measured(ours)))
+record(scale, recounted() | ({} if lm.is_stub else measured(ours)))

@@ -26,7 +26,7 @@ import numpy as np, pandas as pd, torch
 from scipy.stats import rankdata
 from moral_sc.constitution.toy import environment
 from moral_sc.constitution.answers import answer_pairs, sample_answers
-from moral_sc.constitution.elo import plot_frontier, plot_ratings
+from moral_sc.constitution.plots import plot_frontier, plot_ratings
 from moral_sc.constitution.finetuning import training_examples, finetune
 from moral_sc.constitution.evaluation.pareto import pareto_frontier, joint_draws, order_test
 from moral_sc.constitution.rl.policy import train_policy

@@ -24,13 +24,13 @@ import pandas as pd
 from moral_sc.constitution.evaluation import hhh
 from moral_sc.constitution.evaluation.calibration import calibration
 from moral_sc.constitution.feedback import load_worked_comparisons
-from moral_sc.constitution.reliability import plot_accuracy, plot_reliability
+from moral_sc.constitution.plots import plot_accuracy, plot_reliability
 from moral_sc.foundation.statistics import paired_difference
 from moral_sc.lab.claims import record
 from moral_sc.lab.paths import work_dir
 from moral_sc.lab.scales import at_scale
 from moral_sc.language.loading import load_or_stub
-from moral_sc.language.stub_models import lookup
+from moral_sc.language.stub_models import stub_model
 
 # %%
 size = at_scale(scale, # comparisons, harm types, thoughts, tokens of a thought, shots, models
@@ -43,7 +43,7 @@ reach = hhh.hhh_available('hhh')
 if scale=='quick' or not reach: items = hhh.load_hhh('ours', size['items'], seed)
 else: items = hhh.load_hhh('hhh', size['items'], seed)
 types = hhh.load_hhh('harm_types', size['types'], seed) if reach and size['types']!=0 else []
-def coin(): return lookup(lambda t: {' (A)': .4, ' (B)': .4} if t[-1:]==':' else {'': 1.}, 'coin')
+def coin(): return stub_model(lambda t: {' (A)': .4, ' (B)': .4} if t[-1:]==':' else {'': 1.}, 'coin')
 names = ['smollm2-135m-instruct', 'gemma-3-270m'][:size['models']]
 models = {n: load_or_stub(n, coin) for n in names}
 len(items), len(types)
@@ -145,7 +145,7 @@ hhh.hhh_accuracy(kinds) if kinds is not None else 'Not asked at this scale.'
 
 # %%
 found = {}
-if not any(m.oracle for m in models.values()) and reach and scale!='quick':
+if not any(m.is_stub for m in models.values()) and reach and scale!='quick':
     found['constitution/hhh-beats-length'] = hhh.hhh_accuracy(first)
     at_once = run(main, 'chat one order', chat, few)
     found['constitution/hhh-thought-helps'] = paired_difference(

@@ -26,13 +26,13 @@ from moral_sc.constitution.evaluation import hhh
 from moral_sc.constitution.toy import environment
 from moral_sc.constitution.evaluation.calibration import calibration
 from moral_sc.constitution.feedback import clip_labels, label, load_worked_comparisons, label_report
-from moral_sc.constitution.reliability import plot_position_bias, plot_reliability
+from moral_sc.constitution.plots import plot_position_bias, plot_reliability
 from moral_sc.foundation.statistics import cluster_bootstrap, paired_difference
 from moral_sc.lab.claims import record
 from moral_sc.lab.paths import work_dir
 from moral_sc.lab.scales import at_scale
 from moral_sc.language.loading import load_or_stub
-from moral_sc.language.stub_models import lookup
+from moral_sc.language.stub_models import stub_model
 
 # %%
 size = at_scale(scale, # pairs of the world; comparisons for the model, shots, those with all principles
@@ -188,7 +188,7 @@ gain
 # %%
 real = None
 if size['real']:
-    def coin(): return lookup(lambda t: {' (A)': .5, ' (B)': .4} if t[-1:]==':' else {'': 1.})
+    def coin(): return stub_model(lambda t: {' (A)': .5, ' (B)': .4} if t[-1:]==':' else {'': 1.})
     real = load_or_stub('smollm2-135m-instruct', coin)
     reach = hhh.hhh_available('hhh')
     items = hhh.load_hhh('hhh' if reach else 'ours', size['real'], seed)

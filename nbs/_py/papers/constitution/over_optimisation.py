@@ -23,8 +23,8 @@ from time import perf_counter
 
 import numpy as np, pandas as pd, torch
 from moral_sc.constitution.toy import environment
-from moral_sc.constitution.curves import (kl_distance, linearity, plot_distance, plot_runs,
-                                          plot_training, running_mean)
+from moral_sc.constitution.plots import (
+    kl_distance, linearity, plot_distance, plot_runs, plot_training, running_mean)
 from moral_sc.constitution.rl.policy import train_policy
 from moral_sc.constitution.preference import fit_preference
 from moral_sc.constitution.prompts import render_prompt, split_by_prompt

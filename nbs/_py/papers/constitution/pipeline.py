@@ -23,7 +23,8 @@ from time import perf_counter
 import numpy as np, pandas as pd, torch
 from moral_sc.constitution.toy import environment
 from moral_sc.constitution.answers import answer_pairs, sample_answers
-from moral_sc.constitution.diagram import plot_pipeline, plot_stages
+from moral_sc.constitution.pipeline_diagram import plot_pipeline
+from moral_sc.constitution.plots import plot_stages
 from moral_sc.constitution.feedback import label
 from moral_sc.constitution.finetuning import training_examples, finetune, count_faults
 from moral_sc.constitution.toy.judge_model import COMPARISONS, CURRICULUM, vote_margins, train_judge_model, simulate_votes

@@ -29,7 +29,7 @@ from moral_sc.bias.plots import plot_steps
 from moral_sc.bias.sweep import ModelSpec, item_bias, sweep
 from moral_sc.constitution.answers import answer_pairs, sample_answers
 from moral_sc.constitution.evaluation.refusals import boilerplate_matches, evasion_matches
-from moral_sc.constitution.curves import plot_training
+from moral_sc.constitution.plots import plot_training
 from moral_sc.constitution.feedback import label, label_report
 from moral_sc.constitution.finetuning import training_examples, find_fault, FAULT_KINDS, finetune, count_faults
 from moral_sc.constitution.rl.policy import train_policy

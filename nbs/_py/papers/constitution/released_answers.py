@@ -24,7 +24,7 @@ from scipy.stats import chi2
 # %%
 from moral_sc.constitution.evaluation.refusals import (AUTHOR_MODELS, author_samples, boilerplate_matches, distinct_ngrams,
                                              evasion_matches, clean_answer)
-from moral_sc.constitution.plots import plot_rates, plot_prompt_shares
+from moral_sc.constitution.plots import plot_prompt_shares, plot_rates
 from moral_sc.constitution.revision import author_revisions, chain_table
 from moral_sc.foundation.datasets import data_dir, read_jsonl
 from moral_sc.foundation.statistics import cluster_bootstrap, paired_difference

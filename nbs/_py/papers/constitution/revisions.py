@@ -30,7 +30,7 @@ from moral_sc.constitution.evaluation.refusals import measure_chains, distinct_n
 from moral_sc.constitution.preference import fit_preference
 from moral_sc.constitution.prompts import split_by_prompt
 from moral_sc.constitution.revision import revised_answer, author_revisions, revise
-from moral_sc.constitution.revision_plots import plot_means
+from moral_sc.constitution.plots import plot_means
 from moral_sc.foundation.runs import content_key
 from moral_sc.foundation.statistics import cluster_bootstrap, paired_difference
 from moral_sc.lab.claims import record

@@ -25,14 +25,12 @@ import numpy as np, pandas as pd, torch
 from moral_sc.constitution.toy import environment
 from moral_sc.constitution.answers import answer_pairs, sample_answers
 from moral_sc.constitution.evaluation.calibration import ece
-from moral_sc.constitution.curves import plot_runs
+from moral_sc.constitution.plots import plot_means, plot_reliability, plot_runs
 from moral_sc.constitution.feedback import clip_labels
 from moral_sc.constitution.rl.policy import train_policy
 from moral_sc.constitution.preference import fit_preference
 from moral_sc.constitution.prompts import split_by_prompt
-from moral_sc.constitution.reliability import plot_reliability
 from moral_sc.constitution.revision import STOPS
-from moral_sc.constitution.revision_plots import plot_means
 from moral_sc.foundation.runs import content_key
 from moral_sc.foundation.statistics import cluster_bootstrap, paired_difference
 from moral_sc.lab.claims import record

@@ -24,6 +24,7 @@ from scipy.stats import spearmanr
 from time import perf_counter
 from moral_sc.foundation.statistics import cluster_bootstrap, Estimate
 from moral_sc.lab.claims import record
+from moral_sc.lab.scales import at_scale
 from moral_sc.superposition import ToyConfig, train
 from moral_sc.superposition.adversarial import (analytic_attack, attack_directions,
                                             gradient_attack, mean_input_norm, vulnerability)
@@ -35,7 +36,7 @@ from moral_sc.superposition.training import objective
 began = perf_counter()
 
 # %%
-size = dict(
+size = at_scale(scale,
     quick=dict(seeds=2, batch=512, hard=1, other=[(20,10)],
                train=dict(steps=800, batch_size=256),
                against=dict(steps=500, batch_size=128)),
@@ -45,7 +46,7 @@ size = dict(
     gpu=dict(seeds=20, batch=4096, hard=10, other=[(20,10),(60,10),(40,5),(400,30)],
              train=dict(steps=10_000, batch_size=1024),
              against=dict(steps=10_000, batch_size=1024)),
-)[scale]
+)
 device = 'cuda' if scale=='gpu' and torch.cuda.is_available() else 'cpu'
 rate = dict(lr=.01, schedule='cosine')
 size

@@ -21,16 +21,17 @@ seed = 0         # everything random follows from it
 import numpy as np, pandas as pd, torch
 from time import perf_counter
 from moral_sc.lab.claims import record
+from moral_sc.lab.scales import at_scale
 from moral_sc.superposition import ToyConfig, reconstruct, train
 from moral_sc.superposition.plots import plot_curves
 began = perf_counter()
 
 # %%
-size = dict(
+size = at_scale(scale,
     quick=dict(each=10, steps=3000, batch_size=512),
     cpu=dict(each=40, steps=4000, batch_size=1024),
     gpu=dict(each=1000, steps=10_000, batch_size=1024),
-)[scale]
+)
 device = 'cuda' if scale=='gpu' and torch.cuda.is_available() else 'cpu'
 size
 

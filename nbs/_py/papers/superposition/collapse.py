@@ -23,6 +23,7 @@ import numpy as np, torch, pandas as pd
 from time import perf_counter
 from torch.nn.functional import cosine_similarity
 from moral_sc.lab.claims import record
+from moral_sc.lab.scales import at_scale
 from moral_sc.superposition import ToyConfig, exact_loss
 from moral_sc.superposition.exact_loss import mean_covariance
 from moral_sc.superposition.plots import plot_curves, plot_columns
@@ -31,11 +32,11 @@ from moral_sc.superposition.theory import pair_losses
 began = perf_counter()
 
 # %%
-size = dict(
+size = at_scale(scale,
     quick=dict(restarts=8, exact=2, steps=100, train=dict(steps=1000, batch_size=256)),
     cpu=dict(restarts=32, exact=8, steps=200, train=dict(steps=6000, batch_size=1024)),
     gpu=dict(restarts=500, exact=48, steps=300, train=dict(steps=10_000, batch_size=1024)),
-)[scale]
+)
 device = 'cuda' if scale=='gpu' and torch.cuda.is_available() else 'cpu'
 rate = dict(lr=.01, schedule='cosine')
 size

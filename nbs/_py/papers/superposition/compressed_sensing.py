@@ -23,19 +23,20 @@ from scipy.optimize import linprog
 from time import perf_counter
 from moral_sc.foundation.statistics import Estimate, wilson
 from moral_sc.lab.claims import record
+from moral_sc.lab.scales import at_scale
 from moral_sc.superposition import ToyConfig, represented, train
 from moral_sc.superposition.geometry import polygon, tegum
 from moral_sc.superposition.plots import plot_curves
 began = perf_counter(); torch.set_num_threads(1); rng = np.random.default_rng(seed)
 
 # %%
-size = dict(
+size = at_scale(scale,
     quick=dict(n=[40,80], trials=8, grid=6, density=[.2,.1,.05], toy=(20,6), steps=1500),
     cpu=dict(n=[40,80,160,320], trials=30, grid=9, density=[.3,.2,.1,.05,.025], toy=(40,10),
              steps=10_000),
     gpu=dict(n=[40,80,160,320,640], trials=100, grid=13, density=[.3,.2,.1,.05,.025,.01],
              toy=(40,10), steps=50_000),
-)[scale]
+)
 size
 
 

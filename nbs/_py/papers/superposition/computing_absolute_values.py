@@ -21,6 +21,7 @@ seed = 0         # everything random follows from it
 import numpy as np, pandas as pd, torch
 from time import perf_counter
 from moral_sc.lab.claims import record
+from moral_sc.lab.scales import at_scale
 from moral_sc.superposition import ToyConfig, train_restarts, moments, reconstruct
 from moral_sc.superposition.features import Sampler
 from moral_sc.superposition.neurons import leading_share, neuron_order, plot_weight_stacks, rescale_neurons
@@ -29,14 +30,14 @@ from moral_sc.superposition.theory import abs_baselines
 began = perf_counter()
 
 # %%
-size = dict(
+size = at_scale(scale,
     quick=dict(n=20, m=8, decay=.6, density=[1,.1,.01], restarts=1, small=20, both=[.1],
                train=dict(steps=400, lr=5e-3, schedule='linear', batch_size=256)),
     cpu=dict(n=100, m=40, decay=.8, density=[1,.3,.1,.03,.01,.003,.001], restarts=2, small=40, both=[1,.1,.01],
              train=dict(steps=16_000, lr=3e-3, schedule='linear', batch_size=1024)),
     gpu=dict(n=100, m=40, decay=.8, density=[1,.3,.1,.03,.01,.003,.001], restarts=20, small=1000, both=[1,.1,.01],
              train=dict(steps=50_000, lr=1e-3, schedule='linear', batch_size=1024)),
-)[scale]
+)
 device = 'cuda' if scale=='gpu' and torch.cuda.is_available() else 'cpu'
 n = size['n']
 m = size['m']

@@ -27,6 +27,7 @@ from time import perf_counter
 from torch.nn.functional import cosine_similarity
 from moral_sc.foundation.statistics import Estimate, wilson
 from moral_sc.lab.claims import record
+from moral_sc.lab.scales import at_scale
 from moral_sc.superposition import ToyConfig, exact_loss, represented, train
 from moral_sc.superposition.exact_loss import mean_covariance
 from moral_sc.superposition.geometry import angular_gaps, polygon
@@ -36,12 +37,12 @@ from moral_sc.superposition.phase_diagram import exact_optima
 began = perf_counter()
 
 # %%
-size = dict(
+size = at_scale(scale,
     quick=dict(models=12, others=6, restarts=3, train=dict(steps=1000, batch_size=256)),
     cpu=dict(models=300, others=40, restarts=12, train=dict(steps=10_000, batch_size=1024)),
     gpu=dict(models=1000, others=400, restarts=24,
              train=dict(steps=10_000, batch_size=1024)),
-)[scale]
+)
 device = 'cuda' if scale=='gpu' and torch.cuda.is_available() else 'cpu'
 rate = dict(lr=.01, schedule='cosine')
 size

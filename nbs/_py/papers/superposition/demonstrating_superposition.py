@@ -23,6 +23,7 @@ from scipy.stats import spearmanr
 from time import perf_counter
 from moral_sc.foundation.statistics import wilson, cluster_bootstrap
 from moral_sc.lab.claims import record
+from moral_sc.lab.scales import at_scale
 from moral_sc.superposition import (ToyConfig, train, exact_loss, fit_exact, moments,
                                     represented, feature_dimensionality, planar_shape)
 from dataclasses import replace
@@ -30,7 +31,7 @@ from moral_sc.superposition.plots import plot_columns, plot_models, plot_capacit
 began = perf_counter()
 
 # %%
-size = dict(
+size = at_scale(scale,
     quick=dict(models=12, seeds=3, linear=2, restarts=4,
                train=dict(steps=2500, batch_size=256, lr=.01, schedule='cosine'),
                train20=dict(steps=1000, batch_size=256, lr=.01, schedule='cosine')),
@@ -38,7 +39,7 @@ size = dict(
              train=dict(steps=10_000), train20=dict(steps=10_000)),
     gpu=dict(models=4000, seeds=400, linear=20, restarts=8,
              train=dict(steps=10_000), train20=dict(steps=10_000)),
-)[scale]
+)
 device = 'cuda' if scale=='gpu' and torch.cuda.is_available() else 'cpu'
 size
 

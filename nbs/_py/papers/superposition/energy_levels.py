@@ -23,6 +23,7 @@ from collections import Counter
 from time import perf_counter
 from moral_sc.foundation.statistics import cluster_bootstrap, wilson
 from moral_sc.lab.claims import record
+from moral_sc.lab.scales import at_scale
 from moral_sc.superposition import ToyConfig, train, feature_dimensionality, represented
 from moral_sc.superposition.dimensionality import level_jumps, nearest_level, LEVELS
 from moral_sc.superposition.feature_graphs import overall_shape, recognise
@@ -32,12 +33,12 @@ from moral_sc.superposition.shapes import plot_dimensionality_over_time
 began = perf_counter()
 
 # %%
-size = dict(
+size = at_scale(scale,
     quick=dict(n=40, m=6, models=2, others=2, terms=64, lr=4e-3,
                train=dict(steps=2500, batch_size=512)),
     cpu=dict(n=60, m=8, models=12, others=6, terms=64, lr=1e-3, train=dict(steps=10_000)),
     gpu=dict(n=400, m=30, models=12, others=6, terms=128, lr=1e-3, train=dict(steps=20_000)),
-)[scale]
+)
 device = 'cuda' if scale=='gpu' and torch.cuda.is_available() else 'cpu'
 density = .35
 size

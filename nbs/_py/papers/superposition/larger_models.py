@@ -24,6 +24,7 @@ from scipy.stats import spearmanr
 from time import perf_counter
 from moral_sc.foundation.statistics import Estimate, cluster_bootstrap
 from moral_sc.lab.claims import record
+from moral_sc.lab.scales import at_scale
 from moral_sc.superposition import (ToyConfig, exact_loss, feature_dimensionality,
                                     represented, train)
 from moral_sc.superposition.feature_graphs import overall_shape
@@ -34,9 +35,9 @@ began = perf_counter()
 
 # %%
 quick = dict(steps=400, batch_size=128, lr=.02, schedule='cosine')
-size = dict(quick=dict(seeds=2, small=3, linear=2, terms=64, train=quick),
+size = at_scale(scale, quick=dict(seeds=2, small=3, linear=2, terms=64, train=quick),
             cpu=dict(seeds=5, small=20, linear=2, terms=256, train=dict(steps=10_000)),
-            gpu=dict(seeds=100, small=200, linear=20, terms=512, train=dict(steps=10_000)))[scale]
+            gpu=dict(seeds=100, small=200, linear=20, terms=512, train=dict(steps=10_000)))
 device = 'cuda' if scale=='gpu' and torch.cuda.is_available() else 'cpu'
 density = [1,.3,.1,.03,.01,.003,.001]
 size

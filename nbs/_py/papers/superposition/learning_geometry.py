@@ -22,6 +22,7 @@ import numpy as np, torch, pandas as pd
 from time import perf_counter
 from moral_sc.foundation.statistics import wilson
 from moral_sc.lab.claims import record
+from moral_sc.lab.scales import at_scale
 from dataclasses import replace
 from moral_sc.superposition import ToyConfig, train, exact_loss
 from moral_sc.superposition.exact_loss import fit_exact
@@ -30,14 +31,14 @@ from moral_sc.superposition.shapes import animate_learning, plot_shapes_3d
 began = perf_counter()
 
 # %%
-size = dict(
+size = at_scale(scale,
     quick=dict(models=16, others=8, restarts=2, maxiter=300,
                train=dict(steps=2000, batch_size=256)),
     cpu=dict(models=100, others=40, restarts=6, maxiter=1500,
              train=dict(steps=6000, batch_size=1024)),
     gpu=dict(models=1000, others=400, restarts=12, maxiter=3000,
              train=dict(steps=20_000, batch_size=1024)),
-)[scale]
+)
 device = 'cuda' if scale=='gpu' and torch.cuda.is_available() else 'cpu'
 rate = dict(lr=.01, schedule='cosine')
 size

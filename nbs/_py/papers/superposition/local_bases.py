@@ -23,17 +23,18 @@ from time import perf_counter
 from torch.nn.functional import normalize
 from moral_sc.foundation.statistics import cluster_bootstrap, wilson
 from moral_sc.lab.claims import record
+from moral_sc.lab.scales import at_scale
 from moral_sc.superposition import ToyConfig, represented, train
 from moral_sc.superposition.plots import plot_curves, plot_models
 from moral_sc.superposition.phase_diagram import held_out_loss
 began = perf_counter()
 
 # %%
-size = dict(
+size = at_scale(scale,
     quick=dict(models=6, others=2, train=dict(steps=1000, batch_size=256)),
     cpu=dict(models=40, others=8, train=dict(steps=6000, batch_size=1024)),
     gpu=dict(models=400, others=100, train=dict(steps=10_000, batch_size=1024)),
-)[scale]
+)
 device = 'cuda' if scale=='gpu' and torch.cuda.is_available() else 'cpu'
 rate = dict(lr=.01, schedule='cosine')
 size

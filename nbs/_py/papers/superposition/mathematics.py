@@ -22,6 +22,7 @@ import numpy as np, pandas as pd, torch
 from time import perf_counter
 from moral_sc.foundation.figures import COLOURS
 from moral_sc.lab.claims import record
+from moral_sc.lab.scales import at_scale
 from moral_sc.superposition.exact_loss import (exact_loss, fit_exact, minimise_lbfgs, relu_errors, supports)
 from moral_sc.superposition.features import expand, moments
 from moral_sc.superposition.feature_graphs import overall_shape
@@ -32,9 +33,9 @@ from moral_sc.superposition.theory import linear_optimum
 began = perf_counter()
 
 # %%
-size = dict(quick=dict(points=7, maxiter=150, restarts=4, starts=20, linear=2),
+size = at_scale(scale, quick=dict(points=7, maxiter=150, restarts=4, starts=20, linear=2),
             cpu=dict(points=25, maxiter=400, restarts=8, starts=200, linear=20),
-            gpu=dict(points=49, maxiter=2000, restarts=100, starts=1000, linear=100))[scale]
+            gpu=dict(points=49, maxiter=2000, restarts=100, starts=1000, linear=100))
 size
 
 

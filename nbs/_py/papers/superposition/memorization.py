@@ -23,13 +23,14 @@ import plotly.graph_objects as go
 from time import perf_counter
 from moral_sc.foundation.statistics import Estimate, cluster_bootstrap
 from moral_sc.lab.claims import record
+from moral_sc.lab.scales import at_scale
 from moral_sc.superposition import ToyConfig, train
 from moral_sc.superposition.memorization import successive_angles, memorization_sweep, plot_memory, data_points
 from moral_sc.superposition.plots import plot_curves
 began = perf_counter(); torch.set_num_threads(1)
 
 # %%
-size = dict(
+size = at_scale(scale,
     quick=dict(n=100, active=5, starts=3, points=[5,10,20,40,60,100,200,400],
                m=[2,3,5,8], map_points=[5,20,60,200], map_steps=500, varied=[5,60,400],
                five=dict(n=1000, steps=3000, lr=5e-3), train=dict(steps=1500, lr=2e-2)),
@@ -42,7 +43,7 @@ size = dict(
              map_points=[10,100,1000,3000,5000,10_000,50_000], map_steps=50_000,
              varied=[5,5000,20_000], five=dict(n=10_000, steps=50_000, lr=1e-3),
              train=dict(steps=50_000, lr=1e-3)),
-)[scale]
+)
 gpu = scale=='gpu' and torch.cuda.is_available()
 how = dict(engine='auto', device='cuda') if gpu else dict(engine='sparse')
 size

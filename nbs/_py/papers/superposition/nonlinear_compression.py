@@ -23,15 +23,16 @@ import numpy as np, pandas as pd, torch
 import plotly.graph_objects as go
 from time import perf_counter
 from moral_sc.lab.claims import record
+from moral_sc.lab.scales import at_scale
 from moral_sc.superposition.plots import plot_curves
 began = perf_counter()
 
 # %%
-size = dict(
+size = at_scale(scale,
     quick=dict(grid=600, starts=4, steps=400),
     cpu=dict(grid=1200, starts=12, steps=6000),
     gpu=dict(grid=4800, starts=32, steps=40_000),
-)[scale]
+)
 size
 
 

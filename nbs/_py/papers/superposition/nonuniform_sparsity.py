@@ -24,6 +24,7 @@ from scipy.stats import spearmanr
 from time import perf_counter
 from moral_sc.foundation.statistics import cluster_bootstrap, wilson
 from moral_sc.lab.claims import record
+from moral_sc.lab.scales import at_scale
 from moral_sc.superposition import ToyConfig, planar_shape, represented
 from moral_sc.superposition.geometry import polygon
 from moral_sc.superposition.maps import order_by_angle, curve_crossing, plot_solution_losses, plot_neighbours
@@ -32,13 +33,13 @@ from moral_sc.superposition.phase_diagram import train_restarts, logspace, exact
 began = perf_counter()
 
 # %%
-size = dict(
+size = at_scale(scale,
     quick=dict(points=9, restarts=4, fine=41, check=2, grid=(4,9),
                train=dict(steps=1200, batch_size=256, lr=.01, schedule='cosine')),
     cpu=dict(points=41, restarts=16, fine=81, check=8, grid=(9,23), train=dict(steps=10_000)),
     gpu=dict(points=61, restarts=256, fine=121, check=16, grid=(17,45),
              train=dict(steps=10_000)),
-)[scale]
+)
 device = 'cuda' if scale=='gpu' and torch.cuda.is_available() else 'cpu'
 size
 

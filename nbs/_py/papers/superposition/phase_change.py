@@ -23,6 +23,7 @@ import numpy as np, pandas as pd, torch
 from time import perf_counter
 from moral_sc.foundation.statistics import wilson
 from moral_sc.lab.claims import record
+from moral_sc.lab.scales import at_scale
 from moral_sc.superposition import ToyConfig
 from moral_sc.superposition.maps import plot_phases
 from moral_sc.superposition.plots import plot_curves
@@ -32,12 +33,12 @@ from moral_sc.superposition.theory import antipodal_boundary_density
 began = perf_counter()
 
 # %%
-size = dict(
+size = at_scale(scale,
     quick=dict(points=9, restarts=4, other=7, starts=2, few=200,
                train=dict(steps=600, batch_size=256, lr=.02), brisk=600),
     cpu=dict(points=31, restarts=10, other=13, starts=5, few=1000, train={}, brisk=3000),
     gpu=dict(points=256, restarts=10, other=64, starts=10, few=1000, train={}, brisk=3000),
-)[scale]
+)
 device = 'cuda' if scale=='gpu' and torch.cuda.is_available() else 'cpu'
 size
 

@@ -23,6 +23,7 @@ import numpy as np, pandas as pd, torch
 from time import perf_counter
 from moral_sc.foundation.statistics import wilson
 from moral_sc.lab.claims import record
+from moral_sc.lab.scales import at_scale
 from moral_sc.superposition.maps import plot_phases
 from moral_sc.superposition.plots import plot_curves
 from moral_sc.superposition.phase_diagram import (agrees_with_theory, describe_grid, families, phase_grid, logspace,
@@ -32,12 +33,12 @@ from moral_sc.superposition.theory import antipodal_boundary_density
 began = perf_counter()
 
 # %%
-size = dict(
+size = at_scale(scale,
     quick=dict(points=7, restarts=4, exact=7, lens=9,
                train=dict(steps=600, batch_size=256, lr=.02)),
     cpu=dict(points=21, restarts=10, exact=15, lens=25, train=dict()),
     gpu=dict(points=256, restarts=10, exact=31, lens=49, train=dict()),
-)[scale]
+)
 device = 'cuda' if scale=='gpu' and torch.cuda.is_available() else 'cpu'
 size
 

@@ -23,6 +23,7 @@ from collections import Counter
 from time import perf_counter
 from moral_sc.foundation.statistics import wilson
 from moral_sc.lab.claims import record
+from moral_sc.lab.scales import at_scale
 from moral_sc.superposition import (ToyConfig, train, feature_dimensionality, fit_exact,
                                     represented)
 from moral_sc.superposition.dimensionality import dimensionality_sweep
@@ -36,7 +37,7 @@ from moral_sc.superposition.polytope_gain import polytope_gain
 began = perf_counter()
 
 # %%
-size = dict(
+size = at_scale(scale,
     quick=dict(five=[.8,.68,.58,.4], restarts=3, maxiter=150, models=4, steps=1000, batch=256,
                rates=[1e-3,3e-2], wider=[3]),
     cpu=dict(five=[.85,.8,.77,.74,.71,.68,.65,.62,.59,.56,.53,.5,.4,.3,.2], restarts=8,
@@ -44,7 +45,7 @@ size = dict(
              wider=[3,6,9]),
     gpu=dict(five=np.linspace(.9, .1, 41).round(3).tolist(), restarts=24, maxiter=2000, models=200,
              steps=50_000, batch=4096, rates=[1e-3,3e-3,1e-2,3e-2], wider=[3,6,9,15,30]),
-)[scale]
+)
 device = 'cuda' if scale=='gpu' and torch.cuda.is_available() else 'cpu'
 size
 

@@ -22,6 +22,7 @@ import numpy as np, pandas as pd, torch
 from time import perf_counter
 from moral_sc.foundation.statistics import cluster_bootstrap
 from moral_sc.lab.claims import record
+from moral_sc.lab.scales import at_scale
 from moral_sc.superposition import ToyConfig, train_restarts, train
 from moral_sc.superposition.features import Sampler
 from moral_sc.superposition.neurons import excited_neurons, count_neurons, leading_share, plot_weight_stacks
@@ -29,11 +30,11 @@ from moral_sc.superposition.plots import plot_curves
 began = perf_counter()
 
 # %%
-size = dict(
+size = at_scale(scale,
     quick=dict(models=20, steps=800, extra=4),
     cpu=dict(models=300, steps=3000, extra=20),
     gpu=dict(models=1000, steps=10_000, extra=100),
-)[scale]
+)
 device = 'cuda' if scale=='gpu' and torch.cuda.is_available() else 'cpu'
 size
 

@@ -21,6 +21,7 @@ seed = 0         # everything random follows from it
 import numpy as np, torch, pandas as pd
 from time import perf_counter
 from moral_sc.lab.claims import record
+from moral_sc.lab.scales import at_scale
 from moral_sc.superposition import feature_dimensionality, represented
 from moral_sc.superposition.dimensionality import LEVELS, dimensionality_sweep, nearest_level
 from moral_sc.superposition.geometry import leverage, polytopes
@@ -33,7 +34,7 @@ began = perf_counter()
 # %%
 fine = [1,.9,.8,.73,.68,.63,.58,.53,.48,.42,.36,.3,.25,.22,.2,.18,.15,.12,.08,.05]
 falling = dict(lr=.01, schedule='cosine')
-size = dict(
+size = at_scale(scale,
     quick=dict(n=48, m=8, density=[1,.85,.7,.6,.45,.35,.2,.15,.1], restarts=1, pressure=(48,),
                few=48, train=dict(steps=1200, batch_size=128) | falling,
                vary=dict(steps=500, batch_size=128)),
@@ -41,7 +42,7 @@ size = dict(
              train=dict(steps=10_000), vary=dict(steps=5000, batch_size=512)),
     gpu=dict(n=400, m=30, density=fine, restarts=5, pressure=(10,20,40,80,160,320), few=80,
              train=dict(steps=10_000), vary=dict(steps=20_000)),
-)[scale]
+)
 device = 'cuda' if scale=='gpu' and torch.cuda.is_available() else 'cpu'
 {k: v for k,v in size.items() if k!='density'}
 

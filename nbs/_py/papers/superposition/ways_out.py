@@ -22,17 +22,18 @@ import numpy as np, pandas as pd, torch
 from time import perf_counter
 from moral_sc.foundation.statistics import cluster_bootstrap
 from moral_sc.lab.claims import record
+from moral_sc.lab.scales import at_scale
 from moral_sc.superposition import (ToyConfig, feature_dimensionality, moments, represented, train)
 from moral_sc.superposition.fourier_loss import population_loss
 from moral_sc.superposition.plots import plot_curves
 began = perf_counter()
 
 # %%
-size = dict(
+size = at_scale(scale,
     quick=dict(seeds=2, steps=600, batch_size=256),
     cpu=dict(seeds=10, steps=5000, batch_size=1024),
     gpu=dict(seeds=100, steps=20_000, batch_size=1024),
-)[scale]
+)
 device = 'cuda' if scale=='gpu' and torch.cuda.is_available() else 'cpu'
 size
 
