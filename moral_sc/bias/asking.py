@@ -16,7 +16,7 @@ from .bbq.scoring import orders_of
 from .conditions import build_prompt, load_stimuli
 from ..foundation.runs import content_key
 from ..language.generation import append_turn, sample
-from ..language.stub_models import lookup
+from ..language.stub_models import stub_model
 from ..language.scoring import option_logprobs
 
 # %% ../../nbs/bias/28_asking.ipynb #f06da7cf
@@ -107,7 +107,7 @@ def bbq_stub_model(
         displayed[2] = displayed[2].removesuffix(instruction).strip().removesuffix('.')
         probabilities = zip(item.options, rule(item, instructed))
         return {'abc'[displayed.index(o)]:float(p) for o,p in probabilities if p}
-    return lookup(fn, name=name or rule.__name__)
+    return stub_model(fn, name=name or rule.__name__)
 
 # %% ../../nbs/bias/28_asking.ipynb #b951668a
 def score_questions(

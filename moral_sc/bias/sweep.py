@@ -21,7 +21,7 @@ from ..foundation.runs import content_key, provenance
 from ..foundation.statistics import Estimate, cluster_bootstrap
 from ..language.loading import load as load_model
 from ..language.models import LM
-from ..language.weights import alias, aliases
+from ..language.weights import get_alias, aliases
 
 # %% ../../nbs/bias/50_sweep.ipynb #06792343
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def _expand_model(model):
         return [ModelSpec(f'{path.name}/{d.name}', str(d), path.name, step=s) for s,d in snapshots]
     base,_,revision = name.partition('@')
     if base in aliases() or '/' not in base and path.suffix!='.gguf':
-        a = alias(name)
+        a = get_alias(name)
         step = parse_step(revision) if revision else a.step
         return [ModelSpec(name, name, a.family or base, a.stage, step)]
     return [ModelSpec(name, name, base, step=parse_step(revision) if revision else None)]
@@ -206,7 +206,7 @@ def _evaluate_model(s, bs, plan, dtype, device, progress, **kw):
         e = evaluate(lm, bs[n], a['conditions'], a['limit'], folder, a['orders'], a['seed'],
                      a['mode'], progress=progress, **kw)
         for t in TABLES: _write_atomically(folder/f'{t}.csv', getattr(e, t).to_csv(index=False))
-        note = dict(model=model, asked=a, source=lm.source, oracle=lm.oracle,
+        note = dict(model=model, asked=a, source=lm.source, is_stub=lm.is_stub,
                     provenance=e.provenance)
         _write_atomically(folder/'sweep.json', json.dumps(note, indent=1))
     del lm; gc.collect() # The next one may need the room

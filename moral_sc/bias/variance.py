@@ -15,7 +15,7 @@ from .evaluation import evaluate
 from .bbq.metrics import BBQ
 from ..foundation.errors import ConfigError, DataError, unknown_name_message
 from ..foundation.statistics import Estimate
-from ..language.stub_models import lookup
+from ..language.stub_models import stub_model
 
 # %% ../../nbs/bias/36_variance.ipynb #1afcc94d
 ITEM_METRICS = { # metric: context and value, from p[row, option] and the options of each row
@@ -69,7 +69,7 @@ def wording_stub_model(
         item = items_by_text[body]
         p = zip(item.options, rule(item, condition_of[request]))
         return {'abc'[displayed.index(o)]:float(x) for o,x in p if x}
-    return lookup(fn, name=name or rule.__name__)
+    return stub_model(fn, name=name or rule.__name__)
 
 # %% ../../nbs/bias/36_variance.ipynb #0039e205
 def collect_records(

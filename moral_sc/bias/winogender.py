@@ -18,7 +18,7 @@ from .benchmarks import Benchmark, mean_probabilities
 from ..foundation.datasets import available, data_dir, fetch
 from ..foundation.errors import ConfigError, DataError
 from ..foundation.statistics import Estimate
-from ..language.stub_models import lookup
+from ..language.stub_models import stub_model
 
 # %% ../../nbs/bias/40_winogender.ipynb #e464bfb7
 PRONOUNS = { # slot: female, male, neutral
@@ -214,4 +214,4 @@ def winogender_stub_model(
         if text not in items_by_text: return {'':1.}
         condition = 'match' if '% chance' in question else 'if' if 'stereotyping' in question else 'q'
         return {o:float(p) for o,p in zip(items_by_text[text].options, rule(items_by_text[text], condition)) if p}
-    return lookup(fn, name=name or rule.__name__)
+    return stub_model(fn, name=name or rule.__name__)

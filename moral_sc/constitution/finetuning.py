@@ -116,7 +116,7 @@ def finetune(
                   out=None if out is None else Path(out)/'fit', **options)
     key = content_key(lm=[lm.name, lm.source], examples=examples, epochs=epochs, lr=lr,
                       seed=seed, **{k: v for k,v in options.items() if not callable(v)})[:8]
-    res = replace(lm, model=model.eval().requires_grad_(False), oracle=False,
+    res = replace(lm, model=model.eval().requires_grad_(False), is_stub=False,
                   name=name or f'{lm.name}+{len(examples)}',
                   source=f'{lm.source}, finetuned {key}'.strip(', '))
     folder = None if out is None else Path(out)/'model'

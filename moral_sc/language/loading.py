@@ -14,7 +14,7 @@ import torch
 from ..foundation.errors import ConfigError, ModelError, unknown_name_message
 from .api_models import connect
 from .models import LM
-from .weights import _quiet, find_weights, reachable
+from .weights import call_quietly, find_weights, can_load
 
 # %% ../../nbs/language/12_loading.ipynb #3b75d354
 _dtypes = {k: getattr(torch, k) for k in ('float32','bfloat16','float16','float64')}
@@ -89,7 +89,7 @@ def load(
     dtype = _dtype(dtype, device)
     folder = find_weights(name, source)
     _check_folder(folder)
-    try: model,tokenizer = _quiet(_open, folder, dtype)
+    try: model,tokenizer = call_quietly(_open, folder, dtype)
     except Exception as e:
         raise ModelError(f'{folder} cannot be loaded ({_summary(e)}); if moral_sc made it, '
                          'delete it and load again.') from e
@@ -105,7 +105,7 @@ def load_or_stub(
 )->LM:
     "Load a model, or make a stub where its weights cannot be had; print which"
     try:
-        if not reachable(name):
+        if not can_load(name):
             raise ModelError(f'The weights of {name} are out of reach here.')
         lm = load(name, **kw)
         print(f'Real model: {lm}')

@@ -168,7 +168,7 @@ def train_policy(
     learner = RLTrainer(lm, reward, c, critic_from, watch)
     config = dict(kind='policy', model=[lm.name, lm.source, lm.parameters], **asdict(c),
                   prompts=content_key(rows=[[r['id'], r['text']] for r in prompts]))
-    known = replace(lm, name=f'{lm.name}+{steps}', oracle=False,
+    known = replace(lm, name=f'{lm.name}+{steps}', is_stub=False,
                     source=f'{lm.source}, trained {content_key(**config)[:8]}'.strip(', '))
     with open_run(out, config, seed=c.seed) if out else nullcontext() as run:
         folder = _RunFolder(out, run)

@@ -21,7 +21,7 @@ from ..prompts import tokenize_example
 from ..revision import revised_answer, prompt_text, revise, round_script
 from ...foundation.errors import ConfigError, unknown_name_message
 from ...foundation.runs import process_rank
-from ...language.reward_head import save_model, small_lm, word_tokenizer
+from ...language.reward_head import save_model, small_llama, word_tokenizer
 from ...language.loading import load
 from ...language.models import LM, encode
 from ...language.training import answer_loss, fit
@@ -212,7 +212,7 @@ def pretrain(
     who = dict(name=f'world-{size}', source=f'the world, {steps} steps, seed {seed}')
     if folder and (folder/'model').is_dir():
         return replace(load(folder/'model', 'float32', device), **who)
-    lm = small_lm(toy_tokenizer(), *SIZES[size], seed=seed, context=256, device=device)
+    lm = small_llama(toy_tokenizer(), *SIZES[size], seed=seed, context=256, device=device)
     rng = np.random.default_rng([seed, 1])
     asked = requests(32*steps, seed=seed+10**6)
     fit(lm.model, [tokenize_dialogue(lm, rng, r['text']) for r in asked], answer_loss, batch=32,

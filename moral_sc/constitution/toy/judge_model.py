@@ -19,7 +19,7 @@ from ..feedback import ANSWER, LETTERS, comparison_question
 from ..principles import Comparison
 from ...foundation.errors import ConfigError, unknown_name_message
 from ...foundation.runs import content_key, process_rank
-from ...language.reward_head import save_model, small_lm, word_tokenizer
+from ...language.reward_head import save_model, small_llama, word_tokenizer
 from ...language.loading import load
 from ...language.models import LM, encode
 from ...language.training import answer_loss, fit
@@ -115,7 +115,7 @@ def train_judge_model(
     folder = Path(out)/f'judge-{size}-{seed}-{key}' if out else None
     who = dict(name=f'judge-{size}', source=f'votes, {key}, seed {seed}')
     if folder and folder.is_dir(): return replace(load(folder, 'float32', device), **who)
-    lm = small_lm(judge_tokenizer(), *environment.SIZES[size], seed=seed, context=256, device=device)
+    lm = small_llama(judge_tokenizer(), *environment.SIZES[size], seed=seed, context=256, device=device)
     for steps,most,k in curriculum:
         n = 32*steps//len(most)
         read = [r for m in most for r in simulate_votes(n, seed, principles[:k], m, sharpness)]

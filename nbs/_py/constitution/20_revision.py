@@ -31,7 +31,7 @@ from moral_sc.foundation.errors import ConfigError, DataError, unknown_name_mess
 from moral_sc.foundation.runs import open_run
 from moral_sc.constitution.principles import (
     Principle, draw_principles, HEADINGS, load_few_shot, load_principles)
-from moral_sc.language.multi_turn import sample_chains
+from moral_sc.language.multi_turn import generate_multi_turn
 from moral_sc.language.chat import modes, render
 from moral_sc.language.generation import sample
 
@@ -44,7 +44,7 @@ from fastcore.test import *
 
 from moral_sc.constitution.evaluation.refusals import critic_voice
 from moral_sc.constitution.principles import split_dialogue
-from moral_sc.language.stub_models import lookup, random_model
+from moral_sc.language.stub_models import stub_model, random_model
 
 tmp = Path(tempfile.mkdtemp())
 
@@ -367,7 +367,7 @@ def revise(
         keys,asks = chains.first_prompts()
         chains.set_answers(sample(lm, asks, keys=keys, **kw))
         keys,asks = zip(*(chains.next(i, []) for i in range(len(rows)))) if rows else ([], [])
-        sample_chains(lm, asks, chains.next, keys=keys, **kw)
+        generate_multi_turn(lm, asks, chains.next, keys=keys, **kw)
         if run is not None: run.finish()
     return rows
 
@@ -390,7 +390,7 @@ def writer(text):
                  Revision='. '.join(sents[:-1])+'.')[heads[0]]
     return {f' {reply}\n\nHuman: And then?': 1.}
 
-oracle = lookup(writer, 'drops-a-sentence')
+oracle = stub_model(writer, 'drops-a-sentence')
 one = Principle('short', 'What is too much?', 'Say less.')
 row, = revise(oracle, ['Is it far?'], [one], rounds=3, few_shot=[], max_new_tokens=99)
 [row['response'], *(s['revision'] for s in row['rounds'])]
@@ -434,7 +434,7 @@ def polite(text):
     known = {one.critique: 'The tone.', one.revision: 'Two miles.'}
     return {known.get(asked[0], 'Far.'): 1.}
 
-chat, = revise(lookup(polite, 'polite'), ['Is it far?'], mode='chat', **kw)
+chat, = revise(stub_model(polite, 'polite'), ['Is it far?'], mode='chat', **kw)
 chat
 
 # %%
@@ -453,7 +453,7 @@ def confused(text):
     first = text.endswith('Assistant:')
     return {' Far.' if first else ' Critique: the answer is curt.': 1.}
 
-lost, = revise(lookup(confused, 'confused'), ['Is it far?'], **kw)
+lost, = revise(stub_model(confused, 'confused'), ['Is it far?'], **kw)
 revised_answer(lost), lost['rounds'][0]
 
 # %%

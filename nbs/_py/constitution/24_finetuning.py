@@ -42,7 +42,7 @@ from fastcore.test import *
 from moral_sc.constitution.principles import HEADINGS
 from moral_sc.constitution.prompts import render_prompt
 from moral_sc.constitution.revision import prompt_text
-from moral_sc.language.reward_head import answer_logprobs, small_lm, word_tokenizer
+from moral_sc.language.reward_head import answer_logprobs, small_llama, word_tokenizer
 from moral_sc.language.loading import load
 from moral_sc.language.models import decode, encode
 from moral_sc.language.stub_models import random_model
@@ -194,7 +194,7 @@ def _short(lm, examples):
 
 # %%
 words = 'is it far tea the cup here go . ? , yes no'.split()
-lm = small_lm(word_tokenizer(words), layers=2, width=48)
+lm = small_llama(word_tokenizer(words), layers=2, width=48)
 data = encode_examples(lm, rows)
 targets = [decode(lm, ids[s:]) for ids,s in data]
 targets
@@ -254,7 +254,7 @@ def finetune(
                   out=None if out is None else Path(out)/'fit', **options)
     key = content_key(lm=[lm.name, lm.source], examples=examples, epochs=epochs, lr=lr,
                       seed=seed, **{k: v for k,v in options.items() if not callable(v)})[:8]
-    res = replace(lm, model=model.eval().requires_grad_(False), oracle=False,
+    res = replace(lm, model=model.eval().requires_grad_(False), is_stub=False,
                   name=name or f'{lm.name}+{len(examples)}',
                   source=f'{lm.source}, finetuned {key}'.strip(', '))
     folder = None if out is None else Path(out)/'model'
@@ -285,7 +285,7 @@ said, tuned
 # %%
 tok = word_tokenizer(words)
 tok.pad_token = tok.eos_token
-one = small_lm(tok, layers=2, width=48)
+one = small_llama(tok, layers=2, width=48)
 pair = [dict(text='far?', answer='no.'), dict(text='is it tea?', answer='yes, it is tea.')]
 taught,_ = finetune(one, pair, lr=.01, epochs=40)
 stopped, = sample(taught, [render_prompt(taught, 'far?')], 30)

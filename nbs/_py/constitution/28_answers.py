@@ -29,7 +29,7 @@ from moral_sc.language.generation import sample
 import tempfile
 from pathlib import Path
 from fastcore.test import *
-from moral_sc.language.stub_models import lookup, random_model
+from moral_sc.language.stub_models import stub_model, random_model
 
 # %% [markdown]
 # Feedback compares two answers of one model to one prompt, and a tournament the answers of
@@ -81,7 +81,7 @@ def answer_pairs(
 
 
 # %%
-walker = lookup(lambda t: {' Two miles.\n\nHuman: And': .5, ' It is far.': .5}
+walker = stub_model(lambda t: {' Two miles.\n\nHuman: And': .5, ' It is far.': .5}
                 if t.endswith('Assistant:') else {'': 1.})
 answer_pairs(walker, ['Is it far?', 'How far is it?'])
 

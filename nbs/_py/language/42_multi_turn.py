@@ -21,15 +21,15 @@ from time import monotonic
 import torch
 from fastcore.basics import patch
 
-from moral_sc.foundation.runs import content_key, kept, process
-from moral_sc.language.chat import prompt
+from moral_sc.foundation.runs import content_key, run_or_temporary, process_rank
+from moral_sc.language.chat import encode_prompt
 from moral_sc.language.models import LM, eos_ids, pad
-from moral_sc.language.engine.weight_packing import packed
+from moral_sc.language.engine.weight_packing import prepacked_weights
 from moral_sc.language.engine.onednn import onednn
-from moral_sc.language.engine.batching import batches, fits
+from moral_sc.language.engine.batching import batches, check_context_length
 from moral_sc.language.generation import (_check_args, _Deck, _next, _pack, _picker, _Row,
-                                        _stem, _together, _unpack, noise, roomy, work)
-from moral_sc.language.engine.prefix_tree import shared
+                                        _stem, _together, _unpack, noise, preallocated_cache, work)
+from moral_sc.language.engine.prefix_tree import shared_prefix
 
 # %%
 #| hide
@@ -37,7 +37,7 @@ import tempfile
 from pathlib import Path
 from fastcore.test import *
 from moral_sc.foundation.runs import open_run
-from moral_sc.language.stub_models import lookup, random_model
+from moral_sc.language.stub_models import stub_model, random_model
 from moral_sc.language.generation import sample
 torch.set_num_threads(1)
 
@@ -70,7 +70,7 @@ class _Places(_Deck):
         if self.windowed: return 0 # It sees by column, so there must be no gap
         r = self.rows[i]
         held = [*r.p.ids, *r.ids][:int(self.mask[i].sum())]
-        return min(shared(held, row.p.ids), len(row.p.ids)-1)
+        return min(shared_prefix(held, row.p.ids), len(row.p.ids)-1)
 
 
 # %% [markdown]
@@ -174,7 +174,7 @@ def _by_rounds(lm, rows, batch, pick, follow):
 # %% [markdown]
 # ## What follows
 #
-# `then` is given the number of a row and what it has said, and answers with a name and a prompt,
+# `next_prompt` is given the number of a row and what it has said, and answers with a name and a prompt,
 # or with `None` where the row is complete. As in [`sample`](40_generation.ipynb), the name and the
 # seed fix the noise of a text, and texts are kept in a run under the same names that `sample`
 # gives them: a chain that was killed goes on at
@@ -219,8 +219,8 @@ class _Chains:
     def go(self, i, more):
         while more:
             key = more[0]
-            p = prompt(self.lm, more[1])
-            fits(self.lm, [p.ids], self.new)
+            p = encode_prompt(self.lm, more[1])
+            check_context_length(self.lm, [p.ids], self.new)
             name = content_key(sample=key, ids=p.ids, **self.how)
             s = _unpack(self.run.get(name))
             if s is None: return _Text(i, (key, name), self.lm, p,
@@ -240,17 +240,17 @@ class _Chains:
         return self.go(row.i, self.then(row.i, self.said[row.i]))
 
     def flush(self):
-        if not self.run.done: self.run.put_many(self.fresh)
+        if not self.run.finished: self.run.put_many(self.fresh)
         self.fresh = []
         self.at = monotonic()
 
 
 # %%
 #| export
-def sample_chains(
+def generate_multi_turn(
     lm:LM,
     prompts:list,           # Strings or `Prompt`s, with which the rows begin
-    then,                   # (row number, its `Sample`s so far) -> (key, prompt), or None
+    next_prompt,                   # (row number, its `Sample`s so far) -> (key, prompt), or None
     max_new_tokens:int=256, # Of each text
     temperature:float=1.,   # As in `sample`, like all that follow
     top_p:float=1.,
@@ -265,24 +265,24 @@ def sample_chains(
     "Continue each prompt, then the prompt that follows from what was said, and so on"
     keys = [str(k) for k in (range(len(prompts)) if keys is None else keys)]
     _check_args(prompts, keys, max_new_tokens, temperature, top_p)
-    first = [(k, prompt(lm, p)) for k,p in zip(keys, prompts)]
+    first = [(k, encode_prompt(lm, p)) for k,p in zip(keys, prompts)]
     stop = [stop] if isinstance(stop, str) else list(stop)
     sizes = [len(p.ids)+3*max_new_tokens for _,p in first] # About what a row comes to hold
     groups = batches(sizes, 4*max_tokens, 4*batch)
     pick = _picker(temperature, top_p, False, None)
-    flow = _by_rounds if roomy(lm) is None else _flow
-    with kept(run) as run:
-        c = _Chains(lm, first, then, max_new_tokens, seed, stop, run, progress,
+    flow = _by_rounds if preallocated_cache(lm) is None else _flow
+    with run_or_temporary(run) as run:
+        c = _Chains(lm, first, next_prompt, max_new_tokens, seed, stop, run, progress,
                     temperature=temperature, top_p=top_p)
         def do(rows, size):
             rows = [r for i in rows if (r:=c.start(i))]
             if rows:
-                with torch.inference_mode(), packed(lm.model, work(rows)), onednn(lm.model):
+                with torch.inference_mode(), prepacked_weights(lm.model, work(rows)), onednn(lm.model):
                     flow(lm, rows, min(batch, max(1, max_tokens//size)), pick, c.follow)
             c.flush()
         for n in run.blocks([[c.ends[i] for i in g] for g in groups]):
             do(groups[n], sizes[groups[n][0]])
-        several = process()[1]>1 # Then what is kept may be of another one
+        several = process_rank()[1]>1 # Then what is kept may be of another one
         rest = [i for i,whole in enumerate(c.whole) if several or not whole]
         if rest: do(rest, max(sizes))
     return c.said
@@ -298,9 +298,9 @@ def count(text):
     if text[-2:][:-1].isdigit() and text[-1]==':': return {f'{(int(text[-2])+1)%10}.': 1.}
     return {'.': 1.}
 
-counter = lookup(count, 'counts')
-said = sample_chains(counter, ['0:', '5:', '8:'], stop='.', max_new_tokens=5,
-    then=lambda i,said: (f'{i}/{len(said)}', f'{said[-1].text}:') if len(said)<2+i else None)
+counter = stub_model(count, 'counts')
+said = generate_multi_turn(counter, ['0:', '5:', '8:'], stop='.', max_new_tokens=5,
+    next_prompt=lambda i,said: (f'{i}/{len(said)}', f'{said[-1].text}:') if len(said)<2+i else None)
 [[s.text for s in row] for row in said]
 
 # %%
@@ -336,7 +336,7 @@ for kind in ('llama', 'neox', 'qwen3', 'gemma3'):
     lm = random_model(kind)
     want = stepwise(lm, **kw)
     for batch in (2, 4, 32):
-        got = sample_chains(lm, heads, then, batch=batch, keys=[f'{i}/0' for i in range(9)], **kw)
+        got = generate_multi_turn(lm, heads, then, batch=batch, keys=[f'{i}/0' for i in range(9)], **kw)
         test_eq(got, want)
 len(sum(want, []))
 
@@ -355,10 +355,10 @@ def dies(i, said):
 
 with open_run(tmp/'run', {}) as run: sample(lm, heads[:4], keys=keys[:4], run=run, **kw)
 with open_run(tmp/'run', {}) as run, expect_fail(Killed):
-    sample_chains(lm, heads, dies, keys=keys, run=run, batch=2, **kw)
+    generate_multi_turn(lm, heads, dies, keys=keys, run=run, batch=2, **kw)
 with open_run(tmp/'run', {}) as run:
     kept_before = len(run)
-    got = sample_chains(lm, heads, then, keys=keys, run=run, **kw)
+    got = generate_multi_turn(lm, heads, then, keys=keys, run=run, **kw)
     test_eq(len(run), len(sum(want, []))+len(heads))
 test_eq(got, want)
 kept_before

@@ -27,7 +27,7 @@ from torch.utils.checkpoint import checkpoint
 from moral_sc.foundation.errors import ConfigError, ModelError
 from moral_sc.language.models import LM, pad
 from moral_sc.language.engine.batching import has_plain_lm_head
-from moral_sc.language.weights import _quiet
+from moral_sc.language.weights import call_quietly
 
 # %%
 #| hide
@@ -36,7 +36,7 @@ import numpy as np
 from fastcore.test import *
 from moral_sc.language.loading import load
 from moral_sc.language.models import decode, encode
-from moral_sc.language.stub_models import lookup, random_model
+from moral_sc.language.stub_models import stub_model, random_model
 from moral_sc.language.scoring import token_logprobs
 
 tmp = Path(tempfile.mkdtemp())
@@ -76,7 +76,7 @@ def word_tokenizer(
     return PreTrainedTokenizerFast(tokenizer_object=tok, pad_token='<pad>', eos_token='<eos>',
                                    unk_token='<unk>')
 
-def small_lm(
+def small_llama(
     tokenizer,
     layers:int=4,
     width:int=128,
@@ -104,7 +104,7 @@ def small_lm(
 words = 'is it far tea the cup . ? , yes no'.split()
 tok = word_tokenizer(words)
 text = '\n\nHuman: is it far?\n\nAssistant: no, the tea is far.'
-lm = small_lm(tok, layers=2, width=32)
+lm = small_llama(tok, layers=2, width=32)
 tok.convert_ids_to_tokens(encode(lm, text))
 
 # %%
@@ -322,7 +322,7 @@ def kept(f):
     return sum(seen.values()),out
 
 class Wide(list): pad_token_id = eos_token_id = 1
-big = small_lm(Wide(range(49_152)), layers=1, width=16, heads=2).model
+big = small_llama(Wide(range(49_152)), layers=1, width=16, heads=2).model
 long = torch.randint(49_152, (4, 128), generator=torch.Generator().manual_seed(0)).tolist()
 begins = [96]*4
 def naive():
@@ -404,7 +404,7 @@ def reward_scores(
 
 def save_reward_model(model, tokenizer, folder):
     "A folder that `AutoModelForSequenceClassification` reads"
-    _quiet(model.save_pretrained, folder); tokenizer.save_pretrained(folder)
+    call_quietly(model.save_pretrained, folder); tokenizer.save_pretrained(folder)
 
 def load_reward_model(folder, device='cpu')->tuple: # The model, its tokenizer
     "Read such a folder"
@@ -412,7 +412,7 @@ def load_reward_model(folder, device='cpu')->tuple: # The model, its tokenizer
     if not (Path(folder)/'config.json').is_file():
         raise ModelError(f'{folder} holds no model: it has no config.json.')
     read = AutoModelForSequenceClassification.from_pretrained
-    model = _quiet(lambda: read(folder, dtype=torch.float32))
+    model = call_quietly(lambda: read(folder, dtype=torch.float32))
     return model.to(device).eval(),AutoTokenizer.from_pretrained(folder)
 
 
@@ -462,7 +462,7 @@ for side in ('left', 'right'):
 # %%
 ptrs = {p.data_ptr() for p in lm.model.parameters()}
 assert not ptrs & {p.data_ptr() for p in pm.parameters()}
-wide = build_reward_model(small_lm(tok, layers=1, width=512))
+wide = build_reward_model(small_llama(tok, layers=1, width=512))
 test_close(_score_head(wide).weight.std().item(), 513**-.5, .004)
 test_eq(*(reward_scores(pm, rows).tolist() for _ in range(2))) # No dropout
 before = [p.clone() for p in lm.model.parameters()]
@@ -500,7 +500,7 @@ def save_model(
     "A folder that `load` and transformers read; a new one is seen whole or not at all"
     folder = Path(folder)
     part = folder if folder.exists() else folder.with_name(f'.{folder.name}.part')
-    _quiet(lm.model.save_pretrained, part); lm.tokenizer.save_pretrained(part)
+    call_quietly(lm.model.save_pretrained, part); lm.tokenizer.save_pretrained(part)
     return part if part==folder else part.rename(folder)
 
 

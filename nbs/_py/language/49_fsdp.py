@@ -188,14 +188,14 @@ tmp = Path(tempfile.mkdtemp())
 script = '''
 import sys, torch
 from moral_sc.foundation.runs import process
-from moral_sc.language.reward_head import small_lm
+from moral_sc.language.reward_head import small_llama
 from moral_sc.language.training import answer_loss, fit
 torch.set_num_threads(1)
 class Ids(list): pad_token_id = eos_token_id = 1
 g = torch.Generator().manual_seed(0)
 data = [(torch.randint(49_000, (n,), generator=g).tolist(), 5) for n in (40, 9, 22, 31)]
 out,epochs,stop = sys.argv[1],int(sys.argv[2]),int(sys.argv[3])
-model = small_lm(Ids(range(49_153)), layers=2, width=18, heads=3).model.double()
+model = small_llama(Ids(range(49_153)), layers=2, width=18, heads=3).model.double()
 seen = lambda done,total: sys.exit(9) if done==stop else None
 h = fit(model, data, answer_loss, batch=3, epochs=epochs, lr=.01, every=2, max_tokens=64,
         warmup=2, clip=.5, out=f'{out}/run', progress=seen)

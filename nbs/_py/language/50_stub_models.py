@@ -97,9 +97,9 @@ tok.convert_ids_to_tokens(ids)
 
 # %%
 #| export
-class OracleConfig(PreTrainedConfig):
+class StubConfig(PreTrainedConfig):
     "Settings of an oracle: those that samplers look at"
-    model_type = 'moral_sc_oracle'
+    model_type = 'moral_sc_stub'
 
 _cache = next(k for k in ('cache', 'past_key_values') # Before transformers 5.24
               if k in BaseModelOutputWithPast.__dataclass_fields__)
@@ -129,9 +129,9 @@ class _Head(nn.Module):
 
 # %%
 #| export
-class OracleModel(PreTrainedModel, GenerationMixin):
+class StubModel(PreTrainedModel, GenerationMixin):
     "A causal language model whose next token follows from a Python function of the text"
-    config_class = OracleConfig
+    config_class = StubConfig
     base_model_prefix = 'model'
     def __init__(self, config, f):
         super().__init__(config)
@@ -203,17 +203,17 @@ class _Pieces:
 
 # %%
 #| export
-def lookup(
+def stub_model(
     fn,                 # Text so far -> {continuation: probability}; '' ends the answer
-    name:str='lookup',
+    name:str='stub',
     bos:bool=False,     # With a tokenizer that puts a BOS in front
     reach:int=256,      # Length in bytes of the longest piece that `fn` gives
 )->LM:
     "A model that says what a function says"
     tok = byte_tokenizer(bos=bos)
-    cfg = OracleConfig(vocab_size=len(tok), num_hidden_layers=1, eos_token_id=1)
-    model = OracleModel(cfg, _Pieces(fn, tok, reach)).eval()
-    return LM(model, tok, name, 'a function', oracle=True)
+    cfg = StubConfig(vocab_size=len(tok), num_hidden_layers=1, eos_token_id=1)
+    model = StubModel(cfg, _Pieces(fn, tok, reach)).eval()
+    return LM(model, tok, name, 'a function', is_stub=True)
 
 
 # %% [markdown]
@@ -226,7 +226,7 @@ def shy(text):
     who = text.split('Is it ')[1].split('?')[0]
     return {f' {who}, I think.': .3, f' {who}.': .2, ' I cannot say.': .5}
 
-lm = lookup(shy, 'shy')
+lm = stub_model(shy, 'shy')
 asks = [render(lm, [('human', f'Is it {w}?')]) for w in ('Zoë', 'the nurse')]
 known = ' {}, I think.', ' {}.', ' I cannot say.', ' Nobody.'
 options = [[o.format(w) for o in known] for w in ('Zoë','the nurse')]
@@ -246,7 +246,7 @@ count
 
 # %%
 given = {'yes': .5, 'yes<|im_end|>': .25, '': .25}
-ends = lookup(lambda text: given if text.endswith('?') else {'': 1.})
+ends = stub_model(lambda text: given if text.endswith('?') else {'': 1.})
 p = np.exp(option_logprobs(ends, ['So?'], ['yes', 'yes<|im_end|>', '<eos>']))
 test_close(p, [[.75, .25, .25]], 1e-6) # 'yes' is also how 'yes<|im_end|>' begins
 p
@@ -258,7 +258,7 @@ p
 both = ['So?', 'And is that so, or is it not, or may we never know?']
 test_close(option_logprobs(ends, both, ['yes'], side='left'), np.log([[.75],[.75]]), 1e-6)
 with expect_fail(ConfigError, contains='no probabilities'):
-    option_logprobs(lookup(lambda t: {'a': .7, 'b': .7}), ['x'], ['a'])
+    option_logprobs(stub_model(lambda t: {'a': .7, 'b': .7}), ['x'], ['a'])
 
 
 # %% [markdown]
@@ -270,16 +270,16 @@ with expect_fail(ConfigError, contains='no probabilities'):
 
 # %%
 #| export
-def letter_prior(
+def letter_prior_model(
     prior:dict, # Letter -> probability: {'a': .2, 'b': .3, 'c': .5}
 )->LM:
     "A model that answers with a letter, whatever is asked"
     done = lambda text: text[-1:] in prior and text[-2:-1]=='('
-    return lookup(lambda text: {'': 1.} if done(text) else prior, 'letter-prior', reach=1)
+    return stub_model(lambda text: {'': 1.} if done(text) else prior, 'letter-prior', reach=1)
 
 
 # %%
-lm = letter_prior(dict(a=.2, b=.3, c=.5))
+lm = letter_prior_model(dict(a=.2, b=.3, c=.5))
 lp = option_logprobs(lm, ['Who was it?\n\nAssistant: The answer is ('], list('abc'))
 test_close(option_mass(lp), [1], 1e-6)
 np.exp(lp).round(6)
@@ -323,7 +323,7 @@ def random_model(
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(makes[arch]()).eval()
     model.generation_config = GenerationConfig(eos_token_id=1)
-    return LM(model, tok, f'random-{arch}', f'random weights, seed {seed}', oracle=True)
+    return LM(model, tok, f'random-{arch}', f'random weights, seed {seed}', is_stub=True)
 
 
 # %%

@@ -25,8 +25,8 @@ from urllib.parse import urlsplit
 
 import numpy as np
 from moral_sc.foundation.errors import ConfigError, ModelError
-from moral_sc.foundation.runs import content_key, kept
-from moral_sc.language.chat import Prompt, begin
+from moral_sc.foundation.runs import content_key, run_or_temporary
+from moral_sc.language.chat import Prompt, request_prefill
 from moral_sc.language.generation import Sample
 
 # %%
@@ -53,7 +53,7 @@ from moral_sc.language.chat import render
 # %% [markdown]
 # ## What is sent
 #
-# A `Prompt` has token ids; the tokens of a hosted model are its own affair. `Asked` therefore
+# A `Prompt` has token ids; the tokens of a hosted model are its own affair. `APIPrompt` therefore
 # carries the messages, and in place of ids the bytes of their JSON, so that a run tells two
 # questions apart in the same way.
 
@@ -62,25 +62,25 @@ from moral_sc.language.chat import render
 _roles = dict(human='user', assistant='assistant', system='system')
 
 @dataclass(frozen=True)
-class Asked(Prompt):
+class APIPrompt(Prompt):
     "What a hosted model is asked"
     messages:tuple=() # Dicts with role and content
     prefill:str=''    # The words it is asked to begin with
 
-def messages(
+def build_messages(
     turns:list,     # (role, text) pairs, the last one human
     prefill:str='', # The words the answer should begin with
-)->Asked:
+)->APIPrompt:
     "Turns as messages; the beginning of the answer becomes a request"
     *said,(role,text) = turns
-    if prefill: text = begin(text, prefill)
+    if prefill: text = request_prefill(text, prefill)
     ms = tuple(dict(role=_roles[r], content=t) for r,t in [*said, (role, text)])
     text = json.dumps(ms, ensure_ascii=False)
-    return Asked(text, tuple(text.encode()), 0, text, ms, prefill)
+    return APIPrompt(text, tuple(text.encode()), 0, text, ms, prefill)
 
 
 # %%
-p = messages([('human', 'Who was late? (a) Ann (b) Bo (c) Not said')], 'The answer is (')
+p = build_messages([('human', 'Who was late? (a) Ann (b) Bo (c) Not said')], 'The answer is (')
 p.messages
 
 
@@ -108,7 +108,7 @@ def _spoken(u, fulls, past=0):
     begun = [k for k,f in enumerate(fulls) if len(u)>past and f.startswith(u)]
     return begun[0] if len(begun)==1 else None
 
-def candidates(
+def candidate_probabilities(
     tokens:list,    # [token, log-probability, [[candidate, log-probability], ...]] each
     prefill:str,    # What the text should begin with
     options:list,   # What may follow
@@ -136,16 +136,16 @@ def _gathered(shown, said, fulls, past):
 log = math.log
 top = [['b', log(.6)], ['a', log(.2)], ['A', log(.1)], ['all', log(.05)]]
 reply = [['The', 0., []], [' answer is', 0., []], [' (', 0., []], [*top[0], top]]
-candidates(reply, 'The answer is (', ['a','b','c'])
+candidate_probabilities(reply, 'The answer is (', ['a','b','c'])
 
 # %%
-test_close(candidates(reply, 'The answer is (', ['a','b','c'])[0], [.3,.6,0])
+test_close(candidate_probabilities(reply, 'The answer is (', ['a','b','c'])[0], [.3,.6,0])
 merged = [['The answer is', 0., []], [' (c', log(.5), [[' (c', log(.5)], [' (a', log(.4)]]]]
-test_close(candidates(merged, 'The answer is (', ['a','b','c'])[0], [.4,0,.5])
-test_eq(candidates([['Well', 0., []]], 'The answer is (', ['a','b','c']), None)
+test_close(candidate_probabilities(merged, 'The answer is (', ['a','b','c'])[0], [.4,0,.5])
+test_eq(candidate_probabilities([['Well', 0., []]], 'The answer is (', ['a','b','c']), None)
 accent = [['Jos', 0., []], ['\udcc3', 0., []], ['\udca9', 0., []], [' is', 0., []],
           [' late', log(.5), [[' late', log(.5)], [' early', log(.4)]]]]
-test_close(candidates(accent, 'José is', [' late',' early'])[0], [.5,.4])
+test_close(candidate_probabilities(accent, 'José is', [' late',' early'])[0], [.5,.4])
 
 
 # %% [markdown]
@@ -158,7 +158,7 @@ test_close(candidates(accent, 'José is', [' late',' early'])[0], [.5,.4])
 #| export
 def _bare(text): return text.strip().strip('()[]."\'`*: \n').casefold()
 
-def understood(
+def parse_answer(
     text:str,       # What the model wrote
     prefill:str,    # What it should have begun with
     options:list,
@@ -181,18 +181,18 @@ def understood(
 # %%
 says = ['The answer is (c).', '(b)', 'B.', 'I think the answer is b, because ...',
         'A nurse was late.', 'Either (a) or (b).', 'I cannot say.', '']
-[understood(t, 'The answer is (', ['a','b','c']) for t in says]
+[parse_answer(t, 'The answer is (', ['a','b','c']) for t in says]
 
 # %%
-test_eq([understood(t, 'The answer is (', list('abc')) for t in says],
+test_eq([parse_answer(t, 'The answer is (', list('abc')) for t in says],
         [2, 1, 1, 1, None, None, None, None])
 blank = 'The nurse said that', [' she',' he',' they']
-test_eq([understood(t, *blank) for t in ('The nurse said that they were late.', 'She',
+test_eq([parse_answer(t, *blank) for t in ('The nurse said that they were late.', 'She',
                                          'The word is "he".', 'he or she', 'The nurse')],
         [2, 0, 1, None, None])
 ends = 'my answer would be "', ['yes','no']
 said = '... my answer would be "no".', 'Yes.', 'Yes and no.'
-test_eq([understood(t, *ends) for t in said], [1, 0, None])
+test_eq([parse_answer(t, *ends) for t in said], [1, 0, None])
 
 
 # %% [markdown]
@@ -206,52 +206,52 @@ test_eq([understood(t, *ends) for t in said], [1, 0, None])
 # %%
 #| export
 @dataclass(frozen=True)
-class Reading:
+class ParsedReply:
     "What one reply says of the options"
     lp:tuple        # Log-probability of each option; nan where the reply was not understood
     how:str         # 'probabilities', 'text' or 'not understood'
     unseen:float=0. # Probability outside of what was shown
     bounded:int=0   # Options that were not shown and got their upper bound
 
-def reading(
+def parse_reply(
     reply:dict,   # text, tokens
     prefill:str,
     options:list,
-)->Reading:
+)->ParsedReply:
     "What a reply says of the options"
-    k = understood(reply['text'], prefill, options)
+    k = parse_answer(reply['text'], prefill, options)
     whole = _bare(reply['text']) in [_bare(o) for o in options] # Nothing but the answer
     tail = re.search(r'\W*$', prefill.strip())[0]
     for start in (prefill, tail, '')[:3 if whole else 1]:
-        c = candidates(reply['tokens'], start, options)
+        c = candidate_probabilities(reply['tokens'], start, options)
         if c: return _shown(*c)
-    if k is None: return Reading((math.nan,)*len(options), 'not understood', 1.)
+    if k is None: return ParsedReply((math.nan,)*len(options), 'not understood', 1.)
     lp = tuple(0. if j==k else -math.inf for j in range(len(options)))
-    return Reading(lp, 'text')
+    return ParsedReply(lp, 'text')
 
 def _shown(p, total, least):
     unseen = max(0., 1-total)
     bound = max(min(least, unseen), 1e-9)
     lp = tuple(math.log(x or bound) for x in p)
-    return Reading(lp, 'probabilities', unseen, sum(not x for x in p))
+    return ParsedReply(lp, 'probabilities', unseen, sum(not x for x in p))
 
 
 # %%
-r = reading(dict(text='The answer is (b)', tokens=reply), 'The answer is (', ['a','b','c'])
+r = parse_reply(dict(text='The answer is (b)', tokens=reply), 'The answer is (', ['a','b','c'])
 np.exp(r.lp).round(3), r.how, round(r.unseen, 3), r.bounded
 
 # %%
 test_close(np.exp(r.lp), [.3, .6, .05])
 top = [['b', log(.7)], ['c', log(.2)]]
 short = dict(text='(b)', tokens=[['(', 0., []], [*top[0], top], [')', 0., []]])
-test_close(np.exp(reading(short, 'The answer is (', ['a','b','c']).lp), [.1, .7, .2])
-test_eq(reading(dict(text='I see.', tokens=[]), 'It is (', ['a']).how, 'not understood')
+test_close(np.exp(parse_reply(short, 'The answer is (', ['a','b','c']).lp), [.1, .7, .2])
+test_eq(parse_reply(dict(text='I see.', tokens=[]), 'It is (', ['a']).how, 'not understood')
 
 
 # %% [markdown]
 # ## The model
 #
-# `Remote` stands where an `LM` stands. It has a name and no weights; `connect` makes one. The key
+# `APIModel` stands where an `LM` stands. It has a name and no weights; `connect` makes one. The key
 # is read by the client from the environment and is nowhere else: not in the object's
 # text, not in a run's folder, and taken out of whatever a server may say about it.
 #
@@ -261,7 +261,7 @@ test_eq(reading(dict(text='I see.', tokens=[]), 'It is (', ['a']).how, 'not unde
 # %%
 #| export
 @dataclass(eq=False, repr=False)
-class Remote:
+class APIModel:
     "A model behind an API"
     name:str
     client:object
@@ -289,7 +289,7 @@ class Remote:
         return coverage(self.readings)
 
     def render(self, turns, prefill='', mode='chat-noprefill'):
-        if mode=='chat-noprefill': return messages(turns, prefill)
+        if mode=='chat-noprefill': return build_messages(turns, prefill)
         raise ConfigError(f'{self.name} is behind an API, where no answer can be begun for '
                           "it; use mode='chat-noprefill'.")
 
@@ -301,25 +301,25 @@ def connect(
     name:str,           # As the server calls the model
     base_url:str=None,  # By default that of OPENAI_BASE_URL, or OpenAI's own
     logprobs:bool=True, # False for models that show none: their text is read
-    top:int=20,
+    top_logprobs:int=20,
     parallel:int=8,
     retries:int=6,      # After errors that pass; the client waits as the server tells it
     timeout:float=120,  # Seconds a request may take
-    key:str='OPENAI_API_KEY', # Name of the environment variable that holds the key
+    key_variable:str='OPENAI_API_KEY', # Name of the environment variable that holds the key
     **extra,            # Settings of each request, None to leave one out
-)->Remote:
+)->APIModel:
     "A model behind an API that speaks OpenAI's dialect"
     try: from openai import OpenAI
     except ImportError:
         raise ConfigError('A model behind an API needs the client: pip install '
                           '"moral_sc[api]".') from None
-    secret = os.environ.get(key)
+    secret = os.environ.get(key_variable)
     base_url = base_url or os.environ.get('OPENAI_BASE_URL')
     if not (secret or base_url):
-        raise ConfigError(f'There is no key: put it into the environment as {key}.')
+        raise ConfigError(f'There is no key: put it into the environment as {key_variable}.')
     client = OpenAI(api_key=secret or 'none', base_url=base_url, max_retries=retries,
                     timeout=timeout)
-    return Remote(name, client, _where(client.base_url), logprobs, top, parallel, extra)
+    return APIModel(name, client, _where(client.base_url), logprobs, top_logprobs, parallel, extra)
 
 
 # %% [markdown]
@@ -391,7 +391,7 @@ def _ask(lm, prompts, hows, run, progress=None):
     many = [dict(messages=list(p.messages)) | h | lm.extra for p,h in zip(prompts, hows)]
     many = [{k:v for k,v in m.items() if v is not None} for m in many]
     names = [content_key(reply=lm.identity, **m) for m in many]
-    with kept(run) as r: got = _fetch(lm, dict(zip(names, many)), r, progress)
+    with run_or_temporary(run) as r: got = _fetch(lm, dict(zip(names, many)), r, progress)
     return [got[k] for k in names]
 
 
@@ -408,7 +408,7 @@ def _readings(lm, prompts, options, run=None, seed=0, progress=None):
     hows = [dict(ask, temperature=0, seed=seed, max_tokens=16+len(p.prefill)//2)
             for p in prompts]
     replies = _ask(lm, prompts, hows, run, progress)
-    return [reading(r, p.prefill, list(o)) for r,p,o in zip(replies, prompts, per)]
+    return [parse_reply(r, p.prefill, list(o)) for r,p,o in zip(replies, prompts, per)]
 
 def coverage(
     readings:list, # Of `Reading`
@@ -430,7 +430,7 @@ def _said(lm, c):
     warnings.warn(f'{lm.name}: {c["answers"]} answers, {", ".join(parts)}.', stacklevel=3)
 
 def answers(
-    lm:Remote,
+    lm:APIModel,
     prompts:list,   # Of `Asked`
     options:list,   # Strings shared by all prompts, or one list of strings a prompt
     run=None,       # A `Run`: what it holds is not asked again
@@ -443,7 +443,7 @@ def answers(
     lm.readings += rs
     return np.array([r.lp for r in rs])
 
-Remote.answers = answers
+APIModel.answers = answers
 
 
 # %% [markdown]
@@ -459,7 +459,7 @@ def _thought(text, opener):
     return ' '+t if opener and t else t
 
 def say(
-    lm:Remote,
+    lm:APIModel,
     prompts:list,           # Of `Asked`
     max_new_tokens:int=256,
     temperature:float=1.,
@@ -479,7 +479,7 @@ def say(
     return [Sample(_thought(r['text'], p.prefill), (-1,)*r['used'], r['finish'] or 'stop',
                    seed, 0) for r,p in zip(replies, prompts)]
 
-Remote.sample = say
+APIModel.sample = say
 
 
 # %% [markdown]
@@ -499,8 +499,8 @@ def _tokens(words, given, top):
     return [*said, dict(show[0], top_logprobs=show[:top])]
 
 def _reply(body, fn, begins, logprobs):
-    asked = body['messages'][-1]['content'].rpartition(begin('', ''))[2]
-    has = begin('', '') in body['messages'][-1]['content']
+    asked = body['messages'][-1]['content'].rpartition(request_prefill('', ''))[2]
+    has = request_prefill('', '') in body['messages'][-1]['content']
     words = re.findall(r'\S+\s*|\s+', asked) if begins and has else []
     tokens = _tokens(words, fn(body['messages']), body.get('top_logprobs', 0))
     shown = dict(content=tokens) if logprobs and body.get('logprobs') else None
@@ -512,18 +512,18 @@ def _reply(body, fn, begins, logprobs):
                                              total_tokens=len(tokens)))
 
 @contextmanager
-def serve(
+def stub_server(
     fn,                 # Messages -> {continuation: probability}
-    begins:bool=True,   # Begins its answers as it is asked to
+    follows_prefill:bool=True,   # Begins its answers as it is asked to
     logprobs:bool=True, # Shows probabilities
-    trouble=(),         # Status codes of the first requests: (429, 500)
+    status_codes=(),         # Status codes of the first requests: (429, 500)
     key:str=None,       # Refuse any other
 ):                      # Yields its base URL and the list of requests it got
     "A server on this machine that says what a function says"
     from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
     from threading import Lock, Thread
     got = []
-    ills = list(trouble)
+    ills = list(status_codes)
     lock = Lock()
     class Handler(BaseHTTPRequestHandler):
         def log_message(self, *_): pass
@@ -533,7 +533,7 @@ def serve(
             sent = self.headers.get('authorization', '').removeprefix('Bearer ')
             if key and sent!=key: ill = ill or 401
             out = dict(error=dict(message=f'no: {sent}')) if ill else _reply(
-                body, fn, begins, logprobs)
+                body, fn, follows_prefill, logprobs)
             data = json.dumps(out).encode()
             self.send_response(ill or 200)
             if ill: self.send_header('retry-after-ms', '1')
@@ -550,7 +550,7 @@ def serve(
 # %%
 known = dict(a=.2, b=.5, c=.25)
 asks = [[('human', f'Question {k}?')] for k in range(12)]
-with serve(lambda ms: known, trouble=(429, 500)) as (url,got):
+with stub_server(lambda ms: known, status_codes=(429, 500)) as (url,got):
     lm = connect('fake', url)
     prompts = [render(lm, t, 'The answer is (', 'chat-noprefill') for t in asks]
     lp = lm.answers(prompts, ['a','b','c'])
@@ -571,7 +571,7 @@ test_close(lm.coverage['unseen'], .05)
 
 # %%
 with tempfile.TemporaryDirectory() as d, open_run(d, {}) as run:
-    with serve(lambda ms: known, key=None) as (url,got):
+    with stub_server(lambda ms: known, key=None) as (url,got):
         lm = connect('fake', url)
         a = lm.answers(prompts[:4]*2, ['a','b','c'], run)
         n = len(got)
@@ -592,11 +592,11 @@ with tempfile.TemporaryDirectory() as d, open_run(d, {}) as run:
 import contextlib
 many = {f'word{k}':.03 for k in range(29)} | dict(b=.1, a=.005)
 cases = dict(shown=dict(fn=lambda ms: many),
-             text=dict(fn=lambda ms: {'(b)':1.}, begins=False, logprobs=False),
-             neither=dict(fn=lambda ms: {'I cannot say.':1.}, begins=False))
+             text=dict(fn=lambda ms: {'(b)':1.}, follows_prefill=False, logprobs=False),
+             neither=dict(fn=lambda ms: {'I cannot say.':1.}, follows_prefill=False))
 found = {}
 for name,how in cases.items():
-    with serve(**how) as (url,_), warnings.catch_warnings(record=True) as w:
+    with stub_server(**how) as (url,_), warnings.catch_warnings(record=True) as w:
         warnings.simplefilter('always')
         lp = connect(name, url).answers(prompts[:1], ['a','b','c'])
     found[name] = lp[0]
@@ -612,7 +612,7 @@ assert np.isnan(found['neither']).all()
 
 # %%
 opener = "Let's think about it."
-with serve(lambda ms: {' Nobody said who.':1.}) as (url,got):
+with stub_server(lambda ms: {' Nobody said who.':1.}) as (url,got):
     lm = connect('thinker', url)
     p = render(lm, asks[0], opener, 'chat-noprefill')
     said = lm.sample([p, p], stop=['\n\nHuman:'], keys=['x','y'])
@@ -627,9 +627,9 @@ said[0].text, said[0].finish, len(said[0].ids)
 
 # %%
 os.environ['FAKE_KEY'] = 'sk-secret-1234567890'
-refuses = serve(lambda ms: known, trouble=[400], key='another')
+refuses = stub_server(lambda ms: known, status_codes=[400], key='another')
 with tempfile.TemporaryDirectory() as d, refuses as (url,_):
-    lm = connect('fake', url, key='FAKE_KEY')
+    lm = connect('fake', url, key_variable='FAKE_KEY')
     told = []
     with open_run(d, dict(model=lm.identity)) as run:
         for _ in range(2):
@@ -645,10 +645,10 @@ print('\n'.join(told))
 
 # %%
 plain = dict(max_tokens=None, max_completion_tokens=40, temperature=None)
-with serve(lambda ms: known) as (url,got):
+with stub_server(lambda ms: known) as (url,got):
     connect('reasoner', url, logprobs=False, **plain).answers(prompts[:1], ['a','b','c'])
 test_eq(set(got[0]), {'messages','model','seed','max_completion_tokens'})
-with serve(lambda ms: known, trouble=[400, 404]) as (url,_):
+with stub_server(lambda ms: known, status_codes=[400, 404]) as (url,_):
     lm = connect('nobody', url, parallel=1)
     with expect_fail(ConfigError, contains='logprobs=False'): lm.answers(prompts[:1], ['a'])
     with expect_fail(ConfigError, contains="no model 'nobody'"):

@@ -21,11 +21,11 @@
 from functools import partial
 
 from moral_sc.foundation.errors import ConfigError
-from moral_sc.foundation.runs import content_key, kept
-from moral_sc.language.chat import prompt
+from moral_sc.foundation.runs import content_key, run_or_temporary
+from moral_sc.language.chat import encode_prompt
 from moral_sc.language.models import eos_ids
 from moral_sc.language.generation import _check_args, _pack, _Row, _unpack
-from moral_sc.language.scoring import fits
+from moral_sc.language.scoring import check_context_length
 from moral_sc.language.weights import find_weights
 
 # %%
@@ -56,7 +56,7 @@ from moral_sc.language.generation import sample
 
 # %%
 #| export
-def engine(
+def start_vllm(
     lm,                 # A loaded model; vLLM loads the same weights once more
     memory:float=.5,    # Share of the GPU's memory that vLLM may take
     **kw,               # Further arguments of vLLM's `LLM`
@@ -102,7 +102,7 @@ def _write(llm, lm, rows, how):
     outs = llm.generate(ids, [_params(k, how) for k in rows], use_tqdm=False)
     return {k:_told(lm, p, o.outputs[0], how) for (k,p),o in zip(rows.items(), outs)}
 
-def vllm_sample(
+def sample_vllm(
     llm,                    # From `engine`
     lm,
     prompts:list,           # Strings or `Prompt`s
@@ -120,13 +120,13 @@ def vllm_sample(
     "As `sample`, by vLLM"
     keys = [str(k) for k in (range(len(prompts)) if keys is None else keys)]
     _check_args(prompts, keys, max_new_tokens, temperature, top_p)
-    ps = [prompt(lm, p) for p in prompts]
+    ps = [encode_prompt(lm, p) for p in prompts]
     stop = [stop] if isinstance(stop, str) else list(stop)
-    if ps: fits(lm, [p.ids for p in ps], max_new_tokens)
+    if ps: check_context_length(lm, [p.ids for p in ps], max_new_tokens)
     how = dict(new=max_new_tokens, temperature=temperature, top_p=top_p, stop=stop,
                seed=seed, logprobs=logprobs, model=[lm.name, lm.source, str(lm.dtype)], engine='vllm')
     rows = {content_key(sample=k, ids=p.ids, **how):(k,p) for k,p in zip(keys, ps)}
-    with kept(run) as r:
+    with run_or_temporary(run) as r:
         _fill(llm, lm, r, rows, how, portion, progress)
         return [_unpack(r.get(n)) for n in rows]
 
@@ -140,18 +140,18 @@ def _fill(llm, lm, run, rows, how, portion, progress):
 
 
 # %% [markdown]
-# `by_vllm` gives a model a `sample` of its own, which takes the arguments of ours and keeps its rows
+# `use_vllm` gives a model a `sample` of its own, which takes the arguments of ours and keeps its rows
 # in the same run.
 
 # %%
 #| export
-def by_vllm(
+def use_vllm(
     lm,
     llm=None, # From `engine`; by default one is started
     **kw,     # For `engine`
 ):            # The same model
     "Let a model's reasoning be sampled by vLLM"
-    lm.sample = partial(vllm_sample, llm or engine(lm, **kw), lm)
+    lm.sample = partial(sample_vllm, llm or start_vllm(lm, **kw), lm)
     return lm
 
 
@@ -184,14 +184,14 @@ class LLM:
             logprobs=lps if s.logprobs is not None else None)
 
 tiny = random_model('llama')
-with expect_fail(ConfigError, contains='moral_sc[vllm]'): engine(tiny)
+with expect_fail(ConfigError, contains='moral_sc[vllm]'): start_vllm(tiny)
 sys.modules['vllm'] = types.SimpleNamespace(LLM=LLM, SamplingParams=SamplingParams)
 
 # %%
 texts = ['Once', 'The answer, as everybody knows, is', 'Well then:']
 how = dict(max_new_tokens=24, temperature=0, stop=['e'], logprobs=True)
 mine = sample(tiny, texts, **how)
-theirs = vllm_sample(LLM(tiny), tiny, texts, **how)
+theirs = sample_vllm(LLM(tiny), tiny, texts, **how)
 test_eq(mine, theirs)
 theirs
 
@@ -205,12 +205,12 @@ mine = sample(tiny, texts, **how)
 with tempfile.TemporaryDirectory() as d, open_run(d, {}) as run:
     sample(tiny, texts, run=run, **how)
     LLM.calls = 0
-    a = vllm_sample(LLM(tiny), tiny, texts[:2], run=run, **how)
-    b = vllm_sample(LLM(tiny), tiny, texts, run=run, **how)
-    c = vllm_sample(LLM(tiny), tiny, texts, run=run, **how)
+    a = sample_vllm(LLM(tiny), tiny, texts[:2], run=run, **how)
+    b = sample_vllm(LLM(tiny), tiny, texts, run=run, **how)
+    c = sample_vllm(LLM(tiny), tiny, texts, run=run, **how)
     test_eq((a, b, c), (mine[:2], mine, mine))
     test_eq((LLM.calls, len(run)), (2, 6))
-test_eq(by_vllm(random_model('llama'), LLM(tiny)).sample(texts, **how), mine)
+test_eq(use_vllm(random_model('llama'), LLM(tiny)).sample(texts, **how), mine)
 
 # %%
 #| hide

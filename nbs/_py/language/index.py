@@ -30,26 +30,26 @@
 
 # %%
 #| export
-from moral_sc.language.weights import aliases, cached, find_weights, reachable
+from moral_sc.language.weights import aliases, cached_weights, find_weights, can_load
 from moral_sc.language.loading import load, load_or_stub
 from moral_sc.language.models import LM, decode, encode, eos_ids, pad
-from moral_sc.language.chat import Prompt, modes, prompt, render
+from moral_sc.language.chat import Prompt, modes, encode_prompt, render
 from moral_sc.language.scoring import (next_token_logprobs, option_logprobs, option_mass,
                                        token_logprobs)
 from moral_sc.language.generation import Sample, append_turn, sample
 from moral_sc.language.multi_turn import generate_multi_turn
-from moral_sc.language.reward_head import save_model, small_lm
+from moral_sc.language.reward_head import save_model, small_llama
 from moral_sc.language.training import fit
-from moral_sc.language.stub_models import letter_prior, lookup, random_model
-_all_ = ['aliases', 'cached', 'find_weights', 'reachable', 'LM', 'decode', 'encode', 'eos_ids',
-         'load', 'load_or_stub', 'pad', 'Prompt', 'modes', 'prompt', 'render',
+from moral_sc.language.stub_models import letter_prior_model, stub_model, random_model
+_all_ = ['aliases', 'cached_weights', 'find_weights', 'can_load', 'LM', 'decode', 'encode', 'eos_ids',
+         'load', 'load_or_stub', 'pad', 'Prompt', 'modes', 'encode_prompt', 'render',
          'next_token_logprobs', 'option_logprobs', 'option_mass', 'token_logprobs', 'Sample', 'generate_multi_turn',
-         'append_turn', 'sample', 'save_model', 'small_lm', 'fit', 'letter_prior', 'lookup', 'random_model']
+         'append_turn', 'sample', 'save_model', 'small_llama', 'fit', 'letter_prior_model', 'stub_model', 'random_model']
 
 # %% [markdown]
 # From a name to a number in three lines, here on a model that was made to prefer (b):
 
 # %%
-lm = letter_prior(dict(a=.2, b=.5, c=.3))
+lm = letter_prior_model(dict(a=.2, b=.5, c=.3))
 asked = render(lm, [('human', 'Who was late?\n(a) Kim\n(b) Ann\n(c) Unknown')], 'The answer is (')
 option_logprobs(lm, [asked], ['a', 'b', 'c']).round(3)

@@ -43,7 +43,7 @@ from pathlib import Path
 
 from fastcore.test import *
 from moral_sc.constitution.feedback import load_worked_comparisons
-from moral_sc.language.stub_models import lookup, random_model
+from moral_sc.language.stub_models import stub_model, random_model
 
 tmp = Path(tempfile.mkdtemp())
 
@@ -313,7 +313,7 @@ def by_length(sign, like=1.):
         a,b = re.findall(r'\(A\) (.*?)\n \(B\) (.*?)(?:\n|<)', text, re.S)[-1]
         odds = like*(len(a)/len(b))**sign
         return {' (A)': odds/(1+odds), ' (B)': 1/(1+odds)}
-    return lookup(f, 'counts')
+    return stub_model(f, 'counts')
 
 short,long_ = (evaluate_hhh(by_length(s), ours) for s in (-3, 3))
 test_eq(hhh_accuracy(long_).value+hhh_accuracy(short).value, 1)

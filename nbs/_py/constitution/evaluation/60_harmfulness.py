@@ -41,7 +41,7 @@ from moral_sc.language.training import fit
 #| hide
 import tempfile
 from fastcore.test import *
-from moral_sc.language.reward_head import small_lm, word_tokenizer
+from moral_sc.language.reward_head import small_llama, word_tokenizer
 
 tmp = Path(tempfile.mkdtemp())
 torch.set_num_threads(1)
@@ -227,7 +227,7 @@ def fit_harmfulness(
 
 # %%
 words = 'is it far late cold dark soon over ? yes no good fine bad dull .'.split()
-lm = small_lm(word_tokenizer(words), 2, 32, 2)
+lm = small_llama(word_tokenizer(words), 2, 32, 2)
 rng = np.random.default_rng(0)
 def rating(i, noise=1):
     said = rng.choice(['good', 'fine', 'bad', 'dull'], 4)

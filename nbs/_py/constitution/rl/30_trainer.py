@@ -230,7 +230,7 @@ class RLTrainer:
         self.first = lm.model
         own = deepcopy(lm.model)
         if not adapted(own): own.requires_grad_(True)
-        self.lm = replace(lm, model=own.eval(), oracle=False)
+        self.lm = replace(lm, model=own.eval(), is_stub=False)
         self.control = None
         if config.kl_target: self.control = ppo.AdaptiveKL(config.kl, config.kl_target)
         self._critic(critic)

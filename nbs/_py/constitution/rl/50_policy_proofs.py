@@ -27,14 +27,14 @@ import numpy as np, pandas as pd, torch
 from fastcore.test import *
 from moral_sc.constitution.rl.policy import train_policy
 from moral_sc.constitution.prompts import render_prompt
-from moral_sc.language.reward_head import small_lm, word_tokenizer
+from moral_sc.language.reward_head import small_llama, word_tokenizer
 from moral_sc.language.chat import Prompt
 from moral_sc.language.models import decode, eos_ids
 from moral_sc.language.scoring import next_token_logprobs
 
 torch.set_num_threads(1)
 words = 'Is it ? far near yes no maybe soon not'.split()
-lm = small_lm(word_tokenizer(words), layers=2, width=32, heads=2, seed=1)
+lm = small_llama(word_tokenizer(words), layers=2, width=32, heads=2, seed=1)
 lm
 
 # %% [markdown]

@@ -31,7 +31,7 @@ from moral_sc.constitution.prompts import tokenize_example
 from moral_sc.constitution.revision import revised_answer, prompt_text, revise, round_script
 from moral_sc.foundation.errors import ConfigError, unknown_name_message
 from moral_sc.foundation.runs import process_rank
-from moral_sc.language.reward_head import save_model, small_lm, word_tokenizer
+from moral_sc.language.reward_head import save_model, small_llama, word_tokenizer
 from moral_sc.language.loading import load
 from moral_sc.language.models import LM, encode
 from moral_sc.language.training import answer_loss, fit
@@ -318,7 +318,7 @@ def pretrain(
     who = dict(name=f'world-{size}', source=f'the world, {steps} steps, seed {seed}')
     if folder and (folder/'model').is_dir():
         return replace(load(folder/'model', 'float32', device), **who)
-    lm = small_lm(toy_tokenizer(), *SIZES[size], seed=seed, context=256, device=device)
+    lm = small_llama(toy_tokenizer(), *SIZES[size], seed=seed, context=256, device=device)
     rng = np.random.default_rng([seed, 1])
     asked = requests(32*steps, seed=seed+10**6)
     fit(lm.model, [tokenize_dialogue(lm, rng, r['text']) for r in asked], answer_loss, batch=32,
@@ -403,6 +403,6 @@ learned
 # models make of it stands [elsewhere](20_labellers.ipynb).
 
 # %%
-new = small_lm(toy_tokenizer(), *SIZES['tiny'])
+new = small_llama(toy_tokenizer(), *SIZES['tiny'])
 assert learned['loss']<1<np.log(len(toy_tokenizer()))-.5<evaluate_toy_model(new, 40)['loss']
 assert learned['revision, harmless']>learned['answer, harmless']+.2

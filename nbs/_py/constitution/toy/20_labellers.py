@@ -32,7 +32,7 @@ from fastcore.test import *
 from scipy.stats import norm
 from moral_sc.constitution.evaluation.calibration import calibration
 from moral_sc.foundation.datasets import data_dir
-from moral_sc.language.reward_head import small_lm
+from moral_sc.language.reward_head import small_llama
 from moral_sc.language.training import answer_loss, fit
 
 torch.set_num_threads(1)
@@ -255,7 +255,7 @@ def model_sizes()->pd.DataFrame: # A row a size
 # %%
 steps = model_sizes()
 for k in steps.index:
-    lm = small_lm(environment.toy_tokenizer(), *environment.SIZES[k])
+    lm = small_llama(environment.toy_tokenizer(), *environment.SIZES[k])
     test_eq(steps.weights[k], sum(x.numel() for x in lm.model.parameters()))
 
 
@@ -266,7 +266,7 @@ for k in steps.index:
 # %%
 def minutes(size, n=3):
     "Minutes of the whole reading, told from `n` steps"
-    lm = small_lm(environment.toy_tokenizer(), *environment.SIZES[size], context=256)
+    lm = small_llama(environment.toy_tokenizer(), *environment.SIZES[size], context=256)
     rng = np.random.default_rng(0)
     some = [environment.tokenize_dialogue(lm, rng, r['text']) for r in environment.requests(32*n)]
     start = perf_counter()

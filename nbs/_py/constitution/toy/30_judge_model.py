@@ -30,7 +30,7 @@ from moral_sc.constitution.feedback import ANSWER, LETTERS, comparison_question
 from moral_sc.constitution.principles import Comparison
 from moral_sc.foundation.errors import ConfigError, unknown_name_message
 from moral_sc.foundation.runs import content_key, process_rank
-from moral_sc.language.reward_head import save_model, small_lm, word_tokenizer
+from moral_sc.language.reward_head import save_model, small_llama, word_tokenizer
 from moral_sc.language.loading import load
 from moral_sc.language.models import LM, encode
 from moral_sc.language.training import answer_loss, fit
@@ -178,7 +178,7 @@ def train_judge_model(
     folder = Path(out)/f'judge-{size}-{seed}-{key}' if out else None
     who = dict(name=f'judge-{size}', source=f'votes, {key}, seed {seed}')
     if folder and folder.is_dir(): return replace(load(folder, 'float32', device), **who)
-    lm = small_lm(judge_tokenizer(), *environment.SIZES[size], seed=seed, context=256, device=device)
+    lm = small_llama(judge_tokenizer(), *environment.SIZES[size], seed=seed, context=256, device=device)
     for steps,most,k in curriculum:
         n = 32*steps//len(most)
         read = [r for m in most for r in simulate_votes(n, seed, principles[:k], m, sharpness)]

@@ -28,7 +28,7 @@ from moral_sc.language.models import pad
 # %%
 #| hide
 from fastcore.test import *
-from moral_sc.language.stub_models import lookup, random_model
+from moral_sc.language.stub_models import stub_model, random_model
 
 
 # %% [markdown]
@@ -49,7 +49,7 @@ def batches(
     lengths,        # Tokens in each row
     max_tokens:int, # Rows times the longest of them stay at or below this
     max_rows:int=0, # And no more rows than this; 0: any number
-    slack=None,     # And no more padding than this many tokens; None: any amount
+    max_padding=None,     # And no more padding than this many tokens; None: any amount
 )->list:            # Lists of row numbers
     "Group rows of like length, so that little is padding"
     res = []
@@ -59,13 +59,13 @@ def batches(
         if res: n,longest = len(res[-1])+1, lengths[res[-1][0]]
         pads += longest-lengths[i] if res else 0
         if not res or n*longest>max_tokens or (max_rows and n>max_rows) or (
-                slack is not None and pads>slack): res,pads = [*res, []], 0
+                max_padding is not None and pads>max_padding): res,pads = [*res, []], 0
         res[-1].append(i)
     return res
 
 
 # %%
-batches([90,88,12,91,13,90], max_tokens=400), batches([90,88,12,91,13,90], 400, slack=4)
+batches([90,88,12,91,13,90], max_tokens=400), batches([90,88,12,91,13,90], 400, max_padding=4)
 
 
 # %% [markdown]
@@ -82,7 +82,7 @@ def forward_accepts(model, name): # Asked at every token; only what a class defi
     f = model.forward
     return name in (_known(f.__func__) if inspect.ismethod(f) else _names(f))
 
-def with_cache(
+def cache_kwargs(
     model,
     cache, # Of transformers
 )->dict:   # For its `forward`
@@ -97,10 +97,10 @@ def _inputs(lm, rows, side):
     if forward_accepts(lm.model, 'position_ids'): kw['position_ids'] = mask.cumsum(-1).sub(1).clamp(0)
     return kw
 
-def fits(lm, rows, new=0):
+def check_context_length(lm, rows, new_tokens=0):
     "Refuse rows that with `new` tokens more are longer than what the model can read"
     limit = getattr(lm.model.config, 'max_position_embeddings', None)
-    n = max(map(len, rows), default=0)+new
+    n = max(map(len, rows), default=0)+new_tokens
     if limit and n>limit:
         raise ConfigError(f'A text of {n} tokens is longer than the {limit} that {lm.name} '
                           'can read; shorten it.')
@@ -120,14 +120,14 @@ def fits(lm, rows, new=0):
 
 # %%
 #| export
-def hidden(
+def hidden_states(
     lm, **kw # What the model's `forward` takes
 ):           # [row, token, width] and the cache
     "The model without its output layer"
     m = lm.model
     return getattr(m, m.base_model_prefix)(**kw)
 
-def head(
+def lm_head_logits(
     lm,
     h,  # [..., width] hidden states
 ):      # [..., vocab] logits in float32
@@ -151,19 +151,19 @@ def has_plain_lm_head(lm)->bool: # Found out at the first call
     if not hasattr(lm, '_splits'):
         kw = dict(input_ids=torch.tensor([[1, 2, 3, 1]], device=lm.device), use_cache=False)
         want = lm.model(**kw).logits
-        try: got = lm.model.get_output_embeddings()(hidden(lm, **kw).last_hidden_state)
+        try: got = lm.model.get_output_embeddings()(hidden_states(lm, **kw).last_hidden_state)
         except (AttributeError, TypeError): got = None
         lm._splits = got is not None and torch.allclose(got, want, rtol=1e-4, atol=1e-4)
     return lm._splits
 
-def states(
+def states_at(
     lm,
     at,   # [2, read] numbers of rows, and places in them
     **kw  # What the model's `forward` takes
 ):        # [read, width]; if `splits` is false, [read, vocab]
     "What a model has to say at a few places"
     kw = dict(use_cache=False) | kw
-    if has_plain_lm_head(lm): return hidden(lm, **kw).last_hidden_state[at[0],at[1]]
+    if has_plain_lm_head(lm): return hidden_states(lm, **kw).last_hidden_state[at[0],at[1]]
     if not forward_accepts(lm.model, 'logits_to_keep'): return lm.model(**kw).logits[at[0],at[1]]
     keep,c = at[1].unique(return_inverse=True)
     return lm.model(**kw, logits_to_keep=keep).logits[at[0],c]
@@ -175,7 +175,7 @@ def states(
 # %%
 #| export
 @contextmanager
-def counted(
+def count_tokens(
     lm,
 ): # A list, with a number for each pass while this lasts
     "Tokens that a model is run on, padding included"
@@ -188,8 +188,8 @@ def counted(
 
 # %%
 small = random_model('llama')
-with counted(small) as n: hidden(small, input_ids=torch.ones(2, 5, dtype=torch.long))
-hidden(small, input_ids=torch.ones(1, 1, dtype=torch.long))
+with count_tokens(small) as n: hidden_states(small, input_ids=torch.ones(2, 5, dtype=torch.long))
+hidden_states(small, input_ids=torch.ones(1, 1, dtype=torch.long))
 test_eq(n, [10])
 
 
@@ -201,7 +201,7 @@ test_eq(n, [10])
 
 # %%
 #| export
-def merge(
+def merge_prefixes(
     rows:list, # Lists of token ids
 )->tuple:      # Rows to run, and for each given row the number of the one it is read from
     "Drop rows that are the beginning of another"
@@ -214,22 +214,22 @@ def merge(
 
 
 # %%
-merge([[5,6], [5,6,7], [5,8], [5,6]])
+merge_prefixes([[5,6], [5,6,7], [5,8], [5,6]])
 
 
 # %%
 #| export
 def padding_budget(lm): return 16 if lm.device.type=='cpu' else 1024 # Tokens' worth of a pass
 
-def plan_rows(
+def plan_padded(
     lm,
     rows:list,  # Lists of token ids
     tokens:int, # In one pass, padding included
 )->list:        # Passes: lists of groups of row numbers, here one number a group
     "Rows of like length side by side"
-    return [[[i] for i in b] for b in batches([*map(len, rows)], tokens, slack=padding_budget(lm))]
+    return [[[i] for i in b] for b in batches([*map(len, rows)], tokens, max_padding=padding_budget(lm))]
 
-def run_rows(
+def run_padded(
     lm,
     groups:list,      # Lists of rows
     reads:list,       # (group, row in it, position): what is wanted
@@ -239,7 +239,7 @@ def run_rows(
     rows = [r for r, in groups]
     n = max(map(len, rows))
     at = [(g, t+(n-len(rows[g]) if side=='left' else 0)) for g,_,t in reads]
-    return states(lm, torch.tensor(at, device=lm.device).T, **_inputs(lm, rows, side))
+    return states_at(lm, torch.tensor(at, device=lm.device).T, **_inputs(lm, rows, side))
 
 
 # %% [markdown]
@@ -267,7 +267,7 @@ def max_batch_tokens(
     many = max(least, int(share*weight_bytes(lm)/token)) if token else max_tokens
     return max(1, min(max_tokens, many, getattr(lm, '_room', max_tokens)))
 
-def passes(
+def run_batches(
     lm,
     rows:list,      # Lists of token ids
     plan,           # As `plan_rows`
@@ -311,7 +311,7 @@ def run(groups):
     if sum(len(rows[i]) for g in groups for i in g)>150: raise torch.OutOfMemoryError
     return len(groups)
 
-done = [i for groups,_ in passes(small, rows, plan_rows, run, 4096) for g in groups for i in g]
+done = [i for groups,_ in run_batches(small, rows, plan_padded, run, 4096) for g in groups for i in g]
 test_eq(sorted(done), list(range(60)))
 max_batch_tokens(small, 4096)
 
@@ -322,7 +322,7 @@ max_batch_tokens(small, 4096)
 # %%
 def full(groups): raise torch.OutOfMemoryError
 with expect_fail(ModelError, contains='39 tokens'):
-    list(passes(random_model('llama'), [[5]*39], plan_rows, full, 4096))
+    list(run_batches(random_model('llama'), [[5]*39], plan_padded, full, 4096))
 
 
 # %% [markdown]
@@ -348,25 +348,25 @@ def _checked(lm, x):
                          "dtype='float32'.")
     return x
 
-def logprobs(
+def lm_head_logprobs(
     lm,
     x, # [line, width] of `states`
 ):     # [line, vocab] float64, natural log
     "What the output layer makes of a few states"
-    x = (head(lm, x) if has_plain_lm_head(lm) else x).double()
+    x = (lm_head_logits(lm, x) if has_plain_lm_head(lm) else x).double()
     return x.sub_(_checked(lm, x.logsumexp(-1, keepdim=True)))
 
 def _some(lm, x, n):
     "Lines and what the output layer makes of them, fewer at a time where memory runs out"
     k = 0
     while k<len(x):
-        try: out = logprobs(lm, x[k:k+n])
+        try: out = lm_head_logprobs(lm, x[k:k+n])
         except RuntimeError as e: n = _half(lm, e, [1]*n, n)
         else:
             yield k,out
             k += len(out)
 
-def gather(
+def batched_logprobs(
     lm,
     found, # (labels, their states) of one pass after the other
 ):         # Yields labels, and their log-probabilities [label, vocab]

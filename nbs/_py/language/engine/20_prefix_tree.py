@@ -23,10 +23,10 @@ import numpy as np, torch
 
 from moral_sc.foundation.errors import ConfigError, unknown_name_message
 from moral_sc.language.models import LM, pad
-from moral_sc.language.engine.weight_packing import packed
+from moral_sc.language.engine.weight_packing import prepacked_weights
 from moral_sc.language.engine.onednn import onednn
-from moral_sc.language.engine.batching import (batches, fits, gather, merge, passes, plan_rows,
-                                       run_rows, padding_budget, states, forward_accepts, with_cache)
+from moral_sc.language.engine.batching import (batches, check_context_length, batched_logprobs, merge_prefixes, run_batches, plan_padded,
+                                       run_padded, padding_budget, states_at, forward_accepts, cache_kwargs)
 
 # %%
 #| hide
@@ -39,9 +39,9 @@ import pandas as pd
 from fastcore.test import *
 from moral_sc.language.loading import load
 from moral_sc.language.models import encode
-from moral_sc.language.stub_models import lookup, random_model
-from moral_sc.language.engine.batching import counted, weight_bytes
-from moral_sc.language.weights import cached
+from moral_sc.language.stub_models import stub_model, random_model
+from moral_sc.language.engine.batching import count_tokens, weight_bytes
+from moral_sc.language.weights import cached_weights
 
 
 # %% [markdown]
@@ -58,7 +58,7 @@ from moral_sc.language.weights import cached
 
 # %%
 #| export
-def shared(
+def shared_prefix(
     a,
     b,
 )->int: # Tokens that both begin with
@@ -66,22 +66,22 @@ def shared(
     return next((k for k,(x,y) in enumerate(zip(a, b)) if x!=y), n)
 
 @dataclass
-class Tree:
+class PrefixTree:
     "Rows laid out so that what they share is there once"
     ids:list   # Token of each node, parents first, each branch in one piece
     depth:list # Its place in its rows
     end:list   # One past the last node that passes through it
     paths:list # For each row, the node of each of its tokens
 
-def plant(
+def build_prefix_tree(
     rows:list, # Lists of token ids, sorted
-)->Tree:
+)->PrefixTree:
     "The prefix tree of some rows"
-    t = Tree([], [], [], [])
+    t = PrefixTree([], [], [], [])
     path = []
     last = []
     for r in rows:
-        k = shared(last, r)
+        k = shared_prefix(last, r)
         n = len(t.ids)
         for u in path[k:]: t.end[u] = n
         path = path[:k]+list(range(n, n+len(r)-k))
@@ -95,7 +95,7 @@ def plant(
 
 
 # %%
-t = plant([[7,8,1], [7,8,2,3], [7,9]])
+t = build_prefix_tree([[7,8,1], [7,8,2,3], [7,9]])
 test_eq([[t.ids[u] for u in p] for p in t.paths], [[7,8,1], [7,8,2,3], [7,9]])
 t
 
@@ -108,7 +108,7 @@ t
 
 # %%
 #| export
-def mask(
+def tree_mask(
     depth,       # [tree, node]
     end,         # [tree, node]
     window=None, # A token sees so many, itself among them
@@ -124,15 +124,15 @@ def mask(
 
 
 # %%
-mask(torch.tensor([t.depth]), torch.tensor([t.end])).int()[0]
+tree_mask(torch.tensor([t.depth]), torch.tensor([t.end])).int()[0]
 
 # %%
 #| hide
 at = torch.tensor([t.depth]),torch.tensor([t.end])
-grown = plant([[5,6]+r for r in [[7,8,1], [7,8,2,3], [7,9]]])
+grown = build_prefix_tree([[5,6]+r for r in [[7,8,1], [7,8,2,3], [7,9]]])
 for w in (None, 2, 3): # As of a tree that has the stem in it
-    whole = mask(torch.tensor([grown.depth]), torch.tensor([grown.end]), w)
-    test_eq(mask(*at, w, 2).tolist(), whole[:,2:].tolist())
+    whole = tree_mask(torch.tensor([grown.depth]), torch.tensor([grown.end]), w)
+    test_eq(tree_mask(*at, w, 2).tolist(), whole[:,2:].tolist())
 
 
 # %% [markdown]
@@ -192,7 +192,7 @@ class _Cut:
         self.c = attention_cost_ratio(lm)
         self.slack = padding_budget(lm)
         self.limit = limit
-        self.S = np.array([0, *map(shared, rows, rows[1:])])
+        self.S = np.array([0, *map(shared_prefix, rows, rows[1:])])
         self.C = np.append(0, np.cumsum(np.array([*map(len, rows)])-self.S))
 
     def nodes(self, a, b): return self.C[b]-self.C[a]+self.S[a] # Of the tree of rows a to b
@@ -210,7 +210,7 @@ class _Cut:
 def _beside(cut, order, trees, tokens):
     "Trees of like size in one pass"
     big = [int(cut.nodes(*t)) for t in trees]
-    return [[order[slice(*trees[k])] for k in p] for p in batches(big, tokens, slack=cut.slack)]
+    return [[order[slice(*trees[k])] for k in p] for p in batches(big, tokens, max_padding=cut.slack)]
 
 def plan_trees(
     lm,
@@ -233,7 +233,7 @@ def plan_trees(
 
 # %%
 #| export
-def windows(lm)->dict:
+def attention_windows(lm)->dict:
     "For each kind of layer of a model, how many tokens it sees; None for all"
     c = lm.model.config.get_text_config()
     w = getattr(c, 'sliding_window', None)
@@ -243,10 +243,10 @@ def windows(lm)->dict:
 
 def _masks(lm, depth, end, stem=0):
     def one(w):
-        no = ~mask(depth, end, w, stem)[:,None]
+        no = ~tree_mask(depth, end, w, stem)[:,None]
         return torch.zeros(no.shape, dtype=lm.dtype, device=lm.device).masked_fill_(
             no, torch.finfo(lm.dtype).min)
-    made = {k: one(w) for k,w in windows(lm).items()}
+    made = {k: one(w) for k,w in attention_windows(lm).items()}
     return made if len(made)>1 else next(iter(made.values()))
 
 def run_trees(
@@ -256,8 +256,8 @@ def run_trees(
     side='right',
 ):               # As `states`
     "Each group of rows as one tree"
-    if all(len(g)==1 for g in groups): return run_rows(lm, groups, reads, side)
-    return _grow(lm, [plant(g) for g in groups], reads)
+    if all(len(g)==1 for g in groups): return run_padded(lm, groups, reads, side)
+    return _grow(lm, [build_prefix_tree(g) for g in groups], reads)
 
 def _grow(lm, trees, reads, stem=0, **kw):
     "Trees side by side, from a stem or from nothing; `reads` count from where they begin"
@@ -267,7 +267,7 @@ def _grow(lm, trees, reads, stem=0, **kw):
     at = [(g, trees[g].paths[k][t]) for g,k,t in reads]
     kw |= dict(input_ids=ids, position_ids=depth[0]+stem,
                attention_mask=_masks(lm, depth[0], end, stem))
-    return states(lm, torch.tensor(at, device=lm.device).T, **kw)
+    return states_at(lm, torch.tensor(at, device=lm.device).T, **kw)
 
 
 # %% [markdown]
@@ -287,7 +287,7 @@ def _grow(lm, trees, reads, stem=0, **kw):
 
 # %%
 #| export
-def _stem(rows): return min(map(shared, rows, rows[1:])) if len(rows)>1 else 0
+def _stem(rows): return min(map(shared_prefix, rows, rows[1:])) if len(rows)>1 else 0
 
 def _branches(cut, a, b, stem):
     "What branches on a stem cost at least, and which they are"
@@ -313,7 +313,7 @@ def _best(cut, a, b, known=0, deep=0):
         choices.append((stem*any(g[2] for g in groups)+sum(x for x,_ in parts), groups))
     return min(choices, key=lambda x: x[0])
 
-def plan_stems(
+def plan_prefixes(
     lm,
     rows:list,      # Lists of token ids
     tokens:int,     # In one pass, padding included
@@ -332,9 +332,9 @@ def plan_stems(
 
 def _even(lm, sizes, tokens):
     "Branches side by side, with little padding"
-    return batches(sizes, tokens, slack=max(padding_budget(lm), sum(sizes)//16))
+    return batches(sizes, tokens, max_padding=max(padding_budget(lm), sum(sizes)//16))
 
-def run_stems(
+def run_prefixes(
     lm,
     groups:list, # Lists of rows, sorted: one, or several trees
     reads:list,  # (group, row in it, position): what is wanted
@@ -348,14 +348,14 @@ def run_stems(
     if len(groups)>1 or not n: return run_trees(lm, groups, reads, side)
     n,cache,parts = _stemmed(lm, rows, n, reads, kept)
     cut = _branches(_Cut(lm, rows), 0, len(rows), n)[1]
-    trees = [plant([r[n:] for r in rows[a:b]]) for a,b in cut]
+    trees = [build_prefix_tree([r[n:] for r in rows[a:b]]) for a,b in cut]
     of = {k: (g,k-a) for g,(a,b) in enumerate(cut) for k in range(a, b)}
     big = [len(t.ids) for t in trees]
     for p in _even(lm, big, len(big)*max(big)):
         late = [i for i,(_,k,_) in enumerate(reads) if i not in parts and of[k][0] in p]
         at = [(p.index(of[k][0]), of[k][1], t-n) for _,k,t in (reads[i] for i in late)]
         if late: parts |= zip(late, _grow(lm, [trees[g] for g in p], at, n,
-                                          **with_cache(lm.model, cache)))
+                                          **cache_kwargs(lm.model, cache)))
     return torch.stack([parts[i] for i in range(len(reads))])
 
 def _stemmed(lm, rows, n, reads, kept):
@@ -365,7 +365,7 @@ def _stemmed(lm, rows, n, reads, kept):
     cache = DynamicCache()
     k = 0
     for old,layers in kept.items(): # One, or none
-        k = shared(old, rows[0][:n])
+        k = shared_prefix(old, rows[0][:n])
         if early(k): k = 0
         if k and (n-k)*len(rows)<=padding_budget(lm): n = k # The rest is not worth a pass
         if k: [cache.update(*(x[:,:,:k] for x in two), i) for i,two in enumerate(layers)]
@@ -373,7 +373,7 @@ def _stemmed(lm, rows, n, reads, kept):
     found = []
     if n>k:
         at = torch.tensor([[0]*len(wanted), [t-k for t in wanted.values()]], dtype=torch.long)
-        found = states(lm, at.to(lm.device), **with_cache(lm.model, cache),
+        found = states_at(lm, at.to(lm.device), **cache_kwargs(lm.model, cache),
                        input_ids=torch.tensor([rows[0][k:n]], device=lm.device))
     stem = [(x.keys, x.values) for x in cache.layers]
     cache.update = lambda k, v, layer, *a, **kw: tuple( # Nothing is added to it any more
@@ -400,7 +400,7 @@ def plan_cascade(
     order = sorted(range(len(rows)), key=rows.__getitem__)
     rows = [rows[i] for i in order]
     L = np.array([*map(len, rows)])
-    S = np.array([0, *map(shared, rows, rows[1:])])
+    S = np.array([0, *map(shared_prefix, rows, rows[1:])])
     def price(j, most=512):
         i = slice(max(0, j+1-most), j+1)
         n = L[i][::-1].cumsum()[::-1]
@@ -412,7 +412,7 @@ def plan_cascade(
     cut = cheapest(len(rows), price)
     alone = [a for a,b in cut if b-a==1]
     res = [[[order[alone[i]]] for i, in p]
-           for p in plan_rows(lm, [rows[a] for a in alone], tokens)]
+           for p in plan_padded(lm, [rows[a] for a in alone], tokens)]
     return res+[[order[a:b]] for a,b in cut if b-a>1]
 
 def run_cascade(
@@ -423,7 +423,7 @@ def run_cascade(
 ):               # As `states`
     "What a group shares first, then the rest of each row"
     from transformers import DynamicCache
-    if all(len(g)==1 for g in groups): return run_rows(lm, groups, reads, side)
+    if all(len(g)==1 for g in groups): return run_padded(lm, groups, reads, side)
     rows, = groups
     n = _stem(rows)
     cache = DynamicCache(config=lm.model.config)
@@ -439,11 +439,11 @@ def run_cascade(
 def _go_on(lm, cache, rows, at):
     "States of rows that continue what is in the cache"
     n,(ids,mask) = cache.get_seq_length(), pad(rows, 'right', lm.device)
-    kw = dict(input_ids=ids, **with_cache(lm.model, cache))
+    kw = dict(input_ids=ids, **cache_kwargs(lm.model, cache))
     kw['attention_mask'] = torch.nn.functional.pad(mask, (n, 0), value=1)
     if forward_accepts(lm.model, 'position_ids'):
         kw['position_ids'] = torch.arange(n, n+ids.shape[1], device=lm.device).expand_as(ids)
-    return states(lm, torch.tensor(at, device=lm.device).reshape(-1, 2).T.long(), **kw)
+    return states_at(lm, torch.tensor(at, device=lm.device).reshape(-1, 2).T.long(), **kw)
 
 
 # %% [markdown]
@@ -455,11 +455,11 @@ def _go_on(lm, cache, rows, at):
 
 # %%
 #| export
-engines = dict(stem=(plan_stems, run_stems), tree=(plan_trees, run_trees),
-               cascade=(plan_cascade, run_cascade), rows=(plan_rows, run_rows))
+engines = dict(stem=(plan_prefixes, run_prefixes), tree=(plan_trees, run_trees),
+               cascade=(plan_cascade, run_cascade), rows=(plan_padded, run_padded))
 
 @torch.inference_mode()
-def can(
+def supports_engine(
     lm,
     engine:str, # 'stem', 'tree' or 'cascade'
     n:int=12,   # Tokens in the rows of the trial
@@ -476,11 +476,11 @@ def _agrees(lm, engine, n):
     rows = sorted([ids[:n], ids[:n-3]+ids[n:n+4], ids[:n//2]+ids[-5:]])
     reads = [(0,k,t) for k,r in enumerate(rows) for t in range(len(r))]
     x = engines[engine][1](lm, [rows], reads).double()
-    y = torch.cat([run_rows(lm, [[r]], [(0,0,t) for t in range(len(r))]) for r in rows])
+    y = torch.cat([run_padded(lm, [[r]], [(0,0,t) for t in range(len(r))]) for r in rows])
     off = (x-y).norm(dim=-1)/y.double().norm(dim=-1)
     return bool((off<(1e-3 if lm.dtype==torch.float32 else .05)).all())
 
-def pick(
+def select_engine(
     lm,
     rows:list,         # Lists of token ids
     engine:str='auto', # 'auto', 'stem', 'tree', 'cascade' or 'rows'
@@ -489,12 +489,12 @@ def pick(
     if engine not in ('auto', *engines):
         raise ConfigError(unknown_name_message('engine', engine, ['auto', *engines]))
     order = sorted(rows)
-    same = sum(map(shared, order, order[1:]))
+    same = sum(map(shared_prefix, order, order[1:]))
     if engine=='rows' or (engine=='auto' and same<.05*sum(map(len, rows))): return 'rows'
-    w = max([w or 0 for w in windows(lm).values()])
+    w = max([w or 0 for w in attention_windows(lm).values()])
     n = w+8 if 0<w<max(map(len, rows)) else 12
-    if engine=='auto': return next(e for e in engines if e=='rows' or can(lm, e, n))
-    if can(lm, engine, n): return engine
+    if engine=='auto': return next(e for e in engines if e=='rows' or supports_engine(lm, e, n))
+    if supports_engine(lm, engine, n): return engine
     raise ConfigError(f"{lm.name} does not read right with engine='{engine}'; use 'auto'.")
 
 
@@ -516,13 +516,13 @@ def forward_logprobs(
     engine:str='auto', # 'auto', 'stem', 'tree', 'cascade' or 'rows'
 ):
     "Run a model over rows and hand out log-probabilities at the positions asked for"
-    fits(lm, rows)
-    prompts,owner = merge(rows)
+    check_context_length(lm, rows)
+    prompts,owner = merge_prefixes(rows)
     todo = [{} for _ in prompts]
     done = 0
     for k,(i,t) in enumerate(reads): todo[owner[i]].setdefault(t, []).append(k)
     prompts,todo = zip(*[(r,d) for r,d in zip(prompts, todo) if d]) if reads else ((), ())
-    engine = pick(lm, prompts, engine) if prompts else 'rows'
+    engine = select_engine(lm, prompts, engine) if prompts else 'rows'
     plan,run = engines[engine]
     if engine=='stem': run = partial(run, kept={})
     def once(groups):
@@ -531,12 +531,12 @@ def forward_logprobs(
             run(lm, [[prompts[i] for i in b] for b in groups], at, side)
     def found():
         nonlocal done
-        for groups,out in passes(lm, prompts, plan, once, max_tokens):
+        for groups,out in run_batches(lm, prompts, plan, once, max_tokens):
             yield out
             done += sum(map(len, groups))
             if progress: progress(done, len(prompts))
-    with packed(lm.model, sum(map(len, prompts))), onednn(lm.model):
-        for who,x in gather(lm, found()):
+    with prepacked_weights(lm.model, sum(map(len, prompts))), onednn(lm.model):
+        for who,x in batched_logprobs(lm, found()):
             use([k for g in who for k in g], [n for n,g in enumerate(who) for _ in g], x)
 
 
@@ -602,7 +602,7 @@ for a,lm in models.items():
     rows = [encode(lm, before+t) for t in texts[::3]]
     n = _stem(sorted(rows))
     cut = _branches(_Cut(lm, sorted(rows)), 0, len(rows), n)[1]
-    assert {*map(len, plan_stems(lm, rows, 4096))}=={1} and n>100 and 1<len(cut)<len(rows)
+    assert {*map(len, plan_prefixes(lm, rows, 4096))}=={1} and n>100 and 1<len(cut)<len(rows)
     want = after(lm, rows, 'rows', every=True)
     for most in (300, 600, 4096):
         test_close(after(lm, rows, 'stem', most, every=True), want, 1e-4)
@@ -628,17 +628,17 @@ def bent(arch, change):
 ignores = bent('llama', lambda m: None if m is not None and m.ndim==4 else m)
 uniform = bent('gemma3', lambda m: {k: m['full_attention'] for k in m}
                if isinstance(m, dict) else m)
-oracle = lookup(lambda text: {'a': .6, 'b': .4})
+oracle = stub_model(lambda text: {'a': .6, 'b': .4})
 rows = {lm.name: [encode(lm, t) for t in texts] for lm in (ignores, uniform, oracle)}
-chosen = [pick(lm, rows[lm.name]) for lm in (models['gemma3'], ignores, uniform, oracle)]
+chosen = [select_engine(lm, rows[lm.name]) for lm in (models['gemma3'], ignores, uniform, oracle)]
 test_eq(chosen, ['stem', 'cascade', 'cascade', 'rows'])
 for lm in (ignores, uniform):
     assert np.abs(ends(lm, texts, 'auto')-alone(lm, texts)).max()<1e-4
 chosen
 
 # %%
-with expect_fail(ConfigError, contains="engine='tree'"): pick(oracle, rows['lookup'], 'tree')
-with expect_fail(ConfigError, contains='cascade'): pick(oracle, rows['lookup'], 'cascad')
+with expect_fail(ConfigError, contains="engine='tree'"): select_engine(oracle, rows['stub'], 'tree')
+with expect_fail(ConfigError, contains='cascade'): select_engine(oracle, rows['stub'], 'cascad')
 
 
 # %% [markdown]
@@ -652,7 +652,7 @@ with expect_fail(ConfigError, contains='cascade'): pick(oracle, rows['lookup'], 
 # %%
 def tokens(lm, *args):
     "How many it takes to say what comes after rows"
-    with counted(lm) as n: after(lm, *args)
+    with count_tokens(lm) as n: after(lm, *args)
     return sum(n)
 
 def scene(s, d, k, q, i):
@@ -666,8 +666,8 @@ k = 2
 q = 12
 i = 8
 rows = scene(s, d, k, q, i)
-can(models['llama'], 'tree')
-can(models['llama'], 'stem')
+supports_engine(models['llama'], 'tree')
+supports_engine(models['llama'], 'stem')
 ran = {e: tokens(models['llama'], rows, e) for e in ('stem','tree','rows')}
 test_eq(ran['tree'], s+d+2*k*(q+i))
 assert 0 <= ran['rows']-(2*k*(s+q+i)+k*d) <= 16*k # Padding
@@ -714,11 +714,11 @@ tight._room
 # Where their weights are on this machine: SmolLM2, and Gemma 3 with its windows.
 
 # %%
-names = [n for n in ('smollm2-135m-instruct', 'gemma-3-270m') if cached(n)]
+names = [n for n in ('smollm2-135m-instruct', 'gemma-3-270m') if cached_weights(n)]
 found = {}
 for name in names:
     lm = load(name, 'float32', 'cpu')
-    can(lm, 'tree')
+    supports_engine(lm, 'tree')
     few = texts[:16]
     rows = [encode(lm, t) for t in few]
     found[name] = differ(lm, few) | {

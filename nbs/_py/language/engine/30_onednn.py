@@ -31,7 +31,7 @@ import copy
 from time import perf_counter
 import pandas as pd
 from fastcore.test import *
-from moral_sc.language.reward_head import answer_logprobs, small_lm
+from moral_sc.language.reward_head import answer_logprobs, small_llama
 torch.set_num_threads(1)
 
 
@@ -50,32 +50,32 @@ torch.set_num_threads(1)
 def _lines(x): # Packed weights lie as oneDNN wants them
     return x if x.is_mkldnn or x.is_contiguous() or x.mT.is_contiguous() else x.contiguous()
 
-def product(
+def onednn_linear(
     x,           # [..., in]
     weight,      # [out, in], plain or packed
     bias=None,   # [out]
-    then='none', # What comes directly after it: 'swish', ...
+    activation='none', # What comes directly after it: 'swish', ...
 ):               # [..., out], without gradients
     "A linear layer by oneDNN"
     run = torch.ops.mkldnn._linear_pointwise
     x = _lines(x)
     weight = _lines(weight)
-    if x.numel()>x.shape[-1]: return run(x, weight, bias, then, [], '')
+    if x.numel()>x.shape[-1]: return run(x, weight, bias, activation, [], '')
     two = x.reshape(1, -1).repeat(2, 1) # One row would be added up in another order
-    return run(two, weight, bias, then, [], '')[:1].reshape(*x.shape[:-1], -1)
+    return run(two, weight, bias, activation, [], '')[:1].reshape(*x.shape[:-1], -1)
 
 _LEAST = 2e7 # Weights in linear layers
 
-def linears(model):
+def float32_linears(model):
     "Linear layers that oneDNN can take"
     return [m for m in model.modules() if type(m) is nn.Linear
             and m.weight.device.type=='cpu' and m.weight.dtype==torch.float32]
 
-def pays(model)->bool:
+def onednn_is_worthwhile(model)->bool:
     "Whether oneDNN is there, and the model so large that its products are what takes the time"
     return (torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
             and hasattr(torch.ops.mkldnn, '_reorder_linear_weight')
-            and sum(m.weight.numel() for m in linears(model))>=_LEAST)
+            and sum(m.weight.numel() for m in float32_linears(model))>=_LEAST)
 
 
 # %% [markdown]
@@ -93,22 +93,22 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, bias):
         ctx.save_for_backward(x, weight)
-        return product(x, weight, bias)
+        return onednn_linear(x, weight, bias)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, g):
         (x,weight),(to_x,to_weight,to_bias) = ctx.saved_tensors,ctx.needs_input_grad
         rows = g.flatten(0, -2)
-        return (product(g, weight.T) if to_x else None,
-                product(rows.T, x.flatten(0, -2).T) if to_weight else None,
+        return (onednn_linear(g, weight.T) if to_x else None,
+                onednn_linear(rows.T, x.flatten(0, -2).T) if to_weight else None,
                 rows.sum(0) if to_bias else None)
 
 def _plain(*xs):
     return all(type(x) in (torch.Tensor, nn.Parameter) and x.dtype==torch.float32
                and x.device.type=='cpu' for x in xs) and not torch.is_autocast_enabled('cpu')
 
-def linear(
+def differentiable_linear(
     x,         # [..., in]
     weight,    # [out, in]
     bias=None, # [out]
@@ -143,7 +143,7 @@ for rows in ((1, 1), (7,), (3, 50), (2, 300)):
     up = given(*rows, 160)
     for trained in (1, 3):
         exact = learned(_linear, [t.double() for t in (x, w, b)], up.double(), trained)
-        mine,theirs = (learned(f, (x, w, b), up, trained) for f in (linear, _linear))
+        mine,theirs = (learned(f, (x, w, b), up, trained) for f in (differentiable_linear, _linear))
         errors[str(rows),trained] = off(mine, exact),off(theirs, exact)
         assert off(mine, exact)<1e-6
 pd.DataFrame(errors, index=['ours', "torch's"]).T.map('{:.0e}'.format)
@@ -161,7 +161,7 @@ pd.DataFrame(errors, index=['ours', "torch's"]).T.map('{:.0e}'.format)
 _AT_ONCE = 2**19 # Scores of all heads that share their keys
 _WORTH = 3e4     # Fewer scores than this are left to torch
 
-def attention(
+def onednn_attention(
     query,                      # [row, head, token, width]
     key, value,                 # [row, head, token, width]; fewer heads if they are shared
     attn_mask=None,             # [row, 1, token, token], added to the scores, or True: is seen
@@ -198,10 +198,10 @@ def _attend(q, k, v, mask, scale):
             if bias.dtype==torch.bool: bias = q.new_zeros(bias.shape).masked_fill_(~bias, least)
             if (bias[...,end:]>least).any(): end = n
             for h in range(K):
-                s = product(q[b,h,:,i:j].reshape(-1, d), k[b,h,:end])
+                s = onednn_linear(q[b,h,:,i:j].reshape(-1, d), k[b,h,:end])
                 s.view(group, j-i, end).add_(bias[...,:end])
                 torch.softmax(s, -1, out=s)
-                out[b,i:j,h] = product(s, v[b,h,:end].T).view(group, j-i, wide).transpose(0, 1)
+                out[b,i:j,h] = onednn_linear(s, v[b,h,:end].T).view(group, j-i, wide).transpose(0, 1)
     return out.view(B, m, H, wide).transpose(1, 2)
 
 
@@ -233,12 +233,12 @@ with torch.inference_mode():
             for name,f in sights.items():
                 mask = masked(f(*order(m, n))).expand(2, 1, m, n)
                 got = _attend(q, k, v, mask, .3)
-                test_close(attention(q, k, v, mask, scale=.3, enable_gqa=H>K), got, 1e-5)
-                test_close(attention(q, k, v, mask==0, scale=.3, enable_gqa=H>K), got, 1e-5)
+                test_close(onednn_attention(q, k, v, mask, scale=.3, enable_gqa=H>K), got, 1e-5)
+                test_close(onednn_attention(q, k, v, mask==0, scale=.3, enable_gqa=H>K), got, 1e-5)
                 gap = (got-defined(q, k, v, mask, .3)).abs().max().item()
                 worst[name] = max(gap, worst.get(name, 0))
             if m==n:
-                whole = attention(q, k, v, is_causal=True, scale=.3, enable_gqa=H>K)
+                whole = onednn_attention(q, k, v, is_causal=True, scale=.3, enable_gqa=H>K)
                 mask = masked(sights['causal'](*order(m, n)))
                 test_close(whole, defined(q, k, v, mask, .3).float(), 1e-5)
 assert max(worst.values())<1e-5
@@ -261,10 +261,10 @@ def onednn(
     model, # Whichever others are used meanwhile, too
 ):
     "Products by oneDNN while this lasts, where that pays; one inside another is the outer one"
-    if nn.functional.linear is linear or not pays(model): yield; return
+    if nn.functional.linear is differentiable_linear or not onednn_is_worthwhile(model): yield; return
     put = partial(patch.object, nn.functional)
     shared = dict(TRANSFORMERS_SDPA_FORCE_GQA='1')
-    with put('linear', linear), put('scaled_dot_product_attention', attention), \
+    with put('linear', differentiable_linear), put('scaled_dot_product_attention', onednn_attention), \
             patch.dict(os.environ, shared): yield
 
 
@@ -274,7 +274,7 @@ def onednn(
 
 # %%
 class Ids(list): pad_token_id = eos_token_id = 1
-model = small_lm(Ids(range(2048)), layers=8, width=512, heads=8).model
+model = small_llama(Ids(range(2048)), layers=8, width=512, heads=8).model
 exact = copy.deepcopy(model).double()
 rows = [[3+(7*i+k*k)%2000 for k in range(40+5*i)] for i in range(6)]
 
@@ -299,14 +299,14 @@ errors
 # Small models, other number formats and autocast are left to torch.
 
 # %%
-small = small_lm(Ids(range(99))).model
+small = small_llama(Ids(range(99))).model
 with onednn(small): test_eq(nn.functional.linear, _linear)
 half = nn.Linear(64, 32).bfloat16()
 x = given(3, 64)
 with onednn(model):
-    test_eq(nn.functional.linear, linear)
+    test_eq(nn.functional.linear, differentiable_linear)
     test_eq(half(x.bfloat16()).dtype, torch.bfloat16)
-    with torch.autocast('cpu', torch.bfloat16): test_eq(_linear(x, given(32, 64)).dtype, linear(
+    with torch.autocast('cpu', torch.bfloat16): test_eq(_linear(x, given(32, 64)).dtype, differentiable_linear(
         x, given(32, 64)).dtype)
 
 
@@ -332,9 +332,9 @@ with torch.inference_mode():
     for a,b in ((576, 576), (576, 1536), (1536, 576)):
         x = given(500, a)
         w = given(b, a)
-        out[f'{a} to {b}'] = [speed(lambda f=f: f(x, w), 1000*a*b) for f in (_linear, linear)]
+        out[f'{a} to {b}'] = [speed(lambda f=f: f(x, w), 1000*a*b) for f in (_linear, differentiable_linear)]
     q,k,v = (given(1, n, h, 64).transpose(1, 2) for n,h in ((340, 9), (1000, 3), (1000, 3)))
     mask = masked(sights['causal'](*order(340, 1000)))[None,None]
     out['attention'] = [speed(lambda f=f: f(q, k, v, mask, enable_gqa=True), 340*1000*9*64*4)
-                        for f in (_attention, attention)]
+                        for f in (_attention, onednn_attention)]
 pd.DataFrame(out, index=["torch's", 'oneDNN']).T.round()

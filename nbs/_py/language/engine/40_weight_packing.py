@@ -21,8 +21,8 @@ from contextlib import contextmanager, nullcontext
 import torch
 from torch import nn
 
-from moral_sc.language.engine.onednn import linears, pays, product
-from moral_sc.language.engine.allocator import tight
+from moral_sc.language.engine.onednn import float32_linears, onednn_is_worthwhile, onednn_linear
+from moral_sc.language.engine.allocator import release_freed_memory
 
 # %%
 #| hide
@@ -30,7 +30,7 @@ import copy
 from time import perf_counter
 import pandas as pd
 from fastcore.test import *
-from moral_sc.language.reward_head import small_lm
+from moral_sc.language.reward_head import small_llama
 torch.set_num_threads(1)
 
 # %% [markdown]
@@ -51,11 +51,11 @@ torch.set_num_threads(1)
 
 # %%
 #| export
-STEP = 120 # Tokens that take as much more time, plain, as a step of sampling does
+DECODE_STEP_TOKENS = 120 # Tokens that take as much more time, plain, as a step of sampling does
 
 def _layer(weight, bias, then='none'):
     "The forward pass of a packed layer, and of what comes directly after it"
-    return lambda x: product(x, weight, bias, then)
+    return lambda x: onednn_linear(x, weight, bias, then)
 
 def _gated(m, there):
     "The forward pass of a gated block whose layers are packed; None if it is something else"
@@ -70,7 +70,7 @@ def _gated(m, there):
     return forward if ok else None
 
 @contextmanager
-def packed(
+def prepacked_weights(
     model,           # Any module; nothing happens where packing does not pay
     work:float=1e9,  # Tokens to be read, and `STEP` for each step of sampling
     room:bool=False, # In no more memory: plain weights are away until the end, and those that
@@ -79,15 +79,15 @@ def packed(
 ):
     "Linear layers with packed weights, without gradients, while this lasts"
     inside = getattr(model, '_packed', False) # Then it is somebody else's to undo
-    if inside or torch.is_grad_enabled() or work<2000 or not pays(model): yield; return
-    layers = linears(model)
+    if inside or torch.is_grad_enabled() or work<2000 or not onednn_is_worthwhile(model): yield; return
+    layers = float32_linears(model)
     blocks = []
     room = room and not torch.is_inference_mode_enabled()
     used = [id(p) for m in model.modules() for p in m.parameters(recurse=False)]
     if room: layers = [m for m in layers if used.count(id(m.weight))==1]
     model._packed = True
     there = {}
-    change = tight if room else lambda: nullcontext(lambda: None)
+    change = release_freed_memory if room else lambda: nullcontext(lambda: None)
     try:
         with change() as give_back:
             for k,m in enumerate(layers):
@@ -117,7 +117,7 @@ def packed(
 
 # %%
 class Ids(list): pad_token_id = eos_token_id = 1
-model = small_lm(Ids(range(2048)), layers=8, width=512, heads=8).model
+model = small_llama(Ids(range(2048)), layers=8, width=512, heads=8).model
 plain = copy.deepcopy(model)
 g = torch.Generator().manual_seed(0)
 gaps = {}
@@ -125,7 +125,7 @@ with torch.inference_mode():
     for shape in ((1, 1), (8, 1), (3, 17), (2, 200)):
         ids = torch.randint(2048, shape, generator=g)
         want = plain(ids).logits
-        with packed(model): got = model(ids).logits
+        with prepacked_weights(model): got = model(ids).logits
         gaps[shape] = ((got-want).abs().max()/want.abs().max()).item()
 assert max(gaps.values())<2e-6
 gaps
@@ -139,10 +139,10 @@ same = lambda: all(torch.equal(a, b) for a,b in zip(model.parameters(), plain.pa
 layer = model.model.layers[0].mlp.up_proj
 with torch.no_grad():
     with expect_fail(KeyError):
-        with packed(model, room=True):
+        with prepacked_weights(model, room=True):
             test_eq(layer.weight.numel(), 0)
             assert model.lm_head.weight.numel() # The embeddings are read from it
-            with packed(model): inside = model(ids).logits
+            with prepacked_weights(model): inside = model(ids).logits
             test_eq(layer.weight.numel(), 0)
             raise KeyError
     assert same() and not any('forward' in m.__dict__ for m in model.modules())
@@ -157,7 +157,7 @@ other = copy.deepcopy(model)
 other.model.layers[0].mlp.act_fn = nn.Tanh()
 with torch.inference_mode():
     want = other(ids).logits
-    with packed(other):
+    with prepacked_weights(other):
         test_eq(['forward' in x.mlp.__dict__ for x in other.model.layers], [False]+[True]*7)
         test_close(other(ids).logits, want, 2e-5)
 
@@ -166,13 +166,13 @@ with torch.inference_mode():
 # nothing happens.
 
 # %%
-with packed(model): assert 'forward' not in layer.__dict__
-with torch.no_grad(), packed(model, work=5*STEP): assert 'forward' not in layer.__dict__
+with prepacked_weights(model): assert 'forward' not in layer.__dict__
+with torch.no_grad(), prepacked_weights(model, work=5*DECODE_STEP_TOKENS): assert 'forward' not in layer.__dict__
 with torch.no_grad():
     half = copy.deepcopy(model).bfloat16()
-    small = small_lm(Ids(range(99))).model
+    small = small_llama(Ids(range(99))).model
     for m in (half, small):
-        with packed(m): assert not any('forward' in x.__dict__ for x in m.modules())
+        with prepacked_weights(m): assert not any('forward' in x.__dict__ for x in m.modules())
 
 
 # %% [markdown]
@@ -195,5 +195,5 @@ with torch.inference_mode():
     took = []
     for n in (1, 4, 8, 16, 64):
         plainly = milliseconds(model, n)
-        with packed(model): took.append((n, plainly, milliseconds(model, n)))
+        with prepacked_weights(model): took.append((n, plainly, milliseconds(model, n)))
 pd.DataFrame(took, columns=['rows', 'plain', 'packed']).set_index('rows').round(1)

@@ -26,7 +26,7 @@ import numpy as np, torch
 from numba import config, njit, prange, set_num_threads
 from torch import nn
 
-from moral_sc.language.engine.onednn import _attention, _plain, onednn, pays
+from moral_sc.language.engine.onednn import _attention, _plain, onednn, onednn_is_worthwhile
 
 # %%
 #| hide
@@ -37,9 +37,9 @@ from contextlib import nullcontext
 from hashlib import sha256
 import pandas as pd
 from fastcore.test import *
-from moral_sc.language.reward_head import answer_hidden, small_lm, word_tokenizer
+from moral_sc.language.reward_head import answer_hidden, small_llama, word_tokenizer
 from moral_sc.language.models import encode
-from moral_sc.language.engine.weight_packing import packed
+from moral_sc.language.engine.weight_packing import prepacked_weights
 from moral_sc.language.generation import sample
 torch.set_num_threads(1)
 
@@ -166,7 +166,7 @@ class _Attention(torch.autograd.Function):
         k,v = (x.view(B, K, group, n, d).sum(2) for x in (k, v))
         return q,k,v,None,None,None
 
-def attention(
+def invariant_attention(
     query,                      # [row, head, token, width]
     key, value,                 # [row, head, token, width]; fewer heads if they are shared
     attn_mask=None,             # [row, 1, token, token] True: the first sees the second
@@ -217,13 +217,13 @@ for H,K in ((6, 2), (3, 3)):
         if m==n: kinds['causal'] = dict(is_causal=True)
         exact = taught(lambda *a: defined(*a, mask), *(x.double() for x in (q, k, v)), up=up)
         for name,how in kinds.items():
-            def f(*a): return attention(*a, **how, scale=.2, enable_gqa=H>K)
+            def f(*a): return invariant_attention(*a, **how, scale=.2, enable_gqa=H>K)
             got = taught(f, q, k, v, up=up)
             errors[f'{H} heads on {K}, {m} of {n}',name] = [
                 (a-b).abs().max().item() for a,b in zip(got, exact, strict=True)]
 assert max(map(max, errors.values()))<1e-5
 blind = torch.zeros(3, 1, m, n, dtype=torch.bool)
-assert not attention(q, k, v, blind).any()
+assert not invariant_attention(q, k, v, blind).any()
 pd.DataFrame(errors, index=['out','query','key','value']).T.map('{:.0e}'.format)
 
 # %% [markdown]
@@ -232,17 +232,17 @@ pd.DataFrame(errors, index=['out','query','key','value']).T.map('{:.0e}'.format)
 
 # %%
 q,k,v = given(4, 6, 50, 32),*given(2, 4, 2, 50, 32)
-whole = attention(q, k, v, is_causal=True, enable_gqa=True)
+whole = invariant_attention(q, k, v, is_causal=True, enable_gqa=True)
 for t in (0, 7, 31, 49):
     lie = [torch.full((4, 2, 90, 32), torch.nan) for _ in 'kv']
     for x,y in zip(lie, (k, v)): x[:,:,13:13+t+1] = y[:,:,:t+1]
     sees = (torch.arange(14+t)>=13).expand(4, 1, 1, -1)
-    one = attention(q[:,:,t:t+1], *(x[:,:,:14+t] for x in lie), sees, enable_gqa=True)
+    one = invariant_attention(q[:,:,t:t+1], *(x[:,:,:14+t] for x in lie), sees, enable_gqa=True)
     assert torch.equal(one[:,:,0], whole[:,:,t])
-    alone = attention(q[2:3,:,t:t+1], *(x[2:3,:,13:14+t] for x in lie), enable_gqa=True)
+    alone = invariant_attention(q[2:3,:,t:t+1], *(x[2:3,:,13:14+t] for x in lie), enable_gqa=True)
     assert torch.equal(alone[:,:,0], whole[2:3,:,t])
     torch.set_num_threads(2)
-    assert torch.equal(attention(q, k, v, is_causal=True, enable_gqa=True), whole)
+    assert torch.equal(invariant_attention(q, k, v, is_causal=True, enable_gqa=True), whole)
     torch.set_num_threads(1)
 
 
@@ -254,7 +254,7 @@ def bits(n=150):
     "A fingerprint of the attention of some numbers"
     g = torch.Generator().manual_seed(1)
     q,k,v = (torch.randn(2, h, n, 64, generator=g) for h in (6, 2, 2))
-    out = attention(q, k, v, is_causal=True, enable_gqa=True)
+    out = invariant_attention(q, k, v, is_causal=True, enable_gqa=True)
     return sha256(out.contiguous().numpy()).hexdigest()
 
 code = '\n'.join(['import torch', 'from hashlib import sha256',
@@ -280,9 +280,9 @@ def batch_invariant(
     model, # Whichever others are used meanwhile, too
 ):
     "While this lasts what a model says of a row does not depend on the rows beside it"
-    if nn.functional.scaled_dot_product_attention is attention or not pays(model): yield; return
-    attention(*torch.zeros(3, 1, 1, 1, 8)) # Compiled now, and not in the middle of the work
-    with onednn(model), patch.object(nn.functional, 'scaled_dot_product_attention', attention):
+    if nn.functional.scaled_dot_product_attention is invariant_attention or not onednn_is_worthwhile(model): yield; return
+    invariant_attention(*torch.zeros(3, 1, 1, 1, 8)) # Compiled now, and not in the middle of the work
+    with onednn(model), patch.object(nn.functional, 'scaled_dot_product_attention', invariant_attention):
         yield
 
 
@@ -292,12 +292,12 @@ def batch_invariant(
 
 # %%
 words = 'is it far tea the cup here there . ? , yes no very hot cold and or'.split()
-lm = small_lm(word_tokenizer(words), layers=8, width=512, heads=8)
+lm = small_llama(word_tokenizer(words), layers=8, width=512, heads=8)
 asks = ['the tea', 'is it', 'yes, it is very far and the cup is here.', 'no', 'the cup, is it hot?']*3
 
 def twice(new=24):
     "A coordinate of the state before each sampled token, and its log-probability: sampled, read"
-    with torch.no_grad(), packed(lm.model, fused=False):
+    with torch.no_grad(), prepacked_weights(lm.model, fused=False):
         said = sample(lm, asks, new, logprobs='tempered', values=lambda h: h[:,0].double(), batch=6)
     ids = [encode(lm, a) for a in asks]
     lp,mask,h,_ = answer_hidden(lm.model, [[*a, *s.ids] for a,s in zip(ids, said)], [*map(len, ids)])
@@ -315,5 +315,5 @@ pd.DataFrame(out).T
 
 # %%
 test_eq(nn.functional.scaled_dot_product_attention, _attention)
-small = small_lm(word_tokenizer(words)).model
+small = small_llama(word_tokenizer(words)).model
 with batch_invariant(small): test_eq(nn.functional.scaled_dot_product_attention, _attention)
