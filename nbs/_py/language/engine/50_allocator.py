@@ -35,8 +35,8 @@ from fastcore.test import *
 # tenth and a quarter of the time. GPUs do not have this problem, because torch keeps their memory
 # itself; on a CPU the allocator has to be told.
 #
-# While `steady` lasts, the process keeps the most that it has ever used. Where something is to take
-# the place of something else without both being there, the opposite is wanted, and is `tight`: glibc
+# While `retain_freed_memory` lasts, the process keeps the most that it has ever used. Where something is to take
+# the place of something else without both being there, the opposite is wanted, and is `release_freed_memory`: glibc
 # learns from what is freed to keep larger and larger pieces, and one that it keeps may be a few
 # bytes too short for what comes next. Where the C library is not glibc, nothing happens.
 
@@ -52,7 +52,7 @@ def _glibc():
     except (AttributeError, OSError, TypeError): return None,None
 
 @contextmanager
-def steady(
+def retain_freed_memory(
     device='cpu', # Where the work is done; for others nothing happens
 ):
     "Memory that is freed is used again and not given back to the system"
@@ -65,7 +65,7 @@ def steady(
         trim(0); _on.clear()
 
 @contextmanager
-def tight():
+def release_freed_memory():
     "Large pieces of memory are given back when they are freed; a function to give back others"
     tune,trim = _glibc()
     if tune is None or _on: yield lambda: None; return
@@ -88,10 +88,10 @@ def faults(rounds=10):
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt-before
 
 first = faults()
-with steady():
+with retain_freed_memory():
     faults()
     during = faults()
-    with steady(): pass
+    with retain_freed_memory(): pass
     still = faults()
 after = faults()
 if hasattr(ctypes.CDLL(None), 'mallopt'): # glibc
@@ -99,7 +99,7 @@ if hasattr(ctypes.CDLL(None), 'mallopt'): # glibc
 dict(before=first, during=during, after=after)
 
 # %%
-with steady('cuda'): test_eq(_on, [])
+with retain_freed_memory('cuda'): test_eq(_on, [])
 
 
 # %% [markdown]
@@ -118,5 +118,5 @@ def replaced(trim=lambda: None):
     return (held()-before)/1e6
 
 if Path('/proc/self/statm').exists():
-    with tight() as trim: last = replaced(trim)
+    with release_freed_memory() as trim: last = replaced(trim)
     assert last<20
