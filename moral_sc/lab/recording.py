@@ -12,7 +12,7 @@ import tempfile
 # %% ../../nbs/lab/16_recording.ipynb #87d16d17
 from ..foundation.errors import ConfigError, unknown_name_message
 from .claims import claims_mime, scales
-from .execution import Result, execute, read
+from .execution import Result, execute, read_notebook
 
 # %% ../../nbs/lab/16_recording.ipynb #ca1e9669
 def recorded_scale(
@@ -47,7 +47,7 @@ def record_page(
 )->Result:               # A failing page is left unchanged
     "Run a page and store its outputs in it"
     from moral_sc.lab.site.build import copy_outputs
-    recorded = recorded_scale(read(notebook))
+    recorded = recorded_scale(read_notebook(notebook))
     scale = scale or recorded
     check_scale(notebook, '' if allow_smaller else recorded, scale)
     runs = dict(MORAL_SC_RUNS=os.environ.get('MORAL_SC_RUNS', ''))

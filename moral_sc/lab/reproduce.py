@@ -23,7 +23,7 @@ from ..foundation.datasets import data_dir
 from ..foundation.errors import ConfigError, unknown_name_message
 from ..foundation.runs import provenance
 from .claims import scales
-from .execution import (Result, declared, execute, read, stop_kernels,
+from .execution import (Result, declared_parameters, execute, read_notebook, stop_kernels,
                                     write_atomic)
 from .paths import notebook_paths, page_name
 
@@ -63,7 +63,7 @@ def page_key(
     parameters:dict,
 )->str:
     "A hash over everything that determines a page"
-    given = {k:v for k,v in parameters.items() if k in declared(nb)}
+    given = {k:v for k,v in parameters.items() if k in declared_parameters(nb)}
     cells = [c for c in nb.cells if 'injected-parameters' not in c.metadata.get('tags', [])]
     source = [f'{c.cell_type}\0{c.source}' for c in cells]
     return _sha(package_key(), json.dumps(given, sort_keys=True), *source)
@@ -149,9 +149,9 @@ def finished_result(
     "What came of `path` when this report last ran it to its end"
     done = _executed(out, path)
     if not done.is_file(): return None
-    meta = read(done).metadata.get('moral_sc', {})
+    meta = read_notebook(done).metadata.get('moral_sc', {})
     if not meta.get('ok'): return None
-    if meta.get('key')!=page_key(read(path), parameters):
+    if meta.get('key')!=page_key(read_notebook(path), parameters):
         raise ConfigError(f'{out} holds {page_name(path)} as another state of its notebook '
                           f'or of the package made it: give another --out or delete {done}')
     return Result(**{k:v for k,v in meta.items() if k in Result.__dataclass_fields__})
@@ -166,7 +166,7 @@ def run_page(
     "Run one page into the report"
     name = page_name(path)
     env = dict(MORAL_SC_RUNS=str((out/'runs'/name).resolve()), OMP_NUM_THREADS=str(threads))
-    note = dict(key=page_key(read(path), parameters), machine=machine_info(threads))
+    note = dict(key=page_key(read_notebook(path), parameters), machine=machine_info(threads))
     return execute(path, _executed(out, path), parameters, progress, env, name, note)
 
 # %% ../../nbs/lab/20_reproduce.ipynb #94a9daaf

@@ -9,7 +9,7 @@
 # %% [markdown]
 # # Execution
 #
-# > One notebook, run from top to bottom in a kernel of its own.
+# > Run a notebook from top to bottom in a kernel of its own and keep what came out.
 
 # %%
 #| default_exp lab.execution
@@ -51,24 +51,23 @@ def write(name, *cells):
 
 
 # %% [markdown]
-# Tests, reports and the recorded pages of the site all do the same thing: run a page as a
-# reader would, from top to bottom, and keep what came out. papermill does the running. What
-# this page adds is that nothing depends on how the machine is set up: the kernel is the
-# interpreter that is asking, whatever kernels happen to be installed; it talks through
-# sockets of its own, so that many may run at once; and it starts in an empty folder, so that
-# a page cannot write beside itself.
+# Tests, reports and the recorded pages of the site run a notebook from top to bottom and keep
+# its outputs. papermill runs the cells. This module makes the result independent of the
+# machine's setup: the kernel is the calling interpreter, whichever kernels are installed; it
+# communicates through Unix sockets of its own, so that many can run at once; and it starts in
+# an empty folder, so that a page cannot write beside itself.
 #
 # ## Parameters
 #
 # A page that can be run at several sizes has a cell tagged `parameters`, with one plain
-# assignment a line. A page is only ever given parameters that it declares.
+# assignment a line. Parameters that a page does not declare are not passed to it.
 
 # %%
 #| export
-def read(
+def read_notebook(
     path, # A notebook
 ):
-    "The notebook at `path`, or a `DataError` that says what is wrong with it"
+    "Read a notebook; a `DataError` says what is wrong with it"
     import nbformat
     try: return nbformat.read(path, 4)
     except FileNotFoundError:
@@ -78,7 +77,7 @@ def read(
 
 def _first(e): return (str(e).splitlines() or [type(e).__name__])[0]
 
-def declared(
+def declared_parameters(
     nb, # A notebook, as read
 )->list:
     "Names of the parameters that a notebook declares"
@@ -89,19 +88,18 @@ def declared(
 # %%
 sums = write('sums', "scale = 'quick'  # quick | cpu\nseed = 0", 'total = sum(range(100))',
              'print(scale, total)')
-declared(read(sums))
+declared_parameters(read_notebook(sums))
 
 # %%
 (tmp/'cut.ipynb').write_text('{"cells": [')
-with expect_fail(DataError, contains='cut.ipynb is not a notebook'): read(tmp/'cut.ipynb')
+with expect_fail(DataError, contains='cut.ipynb is not a notebook'): read_notebook(tmp/'cut.ipynb')
 
 
 # %% [markdown]
 # ## A kernel
 #
-# jupyter_client would look the kernel `python3` up in the folders of the user and the system,
-# where it may stand for another interpreter, or for nothing. Ours is told what to start. On
-# Linux a [kernel server](11_kernel_server.ipynb) forks the kernel, which saves the imports;
+# jupyter_client looks up the kernel `python3` in the folders of the user and the system, where
+# it may be another interpreter, or missing. `_kernel` starts this interpreter. On Linux a [kernel server](11_kernel_server.ipynb) forks the kernel, which saves the imports;
 # `MORAL_SC_ISOLATED_KERNELS=1` starts each kernel as a new process instead.
 
 # %%
@@ -142,7 +140,7 @@ def _running(km, **kwargs):
         with suppress(Exception): km.shutdown_kernel(now=True)
 
 def stop_kernels():
-    "Kill every kernel that this process has started; the pages they ran leave no result"
+    "Kill every kernel that this process has started; their pages leave no result"
     _stops[0] += 1
     for pid in list(_live):
         with suppress(ProcessLookupError): os.killpg(pid, signal.SIGKILL)
@@ -151,14 +149,14 @@ def stop_kernels():
 # %% [markdown]
 # ## A result
 #
-# A failing page is an ordinary outcome here. Its result carries what a reader needs to see:
-# the cell, its source, and the traceback without terminal colours.
+# A failing page is an ordinary outcome. Its result holds the number and source of the failing
+# cell and the traceback without terminal colours.
 
 # %%
 #| export
 @dataclass
 class Result:
-    "What came of running a notebook"
+    "The outcome of running a notebook"
     page:str           # Its name
     ok:bool
     start:str          # UTC
@@ -171,16 +169,16 @@ class Result:
         if self.ok: return f'{self.page}: {self.seconds:.1f} s'
         return f'{self.page}, cell {self.cell}: {self.error}'
 
-def plain(
+def strip_escapes(
     text:str, # From a terminal
 )->str:
-    "`text` without colours and other escape sequences"
+    "Remove colours and other escape sequences from terminal text"
     return re.sub(r'\x1b\[[0-9;?]*[A-Za-z]', '', text)
 
 
 # %% [markdown]
-# papermill adds cells to a failed notebook and a little metadata to every one. Both are taken
-# out again, because the executed page is shown to readers.
+# papermill adds cells to a failed notebook and metadata to every cell. `_tidy` removes both,
+# because readers see the executed page.
 
 # %%
 #| export
@@ -200,7 +198,7 @@ def _papermill(src, dst, parameters, km, env, cwd, on_cell):
         return e
 
 def _merged(outputs):
-    "Text of one stream in one piece, however it happened to arrive"
+    "Join consecutive outputs of one stream"
     res = []
     for o in outputs:
         last = res[-1] if res else {}
@@ -211,7 +209,7 @@ def _merged(outputs):
 
 def _tidy(dst):
     from papermill.execute import remove_error_markers
-    nb = remove_error_markers(read(dst))
+    nb = remove_error_markers(read_notebook(dst))
     nb.metadata.pop('papermill', None)
     for c in nb.cells:
         c.metadata.pop('papermill', None)
@@ -223,8 +221,8 @@ def _tidy(dst):
 # %%
 #| export
 def _failure(e, nb, at):
-    "How an exception of `_papermill` is told"
-    tb = plain('\n'.join(getattr(e, 'traceback', ())))
+    "Fields of a `Result` that describe an exception of `_papermill`"
+    tb = strip_escapes('\n'.join(getattr(e, 'traceback', ())))
     name = getattr(e, 'ename', '')
     died = 'the kernel died, perhaps out of memory'
     error = f'{name}: {e.evalue}'.rstrip(': ') if name else died
@@ -253,18 +251,18 @@ def _in_thread(f, *args):
 
 
 # %% [markdown]
-# Whatever a page leaves behind, in its folder, in its runs or among temporary files, goes
-# when the run ends, unless the caller asked for it to be kept. Compiled kernels are the
-# exception: the next page wants them again.
+# Files that a page leaves in its folder, in its runs or among temporary files are deleted when
+# the run ends, unless the caller keeps them. Kernels compiled by torch are kept for the next
+# page.
 #
-# Threads of OpenMP wait actively by default, each for the others. On a machine that has
-# anything else to do, that made one step of a toy model 60 times slower with two threads
-# than with one; told to sleep while they wait, two threads cost what one costs.
+# OpenMP threads busy-wait for each other by default. On a loaded machine this made one training
+# step of a toy model 60 times slower with two threads than with one. `OMP_WAIT_POLICY=PASSIVE`
+# makes waiting threads sleep, and the slowdown is gone.
 
 # %%
 #| export
 def _environment(t):
-    "Environment of a kernel that keeps everything below the folder `t`"
+    "Environment of a kernel that writes only below the folder `t`"
     (Path(t)/'temp').mkdir()
     compiled = Path(tempfile.gettempdir())/'torchinductor_moral_sc'
     return {'TORCHINDUCTOR_CACHE_DIR': str(compiled), 'OMP_WAIT_POLICY': 'PASSIVE', **os.environ,
@@ -283,41 +281,41 @@ def execute(
     note=None,       # More to keep in the metadata of `dst`
 )->Result:
     "Run a notebook in a fresh kernel of this interpreter"
-    nb = read(src)
+    nb = read_notebook(src)
     dst = Path(dst)
     at = [0]
-    known = declared(nb)
+    known = declared_parameters(nb)
     dst.parent.mkdir(parents=True, exist_ok=True)
     given = {k:v for k,v in (parameters or {}).items() if k in known}
     def on_cell(cell, cell_index):
         at[0] = cell_index
         if progress: progress(cell_index, len(nb.cells)+bool(given))
-    start = now()
+    start = utc_now()
     t0 = time.perf_counter()
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as t:
         part = dst.with_name(f'.part.{dst.name}')
         cwd = Path(t)/'work'
         cwd.mkdir()
-        full = {**_environment(t), **(env or {})}
-        km = _kernel(f'{t}/k', full)
-        e = _in_thread(_papermill, str(src), str(part), given, km, full, cwd, on_cell)
-    took = round(time.perf_counter()-t0, 2)
-    ran = _tidy(part)
-    failed = _failure(e, ran, at[0]) if e else {}
-    res = Result(page or Path(src).stem, not e, start, took, **failed)
-    ran.metadata['moral_sc'] = {**(note or {}), **asdict(res)}
-    write_atomic(dst, writes(ran))
+        kernel_env = {**_environment(t), **(env or {})}
+        km = _kernel(f'{t}/k', kernel_env)
+        e = _in_thread(_papermill, str(src), str(part), given, km, kernel_env, cwd, on_cell)
+    seconds = round(time.perf_counter()-t0, 2)
+    executed = _tidy(part)
+    failure = _failure(e, executed, at[0]) if e else {}
+    res = Result(page or Path(src).stem, not e, start, seconds, **failure)
+    executed.metadata['moral_sc'] = {**(note or {}), **asdict(res)}
+    write_atomic(dst, notebook_text(executed))
     part.unlink()
     return res
 
-def now()->str:
+def utc_now()->str:
     "The time, UTC, to the second"
     return datetime.now(UTC).isoformat(timespec='seconds')
 
 
 # %% [markdown]
-# The executed notebook appears under its name only when it is complete, and carries its
-# result in its metadata. A process killed in between leaves nothing that looks finished.
+# The executed notebook is moved to its final name when it is complete, with its result in its
+# metadata. A process killed in between leaves no file that looks finished.
 
 # %%
 #| export
@@ -325,7 +323,7 @@ def write_atomic(
     path,
     text, # str or bytes
 ):
-    "Write a file at once or not at all; a file that is already so is left alone"
+    "Write a file atomically; leave it alone if it already has this content"
     path = Path(path)
     data = text if isinstance(text, bytes) else text.encode()
     if path.is_file() and path.read_bytes()==data: return path
@@ -337,7 +335,7 @@ def write_atomic(
     finally: part.unlink(missing_ok=True)
     return path
 
-def writes(
+def notebook_text(
     nb, # A notebook
 )->str: # As it stands in a file
     "The text of a notebook"
@@ -346,30 +344,30 @@ def writes(
 
 
 # %%
-seen = []
+progress_calls = []
 res = execute(sums, tmp/'out.ipynb', dict(scale='cpu', other=1),
-              progress=lambda i,n: seen.append((i, n)))
-read(tmp/'out.ipynb').cells[-1].outputs[0].text, res.ok, seen
+              progress=lambda i,n: progress_calls.append((i, n)))
+read_notebook(tmp/'out.ipynb').cells[-1].outputs[0].text, res.ok, progress_calls
 
 # %%
-test_eq(read(tmp/'out.ipynb').cells[-1].outputs[0].text, 'cpu 4950\n')
-test_eq([i for i,_ in seen], [0, 1, 2, 3])
+test_eq(read_notebook(tmp/'out.ipynb').cells[-1].outputs[0].text, 'cpu 4950\n')
+test_eq([i for i,_ in progress_calls], [0, 1, 2, 3])
 
 # %% [markdown]
-# The kernel is this interpreter, in a folder that is empty when it starts.
+# The kernel is this interpreter, in an empty folder.
 
 # %%
 here = write('here', "scale = 'quick'", 'import os, sys, pathlib', """
 from moral_sc.lab.paths import work_dir
 print(sys.executable, list(pathlib.Path().iterdir()), work_dir('x').name)""")
 execute(here, tmp/'here_out.ipynb')
-told = read(tmp/'here_out.ipynb').cells[-1].outputs[0].text
-test_eq(told.split(), [sys.executable, '[]', 'x'])
+printed = read_notebook(tmp/'here_out.ipynb').cells[-1].outputs[0].text
+test_eq(printed.split(), [sys.executable, '[]', 'x'])
 
 # %% [markdown]
-# ## What can go wrong
+# ## Failures
 #
-# A cell that raises ends the page; what ran before it is kept.
+# A cell that raises ends the page; the outputs of the cells before it are kept.
 
 # %%
 broken = write('broken', "scale = 'quick'", 'n = 0', '1/n', 'never = 1')
@@ -382,7 +380,7 @@ test_eq((res.ok, res.cell, res.source), (False, 2, '1/n'))
 assert 'ZeroDivisionError' in res.error and '\x1b' not in res.traceback
 
 # %% [markdown]
-# A kernel that is killed, most often for want of memory, is told apart from one that raised.
+# A killed kernel, most often out of memory, is distinguished from a cell that raised.
 
 # %%
 dead = write('dead', "scale = 'quick'", 'import os, signal',
@@ -392,14 +390,14 @@ test_eq(res.cell, 2)
 str(res)
 
 # %% [markdown]
-# A notebook that cannot be read is no run at all.
+# A notebook that cannot be read raises a `DataError`.
 
 # %%
 with expect_fail(DataError, contains='nowhere.ipynb does not exist'):
     execute(tmp/'nowhere.ipynb', tmp/'x.ipynb')
 
 # %% [markdown]
-# Several may run at once, each in its own thread and kernel.
+# Several pages can run at once, each in its own thread and kernel.
 
 # %%
 from concurrent.futures import ThreadPoolExecutor
@@ -411,8 +409,8 @@ test_eq([r.ok for r in runs], [True, True])
 test_eq(_live, set())
 
 # %% [markdown]
-# An interrupt takes the kernel with it. Here a second thread plays the person at the keyboard
-# while a page sleeps for a minute.
+# An interrupt ends the kernel. Here a second thread sends the interrupt while a page sleeps for
+# a minute.
 
 # %%
 #| hide

@@ -23,7 +23,7 @@ import tempfile
 #| export
 from moral_sc.foundation.errors import ConfigError, unknown_name_message
 from moral_sc.lab.claims import claims_mime, scales
-from moral_sc.lab.execution import Result, execute, read
+from moral_sc.lab.execution import Result, execute, read_notebook
 
 # %%
 #| hide
@@ -92,13 +92,13 @@ for recorded,scale in [('', 'quick'), ('cpu', 'cpu'), ('quick', 'gpu'), ('cpu', 
 def record_page(
     notebook,            # Committed page; the outputs are written into it
     scale=None,          # quick | cpu | gpu; default: the recorded scale, otherwise as written
-    pictures=False,      # Keep a PNG beside each figure
+    pictures=None,       # Add a PNG of each figure; default: on the papers' pages
     progress=None,       # Called as progress(cell, cells)
     allow_smaller=False, # Replace outputs of a larger scale
 )->Result:               # A failing page is left unchanged
     "Run a page and store its outputs in it"
-    from moral_sc.lab.site.build import copy_outputs
-    recorded = recorded_scale(read(notebook))
+    from moral_sc.lab.site.outputs import copy_outputs
+    recorded = recorded_scale(read_notebook(notebook))
     scale = scale or recorded
     check_scale(notebook, '' if allow_smaller else recorded, scale)
     runs = dict(MORAL_SC_RUNS=os.environ.get('MORAL_SC_RUNS', ''))
@@ -113,12 +113,12 @@ def record_page(
 noisy = write('noisy', "scale = 'quick'",
               'import sys; print("warning", file=sys.stderr); scale')
 record_page(noisy, 'cpu')
-cell = read(noisy).cells[-1]
+cell = read_notebook(noisy).cells[-1]
 cell.outputs
 
 # %%
 test_eq([o.data['text/plain'] for o in cell.outputs], ["'cpu'"])
-test_eq(len(read(noisy).cells), 2)
+test_eq(len(read_notebook(noisy).cells), 2)
 
 # %% [markdown]
 # A page that fails is left unchanged.
@@ -135,9 +135,9 @@ test_eq(broken.read_bytes(), before)
 
 # %%
 claim = nbformat.v4.new_output('display_data', data={claims_mime: dict(claims=[dict(scale='cpu')])})
-nb = read(noisy)
+nb = read_notebook(noisy)
 nb.cells[-1].outputs.append(claim)
 nbformat.write(nb, noisy)
 with expect_fail(ConfigError, contains='recorded at scale cpu'): record_page(noisy, 'quick')
 record_page(noisy)
-test_eq(read(noisy).cells[-1].outputs[0].data['text/plain'], "'cpu'")
+test_eq(read_notebook(noisy).cells[-1].outputs[0].data['text/plain'], "'cpu'")

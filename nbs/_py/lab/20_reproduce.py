@@ -33,7 +33,7 @@ from moral_sc.foundation.datasets import data_dir
 from moral_sc.foundation.errors import ConfigError, unknown_name_message
 from moral_sc.foundation.runs import provenance
 from moral_sc.lab.claims import scales
-from moral_sc.lab.execution import (Result, declared, execute, read, stop_kernels,
+from moral_sc.lab.execution import (Result, declared_parameters, execute, read_notebook, stop_kernels,
                                     write_atomic)
 from moral_sc.lab.paths import notebook_paths, page_name
 
@@ -140,14 +140,14 @@ def page_key(
     parameters:dict,
 )->str:
     "A hash over everything that determines a page"
-    given = {k:v for k,v in parameters.items() if k in declared(nb)}
+    given = {k:v for k,v in parameters.items() if k in declared_parameters(nb)}
     cells = [c for c in nb.cells if 'injected-parameters' not in c.metadata.get('tags', [])]
     source = [f'{c.cell_type}\0{c.source}' for c in cells]
     return _sha(package_key(), json.dumps(given, sort_keys=True), *source)
 
 
 # %%
-nb = read(write('keyed', "scale = 'quick'", '1+1'))
+nb = read_notebook(write('keyed', "scale = 'quick'", '1+1'))
 key = page_key(nb, dict(scale='quick', seed=0))
 nb.cells[2].outputs = [nbformat.v4.new_output('stream', text='2')]
 test_eq(page_key(nb, dict(scale='quick', seed=1)), key)
@@ -285,9 +285,9 @@ def finished_result(
     "What came of `path` when this report last ran it to its end"
     done = _executed(out, path)
     if not done.is_file(): return None
-    meta = read(done).metadata.get('moral_sc', {})
+    meta = read_notebook(done).metadata.get('moral_sc', {})
     if not meta.get('ok'): return None
-    if meta.get('key')!=page_key(read(path), parameters):
+    if meta.get('key')!=page_key(read_notebook(path), parameters):
         raise ConfigError(f'{out} holds {page_name(path)} as another state of its notebook '
                           f'or of the package made it: give another --out or delete {done}')
     return Result(**{k:v for k,v in meta.items() if k in Result.__dataclass_fields__})
@@ -302,7 +302,7 @@ def run_page(
     "Run one page into the report"
     name = page_name(path)
     env = dict(MORAL_SC_RUNS=str((out/'runs'/name).resolve()), OMP_NUM_THREADS=str(threads))
-    note = dict(key=page_key(read(path), parameters), machine=machine_info(threads))
+    note = dict(key=page_key(read_notebook(path), parameters), machine=machine_info(threads))
     return execute(path, _executed(out, path), parameters, progress, env, name, note)
 
 
@@ -467,7 +467,7 @@ before, Path('second/index.html').exists()
 test_eq(before, ['ok.ipynb'])
 resumed = reproduce([ok, slow], out='second')
 test_eq(resumed.fresh, 1)
-said = read('second/notebooks/made/slow.ipynb').cells[-1].outputs[0].text.splitlines()
+said = read_notebook('second/notebooks/made/slow.ipynb').cells[-1].outputs[0].text.splitlines()
 said[0], said[-1]
 
 # %% [markdown]

@@ -9,7 +9,7 @@
 # %% [markdown]
 # # Report
 #
-# > Executed pages as a folder that opens in a browser, with no network.
+# > Writes executed pages as a folder of HTML that opens without a network.
 
 # %%
 #| default_exp lab.site.report
@@ -25,9 +25,11 @@ from pathlib import Path, PurePosixPath
 # %%
 #| export
 from moral_sc.foundation.datasets import data_dir
-from moral_sc.lab.claims import ledger, span, verdicts
-from moral_sc.lab.execution import plain, read, write_atomic
-from moral_sc.lab.site.pages import directives, plotly_mime, slug, table
+from moral_sc.lab.claims import ledger, format_estimate, verdicts
+from moral_sc.lab.execution import strip_escapes, read_notebook, write_atomic
+from moral_sc.lab.paths import notebook_paths
+from moral_sc.lab.site.pages import (SITE, caption_text, directives, folded, plotly_mime,
+                                     style_table, verdict_class)
 
 # %%
 #| hide
@@ -39,30 +41,27 @@ from fastcore.test import *
 
 tmp = Path(tempfile.mkdtemp())
 
+
 # %% [markdown]
-# The site shows what we recorded; a report shows what the reader's own machine found, a
-# minute ago. It has to open by a double click, today and in five years, from a folder that
-# was copied off a cluster. So it is plain files: one shared copy of plotly's script, one
-# style sheet, formulas as MathML, and nothing that is looked up elsewhere.
+# The site shows our recorded outputs. A report shows the outputs of your own run. It opens from a
+# folder that was copied off a cluster, without a network, so it consists of plain files: one copy of
+# plotly's script, one style sheet, formulas as MathML.
 #
-# Much of the text is not ours. Questions come from data sets and answers from models, and
-# either may look like markup. Everything is escaped, except the few kinds of output that are
-# made to be drawn.
+# Much of the text is not ours: questions come from data sets and answers from models, and both may
+# contain markup. Everything is escaped except the kinds of output that are drawn.
 #
 # ## Prose
 #
-# Pages are written in the dialect of the site, and a report understands the same one: math,
-# citations, references to figures, callouts, links to other pages.
+# Pages are written in the dialect of the site. A report understands the same: formulas, citations,
+# references to figures, callouts and links to other pages.
 
 # %%
 #| export
-site = 'https://moral-sc.github.io/moral_sc'  # where links to pages outside the report lead
-
-def formula(
+def formula_html(
     tex:str,
     display:str='inline', # inline | block
 )->str:
-    "TeX as MathML; as written where latex2mathml is missing or does not know it"
+    "Convert TeX into MathML; keep it as written where latex2mathml cannot."
     try:
         from latex2mathml.converter import convert
         return convert(tex, display=display)
@@ -70,7 +69,7 @@ def formula(
 
 
 # %%
-formula('x^2')[:60]
+formula_html('x^2')[:60]
 
 
 # %%
@@ -78,15 +77,15 @@ formula('x^2')[:60]
 def _renderer(page, inside):
     import mistune
     def target(url):
-        "Links to notebooks lead to the page in this report, or else to the site"
+        "Link notebooks to their page in this report, otherwise to the site"
         if re.match(r'[a-z]+:|#|/', url) or '.ipynb' not in url: return url
         path = _joined(PurePosixPath('papers', page).parent, url.replace('.ipynb', ''))
         here = path.removeprefix('papers/')
         if here in inside: return f'{_up(page)}pages/{here}.html'
-        return f'{site}/{path}.html'
+        return f'{SITE}/{path}.html'
     class Html(mistune.HTMLRenderer):
-        def inline_math(self, text): return formula(text)
-        def block_math(self, text): return formula(text, 'block')
+        def inline_math(self, text): return formula_html(text)
+        def block_math(self, text): return formula_html(text, 'block')
         def link(self, text, url, title=None): return super().link(text, target(url), title)
     return mistune.create_markdown(renderer=Html(escape=True),
                                    plugins=['table', 'strikethrough', 'math', 'footnotes'])
@@ -110,8 +109,8 @@ def _cited(m):
     return f'({"; ".join(each)})'
 
 def _named(m):
-    who,year = _author(m[1])
-    return f'{who} ({year})'
+    name,year = _author(m[1])
+    return f'{name} ({year})'
 
 def _dialect(text, figures):
     def number(m):
@@ -127,13 +126,13 @@ def _callouts(text, html):
     boxed = lambda p: f'<div class="callout">{html(p)}</div>'
     return ''.join((html, boxed)[i%2](p) for i,p in enumerate(box.split(text)))
 
-def prose(
+def markdown_html(
     text:str,    # A Markdown cell
     figures=(),  # Labels of the page's figures, in order
     page='x/x',  # Name of the page, which links start from
     inside=(),   # Names of the pages in this report
 )->str:
-    "Markdown in our dialect as HTML"
+    "Convert Markdown of our dialect into HTML."
     render = _renderer(page, inside)
     code = r'(^ *```.*?^ *```|`[^`\n]+`)'
     parts = re.split(code, text, flags=re.M|re.S)  # code at odd places
@@ -142,7 +141,7 @@ def prose(
 
 
 # %%
-prose('A pentagon [@elhage2022], see @fig-five and `@fig-five`.', ['fig-five'])
+markdown_html('A pentagon [@elhage2022], see @fig-five and `@fig-five`.', ['fig-five'])
 
 # %%
 for part in ['(Elhage 2022)', 'href="#fig-five">Figure 1<', '<code>@fig-five</code>']:
@@ -150,35 +149,36 @@ for part in ['(Elhage 2022)', 'href="#fig-five">Figure 1<', '<code>@fig-five</co
 
 # %%
 link = '[s](../../foundation/30_statistics.ipynb) [p](phases.ipynb)'
-made = prose(link, page='superposition/pentagon', inside=['superposition/phases'])
-assert f'{site}/foundation/30_statistics.html' in made
+made = markdown_html(link, page='superposition/pentagon', inside=['superposition/phases'])
+assert f'{SITE}/foundation/30_statistics.html' in made
 assert '"../../pages/superposition/phases.html"' in made
-test_eq('<b>' in prose('a <b>bold</b> claim'), False)
-assert '<math' in prose('$$ x = 1 $$') and 'display="block"' in prose('$$\\nx\\n$$')
+test_eq('<b>' in markdown_html('a <b>bold</b> claim'), False)
+assert '<math' in markdown_html('$$ x = 1 $$') and 'display="block"' in markdown_html('$$\\nx\\n$$')
 
 
 # %% [markdown]
 # ## Outputs
 #
-# A figure is kept as data and drawn by plotly, a table is a table, and all else is text.
+# Plotly draws a figure from its data. Tables and text become HTML.
 
 # %%
 #| export
-def plot(
-    spec:dict,  # Plotly figure as JSON
+def figure_html(
+    spec:dict,    # Plotly figure as JSON
     small=False,
+    name='Figure', # For screen readers
 )->str:
-    "A box that the report's script draws a figure into"
-    keep = {k: spec.get(k) for k in ('data', 'layout', 'frames') if spec.get(k) is not None}
-    text = json.dumps(keep, separators=(',', ':')).replace('<', '\\u003c')
+    "Make the box that the report's script draws a figure into."
+    parts = {k: spec.get(k) for k in ('data', 'layout', 'frames') if spec.get(k) is not None}
+    text = json.dumps(parts, separators=(',', ':')).replace('<', '\\u003c')
     kind = 'plot small' if small else 'plot'
-    return f'<div class="{kind}"><script type="application/json">{text}</script></div>'
+    return f'<div class="{kind}" role="img" aria-label="{escape(name)}"><script type="application/json">{text}</script></div>'
 
 _tags = '''a b br caption code col colgroup div em i li ol p pre small span strong sub sup
     table tbody td tfoot th thead tr ul'''.split()
 
 def _safe(html):
-    "Markup of an output, without what could act"
+    "Markup of an output, without scripts and handlers"
     import bleach
     html = re.sub(r'<(style|script)\b.*?</\1>', '', html, flags=re.S|re.I)
     allowed = {'*': ['class', 'colspan', 'rowspan'], 'a': ['href']}
@@ -189,20 +189,20 @@ def _safe(html):
 #| export
 def _text(x): return x if isinstance(x, str) else ''.join(x)
 
-def _pre(text, kind='out'): return f'<pre class="{kind}">{escape(plain(_text(text)))}</pre>'
+def _pre(text, kind='out'): return f'<pre class="{kind}">{escape(strip_escapes(_text(text)))}</pre>'
 
 def _png(data): return f'<img src="data:image/png;base64,{_text(data).strip()}" alt="">'
 
-def _table(html): return f'<div class="wide">{_safe(table(_text(html)))}</div>'
+def _table(html): return f'<div class="wide">{_safe(style_table(_text(html)))}</div>'
 
-def output(
+def output_html(
     out,            # An output of a cell
-    render=prose,   # For Markdown
+    render=markdown_html,   # For Markdown
 )->str:
-    "One output as HTML"
+    "Convert one output into HTML."
     if out.output_type=='stream': return '' if out.name=='stderr' else _pre(out.text)
     if out.output_type=='error': return _pre('\n'.join(out.traceback), 'error')
-    ways = {plotly_mime: plot, 'image/png': _png, 'text/html': _table,
+    ways = {plotly_mime: figure_html, 'image/png': _png, 'text/html': _table,
             'text/markdown': lambda t: render(_text(t)), 'text/plain': _pre}
     return next((f(out.data[k]) for k,f in ways.items() if k in out.data), '')
 
@@ -210,34 +210,36 @@ def output(
 # %%
 new = nbformat.v4.new_output
 evil = '<script>alert(1)</script>'
-texts = [output(new('stream', text=evil)), output(new('error', traceback=[evil])),
-         output(new('display_data', {'text/plain': evil})),
-         output(new('display_data', {'text/markdown': evil})),
-         output(new('display_data', {plotly_mime: dict(data=[dict(name=evil)])}))]
+texts = [output_html(new('stream', text=evil)), output_html(new('error', traceback=[evil])),
+         output_html(new('display_data', {'text/plain': evil})),
+         output_html(new('display_data', {'text/markdown': evil})),
+         output_html(new('display_data', {plotly_mime: dict(data=[dict(name=evil)])}))]
 texts[0]
 
 # %%
 test_eq([t.count('<script>') for t in texts], [0]*5)
 html = f'<p class="x" onclick="y()">{evil}<a href="javascript:z()">1</a></p>'
-test_eq(output(new('display_data', {'text/html': html})),
+test_eq(output_html(new('display_data', {'text/html': html})),
         '<div class="wide"><p class="x"><a>1</a></p></div>')
 
 
 # %% [markdown]
 # ## A page
 #
-# In the report the findings come first, so code is folded away, one click from sight.
+# In a report the findings come first, so code is folded. The outputs of cells with sizes, imports or
+# timing are folded with it.
 
 # %%
 #| export
-def _code(body):
+def _code(body, title='', outputs=''):
     from pygments import highlight
     from pygments.formatters import HtmlFormatter
     from pygments.lexers import PythonLexer
     n = body.count('\n')+1
-    shown = highlight(body, PythonLexer(), HtmlFormatter(nowrap=True))
-    title = f'<summary>{n} line{"s"*(n>1)} of code</summary>'
-    return f'<details class="code">{title}<pre>{shown}</pre></details>'
+    highlighted = highlight(body, PythonLexer(), HtmlFormatter(nowrap=True))
+    title = title or f'{n} line{"s"*(n>1)} of code'
+    inner = f'<pre>{highlighted}</pre>{outputs}'
+    return f'<details class="code"><summary>{title}</summary>{inner}</details>'
 
 def _hidden(cell, opts):
     tags = cell.metadata.get('tags', [])
@@ -246,7 +248,8 @@ def _hidden(cell, opts):
 def _cell(cell, figures, render):
     opts,body = directives(cell.source)
     if _hidden(cell, opts): return ''
-    outs = [] if opts.get('output')=='false' else [output(o, render) for o in cell.outputs]
+    outs = [] if opts.get('output')=='false' else [output_html(o, render) for o in cell.outputs]
+    if title := folded(cell): return _code(body, title, '\n'.join(outs))
     code = '' if opts.get('echo')=='false' or not body.strip() else _code(body)
     if 'fig-cap' not in opts: return code+'\n'.join(outs)
     label = opts.get('label', '')
@@ -254,6 +257,7 @@ def _cell(cell, figures, render):
 
 def _figure(label, caption, inner, figures, render):
     text = re.sub('^<p>(.*)</p>\\s*$', r'\1', render(caption))
+    inner = inner.replace('aria-label="Figure"', f'aria-label="{escape(caption_text(caption))}"')
     number = f'<b>Figure {figures.index(label)+1}.</b> ' if label in figures else ''
     caption = f'<figcaption>{number}{text}</figcaption>'
     return f'<figure id="{escape(label)}">{inner}{caption}</figure>'
@@ -262,14 +266,14 @@ def _labels(nb):
     opts = [directives(c.source)[0] for c in nb.cells if c.cell_type=='code']
     return [o['label'] for o in opts if o.get('label', '').startswith('fig-')]
 
-def body(
+def cells_html(
     nb,         # An executed notebook
     page='x/x', # Its name
     inside=(),  # Names of the pages in this report
 )->str:
-    "The cells of a page as HTML"
+    "Convert the cells of a page into HTML."
     figures = _labels(nb)
-    render = lambda text: prose(text, figures, page, inside)
+    render = lambda text: markdown_html(text, figures, page, inside)
     cells = [render(c.source) if c.cell_type=='markdown' else _cell(c, figures, render)
              for c in nb.cells if c.cell_type in ('markdown', 'code')]
     return '\n'.join(c for c in cells if c.strip())
@@ -284,39 +288,38 @@ nb = nbformat.v4.new_notebook(cells=[
     md('# Squares grow\n\n> Recorded in a moment.\n\n@fig-squares shows that they grow.'),
     code('#| hide\nsecret = 1'),
     code('#| label: fig-squares\n#| fig-cap: Squares of $n$\nplot(n)', outputs=[fig_out])])
-print(re.sub('{.*}', '{...}', body(nb)))
+print(re.sub('{.*}', '{...}', cells_html(nb)))
 
 # %%
-assert 'secret' not in body(nb) and 'Figure 1.</b> Squares of <math' in body(nb)
+assert 'secret' not in cells_html(nb) and 'Figure 1.</b> Squares of <math' in cells_html(nb)
 
 
 # %% [markdown]
-# The frame around the cells is a template of `data/report`, which escapes what it is given
-# unless it is told that something is HTML. A page that failed begins with how: the cell that
-# stopped it, and the traceback.
+# The frame around the cells is a template of `data/report`. A page that failed begins with the cell
+# that stopped it and the traceback. Scale, seed, minutes, machine and commit stand at the top.
 
 # %%
 #| export
-def minutes(
+def format_duration(
     s:float, # Seconds
 )->str:
-    "A duration as one would say it"
+    "Format a duration."
     if s<60: return f'{s:.0f} s'
     m,s = divmod(round(s), 60)
     return f'{m} min {s:02} s' if m<60 else f'{m//60} h {m%60:02} min'
 
 def _fill(name, **parts):
-    "A template of `data/report`"
+    "Fill a template of `data/report`"
     from jinja2 import Environment, FileSystemLoader
     env = Environment(loader=FileSystemLoader(data_dir()/'report'), autoescape=True)
-    found = lambda row: span(row.estimate, row.low, row.high)
-    env.filters |= dict(minutes=minutes, slug=slug, found=found)
+    found = lambda row: format_estimate(row.estimate, row.low, row.high)
+    env.filters |= dict(minutes=format_duration, slug=verdict_class, found=found)
     return env.get_template(name).render(**parts)+'\n'
 
-def heading(
+def page_heading(
     nb, # A notebook
 )->tuple:
-    "Its title and its > line"
+    "Return the title and the > line of a page."
     text = next((c.source for c in nb.cells if c.cell_type=='markdown'), '')
     title = re.search(r'^# +(.+)$', text, re.M)
     line = re.search(r'^> ?(.+(?:\n> ?.+)*)', text, re.M)
@@ -327,18 +330,19 @@ def page_html(
     config:dict,
     inside=(),  # Names of the pages in this report
 )->str:
-    "A page of the report"
+    "Make a page of the report."
     run = nb.metadata['moral_sc']
-    cells = body(nb, run['page'], inside)
-    return _fill('page.html', title=heading(nb)[0], run=run, config=config, body=cells,
-                 root=_up(run['page']))
+    cells = cells_html(nb, run['page'], inside)
+    on = run.get('machine') or {}
+    return _fill('page.html', title=page_heading(nb)[0], run=run, config=config, body=cells,
+                 on=on, root=_up(run['page']))
 
 
 # %%
 nb.metadata['moral_sc'] = dict(page='squares/grow', ok=False, seconds=83.2, cell=2,
     source='f(n)', error='ValueError: too large', traceback=evil)
 config = dict(scale='quick', seed=0, version='0.1.0')
-heading(nb), minutes(83.2), minutes(9000)
+page_heading(nb), format_duration(83.2), format_duration(9000)
 
 # %%
 made = page_html(nb, config)
@@ -348,19 +352,18 @@ assert evil not in made and 'stopped' in made and '<title>Squares grow</title>' 
 # %% [markdown]
 # ## The front page
 #
-# The front page answers three questions in the order in which they are asked: what was run,
-# what came out, and what went wrong.
+# The front page lists the pages that ran, the verdicts on their claims, and the pages that stopped.
 
 # %%
 #| export
 def _thumb(nb):
     "The first figure of a page, small"
     datas = [o.get('data', {}) for c in nb.cells for o in c.get('outputs', ())]
-    return next((plot(d[plotly_mime], small=True) for d in datas if plotly_mime in d), '')
+    return next((figure_html(d[plotly_mime], small=True) for d in datas if plotly_mime in d), '')
 
 def _card(nb, claims, inside):
-    run,(title,line) = nb.metadata['moral_sc'], heading(nb)
-    line = prose(line, page=run['page'], inside=inside)
+    run,(title,line) = nb.metadata['moral_sc'], page_heading(nb)
+    line = markdown_html(line, page=run['page'], inside=inside)
     line = line.replace(_up(run['page'])+'pages', 'pages')  # the front page is at the root
     return dict(run=run, title=title, line=line,
                 thumb=_thumb(nb), claims=[r for r in claims if r.page==run['page']])
@@ -370,7 +373,7 @@ def index_html(
     claims,      # Their part of the ledger
     config:dict,
 )->str:
-    "The front page of the report"
+    "Make the front page of the report."
     runs = [nb.metadata['moral_sc'] for nb in nbs]
     count = Counter(claims.verdict)
     rows = list(claims.itertuples())
@@ -385,8 +388,8 @@ def index_html(
 # %% [markdown]
 # ## The folder
 #
-# Everything here is made from the executed notebooks and can be made again, so a report that
-# was cut short in the middle of writing heals when the command is repeated.
+# All files are made from the executed notebooks, so a report whose writing was interrupted is
+# completed by running the command again.
 
 # %%
 #| export
@@ -399,15 +402,15 @@ def _assets(out):
 def _provenance(nbs, config):
     keys = ('ok', 'start', 'seconds', 'key', 'error', 'machine')
     runs = [nb.metadata['moral_sc'] for nb in nbs]
-    told = {r['page']: {k: r.get(k) for k in keys} for r in runs}
-    return json.dumps(dict(config=config, pages=told), indent=1)+'\n'
+    pages = {r['page']: {k: r.get(k) for k in keys} for r in runs}
+    return json.dumps(dict(config=config, pages=pages), indent=1)+'\n'
 
 def _claims(out, names, path):
-    "The ledger's part about the papers that were run, in reading order"
+    "The claims of the papers that were run, in reading order"
     papers = list(dict.fromkeys(n.split('/')[0] for n in names))
-    found = ledger(out/'notebooks', path)
-    found = found[found.paper.isin(papers)]
-    return found.sort_values('paper', key=lambda p: p.map(papers.index), kind='stable')
+    rows = ledger(out/'notebooks', path)
+    rows = rows[rows.paper.isin(papers)]
+    return rows.sort_values('paper', key=lambda p: p.map(papers.index), kind='stable')
 
 
 # %%
@@ -416,11 +419,10 @@ def write_report(
     out,       # Folder with `config.json` and `notebooks`
     path=None, # Folder of criteria, default: ours
 )->Path:       # The front page
-    "Write everything of a report that is made from its executed notebooks"
-    from moral_sc.lab.reproduce import pages
+    "Write the HTML, the claims and the provenance of a report."
     out = Path(out)
     config = json.loads((out/'config.json').read_text())
-    nbs = [read(p) for p in pages(out/'notebooks')]
+    nbs = [read_notebook(p) for p in notebook_paths(out/'notebooks')]
     names = [nb.metadata['moral_sc']['page'] for nb in nbs]
     claims = _claims(out, names, path)
     _assets(out)
@@ -448,10 +450,10 @@ scale = "quick"
 ''')
 
 # %%
-from moral_sc.lab.claims import judged
+from moral_sc.lab.claims import judge_all
 
 # %%
-record = judged('quick', {'squares/growth': 3.}, criteria)._repr_mimebundle_()
+record = judge_all('quick', {'squares/growth': 3.}, criteria)._repr_mimebundle_()
 nb.cells.append(code('record(...)', outputs=[new('display_data', record)]))
 out = tmp/'report'
 write_atomic(out/'config.json', json.dumps(config))
@@ -465,7 +467,7 @@ for part in ['Squares &lt;grow&gt; faster', '1 page stopped', '1 holds']:
 assert not re.search(r'(src|href)="https?:', front)
 
 # %% [markdown]
-# Writing it again changes nothing, down to the bytes and the times of the files.
+# Writing it again changes neither the bytes nor the times of the files.
 
 # %%
 times = {p: p.stat().st_mtime_ns for p in out.rglob('*.*')}
