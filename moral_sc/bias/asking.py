@@ -131,7 +131,7 @@ def score_questions(
     return run.table([q.key for q in questions])[list(names)]
 
 def _logprobs(lm, prompts, options, max_tokens, run):
-    if is_remote(lm): return lm.answers(prompts, options, run) # The replies are kept as well
+    if is_remote(lm): return lm.option_logprobs(prompts, options, run) # The replies are kept as well
     return option_logprobs(lm, prompts, options, max_tokens=max_tokens)
 
 # %% ../../nbs/bias/28_asking.ipynb #5db47018

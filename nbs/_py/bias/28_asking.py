@@ -210,7 +210,7 @@ def score_questions(
     return run.table([q.key for q in questions])[list(names)]
 
 def _logprobs(lm, prompts, options, max_tokens, run):
-    if is_remote(lm): return lm.answers(prompts, options, run) # The replies are kept as well
+    if is_remote(lm): return lm.option_logprobs(prompts, options, run) # The replies are kept as well
     return option_logprobs(lm, prompts, options, max_tokens=max_tokens)
 
 
