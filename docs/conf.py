@@ -7,11 +7,13 @@ import plotly
 import ziamath
 
 import moral_sc
-from moral_sc.lab.site.build import linkcode, write_contents
+from moral_sc.lab.site.build import linkcode, write_toc
+from moral_sc.lab.site.pages import REPOSITORY
 
 here = Path(__file__).parent
 beside = lambda module, name: str(Path(module.__file__).parent / name)
-typeface = [f"files/SourceSerifPro-{cut}.ttf" for cut in ("Regular", "It", "Semibold", "SemiboldIt")]
+cuts = ("Regular", "It", "Semibold", "SemiboldIt")
+typeface = [f"files/SourceSerifPro-{cut}.ttf" for cut in cuts]
 
 project, author, release = "moral_sc", "moral_sc contributors", moral_sc.__version__
 copyright = "2026 moral_sc contributors, Apache-2.0"
@@ -24,13 +26,13 @@ extensions = [
     "sphinx_external_toc",
     "moral_sc.lab.site.build",
 ]
-external_toc_path = str(write_contents(here.parent))
+external_toc_path = str(write_toc(here.parent))
 exclude_patterns = ["_py", "**.ipynb_checkpoints"]
 suppress_warnings = ["config.cache"]
 
-# Pages: our reader understands the notebooks' dialect; nothing is executed while the site is built.
+# Our reader converts the notebooks; nothing is executed while the site is built.
 nb_execution_mode = "off"
-nb_custom_formats = {".ipynb": ["moral_sc.lab.site.pages.read", {}]}
+nb_custom_formats = {".ipynb": ["moral_sc.lab.site.pages.read_page", {}]}
 nb_render_markdown_format = "myst"
 nb_output_stderr = "remove"
 myst_enable_extensions = ["dollarmath", "amsmath", "colon_fence"]
@@ -41,7 +43,7 @@ bibtex_bibfiles = [str(here / "references.bib")]
 bibtex_reference_style = "author_year"
 bibtex_default_style = "plain"
 
-# References: each of our own names must resolve; those of other libraries have no pages here.
+# Each of our own names must resolve; those of other libraries have no pages here.
 nitpicky = True
 nitpick_ignore_regex = [(r"py:.*", r"(?!moral_sc).*")]
 linkcode_resolve = linkcode
@@ -61,15 +63,16 @@ html_static_path = [
     *[beside(font_source_serif_pro, f) for f in typeface],
     str(here / "style.css"),
     str(here / "figures.js"),
+    str(here / "page.js"),
 ]
 html_css_files = ["style.css"]
+html_js_files = [("page.js", {"defer": "defer"})]
+html_search_scorer = str(here / "scorer.js")
 html_copy_source = False
 pygments_style, pygments_dark_style = "xcode", "github-dark"
 copybutton_selector = "div.highlight:not(.output *) pre"
 copybutton_prompt_text = "$ "
 html_theme_options = {
-    "source_repository": "https://github.com/moral-sc/moral_sc/",
-    "source_branch": "main",
-    "source_directory": "nbs/",
+    "source_view_link": REPOSITORY + "/blob/main/nbs/{filename}",
     "top_of_page_buttons": ["view"],
 }
