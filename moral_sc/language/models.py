@@ -43,7 +43,7 @@ def encode(
     lm:LM,
     texts:str|list, # One text, or many at once
 )->list:            # Ids of the text, or one list of ids a text
-    "Tokenize texts, with exactly one BOS each if the model uses one"
+    "Tokenise texts, with exactly one BOS each if the model uses one"
     if isinstance(texts, str): return encode(lm, [texts])[0]
     if not texts: return []
     if lm.tokenizer is None:

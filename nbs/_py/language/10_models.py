@@ -63,7 +63,7 @@ class LM:
 # ## Text and tokens
 #
 # A beginning-of-sequence token (BOS) belongs in front of a text exactly once, and only for models
-# that were trained with one. `encode` finds out by tokenizing a single letter. It then adds the
+# that were trained with one. `encode` finds out by tokenising a single letter. It then adds the
 # token itself, so that a text that already starts with it, as rendered chat templates do, does not
 # get a second one.
 
@@ -77,7 +77,7 @@ def encode(
     lm:LM,
     texts:str|list, # One text, or many at once
 )->list:            # Ids of the text, or one list of ids a text
-    "Tokenize texts, with exactly one BOS each if the model uses one"
+    "Tokenise texts, with exactly one BOS each if the model uses one"
     if isinstance(texts, str): return encode(lm, [texts])[0]
     if not texts: return []
     if lm.tokenizer is None:

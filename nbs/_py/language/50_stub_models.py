@@ -7,9 +7,9 @@
 # ---
 
 # %% [markdown]
-# # Oracles
+# # Stub models
 #
-# > Tiny models whose answers are known, behind the same interface as real ones.
+# > Stub models give known answers through the same interface as real models.
 
 # %%
 #| default_exp language.stub_models
@@ -39,16 +39,15 @@ from moral_sc.language.generation import sample
 from moral_sc.language.scoring import next_token_logprobs, option_logprobs, option_mass
 
 # %% [markdown]
-# A bias score can be wrong in the metric, in the prompt, in the tokens, or in reading the
-# logits, and a real model will not tell which: nobody knows its true answer. An oracle is a
-# model whose answer is known because we wrote it down. It takes the whole path, from
-# prompt to tokens to logits to metric, so that a number that comes out right proves every
-# step. And where no weights are in reach, a page can still run on one.
+# A bias score can be wrong because of the metric, the prompt, the tokens or the use of the logits, and
+# a real model cannot reveal which, since its true answer is unknown. A stub model has known answers. It
+# passes through the whole path, from prompt to tokens to logits to metric, so a correct
+# score checks every step. Pages also run on a stub where no weights can be had.
 #
-# ## A tokenizer of bytes
+# ## Byte tokenizer
 #
-# One token a byte: every text has exactly one tokenisation and comes back unchanged. Merges can
-# be added to build the traps that real tokenizers set.
+# One token a byte: every text has exactly one tokenisation and decodes unchanged. Merges can be
+# added to reproduce the pitfalls of real tokenizers.
 
 # %%
 #| export
@@ -57,16 +56,16 @@ _template = ("{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|
              "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
 
 def _letters():
-    "The characters that stand for bytes 0 to 255 in byte-level vocabularies"
-    keep = {*range(33,127), *range(161,173), *range(174,256)}
+    "Return the characters that stand for bytes 0 to 255 in byte-level vocabularies"
+    printable = {*range(33,127), *range(161,173), *range(174,256)}
     other = iter(range(256, 512))
-    return [chr(b if b in keep else next(other)) for b in range(256)]
+    return [chr(b if b in printable else next(other)) for b in range(256)]
 
 def byte_tokenizer(
     merges=(),      # Pairs of pieces that become one token: [('(', 'a')]
     bos:bool=False, # Put a BOS token in front of every text
 )->PreTrainedTokenizerFast:
-    "A token for each byte, and one for each merge"
+    "Make a tokenizer with a token for each byte and for each merge"
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
     pieces = [*_special, *_letters(), *(a+b for a,b in merges)]
     tok = Tokenizer(models.BPE({p: i for i,p in enumerate(pieces)}, list(merges)))
@@ -87,30 +86,29 @@ tok.convert_ids_to_tokens(ids)
 
 
 # %% [markdown]
-# ## A model that says what a function says
+# ## Models from functions
 #
-# The model is an ordinary transformers model with an odd inside. Its hidden state at a token is
-# the list of all tokens up to there, kept in an ordinary cache; its output layer turns
-# that list back into text and asks a function. So batching, padding, caching and reading at few
-# positions are exercised as with any model, and the function is called only where logits
-# are read.
+# The stub is a transformers model with an unusual inside. Its hidden state at a token is the list of
+# all tokens up to it, which it stores in an ordinary KV cache; its output layer decodes that list and
+# calls a function of the text. Batching, padding, caching and selected logit positions are therefore
+# tested as with any model, and the function is called only where logits are needed.
 
 # %%
 #| export
 class StubConfig(PreTrainedConfig):
-    "Settings of an oracle: those that samplers look at"
+    "Configuration of a stub model: the fields that generation code uses"
     model_type = 'moral_sc_stub'
 
 _cache = next(k for k in ('cache', 'past_key_values') # Before transformers 5.24
               if k in BaseModelOutputWithPast.__dataclass_fields__)
 
 class _History(nn.Module):
-    "The hidden state of a token: all tokens up to it, -1 where there is none"
+    "Hidden state of a token: the ids of all tokens up to it, -1 for padding"
     def forward(self, input_ids, attention_mask=None, past_key_values=None, cache=None, **kw):
         cache = past_key_values if cache is None else cache
         n = input_ids.shape[1]
         ids = input_ids
-        if cache is not None: # Token ids are kept where others keep keys
+        if cache is not None: # Token ids take the place of keys
             k = ids[:,None,:,None].double()
             ids = cache.update(k, k, 0)[0][:,0,:,0].long()
         if attention_mask is not None: ids = ids.masked_fill(attention_mask==0, -1)
@@ -119,7 +117,7 @@ class _History(nn.Module):
         return BaseModelOutputWithPast(last_hidden_state=h, **{_cache: cache})
 
 class _Head(nn.Module):
-    "From lists of tokens to logits"
+    "Map lists of token ids to logits"
     def __init__(self, f): super().__init__(); self.f = f
     def forward(self, h):
         rows = h.reshape(-1, h.shape[-1]).tolist()
@@ -130,7 +128,7 @@ class _Head(nn.Module):
 # %%
 #| export
 class StubModel(PreTrainedModel, GenerationMixin):
-    "A causal language model whose next token follows from a Python function of the text"
+    "A causal language model whose next-token distribution is a Python function"
     config_class = StubConfig
     base_model_prefix = 'model'
     def __init__(self, config, f):
@@ -144,59 +142,60 @@ class StubModel(PreTrainedModel, GenerationMixin):
     def forward(self, input_ids, attention_mask=None, past_key_values=None, cache=None,
                 logits_to_keep=0, **kw):
         o = self.model(input_ids, attention_mask, past_key_values, cache)
-        keep = logits_to_keep
-        if isinstance(keep, int): keep = slice(-keep, None)
-        return CausalLMOutputWithPast(logits=self.lm_head(o.last_hidden_state[:,keep]),
+        positions = logits_to_keep
+        if isinstance(positions, int): positions = slice(-positions, None)
+        return CausalLMOutputWithPast(logits=self.lm_head(o.last_hidden_state[:,positions]),
                                       **{_cache: getattr(o, _cache)})
 
 
 # %% [markdown]
-# The function speaks in pieces of text, `{'yes': .3, 'no, never': .7}`, while the model has to
-# give one byte after another. While a piece is under way, the bytes so far are taken as known:
-# if $P(c)$ is the probability of piece $c$ and $s$ the part already said, the next byte $b$ has
+# The function returns pieces of text, `{'yes': .3, 'no, never': .7}`, while the model has to predict
+# one byte after another. Inside a piece, the bytes so far are given: if $P(c)$ is the probability of
+# piece $c$ and $s$ the part generated so far, the next byte $b$ has
 #
 # $$p(b \mid s) = \frac{\sum_{c\,\text{begins with}\,sb} P(c)}{\sum_{c\,\text{begins with}\,s} P(c)}.$$
 #
-# The product over a piece is then $P(c)$, in scoring and in sampling. What probability the
-# function leaves open is spread evenly over all tokens.
+# The product over a piece is then $P(c)$, in scoring and in sampling. Probability that the function
+# does not assign is spread evenly over all tokens.
 
 # %%
 #| export
-class _Pieces:
-    "Next-token logits from a function that gives whole pieces of text"
-    def __init__(self, fn, tok, reach):
+class _PieceLogits:
+    "Next-token logits from a function that returns whole pieces of text"
+    def __init__(self, fn, tok, max_bytes):
         self.tok = tok
-        self.reach = reach
-        self.ask = lru_cache(20_000)(lambda text: self.check(fn(text)))
+        self.max_bytes = max_bytes
+        self.pieces = lru_cache(20_000)(lambda text: self.check(fn(text)))
         n = len(_special) # The bytes have the ids after these
         self.bytes = {i: s.encode() for i,s in enumerate(_special)}
         self.bytes |= {n+b: bytes([b]) for b in range(256)} | {2: b''} # BOS is no text
 
-    def check(self, d):
-        if d and (min(d.values())<0 or sum(d.values())>1+1e-9):
-            raise ConfigError(f'An oracle gave what are no probabilities: {d}.')
-        return {k.encode(): v for k,v in d.items()} if d else {}
+    def check(self, pieces):
+        if pieces and (min(pieces.values())<0 or sum(pieces.values())>1+1e-9):
+            raise ConfigError(f'The function of a stub model returned no probabilities: {pieces}; '
+                              'return values of at least 0 with a sum of at most 1.')
+        return {k.encode(): v for k,v in pieces.items()} if pieces else {}
 
-    def under_way(self, text):
-        "The earliest piece in reach that is not finished: its rivals, and the part said"
-        for k in range(min(self.reach, len(text)), 0, -1):
+    def partial_piece(self, text):
+        "Return the earliest distribution with an unfinished piece, and the part generated so far"
+        for k in range(min(self.max_bytes, len(text)), 0, -1):
             if text[-k]&0xC0==0x80: continue # Inside a character
-            pieces = self.ask(text[:-k].decode(errors='replace'))
+            pieces = self.pieces(text[:-k].decode(errors='replace'))
             part = text[-k:]
             if any(len(c)>k and c.startswith(part) for c in pieces): return pieces,part
-        return self.ask(text.decode(errors='replace')), b''
+        return self.pieces(text.decode(errors='replace')),b''
 
-    def token(self, rest):
+    def first_token(self, rest):
         if not rest: return self.tok.eos_token_id
-        hit = [i for i,s in enumerate(_special) if rest.startswith(s.encode())]
-        return hit[0] if hit else len(_special)+rest[0]
+        matches = [i for i,s in enumerate(_special) if rest.startswith(s.encode())]
+        return matches[0] if matches else len(_special)+rest[0]
 
     def __call__(self, ids):
-        pieces,part = self.under_way(b''.join(self.bytes[i] for i in ids))
+        pieces,part = self.partial_piece(b''.join(self.bytes[i] for i in ids))
         p = torch.zeros(len(self.tok), dtype=torch.float64)
         rest = {c[len(part):]: v for c,v in pieces.items() if c.startswith(part)}
         total = sum(rest.values()) if part else 1.
-        for c,v in rest.items(): p[self.token(c)] += v/total
+        for c,v in rest.items(): p[self.first_token(c)] += v/total
         p += (1-p.sum()).clamp(min=0)/len(p)
         return p.clamp(min=1e-12).log().float()
 
@@ -206,76 +205,77 @@ class _Pieces:
 def stub_model(
     fn,                 # Text so far -> {continuation: probability}; '' ends the answer
     name:str='stub',
-    bos:bool=False,     # With a tokenizer that puts a BOS in front
-    reach:int=256,      # Length in bytes of the longest piece that `fn` gives
+    bos:bool=False,     # Use a tokenizer that prepends a BOS
+    max_bytes:int=256,  # Length in bytes of the longest continuation that `fn` returns
 )->LM:
-    "A model that says what a function says"
+    "Make a stub model whose answers come from a function"
     tok = byte_tokenizer(bos=bos)
-    cfg = StubConfig(vocab_size=len(tok), num_hidden_layers=1, eos_token_id=1)
-    model = StubModel(cfg, _Pieces(fn, tok, reach)).eval()
+    config = StubConfig(vocab_size=len(tok), num_hidden_layers=1, eos_token_id=1)
+    model = StubModel(config, _PieceLogits(fn, tok, max_bytes)).eval()
     return LM(model, tok, name, 'a function', is_stub=True)
 
 
 # %% [markdown]
-# The function gets the decoded text, headings and all, and may parse it as it likes. This one
-# reads who is asked about, refuses to say half of the time, and ends its answer there.
+# The function gets the decoded text, headings included, and may parse it in any way. This one finds
+# the person in the question, declines half of the time, and then ends its answer.
 
 # %%
 def shy(text):
     if not text.endswith('Assistant:'): return {'': 1.}
-    who = text.split('Is it ')[1].split('?')[0]
-    return {f' {who}, I think.': .3, f' {who}.': .2, ' I cannot say.': .5}
+    person = text.split('Is it ')[1].split('?')[0]
+    return {f' {person}, I think.': .3, f' {person}.': .2, ' I cannot say.': .5}
 
 lm = stub_model(shy, 'shy')
-asks = [render(lm, [('human', f'Is it {w}?')]) for w in ('Zoë', 'the nurse')]
-known = ' {}, I think.', ' {}.', ' I cannot say.', ' Nobody.'
-options = [[o.format(w) for o in known] for w in ('Zoë','the nurse')]
-p = np.exp(option_logprobs(lm, asks, options))
+prompts = [render(lm, [('human', f'Is it {p}?')]) for p in ('Zoë', 'the nurse')]
+answers = ' {}, I think.', ' {}.', ' I cannot say.', ' Nobody.'
+options = [[a.format(p) for a in answers] for p in ('Zoë','the nurse')]
+p = np.exp(option_logprobs(lm, prompts, options))
 test_close(p, [[.3, .2, .5, 0]]*2, 1e-6)
 p.round(6)
 
 # %%
-said = sample(lm, asks*200, 40, keys=range(400))
-count = Counter(s.text for s in said[::2])
-assert abs(count[' I cannot say.']-100)<30 and {s.finish for s in said}=={'eos'}
+samples = sample(lm, prompts*200, 40, keys=range(400))
+count = Counter(s.text for s in samples[::2])
+assert abs(count[' I cannot say.']-100)<30 and {s.finish for s in samples}=={'eos'}
 count
 
 # %% [markdown]
-# `''` after a piece ends the answer, as an EOS token does. A piece may itself be a special token
+# `''` after a piece ends the answer, like an EOS token. A piece may itself be a special token
 # of the chat template, and a longer piece may begin with a shorter one.
 
 # %%
-given = {'yes': .5, 'yes<|im_end|>': .25, '': .25}
-ends = stub_model(lambda text: given if text.endswith('?') else {'': 1.})
-p = np.exp(option_logprobs(ends, ['So?'], ['yes', 'yes<|im_end|>', '<eos>']))
-test_close(p, [[.75, .25, .25]], 1e-6) # 'yes' is also how 'yes<|im_end|>' begins
+pieces = {'yes': .5, 'yes<|im_end|>': .25, '': .25}
+ending = stub_model(lambda text: pieces if text.endswith('?') else {'': 1.})
+p = np.exp(option_logprobs(ending, ['So?'], ['yes', 'yes<|im_end|>', '<eos>']))
+test_close(p, [[.75, .25, .25]], 1e-6) # 'yes' is also the beginning of 'yes<|im_end|>'
 p
 
 # %% [markdown]
-# It does not matter how much is padding, nor that the cache holds part of the text.
+# The result does not depend on the amount of padding, nor on the part of the text that is in the KV
+# cache.
 
 # %%
-both = ['So?', 'And is that so, or is it not, or may we never know?']
-test_close(option_logprobs(ends, both, ['yes'], side='left'), np.log([[.75],[.75]]), 1e-6)
+prompts = ['So?', 'And is that so, or is it not, or may we never know?']
+test_close(option_logprobs(ending, prompts, ['yes'], side='left'), np.log([[.75],[.75]]), 1e-6)
 with expect_fail(ConfigError, contains='no probabilities'):
     option_logprobs(stub_model(lambda t: {'a': .7, 'b': .7}), ['x'], ['a'])
 
 
 # %% [markdown]
-# ## A letter, whatever is asked
+# ## Fixed letter preferences
 #
-# Small models answer multiple choice with a habit: mostly (a), or mostly (c). This oracle has
-# nothing but that habit, so every measure of bias must say about it what it should say about
-# a habit.
+# Small models answer multiple choice mostly by position: often (a), or often (c). This stub has only
+# that preference, so every bias measure has a known value for it.
 
 # %%
 #| export
 def letter_prior_model(
     prior:dict, # Letter -> probability: {'a': .2, 'b': .3, 'c': .5}
 )->LM:
-    "A model that answers with a letter, whatever is asked"
-    done = lambda text: text[-1:] in prior and text[-2:-1]=='('
-    return stub_model(lambda text: {'': 1.} if done(text) else prior, 'letter-prior', reach=1)
+    "Make a stub model that answers every question with a letter drawn from a fixed prior"
+    def is_answered(text): return text[-1:] in prior and text[-2:-1]=='('
+    return stub_model(lambda text: {'': 1.} if is_answered(text) else prior, 'letter-prior',
+                      max_bytes=1)
 
 
 # %%
@@ -286,11 +286,11 @@ np.exp(lp).round(6)
 
 
 # %% [markdown]
-# ## Real architectures, random weights
+# ## Random models
 #
-# What an oracle cannot show is that the code copes with real models: rotary positions, grouped
-# heads, windows of attention. These are three layers deep and know nothing, but their
-# log-probabilities are as much a fact as those of a large one.
+# A stub cannot show that the code handles real architectures: rotary positions, grouped-query
+# attention, sliding windows. These models have three layers and random weights, but their
+# log-probabilities are as well defined as those of a large model.
 
 # %%
 #| export
@@ -314,14 +314,15 @@ def random_model(
     seed:int=0,       # Of the weights
     merges=(),        # As in `byte_tokenizer`
 )->LM:
-    "A real architecture, three layers deep, with random weights"
+    "Make a model of a real architecture with three layers and random weights"
     from transformers import AutoModelForCausalLM
     tok = byte_tokenizer(merges, bos=arch=='gemma3')
-    makes = _configs(len(tok))
-    if arch not in makes: raise ConfigError(unknown_name_message('architecture', arch, list(makes)))
+    configs = _configs(len(tok))
+    if arch not in configs:
+        raise ConfigError(unknown_name_message('architecture', arch, list(configs)))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(makes[arch]()).eval()
+        model = AutoModelForCausalLM.from_config(configs[arch]()).eval()
     model.generation_config = GenerationConfig(eos_token_id=1)
     return LM(model, tok, f'random-{arch}', f'random weights, seed {seed}', is_stub=True)
 
