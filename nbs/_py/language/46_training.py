@@ -116,7 +116,7 @@ def _accumulate(model, examples, loss, lengths, max_tokens):
 
 def _micro_batches(model, lengths, max_tokens): # On a CPU padding costs as much as text
     cpu = next(model.parameters()).device.type=='cpu'
-    return batches(lengths, max_tokens, slack=160 if cpu else None)
+    return batches(lengths, max_tokens, max_padding=160 if cpu else None)
 
 def _sum_results(results, tokens):
     return _add_sums([dict(loss=t, count=n) | logs for t,n,logs in results]) | dict(tokens=tokens)
@@ -349,12 +349,12 @@ def _checkpointed(out, fit, examples):
         checkpoints = Checkpoints(out)
         state = checkpoints.latest()[1]
         if state: fit.load_state_dict(state)
-        elif run.done: raise ModelError(f'{out} is marked as finished but has no checkpoint; '
+        elif run.finished: raise ModelError(f'{out} is marked as finished but has no checkpoint; '
                                         'move it away and train again.')
         if fit.world>1: dist.barrier()
         yield checkpoints
         state = fit.state_dict()
-        if fit.rank or run.done: return
+        if fit.rank or run.finished: return
         del state['optimizer']
         checkpoints.keep = 1
         checkpoints.save(fit.steps, state)
@@ -410,7 +410,8 @@ job = fork(train, tmp/'killed', kill_after(5))
 job.join()
 test_eq((job.exitcode, Checkpoints(tmp/'killed').steps()), (-9, [3]))
 model,resumed = train(tmp/'killed')
-for x,y in zip(model.state_dict().values(), expected.state_dict().values()): assert torch.equal(x, y)
+pairs = zip(model.state_dict().values(), expected.state_dict().values())
+assert all(torch.equal(x, y) for x,y in pairs)
 assert history.equals(resumed)
 resumed.loc[[2, 3, 11], ['step', 'epoch', 'loss', 'lr']].round(3)
 

@@ -7,9 +7,9 @@
 # ---
 
 # %% [markdown]
-# # Low rank
+# # LoRA
 #
-# > Train a large model through small matrices beside its own, and fold them in.
+# > Low-rank adapters train a model with few parameters and are then merged into its weights.
 
 # %%
 #| default_exp language.lora
@@ -41,41 +41,41 @@ torch.set_num_threads(1)
 
 
 # %% [markdown]
-# The optimiser keeps three numbers for each weight it trains: a gradient and two averages. For
-# a model of a billion weights that is twelve gigabytes beside the four it takes itself. Low-rank
-# adaptation [@hu2022lora] leaves a weight matrix $W$ as it is and trains
+# AdamW keeps three numbers for each trained weight: its gradient and two moving averages. For a
+# model of a billion float32 weights these take twelve gigabytes in addition to the four of the
+# weights. Low-rank adaptation [@hu2022lora] freezes a weight matrix $W$ and trains
 #
 # $$W + \frac{\alpha}{r}\,BA, \qquad A \in \mathbb{R}^{r\times in},\; B \in \mathbb{R}^{out\times r},$$
 #
-# with a rank $r$ of a few. $B$ is zero to begin with, so training starts at the model itself.
-# The small matrices are float32 even where the model is not: a model in bfloat16 can be trained
-# in this way, and as a whole it could not.
+# with a small rank $r$. $B$ is initialised to zero, so training starts at the original model.
+# $A$ and $B$ are float32 even where the model is not. A model in bfloat16 can therefore be trained
+# with LoRA; full finetuning refuses it.
 
 # %%
 #| export
 class LoRALinear(nn.Module):
-    "A linear layer, kept as it is, and two small matrices beside it"
+    "A frozen linear layer with a trainable low-rank update"
     def __init__(self,
         base:nn.Linear,
         rank:int,
-        alpha:float, # Strength; divided by the rank
+        alpha:float, # The update is scaled by alpha/rank
     ):
         super().__init__()
         n = base.in_features
         kw = dict(device=base.weight.device, dtype=torch.float32)
         self.base = base
         self.scale = alpha/rank
-        self.a = nn.Parameter((torch.rand(rank, n, **kw)*2-1)/math.sqrt(n))
-        self.b = nn.Parameter(torch.zeros(base.out_features, rank, **kw))
+        self.A = nn.Parameter((torch.rand(rank, n, **kw)*2-1)/math.sqrt(n))
+        self.B = nn.Parameter(torch.zeros(base.out_features, rank, **kw))
 
     def forward(self, x):
-        more = nn.functional.linear(nn.functional.linear(x.to(self.a.dtype), self.a), self.b)
-        return self.base(x)+(more*self.scale).to(x.dtype)
+        update = nn.functional.linear(nn.functional.linear(x.to(self.A.dtype), self.A), self.B)
+        return self.base(x)+(update*self.scale).to(x.dtype)
 
-    def folded(self):
-        "One linear layer that does the same"
+    def merged(self):
+        "Return the linear layer with the update added to its weight"
         w = self.base.weight
-        w.data += (self.scale*self.b@self.a).detach().to(w.dtype)
+        w.data += (self.scale*self.B@self.A).detach().to(w.dtype)
         return self.base
 
 
@@ -83,44 +83,48 @@ class LoRALinear(nn.Module):
 layer = LoRALinear(nn.Linear(4, 3), rank=2, alpha=4)
 x = torch.randn(5, 4)
 assert torch.equal(layer(x), layer.base(x))
-nn.init.normal_(layer.b)
-want = layer(x)
-test_close(layer.folded()(x).detach(), want.detach(), 1e-6)
+nn.init.normal_(layer.B)
+expected = layer(x)
+test_close(layer.merged()(x).detach(), expected.detach(), 1e-6)
 
 
 # %% [markdown]
-# `add_lora` puts such a layer in place of every linear layer of the trunk, or of those whose name
-# matches. The output layer stays; it is often the embedding as well.
+# `add_lora` replaces the linear layers of the backbone, or those whose name matches
+# `target_modules`. The output layer stays as it is, because it is often tied to the embedding.
 
 # %%
 #| export
-def _replace(model, of, change):
-    "Put something else in the place of some modules"
-    for name in [n for n,m in model.named_modules() if of(n, m)]:
-        above,_,last = name.rpartition('.')
-        setattr(model.get_submodule(above), last, change(model.get_submodule(name)))
+def _replace(model, selected, change):
+    "Replace the submodules for which `selected(name, module)` is true"
+    for name in [n for n,m in model.named_modules() if selected(n, m)]:
+        parent,_,child = name.rpartition('.')
+        setattr(model.get_submodule(parent), child, change(model.get_submodule(name)))
 
 def add_lora(
     model,            # A transformers model; changed in place
     rank:int=8,
     alpha:float=None, # Default: twice the rank
-    target_modules:str='',      # Regular expression in the names of layers: 'q_proj|v_proj'
+    target_modules:str='', # Regular expression for names of layers: 'q_proj|v_proj'
     seed:int=0,
-):                    # The model; nothing in it but the small matrices can be trained
-    "Freeze a model, and set small matrices beside its linear layers"
-    if rank<1: raise ConfigError(f'A rank of {rank} is no rank; use 1 or more.')
+):                    # The model; only the adapters have `requires_grad`
+    "Freeze a model and add LoRA adapters to its linear layers"
+    if rank<1: raise ConfigError(f'The rank is {rank}; give 1 or more.')
     model.requires_grad_(False)
-    fits = lambda n,m: isinstance(m, nn.Linear) and re.search(target_modules, n)
+    selected = lambda n,m: isinstance(m, nn.Linear) and re.search(target_modules, n)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        _replace(backbone(model), fits, lambda m: LoRALinear(m, rank, alpha or 2*rank))
+        _replace(backbone(model), selected, lambda m: LoRALinear(m, rank, alpha or 2*rank))
     if not any(p.requires_grad for p in model.parameters()):
-        raise ConfigError(f'No linear layer has {target_modules!r} in its name.')
+        raise ConfigError(f'No linear layer matches target_modules={target_modules!r}.')
     return model
 
+def has_lora(model)->bool:
+    "Tell whether a model has LoRA adapters"
+    return any(isinstance(m, LoRALinear) for m in model.modules())
+
 def merge_lora(model):
-    "Fold the small matrices in: a model like any other, and all of it can be trained"
-    _replace(backbone(model), lambda _,m: isinstance(m, LoRALinear), lambda m: m.folded())
+    "Merge the adapters into the weights of the model, and make all of its weights trainable"
+    _replace(backbone(model), lambda _,m: isinstance(m, LoRALinear), lambda m: m.merged())
     return model.requires_grad_(True)
 
 
@@ -130,37 +134,37 @@ row = encode(lm, 'It is far, and no tea is left.')
 data = [(row, 4)]
 before = answer_logprobs(lm.model, [row], [4])[0].detach()
 names = set(lm.model.state_dict())
-kept = {n: p.clone() for n,p in lm.model.named_parameters()}
+original = {n: p.clone() for n,p in lm.model.named_parameters()}
 add_lora(lm.model, rank=4)
+assert has_lora(lm.model)
 test_eq(answer_logprobs(lm.model, [row], [4])[0].detach(), before)
 sum(p.numel() for p in lm.model.parameters() if p.requires_grad), lm.parameters
 
 # %% [markdown]
-# Training learns the sentence and leaves every weight of the model alone.
+# Training lowers the loss and changes none of the original weights.
 
 # %%
 history = fit(lm.model, data, answer_loss, epochs=60, lr=.02)
 for n,p in lm.model.named_parameters():
-    if not p.requires_grad: assert torch.equal(p, kept[n.replace('.base', '')]), n
+    if not p.requires_grad: assert torch.equal(p, original[n.replace('.base', '')]), n
 assert history.loss.iloc[-1]<.2*history.loss.iloc[0]
 history.loss.iloc[[0, -1]].round(3).tolist()
 
 # %% [markdown]
-# Folded in, it is a model of the same class with the same names, which says the same, and which
-# every reader of model folders reads.
+# After merging, the model has its original class and parameter names and the outputs of the
+# adapted model. Its saved folder can be loaded like any other.
 
 # %%
 after = answer_logprobs(lm.model, [row], [4])[0].detach()
 merge_lora(lm.model)
 test_eq(set(lm.model.state_dict()), names)
 test_close(answer_logprobs(lm.model, [row], [4])[0].detach(), after, 1e-4)
-again = load(save_model(lm, tmp/'merged'), 'float32', 'cpu')
-test_close(answer_logprobs(again.model, [row], [4])[0].detach(), after, 1e-4)
-(answer_logprobs(again.model, [row], [4])[0]-after).abs().max().item()
+loaded = load(save_model(lm, tmp/'merged'), 'float32', 'cpu')
+test_close(answer_logprobs(loaded.model, [row], [4])[0].detach(), after, 1e-4)
+(answer_logprobs(loaded.model, [row], [4])[0]-after).abs().max().item()
 
 # %% [markdown]
-# A model in bfloat16 learns too, which it would refuse to do as a whole. Some layers can be
-# named.
+# A model in bfloat16 is trained, with adapters on selected layers.
 
 # %%
 half = random_model('llama').model.bfloat16()
@@ -168,7 +172,8 @@ add_lora(half, rank=4, target_modules='q_proj|v_proj')
 test_eq(sum(isinstance(m, LoRALinear) for m in half.modules()), 2*half.config.num_hidden_layers)
 losses = fit(half, data, answer_loss, epochs=40, lr=.05).loss
 assert losses.iloc[-1]<losses.iloc[0]
-with expect_fail(ConfigError, contains='no_such'): add_lora(random_model('llama').model, target_modules='no_such')
+with expect_fail(ConfigError, contains='no_such'):
+    add_lora(random_model('llama').model, target_modules='no_such')
 losses.iloc[[0, -1]].round(2).tolist()
 
 # %%

@@ -7,9 +7,9 @@
 # ---
 
 # %% [markdown]
-# # Heads
+# # Reward and value heads
 #
-# > Small models from nothing, scores and values on a trunk, and log-probabilities to learn from.
+# > Small models, reward and value heads, and log-probabilities with a gradient.
 
 # %%
 #| default_exp language.reward_head
@@ -19,6 +19,7 @@
 import copy
 from pathlib import Path
 from types import SimpleNamespace
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
@@ -43,27 +44,26 @@ tmp = Path(tempfile.mkdtemp())
 torch.set_num_threads(1)
 
 # %% [markdown]
-# What is trained in this project are ordinary transformers models with ordinary heads. This page
-# makes them, and reads from them what losses are made of. Two things are done with more care
-# than is usual. A number is always read at the place where a row really ends, known from its
-# length and not from a search for padding; and the output layer, a vocabulary wide, is applied
-# only where a token is judged and never stored.
+# This project trains ordinary transformers models with ordinary heads. This page creates them and
+# computes the log-probabilities, rewards and values that losses need. Two details differ from
+# common implementations. The last token of a row is found from its length and not by a search for
+# padding, and logits over the vocabulary are computed only for the tokens of answers.
 #
-# ## A model from nothing
+# ## Small models
 #
-# A language of a hundred words needs no tokenizer of fifty thousand pieces. This one has a token
-# for each word it is given, with and without a space before it, and one for each heading, so that
-# a text of words comes back as it was.
+# A language of a hundred words needs no tokenizer of fifty thousand tokens. This tokenizer has a
+# token for each given word, with and without a space before it, and one for each heading.
+# Decoding returns the encoded text.
 
 # %%
 #| export
 HEADINGS = ('Human', 'Assistant', 'CritiqueRequest', 'Critique', 'RevisionRequest', 'Revision')
 
 def word_tokenizer(
-    words,             # Words and marks: 'tea', '.', '?'
-    headings=HEADINGS, # One token each, with the line breaks and colon around it
-):                     # A fast tokenizer; <unk> stands for what it does not know
-    "A token for each word"
+    words,             # Words and punctuation: 'tea', '.', '?'
+    headings=HEADINGS, # One token each, line breaks and colon included
+):                     # A fast tokenizer; other words become <unk>
+    "Return a tokenizer with a token for each word"
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
     pieces = ['<pad>', '<eos>', '<unk>', '\n', '\n\n', ' ', *(f'\n\n{h}:' for h in headings),
@@ -82,11 +82,11 @@ def small_llama(
     width:int=128,
     heads:int=4,
     seed:int=0,
-    context:int=512, # Longest text, in tokens
+    context:int=512, # Tokens
     name:str='',
     device='cpu',
 )->LM:
-    "A Llama with random weights"
+    "Return a Llama model with random weights"
     from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
     config = LlamaConfig(vocab_size=len(tokenizer), hidden_size=width, intermediate_size=3*width,
         num_hidden_layers=layers, num_attention_heads=heads, max_position_embeddings=context,
@@ -115,134 +115,153 @@ lm
 
 
 # %% [markdown]
-# ## Log-probabilities to learn from
+# ## Log-probabilities of answers
 #
-# `answer_logprobs` judges the tokens of an answer by the hidden states one place before them. A
-# naive loss keeps logits for every place of every row, a vocabulary each, in float32, and most
-# of them belong to the prompt or to padding. Here hidden states of answers alone go through the
-# output layer, some at a time, and the backward pass computes their logits once more.
+# `answer_logprobs` returns the log-probability of each token of the answers, with a gradient. A
+# straightforward loss keeps float32 logits over the vocabulary for every token of every row, most
+# of which belong to prompts or padding. Here only the hidden states of answers pass through the
+# output layer, in chunks, and the backward pass computes their logits again.
 
 # %%
 #| export
 def backbone(model):
-    "The part of a causal or a scoring model below its head"
+    "Return the part of a causal or classification model below its head"
     return getattr(model, model.base_model_prefix)
 
 def pad_right(
     rows:list, # Token ids
     device,
-)->dict:       # input_ids, padded on the right: nothing looks ahead, so no mask is needed
-    "What a model's `forward` takes"
+)->dict:       # Arguments of `forward`; causal attention needs no mask for right padding
+    "Pad rows on the right"
     return dict(input_ids=pad(rows, 'right', device)[0], use_cache=False)
 
-def check_plain_lm_head(model):
-    "Refuse a model whose logits are more than its output layer; found out once"
-    if not hasattr(model, '_only_head'):
-        on = model.training
+_plain_lm_head = WeakKeyDictionary() # Results by model
+
+def check_plain_lm_head(
+    model,
+    original=None, # A checked model that this one is a copy of
+):
+    "Raise an error if the logits of a model are not its output layer alone"
+    if original is not None: _plain_lm_head[model] = _plain_lm_head[original]
+    if model not in _plain_lm_head:
+        training = model.training
         device = next(model.parameters()).device
-        model._only_head = has_plain_lm_head(SimpleNamespace(model=model.eval(), device=device))
-        model.train(on)
-    if not model._only_head:
+        lm = SimpleNamespace(model=model.eval(), device=device)
+        _plain_lm_head[model] = has_plain_lm_head(lm)
+        model.train(training)
+    if not _plain_lm_head[model]:
         raise ModelError(f'{type(model).__name__} caps or scales its logits after the output '
-                         'layer; train a model that does not.')
+                         'layer, which training does not support; use another architecture.')
 
-def _full(x): return x if x is None or x.dtype.itemsize>2 else x.float()
+def _at_least_float32(x): return x if x is None or x.dtype.itemsize>2 else x.float()
 
-def _judge(h, weight, bias, want, temperature, entropy):
-    "Log-probability of one token a row of hidden states, in float32; and the entropy"
+def _token_logprobs(h, weight, bias, targets, temperature, entropy):
+    "Return the log-probability of one target for each hidden state, in float32, and the entropy"
     with torch.autocast(h.device.type, enabled=False):
-        x = nn.functional.linear(_full(h), _full(weight).to(_full(h).dtype), _full(bias))
+        h = _at_least_float32(h)
+        x = nn.functional.linear(h, _at_least_float32(weight).to(h.dtype), _at_least_float32(bias))
         x = x/temperature
         norm = x.logsumexp(-1, keepdim=True) # `log_softmax` drops the smallest terms
-        lp = (x.gather(-1, want[:,None])-norm)[:,0]
-        if not entropy: return lp,
+        logp = (x.gather(-1, targets[:,None])-norm)[:,0]
+        if not entropy: return logp,
         x = x-norm
-        return lp,-(x.exp()*x).sum(-1)
+        return logp,-(x.exp()*x).sum(-1)
 
-def _judged(model, h, want, temperature, chunk, entropy):
+def _chunked_logprobs(model, h, targets, temperature, chunk, entropy):
     out = model.get_output_embeddings()
     args = out.weight,getattr(out, 'bias', None)
-    if len(h)*len(out.weight)<2**19: return _judge(h, *args, want, temperature, entropy)
-    parts = [checkpoint(_judge, a, *args, b, temperature, entropy, use_reentrant=False)
-             for a,b in zip(h.split(chunk), want.split(chunk))]
+    if len(h)*len(out.weight)<2**19: return _token_logprobs(h, *args, targets, temperature, entropy)
+    parts = [checkpoint(_token_logprobs, a, *args, b, temperature, entropy, use_reentrant=False)
+             for a,b in zip(h.split(chunk), targets.split(chunk))]
     return [torch.cat(x) for x in zip(*parts)]
+
+def answer_states(
+    body,        # A model below its head, from `backbone`
+    rows:list,   # Token ids of prompt and answer
+    starts:list, # Index of each answer's first token, 1 or more
+)->torch.Tensor: # [row, token, width]
+    "Return the hidden states from which the tokens of the answers are predicted"
+    device = next(body.parameters()).device
+    n = max(len(r)-s for r,s in zip(rows, starts))
+    h = body(**pad_right(rows, device)).last_hidden_state
+    at = torch.tensor(starts, device=device)[:,None]-1+torch.arange(n, device=device)
+    return h.gather(1, at.clamp(max=h.shape[1]-1)[...,None].expand(-1, -1, h.shape[2]))
 
 def answer_hidden(
     model,              # A transformers causal model
-    rows:list,          # Ids of prompt and answer
-    starts:list,        # Where each answer begins, 1 or more
+    rows:list,          # Token ids of prompt and answer
+    starts:list,        # Index of each answer's first token, 1 or more
     temperature:float=1.,
-    chunk:int=1024,     # Places whose logits exist at one time
-    entropy:bool=False, # Also the entropy at each place
+    chunk:int=1024,     # Tokens whose logits are in memory at one time
+    entropy:bool=False, # Also return the entropy at each token
 )->tuple: # log p [row, token], mask [row, token], hidden states [row, token, width], entropy
-    "What a loss on answers needs, with gradient; 0 behind the end of an answer"
+    "Return log-probabilities and hidden states of answers, with gradient; 0 after an answer's end"
     check_plain_lm_head(model)
     device = next(model.parameters()).device
     n = [len(r)-s for r,s in zip(rows, starts)]
-    if min(n)<1: raise ConfigError(f'Row {n.index(min(n))} has no answer to learn from.')
-    if min(starts)<1: raise ConfigError(f'Row {[*starts].index(min(starts))} has no prompt: '
-                                        'nothing stands before its first token.')
-    h = backbone(model)(**pad_right(rows, device)).last_hidden_state
+    if min(n)<1:
+        raise ConfigError(f'Row {n.index(min(n))} has no answer to learn from; leave it out.')
+    if min(starts)<1:
+        raise ConfigError(f'Row {[*starts].index(min(starts))} has no prompt; its first token '
+                          'has no prediction, so start the answer at 1 or later.')
+    h = answer_states(backbone(model), rows, starts)
     mask = torch.arange(max(n), device=device)<torch.tensor(n, device=device)[:,None]
-    at = (torch.tensor(starts, device=device)[:,None]-1+torch.arange(max(n), device=device))
-    at = at.clamp(max=h.shape[1]-1)
-    before = h.gather(1, at[:,:,None].expand(-1, -1, h.shape[2]))
-    want = torch.tensor([t for r,s in zip(rows, starts) for t in r[s:]], device=device)
-    lp,*e = _judged(model, before[mask], want, temperature, chunk, entropy)
-    fill = lambda x: x.new_zeros(mask.shape).masked_scatter(mask, x)
-    return fill(lp),mask,before,fill(e[0]) if e else None
+    targets = torch.tensor([t for r,s in zip(rows, starts) for t in r[s:]], device=device)
+    logp,*e = _chunked_logprobs(model, h[mask], targets, temperature, chunk, entropy)
+    unpack = lambda x: x.new_zeros(mask.shape).masked_scatter(mask, x)
+    return unpack(logp),mask,h,unpack(e[0]) if e else None
 
 def answer_logprobs(
     model, rows:list, starts:list, temperature:float=1., chunk:int=1024,
-    entropy:bool=False, # Also the entropy at each place
+    entropy:bool=False, # Also return the entropy at each token
 )->tuple:               # log p [row, token], mask [row, token]; entropy [row, token]
-    "Log-probability of the tokens of answers, with gradient"
-    lp,mask,_,e = answer_hidden(model, rows, starts, temperature, chunk, entropy)
-    return (lp,mask,e) if entropy else (lp,mask)
+    "Return the log-probabilities of the tokens of answers, with gradient"
+    logp,mask,_,e = answer_hidden(model, rows, starts, temperature, chunk, entropy)
+    return (logp,mask,e) if entropy else (logp,mask)
 
 
 # %%
 rows = [encode(lm, text), encode(lm, '\n\nHuman: is it?\n\nAssistant: yes')]
 starts = [6, 5]
-lp,mask = answer_logprobs(lm.model, rows, starts)
-lp.detach().round(decimals=2), mask.sum(1)
+logp,mask = answer_logprobs(lm.model, rows, starts)
+logp.detach().round(decimals=2), mask.sum(1)
 
 # %% [markdown]
-# A token is judged one place before it stands. A model whose every state is the one-hot vector
-# of its token, and whose output layer is a table of log-probabilities, knows pairs of words and
-# nothing else; what it says of a row is a product of entries of the table.
+# A token is predicted from the hidden state of the token before it. The hidden states of this stub
+# model are one-hot vectors of its tokens and its output layer is a table of log-probabilities, so
+# the log-probability of a row is a sum of entries of the table.
 
 # %%
 V = 7
 table = torch.rand(V, V, generator=torch.Generator().manual_seed(0)).log_softmax(-1)
-class Pairs(nn.Module):
-    base_model_prefix = 'trunk'
-    _only_head = True
+class Bigram(nn.Module):
+    base_model_prefix = 'body'
     def __init__(self):
         super().__init__()
-        self.trunk = nn.Embedding(V, V)
+        self.body = nn.Embedding(V, V)
         self.out = nn.Linear(V, V, bias=False)
-        self.trunk.weight.data = torch.eye(V)
+        self.body.weight.data = torch.eye(V)
         self.out.weight.data = table.T.clone()
-        look = self.trunk.forward
-        self.trunk.forward = lambda input_ids, **_: SimpleNamespace(
-            last_hidden_state=look(input_ids))
+        embed = self.body.forward
+        self.body.forward = lambda input_ids, **_: SimpleNamespace(
+            last_hidden_state=embed(input_ids))
     def get_output_embeddings(self): return self.out
+    def forward(self, **kw):
+        return SimpleNamespace(logits=self.out(self.body(**kw).last_hidden_state))
 
-said,mask = answer_logprobs(Pairs(), [[1, 5, 2, 2], [3, 0, 6]], [1, 2])
-want = [[table[1,5], table[5,2], table[2,2]], [table[0,6], 0, 0]]
-test_close(said.detach(), torch.tensor(want), 1e-6)
-said.detach().round(decimals=2)
+bigram,_ = answer_logprobs(Bigram(), [[1, 5, 2, 2], [3, 0, 6]], [1, 2])
+expected = [[table[1,5], table[5,2], table[2,2]], [table[0,6], 0, 0]]
+test_close(bigram.detach(), torch.tensor(expected), 1e-6)
+bigram.detach().round(decimals=2)
 
 
 # %% [markdown]
-# The slow way keeps all logits, of one row at a time. In float64 the two agree in value and in
-# gradient to eleven digits, at two temperatures, however the places are cut. Three of these four
-# architectures compute their norms in float32 at all times, which leaves seven digits of a
-# gradient.
+# The reference computes all logits of one row at a time. In float64 both agree in values and
+# gradients to eleven digits, at two temperatures and for every chunk size. Three of these four
+# architectures always compute their norms in float32, which leaves seven digits of a gradient.
 
 # %%
-def slow(model, rows, starts, temperature=1.):
+def reference(model, rows, starts, temperature=1.):
     res = []
     for r,s in zip(rows, starts):
         x = model(torch.tensor([r])).logits[0]/temperature
@@ -254,13 +273,13 @@ def gradient(total, model):
     total.backward()
     return torch.cat([p.grad.flatten() for p in model.parameters()])
 
-def gap(model, rows, starts, T=1., **kw):
-    "Largest differences of values and of gradients"
-    fast,mask = answer_logprobs(model, rows, starts, T, **kw)
-    want = slow(model, rows, starts, T)
+def differences(model, rows, starts, T=1., **kw):
+    "Return the largest differences of values and of gradients"
+    ours,mask = answer_logprobs(model, rows, starts, T, **kw)
+    expected = reference(model, rows, starts, T)
     w = torch.linspace(-1, 2, mask.sum().item())
-    a,b = (gradient((w*x).sum(), model) for x in (fast[mask], want))
-    return (fast[mask]-want).abs().max().item(),(a-b).abs().max().item()
+    a,b = (gradient((w*x).sum(), model) for x in (ours[mask], expected))
+    return (ours[mask]-expected).abs().max().item(),(a-b).abs().max().item()
 
 for arch in ('llama', 'qwen3', 'gemma3', 'neox'):
     m = random_model(arch)
@@ -268,39 +287,39 @@ for arch in ('llama', 'qwen3', 'gemma3', 'neox'):
     ss = [3, 2, 9]
     m.model.double()
     eps = 1e-11 if arch=='neox' else 1e-5
-    for T in (1., .7): test_close(gap(m.model, rs, ss, T), [0, 0], eps)
-gap(m.model, rs, ss)
+    for T in (1., .7): test_close(differences(m.model, rs, ss, T), [0, 0], eps)
+differences(m.model, rs, ss)
 
 # %% [markdown]
-# The fast reading without gradient is [the scorer's](30_scoring.ipynb), and says the same.
+# [Scoring](30_scoring.ipynb) computes the same numbers faster, without gradient.
 
 # %%
 m = random_model('llama')
-fast,mask = answer_logprobs(m.model, rs, ss)
-test_close(np.concatenate(token_logprobs(m, rs, ss)), fast[mask].detach().numpy(), 1e-5)
+ours,mask = answer_logprobs(m.model, rs, ss)
+test_close(np.concatenate(token_logprobs(m, rs, ss)), ours[mask].detach().numpy(), 1e-5)
 
 # %% [markdown]
-# A row is the same alone and among others, padded on either side. The token that ends answers
-# may stand inside a row, between earlier turns, and hides nothing. Tokens of a prompt are no
-# part of a loss: its sum is the sum over the mask, and so is its gradient.
+# Results do not depend on batching or on the side of the padding. An end token inside a row,
+# between earlier turns, hides nothing. The loss and its gradient are sums over the mask, so tokens
+# of the prompt contribute nothing.
 
 # %%
 inside = [*rs[0][:3], tok.eos_token_id, *rs[0][3:]]
-many = [*rs, inside]
+batch = [*rs, inside]
 at = [*ss, 5]
-fast,mask = answer_logprobs(m.model, many, at)
-for r,s,f,k in zip(many, at, fast, mask):
+ours,mask = answer_logprobs(m.model, batch, at)
+for r,s,f,k in zip(batch, at, ours, mask):
     test_close(answer_logprobs(m.model, [r], [s])[0][0].detach(), f[k].detach(), 1e-5)
     ids,on = pad([r, [1]*40], 'left')
     left = m.model(ids, attention_mask=on, position_ids=on.cumsum(-1).sub(1).clamp(0)).logits[0]
     left = left[40-len(r):].log_softmax(-1)[range(s-1, len(r)-1), r[s:]]
     test_close(left.detach(), f[k].detach(), 1e-5)
-test_eq(mask.sum(1).tolist(), [len(r)-s for r,s in zip(many, at)])
-assert fast[~mask].abs().sum()==0
+test_eq(mask.sum(1).tolist(), [len(r)-s for r,s in zip(batch, at)])
+assert ours[~mask].abs().sum()==0
 
 # %%
-sums = gradient(fast.sum(), m.model)
-parts = sum(gradient(slow(m.model, [r], [s]).sum(), m.model) for r,s in zip(many, at))
+sums = gradient(ours.sum(), m.model)
+parts = sum(gradient(reference(m.model, [r], [s]).sum(), m.model) for r,s in zip(batch, at))
 assert (sums-parts).norm()<1e-5*parts.norm()
 with expect_fail(ConfigError, contains='Row 1 has no answer'):
     answer_logprobs(m.model, rs, [1, 99, 1])
@@ -309,58 +328,59 @@ with expect_fail(ConfigError, contains='Row 1 has no answer'):
 # %% [markdown]
 # ### Memory
 #
-# What waits for the backward pass can be counted. With a vocabulary of 49 thousand the slow way
-# keeps the logits twice, and ours hardly more than the hidden states.
+# The bytes that are saved for the backward pass can be counted. With a vocabulary of 49 thousand
+# the reference stores the logits twice; `answer_logprobs` stores little more than the hidden
+# states.
 
 # %%
-def kept(f):
-    "Bytes that wait for the backward pass, each storage once"
-    seen = {}
-    def note(t):
-        seen[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes(); return t
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t): out = f()
-    return sum(seen.values()),out
+def saved_bytes(f):
+    "Return the bytes saved for the backward pass, each storage once, and the result"
+    storages = {}
+    def record(t):
+        storages[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes(); return t
+    with torch.autograd.graph.saved_tensors_hooks(record, lambda t: t): out = f()
+    return sum(storages.values()),out
 
 class Wide(list): pad_token_id = eos_token_id = 1
 big = small_llama(Wide(range(49_152)), layers=1, width=16, heads=2).model
-long = torch.randint(49_152, (4, 128), generator=torch.Generator().manual_seed(0)).tolist()
-begins = [96]*4
+ids = torch.randint(49_152, (4, 128), generator=torch.Generator().manual_seed(0)).tolist()
 def naive():
-    x = big(torch.tensor(long)).logits[:,:-1].log_softmax(-1)
-    return x.gather(-1, torch.tensor(long)[:,1:,None])[:,95:,0]
+    x = big(torch.tensor(ids)).logits[:,:-1].log_softmax(-1)
+    return x.gather(-1, torch.tensor(ids)[:,1:,None])[:,95:,0]
 
-(a,x),(b,y) = kept(naive),kept(lambda: answer_logprobs(big, long, begins, chunk=32)[0])
+(a,x),(b,y) = saved_bytes(naive),saved_bytes(lambda: answer_logprobs(big, ids, [96]*4, chunk=32)[0])
 weights = sum(p.nbytes for p in big.parameters())
 test_close(x.detach(), y.detach(), 1e-5)
 assert b-weights<.05*a
-f'{a/1e6:.0f} MB of the slow way, {b/1e6:.0f} MB of ours, {weights/1e6:.0f} MB of them weights'
+f'reference {a/1e6:.0f} MB, answer_logprobs {b/1e6:.0f} MB, of which weights {weights/1e6:.0f} MB'
 
 # %% [markdown]
-# In bfloat16 only the hidden states are rounded: the softmax over a vocabulary of 49 thousand is
-# taken in float32, and a ratio of two probabilities is off by less than a thousandth. Taken in
-# bfloat16 it would be off by percents.
+# In bfloat16 only the hidden states are rounded. The softmax over a vocabulary of 49 thousand is
+# computed in float32, so the ratio of two probabilities has an error below a thousandth. In
+# bfloat16 the error would be several percent.
 
 # %%
 g = torch.Generator().manual_seed(0)
 h = torch.randn(64, 64, generator=g).bfloat16()
 w = torch.randn(49_152, 64, generator=g).bfloat16()
-want = torch.randint(49_152, (64,), generator=g)
-exact = (h.double()@w.double().T).log_softmax(-1).gather(-1, want[:,None])[:,0]
-ours, = _judge(h, w, None, want, 1., False)
-rough = (h@w.T).log_softmax(-1).gather(-1, want[:,None])[:,0]
-off = lambda x: (x.double()-exact).exp().sub(1).abs().max().item()
-assert off(ours)<1e-3
-with torch.autocast('cpu', torch.bfloat16): cast, = _judge(h, w, None, want, 1., False)
-assert off(cast)<1e-3
-off(ours), off(rough)
+targets = torch.randint(49_152, (64,), generator=g)
+exact = (h.double()@w.double().T).log_softmax(-1).gather(-1, targets[:,None])[:,0]
+ours, = _token_logprobs(h, w, None, targets, 1., False)
+rounded = (h@w.T).log_softmax(-1).gather(-1, targets[:,None])[:,0]
+error = lambda x: (x.double()-exact).exp().sub(1).abs().max().item()
+assert error(ours)<1e-3
+with torch.autocast('cpu', torch.bfloat16): cast, = _token_logprobs(h, w, None, targets, 1., False)
+assert error(cast)<1e-3
+error(ours), error(rounded)
 
 
 # %% [markdown]
-# ## Scores
+# ## Reward head
 #
-# A preference model is a trunk with one number on top, read at the last token of the text. It is
-# transformers' own sequence classifier, so that anybody can load the folder. Its head begins
-# small, with a standard deviation of $1/\sqrt{d+1}$, and is not the output layer.
+# A reward model, which the papers call a preference model, is a backbone with a scalar head that is
+# applied at the last token of the text. It is transformers' sequence classifier, so its folder can
+# be loaded without this package. The head is initialised with a standard deviation of
+# $1/\sqrt{d+1}$.
 
 # %%
 #| export
@@ -368,12 +388,12 @@ def build_reward_model(
     lm:LM,
     seed:int=0,
 )->nn.Module: # In evaluation mode: no dropout
-    "A sequence classifier with one output, on a copy of a language model's trunk"
+    "Return a sequence classifier with one output, on a copy of a language model's backbone"
     from transformers import AutoModelForSequenceClassification
     config = copy.deepcopy(lm.model.config)
     config.num_labels = 1
     config.tie_word_embeddings = False
-    config.pad_token_id = _filler(lm)
+    config.pad_token_id = _padding_id(lm)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
@@ -382,37 +402,40 @@ def build_reward_model(
     backbone(model).load_state_dict(backbone(lm.model).state_dict())
     return model.to(lm.device).eval()
 
-def _filler(lm):
+def _padding_id(lm):
     t = lm.tokenizer
     return next((i for i in (t.pad_token_id, t.unk_token_id, t.eos_token_id) if i is not None), 0)
 
 def _score_head(model):
     heads = [m for n,m in model.named_modules() if isinstance(m, nn.Linear) and m.out_features==1]
-    if len(heads)!=1: raise ModelError(f'{type(model).__name__} has no single score head.')
+    if len(heads)!=1:
+        raise ModelError(f'{type(model).__name__} has {len(heads)} heads with one output; a '
+                         'reward model has one, as `build_reward_model` makes it.')
     return heads[0]
 
 def reward_scores(
-    model,        # From `score_model`
-    rows:list,    # Token ids of whole texts
-    positions:list=None, # Place to read in each row; default: its last token
+    model,        # From `build_reward_model`
+    rows:list,    # Token ids of prompt and answer
+    positions:list=None, # Token at which to apply the head; default: the last
 )->torch.Tensor:  # [row] float32, with gradient
-    "The score of each text"
+    "Return the reward of each text"
     device = next(model.parameters()).device
     h = backbone(model)(**pad_right(rows, device)).last_hidden_state
-    positions = torch.tensor([len(r)-1 for r in rows] if positions is None else positions, device=device)
+    if positions is None: positions = [len(r)-1 for r in rows]
+    positions = torch.tensor(positions, device=device)
     return _score_head(model)(h[torch.arange(len(rows), device=device),positions]).float()[:,0]
 
 def save_reward_model(model, tokenizer, folder):
-    "A folder that `AutoModelForSequenceClassification` reads"
+    "Save a folder for `AutoModelForSequenceClassification`"
     call_quietly(model.save_pretrained, folder); tokenizer.save_pretrained(folder)
 
 def load_reward_model(folder, device='cpu')->tuple: # The model, its tokenizer
-    "Read such a folder"
+    "Load a reward model from its folder"
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
     if not (Path(folder)/'config.json').is_file():
-        raise ModelError(f'{folder} holds no model: it has no config.json.')
-    read = AutoModelForSequenceClassification.from_pretrained
-    model = call_quietly(lambda: read(folder, dtype=torch.float32))
+        raise ModelError(f'{folder} has no config.json; give the folder of a saved model.')
+    from_pretrained = AutoModelForSequenceClassification.from_pretrained
+    model = call_quietly(lambda: from_pretrained(folder, dtype=torch.float32))
     return model.to(device).eval(),AutoTokenizer.from_pretrained(folder)
 
 
@@ -422,15 +445,15 @@ reward_scores(pm, rows)
 
 
 # %% [markdown]
-# A model whose score is the id of the token read shows where it is read: at the last token of
-# each row, whatever fills the rectangle, even where that token is the one that fills or ends.
+# The reward of this stub model is the id of the token at which its head is applied. It is the last
+# token of each row, even if that is a padding or end token.
 
 # %%
 class Echo(nn.Module):
-    base_model_prefix = 'trunk'
+    base_model_prefix = 'body'
     def __init__(self):
         super().__init__()
-        self.trunk = lambda input_ids, **_: SimpleNamespace(
+        self.body = lambda input_ids, **_: SimpleNamespace(
             last_hidden_state=input_ids[...,None].float())
         self.score = nn.Linear(1, 1, bias=False)
         self.score.weight.data.fill_(1)
@@ -440,28 +463,29 @@ test_eq(reward_scores(Echo(), ended).tolist(), [7, 8, tok.eos_token_id, tok.pad_
 test_eq(reward_scores(Echo(), ended, [1, 0, 2, 0]).tolist(), [6, 8, 4, 3])
 
 # %% [markdown]
-# The score of a real trunk is that of the row by itself, whatever is put behind it, and it is
-# the one that transformers reads from the saved folder.
+# The reward of a row does not depend on tokens after the position of the head, and transformers
+# computes the same reward from the saved folder.
 
 # %%
-behind = [[*rows[1], *rows[0]], [*rows[0], 7, 7, 9]]
+longer = [[*rows[1], *rows[0]], [*rows[0], 7, 7, 9]]
 ends = [len(rows[1])-1, len(rows[0])-1]
-test_close(reward_scores(pm, behind, ends).detach(), reward_scores(pm, [rows[1], rows[0]]).detach(), 1e-6)
+test_close(reward_scores(pm, longer, ends).detach(),
+           reward_scores(pm, [rows[1], rows[0]]).detach(), 1e-6)
 save_reward_model(pm, tok, tmp/'pm')
-back,_ = load_reward_model(tmp/'pm')
-for p,q in zip(pm.state_dict().values(), back.state_dict().values()): assert torch.equal(p, q)
+loaded,_ = load_reward_model(tmp/'pm')
+for p,q in zip(pm.state_dict().values(), loaded.state_dict().values()): assert torch.equal(p, q)
 for side in ('left', 'right'):
     ids,on = pad(rows, side)
     ids = ids.masked_fill(on==0, tok.pad_token_id)
-    got = back(ids, attention_mask=on, position_ids=on.cumsum(-1).sub(1).clamp(0)).logits[:,0]
-    test_close(got.detach(), reward_scores(pm, rows).detach(), 1e-5)
+    out = loaded(ids, attention_mask=on, position_ids=on.cumsum(-1).sub(1).clamp(0)).logits[:,0]
+    test_close(out.detach(), reward_scores(pm, rows).detach(), 1e-5)
 
 # %% [markdown]
-# The trunk is a copy, and the head no part of the language model.
+# The backbone is a copy, and the head shares no weights with the language model.
 
 # %%
-ptrs = {p.data_ptr() for p in lm.model.parameters()}
-assert not ptrs & {p.data_ptr() for p in pm.parameters()}
+pointers = {p.data_ptr() for p in lm.model.parameters()}
+assert not pointers & {p.data_ptr() for p in pm.parameters()}
 wide = build_reward_model(small_llama(tok, layers=1, width=512))
 test_close(_score_head(wide).weight.std().item(), 513**-.5, .004)
 test_eq(*(reward_scores(pm, rows).tolist() for _ in range(2))) # No dropout
@@ -470,10 +494,15 @@ nn.init.ones_(_score_head(pm).weight)
 for p,q in zip(lm.model.parameters(), before): assert torch.equal(p, q)
 
 
+# %% [markdown]
+# ## Value head
+#
+# The critic of PPO is a linear head on every hidden state. It starts at zero.
+
 # %%
 #| export
 class ValueHead(nn.Module):
-    "A value for every hidden state, 0 to begin with"
+    "A linear head that maps hidden states to values"
     def __init__(self,
         width:int, # Of the hidden states
     ):
@@ -489,7 +518,7 @@ test_eq(ValueHead(32)(answer_hidden(lm.model, rows, starts)[2]).detach().abs().s
 
 
 # %% [markdown]
-# ## Folders
+# ## Saved models
 
 # %%
 #| export
@@ -497,7 +526,7 @@ def save_model(
     lm:LM,
     folder,
 )->Path:
-    "A folder that `load` and transformers read; a new one is seen whole or not at all"
+    "Save model and tokenizer; a new folder appears only when it is complete"
     folder = Path(folder)
     part = folder if folder.exists() else folder.with_name(f'.{folder.name}.part')
     call_quietly(lm.model.save_pretrained, part); lm.tokenizer.save_pretrained(part)
@@ -505,10 +534,10 @@ def save_model(
 
 
 # %%
-again = load(save_model(lm, tmp/'mine'), 'float32', 'cpu')
-test_eq(encode(again, text), encode(lm, text))
-test_close(answer_logprobs(again.model, rows, starts)[0].detach(), lp.detach(), 1e-6)
-again
+loaded = load(save_model(lm, tmp/'saved'), 'float32', 'cpu')
+test_eq(encode(loaded, text), encode(lm, text))
+test_close(answer_logprobs(loaded.model, rows, starts)[0].detach(), logp.detach(), 1e-6)
+loaded
 
 # %%
 #| hide
