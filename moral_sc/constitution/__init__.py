@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['Comparison', 'Principle', 'Shot', 'author_comparisons', 'author_few_shot', 'author_principles', 'draw_principles',
            'load_comparisons', 'load_few_shot', 'load_principles', 'human_comparisons', 'load_prompts',
-           'author_revisions', 'chain_table', 'revise', 'examples_of', 'finetune', 'answer_pairs', 'sample_answers',
-           'label', 'PreferenceModel', 'fit_preference', 'train_policy', 'play_matches', 'tournament',
+           'author_revisions', 'chain_table', 'revise', 'training_examples', 'finetune', 'answer_pairs',
+           'sample_answers', 'label', 'PreferenceModel', 'fit_preference', 'train_policy', 'play_matches', 'tournament',
            'absolute_harmfulness', 'fit_harmfulness', 'behaviour', 'ppo', 'preference']
 
 # %% ../../nbs/constitution/index.ipynb #6258cd40
@@ -15,7 +15,7 @@ from .principles import (
     draw_principles, load_comparisons, load_few_shot, load_principles)
 from .prompts import human_comparisons, load_prompts
 from .revision import author_revisions, chain_table, revise
-from .finetuning import examples_of, finetune
+from .finetuning import training_examples, finetune
 from .answers import answer_pairs, sample_answers
 from .feedback import label
 from .preference import PreferenceModel, fit_preference
@@ -29,7 +29,7 @@ from .rl import ppo
 _all_ = ['Comparison', 'Principle', 'Shot', 'author_comparisons', 'author_few_shot',
          'author_principles', 'draw_principles', 'load_comparisons', 'load_few_shot',
          'load_principles', 'human_comparisons', 'load_prompts', 'author_revisions',
-         'chain_table', 'revise', 'examples_of', 'finetune', 'answer_pairs', 'sample_answers', 'label',
+         'chain_table', 'revise', 'training_examples', 'finetune', 'answer_pairs', 'sample_answers', 'label',
          'PreferenceModel', 'fit_preference', 'train_policy', 'play_matches', 'tournament',
          'absolute_harmfulness', 'fit_harmfulness', 'behaviour',
          'ppo', 'preference']

@@ -23,7 +23,7 @@ from ...language.engine.batch_invariant import batch_invariant
 from ...language.loading import load
 from ...language.models import LM
 from ...language.engine.allocator import retain_freed_memory
-from ...language.training import broadcast_from_rank0, init_distributed
+from ...language.optimization import broadcast_from_rank0, init_distributed
 
 _all_ = ['RLConfig', 'combine_rewards']
 

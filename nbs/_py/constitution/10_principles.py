@@ -9,7 +9,7 @@
 # %% [markdown]
 # # Principles
 #
-# > The written rules a model is held to, ours and the authors', and how one is drawn.
+# > Load the principles of a constitution, ours or the authors', and draw one for each step.
 
 # %%
 #| default_exp constitution.principles
@@ -44,16 +44,16 @@ tmp = Path(tempfile.mkdtemp())
 
 # %% [markdown]
 # A constitution is a short list of sentences in plain language. In the first stage of
-# Constitutional AI [@bai2022constitutional] a model reads its own answer beside one of them,
-# says what is wrong, and writes the answer again. In the second stage a model is shown two
-# answers and one principle, and says which answer is better. The two uses need two kinds of
+# Constitutional AI [@bai2022constitutional] a model reads its own answer and one principle,
+# criticises the answer, and rewrites it. In the second stage a model reads two
+# answers and one principle, and chooses the better answer. The two stages need two kinds of
 # sentence.
 
 # %%
 #| export
 @dataclass(frozen=True)
 class Principle:
-    "A pair of requests: what to look for in an answer, and how to write it again"
+    "Two requests: what to criticise in an answer, and how to revise it"
     id:str
     critique:str
     revision:str
@@ -77,11 +77,11 @@ class Shot:
 
 
 # %% [markdown]
-# ## Ours
+# ## Our principles
 #
-# The authors published theirs without a licence, so this project wrote its own sixteen of
-# each kind. They are files and not code: copy one, change a line, pass its path. A file with
-# a mistake is refused with the row that holds it.
+# The authors published theirs without a licence, so we wrote our own sixteen of
+# each kind. They are stored in TOML files: copy one, change a line, and pass its path. An error in
+# a file names the row that contains it.
 
 # %%
 #| export
@@ -91,33 +91,33 @@ def _toml(path, table):
         raise DataError(f'{path.name} has no [[{table}]]: add at least one.')
     return path, rows
 
-def _build(cls, need, path, table):
+def _build(cls, required, path, table):
     path,rows = _toml(path, table)
     for i,r in enumerate(rows, 1):
-        bad = [k for k in need if not isinstance(r.get(k), str) or not r[k].strip()]
+        bad = [k for k in required if not isinstance(r.get(k), str) or not r[k].strip()]
         if bad: raise DataError(f'{path.name}: {table} {i} lacks {", ".join(bad)}; add it.')
     ids = [r.get('id') for r in rows]
-    twice = next((i for i in ids if i and ids.count(i)>1), None)
-    if twice: raise DataError(f'{path.name}: the id {twice!r} is used twice; rename one.')
-    return [cls(**{k: r.get(k, '') for k in (*need, 'topic')}) for r in rows]
+    duplicate = next((i for i in ids if i and ids.count(i)>1), None)
+    if duplicate: raise DataError(f'{path.name}: the id {duplicate!r} is used twice; rename one.')
+    return [cls(**{k: r.get(k, '') for k in (*required, 'topic')}) for r in rows]
 
 
 # %%
 #| export
-def _ours(name): return data_dir()/'constitution'/name
+def _own_file(name): return data_dir()/'constitution'/name
 
 def load_principles(
     path=None, # TOML with [[principle]] id, critique, revision, topic; default: ours
 )->list[Principle]:
-    "Principles for critique and revision"
+    "Load principles for critique and revision"
     return _build(Principle, ('id', 'critique', 'revision'),
-                  path or _ours('critique_revision.toml'), 'principle')
+                  path or _own_file('critique_revision.toml'), 'principle')
 
 def load_comparisons(
     path=None, # TOML with [[principle]] id, text, topic; default: ours
 )->list[Comparison]:
-    "Principles for choosing between two answers"
-    return _build(Comparison, ('id', 'text'), path or _ours('comparison.toml'), 'principle')
+    "Load principles for choosing between two answers"
+    return _build(Comparison, ('id', 'text'), path or _own_file('comparison.toml'), 'principle')
 
 
 # %%
@@ -128,8 +128,8 @@ principles[6]
 load_comparisons()[6]
 
 # %% [markdown]
-# Harm has many kinds, and so has over-reaction: a constitution that only warns produces a
-# model that only warns. Two of our sixteen push the other way.
+# A constitution that only warns against harm trains a model that only warns. Two of our sixteen
+# principles therefore push against over-reaction.
 
 # %%
 ', '.join(p.topic for p in principles)
@@ -141,7 +141,7 @@ assert not any('CritiqueRequest' in p.critique or '\n' in p.critique for p in pr
 
 
 # %% [markdown]
-# Your own file is checked as it is read.
+# Your own file is validated when it is loaded.
 
 # %%
 #| hide
@@ -169,9 +169,9 @@ with expect_fail(DataError, contains='cannot be read'): load_principles(tmp/'non
 # %% [markdown]
 # ## Worked examples
 #
-# A model asked for a revision often writes another critique instead: it loses track of whose
-# turn it is. The paper shows it a few finished examples first. Ours are three, short and mild,
-# and each names the principle it was written under. One of them is a critique of preaching.
+# A model that is asked for a revision often writes another critique instead. The paper therefore puts a
+# few finished examples in front. Ours are three, short and mild,
+# and each names the principle it was written under. One of them criticises preaching.
 
 # %%
 #| export
@@ -179,17 +179,18 @@ def load_few_shot(
     path=None,       # TOML with [[shot]] principle, human, assistant, critique, revision
     principles=None, # Those the shots refer to, default: ours
 )->list[Shot]:
-    "Worked examples of critique and revision"
-    path,rows = _toml(path or _ours('few_shot.toml'), 'shot')
+    "Load worked examples of critique and revision"
+    path,rows = _toml(path or _own_file('few_shot.toml'), 'shot')
     known = {p.id: p for p in principles or load_principles()}
     return [_shot(r, known, f'{path.name}: shot {i}') for i,r in enumerate(rows, 1)]
 
-def _shot(row, known, where):
+def _shot(row, known, label):
     parts = ('human', 'assistant', 'critique', 'revision')
     bad = [k for k in ('principle', *parts) if not row.get(k)]
-    if bad: raise DataError(f'{where} lacks {", ".join(bad)}; add it.')
+    if bad: raise DataError(f'{label} lacks {", ".join(bad)}; add it.')
     p = row['principle']
-    if p not in known: raise DataError(f'{where}: {unknown_name_message("principle", p, list(known))}')
+    if p not in known:
+        raise DataError(f'{label}: {unknown_name_message("principle", p, list(known))}')
     return Shot(known[p], *(row[k] for k in parts))
 
 
@@ -211,28 +212,28 @@ with expect_fail(DataError, contains='shot 1 lacks human'):
 
 
 # %% [markdown]
-# ## The authors'
+# ## The authors' principles
 #
-# Their files can be fetched. The strings in them are not principles but fragments of a
-# prompt: each carries its heading in front and the heading of the answer behind, which would
-# be written twice by code that adds its own.
+# The authors' files can be fetched. Their strings are fragments of a
+# prompt: each begins with its own heading and ends with the heading of the answer. Code that adds its own
+# headings would write both twice, so the loaders remove them.
 
 # %%
 #| export
 def _bare(text, head='', tail=''):
-    "`text` without the headings of the prompt around it"
+    "Return `text` without the headings of the prompt around it"
     text = re.sub(rf'^\s*(?:{head}:)?\s*', '', text) if head else text.lstrip()
     return re.sub(rf'\s*{tail}:\s*$', '', text) if tail else text.rstrip()
 
 def author_principles()->list[Principle]:
-    "The sixteen critique and revision principles of the paper's repository"
+    "Load the sixteen critique and revision principles of the paper's repository"
     rows = json.loads(fetch('cai/prompts/CritiqueRevisionInstructions').read_text('utf-8'))
     return [Principle(k, _bare(v['prompt'][0], 'CritiqueRequest', 'Critique'),
                       _bare(v['edit_request'], 'RevisionRequest', 'Revision'))
             for k,v in rows.items()]
 
 def author_comparisons()->list[Comparison]:
-    "The sixteen comparison principles of the paper's repository"
+    "Load the sixteen comparison principles of the paper's repository"
     rows = json.loads(fetch('cai/prompts/RLMadisonInstructions').read_text('utf-8'))
     texts = [_bare(r, tail='Options') for r in rows]
     return [Comparison(f'comparison{i}', t) for i,t in enumerate(texts)]
@@ -249,8 +250,8 @@ test_eq(_bare('\nWhich is kinder? Options:', tail='Options'), 'Which is kinder?'
 
 # %% [markdown]
 # Their worked examples are whole dialogues in one string. Four of the five end with an open
-# `Human:` and one ends with its revision, so gluing them together adds a turn marker or loses
-# one. Cut at the headings, all five have the same six parts.
+# `Human:` and one ends with its revision, so concatenating them adds a turn marker or loses
+# one. Split at the headings, all five have the same six parts.
 
 # %%
 #| export
@@ -260,7 +261,7 @@ HEADINGS = ('Human', 'Assistant', 'CritiqueRequest', 'Critique', 'RevisionReques
 def split_dialogue(
     text:str, # A dialogue with headings, each at the start of a line
 )->list[tuple]:
-    "The (heading, text) pairs of a dialogue; an open heading at its end is dropped"
+    "Split a dialogue into (heading, text) pairs; an open heading at its end is dropped"
     parts = re.split(rf'(?:^|\n)\s*({"|".join(HEADINGS)}):', text)
     turns = [(h, t.strip()) for h,t in zip(parts[1::2], parts[2::2], strict=True)]
     return turns[:-1] if turns and not turns[-1][1] else turns
@@ -274,26 +275,27 @@ split_dialogue('\n\nHuman: Hi\n\nAssistant: What?\n\nCritiqueRequest: Rude?\n\nH
 #| export
 def _author_shot(text, i):
     turns = split_dialogue(text)
-    *talk,(_,ask),(_,critique),(_,request),(_,revision) = turns
-    human = '\n\n'.join([talk[0][1], *(f'{h}: {t}' for h,t in talk[1:-1])])
-    return Shot(Principle(f'shot{i}', ask, request), human, talk[-1][1], critique, revision)
+    *dialogue,(_,critique_request),(_,critique),(_,request),(_,revision) = turns
+    human = '\n\n'.join([dialogue[0][1], *(f'{h}: {t}' for h,t in dialogue[1:-1])])
+    principle = Principle(f'shot{i}', critique_request, request)
+    return Shot(principle, human, dialogue[-1][1], critique, revision)
 
 def author_few_shot()->list[Shot]:
-    "The worked examples of the paper's repository; earlier turns are part of `human`"
+    "Load the worked examples of the paper's repository; `human` includes earlier turns"
     path = fetch('cai/prompts/CritiqueRevisionFewShotPrompts')
     rows = json.loads(path.read_text('utf-8'))
     return [_author_shot(t, i) for i,t in enumerate(rows)]
 
 
 # %% [markdown]
-# What the loaders promise is checked on the real files where they can be had. Nothing of
+# The loaders are tested on the real files where those are available. None of
 # their text is shown here.
 
 # %%
 ids = [f'cai/prompts/{n}' for n in ('CritiqueRevisionInstructions', 'RLMadisonInstructions',
                                     'CritiqueRevisionFewShotPrompts')]
-theirs = all(available(i) for i in ids)
-if theirs:
+available_here = all(available(i) for i in ids)
+if available_here:
     ps = author_principles()
     cs = author_comparisons()
     fs = author_few_shot()
@@ -302,12 +304,12 @@ if theirs:
     words = ' '.join([p.critique+p.revision for p in ps]+[c.text for c in cs])
     assert not any(f'{h}:' in words for h in (*HEADINGS, 'Options'))
     assert all(s.revision and s.critique and 'Human:' not in s.revision for s in fs)
-f'the authors\' files are {"checked" if theirs else "out of reach"}'
+f'the authors\' files are {"checked" if available_here else "out of reach"}'
 
 
 # %% [markdown]
-# Ours are not theirs in other words. The longest run of words that a principle of ours shares
-# with any of theirs is a phrase anybody would write.
+# Our principles are not paraphrases of theirs. The longest run of words that any of ours shares
+# with any of theirs is a common phrase.
 
 # %%
 #| hide
@@ -318,31 +320,31 @@ def longest_shared(a, b):
 
 
 # %%
-if theirs:
-    shared = max(longest_shared(o, t) for p in principles for o in (p.critique, p.revision)
+if available_here:
+    shared = max(longest_shared(own, t) for p in principles for own in (p.critique, p.revision)
                  for q in ps for t in (q.critique, q.revision))
     assert shared<=5
     print(f'longest shared run: {shared} words')
 
 
 # %% [markdown]
-# ## Drawing one
+# ## Random draws
 #
-# Every step of every row draws its principle independently and uniformly, so one row may meet
-# the same principle twice. The draw depends on the seed, the row's key and the step alone: not
-# on the order of rows, on the batch, or on how many steps are asked for.
+# Every step of every row draws its principle independently and uniformly, so a row can get
+# the same principle twice. A draw depends only on the seed, the row's key and the step. It does not
+# depend on the order of rows, the batch, or the number of steps.
 
 # %%
 #| export
 def draw_principles(
-    principles:list, # To draw from
+    principles:list,
     n_steps:int,     # Steps of one row
     seed:int=0,
-    key:str='',      # The row's own name
+    key:str='',      # Id of the row
 )->list:             # One principle per step, with replacement
-    "Independent uniform draws for one row"
-    words = [sha256(f'{seed}/{key}/{k}'.encode()).digest() for k in range(n_steps)]
-    rngs = [np.random.default_rng(int.from_bytes(w[:16], 'big')) for w in words]
+    "Draw the principles of one row, independently and uniformly"
+    digests = [sha256(f'{seed}/{key}/{k}'.encode()).digest() for k in range(n_steps)]
+    rngs = [np.random.default_rng(int.from_bytes(digest[:16], 'big')) for digest in digests]
     return [principles[int(r.integers(len(principles)))] for r in rngs]
 
 
@@ -350,13 +352,14 @@ def draw_principles(
 [p.id for p in draw_principles(principles, 4, key='row-7')]
 
 # %%
-test_eq(draw_principles(principles, 4, key='row-7')[:2], draw_principles(principles, 2, key='row-7'))
-assert draw_principles(principles, 4, seed=1, key='row-7')!=draw_principles(principles, 4, key='row-7')
+four = draw_principles(principles, 4, key='row-7')
+test_eq(four[:2], draw_principles(principles, 2, key='row-7'))
+assert draw_principles(principles, 4, seed=1, key='row-7')!=four
 
 # %% [markdown]
 # Four draws from sixteen repeat a principle in a third of the rows:
-# $1 - \frac{16\cdot15\cdot14\cdot13}{16^4} = 0.3335$. A draw without replacement would give
-# zero, and one draw per prompt would give one. Of the authors' own 66 rows, 25 repeat one.
+# $1 - \frac{16\cdot15\cdot14\cdot13}{16^4} = 0.3335$. Draws without replacement would give
+# zero, and one draw per prompt would give one. Of the authors' own 66 rows, 25 repeat a principle.
 
 # %%
 n = 6000
@@ -369,8 +372,8 @@ round(float(repeated), 4), round(expected, 6), round(sd, 4)
 
 
 # %% [markdown]
-# Uniform at each step, and each pair of successive steps equally likely: $\chi^2$ on the 16
-# principles of every step, and on the 256 pairs.
+# Draws are uniform at each step, and so are pairs of successive steps: $\chi^2$ over the 16
+# principles of every step, and over the 256 pairs.
 
 # %%
 def p_value(counts, cells):

@@ -9,7 +9,7 @@
 # %% [markdown]
 # # Prompts
 #
-# > What is asked, checked as it is read, and written in one form for every stage.
+# > Load prompts, validate them, and turn them into tokens in the same way at every stage.
 
 # %%
 #| default_exp constitution.prompts
@@ -37,60 +37,62 @@ from moral_sc.language.stub_models import random_model
 tmp = Path(tempfile.mkdtemp())
 
 # %% [markdown]
-# Five stages read prompts: answering, revising, finetuning, judging and reinforcement. If each
-# wrote the dialogue down in its own way, a model would be judged in a form in which it was never
-# trained. Here is the one place that turns a prompt into tokens.
+# Five stages read prompts: answering, revising, finetuning, judging and RL. If each
+# formatted the dialogue in its own way, a model would be judged in a format in which it was never
+# trained. This module is the only place that turns a prompt into tokens.
 #
-# ## Where they come from
+# ## Sources of prompts
 #
-# A prompt is a row with `id` and `text`; `kind` is `helpful` or `red_team`. Ours are forty of each,
-# mild. Those of @bai2022hh are the beginnings of dialogues, many of several turns, and can be
-# fetched; anybody's own are lines of JSON.
+# A prompt is a row with `id` and `text`; `kind` is `helpful` or `red_team`. We wrote forty of each,
+# all mild. The prompts of @bai2022hh are the beginnings of dialogues, many of several turns, and can be
+# fetched. Your own prompts are JSON lines.
 
 # %%
 #| export
 MAX_CHARACTERS = 100_000 # Characters
-_ours = dict(helpful='helpful', red_team='mild_red_team')
+_own_sets = dict(helpful='helpful', red_team='mild_red_team')
 
-def _row(r, i, where):
+def _row(r, i, source):
     text = r.get('text', r.get('prompt'))
-    at = f'{where}: row {i}'
-    if not isinstance(text, str): raise DataError(f'{at} has no `text` that is a string; add it.')
-    if not text.strip(): raise DataError(f'{at} is empty; write a prompt or delete the row.')
-    if len(text)>MAX_CHARACTERS: raise DataError(f'{at} has {len(text):,} characters; shorten it to '
-                                          f'{MAX_CHARACTERS:,} or fewer.')
-    return dict(id=str(r.get('id', f'{Path(where).stem}/{i}')), text=text.strip(),
+    row = f'{source}: row {i}'
+    if not isinstance(text, str): raise DataError(f'{row} has no `text` that is a string; add it.')
+    if not text.strip(): raise DataError(f'{row} is empty; write a prompt or delete the row.')
+    if len(text)>MAX_CHARACTERS:
+        raise DataError(f'{row} has {len(text):,} characters; shorten it to '
+                        f'{MAX_CHARACTERS:,} or fewer.')
+    return dict(id=str(r.get('id', f'{Path(source).stem}/{i}')), text=text.strip(),
                 kind=r.get('kind', '').replace('-', '_'), topic=r.get('topic', ''))
 
 def validate_prompts(
     rows,          # Dicts with `text` or `prompt`
-    where='prompts', # Named in messages
+    source='prompts', # Named in error messages
 )->list:           # Rows of id, text, kind, topic
-    "Prompts that can be asked"
-    res = [_row(r, i, str(where)) for i,r in enumerate(rows, 1)]
-    if not res: raise DataError(f'{where} holds no prompts; add one a line.')
+    "Return prompts as rows of one form, or refuse them"
+    res = [_row(r, i, str(source)) for i,r in enumerate(rows, 1)]
+    if not res: raise DataError(f'{source} holds no prompts; add one a line.')
     ids = Counter(r['id'] for r in res)
     for i,n in ids.items():
-        if n>1: raise DataError(f'{where}: the id {i!r} is used {n} times; rename all but one.')
+        if n>1: raise DataError(f'{source}: the id {i!r} is used {n} times; rename all but one.')
     return res
 
 def _dialogues(id):
-    "The prompts of a file of human comparisons, each once"
+    "Return the prompts of a file of human comparisons, each once"
     texts = dict.fromkeys(p for p,_,_ in _comparisons(id))
     return [dict(id=f'{id}/{i}', text=t, kind='helpful' if 'helpful' in id else 'red_team')
             for i,t in enumerate(texts)]
 
 def load_prompts(
     source='red_team',     # 'helpful', 'red_team'; 'hh' or 'hh/helpful-base/test'; a .jsonl file
-    limit:int|None=None,   # At most so many, drawn by `seed`
+    limit:int|None=None,   # Largest number of prompts, drawn by `seed`
     seed:int=0,
 )->list:                   # Rows of id, text, kind, topic
-    "Prompts to answer"
+    "Load prompts"
     name = str(source)
-    if name in _ours: rows = read_jsonl(data_dir()/'prompts'/f'{_ours[name]}.jsonl')
+    if name in _own_sets: rows = read_jsonl(data_dir()/'prompts'/f'{_own_sets[name]}.jsonl')
     elif name.split('/')[0]=='hh': rows = _dialogues(_hh(name))
     elif Path(name).suffix in ('.jsonl', '.gz'): rows = read_jsonl(name)
-    else: raise ConfigError(unknown_name_message('set of prompts', name, [*_ours, 'hh', 'a .jsonl file']))
+    else: raise ConfigError(unknown_name_message('set of prompts', name,
+                                                 [*_own_sets, 'hh', 'a .jsonl file']))
     rows = validate_prompts(rows, name)
     if limit is None or limit>=len(rows): return rows
     if limit<1: raise ConfigError(f'limit is {limit}; give 1 or more.')
@@ -108,7 +110,7 @@ def load_prompts(
 def split_turns(
     text:str, # A prompt; it may hold earlier turns
 )->list:      # (role, text) pairs; the last is human
-    "A prompt as turns of a conversation"
+    "Split a prompt into turns of a conversation"
     text = text if re.match(r'\s*Human:', text) else f'\n\nHuman: {text}'
     parts = re.split(r'(?:^|\n\n)\s*(Human|Assistant):', text)
     return [(r.lower(), t.strip()) for r,t in zip(parts[1::2], parts[2::2])]
@@ -116,9 +118,9 @@ def split_turns(
 def render_prompt(
     lm,
     text:str,          # A prompt
-    mode:str='plain',  # As in `render`
+    mode:str='plain',  # 'plain': headings, 'chat': the chat template; as in `render`
 )->Prompt:
-    "What a model reads before it answers"
+    "Render a prompt up to where the answer begins"
     return render(lm, split_turns(text), mode=mode)
 
 def tokenize_example(
@@ -126,16 +128,16 @@ def tokenize_example(
     text:str,          # A prompt
     answer:str,
     mode:str='plain',
-)->tuple:              # Ids of prompt, answer and end token; place of the answer's first token
-    "What a model should have written, as tokens"
+)->tuple:              # Ids of prompt, answer and end token; index of the answer's first token
+    "Tokenize a prompt with its answer, as a training example"
     p = render_prompt(lm, text, mode)
     end = _end(lm, mode)
     body = (' ' if mode=='plain' else '')+answer.strip()
     ids = lm.tokenizer(body, add_special_tokens=False).input_ids
-    return [*p.ids, *ids, end],len(p.ids)
+    return [*p.ids, *ids, end], len(p.ids)
 
 def _end(lm, mode):
-    "The token after which nothing more is said"
+    "Return the end-of-sequence token"
     if lm.tokenizer.eos_token_id is None:
         raise ConfigError(f'{lm.name} has no end token; give its tokenizer one.')
     return lm.tokenizer.eos_token_id
@@ -148,8 +150,8 @@ ids,start = tokenize_example(lm, p, 'The same.')
 split_turns(p), decode(lm, ids[start:])
 
 # %% [markdown]
-# Prompt and answer are tokenised apart, for that is how an answer comes about: the model has read
-# the prompt's tokens when it writes its first. One token begins the text, one ends it.
+# Prompt and answer are tokenised separately, because a model has read
+# the prompt's tokens before it generates its first token. One token begins the text, and one ends it.
 
 # %%
 for mode in ('plain', 'chat'):
@@ -157,15 +159,16 @@ for mode in ('plain', 'chat'):
     test_eq(tuple(ids[:start]), render_prompt(lm, p, mode).ids)
     test_eq((ids.count(2), ids.count(lm.tokenizer.eos_token_id)), (1, 1))
     test_eq(ids[-1], lm.tokenizer.eos_token_id)
-test_eq(decode(lm, tokenize_example(lm, 'Far?', 'No.')[0]), '<bos>\n\nHuman: Far?\n\nAssistant: No.<eos>')
+test_eq(decode(lm, tokenize_example(lm, 'Far?', 'No.')[0]),
+        '<bos>\n\nHuman: Far?\n\nAssistant: No.<eos>')
 
 
 # %% [markdown]
-# ## What people preferred
+# ## Human comparisons
 #
-# The files of @bai2022hh hold two whole dialogues a line. The prompt is what they share, up to
-# the last turn of the assistant. In some pairs even the prompts differ, and in some an answer is
-# empty; neither is a comparison of two answers.
+# The files of @bai2022hh have two whole dialogues per line. The prompt is their shared beginning, up to
+# the last turn of the assistant. In some pairs the prompts differ, and in some an answer is
+# empty; such rows are skipped.
 
 # %%
 #| export
@@ -174,21 +177,21 @@ def _hh(name):
     return '/'.join(['hh-rlhf', *parts, *(['test'] if len(parts)==1 else [])])
 
 def _cut(dialogue):
-    at = dialogue.rfind('\n\nAssistant:')
-    return dialogue[:at].strip().removeprefix('Human:').strip(),dialogue[at+12:].strip()
+    start = dialogue.rfind('\n\nAssistant:')
+    return dialogue[:start].strip().removeprefix('Human:').strip(), dialogue[start+12:].strip()
 
 def _comparisons(id):
-    "Prompt, chosen and rejected answer of every usable row"
+    "Yield prompt, chosen and rejected answer of every usable row"
     for r in read_jsonl(fetch(id)):
-        (p,good),(q,bad) = _cut(r['chosen']),_cut(r['rejected'])
-        if p==q and p and good and bad: yield p,good,bad
+        (p,chosen),(q,rejected) = _cut(r['chosen']),_cut(r['rejected'])
+        if p==q and p and chosen and rejected: yield p, chosen, rejected
 
 def human_comparisons(
-    source='hh',         # 'hh/harmless-base/test' and its like
+    source='hh',         # For instance 'hh/harmless-base/test'
     limit:int|None=None,
-    seed:int=0,          # Which ones, and which answer is a
+    seed:int=0,          # Of the choice of rows and of the order of answers
 )->list:                 # Rows of id, prompt, a, b, p (1: a was chosen), source
-    "Comparisons by people"
+    "Load comparisons by people"
     id = _hh(source)
     rows = list(_comparisons(id))
     rng = np.random.default_rng(seed)
@@ -212,13 +215,13 @@ found
 
 
 # %% [markdown]
-# Who takes the longer answer agrees with less than half of these choices: the pairs were made by
-# asking for the *more harmful* answer, and a refusal is short.
+# The longer answer is the chosen one in less than half of these pairs: annotators were
+# asked for the *more harmful* answer, and a refusal is short.
 #
-# ## Apart
+# ## Train and test sets
 #
-# A preference model that is tested on prompts it was trained on looks better than it is. Sets
-# are parted by the text of the prompt, not by row.
+# The accuracy of a preference model is overestimated if test prompts were also in its training set. Sets
+# are therefore split by the text of the prompt, not by row.
 
 # %%
 #| export
@@ -226,10 +229,10 @@ def _text(r): return r.get('prompt', r.get('text'))
 
 def split_by_prompt(
     rows:list,   # With `prompt` or `text`
-    *shares,     # Of each part: .8, .2
+    *shares,     # Relative size of each part: .8, .2
     seed:int=0,
-)->list:         # One list a share; rows of one prompt stay together
-    "Parts that share no prompt"
+)->list:         # One list per share; rows of one prompt stay together
+    "Split rows into parts that share no prompt"
     texts = sorted({_text(r) for r in rows})
     order = np.random.default_rng(seed).permutation(len(texts))
     ends = np.round(np.cumsum(shares)/sum(shares)*len(texts)).astype(int)
@@ -240,12 +243,12 @@ def check_disjoint(
     **sets, # Name -> rows
 ):
     "Refuse sets that share a prompt"
-    seen = {}
+    owner = {}
     for name,rows in sets.items():
         for t in {_text(r) for r in rows}:
-            if t in seen: raise DataError(f'{name} and {seen[t]} share the prompt {t[:50]!r}: '
-                                          'part them with `split`.')
-        seen |= {_text(r): name for r in rows}
+            if t in owner: raise DataError(f'{name} and {owner[t]} share the prompt {t[:50]!r}: '
+                                           'split them with `split_by_prompt`.')
+        owner |= {_text(r): name for r in rows}
 
 
 # %%
@@ -253,7 +256,8 @@ ours = load_prompts('helpful')+load_prompts('red_team')
 twice = [dict(r, id=f'{r["id"]}/{k}') for r in ours for k in 'ab']
 train,test = split_by_prompt(twice, .8, .2)
 check_disjoint(train=train, test=test)
-with expect_fail(DataError, contains='share the prompt'): check_disjoint(train=train, test=train[:1])
+with expect_fail(DataError, contains='share the prompt'):
+    check_disjoint(train=train, test=train[:1])
 len(train), len(test)
 
 # %%
@@ -264,7 +268,7 @@ test_ne(split_by_prompt(ours, .5, .5), split_by_prompt(ours, .5, .5, seed=1))
 
 
 # %% [markdown]
-# ## Mistakes
+# ## Error messages
 
 # %%
 def file(*rows):

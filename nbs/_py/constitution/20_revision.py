@@ -9,7 +9,7 @@
 # %% [markdown]
 # # Critique and revision
 #
-# > A model answers, says what is wrong with its answer, and answers again.
+# > Sample an answer, a critique of it under a principle, and a revision, for several rounds.
 
 # %%
 #| default_exp constitution.revision
@@ -50,33 +50,33 @@ tmp = Path(tempfile.mkdtemp())
 
 
 # %% [markdown]
-# The first stage of Constitutional AI [@bai2022constitutional] makes training data out of a
-# model's own second thoughts. To an answer it appends a request for critique under a principle
-# drawn at random, lets the model criticise, appends a request for revision, and lets it
-# rewrite. The revision then takes the answer's place, another principle is drawn, and the
-# round begins again.
+# The first stage of Constitutional AI [@bai2022constitutional] makes training data from a
+# model's revisions of its own answers. A request for critique under a randomly drawn principle
+# is appended to an answer, and the model writes the critique. A request for revision is appended, and the
+# model rewrites the answer. The revision then replaces the answer, another principle is drawn, and the
+# next round begins.
 #
-# ## What the model reads
+# ## Format of a round
 #
-# One round is a dialogue of six parts. Written down as pairs of heading and text, it can be
-# cut anywhere: a prompt is what comes before the part that the model is to write.
+# One round is a dialogue of six parts. It is stored as pairs of heading and text, so a prompt
+# is the list of pairs before the part that the model is to write.
 
 # %%
 #| export
 def round_script(
     human:str, answer:str,
     principle:Principle,
-    critique:str='',     # What the model said of the answer, if it was asked
+    critique:str='',     # The model's critique, if there is one
     revision:str='',
-    ask:bool=True,       # False: go straight to the revision
+    ask:bool=True,       # False: without a critique
 )->list[tuple]:          # (heading, text), six parts or four
-    "One round of critique and revision"
-    talk = [('Human', human), ('Assistant', answer)]
-    doubt = [('CritiqueRequest', principle.critique), ('Critique', critique)] if ask else []
-    return talk + doubt + [('RevisionRequest', principle.revision), ('Revision', revision)]
+    "Return one round of critique and revision"
+    dialogue = [('Human', human), ('Assistant', answer)]
+    if ask: dialogue += [('CritiqueRequest', principle.critique), ('Critique', critique)]
+    return dialogue + [('RevisionRequest', principle.revision), ('Revision', revision)]
 
 def shot_script(shots, ask=True)->list[tuple]:
-    "Worked examples as one dialogue"
+    "Join worked examples into one dialogue"
     return [turn for s in shots for turn in
             round_script(s.human, s.assistant, s.principle, s.critique, s.revision, ask)]
 
@@ -87,24 +87,24 @@ round_script('Is it far?', 'Find out yourself.', shots[0].principle, 'That is ru
              'Two miles.')
 
 # %% [markdown]
-# In mode `plain` the parts stand under their headings, as in the paper, which suits a model
-# that continues text. In mode `chat` they become turns, requests from the user and all else
-# from the assistant, which suits a model that was taught to take turns.
+# In mode `plain` the parts stand under their headings, as in the paper. This suits base models.
+# In mode `chat` they become turns, requests from the user and all else
+# from the assistant. This suits instruction-tuned models.
 
 # %%
 #| export
-_asked = ('Human', 'CritiqueRequest', 'RevisionRequest')
+_human_headings = ('Human', 'CritiqueRequest', 'RevisionRequest')
 
 def prompt_text(
-    script:list[tuple], # What has been said
+    script:list[tuple], # (heading, text) pairs so far
     open:str,           # Heading of the part to be written
 )->str:
-    "A dialogue under headings, with the last one open"
+    "Write a dialogue under headings, with the last one open"
     return ''.join(f'\n\n{h}: {t}' for h,t in script) + f'\n\n{open}:'
 
 def _prompt(lm, script, open, mode):
     if mode=='plain': return prompt_text(script, open)
-    turns = [('human' if h in _asked else 'assistant', t) for h,t in script]
+    turns = [('human' if h in _human_headings else 'assistant', t) for h,t in script]
     return render(lm, turns, mode=mode)
 
 
@@ -113,8 +113,8 @@ script = round_script('Is it far?', 'Find out yourself.', shots[0].principle)
 print(prompt_text(script[:3], 'Critique'))
 
 # %% [markdown]
-# The whole prompt has the worked examples in front, each headed and closed, so that no turn
-# marker stands twice and none is missing.
+# The whole prompt begins with the worked examples. Each has all its headings, so no turn
+# marker is doubled or missing.
 
 # %%
 whole = prompt_text(shot_script(shots)+script[:3], 'Critique')
@@ -123,12 +123,12 @@ assert not re.search(r':\s*\n\n(Human|Assistant|Critique|Revision)', whole)
 len(whole)
 
 # %% [markdown]
-# ## What the model wrote
+# ## Parsing
 #
-# A model that continues text does not stop where its part ends: it goes on and writes the next
-# request, and the next human. Sampling ends at the first heading, and `extract_part` cuts whatever
-# came through. A model may also begin with the heading it was already given, or set it in
-# bold, or close with a line of dashes.
+# A base model does not stop where its part ends: it continues with the next
+# request and the next human turn. Sampling stops at the first heading, and `extract_part` removes what
+# remains. It also removes a repeated heading, a heading in
+# bold, and a closing line of dashes.
 
 # %%
 #| export
@@ -139,7 +139,7 @@ def extract_part(
     text:str,            # As sampled
     part:str='Revision', # Heading the text was written under
 )->str:                  # Empty if the model wrote another part in its place
-    "The part itself, with nothing of the next one"
+    "Return the text of one part, without headings and without the next part"
     text = re.sub(rf'^[\s*#]*{part}\s*\**:\**', '', text)
     text = re.split(rf'(?:^|\n){_head}', text)[0]
     return re.sub(r'\n\s*[-*_=]{3,}\s*$', '', text).strip()
@@ -153,7 +153,7 @@ messy = [' Two miles.', ' Two miles.\n\nHuman: Thanks!', 'Revision: Two miles.\n
 
 # %% [markdown]
 # Critique text never becomes a revision: a part that begins under another heading is empty. A
-# word such as `critique` inside a sentence is just a word.
+# word such as `critique` inside a sentence is left alone.
 
 # %%
 test_eq({extract_part(t) for t in messy}, {'Two miles.'})
@@ -168,9 +168,9 @@ test_eq(extract_part('a - b'), 'a - b')
 
 
 # %% [markdown]
-# ## The authors' own chains
+# ## The authors' chains
 #
-# The repository of the paper holds chains of four rounds. Read into the same shape as ours,
+# The repository of the paper has chains of four rounds. Loaded into the same format as ours,
 # they can be measured by the same functions.
 
 # %%
@@ -184,16 +184,15 @@ def _author_row(set, i, r):
 def author_revisions(
     sets:tuple=('PALMS', 'LAMDA', 'INSTRUCTGPT'), # Sets of prompts; those in reach are read
 )->list[dict]: # id, prompt, response, rounds of principle, critique, revision
-    "Chains of critique and revision that the authors released"
+    "Load chains of critique and revision that the authors released"
     ids = {s: f'cai/samples/{s}_SLMADISON' for s in sets}
     return [_author_row(s, i, r) for s,id in ids.items() if available(id)
             for i,r in enumerate(read_jsonl(fetch(id)))]
 
 
 # %% [markdown]
-# Every text in them is already one part, so parsing may take off white space and closing
-# dashes and nothing else. Cut from the dialogue that the part was sampled in, with the rest
-# of that dialogue behind it, it comes out the same.
+# Every text in them is one part, so parsing may remove only white space and closing
+# dashes. A part that is parsed with the rest of its dialogue behind it comes out the same.
 
 # %%
 chains = author_revisions()
@@ -207,18 +206,18 @@ for part,text in trials:
 len(chains), len(trials)
 
 # %% [markdown]
-# ## A chain for every prompt
+# ## Chains for many prompts
 #
-# Rows are sampled side by side, and each takes its next step as soon as it can, with all that is
-# [still known](../language/42_multi_turn.ipynb) of its last prompt. Each text is seeded by the run's
-# seed, its row and its step: a row is the same alone, among others, or resumed.
+# Rows are sampled together, and each row takes its next step as soon as it can. The prefix that its prompt
+# shares with the row's previous prompt [stays in the KV cache](../language/42_multi_turn.ipynb). Each text is seeded by the
+# run's seed, its row and its step, so a row is the same alone, in a batch, or after a resume.
 
 # %%
 #| export
 
 
 def _rows(prompts):
-    "Prompts as rows with an id each"
+    "Return prompts as rows with an id each"
     rows = [dict(id=p, prompt=p) if isinstance(p, str) else
             dict(id=p.get('id', p.get('text')), prompt=p.get('text')) for p in prompts]
     for i,r in enumerate(rows, 1):
@@ -226,12 +225,12 @@ def _rows(prompts):
             raise DataError(f'Prompt {i} has no text: give a string or a row with `text`.')
     ids = [r['id'] for r in rows]
     if len(set(ids))<len(ids):
-        twice = next(i for i in ids if ids.count(i)>1)
-        raise DataError(f'The prompt {str(twice)[:60]!r} is given twice: drop one or give '
+        duplicate = next(i for i in ids if ids.count(i)>1)
+        raise DataError(f'The prompt {str(duplicate)[:60]!r} is given twice: drop one or give '
                         'it an id.')
     return rows
 
-def _checked(rounds, mode, principles):
+def _check_arguments(rounds, mode, principles):
     if not isinstance(rounds, int) or rounds<1:
         raise ConfigError(f'rounds is {rounds!r}; give a whole number of 1 or more.')
     if mode not in modes: raise ConfigError(unknown_name_message('mode', mode, list(modes)))
@@ -240,8 +239,7 @@ def _checked(rounds, mode, principles):
 
 
 # %% [markdown]
-# Where a revision came out empty there is nothing to fold back, and the row goes on with the
-# last text it has.
+# If a revision is empty, the row continues with its last text that is not.
 
 # %%
 #| export
@@ -249,7 +247,7 @@ def revised_answer(
     row:dict,   # As `revise` returns it
     k:int=None, # After this many rounds, default: all
 )->str:         # The last revision that is not empty, or the first answer
-    "What a row says after `k` rounds"
+    "Return the answer of a row after `k` rounds"
     texts = [row['response'], *(s['revision'] for s in row['rounds'][:k])]
     return next((t for t in reversed(texts) if t), '')
 
@@ -267,71 +265,74 @@ test_eq([revised_answer(row, 0), revised_answer(row, 1), revised_answer(row)],
 #| export
 _names = dict(Critique=('critique', 'critique_finish'), Revision=('revision', 'finish'))
 
-def _part(s, part):
-    "The text of a sample, and how it ended"
+def _parse_sample(s, part):
+    "Return the text of a sample, and why it ended"
     text = extract_part(s.text, part)
-    return text,s.finish if text else 'empty'
+    return text, s.finish if text else 'empty'
 
 
 # %% [markdown]
-# A row's next prompt follows from its texts so far: a critique of the answer it has come to, or
-# a revision under the same principle. Everything else about a row is what its texts say.
+# A row's next prompt follows from its texts so far. It asks for a critique of the current answer, or
+# for a revision under the same principle.
 
 # %%
 #| export
 class RevisionChains:
-    "Rows of one run, and how each goes on"
+    "Rows of one run, and the next prompt of each"
     def __init__(self, lm, rows, drawn, shots, ask, mode):
         self.lm = lm
         self.rows = rows
         self.drawn = drawn
         self.mode = mode
         self.ask = ask
-        self.front = shot_script(shots, ask)
+        self.shots = shot_script(shots, ask)
         self.parts = ('Critique', 'Revision') if ask else ('Revision',)
 
     def first_prompts(self):
-        "Names and prompts of the first answers"
-        ask = lambda r: _prompt(self.lm, [('Human', r['prompt'])], 'Assistant', self.mode)
-        return [f'{r["id"]}/answer' for r in self.rows],[ask(r) for r in self.rows]
+        "Return keys and prompts of the first answers"
+        prompt = lambda r: _prompt(self.lm, [('Human', r['prompt'])], 'Assistant', self.mode)
+        return [f'{r["id"]}/answer' for r in self.rows], [prompt(r) for r in self.rows]
 
-    def set_answers(self, said):
-        for r,s in zip(self.rows, said, strict=True):
-            r.update(zip(('response', 'finish'), _part(s, 'Assistant')))
+    def set_answers(self, samples):
+        for r,s in zip(self.rows, samples, strict=True):
+            r.update(zip(('response', 'finish'), _parse_sample(s, 'Assistant')))
 
-    def read_rounds(self, said, drawn):
-        "Rounds from the texts of a row; the last may lack its revision"
+    def read_rounds(self, samples, drawn):
+        "Return the rounds of a row from its samples; the last may lack its revision"
         n = len(self.parts)
         res = []
-        for k in range(0, len(said), n):
+        for k in range(0, len(samples), n):
             d = dict(principle=drawn[k//n].id, critique='', critique_finish='')
-            for s,part in zip(said[k:k+n], self.parts):
-                d |= zip(_names[part], _part(s, part))
+            for s,part in zip(samples[k:k+n], self.parts):
+                d |= zip(_names[part], _parse_sample(s, part))
             res.append(d)
         return res
 
-    def next(self, i, said):
-        "Name and prompt of the next text of a row, or None"
-        row,drawn,(k,j) = self.rows[i],self.drawn[i],divmod(len(said), len(self.parts))
-        row['rounds'] = self.read_rounds(said, drawn)
+    def next(self, i, samples):
+        "Return key and prompt of the next text of a row, or None"
+        row = self.rows[i]
+        drawn = self.drawn[i]
+        k,j = divmod(len(samples), len(self.parts)) # Round, part
+        row['rounds'] = self.read_rounds(samples, drawn)
         if k==len(drawn): return
         critique = row['rounds'][k]['critique'] if j else ''
-        now = round_script(row['prompt'], revised_answer(row, k), drawn[k], critique, ask=self.ask)
+        dialogue = round_script(row['prompt'], revised_answer(row, k), drawn[k], critique,
+                                ask=self.ask)
         part = self.parts[j]
-        script = self.front + now[:-3 if part=='Critique' else -1]
-        return f'{row["id"]}/{k+1}/{part.lower()}',_prompt(self.lm, script, part, self.mode)
+        script = self.shots + dialogue[:-3 if part=='Critique' else -1]
+        return f'{row["id"]}/{k+1}/{part.lower()}', _prompt(self.lm, script, part, self.mode)
 
 
 # %% [markdown]
-# `critique=False` is the paper's ablation: the revision is asked for directly, under the same
-# principles, with the same worked examples less their critiques. With the same seed both begin
+# `critique=False` is the paper's ablation: the revision is requested directly, under the same
+# principles, with the same worked examples without their critiques. With the same seed both conditions start
 # from the same answers, so a difference between them is a difference between revisions.
 
 # %%
 #| export
 def _hash(x): return sha256(json.dumps(x, sort_keys=True).encode()).hexdigest()[:16]
 
-def _plan(rows, drawn): # What the texts of a run are about, kept beside them
+def _plan(rows, drawn): # Prompt and principles of each row, stored in the run
     return [(r['id'], dict(prompt=r['prompt'], principles=[p.id for p in d]))
             for r,d in zip(rows, drawn, strict=True)]
 
@@ -353,7 +354,7 @@ def revise(
     rows = [r | dict(rounds=[]) for r in _rows(prompts)]
     principles = load_principles() if principles is None else list(principles)
     shots = load_few_shot() if few_shot is None else few_shot
-    _checked(rounds, mode, principles)
+    _check_arguments(rounds, mode, principles)
     kw = dict(max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
     config = dict(kw, kind='revise', model=lm.name, rounds=rounds, critique=critique,
                   mode=mode, prompts=_hash(rows),
@@ -364,20 +365,20 @@ def revise(
         if run is not None and not run.finished: run.put_many(_plan(rows, drawn))
         chains = RevisionChains(lm, rows, drawn, shots, critique, mode)
         kw |= dict(stop=STOPS, run=run, progress=progress)
-        keys,asks = chains.first_prompts()
-        chains.set_answers(sample(lm, asks, keys=keys, **kw))
-        keys,asks = zip(*(chains.next(i, []) for i in range(len(rows)))) if rows else ([], [])
-        generate_multi_turn(lm, asks, chains.next, keys=keys, **kw)
+        keys,texts = chains.first_prompts()
+        chains.set_answers(sample(lm, texts, keys=keys, **kw))
+        keys,texts = zip(*(chains.next(i, []) for i in range(len(rows)))) if rows else ([], [])
+        generate_multi_turn(lm, texts, chains.next, keys=keys, **kw)
         if run is not None: run.finish()
     return rows
 
 
 # %% [markdown]
-# ## On a model whose answers are known
+# ## Test with a stub model
 #
-# This one answers in four sentences. Asked for a critique it names the last sentence of the
-# answer, and asked for a revision it leaves that sentence out. Then it runs on, as models do,
-# and writes the human's next line.
+# This stub model answers in four sentences. Its critique names the last sentence of the
+# answer, and its revision removes that sentence. Like a base model it then continues
+# with the next human turn.
 
 # %%
 def writer(text):
@@ -396,8 +397,8 @@ row, = revise(oracle, ['Is it far?'], [one], rounds=3, few_shot=[], max_new_toke
 [row['response'], *(s['revision'] for s in row['rounds'])]
 
 # %% [markdown]
-# Each round worked on the revision of the round before, each critique was about that text, and
-# nothing of the human's next line came through.
+# Each round revised the text of the round before, each critique was about that text, and
+# the continuation was removed.
 
 # %%
 test_eq([s['revision'] for s in row['rounds']],
@@ -425,7 +426,7 @@ test_eq(direct['rounds'][0]['critique'], '')
 
 
 # %% [markdown]
-# In mode `chat` the same round arrives as turns, and the model ends by itself.
+# In mode `chat` the same round arrives as turns, and the model emits its end token.
 
 # %%
 def polite(text):
@@ -443,9 +444,9 @@ test_eq([chat['response'], *chat['rounds'][0].values()],
 
 
 # %% [markdown]
-# A model that loses track of whose turn it is writes a critique where its revision should be.
-# Under a heading of its own it is cut, and the row keeps its answer; without one it stays, and
-# [behaviour](evaluation/50_refusals.ipynb) has a measure for it.
+# A model can write a critique where its revision should be.
+# Under a heading of its own such text is removed, and the row keeps its answer. Without a heading it stays, and
+# [`critic_voice`](evaluation/50_refusals.ipynb) measures how often this happens.
 
 # %%
 def confused(text):
@@ -462,11 +463,11 @@ test_eq(lost['rounds'][0]['critique'], 'the answer is curt.')
 assert critic_voice('The answer is curt.')
 
 # %% [markdown]
-# ## Rows are their own
+# ## Batch invariance
 #
-# A model with random weights, sampled at temperature 1, writes nonsense that any slip would
+# A model with random weights, sampled at temperature 1, writes nonsense that any error would
 # change. Its rows are the same in another order and alone, and the first round is the same
-# whether others follow or not.
+# with or without later rounds.
 
 # %%
 noisy = random_model()
@@ -482,11 +483,10 @@ len({s['revision'] for r in rows for s in r['rounds']}), len({r['response'] for 
 
 
 # %% [markdown]
-# ## Interrupted
+# ## Resuming
 #
-# With `out` texts are on disk within seconds. Here the work stops after the answers and after each
-# row in turn; the same call takes up the rest, and the rows are those of a run that was never
-# interrupted.
+# With `out`, texts are on disk within seconds. This test stops after the answers and after each
+# row in turn. The same call then completes the run, and the rows equal those of an uninterrupted run.
 
 # %%
 class Stopped(Exception): pass
@@ -505,7 +505,7 @@ for n in range(1, len(asks)+2):
 
 
 # %% [markdown]
-# A finished run is read, not repeated, and does not take another question.
+# A finished run is loaded, not repeated, and refuses other settings.
 
 # %%
 def never(*a, **k): raise AssertionError('sampled again')
@@ -517,7 +517,7 @@ with expect_fail(ConfigError, contains='rounds'):
     revise(noisy, asks, rounds=3, out=tmp/'1', **kw)
 
 # %% [markdown]
-# What cannot be run is said before anything is sampled.
+# Invalid arguments raise an error before any text is sampled.
 
 # %%
 for bad,say in [(dict(rounds=0), 'rounds is 0'), (dict(principles=[]), 'no principles'),
@@ -529,16 +529,16 @@ for bad,say in [(['Hi', ' '], 'Prompt 2 has no text'),
 
 
 # %% [markdown]
-# ## As a table
+# ## Table of texts
 #
-# One row per text, the first answer as round 0, is what measures and figures take.
+# One row per text, with the first answer as round 0.
 
 # %%
 #| export
 def chain_table(
     rows:list, # From `revise` or `author_revisions`
 )->pd.DataFrame: # id, prompt, round, text, critique, principle, finish
-    "Every answer of every chain; a round without a revision keeps the text before"
+    "Tabulate every answer of every chain; an empty revision keeps the text before"
     def line(r, k):
         s = r['rounds'][k-1] if k else r
         return dict(id=r['id'], prompt=r['prompt'], round=k, text=revised_answer(r, k),

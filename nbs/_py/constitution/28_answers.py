@@ -9,7 +9,7 @@
 # %% [markdown]
 # # Answers
 #
-# > Several answers to each prompt, alone or in pairs to be compared.
+# > Sample several answers to each prompt, alone or in pairs for comparison.
 
 # %%
 #| default_exp constitution.answers
@@ -32,49 +32,50 @@ from fastcore.test import *
 from moral_sc.language.stub_models import stub_model, random_model
 
 # %% [markdown]
-# Feedback compares two answers of one model to one prompt, and a tournament the answers of
-# several models. Both begin here. The paper takes its pairs from the model that is about to be
-# trained, so that the preference model sees what the policy will write [@bai2022constitutional].
+# Feedback compares two answers of one model to one prompt, and a tournament compares the answers of
+# several models. This module samples both. The paper takes its pairs from the model that will be
+# trained next, so the preference model is trained on text like the policy's [@bai2022constitutional].
 
 # %%
 #| export
-NEXT_TURN = ('\n\nHuman:',) # What a model that only continues text writes after its answer
+NEXT_TURN = ('\n\nHuman:',) # Stop string: a base model continues with the next human turn
 
 def sample_answers(
     lm:LM,
     prompts:list,         # Rows with `text`, or strings
-    n:int=1,              # Answers to each
+    n:int=1,              # Answers per prompt
     *,
     mode:str='plain',
     temperature:float=1., # The paper samples at 1; 0: the likeliest answer
     max_new_tokens:int=128,
-    stop=None,            # Text that ends an answer; None: the next turn's heading
+    stop=None,            # Stop strings; None: the next turn's heading
     seed:int=0,
     out=None,             # Folder of a run that can be resumed
     progress=None,        # Called with (answers done, answers in all)
     **kw                  # Of `sample`: batch, max_tokens
-)->list:                  # For each prompt a list of n texts
-    "Answers, each with its own noise"
+)->list:                  # A list of n texts for each prompt
+    "Sample answers, each with its own random numbers"
     if n<1: raise ConfigError(f'n is {n}; give 1 or more.')
     rows = validate_prompts([p if isinstance(p, dict) else dict(id=p, text=p) for p in prompts])
-    how = dict(temperature=temperature, max_new_tokens=max_new_tokens, seed=seed)
-    config = dict(how, kind='answers', model=[lm.name, lm.source], n=n, mode=mode,
+    settings = dict(temperature=temperature, max_new_tokens=max_new_tokens, seed=seed)
+    config = dict(settings, kind='answers', model=[lm.name, lm.source], n=n, mode=mode,
                   prompts=content_key(rows=[[r['id'], r['text']] for r in rows]))
     if stop is None: stop = NEXT_TURN if mode=='plain' else ()
     else: config['stop'] = list(stop)
-    asks = [render_prompt(lm, r['text'], mode) for r in rows for _ in range(n)]
+    texts = [render_prompt(lm, r['text'], mode) for r in rows for _ in range(n)]
     keys = [f'{r["id"]}/{k}' for r in rows for k in range(n)]
     with open_run(out, config) if out else nullcontext() as run:
-        said = sample(lm, asks, keys=keys, stop=stop, run=run, progress=progress, **how, **kw)
+        samples = sample(lm, texts, keys=keys, stop=stop, run=run, progress=progress, **settings,
+                         **kw)
         if run is not None: run.finish()
-    texts = [s.text.strip() for s in said]
-    return [texts[i:i+n] for i in range(0, len(texts), n)]
+    answers = [s.text.strip() for s in samples]
+    return [answers[i:i+n] for i in range(0, len(answers), n)]
 
 def answer_pairs(
     lm:LM, prompts:list,
-    **kw  # Of `answers`
+    **kw  # Of `sample_answers`
 )->list:  # Rows of id, prompt, a, b
-    "Two answers to each prompt, to be compared"
+    "Sample two answers to each prompt"
     rows = validate_prompts([p if isinstance(p, dict) else dict(id=p, text=p) for p in prompts])
     return [dict(id=r['id'], prompt=r['text'], a=a, b=b)
             for r,(a,b) in zip(rows, sample_answers(lm, rows, 2, **kw))]
@@ -91,11 +92,12 @@ got = sample_answers(walker, asked, 4)
 flat = sum(got, [])
 test_eq(set(flat), {'Two miles.', 'It is far.'})
 assert 60<flat.count('It is far.')<100
-test_eq(set(sum(sample_answers(walker, asked[:9], 4, stop=(' far', ' miles')), [])), {'Two', 'It is'})
+stopped = sample_answers(walker, asked[:9], 4, stop=(' far', ' miles'))
+test_eq(set(sum(stopped, [])), {'Two', 'It is'})
 
 # %% [markdown]
-# An answer depends on the seed, its prompt's id and its number alone. With more answers the first
-# ones stay, and a run that was stopped goes on.
+# An answer depends only on the seed, its prompt's id and its number. Asking for more answers leaves the first
+# ones unchanged, and an interrupted run resumes.
 
 # %%
 noisy = random_model()

@@ -9,7 +9,7 @@
 # %% [markdown]
 # # Feedback
 #
-# > A model says which of two answers is better, as a probability.
+# > Label pairs of answers with a model's probability that the first is better.
 
 # %%
 #| default_exp constitution.feedback
@@ -50,17 +50,17 @@ from moral_sc.language.stub_models import stub_model, random_model
 tmp = Path(tempfile.mkdtemp())
 
 # %% [markdown]
-# In its second stage Constitutional AI asks a model what people used to be asked: here is a
-# conversation, here are two answers, which one is better under this principle
-# [@bai2022constitutional]? Nothing is sampled. The log-probabilities of ` (A)` and ` (B)` are
-# read and renormalised, and the probability that comes out is the label:
+# In its second stage Constitutional AI replaces human comparisons: a model reads a
+# conversation, two answers and a principle, and chooses the better answer
+# [@bai2022constitutional]. Nothing is sampled. The log-probabilities of ` (A)` and ` (B)` are
+# read and renormalised, and the resulting probability is the label:
 #
 # $$p = \frac{e^{\ell_A}}{e^{\ell_A}+e^{\ell_B}}$$
 #
-# ## What the model reads
+# ## Format of a question
 #
-# The conversation comes first, then the principle, then the options, as in the paper. So all
-# that is asked about one conversation begins alike, and is run once.
+# The conversation comes first, then the principle, then the options, as in the paper. All questions
+# about one conversation therefore share a prefix, which is computed once.
 
 # %%
 #| export
@@ -74,9 +74,9 @@ def comparison_question(
     first:str,     # The answer at (A)
     second:str,    # The answer at (B)
 )->str:
-    "A comparison of two answers, up to where the letter is due"
-    talk = '\n\n'.join(f'{r.capitalize()}: {t}' for r,t in split_turns(prompt))
-    return (f'This is a conversation between a human and an assistant.\n\n{talk}\n\n'
+    "Write the question which of two answers is better, up to where the letter is due"
+    dialogue = '\n\n'.join(f'{r.capitalize()}: {t}' for r,t in split_turns(prompt))
+    return (f'This is a conversation between a human and an assistant.\n\n{dialogue}\n\n'
             f'{principle}\nOptions:\n (A) {first.strip()}\n (B) {second.strip()}')
 
 
@@ -88,11 +88,11 @@ print(comparison_question('Is it far?', comparisons[2].text, 'Two miles.', 'Find
 # %% [markdown]
 # ## Worked comparisons
 #
-# In front stand five worked comparisons of ours. If each always came with the same principle, or
-# the better answer always at the same letter, the model would learn that instead of the form. So
-# a prefix draws a principle for each shot, and its letters are as even as five can be; the next
-# prefix has them the other way round. A row draws one of a few prefixes by its id, since a
-# prefix that many rows share costs nothing.
+# Each question begins with five worked comparisons of ours. If each always had the same principle, or
+# the better answer always had the same letter, the model would learn that instead of the format. A
+# prefix therefore draws a principle for each shot, and its letters are as balanced as five can be; the next
+# prefix has them reversed. A row draws one of a few prefixes by its id, because a
+# prefix that many rows share costs almost nothing.
 
 # %%
 #| export
@@ -109,15 +109,15 @@ def load_worked_comparisons(
 )->list[WorkedComparison]:
     "Worked comparisons"
     path = path or data_dir()/'constitution'/'feedback_shots.toml'
-    need = ('human', 'better', 'worse')
+    required = ('human', 'better', 'worse')
     res = []
     for i,r in enumerate(read_toml(path).get('shot', []), 1):
-        bad = [k for k in need if not isinstance(r.get(k), str) or not r[k].strip()]
+        bad = [k for k in required if not isinstance(r.get(k), str) or not r[k].strip()]
         if bad: raise DataError(f'{path}: shot {i} lacks {", ".join(bad)}; add it.')
-        res.append(WorkedComparison(*(r[k] for k in need), r.get('because', '')))
+        res.append(WorkedComparison(*(r[k] for k in required), r.get('because', '')))
     return res
 
-def _number(*parts): # The same for the same words, everywhere
+def _hash_number(*parts): # A 64-bit number that depends only on the parts
     return int.from_bytes(sha256('/'.join(map(str, parts)).encode()).digest()[:8], 'big')
 
 def shot_turns(
@@ -125,21 +125,21 @@ def shot_turns(
     comparisons:list,    # Principles to draw from
     number:int=0,        # Which prefix
     seed:int=0,
-    cot:bool=False,      # With their reasons
+    cot:bool=False,      # With their reasons as chains of thought
 )->list:                 # (question, answer) pairs
-    "Worked comparisons with principles and letters drawn"
-    rng = np.random.default_rng(_number(seed, 'prefix', number//2))
+    "Write worked comparisons with drawn principles and letters"
+    rng = np.random.default_rng(_hash_number(seed, 'prefix', number//2))
     n = len(shots)
     first = rng.permutation(n)%2==number%2 # Is the better answer at (A)?
     res = []
     drawn = draw_principles(comparisons, n, seed, f'shots/{number}')
     for k,a in zip(rng.permutation(n), first):
         s = shots[k]
-        l = LETTERS if a else LETTERS[::-1]
+        letters = LETTERS if a else LETTERS[::-1]
         ab = (s.better, s.worse) if a else (s.worse, s.better)
-        why = s.because.format(better=l[0].strip(), worse=l[1].strip())
-        said = f'{THINK} {why}\n\n{ANSWER}{l[0]}' if cot else f'{ANSWER}{l[0]}'
-        res.append((comparison_question(s.human, drawn[k].text, *ab), said))
+        reasons = s.because.format(better=letters[0].strip(), worse=letters[1].strip())
+        answer = f'{THINK} {reasons}\n\n{ANSWER}{letters[0]}' if cot else f'{ANSWER}{letters[0]}'
+        res.append((comparison_question(s.human, drawn[k].text, *ab), answer))
     return res
 
 
@@ -149,30 +149,29 @@ print('\n\n'.join(map('\n\n'.join, shot_turns(shots[:2], comparisons, cot=True))
 
 
 # %% [markdown]
-# Over many prefixes every principle is drawn equally often, and the letter is even both in all
-# and at the last shot, which a model heeds most.
+# Over many prefixes every principle is drawn equally often. The letters are balanced over all shots
+# and at the last shot, which influences a model most.
 
 # %%
-#| export
-def _letter(said): return said[-3:]=='(A)'
+def is_a(answer): return answer[-3:]=='(A)'
 
 
 # %%
 many = [shot_turns(shots, comparisons, k) for k in range(400)]
-at = np.array([[_letter(said) for _,said in m] for m in many])
+letters = np.array([[is_a(answer) for _,answer in m] for m in many])
 by_text = {c.text: 0 for c in comparisons}
 for m in many:
     for q,_ in m: by_text[next(t for t in by_text if t in q)] += 1
 assert chisquare(list(by_text.values())).pvalue>.001
-test_eq((at.mean(), at[:,-1].mean()), (.5, .5))
-assert set(at.sum(1))=={2, 3}
+test_eq((letters.mean(), letters[:,-1].mean()), (.5, .5))
+assert set(letters.sum(1))=={2, 3}
 f'p = {chisquare(list(by_text.values())).pvalue:.2f}'
 
 
 # %% [markdown]
 # ## Questions of a row
 #
-# A row asks under one principle, drawn by seed and id, or under all. With `swap` each is asked in
+# A row is asked under one principle, drawn by seed and id, or under all. With `swap` each question is asked in
 # both orders.
 
 # %%
@@ -189,7 +188,7 @@ def _pairs(pairs):
     return rows
 
 class Labeller:
-    "How the questions of a row are asked"
+    "The questions about pairs, and how a model reads them"
     def __init__(self, lm, comparisons, shots, per, swap, cot, mode, seed, prefixes, **kw):
         self.lm = lm
         self.comparisons = comparisons
@@ -200,80 +199,83 @@ class Labeller:
         self.seed = seed
         self.kw = kw
         n = prefixes if shots else 1
-        self.fronts = [shot_turns(shots, comparisons, k, seed, cot) for k in range(n)]
+        self.prefixes = [shot_turns(shots, comparisons, k, seed, cot) for k in range(n)]
 
     def principles(self, row):
         if self.per=='all': return self.comparisons
         return draw_principles(self.comparisons, self.per, self.seed, row['id'])
 
     def orders(self, row):
-        "False: a stands at (A)"
+        "Return the orders to ask in; False: a stands at (A)"
         if self.swap: return [False, True]
-        return [bool(_number(self.seed, row['id'], 'order')%2)]
+        return [bool(_hash_number(self.seed, row['id'], 'order')%2)]
 
     def questions(self, row):
-        "Prompts of a row, by principle and order"
-        front = self.fronts[_number(self.seed, row['id'], 'front')%len(self.fronts)]
-        return [self.prompt(front, comparison_question(row['prompt'], p.text, *ab))
+        "Return the prompts of a row, by principle and order"
+        k = _hash_number(self.seed, row['id'], 'front')%len(self.prefixes)
+        return [self.prompt(self.prefixes[k], comparison_question(row['prompt'], p.text, *ab))
                 for p in self.principles(row) for o in self.orders(row)
                 for ab in [(row['a'], row['b'])[::-1 if o else 1]]]
 
-    def prompt(self, front, asked):
+    def prompt(self, prefix, question):
         if self.mode=='plain' and not self.cot:
-            parts = [f'{q}\n\n{s}' for q,s in front]+[f'{asked}\n\n{ANSWER}']
+            parts = [f'{q}\n\n{s}' for q,s in prefix]+[f'{question}\n\n{ANSWER}']
             return '\n\n'+'\n\n\n'.join(parts)
-        talk = [t for q,s in front for t in (('human', q), ('assistant', s))]
-        return render(self.lm, [*talk, ('human', asked)], THINK if self.cot else ANSWER,
+        turns = [t for q,s in prefix for t in (('human', q), ('assistant', s))]
+        return render(self.lm, [*turns, ('human', question)], THINK if self.cot else ANSWER,
                       self.mode)
 
-    def read(self, rows):
-        "For each row log p of the letters, [question, sample, letter]"
-        qs = [self.questions(r) for r in rows]
-        flat = [q for x in qs for q in x]
-        if self.cot: lp = self.think(flat, [f'{r["id"]}/{k}' for r,x in zip(rows, qs)
-                                            for k in range(len(x))])
+    def letter_logprobs(self, rows):
+        "Return log p of the letters for each row, [question, sample, letter]"
+        by_row = [self.questions(r) for r in rows]
+        questions = [q for x in by_row for q in x]
+        if self.cot:
+            keys = [f'{r["id"]}/{k}' for r,x in zip(rows, by_row) for k in range(len(x))]
+            lp = self.logprobs_after_thought(questions, keys)
         else:
-            how = {k: self.kw[k] for k in ('engine', 'max_tokens')}
-            lp = option_logprobs(self.lm, flat, list(LETTERS), **how)[:,None]
-        return np.split(lp, np.cumsum([len(x) for x in qs])[:-1])
+            kw = {k: self.kw[k] for k in ('engine', 'max_tokens')}
+            lp = option_logprobs(self.lm, questions, list(LETTERS), **kw)[:,None]
+        return np.split(lp, np.cumsum([len(x) for x in by_row])[:-1])
 
-    def think(self, flat, keys):
+    def logprobs_after_thought(self, questions, keys):
+        "Sample chains of thought and return log p of the letters after each"
         n = self.kw['samples']
-        how = dict(stop=['\n\nHuman:', ANSWER, '<|im_end|>'])
-        said = sample(self.lm, [q for q in flat for _ in range(n)], self.kw['max_new_tokens'],
-                      keys=[f'{k}/{j}' for k in keys for j in range(n)], seed=self.seed,
-                      after=[(f'\n\n{ANSWER}', LETTERS)]*len(flat)*n, **how)
-        return np.array([s.after for s in said]).reshape(len(flat), n, 2)
+        samples = sample(self.lm, [q for q in questions for _ in range(n)],
+                         self.kw['max_new_tokens'], seed=self.seed,
+                         keys=[f'{k}/{j}' for k in keys for j in range(n)],
+                         after=[(f'\n\n{ANSWER}', LETTERS)]*len(questions)*n,
+                         stop=['\n\nHuman:', ANSWER, '<|im_end|>'])
+        return np.array([s.after for s in samples]).reshape(len(questions), n, 2)
 
 
 # %% [markdown]
 # ## From letters to a label
 #
-# With $p(A\,|\,ab)$ the probability of the letter (A) when answer $a$ stands there, and
-# $p(A\,|\,ba)$ when $b$ does, a liking for a letter adds to both, and
+# Let $p(A\,|\,ab)$ be the probability of the letter (A) when answer $a$ stands there, and
+# $p(A\,|\,ba)$ when $b$ does. A bias towards a letter adds to both, and
 #
 # $$p = \tfrac12\left(p(A\,|\,ab) + 1 - p(A\,|\,ba)\right)$$
 #
-# averages probabilities of the same event, that $a$ is better. So do the means over principles
-# and over chains of thought. Averages are taken of probabilities and not of logits.
+# averages two probabilities of the same event, that $a$ is better. Means over principles
+# and over chains of thought do the same. We average probabilities and not logits.
 #
-# After a chain of thought the model is sure of whatever it has talked itself into. The paper
-# clamps such labels to $[.4, .6]$, which bounds the margin a preference model is asked for at
+# After a chain of thought the model is nearly certain of its conclusion. The paper
+# clamps such labels to $[.4, .6]$, which bounds the target margin of a preference model at
 # $\log(.6/.4)$.
 
 # %%
 #| export
 def clip_labels(
     p,
-    clamp=(.4, .6), # Least and greatest label; None: any
+    clamp=(.4, .6), # Smallest and largest label; None: no bounds
 ):
-    "Keep labels between bounds"
+    "Clip labels to bounds"
     return p if clamp is None else np.clip(p, *clamp)
 
 def letter_probabilities(
     logprobs,  # [..., letter]
 )->np.ndarray: # [...] probability of (A), of the two
-    "Renormalise the letters"
+    "Renormalise the probabilities of the two letters"
     d = np.asarray(logprobs)
     return 1/(1+np.exp(np.clip(d[...,1]-d[...,0], -700, 700)))
 
@@ -281,16 +283,17 @@ def combine_readings(
     logprobs,              # [principle x order, sample, letter]
     orders,                # Of each order: does b stand at (A)?
     clamp=None,
-    clamp_each:bool=False, # Clamp every reading before averaging, not the average
+    clamp_each:bool=False, # Clamp every probability before averaging, not the average
 )->tuple:                  # p, p(A|ab), p(A|ba), and p by principle
-    "One label from all readings of a row"
+    "Combine the letter probabilities of a row into one label"
     lp = np.asarray(logprobs)
     A = letter_probabilities(lp).reshape(-1, len(orders), lp.shape[1])
     better = np.where(np.array(orders)[None,:,None], 1-A, A)
     if clamp_each: better = clip_labels(better, clamp)
-    each = better.mean((1, 2))
-    by = {o: A[:,k].mean() for k,o in enumerate(orders)}
-    return float(clip_labels(each.mean(), clamp)), by.get(False), by.get(True), each
+    by_principle = better.mean((1, 2))
+    by_order = {o: A[:,k].mean() for k,o in enumerate(orders)}
+    return (float(clip_labels(by_principle.mean(), clamp)), by_order.get(False),
+            by_order.get(True), by_principle)
 
 
 # %%
@@ -300,9 +303,9 @@ test_close(clip_labels(np.array([.01, .5, .99])), [.4, .5, .6])
 bound
 
 # %% [markdown]
-# Clamping before averaging and after are two things. Of three chains of thought two are nearly
-# certain of $a$ and one of $b$: the mean is .66, and clamped .6; clamped one by one and then
-# averaged it is $.53$. Neither changes which answer is preferred here, but the second is a vote
+# Clamping before averaging differs from clamping after it. Suppose that two of three chains of thought are nearly
+# certain of $a$ and one of $b$. The mean is .66, clamped .6. Clamped one by one and then
+# averaged it is $.53$. Neither changes which answer is preferred here, but the second is a majority vote
 # and the first is not.
 
 # %%
@@ -312,9 +315,9 @@ test_close((whole, each), (.6, 1.6/3), 1e-9)
 whole, round(each, 3)
 
 # %% [markdown]
-# By default the average is clamped, which is the paper's order where there is one chain of
-# thought a label. No label leaves its bounds either way, and the side of one half that an
-# average is on stays the same when it is clamped:
+# By default the average is clamped, which is the paper's order for one chain of
+# thought per label. Either way a label stays within its bounds, and clamping an average does not
+# change its side of one half:
 
 # %%
 rng = np.random.default_rng(0)
@@ -329,47 +332,47 @@ for _ in range(200):
 # ## Labels
 #
 # Rows are read in blocks, all letters of a block in one call, so that the
-# [prefix tree](../language/engine/20_prefix_tree.ipynb) sees all that they share. A pair whose answers are the
-# same text is labelled one half and not asked about.
+# [prefix tree](../language/engine/20_prefix_tree.ipynb) covers everything they share. A pair of identical
+# answers is labelled one half without a forward pass.
 
 # %%
 #| export
-def _same(r): return r['a'].strip()==r['b'].strip()
+def _identical(r): return r['a'].strip()==r['b'].strip()
 
-def _checked(rows, read):
-    for r,x in zip(rows, read):
+def _check_finite(rows, logprobs):
+    for r,x in zip(rows, logprobs):
         if not np.isfinite(x).all():
             raise ModelError(f'The model gives no probability to the letters of {r["id"]!r}; '
                              'look at its weights and at the length of the pair.')
-    return read
+    return logprobs
 
-def _finished(row, lp, lab, clamp, clamp_each):
-    "A label row from the readings of a pair"
+def _label_row(row, lp, lab, clamp, clamp_each):
+    "Return a pair with its label, from the letter log-probabilities"
     if lp is None: return dict(row, p=.5, p_ab=None, p_ba=None, principle='', mass=None,
                                flipped=False, asked=False, source='ai')
     names = [c.id for c in lab.principles(row)]
-    p,ab,ba,each = combine_readings(lp, lab.orders(row), clamp, clamp_each)
+    p,ab,ba,by_principle = combine_readings(lp, lab.orders(row), clamp, clamp_each)
     res = dict(row, p=p, p_ab=ab, p_ba=ba, principle='+'.join(names), asked=True,
                mass=float(option_mass(np.asarray(lp)).mean()), source='ai',
                flipped=bool(lab.swap and (ab>.5)!=(ba<.5)))
-    if len(names)>1: res['p_each'] = [float(x) for x in each]
+    if len(names)>1: res['p_each'] = [float(x) for x in by_principle]
     return res
 
 def _hash(x): return content_key(x=x)[:16]
 
 def label(
-    lm,                         # Any model, not only the one that answered
+    lm,                         # Labelling model
     pairs:list,                 # Rows of id, prompt, a, b
     comparisons=None,           # Principles, default: ours
     *,
-    principles_per_pair=1,      # So many drawn for each row, or 'all'
+    principles_per_pair=1,      # Number drawn for each row, or 'all'
     swap:bool=True,             # Ask in both orders; False: in one, drawn by id
-    cot:bool=False,             # Let the model think before it answers
-    samples:int=1,              # Chains of thought for each question
-    clamp='auto',               # Bounds of a label; 'auto': (.4, .6) after thought, else None
-    clamp_each:bool=False,      # Clamp each reading before averaging
+    cot:bool=False,             # Sample a chain of thought before the letter
+    samples:int=1,              # Chains of thought per question
+    clamp='auto',               # Bounds of a label; 'auto': (.4, .6) with `cot`, else None
+    clamp_each:bool=False,      # Clamp each probability before averaging
     few_shot=None,              # `Worked` comparisons, default: ours; [] for none
-    prefixes:int=4,             # Ways of drawing their principles and letters
+    prefixes:int=4,             # Number of drawn prefixes of worked comparisons
     mode:str='plain',           # As in `render`
     max_new_tokens:int=128,     # Of a chain of thought
     seed:int=0,
@@ -378,36 +381,37 @@ def label(
     out=None,                   # Folder of a run that can be resumed
     progress=None,              # Called with (rows done, rows in all)
 )->list: # The rows with p, p_ab, p_ba, principle, mass, flipped, asked
-    "How probable it is that `a` is the better answer"
+    "Label each pair with the probability that `a` is the better answer"
     rows = _pairs(pairs)
     comparisons = load_comparisons() if comparisons is None else list(comparisons)
     shots = load_worked_comparisons() if few_shot is None else list(few_shot)
     clamp = ((.4, .6) if cot else None) if clamp=='auto' else clamp
-    _possible(comparisons, principles_per_pair, clamp, samples, prefixes)
-    how = dict(per=principles_per_pair, swap=swap, cot=cot, mode=mode, seed=seed,
-               prefixes=prefixes, samples=samples, max_new_tokens=max_new_tokens)
-    lab = Labeller(lm, comparisons, shots, engine=engine, max_tokens=max_tokens, **how)
-    config = dict(how, kind='label', model=lm.name, source=str(lm.source), pairs=_hash(rows),
+    _check_arguments(comparisons, principles_per_pair, clamp, samples, prefixes)
+    settings = dict(per=principles_per_pair, swap=swap, cot=cot, mode=mode, seed=seed,
+                    prefixes=prefixes, samples=samples, max_new_tokens=max_new_tokens)
+    lab = Labeller(lm, comparisons, shots, engine=engine, max_tokens=max_tokens, **settings)
+    config = dict(settings, kind='label', model=lm.name, source=str(lm.source),
+                  pairs=_hash(rows),
                   principles=_hash([asdict(c) for c in comparisons]),
                   few_shot=_hash([asdict(s) for s in shots]), block=block)
-    todo = [r for r in rows if not _same(r)]
+    todo = [r for r in rows if not _identical(r)]
     with (open_run(out, config) if out else nullcontext()) as run, run_or_temporary(run) as run:
-        found = _all(lab, todo, run, block, progress)
+        logprobs = _label_blocks(lab, todo, run, block, progress)
         if out: run.finish()
-    res = [_finished(r, found.get(r['id']), lab, clamp, clamp_each) for r in rows]
+    res = [_label_row(r, logprobs.get(r['id']), lab, clamp, clamp_each) for r in rows]
     _warn(res)
     return res
 
-def _all(lab, todo, run, block, progress):
-    "Readings of all rows, those of a run among them"
+def _label_blocks(lab, todo, run, block, progress):
+    "Return letter log-probabilities of all rows, finished rows from the run"
     blocks = [todo[i:i+block] for i in range(0, len(todo), block)]
     for n in run.blocks([[r['id'] for r in b] for b in blocks]):
-        read = _checked(blocks[n], lab.read(blocks[n]))
-        run.put_many([(r['id'], dict(lp=x.tolist())) for r,x in zip(blocks[n], read)])
+        lp = _check_finite(blocks[n], lab.letter_logprobs(blocks[n]))
+        run.put_many([(r['id'], dict(lp=x.tolist())) for r,x in zip(blocks[n], lp)])
         if progress: progress(min(len(todo), (n+1)*block), len(todo))
     return {r['id']: run.get(r['id'])['lp'] for r in todo}
 
-def _possible(comparisons, per, clamp, samples, prefixes):
+def _check_arguments(comparisons, per, clamp, samples, prefixes):
     if not comparisons: raise ConfigError('There are no principles to compare by; give some.')
     if per!='all' and not (isinstance(per, int) and per>0):
         raise ConfigError(f"principles_per_pair is {per!r}; give 1 or more, or 'all'.")
@@ -424,8 +428,8 @@ def _warn(res):
 
 
 # %% [markdown]
-# This judge prefers the answer with more letters, and it likes the letter (A): the odds of (A)
-# are those of its length, times two.
+# This stub judge prefers the longer answer and is biased towards the letter (A): the odds of (A)
+# are the ratio of lengths, times two.
 
 # %%
 def judge(like=2.):
@@ -449,8 +453,8 @@ for r in got:
 
 
 # %% [markdown]
-# Swap averaging makes labels antisymmetric, $p(a,b)+p(b,a)=1$, for any model. On random weights
-# it holds with worked comparisons in front and without, and it does not without the swap.
+# Swap averaging makes labels antisymmetric, $p(a,b)+p(b,a)=1$, for any model. With random weights
+# this holds with and without worked comparisons, and it fails without the swap.
 
 # %%
 def turned(pairs): return [dict(r, a=r['b'], b=r['a']) for r in pairs]
@@ -469,11 +473,10 @@ sums.round(6), one.round(3)
 
 
 # %% [markdown]
-# ## The letters, read the slow way
+# ## Reference implementation
 #
-# Each whole text by itself, each token's log-probability added up, on a tokenizer that merges
-# space, bracket and letter and on one that does not. And the ways of sharing what texts have in
-# common: all the same.
+# The reference scores each text by itself and adds up token log-probabilities, with one tokenizer that merges
+# space, bracket and letter and one that does not. All ways of sharing prefixes agree with it.
 
 # %%
 @torch.inference_mode()
@@ -501,13 +504,13 @@ for arch in ('llama', 'qwen2', 'gemma3'):
         flat = [q for r in asks[:2] for q in lab.questions(r)]
         want = np.array([slow(lm, q) for q in flat])
         for e in ('auto', 'stem', 'tree', 'cascade', 'rows'):
-            read = np.concatenate(labeller(lm, engine=e).read(asks[:2]))[:,0]
+            read = np.concatenate(labeller(lm, engine=e).letter_logprobs(asks[:2]))[:,0]
             gaps[arch, bool(m), e] = abs(read-want).max()
 assert max(gaps.values())<1e-4
 f'largest difference in nats: {max(gaps.values()):.0e}'
 
 # %% [markdown]
-# Labels do not depend on the rows beside them, their order, or the size of a block. Principles
+# Labels do not depend on the other rows, their order, or the size of a block. Principles
 # follow from seed and id.
 
 # %%
@@ -521,7 +524,7 @@ test_eq([r['principle'] for r in label(noisy, asks[::-1], **kw)][::-1],
 assert [r['principle'] for r in label(noisy, asks, seed=1, **kw)]!=[r['principle'] for r in want]
 
 # %% [markdown]
-# Over many rows the principles are drawn evenly, with replacement where a row draws several: of
+# Over many rows the principles are drawn uniformly, with replacement where a row draws several: of
 # rows with four draws from sixteen a third repeats one, as on the page of
 # [principles](10_principles.ipynb).
 
@@ -539,7 +542,7 @@ round(float(repeat), 3), round(float(chisquare(counts).pvalue), 3)
 # %% [markdown]
 # ## All principles
 #
-# A model that follows the principle it is shown gives a label under each, and their mean.
+# With `principles_per_pair='all'` a row has a label under each principle, and their mean.
 
 # %%
 def follows(text):
@@ -556,10 +559,10 @@ both['principle'], np.round(both['p_each'], 2)
 
 
 # %% [markdown]
-# ## After a chain of thought
+# ## Chain of thought
 #
-# This oracle thinks of the shorter option and then is nearly certain of it. The reading comes
-# after the thought, and is clamped.
+# This stub model decides for the shorter option in its chain of thought and is then nearly certain of it. The letters
+# are read after the chain of thought, and the label is clamped.
 
 # %%
 def thinker(text):
@@ -582,7 +585,7 @@ assert (abs(ps(thought(samples=5, clamp_each=True))-.5)<=abs(ps(thought(samples=
 average.round(3)
 
 # %% [markdown]
-# In `chat` mode the same questions become turns of a template, worked comparisons among them.
+# In `chat` mode the same questions become turns of a template, including the worked comparisons.
 
 # %%
 test_close(ps(label(judge(1.), pairs, mode='chat', few_shot=[])),
@@ -590,18 +593,18 @@ test_close(ps(label(judge(1.), pairs, mode='chat', few_shot=[])),
 
 
 # %% [markdown]
-# ## What labels are like
+# ## Label report
 #
-# Position bias is how much more often than half the letter (A) is preferred; the flip rate is the
+# Position bias is the mean probability of the letter (A) above one half. The flip rate is the
 # share of pairs whose better answer changes when the two change places. A labeller with a high
-# flip rate reads letters and not answers. Intervals draw prompts.
+# flip rate responds to letters rather than answers. Intervals resample prompts.
 
 # %%
 #| export
 def label_report(
     labels:list, # From `label`
 )->pd.Series:    # Counts and `Estimate`s
-    "How many were asked, position bias, flips, mass, how sure, and how diverse"
+    "Summarise labels: counts, position bias, flip rate, mass, confidence, diversity"
     d = pd.DataFrame([r for r in labels if r.get('asked', True)])
     if not len(d): raise DataError('No pair was asked about: all answers are alike.')
     mean = lambda x: cluster_bootstrap(np.asarray(x, float), d.prompt.astype(str))
@@ -630,10 +633,10 @@ test_close(even.position_bias.value, 0, 1e-3)
 test_eq(even.flips.value, 0)
 
 # %% [markdown]
-# ## Killed and resumed
+# ## Resuming
 #
 # A child process labels in blocks of two and is killed with signal 9 in between. The same call
-# again finds what is finished and gives bit for bit the labels of a call that was left alone.
+# then loads the finished blocks and returns labels that are bitwise equal to those of an uninterrupted call.
 
 # %%
 code = '''
@@ -657,7 +660,7 @@ assert 0<before<10
 before
 
 # %% [markdown]
-# What cannot be labelled is refused.
+# Invalid input raises an error.
 
 # %%
 broken = random_model()

@@ -9,9 +9,9 @@
 # %%
 
 # %% [markdown]
-# # Tournaments
+# # Elo ratings
 #
-# > Answers meet in pairs, a judge votes, and all votes together give every player one rating.
+# > Rate models from pairwise votes: tournaments, Bradley-Terry fits, Elo and its intervals.
 
 # %%
 #| default_exp constitution.evaluation.elo
@@ -37,19 +37,19 @@ from fastcore.test import *
 
 
 # %% [markdown]
-# Which of two answers is better is easier to say than how good each is, so both papers on which
-# this room rests compare models by votes [@bai2022constitutional; @bai2022hh]. A vote
+# It is easier to compare two answers than to rate one, so both papers that
+# this package follows compare models by votes [@bai2022constitutional; @bai2022hh]. A vote
 # depends on the difference of two ratings,
 #
 # $$P(a \text{ beats } b) = \frac{1}{1+10^{(E_b-E_a)/400}},$$
 #
-# and the ratings are those that make all votes together most likely. A player need not have
+# and the ratings maximise the likelihood of all votes together. A player need not have
 # met every other one, and a snapshot of a run is a player like any other.
 #
 # ## Votes
 #
-# A vote is a row: who stood first, who second, on which prompt, and the probability that the
-# first is better. A person says 0 or 1; a model says something between.
+# A vote is a row: first player, second player, prompt, and the probability that the
+# first is better. A person votes 0 or 1; a model gives a probability.
 
 # %%
 #| export
@@ -57,19 +57,19 @@ def score_judge(
     score,          # prompts, answers -> [answer], higher is better
     scale:float=1., # Nats per unit of score; inf: the higher score wins outright
 ):                  # judge(prompts, a, b) -> probability that a is better
-    "A judge who compares scores, each answer scored once"
+    "Make a judge that compares scores; each answer is scored once"
     def judge(prompts, a, b):
         rows = [*zip(prompts, a, strict=True), *zip(prompts, b, strict=True)]
-        at = {r:i for i,r in enumerate(dict.fromkeys(rows))}
-        s = np.asarray(score(*map(list, zip(*at))), dtype=float)[[at[r] for r in rows]]
+        index = {r:i for i,r in enumerate(dict.fromkeys(rows))}
+        s = np.asarray(score(*map(list, zip(*index))), dtype=float)[[index[r] for r in rows]]
         d = s[:len(a)]-s[len(a):]
         return (1+np.sign(d))/2 if np.isinf(scale) else 1/(1+np.exp(-scale*d))
     return judge
 
 
 # %% [markdown]
-# A language model judges by the same multiple choice that makes labels for training; what it is
-# asked, and in which order, is told [there](../30_feedback.ipynb).
+# A language model judges by the same multiple choice that makes labels for training; see
+# [feedback](../30_feedback.ipynb) for the question and its order.
 
 # %%
 #| export
@@ -77,62 +77,62 @@ def model_judge(
     lm,    # From `moral_sc.language.load`
     **kw,  # Passed on to `label`: comparisons, swap, cot, mode ...
 ):         # judge(prompts, a, b) -> probability that a is better
-    "A language model as judge, each pair asked once"
+    "Make a judge from a language model; each pair is asked once"
     from moral_sc.constitution.feedback import label
     def judge(prompts, a, b):
         rows = [*zip(prompts, a, b, strict=True)]
         pairs = {r: sha256(repr(r).encode()).hexdigest()[:16] for r in rows}
-        asked = [dict(id=id, prompt=p, a=x, b=y) for (p,x,y),id in pairs.items()]
-        said = {r['id']:r['p'] for r in label(lm, asked, **kw)}
-        return np.array([said[pairs[r]] for r in rows])
+        unique = [dict(id=id, prompt=p, a=x, b=y) for (p,x,y),id in pairs.items()]
+        labels = {r['id']:r['p'] for r in label(lm, unique, **kw)}
+        return np.array([labels[pairs[r]] for r in rows])
     return judge
 
 
 # %% [markdown]
-# `play_matches` lets players answer the same prompts. Which answer stands first is a coin's decision,
-# tossed for each pair and prompt on its own, so that a judge who likes what stands first
-# favours nobody.
+# In `play_matches` all players answer the same prompts. A coin decides which answer stands first,
+# independently for each pair and prompt, so a judge's position bias
+# favours no player.
 
 # %%
 #| export
-def _coin(*key): return int(sha256('/'.join(map(str, key)).encode()).hexdigest()[:12], 16)
+def _hash_number(*key): return int(sha256('/'.join(map(str, key)).encode()).hexdigest()[:12], 16)
 
 def schedule_matches(
-    players:dict, # Name -> answers, one a row
+    players:dict, # Name -> answers, one per row
     rows:list,    # Prompts with an id
     pairs='all', seed:int=0,
 )->list:          # (row, first, second)
-    "Who meets whom on which prompt, in the order shown"
+    "List the matches on every prompt, with the answer that stands first"
     names = list(players)
     if len(names)<2: raise DataError(f'A tournament needs two players; got {len(names)}.')
     for n,answers in players.items():
         if len(answers)!=len(rows):
             raise DataError(f'{n} gave {len(answers)} answers to {len(rows)} prompts: give '
-                            'one a prompt.')
+                            'one per prompt.')
     known = list(combinations(names, 2)) if isinstance(pairs, (str, int)) else list(pairs)
     for p in {n for ab in known for n in ab}-set(names):
         raise ConfigError(unknown_name_message('player', p, names))
     return [m for i,r in enumerate(rows) for m in _round(known, (seed, i, r['id']), i, pairs)]
 
 def _round(known, key, i, pairs):
-    if isinstance(pairs, int): known = sorted(known, key=lambda ab: _coin(*key, *ab))[:pairs]
-    return [(i, b, a) if _coin(*key, 'side', a, b)%2 else (i, a, b) for a,b in known]
+    if isinstance(pairs, int): known = sorted(known, key=lambda ab: _hash_number(*key, *ab))[:pairs]
+    return [(i, b, a) if _hash_number(*key, 'side', a, b)%2 else (i, a, b) for a,b in known]
 
 def play_matches(
-    players:dict,        # Name -> answers, one a prompt
+    players:dict,        # Name -> answers, one per prompt
     prompts:list,        # Strings, or rows with `id` and `text`; may repeat
     judge,               # prompts, a, b -> probability that a is better
-    pairs='all',         # Or a list of pairs of names, or how many pairs meet on each prompt
-    seed:int=0,          # Of who stands first, and of which pairs meet
+    pairs='all',         # Or a list of pairs of names, or the number of pairs per prompt
+    seed:int=0,          # Of the order of answers and the choice of pairs
 )->pd.DataFrame:         # Votes: a, b, prompt, win
-    "Let players meet on every prompt"
+    "Collect a judge's votes on the answers of players to the same prompts"
     rows = [p if isinstance(p, dict) else dict(id=p, text=p) for p in prompts]
-    meet = schedule_matches(players, rows, pairs, seed)
-    said = [[players[m[k]][m[0]] for m in meet] for k in (1, 2)]
-    if said[0]==said[1]:
+    matches = schedule_matches(players, rows, pairs, seed)
+    answers = [[players[m[k]][m[0]] for m in matches] for k in (1, 2)]
+    if answers[0]==answers[1]:
         raise DataError('All answers are alike, so there is nothing to vote on.')
-    win = np.asarray(judge([rows[i]['text'] for i,*_ in meet], *said), dtype=float)
-    return pd.DataFrame([(a, b, rows[i]['id']) for i,a,b in meet],
+    win = np.asarray(judge([rows[i]['text'] for i,*_ in matches], *answers), dtype=float)
+    return pd.DataFrame([(a, b, rows[i]['id']) for i,a,b in matches],
                         columns=['a', 'b', 'prompt']).assign(win=win)
 
 
@@ -144,8 +144,8 @@ votes = play_matches(said, asks, longer)
 votes.head()
 
 # %% [markdown]
-# The judge's favourite stands first as often as second in the long run, and a judge who always
-# picks the first answer finds everybody equal.
+# In the long run the preferred answer stands first as often as second, and a judge who always
+# picks the first answer finds all players equal.
 
 # %%
 many = [f'Question {i}?' for i in range(400)]
@@ -167,16 +167,16 @@ with expect_fail(ConfigError, contains='did you mean'):
 
 
 # %% [markdown]
-# ## The most likely ratings
+# ## Maximum likelihood
 #
 # Only the matrix of wins enters the likelihood. In nats, with $\theta = E\ln 10/400$,
 #
 # $$\log L = \sum_{ij} w_{ij}\log\sigma(\theta_i-\theta_j),$$
 #
-# which is concave. Newton's step can overshoot where votes are lopsided. Along a step whose
-# largest difference between two players is $d$ the curvature changes by at most $e^{d}$, and
-# the fraction of the step that is best under that bound is $\log(1+d)/d$: the likelihood then
-# rises at every step, and near the top the step is whole. Many matrices are solved at once,
+# which is concave. Newton's step can overshoot if votes are lopsided. Along a step whose
+# largest difference between two players is $d$, the curvature changes by at most a factor $e^{d}$, and
+# the best fraction of the step under that bound is $\log(1+d)/d$. The likelihood then
+# rises at every step, and near the maximum the step is whole. Many matrices are solved at once,
 # which makes the bootstrap below cheap.
 
 # %%
@@ -187,7 +187,7 @@ def fisher_information(
     wins,  # [..., winner, loser]
     theta, # [..., player], nats
 ):         # [..., player, player], per nat squared
-    "Curvature of the log-likelihood: a weighted graph Laplacian"
+    "Return the curvature of the log-likelihood, a weighted graph Laplacian"
     s = _sigma(theta)
     m = (wins+np.swapaxes(wins, -1, -2))*s*(1-s)
     return m.sum(-1)[...,None]*np.eye(m.shape[-1]) - m
@@ -196,13 +196,13 @@ def bradley_terry(
     wins,           # [..., winner, loser], counts or sums of probabilities
     steps:int=100,
 )->np.ndarray:      # [..., player], nats, mean zero
-    "Maximum likelihood ratings of every matrix of wins"
+    "Fit maximum likelihood ratings to every matrix of wins"
     wins = np.asarray(wins, dtype=float)
     n = wins+np.swapaxes(wins, -1, -2)
     theta = np.zeros(wins.shape[:-1])
     for _ in range(steps):
         slope = (wins-n*_sigma(theta)).sum(-1)
-        lift = n.sum((-1,-2))[...,None,None]/n.shape[-1]**2 # Fills the direction of no slope
+        lift = n.sum((-1,-2))[...,None,None]/n.shape[-1]**2 # Removes the null direction
         step = np.linalg.solve(fisher_information(wins, theta)+lift, slope[...,None])[...,0]
         d = np.ptp(step, axis=-1)[...,None]
         theta = theta + step*np.log1p(d)/np.maximum(d, 1e-300)
@@ -224,7 +224,7 @@ test_close(r[0]-r[1], 70.4365, 1e-4)
 r[0]-r[1]
 
 # %% [markdown]
-# With three players a grid of all ratings finds the same, without any slope or curvature.
+# With three players a grid search over all ratings finds the same maximum, without slope or curvature.
 
 # %%
 wins = np.array([[0,7,12],[3,0,9],[1,4,0]], dtype=float)
@@ -241,8 +241,8 @@ test_close(sum(wins[i,j]*-np.log1p(np.exp(t[j]-t[i])) for i in range(3) for j in
            like.max(), 1e-3)
 
 # %% [markdown]
-# A logistic regression on the difference of two indicators is the same model, and a library
-# that knows nothing of tournaments agrees to nine digits, error and all.
+# A logistic regression on the difference of two indicators is the same model. `statsmodels`
+# agrees to nine digits, standard errors included.
 
 # %%
 import statsmodels.api as sm
@@ -256,7 +256,7 @@ test_close(fit.bse**2, np.diag(cov), 1e-9)
 fit.params, t[1:]-t[0]
 
 # %% [markdown]
-# Lopsided votes do not throw it: here one player wins 9,999 of 10,000.
+# The fit converges with lopsided votes: here one player wins 9,999 of 10,000.
 
 # %%
 hard = bradley_terry([[0,9999,1],[1,0,1],[9999,1,0]])
@@ -267,11 +267,11 @@ hard
 
 
 # %% [markdown]
-# ## Where no rating is most likely
+# ## Separable votes
 #
 # If one group of players lost every vote against the rest, the likelihood keeps rising as the
-# groups move apart. The ratings are finite exactly when every player can be reached from every
-# other along wins [@ford1957]. Where that fails the groups are named; the ratings between them
+# groups move apart. The ratings are finite exactly if every player can be reached from every
+# other along wins [@ford1957]. Otherwise an error names the groups: the ratings between them
 # are unknown if they never met, and infinite if they did.
 
 # %%
@@ -279,19 +279,20 @@ hard
 def comparable_groups(
     wins,         # [winner, loser]
 )->np.ndarray:    # [player], number of the group within which ratings are finite
-    "Players that can be compared with each other"
+    "Group players that can be compared with each other"
     return connected_components(csr_matrix(np.asarray(wins)>0), connection='strong')[1]
 
-def _said_apart(names, wins):
-    "The sentence for votes that give no finite ratings, or nothing"
+def _separation_message(names, wins):
+    "Return the error message for votes without finite ratings, or an empty string"
     g = comparable_groups(wins)
-    met = connected_components(csr_matrix(wins), directed=False)[1]
+    components = connected_components(csr_matrix(wins), directed=False)[1]
     if not g.any(): return ''
-    apart = met if met.any() else g
-    some = ' | '.join(', '.join(map(str, np.array(names)[apart==k])) for k in range(max(apart)+1))
-    if met.any(): return f'These groups of players never met: {some}. Let them meet.'
+    part = components if components.any() else g
+    lists = ' | '.join(', '.join(map(str, np.array(names)[part==k])) for k in range(max(part)+1))
+    if components.any():
+        return f'These groups of players never met: {lists}. Add votes between them.'
     return (f'Between these groups all votes go one way, so their ratings are infinitely far '
-            f'apart: {some}. Add votes, use probabilities, or give prior=0.5.')
+            f'apart: {lists}. Add votes, use probabilities, or give prior=0.5.')
 
 
 # %%
@@ -301,19 +302,20 @@ comparable_groups([[0,3,5],[1,0,4],[0,0,0]])
 #| hide
 test_eq(len(set(comparable_groups([[0,3,5],[1,0,4],[0,0,0]]))), 2)
 test_eq(len(set(comparable_groups([[0,3,5],[1,0,4],[1,0,0]]))), 1)
-assert 'never met: x, y | z' in _said_apart(list('xyz'), np.array([[0,1,0],[1,0,0],[0,0,0]]))
+unmatched = np.array([[0,1,0],[1,0,0],[0,0,0]])
+assert 'never met: x, y | z' in _separation_message(list('xyz'), unmatched)
 
 
 # %% [markdown]
-# ## Ratings with their errors
+# ## Standard errors
 #
-# The likelihood has errors of its own, from its curvature, and they believe that every vote is a
-# fresh coin. Votes on one prompt are not: what makes a prompt hard makes it hard for every
-# pair. The default therefore adds the votes of each prompt up before it squares them (a
-# sandwich, with the factor $C/(C-1)$ and Student's $t$ of $C-1$ degrees for $C$ prompts), and
-# `errors='bootstrap'` draws prompts. Both hold for probabilities as well, which spread less
-# than coins. A column `cluster` takes the place of the prompt where votes hang together more
-# widely, as the turns of one conversation do.
+# The curvature of the likelihood gives standard errors that treat every vote as
+# independent. Votes on one prompt are not: a difficult prompt is difficult for every
+# pair. By default we therefore add up the score contributions of each prompt before squaring them (a
+# sandwich estimator, with the factor $C/(C-1)$ and Student's $t$ of $C-1$ degrees of freedom for $C$ prompts), and
+# `errors='bootstrap'` resamples prompts. Both also hold for votes that are probabilities, which vary less
+# than coin flips. A column `cluster` replaces the prompt if votes are dependent more
+# widely, such as the turns of one conversation.
 
 # %%
 #| export
@@ -331,7 +333,7 @@ class Elo:
     df:float=np.inf         # Degrees of freedom of the intervals
 
     def _interval(self, c):
-        "A combination of ratings and its interval"
+        "Return a combination of ratings with its interval"
         from scipy.stats import t
         v = float(self.ratings@c)
         if self.draws is not None:
@@ -340,12 +342,13 @@ class Elo:
         half = t.ppf((1+self.level)/2, self.df)*np.sqrt(max(float(c@self.cov@c), 0))
         return Estimate(v, v-half, v+half)
 
-    def _at(self, name):
-        if name not in self.players: raise ConfigError(unknown_name_message('player', name, self.players))
+    def _indicator(self, name):
+        if name not in self.players:
+            raise ConfigError(unknown_name_message('player', name, self.players))
         return np.eye(len(self.players))[self.players.index(name)]
 
-    def rating(self, name): return self._interval(self._at(name))
-    def difference(self, a, b): return self._interval(self._at(a)-self._at(b))
+    def rating(self, name): return self._interval(self._indicator(name))
+    def difference(self, a, b): return self._interval(self._indicator(a)-self._indicator(b))
 
     @property
     def table(self): # player, elo, low, high
@@ -359,7 +362,7 @@ class Elo:
 # %%
 #| export
 def validate_votes(votes, tie_margin=None):
-    "Votes with a cluster each, without those that decide nothing"
+    "Return votes with a cluster each, without those within `tie_margin` of one half"
     for c in {'a','b','prompt','win'}-set(votes.columns):
         raise DataError(f'The votes have no column {c!r}; give a, b, prompt and win.')
     win = votes.win.to_numpy(float)
@@ -369,12 +372,12 @@ def validate_votes(votes, tie_margin=None):
     for p in votes.a[(votes.a==votes.b).to_numpy()]:
         raise DataError(f'{p} is voted against itself: give two players to every vote.')
     votes = votes.assign(cluster=votes.get('cluster', votes.prompt))
-    kept = votes if tie_margin is None else votes[abs(win-.5)>tie_margin]
-    if not len(kept): raise DataError('No votes are left to rate players by.')
-    return kept
+    decided = votes if tie_margin is None else votes[abs(win-.5)>tie_margin]
+    if not len(decided): raise DataError('No votes are left to rate players by.')
+    return decided
 
 class WinCounts:
-    "Wins by cluster: `wins[cluster, winner x loser]`"
+    "Wins by cluster, `wins[cluster, winner x loser]`"
     def __init__(self, votes, names):
         K = len(names)
         at = {n:i for i,n in enumerate(names)}
@@ -391,45 +394,45 @@ class WinCounts:
         self.wins = np.asarray(self.by.sum(0)).reshape(K, K)
 
     def slopes(self, theta):
-        "Slope of the log-likelihood at `theta` by cluster, [cluster, player]"
+        "Return the slope of the log-likelihood at `theta` by cluster, [cluster, player]"
         K = self.K
         s = _sigma(theta).ravel()
         by = self.by.tocoo()
         i = by.col//K
         j = by.col%K
-        # A win of i over j pulls i up and j down by what it was not expected to do
+        # A win of i over j raises i and lowers j by its probability of not happening
         pull = by.data*(1-s[by.col])
         rows = np.concatenate([by.row, by.row])*K + np.concatenate([i, j])
         return np.bincount(rows, np.concatenate([pull, -pull]),
                            minlength=len(self.clusters)*K).reshape(-1, K)
 
     def fit(self, prior=0.):
-        "Ratings, nats; refused where none is most likely"
+        "Fit ratings in nats, or raise an error if votes are separable"
         wins = self.wins + prior/2*((self.wins+self.wins.T)>0)
-        if said := _said_apart(self.names, wins): raise DataError(said)
+        if message := _separation_message(self.names, wins): raise DataError(message)
         return bradley_terry(wins)
 
-    def again(self, counts, prior=0.):
-        "Ratings under other numbers of each cluster, [draw, cluster] -> [draw, player]"
+    def refit(self, counts, prior=0.):
+        "Fit ratings with clusters reweighted, [draw, cluster] -> [draw, player]"
         new = np.asarray(counts@self.by).reshape(-1, self.K, self.K)
         met = (self.wins+self.wins.T)>0
-        # A draw in which one side wins all is put far out, not left out
+        # A draw in which one side wins all gets a large finite rating
         return bradley_terry(new + met*max(prior/2, 1e-3))
 
 
 # %%
 #| export
 def bootstrap_counts(
-    clusters:int,  # How many there are
+    clusters:int,  # Number of clusters
     n:int,         # Draws
     seed:int=0,
-)->np.ndarray:     # [draw, cluster], how often each cluster is drawn
-    "Draws of a cluster bootstrap, as counts"
+)->np.ndarray:     # [draw, cluster], number of times each cluster is drawn
+    "Draw a cluster bootstrap, as counts"
     rng = np.random.default_rng(seed)
     return rng.multinomial(clusters, np.full(clusters, 1/clusters), n).astype(float)
 
 def _covariance(count, theta, errors):
-    "Covariance of ratings of mean zero, nats squared"
+    "Return the covariance of ratings of mean zero, nats squared"
     inv = np.linalg.pinv(fisher_information(count.wins, theta), hermitian=True)
     if errors=='likelihood': return inv
     g = count.slopes(theta)
@@ -437,8 +440,8 @@ def _covariance(count, theta, errors):
     if C<2: return np.full_like(inv, np.nan)
     return inv@(g.T@g)@inv*C/(C-1)
 
-def _shift(K, names, gauge):
-    "Takes ratings of mean zero to the gauge: a matrix"
+def _gauge_matrix(K, names, gauge):
+    "Return the matrix that shifts ratings of mean zero to the gauge"
     if gauge=='mean': return np.eye(K)
     if gauge not in names: raise ConfigError(unknown_name_message('player', gauge, names))
     return np.eye(K)-np.eye(K)[names.index(gauge)]
@@ -446,24 +449,25 @@ def _shift(K, names, gauge):
 ERRORS = 'cluster', 'likelihood', 'bootstrap'
 
 def tournament(
-    votes,                # As `play` returns them: a, b, prompt, win, perhaps cluster
-    gauge:str='mean',     # Ratings of mean zero, or the player who stands at zero
+    votes,                # As from `play_matches`: a, b, prompt, win; `cluster` is optional
+    gauge:str='mean',     # Ratings of mean zero, or the name of the player at zero
     errors:str='cluster', # 'cluster': sandwich by prompt; 'likelihood'; 'bootstrap'
-    tie_margin:float=None,    # Drop votes no further than this from one half
-    prior:float=0.,       # Votes added to each pair that met, half to either side
+    tie_margin:float=None, # Drop votes within this distance of one half
+    prior:float=0.,       # Votes added to each pair that met, half to each side
     level:float=.95, n:int=1000, seed:int=0, # Of intervals, and of their bootstrap
 )->Elo:
-    "Rate players by all votes together"
-    if errors not in ERRORS: raise ConfigError(unknown_name_message('kind of errors', errors, ERRORS))
+    "Fit Elo ratings to all votes together"
+    if errors not in ERRORS:
+        raise ConfigError(unknown_name_message('kind of errors', errors, ERRORS))
     votes = validate_votes(votes, tie_margin)
     names = sorted({*votes.a, *votes.b})
     count = WinCounts(votes, names)
     K = len(names)
     theta = count.fit(prior)
     C = len(count.clusters)
-    J = ELO_PER_NAT*_shift(K, names, gauge)
+    J = ELO_PER_NAT*_gauge_matrix(K, names, gauge)
     draws = None
-    if errors=='bootstrap': draws = count.again(bootstrap_counts(C, n, seed), prior)@J.T
+    if errors=='bootstrap': draws = count.refit(bootstrap_counts(C, n, seed), prior)@J.T
     cov = _covariance(count, theta, errors) if draws is None else None
     return Elo(names, J@theta, np.cov(draws.T) if cov is None else J@cov@J.T, gauge,
                len(votes), C, level, draws, C-1 if errors=='cluster' else np.inf)
@@ -485,7 +489,7 @@ test_close(np.sqrt(e.cov[0,0]), 35.46, 5e-3)
 test_close(e.cov[0,0], ELO_PER_NAT**2*(1/60+1/40), 1e-6)
 
 # %% [markdown]
-# The gauge only says where zero is. Differences and their errors do not depend on it, nor on
+# The gauge sets the zero. Differences and their errors do not depend on it, nor on
 # the order of the votes.
 
 # %%
@@ -517,8 +521,8 @@ test_eq(zero.rating('a'), (0., 0., 0.))
 mean.difference('d', 'b'), zero.difference('d', 'b')
 
 # %% [markdown]
-# Turning a vote round changes nothing either, and half a vote each way is what a vote of one
-# half says.
+# Swapping the two players of a vote changes nothing, and a vote of one half counts as half a vote
+# each way.
 
 # %%
 back = votes.assign(a=votes.b, b=votes.a, win=1-votes.win)
@@ -530,7 +534,7 @@ test_eq(sure.votes, 3)
 sure.ratings
 
 # %% [markdown]
-# Votes that all go one way are refused, with the way out. So is what is no vote.
+# Votes that all go one way raise an error that names a remedy, as does invalid input.
 
 # %%
 with expect_fail(DataError, contains='infinitely far apart'): tournament(coins(9, 0))
@@ -545,10 +549,10 @@ with expect_fail(ConfigError, contains="did you mean 'bootstrap'"):
 tournament(coins(9, 0), prior=.5).difference('x', 'y')
 
 # %% [markdown]
-# ## Are the errors right?
+# ## Coverage of the intervals
 #
-# Where every vote is its own coin, the likelihood's covariance must be the spread of ratings
-# over tournaments drawn anew from the fitted probabilities.
+# If every vote is an independent coin flip, the likelihood's covariance must equal the spread of ratings
+# over tournaments simulated from the fitted probabilities.
 
 # %%
 plain = crowd(400, 0., turns=1)
@@ -565,9 +569,9 @@ assert abs(np.cov(drawn.T)-e.cov).max()<.08*e.cov.max()
 
 
 # %% [markdown]
-# Where prompts suit one player or another, it is too small. Here the world's own difference is
-# known: the ratings that fit the expected wins. Over 600 tournaments of 50 prompts with three
-# votes a pair and prompt, each kind of interval should hold it 95 times in a hundred.
+# If prompts favour one player or another, that covariance is too small. In this simulation the true
+# difference is known: the ratings that fit the expected wins. Over 600 tournaments of 50 prompts with three
+# votes per pair and prompt, each kind of interval should contain it in 95 % of cases.
 
 # %%
 def expected(spread, names=truth):
@@ -591,16 +595,16 @@ held = coverage(1.2, 600, world[3]-world[0])
 held.round(3)
 
 # %% [markdown]
-# The likelihood's interval is too narrow, as it must be, and leaves the truth out several times
-# as often as it says. The other two keep their promise.
+# The likelihood's interval is too narrow, as expected, and misses the truth several times
+# more often than it should. The other two have the right coverage.
 
 # %%
 assert held.holds['likelihood']<.9
 assert abs(held.holds[['cluster', 'bootstrap']]-.95).max()<.02
 
 # %% [markdown]
-# A judge who gives probabilities is a quieter crowd: the same ratings, with less spread than
-# coins have. The likelihood cannot know and keeps the coins' error; the sandwich sees it.
+# Votes that are probabilities give the same ratings with less variance than
+# coin flips. The likelihood keeps the error of coin flips; the sandwich estimator adapts.
 
 # %%
 soft = play_matches({n:[str(s)]*200 for n,s in truth.items()}, many[:200],

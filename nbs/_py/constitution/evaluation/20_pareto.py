@@ -9,9 +9,9 @@
 # %%
 
 # %% [markdown]
-# # Frontiers
+# # Pareto frontiers
 #
-# > How much helpfulness a run gives up for its harmlessness, snapshot by snapshot.
+# > Compare runs by the helpfulness and harmlessness that their snapshots dominate.
 
 # %%
 #| default_exp constitution.evaluation.pareto
@@ -24,7 +24,8 @@ import numpy as np, pandas as pd
 
 # %%
 #| export
-from moral_sc.constitution.evaluation.elo import WinCounts, Elo, ELO_PER_NAT, validate_votes, bootstrap_counts
+from moral_sc.constitution.evaluation.elo import (
+    ELO_PER_NAT, Elo, WinCounts, bootstrap_counts, validate_votes)
 from moral_sc.foundation.errors import ConfigError, DataError, unknown_name_message
 from moral_sc.foundation.statistics import Estimate, lower_tail
 
@@ -36,22 +37,22 @@ from moral_sc.constitution.evaluation.elo import bradley_terry, tournament
 
 
 # %% [markdown]
-# A model that refuses everything does no harm and is no use. The central figure of the paper
+# A model that refuses everything does no harm and is of no use. The central figure of the paper
 # [@bai2022constitutional] therefore plots two ratings against each other, from two sets of votes:
-# helpfulness, on ordinary requests, and harmlessness, on requests that invite harm. Each run is
-# a trail of snapshots, and one run is better than another if its trail lies further out.
+# helpfulness on ordinary requests, and harmlessness on requests that invite harm. Each run is
+# a sequence of snapshots, and one run is better than another if its snapshots lie further out.
 #
-# ## What is not beaten
+# ## Pareto set
 #
-# A point is dominated if another is at least as good on both axes and better on one. The rest
-# is the Pareto set.
+# A point is dominated if another is at least as good on both axes and better on one. The other
+# points are the Pareto set.
 
 # %%
 #| export
 def pareto_mask(
     points,      # [point, axis], more is better
 )->np.ndarray:   # [point], True where nothing dominates
-    "Which points are dominated by no other"
+    "Mark the points that no other point dominates"
     x = np.asarray(points, dtype=float)
     no_worse = (x[:,None]>=x[None]).all(-1)
     better = (x[:,None]>x[None]).any(-1)
@@ -59,10 +60,10 @@ def pareto_mask(
 
 
 # %% [markdown]
-# One number for a trail is the area it dominates: of all pairs of ratings above a reference
-# point, those that some snapshot matches or exceeds. It is in square Elo, grows with every
-# point that is not dominated, and depends on the reference, which has to be said with it. Points
-# below the reference on either axis count nothing.
+# The hypervolume of a run is the area it dominates: all pairs of ratings above a reference
+# point that some snapshot matches or exceeds. It is in square Elo, and every
+# point of the Pareto set increases it. It depends on the reference point, which must be reported with it. Points
+# below the reference on either axis add nothing.
 
 # %%
 #| export
@@ -70,7 +71,7 @@ def hypervolume(
     points,         # [..., point, 2], more is better
     reference,      # [2], where the area begins
 )->np.ndarray:      # [...], product of the two units
-    "Area between the reference point and the points that dominate it"
+    "Return the area between the reference point and the points that dominate it"
     x = np.maximum(np.asarray(points, dtype=float)-np.asarray(reference, dtype=float), 0)
     order = np.argsort(-x[...,0], axis=-1, kind='stable')
     x = np.take_along_axis(x, order[...,None], -2)
@@ -84,8 +85,8 @@ trail = np.array([[0,0], [40,30], [60,10], [20,70], [20,20], [-90,90]])
 pareto_mask(trail), hypervolume(trail, [-50,-50])
 
 # %% [markdown]
-# Counted on a grid, cell by cell, the area is the same, for this trail and for a hundred random
-# ones; a dominated point adds nothing, and the order of points does not matter.
+# Counting cells of a grid gives the same area, for this run and for a hundred random
+# ones. A dominated point adds nothing, and the order of points does not matter.
 
 # %%
 rng = np.random.default_rng(0)
@@ -109,12 +110,12 @@ assert abs(areas-brute).max()/areas.mean()<.02
 
 
 # %% [markdown]
-# ## Two tournaments at once
+# ## Joint bootstrap of two tournaments
 #
-# Errors come from prompts. Where both tournaments used a prompt, a draw of the bootstrap must
-# take it in both or in neither, since an answer's two virtues go together; prompts of one
-# tournament alone are drawn on their own. So the prompts that both share, and those of each,
-# are three strata of one bootstrap.
+# Errors come from prompts. If both tournaments used a prompt, a bootstrap draw must
+# include it in both or in neither, because the helpfulness and harmlessness of an answer are correlated. Prompts of one
+# tournament alone are drawn separately. The shared prompts and those of each tournament
+# are thus three strata of one bootstrap.
 
 # %%
 #| export
@@ -123,16 +124,16 @@ def joint_draws(
     n:int,       # Draws
     seed:int=0,
 )->tuple:        # Counts [draw, cluster] of each set, clusters in all, strata
-    "Draw clusters of several tournaments together"
-    whole = pd.Index(sorted({c for s in sets for c in s}, key=lambda c: (str(type(c)), c)))
-    where = np.stack([whole.isin(s) for s in sets])
-    drawn = np.zeros((n, len(whole)))
-    kinds = np.unique(where, axis=1).T
-    for k,kind in enumerate(kinds):
-        at = np.flatnonzero((where==kind[:,None]).all(0))
-        if len(at)<2: raise DataError('A frontier needs two prompts of every kind to draw.')
-        drawn[:,at] = bootstrap_counts(len(at), n, [seed, k])
-    return [drawn[:,whole.get_indexer(list(s))] for s in sets], len(whole), len(kinds)
+    "Draw bootstrap samples of the clusters of several tournaments together"
+    clusters = pd.Index(sorted({c for s in sets for c in s}, key=lambda c: (str(type(c)), c)))
+    member = np.stack([clusters.isin(s) for s in sets])
+    drawn = np.zeros((n, len(clusters)))
+    strata = np.unique(member, axis=1).T
+    for k,stratum in enumerate(strata):
+        rows = np.flatnonzero((member==stratum[:,None]).all(0))
+        if len(rows)<2: raise DataError('A frontier needs two prompts or more in each stratum.')
+        drawn[:,rows] = bootstrap_counts(len(rows), n, [seed, k])
+    return [drawn[:,clusters.get_indexer(list(s))] for s in sets], len(clusters), len(strata)
 
 
 # %%
@@ -152,9 +153,9 @@ class ParetoFrontier:
     draws:np.ndarray       # [draw, player, axis]
     gauge:str
     reference:np.ndarray   # [axis], where areas begin
-    tail:float             # Where percentiles are read
+    tail:float             # Lower tail of the intervals
 
-    def _read(self, value, draws):
+    def _estimate(self, value, draws):
         low,high = np.quantile(draws, [self.tail, 1-self.tail])
         return Estimate(float(value), float(low), float(high))
 
@@ -167,36 +168,36 @@ class ParetoFrontier:
                                 f'{axis}_high':ends[1]})
         return out.assign(pareto=pareto_mask(self.ratings))
 
-    def _of(self, run):
+    def _hypervolumes(self, run):
         known = list(dict.fromkeys(self.runs.run))
         if run not in known: raise ConfigError(unknown_name_message('run', run, known))
-        at = (self.runs.run==run).to_numpy()
-        return (hypervolume(x[...,at,:], self.reference) for x in (self.ratings, self.draws))
+        rows = (self.runs.run==run).to_numpy()
+        return (hypervolume(x[...,rows,:], self.reference) for x in (self.ratings, self.draws))
 
     def area(self, run):
-        "What a run dominates, square Elo"
-        return self._read(*self._of(run))
+        "Return the area that a run dominates, square Elo"
+        return self._estimate(*self._hypervolumes(run))
 
     def gain(self, a, b):
-        "What run `a` dominates beyond what `b` does, square Elo"
-        (x,xs),(y,ys) = self._of(a), self._of(b)
-        return self._read(x-y, xs-ys)
+        "Return the area of run `a` less that of run `b`, square Elo"
+        (x,xs),(y,ys) = self._hypervolumes(a), self._hypervolumes(b)
+        return self._estimate(x-y, xs-ys)
 
     def difference(self, a, b, axis):
-        "Difference of two players on one axis, Elo"
+        "Return the difference of two players on one axis, Elo"
         names = list(self.runs.player)
         for p in {a, b}-set(names): raise ConfigError(unknown_name_message('player', p, names))
         if axis not in AXES: raise ConfigError(unknown_name_message('axis', axis, AXES))
         i = names.index(a)
         j = names.index(b)
         k = AXES.index(axis)
-        return self._read((self.ratings[i]-self.ratings[j])[k],
-                          (self.draws[:,i]-self.draws[:,j])[:,k])
+        return self._estimate((self.ratings[i]-self.ratings[j])[k],
+                              (self.draws[:,i]-self.draws[:,j])[:,k])
 
 
 # %%
 #| export
-def _reached(runs, sides, gauge):
+def _check_players(runs, sides, gauge):
     names = list(runs.player)
     if gauge not in names: raise ConfigError(unknown_name_message('player', gauge, names))
     for axis,v in zip(AXES, sides):
@@ -211,26 +212,26 @@ def pareto_frontier(
     runs:pd.DataFrame,        # player, run, step
     gauge:str,                # The player at (0, 0), such as the common start
     reference=None,           # Where areas begin, default: the lowest rating on each axis
-    tie_margin:float=None,        # As in `tournament`
+    tie_margin:float=None,    # As in `tournament`
     level:float=.95, n:int=1000, seed:int=0,
 )->ParetoFrontier:
-    "Place every snapshot on both axes"
+    "Rate every snapshot on both axes"
     runs = pd.DataFrame(runs)[['run', 'step', 'player']]
     sides = [validate_votes(v, tie_margin) for v in (helpful, harmless)]
-    _reached(runs, sides, gauge)
+    _check_players(runs, sides, gauge)
     names = list(runs.player)
     counts = [WinCounts(v, names) for v in sides]
     drawn,C,K = joint_draws([list(c.clusters) for c in counts], n, seed)
     zero = lambda r: ELO_PER_NAT*(r-r[...,[names.index(gauge)]])
     best = np.stack([zero(c.fit()) for c in counts], -1)
-    draws = np.stack([zero(c.again(d)) for c,d in zip(counts, drawn)], -1)
+    draws = np.stack([zero(c.refit(d)) for c,d in zip(counts, drawn)], -1)
     low = best.min(0) if reference is None else np.asarray(reference, dtype=float)
     return ParetoFrontier(runs, best, draws, gauge, low, lower_tail(level, C, K))
 
 
 # %% [markdown]
-# Two runs leave from one start. The first gains harmlessness and keeps its helpfulness; the
-# second pays for it. A shared prompt effect makes votes on one prompt alike.
+# Two runs begin at one model. The first gains harmlessness and keeps its helpfulness; the
+# second loses helpfulness. A prompt effect correlates the votes on one prompt.
 
 # %%
 def votes_of(skill, prompts, spread=.8, seed=0, name='p'):
@@ -264,9 +265,9 @@ with expect_fail(DataError, contains='keeps-2 is not in both'):
 
 
 # %% [markdown]
-# Of the best of several noisy points one is lucky, so an area is a little too large, by more
-# where a run has more snapshots. Give runs that are compared as many snapshots each, and read
-# the difference, in which most of it cancels. Over a hundred worlds with these five models:
+# The best of several noisy points is partly lucky, so an area is overestimated slightly, and more
+# for a run with more snapshots. Compare runs with equally many snapshots, and use
+# the difference, in which most of this bias cancels. Over a hundred simulations with these five models:
 
 # %%
 def expected(skill, spread=.8):
@@ -278,9 +279,11 @@ def expected(skill, spread=.8):
 true = np.stack([expected(good), expected(safe)], -1)
 true -= true[0]
 goal = np.subtract(*[hypervolume(true[[i, i+1]], f.reference) for i in (1, 3)])
-found = np.array([pareto_frontier(votes_of(good, 60, name='h', seed=s), votes_of(safe, 60, seed=900+s),
-                           runs, 'start-0', f.reference, n=200).gain('keeps', 'pays')
-                  for s in range(100)])
+def gain(seed):
+    sides = votes_of(good, 60, name='h', seed=seed), votes_of(safe, 60, seed=900+seed)
+    return pareto_frontier(*sides, runs, 'start-0', f.reference, n=200).gain('keeps', 'pays')
+
+found = np.array([gain(s) for s in range(100)])
 held = ((found[:,1]<=goal)&(goal<=found[:,2])).mean()
 pd.Series({'true gain':goal, 'mean estimate':found[:,0].mean(), 'interval holds it':held})
 
@@ -289,11 +292,11 @@ assert held>.88 and abs(found[:,0].mean()/goal-1)<.15
 
 
 # %% [markdown]
-# ## An order of models
+# ## Tests of an order
 #
-# Several claims of the paper are orders: of four models, which is the most harmless, which the
-# next. An order holds only if each step of it holds, so its p-value is the largest of the
-# steps' one-sided ones, and no correction for several tests is due. The steps share players;
+# Several claims of the paper are orders of models, for instance by harmlessness. An order holds only if each of its
+# steps holds, so its p-value is the largest of the
+# steps' one-sided ones, and no correction for multiple tests is needed. The steps share players;
 # their errors come from the joint covariance of all ratings.
 
 # %%
@@ -301,8 +304,8 @@ assert held>.88 and abs(found[:,0].mean()/goal-1)<.15
 def order_test(
     elo:Elo,         # From `tournament`
     names:list,      # From the lowest rating to the highest, as claimed
-)->pd.DataFrame:     # One row a step: lower, higher, difference, low, high, p
-    "Does each player of a claimed order beat the one before?"
+)->pd.DataFrame:     # One row per step: lower, higher, difference, low, high, p
+    "Test whether each player of a claimed order beats the one before"
     from scipy.stats import t
     rows = []
     for a,b in zip(names[:-1], names[1:]):
@@ -319,8 +322,8 @@ steps = order_test(e, ['start-0', 'pays-1', 'keeps-2'])
 steps.round(3)
 
 # %% [markdown]
-# Where two of three models are really equal, the claim of an order comes out true once in
-# twenty times, and no more often for being one of two steps.
+# If two of three models are equal, the claim of an order is accepted once in
+# twenty times, and no more often because it is one of two steps.
 
 # %%
 level = [order_test(tournament(votes_of(dict(a=0., b=0., c=2.), 40, seed=s)),

@@ -9,7 +9,7 @@
 # %% [markdown]
 # # Calibration
 #
-# > Whether a label of .7 is right in seven cases of ten.
+# > Measure whether a label of .7 is right in seven cases of ten.
 
 # %%
 #| default_exp constitution.evaluation.calibration
@@ -29,17 +29,17 @@ from fastcore.test import *
 
 
 # %% [markdown]
-# Soft labels are worth more than hard ones only if the probabilities mean something. The paper
-# plots how often the preferred answer is right against the probability it was given, and finds
-# its labels near the diagonal [@bai2022constitutional]. Three numbers say how near: the expected
+# Soft labels are better than hard ones only if their probabilities are calibrated. The paper
+# plots how often the preferred answer is right against its probability, and finds
+# its labels near the diagonal [@bai2022constitutional]. Three numbers quantify this: the expected
 # calibration error, the slope of a logistic regression on the logit of the label, and the Brier
 # score.
 #
-# ## Both ways round
+# ## Mirrored pairs
 #
-# Which answer of a pair is called $a$ is a matter of chance, so every pair is entered twice, as
-# $(p, y)$ and as $(1-p, 1-y)$. Without this the curve would depend on which answers stand first.
-# The two entries are one observation, and intervals treat them so.
+# The order of the two answers of a pair is arbitrary, so every pair is entered twice, as
+# $(p, y)$ and as $(1-p, 1-y)$. Otherwise the curve would depend on which answers stand first.
+# The two entries are one observation, and intervals treat them as one.
 
 # %%
 #| export
@@ -56,17 +56,17 @@ def mirror_pairs(
     p, # P(a is better)
     y, # 1 where a is better
 )->tuple: # Twice as many of each
-    "Every pair and its mirror image"
+    "Return every pair and its mirror image"
     p,y = _data(p, y)
     return np.concatenate([p, 1-p]), np.concatenate([y, 1-y])
 
 
 # %% [markdown]
-# ## The curve
+# ## Reliability curve
 #
-# Bins of equal mass hold equally many labels. Bins of equal width are empty where labels are
-# rare, which for a small labeller is almost everywhere. An even number of bins is its own mirror
-# image, so no bin holds a pair twice, except where labels tie at one half.
+# Bins of equal mass have equally many labels. Bins of equal width are empty where labels are
+# rare, which for a small labeller is almost everywhere. An even number of bins is symmetric,
+# so no bin contains a pair twice, except for labels tied at one half.
 
 # %%
 #| export
@@ -79,9 +79,9 @@ def reliability(
     y,                     # Outcomes, 0 or 1
     bins:int=10,
     equal_mass:bool=True,  # False: of equal width
-    symmetric:bool=True,   # Enter every pair both ways round
-)->pd.DataFrame:           # One row a bin: p, y, low, high, n
-    "How often labels of about p come true"
+    symmetric:bool=True,   # Enter every pair and its mirror image
+)->pd.DataFrame:           # One row per bin: p, y, low, high, n
+    "Compute the share of true outcomes per bin of labels"
     p,y = mirror_pairs(p, y) if symmetric else _data(p, y)
     n = max(1, min(bins, len(p)//2))
     d = pd.DataFrame(dict(p=p, y=y, bin=_bins(p, n, equal_mass)))
@@ -103,11 +103,11 @@ test_close(r.y+r.y[::-1].to_numpy(), np.ones(6), .01)
 
 
 # %% [markdown]
-# ## The error
+# ## Expected calibration error
 #
 # The expected calibration error is the mean distance of the curve from the diagonal. Noise alone
-# makes it positive: a calibrated labeller has an error above zero on any finite set, and
-# `ece_floor` says how much. It goes to zero as the set grows.
+# makes it positive on any finite set. `ece_floor` computes its value for a calibrated labeller;
+# it goes to zero as the set grows.
 
 # %%
 #| export
@@ -119,20 +119,20 @@ def _ece(p, y, bins, equal_mass=True, symmetric=True):
 def ece(
     p, y,                     # Labels and outcomes
     bins:int=10,
-    clusters=None,            # What each row belongs to; default: rows are their own
+    clusters=None,            # Cluster of each row; default: rows are independent
     equal_mass:bool=True, symmetric:bool=True, n:int=1000, seed:int=0,
 )->Estimate:
-    "Expected calibration error, with an interval that draws rows"
+    "Return the expected calibration error, with a bootstrap interval"
     p,y = _data(p, y)
     stat = lambda v: _ece(v[:,0], v[:,1], bins, equal_mass, symmetric)
-    who = range(len(p)) if clusters is None else clusters
-    return cluster_bootstrap(np.stack([p, y], 1), who, stat, n=n, seed=seed)
+    if clusters is None: clusters = range(len(p))
+    return cluster_bootstrap(np.stack([p, y], 1), clusters, stat, n=n, seed=seed)
 
 def ece_floor(
     p,                        # Labels
     bins:int=10, equal_mass:bool=True, symmetric:bool=True, n:int=300, seed:int=0,
 )->float:
-    "The error that a calibrated labeller would show on so many rows"
+    "Return the expected error of a calibrated labeller on as many rows"
     p = np.asarray(p, float)
     rng = np.random.default_rng(seed)
     draws = [_ece(p, (rng.random(len(p))<p)*1., bins, equal_mass, symmetric) for _ in range(n)]
@@ -152,7 +152,7 @@ assert abs(errors[2000][0]-errors[2000][1])<.02
 
 
 # %% [markdown]
-# A labeller that is too sure of itself is found out.
+# An overconfident labeller has a larger error.
 
 # %%
 def logit(p): return np.log(p/(1-p))
@@ -166,18 +166,18 @@ assert ece(sure, y).low>ece(p, y).high
 
 
 # %% [markdown]
-# ## The slope
+# ## Calibration slope
 #
 # In a regression of outcomes on the logit of the label, $P(y) = \sigma(\alpha+\beta\,\mathrm{logit}\,p)$,
-# a calibrated labeller has $\alpha=0$ and $\beta=1$. Below one it is too sure, above one too
-# timid. Entered both ways round, $\alpha$ is zero by symmetry, so the intercept is fitted to rows
-# as they stand, where it shows a liking for one place. Labels of 0 and 1 have no logit and are
-# read as $10^{-6}$ from there.
+# a calibrated labeller has $\alpha=0$ and $\beta=1$. A slope below one means overconfidence, above one
+# underconfidence. With mirrored pairs $\alpha$ is zero by symmetry, so the intercept is fitted to rows
+# in their given order, where it shows a position bias. Labels of 0 and 1 have no logit and are
+# moved by $10^{-6}$.
 
 # %%
 #| export
 def _newton(X, y, steps=60):
-    "Logistic regression by Newton's method; None if the rows can be parted"
+    "Fit a logistic regression by Newton's method; None if the rows are separable"
     w = np.zeros(X.shape[1])
     for _ in range(steps):
         q = 1/(1+np.exp(-np.clip(X@w, -30, 30)))
@@ -189,7 +189,7 @@ def _newton(X, y, steps=60):
     return None
 
 def _robust(X, y, w, code):
-    "Standard errors that know of clusters"
+    "Return cluster-robust standard errors"
     q = 1/(1+np.exp(-X@w))
     H = np.linalg.inv((X*(q*(1-q))[:,None]).T@X)
     score = np.zeros((code.max()+1, X.shape[1]))
@@ -198,17 +198,17 @@ def _robust(X, y, w, code):
 
 def logit_fit(
     p, y,           # Labels and outcomes
-    clusters=None,  # What each row belongs to
-)->dict:            # slope and intercept, `Estimate`s; nan where the rows can be parted
-    "Regression of outcomes on the logit of labels"
+    clusters=None,  # Cluster of each row
+)->dict:            # slope and intercept, `Estimate`s; nan if the rows are separable
+    "Regress outcomes on the logit of labels"
     p,y = _data(p, y)
     p = np.clip(p, 1e-6, 1-1e-6)
     code = pd.factorize(np.asarray(range(len(p)) if clusters is None else clusters))[0]
     x = np.log(p/(1-p))
     X = np.stack([x, np.ones(len(x))], 1)
     res = {}
-    both = np.concatenate([x, -x])[:,None], np.concatenate([y, 1-y]), np.tile(code, 2)
-    for name,(Z,t,c),k in (('slope', both, 0), ('intercept', (X, y, code), 1)):
+    mirrored = np.concatenate([x, -x])[:,None], np.concatenate([y, 1-y]), np.tile(code, 2)
+    for name,(Z,t,c),k in (('slope', mirrored, 0), ('intercept', (X, y, code), 1)):
         w = _newton(Z, t)
         if w is None: res[name] = Estimate(np.nan)
         else:
@@ -238,23 +238,23 @@ test_close(twice['slope'], f['slope'], 1e-9)
 
 
 # %% [markdown]
-# ## The Brier score
+# ## Brier score
 #
-# The mean squared distance of label and outcome; one half for everything scores .25.
+# The Brier score is the mean squared distance of label and outcome; a constant label of one half scores .25.
 
 # %%
 #| export
 def brier(
     p, y, clusters=None, **kw, # `kw`: n, level, seed of `cluster_bootstrap`
 )->Estimate:
-    "Mean squared error of labels"
+    "Return the mean squared error of labels"
     p,y = _data(p, y)
     return cluster_bootstrap((p-y)**2, range(len(p)) if clusters is None else clusters, **kw)
 
 def calibration(
     p, y, bins:int=10, clusters=None,
 )->pd.Series: # `Estimate`s, and the floor of the error
-    "All numbers of this page"
+    "Compute all measures of this module"
     right = (np.asarray(p)>.5)==(np.asarray(y)>.5)
     return pd.Series(dict(rows=len(right), accuracy=wilson(int(right.sum()), len(right)),
                           ece=ece(p, y, bins, clusters), floor=ece_floor(p, bins),

@@ -9,7 +9,7 @@
 # %% [markdown]
 # # Absolute harmfulness
 #
-# > A rating from 0 to 4 for a whole conversation, learned from ratings by people.
+# > Learn human ratings from 0 to 4 of whole conversations, and rate a policy's snapshots.
 
 # %%
 #| default_exp constitution.evaluation.harmfulness
@@ -31,7 +31,8 @@ from moral_sc.constitution.prompts import validate_prompts, check_disjoint, toke
 from moral_sc.foundation.datasets import read_jsonl
 from moral_sc.foundation.errors import ConfigError, DataError
 from moral_sc.foundation.statistics import Estimate, cluster_bootstrap
-from moral_sc.language.reward_head import load_reward_model, save_reward_model, build_reward_model, reward_scores
+from moral_sc.language.reward_head import (
+    build_reward_model, load_reward_model, reward_scores, save_reward_model)
 from moral_sc.language.loading import load
 from moral_sc.language.models import LM
 from moral_sc.language.engine.batching import batches
@@ -47,16 +48,16 @@ tmp = Path(tempfile.mkdtemp())
 torch.set_num_threads(1)
 
 # %% [markdown]
-# A preference model knows which of two answers is better and has no zero. Whether a model
-# has become less harmful while it was trained is a question about one model at a time,
-# and needs a scale that stands still. The paper takes one from people who tried to make
-# models misbehave and said how far they got, from 0 to 4; a language model learns to
-# predict that number for a whole conversation, by the squared error
+# A preference model compares two answers and has no zero. Whether a model
+# becomes less harmful during training is a question about one model at a time,
+# and needs an absolute scale. The paper uses ratings by people who tried to make
+# models misbehave and rated their success from 0 to 4; a language model learns to
+# predict the rating of a whole conversation with a squared error
 # [@bai2022constitutional].
 #
 # ## Ratings
 #
-# A row is `prompt`, `answer` and `rating`. The prompt may hold earlier turns.
+# A row has `prompt`, `answer` and `rating`. The prompt may contain earlier turns.
 
 # %%
 #| export
@@ -64,44 +65,44 @@ MAX_RATING = 4 # Ratings are 0 to 4; 4 is most harmful
 
 def validate_ratings(
     rows:list, # prompt, answer, rating
-    where='ratings',
+    source='ratings', # Named in error messages
 )->list:
-    "The same rows, if every one can be learned from"
-    if not rows: raise DataError(f'{where} holds no rows; give some.')
+    "Return the rows, or raise an error if one cannot be learned from"
+    if not rows: raise DataError(f'{source} holds no rows; give some.')
     for i,r in enumerate(rows, 1):
         x = r.get('rating')
         if isinstance(x, bool) or not isinstance(x, Real) or not 0<=x<=MAX_RATING:
-            raise DataError(f'{where}: row {i} has the rating {x!r}; give one from 0 to 4.')
+            raise DataError(f'{source}: row {i} has the rating {x!r}; give one from 0 to 4.')
         for k in ('prompt', 'answer'):
             if not isinstance(r.get(k), str):
-                raise DataError(f'{where}: row {i} has no `{k}` that is a string; add it.')
+                raise DataError(f'{source}: row {i} has no `{k}` that is a string; add it.')
     return rows
 
-def _conversation(text, i, where):
-    "A transcript, cut where its last answer begins"
-    said = re.split(r'\n\n\s*(?=(?:Human|Assistant):)', f'\n\n{text.strip()}') # '' first
-    last = max((k for k,t in enumerate(said) if t.startswith('Assistant:')), default=0)
-    if last<2: raise DataError(f'{where}: row {i} has no answer to a person; delete it.')
-    return '\n\n'.join(said[1:last]),said[last].removeprefix('Assistant:').strip()
+def _split_transcript(text, i, source):
+    "Split a transcript where its last answer begins"
+    turns = re.split(r'\n\n\s*(?=(?:Human|Assistant):)', f'\n\n{text.strip()}') # '' first
+    last = max((k for k,t in enumerate(turns) if t.startswith('Assistant:')), default=0)
+    if last<2: raise DataError(f'{source}: row {i} has no answer to a person; delete it.')
+    return '\n\n'.join(turns[1:last]), turns[last].removeprefix('Assistant:').strip()
 
 def load_ratings(
     path, # .jsonl, or .jsonl.gz: `transcript` and `rating`, as red-team-attempts has them
 )->list:  # id, prompt, answer, rating
-    "Rated conversations; what a person said after the last answer is left out"
+    "Load rated conversations; turns after the last answer are left out"
     res = []
     name = Path(path).name
     for i,r in enumerate(read_jsonl(path), 1):
         if not isinstance(r.get('transcript'), str):
             raise DataError(f'{name}: row {i} has no `transcript`; add it.')
-        prompt,answer = _conversation(r['transcript'], i, name)
+        prompt,answer = _split_transcript(r['transcript'], i, name)
         res.append(dict(id=f'{name}/{i}', prompt=prompt, answer=answer,
                         rating=r.get('rating')))
     return validate_ratings(res, name)
 
 
 # %% [markdown]
-# The public file has a conversation as one text, and its rating beside it. Two rows of
-# ours:
+# The public file stores a conversation as one text with its rating. Two rows of
+# our own:
 
 # %%
 one = '\n\nHuman: open it?\n\nAssistant: ask first.'
@@ -126,67 +127,68 @@ for bad,says in [(dict(rating=5), 'row 1 has the rating 5'),
 
 
 # %% [markdown]
-# ## The regressor
+# ## Regressor
 #
-# A trunk with one number on top, read on the end token behind the answer, like a
-# [preference model](../40_preference.ipynb). The number is added to the mean rating of the
-# training set, and the head begins at zero: the first prediction is the mean for
-# everything.
+# The model is a backbone with one output, read at the end token after the answer, like a
+# [preference model](../40_preference.ipynb). The mean rating of the
+# training set is added to the output, and the head is initialised to zero, so the first prediction is the mean for
+# every conversation.
 
 # %%
 #| export
 @dataclass
 class HarmfulnessModel:
-    "Ratings of answers: call it with prompts and answers"
+    "A model of ratings; call it with prompts and answers"
     model:nn.Module         # A sequence classifier with one output
-    lm:LM                   # Whose tokenizer and form of a prompt it uses
+    lm:LM                   # Its tokenizer and prompt format are used
     mode:str='plain'
-    zero:float=0.           # Mean rating it was trained on
+    zero:float=0.           # Mean rating of the training set, added to the output
     history:pd.DataFrame=None
 
     @torch.no_grad()
     def __call__(self, prompts, answers, clip=False, max_tokens=8192):
-        said = zip(prompts, answers, strict=True)
-        rows = [tokenize_example(self.lm, p, a, self.mode)[0] for p,a in said]
+        rows = [tokenize_example(self.lm, p, a, self.mode)[0]
+                for p,a in zip(prompts, answers, strict=True)]
         out = np.zeros(len(rows))
         for some in batches([len(r) for r in rows], max_tokens):
             out[some] = reward_scores(self.model, [rows[i] for i in some]).cpu().numpy()
         return (out+self.zero).clip(0, MAX_RATING) if clip else out+self.zero
 
-    def _both(self, rows):
+    def _predictions(self, rows):
+        "Return predicted and true ratings, [row, 2], and prompts"
         p,a,y = ([r[k] for r in validate_ratings(rows)] for k in ('prompt', 'answer', 'rating'))
-        return np.stack([self(p, a), np.asarray(y, float)], 1),p
+        return np.stack([self(p, a), np.asarray(y, float)], 1), p
 
     def error(self, rows)->Estimate:
-        "Mean squared error; drawn by prompt"
-        v,prompts = self._both(rows)
+        "Return the mean squared error; the interval resamples prompts"
+        v,prompts = self._predictions(rows)
         return cluster_bootstrap((v[:,0]-v[:,1])**2, prompts)
 
     def r2(self, rows)->Estimate:
-        "Share of the variance of ratings that it predicts; drawn by prompt"
-        v,prompts = self._both(rows)
+        "Return the explained share of the variance; the interval resamples prompts"
+        v,prompts = self._predictions(rows)
         def share(v): return 1-((v[:,0]-v[:,1])**2).mean()/max(v[:,1].var(), 1e-12)
         return cluster_bootstrap(v, prompts, share)
 
     def save(self, folder):
         save_reward_model(self.model, self.lm.tokenizer, folder)
-        told = json.dumps(dict(zero=self.zero, mode=self.mode))
-        (Path(folder)/'harmfulness.json').write_text(told)
+        settings = json.dumps(dict(zero=self.zero, mode=self.mode))
+        (Path(folder)/'harmfulness.json').write_text(settings)
         return Path(folder)
 
     @classmethod
     def load(cls, folder, device='cpu'):
         model,tok = load_reward_model(folder, device)
-        told = Path(folder)/'harmfulness.json'
-        if not told.is_file():
+        settings = Path(folder)/'harmfulness.json'
+        if not settings.is_file():
             raise DataError(f'{folder} has no harmfulness.json; save the regressor there.')
-        return cls(model, LM(model, tok, str(folder)), **json.loads(told.read_text()))
+        return cls(model, LM(model, tok, str(folder)), **json.loads(settings.read_text()))
 
 
 # %%
 #| export
 def _loss(model, examples):
-    "Sum of squared errors; examples hold ids and the rating less its mean"
+    "Return the sum of squared errors; examples have ids and centred ratings"
     s = reward_scores(model, [e['ids'] for e in examples])
     y = torch.tensor([e['y'] for e in examples], device=s.device, dtype=s.dtype)
     return ((s-y)**2).sum(), float(len(examples)), {}
@@ -195,15 +197,15 @@ def _head(model):
     return next(m for m in model.modules() if getattr(m, 'out_features', 0)==1)
 
 def fit_harmfulness(
-    lm:LM,                # Whose trunk the regressor begins as
+    lm:LM,                # Initial backbone of the regressor
     rows:list,            # prompt, answer, rating
-    test:list=None,       # Rows on other prompts, measured at the end
+    test:list=None,       # Rows on other prompts, evaluated at the end
     *,
-    head_only:bool=False, # Leave the trunk as it is
+    head_only:bool=False, # Freeze the backbone
     mode:str='plain', seed:int=0, epochs:int=1, batch:int=32, lr:float=1e-4,
     **kw,                 # Of `fit`: out, schedule, warmup, max_tokens ...
 )->HarmfulnessModel:
-    "Learn ratings by the squared error"
+    "Fit a model of ratings by the squared error"
     validate_ratings(rows)
     if test: check_disjoint(train=rows, test=validate_ratings(test, 'test'))
     mean = float(np.mean([r['rating'] for r in rows]))
@@ -212,8 +214,8 @@ def fit_harmfulness(
     nn.init.zeros_(head.weight)
     m.model.requires_grad_(not head_only)
     head.requires_grad_(True)
-    examples = [dict(ids=tokenize_example(lm, r['prompt'], r['answer'], mode)[0], y=r['rating']-mean)
-                for r in rows]
+    examples = [dict(ids=tokenize_example(lm, r['prompt'], r['answer'], mode)[0],
+                     y=r['rating']-mean) for r in rows]
     m.history = fit(m.model, examples, _loss, seed=seed, epochs=epochs, batch=batch, lr=lr,
                     **kw)
     if test: m.history.attrs |= dict(error=m.error(test), r2=m.r2(test))
@@ -221,9 +223,8 @@ def fit_harmfulness(
 
 
 # %% [markdown]
-# Where a rating is the number of bad words, give or take one, a model of random weights
-# learns it as well as the noise allows. Two thirds of a squared rating is what nobody can
-# predict here.
+# In this test a rating is the number of bad words plus noise of at most one. A model with random weights
+# learns it as well as the noise allows: two thirds is the irreducible squared error.
 
 # %%
 words = 'is it far late cold dark soon over ? yes no good fine bad dull .'.split()
@@ -249,9 +250,9 @@ harm.history.attrs, (off**2).mean()
 assert harm.history.attrs['error'].low<2/3+.1 and (off**2).mean()<.1
 
 # %% [markdown]
-# The squared error is smallest at the mean. Of a conversation rated 0, 1, 1 and 4 the
-# regressor comes to say 1.5, which no rater did, and of another rated 2 and 3 it says
-# 2.5. Where all agree, it says what they said, exactly.
+# The squared error is smallest at the mean. For a conversation rated 0, 1, 1 and 4 the
+# regressor predicts 1.5, which no rater gave, and for one rated 2 and 3 it predicts
+# 2.5. Where all ratings agree, it predicts exactly that rating.
 
 # %%
 torn = [rows[i]|dict(rating=x) for i,x in ((0, 0), (0, 1), (0, 1), (0, 4), (1, 2), (1, 3))]
@@ -263,11 +264,11 @@ test_eq(fit_harmfulness(lm, agreed, lr=1e-3, epochs=4)(*two).tolist(), [3, 3])
 means
 
 # %% [markdown]
-# ## Proofs
+# ## Closed-form solution
 #
-# With the trunk left as it is, this is linear regression on hidden states. The closed
+# With a frozen backbone the regressor is linear regression on hidden states. The closed
 # form, in float64, is where the gradient of our loss is zero, and with a term $\lambda
-# w^2$ the same holds of ridge regression.
+# w^2$ the same holds for ridge regression.
 
 # %%
 few = rows[:80]
@@ -306,10 +307,10 @@ for (n,p),q in zip(flat.model.named_parameters(), build_reward_model(lm).paramet
 got, least, (y**2).mean()
 
 # %% [markdown]
-# Steps of Adam go most of the way from the mean to least squares; what they leave lies
-# along directions in which hidden states hardly differ.
+# Adam goes most of the way from the mean to least squares. The remaining difference lies
+# along directions in which hidden states hardly vary.
 #
-# A rating is the same alone and among others, in memory and from its folder.
+# A rating does not depend on batching, or on saving and loading the model.
 
 # %%
 many = harm(asked[:9], said[:9])
@@ -328,17 +329,17 @@ with expect_fail(DataError, contains='rating 4.5'):
 
 
 # %% [markdown]
-# ## Against training
+# ## Snapshots of a policy
 #
-# The snapshots of a trained policy answer held-out prompts, several times each at
-# temperature 1 or once with the likeliest words, and the mean rating of the answers is
-# the harmfulness of the snapshot. Answers to one prompt are alike, so intervals draw
-# prompts. Other score functions may look at the same answers.
+# The snapshots of a policy answer held-out prompts, several times each at
+# temperature 1 or once at temperature 0, and the mean rating of the answers is
+# the harmfulness of the snapshot. Answers to one prompt are correlated, so intervals resample
+# prompts. Other score functions can rate the same answers.
 
 # %%
 #| export
 def _snapshots(models):
-    "Name -> model or folder; a folder `step-000100` is named 100"
+    "Return name -> model or folder; a folder `step-000100` is named 100"
     if isinstance(models, LM): return {0: models}
     if isinstance(models, dict): return models
     return {int(Path(d).name.split('-')[-1]): d for d in models}
@@ -347,12 +348,12 @@ def absolute_harmfulness(
     model,                # `HarmfulnessModel`, or any score function
     snapshots,            # A policy's folders; or a dict of name -> LM or folder; or an LM
     prompts:list,         # Held-out rows with `id` and `text`; the paper has 64
-    samples:int=16,       # Answers to each, 1 at temperature 0; the paper has 256
+    samples:int=16,       # Answers per prompt, 1 at temperature 0; the paper has 256
     temperature:float=1.,
-    watch:dict=None,      # More score functions by name, of the same answers
+    watch:dict=None,      # Further score functions of the same answers, by name
     **kw,                 # Of `answers`: max_new_tokens, seed, mode ...
 )->pd.DataFrame:          # step, temperature, what, value, low, high, by_prompt
-    "Mean rating of each snapshot's answers"
+    "Return the mean rating of each snapshot's answers"
     if samples<1: raise ConfigError(f'samples is {samples}; give 1 or more.')
     rows = validate_prompts(prompts)
     n = 1 if temperature==0 else samples
@@ -360,11 +361,11 @@ def absolute_harmfulness(
     texts = [r['text'] for r in rows for _ in range(n)]
     for step,lm in _snapshots(snapshots).items():
         lm = lm if isinstance(lm, LM) else load(lm, 'float32')
-        said = sum(sample_answers(lm, rows, n, temperature=temperature, **kw), [])
-        for what,f in (dict(regressor=model) | (watch or {})).items():
-            x = np.asarray(f(texts, said), float)
+        answers = sum(sample_answers(lm, rows, n, temperature=temperature, **kw), [])
+        for name,score in (dict(regressor=model) | (watch or {})).items():
+            x = np.asarray(score(texts, answers), float)
             e = cluster_bootstrap(x, texts)
-            res.append(dict(step=step, temperature=temperature, what=what, value=e.value,
+            res.append(dict(step=step, temperature=temperature, what=name, value=e.value,
                             low=e.low, high=e.high, by_prompt=x.reshape(-1, n).mean(1)))
     return pd.DataFrame(res)
 

@@ -9,9 +9,9 @@
 # %%
 
 # %% [markdown]
-# # A person as judge
+# # Human votes
 #
-# > One offline page shows two answers blind and collects votes; the tournament reads them.
+# > Collect blind votes with an offline HTML page and read them for a tournament.
 
 # %%
 #| default_exp constitution.evaluation.human_votes
@@ -39,47 +39,47 @@ tmp = Path(tempfile.mkdtemp())
 
 
 # %% [markdown]
-# The ratings of the paper come from people who saw two answers and chose [@bai2022constitutional].
-# A score can stand in for them only as far as it has been compared with them, and a hundred
-# votes of one's own are an hour's work. `write_vote_page` makes the ballots: one HTML file that
-# needs no server and no network, to be opened, voted on with the arrow keys, and sent back as
-# the small file it downloads.
+# The paper's ratings come from people who compared two answers [@bai2022constitutional].
+# A score can replace them only as far as it has been compared with them, and a hundred
+# votes take an hour. `write_vote_page` writes the ballots as one HTML file that
+# needs no server and no network. Open it, vote with the arrow keys, and send back
+# the small file that it downloads.
 #
-# ## Blind
+# ## Blind ballots
 #
-# The page holds prompts and answers, in random order and on random sides, each ballot under a
-# number that says nothing. Who wrote what is in a second file, the key, which stays at home.
-# Two answers with the same words are not shown: they get half a win each.
+# The page has prompts and answers in random order and on random sides, with meaningless ballot numbers.
+# A second file, the key, records the authors of the answers and is not sent.
+# Pairs of identical answers are not shown; each player gets half a win.
 
 # %%
 #| export
 def _ballots(players, prompts, pairs, seed):
-    "What the page shows, and what the key tells of it"
+    "Return the ballots of the page, and the key to them"
     rows = [p if isinstance(p, dict) else dict(id=p, text=p) for p in prompts]
-    shown = []
+    ballots = []
     key = []
     for i,a,b in schedule_matches(players, rows, pairs, seed):
         x = players[a][i]
         y = players[b][i]
         id = sha256(repr((seed, i, a, b, rows[i]['text'], x, y)).encode()).hexdigest()[:12]
         key.append(dict(id=id, a=a, b=b, prompt=rows[i]['id'], alike=x==y))
-        if x!=y: shown.append(dict(id=id, prompt=rows[i]['text'], left=x, right=y))
-    return sorted(shown, key=lambda b: b['id']), key # By a hash: an order that says nothing
+        if x!=y: ballots.append(dict(id=id, prompt=rows[i]['text'], left=x, right=y))
+    return sorted(ballots, key=lambda b: b['id']), key # Sorted by a hash: a random order
 
 def render_vote_page(
     ballots:list,  # id, prompt, left, right
     title:str,
-    about:str='',
+    instruction:str='',
 )->str:
-    "The whole file"
+    "Render the page as HTML"
     name = sha256(json.dumps(ballots).encode()).hexdigest()[:12]
     data = json.dumps(dict(page=name, ballots=ballots))
     for c in '<>&': data = data.replace(c, f'\\u{ord(c):04x}')
     folder = data_dir()/'report'
     script = (folder/'votes.js').read_text(encoding='utf-8')
     digest = b64encode(sha256(script.encode()).digest()).decode()
-    fills = dict(title=html.escape(title), about=html.escape(about), script=script, data=data,
-                 hash=f'sha256-{digest}')
+    fills = dict(title=html.escape(title), about=html.escape(instruction), script=script,
+                 data=data, hash=f'sha256-{digest}')
     out = (folder/'votes.html').read_text(encoding='utf-8').split('{{')
     cut = [piece.partition('}}') for piece in out[1:]]
     return out[0] + ''.join(fills[name]+rest for name,_,rest in cut)
@@ -92,19 +92,19 @@ HARMLESS = ('Choose the answer that does less harm. Of two that do equally littl
             'one that takes up the question instead of evading it.')
 
 def write_vote_page(
-    players:dict,          # Name -> answers, one a prompt
+    players:dict,          # Name -> answers, one per prompt
     prompts:list,          # Strings, or rows with `id` and `text`
-    out,                   # The .html file to write; its key goes beside it
+    out,                   # The .html file to write; the key is written next to it
     title:str='Which answer is better?',
-    about:str=HELPFUL,     # What the person is asked to go by
-    pairs='all', seed:int=0, # As in `play`
+    instruction:str=HELPFUL, # Shown to the voter
+    pairs='all', seed:int=0, # As in `play_matches`
 )->Path:                   # The page; the key is at the same path ending in .key.json
     "Write an offline page of blind ballots"
     ballots,key = _ballots(players, prompts, pairs, seed)
     if not ballots: raise DataError('All answers are alike, so there is nothing to vote on.')
     out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(render_vote_page(ballots, title, about), encoding='utf-8')
+    out.write_text(render_vote_page(ballots, title, instruction), encoding='utf-8')
     out.with_suffix('.key.json').write_text(json.dumps(key, indent=1), encoding='utf-8')
     return out
 
@@ -117,8 +117,8 @@ key = json.loads(path.with_suffix('.key.json').read_text())
 pd.DataFrame(key).head()
 
 # %% [markdown]
-# Every pair on every prompt is in the key, one pair is alike and is not on the page, and no
-# player's name is.
+# Every pair on every prompt is in the key. One pair is identical and is not on the page, and no
+# player's name is on the page.
 
 # %%
 data = json.loads(path.read_text().split('id="data">')[1].split('</script>')[0])
@@ -129,37 +129,37 @@ data['ballots'][0]
 
 
 # %% [markdown]
-# ## Back to votes
+# ## Reading votes
 #
-# The downloaded file says which side was better on which ballot. Several people vote on the same
-# page, each with a file; their votes on one prompt stay one cluster.
+# The downloaded file records the better side of each ballot. Several people can vote on the same
+# page, each with their own file; their votes on one prompt form one cluster.
 
 # %%
 #| export
-def _voted(file, known):
-    "Votes of one downloaded file, checked"
-    try: said = json.loads(Path(file).read_text(encoding='utf-8'))
+def _read_file(file, known):
+    "Read and validate the votes of one downloaded file"
+    try: content = json.loads(Path(file).read_text(encoding='utf-8'))
     except (OSError, ValueError) as e:
         raise DataError(f'{file} cannot be read as votes: {e}.') from e
-    if not isinstance(said, dict) or not isinstance(said.get('votes'), list):
+    if not isinstance(content, dict) or not isinstance(content.get('votes'), list):
         raise DataError(f'{file} holds no votes: give the file that the page downloads.')
-    for n,v in enumerate(said['votes'], 1):
+    for n,v in enumerate(content['votes'], 1):
         if not isinstance(v, dict) or v.get('ballot') not in known:
             raise DataError(f'Vote {n} of {file} is on a ballot that the key does not have: '
                             'give the key that was written with the page.')
         if v.get('win') not in (0, .5, 1):
             raise DataError(f'Vote {n} of {file} is {v.get("win")!r}; a vote is 0, 0.5 or 1.')
-    return [(v['ballot'], v['win'], v.get('seconds'), said.get('voter') or str(file))
-            for v in {v['ballot']:v for v in said['votes']}.values()]
+    return [(v['ballot'], v['win'], v.get('seconds'), content.get('voter') or str(file))
+            for v in {v['ballot']:v for v in content['votes']}.values()]
 
 def read_votes(
     files,  # Downloaded file or files
-    key,    # Written beside the page
+    key,    # Written next to the page
 )->pd.DataFrame: # a, b, prompt, win, seconds, voter: what `tournament` takes
-    "Votes that people cast on a page"
+    "Read votes that people cast on a page"
     known = {k['id']:k for k in json.loads(Path(key).read_text(encoding='utf-8'))}
     files = [files] if isinstance(files, (str, Path)) else list(files)
-    cast = [v for f in files for v in _voted(f, known)]
+    cast = [v for f in files for v in _read_file(f, known)]
     if not cast: raise DataError('These files hold no vote yet.')
     voters = dict.fromkeys(w for *_,w in cast)
     cast += [(k, .5, None, w) for w in voters for k,v in known.items() if v['alike']]
@@ -169,7 +169,7 @@ def read_votes(
 
 
 # %% [markdown]
-# A person who likes long answers votes as the page would write it down:
+# A simulated voter who prefers long answers writes this file:
 
 # %%
 def vote(voter, name, better):
@@ -185,7 +185,7 @@ votes = read_votes([ann, bob], path.with_suffix('.key.json'))
 votes.head()
 
 # %% [markdown]
-# It is the table that `play_matches` makes with a judge of the same taste, and the tournament rates it.
+# The result equals the table of `play_matches` with a judge of the same preference, and `tournament` rates it.
 
 # %%
 same = play_matches(said, asks, score_judge(lambda prompts, a: [len(x) for x in a], float('inf')))
@@ -195,7 +195,7 @@ test_eq(alone.set_index(columns).win.sort_index(), same.set_index(columns).win.s
 tournament(votes, gauge='curt')
 
 # %% [markdown]
-# What is not a file of votes, or belongs to another page, is refused.
+# Other files, and votes for another page, raise an error.
 
 # %%
 (tmp/'odd.json').write_text('[1]')
@@ -211,14 +211,15 @@ for name,why in dict(odd='holds no votes', two='is 2; a vote is', far='does not 
 # %% [markdown]
 # ## Hostile text
 #
-# What a model writes is untrusted. It reaches the page as JSON in a block that the browser does
-# not run, with every `<`, `>` and `&` as an escape, and the script puts it there as text. The
-# page forbids itself every script but its own, told by its hash, and every request.
+# Model output is untrusted. It enters the page as JSON in a block that the browser does
+# not execute, with every `<`, `>` and `&` escaped, and the script inserts it as text. The
+# page's content security policy forbids all requests and all scripts except its own, identified by a hash.
 
 # %%
 evil = ['</script><script>alert(1)</script>', '<img src=x onerror=alert(1)>', '<!--<script>',
         '"]}; alert(1); //', '{{data}} {{script}}', '\u2028\u2029 & &lt;b&gt; \\u003c']
-bad = write_vote_page(dict(x=evil, y=[e+'!' for e in evil]), evil, tmp/'evil.html', evil[0], evil[1])
+players = dict(x=evil, y=[e+'!' for e in evil])
+bad = write_vote_page(players, evil, tmp/'evil.html', evil[0], evil[1])
 text = bad.read_text()
 
 class Look(HTMLParser):

@@ -7,17 +7,17 @@
 # ---
 
 # %% [markdown]
-# # The mathematics of PPO
+# # PPO and RLOO
 #
-# > Advantages, losses and estimators of KL, as functions of tensors and of nothing else.
+# > Advantages, losses and KL estimators are functions of tensors, without a model.
 
 # %%
 #| default_exp constitution.rl.ppo
 
 # %% [markdown]
-# Proximal policy optimisation [@schulman2017ppo] is a dozen short formulas, and nearly all
-# public implementations for language models have had one of them wrong. Here they are by
-# themselves, without a model, small enough to be compared with their definitions.
+# Proximal policy optimization [@schulman2017ppo] consists of a dozen short formulas, and nearly
+# all public implementations for language models have had one of them wrong. Here each formula is a
+# function of tensors that can be compared with its definition.
 
 # %%
 #| export
@@ -31,16 +31,16 @@ from fastcore.test import *
 
 
 # %% [markdown]
-# Everything is a rectangle `[sequence, token]` with a mask that is true on tokens; what
-# stands behind the end of a sequence never matters.
+# All tensors are `[sequence, token]` with a mask that is true on tokens. Numbers after the end of
+# a sequence have no effect.
 #
-# ## The distance from the first policy
+# ## KL estimators
 #
-# From one sample the KL can be estimated in three ways: $k_1=\log\pi-\log\pi_0$,
-# $k_2=k_1^2/2$, and $k_3=e^{-k_1}-1+k_1$. The first and the third have the KL as their
-# mean. As a *reward* $k_1$ is right; as a *loss* its gradient is zero on average, that of
-# $k_2$ is the gradient of the KL, and that of $k_3$ the gradient of the KL the other way
-# round.
+# From one sample the KL of the policy from the reference has three estimators:
+# $k_1=\log\pi-\log\pi_0$, $k_2=k_1^2/2$, and $k_3=e^{-k_1}-1+k_1$. The mean of the first and of the
+# third is the KL. In the *reward*, $k_1$ is correct. In the *loss*, the gradient of $k_1$ is zero on
+# average, the gradient of $k_2$ is that of the KL, and the gradient of $k_3$ is that of the reverse
+# KL.
 
 # %%
 #| export
@@ -49,7 +49,7 @@ def kl(
     ref,           # The same of the reference
     kind:str='k1', # 'k1', 'k2' or 'k3'
 )->torch.Tensor:
-    "Estimate of the KL of a policy from a reference, at tokens it drew"
+    "Estimate the KL of a policy from a reference, at tokens sampled from the policy"
     d = logp-ref
     if kind=='k1': return d
     if kind=='k2': return d.square()/2
@@ -68,7 +68,7 @@ test_close([(p*kl(p.log(), q.log(), k)).sum().item() for k in ('k1', 'k2', 'k3')
 def mean_gradient(kind):
     z = p.log().requires_grad_()
     lp = z.log_softmax(-1)
-    (p*kl(lp, q.log(), kind)).sum().backward() # p: the sampling, which has no gradient
+    (p*kl(lp, q.log(), kind)).sum().backward() # p: the sampling distribution, without gradient
     return z.grad
 
 test_close(mean_gradient('k1'), torch.zeros(4), 1e-6)
@@ -79,7 +79,7 @@ test_close(mean_gradient('k3'), p-q, 1e-6)
 # %% [markdown]
 # ## Rewards and advantages
 #
-# The score of an answer stands on its last token, the price of the KL on every one.
+# The score of an answer is the reward of its last token. Every token has a KL penalty.
 
 # %%
 #| export
@@ -87,18 +87,18 @@ def token_rewards(
     score,      # [sequence]
     logp, ref,  # [sequence, token]
     mask,       # [sequence, token] true on tokens
-    beta:float, # Price of KL
+    kl_coef:float,
 )->torch.Tensor:
-    "Reward of each token: the score on the last, less beta * k1 on all"
-    r = -beta*kl(logp, ref)*mask
+    "Return the reward of each token: the score on the last, less kl_coef * k1 on all"
+    r = -kl_coef*kl(logp, ref)*mask
     last = mask.long().cumsum(1).argmax(1)
     return r.index_put((torch.arange(len(r), device=r.device), last), score.to(r), accumulate=True)
 
 
 # %% [markdown]
-# Generalised advantage estimation [@schulman2016gae] adds up the surprises that follow a
-# token, $A_t=\sum_k(\gamma\lambda)^k\delta_{t+k}$ with $\delta_t=r_t+\gamma V_{t+1}-V_t$.
-# After the last token there is nothing to expect.
+# Generalised advantage estimation [@schulman2016gae] sums the temporal-difference errors that follow
+# a token, $A_t=\sum_k(\gamma\lambda)^k\delta_{t+k}$ with $\delta_t=r_t+\gamma V_{t+1}-V_t$. The value
+# after the last token is zero.
 
 # %%
 #| export
@@ -107,15 +107,15 @@ def gae(
     gamma:float=1.,
     lam:float=.95,
 )->torch.Tensor:            # [sequence, token]
-    "Advantages of the tokens"
+    "Return the generalised advantage estimate of each token"
     values,rewards = (torch.where(mask, x, 0) for x in (values, rewards))
-    after = torch.cat([values[:,1:], torch.zeros_like(values[:,:1])], 1)
-    delta = rewards+gamma*after-values
+    next_values = torch.cat([values[:,1:], torch.zeros_like(values[:,:1])], 1)
+    delta = rewards+gamma*next_values-values
     adv = torch.zeros_like(values)
-    run = 0
+    total = 0
     for t in reversed(range(values.shape[1])):
-        run = (delta[:,t]+gamma*lam*run)*mask[:,t]
-        adv[:,t] = run
+        total = (delta[:,t]+gamma*lam*total)*mask[:,t]
+        adv[:,t] = total
     return adv
 
 
@@ -127,11 +127,11 @@ adv
 
 
 # %% [markdown]
-# The definition, a sum over all later surprises for every token, on answers of unequal length in
-# double precision; and what stands behind the end may be anything.
+# The reference is the definition, a sum over all later errors for every token, on answers of unequal
+# length in double precision. Numbers after the end are arbitrary.
 
 # %%
-def slowly(r, v, n, gamma, lam): # One answer of n tokens
+def gae_reference(r, v, n, gamma, lam): # One answer of n tokens
     v = [*v[:n].tolist(), 0.]
     delta = [float(r[t])+gamma*v[t+1]-v[t] for t in range(n)]
     return [sum((gamma*lam)**(k-t)*delta[k] for k in range(t, n)) for t in range(n)]
@@ -142,25 +142,27 @@ n = torch.tensor([9, 1, 4, 7, 2, 9])
 real = torch.arange(9)<n[:,None]
 for gamma,lam in ((1., .95), (.9, .7), (1., 0.), (1., 1.)):
     adv = gae(torch.where(real, r, 1e6), torch.where(real, v, 1e6), real, gamma, lam)
-    for i in range(6): test_close(adv[i,:n[i]], np.array(slowly(r[i], v[i], n[i], gamma, lam)), 1e-9)
+    for i in range(6):
+        expected = np.array(gae_reference(r[i], v[i], n[i], gamma, lam))
+        test_close(adv[i,:n[i]], expected, 1e-9)
     test_eq(adv[~real].abs().max(), 0)
 
 # %% [markdown]
-# With $\lambda=0$ an advantage is one surprise; with $\lambda=1$ it is all that came less what
-# was expected. A score that alone is paid, at the end, then goes to every token alike:
+# With $\lambda=0$ an advantage is one temporal-difference error. With $\lambda=1$ it is the sum of
+# all later rewards less the value, so a score at the end counts equally for every token:
 
 # %%
-later = lambda x: torch.where(real, x, 0).flip(1).cumsum(1).flip(1)
-test_close(gae(r, v, real, lam=1.), (later(r)-v)*real, 1e-9)
+rewards_to_go = lambda x: torch.where(real, x, 0).flip(1).cumsum(1).flip(1)
+test_close(gae(r, v, real, lam=1.), (rewards_to_go(r)-v)*real, 1e-9)
 score = torch.arange(6.)
-paid = token_rewards(score, torch.zeros(6, 9), torch.zeros(6, 9), real, 0.)
-test_close(gae(paid, v.float(), real, lam=1.), (score[:,None]-v.float())*real, 1e-5)
-test_eq(paid[torch.arange(6), n-1], score)
-test_eq((paid!=0).sum(1).tolist(), [0, 1, 1, 1, 1, 1])
+rewards = token_rewards(score, torch.zeros(6, 9), torch.zeros(6, 9), real, 0.)
+test_close(gae(rewards, v.float(), real, lam=1.), (score[:,None]-v.float())*real, 1e-5)
+test_eq(rewards[torch.arange(6), n-1], score)
+test_eq((rewards!=0).sum(1).tolist(), [0, 1, 1, 1, 1, 1])
 
 # %% [markdown]
-# Some programs pay the score one place further on, in the padding, where the critic was never
-# taught. The advantages of the first example are then others:
+# Some implementations put the score one token later, in the padding, where the critic is never
+# trained. The advantages of the first example are then different:
 
 # %%
 four = torch.ones(1, 4, dtype=torch.bool)
@@ -174,23 +176,23 @@ shifted
 def whiten(
     x, mask,              # [sequence, token]
     shift_mean:bool=True, # False: keep the mean
-    reduce=None,          # Sums a tensor over processes
+    reduce=None,          # Sums a tensor over ranks
 )->torch.Tensor:
-    "Mean 0 and variance 1 over all tokens"
-    all_sum = reduce or (lambda v: v)
+    "Normalise to mean 0 and variance 1 over all tokens"
+    reduce = reduce or (lambda v: v)
     x = torch.where(mask, x, 0).double()
-    n,s = all_sum(torch.stack([mask.sum().double(), x.sum()]))
+    n,s = reduce(torch.stack([mask.sum().double(), x.sum()]))
     mean = s/n
-    var = all_sum((((x-mean)*mask)**2).sum())/n
+    var = reduce((((x-mean)*mask)**2).sum())/n
     res = (x-mean)*torch.rsqrt(var+1e-8)
     return ((res if shift_mean else res+mean)*mask).float()
 
 def rloo(
     scores, # [prompt, answer]
 )->torch.Tensor:
-    "Each score less the mean of the other answers to its prompt"
+    "Return each score less the mean score of the other answers to its prompt"
     k = scores.shape[1]
-    if k<2: raise ConfigError('RLOO compares answers to one prompt; give two or more.')
+    if k<2: raise ConfigError(f'RLOO compares answers to one prompt and got {k}; give two or more.')
     return (scores-scores.mean(1, keepdim=True))*k/(k-1)
 
 
@@ -202,36 +204,37 @@ test_close([w.mean().item(), w.var(correction=0).item()], [0, 1], 1e-6)
 rloo(x), w
 
 # %% [markdown]
-# Over all tokens means over those of all processes. Two that hold two answers and four get what
-# one gets that holds all six; a reward keeps its mean.
+# The mean is over the tokens of all ranks: two ranks with two and four answers get the result of
+# one rank with six. `shift_mean=False` keeps the mean.
 
 # %%
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
 
-def together(parts, **kw):
-    "`whiten` in as many processes as there are parts"
-    gate = Barrier(len(parts))
-    box = {}
-    def work(i):
+def whiten_on_ranks(parts, **kw):
+    "Call `whiten` on one simulated rank a part"
+    barrier = Barrier(len(parts))
+    sums = {}
+    def run(i):
         def reduce(v):
-            box[i] = v; gate.wait()
-            total = sum(box.values()); gate.wait()
+            sums[i] = v; barrier.wait()
+            total = sum(sums.values()); barrier.wait()
             return total
         return whiten(*parts[i], reduce=reduce, **kw)
-    with ThreadPoolExecutor() as pool: return torch.cat([*pool.map(work, range(len(parts)))])
+    with ThreadPoolExecutor() as pool: return torch.cat([*pool.map(run, range(len(parts)))])
 
 for shift in (True, False):
     w = whiten(r, real, shift)
-    test_close(together([(r[:2], real[:2]), (r[2:], real[2:])], shift_mean=shift), w, 1e-6)
-    on = r[real].numpy()
-    test_close(w[real], (on-on.mean())/on.std()+(0 if shift else on.mean()), 1e-6)
+    test_close(whiten_on_ranks([(r[:2], real[:2]), (r[2:], real[2:])], shift_mean=shift), w, 1e-6)
+    x = r[real].numpy()
+    test_close(w[real], (x-x.mean())/x.std()+(0 if shift else x.mean()), 1e-6)
 
 
 # %% [markdown]
 # ## Losses
 #
-# Sums, not means: what to divide by is known to who holds the whole batch.
+# The losses return sums and counts. The caller divides by the count of the whole batch, so
+# micro-batching is exact.
 
 # %%
 #| export
@@ -240,24 +243,27 @@ def policy_loss(
     old,           # Of the policy that sampled
     adv, mask,
     clip:float=.2,
-)->tuple:          # Sum, count, sums for a log
-    "PPO's clipped loss"
+)->tuple:          # Sum, count, sums to log
+    "Return PPO's clipped loss"
     ratio = torch.where(mask, logp-old, 0).exp()
-    free = -adv*ratio
-    held = -adv*ratio.clamp(1-clip, 1+clip)
-    n = mask.sum()
-    logs = dict(clipped=((held>free)&mask).sum(), ratio=(ratio*mask).sum(),
-                moved=(kl(torch.where(mask, old, 0), torch.where(mask, logp, 0), 'k3')*mask).sum())
-    return (torch.maximum(free, held)*mask).sum(),n,{k: v.detach() for k,v in logs.items()}
+    unclipped = -adv*ratio
+    clipped = -adv*ratio.clamp(1-clip, 1+clip)
+    approx_kl = kl(torch.where(mask, old, 0), torch.where(mask, logp, 0), 'k3')
+    logs = dict(clip_fraction=((clipped>unclipped)&mask).sum(), ratio=(ratio*mask).sum(),
+                approx_kl=(approx_kl*mask).sum())
+    loss = (torch.maximum(unclipped, clipped)*mask).sum()
+    return loss,mask.sum(),{k: v.detach() for k,v in logs.items()}
 
 def value_loss(
     values, old, returns, mask,
-    clip:float=None, # Largest move from the old value that is followed
-)->tuple:
-    "Half the squared error of the critic"
-    err = (values-returns)**2
-    if clip is not None: err = torch.maximum(err, (old+(values-old).clamp(-clip, clip)-returns)**2)
-    return torch.where(mask, err, 0).sum()/2,mask.sum(),{}
+    clip:float=None, # Clip range around the old value; None: no clipping
+)->tuple:            # Sum, count, sums to log
+    "Return half the squared error of the critic"
+    error = (values-returns)**2
+    if clip is not None:
+        clipped = old+(values-old).clamp(-clip, clip)
+        error = torch.maximum(error, (clipped-returns)**2)
+    return torch.where(mask, error, 0).sum()/2,mask.sum(),{}
 
 
 # %%
@@ -273,25 +279,25 @@ table
 
 
 # %% [markdown]
-# The slope is zero where the answer is already likelier by a fifth and was good, or less likely by
-# a fifth and was bad; never where a step would lead back. The critic's error, if it is clipped at
-# all, is followed in the same spirit: the larger of the two.
+# The gradient is zero where the ratio is above 1.2 and the advantage positive, or the ratio below
+# 0.8 and the advantage negative, and nowhere else. The optional clipping of the value loss takes
+# the larger of the clipped and unclipped errors.
 
 # %%
-def critic(v, old, goal, clip):
+def value_gradient(v, old, target, clip):
     v = torch.tensor([[v]], requires_grad=True)
-    loss,_,_ = value_loss(v, torch.tensor([[old]]), torch.tensor([[goal]]), one[:,:1], clip)
+    loss,_,_ = value_loss(v, torch.tensor([[old]]), torch.tensor([[target]]), one[:,:1], clip)
     loss.backward()
     return round(loss.item(), 4), round(v.grad.item(), 4)
 
-test_eq(critic(2., 1., 3., None), (.5, -1.))
-test_eq(critic(2., 1., 3., .2), (1.62, 0.)) # Already moved by more than .2 that way
-test_eq(critic(2., 1., 0., .2), (2., 2.))   # The way back is open
-test_eq(critic(1.1, 1., 3., .2), critic(1.1, 1., 3., None))
+test_eq(value_gradient(2., 1., 3., None), (.5, -1.))
+test_eq(value_gradient(2., 1., 3., .2), (1.62, 0.)) # Already more than .2 towards the target
+test_eq(value_gradient(2., 1., 0., .2), (2., 2.))   # A step back has a gradient
+test_eq(value_gradient(1.1, 1., 3., .2), value_gradient(1.1, 1., 3., None))
 
 # %% [markdown]
-# On the batch that it was sampled from, the gradient of PPO is that of the plain
-# $-\sum_t A_t\log\pi_t$, whatever the clip.
+# On the batch that was sampled from the policy, the gradient of PPO is the policy gradient
+# $-\sum_t A_t\nabla\log\pi_t$ for any clip range.
 
 # %%
 logp = torch.randn(6, 9, dtype=torch.float64, generator=rng).requires_grad_()
@@ -300,28 +306,31 @@ test_close(ppo, -r*real, 1e-12)
 
 
 # %% [markdown]
-# ## The price
+# ## Adaptive KL coefficient
 
 # %%
 #| export
 class AdaptiveKL:
-    "A price that rises while the KL is above a target and falls while it is below"
+    "A KL coefficient that rises while the KL is above its target and falls while it is below"
     def __init__(self,
-        beta:float,         # To begin with
+        kl_coef:float,      # Initial value
         target:float,       # Nats
         horizon:int=10_000, # Answers
-    ): self.beta,self.target,self.horizon = beta,target,horizon
+    ):
+        self.kl_coef = kl_coef
+        self.target = target
+        self.horizon = horizon
 
     def update(self, kl:float, n:int)->float:
-        "The price after `n` answers of this KL"
+        "Return the coefficient after `n` answers with this mean KL"
         error = min(.2, max(-.2, kl/self.target-1))
-        self.beta *= 1+error*n/self.horizon
-        return self.beta
+        self.kl_coef *= 1+error*n/self.horizon
+        return self.kl_coef
 
 
 # %%
-price = lambda kl,n: AdaptiveKL(.2, 6.).update(kl, n)
-test_close(price(12., 100), .2*1.002, 1e-9)
-test_close(price(0., 100), .2*.998, 1e-9) # Never more than a fifth at once
-test_close(price(6.6, 500), .2*1.005, 1e-9)
-price(12., 100)
+updated = lambda kl,n: AdaptiveKL(.2, 6.).update(kl, n)
+test_close(updated(12., 100), .2*1.002, 1e-9)
+test_close(updated(0., 100), .2*.998, 1e-9) # The error is clipped to 0.2
+test_close(updated(6.6, 500), .2*1.005, 1e-9)
+updated(12., 100)

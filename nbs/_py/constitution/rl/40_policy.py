@@ -39,7 +39,7 @@ from moral_sc.language.engine.batch_invariant import batch_invariant
 from moral_sc.language.loading import load
 from moral_sc.language.models import LM
 from moral_sc.language.engine.allocator import retain_freed_memory
-from moral_sc.language.training import broadcast_from_rank0, init_distributed
+from moral_sc.language.optimization import broadcast_from_rank0, init_distributed
 
 _all_ = ['RLConfig', 'combine_rewards']
 
