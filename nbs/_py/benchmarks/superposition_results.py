@@ -7,12 +7,12 @@
 # ---
 
 # %% [markdown]
-# # How fast toy models train
+# # Toy-model speed
 #
-# > Our engines beside the public notebook's loop, on the same machine and threads.
+# > Training of toy models compared with the loop of the paper's public notebook: speed-ups.
 
 # %% tags=["parameters"]
-scale = 'quick'  # quick: a sign of life; cpu, gpu: five minutes, the whole measurement
+scale = 'quick'  # quick: half a second; cpu, gpu: five minutes, the whole measurement
 seed = 0         # unused: what is measured is time
 
 # %%
@@ -20,16 +20,18 @@ seed = 0         # unused: what is measured is time
 import json, numpy as np, pandas as pd, torch
 from pathlib import Path
 from time import perf_counter
-from moral_sc.benchmarks.superposition import bench, comparison, frame, recorded, sizes
+from moral_sc.benchmarks.harness import load_record
+from moral_sc.benchmarks.superposition import (bench_superposition, superposition_ratios,
+                                               superposition_table)
 began = perf_counter()
 
 # %% [markdown]
-# Everything that the paper trains is small, and the public notebook's loop [@elhage2022]
-# spends most of its time moving intermediate results through memory or, on a GPU, waiting
-# to be told what to do. How much can be had by keeping a model where it is computed? The
-# two sides take turns in one process, on the same threads; a ratio is the median over five
-# turns, with its range. [The page on measuring](10_superposition.ipynb) has the
-# loop, the sizes and the check that both sides learn the same.
+# The paper's models are small, and the public notebook's loop [@elhage2022] spends most of its time
+# moving intermediate results through memory or, on a GPU, launching kernels. Our engines keep a model
+# in registers and caches instead. The two sides run alternately in one process and on the same
+# threads; a ratio is the median over five turns, with its range. The page
+# [Toy-model benchmark](10_superposition.ipynb) has the loop, the sizes and the check that both sides
+# learn the same. All measurements so far were made on a CPU; the benchmark has not yet run on a GPU.
 #
 # One command makes the record, in about five minutes on either kind of device:
 #
@@ -39,12 +41,12 @@ began = perf_counter()
 #
 # ## Ratios
 #
-# Behind each ratio, the share of the machine's peak in float32 that our side reaches,
-# counting only the operations of the matrix products; then the least ratio this project
-# asks of itself, and what it aims at.
+# After each ratio comes the share of the machine's float32 peak that our side reaches, counting only
+# the operations of the matrix products. `floor` is the least ratio that we ask of ourselves and `aim`
+# the goal; both were fixed before the first measurement.
 
 # %%
-table = comparison()
+table = superposition_ratios()
 table
 
 # %%
@@ -52,42 +54,44 @@ table
 assert list(table.index) and set(table.columns) >= {'cpu','gpu'}
 
 # %% [markdown]
-# ## What it was measured on
+# ## Machine and details
 #
-# Times are microseconds for one step of one instance, with a batch of 1024. The last two
-# columns are standard scores of the distance between the two sides, in $\|W\|_F^2$ and in
-# the loss, after training from the same start on different data; beyond 4 something would
-# be wrong.
+# Times are microseconds for one step of one instance, with a batch of 1024. The last two columns are
+# standard scores of the difference between the two sides, in $\|W\|_F^2$ and in the loss, after
+# training from the same start on different data; beyond 4 something would be wrong.
 
 # %%
 for kind in ('cpu','gpu'):
-    record = recorded(kind)
+    record = load_record('superposition', kind)
     if record is None: print(f'{kind}: not yet measured'); continue
-    told = record['provenance']
+    machine = record['provenance']
     names = 'cpu','gpu','threads','torch','start'
-    print(kind, {k: told[k] for k in names if told.get(k)})
-    display(frame(record))
+    print(kind, {k: machine[k] for k in names if machine.get(k)})
+    details = superposition_table(record)
+    display(details.drop(columns=['norm_z','loss_z']))
+    display(details[['norm_z','loss_z']])
 
 # %% [markdown]
-# ## Where the time goes
+# ## Profile of a training step
 #
-# The small sizes stay far below the peak because a model of five features draws, compares
-# and squares as many numbers as it multiplies; the large ones are matrix products of thin
-# matrices. A profile in three numbers, on one core of the machine that ran this page: what a
-# step costs whatever its batch (the update, from batches of 1024 and 2048), what drawing the random
-# numbers alone costs, and what the products would cost at the core's peak. The rest is the
-# activation, the mask of active features, and waiting for the cache.
+# The small sizes stay far below the peak because a model of five features draws, compares and squares
+# as many numbers as it multiplies; the large ones are products of thin matrices. The next cell
+# measures three parts of a step on one core: `update`, the cost that does not depend on the batch (from
+# batches of 1024 and 2048); `draws`, the random numbers alone; and `products`, the matrix products at
+# the core's peak. The rest is the activation, the mask of active features, and cache misses.
 
 # %%
 from moral_sc.superposition import ToyConfig, train
-from moral_sc.benchmarks.superposition import peak
-from moral_sc.superposition.engines.simd import hash_vector, iota, compile_kernel, loop, broadcast_scalar
+from moral_sc.benchmarks.superposition import peak_flops
+from moral_sc.superposition.engines.simd import (broadcast_scalar, compile_kernel, hash_vector,
+                                                 iota, loop)
 from llvmlite import ir
 
 @compile_kernel
 def draws(b, out):
     key = broadcast_scalar(b, ir.Constant(ir.IntType(32), 12345))
-    for i in loop(b, 100_000): out.put(0, out.get(0) + hash_vector(i.lanes() ^ iota(b), key, key))
+    for i in loop(b, 100_000):
+        out.store(0, out.load(0) + hash_vector(i.to_vector() ^ iota(b), key, key))
 
 def best(f, repeats=5):
     times = []
@@ -104,32 +108,33 @@ def step(n, m, I, batch, steps):
 threads = torch.get_num_threads()
 torch.set_num_threads(1)
 out = np.zeros(16, np.float32)
-draws(out); a_draw,top = best(lambda: draws(out))/1.6e6, peak()
+draws(out)
+seconds_per_draw = best(lambda: draws(out))/1.6e6
+peak = peak_flops()
 rows = []
 for n,m,I,steps in [(2,1,400,301),(5,2,200,301),(20,5,40,201),(400,30,2,21)]:
-    one = step(n, m, I, 1024, steps)
-    two = step(n, m, I, 2048, steps)
-    rows.append(dict(n=n, m=m, step=one, update=max(2*one-two, 0.), draws=n*1024*a_draw*1e6,
-                     products=10*n*m*1024/top*1e6))
+    single = step(n, m, I, 1024, steps)
+    double = step(n, m, I, 2048, steps)
+    rows.append(dict(n=n, m=m, step=single, update=max(2*single-double, 0.),
+                     draws=n*1024*seconds_per_draw*1e6, products=10*n*m*1024/peak*1e6))
 torch.set_num_threads(threads)
 pd.DataFrame(rows).round(2)
 
 # %% [markdown]
-# In microseconds. At two and five features drawing costs as much as the products would, or more,
-# and no arrangement of the products can mend that; at four hundred, products of thirty columns
-# are what there is.
+# All columns are in microseconds. At two and five features, drawing random numbers costs as much as the
+# products or more, so faster products cannot help; at four hundred features the products dominate.
 #
-# ## Here and now
+# ## On this machine
 #
-# The same measurement on the machine that ran this page, at this page's scale. At `quick` a
-# turn lasts milliseconds, and the range says so.
+# The next cell makes the same measurement on the machine that ran this page. At `quick` a turn takes
+# milliseconds, and the range is wide.
 
 # %%
 size = dict(quick=dict(rows=['n5'], repeats=3, seconds=.6, engine='eager'),
             cpu=dict(seconds=45.), gpu=dict(seconds=45.))[scale]
 device = 'cuda' if scale=='gpu' and torch.cuda.is_available() else 'cpu'
-here = bench(device=device, **size)
-here.T
+measured = bench_superposition(device=device, **size)
+measured.T
 
 # %%
 minutes = (perf_counter()-began)/60

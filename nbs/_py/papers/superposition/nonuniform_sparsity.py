@@ -175,6 +175,8 @@ def neighbour(W):
     t = torch.atan2(a[:,1:,1], a[:,1:,0]).rad2deg()
     return ((t[:,0] - t[:,-1])/2).numpy()
 
+
+# %%
 #| label: fig-angles
 #| fig-cap: Angle between the varied feature and its neighbours, along the exact pentagon and in the best trained models that are pentagons
 five = best=='pentagon'

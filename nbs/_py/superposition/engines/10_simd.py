@@ -7,9 +7,9 @@
 # ---
 
 # %% [markdown]
-# # Lanes
+# # SIMD vectors
 #
-# > Sixteen samples in one register, and Python loops that write the instructions.
+# > Python expressions emit LLVM vector instructions on sixteen float32 lanes.
 
 # %%
 #| default_exp superposition.engines.simd
@@ -28,15 +28,15 @@ from fastcore.test import *
 from moral_sc.superposition.features import hash32, keys
 
 # %% [markdown]
-# A processor core multiplies and adds sixteen numbers in one instruction, if somebody tells it
-# to. Numba's compiler finds such instructions in plain loops, but not across the loops of a toy
-# model, and it never keeps an array in registers. So we say it ourselves: a kernel is an ordinary
-# Python function that runs once, when it is compiled, and writes down each instruction that its
-# operators stand for. A `for` over `range` is thereby unrolled; a `for` over `loop` becomes a
-# loop of the program. This is all it takes to have what C programmers get from intrinsics.
+# A processor core can multiply and add sixteen numbers in one instruction. Numba's compiler finds such
+# instructions in plain loops, but not across the loops of a toy model, and it does not keep arrays in
+# registers. We therefore emit the instructions ourselves. A kernel is an ordinary Python function that
+# is traced once, when it is compiled, and each of its operators emits one instruction. A `for` over
+# `range` is unrolled; a `for` over `loop` becomes a loop of the compiled program. This gives us in
+# Python what intrinsics give in C.
 #
-# The compiler fits the sixteen lanes to the machine: one register of AVX-512, two of AVX2,
-# four of NEON.
+# The compiler maps the sixteen lanes to the machine: one register of AVX-512, two of AVX2, four of
+# NEON.
 
 # %%
 #| export
@@ -47,40 +47,44 @@ _i64 = ir.IntType(64)
 _floats = ir.VectorType(_f32, n_lanes)
 _ints = ir.VectorType(_i32, n_lanes)
 
-def _splat(kind, value): return ir.Constant(kind, [value]*n_lanes)
+def _constant(kind, value): return ir.Constant(kind, [value]*n_lanes)
 
 class Vector:
-    "Sixteen numbers in a register of the kernel that is being written"
-    def __init__(self, b, v): self.b,self.v = b,v
-    def _both(self, o, real, whole):
+    "Sixteen numbers in a register of the kernel that is being traced"
+    def __init__(self, b, v):
+        self.b = b
+        self.v = v
+    def _binary(self, o, float_op, int_op):
         kind = self.v.type
-        o = o.v if isinstance(o, Vector) else _splat(kind, o)
-        return Vector(self.b, getattr(self.b, real if kind==_floats else whole)(self.v, o))
-    def __add__(self, o): return self._both(o, 'fadd', 'add')
-    def __sub__(self, o): return self._both(o, 'fsub', 'sub')
-    def __mul__(self, o): return self._both(o, 'fmul', 'mul')
-    def __truediv__(self, o): return self._both(o, 'fdiv', 'udiv')
-    def __xor__(self, o): return self._both(o, '', 'xor')
-    def __and__(self, o): return self._both(o, '', 'and_')
-    def __rshift__(self, o): return self._both(o, '', 'lshr')
-    def _than(self, sign, o):
-        o = o.v if isinstance(o, Vector) else _splat(self.v.type, o)
+        o = o.v if isinstance(o, Vector) else _constant(kind, o)
+        return Vector(self.b, getattr(self.b, float_op if kind==_floats else int_op)(self.v, o))
+    def __add__(self, o): return self._binary(o, 'fadd', 'add')
+    def __sub__(self, o): return self._binary(o, 'fsub', 'sub')
+    def __mul__(self, o): return self._binary(o, 'fmul', 'mul')
+    def __truediv__(self, o): return self._binary(o, 'fdiv', 'udiv')
+    def __xor__(self, o): return self._binary(o, '', 'xor')
+    def __and__(self, o): return self._binary(o, '', 'and_')
+    def __rshift__(self, o): return self._binary(o, '', 'lshr')
+    def _compare(self, sign, o):
+        o = o.v if isinstance(o, Vector) else _constant(self.v.type, o)
         test = self.b.fcmp_ordered if self.v.type==_floats else self.b.icmp_unsigned
         return Vector(self.b, test(sign, self.v, o))
-    def __lt__(self, o): return self._than('<', o)
-    def __le__(self, o): return self._than('<=', o)
-    def __gt__(self, o): return self._than('>', o)
-    def same(self, o): return self._than('==', o)
+    def __lt__(self, o): return self._compare('<', o)
+    def __le__(self, o): return self._compare('<=', o)
+    def __gt__(self, o): return self._compare('>', o)
+    def equals(self, o): return self._compare('==', o)
 
 
 # %% [markdown]
-# Comparisons give masks; `select` chooses by them. `fma` multiplies and adds in one
-# instruction where the machine has it. Functions that are more than an operator:
+# ## Functions of vectors
+#
+# Comparisons return masks, and `select` chooses by a mask. `fma` multiplies and adds in one
+# instruction where the machine has one.
 
 # %%
 #| export
 def _call(name, *xs):
-    "One of LLVM's vector functions"
+    "Call one of LLVM's vector functions"
     b = xs[0].b
     kinds = [x.v.type for x in xs]
     f = cgutils.get_or_insert_function(
@@ -95,94 +99,105 @@ def to_integers(x): return Vector(x.b, x.b.fptosi(x.v, _ints))
 def logical_and(x, y): return Vector(x.b, x.b.and_(x.v, y.v))
 
 def select(mask, x, y):
-    "`x` where `mask`, else `y`; numbers are spread"
+    "Return `x` where `mask` is set, else `y`; numbers are broadcast"
     kind = next(o.v.type for o in (x,y) if isinstance(o, Vector))
-    x,y = (o.v if isinstance(o, Vector) else _splat(kind, o) for o in (x,y))
+    x,y = (o.v if isinstance(o, Vector) else _constant(kind, o) for o in (x,y))
     return Vector(mask.b, mask.b.select(mask.v, x, y))
 
 def relu(x):
-    "Not negative; what is not a number stays so, or a diverging run would go unnoticed"
+    "Return max(x, 0); NaN stays NaN, so that a diverging run is noticed"
     return select(x<0., 0., x)
 
 
 # %% [markdown]
-# A kernel also counts, and reads and writes memory. `Integer` is a whole number of the program that
-# can be added and multiplied; `FloatArray` is memory, read sixteen at a time or one number spread
-# over all lanes.
+# ## Integers and memory
+#
+# `Integer` is a whole number of the compiled program that can be added and multiplied. `FloatArray` is
+# memory: `load` and `store` move sixteen numbers at a time, and `load_scalar` copies one number into all
+# lanes.
 
 # %%
 #| export
-def _word(b, i): return i.v if isinstance(i, Integer) else ir.Constant(_i64, int(i))
+def _int_value(b, i): return i.v if isinstance(i, Integer) else ir.Constant(_i64, int(i))
 
 class Integer:
-    "A whole number of the program"
-    def __init__(self, b, v): self.b,self.v = b,v
-    def _do(self, name, o): return Integer(self.b, getattr(self.b, name)(self.v, _word(self.b, o)))
-    def __add__(self, o): return self._do('add', o)
-    def __sub__(self, o): return self._do('sub', o)
-    def __mul__(self, o): return self._do('mul', o)
-    def __floordiv__(self, o): return self._do('udiv', o)
+    "A whole number of the compiled program"
+    def __init__(self, b, v):
+        self.b = b
+        self.v = v
+    def _binary(self, name, o):
+        return Integer(self.b, getattr(self.b, name)(self.v, _int_value(self.b, o)))
+    def __add__(self, o): return self._binary('add', o)
+    def __sub__(self, o): return self._binary('sub', o)
+    def __mul__(self, o): return self._binary('mul', o)
+    def __floordiv__(self, o): return self._binary('udiv', o)
     __radd__ = __add__
     __rmul__ = __mul__
-    def least(self, o):
-        o = _word(self.b, o)
+    def minimum(self, o):
+        o = _int_value(self.b, o)
         return Integer(self.b, self.b.select(self.b.icmp_unsigned('<', self.v, o), self.v, o))
-    def lanes(self): return broadcast_scalar(self.b, self.b.trunc(self.v, _i32))
+    def to_vector(self): return broadcast_scalar(self.b, self.b.trunc(self.v, _i32))
 
 def broadcast_constant(b, value):
-    "A constant in all lanes"
-    return Vector(b, _splat(_floats, value))
+    "Return a vector with a constant in all lanes"
+    return Vector(b, _constant(_floats, value))
 
 def broadcast_scalar(b, v):
-    "One number of the program in all lanes"
+    "Return a vector with one number of the program in all lanes"
     kind = ir.VectorType(v.type, n_lanes)
-    one = b.insert_element(ir.Constant(kind, ir.Undefined), v, ir.Constant(_i32, 0))
+    first = b.insert_element(ir.Constant(kind, ir.Undefined), v, ir.Constant(_i32, 0))
     zeros = ir.Constant(_ints, [0]*n_lanes)
-    return Vector(b, b.shuffle_vector(one, ir.Constant(kind, ir.Undefined), zeros))
+    return Vector(b, b.shuffle_vector(first, ir.Constant(kind, ir.Undefined), zeros))
 
 class FloatArray:
     "Memory of a kernel"
-    def __init__(self, b, base): self.b,self.base = b,base
-    def _at(self, i): return self.b.gep(self.base, [_word(self.b, i)])
-    def _vector(self, i): return self.b.bitcast(self._at(i), _floats.as_pointer())
-    def __add__(self, i): return FloatArray(self.b, self._at(i))
-    def one(self, i): return broadcast_scalar(self.b, self.b.load(self._at(i)))
-    def get(self, i): return Vector(self.b, self.b.load(self._vector(i), align=4))
-    def put(self, i, x): self.b.store(x.v, self._vector(i), align=4)
-    def add(self, i, x): self.put(i, self.get(i) + x)
+    def __init__(self, b, base):
+        self.b = b
+        self.base = base
+    def _pointer(self, i): return self.b.gep(self.base, [_int_value(self.b, i)])
+    def _vector(self, i): return self.b.bitcast(self._pointer(i), _floats.as_pointer())
+    def __add__(self, i): return FloatArray(self.b, self._pointer(i))
+    def load_scalar(self, i): return broadcast_scalar(self.b, self.b.load(self._pointer(i)))
+    def load(self, i): return Vector(self.b, self.b.load(self._vector(i), align=4))
+    def store(self, i, x): self.b.store(x.v, self._vector(i), align=4)
+    def add(self, i, x): self.store(i, self.load(i) + x)
 
 
 # %% [markdown]
-# Loops, and a `Accumulator` for what changes within them: the compiler keeps a cell in a register.
+# ## Loops and accumulators
+#
+# An `Accumulator` is a variable that changes within a loop; the compiler keeps it in a register.
 
 # %%
 #| export
 class Accumulator:
-    "A register that changes"
+    "A vector variable, kept in a register"
     def __init__(self, b, start=0.):
         self.b = b
-        self.at = cgutils.alloca_once(b, _floats)
+        self.slot = cgutils.alloca_once(b, _floats)
         self.set(broadcast_constant(b, start))
-    def get(self): return Vector(self.b, self.b.load(self.at))
-    def set(self, x): self.b.store(x.v, self.at)
+    def get(self): return Vector(self.b, self.b.load(self.slot))
+    def set(self, x): self.b.store(x.v, self.slot)
     def add(self, x): self.set(self.get() + x)
     def fma(self, x, y): self.set(fma(x, y, self.get()))
 
 def loop(b, count):
-    "`for i in loop(b, count)` writes its body once, as a loop"
-    with cgutils.for_range(b, _word(b, count)) as now: yield Integer(b, now.index)
+    "Emit a loop: `for i in loop(b, count)` traces its body once"
+    with cgutils.for_range(b, _int_value(b, count)) as index: yield Integer(b, index.index)
 
 def iota(b): return Vector(b, ir.Constant(_ints, list(range(n_lanes))))
 
 
 # %% [markdown]
-# Sums over lanes come in sixteens: sixteen vectors become one that holds their sums, in four
-# rounds that each halve the number of vectors. It costs three instructions a sum, where
-# sixteen sums one by one would take eight each.
+# `horizontal_sums` adds up the lanes of up to sixteen vectors: the vectors become one vector that holds
+# their sums, in four rounds that each halve the number of vectors. This takes three instructions per
+# sum; sixteen separate sums would take eight each.
 
 # %%
 #| export
-def horizontal_sums(vectors:list)->Vector: # At most sixteen; lane j of the result is the sum of vector j
+def horizontal_sums(
+    vectors:list, # At most sixteen
+)->Vector:        # Lane j is the sum of vector j
     "Sum sixteen vectors over their lanes"
     vs = vectors + [None]*(n_lanes-len(vectors))
     b = vectors[0].b
@@ -198,22 +213,22 @@ def _halve(b, x, y, w):
 
 
 # %% [markdown]
-# To see a trace at work, `compile_kernel` turns one into a function for numpy arrays. Its arguments
-# are `FloatArray`.
+# To try out a kernel, `compile_kernel` turns a traced function into a function of numpy arrays. Its
+# arguments are `FloatArray` objects.
 
 # %%
 #| export
 def array_memory(context, b, kind, value):
-    "The memory of a numpy array of float32"
+    "Return the memory of a numpy array of float32"
     return FloatArray(b, context.make_array(kind)(context, b, value).data)
 
 def compile_kernel(trace):
-    "Compile `trace(b, *memory)`, for a try"
+    "Compile `trace(b, *memory)` to a function of numpy arrays"
     @intrinsic
     def run(typing, arrays):
         def code(context, b, sig, args):
-            each = cgutils.unpack_tuple(b, args[0])
-            trace(b, *(array_memory(context, b, k, v) for k,v in zip(arrays.types, each)))
+            values = cgutils.unpack_tuple(b, args[0])
+            trace(b, *(array_memory(context, b, k, v) for k,v in zip(arrays.types, values)))
             return context.get_dummy_value()
         return types.void(arrays),code
     @njit
@@ -223,7 +238,7 @@ def compile_kernel(trace):
 
 # %%
 @compile_kernel
-def sums(b, x, out): out.put(0, horizontal_sums([x.get(16*j) for j in range(16)]))
+def sums(b, x, out): out.store(0, horizontal_sums([x.load(16*j) for j in range(16)]))
 
 x = np.random.rand(16,16).astype(np.float32)
 out = np.zeros(16, np.float32)
@@ -233,14 +248,14 @@ out[:4], x.sum(1)[:4]
 
 
 # %% [markdown]
-# A loop over memory with a cell for the sum: the squared norm of sixteen vectors at once.
+# A loop over memory with an accumulator: the squared norms of sixteen vectors at once.
 
 # %%
 @compile_kernel
 def norms(b, x, out):
     total = Accumulator(b)
-    for i in loop(b, 100): total.fma(x.get(i*16), x.get(i*16))
-    out.put(0, total.get())
+    for i in loop(b, 100): total.fma(x.load(i*16), x.load(i*16))
+    out.store(0, total.get())
 
 x = np.random.rand(100,16).astype(np.float32)
 norms(x, out)
@@ -249,10 +264,10 @@ out[:4]
 
 
 # %% [markdown]
-# ## Random numbers in lanes
+# ## Random numbers
 #
-# The hash of [the features](../10_features.ipynb), bit for bit: fourteen instructions give sixteen
-# numbers.
+# The hash of [the features](../10_features.ipynb), bit for bit: fourteen instructions return
+# sixteen numbers.
 
 # %%
 #| export
@@ -260,7 +275,7 @@ def hash_vector(
     index:Vector, # Number of the element within its batch
     k0, k1,      # The two keys
 )->Vector:        # 31 random bits, as floats
-    "`features.hash32` of sixteen elements"
+    "Compute `features.hash32` of sixteen elements"
     x = index ^ k0
     x = x ^ (x >> 16)
     x = (x * 0x7feb352d) ^ k1
@@ -275,8 +290,8 @@ k0,k1 = ks[0].numpy().view(np.uint32)
 
 @compile_kernel
 def sixteen(b, out):
-    spread_ = lambda k: broadcast_scalar(b, ir.Constant(ir.IntType(32), int(k)))
-    out.put(0, hash_vector(iota(b), spread_(k0), spread_(k1)))
+    key = lambda k: broadcast_scalar(b, ir.Constant(ir.IntType(32), int(k)))
+    out.store(0, hash_vector(iota(b), key(k0), key(k1)))
 
 sixteen(out)
 test_eq(torch.from_numpy(out), hash32(ks, 16)[0].float())

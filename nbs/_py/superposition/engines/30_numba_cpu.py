@@ -7,9 +7,9 @@
 # ---
 
 # %% [markdown]
-# # Kernels for the CPU
+# # Numba engine
 #
-# > The numba engine: a toy model's whole training inside one processor core.
+# > Trains each toy model within one processor core, for thousands of steps at a time.
 
 # %%
 #| default_exp superposition.engines.numba_cpu
@@ -24,10 +24,11 @@ from numba import njit, types
 from numba.extending import intrinsic
 from pathlib import Path
 from zlib import crc32
-from moral_sc.superposition.engines import codegen as steps, simd as lanes
+from moral_sc.superposition.engines import codegen, simd
 from moral_sc.superposition.engines.cuda_graphs import step_chunks
-from moral_sc.superposition.features import _mix64
-from moral_sc.superposition.engines.simd import Integer, array_memory, loop, n_lanes, broadcast_scalar, sqrt
+from moral_sc.superposition.features import key_roots
+from moral_sc.superposition.engines.simd import (Integer, array_memory, broadcast_scalar, loop,
+                                                 n_lanes, sqrt)
 from moral_sc.superposition.model import ToyConfig
 from moral_sc.superposition.engines.codegen import Plan, gradient
 from moral_sc.superposition.training import check_finite, append_loss
@@ -43,22 +44,22 @@ torch.set_num_threads(1)
 
 
 # %% [markdown]
-# The [eager engine](../40_training.ipynb) sends a hundred operations a step through PyTorch, each of
-# which reads and writes the whole batch in memory. A processor could do the arithmetic of a
-# small model a hundred times faster. Here a core takes one model and stays with it for
-# thousands of steps: it makes the model's random numbers, its gradient (a [step](20_codegen.ipynb))
-# and its update, and touches memory outside its own caches only to write down a loss.
+# The [eager engine](../40_training.ipynb) issues about a hundred PyTorch operations per step, and
+# each reads and writes the whole batch in memory. A processor can do the arithmetic of a small
+# model a hundred times faster. In this engine a core trains one model for thousands of steps. It
+# computes the random numbers, the gradient (with a [generated step](20_codegen.ipynb)) and the
+# update, and accesses memory outside its own caches only to write logged losses.
 #
-# ## The update
+# ## AdamW update
 #
-# AdamW acts on each number alone, so the order of the parameters does not matter to it, and the
-# padding between them stays at zero.
+# AdamW acts on each number separately, so the order of the parameters does not matter, and the
+# padding between them stays zero.
 
 # %%
 #| export
 @intrinsic
 def adamw_arrays(typing, theta, grad, mean, square, rate, keep, root):
-    "AdamW on flat arrays; rate with its correction, 1 - rate·decay, 1/correction of the root"
+    "Apply AdamW to flat arrays; `rate` and `root` include AdamW's corrections, `keep` the decay"
     def code(context, b, sig, args):
         arrays = [array_memory(context, b, t, v) for t,v in zip(sig.args[:4], args[:4])]
         count = context.make_array(sig.args[0])(context, b, args[0]).nitems
@@ -67,36 +68,37 @@ def adamw_arrays(typing, theta, grad, mean, square, rate, keep, root):
     return types.void(theta, grad, mean, square, *[types.float32]*3),code
 
 def _adamw(b, count, theta, grad, mean, square, rate, keep, root):
-    for at in (j*n_lanes for j in loop(b, count//n_lanes)):
-        g = grad.get(at)
-        m = mean.get(at)
-        v = square.get(at)
+    for i in (j*n_lanes for j in loop(b, count//n_lanes)):
+        g = grad.load(i)
+        m = mean.load(i)
+        v = square.load(i)
         m = m + (g-m)*.1
         v = v*.999 + g*g*.001
-        mean.put(at, m); square.put(at, v)
-        theta.put(at, theta.get(at)*keep - rate*m/(sqrt(v)*root + 1e-8))
+        mean.store(i, m)
+        square.store(i, v)
+        theta.store(i, theta.load(i)*keep - rate*m/(sqrt(v)*root + 1e-8))
 
 
 # %%
 @njit
-def once(theta, grad, mean, square, rate, keep, root):
+def run_update(theta, grad, mean, square, rate, keep, root):
     adamw_arrays(theta, grad, mean, square, rate, keep, root)
 
 p,g,m,v = (torch.rand(32) for _ in range(4))
 ours = [t.numpy().copy() for t in (p,g,m,v)]
 adamw_update(p, g, (m,v), 3, lr=.01)
 f = np.float32
-once(*ours, f(.01/(1-.9**3)), f(1-.01*.01), f((1-.999**3)**-.5))
+run_update(*ours, f(.01/(1-.9**3)), f(1-.01*.01), f((1-.999**3)**-.5))
 test_close(ours[0], p.numpy(), eps=1e-6); test_close(ours[3], v.numpy(), eps=1e-7)
 np.abs(ours[0]-p.numpy()).max()
 
 # %% [markdown]
-# ## Training
+# ## Training loop
 #
-# One call trains a range of models, one after the other, each through all its steps. Keys are
-# those of [the features](../10_features.ipynb): a root for seed, stream and instance is
-# prepared outside, and the step is mixed in here. A loss that is not finite ends that model's
-# training and leaves the step's number.
+# One call trains a range of models one after the other, each through all its steps. The keys are
+# those of [the features](../10_features.ipynb): `key_roots` computes the roots, and the loop adds
+# the step. A loss that is not finite ends the training of that model, and its step number is
+# recorded.
 
 # %%
 #| export
@@ -111,62 +113,56 @@ def _mix(z):
 
 @njit(nogil=True, cache=True)
 def train_models(
-    plan, first,   # Number of the first step
-    roots, finite, # [stream, instance]; whether every step has the data of step 0
+    plan, first,   # Constants of the kernel; number of the first step
+    roots, finite, # [stream, instance]; whether every step uses the data of step 0
     theta, mean, square, tables, # [instance, ...]
-    work,          # Memory for one model
+    work,          # Scratch memory for one model
     lr, decay, l1, # [instance]
-    now,           # [step, 3]: factor of the rate, AdamW's two corrections
-    slots,         # [step]: column of its loss, or -1
-    rows, losses, bad, # Batch size; [instance, slot]; [instance]
+    schedule,      # [step, 3]: factor of the learning rate, AdamW's two corrections
+    slots,         # [step]: column of the logged loss, or -1
+    rows, losses, failed, # Batch size; [instance, slot]; first non-finite step, [instance]
 ):
-    "Train some models through some steps"
+    "Train some models for some steps"
     grad = np.zeros_like(theta[0])
     for j in range(len(theta)):
-        for t in range(len(now)):
-            at = _mix(np.uint64(0 if finite else first+t) + _1)
-            k = _mix((roots[0,j] + _g) ^ at)
-            q = _mix((roots[1,j] + _g) ^ at)
+        for t in range(len(schedule)):
+            step = _mix(np.uint64(0 if finite else first+t) + _1)
+            k = _mix((roots[0,j] + _g) ^ step)
+            q = _mix((roots[1,j] + _g) ^ step)
             ks = (k >> _32, k, q >> _32, q)
             loss = gradient(plan, theta[j], grad, tables[j], work, ks, rows, l1[j])
             if not math.isfinite(loss):
-                bad[j] = first+t
+                failed[j] = first+t
                 break
             if slots[t]>=0: losses[j,slots[t]] = loss
-            rate = lr[j]*now[t,0]
-            adamw_arrays(theta[j], grad, mean[j], square[j], np.float32(rate/now[t,1]),
-                   np.float32(1)-rate*decay[j], np.float32(1)/now[t,2])
+            rate = lr[j]*schedule[t,0]
+            adamw_arrays(theta[j], grad, mean[j], square[j], np.float32(rate/schedule[t,1]),
+                   np.float32(1)-rate*decay[j], np.float32(1)/schedule[t,2])
 
 
 # %% [markdown]
-# ## From a run to arrays and back
+# ## Memory layout
 #
-# The plan of a config is all that the kernel has to know. It carries a checksum of the code,
-# because numba's cache does not notice when a module changes that the kernel was traced from.
+# The plan of a config contains everything the kernel needs to know. It includes a checksum of the
+# code, because numba's cache does not notice changes in the modules from which the kernel is
+# generated.
 
 # %%
 #| export
-_edition = crc32(b''.join(Path(m.__file__).read_bytes() for m in (lanes,steps)))
+_edition = crc32(b''.join(Path(m.__file__).read_bytes() for m in (simd,codegen)))
 
 def make_plan(config:ToyConfig, rows:int)->Plan:
-    "What the kernel of a config has to know"
+    "Return the compile-time constants of a config's kernel"
     c = config
     sets = 'anticorrelated' if config.features=='one-hot' else config.features
     return Plan(c.n_features, c.n_hidden, c.activation, c.hidden, c.target, sets, c.sets, c.bias,
                 c.hidden_bias, c.tied, c.signed, c.unit, bool(c.per_instance('l1').any()),
                 rows%n_lanes>0, _edition)
 
-def roots(seed, instances, streams=(0,2))->np.ndarray:
-    "`features.keys` before the step is mixed in, [stream, instance]"
-    z = np.full((len(streams),1), seed % 2**64, np.uint64)
-    for part in np.array(streams, np.uint64)[:,None],np.array(instances, np.uint64)[None]:
-        z = _mix64((z + _g) ^ _mix64(part + _1))
-    return z
-
 def feature_tables(density, importance, plan, rows)->np.ndarray:
-    "Threshold, scale and weight of each feature, [instance, 3·feature]"
+    "Return threshold, scale and weight of each feature, [instance, 3·feature]"
     p = density.float().double().numpy()
-    t = np.zeros((len(p),3,plan.padded), np.float32)
+    t = np.zeros((len(p),3,plan.padded_features), np.float32)
     t[:,0] = -1
     t[...,:plan.n] = np.stack([p*2**31, 2**-31/p, importance.numpy()*2/(rows*plan.n)], 1)
     return t.reshape(len(p), -1)
@@ -177,18 +173,18 @@ def feature_tables(density, importance, plan, rows)->np.ndarray:
 
 
 # %% [markdown]
-# Where a plan has put each parameter:
+# The indices of each parameter in the flat array of a model:
 
 # %%
 #| export
 @lru_cache
 def param_indices(plan)->dict:
-    "Indices of each parameter among a model's numbers"
-    at = plan.read.places()
-    found = dict(b=at[:,-1], **{'W' if plan.tied else 'V': at[:,:-1]})
-    if not plan.tied: found['W'] = plan.read.size + plan.write.places()
-    if plan.hidden_bias: found['c'] = plan.c_at + np.arange(plan.m)
-    return found
+    "Return the indices of each parameter in a model's flat array"
+    readout = plan.readout_tiles.indices()
+    indices = dict(b=readout[:,-1], **{'W' if plan.tied else 'V': readout[:,:-1]})
+    if not plan.tied: indices['W'] = plan.readout_tiles.size + plan.encoder_tiles.indices()
+    if plan.hidden_bias: indices['c'] = plan.hidden_bias_offset + np.arange(plan.m)
+    return indices
 
 
 # %%
@@ -196,14 +192,14 @@ param_indices(Plan(3, 1))
 
 
 # %% [markdown]
-# A `ModelBlock` is a part of a run's models in the order of the tiles. It exists while its models are
-# trained: a million models need memory for their results and a few blocks.
+# A `ModelBlock` holds some models of a run in tile order. It exists only while its models are
+# trained, so that a million models need memory for their results and for a few blocks.
 
 # %%
 #| export
 class ModelBlock:
-    "Some models of a run, ready for `advance`"
-    def __init__(self, run, plan, batch, part, lr, decay, known):
+    "Some models of a run in the layout of `train_models`"
+    def __init__(self, run, plan, batch, part, lr, decay, per_instance):
         ids = run.instances[part]
         rows = batch.batch_size
         self.run = run
@@ -211,36 +207,37 @@ class ModelBlock:
         self.part = part
         self.rows = rows
         self.finite = batch.finite
-        self.places = param_indices(plan)
+        self.indices = param_indices(plan)
         self.flat = [np.zeros((len(ids),plan.size), np.float32) for _ in range(3)]
-        for flat,k,t in self.parts(): flat[:,self.places[k]] = t[part].numpy()
-        own = lambda x: np.broadcast_to(np.asarray(x, np.float32), len(run.W))[part].copy()
-        density,importance,l1 = (t[ids] for t in known)
-        self.rates = own(lr),own(decay),(l1/(rows*plan.n)).float().numpy()
-        self.roots = roots(batch.seed, ids)
+        for flat,k,t in self.parts(): flat[:,self.indices[k]] = t[part].numpy()
+        select = lambda x: np.broadcast_to(np.asarray(x, np.float32), len(run.W))[part].copy()
+        density,importance,l1 = (t[ids] for t in per_instance)
+        self.rates = select(lr),select(decay),(l1/(rows*plan.n)).float().numpy()
+        self.roots = key_roots(batch.seed, ids, (0,2))
         self.tables = feature_tables(density, importance, plan, rows)
 
     def parts(self):
-        for k in self.places:
+        for k in self.indices:
             yield from zip(self.flat, [k]*3, (self.run.params[k],*self.run.moments[k]))
 
-    def train(self, first, now, slots, losses, bad):
-        work = np.empty(self.plan.work+n_lanes, np.float32)
+    def train(self, first, schedule, slots, losses, failed):
+        work = np.empty(self.plan.scratch_size+n_lanes, np.float32)
         train_models(self.plan, first, self.roots, self.finite, *self.flat, self.tables, work,
-                *self.rates, now, slots, self.rows, losses[self.part], bad[self.part])
-        for flat,k,t in self.parts(): t[self.part] = torch.from_numpy(flat[:,self.places[k]])
+                *self.rates, schedule, slots, self.rows, losses[self.part],
+                failed[self.part])
+        for flat,k,t in self.parts(): t[self.part] = torch.from_numpy(flat[:,self.indices[k]])
 
 
 # %% [markdown]
-# ## The engine
+# ## Engine
 #
-# Instances are cut into parts, and threads take one part after another. Which thread trains a
-# model changes nothing about it. A stretch of steps ends where a snapshot is due.
+# The instances are cut into parts, and threads take one part after another. The result of a model
+# does not depend on its thread. A chunk of steps ends where a snapshot is due.
 
 # %%
 #| export
 def thread_count():
-    "As many as torch uses, and `NUMBA_NUM_THREADS` allows"
+    "Return torch's number of threads, at most `NUMBA_NUM_THREADS`"
     return min(torch.get_num_threads(), int(os.environ.get('NUMBA_NUM_THREADS') or 1024))
 
 def _schedule_table(run, first, end, schedule):
@@ -249,12 +246,12 @@ def _schedule_table(run, first, end, schedule):
     return np.stack([factor, 1-.9**(s+1), (1-.999**(s+1))**.5], 1).astype(np.float32)
 
 def numba_engine(run, to:int, batch, lr, decay, schedule, log:set, snap:set):
-    "Train each model in one core; arguments as in `eager`"
+    "Train each model in one core; arguments as in `eager_engine`"
     c = run.config
     I = len(run.W)
     count = thread_count()
     plan = make_plan(c, batch.batch_size)
-    known = (c.densities,c.importances,c.per_instance('l1'))
+    per_instance = c.densities,c.importances,c.per_instance('l1')
     cuts = np.linspace(0, I, min(I, max(8*count, -(-I//4096)))+1).astype(int)
     parts = [slice(a,z) for a,z in zip(cuts, cuts[1:])]
     with ThreadPoolExecutor(count) as pool:
@@ -263,53 +260,57 @@ def numba_engine(run, to:int, batch, lr, decay, schedule, log:set, snap:set):
             slots = np.full(end-first, -1)
             slots[[s-first for s in logged]] = range(len(logged))
             losses = np.empty((I,len(logged)), np.float32)
-            bad = np.full(I, end)
-            now = _schedule_table(run, first, end, schedule)
-            def one(part): ModelBlock(run, plan, batch, part, lr, decay, known).train(
-                first, now, slots, losses, bad)
-            list(map(one, parts) if count==1 else pool.map(one, parts))
-            record_losses(run, end, logged, torch.from_numpy(losses), torch.from_numpy(bad))
+            failed = np.full(I, end)
+            table = _schedule_table(run, first, end, schedule)
+            def train_part(part):
+                block = ModelBlock(run, plan, batch, part, lr, decay, per_instance)
+                block.train(first, table, slots, losses, failed)
+            list(map(train_part, parts) if count==1 else pool.map(train_part, parts))
+            record_losses(run, end, logged, torch.from_numpy(losses), torch.from_numpy(failed))
             if end in snap: run.snapshots[end] = run.W.clone()
 
-def record_losses(run, end, logged, losses, bad):
-    "Keep what was logged before the first step that went wrong, and stop there if one did"
-    worst = int(bad.min())
+def record_losses(run, end, logged, losses, failed):
+    "Append the losses before the first non-finite step, and raise an error if there is one"
+    first_failed = int(failed.min())
     for s,loss in zip(logged, losses.T):
-        if s<worst: append_loss(run, s, loss)
-    check_finite(run, min(worst, end-1), torch.where(bad==worst, torch.nan, 1.) if worst<end
-                 else torch.ones(len(run.W)))
+        if s<first_failed: append_loss(run, s, loss)
+    status = torch.ones(len(run.W))
+    if first_failed<end: status = torch.where(failed==first_failed, torch.nan, 1.)
+    check_finite(run, min(first_failed, end-1), status)
     run.step = end
 
 
 # %% [markdown]
-# What it cannot do is left to the eager engine:
+# Other configs are left to the eager engine:
 
 # %%
 #| export
 def numba_limitation(config:ToyConfig, device='cpu'):
-    "None, or in one sentence why this engine cannot train `config` on `device`"
+    "Return why this engine cannot train `config` on `device`, or None if it can"
     if torch.device(device).type!='cpu': return 'engine numba runs on a CPU: leave device at cpu.'
     for k in 'activation','hidden':
         if getattr(config, k) not in ('relu','linear'): return (
-            f'engine numba knows {k} relu and linear, not {getattr(config, k)}: use eager.')
+            f'engine numba supports {k} relu and linear, not {getattr(config, k)}: use eager.')
     if config.per_instance('attack').any():
-        return 'engine numba does not attack its inputs: use eager.'
+        return 'engine numba does not support adversarial training (attack): use eager.'
 
 
 # %%
-test_eq(numba_limitation(ToyConfig(100, 40, tied=False, hidden='relu', target='abs', signed=True)), None)
+untied = ToyConfig(100, 40, tied=False, hidden='relu', target='abs', signed=True)
+test_eq(numba_limitation(untied), None)
 numba_limitation(ToyConfig(activation='gelu')), numba_limitation(ToyConfig(attack=.1))
 
 
 # %% [markdown]
-# ## The same as eager
+# ## Comparison with the eager engine
 #
-# Same data, same losses, step by step to the rounding of single precision. First the paper's
-# small models, of different density, importance, rate and decay:
+# Both engines see the same data, and their losses agree at every step to single-precision rounding.
+# First the paper's small models, with different densities, importances, learning rates and weight
+# decays:
 
 # %%
-def apart(config, **kw):
-    "Largest relative difference of losses, largest difference of parameters"
+def differences(config, **kw):
+    "Return the largest relative difference of losses and the largest of parameters"
     args = dict(steps=40, batch_size=96, lr=.01, log_every=1, schedule='cosine') | kw
     slow,fast = (train(config, engine=e, **args) for e in ('eager','numba'))
     loss = (fast.loss/slow.loss-1).abs().max().item()
@@ -318,13 +319,13 @@ def apart(config, **kw):
 def sweep(n, m, **kw):
     return ToyConfig(n, m, 3, **dict(density=[[1.],[.2],[.05]]) | kw)
 
-small = [apart(sweep(n, m, importance=[.9**i for i in range(n)]), lr=[.01,.003,.02],
-               weight_decay=[.01,.1,0.]) for n,m in [(2,1),(5,2),(20,5),(30,27)]]
+small = [differences(sweep(n, m, importance=[.9**i for i in range(n)]), lr=[.01,.003,.02],
+                     weight_decay=[.01,.1,0.]) for n,m in [(2,1),(5,2),(20,5),(30,27)]]
 assert all(loss<2e-6 and p<2e-6 for loss,p in small)
 small
 
 # %% [markdown]
-# Then every kind of data, model and penalty, in batches that leave lanes empty:
+# Then every kind of data, model and penalty, with batches that leave some lanes empty:
 
 # %%
 neurons = dict(hidden='relu', hidden_bias=True, l1=[0.,.1,.3])
@@ -336,46 +337,45 @@ kinds = [sweep(7, 3, activation='linear', bias=False),
          sweep(12, 4, features='anticorrelated', sets=4, unit=True),
          sweep(4, 2, features='anticorrelated', sets=2, points=19),
          sweep(10, 3, features='one-hot', density=1.)]
-others = [apart(c, batch_size=77) for c in kinds]
-assert all(loss<1e-5 and p<1e-5 for loss,p in others)
-others
+special = [differences(c, batch_size=77) for c in kinds]
+assert all(loss<1e-5 and p<1e-5 for loss,p in special)
+special
 
 # %% [markdown]
-# At a rate of zero the running mean of the gradient settles at the gradient of the
-# population, which is known exactly; the rest is noise of the batches.
+# At a learning rate of zero the running mean of the gradient converges to the gradient of the
+# population loss, which is known exactly. The remaining difference is sampling noise.
 
 # %%
 cfg = ToyConfig(5, 2, density=.3, importance=[1,.8,.6,.4,.2])
-still = train(cfg, steps=200, batch_size=20_000, lr=0., engine='numba')
+frozen = train(cfg, steps=200, batch_size=20_000, lr=0., engine='numba')
 W,b = (t.double().requires_grad_() for t in initial_weights(cfg))
 loss = exact_loss(W, b, cfg.density, cfg.importance)
-slope = torch.autograd.grad(loss.sum()/5, W)[0]
-seen = still.moments['W'][0]/(1-.9**200)
-assert (seen-slope).abs().max() < .01*slope.abs().max()
-(seen-slope).abs().max()/slope.abs().max(), still.loss.mean().item(), loss.item()
+gradient = torch.autograd.grad(loss.sum()/5, W)[0]
+measured = frozen.moments['W'][0]/(1-.9**200)
+assert (measured-gradient).abs().max() < .01*gradient.abs().max()
+(measured-gradient).abs().max()/gradient.abs().max(), frozen.loss.mean().item(), loss.item()
 
 # %% [markdown]
-# ## Alone, interrupted, on more threads
+# ## Reproducibility
 #
-# The same to the last bit: one of five alone, stopped and resumed between snapshots, and on two
-# threads.
+# Results are bitwise identical for one of five models trained alone, for a run that was stopped and
+# resumed between snapshots, and on two threads.
 
 # %%
 five = ToyConfig(20, 5, 5, density=.3)
 args = dict(steps=300, batch_size=64, snapshots=[70,128], log_every=7, engine='numba')
 run = train(five, **args)
-again = train(five, resume=train(five, stop=100, **args), **args)
-test_eq(again.W, run.W); test_eq(again.loss, run.loss)
-test_eq(again.snapshots[128], run.snapshots[128])
+resumed = train(five, resume=train(five, stop=100, **args), **args)
+test_eq(resumed.W, run.W); test_eq(resumed.loss, run.loss)
+test_eq(resumed.snapshots[128], run.snapshots[128])
 test_eq(train(five, instances=[3], **args).W[0], run.W[3])
 torch.set_num_threads(2)
 test_eq(train(five, **args).W, run.W)
 torch.set_num_threads(1)
-run, again
+run, resumed
 
 # %% [markdown]
-# A run that leaves the real numbers is told so with its instance and step, and keeps the
-# losses before:
+# A run whose loss becomes non-finite reports the instance and step, and keeps the earlier losses:
 
 # %%
 wild = ToyConfig(5, 2, 3, density=.5)
@@ -388,17 +388,17 @@ for engine in 'eager','numba':
 # %% [markdown]
 # ## Speed
 #
-# The official ratios are on the benchmark page. Here is a feeling for it, in microseconds a
-# step of one model on one core: eager, then this engine.
+# The measured ratios are on the [benchmark page](../../benchmarks/10_superposition.ipynb). Here is
+# a quick check, in microseconds per step of one model on one core: eager, then this engine.
 
 # %%
 def cost(engine, steps, **kw):
-    best = []
+    timings = []
     for _ in range(3):
         t = time.process_time()
         train(ToyConfig(20, 5, 4, density=.1), steps, engine=engine, **kw)
-        best.append((time.process_time()-t)/steps/4*1e6)
-    return min(best)
+        timings.append((time.process_time()-t)/steps/4*1e6)
+    return min(timings)
 
 slow = cost('eager', 20)
 fast = cost('numba', 500)
