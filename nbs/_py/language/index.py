@@ -7,49 +7,75 @@
 # ---
 
 # %% [markdown]
-# # Language
+# # Language models
 #
-# > What the two language papers share: models, turns, log-probabilities, samples.
+# > The package loads, scores, samples and trains language models.
 
 # %%
 #| default_exp language.__init__
 
 # %% [markdown]
-# Nothing above this room touches transformers, and nothing here knows of bias or constitutions.
-# A model has a [name](05_weights.ipynb) and is [loaded](10_models.ipynb); a conversation becomes
-# [token ids](20_chat.ipynb); options are [scored](30_scoring.ipynb), what prompts share being
-# [read once](engine/20_prefix_tree.ipynb), or answers [sampled](40_generation.ipynb), one
-# [after another](42_multi_turn.ipynb) where a prompt follows from an answer. A model gets
-# [heads](48_reward_head.ipynb) and is [trained](46_training.ipynb), whole, by
-# [small matrices beside it](47_lora.ipynb), or [in parts](49_fsdp.ipynb) by several devices;
-# it may also be [behind an API](60_api_models.ipynb); and all of it is proved on
-# [oracles](50_stub_models.ipynb), models whose answers are known. On a CPU matrices are
-# [multiplied](engine/30_onednn.ipynb) by the faster of two libraries, weights are
-# [packed](engine/40_weight_packing.ipynb) while a model is asked, and memory is [kept](engine/50_allocator.ipynb) while it
-# learns. A policy computes [the same bits](engine/60_batch_invariant.ipynb) when it answers and when it learns.
+# This package is the only one that imports transformers; it contains nothing specific to bias or
+# constitutions. The three steps from a name to a number, on a stub model that prefers (b):
 
 # %%
 #| export
-from moral_sc.language.weights import aliases, cached_weights, find_weights, can_load
-from moral_sc.language.loading import load, load_or_stub
+from moral_sc.language.weights import aliases, cached_weights, can_load, find_weights
 from moral_sc.language.models import LM, decode, encode, eos_ids, pad
-from moral_sc.language.chat import Prompt, modes, encode_prompt, render
+from moral_sc.language.loading import load, load_or_stub
+from moral_sc.language.api_models import connect
+from moral_sc.language.chat import Prompt, encode_prompt, modes, render
 from moral_sc.language.scoring import (next_token_logprobs, option_logprobs, option_mass,
                                        token_logprobs)
 from moral_sc.language.generation import Sample, append_turn, sample
 from moral_sc.language.multi_turn import generate_multi_turn
-from moral_sc.language.reward_head import save_model, small_llama
 from moral_sc.language.training import fit
-from moral_sc.language.stub_models import letter_prior_model, stub_model, random_model
-_all_ = ['aliases', 'cached_weights', 'find_weights', 'can_load', 'LM', 'decode', 'encode', 'eos_ids',
-         'load', 'load_or_stub', 'pad', 'Prompt', 'modes', 'encode_prompt', 'render',
-         'next_token_logprobs', 'option_logprobs', 'option_mass', 'token_logprobs', 'Sample', 'generate_multi_turn',
-         'append_turn', 'sample', 'save_model', 'small_llama', 'fit', 'letter_prior_model', 'stub_model', 'random_model']
-
-# %% [markdown]
-# From a name to a number in three lines, here on a model that was made to prefer (b):
+from moral_sc.language.lora import add_lora, merge_lora
+from moral_sc.language.reward_head import (build_reward_model, load_reward_model, reward_scores,
+                                           save_model, save_reward_model, small_llama)
+from moral_sc.language.stub_models import letter_prior_model, random_model, stub_model
+_all_ = ['aliases', 'cached_weights', 'can_load', 'find_weights', 'LM', 'decode', 'encode',
+         'eos_ids', 'pad', 'load', 'load_or_stub', 'connect', 'Prompt', 'encode_prompt', 'modes',
+         'render', 'next_token_logprobs', 'option_logprobs', 'option_mass', 'token_logprobs',
+         'Sample', 'append_turn', 'sample', 'generate_multi_turn', 'fit', 'add_lora', 'merge_lora',
+         'build_reward_model', 'load_reward_model', 'reward_scores', 'save_model',
+         'save_reward_model', 'small_llama', 'letter_prior_model', 'random_model', 'stub_model']
 
 # %%
-lm = letter_prior_model(dict(a=.2, b=.5, c=.3))
-asked = render(lm, [('human', 'Who was late?\n(a) Kim\n(b) Ann\n(c) Unknown')], 'The answer is (')
-option_logprobs(lm, [asked], ['a', 'b', 'c']).round(3)
+lm = letter_prior_model(dict(a=.2, b=.5, c=.3)) # Or load('smollm2-135m-instruct')
+prompt = render(lm, [('human', 'Who was late?\n(a) Kim\n(b) Ann\n(c) Unknown')], 'The answer is (')
+option_logprobs(lm, [prompt], ['a', 'b', 'c']).round(3)
+
+# %% [markdown]
+# ## Where to find what
+#
+# | You want to | Page | Function |
+# | --- | --- | --- |
+# | load a model by name, folder, GGUF file or hub repository | [Loading](12_loading.ipynb) | `load` |
+# | use a stub where a model cannot be had | [Loading](12_loading.ipynb) | `load_or_stub` |
+# | use a model behind an API | [API models](60_api_models.ipynb) | `connect` |
+# | list the models with short names, or find their weights | [Weights](05_weights.ipynb) | `aliases`, `find_weights` |
+# | convert text to token ids and back | [Models](10_models.ipynb) | `encode`, `decode`, `pad` |
+# | turn a conversation into a prompt | [Chat](20_chat.ipynb) | `render` |
+# | compute log-probabilities of options or tokens | [Scoring](30_scoring.ipynb) | `option_logprobs`, `token_logprobs` |
+# | sample answers | [Sampling](40_generation.ipynb) | `sample` |
+# | sample prompts that depend on earlier answers | [Multi-turn generation](42_multi_turn.ipynb) | `generate_multi_turn` |
+# | sample with vLLM | [Sampling with vLLM](62_vllm.ipynb) | `use_vllm` |
+# | train a model | [Training](46_training.ipynb) | `fit` |
+# | set learning rates, warm-up and clipping | [Optimization](44_optimization.ipynb) | |
+# | train only low-rank adapters | [LoRA](47_lora.ipynb) | `add_lora`, `merge_lora` |
+# | shard a model over several GPUs | [FSDP](49_fsdp.ipynb) | `FSDPModules` |
+# | train a reward model | [Reward head](48_reward_head.ipynb) | `build_reward_model`, `reward_scores` |
+# | test a measure on a model with known answers | [Stub models](50_stub_models.ipynb) | `stub_model`, `letter_prior_model`, `random_model` |
+#
+# The engine makes inference and training fast; the functions above use it by default.
+#
+# | Page | Purpose |
+# | --- | --- |
+# | [Out of memory](engine/05_oom.ipynb) | smaller batches after an out-of-memory error |
+# | [Batching](engine/10_batching.ipynb) | batches that fit into memory |
+# | [Prefix trees](engine/20_prefix_tree.ipynb) | one forward pass for a prefix shared by several prompts |
+# | [oneDNN](engine/30_onednn.ipynb) | the faster of two matrix-multiplication libraries on a CPU |
+# | [Weight packing](engine/40_weight_packing.ipynb) | prepacked weights for inference on a CPU |
+# | [Allocator](engine/50_allocator.ipynb) | reuse of freed memory during training |
+# | [Batch invariance](engine/60_batch_invariant.ipynb) | bitwise equal results in sampling and in training |
