@@ -1,4 +1,5 @@
-// Draws the figures that notebooks carry as data: fitted to the column, and in the colours of the theme.
+// Draws the figures that notebooks carry as data: fitted to the column, in the colours of the theme, and
+// arranged anew for a phone: panels in fewer columns, legends below, long titles broken.
 (() => {
   "use strict";
   const wide = 640, phone = 520;
@@ -8,46 +9,153 @@
   const dark = () => theme() === "dark" || (theme() !== "light" && system.matches);
 
   // Figures have no background of their own and colours that stand on either theme. What is left
-  // is black, the ink of the light theme, and white, its paper: those two change places.
-  function swap(text) {
-    const t = text.toLowerCase().replace(/\s/g, ""), ink = css("--ink"), paper = css("--paper");
-    if (/^(black|#000|#000000|rgb\(0,0,0\)|#[0-3]([0-9a-f])[0-3]\1[0-3]\1|#([0-3][0-9a-f])\2\2)$/.test(t)) return ink;
-    return /^(white|#fff|#ffffff|rgb\(255,255,255\))$/.test(t) ? paper : text;
+  // is black, the ink of the light theme, and white, its paper: those two change places. A black
+  // line over a heat map becomes grey, which stands on light cells, dark cells and the page.
+  function swap(text, ink) {
+    const t = text.toLowerCase().replace(/\s/g, "");
+    if (/^(black|#000|#111|#222|#333|rgb\(0,0,0\)|#([0-3][0-9a-f]){3})$/.test(t)) return ink;
+    return /^(white|#fff|#ffffff|rgb\(255,255,255\))$/.test(t) ? css("--paper") : text;
   }
 
-  function darken(value, key) {
-    if (typeof value === "string") return /color$/.test(key) ? swap(value) : value;
+  function darken(value, key, ink) {
+    if (typeof value === "string") return /color$/.test(key) ? swap(value, ink) : value;
     if (Array.isArray(value)) return key === "color" || !value.some(v => v && typeof v === "object") ?
-      (key === "color" ? value.map(v => typeof v === "string" ? swap(v) : v) : value) :
-      key === "colorscale" ? value : value.map(v => darken(v, key));
+      (key === "color" ? value.map(v => typeof v === "string" ? swap(v, ink) : v) : value) :
+      key === "colorscale" ? value : value.map(v => darken(v, key, ink));
     if (!value || typeof value !== "object" || ArrayBuffer.isView(value)) return value;
-    return Object.fromEntries(Object.entries(value).map(([k, v]) => [k, darken(v, k)]));
+    return Object.fromEntries(Object.entries(value).map(([k, v]) => [k, darken(v, k, ink)]));
   }
 
-  function columns(layout) {
-    const starts = Object.keys(layout).filter(k => /^xaxis\d*$/.test(k)).map(k => Math.round(100 * (layout[k].domain || [0])[0]));
-    return new Set(starts).size || 1;
+  // Axes and scenes of a layout, as [key, start and end in x].
+  function spans(layout) {
+    return Object.keys(layout).flatMap(k => /^xaxis\d*$/.test(k) ? [[k, layout[k].domain || [0, 1]]] :
+      /^scene\d*$/.test(k) ? [[k, (layout[k].domain || {}).x || [0, 1]]] : []);
+  }
+
+  function columns(layout) { // starts of the columns of panels, from left to right
+    return [...new Set(spans(layout).map(([, d]) => Math.round(1000 * d[0]) / 1000))].sort((a, b) => a - b);
+  }
+
+  function broken(text, most) {
+    if (!text || text.length <= most || /<br|[<$]/.test(text)) return text;
+    let line = "";
+    const lines = [];
+    for (const word of text.split(" ")) {
+      if (line && (line + " " + word).length > most) { lines.push(line); line = word; }
+      else line = line ? line + " " + word : word;
+    }
+    return [...lines, line].join("<br>");
+  }
+
+  // Put C columns of panels into bands of k columns each.
+  function wrapped(layout, width, height, k) {
+    const starts = columns(layout), n = starts.length, bands = Math.ceil(n / k);
+    const margin = {l: 60, r: 20, t: 36, b: 50, ...((layout.template || {}).layout || {}).margin, ...layout.margin};
+    const column = x => starts.reduce((best, s, i) => x >= s - 0.02 ? i : best, 0);
+    const ends = starts.map(s => Math.max(...spans(layout).filter(([, d]) => Math.abs(d[0] - s) < 0.002).map(([, d]) => d[1])));
+    const pitch = n > 1 ? starts[1] - starts[0] : 1;
+    const titles = (layout.annotations || []).filter(a => a.xref === "paper" && a.yref === "paper" && a.yanchor === "bottom" && a.y > 0.1);
+    const most = Math.max(14, Math.floor(width / k / 6.6));
+    const lines = Math.max(1, ...titles.map(a => broken(a.text || "", most).split("<br>").length));
+    const ticks = spans(layout).some(([key]) => key.startsWith("x") && layout[key].visible !== false);
+    const shrink = Math.min(1.1, Math.max(0.6, (width / k) / (wide / n)));
+    const inner = (height - margin.t - margin.b) * shrink, gap = 15 * lines + (ticks ? 26 : 6);
+    const total = bands * inner + (bands - 1) * gap;
+    const x = (v, c) => ((c % k) + Math.min(1, (v - starts[c]) / pitch)) / k;
+    const y = (v, c) => 1 - (Math.floor(c / k) * (inner + gap) + (1 - v) * inner) / total;
+    const out = {...layout, margin: {...margin, t: Math.max(margin.t, 15 * lines + 12)}};
+    for (const [key, d] of spans(layout)) {
+      const c = column(d[0]), to = [x(d[0], c), x(Math.min(d[1], ends[c]), c)];
+      if (key.startsWith("scene")) {
+        const dy = (layout[key].domain || {}).y || [0, 1];
+        out[key] = {...layout[key], domain: {x: to, y: dy.map(v => y(v, c))}};
+      } else {
+        const other = "yaxis" + key.slice(5), anchored = "yaxis" + String(layout[key].anchor || "y").slice(1);
+        const side = layout[anchored] ? anchored : other, dy = (layout[side] || {}).domain || [0, 1];
+        out[key] = {...layout[key], domain: to};
+        out[side] = {...layout[side], domain: dy.map(v => y(v, c))};
+        if (c % k === 0 && out[side].showticklabels === false) delete out[side].showticklabels;
+      }
+    }
+    out.annotations = (layout.annotations || []).map(a => {
+      if (!titles.includes(a)) return a;
+      const c = column(a.x);
+      return {...a, x: x(a.x, c), y: y(a.y, c), text: broken(a.text, most)};
+    });
+    return [out, total + out.margin.t + margin.b];
+  }
+
+  function legendBelow(data, layout, width) {
+    const names = data.filter(t => t.name && t.showlegend !== false).map(t => t.name);
+    const shows = layout.showlegend ?? (names.length > 1 || data.some(t => t.showlegend === true));
+    if (!shows || !names.length) return [layout, 0];
+    let rows = 1, used = 0;
+    for (const name of names) {
+      const w = 48 + 7 * name.replace(/<[^>]*>/g, "").length;
+      if (used && used + w > width) { rows++; used = 0; }
+      used += w;
+    }
+    const extra = 20 * rows + 10, house = ((layout.template || {}).layout || {}).margin || {};
+    const margin = {...house, ...layout.margin}, above = (layout.legend || {}).y ?? 1.02;
+    const b = (margin.b ?? 50) + extra;
+    const legend = {...(layout.legend || {}), orientation: "h", x: 0, xref: "container", xanchor: "left",
+                    y: 0, yref: "container", yanchor: "bottom", font: {...((layout.legend || {}).font || {}), size: 11}};
+    return [{...layout, legend, margin: {...margin, b}}, above < 0 ? 0 : extra];
+  }
+
+  // Long axis titles and categories in two lines, fewer ticks.
+  function narrow(data, layout, width) {
+    const out = {...layout}, k = Math.min(2, columns(layout).length || 1);
+    for (const key of Object.keys(layout).filter(k => /^[xy]axis\d*$/.test(k))) {
+      const axis = out[key] = {...layout[key], automargin: true};
+      const title = typeof axis.title === "string" ? {text: axis.title} : axis.title;
+      const most = key[0] === "x" ? Math.floor(width / k / 7) : 34;
+      if (title && title.text) axis.title = {...title, text: broken(title.text, most), font: {size: 12, ...(title.font || {})}};
+      if (key[0] === "x" && !axis.tickvals && axis.type !== "category") axis.nticks = Math.min(axis.nticks || 5, 5);
+      if (key[0] === "x" && axis.tickvals && axis.tickvals.length > 4 && !axis.ticktext)
+        axis.tickvals = axis.tickvals.filter((_, i) => i % Math.ceil(axis.tickvals.length / 4) === 0);
+      if (key[0] === "y") {
+        const id = "y" + key.slice(5);
+        const values = data.filter(t => (t.yaxis || "y") === id && Array.isArray(t.y)).flatMap(t => t.y);
+        const long = [...new Set(values.filter(v => typeof v === "string" && v.length > 18))];
+        if (long.length) axis.labelalias = Object.fromEntries(long.map(v => [v, broken(v, 16)]));
+      }
+    }
+    out.annotations = (out.annotations || []).map(a => a.xref === "paper" && a.yshift < 0 ? {...a, text: broken(a.text, Math.floor(width / 7))} : a);
+    return out;
   }
 
   function draw(box) {
     const spec = JSON.parse(box.querySelector("script").textContent);
     const room = box.parentElement.clientWidth || wide;
-    const cols = columns(spec.layout);
-    const width = Math.max(Math.min(room, +box.dataset.width), cols > 2 ? Math.min(150 * cols, +box.dataset.width) : 0);
-    const small = room < phone;
-    let {data, layout} = spec;
-    if (dark()) { data = darken(data, ""); layout = darken(layout, ""); }
-    layout = {...layout, width, height: +box.dataset.height, autosize: false,
+    const full = +box.dataset.width, small = room < phone;
+    let {data, layout} = spec, width = Math.min(room, full), height = +box.dataset.height;
+    const diagram = layout.xaxis && layout.xaxis.visible === false && columns(layout).length === 1 &&
+      (layout.annotations || []).filter(a => a.text).length > 3;
+    const cols = columns(layout).length, scenes = spans(layout).some(([k]) => k.startsWith("scene"));
+    if (dark()) {
+      const ink = data.some(t => /heatmap|contour/.test(t.type)) ? "#8b929b" : css("--ink");
+      data = darken(data, "", ink);
+      layout = darken(layout, "", css("--ink"));
+    }
+    if (small && diagram) width = Math.min(full, 600);
+    else if (small) {
+      if (cols > 2 || (scenes && cols > 1)) [layout, height] = wrapped(layout, width - 60, height, scenes && cols < 3 ? 1 : 2);
+      layout = narrow(data, layout, width - 60);
+      let extra;
+      [layout, extra] = legendBelow(data, layout, width);
+      height += extra;
+    }
+    layout = {...layout, width, height, autosize: false,
               paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
               font: {...(layout.font || {}), color: css("--ink")},
               modebar: {bgcolor: "rgba(0,0,0,0)", orientation: "v"}};
-    if (matchMedia("(pointer: coarse)").matches) layout.dragmode = false;
-    if (small)
-      layout.legend = {...(layout.legend || {}), orientation: "h", x: 0, xanchor: "left", y: 1.02, yanchor: "bottom"};
+    if (matchMedia("(pointer: coarse)").matches) layout.dragmode = scenes ? layout.dragmode : false;
     const config = {displaylogo: false, responsive: false, displayModeBar: small ? false : "hover",
                     modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d", "zoomIn2d", "zoomOut2d"]};
     let plot = box.querySelector(".plot");
     if (!plot) { plot = document.createElement("div"); plot.className = "plot"; box.append(plot); }
+    box.style.height = height + "px";
     return Plotly.react(plot, {data, layout, config, frames: spec.frames}).then(() => { box.dataset.drawn = Math.round(room); });
   }
 

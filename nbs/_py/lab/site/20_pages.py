@@ -7,9 +7,9 @@
 # ---
 
 # %% [markdown]
-# # Pages
+# # Notebook pages
 #
-# > Reads a notebook as a page: directives obeyed, citations resolved, figures live.
+# > Converts a notebook into a page of the site: directives, citations, figures, tables.
 
 # %%
 #| default_exp lab.site.pages
@@ -19,12 +19,12 @@
 import ast
 import json
 import re
+from html import escape
 
 # %%
 #| export
-from moral_sc.lab.claims import mime as claims_mime
-from moral_sc.lab.claims import verdicts
-from moral_sc.lab.site.crossrefs import offered
+from moral_sc.lab.claims import claims_mime, verdicts
+from moral_sc.lab.site.crossrefs import defined_names
 
 # %%
 #| hide
@@ -34,65 +34,130 @@ from fastcore.test import *
 code = nbformat.v4.new_code_cell
 prose = nbformat.v4.new_markdown_cell
 
+# %% [markdown]
+# The notebooks are written in nbdev's dialect and stay ordinary notebooks: JupyterLab and GitHub
+# show them without us. Sphinx builds the site and reads MyST. This module converts one into the
+# other. Sphinx passes it the text of a notebook and receives a notebook in MyST, so there is no
+# staging folder.
+#
+# ## Addresses
+#
+# Links to the site, the repository and Colab are built from these settings.
+
+# %%
+#| export
+SITE = 'https://moral-sc.github.io/moral_sc'
+REPOSITORY = 'https://github.com/moral-sc/moral_sc'
+COLAB = REPOSITORY.replace('https://github.com', 'https://colab.research.google.com/github')
+COLAB_INSTALL = f'%pip install "moral_sc @ git+{REPOSITORY}"'  # first cell to run in Colab
+
 
 # %% [markdown]
-# The notebooks are written in nbdev's dialect and stay ordinary notebooks: they look right in
-# JupyterLab and on GitHub without us. The site is built by Sphinx, which speaks MyST. Between
-# the two stands this page. Sphinx hands over the text of a notebook and gets back a notebook
-# in MyST, so there is no staging folder and nothing to keep in step.
-#
 # ## Directives
 #
 # A code cell may open with lines that begin with `#|`. Each is a key, or a key and a value; a
-# line without a key carries on the value above it.
+# line without a key continues the value above it.
 
 # %%
 #| export
 def directives(
     source:str, # A code cell
 )->tuple:       # dict of directives, and the code without their lines
-    "Separate a cell's directives from its code"
-    found = {}
+    "Separate a cell's directives from its code."
+    values = {}
     key = None
     lines = source.split('\n')
     while lines and re.match(r'#\|', lines[0]):
         line = lines.pop(0)[2:].strip()
         m = re.match(r'([\w-]+) *(?:: *(.*)|(\S.*))?$', line)
-        if key is None or (m and m[1] in _keys): key,found[m[1]] = m[1], m[2] or m[3] or ''
-        else: found[key] = f'{found[key]} {line}'
-    return {k: v.strip('\'" ') for k,v in found.items()}, '\n'.join(lines).strip('\n')
+        if key is None or (m and m[1] in _keys): key,values[m[1]] = m[1], m[2] or m[3] or ''
+        else: values[key] = f'{values[key]} {line}'
+    return {k: v.strip('\'" ') for k,v in values.items()}, '\n'.join(lines).strip('\n')
 
 _keys = set('''default_exp export exports exporti hide echo eval output include label
-    fig-cap mark code-fold code-summary warning notest slow gpu cuda'''.split())
+    fig-cap mark needs code-fold code-summary warning notest slow gpu cuda'''.split())
 
 # %%
-opts,rest = directives('''#| label: fig-loss
+options,body = directives('''#| label: fig-loss
 #| fig-cap: Loss over steps:
 #|   bars are 95% intervals
 plot(loss)''')
-test_eq(rest, 'plot(loss)')
-opts
+test_eq(body, 'plot(loss)')
+options
 
 # %%
-test_eq(opts['fig-cap'], 'Loss over steps: bars are 95% intervals')
+test_eq(options['fig-cap'], 'Loss over steps: bars are 95% intervals')
 test_eq(directives('#|export\n#| eval: false\nx'), ({'export': '', 'eval': 'false'}, 'x'))
 test_eq(directives('x = 1'), ({}, 'x = 1'))
+
+# %% [markdown]
+# A directive below the first line of code is a mistake: the page would show it as code. So is a
+# figure without a number or a caption on a page of a paper. The site build reports both as
+# warnings, and a warning fails the build.
+
+# %%
+#| export
+plotly_mime = 'application/vnd.plotly.v1+json'
+
+def has_figure(
+    cell, # A code cell
+)->bool:
+    "Whether the outputs of a cell include a plotly figure."
+    return any(plotly_mime in o.get('data', {}) for o in cell.get('outputs', []))
+
+def cell_problems(
+    nb,            # A notebook
+    captions=True, # Whether each figure needs a label and a caption
+)->list:           # One sentence per problem
+    "Find misplaced directives and figures without label or caption."
+    problems = []
+    for i,cell in enumerate(nb.cells):
+        if cell.cell_type!='code': continue
+        options,body = directives(cell.source)
+        where = f'cell {i} ({cell.get("id", "no id")})'
+        late = _misplaced(body)
+        if late: problems.append(f'{where}: move {late!r} to the top of the cell.')
+        labelled = options.get('label', '').startswith('fig-') and options.get('fig-cap')
+        if captions and has_figure(cell) and not labelled:
+            problems.append(f'{where}: give its figure #| label: fig-... and #| fig-cap: ...')
+    return problems
+
+def _misplaced(body):
+    "The first directive outside of strings, or None"
+    import io
+    import tokenize
+    if '#|' not in body: return None
+    try: tokens = list(tokenize.generate_tokens(io.StringIO(body).readline))
+    except (tokenize.TokenError, SyntaxError): return None
+    late = [t.string for t in tokens if t.type==tokenize.COMMENT and t.string.startswith('#|')]
+    return late[0] if late else None
+
+
+# %%
+bad = nbformat.v4.new_notebook(cells=[code('x = 1\n#| label: fig-x\nplot(x)', id='a1b2'),
+    code('fig', id='c3d4', outputs=[nbformat.v4.new_output('display_data', {plotly_mime: {}})])])
+cell_problems(bad)
+
+# %%
+test_eq(len(cell_problems(bad)), 2)
+test_eq(len(cell_problems(bad, captions=False)), 1)
+test_eq(_misplaced("text = '''\n#| label: x'''"), None)
 
 
 # %% [markdown]
 # ## Prose
 #
-# Three things in Markdown cells have to be said differently: citations, figures and callouts.
-# Code, inline or fenced, is never touched, so a page can show an `@patch`. And a line that begins
-# with a percent sign would be taken for a comment and be gone without a word.
+# Three things in Markdown cells differ between the dialects: citations, references to figures, and
+# callouts. Code, inline or fenced, is left as it is, so a page can show an `@patch`. A line that
+# begins with a percent sign would be a comment in MyST, so the sign is escaped.
 
 # %%
 #| export
-def myst(
+def to_myst(
     text:str,      # A Markdown cell
     figures=None,  # Labels of the page's figures, in order, and their anchors
 )->str:
-    "Say in MyST what a Markdown cell says in our dialect"
+    "Convert a Markdown cell into MyST."
     parts = re.split(_quoted, _callouts(text))
     return ''.join(p if i%2 else _prose(p, figures or {}) for i,p in enumerate(parts))
 
@@ -126,7 +191,7 @@ def _callouts(text):
 
 
 # %%
-print(myst('''Toy models [@elhage2022] were followed by @henighan2023double; see @fig-loss.
+print(to_myst('''Toy models [@elhage2022] were followed by @henighan2023double; see @fig-loss.
 
 ::: {.callout-note}
 ## A note
@@ -134,29 +199,30 @@ Decorators such as `@patch` are left alone.
 :::''', {'fig-density': 'toy-fig-density', 'fig-loss': 'toy-fig-loss'}))
 
 # %%
-test_eq(myst('[@bai2022hh; @ouyang2022]'), '{cite:p}`bai2022hh,ouyang2022`')
-test_eq(myst('[@elhage2022, section 3]'), '{cite:p}`elhage2022{section 3}`')
-test_eq(myst('Write to a@b2022.org or [x](https://y.org/@z2022).'),
+test_eq(to_myst('[@bai2022hh; @ouyang2022]'), '{cite:p}`bai2022hh,ouyang2022`')
+test_eq(to_myst('[@elhage2022, section 3]'), '{cite:p}`elhage2022{section 3}`')
+test_eq(to_myst('Write to a@b2022.org or [x](https://y.org/@z2022).'),
         'Write to a@b2022.org or [x](https://y.org/@z2022).')
-test_eq(myst('```\n@elhage2022\n```'), '```\n@elhage2022\n```')
-test_eq(myst('`@fig-x`'), '`@fig-x`')
-test_eq(myst('It wins with 73\n% of 9 %.'), 'It wins with 73\n\\% of 9 %.')
+test_eq(to_myst('```\n@elhage2022\n```'), '```\n@elhage2022\n```')
+test_eq(to_myst('`@fig-x`'), '`@fig-x`')
+test_eq(to_myst('It wins with 73\n% of 9 %.'), 'It wins with 73\n\\% of 9 %.')
 
 
 # %% [markdown]
 # ## Figures
 #
-# A plotly figure is kept in the notebook as data. On the page it becomes an empty box with
-# that data inside, and one script of the site draws all boxes: it is the script that knows the
-# width of the screen and whether it is dark. Nothing in the data can end the script element
-# early, because no `<` is left in it.
+# A notebook keeps a plotly figure as data. On the page it becomes a box that holds the data, and a
+# script of the site draws it for the width and the theme of the screen. The box is an image to a
+# screen reader, with the caption as its name. No `<` is left in the data, so nothing in it can end
+# the script element early.
 
 # %%
 #| export
 def figure_box(
-    spec:dict, # Plotly figure as JSON
-)->str:        # HTML
-    "A box that the site's script draws a figure into"
+    spec:dict,         # Plotly figure as JSON
+    name:str='Figure', # For screen readers, plain text
+)->str:                # HTML
+    "Make the box that the site's script draws a figure into."
     layout = spec.get('layout', {})
     house = layout.get('template', {}).get('layout', {})
     size = lambda k, default: layout.get(k) or house.get(k) or default
@@ -164,16 +230,17 @@ def figure_box(
     h = size('height', 380)
     frames = {k: spec[k] for k in ('frames',) if spec.get(k)}
     data = json.dumps(dict(data=spec.get('data', []), layout=layout) | frames)
-    return (f'<div class="figure-box" style="max-width:{w:g}px;height:{h:g}px" '
+    return (f'<div class="figure-box" role="img" aria-label="{escape(name)}" '
+            f'style="max-width:{w:g}px;height:{h:g}px" '
             f'data-width="{w:g}" data-height="{h:g}">'
             f'<script type="application/json">{data.replace("<", _lt)}</script>'
-            '<noscript>This figure is drawn by a script.</noscript></div>')
+            '<noscript>JavaScript draws this figure.</noscript></div>')
 
 _lt = '\\u003c'
 
 # %%
 bad = dict(data=[dict(type='scatter', name='</script><b>')], layout={})
-box = figure_box(bad)
+box = figure_box(bad, 'A "line"')
 test_eq(box.count('<b>'), 0)
 test_eq(json.loads(re.search(r'json">(.*?)</script>', box)[1]), bad)
 box
@@ -182,106 +249,178 @@ box
 # %% [markdown]
 # ## Tables
 #
-# The last column of a claims table is a verdict. It gets a class of its own, for its colour;
-# the word stays, since colour alone says nothing to many readers. Frames lose the style sheet
-# that pandas puts into each of them.
+# The last column of a claims table is a verdict. Its words get a class for their colour. The style
+# sheet that pandas adds to each frame is removed.
 
 # %%
 #| export
-def table(
+def style_table(
     html:str, # A table as a notebook keeps it
 )->str:
-    "A table dressed for the site"
+    "Add the site's classes to a table."
     html = re.sub(r'<style scoped>.*?</style>\s*', '', html, flags=re.S)
     html = html.replace(' border="1"', '')
     if 'class="claims"' not in html: return html
-    said = '|'.join(sorted(verdicts, key=len, reverse=True))
-    return re.sub(rf'<td>({said})\b(.*?)</td>', _badge, html)
+    words = '|'.join(sorted(verdicts, key=len, reverse=True))
+    return re.sub(rf'<td>({words})\b(.*?)</td>', _badge, html)
 
 def _badge(m):
     rest = f'<br><small>{m[2].strip(" ()")}</small>' if m[2].strip(' ()') else ''
-    return f'<td><span class="verdict {slug(m[1])}">{m[1]}</span>{rest}</td>'
+    return f'<td><span class="verdict {verdict_class(m[1])}">{m[1]}</span>{rest}</td>'
 
-def slug(
+def verdict_class(
     text:str,
 )->str:
-    "A verdict as the name of a class"
+    "Return the name of a verdict's CSS class."
     return re.sub(r'\W+', '-', text)
 
 
 # %%
 row = '<table class="claims"><tr><td>A sentence.</td><td>holds</td></tr></table>'
-table(row)
+style_table(row)
 
 # %%
-assert '<small>too few</small>' in table(row.replace('holds', 'fails (too few)'))
+assert '<small>too few</small>' in style_table(row.replace('holds', 'fails (too few)'))
 other = row.replace('claims', 'frame')
-test_eq(table(other), other)
+test_eq(style_table(other), other)
+
 
 # %% [markdown]
 # ## Outputs
 #
-# An output may carry the same thing in several forms. The page takes the one that serves a
-# reader best and drops the rest.
+# An output may hold the same thing in several formats. The page shows the one that is best for a
+# reader: of a figure the interactive one, not the PNG that is there for GitHub.
 
 # %%
 #| export
-plotly_mime = 'application/vnd.plotly.v1+json'
-
-def dress(
-    out,          # Output of a cell; changed in place
-    figures=None, # Labels of the page's figures and their anchors
+def prepare_output(
+    out,           # Output of a cell; changed in place
+    figures=None,  # Labels of the page's figures and their anchors
+    name='Figure', # Of a figure, for screen readers
 ):
-    "Prepare an output for the site"
+    "Prepare an output for the site."
     data = out.get('data', {})
     data.pop(claims_mime, None)
-    if plotly_mime in data: out['data'] = {'text/html': figure_box(data[plotly_mime])}
-    elif 'text/html' in data: data['text/html'] = table(_joined(data['text/html']))
+    if plotly_mime in data: out['data'] = {'text/html': figure_box(data[plotly_mime], name)}
+    elif 'text/html' in data: data['text/html'] = style_table(_joined(data['text/html']))
     elif 'text/markdown' in data:
-        data['text/markdown'] = myst(_joined(data['text/markdown']), figures)
+        data['text/markdown'] = to_myst(_joined(data['text/markdown']), figures)
     return out
 
 def _joined(text): return text if isinstance(text, str) else ''.join(text)
 
 
 # %%
-list(dress(dict(data={plotly_mime: bad, 'text/plain': 'Figure()'}))['data'])
+list(prepare_output(dict(data={plotly_mime: bad, 'image/png': 'iVBO', 'text/plain': ''}))['data'])
+
+
+# %% [markdown]
+# ## The record of a run
+#
+# `moral_sc record` stores in a page's metadata how its outputs were made: scale, seed, minutes,
+# machine and commit. The page shows them under its title, with the commands that run it again.
+# Parameters, sizes and imports are folded: they matter to readers who rerun the page.
+
+# %%
+#| export
+def record_line(
+    record:dict, # Metadata `moral_sc` of a page: scale, seed, minutes, machine, commit
+)->str:          # Markdown, '' without a scale
+    "Describe how the outputs of a page were made."
+    if not record.get('scale'): return ''
+    parts = [f'Recorded at scale `{record["scale"]}`']
+    if record.get('seed') is not None: parts.append(f'seed {record["seed"]}')
+    if record.get('minutes') is not None: parts.append(_minutes(record['minutes']))
+    if record.get('machine'): parts.append(record['machine'])
+    if commit := record.get('commit'):
+        parts.append(f'commit [`{commit[:7]}`]({REPOSITORY}/commit/{commit})')
+    return ', '.join(parts)+'.'
+
+def _minutes(m): return f'{m:.1f} minutes' if m>=1 else f'{60*m:.0f} seconds'
+
+def banner(
+    record:dict, # Metadata `moral_sc` of a page; `page` names it below `nbs`
+)->str:          # MyST
+    "Make the lines under a paper page's title."
+    line = record_line(record)
+    page = record.get('page', '')
+    parts = [f':::{{container}} record\n{line}\n:::'] if line else []
+    if page.startswith('papers/'):
+        colab = f'[Colab]({COLAB}/blob/main/nbs/{page}.ipynb)'
+        again = f'`moral_sc reproduce {page.removeprefix("papers/")}`'
+        parts.append(f':::{{container}} rerun\nRerun: {again}, or in {colab} after '
+                     f'`{COLAB_INSTALL}`.\n:::')
+    return '\n\n'.join(parts)
+
+def folded(
+    cell, # A code cell of a paper page
+)->str:   # '' if it is shown
+    "Name a cell of parameters, sizes, imports or timing, which the page folds."
+    body = directives(cell.source)[1]
+    if 'parameters' in cell.metadata.get('tags', []): return 'Parameters'
+    if re.match(r'sizes? *= *dict\(', body): return 'Sizes at each scale'
+    if re.search(r'perf_counter\(\) *- *\w+', body) and len(body.split('\n'))<5: return 'Duration'
+    lines = re.sub(r'\([^)]*\)', '()', body).split('\n')
+    plumbing = r'(import|from) |\w+ *= *perf_counter\(\)|$'
+    return 'Imports' if body and all(re.match(plumbing, l) for l in lines) else ''
+
+
+# %%
+record = dict(scale='cpu', seed=0, minutes=1.9, machine='1 CPU thread', commit='3289e23',
+              page='papers/superposition/phase_change')
+print(banner(record))
+
+# %%
+test_eq(record_line({}), '')
+test_eq(folded(code('from a import (b,\n    c)\nimport d')), 'Imports')
+test_eq(folded(code('size = dict(\n    quick=dict(n=1))[scale]')), 'Sizes at each scale')
+test_eq(folded(code('import d\nd.plot()')), '')
 
 
 # %% [markdown]
 # ## A page
 #
-# Cells that are plumbing go. The code of exported cells stays: it is what the page is about,
-# and the comments beside its parameters are their documentation. Each such cell remembers
-# what it defines, and so the reference can point back to it.
+# Cells marked `hide` are removed. The code of exported cells stays, because it is what a library
+# page is about, and the comments beside parameters are their documentation. Each exported cell
+# lists the names it defines, so that the reference can link to it.
 
 # %%
 #| export
-def _gone(cell, opts, body):
+def _removed(cell, options, body):
     tags = cell.metadata.get('tags', [])
     if cell.cell_type!='code': return not cell.source.strip()
-    return ('hide' in opts or opts.get('include')=='false' or 'injected-parameters' in tags
+    return ('hide' in options or options.get('include')=='false' or 'injected-parameters' in tags
             or not body and not cell.outputs or re.search(r'\bnbdev_export\(\)', body))
 
-def _tags(opts):
-    on = {('echo', 'false'): 'remove-input', ('output', 'false'): 'remove-output',
-          ('code-fold', 'true'): 'hide-input',
-          ('export', ''): 'export', ('exports', ''): 'export'}
-    return [on[kv] for kv in opts.items() if kv in on]
+def _tags(options):
+    tags = {('echo', 'false'): 'remove-input', ('output', 'false'): 'remove-output',
+            ('code-fold', 'true'): 'hide-input',
+            ('export', ''): 'export', ('exports', ''): 'export'}
+    return [tags[kv] for kv in options.items() if kv in tags]
 
-def _code(cell, opts, body, figures):
-    "A code cell in MyST-NB's terms"
-    tags = [*cell.metadata.get('tags', []), *_tags(opts)]
+def _convert_code(cell, options, body, figures, paper):
+    "Convert a code cell into MyST-NB's terms, in place"
+    tags = [*cell.metadata.get('tags', []), *_tags(options)]
+    title = folded(cell) if paper else ''
     cell.source = body
-    cell.metadata['tags'] = tags
-    cell.outputs = [dress(o, figures) for o in cell.outputs]
+    caption = options.get('fig-cap', '')
+    cell.outputs = [prepare_output(o, figures, caption_text(caption)) for o in cell.outputs]
     if 'export' in tags: cell.metadata['defines'] = _names(body)
-    label = opts.get('label', '')
-    caption = opts.get('fig-cap', '')
+    label = options.get('label', '')
     if label in figures:
-        caption = f'**{_numbered(label, figures)}.** {myst(caption, figures)}'
+        caption = f'**{_numbered(label, figures)}.** {to_myst(caption, figures)}'
     fig = {'name': figures.get(label, ''), 'caption': caption}
-    if caption: cell.metadata['mystnb'] = dict(figure={k:v for k,v in fig.items() if v})
+    settings = dict(figure={k:v for k,v in fig.items() if v}) if caption else {}
+    if title: settings |= dict(code_prompt_show=title, code_prompt_hide=title)
+    cell.metadata['tags'] = tags + ['hide-cell']*bool(title)
+    if settings: cell.metadata['mystnb'] = settings
+
+def caption_text(
+    markdown:str, # A caption
+)->str:           # 'Figure' where it is empty
+    "Remove the markup of a caption, for screen readers."
+    text = re.sub(r'\[@[^]]*\]|[`*$\\]', '', markdown)
+    return re.sub(r'\[([^]]*)\]\([^)]*\)', r'\1', text).strip() or 'Figure'
 
 def _page_name(nb, parts):
     "A word for a page that no other page has: labels must differ across the site"
@@ -290,27 +429,37 @@ def _page_name(nb, parts):
     return re.sub(r'\W+', '-', module or (title[1] if title else 'page')).strip('-').lower()
 
 def _names(body):
-    try: return [n for s in ast.parse(body).body for n in offered(s) if n[0]!='_']
+    try: return [n for s in ast.parse(body).body for n in defined_names(s) if n[0]!='_']
     except SyntaxError: return []
 
 
 # %%
 #| export
-def read(
+def is_paper_page(
+    nb, # A notebook
+)->bool:
+    "Whether a notebook has a parameter `scale`, as every page of a paper has."
+    cells = [c.source for c in nb.cells if 'parameters' in c.metadata.get('tags', [])]
+    return bool(re.search(r'^scale *=', '\n'.join(cells), re.M))
+
+def read_page(
     text:str, # A notebook file
 ):            # NotebookNode
-    "A notebook as a page of the site"
+    "Convert a notebook into a page of the site."
     import nbformat
     nb = nbformat.reads(text, 4)
+    paper = is_paper_page(nb)
     parts = [directives(c.source) for c in nb.cells]
     labels = [o['label'] for o,_ in parts if o.get('label', '').startswith('fig-')]
     figures = {l: f'{_page_name(nb, parts)}-{l}' for l in labels}
     cells = []
-    for cell,(opts,body) in zip(nb.cells, parts):
-        if _gone(cell, opts, body): continue
-        if cell.cell_type=='code': _code(cell, opts, body, figures)
-        else: cell.source = myst(cell.source, figures)
+    for cell,(options,body) in zip(nb.cells, parts):
+        if _removed(cell, options, body): continue
+        if cell.cell_type=='code': _convert_code(cell, options, body, figures, paper)
+        else: cell.source = to_myst(cell.source, figures)
         cells.append(cell)
+    lines = banner(nb.metadata.get('moral_sc', {})) if paper else ''
+    if lines and cells: cells[0].source += f'\n\n{lines}'
     nb.cells = cells
     nb.metadata['language_info'] = dict(name='python', pygments_lexer='ipython3')
     return nb
@@ -320,18 +469,19 @@ def read(
 # A page in small:
 
 # %%
-nb = nbformat.v4.new_notebook(cells=[
+nb = nbformat.v4.new_notebook(metadata=dict(moral_sc=record), cells=[
     prose('# Losses\n> What the model loses.'), code('#| default_exp toy.losses'),
     code('#| export\ndef loss(x):\n    return x**2'), code('#| hide\nimport os'),
     code("scale = 'quick'", metadata=dict(tags=['parameters'])),
     code("scale = 'cpu'", metadata=dict(tags=['injected-parameters'])),
     code('#| label: fig-loss\n#| fig-cap: The loss\n#| echo: false\nplot(loss)'),
     prose('It falls, as @fig-loss shows.')])
-seen = read(nbformat.writes(nb))
-[(c.source.split('\n')[0], c.metadata.get('tags', [])) for c in seen.cells]
+page = read_page(nbformat.writes(nb))
+[(c.source.split('\n')[0], c.metadata.get('tags', [])) for c in page.cells]
 
 # %%
-test_eq(len(seen.cells), 5)
-test_eq(seen.cells[1].metadata.defines, ['loss'])
-test_eq(seen.cells[3].metadata.mystnb.figure.caption, '**Figure 1.** The loss')
-test_eq(seen.cells[4].source, 'It falls, as [Figure 1](#toy-losses-fig-loss) shows.')
+test_eq(len(page.cells), 5)
+assert 'Recorded at scale `cpu`' in page.cells[0].source
+test_eq(page.cells[1].metadata.defines, ['loss'])
+test_eq(page.cells[3].metadata.mystnb.figure.caption, '**Figure 1.** The loss')
+test_eq(page.cells[4].source, 'It falls, as [Figure 1](#toy-losses-fig-loss) shows.')

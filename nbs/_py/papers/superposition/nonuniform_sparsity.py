@@ -27,8 +27,8 @@ from moral_sc.lab.claims import record
 from moral_sc.lab.scales import at_scale
 from moral_sc.superposition import ToyConfig, planar_shape, represented
 from moral_sc.superposition.geometry import polygon
-from moral_sc.superposition.maps import order_by_angle, curve_crossing, plot_solution_losses, plot_neighbours
-from moral_sc.superposition.plots import plot_curves
+from moral_sc.superposition.geometry_plots import order_by_angle, plot_neighbours
+from moral_sc.superposition.plots import curve_crossing, plot_curves, plot_solution_losses
 from moral_sc.superposition.phase_diagram import train_restarts, logspace, exact_optima
 began = perf_counter()
 

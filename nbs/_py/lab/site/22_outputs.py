@@ -1,0 +1,233 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: python3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Recorded outputs
+#
+# > Copies the outputs of a run into its page and adds a PNG of each figure.
+
+# %%
+#| default_exp lab.site.outputs
+
+# %%
+#| export
+import ast
+import base64
+import io
+from contextlib import contextmanager
+from pathlib import Path
+
+# %%
+#| export
+from moral_sc.foundation.errors import ConfigError
+from moral_sc.foundation.runs import provenance
+from moral_sc.lab.site.pages import is_paper_page, plotly_mime
+
+# %%
+#| hide
+import json
+import tempfile
+
+import nbformat
+import plotly.graph_objects as go
+from fastcore.test import *
+
+tmp = Path(tempfile.mkdtemp())
+code = nbformat.v4.new_code_cell
+prose = nbformat.v4.new_markdown_cell
+
+
+# %% [markdown]
+# `moral_sc record` runs a page elsewhere and then copies the outputs into the committed notebook.
+# GitHub and nbconvert do not draw plotly figures, so the outputs of a paper's page also contain a
+# PNG of each figure. The site and the report show the interactive figure.
+#
+# ## Pictures
+#
+# Kaleido draws a plotly figure in a Chromium without a window. Starting it takes seconds, so one
+# browser draws all figures of a call.
+
+# %%
+#| export
+@contextmanager
+def drawing_browser():
+    "Keep one browser open while figures are drawn."
+    try: import kaleido
+    except ImportError:
+        raise ConfigError('Pictures need kaleido: pip install "moral_sc[docs]".') from None
+    kaleido.start_sync_server(silence_warnings=True)
+    try: yield
+    finally: kaleido.stop_sync_server(silence_warnings=True)
+
+def figure_png(
+    spec:dict,        # Plotly figure as JSON
+    scale:float=1.,   # Pixels of the picture per pixel of the figure
+    colours:int=64,   # Of its palette; 64 makes a file about four times smaller than all colours
+)->bytes:
+    "Draw a plotly figure as a PNG on white."
+    import kaleido
+    from PIL import Image
+    layout = spec['layout'] | dict(paper_bgcolor='white')
+    options = dict(format='png', scale=scale)
+    try: png = kaleido.calc_fig_sync(dict(data=spec['data'], layout=layout), opts=options)
+    except kaleido.ChromeNotFoundError:
+        raise ConfigError('Pictures need Chromium: install it, or set BROWSER_PATH to it.') from None
+    image = Image.open(io.BytesIO(png)).convert('RGB').quantize(colours, dither=Image.Dither.NONE)
+    buffer = io.BytesIO()
+    image.save(buffer, 'png', optimize=True)
+    return buffer.getvalue()
+
+def _outputs(nb): return [o for c in nb.cells if c.cell_type=='code' for o in c.outputs]
+
+def add_pictures(
+    pages,             # Notebooks, or folders of notebooks
+    redraw:bool=False, # Also figures that have a PNG
+)->dict[Path, int]:    # Pages that changed, and bytes of PNG in each
+    "Add a PNG to each plotly output of recorded pages, without running them."
+    import nbformat
+    paths = [p for f in map(Path, pages) for p in (sorted(f.rglob('*.ipynb')) if f.is_dir() else [f])]
+    sizes = {}
+    with drawing_browser():
+        for path in paths:
+            nb = nbformat.read(path, 4)
+            datas = [o.data for o in _outputs(nb) if plotly_mime in o.get('data', {})]
+            todo = [d for d in datas if redraw or 'image/png' not in d]
+            for d in todo: d['image/png'] = base64.b64encode(figure_png(d[plotly_mime])).decode()
+            if not todo: continue
+            nbformat.write(nb, path)
+            sizes[path] = sum(len(d['image/png'])*3//4 for d in datas)
+    return sizes
+
+
+# %%
+#| hide
+def page(name, *cells):
+    nbformat.write(nbformat.v4.new_notebook(cells=list(cells)), tmp/f'{name}.ipynb')
+    return tmp/f'{name}.ipynb'
+
+def figure_output(fig):
+    data = {plotly_mime: json.loads(fig.to_json()), 'text/plain': 'Figure()'}
+    return nbformat.v4.new_output('display_data', data=data)
+
+
+# %% [markdown]
+# Drawing needs a browser, so this cell draws only where there is one.
+
+# %%
+from shutil import which
+
+fig = go.Figure(go.Scatter(y=[1, 4, 9]), layout=dict(width=320, height=200))
+squares = page('squares', code('#| label: fig-squares\nfig', outputs=[figure_output(fig)]))
+browser = any(map(which, ('chromium', 'google-chrome', 'chrome')))
+sizes = add_pictures([squares]) if browser else {}
+[p.name for p in sizes]
+
+# %%
+if browser:
+    assert 500 < sizes[squares] < 10_000
+    png = nbformat.read(squares, 4).cells[0].outputs[0].data['image/png']
+    assert base64.b64decode(png).startswith(b'\x89PNG')
+    test_eq(add_pictures([squares]), {})
+
+
+# %% [markdown]
+# ## The record
+#
+# How a page was run is stored in its metadata: scale and seed from its parameters, minutes from
+# the run, the kind of machine and the commit of the package. The site shows it under the title.
+
+# %%
+#| export
+def parameter_values(
+    nb, # A notebook
+)->dict:
+    "Read the values in the cells of parameters; injected ones come last and count."
+    tags = {'parameters', 'injected-parameters'}
+    cells = [c.source for c in nb.cells if tags & set(c.metadata.get('tags', []))]
+    values = {}
+    for node in ast.parse('\n'.join(cells)).body:
+        if not isinstance(node, ast.Assign): continue
+        try: values |= {t.id: ast.literal_eval(node.value) for t in node.targets}
+        except (ValueError, AttributeError): continue
+    return values
+
+def run_record(
+    nb, # An executed notebook
+)->dict:
+    "Describe a run: scale, seed, minutes, machine, commit."
+    values = parameter_values(nb)
+    about = provenance()
+    seconds = nb.metadata.get('moral_sc', {}).get('seconds', 0)
+    record = dict(scale=values.get('scale'), seed=values.get('seed'), minutes=round(seconds/60, 2),
+                  machine=_machine(values.get('scale'), about), commit=about['commit'])
+    return {k: v for k,v in record.items() if v is not None}
+
+def _machine(scale, about):
+    "Kind of the machine, without its name"
+    if scale=='gpu':
+        import torch
+        if torch.cuda.is_available(): return torch.cuda.get_device_name()
+    return f'{about["cores"]} {about["system"].split()[-1]} CPU cores'
+
+
+# %%
+parameters = code("scale = 'quick'\nseed = 0", metadata=dict(tags=['parameters']))
+injected = code("scale = 'cpu'", metadata=dict(tags=['injected-parameters']))
+ran = nbformat.v4.new_notebook(cells=[parameters, injected], metadata=dict(moral_sc=dict(seconds=90)))
+{k: v for k,v in run_record(ran).items() if k in ('scale', 'seed', 'minutes')}
+
+# %%
+test_eq(parameter_values(ran), dict(scale='cpu', seed=0))
+test_eq(run_record(ran)['minutes'], 1.5)
+
+
+# %% [markdown]
+# ## Copying
+#
+# Outputs are copied cell by cell. The error stream and the execution counts are left out.
+
+# %%
+#| export
+def copy_outputs(
+    run,           # The executed notebook
+    page,          # The notebook it was executed from
+    pictures=None, # Whether to add a PNG of each figure; default: on the papers' pages
+)->Path:
+    "Copy the outputs of an executed notebook into its page."
+    import nbformat
+    ran = nbformat.read(run, 4)
+    outputs = {c.id: c.outputs for c in ran.cells if c.cell_type=='code'}
+    nb = nbformat.read(page, 4)
+    for c in nb.cells:
+        if c.cell_type!='code': continue
+        c.outputs = [_uncounted(o) for o in outputs.get(c.id, []) if not _is_stderr(o)]
+    paper = is_paper_page(nb)
+    if paper: nb.metadata['moral_sc'] = run_record(ran)
+    nbformat.write(nb, page)
+    if paper if pictures is None else pictures: add_pictures([page])
+    return Path(page)
+
+def _is_stderr(out): return out.output_type=='stream' and out.name=='stderr'
+
+def _uncounted(out):
+    if 'execution_count' in out: out['execution_count'] = None
+    return out
+
+
+# %%
+src = page('toy', parameters, code('print(1)\nfig'))
+nb = nbformat.read(src, 4)
+stream = lambda name, text: nbformat.v4.new_output('stream', name=name, text=text)
+nb.cells[1].outputs = [stream('stderr', 'loading 10%'), stream('stdout', '1'), figure_output(fig)]
+nb.metadata['moral_sc'] = dict(seconds=30)
+nbformat.write(nb, tmp/'toy_run.ipynb')
+copy_outputs(tmp/'toy_run.ipynb', src, pictures=False)
+[o.output_type for o in nbformat.read(src, 4).cells[1].outputs]
+
+# %%
+test_eq(nbformat.read(src, 4).metadata.moral_sc.minutes, .5)

@@ -1,0 +1,324 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
+#   kernelspec:
+#     display_name: python3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Paper indexes
+#
+# > Makes the tables of claims and figures of each paper from its recorded pages.
+
+# %%
+#| default_exp lab.site.papers
+
+# %%
+#| export
+import io
+import re
+from html import escape
+from pathlib import Path
+
+# %%
+#| export
+from moral_sc.foundation.datasets import data_dir, read_toml
+from moral_sc.foundation.errors import ConfigError, DataError
+from moral_sc.lab.claims import format_estimate, ledger, verdicts
+from moral_sc.lab.paths import notebooks_dir
+from moral_sc.lab.site.pages import directives, plotly_mime, verdict_class
+
+# %%
+#| hide
+import json
+import tempfile
+
+import nbformat
+import pandas as pd
+import plotly.graph_objects as go
+from fastcore.test import *
+
+tmp = Path(tempfile.mkdtemp())
+code = nbformat.v4.new_code_cell
+prose = nbformat.v4.new_markdown_cell
+
+# %% [markdown]
+# The front page and the index page of each paper summarise what the recorded pages found. They
+# read the outputs in the notebooks, so they need no run and agree with the pages.
+#
+# ## Claims
+#
+# The ledger has fourteen columns. A reader needs four: the claim, the measurement, the verdict and
+# a link to the page.
+
+# %%
+#| export
+PAPER_TITLES = dict(superposition='Toy Models of Superposition', constitution='Constitutional AI',
+                    self_correction='Moral Self-Correction')
+
+class ClaimsTable:
+    "A ledger as one Markdown table per paper."
+    def __init__(
+        self,
+        rows,          # What `ledger` returns
+        pages='papers' # Path to the papers' pages from the page that shows the table
+    ):
+        self.rows = rows
+        self.pages = pages
+    def _row(self, r):
+        unit = r.quantity.split(' (')[0]
+        value = '' if r.verdict=='not run' else f'{format_estimate(r.estimate, r.low, r.high)} {unit}'
+        text = f'[{r.sentence}]({self.pages}/{r.page}.ipynb)' if r.page else r.sentence
+        return [text, value, f'**{r.verdict}**' + (f' ({r.why})' if r.why else '')]
+    def _table(self, paper):
+        rows = [self._row(r) for r in self.rows[self.rows.paper==paper].itertuples()]
+        cells = [[str(c).replace('|', '\\|').replace('<', '&lt;') for c in r] for r in rows]
+        head = [PAPER_TITLES.get(paper, paper), 'Found', 'Verdict']
+        return '\n'.join('| '+' | '.join(l)+' |' for l in [head, ['---']*3, *cells])
+    @property
+    def papers(self):
+        return sorted(set(self.rows.paper), key=[*PAPER_TITLES, *self.rows.paper].index)
+    def _repr_markdown_(self): return '\n\n'.join(self._table(p) for p in self.papers)
+    def __repr__(self):
+        return '\n'.join(f'{r.id}: {r.verdict}' for r in self.rows.itertuples())
+
+def claims_table(
+    paper='',        # One paper, default: all
+    pages='papers',  # Path to the papers' pages from the page that shows the table
+    **kwargs,        # For `ledger`
+)->ClaimsTable:
+    "List what a paper claims and what the recorded pages found."
+    rows = ledger(**kwargs)
+    return ClaimsTable(rows[rows.paper==paper] if paper else rows, pages)
+
+
+# %%
+row = dict(id='pendulum/period', paper='Pendulum', sentence='Weight | does not matter.',
+           quantity='ratio (heavy over light)', estimate=1.001, low=.995, high=1.01,
+           verdict='holds', why='', page='')
+ClaimsTable(pd.DataFrame([row]))
+
+# %%
+linked = ClaimsTable(pd.DataFrame([row | dict(page='p/swing')]))._repr_markdown_()
+test_eq(linked.splitlines()[2], '| [Weight \\| does not matter.](papers/p/swing.ipynb) | '
+                                f'{format_estimate(1.001, .995, 1.01)} ratio | **holds** |')
+
+
+# %% [markdown]
+# The front page shows the counts.
+
+# %%
+#| export
+class ClaimCounts(ClaimsTable):
+    "Claims counted by paper and verdict, as a Markdown table."
+    def _count(self, paper):
+        counts = self.rows[self.rows.paper==paper].verdict.value_counts()
+        name = f'[{PAPER_TITLES.get(paper, paper)}]({self.pages}/{paper}.md)'
+        return [name, *(str(counts.get(v, 0)) for v in verdicts[:3])]
+    def _repr_markdown_(self):
+        lines = [['Claims of', *verdicts[:3]], ['---']+['---:']*3, *map(self._count, self.papers)]
+        return '\n'.join('| '+' | '.join(l)+' |' for l in lines)
+
+def claim_counts(**kwargs)->ClaimCounts: # Arguments of `claims_table`
+    "Count claims by paper and verdict."
+    table = claims_table(**kwargs)
+    return ClaimCounts(table.rows, table.pages)
+
+
+# %%
+other = row | dict(id='pendulum/amplitude', sentence='Nor does amplitude.', verdict='fails')
+counts = ClaimCounts(pd.DataFrame([row, other]).assign(paper='superposition'), '../papers')
+counts
+
+# %%
+test_eq(counts._repr_markdown_().splitlines()[2],
+        '| [Toy Models of Superposition](../papers/superposition.md) | 1 | 1 | 0 |')
+
+
+# %% [markdown]
+# ## A figure of another page
+#
+# A recorded figure is read from the outputs of its page.
+
+# %%
+#| export
+def _figure_data(page, label, folder):
+    "Data of the output that shows a figure"
+    import nbformat
+    path = Path(folder or notebooks_dir())/f'{page}.ipynb'
+    if not path.is_file(): raise ConfigError(f'No page {page!r} at {path}: check its name.')
+    cells = [c for c in nbformat.read(path, 4).cells if c.cell_type=='code']
+    cells = [c for c in cells if label in ('', directives(c.source)[0].get('label'))]
+    datas = [o.get('data', {}) for c in cells for o in c.outputs]
+    datas = [d for d in datas if plotly_mime in d]
+    if not datas: raise ConfigError(f'{page} shows no figure {label!r}: record it first.')
+    return datas[0]
+
+def recorded_figure(
+    page:str,    # Path below the papers' pages, without suffix
+    label='',    # Its `#| label:`, default: the first figure
+    folder=None, # Of the papers' pages, default: ours
+):               # plotly Figure
+    "Read a figure from a recorded page."
+    import plotly.graph_objects as go
+    spec = _figure_data(page, label, folder)[plotly_mime]
+    return go.Figure(dict(data=spec['data'], layout=spec['layout']))
+
+
+# %%
+#| hide
+def page(name, *cells):
+    nbformat.write(nbformat.v4.new_notebook(cells=list(cells)), tmp/f'{name}.ipynb')
+
+def figure_output(fig, **kwargs):
+    data = {plotly_mime: json.loads(fig.to_json()), 'text/plain': 'Figure()', **kwargs}
+    return nbformat.v4.new_output('display_data', data=data)
+
+
+# %%
+fig = go.Figure(go.Scatter(y=[1, 4, 9]))
+cell = code('#| label: fig-squares\nfig', outputs=[figure_output(fig, **{'image/png': 'iVBO'})])
+page('squares', prose('# Squares\n\n> Squares grow faster than numbers.'), cell)
+recorded_figure('squares', 'fig-squares', tmp).data[0].y
+
+# %%
+with expect_fail(ConfigError, contains="shows no figure 'fig-cubes'"):
+    recorded_figure('squares', 'fig-cubes', tmp)
+
+
+# %% [markdown]
+# ## The index of a paper
+#
+# `data/papers` lists the figures and tables of each paper in the paper's order, each with our page
+# and the figure on it, or with the reason why we have none. The index page shows the list with
+# thumbnails and the verdicts on the page's claims.
+
+# %%
+#| export
+def paper_entries(
+    paper:str,   # superposition | constitution | self_correction
+    folder=None, # Of the lists, default: `data/papers`
+)->list[dict]:   # item, about, and page and figure, or missing
+    "List the figures and tables of a paper."
+    path = Path(folder or data_dir()/'papers')/f'{paper}.toml'
+    entries = read_toml(path)['entries']
+    for e in entries:
+        kinds = [{'item', 'about', 'page', 'figure'}, {'item', 'about', 'missing'}]
+        if set(e) not in kinds:
+            raise DataError(f'{path.name}: {e} needs item, about, and page and figure, or missing.')
+    return entries
+
+def _title_and_line(page, folder):
+    "Title of a page and its > line"
+    import nbformat
+    nb = nbformat.read(Path(folder or notebooks_dir())/f'{page}.ipynb', 4)
+    text = next(c.source for c in nb.cells if c.cell_type=='markdown')
+    line = re.search(r'^> ?(.+)', text, re.M)
+    return re.search(r'^# +(.+)', text, re.M)[1], line[1] if line else ''
+
+def _thumbnail(entry, folder):
+    png = _figure_data(entry['page'], entry['figure'], folder).get('image/png')
+    if not png: return ''
+    link = f'{entry["page"]}.html'
+    return (f'<a href="{link}" tabindex="-1" aria-hidden="true">'
+            f'<img src="data:image/png;base64,{png}" alt="" loading="lazy"></a>')
+
+def _badges(page, rows):
+    counts = rows[rows.page==page].verdict.value_counts()
+    return ' '.join(f'<span class="verdict {verdict_class(v)}">{counts[v]} {v}</span>'
+                    for v in verdicts if v in counts)
+
+def _index_row(entry, rows, folder):
+    item = f'<td><b>{escape(entry["item"])}</b><br>{escape(entry["about"])}</td>'
+    if 'missing' in entry:
+        reason = re.sub('`([^`]*)`', r'<code>\1</code>', escape(entry['missing']))
+        return f'<tr class="missing">{item}<td colspan="2">Not here: {reason}.</td></tr>'
+    title,line = _title_and_line(entry['page'], folder)
+    link = f'<a href="{entry["page"]}.html">{escape(title)}</a>'
+    badges = _badges(entry['page'], rows) or escape(line)
+    return f'<tr>{item}<td>{link}<br>{badges}</td><td>{_thumbnail(entry, folder)}</td></tr>'
+
+def paper_index(
+    paper:str,
+    folder=None, # Of the papers' pages, default: ours
+    path=None,   # Folder of criteria, default: ours
+    lists=None,  # Folder of the lists, default: `data/papers`
+)->str:          # HTML; links are relative to the folder of the papers' index pages
+    "Make the table of a paper's figures: page, thumbnail, verdicts."
+    rows = ledger(folder, path)
+    body = '\n'.join(_index_row(e, rows, folder) for e in paper_entries(paper, lists))
+    head = '<tr><th>In the paper</th><th>Page and verdicts</th><th>Figure</th></tr>'
+    return f'<table class="paper-index">\n<thead>{head}</thead>\n<tbody>\n{body}\n</tbody>\n</table>'
+
+
+# %%
+(tmp/'lists').mkdir(exist_ok=True)
+_ = (tmp/'lists'/'toy.toml').write_text('''entries = [
+ {item="Figure 1", about="squares", page="squares", figure="fig-squares"},
+ {item="Figure 2", about="cubes", missing="needs `cubes`"},
+]''')
+index = paper_index('toy', tmp, tmp/'none', tmp/'lists')
+print(index)
+
+# %%
+for part in ['href="squares.html">Squares<', 'Squares grow', 'base64,iVBO', 'Not here: needs <code>']:
+    assert part in index
+_ = (tmp/'lists'/'bad.toml').write_text('entries = [{item="Figure 1", about="squares"}]')
+with expect_fail(DataError, contains='page and figure, or missing'):
+    paper_entries('bad', tmp/'lists')
+
+# %% [markdown]
+# The lists of the three papers name pages and figures that exist, and every page is in one.
+
+# %%
+pages = {p.relative_to(notebooks_dir()).with_suffix('').as_posix()
+         for p in notebooks_dir().glob('[a-z]*/*.ipynb')}
+entries = [e for paper in PAPER_TITLES for e in paper_entries(paper)]
+for e in entries:
+    if 'page' in e: recorded_figure(e['page'], e['figure'])
+test_eq(pages - {e.get('page') for e in entries}, set())
+pd.Series([e['item'] for e in entries if 'missing' in e]).tolist()
+
+
+# %% [markdown]
+# ## The picture of the front page
+#
+# The front page and the README show one figure of each paper side by side.
+
+# %%
+#| export
+def side_by_side(
+    panels:dict, # Title to (page, label) of a recorded figure
+    width=420,   # Of a panel, in pixels
+    height=330,
+    scale=2.,    # Pixels of the picture per pixel
+    folder=None, # Of the papers' pages, default: ours
+):               # IPython Image
+    "Draw recorded figures side by side as one PNG."
+    from IPython.display import Image as Shown
+    from PIL import Image
+    from moral_sc.lab.site.outputs import drawing_browser, figure_png
+    size = round(width*scale), round(height*scale)
+    sheet = Image.new('RGB', (size[0]*len(panels), size[1]), 'white')
+    with drawing_browser():
+        for i,(title,(page,label)) in enumerate(panels.items()):
+            spec = _figure_data(page, label, folder)[plotly_mime]
+            png = figure_png(_panel(spec, title, width, height), scale)
+            sheet.paste(Image.open(io.BytesIO(png)).convert('RGB'), (i*size[0], 0))
+    buffer = io.BytesIO()
+    sheet.quantize(128, dither=Image.Dither.NONE).save(buffer, 'png', optimize=True)
+    return Shown(buffer.getvalue(), format='png', width=width*len(panels))
+
+def _panel(spec, title, width, height):
+    "A figure with a title and the size of a panel"
+    title = dict(text=title, x=.5, xanchor='center', y=.97, yanchor='top', font=dict(size=15))
+    margin = dict(l=64, r=24, t=84, b=56)
+    layout = spec['layout'] | dict(title=title, width=width, height=height, margin=margin)
+    return dict(data=spec['data'], layout=layout)
