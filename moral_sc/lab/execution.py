@@ -57,6 +57,9 @@ def _kernel(sockets, env):
     if server := kernel_server(env): km.provisioner = fork_provisioner(km, server)
     return km
 
+def _needs_new_process(nb):
+    return any(re.search(r'^#\| *mark: *isolated', c.source, re.M) for c in nb.cells)
+
 _live = set()  # process ids of kernels, one group each
 _stops = [0]   # How often all of them were stopped
 
@@ -208,6 +211,7 @@ def execute(
         cwd = Path(t)/'work'
         cwd.mkdir()
         kernel_env = {**_environment(t), **(env or {})}
+        if _needs_new_process(nb): kernel_env['MORAL_SC_ISOLATED_KERNELS'] = '1'
         km = _kernel(f'{t}/k', kernel_env)
         e = _in_thread(_papermill, str(src), str(part), given, km, kernel_env, cwd, on_cell)
     seconds = round(time.perf_counter()-t0, 2)

@@ -100,7 +100,8 @@ with expect_fail(DataError, contains='cut.ipynb is not a notebook'): read_notebo
 #
 # jupyter_client looks up the kernel `python3` in the folders of the user and the system, where
 # it may be another interpreter, or missing. `_kernel` starts this interpreter. On Linux a [kernel server](11_kernel_server.ipynb) forks the kernel, which saves the imports;
-# `MORAL_SC_ISOLATED_KERNELS=1` starts each kernel as a new process instead.
+# `MORAL_SC_ISOLATED_KERNELS=1` starts each kernel as a new process instead, and so does the
+# directive `#| mark: isolated` for a page that sets variables which a library reads on import.
 
 # %%
 #| export
@@ -116,6 +117,9 @@ def _kernel(sockets, env):
     km.client_class = 'jupyter_client.asynchronous.AsyncKernelClient'
     if server := kernel_server(env): km.provisioner = fork_provisioner(km, server)
     return km
+
+def _needs_new_process(nb):
+    return any(re.search(r'^#\| *mark: *isolated', c.source, re.M) for c in nb.cells)
 
 _live = set()  # process ids of kernels, one group each
 _stops = [0]   # How often all of them were stopped
@@ -297,6 +301,7 @@ def execute(
         cwd = Path(t)/'work'
         cwd.mkdir()
         kernel_env = {**_environment(t), **(env or {})}
+        if _needs_new_process(nb): kernel_env['MORAL_SC_ISOLATED_KERNELS'] = '1'
         km = _kernel(f'{t}/k', kernel_env)
         e = _in_thread(_papermill, str(src), str(part), given, km, kernel_env, cwd, on_cell)
     seconds = round(time.perf_counter()-t0, 2)

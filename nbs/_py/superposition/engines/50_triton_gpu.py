@@ -17,6 +17,7 @@
 # %%
 #| hide
 #| needs: triton
+#| mark: isolated
 import os, torch
 if not torch.cuda.is_available(): os.environ['TRITON_INTERPRET'] = '1'
 
