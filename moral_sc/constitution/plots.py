@@ -244,8 +244,8 @@ def running_mean(
 # %% ../../nbs/constitution/70_plots.ipynb #3373f500
 TITLES = dict(score='score', reward='score less KL penalty', kl='KL from the start, nats',
               kl3='KL from the start, nats', entropy='entropy, nats per token',
-              clipped='share of clipped ratios', length='tokens per answer',
-              ended='share with an end token', different='different answers',
+              clip_fraction='clip fraction', length='tokens per answer',
+              ended='share with an end token', unique_answers='different answers',
               grad_norm='gradient norm')
 
 def _add_curve(fig, x, y, name, colour, window, legend, **position):
@@ -257,7 +257,7 @@ def _add_curve(fig, x, y, name, colour, window, legend, **position):
 
 def plot_training(
     runs,           # A history, or a dict of name -> history
-    columns=('score', 'kl3', 'entropy', 'clipped', 'length', 'ended'),
+    columns=('score', 'kl3', 'entropy', 'clip_fraction', 'length', 'ended'),
     window:int=9,   # Steps in the running mean
 )->go.Figure:
     "Plot columns of histories against the step, one panel per column"

@@ -83,12 +83,12 @@ def finetune(
     out:Out=None,
 ):
     "Finetune a copy of the model on its revisions."
-    from moral_sc.constitution.finetuning import examples_of, finetune, tally
+    from moral_sc.constitution.finetuning import training_examples, finetune, count_faults
     from moral_sc.foundation.datasets import read_jsonl
-    rows = examples_of(read_jsonl(revisions), which, read_jsonl(helpful) if helpful else ())
+    rows = training_examples(read_jsonl(revisions), which, read_jsonl(helpful) if helpful else ())
     out = run_folder(out, 'finetune', Path(model).name)
     print_status(f'{model}: {len(rows)} answers; writing to {out}.')
-    print_status(tally(rows).to_string())
+    print_status(count_faults(rows).to_string())
     with progress_bar('steps') as progress:
         finetune(_model(model), rows, out, mode, epochs, lr, seed, batch=batch, progress=progress)
     typer.echo(out/'model')
@@ -185,9 +185,9 @@ def rl(
     algorithm:option(str, 'ppo or rloo.')='ppo',
     steps:option(int, 'Of training.')=100,
     batch:option(int, 'Answers a step.')=32,
-    kl:option(float, 'Price of a nat of KL from the first policy.')=.001,
-    inner:option(int, 'Passes over each batch, the papers\' K.')=1,
-    critic:option(str, 'shared: on the policy\'s trunk; separate: a model of its own.')='shared',
+    kl_coef:option(float, 'Reward points a nat of KL from the initial policy.')=.001,
+    num_ppo_epochs:option(int, 'Epochs over each batch, K in the papers.')=1,
+    critic:option(str, 'shared: on the policy\'s backbone; separate: its own.')='shared',
     every:option(int|None, 'Steps between snapshots; default: a tenth of all.')=None,
     max_new_tokens:Tokens=128,
     temperature:Temperature=1.,
@@ -199,19 +199,20 @@ def rl(
     out:Out=None,
 ):
     "Train a policy against a preference model, with snapshots."
-    from moral_sc.constitution.rl.trainer import mix
+    from moral_sc.constitution.rl.trainer import combine_rewards
     from moral_sc.constitution.rl.policy import train_policy
     from moral_sc.constitution.prompts import load_prompts
     if not reward: raise ConfigError('A policy needs a reward: name a preference model, --reward.')
     rows = load_prompts(prompts, limit, seed)
     out = run_folder(out, 'rl', Path(model).name)
     score = [_preference(r) for r in reward]
-    score = score[0] if len(score)==1 else mix(*score)
+    score = score[0] if len(score)==1 else combine_rewards(*score)
     print_status(f'{model}: {steps} steps of {algorithm} on {len(rows)} prompts; writing to {out}.')
     with progress_bar('steps') as progress:
         found = train_policy(_model(model), rows, score, steps=steps, out=str(out), every=every,
             watch={p.parent.name: _preference(p) for p in watch or ()}, tensorboard=tensorboard,
-            progress=progress, algorithm=algorithm, batch=batch, kl=kl, inner=inner, critic=critic,
+            progress=progress, algorithm=algorithm, batch=batch, kl_coef=kl_coef,
+            num_ppo_epochs=num_ppo_epochs, critic=critic,
             max_new_tokens=max_new_tokens, temperature=temperature, lr=lr, mode=mode, seed=seed)
     if found.stopped: print_status(f'Stopped: {found.stopped}.')
     for s in found.snapshots: typer.echo(s)

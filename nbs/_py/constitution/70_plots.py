@@ -481,8 +481,8 @@ test_close(running_mean([1., 2.], 9), [1.5, 1.5])
 #| export
 TITLES = dict(score='score', reward='score less KL penalty', kl='KL from the start, nats',
               kl3='KL from the start, nats', entropy='entropy, nats per token',
-              clipped='share of clipped ratios', length='tokens per answer',
-              ended='share with an end token', different='different answers',
+              clip_fraction='clip fraction', length='tokens per answer',
+              ended='share with an end token', unique_answers='different answers',
               grad_norm='gradient norm')
 
 def _add_curve(fig, x, y, name, colour, window, legend, **position):
@@ -494,7 +494,7 @@ def _add_curve(fig, x, y, name, colour, window, legend, **position):
 
 def plot_training(
     runs,           # A history, or a dict of name -> history
-    columns=('score', 'kl3', 'entropy', 'clipped', 'length', 'ended'),
+    columns=('score', 'kl3', 'entropy', 'clip_fraction', 'length', 'ended'),
     window:int=9,   # Steps in the running mean
 )->go.Figure:
     "Plot columns of histories against the step, one panel per column"
@@ -521,7 +521,7 @@ def made_up_run(speed, steps=120):
     d = np.sqrt(speed*t/10)
     noise = lambda s: rng.normal(0, s, steps)
     return pd.DataFrame(dict(step=t, score=d+noise(.2), gold=d-.25*d**2+noise(.2),
-        kl3=d**2+noise(.02).clip(0), entropy=3-.3*d+noise(.05), clipped=.02+0*t,
+        kl3=d**2+noise(.02).clip(0), entropy=3-.3*d+noise(.05), clip_fraction=.02+0*t,
         length=12+2*d+noise(.4), ended=np.ones(steps)))
 
 histories = {'slow': made_up_run(.3), 'fast': made_up_run(1.2)}

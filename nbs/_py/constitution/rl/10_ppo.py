@@ -38,9 +38,9 @@ from fastcore.test import *
 #
 # From one sample the KL of the policy from the reference has three estimators:
 # $k_1=\log\pi-\log\pi_0$, $k_2=k_1^2/2$, and $k_3=e^{-k_1}-1+k_1$. The mean of the first and of the
-# third is the KL. In the *reward*, $k_1$ is correct. In the *loss*, the gradient of $k_1$ is zero on
-# average, the gradient of $k_2$ is that of the KL, and the gradient of $k_3$ is that of the reverse
-# KL.
+# third is the KL. In the *reward*, $k_1$ is correct. In the *loss*, the gradient of $k_1$ is zero
+# on average, the gradient of $k_2$ is that of the KL, and the gradient of $k_3$ is that of the
+# reverse KL.
 
 # %%
 #| export
@@ -96,9 +96,9 @@ def token_rewards(
 
 
 # %% [markdown]
-# Generalised advantage estimation [@schulman2016gae] sums the temporal-difference errors that follow
-# a token, $A_t=\sum_k(\gamma\lambda)^k\delta_{t+k}$ with $\delta_t=r_t+\gamma V_{t+1}-V_t$. The value
-# after the last token is zero.
+# Generalised advantage estimation [@schulman2016gae] sums the temporal-difference errors that
+# follow a token, $A_t=\sum_k(\gamma\lambda)^k\delta_{t+k}$ with
+# $\delta_t=r_t+\gamma V_{t+1}-V_t$. The value after the last token is zero.
 
 # %%
 #| export
@@ -127,8 +127,8 @@ adv
 
 
 # %% [markdown]
-# The reference is the definition, a sum over all later errors for every token, on answers of unequal
-# length in double precision. Numbers after the end are arbitrary.
+# The reference is the definition, a sum over all later errors for every token, on answers of
+# unequal length in double precision. Numbers after the end are arbitrary.
 
 # %%
 def gae_reference(r, v, n, gamma, lam): # One answer of n tokens

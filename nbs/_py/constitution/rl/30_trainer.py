@@ -7,22 +7,21 @@
 # ---
 
 # %% [markdown]
-# # One step of learning
+# # RL trainer
 #
-# > Rollouts are scored, credit is given to tokens, and the policy is changed: PPO and RLOO
-# > for language models.
+# > `RLTrainer` generates rollouts, computes advantages and updates the policy by PPO or RLOO.
 
 # %%
 #| default_exp constitution.rl.trainer
 
 # %% [markdown]
-# The reward of an answer is what the preference model thinks of it, less a price for moving
-# away from the model that training began with [@bai2022hh]:
+# The reward of an answer is the score of the preference model, less a KL penalty that keeps the
+# policy near the reference model $\pi_0$ with which training began [@bai2022hh]:
 #
 # $$r = r_{PM} - \lambda\,\mathrm{KL}(\pi\,\|\,\pi_0).$$
 #
-# The [mathematics of PPO](10_ppo.ipynb) says how a policy follows a reward. This page
-# applies it to a language model, and to a batch of answers that does not fit into one pass.
+# The page on [PPO](10_ppo.ipynb) defines advantages and losses as functions of tensors. This page
+# applies them to a language model, and to batches that do not fit into one forward pass.
 
 # %%
 #| export
@@ -34,86 +33,89 @@ import torch.distributed as dist
 from fastcore.basics import patch
 
 from moral_sc.constitution.rl import ppo
-from moral_sc.constitution.rl.rollouts import Rollouts, map_in_batches, rollout_logprobs, generate_rollouts, prompt_schedule
-from moral_sc.foundation.errors import ConfigError, DataError, ModelError, unknown_name_message
-from moral_sc.foundation.runs import process_rank
+from moral_sc.constitution.rl.rollouts import (
+    Rollouts, generate_rollouts, map_in_batches, prompt_schedule, rollout_logprobs)
+from moral_sc.foundation.errors import ConfigError, DataError, unknown_name_message
 from moral_sc.language.chat import modes
-from moral_sc.language.reward_head import ValueHead, answer_hidden, pad_right, backbone
-from moral_sc.language.lora import LoRALinear, merge_lora
 from moral_sc.language.engine.batching import batches
-from moral_sc.language.fsdp import FSDPModules, full_tensors, fsdp_enabled
+from moral_sc.language.engine.oom import halve_on_oom
+from moral_sc.language.fsdp import FSDPModules, fsdp_enabled, full_tensors
+from moral_sc.language.lora import has_lora, merge_lora
+from moral_sc.language.optimization import (
+    build_optimizer, clipped_step, gather_objects, get_random_state, learning_rate,
+    reduce_gradients, schedules, set_random_state)
+from moral_sc.language.reward_head import ValueHead, answer_hidden, answer_states, backbone
 
 
 # %% [markdown]
-# ## Settings
+# ## Configuration
 #
-# Defaults are those of the papers where they say them: $\lambda=0.001$, clip 0.2,
-# $\gamma=1$, one pass over each batch, 128 new tokens, no bonus for entropy. They do not
-# say the size of the batch, $\lambda_{GAE}$, the optimiser, whether critic and policy share
-# a trunk, or the absolute learning rate; there the values are ours.
+# Where the papers give a value, it is the default: $\lambda=0.001$, a clip range of 0.2,
+# $\gamma=1$, one PPO epoch a batch, 128 new tokens and no entropy bonus. They do not give the batch
+# size, $\lambda_{GAE}$, the optimizer, the absolute learning rate, or whether policy and critic
+# share a backbone; these defaults are ours. The names are those of TRL.
 
 # %%
 #| export
 @dataclass(frozen=True)
 class RLConfig:
-    "How a policy is trained"
-    algorithm:str='ppo'       # 'ppo', or 'rloo': several answers a prompt, and no critic
+    "Options of RL training"
+    algorithm:str='ppo'       # 'ppo', or 'rloo': several answers a prompt, no critic
     batch:int=32              # Answers a step
-    steps:int=100             # In all
-    copies:int|None=None      # Of them to one prompt; None: 1 for PPO, 4 for RLOO
-    kl:float=.001             # Price of a nat of KL from the first policy
-    kl_in:str='reward'        # 'reward': k1 a token; 'loss': k2 a token
-    kl_target:float|None=None # Nats; with it the price is adapted, as in `ppo.AdaptiveKL`
-    clip:float=.2             # Of the ratio of new to old probability
-    value_clip:float|None=None# Of the value; None: not clipped
-    gamma:float=1.
+    steps:int=100             # Number of steps
+    num_generations:int|None=None # Answers to each prompt; None: 1 for PPO, 4 for RLOO
+    kl_coef:float=.001        # Reward points a nat of KL from the reference
+    kl_placement:str='reward' # 'reward': k1 in each token's reward; 'loss': k2 in the loss
+    kl_target:float|None=None # Nats; adapts `kl_coef` by `ppo.AdaptiveKL`
+    cliprange:float=.2        # Of the probability ratio
+    cliprange_value:float|None=None # Of the value; None: no clipping
+    gamma:float=1.            # Discount
     lam:float=.95             # Of generalised advantage estimation
-    whiten:bool|None=None     # Advantages to mean 0, variance 1; None: for PPO only
-    inner:int=1               # Passes over each batch, the papers' K
-    minibatches:int=1         # Optimiser steps a pass
-    critic:str='shared'       # 'shared': a head on the policy's trunk; 'separate': its own
-    value_weight:float=.1     # Of the value loss, with a shared trunk
+    whiten_advantages:bool|None=None # Normalise to mean 0, variance 1; None: for PPO only
+    num_ppo_epochs:int=1      # Epochs over each batch, K in the papers
+    num_mini_batches:int=1    # Optimizer steps an epoch
+    critic:str='shared'       # 'shared': a head on the policy's backbone; 'separate': own backbone
+    vf_coef:float=.1          # Weight of the value loss
     max_new_tokens:int=128
-    temperature:float=1.      # Of sampling, and of every log-probability
-    no_end:float=0.           # Taken off the score of an answer cut at its limit
+    temperature:float=1.      # Of sampling and of all log-probabilities
+    missing_eos_penalty:float=0. # Subtracted from the score of an answer cut at its limit
     lr:float=1e-5
-    warmup:int=0              # Steps in which the rate rises to `lr`
-    schedule:str='constant'   # 'constant', or 'linear': falls to 0 with the last step
-    grad_clip:float=1.
-    mode:str='plain'          # How prompts are rendered
-    stop:tuple|None=None      # Text that ends an answer; None: the next turn's heading
-    max_tokens:int=8192       # In one training pass; halved when memory runs out
+    warmup:int=0              # Steps of linear warmup
+    schedule:str='constant'   # 'constant', or 'linear' or 'cosine' decay to 0
+    max_grad_norm:float=1.
+    mode:str='plain'          # Format of prompts
+    stop:tuple|None=None      # Strings that end an answer; None: the heading of the next turn
+    max_tokens:int=8192       # In one micro-batch; halved when memory runs out
     seed:int=0
 
     def __post_init__(self):
-        names = dict(algorithm=('ppo','rloo'), kl_in=('reward','loss'), mode=modes,
-                     critic=('shared','separate'), schedule=('constant','linear'))
+        names = dict(algorithm=('ppo', 'rloo'), kl_placement=('reward', 'loss'), mode=modes,
+                     critic=('shared', 'separate'), schedule=schedules)
         for name,known in names.items():
             if getattr(self, name) not in known:
                 raise ConfigError(unknown_name_message(name, str(getattr(self, name)), list(known)))
-        for name in ('batch', 'steps', 'inner', 'minibatches', 'max_new_tokens', 'lr',
-                     'temperature', 'clip'):
+        for name in ('batch', 'steps', 'num_ppo_epochs', 'num_mini_batches', 'max_new_tokens',
+                     'lr', 'temperature', 'cliprange'):
             if not getattr(self, name)>0:
                 raise ConfigError(f'{name} is {getattr(self, name)}; give more than 0.')
-        if self.batch%self.group:
-            raise ConfigError(f'{self.group} answers a prompt do not divide a batch of '
-                              f'{self.batch}; give a multiple.')
-        if self.algorithm=='rloo' and self.group<2:
-            raise ConfigError('RLOO compares answers to one prompt; give copies=2 or more.')
-
-    def rate(self, k):
-        "Learning rate of step `k`, from 0"
-        up = min(1., (k+1)/self.warmup) if self.warmup else 1.
-        return self.lr*up*(1-k/self.steps if self.schedule=='linear' else 1.)
+        if self.batch%self.group_size:
+            raise ConfigError(f'batch is {self.batch}, with {self.group_size} answers to each '
+                              f'prompt; give a multiple of {self.group_size}.')
+        if self.algorithm=='rloo' and self.group_size<2:
+            raise ConfigError('RLOO compares answers to one prompt; give num_generations=2 or '
+                              'more.')
 
     @property
-    def group(self): return self.copies or (4 if self.algorithm=='rloo' else 1)
+    def group_size(self): return self.num_generations or (4 if self.algorithm=='rloo' else 1)
     @property
-    def whitened(self): return self.algorithm=='ppo' if self.whiten is None else self.whiten
+    def prompts_per_step(self): return self.batch//self.group_size
+    @property
+    def whiten(self):
+        return self.algorithm=='ppo' if self.whiten_advantages is None else self.whiten_advantages
 
 
 # %%
-RLConfig().group, RLConfig(algorithm='rloo').group
+RLConfig().group_size, RLConfig(algorithm='rloo').group_size
 
 # %%
 #| hide
@@ -121,471 +123,445 @@ from fastcore.test import *
 
 # %%
 with expect_fail(ConfigError, contains="did you mean 'ppo'?"): RLConfig(algorithm='pop')
-with expect_fail(ConfigError, contains='do not divide'): RLConfig('rloo', batch=30)
-with expect_fail(ConfigError, contains='clip is 0'): RLConfig(clip=0)
+with expect_fail(ConfigError, contains='a multiple of 4'): RLConfig('rloo', batch=30)
+with expect_fail(ConfigError, contains='cliprange is 0'): RLConfig(cliprange=0)
 
 
 # %% [markdown]
-# ## Several objectives
+# ## Reward functions
 #
-# The papers train one preference model on helpfulness and harmlessness together. Where
-# there are two, `combine_rewards` makes one score of them.
+# A reward function maps prompts and answers to one number each. The papers train one preference
+# model on helpfulness and harmlessness together; `combine_rewards` adds several reward functions.
 
 # %%
 #| export
 def combine_rewards(
-    *scores,      # Score functions: (prompts, answers) -> one number each
-    weights=None, # One a function, default 1
+    *functions,   # Reward functions: (prompts, answers) -> one number each
+    weights=None, # One a function; default: 1
 ):
-    "The weighted sum of score functions, as one"
-    weights = [1.]*len(scores) if weights is None else list(weights)
-    if len(weights)!=len(scores):
-        raise ConfigError(f'{len(scores)} scores and {len(weights)} weights; give one '
-                          'each.')
+    "Return the weighted sum of reward functions as one function"
+    weights = [1.]*len(functions) if weights is None else list(weights)
+    if len(weights)!=len(functions):
+        raise ConfigError(f'{len(functions)} reward functions have {len(weights)} weights; give '
+                          'one each.')
     return lambda prompts,answers: sum(w*np.asarray(f(prompts, answers), dtype=float)
-                                       for w,f in zip(weights, scores))
+                                       for w,f in zip(weights, functions))
 
 def compute_rewards(
-    f,            # Score function
+    function,     # Reward function
     prompts:list, # Texts
     answers:list,
-)->np.ndarray:    # One finite number an answer
-    "Scores, refused where they cannot be learned from"
-    x = np.asarray(f(prompts, answers), dtype=float)
+)->np.ndarray:    # [answer], finite
+    "Call a reward function and check its result"
+    x = np.asarray(function(prompts, answers), dtype=float)
     if x.shape!=(len(answers),):
-        raise DataError(f'The reward gave {x.shape} for {len(answers)} answers; it has to '
-                        'give one number each.')
+        raise DataError(f'The reward function returned shape {x.shape} for {len(answers)} '
+                        'answers; it has to return one number each.')
     if not np.isfinite(x).all():
         i = int(np.argmin(np.isfinite(x)))
-        raise DataError(f'The reward of answer {i} of a batch is {x[i]}; scores must be '
+        raise DataError(f'The reward of answer {i} of the batch is {x[i]}; rewards have to be '
                         'finite.')
     return x
 
 
 # %%
 length = lambda prompts,answers: [len(a) for a in answers]
-shouts = lambda prompts,answers: [a.count('!') for a in answers]
-combine_rewards(length, shouts, weights=[.5, -2])(['']*2, ['Four', 'No!!'])
+exclamations = lambda prompts,answers: [a.count('!') for a in answers]
+combine_rewards(length, exclamations, weights=[.5, -2])(['']*2, ['Four', 'No!!'])
 
 # %%
-for x,says in ([0, np.nan], 'answer 1'), ([0], 'one number each'):
-    with expect_fail(DataError, contains=says): compute_rewards(lambda p,a: x, '  ', 'ab')
+for x,message in ([0, np.nan], 'answer 1'), ([0], 'one number each'):
+    with expect_fail(DataError, contains=message): compute_rewards(lambda p,a: x, '  ', 'ab')
 
 
 # %% [markdown]
-# ## Credit
+# ## Advantages
 #
-# The score stands on the last token that was sampled. PPO subtracts the price of KL token
-# by token and lets a critic tell luck from merit; RLOO takes the whole answer as one action
-# and compares it with the other answers to its prompt [@ahmadian2024]. With a price inside
-# the reward the estimator has to be k1: its score-function gradient is that of the KL,
-# which the [page of PPO](10_ppo.ipynb) proves by enumeration.
+# The score is the reward of the last sampled token. PPO subtracts the KL penalty token by token
+# and uses a critic as the baseline. RLOO treats the whole answer as one action, and its baseline is
+# the mean of the other answers to the same prompt [@ahmadian2024]. With the KL penalty in the
+# reward the estimator has to be k1: its score-function gradient is the gradient of the KL, as the
+# [page on PPO](10_ppo.ipynb) proves by enumeration.
 
 # %%
 #| export
 def compute_advantages(
     c:RLConfig,
     r:Rollouts,
-    score,        # [row]
-    ref,          # [row, token] log-probabilities of the reference
-    beta:float,   # Price of KL now
-    reduce=None,  # Sums over processes
-)->tuple:         # Advantages and returns, [row, token]; returns None for RLOO
-    "How much better each token was than expected"
-    price = beta if c.kl_in=='reward' else 0.
-    rewards = ppo.token_rewards(score, r.logp, ref, r.mask, price)
+    scores,        # [row]
+    ref_logp,      # [row, token] log-probabilities of the reference model
+    kl_coef:float, # Current coefficient
+    reduce=None,   # Sums a tensor over ranks
+)->tuple:          # Advantages and returns, [row, token]; returns are None for RLOO
+    "Compute the advantage of each token"
+    coef = kl_coef if c.kl_placement=='reward' else 0.
+    rewards = ppo.token_rewards(scores, r.logp, ref_logp, r.mask, coef)
     if c.algorithm=='rloo':
         total = (rewards*r.mask).sum(1)
-        adv = ppo.rloo(total.view(-1, c.group)).reshape(-1, 1)*r.mask
+        advantages = ppo.rloo(total.view(-1, c.group_size)).reshape(-1, 1)*r.mask
         returns = None
     else:
-        adv = ppo.gae(rewards, r.values, r.mask, c.gamma, c.lam)
-        returns = (adv+r.values)*r.mask
-    if c.whitened: adv = ppo.whiten(adv, r.mask, reduce=reduce)
-    return adv,returns
+        advantages = ppo.gae(rewards, r.values, r.mask, c.gamma, c.lam)
+        returns = (advantages+r.values)*r.mask
+    if c.whiten: advantages = ppo.whiten(advantages, r.mask, reduce=reduce)
+    return advantages,returns
 
 
 # %% [markdown]
-# ## The learner
+# ## The trainer
 #
-# What the learner holds: the policy, a value head, for a separate critic a second trunk,
-# the optimiser, and the model that training began with, which is never changed. Of a policy
-# with [small matrices](../../language/47_lora.ipynb) beside its layers only those are
-# trained, and a snapshot has them folded in. Dropout stays off throughout; with dropout the
-# ratio of the first step would not be 1.
+# The trainer holds the policy, a value head, the backbone of a separate critic, the optimizer and
+# the reference model, which never changes. A policy with [LoRA](../../language/47_lora.ipynb)
+# trains only its adapters. Dropout stays off, because with dropout the probability ratio of the
+# first step would not be 1.
 
 # %%
 #| export
-def adapted(model): return any(isinstance(m, LoRALinear) for m in model.modules())
-
 class RLTrainer:
-    "A policy, its critic and optimiser, and the model that training began with"
-    def __init__(self, lm, reward, config, critic=None, watch=None):
-        self.c = config
+    "A policy with its critic, optimizer and reference model"
+    def __init__(self, lm, reward, config, value_model=None, watch=None):
+        self.config = config
         self.reward = reward
-        self.beta = config.kl
         self.watch = watch or {}
-        self.rank,self.world = process_rank() if dist.is_initialized() else (0, 1)
+        self.kl_coef = config.kl_coef
         self.max_tokens = config.max_tokens
-        self.first = lm.model
-        own = deepcopy(lm.model)
-        if not adapted(own): own.requires_grad_(True)
-        self.lm = replace(lm, model=own.eval(), is_stub=False)
-        self.control = None
-        if config.kl_target: self.control = ppo.AdaptiveKL(config.kl, config.kl_target)
-        self._critic(critic)
-        self.shards = FSDPModules(**self.parts()) if self.world>1 and fsdp_enabled() else None
-        learned = [self.shards] if self.shards else self.parts().values()
-        self.params = [p for m in learned for p in m.parameters() if p.requires_grad]
-        self.opt = torch.optim.AdamW(self.params, config.lr, weight_decay=0., fused=True)
-        if config.batch//config.group<self.world:
-            raise ConfigError(f'{self.world} processes share {config.batch//config.group} '
-                              'prompts a step; raise batch.')
+        self.rank = dist.get_rank() if dist.is_initialized() else 0
+        self.world = dist.get_world_size() if dist.is_initialized() else 1
+        self.reference = lm.model
+        policy = deepcopy(lm.model)
+        if not has_lora(policy): policy.requires_grad_(True)
+        self.lm = replace(lm, model=policy.eval(), is_stub=False)
+        self.adaptive_kl = None
+        if config.kl_target: self.adaptive_kl = ppo.AdaptiveKL(config.kl_coef, config.kl_target)
+        self._init_critic(value_model)
+        self.fsdp = FSDPModules(**self.modules()) if self.world>1 and fsdp_enabled() else None
+        trained = [self.fsdp] if self.fsdp else self.modules().values()
+        self.params = [p for m in trained for p in m.parameters() if p.requires_grad]
+        self.optimizer = build_optimizer(self.params, config.lr)
+        if config.prompts_per_step<self.world:
+            raise ConfigError(f'{self.world} ranks share {config.prompts_per_step} prompts a '
+                              'step; raise batch.')
 
-    def _critic(self, critic):
-        self.trunk = self.head = None
-        if self.c.algorithm=='rloo': return
-        self.head = ValueHead(self.lm.model.config.get_text_config().hidden_size)
-        self.head = self.head.to(self.lm.device)
-        if critic is not None: self._from_scores(critic)
-        elif self.c.critic=='separate':
-            self.trunk = deepcopy(backbone(self.lm.model)).requires_grad_(True)
+    def _init_critic(self, value_model):
+        self.critic = None
+        self.value_head = None
+        if self.config.algorithm=='rloo': return
+        head = ValueHead(self.lm.model.config.get_text_config().hidden_size)
+        self.value_head = head.to(self.lm.device)
+        if value_model is not None: self._init_critic_from(value_model)
+        elif self.config.critic=='separate':
+            self.critic = deepcopy(backbone(self.lm.model)).requires_grad_(True)
 
-    def _from_scores(self, model):
-        "Begin with a preference model: its trunk, and its head as the value head"
-        model = model if isinstance(model, torch.nn.Module) else model.model
-        top, = (m for m in model.modules() if getattr(m, 'out_features', 0)==1)
-        self.trunk = deepcopy(backbone(model)).requires_grad_(True).to(self.lm.device)
-        with torch.no_grad(): self.head.out.weight.copy_(top.weight)
+    def _init_critic_from(self, value_model):
+        "Initialise backbone and value head of the critic from a preference model"
+        model = value_model if isinstance(value_model, torch.nn.Module) else value_model.model
+        head, = (m for m in model.modules() if getattr(m, 'out_features', 0)==1)
+        self.critic = deepcopy(backbone(model)).requires_grad_(True).to(self.lm.device)
+        with torch.no_grad(): self.value_head.out.weight.copy_(head.weight)
 
-    def parts(self):
-        "Modules that are trained, by name"
-        d = dict(policy=self.lm.model, head=self.head, trunk=self.trunk)
+    def modules(self):
+        "Return the trained modules by name"
+        d = dict(policy=self.lm.model, value_head=self.value_head, critic=self.critic)
         return {k: m for k,m in d.items() if m is not None}
 
+    def computing_modules(self):
+        "Return all modules that compute in a step, for the engine"
+        shards = [self.fsdp.shards] if self.fsdp else []
+        return [self.reference, *self.modules().values(), *shards]
+
+    def merged_policy(self):
+        "Return the current policy with its LoRA adapters merged"
+        if not has_lora(self.lm.model): return self.lm
+        return replace(self.lm, model=merge_lora(deepcopy(self.lm.model)))
+
     def __repr__(self):
-        n = f'{sum(p.numel() for p in self.params)/1e6:.2f} M parameters trained'
-        return f'Learner({self.c.algorithm} of {self.lm.name}, {n})'
+        n = f'{sum(p.numel() for p in self.params)/1e6:.2f} M trained parameters'
+        return f'RLTrainer({self.config.algorithm} of {self.lm.name}, {n})'
 
 
 # %% [markdown]
-# ### Answers and their scores
+# ### Rollouts and their scores
 #
-# Of several processes each samples and scores its own prompts. `at` tells which rows of the
-# whole batch it has, so that the batch is the same however many there are.
+# Each rank generates and scores the answers to its own prompts. `indices` are the row numbers in
+# the batch of all ranks, so the batch is the same for any number of ranks.
 
 # %%
 #| export
 @dataclass
 class RolloutBatch:
-    "Rollouts and what was found out about them"
-    r:Rollouts
-    at:list             # Numbers of the rows in the whole batch
-    score:torch.Tensor  # [row] from the reward function, less the price of not ending
-    raw:np.ndarray      # [row] as the reward function gave it
-    ref:torch.Tensor    # [row, token] log-probabilities of the reference
-    adv:torch.Tensor=None
+    "Rollouts of one step with their scores and advantages"
+    rollouts:Rollouts
+    indices:list            # Row numbers in the batch of all ranks
+    raw_scores:np.ndarray   # [row] from the reward function
+    scores:torch.Tensor     # [row] raw scores less the penalty for a missing end token
+    ref_logp:torch.Tensor   # [row, token] log-probabilities of the reference model
+    advantages:torch.Tensor=None
     returns:torch.Tensor=None
-    v:torch.Tensor=None # [row, token] of the critic, with a gradient, until it is learned from
+    values_graph:torch.Tensor=None # [row, token] of a separate critic, for one backward pass
 
 @patch
-def collect(self:RLTrainer, prompts:list, k:int)->RolloutBatch:
-    "Sample and score the answers of step `k`, from 0"
-    c = self.c
-    seen = prompt_schedule(len(prompts), c.batch//c.group, k, c.seed)
-    mine = [(j, n) for j in range(self.rank, len(seen), self.world) for n in range(c.group)]
-    rows = [prompts[seen[j][0]] for j,_ in mine]
-    keys = [f'{seen[j][1]}/{p["id"]}/{n}' for (j,n),p in zip(mine, rows)]
-    head = None if self.trunk is not None else self.head
-    r = generate_rollouts(self.lm, rows, keys, c.max_new_tokens, c.temperature, head, c.mode, c.stop,
-             c.seed, batch=len(rows))
+def collect_rollouts(self:RLTrainer, prompts:list, k:int)->RolloutBatch:
+    "Generate and score the answers of step `k`, counted from 0"
+    c = self.config
+    schedule = prompt_schedule(len(prompts), c.prompts_per_step, k, c.seed)
+    own = [(j, n) for j in range(self.rank, len(schedule), self.world) for n in range(c.group_size)]
+    rows = [prompts[schedule[j][0]] for j,_ in own]
+    keys = [f'{schedule[j][1]}/{p["id"]}/{n}' for (j,n),p in zip(own, rows)]
+    head = self.value_head if self.critic is None else None
+    r = generate_rollouts(self.lm, rows, keys, c.max_new_tokens, c.temperature, head, c.mode,
+                          c.stop, c.seed, batch=len(rows))
     raw = compute_rewards(self.reward, r.prompts, r.answers)
-    score = raw-c.no_end*~np.array(r.ended)
-    return RolloutBatch(r, [j*c.group+n for j,n in mine], torch.tensor(score).float(), raw,
-                 self.reference(r))
+    scores = torch.tensor(raw-c.missing_eos_penalty*~np.array(r.ended)).float()
+    return RolloutBatch(r, [j*c.group_size+n for j,n in own], raw, scores,
+                        self.reference_logprobs(r))
 
 @patch
-def reference(self:RLTrainer, r:Rollouts):
-    "What the first policy thinks of answers of this one"
-    return self.bounded(lambda n: rollout_logprobs(self.first, r, self.c.temperature, n))
-
-def places(
-    body,        # A model below its head
-    rows:list,
-    starts:list,
-)->torch.Tensor: # [row, token, width] states from which the answer's tokens are drawn
-    "What a critic of its own has to say about answers"
-    h = body(**pad_right(rows, body.device)).last_hidden_state
-    n = max(len(r)-s for r,s in zip(rows, starts))
-    at = torch.tensor(starts, device=h.device)[:,None]-1+torch.arange(n, device=h.device)
-    return h.gather(1, at.clamp(max=h.shape[1]-1)[...,None].expand(-1, -1, h.shape[2]))
+def reference_logprobs(self:RLTrainer, r:Rollouts):
+    "Return the log-probabilities of rollouts under the reference model"
+    c = self.config
+    return self.run_within_memory(lambda n: rollout_logprobs(self.reference, r, c.temperature, n))
 
 @patch
-def critic(self:RLTrainer, rows, starts, parts=None):
-    parts = parts or self.parts()
-    return parts['head'](places(parts['trunk'], rows, starts))
-
-@patch
-def valued(self:RLTrainer, r:Rollouts):
-    "What a critic of its own makes of the places where tokens were drawn"
-    with torch.no_grad():
-        return self.bounded(lambda n: map_in_batches(self.critic, r.rows, r.starts, n)[0])*r.mask
-
-@patch
-def look(self:RLTrainer, b:RolloutBatch):
-    "Values of a critic of its own, with their gradient where one pass learns from them"
-    c = self.c
-    sizes = [*map(len, b.r.rows)]
-    once = c.inner*c.minibatches==1 and not self.shards
-    whole = lambda n: once and len(batches(sizes, n))==1
-    b.v = self.bounded(lambda n: self.critic(b.r.rows, b.r.starts) if whole(n) else None)
-    b.r.values = self.valued(b.r) if b.v is None else b.v.detach()*b.r.mask
+def run_within_memory(self:RLTrainer, run):
+    "Call `run(max_tokens)`, with half the tokens when memory runs out"
+    advice = 'lower max_new_tokens, or train fewer parameters'
+    result,self.max_tokens = halve_on_oom(run, self.max_tokens, advice=advice)
+    return result
 
 
 # %% [markdown]
-# Where memory runs out the passes are made half as long, and the work goes on. Nothing
-# changes but the time: sums over passes do not depend on how rows were dealt out.
+# ### Values of a separate critic
+#
+# A shared critic computes its values during generation. A separate critic needs a forward pass of
+# its own. If the batch is used for one optimizer step and fits into one forward pass, the graph of
+# that pass is kept and serves the backward pass as well.
 
 # %%
 #| export
 @patch
-def bounded(self:RLTrainer, f):
-    "Call `f` with the tokens of a pass, with half as many where memory runs out"
-    while True:
-        try: return f(self.max_tokens)
-        except RuntimeError as e:
-            tight = isinstance(e, torch.OutOfMemoryError) or 'allocate memory' in str(e)
-            if not tight: raise
-            if self.max_tokens<2:
-                raise ModelError('Memory runs out on a single answer; lower max_new_tokens, '
-                                 'or train fewer parameters.') from None
-        self.max_tokens //= 2
-        if torch.cuda.is_available(): torch.cuda.empty_cache()
+def forward_critic(self:RLTrainer, rows, starts, modules=None):
+    "Return the values of a separate critic, [row, token], with gradient"
+    modules = modules or self.modules()
+    return modules['value_head'](answer_states(modules['critic'], rows, starts))
+
+@patch
+def critic_values(self:RLTrainer,
+    r:Rollouts,
+    keep_graph:bool=True, # Where one forward pass and one optimizer step use the batch
+)->tuple:                 # Values [row, token] without gradient; with their graph, or None
+    "Compute the values of a separate critic"
+    c = self.config
+    lengths = [*map(len, r.rows)]
+    keep_graph = keep_graph and c.num_ppo_epochs*c.num_mini_batches==1 and not self.fsdp
+    def forward(max_tokens):
+        if keep_graph and len(batches(lengths, max_tokens))==1:
+            graph = self.forward_critic(r.rows, r.starts)
+            return graph.detach(),graph
+        with torch.no_grad():
+            return map_in_batches(self.forward_critic, r.rows, r.starts, max_tokens)[0],None
+    values,graph = self.run_within_memory(forward)
+    return values*r.mask,graph
 
 
 # %% [markdown]
 # ### The loss
 #
-# A micro-batch gives a sum, not a mean. The sums of all micro-batches are divided by the
-# number of tokens of the whole batch, over all processes; a mean of means would weigh
-# tokens of long answers less than tokens of short ones, and change with the split.
+# A micro-batch gives a sum, not a mean. The sums are divided by the number of tokens in the
+# mini-batch of all ranks. A mean of means would weight tokens of long answers less than tokens of
+# short ones, and would change with the division into micro-batches.
 
 # %%
 #| export
 @patch
-def read(self:RLTrainer, rows, starts, model):
-    "States, log-probabilities and entropies [row, token] at the answers, and their mask"
-    logp,mask,h,entropy = answer_hidden(model, rows, starts, self.c.temperature, entropy=True)
+def forward(self:RLTrainer, rows, starts, policy):
+    "Return hidden states, log-probabilities, entropies and mask of answers, [row, token]"
+    logp,mask,h,entropy = answer_hidden(policy, rows, starts, self.config.temperature, entropy=True)
     return h,logp,entropy,mask
-
-@patch
-def value(self:RLTrainer, b:RolloutBatch, g:list, h, parts):
-    "Values of some rows, with a gradient: those at hand, or new ones"
-    v = b.v
-    b.v = None
-    if v is not None and len(g)==len(v): return v[g]
-    if self.trunk is None: return parts['head'](h)
-    return self.critic([b.r.rows[i] for i in g], [b.r.starts[i] for i in g], parts)
 
 @patch
 def loss(self:RLTrainer,
     b:RolloutBatch,
-    g:list,    # Rows of the micro-batch
-    parts=None,# Modules to learn, by name; default: those of the learner
-)->tuple:      # Sum over its tokens, and sums for the log
-    "PPO's loss of some rows"
-    c = self.c
-    r = b.r
-    parts = parts or self.parts()
+    g:list,       # Row numbers of the micro-batch
+    modules=None, # Trained modules by name; default: those of the trainer
+    values=None,  # [row, token] of all rows, with gradient; default: computed here
+)->tuple:         # Sum over the tokens of the micro-batch, sums to log
+    "Compute the loss of a micro-batch"
+    c = self.config
+    r = b.rollouts
+    modules = modules or self.modules()
     rows = [r.rows[i] for i in g]
     starts = [r.starts[i] for i in g]
-    h,logp,entropy,mask = self.read(rows, starts, parts['policy'])
-    cut = lambda x: x[g,:mask.shape[1]]
-    total,_,logs = ppo.policy_loss(logp, cut(r.logp), cut(b.adv), mask, c.clip)
+    h,logp,entropy,mask = self.forward(rows, starts, modules['policy'])
+    crop = lambda x: x[g,:mask.shape[1]]
+    total,_,logs = ppo.policy_loss(logp, crop(r.logp), crop(b.advantages), mask, c.cliprange)
     logs['entropy'] = (entropy*mask).sum()
-    if c.kl_in=='loss':
-        total = total+self.beta*(ppo.kl(logp, cut(b.ref), 'k2')*mask).sum()
-    if self.head is not None:
-        v,_,more = ppo.value_loss(self.value(b, g, h, parts), cut(r.values), cut(b.returns), mask,
-                                  c.value_clip)
-        total = total+c.value_weight*v
-        logs['value_loss'] = v
+    if c.kl_placement=='loss':
+        total = total+self.kl_coef*(ppo.kl(logp, crop(b.ref_logp), 'k2')*mask).sum()
+    if self.value_head is not None:
+        if values is not None: values = values[g]
+        elif self.critic is None: values = modules['value_head'](h)
+        else: values = self.forward_critic(rows, starts, modules)
+        logs['value_loss'],*_ = ppo.value_loss(values, crop(r.values), crop(b.returns), mask,
+                                               c.cliprange_value)
+        total = total+c.vf_coef*logs['value_loss']
     return total,{k: float(x.detach()) for k,x in logs.items()}
 
-def _added(logs): return {k: sum(x[k] for x in logs if k in x) for x in logs for k in x}
+def _add_logs(logs): return {k: sum(x[k] for x in logs if k in x) for x in logs for k in x}
 
 @patch
-def descend(self:RLTrainer,
+def backward(self:RLTrainer,
     b:RolloutBatch,
-    rows:list, # Of this process; the others have theirs
-    n:float,   # Tokens in the rows of all of them
-)->dict:       # Sums for the log
-    "One optimiser step"
-    def part(parts, g):
-        loss,logs = self.loss(b, g, parts)
-        return loss/n,logs|dict(loss=loss.item())
-    def back(max_tokens):
-        self.opt.zero_grad()
-        cut = batches([len(b.r.rows[i]) for i in rows], max_tokens)
-        groups = [[rows[i] for i in g] for g in cut]
-        if self.shards: return _added([x for _,x in self.shards.backward(part, groups, [0])])
-        logs = {}
+    rows:list, # Rows of this rank in the mini-batch
+    n:float,   # Tokens in the mini-batch of all ranks
+)->dict:       # Sums to log
+    "Compute the gradient of a mini-batch, summed over all ranks"
+    def loss(modules, g, values=None):
+        total,logs = self.loss(b, g, modules, values)
+        return total/n,logs|dict(loss=total.item())
+    def micro_batches(max_tokens):
+        groups = batches([len(b.rollouts.rows[i]) for i in rows], max_tokens)
+        return [[rows[i] for i in g] for g in groups]
+    def accumulate(max_tokens):
+        self.optimizer.zero_grad()
+        groups = micro_batches(max_tokens)
+        values = b.values_graph if len(groups)==1 else None
+        b.values_graph = None # A graph serves one backward pass
+        logs = []
         for g in groups:
-            loss,new = part(None, g)
-            loss.backward()
-            logs = _added([logs, new])
-        return logs
-    logs = back(self.max_tokens) if self.shards else self.bounded(back)
-    self.share_gradients()
-    norm = full_tensors(torch.nn.utils.clip_grad_norm_(self.params, self.c.grad_clip)).item()
-    self.opt.step()
-    if self.shards: self.shards.gather()
+            total,sums = loss(None, g, values)
+            total.backward()
+            logs.append(sums)
+        return _add_logs(logs)
+    if self.fsdp:
+        groups = micro_batches(self.max_tokens)
+        return _add_logs([sums for _,sums in self.fsdp.backward(loss, groups, [0])])
+    logs = self.run_within_memory(accumulate)
+    reduce_gradients(self.params)
+    return logs
+
+@patch
+def optimizer_step(self:RLTrainer, b:RolloutBatch, rows:list, n:float)->dict:
+    "Update the trained modules by a mini-batch; return the sums to log"
+    logs = self.backward(b, rows, n)
+    norm = clipped_step(self.optimizer, max_grad_norm=self.config.max_grad_norm)
+    if self.fsdp: self.fsdp.gather()
     return logs|dict(grad_norm=norm)
 
 
 # %% [markdown]
-# ### Several processes
+# ### Several ranks
 #
-# Gradients are summed over processes, and so is everything that is reported. A batch is dealt
-# out by prompt, and minibatches are drawn from the numbers of the whole batch, so that two
-# processes take the same steps as one. Under FSDP each process learns
-# [a part](../../language/49_fsdp.ipynb) of every module, and samples from the whole.
+# Gradients and logged numbers are summed over ranks. Prompts are divided among ranks, and
+# mini-batches are drawn from the row numbers of the batch of all ranks, so two ranks take the same
+# steps as one process. With [FSDP](../../language/49_fsdp.ipynb) each rank trains a shard of every
+# module and generates with the full weights.
 
 # %%
 #| export
 @patch
-def total(self:RLTrainer, x):
-    "Sum over processes"
+def sum_over_ranks(self:RLTrainer, x):
+    "Sum a number or tensor over all ranks"
     if self.world==1: return x
     t = torch.as_tensor(x, dtype=torch.float64, device=self.lm.device)
     dist.all_reduce(t)
     return t if isinstance(x, torch.Tensor) else t.item()
 
 @patch
-def share_gradients(self:RLTrainer):
-    "Every process gets the sum of all gradients"
-    if self.world==1 or self.shards: return
-    for p in self.params:
-        if p.grad is None: p.grad = torch.zeros_like(p)
-    flat = torch.cat([p.grad.flatten() for p in self.params])
-    dist.all_reduce(flat)
-    for p,g in zip(self.params, flat.split([p.numel() for p in self.params])):
-        p.grad.copy_(g.view_as(p))
-
-@patch
-def update(self:RLTrainer, b:RolloutBatch, k:int)->dict:
-    "All optimiser steps on one batch"
-    c = self.c
-    logs = {}
+def train_on_batch(self:RLTrainer, b:RolloutBatch, k:int)->dict:
+    "Take all optimizer steps of one batch; return means to log"
+    c = self.config
+    logs = []
     tokens = 0.
-    for e in range(c.inner):
-        order = np.random.default_rng([c.seed, k, e]).permutation(c.batch)
-        for part in np.array_split(order, c.minibatches):
-            rows = np.flatnonzero(np.isin(b.at, part)).tolist()
-            n = self.total(float(b.r.mask[rows].sum()))
-            new = self.descend(b, rows, n)
-            logs = {x: logs.get(x, 0.)+v for x,v in new.items()}
+    for epoch in range(c.num_ppo_epochs):
+        order = np.random.default_rng([c.seed, k, epoch]).permutation(c.batch)
+        for mini_batch in np.array_split(order, c.num_mini_batches):
+            rows = np.flatnonzero(np.isin(b.indices, mini_batch)).tolist()
+            n = self.sum_over_ranks(float(b.rollouts.mask[rows].sum()))
+            logs.append(self.optimizer_step(b, rows, n))
             tokens += n
-    norm = logs.pop('grad_norm')/(c.inner*c.minibatches)
-    return {x: self.total(v)/tokens for x,v in logs.items()}|dict(grad_norm=norm)
+    sums = _add_logs(logs)
+    norm = sums.pop('grad_norm')/len(logs)
+    return {x: self.sum_over_ranks(v)/tokens for x,v in sums.items()}|dict(grad_norm=norm)
 
 
 # %% [markdown]
-# ### One step
+# ### One training step
 #
-# Everything that is measured is a mean over answers (score, KL, length) or over tokens
-# (entropy, share of clipped ratios). `kl` is the mean of the summed k1, in nats an answer:
-# the number that the price is charged for. `kl3` estimates the same with less noise.
+# Score, KL and length are means over answers; entropy, clip fraction and ratio are means over
+# tokens. `kl` is the mean over answers of the summed k1, in nats, to which the KL coefficient
+# applies. `kl3` estimates the same quantity with less noise.
 
 # %%
 #| export
 @patch
-def step(self:RLTrainer,
+def train_step(self:RLTrainer,
     prompts:list, # Rows with `id` and `text`
     k:int,        # Number of the step, from 0
-)->dict:
-    "Answer, score, learn"
-    c = self.c
-    for g in self.opt.param_groups: g['lr'] = c.rate(k)
-    b = self.collect(prompts, k)
-    if self.trunk is not None: self.look(b)
-    b.adv,b.returns = compute_advantages(c, b.r, b.score, b.ref, self.beta, self.total)
-    row = self.measure(b) | self.update(b, k)
-    if self.control: self.beta = self.control.update(row['kl'], c.batch)
+)->dict:          # Numbers to log
+    "Generate rollouts, compute advantages and update the policy"
+    c = self.config
+    lr = learning_rate(k, c.steps, c.lr, c.warmup, c.schedule)
+    for group in self.optimizer.param_groups: group['lr'] = lr
+    b = self.collect_rollouts(prompts, k)
+    if self.critic is not None: b.rollouts.values,b.values_graph = self.critic_values(b.rollouts)
+    b.advantages,b.returns = compute_advantages(c, b.rollouts, b.scores, b.ref_logp, self.kl_coef,
+                                                self.sum_over_ranks)
+    row = self.batch_metrics(b) | self.train_on_batch(b, k)
+    if self.adaptive_kl: self.kl_coef = self.adaptive_kl.update(row['kl'], c.batch)
     return row
 
 @patch
-def measure(self:RLTrainer, b:RolloutBatch)->dict:
-    "What can be said of a batch before anything is learned from it"
-    mask = b.r.mask
-    n = self.total(float(len(b.r)))
-    mean = lambda x: self.total(float(x.sum()))/n
-    k1,k3 = ((ppo.kl(b.r.logp, b.ref, k)*mask).sum(1) for k in ('k1', 'k3'))
-    score = mean(b.raw)
-    ended = np.array(b.r.ended)
-    var = mean((b.raw-score)**2)
-    row = dict(score=score, score_sd=var**.5, reward=mean(b.score-self.beta*k1),
-               kl=mean(k1), kl3=mean(k3), beta=self.beta, length=mean(mask.sum(1)), ended=mean(ended),
-               different=self.different(b))
-    for name,f in self.watch.items(): row[name] = mean(compute_rewards(f, b.r.prompts, b.r.answers))
+def batch_metrics(self:RLTrainer, b:RolloutBatch)->dict:
+    "Compute the metrics of a batch before the update"
+    r = b.rollouts
+    total = lambda x: self.sum_over_ranks(float(x.sum()))
+    n = self.sum_over_ranks(float(len(r)))
+    mean = lambda x: total(x)/n
+    k1,k3 = ((ppo.kl(r.logp, b.ref_logp, k)*r.mask).sum(1) for k in ('k1', 'k3'))
+    score = mean(b.raw_scores)
+    variance = mean((b.raw_scores-score)**2)
+    row = dict(score=score, score_sd=variance**.5, reward=mean(b.scores-self.kl_coef*k1),
+               kl=mean(k1), kl3=mean(k3), kl_coef=self.kl_coef, length=mean(r.mask.sum(1)),
+               ended=mean(np.array(r.ended)),
+               unique_answers=len({a for answers in gather_objects(r.answers) for a in answers}))
+    for name,f in self.watch.items(): row[name] = mean(compute_rewards(f, r.prompts, r.answers))
     if b.returns is not None:
-        off,tokens = (self.total(float(x.sum())) for x in ((b.returns-b.r.values)**2*mask, mask))
-        row['value_error'] = (off/tokens)**.5
+        squares = total((b.returns-r.values)**2*r.mask)
+        row['value_error'] = (squares/total(r.mask))**.5
     return row
 
-@patch
-def different(self:RLTrainer, b:RolloutBatch)->int:
-    "How many different answers the whole batch has"
-    if self.world==1: return len(set(b.r.answers))
-    every = [None]*self.world
-    dist.all_gather_object(every, b.r.answers)
-    return len({a for x in every for a in x})
-
 
 # %% [markdown]
-# What leaves the learner is a model like any other.
+# ### State
 
 # %%
 #| export
 @patch
-def whole(self:RLTrainer):
-    "The policy as it is now, small matrices folded in"
-    if not adapted(self.lm.model): return self.lm
-    return replace(self.lm, model=merge_lora(deepcopy(self.lm.model)))
+def state_dict(self:RLTrainer)->dict:
+    "Return the content of a checkpoint, which is the same with and without FSDP"
+    modules = {k: m.state_dict() for k,m in self.modules().items()}
+    return dict(modules=modules, optimizer=full_tensors(self.optimizer.state_dict()),
+                kl_coef=float(self.kl_coef), max_tokens=self.max_tokens, random=get_random_state())
+
+@patch
+def load_state_dict(self:RLTrainer, state:dict):
+    "Load modules, optimizer, KL coefficient and random state from a checkpoint"
+    for k,m in self.modules().items(): m.load_state_dict(state['modules'][k])
+    self.optimizer.load_state_dict(state['optimizer'])
+    if self.fsdp: self.fsdp.scatter(self.optimizer)
+    self.kl_coef = state['kl_coef']
+    self.max_tokens = state['max_tokens']
+    if self.adaptive_kl: self.adaptive_kl.kl_coef = self.kl_coef
+    set_random_state(state['random'])
 
 
 # %% [markdown]
-# All that a learner has become, besides what it was made with, is in its state.
-
-# %%
-#| export
-@patch
-def state(self:RLTrainer)->dict:
-    "What changes while a learner learns"
-    parts = {k: m.state_dict() for k,m in self.parts().items()}
-    return dict(parts=parts, opt=full_tensors(self.opt.state_dict()), beta=float(self.beta),
-                max_tokens=self.max_tokens, random=torch.get_rng_state())
-
-@patch
-def restore(self:RLTrainer, s:dict):
-    "Become what another learner was"
-    for k,m in self.parts().items(): m.load_state_dict(s['parts'][k])
-    self.opt.load_state_dict(s['opt'])
-    if self.shards: self.shards.scatter(self.opt)
-    self.beta = s['beta']
-    self.max_tokens = s['max_tokens']
-    if self.control: self.control.beta = self.beta
-    torch.set_rng_state(s['random'].cpu())
-
-
-# %% [markdown]
-# ## At work
+# ## Example
 #
-# A model of random weights, which writes bytes, is rewarded for every small letter. Two dozen
-# steps of thirty-two answers are enough for it to notice, and to notice more than was
-# meant: with twelve tokens it earns more than twelve points. Among its tokens are special
-# ones that the tokenizer spells out, `<|im_start|>`, seven letters at a time. A policy
-# learns the score it is given, not the one that was in mind.
+# A model with random weights, whose tokens are bytes, is rewarded for each lower-case letter. Two
+# dozen steps of thirty-two answers raise its score. With twelve tokens it earns more than twelve
+# points: it has special tokens such as `<|im_start|>`, which the tokenizer decodes to several
+# letters. A policy maximises the given reward, not the intended one.
 
 # %%
 #| hide
@@ -595,126 +571,138 @@ from moral_sc.language.reward_head import build_reward_model, reward_scores
 from moral_sc.language.stub_models import random_model
 
 lm = random_model('llama')
-asks = [dict(id=w, text=f'Is it {w}?') for w in 'far late cold dark soon over'.split()]
+prompts = [dict(id=w, text=f'Is it {w}?') for w in 'far late cold dark soon over'.split()]
 small = dict(batch=32, max_new_tokens=12, lr=1e-3, steps=16)
 letters = lambda prompts,answers: [sum(c.islower() for c in a) for a in answers]
-def learner(reward=letters, **kw): return RLTrainer(lm, reward, RLConfig(**small|kw))
+def trainer(reward=letters, **kw): return RLTrainer(lm, reward, RLConfig(**small|kw))
 
 
 # %%
-l = learner()
-log = pd.DataFrame([l.step(asks, k) for k in range(24)])
+t = trainer(steps=24)
+log = pd.DataFrame([t.train_step(prompts, k) for k in range(24)])
 assert log.score.iloc[-1]>12
-log.iloc[[0, 1, -1]][['score', 'reward', 'kl', 'entropy', 'clipped', 'ratio']].round(3)
+log.iloc[[0, 1, -1]][['score', 'reward', 'kl', 'entropy', 'clip_fraction', 'ratio']].round(3)
 
 
 # %% [markdown]
-# At the first step the ratio is 1 and nothing is clipped, at any temperature, for both
-# algorithms, with a critic of either kind, and also for a model made with dropout. In a
-# second pass over the same rollouts the old probabilities stay what they were: the first
-# minibatch of the first pass still meets a ratio of 1, and only then does the ratio move.
+# ## Ratio at the first step
+#
+# At the first step the ratio is 1 and nothing is clipped: at any temperature, for both algorithms,
+# with either critic, and for a model with dropout. In further epochs over the same rollouts the old
+# log-probabilities stay fixed: the ratio is 1 in the first mini-batch of the first epoch and
+# moves afterwards.
 
 # %%
-def dropped(lm, p=.5):
+def with_dropout(lm, p=.5):
     m = deepcopy(lm.model)
     for x in m.modules():
         if isinstance(x, torch.nn.Dropout): x.p = p
     return replace(lm, model=m.train())
 
-firsts = [learner(temperature=t).step(asks, 0) for t in (.7, 1., 1.3)]
-firsts += [learner(**kw).step(asks, 0) for kw in (dict(algorithm='rloo'),
-                                                  dict(critic='separate'))]
-neox = RLTrainer(dropped(random_model('neox')), letters, RLConfig(**small))
-firsts.append(neox.step(asks, 0))
-test_eq([f['clipped'] for f in firsts], [0.]*6)
-[f'{f["ratio"]-1:.0e}' for f in firsts]
+logs = [trainer(temperature=t).train_step(prompts, 0) for t in (.7, 1., 1.3)]
+logs += [trainer(**kw).train_step(prompts, 0) for kw in (dict(algorithm='rloo'),
+                                                         dict(critic='separate'))]
+neox = RLTrainer(with_dropout(random_model('neox')), letters, RLConfig(**small))
+logs.append(neox.train_step(prompts, 0))
+test_eq([log['clip_fraction'] for log in logs], [0.]*6)
+[f'{log["ratio"]-1:.0e}' for log in logs]
 
 # %%
-assert max(abs(f['ratio']-1) for f in firsts)<1e-6
-l = learner(inner=3, minibatches=2, lr=3e-3)
-b = l.collect(asks, 0)
-b.adv,b.returns = compute_advantages(l.c, b.r, b.score, b.ref, l.beta)
-old = b.r.logp.clone()
-first,second = (l.descend(b, list(range(32)), 1.) for _ in range(2))
-test_eq(first['clipped'], 0)
-assert second['clipped']>0
-test_eq(b.r.logp, old)
-second['clipped']/int(b.r.mask.sum())
+assert max(abs(log['ratio']-1) for log in logs)<1e-6
+t = trainer(num_ppo_epochs=3, num_mini_batches=2, lr=3e-3)
+b = t.collect_rollouts(prompts, 0)
+r = b.rollouts
+b.advantages,b.returns = compute_advantages(t.config, r, b.scores, b.ref_logp, t.kl_coef)
+old = r.logp.clone()
+first,second = (t.optimizer_step(b, list(range(32)), 1.) for _ in range(2))
+test_eq(first['clip_fraction'], 0)
+assert second['clip_fraction']>0
+test_eq(r.logp, old)
+second['clip_fraction']/int(r.mask.sum())
 
 
 # %% [markdown]
-# The gradient does not depend on how the batch is cut into micro-batches, and neither does
-# the step when memory runs out in the middle of one. A critic of its own that learns from all
-# rows in one pass has its values from before the step, and in several passes computes them
-# anew; the gradient is the same. Here the second pass fails twice:
+# ## Gradient of micro-batches
+#
+# The gradient does not depend on the division into micro-batches, nor on an out-of-memory error
+# in the middle of a step. A separate critic that trains on all rows in one forward pass keeps the
+# graph of its values; with several micro-batches it computes them again. The gradient is the same.
+# Here the second forward pass fails twice:
 
 # %%
-def gradient(max_tokens, fail=0, **kw):
-    l = learner(max_tokens=max_tokens, **kw)
-    left = [fail]
-    b = l.collect(asks, 0)
-    if l.trunk is not None:
-        l.look(b)
-        test_eq(b.v is not None, max_tokens==8192)
-    b.adv,b.returns = compute_advantages(l.c, b.r, b.score, b.ref, l.beta)
-    loss = l.loss
-    def tight(b, g, parts):
+def gradient(max_tokens, failures=0, **kw):
+    t = trainer(max_tokens=max_tokens, **kw)
+    left = [failures]
+    b = t.collect_rollouts(prompts, 0)
+    r = b.rollouts
+    if t.critic is not None:
+        r.values,b.values_graph = t.critic_values(r)
+        test_eq(b.values_graph is not None, max_tokens==8192)
+    b.advantages,b.returns = compute_advantages(t.config, r, b.scores, b.ref_logp, t.kl_coef)
+    loss = t.loss
+    def failing_loss(b, g, *args):
         if left[0] and len(g)>3: left[0] -= 1; raise torch.OutOfMemoryError
-        return loss(b, g, parts)
-    l.loss = tight
-    l.descend(b, list(range(32)), float(b.r.mask.sum()))
-    return torch.cat([p.grad.flatten() for p in l.params]),l.max_tokens
+        return loss(b, g, *args)
+    t.loss = failing_loss
+    t.backward(b, list(range(32)), float(r.mask.sum()))
+    return torch.cat([p.grad.flatten() for p in t.params]),t.max_tokens
 
 for critic in ('shared', 'separate'):
     whole,_ = gradient(8192, critic=critic)
-    for n in (64, 500): test_close(gradient(n, critic=critic)[0], whole, 1e-5)
-    again,left = gradient(8192, fail=2, critic=critic)
-    test_close(again, whole, 1e-5)
-left
+    scale = whole.norm().clamp(min=1.) # As clipping to a norm of 1 would
+    for n in (64, 500): test_close(gradient(n, critic=critic)[0]/scale, whole/scale, 1e-5)
+    repeated,max_tokens = gradient(8192, failures=2, critic=critic)
+    test_close(repeated/scale, whole/scale, 1e-5)
+max_tokens
 
 # %% [markdown]
-# With $\gamma=\lambda=1$ the advantage of a token is what the answer earned less what was
-# expected there, so the score counts once, on the last sampled token, whether that is the end
-# token or the limit; what the value head says behind it does not matter.
+# ## Advantages without discount
+#
+# With $\gamma=\lambda=1$ the advantage of a token is the score less the value. The score counts
+# once, on the last sampled token, whether that is the end token or the limit; values after it have
+# no effect.
 
 # %%
-l = learner(lam=1., whiten=False, kl=0.)
-b = l.collect(asks, 0)
-b.r.values = torch.randn(b.r.mask.shape)
-adv,returns = compute_advantages(l.c, b.r, b.score, b.ref, 0.)
-test_close(adv, (b.score[:,None]-b.r.values)*b.r.mask, 1e-5)
-b.r.values = torch.where(b.r.mask, b.r.values, 1e6)
-test_close(compute_advantages(l.c, b.r, b.score, b.ref, 0.)[0], adv, 1e-6)
-sum(b.r.ended), len(b.r)
+t = trainer(lam=1., whiten_advantages=False, kl_coef=0.)
+b = t.collect_rollouts(prompts, 0)
+r = b.rollouts
+r.values = torch.randn(r.mask.shape)
+advantages,returns = compute_advantages(t.config, r, b.scores, b.ref_logp, 0.)
+test_close(advantages, (b.scores[:,None]-r.values)*r.mask, 1e-5)
+r.values = torch.where(r.mask, r.values, 1e6)
+test_close(compute_advantages(t.config, r, b.scores, b.ref_logp, 0.)[0], advantages, 1e-6)
+sum(r.ended), len(r)
 
 # %% [markdown]
-# A critic of its own may begin as a preference model, whose head then is the first value
-# head: what it expects of an unfinished answer is the score that it would give it now.
+# ## A critic from a preference model
+#
+# A separate critic can be initialised from a preference model, whose head becomes the value head.
+# Its first value of an unfinished answer is the score that the preference model would give to it.
 
 # %%
 pm = build_reward_model(lm)
-l = RLTrainer(lm, letters, RLConfig(**small), critic=pm)
-b = l.collect(asks, 0)
-l.look(b)
-r = b.r
-upto = [row[:s] for row,s in zip(r.rows, r.starts)]
-test_close(r.values[:,0], reward_scores(pm, upto).detach(), 1e-4)
+t = RLTrainer(lm, letters, RLConfig(**small), value_model=pm)
+r = t.collect_rollouts(prompts, 0).rollouts
+values,_ = t.critic_values(r)
+prefixes = [row[:s] for row,s in zip(r.rows, r.starts)]
+test_close(values[:,0], reward_scores(pm, prefixes).detach(), 1e-4)
 
 # %% [markdown]
-# The KL that is reported is the one that is charged for: score less reward is $\lambda$ times
-# it. And an answer that met its limit can be made to pay.
+# ## Reported KL
+#
+# The reported `kl` is the one that enters the reward: score less reward is $\lambda$ times `kl`,
+# and the penalty for answers that were cut at their limit.
 
 # %%
-l = learner(kl=.3, no_end=2.)
-log = pd.DataFrame([l.step(asks, k) for k in range(4)])
+t = trainer(kl_coef=.3, missing_eos_penalty=2.)
+log = pd.DataFrame([t.train_step(prompts, k) for k in range(4)])
 test_close(log.score-log.reward, .3*log.kl+2*(1-log.ended), 1e-4)
 log[['score', 'reward', 'kl', 'kl3', 'ended']].round(3)
 
 # %% [markdown]
-# The model that was given is not touched.
+# The given model is unchanged.
 
 # %%
-before = random_model('llama').model.parameters()
-now = lm.model.parameters()
-assert all(torch.equal(a, b) for a,b in zip(before, now))
-l
+pairs = zip(random_model('llama').model.parameters(), lm.model.parameters())
+assert all(torch.equal(a, b) for a,b in pairs)
+t

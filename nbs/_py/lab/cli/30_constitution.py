@@ -229,9 +229,9 @@ def rl(
     algorithm:option(str, 'ppo or rloo.')='ppo',
     steps:option(int, 'Of training.')=100,
     batch:option(int, 'Answers a step.')=32,
-    kl:option(float, 'Price of a nat of KL from the first policy.')=.001,
-    inner:option(int, 'Passes over each batch, the papers\' K.')=1,
-    critic:option(str, 'shared: on the policy\'s trunk; separate: a model of its own.')='shared',
+    kl_coef:option(float, 'Reward points a nat of KL from the initial policy.')=.001,
+    num_ppo_epochs:option(int, 'Epochs over each batch, K in the papers.')=1,
+    critic:option(str, 'shared: on the policy\'s backbone; separate: its own.')='shared',
     every:option(int|None, 'Steps between snapshots; default: a tenth of all.')=None,
     max_new_tokens:Tokens=128,
     temperature:Temperature=1.,
@@ -255,7 +255,8 @@ def rl(
     with progress_bar('steps') as progress:
         found = train_policy(_model(model), rows, score, steps=steps, out=str(out), every=every,
             watch={p.parent.name: _preference(p) for p in watch or ()}, tensorboard=tensorboard,
-            progress=progress, algorithm=algorithm, batch=batch, kl=kl, inner=inner, critic=critic,
+            progress=progress, algorithm=algorithm, batch=batch, kl_coef=kl_coef,
+            num_ppo_epochs=num_ppo_epochs, critic=critic,
             max_new_tokens=max_new_tokens, temperature=temperature, lr=lr, mode=mode, seed=seed)
     if found.stopped: print_status(f'Stopped: {found.stopped}.')
     for s in found.snapshots: typer.echo(s)

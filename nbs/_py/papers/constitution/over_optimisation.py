@@ -129,7 +129,7 @@ watch = dict(gold=truth, kind=count('kind'), danger=count('danger'), useful=coun
 def train(name, rewards=proxies, **kw):
     "A policy of each training"
     return {s: train_policy(firsts[s], asks, rewards[s], watch=watch, seed=s,
-                            out=place/f'{name}-{s}', **learn | dict(kl=0.) | kw)
+                            out=place/f'{name}-{s}', **learn | dict(kl_coef=0.) | kw)
             for s in seeds}
 
 free = train('free')
@@ -217,7 +217,7 @@ pd.Series({k: str(mean(seen[k])) for k in seen})
 # prompt.
 
 # %%
-priced = {k: train(f'price-{k}', kl=k) for k in size['prices']}
+priced = {k: train(f'price-{k}', kl_coef=k) for k in size['prices']}
 rloo = train('rloo', algorithm='rloo')
 runs = {'PPO, no price': free, **{f'PPO, λ = {k:g}': ps for k,ps in priced.items()},
         'RLOO, no price': rloo}

@@ -152,7 +152,7 @@ def reinforce(sl, rows, labels, seed):
     "RL-CAI: trained against a preference model of the labels"
     pm = timed('prefer', fit_preference, sl, labels, lr=1e-3, epochs=3, seed=seed)
     return timed('reinforce', train_policy, sl, rows, pm, steps=size['steps'],
-                 batch=size['batch'], max_new_tokens=32, stop=STOPS, lr=1e-3, kl=.1,
+                 batch=size['batch'], max_new_tokens=32, stop=STOPS, lr=1e-3, kl_coef=.1,
                  seed=seed)
 
 labels = feedback(sl, judge, for_rl, seed)

@@ -158,7 +158,7 @@ pd.DataFrame({k: m.history.loss.iloc[[0, -1]].tolist() for k,m in
 # %%
 policy = timed('reinforcement learning', train_policy, sl, for_rl, reward,
                steps=size['steps'], batch=size['batch'], every=size['every'],
-               lr=size['lr'], kl=.02, warmup=2, max_tokens=2048, out=place/'rl',
+               lr=size['lr'], kl_coef=.02, warmup=2, max_tokens=2048, out=place/'rl',
                watch=dict(watched=watched), kl_max=60., **short)
 policy.stopped or 'ran to its last step'
 

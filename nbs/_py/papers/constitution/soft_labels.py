@@ -274,7 +274,7 @@ def count(name): return lambda p,a: environment.features(p, a)[name].to_numpy(fl
 def worth(p, a): return environment.helpfulness(p, a)+environment.harmlessness(p, a)
 watch = dict(gold=worth, kind=lambda p,a: (count('kind')(p, a)>0)*1., danger=count('danger'))
 learn = dict(steps=size['steps'], batch=size['batch'], max_new_tokens=32, stop=STOPS, lr=1e-3,
-             kl=.05, every=size['steps'])
+             kl_coef=.05, every=size['steps'])
 runs = {(k, s): train_policy(first, asks, pm, watch=watch, seed=s, out=place/f'policy-{i}-{s}',
                              **learn)
         for i,k in enumerate(clamps) for s,pm in zip(seeds, models['clamp', k].pms)}
