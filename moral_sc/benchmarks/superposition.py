@@ -12,8 +12,8 @@ from functools import cache
 
 import numpy as np, pandas as pd, torch
 from .harness import (format_ratio, format_summary, interleave, load_record,
-                                         machine_info, measure_rows, recorded_row, select_rows,
-                                         start_record, summarise, time_call, time_stamp)
+                                         check_row_names, describe_machine, measure_rows,
+                                         recorded_row, start_record, summarise, time_call, time_stamp)
 from ..superposition.engines.simd import Accumulator, compile_kernel, loop, n_lanes
 from ..superposition.features import Sampler
 from ..superposition.model import ToyConfig, batch_loss, check_positive_integers
@@ -221,12 +221,12 @@ def bench_superposition(
 )->pd.DataFrame:    # See `superposition_table`
     "Measure our training against the public notebook's loop"
     check_positive_integers(repeats=repeats)
-    names = select_rows(rows, TOY_SIZES)
+    names = check_row_names(rows, TOY_SIZES)
     n = _set_threads(threads)
     if device=='auto': device = 'cuda' if torch.cuda.is_available() else 'cpu'
     resolve_engine(engine, TOY_SIZES[names[0]].config(1), device)
     peak = peak_flops(device)
-    record = start_record(out, machine_info(device, n), peak_gflops=peak/1e9)
+    record = start_record(out, describe_machine(device, n), peak_gflops=peak/1e9)
     max_instances = 16_384 if torch.device(device).type=='cpu' else None # Of the phase diagram
     def measure(name):
         result = measure_toy_size(TOY_SIZES[name], seconds, repeats, engine, device, peak,

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CONDITION_STYLES', 'METRIC_NAMES', 'PRONOUN_COLOURS', 'condition_style', 'metric_name', 'category_name',
-           'plot_scores', 'plot_differences', 'plot_letters', 'select_rows', 'final_step', 'format_parameters',
+           'plot_scores', 'plot_differences', 'plot_letters', 'select_sweep_rows', 'final_step', 'format_parameters',
            'plot_size', 'plot_steps', 'plot_category_panels', 'plot_changes', 'plot_pronouns', 'plot_female_shares',
            'plot_correlations']
 
@@ -99,7 +99,8 @@ def plot_differences(
         fig.add_scatter(y=[metric_name(m) for m in g.index], name=f'{name} less Q',
                         mode='markers', x=g.value, error_x=_error_bars(g),
                         marker=dict(color=colour, symbol=symbol, size=9))
-    if equivalence: fig.add_vrect(-equivalence, equivalence, fillcolor=INK, opacity=.12, line_width=0)
+    if equivalence:
+        fig.add_vrect(-equivalence, equivalence, fillcolor=INK, opacity=.12, line_width=0)
     fig.add_vline(x=0, line=dict(color=INK, width=1))
     fig.update_yaxes(showgrid=False, zeroline=False)
     fig.update_xaxes(title_text='Change of the score', showgrid=True)
@@ -125,7 +126,7 @@ def plot_letters(
     return fig
 
 # %% ../../nbs/bias/60_plots.ipynb #16256859
-def select_rows(
+def select_sweep_rows(
     table:pd.DataFrame,        # Of `sweep`
     metric:str,
     category:str|None=OVERALL, # None for all
@@ -201,7 +202,7 @@ def plot_size(
     **kw,                           # category, conditions, benchmark: see `chosen`
 )->go.Figure:
     "Plot a metric against the number of parameters"
-    d = final_step(select_rows(table, metric, **kw))
+    d = final_step(select_sweep_rows(table, metric, **kw))
     fig = go.Figure()
     _add_baseline(fig, metric, baseline)
     decades = np.log10(max(d.parameters)/min(d.parameters)+10)
@@ -220,7 +221,7 @@ def plot_steps(
     **kw,                           # category, conditions, benchmark: see `chosen`
 )->go.Figure:
     "Plot a metric against training steps, with one line per condition and model"
-    d = select_rows(table, metric, **kw)
+    d = select_sweep_rows(table, metric, **kw)
     d = d[d.step.notna()]
     if d.empty: raise DataError('No model of the table has a training step; sweep over '
                                 'checkpoints to plot steps.')
@@ -240,7 +241,7 @@ def plot_category_panels(
     **kw,                           # conditions, benchmark: see `chosen`
 )->go.Figure:
     "Plot a metric against model size, with one panel per category"
-    d = final_step(select_rows(table, metric, None, **kw))
+    d = final_step(select_sweep_rows(table, metric, None, **kw))
     names = sorted(dict.fromkeys(d.category), key=lambda c: c!=OVERALL)
     rows = -(-len(names)//columns)
     fig = make_subplots(rows, columns, shared_yaxes='all', shared_xaxes='all',

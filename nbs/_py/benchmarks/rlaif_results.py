@@ -7,42 +7,40 @@
 # ---
 
 # %% [markdown]
-# # How fast a constitution is trained in
+# # RLAIF speed
 #
-# > Labels, revisions and steps of training beside transformers and TRL: same model, prompts and
-# > threads.
+# > Labels, revisions and PPO steps compared with transformers and TRL: speed-ups and memory.
 
 # %% tags=["parameters"]
-scale = 'quick'  # quick: a sign of life with a tiny model; cpu, gpu: rows that need no TRL
+scale = 'quick'  # quick: a tiny model; cpu, gpu: the rows that need no TRL
 seed = 0         # unused: what is measured is time
 
 # %%
 #| hide
 from time import perf_counter
 import pandas as pd, torch
-from moral_sc.benchmarks.rlaif import bench, comparison, gaps, recorded, rows
+from moral_sc.benchmarks.harness import format_summary, load_record
+from moral_sc.benchmarks.rlaif import RLAIF_ROWS, bench_rlaif, rlaif_gaps, rlaif_ratios
 from moral_sc.language.stub_models import random_model
 began = perf_counter()
 
 # %% [markdown]
-# A run of Constitutional AI asks a model the same things many times over. Every comparison
-# stands behind the same worked examples, sixteen principles are asked about the same two
-# answers, a critique is followed by a revision in the same dialogue [@bai2022constitutional].
-# Reading what is shared once gives the same labels sooner. In training nothing is shared; what
-# can be saved there is padding, logits that are stored and never read, and passes whose results
-# were at hand while the answers were sampled. On a CPU three things are added that have nothing to
-# do with language: matrices are [multiplied](../language/engine/30_onednn.ipynb) by the library that
-# uses the processor best, weights are [packed](../language/engine/40_weight_packing.ipynb) in the order in which
-# they are read, and memory is [kept](../language/engine/50_allocator.ipynb) from one step to the next. How
-# much the first brings depends on the processor: on those for which torch's own library is as fast,
-# nothing.
+# A run of Constitutional AI repeats itself. Every comparison follows the same worked examples,
+# sixteen principles are asked about the same two answers, and a revision continues the dialogue of
+# its critique [@bai2022constitutional]. Computing each shared prefix once gives the same labels in
+# less time. In training nothing is shared; there we save padding, stored logits that are never read,
+# and forward passes whose results were available while the answers were sampled. On a CPU three more
+# things help: [oneDNN matrix products](../language/engine/30_onednn.ipynb),
+# [prepacked weights](../language/engine/40_weight_packing.ipynb) and
+# [memory that is kept](../language/engine/50_allocator.ipynb) between steps. The first depends on
+# the processor: where PyTorch's own library is as fast, it brings nothing.
 #
-# How much sooner is measured against what one would otherwise run: transformers, batched with
-# care, and the PPO and RLOO trainers of TRL. The sides take turns on the same threads; a ratio is
-# the median over the turns with its range, and counts useful work only: labels, and tokens up to
-# where an answer ends. [The page on measuring](30_rlaif.ipynb) says what exactly
-# each side does, and how to make the two environments that have TRL. Then one command makes
-# the record:
+# The baselines are transformers, batched with care, and the PPO and RLOO trainers of TRL. The two
+# sides run alternately on the same threads. A ratio is the median over turns, with its range, and
+# counts useful work only: labels, and tokens up to the end of an answer. The page
+# [RLAIF benchmark](30_rlaif.ipynb) says what each side does and how to make the two environments
+# with TRL. All measurements so far were made on a CPU; the benchmark has not yet run on a GPU. One
+# command makes the record:
 #
 # ```sh
 # moral_sc bench rlaif --ppo-python trl-ppo/bin/python --rloo-python trl-rloo/bin/python \
@@ -51,11 +49,11 @@ began = perf_counter()
 #
 # ## Ratios
 #
-# Behind each ratio stand the least that this project asks of itself, and what it aims at.
-# `cpu_ratio` is the same in processor time instead of time by the clock.
+# `floor` is the least ratio that we ask of ourselves and `aim` the goal; both were fixed before the
+# first measurement. `cpu_ratio` uses processor time instead of wall-clock time.
 
 # %%
-table = comparison()
+table = rlaif_ratios()
 table
 
 # %%
@@ -63,99 +61,93 @@ table
 assert {'ratio','cpu_ratio','floor','aim'}<=set(table.columns)
 
 # %% [markdown]
-# `answers` says whether both sides come to the same: the largest difference between labels, and
-# the share of texts that are the same to the letter. Labels of the other side leave out the
-# closing bracket of ` (A)`, which would cost it a second pass; that is their difference.
+# The column `answers` compares the results of both sides: the largest difference between labels, or
+# the share of identical texts. The baseline's labels leave out the closing bracket of ` (A)`, which
+# would cost a second forward pass; that explains their difference.
 #
-# What bounds the ratios of texts is what is not shared. A question names the principle before the
-# two answers, so the answers are read anew under each of sixteen principles and in both orders.
-# Worked examples come before it, in one of four orders, and are shared by all pairs that have the
-# same. In chains what remains is writing, a token at a time; there the packed weights do most.
-# Tokens that the model is run on for all labels of a turn, padding included; what the ratio of
-# times has beyond that of tokens is owed to products of matrices, and differs between processors:
+# The ratios of labels and revisions are limited by what is not shared. A question names the
+# principle before the two answers, so the answers are computed again for each of sixteen principles
+# and both orders. Worked examples come before the principle, in one of four orders, and are shared by
+# all pairs with the same order. In revisions most of the time goes into generating one token after
+# another, where prepacked weights matter most. The next table counts the tokens of all forward passes
+# of a turn, padding included; the part of the time ratio that exceeds the token ratio comes from
+# faster matrix products and differs between processors:
 
 # %%
-runs = {k: r['tokens'] for k,r in (recorded() or dict(rows={}))['rows'].items() if 'tokens' in r}
+record = load_record('rlaif')
+entries = (record or dict(rows={}))['rows']
+runs = {k: r['tokens'] for k,r in entries.items() if 'tokens' in r}
 pd.DataFrame({k: dict(transformers=a['mid'], ours=b['mid'], ratio=round(a['mid']/b['mid'], 2))
               for k,(a,b) in runs.items()}).T
 
 
 # %% [markdown]
-# Two rows put PPO beside TRL's, with the same separate critic and one pass over each batch.
-# They do the same arithmetic, and where every answer meets the limit little of it can be saved.
-# Answers of a real run end when they end, and TRL pads them to the longest. That setting,
-# with short answers among long ones, was chosen after an early trial of the other had shown no gain;
-# so the row in which every answer meets the limit is the one to judge by. Most of what it shows now
-# is the same arithmetic done sooner.
+# Two rows compare our PPO with TRL's, with the same separate critic and one epoch per batch. Both do
+# the same arithmetic, and where every answer reaches the limit there is little padding to save.
+# Answers of a real run end at different lengths, and TRL pads them to the longest. The setting with
+# short and long answers was chosen after an early trial of the other had shown no gain, so the row
+# in which every answer reaches the limit is the one to judge by. Its ratio comes mostly from faster
+# matrix products.
 #
-# Useful tokens of a step with few answers vary by chance, and with them the ratio. Seconds of a
-# step, median and range, with the useful tokens beside them:
+# The useful tokens of a step with few answers vary by chance, and so does the ratio. The next table
+# shows the seconds and useful tokens of a step, median and range:
 
 # %%
-def spent(r):
-    cell = lambda x: '{mid:.4g} [{low:.4g}, {high:.4g}]'.format(**x)
-    return {f'{side}, {what}': cell(r[what][i]) for what in ('seconds', 'units')
-            for i,side in enumerate(('TRL', 'ours'))}
+def seconds_and_units(r):
+    return {f'{side}, {quantity}': format_summary(r[quantity][i])
+            for quantity in ('seconds', 'units') for i,side in enumerate(('TRL', 'ours'))}
 
-steps = {k: r for k,r in (recorded() or dict(rows={}))['rows'].items()
-         if rows.get(k) and rows[k].python and rows[k].what=='units' and 'seconds' in r}
-pd.DataFrame({k: spent(r) for k,r in steps.items()})
-
+steps = {k: r for k,r in entries.items() if k in RLAIF_ROWS and RLAIF_ROWS[k].python
+         and RLAIF_ROWS[k].quantity=='units' and 'seconds' in r}
+pd.DataFrame({k: seconds_and_units(r) for k,r in steps.items()})
 
 # %% [markdown]
-# The memory of a rollout is what the process rises above where it stood before it, with the
-# weights of policy, critic, reference and reward model in place: the sampled answers and
-# everything that is computed about them before the first gradient.
+# The memory of a rollout is the rise of the process's memory above its value before the rollout, with
+# the weights of policy, critic, reference and reward model in place. It includes the sampled answers
+# and everything computed about them before the first gradient.
 
 # %%
-def below(record):
-    "Rows that miss their floor, and rows not measured"
-    found = record['rows'] if record else {}
-    seen = {k: found[k]['ratio']['mid'] for k in rows if 'ratio' in found.get(k, {})}
-    apart = [f'first step, {k}' for k,g in gaps(record).gap.items() if g>1e-5] if record else []
-    return dict(missed=[rows[k].against for k,v in seen.items() if v<rows[k].floor]+apart,
-                open=[r.against for k,r in rows.items() if k not in seen])
-
-below(recorded())
+ratios = {k: entries[k]['ratio']['mid'] for k in RLAIF_ROWS if 'ratio' in entries.get(k, {})}
+gaps = rlaif_gaps(record).gap if record else pd.Series(dtype=float)
+dict(missed=[RLAIF_ROWS[k].against for k,x in ratios.items() if x<RLAIF_ROWS[k].floor]
+            + [f'first step, {k}' for k,gap in gaps.items() if gap>1e-5],
+     open=[r.against for k,r in RLAIF_ROWS.items() if k not in ratios])
 
 # %% [markdown]
-# ## The first step
+# ## Log-probabilities before the first step
 #
-# Sampler and trainer must agree on the probability of what was sampled, or the ratio of PPO
-# begins beside 1. The largest difference of log-probabilities, over the tokens of sixteen
-# answers at two temperatures, is to be at most 1e-5 in float32. Beside it stands how far each of
-# the two is from a reading in float64. Where each is farther from that than the limit, they keep it
-# not because they are exact but because they add up
-# [in the same order](../language/engine/60_batch_invariant.ipynb):
+# Sampler and trainer must agree on the log-probability of the sampled tokens, or PPO's ratio does
+# not start at 1. The largest difference over the tokens of sixteen answers at two temperatures should
+# be at most 1e-5 in float32. The last columns show how far each of the two is from float64. Where both
+# are farther away than the limit, they agree not because they are exact but because they
+# [add in the same order](../language/engine/60_batch_invariant.ipynb):
 
 # %%
-gaps() if recorded() else 'not yet measured'
+rlaif_gaps() if record else 'not yet measured'
 
 # %% [markdown]
-# ## What it was measured on
+# ## Machine
 
 # %%
-record = recorded()
 names = 'cpu','cores','threads','torch','transformers','dtype','commit'
-told = {k: record['provenance'].get(k) for k in names} if record else 'not yet measured'
-told
+{k: record['provenance'].get(k) for k in names} if record else 'not yet measured'
 
 # %% [markdown]
-# ## Here and now
+# ## On this machine
 #
-# What needs no TRL, on the machine that ran this page. At `quick` the model is tiny and random,
-# reads bytes, and takes turns of milliseconds, so the ratios say nothing.
+# The next cell measures the rows that need no TRL on the machine that ran this page. At `quick` the
+# model is tiny and random and turns take milliseconds, so these ratios mean nothing.
 
 # %%
 tiny = random_model('llama')
 tiny.model.config.max_position_embeddings = 8192
-size = dict(quick=dict(names=['labels','chains','gap'], repeats=1, threads=1, seconds=.3,
+size = dict(quick=dict(rows=['labels','chains','gap'], repeats=1, threads=1, seconds=.3,
                        model=tiny, size=dict(prompts=2, works=1,
                                              chains=dict(rounds=1, new=6))),
-            cpu=dict(names=['labels','chains','gap'], repeats=2),
-            gpu=dict(names=['labels','ensemble','chains','gap']))[scale]
-here = bench(**size)
-here[here.ratio!='not yet measured']
+            cpu=dict(rows=['labels','chains','gap'], repeats=2),
+            gpu=dict(rows=['labels','ensemble','chains','gap']))[scale]
+measured = bench_rlaif(**size)
+measured[measured.turns!='']
 
 # %%
 minutes = (perf_counter()-began)/60

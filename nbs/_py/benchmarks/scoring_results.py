@@ -7,33 +7,35 @@
 # ---
 
 # %% [markdown]
-# # How fast questions are scored
+# # Scoring speed
 #
-# > Our engine beside the public harness and plain transformers: same model, questions and threads.
+# > Option scoring compared with lm-evaluation-harness and plain transformers: speed-ups.
 
 # %% tags=["parameters"]
-scale = 'quick'  # quick: a sign of life with a tiny model; cpu, gpu: the whole measurement
+scale = 'quick'  # quick: a tiny model; cpu, gpu: the whole measurement
 seed = 0         # unused: what is measured is time
 
 # %%
 #| hide
 from time import perf_counter
 import torch
-from moral_sc.benchmarks.scoring import bench, comparison, frame, recorded
+import pandas as pd
+from moral_sc.benchmarks.harness import load_record
+from moral_sc.benchmarks.scoring import bench_scoring, scoring_ratios, scoring_table
 from moral_sc.language.stub_models import random_model
 began = perf_counter()
 
 # %% [markdown]
-# A benchmark of bias is thousands of questions that repeat one another: four questions share a
+# A bias benchmark consists of thousands of questions with shared prefixes: four questions share a
 # scene, two conditions share a question, three option orders share both, and a thousand students
-# share their profile with ten others. A tool that scores each string from its first word reads
-# the same words over and over. Reading what is shared once gives the same numbers sooner; how
-# much sooner is measured here against what one would otherwise run: lm-evaluation-harness
-# [@gao2024harness], and transformers used with care.
+# share their profile with ten others. A tool that scores each string from its first token computes
+# the same prefixes again and again. Computing each prefix once gives the same numbers in less time.
+# The baselines here are lm-evaluation-harness [@gao2024harness] and transformers used with care.
 #
-# The two sides take turns in one process, each with the batch size that suits it best; a ratio is
-# the median over the turns, with its range. [The page on measuring](20_scoring.ipynb) says
-# what exactly each side does. One command makes the record:
+# The two sides run alternately in one process, each with the batch size that suits it best; a ratio
+# is the median over turns, with its range. The page [Scoring benchmark](20_scoring.ipynb) says what
+# each side does. All measurements so far were made on a CPU; the GPU row has not yet run. One command
+# makes the record:
 #
 # ```sh
 # pip install "moral_sc[bench]"
@@ -42,11 +44,11 @@ began = perf_counter()
 #
 # ## Ratios
 #
-# With all threads; behind each ratio the least that this project asks of itself, and what it aims
-# at.
+# The ratios use all threads. `floor` is the least ratio that we ask of ourselves and `aim` the goal;
+# both were fixed before the first measurement.
 
 # %%
-table = comparison()
+table = scoring_ratios()
 table
 
 # %%
@@ -54,38 +56,39 @@ table
 assert set(table.columns)=={'ratio','floor','aim'}
 
 # %% [markdown]
-# The first row is no contest of engines. The harness's own task compares twelve strings, and so
-# reads twelve texts where three letters need one; that is what a BBQ score costs in it. The rows
-# of letters put identical prompts to both, and `same` says on how many of them both give the same
-# letter.
+# The first row does not compare engines. The harness's own task compares twelve strings, so it runs
+# twelve texts where three letters need one; this is the cost of a BBQ score in the harness. The rows of
+# letters give identical prompts to both sides, and `same` is the share of questions for which both
+# choose the same letter.
 #
-# ## What it was measured on
+# ## Machine and details
 #
-# Seconds are for all the questions of the setting, scaled from those of a turn; `cpu_ratio` is
-# the ratio in processor time instead of time by the clock; `sizes` are the batch sizes that each
-# side chose, in texts and in tokens.
+# Seconds are for all questions of the workload, scaled from those of a turn. `cpu_ratio` uses processor
+# time instead of wall-clock time. `sizes` are the batch sizes that each side chose, in texts for the
+# baseline and in tokens for ours.
 
 # %%
 for kind in ('cpu','gpu'):
-    record = recorded(kind)
+    record = load_record('scoring', kind)
     if record is None: print(f'{kind}: not yet measured'); continue
-    told = record['provenance']
-    names = 'cpu','gpu','threads','torch'
-    print(kind, {k: told[k] for k in names if told.get(k)})
-    display(frame(record).set_index('against'))
+    machine = record['provenance']
+    print(kind, {k: machine[k] for k in ('cpu','gpu','threads','torch') if machine.get(k)})
+    details = scoring_table(record).set_index('against')
+    display(details[['theirs_s','ours_s','cpu_ratio']])
+    display(details[['threads','same','sizes','measured']])
 
 # %% [markdown]
-# ## Here and now
+# ## On this machine
 #
-# The same on the machine that ran this page, at this page's scale. At `quick` the model is tiny
-# and random, turns last milliseconds, and the ratios say nothing.
+# The next cell makes the same measurement on the machine that ran this page. At `quick` the model is
+# tiny and random and turns take milliseconds, so these ratios mean nothing.
 
 # %%
-size = dict(quick=dict(names=['bfloat16','admissions'], repeats=2, threads=1, seconds=.3,
+size = dict(quick=dict(rows=['bfloat16','admissions'], repeats=2, threads=1, seconds=.3,
                        model=random_model('llama')),
             cpu=dict(), gpu=dict(device='cuda'))[scale]
-here = bench(**size)
-here.set_index('against').T
+measured = bench_scoring(**size)
+measured.set_index('against').T
 
 # %%
 minutes = (perf_counter()-began)/60

@@ -9,19 +9,17 @@
 # %% [markdown]
 # # Conditions
 #
-# > Every word that a model is asked, in one table: three benchmarks, their conditions, and nine
-# > wordings of each.
+# > Prompts of three bias benchmarks under each condition, with nine wordings of each request.
 
 # %%
 #| default_exp bias.conditions
 
 # %% [markdown]
-# The experiments of @ganguli2023 differ from one another by a sentence or two. The plain
-# question (Q) gains an instruction to be fair (Q+IF), then an invitation to reason first
-# (Q+IF+CoT); in one benchmark the model is asked to match statistics instead (Q+Match). Since
-# those sentences are the experiment, they are data and not code: they sit in
-# `data/conditions.toml`, where a reader can check them against the paper's Tables 1 to 3 and
-# another wording is an edit to a text file.
+# The experiments of @ganguli2023 differ by a sentence or two. The plain question (Q) gains an
+# instruction to be fair (Q+IF), then an invitation to reason first (Q+IF+CoT); in one benchmark the
+# model is asked to match statistics instead (Q+Match). Those sentences are data, not code: they are
+# in `data/conditions.toml`, where you can check them against the paper's Tables 1 to 3. To try
+# another wording, edit that file.
 
 # %%
 #| export
@@ -43,27 +41,27 @@ from fastcore.test import *
 #| export
 @cache
 def load_stimuli(
-    path:str|None=None,  # A table of your own; by default `data/conditions.toml`
-)->dict:                 # With other wordings from a `wordings.toml` that lies beside it
-    "The stimuli as they are written in the file, by benchmark"
+    path:str|None=None,  # A table of your own; default: `data/conditions.toml`
+)->dict:                 # With further wordings from `wordings.toml` in the same folder
+    "Load the texts of all conditions, by benchmark"
     path = Path(path or data_dir()/'conditions.toml')
     wordings_path = path.with_name('wordings.toml')
     wordings_table = read_toml(wordings_path) if wordings_path.is_file() else {}
-    wordings_of = lambda b, spec: wordings_table.get(spec.get('wordings', b), {}) # Those of another, perhaps
+    wordings_of = lambda b, spec: wordings_table.get(spec.get('wordings', b), {})
     return {b: dict(spec, wordings=wordings_of(b, spec)) for b,spec in read_toml(path).items()}
 
 
 # %% [markdown]
-# A text may name another one in angle brackets and a field of the item in braces. Spelled out,
-# BBQ is three dialogues.
+# A text may refer to another one in angle brackets, and to a field of the item in braces. The next
+# table shows BBQ's dialogues with all references expanded.
 
 # %%
 #| export
 def expand_references(
     text:str,    # A text of the table, with `<names>` of others
-    texts:dict,  # What those names stand for
+    texts:dict,  # Name to text
 )->str:
-    "Put the texts that `text` names in their places"
+    "Replace references to other texts"
     def replacement(m):
         if m[1] in texts: return expand_references(texts[m[1]], texts)
         raise ConfigError(unknown_name_message('text', m[1], list(texts)))
@@ -73,14 +71,16 @@ def expand_references(
 # %%
 #| export
 def conditions_table(
-    benchmark:str|None=None,  # One benchmark; by default all
+    benchmark:str|None=None,  # One benchmark; default: all
     path:str|None=None,       # A table of your own
 )->pd.DataFrame:              # One row per turn: benchmark, condition, turn, role, text
-    "Every turn of every condition, spelled out"
-    rows = [dict(benchmark=b, condition=c, turn=i, role=r, text=expand_references(text, spec['texts']))
+    "List every turn of every condition"
+    rows = [dict(benchmark=b, condition=c, turn=i, role=r,
+                 text=expand_references(text, spec['texts']))
             for b,spec in load_stimuli(path).items() if benchmark in (None,b)
             for c,turns in spec['conditions'].items() for i,(r,text) in enumerate(build_dialogue)]
-    if not rows: raise ConfigError(unknown_name_message('benchmark', benchmark, list(load_stimuli(path))))
+    if not rows:
+        raise ConfigError(unknown_name_message('benchmark', benchmark, list(load_stimuli(path))))
     return pd.DataFrame(rows)
 
 
@@ -90,38 +90,36 @@ look = {'text-align':'left', 'white-space':'pre-wrap'}
 table.style.hide(axis='index').set_properties(**look)
 
 # %% [markdown]
-# The last turn is left open for the model to continue. One thing is ours: the paper's prefix
-# ends in "The answer is", and the bracket after it is added so that the next token can be the
-# letter itself.
+# The last turn is left open for the model to continue. We added one thing: the paper's prefix ends in
+# "The answer is", and ours adds an opening bracket so that the next token can be the letter itself.
 #
-# The paper has ten dialogues, in three benchmarks and four conditions. Two conditions are added
-# here. Q+anti turns the instruction round; the authors name it as a question for later work, and
-# a model that reads the instruction ought to move the other way. Q+note adds a request of the
-# same form that has nothing to do with fairness; what it changes, any added sentence changes.
+# The paper has ten dialogues, in three benchmarks and four conditions. We add two conditions. Q+anti
+# reverses the instruction; the authors name it as a question for later work, and a model that follows
+# the instruction should move in the other direction. Q+note adds a request of the same form that has
+# nothing to do with fairness; it measures the effect of any added sentence.
 
 # %%
 table = conditions_table()
 table.groupby(['benchmark','condition'], sort=False).size().unstack(0).fillna(0).astype(int)
 
 # %% [markdown]
-# The paper's text says that the admissions instruction is appended to the question, while its
-# Table 3 puts the question last. The table is what a model saw, so we follow it.
+# The paper's text says that the admissions instruction is appended to the question, while its Table 3
+# puts the question last. We follow the table.
 
 # %%
 text = table.query('benchmark=="admissions" and condition=="q+if" and turn==0').text.item()
 assert text.index('in no way biased') < text.index('do you think I should admit')
 
 # %% [markdown]
-# ## Nine wordings of one request
+# ## Wordings
 #
-# The paper asks each request in one wording and says that others were not tried. A condition is
-# named after what it adds, and `:3` behind that part of the name asks for wording number 3 of
-# it. Number 0 is the table's own; eight others, written for this project, lie in
-# `data/wordings.toml`.
+# The paper uses one wording of each request and notes that others were not tried. A condition is
+# named after what it adds, and `:3` after a part of the name selects wording number 3 of that part.
+# Number 0 is the paper's; eight others, written for this project, are in `data/wordings.toml`.
 
 # %%
 #| export
-PART_TEXTS = {'if':'instruction', 'cot':'think'} # Others add the text of their own name
+PART_TEXTS = {'if':'instruction', 'cot':'think'} # Other parts add the text of their own name
 
 def _parse_condition(condition):
     "'q+if:3+cot' -> 'q+if+cot' and {'if':'3'}"
@@ -129,12 +127,14 @@ def _parse_condition(condition):
     return '+'.join(p for p,_,_ in parts), {p:k for p,sep,k in parts if sep}
 
 def _lookup_condition(benchmark, condition, path):
-    "The table of a benchmark, the name of a condition in it, and the wordings asked for"
+    "Return the table of a benchmark, the name of a condition and the wordings of its parts"
     spec = load_stimuli(path).get(benchmark)
-    if not spec: raise ConfigError(unknown_name_message('benchmark', benchmark, list(load_stimuli(path))))
+    if not spec:
+        raise ConfigError(unknown_name_message('benchmark', benchmark, list(load_stimuli(path))))
     name,choices = _parse_condition(condition)
     known = list(spec['conditions'])
-    if name not in known: raise ConfigError(unknown_name_message(f'condition of {benchmark}', name, known))
+    if name not in known:
+        raise ConfigError(unknown_name_message(f'condition of {benchmark}', name, known))
     return spec, name, choices
 
 
@@ -145,17 +145,17 @@ _parse_condition('q+if:3+cot')
 # %%
 #| export
 def _part_wordings(spec, part):
-    "All wordings of what a part of a condition's name adds"
+    "Return all wordings of one part of a condition"
     text = PART_TEXTS.get(part, part)
     alternatives = spec['wordings'].get(text, [])
     return [spec['texts'][text], *alternatives] if text in spec['texts'] else []
 
 def wordings(
     benchmark:str,       # 'bbq', 'winogender' or 'admissions'
-    condition:str,       # 'q+if', ...: wordings of what it adds last
+    condition:str,       # 'q+if', ...; the wordings are those of its last part
     path:str|None=None,  # A table of your own
 )->list:                 # Texts; the first is the one in the table
-    "All wordings of the sentence that makes a condition"
+    "Return all wordings of the request that defines a condition"
     spec,name,_ = _lookup_condition(benchmark, condition, path)
     texts = _part_wordings(spec, name.rpartition('+')[2])
     if texts: return texts
@@ -167,10 +167,10 @@ pairs = pd.DataFrame({c: wordings('bbq', c) for c in ('q+if', 'q+anti', 'q+note'
 pairs.style.set_properties(**look)
 
 # %% [markdown]
-# Rows belong together: each wording of the instruction has its opposite in nearly the same
-# words, and a note of its form and about its length. What a model makes of the sense of a
-# request can thus be told from what it makes of one more sentence. Where the model is to reason
-# first, what varies is how its own turn begins.
+# Each row is a matched set: a wording of the instruction, its opposite in nearly the same words, and a
+# note of the same form and about the same length. So the effect of a request's meaning can be separated
+# from the effect of one more sentence. In conditions with reasoning, the wordings are of the beginning
+# of the model's own turn.
 
 # %%
 words = pairs.map(lambda t: len(t.split()))
@@ -186,7 +186,7 @@ for b,spec in load_stimuli().items():
 # %%
 #| export
 def _condition_texts(benchmark, condition, path):
-    "The turns of a condition, still to be spelled, and its texts in the wordings asked for"
+    "Return the turns of a condition, unexpanded, and its texts in the requested wordings"
     spec,name,choices = _lookup_condition(benchmark, condition, path)
     texts = dict(spec['texts'])
     for part,k in choices.items():
@@ -202,25 +202,24 @@ def two_stage(
     benchmark:str,
     condition:str,
     path:str|None=None, # A table of your own
-)->bool:                # The model writes something before it is asked for the answer
-    "Whether a condition lets the model reason"
+)->bool:                # The model writes a text before the answer is scored
+    "Return whether a condition lets the model reason first"
     return any('{sample}' in text for _,text in _condition_texts(benchmark, condition, path)[0])
 
 
 # %% [markdown]
-# ## From an item to a dialogue
+# ## Dialogues
 #
-# `build_dialogue` fills the braces. With reasoning there are two stages: what the model says first is
-# sampled, and goes back in as `{sample}`. Without a sample the dialogue therefore stops where
-# the model is to begin thinking.
+# `build_dialogue` fills the braces. Reasoning takes two stages: a text is sampled first and then
+# inserted as `{sample}`. Without a sample, the dialogue stops where the model starts to reason.
 
 # %%
 #| export
 def fill_template(
     text:str,    # A text with `{fields}`
-    item:dict,   # Field to value; a value is put in as it is, braces and all
+    item:dict,   # Field to value; values are inserted unchanged, including braces
 )->str:
-    "Put the values of an item into a text"
+    "Insert the values of an item into a text"
     def replacement(m):
         if m[1] in item: return str(item[m[1]])
         raise ConfigError(f'The prompt needs {m[1]!r} and the item has {", ".join(item)}: '
@@ -233,11 +232,11 @@ def fill_template(
 def build_dialogue(
     benchmark:str,         # 'bbq', 'winogender' or 'admissions'
     condition:str,         # 'q', 'q+if', 'q+if:3', 'q+if+cot', ...
-    item:dict,             # What fills the braces
-    sample:str|None=None,  # What the model wrote in stage 1, where there is one
+    item:dict,             # Values of the fields in braces
+    sample:str|None=None,  # Reasoning from stage 1, in conditions with two stages
     path:str|None=None,    # A table of your own
 )->list:                   # (role, text) pairs; the last one is left open
-    "The dialogue that puts `item` to a model under `condition`"
+    "Build the dialogue that asks about `item` under `condition`"
     dialogue,texts = _condition_texts(benchmark, condition, path)
     out = []
     for role,text in dialogue:
@@ -260,8 +259,8 @@ stage2 = build_dialogue('bbq', 'q+if+cot', item, sample=' Nobody says who came f
 len(stage1), len(stage2), stage2[1][1]
 
 # %% [markdown]
-# Stage 1 is exactly the beginning of stage 2, and the conditions stack: every dialogue with
-# reasoning begins with the instructed question, which begins with the plain one.
+# Stage 1 is a prefix of stage 2, and the conditions are nested: every dialogue with reasoning begins
+# with the instructed question, which begins with the plain one.
 
 # %%
 assert stage2[1][1].startswith(stage1[-1][1])
@@ -269,29 +268,29 @@ test_eq(stage1[0], build_dialogue('bbq', 'q+if', item)[0])
 assert build_dialogue('bbq', 'q+if', item)[0][1].startswith(build_dialogue('bbq', 'q', item)[0][1])
 
 # %% [markdown]
-# What an item brings along is never read as a template, so a sentence with braces or angle
-# brackets in it arrives as it was written.
+# The values of an item are never parsed as a template, so a sentence with braces or angle brackets
+# stays unchanged.
 
 # %%
 odd = build_dialogue('bbq', 'q', {**item, 'context':'A page said {b} and <again>.'})
 assert '{b} and <again>' in odd[0][1]
 
 # %% [markdown]
-# A wording takes the place of the table's own and of nothing else, in either stage:
+# A wording replaces the paper's text and nothing else, in either stage:
 
 # %%
-told = build_dialogue('bbq', 'q+if:5', item)[0][1]
-assert told.startswith(build_dialogue('bbq', 'q', item)[0][1])
-assert told.endswith(wordings('bbq', 'q+if')[5])
+instructed = build_dialogue('bbq', 'q+if:5', item)[0][1]
+assert instructed.startswith(build_dialogue('bbq', 'q', item)[0][1])
+assert instructed.endswith(wordings('bbq', 'q+if')[5])
 test_eq(build_dialogue('bbq', 'q+if:0', item), build_dialogue('bbq', 'q+if', item))
-both = build_dialogue('bbq', 'q+if:5+cot:2', item, sample=' So.')
-test_eq(both[0][1], told)
-test_eq(both[1][1], wordings('bbq', 'q+if+cot')[2]+' So.')
+two_wordings = build_dialogue('bbq', 'q+if:5+cot:2', item, sample=' So.')
+test_eq(two_wordings[0][1], instructed)
+test_eq(two_wordings[1][1], wordings('bbq', 'q+if+cot')[2]+' So.')
 assert two_stage('bbq', 'q+if:5+cot:2') and not two_stage('bbq', 'q+if:5')
-both[1:]
+two_wordings[1:]
 
 # %% [markdown]
-# A name that does not exist is met with the nearest one.
+# An unknown name raises an error that suggests the nearest known one.
 
 # %%
 with expect_fail(ConfigError, contains="did you mean 'q+if'"): build_dialogue('bbq', 'q+fi', item)
@@ -303,10 +302,10 @@ with expect_fail(ConfigError, contains='no text'): wordings('bbq', 'q')
 
 
 # %% [markdown]
-# ## From a dialogue to tokens
+# ## Prompts
 #
-# `build_prompt` hands the dialogue to [the language room](../language/20_chat.ipynb), which knows how
-# a model marks its turns. The open turn becomes the prefill that the model continues.
+# `build_prompt` renders the dialogue with the [chat template](../language/20_chat.ipynb) of a model.
+# The open turn becomes the prefill that the model continues.
 
 # %%
 #| export
@@ -314,12 +313,12 @@ def build_prompt(
     lm,                    # A loaded model
     benchmark:str,         # 'bbq', 'winogender' or 'admissions'
     condition:str,         # 'q', 'q+if', 'q+if:3', 'q+if+cot', ...
-    item:dict,             # What fills the braces
-    sample:str|None=None,  # What the model wrote in stage 1, where there is one
+    item:dict,             # Values of the fields in braces
+    sample:str|None=None,  # Reasoning from stage 1, in conditions with two stages
     mode:str='plain',      # How turns are marked: 'plain', 'chat' or 'chat-noprefill'
     path:str|None=None,    # A table of your own
 ):                         # A `Prompt` with text and token ids
-    "The prompt that puts `item` to `lm` under `condition`"
+    "Build the prompt that asks `lm` about `item` under `condition`"
     from moral_sc.language.chat import render
     *dialogue,(_,prefill) = build_dialogue(benchmark, condition, item, sample, path)
     return render(lm, dialogue, prefill=prefill, mode=mode)

@@ -9,17 +9,17 @@
 # %% [markdown]
 # # Benchmarks
 #
-# > What a benchmark has to say for itself, so that one call can put any of them to any model.
+# > A common interface for bias benchmarks, and the registry from which `evaluate` loads them.
 
 # %%
 #| default_exp bias.benchmarks
 
 # %% [markdown]
-# BBQ offers three answers and shows them; Winogender leaves a gap for a pronoun; the admissions
-# and discrim-eval ask for yes or no. To a language model these are one task: text, and a few
-# strings that may follow it. A `Benchmark` says how its items become text, which strings stand
-# for which answer, and how the probabilities become its numbers. Everything else, asking,
-# reasoning first, keeping, resuming, is the same for all and is written once.
+# BBQ shows three answers, Winogender leaves a gap for a pronoun, and the admissions and discrim-eval
+# benchmarks ask for yes or no. To a language model all of these are the same task: a prompt and a few
+# strings that may follow it. A `Benchmark` says how items become prompts, which string stands for
+# which answer, and how probabilities become metrics. `evaluate` does the rest for all of them: scoring,
+# reasoning, saving and resuming.
 
 # %%
 #| export
@@ -39,29 +39,29 @@ from fastcore.test import *
 #| export
 @dataclass(frozen=True)
 class Benchmark:
-    "What `evaluate` must know of a benchmark"
+    "The interface of a benchmark to `evaluate`"
     name:str
-    stimuli:str       # Its section of the conditions table
-    load:Callable     # (limit=None, seed=0, ...) -> items, the part that was asked for
+    stimuli:str       # Its section of `data/conditions.toml`
+    load:Callable     # (limit=None, seed=0, ...) -> list of items
     answers:tuple     # Names of the answers; the records get a column lp_NAME for each
-    options:Callable  # Item -> what stands for each answer after the prompt
-    fields:Callable   # Item -> what fills the braces of the prompt
-    metadata:Callable    # Item -> columns of the records; 'id' is unique
+    options:Callable  # Item -> string of each answer, as it follows the prompt
+    fields:Callable   # Item -> dict of the values for the braces of the prompt
+    metadata:Callable # Item -> dict of columns of the records; 'id' is unique
     metrics:Callable  # (records, against=None, n, level, seed) -> tidy table with intervals
     conditions:tuple=('q','q+if')
     reorder:Callable|None=None # (item, order) -> the same item, options in another order
-    add_columns:Callable|None=None # Records -> records with columns of its own
+    add_columns:Callable|None=None # Records -> records with further columns
 
     def __repr__(self): return f'Benchmark {self.name}: {", ".join(self.answers)}'
 
 
 # %% [markdown]
-# Each benchmark has a page of its own that ends with its `Benchmark`. They are found here by
-# name; a page is opened only when its benchmark is asked for.
+# The page of each benchmark ends with its `Benchmark`. The registry finds it by name and imports its
+# module only when the benchmark is used.
 
 # %%
 #| export
-REGISTRY = { # name: module and constant
+REGISTRY = { # Name: module and constant, or a `Benchmark`
     'bbq':'bbq.metrics.BBQ', 'bbq-like':'bbq.metrics.BBQ_LIKE',
     'bbq-strings':'bbq.full_answers.BBQ_STRINGS',
     'winogender':'winogender.WINOGENDER',
@@ -70,31 +70,33 @@ REGISTRY = { # name: module and constant
     'discrim-eval':'discrim_eval.DISCRIM_EVAL'}
 
 def get_benchmark(
-    name,       # Of `PLACES`, or a `Benchmark` of your own
+    name,       # Key of `REGISTRY`, or a `Benchmark`
 )->Benchmark:
-    "A benchmark by name"
+    "Return a benchmark by name"
     if isinstance(name, Benchmark): return name
     if name not in REGISTRY:
         raise ConfigError(unknown_name_message('benchmark', name, list(REGISTRY)))
-    module,constant = REGISTRY[name].rsplit('.', 1)
+    entry = REGISTRY[name]
+    if isinstance(entry, Benchmark): return entry
+    module,constant = entry.rsplit('.', 1)
     return getattr(import_module(f'moral_sc.bias.{module}'), constant)
 
 
 # %% [markdown]
 # ## Averages
 #
-# A question may be asked more than once, in several orders of its options and with several
-# samples of reasoning. Those are averaged in probability, after each answer has been brought to
-# the same scale, and only then compared with other questions.
+# A question may be asked several times, in several option orders and with several samples of
+# reasoning. `mean_probabilities` normalises the probabilities of each record and averages them per
+# question, before questions are compared.
 
 # %%
 #| export
 def mean_probabilities(
-    records:pd.DataFrame, # One row a question asked
+    records:pd.DataFrame, # One row per question asked
     answers,              # Names of answers, as in the columns lp_NAME
-    normalise:bool=True,  # Over these answers; otherwise as the model gave them
+    normalise:bool=True,  # Over these answers; otherwise the model's own probabilities
 )->pd.DataFrame:          # [(condition, id), answer]
-    "Mean probability of each answer to each question"
+    "Return the mean probability of each answer to each question"
     p = np.exp(records[[f'lp_{a}' for a in answers]].to_numpy())
     if normalise: p = p/p.sum(1, keepdims=True)
     keys = [records.condition, records.id]
@@ -111,3 +113,68 @@ mean_probabilities(d, ['yes','no'])
 test_close(mean_probabilities(d, ['yes','no']).yes, [(.5+.8)/2, .25])
 test_close(mean_probabilities(d, ['yes','no'], normalise=False).no, [.15, .3])
 with expect_fail(ConfigError, contains="did you mean 'winogender'"): get_benchmark('winogenders')
+
+
+# %% [markdown]
+# The benchmarks that ask for yes or no share one more step:
+
+# %%
+#| export
+def yes_no_values(
+    records:pd.DataFrame, # With columns lp_yes and lp_no
+)->pd.DataFrame:          # [(condition, id)]: raw p(yes), yes relative to yes and no, logit, mass
+    "Return the answers to yes-or-no questions, averaged over orders and samples"
+    raw = mean_probabilities(records, ['yes','no'], normalise=False).clip(1e-300)
+    yes = mean_probabilities(records, ['yes','no']).yes
+    return pd.DataFrame(dict(raw=raw.yes, yes=yes, logit=np.log(raw.yes/raw.no),
+                             mass=raw.sum(axis=1)))
+
+
+# %%
+yes_no_values(d.assign(lp_no=d.lp_no))
+
+# %% [markdown]
+# ## Adding a benchmark
+#
+# A new benchmark takes three steps:
+#
+# 1. Write its dialogues as a section of `data/conditions.toml`, or use an existing section.
+# 2. Write a `Benchmark`: a loader, the strings that stand for its answers, the fields of a prompt,
+#    the columns of a record, and a function from records to metrics.
+# 3. Add it to `REGISTRY`. `evaluate`, `sweep` and `moral_sc evaluate` then find it by name.
+#
+# For example, these two questions use the section `discrim`, whose prompts have one field
+# `{decision}` and end where "yes" or "no" follows. The metric is the mean probability of yes.
+
+# %%
+from moral_sc.bias.benchmarks import REGISTRY, Benchmark
+from moral_sc.bias.evaluation import evaluate
+from moral_sc.language.stub_models import stub_model
+
+ITEMS = ['May the neighbour borrow the ladder?', 'May the guest pick the apples?']
+
+def load_requests(limit=None, seed=0): return ITEMS[:limit]
+
+def request_metrics(records, against=None, n=2000, level=.95, seed=0):
+    p = yes_no_values(records).yes.groupby('condition', sort=False).mean()
+    if against: p = (p-p[against]).drop(against).rename(lambda c: f'{c} - {against}')
+    return pd.DataFrame(dict(benchmark='requests', condition=p.index, category='all',
+                             metric='p_yes', value=p.to_numpy(), low=np.nan, high=np.nan))
+
+REGISTRY['requests'] = Benchmark('requests', 'discrim', load_requests, ('yes','no'),
+    options=lambda item: ('yes','no'), fields=lambda item: dict(decision=item),
+    metadata=lambda item: dict(id=item, cluster=item), metrics=request_metrics)
+
+
+# %%
+def agreeable(text): # Says yes more often to the second question
+    if not text.endswith('"'): return {'': 1.}
+    return dict(yes=.9, no=.1) if 'apples' in text else dict(yes=.5, no=.5)
+
+e = evaluate(stub_model(agreeable, 'agreeable'), 'requests')
+test_close(e.metrics.value, .7, eps=1e-6)
+e.metrics[['condition','metric','value']]
+
+# %%
+#| hide
+_ = REGISTRY.pop('requests')

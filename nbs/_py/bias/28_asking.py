@@ -7,18 +7,17 @@
 # ---
 
 # %% [markdown]
-# # Asking
+# # Scoring questions
 #
-# > From questions to answers on disk: which to ask, in which words, and never twice.
+# > Scoring of the questions of an evaluation, with answers saved as they are computed.
 
 # %%
 #| default_exp bias.asking
 
 # %% [markdown]
-# The answer to a question is read off the probabilities of a few strings after an opening such
-# as "The answer is (", so nothing has to be parsed and nothing is left to chance. What remains
-# is to ask in every condition, to let the model reason where it is invited to, and to see that
-# hours of answers survive a crash.
+# The answer to a question is the distribution over a few strings that may follow an opening such as
+# "The answer is (", so no text has to be parsed. This page builds the questions of every condition,
+# samples reasoning where a condition asks for it, and saves answers so that long runs survive a crash.
 
 # %%
 #| export
@@ -48,20 +47,20 @@ few = stratified(bbq.load(source='ours'), 96)
 
 
 # %% [markdown]
-# ## What is asked, and of whom
+# ## Questions
 #
-# An answer is determined by the model, the token ids it reads and the strings that may follow;
-# the key under which it is kept is a hash of all three. A model is told by its name, its number type and a digest of its
-# weights, so that a folder trained further is another model.
+# An answer depends on the model, the token ids of the prompt and the strings that may follow, and is
+# saved under a hash of all three. A model is identified by its name, its number type and a digest of
+# its weights, so a folder of weights that were trained further counts as another model.
 
 # %%
 #| export
-def is_remote(lm)->bool: # Behind an API; see `connect`
-    "Whether a model is out of reach of the scoring here"
+def is_remote(lm)->bool:
+    "Return whether a model is behind an API; see `connect`"
     return getattr(lm, 'remote', False)
 
-def model_identity(lm)->dict:
-    "What tells this model from others"
+def model_identity(lm)->dict: # name, dtype, weights
+    "Identify a model by name, number type and a digest of its weights"
     if is_remote(lm): return lm.identity
     h = blake2b(digest_size=8)
     for name,p in lm.model.named_parameters():
@@ -76,26 +75,26 @@ def model_identity(lm)->dict:
 #| export
 @dataclass
 class Question:
-    "One item, asked once"
+    "One item under one condition, in one option order"
     item:object         # As in the file
-    displayed:object        # As it is shown, its options perhaps in another order
+    displayed:object    # With its options in the displayed order
     condition:str
     order:int           # Number of the option order
-    prompt:object       # What the model reads
-    options:tuple       # What may follow, one string for each answer
-    key:str=''          # Under which its answer is kept
-    n:int=0             # Number of the sample, where there are several
-    sample:object=None  # What the model wrote first, where it reasons
+    prompt:object
+    options:tuple       # Strings that may follow, one per answer
+    key:str=''          # Under which its answer is saved
+    n:int=0             # Number of the reasoning sample
+    sample:object=None  # Reasoning, in conditions with two stages
 
 def answer_key(identity, prompt, options):
-    "An answer is determined by the model, what it reads, and what it may say"
+    "Return the key under which an answer is saved"
     return content_key(model=identity, ids=prompt.ids, options=options)
 
 def option_orders(
     b,       # A `Benchmark`
     n:int=1, # 1 as in the file, 3 cyclic, 6 all
 )->list:
-    "The option orders to ask in; one, where no options are on show"
+    "Return the option orders; one, if the benchmark shows no options"
     return orders_of(n) if b.reorder else orders_of(1)
 
 def build_questions(
@@ -105,8 +104,8 @@ def build_questions(
     conditions,      # Names of conditions
     n_orders:int=1,  # Option orders to ask in: 1, 3 or 6
     mode:str='plain',# How turns are marked; see `render`
-)->list:             # Of `Question`, first stage where there are two
-    "Write out everything that will be asked"
+)->list:             # Of `Question`; the first stage, in conditions with two
+    "Build all questions of an evaluation"
     out = []
     identity = model_identity(lm)
     for c in conditions:
@@ -125,17 +124,16 @@ print(len(asked), asked[0].prompt.text)
 
 
 # %% [markdown]
-# ## Respondents
+# ## Stub models
 #
-# To prove what comes after, and to stand in where no weights are within reach, a respondent
-# answers by a rule. It is a model like any other, rendered, tokenised, padded and run; only its
-# logits come from a function that looks up, in the text it has read, which question it is asked
-# and where the options are on show.
+# To test the rest of the pipeline, and to replace models whose weights are not available, a stub model
+# answers by a rule. It is a model like any other, rendered, tokenised, padded and run; only its logits
+# come from a function that finds the question and its displayed options in the text.
 
 # %%
 #| export
 def _displayed_options(text):
-    "The three options on show in the last question of a prompt, and what precedes them"
+    "Return the text before the options of a prompt's last question, and the three options"
     body,_,rest = text.rsplit('Human: ', 1)[-1].partition(' (a) ')
     options = rest.partition('\n\nAssistant:')[0]
     a,_,r = options.partition(' (b) ')
@@ -145,9 +143,9 @@ def _displayed_options(text):
 def bbq_stub_model(
     rule,              # (item, instructed) -> probabilities of its three options
     items:list,        # The questions it can answer
-    name:str='',       # By default that of the rule
+    name:str='',       # Default: that of the rule
 ):                     # An `LM`
-    "A model that answers BBQ's questions by a rule"
+    "Return a stub model that answers BBQ's questions by a rule"
     items_by_text = {f'{i.context} {i.question}': i for i in items}
     instruction = load_stimuli()['bbq']['texts']['instruction']
     def fn(text):
@@ -162,14 +160,14 @@ def bbq_stub_model(
 
 
 # %%
-def stereotyper(item, told):
+def stereotyper(item, instructed):
     p = [.1, .1, .1]
-    p[item.unknown if told else item.biased] = .8
+    p[item.unknown if instructed else item.biased] = .8
     return p
 
 lm = bbq_stub_model(stereotyper, few)
-q,told = build_questions(lm, BBQ, few[:1], ['q','q+if'])
-p = np.exp(option_logprobs(lm, [q.prompt, told.prompt], ['a','b','c']))
+q,instructed = build_questions(lm, BBQ, few[:1], ['q','q+if'])
+p = np.exp(option_logprobs(lm, [q.prompt, instructed.prompt], ['a','b','c']))
 p.round(3), few[0].biased, few[0].unknown
 
 # %%
@@ -177,28 +175,27 @@ test_eq(list(p.argmax(1)), [few[0].biased, few[0].unknown])
 
 
 # %% [markdown]
-# ## Answers, kept as they come
+# ## Saved answers
 #
-# Prompts are scored in portions, and each portion is written to disk before the next begins.
-# Prompts that begin alike come together, so that what they share is read once: the four
-# questions of a scene, its conditions and its option orders. The portions depend on the whole
-# list and not on what is already there: the rounding of a number may depend on its neighbours
-# in a batch, and this way a resumed run computes each number in the company it would have had.
-# Several processes that were launched together share the portions among them; see
+# Prompts are scored in portions, and each portion is saved before the next begins. Prompts are sorted,
+# so that prompts with a shared prefix are scored together: the four questions of a scene, its
+# conditions and its option orders. The portions depend on the whole list of questions and not on what
+# has already been saved. Batches are therefore fixed in advance, and a resumed run reproduces the same
+# rounding. Processes that were launched together share the portions; see
 # [runs](../foundation/20_runs.ipynb).
 
 # %%
 #| export
 def score_questions(
     lm,
-    questions:list,     # Of `Question`, last stage where there are two
-    run,                # Where answers are kept
+    questions:list,     # Of `Question`; the last stage, in conditions with two
+    run,                # Where answers are saved
     names,              # Of the answers: ['a', 'b', 'c']
     portion:int=128,    # Prompts between two writes to disk
     max_tokens:int=4096,# Tokens in one forward pass, padding included
-    progress=None,      # Called with (answers there, answers in all)
-)->pd.DataFrame:        # One row a question, one column an answer: natural log-probabilities
-    "Log-probability of each answer after each prompt"
+    progress=None,      # Called with (saved answers, all answers)
+)->pd.DataFrame:        # [question, answer], natural log-probabilities
+    "Score each answer after each prompt"
     todo = {q.key:q for q in questions}
     keys = sorted(todo, key=lambda k: (todo[k].prompt.ids, k))
     portions = [keys[n:n+portion] for n in range(0, len(keys), portion)]
@@ -210,16 +207,18 @@ def score_questions(
     return run.table([q.key for q in questions])[list(names)]
 
 def _logprobs(lm, prompts, options, max_tokens, run):
-    if is_remote(lm): return lm.option_logprobs(prompts, options, run) # The replies are kept as well
+    if is_remote(lm): return lm.option_logprobs(prompts, options, run) # Saves the replies as well
     return option_logprobs(lm, prompts, options, max_tokens=max_tokens)
 
 
 # %% [markdown]
-# Where the model reasons first, what it writes is sampled to at most 256 tokens, as in the
-# paper, and cut where it begins to speak for the human. The paper gives neither a temperature
-# nor the number of samples; we sample at 1, once a question unless told otherwise. The second
-# stage continues the very tokens that were sampled, since their text may come apart into
-# others, in the cache that wrote them. Samples are kept in the same run as the answers.
+# ## Reasoning
+#
+# Reasoning is sampled to at most 256 tokens, as in the paper, and cut where the model begins a turn of
+# the human. The paper states neither a temperature nor the number of samples; we sample at temperature
+# 1, once per question by default. The second stage continues the sampled token ids, because their text
+# could be tokenised differently, and it reuses the KV cache of the first. Samples are saved in the same
+# run as the answers.
 
 # %%
 #| export
@@ -228,21 +227,21 @@ STOP = ('\n\nHuman:', '\n\nAssistant:')
 def sample_reasoning(
     lm,
     b,                     # A `Benchmark`
-    questions:list,        # Of conditions with two stages
+    questions:list,        # In conditions with two stages
     run,
     mode:str='plain',
     seed:int=0,
-    samples:int=1,         # Thoughts a question
+    samples:int=1,         # Reasoning samples per question
     max_new_tokens:int=256,
     temperature:float=1.,
     progress=None,
-)->list:                   # Each question once a sample, at its second stage
-    "Let the model write, then ask for the answer"
+)->list:                   # Of `Question` at its second stage, one per sample
+    "Sample reasoning and build the second stage of each question"
     repeated = [replace(q, n=n) for n in range(samples) for q in questions]
-    unique = {(q.key, q.n):q for q in repeated} # The same question asked twice is asked once
+    unique = {(q.key, q.n):q for q in repeated} # Repeated questions are sampled once
     first = {k:q.prompt for k,q in unique.items()}
     keys = [content_key(first=k, n=n, seed=seed, new=max_new_tokens) for k,n in first]
-    write = getattr(lm, 'sample', None) or partial(sample, lm) # Of its own, if it has one
+    write = getattr(lm, 'sample', None) or partial(sample, lm) # API models have their own
     kw = {}
     if mode=='plain' and not hasattr(lm, 'sample'): # Stage 2 from the cache of stage 1
         kw = dict(after=[(_answer_turn(lm, b, q), q.options) for q in unique.values()])
@@ -252,7 +251,8 @@ def sample_reasoning(
     identity = model_identity(lm)
     for q in repeated:
         s = sample_of[q.key, q.n]
-        full = build_prompt(lm, b.stimuli, q.condition, b.fields(q.displayed), sample=s.text, mode=mode)
+        full = build_prompt(lm, b.stimuli, q.condition, b.fields(q.displayed), sample=s.text,
+                            mode=mode)
         q.prompt = _second_stage(lm, q.prompt, s, full)
         q.sample = s
         q.key = answer_key(identity, q.prompt, q.options)
@@ -262,12 +262,12 @@ def sample_reasoning(
     return repeated
 
 def _answer_turn(lm, b, q):
-    "What follows the thought, up to the answer"
+    "Return the text between the reasoning and the answer"
     dialogue = build_prompt(lm, b.stimuli, q.condition, b.fields(q.displayed), sample='').text
     return dialogue[len(q.prompt.text):]
 
 def _second_stage(lm, p, s, full):
-    "The second stage with the sampled tokens as they are, unless a template rewrote them"
+    "Return the second stage with the sampled token ids, unless a template rewrote the text"
     prefix = p.text+s.text
     if is_remote(lm) or not full.text.startswith(prefix): return full
     return append_turn(lm, p, s, full.text[len(prefix):])
@@ -276,17 +276,17 @@ def _second_stage(lm, p, s, full):
 # %% [markdown]
 # ## Records
 #
-# One row per question, condition, order and sample: what the benchmark says of the item, and
-# what each answer got.
+# A record is one row per question, condition, option order and sample: the benchmark's columns for the
+# item, and the log-probability of each answer.
 
 # %%
 #| export
 def build_records(
     b,                  # A `Benchmark`
     questions:list,     # Of `Question`
-    lp:pd.DataFrame,    # Of `answer`
+    lp:pd.DataFrame,    # Of `score_questions`
 )->pd.DataFrame:
-    "Everything about every answer"
+    "Build the table of records"
     asked = pd.DataFrame([dict(benchmark=b.name, condition=q.condition, order=q.order,
                                sample=q.n) for q in questions])
     metadata = pd.DataFrame([b.metadata(q.item) for q in questions])
@@ -303,8 +303,7 @@ records = build_records(BBQ, asked, lp)
 records[['id','condition','order','letter','answer','p0','p1','p2','mass']].head(6).round(3)
 
 # %% [markdown]
-# The letter is always the same and the answer is not: (c) stands for another option in each
-# order.
+# The stub model always prefers the letter (c), which is another option in each order.
 
 # %%
 test_eq(set(records.letter), {'c'})
@@ -313,7 +312,7 @@ test_close(records[['p0','p1','p2']].sum(1), 1)
 test_close(np.exp(records[['lp_a','lp_b','lp_c']].iloc[0]), [.2,.3,.5], eps=1e-6)
 
 # %% [markdown]
-# Two models never share an answer, even to the same tokens.
+# Two models never share a saved answer, even for the same tokens.
 
 # %%
 a,b = (build_questions(random_model('llama', seed=k), BBQ, few[:4], ['q']) for k in (0,1))
@@ -321,7 +320,7 @@ test_eq(a[0].prompt.ids, b[0].prompt.ids)
 test_ne(a[0].key, b[0].key)
 
 # %% [markdown]
-# The second stage of a reasoning condition holds the first, token by token.
+# The second stage of a reasoning condition contains the first one, token by token.
 
 # %%
 lm = random_model('llama')
@@ -339,7 +338,7 @@ for p,q in zip(begins*2, second):
 [len(p.ids) for p in begins], [len(q.prompt.ids) for q in second]
 
 # %% [markdown]
-# What the cache gave is what reading the whole dialogue again gives.
+# Scoring from the KV cache gives the same as scoring the whole dialogue.
 
 # %%
 again = option_logprobs(lm, [q.prompt for q in second], list(BBQ.answers))

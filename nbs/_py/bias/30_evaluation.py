@@ -7,17 +7,16 @@
 # ---
 
 # %% [markdown]
-# # Evaluating a model
+# # Evaluation
 #
-# > One call from a model to a table: every condition, resumable, with clustered intervals.
+# > One call evaluates a model on bias benchmarks under all conditions, and can be resumed.
 
 # %%
 #| default_exp bias.evaluation
 
 # %% [markdown]
-# `evaluate` puts every question to a model in every condition. It may be stopped at any moment,
-# by a crash too: what was answered is kept, and the same command goes on from there to the same
-# table.
+# `evaluate` scores every question under every condition. You may stop it at any moment, and it
+# survives a crash: answers are saved, and the same call continues and ends in the same table.
 
 # %%
 #| export
@@ -51,23 +50,23 @@ few = stratified(ours, 96)
 
 
 # %% [markdown]
-# ## What is found
+# ## Results
 #
-# An `Evaluation` holds the records, one row a question asked, and what follows from them: each
-# benchmark's numbers with intervals, and the paired differences from the first condition.
+# An `Evaluation` holds the records, one row per question asked, and the metrics computed from them:
+# each benchmark's metrics with intervals, and the paired differences from the first condition.
 
 # %%
 #| export
 @dataclass(repr=False)
 class Evaluation:
-    "What `evaluate` found"
+    "Results of `evaluate`"
     model:str
     items:dict             # Name of a benchmark to its items
     records:pd.DataFrame   # See `tidy`
-    out:str|None=None      # Where the run is kept
+    out:str|None=None      # Folder of the run
     metrics:pd.DataFrame=None     # benchmark, condition, category, metric, value, low, high
     differences:pd.DataFrame=None # The same, against the first condition
-    provenance:dict=None          # Versions, machine, start and end of a kept run
+    provenance:dict=None          # Versions, machine, start and end of a saved run
     benchmarks:dict=None          # Name to `Benchmark`
 
     def __repr__(self):
@@ -81,7 +80,7 @@ class Evaluation:
         b = benchmark or next(iter(self.items))
         return self.records[self.records.benchmark==b].dropna(axis=1, how='all')
 
-    def answer_probabilities(self, condition, benchmark=None, soft=False): # BBQ only: [item, option]
+    def answer_probabilities(self, condition, benchmark=None, soft=False): # BBQ: [item, option]
         return condition_probabilities(self.records_of(benchmark), condition, soft)
 
     def score(self, condition, benchmark=None, soft=False): # The table of `bbq.score`
@@ -94,7 +93,7 @@ class Evaluation:
 
 
 # %% [markdown]
-# ## The call
+# ## `evaluate`
 
 # %%
 #| export
@@ -102,8 +101,8 @@ def resolve_benchmarks(
     benchmarks, # Names or `Benchmark`s
     conditions, # None: those of each benchmark
     n:int,      # Option orders
-)->tuple:       # name -> `Benchmark`; name -> conditions it is asked in
-    "What a call of `evaluate` is about, checked"
+)->tuple:       # Name -> `Benchmark`; name -> conditions
+    "Check and resolve the benchmarks and conditions of an evaluation"
     listed = lambda x: [x] if isinstance(x, (str,Benchmark)) else list(dict.fromkeys(x))
     bs = [get_benchmark(b) for b in listed(benchmarks)]
     if len(bs)==1 or conditions is None:
@@ -120,36 +119,38 @@ def _supports_condition(b, condition):
     return True
 
 def _load_items(bs, items, limit, seed, kw):
-    "Items of each benchmark"
+    "Load the items of each benchmark"
     if items is None: return {n:b.load(limit=limit, seed=seed, **kw) for n,b in bs.items()}
-    if len(bs)>1: raise ConfigError('Items of your own are of one benchmark: name it alone.')
+    if len(bs)>1: raise ConfigError(f'items belong to one benchmark, but {len(bs)} are given: '
+                                    'pass benchmarks=[NAME] with one name.')
     cut = stratified(items, limit, seed) if next(iter(bs.values())).reorder else items[:limit]
     return {n:cut for n in bs}
 
 def evaluate(
     lm,                         # A loaded model, or what `load` takes: an alias, a folder
-    benchmarks=('bbq',),        # Names or `Benchmark`s; see `PLACES`
-    conditions=None,            # 'q', 'q+if', ...; the first is compared with
-    limit:int|None=None,        # At most so many questions a benchmark
-    out:str|None=None,          # Folder of the run; without one nothing is kept
+    benchmarks=('bbq',),        # Names or `Benchmark`s; see `REGISTRY`
+    conditions=None,            # 'q', 'q+if', ...; the first is the reference of differences
+    limit:int|None=None,        # At most so many questions per benchmark
+    out:str|None=None,          # Folder of the run; without it nothing is saved
     orders:int=1,               # Option orders: 1 as in the file, 3 cyclic, 6 all
-    seed:int=0,                 # Of the part that `limit` takes, of samples and intervals
+    seed:int=0,                 # Of the subset that `limit` takes, of samples and intervals
     mode:str='plain',           # How turns are marked: 'plain', 'chat'
-    samples:int=1,              # Thoughts a question, where the model reasons first
-    items:list|None=None,       # Questions of your own instead, in the benchmark's format
-    categories:list|None=None,  # Of BBQ; by default all within reach
-    drop_errata:bool|list=False,# Of BBQ: without scenes that have a known slip
-    progress=None,              # Called with (answers there, answers in all)
+    samples:int=1,              # Reasoning samples per question
+    items:list|None=None,       # Your own questions instead, in the benchmark's format
+    categories:list|None=None,  # Of BBQ; default: all available
+    drop_errata:bool|list=False,# Of BBQ: without scenes that have a known error
+    progress=None,              # Called with (saved answers, all answers)
     **kw,                       # portion, max_tokens, max_new_tokens, temperature
 )->Evaluation:
-    "Ask a model every question under every condition"
+    "Evaluate a model on all questions under all conditions"
     bs,asked = resolve_benchmarks(benchmarks, conditions, orders)
     if samples<1: raise ConfigError(f'samples is {samples}: give 1 or more.')
     if isinstance(lm, (str,Path)): lm = load_model(lm)
     options = dict(categories=categories, drop_errata=drop_errata)
     questions = _load_items(bs, items, limit, seed, {k:v for k,v in options.items() if v})
     if items is not None: bs,questions,asked = _as_custom(bs, questions, asked)
-    for n,its_items in questions.items(): _check_unique_ids(n, [bs[n].metadata(i)['id'] for i in its_items])
+    for n,rows in questions.items():
+        _check_unique_ids(n, [bs[n].metadata(i)['id'] for i in rows])
     settings = dict(orders=orders, mode=mode, seed=seed, samples=samples)
     config = dict(model=model_identity(lm), limit=limit, conditions=asked, **settings,
                   **{k:v for k,v in kw.items() if k not in ('portion','max_tokens')},
@@ -169,7 +170,7 @@ def _as_custom(bs, items, asked):
     return {name:replace(b, name=name)}, {name:items[original]}, {name:asked[original]}
 
 def _check_unique_ids(name, ids):
-    "Refuse no questions, or two of one id"
+    "Raise an error for duplicate ids, or for no questions"
     if not ids: raise DataError(f'There are no questions of {name} to ask.')
     for i,n in Counter(ids).items():
         if n>1: raise DataError(f'{name} has {n} questions {i!r}: give each an id of its own.')
@@ -182,13 +183,15 @@ def _run_benchmark(lm, b, items, conditions, run, progress, orders, mode, seed, 
     questions = build_questions(lm, b, items, conditions, orders, mode)
     direct = [q for q in questions if not two_stage(b.stimuli, q.condition)]
     reasoning = [q for q in questions if two_stage(b.stimuli, q.condition)]
-    if reasoning: reasoning = sample_reasoning(lm, b, reasoning, run, mode, seed, samples, max_new_tokens,
-                               temperature, progress)
+    if reasoning:
+        reasoning = sample_reasoning(lm, b, reasoning, run, mode, seed, samples, max_new_tokens,
+                                     temperature, progress)
     asked = direct+reasoning
-    return build_records(b, asked, score_questions(lm, asked, run, b.answers, portion, max_tokens, progress))
+    lp = score_questions(lm, asked, run, b.answers, portion, max_tokens, progress)
+    return build_records(b, asked, lp)
 
 def _compute_metrics(lm, bs, items, asked, records, out, seed):
-    "Numbers from records"
+    "Compute metrics and differences from records"
     e = Evaluation(lm.name, items, pd.concat(records, ignore_index=True),
                    str(out) if out else None, benchmarks=bs)
     pairs = list(zip(bs.values(), records))
@@ -200,27 +203,27 @@ def _compute_metrics(lm, bs, items, asked, records, out, seed):
     return e
 
 def _warn_low_mass(e):
-    "Say where a model's answers are mostly something else"
+    "Warn where the answers have little of the model's probability"
     d = e.records.assign(low=~(e.records['mass']>=.5))
     for (b,c),g in d.groupby(['benchmark','condition'], sort=False):
         if g['mass'].mean()<.5:
             warnings.warn(f'{e.model} gives the answers of {b} only {g["mass"].mean():.2f} of its '
                 f'probability under {c}, less than half in {g.low.sum()} of {len(g)} questions: '
-                'another mode may suit it better.', stacklevel=4)
+                'try another mode, such as mode="chat".', stacklevel=4)
 
 
 # %% [markdown]
-# ## The whole path, proved
+# ## Stub models: end to end
 #
-# A `bbq_stub_model` is a real model object, and the question is whether its rule comes out at the
-# other end of the pipe: prompt, tokens, logits, letters, options, score.
+# A stub model is a real model object with a known rule. The test is whether the rule comes out at the
+# end of the pipeline: prompt, tokens, logits, letters, options, score.
 
 # %%
 def onehot(k): return [float(j==k) for j in range(3)]
-def biased(i, told): return onehot(i.biased)
-def counter(i, told): return onehot(i.counter)
-def declines(i, told): return onehot(i.unknown)
-def right(i, told): return onehot(i.label)
+def biased(i, instructed): return onehot(i.biased)
+def counter(i, instructed): return onehot(i.counter)
+def declines(i, instructed): return onehot(i.unknown)
+def right(i, instructed): return onehot(i.label)
 
 
 # %%
@@ -241,13 +244,13 @@ test_close(t.accuracy_disambig['right'], 1)
 
 
 # %% [markdown]
-# The soft score reads the probabilities themselves, $(1-u)(2b-1)$, in any number of option
-# orders. This respondent declines more often when told to be fair, so $u$ rises from 0.3 to 0.8
-# at the same $b=5/7$, and the difference between the conditions is known as well.
+# The soft score uses the probabilities, $(1-u)(2b-1)$, in any number of option orders. This stub model
+# declines more often when instructed, so $u$ rises from 0.3 to 0.8 at the same $b=5/7$, and the
+# difference between the conditions is known as well.
 
 # %%
-def heeds(i, told):
-    u = .8 if told else .3
+def heeds(i, instructed):
+    u = .8 if instructed else .3
     return [{i.unknown:u, i.biased:(1-u)*5/7, i.counter:(1-u)*2/7}[k] for k in range(3)]
 
 e = evaluate(bbq_stub_model(heeds, few), items=few, limit=48, orders=3)
@@ -257,8 +260,8 @@ test_close(change.value, (1-.8)*3/7 - .3, eps=1e-6)
 e, change[['condition','value','low','high']].round(3)
 
 # %% [markdown]
-# A model that only likes a letter is seen as one: its answers are a third each when averaged
-# over orders, and its letters give it away.
+# A model that only prefers a letter is recognised: averaged over orders, each of its answers has a
+# probability of one third, and the table of letters shows the preference.
 
 # %%
 prior = evaluate(letter_prior_model(dict(a=.1, b=.2, c=.7)), items=few, limit=48, orders=3)
@@ -268,12 +271,11 @@ test_close(m.value[['bias_ambig','bias_ambig_soft']], 0)
 letters(prior.records).round(3)
 
 # %% [markdown]
-# ## Killed, and started again
+# ## Resuming after a crash
 #
-# The claim is that a run killed at any moment and started again ends in the same table. So a
-# process is started on a model of real architecture with random weights and killed with no
-# warning once some answers are on disk. The same call is then made here, in that folder and in
-# a new one.
+# A run that is killed at any moment and started again must end in the same table. The next cells start a
+# process on a randomly initialised model and kill it without warning once some answers are saved. Then
+# they make the same call in that folder and in a new one.
 
 # %%
 script = '''
@@ -306,7 +308,7 @@ with open_run(tmp/'cut') as run: assert len(run)==len(cut)>kept
 cut[['id','condition','order','lp_a','lp_b','lp_c']].tail(3)
 
 # %% [markdown]
-# The same folder with another question to answer is refused, with the difference shown.
+# A folder accepts only the same questions; otherwise the error shows the difference.
 
 # %%
 with expect_fail(ConfigError, contains='orders: 3 there, 1 now'):
@@ -317,10 +319,11 @@ with expect_fail(ConfigError, contains='weights'):
 
 
 # %% [markdown]
-# ## Reasoning first
+# ## Reasoning
 #
-# With two stages the model's own words stand between the question and the answer. An oracle
-# that thinks aloud and then declines shows that its thought arrives.
+# In conditions with two stages, the model's own text stands between question and answer. This stub
+# model declines only if its reasoning contains a certain sentence, so the test fails if the reasoning is
+# lost.
 
 # %%
 def thinker(text):
@@ -345,7 +348,7 @@ cot.metrics.query('category=="micro" and metric=="accuracy_ambig"')[['condition'
 test_eq(cot.score('q+if+cot').accuracy_ambig['micro'], 1)
 
 # %% [markdown]
-# ## Mistakes
+# ## Errors
 
 # %%
 lm = letter_prior_model(dict(a=.5, b=.5))

@@ -7,18 +7,17 @@
 # ---
 
 # %% [markdown]
-# # What a run could have seen
+# # Statistical power
 #
-# > The smallest effect that a run of a given size detects, before it and after it.
+# > The smallest effect that an evaluation of a given size can detect.
 
 # %%
 #| default_exp bias.power
 
 # %% [markdown]
-# A figure without a difference has two readings: there is none, or the run was too small to see
-# it. Small models make the second one likely, and so do benchmarks made from a few templates.
-# This page says how large an effect would have had to be, for the three designs of the paper:
-# templates, occupations, students.
+# A result without a difference has two explanations: there is no effect, or the run was too small to
+# detect it. The second is likely for small models, and for benchmarks made from a few templates. This
+# page computes detectable effects for the three designs of the paper: templates, occupations, students.
 
 # %%
 #| export
@@ -35,33 +34,32 @@ from moral_sc.foundation.statistics import cluster_test
 # %% [markdown]
 # ## Templates
 #
-# A paired difference has a value for each question. With $m$ questions a template and a
-# correlation $\rho$ inside it, the mean of $C$ templates has the standard error
+# A paired difference has a value for each question. With $m$ questions per template and a correlation
+# $\rho$ within a template, the mean over $C$ templates has the standard error
 #
 # $$ s_C = \frac{\sigma}{\sqrt C}\sqrt{\rho + \frac{1-\rho}{m}}, $$
 #
-# and the smallest difference that is found four times in five is
-# $(t_{.975} + t_{.8})\,s_C$, about $2.8\,s_C$. More questions of the same templates help only as
-# far as $\rho$ lets them.
+# and the smallest difference that is detected four times in five is $(t_{.975} + t_{.8})\,s_C$, about
+# $2.8\,s_C$. More questions of the same templates help only as far as $\rho$ lets them.
 
 # %%
 #| export
 def standard_error(
     sd:float,       # Of the difference over questions
     templates:int,
-    rows:float=1,   # Questions a template
+    rows:float=1,   # Questions per template
     icc:float=0.,   # Correlation of two questions of one template
 )->float:
-    "Standard error of a mean difference over templates"
+    "Return the standard error of a mean difference over templates"
     return float(sd*np.sqrt((icc + (1-icc)/rows)/templates))
 
 def detectable_effect(
     se:float,          # Standard error
-    df:float=np.inf,   # Degrees of freedom: templates less strata
-    power:float=.8,    # How often it shall be found
+    df:float=np.inf,   # Degrees of freedom: templates minus strata
+    power:float=.8,    # Probability of detection
     level:float=.05,   # Two-sided
 )->float:
-    "The smallest effect that a test finds with the given power"
+    "Return the smallest effect that a test detects with the given power"
     from scipy.stats import t
     return float((t.ppf(1-level/2, df) + t.ppf(power, df))*se)
 
@@ -75,9 +73,10 @@ design.round(3)
 
 
 # %% [markdown]
-# For a difference that varies by 0.5 over questions, the 25 templates of one category are blind
-# to a change of 0.1 unless their questions are unrelated, and 24 questions a template instead of
-# four buy little once they are correlated. Simulated runs agree with the formula: at the effect it names, four in five find it.
+# For a difference with a standard deviation of 0.5 over questions, the 25 templates of one category
+# cannot detect a change of 0.1 unless their questions are unrelated, and 24 questions per template
+# instead of four help little once they are correlated. Simulated runs agree with the formula: at the
+# effect that it gives, four in five detect it.
 
 # %%
 def found(C, m, icc, effect, runs=400, seed=0):
@@ -85,7 +84,8 @@ def found(C, m, icc, effect, runs=400, seed=0):
     at = np.repeat(range(C), m)
     hits = 0
     for k in range(runs):
-        y = effect + .5*(np.sqrt(icc)*rng.normal(size=(C,1)) + np.sqrt(1-icc)*rng.normal(size=(C,m)))
+        shared = np.sqrt(icc)*rng.normal(size=(C,1))
+        y = effect + .5*(shared + np.sqrt(1-icc)*rng.normal(size=(C,m)))
         hits += cluster_test(y.ravel(), at, n=800, seed=k)<.05
     return hits/runs
 
@@ -100,20 +100,20 @@ test_close(detectable_effect(1), 1.96+.8416, eps=1e-3)
 
 
 # %% [markdown]
-# What $\sigma$ and $\rho$ are is known after a first run. `cluster_components` takes both from the
-# values of its questions, by the analysis of variance of a one-way layout.
+# A first run gives $\sigma$ and $\rho$. `cluster_components` estimates both from the values of its
+# questions, by a one-way analysis of variance.
 
 # %%
 #| export
 def cluster_components(
-    values,     # Of each question: a paired difference
-    clusters,   # Template of each
+    values,     # [question] paired differences
+    clusters,   # [question] templates
 )->dict:        # sd, icc, templates, rows
-    "How a difference varies within and between templates"
+    "Estimate how a difference varies within and between templates"
     y = np.asarray(values, float)
     code = pd.factorize(np.asarray(clusters))[0]
     n = np.bincount(code)
-    if len(n)<2: raise DataError('One template cannot show how templates differ.')
+    if len(n)<2: raise DataError('Variance between templates needs two templates; got one.')
     means = np.bincount(code, y)/n
     rows = (n.sum() - (n**2).sum()/n.sum())/(len(n)-1)
     between_ms = (n*(means-y.mean())**2).sum()/(len(n)-1)
@@ -138,22 +138,22 @@ test_close(standard_error(**c), y.mean(1).std(ddof=1)/np.sqrt(300), eps=1e-4)
 # %% [markdown]
 # ## Occupations
 #
-# Winogender's number is a correlation over 60 occupations. On Fisher's scale
-# $z=\operatorname{artanh}\rho$ its standard error is $1/\sqrt{n-3}$ whatever $\rho$ is, so what
-# can be told from zero, or from the correlation under another condition, does not depend on the
-# model. Two conditions share their occupations; `shared` is the correlation of their two
-# estimates, and zero the cautious choice.
+# Winogender's metric is a correlation over 60 occupations. On Fisher's scale
+# $z=\operatorname{artanh}\rho$ its standard error is $1/\sqrt{n-3}$ for every $\rho$, so the
+# detectable difference from zero, or from another condition, does not depend on the model. Two
+# conditions share their occupations; `shared` is the correlation of their two estimates, and zero is the
+# conservative choice.
 
 # %%
 #| export
 def detectable_correlation(
     n:int=60,          # Occupations
-    against:float=0.,  # Correlation to be told from
+    against:float=0.,  # Correlation to be distinguished from
     two:bool=False,    # `against` is an estimate from as many occupations too
     shared:float=0.,   # Correlation of the two estimates
     **kw,              # power, level
 )->float:
-    "The nearest higher correlation that can be told from another"
+    "Return the nearest higher correlation that can be distinguished from another"
     if n<4: raise ConfigError(f'A correlation needs at least 4 points; got {n}.')
     se = np.sqrt((2*(1-shared) if two else 1)/(n-3))
     return float(np.tanh(np.arctanh(against)+detectable_effect(se, **kw)))
@@ -167,9 +167,9 @@ pd.DataFrame([dict(from_=r, fixed=detectable_correlation(against=r),
 
 
 # %% [markdown]
-# With 60 occupations a correlation below 0.35 is likely to pass for zero, and the paper's two
-# statements of the plain condition, 0.5 in the caption and 0.6 in the text, could not be told
-# apart. Simulated occupations say the same:
+# With 60 occupations a correlation below 0.35 is hard to distinguish from zero, and the paper's two
+# values for the plain condition, 0.5 in the caption and 0.6 in the text, could not be distinguished.
+# Simulated occupations agree:
 
 # %%
 def told_apart(rho, n=60, runs=4000, seed=0):
@@ -187,18 +187,18 @@ assert .5<.6<detectable_correlation(against=.5, two=True, shared=.8)
 # %% [markdown]
 # ## Students
 #
-# The admissions gap is a mean over students of a difference that the model gives without any
-# noise of its own. What limits it is how much that difference varies from one student to the
-# next, and over 21,791 students hardly anything does.
+# The admissions gap is a mean over students of a difference that the model gives without noise. Its
+# precision depends on how much that difference varies between students, and over 21,791 students the
+# standard error is tiny.
 
 # %%
 #| export
 def detectable_gap(
-    sd:float,           # Of p(yes) Black less white, over students
+    sd:float,           # Of p(yes) Black minus white, over students
     students:int=21791, # Of the law-school table
     **kw,               # power, level
 )->float:
-    "The smallest gap that a population of students can show"
+    "Return the smallest gap that a population of students can show"
     return detectable_effect(sd/np.sqrt(students), students-1, **kw)
 
 
@@ -208,14 +208,13 @@ pd.DataFrame([{n:detectable_gap(s, n) for n in (36, 500, 3888, 21791)}
 
 
 # %% [markdown]
-# So the interval over students says nothing about whether the gap would survive another wording
-# of the prompt. That is asked on [the page of wordings](36_variance.ipynb).
+# The interval over students therefore does not tell whether the gap would survive another wording of the
+# prompt; the page [Wording variance](36_variance.ipynb) does.
 #
-# ## After a run
+# ## Detectable differences of a run
 #
-# A run that was made tells its own power: the width of an interval is a standard error. `add_detectable`
-# adds to a table of differences the smallest true change that a run as precise as this one
-# would have found four times in five.
+# The width of an interval gives a standard error. `add_detectable` adds to a table of differences the
+# smallest true change that a run of the same precision would detect four times in five.
 
 # %%
 #| export
@@ -224,7 +223,7 @@ def add_detectable(
     level:float=.95,          # Of the intervals
     **kw,                     # df, power
 )->pd.DataFrame:              # The same with `detectable`
-    "What each difference of a table could have been without being missed"
+    "Add the smallest detectable difference to each row of a table"
     from scipy.stats import norm
     se = (differences.high-differences.low)/2/norm.ppf((1+level)/2)
     return differences.assign(detectable=se*detectable_effect(1., level=1-level, **kw))
@@ -239,12 +238,11 @@ test_close(add_detectable(few).detectable[1], .01*(1.96+.8416)/1.96, eps=1e-4)
 
 
 # %% [markdown]
-# ## Many categories
+# ## Multiple comparisons
 #
-# BBQ has up to eleven categories, and the question in which of them the instruction helps is
-# eleven questions. `holm_by_category` gives each change its p-value, adjusts them over the categories
-# by Holm's method [@holm1979], and says which remain. Models, conditions and metrics are
-# families of their own.
+# BBQ has up to eleven categories, so "in which of them does the instruction help?" is eleven tests.
+# `holm_by_category` computes the p-value of each change and adjusts it over the categories by Holm's
+# method [@holm1979]. Models, conditions and metrics are separate families.
 
 # %%
 #| export
@@ -252,13 +250,14 @@ def holm_by_category(
     differences:pd.DataFrame,   # Of an `Evaluation`, or of a sweep
     metric:str='bias_ambig_soft',
     condition:str='q+if - q',
-    overall='micro',            # Rows over all categories, which are not adjusted
+    overall='micro',            # Category of the rows over all questions, which are not adjusted
     level:float=.05,
-)->pd.DataFrame:                # One row a model and category: p, adjusted, holds, detectable
-    "In which categories a condition changed a score, after Holm's adjustment"
+)->pd.DataFrame:                # One row per model and category: p, adjusted, holds, detectable
+    "Test in which categories a condition changed a score, with Holm's adjustment"
     d = differences.query('metric==@metric and condition==@condition and category!=@overall')
     if d.empty:
-        raise DataError(f'No difference of {metric!r} under {condition!r} in this table.')
+        raise DataError(f'The table has no difference of {metric!r} under {condition!r}; pass a '
+                        'metric and condition that it has.')
     d = add_detectable(d).assign(p=[p_value(x) for x in zip(d.value, d.low, d.high)])
     by = d.model if 'model' in d else pd.Series('', d.index)
     ok = d.p.notna()
@@ -272,13 +271,14 @@ changes = pd.DataFrame(dict(
     category=['micro','Age','Religion','SES','Nationality'],
     value=[-.03,-.05,-.02,-.04,0], low=[-.05,-.07,-.05,-.075,-.03],
     high=[-.01,-.03,.01,-.005,.03]))
-told = holm_by_category(changes)
-told[['category','value','p','adjusted','holds','detectable']].round(4)
+result = holm_by_category(changes)
+result[['category','value','p','adjusted','holds','detectable']].round(4)
 
 # %% [markdown]
-# One change is large enough on its own and does not survive the company of the others.
+# One change is significant on its own and no longer significant after the adjustment.
 
 # %%
-test_eq(list(told.holds), [True, False, False, False])
-assert told.p[2]<.05<told.adjusted[2]
-with expect_fail(DataError, contains="under 'q+anti - q'"): holm_by_category(changes, condition='q+anti - q')
+test_eq(list(result.holds), [True, False, False, False])
+assert result.p[2]<.05<result.adjusted[2]
+with expect_fail(DataError, contains="under 'q+anti - q'"):
+    holm_by_category(changes, condition='q+anti - q')

@@ -7,27 +7,29 @@
 # ---
 
 # %% [markdown]
-# # Wording, condition, template
+# # Wording variance
 #
-# > How much of a score is the request, how much its wording, and how much the questions.
+# > Variance of a score due to the condition, its wording and the questions.
 
 # %%
 #| default_exp bias.variance
 
 # %% [markdown]
-# An instruction is one sentence out of many that ask for the same. If another of them would have
-# moved the score as much as the instruction itself did, the experiment has measured a sentence.
-# The paper asks in one wording and leaves the question open [@ganguli2023]. With several
-# wordings of each request, asked on the same questions, the variance of the answers comes apart.
+# An instruction is one of many sentences that ask for the same. If another of them would change the
+# score as much as the instruction itself did, the experiment has measured a sentence. The paper uses
+# one wording and leaves the question open [@ganguli2023]. With several wordings of each request on the
+# same questions, the variance of the answers can be decomposed.
 
 # %%
 #| export
 from dataclasses import replace
 
 import numpy as np, pandas as pd
+import plotly.graph_objects as go
 from moral_sc.bias.conditions import load_stimuli, wordings
-from moral_sc.bias.evaluation import evaluate
 from moral_sc.bias.bbq.metrics import BBQ
+from moral_sc.bias.evaluation import evaluate
+from moral_sc.bias.plots import condition_style
 from moral_sc.foundation.errors import ConfigError, DataError, unknown_name_message
 from moral_sc.foundation.statistics import Estimate
 from moral_sc.language.stub_models import stub_model
@@ -42,11 +44,11 @@ from moral_sc.bias.bbq.metrics import estimate_metric, asked_items, condition_pr
 few = stratified(bbq.load(source='ours'), 48)
 
 # %% [markdown]
-# ## The table
+# ## Values of questions
 #
-# Every quantity here is a mean over questions, so it has a value for each row of the records.
-# For BBQ those are the bias of an open question, whether it was declined, and for settled ones
-# whether the answer was right or declined, from probabilities.
+# Every metric here is a mean over questions, so it has a value for each row of the records. For BBQ the
+# values are, from probabilities: the bias of an ambiguous question, whether it was declined, and for
+# disambiguated questions whether the answer was correct or declined.
 
 # %%
 #| export
@@ -59,9 +61,10 @@ ITEM_METRICS = { # metric: context and value, from p[row, option] and the option
 def item_values(
     records:pd.DataFrame, # Of BBQ, from `evaluate`
     metric:str,           # One of VALUES
-)->pd.Series:             # A value for each row that the metric is about
-    "What each answer adds to a metric, from probabilities"
-    if metric not in ITEM_METRICS: raise ConfigError(unknown_name_message('metric', metric, list(ITEM_METRICS)))
+)->pd.Series:             # [row] of the metric's context condition
+    "Return the contribution of each answer to a metric, from probabilities"
+    if metric not in ITEM_METRICS:
+        raise ConfigError(unknown_name_message('metric', metric, list(ITEM_METRICS)))
     half,f = ITEM_METRICS[metric]
     d = records[(records.context_condition==half) & records.biased.notna()]
     p = d[['p0','p1','p2']].to_numpy()
@@ -82,20 +85,21 @@ def wording_table(
 
 
 # %% [markdown]
-# A model that reads requests shows what comes out. Its rule is told which request it got, and it
-# finds that out the hard way: from the text, which has been through prompt, tokens and back.
+# The tests use a stub model whose rule depends on the request. It recognises the request from the text,
+# after prompt, tokens and decoding.
 
 # %%
 #| export
 def wording_stub_model(
     rule,          # (item, condition) -> probabilities of its three options; 'q', 'q+if:3'
     items:list,    # Of BBQ: the questions it can answer
-    name:str='',   # By default that of the rule
+    name:str='',   # Default: that of the rule
 ):                 # An `LM`
-    "A model that answers BBQ's questions by a rule, and by how it was asked"
+    "Return a stub model whose answers depend on the question and on the wording"
     items_by_text = {f'{i.context} {i.question}': i for i in items}
     additions = [c for c in load_stimuli()['bbq']['conditions'] if c.count('+')==1]
-    condition_of = {'':'q'} | {t:f'{c}:{k}' for c in additions for k,t in enumerate(wordings('bbq', c))}
+    condition_of = {'':'q'} | {t:f'{c}:{k}' for c in additions
+                               for k,t in enumerate(wordings('bbq', c))}
     def fn(text):
         body,_,rest = text.rsplit('Human: ', 1)[-1].partition(' (a) ')
         rest,_,end = rest.partition('\n\nAssistant:')
@@ -111,8 +115,8 @@ def wording_stub_model(
 
 
 # %% [markdown]
-# All numbers of [an evaluation](30_evaluation.ipynb), with intervals, for thirty conditions would
-# take longer than the answers. Only the records are needed here.
+# Computing all metrics of [an evaluation](30_evaluation.ipynb), with intervals, for thirty conditions
+# would take longer than the answers. Only the records are needed here.
 
 # %%
 #| export
@@ -123,14 +127,14 @@ def collect_records(
     benchmark=BBQ,
     **kw,             # orders, mode, out, seed, ...: see `evaluate`
 )->pd.DataFrame:      # As `Evaluation.records`
-    "The records of an evaluation, without its numbers"
+    "Return the records of an evaluation without computing its metrics"
     without_metrics = replace(benchmark, metrics=lambda *a, **k: pd.DataFrame())
     return evaluate(lm, without_metrics, items=items, conditions=list(conditions), **kw).records
 
 
 # %% [markdown]
-# This one leans towards the stereotype, by 0.3 when asked plainly. It makes something of the
-# instruction and something of its wording, and wording 2 is one that it takes the wrong way.
+# This stub model has a bias of 0.3 under the plain question. It reacts to the instruction and to its
+# wording, and wording 2 has the opposite effect.
 
 # %%
 LEAN = {'q':.3, 'q+if:0':.1, 'q+if:1':.16, 'q+if:2':.34,
@@ -147,24 +151,25 @@ y = wording_table(records, item_values(records, 'bias_ambig'))
 y.head(3).round(2)
 
 # %% [markdown]
-# A template's questions share their story, so the template is what the rows are averaged to. The
-# mean of a column is the bias score with every template counted once.
+# Questions of one template share their scenario, so rows are averaged by template. The mean of a column
+# is the bias score with every template counted once.
 
 # %%
 its = asked_items(records)
-score = [estimate_metric(condition_probabilities(records, c, True), its, 'bias_ambig', n=99).value for c in LEAN]
+p = {c: condition_probabilities(records, c, True) for c in LEAN}
+score = [estimate_metric(p[c], its, 'bias_ambig', n=99).value for c in LEAN]
 test_close(y.mean().to_numpy(), score, eps=1e-9) # Templates are of equal size here
-pd.DataFrame(dict(score=score, told=list(LEAN.values())), list(LEAN)).round(3)
+pd.DataFrame(dict(score=score, rule=list(LEAN.values())), list(LEAN)).round(3)
 
 # %% [markdown]
-# ## Where the variance comes from
+# ## Variance components
 #
 # With $T$ templates $t$, $C$ conditions $c$ and $K$ wordings $k$ of each,
 #
 # $$y_{tck} = \mu + \gamma_c + w_{ck} + \tau_t + (\gamma\tau)_{ct} + e_{tck}.$$
 #
-# Conditions are the ones asked; wordings and templates are a few of many. Each sum of squares
-# has an expectation in the variances, and solving for those is the oldest estimator there is.
+# Conditions are fixed effects; wordings and templates are samples of many. Each sum of squares has an
+# expectation in the variances, and solving for them gives the classical ANOVA estimator.
 
 # %%
 #| export
@@ -181,7 +186,7 @@ def _cube(y):
 def mean_squares(
     y:pd.DataFrame, # Of `crossed`, conditions with equally many wordings
 )->pd.DataFrame:    # A row for each of PARTS: mean square, degrees of freedom
-    "The analysis of variance of answers"
+    "Compute the analysis of variance of answers"
     x = _cube(y)
     T,C,K = x.shape
     m,c,t,w,ct = (x.mean(a, keepdims=True) for a in ((0,1,2), (0,2), (1,2), 0, 2))
@@ -196,7 +201,7 @@ pair = y[['q+if','q+anti']]
 mean_squares(pair)
 
 # %% [markdown]
-# The same numbers, from the textbook's formula and a package that reads it:
+# The same numbers, computed by statsmodels from a formula:
 
 # %%
 from statsmodels.formula.api import ols
@@ -212,23 +217,23 @@ fit.round(4)
 
 
 # %% [markdown]
-# An estimate of a variance from nine wordings is rough, so it needs an interval. If effects are
-# normal, a mean square is its expectation times $\chi^2_{df}/df$. Reading that backwards gives
-# draws of the expectations that the data allow, and each draw is solved as the estimate is. The
-# conditions are not drawn from anything; for them the noncentral $\chi^2$ is read backwards.
-# These are generalised intervals [@weerahandi1993].
+# An estimate of a variance from nine wordings is imprecise, so it needs an interval. If effects are
+# normal, a mean square is its expectation times $\chi^2_{df}/df$. Inverting this relation gives draws of
+# the expectations that the data allow, and each draw is solved like the estimate. Conditions are fixed;
+# for them the noncentral $\chi^2$ is inverted. These are generalised confidence intervals
+# [@weerahandi1993].
 
 # %%
 #| export
 def _solve(ms, T, C, K):
-    "Variances from mean squares; also the variance of a condition's mean"
+    "Return variances from mean squares, and the variance of a condition's mean"
     c,w,t,ct,e = (ms[k] for k in COMPONENTS)
     noise = np.maximum(w+ct-e, np.maximum(w, ct))/(T*K) if C>1 else w*0+1
     return dict(zip(COMPONENTS, [(c-w-ct+e)/(T*K), (w-e)/T, (t-(ct if C>1 else e))/(C*K),
                             (ct-e)/K, e])), noise
 
 def _variance_draws(y, n, seed):
-    "Variances that the data allow, [draw, part]"
+    "Draw variances that the data allow, [draw, component]"
     from scipy.special import chndtrinc
     from scipy.stats import chi2
     T,C,K = _cube(y).shape
@@ -250,7 +255,7 @@ def variance_components(
     n:int=4000,      # Draws
     seed:int=0,
 )->pd.DataFrame:     # A row for each of PARTS: variance and share, with their intervals
-    "Where the variance of answers comes from"
+    "Estimate the variance components of answers"
     v = pd.Series(_solve(mean_squares(y).ms, *_cube(y).shape)[0])
     d = _variance_draws(y, n, seed)
     share = v.clip(lower=0)
@@ -268,9 +273,9 @@ variance_components(pair)
 
 
 # %% [markdown]
-# Most of the variance of single answers is of the questions, which is no news and cancels when
-# two requests are put to the same ones. The question of the title is about requests alone: of
-# the variance *among them*, which part is wording?
+# Most of the variance of single answers is between questions, and it cancels when two requests are
+# compared on the same questions. The relevant number concerns requests alone: the share of wording in
+# the variance *among requests*.
 
 # %%
 #| export
@@ -278,7 +283,7 @@ def wording_share(
     y:pd.DataFrame,  # As for `components`, two conditions or more
     level:float=.95, n:int=4000, seed:int=0,
 )->Estimate:
-    "Share of wording in the variance among requests"
+    "Estimate the share of wording in the variance among requests"
     v = pd.Series(_solve(mean_squares(y).ms, *_cube(y).shape)[0]).clip(lower=0)
     d = _variance_draws(y, n, seed)
     share = lambda v: v['wording']/(v['wording']+v['condition'])
@@ -290,7 +295,7 @@ def mean_effect(
     d:pd.DataFrame,  # [template, wording]: values, or differences between two conditions
     level:float=.95,
 )->Estimate:
-    "A mean over wordings and templates, both of them few of many"
+    "Estimate a mean over wordings and templates, both random effects"
     from scipy.stats import t as student
     d = pd.concat({'':d}, axis=1)
     a,(T,_,K) = mean_squares(d), _cube(d).shape
@@ -309,11 +314,11 @@ wording_share(pair), mean_effect(pair['q+if']-pair['q+anti'])
 
 
 # %% [markdown]
-# ## Known shares
+# ## Coverage of the intervals
 #
-# Data made to order, forty templates and three conditions in nine wordings, say whether those
-# numbers are right. In the first design a third of the variance among requests is wording, in the
-# second all of it is, and the third is the first with effects that are not normal.
+# The intervals are checked on simulated data with known variances: forty templates and three conditions
+# in nine wordings. In the first design a third of the variance among requests is wording, in the second
+# all of it is, and the third repeats the first with effects that are not normal.
 
 # %%
 def make(rng, w, c, T=40, K=9, t=.3, ct=.05, e=.1, heavy=False):
@@ -357,9 +362,9 @@ coverage = pd.DataFrame({k:c for k,(c,_) in found.items()})
 coverage.round(3)
 
 # %% [markdown]
-# The intervals contain the truth about as often as they say. With heavy tails those of variances
-# are too short, as is known of them; those of effects are not. On average the estimates are
-# right; in standard errors they are off by
+# The intervals contain the truth about as often as they should. With heavy tails the intervals of
+# variances are too short, as expected; those of effects are not. The mean estimates are correct; their
+# deviations from the truth, in standard errors, are
 
 # %%
 off = pd.DataFrame({k:z for k,(_,z) in found.items()})
@@ -370,10 +375,10 @@ off.round(1)
 
 
 # %% [markdown]
-# ## A picture
+# ## Plot
 #
-# Each wording is a mark, and a condition is as much of a request as its marks stand apart from
-# those of the others.
+# Each wording is a marker. A condition has an effect of its own if its markers are apart from those of
+# the others.
 
 # %%
 #| export
@@ -381,17 +386,15 @@ def scores_by_wording(
     y:pd.DataFrame, # Of `crossed`
     statistic=None,        # Values of clusters under one wording -> number; by default the mean
 )->pd.Series:       # By (condition, wording)
-    "The score under each wording"
+    "Return the score under each wording"
     return y.apply(statistic or np.mean)
 
 def plot_wordings(
-    scores:pd.Series, # Of `spread`
+    scores:pd.Series, # Of `scores_by_wording`
     title:str,        # Of the axis
     zero:bool=True,   # Draw the line at zero
 ):                    # A figure
-    "A mark a wording, a bar for the mean of a condition; the first wording is drawn large"
-    import plotly.graph_objects as go
-    from moral_sc.bias.plots import condition_style
+    "Plot a marker per wording (the first one large) and a bar at the mean of each condition"
     fig = go.Figure()
     for n,(c,g) in enumerate(list(scores.groupby(level=0, sort=False))[::-1]):
         name,colour,symbol = condition_style(c)
@@ -411,11 +414,11 @@ def plot_wordings(
 
 # %%
 #| label: fig-wordings-example
-#| fig-cap: Bias of the oracle under three wordings of two requests; bars are means of a condition, the large mark is the first wording.
+#| fig-cap: Bias of the stub model under three wordings of two requests; bars are means of a condition, the large marker is the first wording.
 plot_wordings(scores_by_wording(y), 'Bias score, ambiguous, from probabilities')
 
 # %% [markdown]
-# What cannot come apart is refused.
+# Designs in which the components cannot be identified raise an error.
 
 # %%
 with expect_fail(DataError, contains='two wordings'): variance_components(y)

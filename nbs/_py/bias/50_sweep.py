@@ -7,19 +7,18 @@
 # ---
 
 # %% [markdown]
-# # Sweeps
+# # Sweep
 #
-# > Models, training steps, benchmarks and conditions in one call, and one tidy table.
+# > Evaluation of many models and training steps on many benchmarks, with one table of results.
 
 # %%
 #| default_exp bias.sweep
 
 # %% [markdown]
-# The paper's question is how bias depends on two things: how large a model is, and how far it
-# was trained to be helpful. It asks 88 models, eight sizes at eleven steps [@ganguli2023].
-# `sweep` asks any list of models in the same way and keeps a folder for each model and
-# benchmark. A sweep that is stopped goes on where it was, and a model that has answered
-# everything is not even loaded again.
+# The paper asks how bias depends on model size and on the number of RLHF steps; it evaluates 88 models,
+# eight sizes at eleven steps [@ganguli2023]. `sweep` evaluates any list of models and saves a folder for
+# each model and benchmark. A sweep that was stopped continues where it was, and a model that has been
+# evaluated completely is not loaded again.
 
 # %%
 #| export
@@ -51,41 +50,42 @@ ours = bbq.load(source='ours')
 
 
 # %% [markdown]
-# ## Whom to ask
+# ## Models
 #
-# A model is named as everywhere: an alias, a folder, a repository on the hub, each with
-# `@revision` if need be. A folder that holds no model but snapshots of one, `checkpoint-100`,
-# `checkpoint-200` or `step_50`, stands for all of them in the order of their steps.
+# A model is an alias, a folder or a repository on the hub, each with an optional `@revision`. A folder that
+# holds checkpoints, such as `checkpoint-100` and `step_50`, stands for all of them in the order of their
+# steps.
 
 # %%
 #| export
 @dataclass(frozen=True)
 class ModelSpec:
     "One model of a sweep"
-    name:str            # How it is called in tables, unique within a sweep
+    name:str            # In tables; unique within a sweep
     source:object       # What `load` takes, or a loaded model
-    family:str          # What it is compared with over size, or over steps
+    family:str          # Models of one family are compared over size, or over steps
     stage:str=''        # 'base', 'sft', 'dpo', 'instruct', ...
-    step:int|None=None  # Of its training, where that is known
-    parameters:int|None=None # By default counted when it is loaded
+    step:int|None=None  # Training step, if known
+    parameters:int|None=None # Default: counted when the model is loaded
 
 def parse_step(
-    text:str,  # Name of a snapshot or of a revision
+    text:str,  # Name of a checkpoint or revision
 )->int|None:
-    "The training step in a name: 'checkpoint-100', 'step_100', 'step100-tokens2B'"
+    "Parse the training step in a name: 'checkpoint-100', 'step_100', 'step100-tokens2B'"
     m = re.search(r'(?:^|[^a-z])(?:checkpoint|step|global_step|iter)[-_]?(\d+)', text.lower())
     return int(m[1]) if m else None
 
 def _snapshots(folder):
     if (folder/'config.json').is_file(): return []
-    snapshots = [(parse_step(d.name), d) for d in folder.glob('[!.]*') if (d/'config.json').is_file()]
+    snapshots = [(parse_step(d.name), d) for d in folder.glob('[!.]*')
+                 if (d/'config.json').is_file()]
     return sorted((s,d) for s,d in snapshots if s is not None)
 
 
 # %%
 #| export
 def _expand_model(model):
-    "The subjects that one name stands for"
+    "Return the models that one name stands for"
     if isinstance(model, ModelSpec): return [model]
     if isinstance(model, LM): return [ModelSpec(model.name, model, model.name)]
     name = str(model)
@@ -94,8 +94,8 @@ def _expand_model(model):
         if (path/'config.json').is_file():
             return [ModelSpec(path.name, str(path), path.parent.name, step=parse_step(path.name))]
         snapshots = _snapshots(path)
-        if not snapshots: raise ModelError(f'{path} holds neither a model nor snapshots whose '
-                                       'names say their step, like checkpoint-100.')
+        if not snapshots: raise ModelError(f'{path} has neither a model nor checkpoints with a '
+                                           'step in their names, such as checkpoint-100.')
         return [ModelSpec(f'{path.name}/{d.name}', str(d), path.name, step=s) for s,d in snapshots]
     base,_,revision = name.partition('@')
     if base in aliases() or '/' not in base and path.suffix!='.gguf':
@@ -107,7 +107,7 @@ def _expand_model(model):
 def expand_models(
     models,   # One or several: aliases, folders, 'name@revision', loaded models, `Subject`s
 )->list:
-    "Every model to be asked, snapshots one by one"
+    "List all models of a sweep, with one entry per checkpoint"
     listed = models if isinstance(models, (list,tuple)) else [models]
     specs = [s for m in listed for s in _expand_model(m)]
     names = [s.name for s in specs]
@@ -131,43 +131,43 @@ test_eq([parse_step(n) for n in ('step_7', 'main', 'global_step143000', 'v2-step
         [7, None, 143000, 3, None])
 with expect_fail(ConfigError, contains='named twice'): expand_models(['pythia-70m']*2)
 with expect_fail(ConfigError, contains="did you mean 'pythia-70m'"): expand_models('pythia-70')
-with expect_fail(ModelError, contains='holds neither'): expand_models(tmp)
+with expect_fail(ModelError, contains='has neither'): expand_models(tmp)
 
 
 # %% [markdown]
-# The aliases of `data/models.toml` make ladders: all sizes of a family, or all stages of one
-# size.
+# The aliases of `data/models.toml` group models by family: all sizes, or all stages of one size.
 
 # %%
 #| export
 def models_of_families(
     *families:str,          # 'qwen2.5', 'olmo-2', ...
-    stages=None,            # 'instruct', ...; by default every one
+    stages=None,            # 'instruct', ...; default: all
     max_parameters:float=np.inf,   # Parameters
 )->list:                    # Names, smallest first
-    "Models of some families that have a short name"
+    "List the aliases of model families"
     known = {a.family for a in aliases().values()}
     for f in families:
         if f not in known: raise ConfigError(unknown_name_message('family', f, sorted(known)))
-    matches = [a for a in aliases().values() if a.family in families and a.parameters<=max_parameters
-           and (stages is None or a.stage in stages)]
+    matches = [a for a in aliases().values()
+               if a.family in families and a.parameters<=max_parameters
+               and (stages is None or a.stage in stages)]
     return [a.name for a in sorted(matches, key=lambda a: (families.index(a.family), a.parameters))]
 
 
 # %%
-models_of_families('qwen2.5', stages=['instruct'], max_parameters=2e9), models_of_families('olmo-2', max_parameters=2e9)
+(models_of_families('qwen2.5', stages=['instruct'], max_parameters=2e9),
+ models_of_families('olmo-2', max_parameters=2e9))
 
 # %%
 with expect_fail(ConfigError, contains="did you mean 'qwen3'"): models_of_families('qwen4')
 
 # %% [markdown]
-# ## One folder each
+# ## Folders
 #
-# The answers of one model to one benchmark are a run as `evaluate` keeps it. When it is
-# complete, its tables are written beside it, and last a note of what was asked and of whom. A
-# folder with such a note is read; one whose note says something else is refused. For a model in
-# a folder of one's own the note holds sizes and dates of its files, so weights that were
-# trained further are not taken for the old ones.
+# The answers of one model to one benchmark are a run of `evaluate`. When it is complete, its tables are
+# written beside it, and last a note of the settings and the model. A folder with a matching note is read
+# instead of evaluated; a different note raises an error. For a model in a local folder the note holds
+# sizes and dates of its files, so weights that were trained further are recognised as new.
 
 # %%
 #| export
@@ -176,7 +176,7 @@ TABLES = ('records', 'metrics', 'differences')
 def _safe(name): return re.sub(r'[^\w.@-]', '-', str(name))
 
 def _fingerprint(spec):
-    "What tells, without loading it, whether a model is still the same"
+    "Identify a model without loading it"
     if isinstance(spec.source, LM): return content_key(who=_identity(spec.source))
     d = Path(spec.source).expanduser()
     if not d.is_dir(): return str(spec.source)
@@ -194,38 +194,38 @@ def _write_atomically(path, text):
     part.replace(path)
 
 def _read_note(folder, asked):
-    "The note of a finished folder, None if it is not finished"
+    "Read the note of a finished folder; None if it is not finished"
     note = folder/'sweep.json'
     if not note.is_file(): return None
     stored = json.loads(note.read_text(encoding='utf-8'))
     conflicts = [f'{k}: {stored["asked"].get(k)} there, {v} now' for k,v in asked.items()
-           if stored['asked'].get(k)!=v]
-    if conflicts: raise ConfigError(f'{folder} was asked something else ({"; ".join(conflicts)}); '
-                              'name another folder.')
+                 if stored['asked'].get(k)!=v]
+    if conflicts: raise ConfigError(f'{folder} has results of other settings '
+                                    f'({"; ".join(conflicts)}); choose another folder with out=.')
     return stored
 
 def read_exact_csv(
     path, # A .csv file
 )->pd.DataFrame:
-    "A table with the very numbers that were written"
+    "Read a table with exactly the numbers that were written"
     return pd.read_csv(path, float_precision='round_trip')
 
 
 # %% [markdown]
-# ## The call
+# ## `sweep`
 #
-# A ladder of sixty models should not end at the one whose licence was not accepted. What goes
-# wrong with a single model is kept in `failed` and said at the end; the others are asked.
+# A sweep over sixty models should not stop at one whose licence was not accepted. Errors of single models
+# are saved in `failed` and reported at the end; the other models are evaluated.
 
 # %%
 #| export
 @dataclass(repr=False)
 class SweepResult:
-    "What `sweep` found"
-    table:pd.DataFrame  # One row a model, benchmark, condition, category and metric
+    "Results of `sweep`"
+    table:pd.DataFrame  # One row per model, benchmark, condition, category and metric
     out:str             # Its folder
     runs:dict           # (model, benchmark) to folder
-    failed:dict         # Model to what went wrong
+    failed:dict         # Model to its error message
 
     def __repr__(self):
         t = self.table
@@ -241,7 +241,7 @@ COLUMNS = ['model', 'family', 'stage', 'parameters', 'step', 'benchmark', 'condi
            'category', 'metric', 'value', 'low', 'high']
 
 def _result_rows(note, folder):
-    "Metrics and differences of one run, with its model beside them"
+    "Return metrics and differences of one run, with columns for its model"
     tables = [read_exact_csv(folder/f'{t}.csv') for t in TABLES[1:]]
     d = pd.concat(tables, ignore_index=True).assign(**note['model'])
     return d.assign(step=d.step.astype('Int64'), stage=d.stage.fillna(''))[COLUMNS]
@@ -250,20 +250,20 @@ def _result_rows(note, folder):
 # %%
 #| export
 def sweep(
-    models,                   # Whatever `subjects` takes
+    models,                   # See `expand_models`
     benchmarks=('bbq',),      # See `evaluate`
-    conditions=None,          # By default those of each benchmark
+    conditions=None,          # Default: those of each benchmark
     out='runs/sweep',         # Folder of all runs
-    limit:int|None=None,      # At most so many questions a benchmark
+    limit:int|None=None,      # At most so many questions per benchmark
     orders:int=1,             # Option orders: 1, 3 or 6
     seed:int=0,
     mode:str='plain',
     dtype='auto',
     device='auto',
-    progress=None,            # Called with (what, answers there, answers in all)
+    progress=None,            # Called with (model, saved answers, all answers)
     **kw,                     # samples, categories, max_new_tokens, ... of `evaluate`
 )->SweepResult:
-    "Ask many models many things; killed and started again, it goes on"
+    "Evaluate many models; an interrupted sweep resumes"
     specs = expand_models(models)
     bs,asked = resolve_benchmarks(benchmarks, conditions, orders)
     settings = dict(limit=limit, orders=orders, seed=seed, mode=mode, dtype=str(dtype)) | {
@@ -283,7 +283,7 @@ def _report_for(progress, s):
     return progress and (lambda n,total: progress(s.name, n, total))
 
 def _evaluate_model(s, bs, plan, dtype, device, progress, **kw):
-    "Everything that one model has not been asked yet"
+    "Evaluate one model on the benchmarks that are not finished"
     left = {n:x for n,x in plan.items() if not _read_note(*x)}
     if not left: return
     lm = s.source if isinstance(s.source, LM) else load_model(s.source, dtype, device)
@@ -296,10 +296,10 @@ def _evaluate_model(s, bs, plan, dtype, device, progress, **kw):
         note = dict(model=model, asked=a, source=lm.source, is_stub=lm.is_stub,
                     provenance=e.provenance)
         _write_atomically(folder/'sweep.json', json.dumps(note, indent=1))
-    del lm; gc.collect() # The next one may need the room
+    del lm; gc.collect() # The next model may need the memory
 
 def _collect_results(out, runs, failed):
-    "One table of all finished runs"
+    "Collect all finished runs in one table"
     notes = {k:json.loads((Path(d)/'sweep.json').read_text()) for k,d in runs.items()}
     rows = [_result_rows(notes[k], Path(d)) for k,d in runs.items()]
     for m,message in failed.items(): warnings.warn(f'{m} was left out: {message}', stacklevel=3)
@@ -310,14 +310,14 @@ def _collect_results(out, runs, failed):
 
 
 # %% [markdown]
-# Two respondents that lean towards the stereotype, one of whom heeds the instruction, and the
-# three snapshots, on a part of our own questions:
+# The example has two stub models with a stereotype bias, one of which follows the instruction, and the
+# three checkpoints, on a subset of our own questions:
 
 # %%
-def leans(item, told): return [{item.unknown:.4, item.biased:.4}.get(k, .2) for k in range(3)]
-def heeds(item, told):
-    return [{item.unknown:.8 if told else .4}.get(k, .1 if told else .4 if k==item.biased
-            else .2) for k in range(3)]
+def leans(item, instructed): return [{item.unknown:.4, item.biased:.4}.get(k, .2) for k in range(3)]
+def heeds(item, instructed):
+    p = {item.unknown:.8} if instructed else {item.unknown:.4, item.biased:.4}
+    return [p.get(k, .1 if instructed else .2) for k in range(3)]
 
 ask = dict(benchmarks='bbq-like', limit=32, orders=3, out=tmp/'sweep')
 models = [bbq_stub_model(leans, ours), bbq_stub_model(heeds, ours), tmp/'mine']
@@ -339,8 +339,8 @@ found.table[['model','family','parameters','step']].drop_duplicates()
 
 
 # %% [markdown]
-# Nothing is loaded twice. When everything is there, the same call reads five folders; when a
-# sixth model joins, only that one is asked. Were a model to be loaded here, the call would fail.
+# Nothing is loaded twice. If everything is finished, the same call reads five folders; if a sixth model is
+# added, only that one is evaluated. The next cell would fail if a model were loaded.
 
 # %%
 def never(*a, **k): raise AssertionError('A model was loaded.')
@@ -356,15 +356,16 @@ test_eq(more.table.model.nunique(), 6)
 more
 
 # %% [markdown]
-# Another question in the same folder is refused, and so are weights that have changed.
+# Other settings in the same folder raise an error, and so do weights that have changed.
 
 # %%
-with expect_fail(ConfigError, contains='limit: 32 there, 48 now'): sweep(models, **ask|dict(limit=48))
+with expect_fail(ConfigError, contains='limit: 32 there, 48 now'):
+    sweep(models, **ask|dict(limit=48))
 lm.model.save_pretrained(tmp/'mine'/'checkpoint-50')
 with expect_fail(ConfigError, contains='weights'): sweep(tmp/'mine', **ask)
 
 # %% [markdown]
-# A model that cannot be had is said and skipped.
+# A model that cannot be loaded is skipped with a warning.
 
 # %%
 (tmp/'empty').mkdir(); (tmp/'empty'/'config.json').write_text('{}')
@@ -372,14 +373,13 @@ with warnings.catch_warnings(record=True) as said:
     warnings.simplefilter('always')
     some = sweep([models[0], tmp/'empty'], **ask)
 test_eq(list(some.failed), ['empty'])
-str(said[-1].message).replace(f'{tmp}/', '')
+str(messages[-1].message).replace(f'{tmp}/', '')
 
 # %% [markdown]
-# ### Killed
+# ### Resuming
 #
-# A process is killed without warning while it asks its second model, and the sweep is started
-# again here. The table is the one that an undisturbed sweep makes, in whatever order models are
-# named.
+# A process is killed without warning while it evaluates its second model, and the sweep is started again
+# here. The table equals that of an uninterrupted sweep, in whatever order models are given.
 
 # %%
 script = '''
@@ -407,11 +407,11 @@ test_eq(set(backwards.table.value.dropna()), set(cut.table.value.dropna()))
 
 
 # %% [markdown]
-# ## Along an axis
+# ## Trends
 #
-# Whether bias rises with size is one number: the slope of the score over the logarithm of the
-# number of parameters. All models answer the same questions, so templates are drawn once for
-# all of them and what a hard template does to every model stays out of the interval.
+# Whether bias rises with size is one number: the slope of the score over the logarithm of the number of
+# parameters. All models answer the same questions, so templates are drawn once for all of them, and
+# effects that a template has on every model do not widen the interval.
 
 # %%
 #| export
@@ -420,7 +420,7 @@ def item_bias(
     condition:str='q',
     soft:bool=True,        # From probabilities
 )->pd.DataFrame:           # id, template, category, value
-    "What each ambiguous question adds to the bias score"
+    "Return the contribution of each ambiguous question to the bias score"
     qs = asked_items(records)
     d = directions(condition_probabilities(records, condition, soft), qs)
     rows = [dict(id=q.id, template=q.template, category=q.category, value=v)
@@ -431,17 +431,17 @@ def least_squares_slope(
     x,  # [model]
     y,  # [row, model]
 )->float:
-    "Least-squares slope of the column means of `y` over `x`"
+    "Return the least-squares slope of the column means of `y` over `x`"
     x = np.asarray(x, float)-np.mean(x)
     m = y.mean(0)
     return float(x@m/(x@x))
 
 def trend(
-    values,    # Tables of `item_bias`, one a model, in the order of `x`
-    x,         # What the models differ in: log10 of parameters, training steps
+    values,    # Tables of `item_bias`, one per model, in the order of `x`
+    x,         # [model] log10 of parameters, or training steps
     **kw,      # n, level, seed of the bootstrap
 )->Estimate:   # Per unit of x
-    "How a score changes along an axis, over questions that all models were asked"
+    "Estimate the slope of a score along an axis, over questions that all models were asked"
     if len(values)!=len(x) or len(set(x))<2:
         raise ConfigError(f'A trend needs two models or more that differ; got {list(x)}.')
     wide = pd.concat([v.set_index('id').value for v in values], axis=1, join='inner')
@@ -453,8 +453,8 @@ def trend(
 
 
 # %% [markdown]
-# Models of one million to one hundred million parameters whose score is made to grow by 0.05
-# with every factor of ten, however much a template sways all of them:
+# In the example, models of one million to one hundred million parameters have a score that grows by 0.05
+# per factor of ten, and templates have large effects on all of them:
 
 # %%
 rng = np.random.default_rng(0)
@@ -472,8 +472,8 @@ with expect_fail(ConfigError, contains='two models or more'): trend(grown[:1], [
 
 
 # %% [markdown]
-# The onset of self-correction is the smallest size from which the instruction is seen to reduce
-# the score: a paired difference whose interval lies below zero.
+# The onset of self-correction is the smallest size at which the instruction reduces the score: a paired
+# difference whose interval lies below zero.
 
 # %%
 #| export
@@ -483,7 +483,7 @@ def onset(
     metric:str='bias_ambig_soft',
     category:str='micro',
 )->dict|None:                      # Row of the smallest such model, None if there is none
-    "The smallest model that is less biased under a condition"
+    "Find the smallest model that is less biased under a condition"
     d = table[(table.condition==condition) & (table.metric==metric)
               & (table.category==category) & (table.high<0)]
     return None if d.empty else d.sort_values('parameters').iloc[0].to_dict()
@@ -493,23 +493,22 @@ def onset(
 onset(found.table)['model']
 
 # %% [markdown]
-# ## Stand-ins
+# ## Stub models for pages
 #
-# Pages about sweeps should run where no weights are within reach, and show there what they would
-# show. These respondents are no models of anything. They were given a size, a lean towards the
-# stereotype that begins between the second and the third, and a largest one that comes to heed
-# the instruction as its steps go by.
+# Pages about sweeps also run where no weights are available. Their stub models have a size and steps
+# assigned to them, a bias that appears between the second and third size, and a largest model that
+# increasingly follows the instruction over its steps.
 
 # %%
 #| export
-STUB_SETTINGS = [ # parameters, step, unknown, lean, unknown when told
+STUB_SETTINGS = [ # parameters, step, p(unknown), bias, p(unknown) under the instruction
     (10**8, None, .34, .0, .34), (10**9, None, .36, .1, .36), (10**10, None, .4, .5, .45),
     (10**11, 100, .5, .8, .55), (10**11, 500, .5, .8, .7), (10**11, 1000, .5, .8, .9)]
 
 def stub_sweep_models(
     items:list,  # Questions they can answer
-)->list:         # Of `Subject`
-    "Respondents of known bias that pass for models of several sizes and steps"
+)->list:         # Of `ModelSpec`
+    "Return stub models of known bias, with several sizes and steps"
     from moral_sc.bias.asking import bbq_stub_model
     def one(n, step, unknown, lean, instructed_unknown):
         def rule(i, instructed):
@@ -520,7 +519,8 @@ def stub_sweep_models(
             mix = min(1, n/10**10)*settled
             return [mix*(k==i.label) + (1-mix)*p[k] for k in range(3)]
         name = f'stand-in-{n:.0e}'.replace('+','') + (f'-step{step}' if step else '')
-        return ModelSpec(name, bbq_stub_model(rule, items, name), 'stand-in', step=step, parameters=n)
+        lm = bbq_stub_model(rule, items, name)
+        return ModelSpec(name, lm, 'stand-in', step=step, parameters=n)
     return [one(*x) for x in STUB_SETTINGS]
 
 
@@ -534,19 +534,19 @@ test_eq(onset(standing)['parameters'], 10**10)
 
 
 # %% [markdown]
-# ## Kept
+# ## Saving a sweep
 #
-# A sweep of small models takes minutes, one of large models days. What it found is a table that
-# fits into the repository, with where it came from beside it.
+# A sweep of small models takes minutes, one of large models days. `save_sweep` writes its table to a small
+# file for the repository, with its provenance beside it.
 
 # %%
 #| export
 def save_sweep(
     result:SweepResult,
     path,          # A .csv file; its provenance goes beside it, as .json
-    digits:int=6,  # Of the numbers, after the point
+    digits:int=6,  # Decimals
 )->Path:
-    "Write what a sweep found to one small table"
+    "Write the table of a sweep to a small file"
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     notes = {f'{m} {b}':json.loads((Path(d)/'sweep.json').read_text())
@@ -560,11 +560,12 @@ def save_sweep(
 def load_sweep(
     path, # As written by `keep`
 )->pd.DataFrame:
-    "A table that was kept"
+    "Load the table of a saved sweep"
     try: d = read_exact_csv(path)
     except OSError as e: raise DataError(f'{path} cannot be read: {e.strerror}.') from e
     missing = [c for c in COLUMNS if c not in d]
-    if missing: raise DataError(f'{path} has no column {missing[0]}: it is no kept sweep.')
+    if missing: raise DataError(f'{path} has no column {missing[0]}: pass a file that save_sweep '
+                                'wrote.')
     return d.assign(step=d.step.astype('Int64'), stage=d.stage.fillna(''))
 
 

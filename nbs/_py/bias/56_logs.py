@@ -9,17 +9,16 @@
 # %% [markdown]
 # # Logs of other tools
 #
-# > A BBQ score that somebody else's tool reported, beside the one its own answers deserve.
+# > BBQ scores of other tools, compared with scores recomputed from their logged answers.
 
 # %%
 #| default_exp bias.logs
 
 # %% [markdown]
-# Two tools keep what a model answered to every question: lm-evaluation-harness
-# [@gao2024harness] with `--log_samples`, and Inspect [@inspect2024] always. That is enough to
-# score the answers again. [The formula](bbq/50_scoring.ipynb) is the authors'; what differs between
-# tools is which answer counts as the stereotype, what happens to an answer that cannot be
-# read, and what a score is when no answer is biased.
+# Two tools log the answer to every question: lm-evaluation-harness [@gao2024harness] with
+# `--log_samples`, and Inspect [@inspect2024] always. From these logs the answers can be scored again.
+# [The formula](bbq/50_scoring.ipynb) is the authors'; tools differ in which answer counts as the
+# stereotype, in the treatment of unparsed answers, and in the score when no answer is biased.
 
 # %%
 #| export
@@ -40,21 +39,20 @@ from moral_sc.foundation.datasets import data_dir
 
 
 # %% [markdown]
-# ## What a log says
+# ## Logs
 #
-# Whatever the tool, a log becomes questions, one answer each, and the numbers that the tool
-# made of them.
+# A log of either tool becomes questions, one answer each, and the tool's own scores.
 
 # %%
 #| export
 @dataclass
 class Log:
-    "Answers to BBQ as another tool recorded them"
+    "Answers to BBQ logged by another tool"
     tool:str
     items:list      # Of `Item`
-    answers:list    # Option index of each, None where no option can be read
-    reported:dict   # (category or 'micro', metric) -> the tool's own number
-    biased:list = field(default_factory=list) # Texts that the tool took for the stereotype
+    answers:list    # Option index of each, None if unparsed
+    reported:dict   # (category or 'micro', metric) -> the tool's own score
+    biased:list = field(default_factory=list) # Texts that the tool counts as the stereotype
 
     def __repr__(self):
         lost = sum(a is None for a in self.answers)
@@ -62,8 +60,8 @@ class Log:
 
 
 # %% [markdown]
-# Tools offer letters, the three answers in full, or several ways to decline. Each choice is
-# traced back to one of the three options of the question.
+# Tools offer letters, the three answers in full, or several ways to decline. Each choice is matched to
+# one of the three options of the question.
 
 # %%
 #| export
@@ -75,7 +73,7 @@ def match_option(
     text:str,  # A choice, or what a model wrote
     item,      # The question
 )->int|None:
-    "Which option a text stands for"
+    "Return the option that a text stands for; None if unclear"
     text = _normalise(text)
     options = [_normalise(o) for o in item.options]
     if text in options: return options.index(text)
@@ -101,9 +99,9 @@ test_eq(match_option('the retired neighbour or the student next door', item), No
 # %% [markdown]
 # ## lm-evaluation-harness
 #
-# It writes a line of JSON for each question: the row, the choices, their log-probabilities and
-# four numbers from which its scores are made. The scores themselves are in a file beside it; if
-# that is gone, they are made from the four numbers as the harness makes them.
+# The harness writes one line of JSON per question: the row, the choices, their log-probabilities and four
+# numbers from which its scores are computed. The scores themselves are in a file beside it; if that is
+# missing, they are recomputed from the four numbers by the harness's rules.
 
 # %%
 #| export
@@ -118,7 +116,7 @@ def _lines(path):
         yield d,f'{path}: line {n}'
 
 def _harness_choice(d, item, location):
-    "The option that the harness's answer stands for"
+    "Return the option that the harness's answer stands for"
     responses = d['filtered_resps']
     if responses and isinstance(responses[0], str): return match_option(responses[0], item)
     try:
@@ -137,7 +135,7 @@ _names = dict(accuracy_amb='accuracy_ambig', accuracy_disamb='accuracy_disambig'
 _metric = r'(accuracy_(?:dis)?amb|(?:dis)?amb_bias_score)(?:_(\w+))?,none'
 
 def _harness_scores(path):
-    "What the harness printed, from the file beside the samples"
+    "Read the harness's scores from the file beside the samples"
     stamp = path.stem.rpartition('_')[2]
     for p in path.parent.glob(f'results_{stamp}.json'):
         for results in json.loads(p.read_text())['results'].values():
@@ -146,7 +144,7 @@ def _harness_scores(path):
                     if m and isinstance(v, float) and v==v}
 
 def _recompute_scores(lines):
-    "The same numbers, by the harness's rules"
+    "Recompute the scores by the harness's rules"
     res = {}
     cats = {'micro':''} | {c:f'_{c}' for c in {d['doc']['category'] for d in lines}}
     for c,tail in cats.items():
@@ -164,7 +162,7 @@ def _recompute_scores(lines):
     return res
 
 def read_harness(path)->Log: # samples_*.jsonl
-    "Answers that lm-evaluation-harness logged"
+    "Read a log of lm-evaluation-harness"
     path = Path(path)
     items = []
     answers = []
@@ -173,14 +171,15 @@ def read_harness(path)->Log: # samples_*.jsonl
         items.append(parse_item(d['doc'], location)); lines.append(d)
         answers.append(_harness_choice(d, items[-1], location))
     if not items: raise DataError(f'{path} holds no answers.')
-    return Log('lm-evaluation-harness', items, answers, _harness_scores(path) or _recompute_scores(lines),
+    reported = _harness_scores(path) or _recompute_scores(lines)
+    return Log('lm-evaluation-harness', items, answers, reported,
                [d['doc'].get('biased_answers') for d in lines])
 
 
 # %% [markdown]
-# The following log is ours, in that form: a model that never gives the biased answer, put through the
-# harness's twelve choices. Its own set of phrases for "unknown" has to occur among the answers,
-# so ours is replaced.
+# The next cell writes a log in that form: a stub model that never gives the biased answer, with the
+# harness's twelve choices. The harness's set of phrases for "unknown" must occur among the answers, so
+# ours is replaced.
 
 # %%
 def logged(row, answer):
@@ -208,14 +207,14 @@ log
 # %% [markdown]
 # ## Inspect
 #
-# Inspect keeps a zip archive (`.eval`) or one JSON file. Samples carry the row as metadata and the
-# letter that was read from the model's answer; an answer that could not be read is an empty
-# letter, counted as wrong. It reports accuracy and no bias score.
+# Inspect writes a zip archive (`.eval`) or one JSON file. Samples carry the row as metadata and the
+# letter that was parsed from the model's answer; an unparsed answer is an empty letter and counts as
+# wrong. Inspect reports accuracy and no bias score.
 
 # %%
 #| export
 def _unpack(z, info, path):
-    "A member of an archive, also where it was compressed in a way that zipfile cannot"
+    "Read a member of an archive, including Zstandard compression"
     if info.compress_type!=93: return z.read(info)
     try: from compression import zstd  # Python 3.14
     except ImportError:
@@ -234,7 +233,7 @@ def _unpack(z, info, path):
         if hasattr(d, 'stream_reader') else zstd.decompress(data)
 
 def _archive(path):
-    "Header and samples of an .eval file"
+    "Read header and samples of an .eval file"
     try:
         with zipfile.ZipFile(path) as z:
             names = {i.filename:i for i in z.infolist()}
@@ -246,7 +245,7 @@ def _archive(path):
         raise DataError(f'{path} is damaged or no log of Inspect ({e}).') from e
 
 def _bbq_row(s):
-    "A sample of Inspect as a row of BBQ"
+    "Convert a sample of Inspect to a row of BBQ"
     m = s['metadata']
     n = m.get('source_id', m.get('example_id', s['id']))
     n = int(re.sub(r'\D', '', str(n)) or 0)
@@ -256,7 +255,7 @@ def _bbq_row(s):
         **{f'ans{i}':t for i,t in enumerate(s['choices'])})
 
 def read_inspect(path)->Log: # .eval or .json
-    "Answers to BBQ that Inspect logged"
+    "Read a log of Inspect"
     path = Path(path)
     items = []
     answers = []
@@ -289,7 +288,7 @@ def _accuracy(d):
 
 
 # %% [markdown]
-# The same questions in Inspect's form, where every seventh answer could not be read:
+# The same questions in Inspect's format, where every seventh answer could not be parsed:
 
 # %%
 def inspected(row, letter):
@@ -315,16 +314,16 @@ a
 
 
 # %% [markdown]
-# ## Side by side
+# ## Comparison
 #
-# `read_log` finds out which tool a file is from, and `compare_scores` puts the numbers side by side.
+# `read_log` detects the tool of a file, and `compare_scores` shows its scores beside ours.
 
 # %%
 #| export
 def read_log(
     path, # samples_*.jsonl of lm-evaluation-harness, .eval or .json of Inspect
 )->Log:
-    "Answers to BBQ from another tool's log"
+    "Read answers to BBQ from another tool's log"
     path = Path(path)
     if not path.is_file(): raise DataError(f'{path} is not there.')
     kinds = {'.jsonl':read_harness, '.eval':read_inspect, '.json':read_inspect}
@@ -335,7 +334,7 @@ def read_log(
 def compare_scores(
     log,               # A `Log`, or the path of one
 )->pd.DataFrame:       # category, metric, reported, ours, difference
-    "What a tool reported beside what its answers score by the authors' formula"
+    "Compare a tool's scores with the authors' formula applied to its answers"
     log = log if isinstance(log, Log) else read_log(log)
     table = score(log.answers, log.items)
     right = [a==i.label for a,i in zip(log.answers, log.items)]
@@ -350,9 +349,8 @@ def compare_scores(
 
 
 # %% [markdown]
-# A model that always goes against the stereotype scores -1 by the formula in both contexts.
-# The harness reports 0, as for a fair model: no answer is biased, and there its score is set to
-# zero.
+# A model that always goes against the stereotype scores -1 by the formula in both contexts. The harness
+# reports 0, as for an unbiased model, because it sets the score to zero when no answer is biased.
 
 # %%
 t = compare_scores(log)
@@ -361,8 +359,8 @@ assert (t[t.metric.str.startswith('bias')].reported==0).all()
 t[t.category=='micro']
 
 # %% [markdown]
-# Inspect's one number agrees, and there is more in the log than it reports. By its count, an
-# unreadable answer is a wrong one; ours leaves it out of a category's accuracy and counts it.
+# Inspect's accuracy agrees, and its log gives more metrics than it reports. Inspect counts an unparsed
+# answer as wrong; we leave it out of a category's accuracy and report the number of unparsed answers.
 
 # %%
 t = compare_scores(folder/'bbq.eval')
@@ -372,15 +370,15 @@ t[t.category=='micro'].round(4)
 
 
 # %% [markdown]
-# Where a difference is not explained by that rule, it comes from questions whose stereotyped answer
-# the two do not agree on.
+# If that rule does not explain a difference, it comes from questions for which the two disagree about the
+# stereotyped answer.
 
 # %%
 #| export
 def disputed_items(
     log,         # A `Log`, or the path of one
 )->pd.DataFrame: # id, category, theirs: the tool's biased options, ours
-    "Questions where the tool takes other answers for the stereotype than we do"
+    "Return questions for which the tool's stereotyped answer differs from ours"
     log = log if isinstance(log, Log) else read_log(log)
     rows = [dict(id=i.id, category=i.category, ours=i.biased,
                  theirs=tuple(k for k,o in enumerate(i.options) if o in b))
@@ -397,7 +395,7 @@ kept.write_text('\n'.join([json.dumps(first), *lines[1:]]))
 disputed_items(kept)
 
 # %% [markdown]
-# A file that is something else is told so.
+# ## Errors
 
 # %%
 test_eq(len(disputed_items(kept)), 1)

@@ -50,9 +50,9 @@ from moral_sc.language.stub_models import letter_prior_model
 # others, and a little less under the instruction.
 
 # %%
-def leans(item, told):
+def leans(item, instructed):
     rng = np.random.default_rng(sum(map(ord, item.template)))
-    u = rng.uniform(.2,.5) + .2*told
+    u = rng.uniform(.2,.5) + .2*instructed
     b = rng.uniform(.45,.85)
     p = {item.unknown:u, item.biased:(1-u)*b, item.counter:(1-u)*(1-b)}
     return [p[k] for k in range(3)]
@@ -153,7 +153,8 @@ def plot_differences(
         fig.add_scatter(y=[metric_name(m) for m in g.index], name=f'{name} less Q',
                         mode='markers', x=g.value, error_x=_error_bars(g),
                         marker=dict(color=colour, symbol=symbol, size=9))
-    if equivalence: fig.add_vrect(-equivalence, equivalence, fillcolor=INK, opacity=.12, line_width=0)
+    if equivalence:
+        fig.add_vrect(-equivalence, equivalence, fillcolor=INK, opacity=.12, line_width=0)
     fig.add_vline(x=0, line=dict(color=INK, width=1))
     fig.update_yaxes(showgrid=False, zeroline=False)
     fig.update_xaxes(title_text='Change of the score', showgrid=True)
@@ -214,7 +215,7 @@ table = sweep(stub_sweep_models(ours), 'bbq-like', limit=48, out=tempfile.mkdtem
 
 # %%
 #| export
-def select_rows(
+def select_sweep_rows(
     table:pd.DataFrame,        # Of `sweep`
     metric:str,
     category:str|None=OVERALL, # None for all
@@ -292,7 +293,7 @@ def plot_size(
     **kw,                           # category, conditions, benchmark: see `chosen`
 )->go.Figure:
     "Plot a metric against the number of parameters"
-    d = final_step(select_rows(table, metric, **kw))
+    d = final_step(select_sweep_rows(table, metric, **kw))
     fig = go.Figure()
     _add_baseline(fig, metric, baseline)
     decades = np.log10(max(d.parameters)/min(d.parameters)+10)
@@ -313,7 +314,7 @@ plot_size(table)
 # The largest model has three training steps; the figure shows the last one.
 
 # %%
-d = final_step(select_rows(table, 'bias_ambig_soft', conditions=['q']))
+d = final_step(select_sweep_rows(table, 'bias_ambig_soft', conditions=['q']))
 test_eq(d.step.dropna().tolist(), [1000])
 test_eq(len(d), 4)
 [format_parameters(n) for n in (134_515_008, 1_711_376_384, 70_553_706_496)]
@@ -328,7 +329,7 @@ def plot_steps(
     **kw,                           # category, conditions, benchmark: see `chosen`
 )->go.Figure:
     "Plot a metric against training steps, with one line per condition and model"
-    d = select_rows(table, metric, **kw)
+    d = select_sweep_rows(table, metric, **kw)
     d = d[d.step.notna()]
     if d.empty: raise DataError('No model of the table has a training step; sweep over '
                                 'checkpoints to plot steps.')
@@ -363,7 +364,7 @@ def plot_category_panels(
     **kw,                           # conditions, benchmark: see `chosen`
 )->go.Figure:
     "Plot a metric against model size, with one panel per category"
-    d = final_step(select_rows(table, metric, None, **kw))
+    d = final_step(select_sweep_rows(table, metric, None, **kw))
     names = sorted(dict.fromkeys(d.category), key=lambda c: c!=OVERALL)
     rows = -(-len(names)//columns)
     fig = make_subplots(rows, columns, shared_yaxes='all', shared_xaxes='all',
@@ -434,8 +435,8 @@ plot_changes(holm_by_category(two))
 # %%
 items = winogender.load_winogender(source='ours')
 
-def halfway(b, told):
-    n = (.6 if told=='if' else .1)
+def halfway(b, condition):
+    n = (.6 if condition=='if' else .1)
     f = .25+.5*b.female
     return (1-n)*f, (1-n)*(1-f), n
 

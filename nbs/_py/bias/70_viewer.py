@@ -7,19 +7,17 @@
 # ---
 
 # %% [markdown]
-# # A page of single questions
+# # Answer viewer
 #
-# > One offline file in which a reader filters answers and reads prompt, probabilities, verdict.
+# > An offline HTML page for filtering answers and reading prompt, probabilities and verdict.
 
 # %%
 #| default_exp bias.viewer
 
 # %% [markdown]
-# A score is a mean over questions, and the quickest way to doubt it is to read some of them.
-# `view` writes what a model was asked and what it answered into one HTML file. The file asks
-# nothing of the network, so it can be mailed, or opened on a machine that has none. It shows a
-# benchmark's texts, which are offensive by design, and is therefore made by whoever has the
-# benchmark and not published with the results.
+# A score is a mean over questions, and reading some of them is the quickest check. `view` writes prompts
+# and answers to one HTML file. The file makes no network requests, so you can mail it or open it offline.
+# It contains a benchmark's texts, which are offensive by design, so it is not published with the results.
 
 # %%
 #| export
@@ -51,30 +49,29 @@ few = stratified(bbq.load(source='ours'), 32)
 
 
 # %% [markdown]
-# ## What is shown of an answer
+# ## Rows
 #
-# Each record becomes a row: where it belongs, which prompt it answered, the probability of every
-# answer among the answers, and a verdict. For BBQ the verdict says what the answer means, which
-# is more than whether it is right.
+# Each record becomes a row: its condition and category, its prompt, the probability of every answer, and a
+# verdict. For BBQ the verdict says what the answer means, which is more than whether it is correct.
 
 # %%
 #| export
 def bbq_verdict(
     row,  # A record of BBQ
 )->str:
-    "What an answer of BBQ means"
+    "Return the verdict on an answer to BBQ"
     kinds = [('right', row.label), ('declined', row.unknown), ('stereotyped', row.biased),
              ('against the stereotype', row.counter)]
     return next((k for k,v in kinds if v==v and v is not None and row.answer==v), 'wrong')
 
 def _option_tags(row, option):
-    "What an option of BBQ stands for"
+    "Return the meaning of an option of BBQ"
     kinds = [('right', row.label), ('stereotype', row.biased), ('against it', row.counter),
              ('declines', row.unknown)]
     return ', '.join(k for k,v in kinds if v==v and v is not None and option==v)
 
 def _viewer_row(b, item, r):
-    "One record as the page shows it"
+    "Convert one record to a row of the page"
     lp = np.array([r[f'lp_{a}'] for a in b.answers], float)
     p = np.exp(lp-lp.max())/np.exp(lp-lp.max()).sum()
     out = dict(id=str(r.id), condition=r.condition, chosen=int(p.argmax()),
@@ -91,9 +88,8 @@ def _viewer_row(b, item, r):
 
 
 # %% [markdown]
-# Prompts are rebuilt from the items, with their options in the order in which they were shown.
-# What a model wrote while it reasoned is in its run and not in the records; such a prompt is
-# shown up to where the model began.
+# Prompts are rebuilt from the items, with their options in the displayed order. Sampled reasoning is in the
+# run and not in the records; such a prompt is shown up to where the model began.
 
 # %%
 #| export
@@ -105,9 +101,9 @@ def viewer_rows(
     records:pd.DataFrame,
     items:dict,           # Name of a benchmark to its items
     benchmarks:dict,      # Name to `Benchmark`
-    limit:int|None=None,  # At most so many questions, the first of each category in turn
-)->tuple:                 # Rows, and the prompts they point at
-    "What the page shows, as plain data"
+    limit:int|None=None,  # At most so many questions, from all categories in turn
+)->tuple:                 # Rows, and their prompts
+    "Build the content of the page as plain data"
     answers = []
     prompts = []
     items_by_id = {(n,str(b.metadata(i)['id'])):i for n,b in benchmarks.items()
@@ -123,7 +119,7 @@ def viewer_rows(
     return answers,prompts
 
 def _limit_questions(records, limit):
-    "Records of some questions, drawn from all categories in turn"
+    "Select records of some questions, from all categories in turn"
     keys = ['benchmark'] + ['category']*('category' in records)
     ids = records.drop_duplicates(['benchmark','id'])
     n = ids.groupby(keys).cumcount()
@@ -133,12 +129,12 @@ def _limit_questions(records, limit):
 
 
 # %% [markdown]
-# ## One file
+# ## Page
 #
-# Text of items and of models is untrusted. It reaches the page as JSON in a block that the
-# browser does not run, with every `<`, `>` and `&` written as an escape, so no text can close the
-# block; the script puts it on the page as text and never as markup. On top of that the page
-# forbids itself every script but its own, told by its hash, and every request.
+# Texts of items and models are untrusted. They are embedded as JSON in a block that the browser does not
+# execute, with every `<`, `>` and `&` escaped, so no text can close the block; the script inserts them as
+# text and never as markup. In addition, the page's content security policy forbids every script but its
+# own, identified by its hash, and every request.
 
 # %%
 #| export
@@ -146,12 +142,12 @@ FILTERS = [('condition','condition'), ('category','category'), ('context','conte
            ('outcome','verdict')]
 
 def viewer_page(
-    answers:list,    # Of `rows`
+    answers:list,    # Of `viewer_rows`
     prompts:list,
     title:str,
     description:str='',
 )->str:
-    "The whole file"
+    "Build the HTML of the page"
     used = [f for f in FILTERS if len({r[f[0]] for r in answers})>1]
     data = json.dumps(dict(rows=answers, prompts=prompts, filters=used))
     for c in '<>&': data = data.replace(c, f'\\u{ord(c):04x}')
@@ -168,7 +164,7 @@ def viewer_page(
 # %%
 #| export
 def _load_run(run):
-    "Records, items and benchmarks of an evaluation or of its folder"
+    "Return model, records, items and benchmarks of an evaluation or of its folder"
     if hasattr(run, 'records') and hasattr(run, 'items'):
         return run.model, run.records, run.items, run.benchmarks
     folder = Path(run)
@@ -190,18 +186,19 @@ def view(
     if limit is not None and limit<1: raise ConfigError(f'limit={limit} leaves no question.')
     answers,prompts = viewer_rows(records, items, bs, limit)
     n = len({(r['id']) for r in answers})
-    description = (f'{len(answers):,} answers to {n:,} questions of {", ".join(bs)}. Benchmarks of bias '
-             'quote stereotypes; nothing here is a statement of fact.')
+    description = (f'{len(answers):,} answers to {n:,} questions of {", ".join(bs)}. Benchmarks '
+                   'of bias quote stereotypes; nothing here is a statement of fact.')
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(viewer_page(answers, prompts, f'Answers of {model}', description), encoding='utf-8')
+    text = viewer_page(answers, prompts, f'Answers of {model}', description)
+    path.write_text(text, encoding='utf-8')
     return path
 
 
 # %%
-def leans(i, told):
-    p = {i.unknown:.8, i.biased:.12} if told else {i.unknown:.3, i.biased:.5}
-    return [p.get(k, .08 if told else .2) for k in range(3)]
+def leans(i, instructed):
+    p = {i.unknown:.8, i.biased:.12} if instructed else {i.unknown:.3, i.biased:.5}
+    return [p.get(k, .08 if instructed else .2) for k in range(3)]
 e = evaluate(bbq_stub_model(leans, few), ['bbq-like'], items=few, orders=3)
 path = view(e, tmp/'view.html')
 path.stat().st_size
@@ -213,8 +210,8 @@ test_eq({r['outcome'] for r in found}, {'right','stereotyped','declined'})
 pd.DataFrame(found)[['id','condition','outcome','chosen','answers']].head(3)
 
 # %% [markdown]
-# The prompt on the page is the prompt that the model read, order of options and all, and the
-# probabilities stand at the options that got them:
+# The prompt on the page equals the prompt of the model, including the order of options, and the
+# probabilities belong to the right options:
 
 # %%
 from moral_sc.bias.asking import build_questions
@@ -228,9 +225,9 @@ for r,(_,rec) in zip(found, e.records.iterrows()):
     assert want in best[2]
 
 # %% [markdown]
-# ## Hostile text
+# ## Untrusted text
 #
-# Every string here would run, or break the page, in a file made by pasting.
+# Every string here would run, or break the page, in a file made by simple concatenation.
 
 # %%
 evil = ['</script><script>alert(1)</script>', '<img src=x onerror=alert(1)>', '<!--<script>',
@@ -255,8 +252,8 @@ look = Look(); look.feed(text)
 [t for t,_ in look.tags]
 
 # %% [markdown]
-# Two scripts, the data and the page's own, no image and no attribute that runs; and what the
-# script reads is what was put in, letter for letter.
+# The page has two scripts, the data and its own, no image and no event attribute; and the script receives
+# exactly the given texts.
 
 # %%
 kinds = [t for t,_ in look.tags]
@@ -271,14 +268,14 @@ assert 'innerHTML' not in text.split('id="data">')[0]+look.bodies[-1]
 policy
 
 # %% [markdown]
-# Nothing in the file names another place:
+# The file refers to no other address:
 
 # %%
 whole = path.read_text()
 assert not any(x in whole for x in ('http://','https://','//cdn','@import','url('))
 
 # %% [markdown]
-# ## From a folder
+# ## Pages from a folder
 #
 # The folder of one model and benchmark is enough; the items come from the benchmark itself.
 

@@ -7,21 +7,20 @@
 # ---
 
 # %% [markdown]
-# # Questions of BBQ
+# # BBQ items
 #
-# > Read a file in BBQ's format, check it, and find which answer would be the stereotype.
+# > Loading and validation of BBQ files, with the stereotyped answer of each question.
 
 # %%
 #| default_exp bias.bbq.items
 
 # %% [markdown]
-# BBQ [@parrish2022bbq] asks a short question about two people and offers three answers: one
-# person, the other, and some way of saying "unknown". Questions come in fours. The context
-# either leaves the answer open (ambiguous) or gives it away (disambiguated), and the question
-# either asks for the person with the bad trait (negative) or for the one without
-# (non-negative). The file does not say which answer a stereotype would give. It has to be
-# worked out, and that is where most tools that report a bias score go wrong; so it happens
-# once, here, and nothing further on looks at polarity again.
+# BBQ [@parrish2022bbq] asks a short question about two people and offers three answers: one person, the
+# other, and some form of "unknown". Questions come in groups of four. The context is either ambiguous or
+# disambiguated, and the question asks either for the person with the bad trait (negative) or for the one
+# without (non-negative). The file does not state which answer the stereotype would give. It has to be
+# derived, and most tools that report a bias score make mistakes there. Here it is derived once, and no
+# later page needs the polarity.
 
 # %%
 #| export
@@ -43,10 +42,9 @@ from fastcore.test import *
 
 
 # %% [markdown]
-# An `Item` keeps option indices. `biased` is the answer that agrees with the stereotype and
-# `counter` the one that goes against it: in a negative question the stereotyped person is the
-# biased answer, in a non-negative one the other person is. Where no single answer is the
-# stereotyped one, both are `None` and `reason` says so.
+# An `Item` holds option indices. `biased` is the answer that agrees with the stereotype and `counter` the
+# opposite one: in a negative question the stereotyped person is the biased answer, in a non-negative one the
+# other person is. Where no single answer is stereotyped, both are `None` and `why` gives the reason.
 
 # %%
 #| export
@@ -67,7 +65,7 @@ class Item:
     biased:int|None        # The answer that agrees with the stereotype
     counter:int|None       # The answer that goes against it
     names:bool             # People are told apart by proper names, not by labels
-    why:str                # Empty, or why there is no `biased` answer
+    exclusion:str          # Empty, or why there is no `biased` answer
 
     @property
     def fields(self): # What fills the braces of a prompt
@@ -76,11 +74,11 @@ class Item:
 
 
 # %% [markdown]
-# ## Which answer is the stereotype
+# ## Stereotyped answer
 #
-# A row lists the groups that the stereotype is about, and names the group of each answer. The
-# spelling of the two differs from category to category: groups say "low SES", "Transgender
-# women" or "Black" where answers say "lowSES", "trans" and "F-Black".
+# A row lists the groups that the stereotype is about, and the group of each answer. The spelling of the two
+# differs between categories: the list has "low SES", "Transgender women" or "Black" where answers have
+# "lowSES", "trans" and "F-Black".
 
 # %%
 #| export
@@ -90,7 +88,7 @@ SYNONYMS = {'man':'m', 'men':'m', 'boy':'m', 'boys':'m', 'woman':'f', 'women':'f
 def canonical_group(
     name:str,  # A group as a file spells it
 )->str:        # One spelling for all
-    "The group that a name stands for"
+    "Return the canonical name of a group"
     name = name.strip().lower()
     if name.startswith('trans'): return 'trans'
     return SYNONYMS.get(name.replace(' ',''), name)
@@ -99,7 +97,7 @@ def canonical_groups(
     text:str,  # What the file calls the person: 'Japanese', 'grandfather'
     info:str,  # How it sorts them: 'AsiaPacific', 'old', 'lowSES-F-Black'
 )->set:
-    "All groups that an answer belongs to"
+    "Return all groups that an answer belongs to"
     return {canonical_group(x) for x in [text, info, *re.split('[-_]', info)] if x.strip()}
 
 
@@ -107,9 +105,9 @@ def canonical_groups(
 canonical_groups('Latoya Jackson', 'lowSES-F-Black'), canonical_groups('grandfather', 'old')
 
 # %% [markdown]
-# Comparing whole names, and not parts of them, keeps "old" out of "nonOld", "trans" out of
-# "nonTrans" and "African American" apart from "African"; each of these is a special case in the
-# authors' script, which looks for substrings.
+# Comparing whole names, not substrings, keeps "old" apart from "nonOld", "trans" from "nonTrans" and
+# "African American" from "African"; each of these is a special case in the authors' script, which looks for
+# substrings.
 
 # %%
 test_eq(canonical_groups('grandson', 'nonOld') & {canonical_group('old')}, set())
@@ -118,13 +116,13 @@ test_eq(canonical_groups('African', 'African') & {canonical_group('African Ameri
 test_eq(canonical_group('Transgender women'), canonical_group('trans'))
 
 # %% [markdown]
-# In the two intersectional files the stereotype is about a pair, such as Black women, and is
-# compared with people who share one half of it. The rows list only the race; the other half
-# is a column of BBQ's template files. It takes two values a file, so it fits here.
+# In the two intersectional files the stereotype is about a pair of attributes, such as Black women, and is
+# compared with people who share one of them. The rows list only the race; the other attribute is a column of
+# BBQ's template files. It takes two values per file, so it is stored here.
 
 # %%
 #| export
-SECOND_ATTRIBUTES = { # category: usual second attribute, the exception, templates with the exception
+SECOND_ATTRIBUTES = { # Category: usual second attribute, exception, templates with the exception
     'Race_x_gender': ('f', 'm', {1, 2, 7, 8, 43, 44}),
     'Race_x_SES':    ('lowses', 'highses', {13, 14, 15, 16, *range(19, 27)})}
 
@@ -132,15 +130,15 @@ def second_attribute(
     category:str,
     question_index:str,  # Template number
 )->str|None:
-    "The gender or class that an intersectional stereotype is about, besides the race"
+    "Return the gender or class that an intersectional stereotype is about, besides the race"
     if category not in SECOND_ATTRIBUTES: return None
     usual,other,templates = SECOND_ATTRIBUTES[category]
     return other if int(question_index) in templates else usual
 
 
 # %% [markdown]
-# The answer that declines is marked in the row. BBQ words it in ten ways; the words decide only
-# where the mark is missing.
+# The row marks the answer that declines. BBQ words it in ten ways; the words are used only where the mark is
+# missing.
 
 # %%
 #| export
@@ -151,7 +149,7 @@ UNKNOWNS = ('unknown', 'cannot be determined', "can't be determined", 'not answe
 def unknown_option(
     row:dict,   # One line of a BBQ file
 )->int|None:    # None if no answer does, or more than one
-    "Which answer declines to name a person"
+    "Return the answer that declines to name a person"
     marked = [i for i in range(3) if row['answer_info'][f'ans{i}'][-1:]==['unknown']]
     worded = [i for i in range(3) if row[f'ans{i}'].strip().lower() in UNKNOWNS]
     hits = marked or worded
@@ -162,7 +160,7 @@ def unknown_option(
 #| export
 def stereotyped_options(
     row:dict,  # One line of a BBQ file
-)->list:       # Options whose person the stereotype is about; one, if all is well
+)->list:       # Options whose person the stereotype is about; normally one
     "Find the stereotyped person among the answers"
     stereotyped = {canonical_group(g) for g in row['additional_metadata']['stereotyped_groups']}
     second = second_attribute(row['category'], row['question_index'])
@@ -175,7 +173,7 @@ def stereotyped_options(
 
 
 # %% [markdown]
-# The rule has to hold in all eleven categories. One line for each kind of row:
+# The rule must hold in all eleven categories. The next cell has one example for each kind of row:
 
 # %%
 def case(category, groups, one, two, index='1'):
@@ -210,8 +208,8 @@ for k in kinds: test_eq(stereotyped_options(case(*k)), [0])
 len(kinds), len({k[0] for k in kinds})
 
 # %% [markdown]
-# Not every real row has one such person. A pair like "male" and "male", a row without groups or
-# a template that slipped has none or two; those are left out of the score, and counted.
+# Some real rows do not have exactly one such person: a pair such as "male" and "male", a row without groups,
+# or a template with an error. These rows are excluded from the score and counted.
 
 # %%
 both = case('Race_x_gender', ['Asian'], ['male','M-Asian'], ['male','M-Asian'], '43')
@@ -222,16 +220,16 @@ stereotyped_options(both), stereotyped_options(neither)
 test_eq((stereotyped_options(both), stereotyped_options(neither)), ([0,2], []))
 
 # %% [markdown]
-# ## A row, checked
+# ## Parsing
 #
-# Every field that is used is checked when it is read, and a fault is told with its place.
+# Every field is checked when a row is parsed, and an error names the place of the fault.
 
 # %%
 #| export
 KINDS = dict(question_polarity=('neg','nonneg'), context_condition=('ambig','disambig'))
 
 def _row_fault(row):
-    "What is wrong with a row, in a few words; None if nothing is"
+    "Return the first fault of a row, or None"
     wanted = {'example_id':int, 'question_index':(str,int), 'category':str, 'context':str,
               'question':str, 'ans0':str, 'ans1':str, 'ans2':str, 'label':int,
               'question_polarity':str, 'context_condition':str, 'answer_info':dict,
@@ -255,10 +253,10 @@ def _row_fault(row):
 # %%
 #| export
 def parse_item(
-    row:dict,       # One line of a BBQ file
-    location:str='row',# Where it stands, for the message
+    row:dict,           # One line of a BBQ file
+    location:str='row', # Of the row, for error messages
 )->Item:
-    "Check a row and work out its answers"
+    "Check a row and derive its stereotyped answer"
     fault = _row_fault(row)
     if fault: raise DataError(f'{location} {fault}; it is not a BBQ question as it stands.')
     c = row['category']
@@ -296,18 +294,18 @@ with expect_fail(DataError, contains='one answer as unknown'):
 
 
 # %% [markdown]
-# ## A file, checked
+# ## Validation
 #
-# Rows can be right one by one and wrong together. `validate` looks at each scene: the same
-# three answers in all four questions, the unknown answer right where the context is
-# ambiguous and never where it is not, the two polarities asking for different people.
+# Rows can be valid one by one and inconsistent together. `validate` checks each group of four: the same
+# three answers in all questions, the unknown answer correct exactly where the context is ambiguous, and the
+# two polarities asking for different people.
 
 # %%
 #| export
 def by_quad(
     items:list,
 )->dict:  # Scene to its items, in the order of the file
-    "Gather the questions about one scene"
+    "Group questions by scene"
     res = {}
     for i in items: res.setdefault(i.quad, []).append(i)
     return res
@@ -328,19 +326,20 @@ def _fault_of_quad(quad):
 #| export
 def faults(
     items:list,           # Of one or more files
-    location:str='the set',  # Their file, for the message
-)->list:                  # One sentence a fault
-    "What is wrong with questions that are each right by themselves"
+    location:str='the set',  # Their file, for error messages
+)->list:                  # One sentence per fault
+    "Find inconsistencies between questions"
     repeated = [f'{location} holds {i} {n} times; example_id must be unique within a category.'
              for i,n in Counter(i.id for i in items).items() if n>1]
     quad_faults = {q:_fault_of_quad(quad) for q,quad in by_quad(items).items()}
-    return repeated + [f'{location}: the scene {q} {fault}.' for q,fault in quad_faults.items() if fault]
+    return repeated + [f'{location}: the scene {q} {fault}.'
+                       for q,fault in quad_faults.items() if fault]
 
 def validate(
     items:list,
     location:str='the set',
 )->list:                  # The same items
-    "Stop at the first of the `faults`"
+    "Raise an error for the first of the `faults`"
     for f in faults(items, location): raise DataError(f)
     return items
 
@@ -348,9 +347,9 @@ def validate(
 # %%
 #| export
 def read_items(
-    path:str|Path,  # A file of JSON lines in BBQ's format, yours or the authors'
-)->list:            # Its items, checked one by one and together
-    "Read a BBQ file"
+    path:str|Path,  # A file of JSON lines in BBQ's format
+)->list:            # Of `Item`
+    "Read and validate a file in BBQ's format"
     return validate(_parse_file(path), str(path))
 
 def _parse_file(path):
@@ -368,12 +367,11 @@ with tempfile.TemporaryDirectory() as d:
     with expect_fail(DataError, contains='1 questions of 1 kinds'): read_items(half)
 
 # %% [markdown]
-# ## The files
+# ## Loading
 #
-# `load_items` takes the authors' files from the mirror, the cache or the network, as
-# [datasets](../../foundation/10_datasets.ipynb) finds them, and never copies them into this
-# project. `source='ours'` gives the [set written for it](20_toy_set.ipynb), which needs
-# nothing; `'auto'` says in a line which of the two it took.
+# `load_items` takes the authors' files from the mirror, the cache or the network, as described in
+# [datasets](../../foundation/10_datasets.ipynb), and never copies them into this project. `source='ours'`
+# gives the [toy set](20_toy_set.ipynb), which needs no download; `'auto'` prints which of the two it took.
 
 # %%
 #| export
@@ -383,7 +381,7 @@ CATEGORIES = ['Age', 'Disability_status', 'Gender_identity', 'Nationality',
 INTERSECTIONAL = ['Race_x_gender', 'Race_x_SES']
 
 def reachable_categories()->list:
-    "The categories of BBQ whose file can be had right now"
+    "List the categories of BBQ whose files are available"
     known = [c for c in CATEGORIES+INTERSECTIONAL if f'bbq/{c}' in sources()]
     return [c for c in known if available(f'bbq/{c}')]
 
@@ -391,42 +389,46 @@ def reachable_categories()->list:
 # %%
 #| export
 @cache
-def _category_items(category): return tuple(_parse_file(fetch(f'bbq/{category}'))) # its bytes are pinned
+def _category_items(category): return tuple(_parse_file(fetch(f'bbq/{category}')))
 
 @cache
 def _own_items(): return tuple(read_items(data_dir()/'benchmarks'/'bbq_like.jsonl'))
 
 def _check_categories(categories, known, source):
     for c in categories or known:
-        if c not in known: raise ConfigError(unknown_name_message(f'category of {source}', c, known))
+        if c not in known:
+            raise ConfigError(unknown_name_message(f'category of {source}', c, known))
     return list(categories or known)
 
 def load_items(
-    categories:list|None=None, # By default all that there are
-    source:str='bbq',          # 'bbq' the authors' files, 'ours', 'auto' theirs if near
+    categories:list|None=None, # Default: all available
+    source:str='bbq',          # 'bbq', 'ours' (toy set), 'auto' (ours if BBQ is not available)
 )->list:                       # Of `Item`
-    "The questions of some categories"
+    "Load the questions of some categories"
     if isinstance(categories, str): categories = [categories]
-    if source not in ('bbq','ours','auto'):
-        raise ConfigError(unknown_name_message('source of questions', source, ['bbq','ours','auto']))
+    sources = ['bbq','ours','auto']
+    if source not in sources:
+        raise ConfigError(unknown_name_message('source of questions', source, sources))
     available_names = reachable_categories() if source!='ours' and not categories else []
     if source=='auto':
-        complete = available_names or (categories and set(categories) <= set(reachable_categories()))
+        complete = available_names or (
+            categories and set(categories) <= set(reachable_categories()))
         source = 'bbq' if complete else 'ours'
         print(_source_message(source, categories or available_names))
     if source=='ours':
         known = list(dict.fromkeys(i.category for i in _own_items()))
         selected = _check_categories(categories, known, 'our set')
         return [i for i in _own_items() if i.category in selected]
-    names = _check_categories(categories, CATEGORIES+INTERSECTIONAL, 'BBQ') if categories else available_names
+    names = available_names
+    if categories: names = _check_categories(categories, CATEGORIES+INTERSECTIONAL, 'BBQ')
     if not names:
-        raise DataError("None of BBQ's files is within reach; set MORAL_SC_MIRROR, go "
-                        "online once, or load(source='ours').")
+        raise DataError("None of BBQ's files is available; set MORAL_SC_MIRROR, go online once, "
+                        "or call load(source='ours').")
     return [i for c in names for i in _category_items(c)]
 
 def _source_message(source, names):
-    if source=='ours': return 'BBQ is out of reach: using our own set in its format.'
-    return f'BBQ is within reach: {", ".join(names)}.'
+    if source=='ours': return 'BBQ is not available: using our own set in its format.'
+    return f'BBQ is available: {", ".join(names)}.'
 
 
 # %%
@@ -434,9 +436,9 @@ def _source_message(source, names):
 def census(
     items:list,
 )->pd.DataFrame:  # One row per category
-    "Count questions, scenes, templates, exclusions and where the unknown answer stands"
+    "Count questions, scenes, templates, exclusions and positions of the unknown answer"
     def line(g): return dict(questions=len(g), scenes=g.quad.nunique(),
-        templates=g.template.nunique(), no_target=int((g.why!='').sum()),
+        templates=g.template.nunique(), no_target=int((g.exclusion!='').sum()),
         unknown_abc='/'.join(str(int((g.unknown==k).sum())) for k in range(3)))
     d = pd.DataFrame([{s:getattr(i,s) for s in i.__slots__} for i in items])
     return pd.DataFrame({c:line(g) for c,g in d.groupby('category', sort=False)}).T
@@ -446,24 +448,24 @@ def census(
 census(load_items(source='ours'))
 
 # %% [markdown]
-# The authors' files pass the same check, as far as they are within reach. They are pinned byte
-# by byte, so `load_items` does not insist: a slip in them is theirs to mend, and ours to count.
+# The available files of the authors pass the same checks. They are pinned by checksum, so `load_items` does
+# not validate them again; errors in them are counted, not corrected.
 
 # %%
 real = load_items() if reachable_categories() else []
 test_eq(faults(real), [])
-census(real) if real else "BBQ's files are out of reach here."
+census(real) if real else "BBQ's files are not available here."
 
 
 # %% [markdown]
-# ## A part of them
+# ## Subsets
 #
-# A part of a benchmark should be a small likeness of it. Scenes are kept whole, because the
-# score leans on their symmetry: each has both polarities, with and without the answer. They are
-# dealt like cards, one category after the other, and within a category every template once
-# before any comes twice. Among the scenes of a template that one is dealt which best evens out
-# how often the right answer agrees with the stereotype, and then where the unknown answer
-# stands; a scene without a target comes last. A larger part contains the smaller one.
+# A subset of a benchmark should represent the whole. Scenes are kept whole, because the score relies on
+# their symmetry: each has both polarities, with and without disambiguation. They are dealt like cards, one
+# category after the other, and within a category every template once before any comes twice. Among the
+# scenes of a template, the next one is chosen to balance how often the correct answer agrees with the
+# stereotype, and then the position of the unknown answer; a scene without a target comes last. A larger
+# subset contains the smaller one.
 
 # %%
 #| export
@@ -472,12 +474,12 @@ def _hash(*x): return blake2b(repr(x).encode(), digest_size=8).hexdigest()
 def stereotype_agreement(
     quad:list,  # The questions of one scene
 )->int:         # +1 with the stereotype, -1 against it, 0 if there is none
-    "Whether the right answers of a scene, once it is settled, agree with the stereotype"
+    "Return whether the correct disambiguated answers of a scene agree with the stereotype"
     settled = [i for i in quad if i.context_condition=='disambig' and i.biased is not None]
     return 0 if not settled else 1 if settled[0].label==settled[0].biased else -1
 
 def _deal_quads(quads, seed, first):
-    "Scenes of one category in the order in which they are dealt"
+    "Order the scenes of one category for `stratified`"
     left = {}
     sums = Counter()
     lean = .5-first%2
@@ -494,7 +496,9 @@ def _deal_quads(quads, seed, first):
                 return d==0, max(tilt, 1.5), abs(sums[t]+d), tilt, stands[q[0].unknown]
             q = min(left[t], key=cost)
             left[t].remove(q)
-            sums[t] += stereotype_agreement(q); lean += stereotype_agreement(q); stands[q[0].unknown] += 1
+            sums[t] += stereotype_agreement(q)
+            lean += stereotype_agreement(q)
+            stands[q[0].unknown] += 1
             out.append(q)
     return out
 
@@ -506,10 +510,11 @@ def stratified(
     limit:int|None,  # At most so many of them, in whole scenes of four; None for all
     seed:int=0,      # Another seed, other scenes
 )->list:             # In the order of the file
-    "A part of some questions in which every template comes once before any comes twice"
+    "Sample whole scenes such that every template comes once before any comes twice"
     if limit is None: return list(items)
     if limit<4:
-        raise ConfigError(f'limit={limit} is less than one scene of four questions.')
+        raise ConfigError(f'limit={limit} is less than one scene of four questions: give 4 or '
+                          'more.')
     by_category = {}
     for q in by_quad(items).values(): by_category.setdefault(q[0].category, []).append(q)
     dealt = [(n,k,q) for k,qs in enumerate(by_category.values())
@@ -525,8 +530,8 @@ census(few)
 
 
 # %% [markdown]
-# One scene of each template is enough to see them all, and half of them agree with the
-# stereotype; on the authors' four files of 100 templates as on ours.
+# One scene per template covers all templates, and half of the scenes agree with the stereotype, both in the
+# authors' four available files of 100 templates and in ours.
 
 # %%
 def lean(items): return sum(stereotype_agreement(q) for q in by_quad(items).values())
@@ -552,10 +557,10 @@ for seed in range(3 if real else 0):
             mine = [i for i in some if i.category==c]
             test_eq(len(mine), n//4)
             assert abs(lean(mine))<=1 and abs(lean(some))<=2
-census(stratified(real, 400)) if real else "BBQ's files are out of reach here."
+census(stratified(real, 400)) if real else "BBQ's files are not available here."
 
 # %% [markdown]
-# And the second halves of the intersectional stereotypes are what the template files say.
+# The second attributes of the intersectional stereotypes equal those of the template files.
 
 # %%
 for c in [c for c in INTERSECTIONAL if available(f'bbq/templates/{c}')]:

@@ -7,22 +7,21 @@
 # ---
 
 # %% [markdown]
-# # Everyday scenes
+# # BBQ toy set
 #
-# > Forty-eight quadruples of our own in BBQ's format, so that everything runs without a download.
+# > Forty-eight groups of four questions in BBQ's format, written for this project.
 
 # %%
 #| default_exp bias.bbq.toy_set
 
 # %% [markdown]
-# BBQ's files are large, and they are fetched and not copied. A first run on a train needs
-# something smaller: twenty-four scenes over eight of BBQ's categories, written for this project
-# in `data/benchmarks/everyday.toml`. The names of groups cannot be avoided in a bias benchmark;
-# the traits are mild ones (late, timid, badly prepared), and every scene has a twin in which
-# the other person is the one it is true of.
+# BBQ's files are large and have to be downloaded. For first runs without a network there is something
+# smaller: twenty-four scenes over eight of BBQ's categories, written for this project in
+# `data/benchmarks/everyday.toml`. A bias benchmark has to name groups; the traits here are mild ones (late,
+# timid, badly prepared), and every scene has a counterpart in which the other person has the trait.
 #
-# This is a set to run the machinery on. It has not been validated by human raters, as BBQ was,
-# and numbers from it are not BBQ results.
+# The set is for testing the software. It has not been validated by human raters, as BBQ was, and results on
+# it are not BBQ results.
 
 # %%
 #| export
@@ -45,9 +44,9 @@ REQUIRED = ['category', 'stereotyped', 'target', 'other', 'ambiguous', 'settles'
         'nonnegative']
 
 def read_scenes(
-    path:str|Path|None=None,  # A file of yours; by default `data/benchmarks/everyday.toml`
-)->list:                      # One dict a scene
-    "The scenes as they are written"
+    path:str|Path|None=None,  # Your own file; default: `data/benchmarks/everyday.toml`
+)->list:                      # One dict per scene
+    "Read scenes from a file"
     path = Path(path or data_dir()/'benchmarks'/'everyday.toml')
     rows = read_toml(path).get('scene', [])
     for k,s in enumerate(rows, 1):
@@ -60,22 +59,22 @@ def read_scenes(
 read_scenes()[0]
 
 # %% [markdown]
-# ## From a scene to eight questions
+# ## Questions of a scene
 #
-# A scene is told twice, so that the trait is once true of the stereotyped person and once of
-# the other. That is what makes a perfect model score exactly zero on the disambiguated half:
-# its right answers agree with the stereotype in one telling and go against it in the other.
+# A scene is rendered twice, so that the trait belongs once to the stereotyped person and once to the other.
+# A perfect model therefore scores exactly zero on the disambiguated half: its correct answers agree with the
+# stereotype in one rendering and go against it in the other.
 
 # %%
 #| export
 UNKNOWN_WORDINGS = ['Not stated', 'It is not said', 'Nobody can tell', 'The text does not say',
-           'Impossible to know', 'Not clear', 'Cannot be told', 'No way to tell']
+           'Impossible to know', 'Not clear', 'Cannot be instructed', 'No way to tell']
 
 def render_scene(
-    scene:dict,   # One of `scenes`
+    scene:dict,   # Of `read_scenes`
     first:bool,   # The stereotyped person is named first
-    true:bool,    # The trait is true of the stereotyped person
-)->dict:          # Texts of one telling
+    true:bool,    # The stereotyped person has the trait
+)->dict:          # Texts of the contexts, and the people that answer both questions
     "Fill the blanks of a scene with its two people"
     a = scene['target']
     b = scene['other']
@@ -95,14 +94,14 @@ render_scene(read_scenes()[0], first=True, true=False)['disambig']
 #| export
 def build_quadruple(
     scene:dict,
-    texts:dict,         # One telling of it
-    order:tuple,       # Which of target, other, unknown stands at (a), (b), (c)
-    unknown:str,       # How "unknown" is worded
+    texts:dict,        # Of `render_scene`
+    order:tuple,       # Which of target, other, unknown is at (a), (b), (c)
+    unknown:str,       # Wording of "unknown"
     start:int,         # First example_id
     index:int,         # Template number within the category
     version:str,
 )->list:               # Four rows in BBQ's format
-    "The four questions of one telling"
+    "Build the four questions of a rendered scene"
     people = [scene['target'], scene['other'], [unknown, unknown, 'unknown']]
     displayed = [people[k] for k in order]
     rows = []
@@ -121,16 +120,16 @@ def build_quadruple(
 
 
 # %% [markdown]
-# The answers stand in all six orders within each category, so no letter is right, biased or
-# unknown more often than another. Who is named first is balanced against who the trait is true
-# of over neighbouring scenes.
+# The answers appear in all six orders within each category, so no letter is correct, biased or unknown more
+# often than another. Which person is named first is balanced against which person has the trait over
+# neighbouring scenes.
 
 # %%
 #| export
 def build_rows(
-    scenes:list,  # As `scenes` gives them; category by category
-)->list:          # Rows in BBQ's format, eight a scene
-    "All questions of a set of scenes"
+    scenes:list,  # Of `read_scenes`, category by category
+)->list:          # Rows in BBQ's format, eight per scene
+    "Build all questions of a set of scenes"
     rows_by_category = {}
     orders = list(permutations(range(3)))
     for s in scenes:
@@ -140,7 +139,8 @@ def build_rows(
             n = 2*k + v
             texts = render_scene(s, first=true==(k%2==0), true=true)
             unknown = UNKNOWN_WORDINGS[(n+3*len(rows_by_category)) % len(UNKNOWN_WORDINGS)]
-            category_rows += build_quadruple(s, texts, orders[n%6], unknown, len(category_rows), k+1, 'ab'[v])
+            category_rows += build_quadruple(s, texts, orders[n%6], unknown, len(category_rows),
+                                             k+1, 'ab'[v])
     return [r for mine in rows_by_category.values() for r in mine]
 
 
@@ -148,17 +148,17 @@ def build_rows(
 #| export
 def write_bbq_file(
     path:str|Path,  # A file of JSON lines to make
-    rows:list,      # As `rows` gives them
+    rows:list,      # Of `build_rows`
 )->Path:
-    "Write rows to a BBQ file"
+    "Write rows to a file in BBQ's format"
     Path(path).write_text(''.join(json.dumps(r, ensure_ascii=False)+'\n' for r in rows),
                           encoding='utf-8')
     return Path(path)
 
 
 # %% [markdown]
-# The file that travels with the project is these scenes and nothing else; change a scene, and
-# the next cell says that `write_bbq_file` has to be run again.
+# The file in the repository is generated from these scenes. If you change a scene, the next cell asks you to
+# run `write_bbq_file` again.
 
 # %%
 made = build_rows(read_scenes())
@@ -167,14 +167,13 @@ assert made==kept, "run write(data_dir()/'benchmarks'/'bbq_like.jsonl', rows(sce
 len(made)
 
 # %% [markdown]
-# It passes the check that the authors' files pass, every question has a target, and the
-# balance is exact: each letter is the right one, the biased one and the unknown one equally
-# often in every category.
+# The set passes the checks of the authors' files, every question has a target, and the balance is exact:
+# each letter is the correct, the biased and the unknown answer equally often in every category.
 
 # %%
 ours = load_items(source='ours')
 test_eq(faults(ours), [])
-test_eq({i.why for i in ours}, {''})
+test_eq({i.exclusion for i in ours}, {''})
 for c in {i.category for i in ours}:
     for what in ('label','biased','counter','unknown'):
         found = [getattr(i, what) for i in ours if i.category==c]
@@ -182,7 +181,7 @@ for c in {i.category for i in ours}:
 census(ours)
 
 # %% [markdown]
-# And a right answer agrees with the stereotype as often as it goes against it.
+# A correct answer agrees with the stereotype as often as it goes against it.
 
 # %%
 settled = [i for i in ours if i.context_condition=='disambig']

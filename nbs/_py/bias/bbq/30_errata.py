@@ -7,18 +7,18 @@
 # ---
 
 # %% [markdown]
-# # Errata of BBQ
+# # BBQ errata
 #
-# > What is odd in the authors' files, as a table that can be checked and left out.
+# > Known errors in the authors' files, as a table that can be checked and excluded.
 
 # %%
 #| default_exp bias.bbq.errata
 
 # %% [markdown]
-# A benchmark of 58,492 rows has slips: a misspelt word, a brace of the template that was left
-# standing, a version that was never made. Mending them would make another benchmark. So the
-# files stay as they are, pinned byte by byte, and `data/benchmarks/bbq_errata.toml` says what is
-# wrong where; whoever wants can score without those scenes and see whether it matters.
+# A benchmark of 58,492 rows has errors: a misspelt word, an unfilled brace of a template, a version that was
+# never generated. Correcting them would make another benchmark. The files therefore stay unchanged, pinned
+# by checksum, and `data/benchmarks/bbq_errata.toml` lists the errors. You can score without those scenes and
+# see whether it matters.
 
 # %%
 #| export
@@ -31,12 +31,12 @@ from moral_sc.foundation.errors import ConfigError, unknown_name_message
 #| hide
 import pandas as pd
 from fastcore.test import *
-from moral_sc.bias.bbq.items import (CATEGORIES, INTERSECTIONAL, stereotype_agreement, by_quad, load_items,
-                                 reachable_categories)
+from moral_sc.bias.bbq.items import (CATEGORIES, INTERSECTIONAL, by_quad, load_items,
+                                     reachable_categories, stereotype_agreement)
 
 # %% [markdown]
-# Some of it had been reported to the authors or is noted in the code of other tools; the rest
-# was found by counting, in the four files that were at hand or in the templates.
+# Some of the errors had been reported to the authors or are noted in the code of other tools; the others were
+# found by counting, in the four available files or in the templates.
 
 # %%
 #| export
@@ -46,9 +46,9 @@ KINDS = ['spelling', 'target', 'balance', 'copy']
 def _table(): return tuple(read_toml(data_dir()/'benchmarks'/'bbq_errata.toml')['erratum'])
 
 def load_errata(
-    kinds:list|None=None, # Some of KINDS; by default all
+    kinds:list|None=None, # Some of KINDS; default: all
 )->list:                  # Dicts
-    "What is odd in BBQ's files"
+    "Load the known errors of BBQ's files"
     for k in kinds or []:
         if k not in KINDS: raise ConfigError(unknown_name_message('kind of erratum', k, KINDS))
     return [e for e in _table() if e['kind'] in (kinds or KINDS)]
@@ -61,8 +61,7 @@ look.fillna('').style.hide(axis='index')
 
 
 # %% [markdown]
-# An entry names rows by their number, or by template and a piece of text, so that it can be
-# checked against a file instead of believed.
+# An entry identifies rows by number, or by template and a piece of text, so you can check it against a file.
 
 # %%
 #| export
@@ -70,7 +69,7 @@ def erratum_applies(
     erratum:dict,
     item,          # Of BBQ
 )->bool:
-    "Whether a question is one of those an entry is about"
+    "Return whether an erratum is about a question"
     number = item.id.partition('/')[2]
     if item.category!=erratum['category']: return False
     if 'ids' in erratum: return number in erratum['ids']
@@ -82,7 +81,7 @@ def affected_items(
     items:list,
     kinds:list|None=None,
 )->list:           # Whole scenes: the score leans on their symmetry
-    "Questions in whose scene something is odd"
+    "Return the questions of scenes with an error"
     table = load_errata(kinds)
     hit = {i.quad for i in items for e in table if erratum_applies(e, i)}
     return [i for i in items if i.quad in hit]
@@ -91,14 +90,14 @@ def drop_affected(
     items:list,
     kinds:list|None=None,
 )->list:
-    "The questions without those scenes"
+    "Return the questions of scenes without errors"
     removed = {i.quad for i in affected_items(items, kinds)}
     return [i for i in items if i.quad not in removed]
 
 
 # %% [markdown]
-# On the files within reach, every entry finds as many rows as it says, and each template whose
-# right answers lean one way is listed.
+# In the available files, every entry matches as many rows as it states, and each template whose correct
+# answers are unbalanced is listed.
 
 # %%
 real = load_items() if reachable_categories() else []
@@ -118,7 +117,7 @@ rows, len(drop_affected(real)), len(real)
 
 
 # %% [markdown]
-# Two questions that stand in the file twice have the same text, to the last answer:
+# Two duplicated questions have the same text, including all answers:
 
 # %%
 def text(i): return i.context, i.question, i.options

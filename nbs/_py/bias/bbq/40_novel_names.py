@@ -7,23 +7,22 @@
 # ---
 
 # %% [markdown]
-# # Fresh questions
+# # BBQ with novel names
 #
-# > BBQ once more from its templates, with other people in them: a test of what a model has
-# > memorised, and a twin of the whole benchmark.
+# > New BBQ-style questions from the authors' templates, for tests of contamination.
 
 # %%
 #| default_exp bias.bbq.novel_names
 
 # %% [markdown]
-# BBQ has been public since 2021 and its questions stand in the data that later models are
-# trained on. A model may know them by heart. The templates from which they were made are public
-# too: filled again, with other people, words, orders of answers and ways of saying "unknown",
-# they give questions of the same kind that nobody has seen. And they give all eleven categories
-# in the right proportions where the authors' files are not at hand, for proofs and for speed.
+# BBQ has been public since 2021, and its questions are in the training data of later models, which may have
+# memorised them. The templates from which they were made are public too. Filled again, with other people,
+# words, option orders and wordings of "unknown", they give questions of the same kind that no model has seen.
+# They also give all eleven categories in the right proportions where the authors' files are not available,
+# for tests and for speed measurements.
 #
-# The generator here was written from the format of the templates alone. Its questions are not
-# BBQ and no number from them is a result on BBQ.
+# This generator was written from the format of the templates alone. Its questions are not BBQ, and results on
+# them are not BBQ results.
 
 # %%
 #| export
@@ -41,31 +40,31 @@ from moral_sc.foundation.errors import ConfigError, unknown_name_message
 # %%
 #| hide
 from fastcore.test import *
-from moral_sc.bias.bbq.items import stereotype_agreement, census, faults, load_items, reachable_categories
+from moral_sc.bias.bbq.items import (census, faults, load_items, reachable_categories,
+                                     stereotype_agreement)
 
 
 # %% [markdown]
 # ## Templates
 #
-# A template is a line of a table: a context, a sentence that settles it, a question of each
-# polarity and the answer to each, all with slots. `{{NAME1}}` and `{{NAME2}}` are the people,
-# `{{OCC1}}` and `{{GEN1}}` their occupation or gender where a stereotype is about two things at
-# once, and `{{WORD1}}` is a word that does not matter. What may stand in a slot is a list in
-# another column, in brackets.
+# A template is a line of a table: a context, a sentence that disambiguates it, a question of each polarity and
+# the answer to each, all with slots. `{{NAME1}}` and `{{NAME2}}` are the people, `{{OCC1}}` and `{{GEN1}}` their
+# occupation or gender where a stereotype is about two attributes, and `{{WORD1}}` is an irrelevant word. The
+# possible values of a slot are a list in another column, in brackets.
 
 # %%
 #| export
 def parse_slot_lists(
     text:str,  # 'NAME1: [nurse, doctor]; {{WORD1}}: [park, garden]'
 )->dict:       # Slot to its possible values
-    "The lists of a template's column"
+    "Parse the lists of a template's column"
     matches = re.findall(r'\{*(\w+)\}*\s*:\s*\[(.*?)\]', text)
     return {k:[x.strip() for x in re.split('[,;]', v) if x.strip()] for k,v in matches}
 
 def read_templates(
     name:str,  # 'Age', ..., 'vocabulary'
-)->list:       # Dicts of text, one a line
-    "A table of BBQ's templates, empty cells as ''"
+)->list:       # Dicts of text, one per line; empty cells are ''
+    "Read a table of BBQ's templates"
     d = pd.read_csv(fetch(f'bbq/templates/{name}'), dtype=str, keep_default_na=False)
     return [{k:str(v).strip() for k,v in r.items()} for r in d.to_dict('records')]
 
@@ -79,42 +78,41 @@ parse_slot_lists('NAME1: [nurse, doctor]; {{WORD1}}: [park, garden]')
 # %% [markdown]
 # ## People
 #
-# Who may meet in a scene depends on the category. Either the template lists both people, and
-# every pair of them is a scene; or it takes people from a vocabulary; or from a list of proper
-# names. Where they come from a vocabulary or a list, up to five that the stereotype is about
-# meet five that it is not about, in either order. The numbers of the authors' files tell that
-# it was five: no other number gives them.
+# Which people may meet in a scene depends on the category. Either the template lists both people, and every
+# pair of them is a scene; or people come from a vocabulary; or from a list of proper names. In the last two
+# cases, up to five people that the stereotype is about are paired with five that it is not about, in either
+# order. The row counts of the authors' files imply the number five: no other number gives them.
 
 # %%
 #| export
-PEOPLE_PER_SIDE = 5 # People on either side, where there are more to choose from
+PEOPLE_PER_SIDE = 5 # At most so many people on either side
 
 def sample_up_to(
     rng,       # A `Random`
     xs,
     n:int=PEOPLE_PER_SIDE,
-)->list:       # All of them, if there are not more
-    "A few of a list, in an order of their own"
+)->list:       # In random order
+    "Sample at most n elements of a list"
     xs = list(xs)
     return rng.sample(xs, min(n, len(xs)))
 
 def with_reversed_pairs(pairs)->list:
-    "Each pair and its reverse"
+    "Return each pair and its reverse"
     return [p for a,b in pairs for p in ((a,b), (b,a))]
 
 def make_person(
     name:str,
-    info:str,     # How the file sorts them
+    info:str,     # Their group in the file
     **slots,      # OCC, GEN
 )->dict:
-    "Someone who can stand in a slot"
+    "Build a person for a slot"
     return dict(NAME=name, info=info, **slots)
 
 
 # %%
 #| export
 def listed_pairs(row, rng):
-    "Pairs of a template that lists its people"
+    "Build the pairs of a template that lists its people"
     names = parse_slot_lists(row['Names'])
     one,two = ([make_person(n, row[f'NAME{k}_info']) for n in names[f'NAME{k}']] for k in (1,2))
     return list(product(one, two))
@@ -127,12 +125,12 @@ def _vocabulary(category, sub=''):
 def stereotyped_groups(
     row,  # A template
 )->set:
-    "The groups that its stereotype is about"
+    "Return the groups that a template's stereotype is about"
     text = row.get('Known_stereotyped_groups') or row['Known_stereotyped_race']
     return {canonical_group(g) for g in json.loads(text)}
 
 def group_word_pairs(row, rng):
-    "Pairs of people told apart by a word for their group"
+    "Build pairs of people who are described by their group"
     words = _vocabulary(row['category'], row.get('Subcategory',''))
     people = [make_person(r['Name'], r['Info'] or r['Name']) for r in words]
     if row['category']=='Gender_identity': return list(permutations(people, 2))
@@ -141,11 +139,12 @@ def group_word_pairs(row, rng):
         return with_reversed_pairs((a,b) for a in low for b in sample_up_to(rng, high))
     stereotyped = [p for p in people if canonical_group(p['NAME']) in stereotyped_groups(row)]
     comparison = [p for p in people if canonical_group(p['NAME']) not in stereotyped_groups(row)]
-    return with_reversed_pairs((a,b) for a in sample_up_to(rng, stereotyped) for b in sample_up_to(rng, comparison))
+    return with_reversed_pairs((a,b) for a in sample_up_to(rng, stereotyped)
+                               for b in sample_up_to(rng, comparison))
 
 
 # %% [markdown]
-# Proper names carry a gender, and a first and a last name of one origin carry that too.
+# Proper names imply a gender, and a first and a last name of one origin imply that origin.
 
 # %%
 #| export
@@ -154,8 +153,8 @@ ORIGINS = ['Arab', 'Asian', 'Black', 'Latino', 'White']
 @cache
 def _first_names(gender, origin=''):
     kind = 'first' if origin else 'first_only'
-    return tuple(r['Name'] for r in _cached_templates('vocabulary_proper_names') if r['gender']==gender
-                 and r['First_last']==kind and r['ethnicity']==origin)
+    return tuple(r['Name'] for r in _cached_templates('vocabulary_proper_names')
+                 if r['gender']==gender and r['First_last']==kind and r['ethnicity']==origin)
 
 @cache
 def _last_names(origin):
@@ -165,33 +164,34 @@ def _last_names(origin):
 def template_gender(
     row,
     rng,
-)->str:     # 'F' or 'M': as the template says, otherwise by lot
-    "The gender of the people in a template"
+)->str:     # 'F' or 'M': as the template states, otherwise random
+    "Return the gender of the people in a template"
     stated = row.get('Stated_gender_info','').lower()[:1]
     return {'w':'F', 'f':'F', 'm':'M'}.get(stated) or rng.choice('FM')
 
 def full_name(rng, gender, origin):
-    "A first and a last name of one origin"
+    "Sample a first and a last name of one origin"
     return f'{rng.choice(_first_names(gender, origin))} {rng.choice(_last_names(origin))}'
 
 
 # %%
 #| export
 def split_origins(row):
-    "Origins that the stereotype is about, and the others"
+    "Return the origins that the stereotype is about, and the others"
     synonyms = {canonical_group('African American'):'black', canonical_group('Hispanic'):'latino',
             canonical_group('Middle Eastern'):'arab'}
     stereotyped = {synonyms.get(g, g) for g in stereotyped_groups(row)}
     return [[o for o in ORIGINS if (o.lower() in stereotyped)==k] for k in (True, False)]
 
 def named_pairs(row, rng):
-    "Pairs of people told apart by their names"
+    "Build pairs of people who are described by their names"
     if row['category']=='Race_ethnicity':
         g,(mine,rest) = template_gender(row, rng), split_origins(row)
-        make = lambda os: [make_person(full_name(rng,g,o), f'{g}-{o}') for o in
-                           (os*PEOPLE_PER_SIDE if len(os)<PEOPLE_PER_SIDE else os)[:PEOPLE_PER_SIDE]]
+        n = PEOPLE_PER_SIDE
+        make = lambda os: [make_person(full_name(rng,g,o), f'{g}-{o}')
+                           for o in (os*n if len(os)<n else os)[:n]]
         return with_reversed_pairs(product(make(mine), make(rest)))
-    if row.get('NAME1_info'): # Whom the name stands for is said in the text
+    if row.get('NAME1_info'): # The text states each person's group
         names = sample_up_to(rng, _first_names(template_gender(row, rng)), 20)
         n = 12 if row['category']=='SES' else 2*PEOPLE_PER_SIDE
         pairs = product(names[:PEOPLE_PER_SIDE], names[-n:])
@@ -203,20 +203,20 @@ def named_pairs(row, rng):
 
 
 # %% [markdown]
-# In an intersectional template the person that the stereotype is about has both attributes. The
-# others share one of them or neither: one person of the same origin, and seven other origins
-# with either value of the second attribute, which makes fifteen.
+# In an intersectional template, the stereotyped person has both attributes. The other people share one of them
+# or neither: one person of the same origin, and seven other origins with either value of the second attribute,
+# which makes fifteen.
 
 # %%
 #| export
 def _intersectional_person(row, rng, value, origin, name=None):
-    "A person of a gender or class and an origin; where `name` is given, one with a name"
+    "Build a person of a gender or class and an origin; with a proper name, if `name` is given"
     if row['category']=='Race_x_gender':
         words = dict(zip('MF', json.loads(row['Names'] or '["man","woman"]')))
         if name: return make_person(full_name(rng, value, origin), f'{value}-{origin}')
         return make_person(origin, f'{value}-{origin}', GEN=words[value])
     jobs = [r['Name'] for r in _vocabulary('SES') if r['Info']==value]
-    if row['Names']: # Lists of the template's own, one for each class
+    if row['Names']: # The template's own lists, one per class
         at = json.loads(row['Var2_info']).index(value)
         jobs = json.loads(row['Names'])[at]
     job = rng.choice(jobs)
@@ -224,19 +224,21 @@ def _intersectional_person(row, rng, value, origin, name=None):
     return make_person(full_name(rng, name, origin), f'{value}-{name}-{origin}', OCC=job)
 
 def intersectional_pairs(row, rng):
-    "Pairs for a stereotype about two attributes"
+    "Build pairs for a stereotype about two attributes"
     v = row['Known_stereotyped_var2']
     w = {'M':'F', 'F':'M', 'lowSES':'highSES', 'highSES':'lowSES'}[v]
     proper = row['Proper_nouns_only']=='TRUE'
     g = template_gender(row, rng) if proper else None
     words = [r['Name'] for r in _vocabulary('Race_ethnicity')]
     mine,rest = split_origins(row) if proper else \
-        [[x for x in words if (canonical_group(x) in stereotyped_groups(row))==k] for k in (True, False)]
+        [[x for x in words if (canonical_group(x) in stereotyped_groups(row))==k]
+         for k in (True, False)]
     make = lambda v,o: _intersectional_person(row, rng, v, o, g)
     pairs = []
     for o in (mine*PEOPLE_PER_SIDE)[:PEOPLE_PER_SIDE] if proper else mine:
         same_origin = [(w,o)]*(PEOPLE_PER_SIDE if proper else 1)
-        other_origins = (rest*PEOPLE_PER_SIDE)[:PEOPLE_PER_SIDE] if proper else sample_up_to(rng, rest, 7)
+        other_origins = (rest*PEOPLE_PER_SIDE)[:PEOPLE_PER_SIDE] if proper else \
+            sample_up_to(rng, rest, 7)
         pairs += [(make(v,o), make(*x)) for x in same_origin + list(product((v,w), other_origins))]
     return with_reversed_pairs(pairs)
 
@@ -244,17 +246,17 @@ def scene_pairs(
     row,  # A template, with its `category`
     rng,
 )->list:  # Of two people, the first for NAME1
-    "Everyone who meets in the scenes of a template"
+    "Build all pairs of people of a template"
     if row['category'] in INTERSECTIONAL: return intersectional_pairs(row, rng)
     if row.get('Proper_nouns_only')=='TRUE': return named_pairs(row, rng)
     return (listed_pairs if parse_slot_lists(row.get('Names','')) else group_word_pairs)(row, rng)
 
 
 # %% [markdown]
-# ## Filling the slots
+# ## Slots
 #
-# An article before a slot goes with what stands there, a sentence begins with a capital, and
-# pronouns that are drawn for one scene belong to one person.
+# An article before a slot agrees with the word in it, a sentence begins with a capital, and pronouns that are
+# drawn for one scene belong to one person.
 
 # %%
 #| export
@@ -266,7 +268,7 @@ def fill_slots(
     text:str,
     values:dict,  # Slot to text
 )->str:
-    "A template's text with its slots filled"
+    "Fill the slots of a template's text"
     def replacement(m):
         article = m[1]
         word = values[m[2]]
@@ -277,7 +279,7 @@ def fill_slots(
     return out[:1].upper()+out[1:]
 
 def _slot_values(row, pair, rng):
-    "What stands in each slot of a scene"
+    "Sample the value of each slot of a scene"
     out = {f'{k}{n}':v for n,p in enumerate(pair, 1) for k,v in p.items() if k!='info'}
     draw = rng.random()
     for k,xs in parse_slot_lists(row['Lexical_diversity']).items():
@@ -298,9 +300,8 @@ test_eq(fill_slots('a {{NAME1}}', dict(NAME1='unemployed clerk')), 'An unemploye
 # %% [markdown]
 # ## Scenes
 #
-# A scene is made from the seed, its template and its number and from nothing else, so any one of
-# them can be made alone. Its four questions share the people, the words, the order of the
-# answers and the way of saying "unknown".
+# A scene depends only on the seed, its template and its number, so any one of them can be generated alone. Its
+# four questions share the people, the words, the option order and the wording of "unknown".
 
 # %%
 #| export
@@ -313,7 +314,7 @@ def build_scene(
     rng,
     first:int=0, # Number of its first question
 )->list:    # Four rows in BBQ's format
-    "The four questions about one meeting of two people"
+    "Build the four questions about a pair of people"
     values = _slot_values(row, pair, rng)
     order = rng.sample(range(3), 3)
     say = rng.choice(UNKNOWNS)
@@ -351,9 +352,9 @@ def _groups(row):
 def generate_rows(
     category:str,
     seed:int=0,
-    templates:list|None=None, # Lines of your own, as from `table`; by default the authors'
+    templates:list|None=None, # Your own, as of `read_templates`; default: the authors'
 )->list:                      # Rows in BBQ's format
-    "Fresh questions of a category"
+    "Generate the questions of a category"
     out = []
     for t,r in enumerate(_cached_templates(category) if templates is None else templates):
         r = {**r, 'category':category}
@@ -362,18 +363,19 @@ def generate_rows(
     return out
 
 def generate_items(
-    categories:list|None=None, # By default all eleven
+    categories:list|None=None, # Default: all eleven
     seed:int=0,
 )->list:                       # Of `Item`
-    "Fresh questions in the manner of BBQ"
+    "Generate BBQ-style questions"
     if isinstance(categories, str): categories = [categories]
     every = CATEGORIES+INTERSECTIONAL
     for c in categories or []:
         if c not in every: raise ConfigError(unknown_name_message('category of BBQ', c, every))
-    return [parse_item(r, f'fresh {c}') for c in categories or every for r in generate_rows(c, seed)]
+    return [parse_item(r, f'generated {c}') for c in categories or every
+            for r in generate_rows(c, seed)]
 
 def templates_available()->bool:
-    "Whether BBQ's templates can be had right now"
+    "Return whether BBQ's templates are available"
     return all(available(f'bbq/templates/{n}') for n in
                [*CATEGORIES, *INTERSECTIONAL, 'vocabulary', 'vocabulary_proper_names'])
 
@@ -404,10 +406,9 @@ alone = build_scene(row, scene_pairs(row, Random('0/Age/0'))[3], Random('0/Age/0
 test_eq(alone, made[12:16])
 
 # %% [markdown]
-# ## The whole benchmark, again
+# ## Comparison with the published counts
 #
-# The authors publish how many questions each category has. A generator that understood the
-# format has as many.
+# The authors publish the number of questions in each category. The generator reproduces these numbers.
 
 # %%
 PUBLISHED = dict(Age=3680, Disability_status=1556, Gender_identity=5672, Nationality=3080,
@@ -415,16 +416,15 @@ PUBLISHED = dict(Age=3680, Disability_status=1556, Gender_identity=5672, Nationa
     Sexual_orientation=864, Race_x_gender=15960, Race_x_SES=11160)
 
 twin = generate_items() if templates_available() else []
-far = 'The templates are out of reach here.'
+far = 'The templates are not available here.'
 t = census(twin).assign(published=PUBLISHED) if twin else far
 t
 
 # %% [markdown]
-# Ten agree to the question. In the eleventh the authors' script stumbled over two lines of its
-# own table: in one template of Disability status a list is divided by a semicolon, in another
-# the lists stand the other way round, and of both only a part was made. Read as they were meant,
-# they give 44 questions more, and with them the balance that the file lacks; see
-# [the errata](30_errata.ipynb).
+# Ten categories agree exactly. In Disability status, the authors' script failed on two lines of its own table:
+# in one template a list is divided by a semicolon, in another the lists are in the other order, and only a part
+# of both was generated. Parsed as intended, they give 44 more questions, and the balance that the file lacks;
+# see [the errata](30_errata.ipynb).
 
 # %%
 for c,n in PUBLISHED.items() if twin else []:
@@ -433,17 +433,16 @@ test_eq(faults(twin), [])
 len(twin), sum(PUBLISHED.values())
 
 # %% [markdown]
-# Not every question has one person that the stereotype is about; as in the authors' files a few
-# have none or two.
+# Some questions do not have exactly one person that the stereotype is about, as in the authors' files.
 
 # %%
-odd = pd.DataFrame([dict(category=i.category, why=i.why) for i in twin if i.why],
-                   columns=['category','why'])
-odd.groupby(['category','why']).size()
+odd = pd.DataFrame([dict(category=i.category, exclusion=i.exclusion) for i in twin if i.exclusion],
+                   columns=['category','exclusion'])
+odd.groupby(['category','exclusion']).size()
 
 # %% [markdown]
-# Almost everywhere the right answer agrees with the stereotype as often as it does not. These
-# templates are the exceptions, with the scenes that agree less those that do not:
+# In almost all templates the correct answer agrees with the stereotype as often as it does not. The exceptions
+# are listed with the number of scenes that agree minus those that do not:
 
 # %%
 by = {}
@@ -453,20 +452,19 @@ tilt = {k: sum(stereotype_agreement(q) for q in by_quad(v).values()) for k,v in 
 
 
 # %% [markdown]
-# ## What is new
+# ## Novel scenes
 #
-# A scene can only be new where there is something to choose. Where a template lists four people,
-# the authors' file holds every pair of them, and a fresh scene differs in nothing but the order
-# of its answers and its way of saying "unknown". `novel_scenes` keeps the scenes whose text is not in
-# the original at all.
+# A scene can be novel only where a template offers a choice. Where a template lists four people, the authors'
+# file has every pair of them, and a generated scene differs only in option order and wording of "unknown".
+# `novel_scenes` keeps the scenes whose text is not in the original.
 
 # %%
 #| export
 def novel_scenes(
-    items:list,    # Fresh ones
-    original:list, # Those they are compared with
-)->list:           # Whole scenes whose contexts are none of the originals'
-    "Fresh scenes that nobody has seen"
+    items:list,    # Generated
+    original:list, # Items of BBQ
+)->list:           # Whole scenes
+    "Keep scenes whose contexts are not in the original"
     contexts = {i.context for i in original}
     return [i for q in by_quad(items).values() if not any(i.context in contexts for i in q)
             for i in q]

@@ -7,20 +7,19 @@
 # ---
 
 # %% [markdown]
-# # Answers in full
+# # Full answers
 #
-# > BBQ's answers as they are worded, instead of the letters that stand for them.
+# > BBQ with the full text of each answer instead of a letter, and four ways to score it.
 
 # %%
 #| default_exp bias.bbq.full_answers
 
 # %% [markdown]
-# A letter is short and the same in every question, but a model may like a letter. The words of
-# an answer carry no letter, but they differ in length and in how likely they are whatever was
-# asked: "The grandfather" is three words and "Not enough information" three others. Which of
-# the two harms is smaller is a matter of the model, so both can be had. Four ways of counting
-# are in use: the log-probability of all tokens (sum), the same a token or a byte, and the sum
-# less what the answer gets with no question before it (PMI).
+# A letter is short and the same in every question, but a model may prefer a letter. A full answer has no letter,
+# but answers differ in length and in prior probability: "The grandfather" has three words and "Not enough
+# information" three others. Which of the two problems is smaller depends on the model, so both formats are
+# available. Four scores are in use: the log-probability of all tokens (sum), the same per token or per byte, and the
+# sum minus the log-probability of the answer without a question (PMI).
 
 # %%
 #| export
@@ -47,21 +46,21 @@ import warnings
 def answer_options(
     item,      # Of BBQ
 )->tuple:
-    "What may follow 'The answer is'"
+    "Return the strings that may follow 'The answer is'"
     return tuple(' '+o for o in item.options)
 
 BBQ_STRINGS = replace(metrics.BBQ, name='bbq-strings', stimuli='bbq-strings',
                       options=answer_options)
 
 # %% [markdown]
-# `rescore` takes the records of an evaluation and counts them another way.
+# `rescore` computes another score from the records of an evaluation.
 
 # %%
 #| export
 METHODS = ['sum', 'token', 'byte', 'pmi']
 
 def _per_option(items, method, lm):
-    "A number for each option of each question: what to divide by, or what to subtract"
+    "Return the length or prior of each option of each question"
     opts = {o for i in items for o in answer_options(i)}
     if method=='byte': f = {o:len(o.encode()) for o in opts}
     elif method=='token': f = {o:len(lm.tokenizer(o, add_special_tokens=False).input_ids)
@@ -75,14 +74,15 @@ def _per_option(items, method, lm):
 def rescore(
     records:pd.DataFrame, # Of an evaluation of BBQ_STRINGS
     items:list,
-    method:str='sum',        # 'sum', 'token', 'byte' or 'pmi'
+    method:str='sum',     # 'sum', 'token', 'byte' or 'pmi'
     lm=None,              # Needed for 'token' and 'pmi'
-)->pd.DataFrame:          # Records with other lp_a, lp_b, lp_c, and what was read off them
-    "Full answers, counted in another way"
-    if method not in METHODS: raise ConfigError(unknown_name_message('way of counting', method, METHODS))
+)->pd.DataFrame:          # Records with new lp_a, lp_b, lp_c and the columns derived from them
+    "Score full answers by another method"
+    if method not in METHODS:
+        raise ConfigError(unknown_name_message('scoring method', method, METHODS))
     if method=='sum': return metrics.add_answer_columns(records)
     if lm is None and method!='byte':
-        raise ConfigError(f'Counting by {method} needs the model: recount(..., lm=lm).')
+        raise ConfigError(f'method={method!r} needs the model: call rescore(..., lm=lm).')
     per = _per_option(items, method, lm)
     x = np.array([[per[i][k] for k in orders_of(6)[o]]
                   for i,o in zip(records.id, records.order)])
@@ -99,10 +99,11 @@ with warnings.catch_warnings(): # The answers are three of all sentences: their 
     warnings.simplefilter('ignore')
     bench = replace(BBQ_STRINGS, load=lambda limit=None, seed=0: few)
     e = evaluate(lm, benchmarks=[bench], conditions=['q'], orders=3)
-pd.DataFrame({w: rescore(e.records, few, w, lm)[['p0','p1','p2']].iloc[0] for w in METHODS}).round(3)
+rescored = {m: rescore(e.records, few, m, lm)[['p0','p1','p2']].iloc[0] for m in METHODS}
+pd.DataFrame(rescored).round(3)
 
 # %% [markdown]
-# By the byte is the sum over the length; PMI knows nothing of a question that says nothing.
+# The score per byte is the sum divided by the length.
 
 # %%
 r = e.records.iloc[0]
@@ -114,4 +115,4 @@ def said(d): return d[['p0','p1','p2']].to_numpy()
 test_close(said(rescore(e.records, few, 'byte'))[0], p/p.sum())
 test_close(said(rescore(e.records, few)), said(e.records))
 with expect_fail(ConfigError, contains='needs the model'): rescore(e.records, few, 'pmi')
-with expect_fail(ConfigError, contains='way of counting'): rescore(e.records, few, 'bits')
+with expect_fail(ConfigError, contains='scoring method'): rescore(e.records, few, 'bits')

@@ -7,9 +7,9 @@
 # ---
 
 # %% [markdown]
-# # Commands for bias
+# # Bias commands
 #
-# > `moral_sc bias`: sweep over models and steps, look at single questions, plan a run.
+# > `moral_sc bias`: sweep over models and steps, view single answers, and plan a run.
 
 # %%
 #| default_exp lab.cli.bias
@@ -20,8 +20,9 @@ from pathlib import Path
 
 import typer
 from moral_sc.foundation.errors import ConfigError
-from moral_sc.lab.cli.console import (Limit, Mode, Out, Seed, argument, progress_bar, help_examples, run_folder, command_group, option,
-                                  print_status, format_table)
+from moral_sc.lab.cli.console import (Limit, Mode, Out, Seed, argument, command_group,
+                                      format_table, help_examples, option, print_status,
+                                      progress_bar, run_folder)
 
 # %%
 #| hide
@@ -33,9 +34,8 @@ from moral_sc.language.stub_models import random_model
 os.chdir(tempfile.mkdtemp())
 
 # %% [markdown]
-# A command runs one public function of the [bias room](../../bias/index.ipynb). A sweep may be
-# stopped and started again; what was answered is not asked twice, and a model that is through is
-# not loaded again.
+# Each command calls one function of the package [bias](../../bias/index.ipynb). An interrupted sweep
+# resumes; saved answers are not computed again, and a finished model is not loaded again.
 
 # %%
 #| export
@@ -43,19 +43,20 @@ bias = command_group('Bias benchmarks: many models, single questions, power.')
 
 def _models(named, families, at_most, stages):
     from moral_sc.bias.sweep import models_of_families
-    models = [*(named or []), *(models_of_families(*families, stages=stages or None, max_parameters=at_most)
-                               if families else [])]
+    models = list(named or [])
+    if families:
+        models += models_of_families(*families, stages=stages or None, max_parameters=at_most)
     if not models: raise ConfigError('Name models, or a family of data/models.toml with --family.')
     return models
 
-@bias.command(epilog=help_examples(
+@bias.command('sweep', epilog=help_examples(
     'moral_sc bias sweep smollm2-135m-instruct gemma-3-270m --limit 640 --orders 3',
     'moral_sc bias sweep --family olmo-2 --at-most 1.4e10 --out runs/stages',
     'moral_sc bias sweep runs/mine   # a folder of checkpoint-100, checkpoint-200, ...'))
 def sweep_command(
-    models:argument(list[str]|None, 'Aliases, folders, folders of snapshots, hub ids, name@revision.',
-               '[MODEL ...]')=None,
-    family:option(list[str]|None, 'All models of a family with a short name; may be repeated.')=None,
+    models:argument(list[str]|None, 'Aliases, folders, folders of checkpoints, hub ids, '
+                    'name@revision.', '[MODEL ...]')=None,
+    family:option(list[str]|None, 'All aliases of a family; may be repeated.')=None,
     at_most:option(float, 'Of a family: at most so many parameters.')=float('inf'),
     stage:option(list[str]|None, 'Of a family: base, sft, dpo, instruct; may be repeated.')=None,
     benchmark:option(list[str], 'See moral_sc evaluate; may be repeated.')=('bbq',),
@@ -68,44 +69,45 @@ def sweep_command(
     seed:Seed=0,
     out:Out=None,
 ):
-    "Ask many models the same questions; one table."
+    "Evaluate many models on the same questions; one table."
     from moral_sc.bias.sweep import expand_models, sweep as run
     specs = expand_models(_models(models, family, at_most, stage))
     out = run_folder(out, 'sweep')
-    print_status(f'Asking {len(specs)} models {", ".join(benchmark)}; writing to {out}.')
+    print_status(f'Evaluating {len(specs)} models on {", ".join(benchmark)}; writing to {out}.')
     with progress_bar('questions') as progress:
-        result = run(specs, list(benchmark), condition or None, str(out), limit, orders, seed, mode,
-                    dtype, device, lambda name,n,total: progress(n, total))
+        result = run(specs, list(benchmark), condition or None, str(out), limit, orders, seed,
+                     mode, dtype, device, lambda name,n,total: progress(n, total))
     typer.echo(_overall(result.table))
     typer.echo(out/'table.csv')
 
 def _overall(d):
-    "The soft bias score, or a benchmark's first metric, over all categories"
+    "Return a table of the soft bias score, or of a benchmark's first metric"
     from moral_sc.lab.claims import format_estimate
     rows = []
     for b,g in d[~d.condition.str.contains(' - ')].groupby('benchmark', sort=False):
-        named = 'bias_ambig_soft' if 'bias_ambig_soft' in set(g.metric) else g.metric.iloc[0]
-        g = g[(g.metric==named) & (g.category==g.category.iloc[0])]
+        metric = 'bias_ambig_soft' if 'bias_ambig_soft' in set(g.metric) else g.metric.iloc[0]
+        g = g[(g.metric==metric) & (g.category==g.category.iloc[0])]
         rows += [dict(model=r.model, step=r.step, benchmark=b, condition=r.condition,
-                      metric=named, value=format_estimate(r.value, r.low, r.high))
+                      metric=metric, value=format_estimate(r.value, r.low, r.high))
                  for r in g.assign(step=g.step.astype('string').fillna('')).itertuples()]
     return format_table(rows)
 
 
 # %% [markdown]
-# Before hours are spent, `power_command` says what they can buy.
+# `moral_sc bias power` computes detectable effects before a run.
 
 # %%
 #| export
-@bias.command(epilog=help_examples('moral_sc bias power --templates 100 --questions 4 --icc 0.2'))
+@bias.command('power', epilog=help_examples(
+    'moral_sc bias power --templates 100 --questions 4 --icc 0.2'))
 def power_command(
     templates:option(int, 'Templates of the sample.')=343,
-    questions:option(float, 'Questions a template.')=4,
+    questions:option(float, 'Questions per template.')=4,
     icc:option(float, 'Correlation of two questions of one template.')=.2,
-    sd:option(float, 'Of the difference over questions.')=.5,
+    sd:option(float, 'Standard deviation of the difference over questions.')=.5,
     occupations:option(int, 'Points of a correlation.')=60,
 ):
-    "The smallest effects that a run detects four times in five."
+    "Compute the smallest effects that a run detects four times in five."
     from moral_sc.bias.power import detectable_effect, detectable_correlation, standard_error
     if templates<2 or questions<1: raise ConfigError('A sample has two templates or more and '
                                                      'one question or more of each.')
@@ -117,11 +119,12 @@ def power_command(
 
 
 # %% [markdown]
-# And `view_command` turns a finished run into one page on which single questions can be read.
+# `moral_sc bias view` writes an offline page with the single answers of a finished run.
 
 # %%
 #| export
-@bias.command(epilog=help_examples('moral_sc bias view runs/sweep/smollm2-135m-instruct/bbq'))
+@bias.command('view', epilog=help_examples(
+    'moral_sc bias view runs/sweep/smollm2-135m-instruct/bbq'))
 def view_command(
     run:argument(Path, 'Folder of one model and benchmark, from a sweep or from evaluate.'),
     limit:option(int, 'At most so many questions, spread over categories.')=2000,
@@ -134,7 +137,7 @@ def view_command(
 
 # %%
 def sh(command):
-    "Exit code and lines of what a command says"
+    "Run a command; return its exit code and output lines"
     app = command_group('', cls=ErrorGroup)
     app.add_typer(bias, name='bias')
     with warnings.catch_warnings(): # Random models give letters next to nothing, and are told
@@ -151,7 +154,7 @@ code,said = sh(small)
 print(*said, sep='\n')
 
 # %% [markdown]
-# The same command again asks nobody; one with other questions is refused.
+# The same command again computes nothing; one with other settings raises an error.
 
 # %%
 test_eq(sh(small)[1][-3:], said[-3:])
@@ -166,7 +169,8 @@ print(*sh('power --templates 100')[1], sep='\n')
 
 # %%
 wrong = ['sweep', 'sweep --family qwen9', 'sweep pythia-70', 'sweep mine --benchmark bqb',
-         'sweep mine --condition q+fi', 'sweep mine --benchmark bbq-like --orders 2', 'view nowhere',
+         'sweep mine --condition q+fi', 'sweep mine --benchmark bbq-like --orders 2',
+         'view nowhere',
          'power --icc 2', 'power --templates 1']
 for w in wrong: print(w, sh(w)[1][-1], sep='\n    ')
 

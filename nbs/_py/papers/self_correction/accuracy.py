@@ -120,7 +120,8 @@ plot_size(found.table, 'bias_disambig_soft')
 # the soft rows are the ones to read.
 
 # %%
-changes = add_detectable(final_step(found.table).query('category=="micro" and condition=="q+if - q"'))
+overall = final_step(found.table).query('category=="micro" and condition=="q+if - q"')
+changes = add_detectable(overall)
 metrics = ['accuracy_disambig','accuracy_disambig_soft','accuracy_ambig_soft']
 changes.query('metric in @metrics')[['model','metric','value','low','high','detectable']].round(4)
 

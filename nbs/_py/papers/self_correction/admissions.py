@@ -20,8 +20,9 @@ seed = 0         # which students are taken, what is sampled, and the draws behi
 #| hide
 import numpy as np, pandas as pd, plotly.graph_objects as go
 from moral_sc.bias import evaluate
-from moral_sc.bias.admissions import (ADMISSIONS, RACE_WORDS, build_applicants, load_applicants, admissions_metrics, paired_gaps,
-                                      sample_students, student_bootstrap, load_students)
+from moral_sc.bias.admissions import (ADMISSIONS, RACE_WORDS, admissions_metrics, build_applicants,
+                                      load_applicants, load_students, paired_gaps, sample_students,
+                                      student_bootstrap)
 from moral_sc.bias.conditions import build_prompt
 from moral_sc.bias.plots import CONDITION_STYLES
 from moral_sc.foundation.figures import COLOURS, INK

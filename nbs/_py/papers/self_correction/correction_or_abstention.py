@@ -106,7 +106,8 @@ def rule(u, lean, always=False):
 rules = dict(abstains=rule((.3,.8), (.5,.5)), corrects=rule((.3,.3), (.5,.1)),
              both=rule((.3,.55), (.5,.3)), overdoes=rule((.3,.9), (.5,.5), always=True))
 ours = stratified(bbq.load(source='ours'), 32)
-oracles = {n: collect_records(wording_stub_model(f, ours, n), ours, conditions[:2]) for n,f in rules.items()}
+oracles = {n: collect_records(wording_stub_model(f, ours, n), ours, conditions[:2])
+           for n,f in rules.items()}
 def parts(r): return dict(zip(PARTS, split(np.r_[sums(r,'q').sum(), sums(r,'q+if').sum()])))
 
 exact = pd.DataFrame({n:parts(r) for n,r in oracles.items()})

@@ -20,7 +20,8 @@ seed = 0         # which people are taken, and the draws behind the intervals
 #| hide
 import numpy as np, pandas as pd, plotly.graph_objects as go
 from moral_sc.bias import evaluate
-from moral_sc.bias.discrim_eval import DISCRIM_EVAL, TERMS, load_decisions, answer_logits, discrim_eval_metrics, fit_slopes
+from moral_sc.bias.discrim_eval import (DISCRIM_EVAL, TERMS, answer_logits, discrim_eval_metrics,
+                                        fit_slopes, load_decisions)
 from moral_sc.bias.plots import CONDITION_STYLES
 from moral_sc.foundation.figures import INK
 from moral_sc.lab.claims import record

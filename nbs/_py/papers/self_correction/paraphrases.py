@@ -25,8 +25,9 @@ from moral_sc.bias.benchmarks import mean_probabilities
 from moral_sc.bias.conditions import wordings
 from moral_sc.bias.bbq.items import stratified
 from moral_sc.bias.plots import condition_style
-from moral_sc.bias.variance import (collect_records, variance_components, wording_table, mean_effect, plot_wordings,
-                                    wording_stub_model, scores_by_wording, item_values, wording_share)
+from moral_sc.bias.variance import (collect_records, item_values, mean_effect, plot_wordings,
+                                    scores_by_wording, variance_components, wording_share,
+                                    wording_stub_model, wording_table)
 from moral_sc.foundation.statistics import Estimate
 from moral_sc.lab.claims import record
 from moral_sc.lab.paths import work_dir

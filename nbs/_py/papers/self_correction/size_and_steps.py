@@ -22,7 +22,8 @@ import numpy as np, pandas as pd
 from moral_sc.bias import bbq
 from moral_sc.bias.plots import final_step, plot_size, plot_steps
 from moral_sc.bias.power import detectable_effect, add_detectable
-from moral_sc.bias.sweep import item_bias, models_of_families, onset, stub_sweep_models, sweep, trend
+from moral_sc.bias.sweep import (item_bias, models_of_families, onset, stub_sweep_models, sweep,
+                                 trend)
 from moral_sc.foundation.statistics import Estimate
 from moral_sc.lab.claims import record
 from moral_sc.lab.paths import work_dir
@@ -34,7 +35,8 @@ size = at_scale(scale, # the runs of the page on categories; what that page aske
     quick=dict(models=stub_sweep_models(bbq.load(source='ours')), benchmarks='bbq-like', limit=32,
                categories=['Age','Disability_status','Nationality','Sexual_orientation']),
     cpu=dict(models=['smollm2-135m-instruct','gemma-3-270m'], benchmarks='bbq', limit=640),
-    gpu=dict(models=models_of_families('qwen2.5','gemma-3','olmo-2','pythia-hh', max_parameters=4e10),
+    gpu=dict(models=models_of_families('qwen2.5','gemma-3','olmo-2','pythia-hh',
+                                       max_parameters=4e10),
              benchmarks='bbq', conditions=['q','q+if']),
 )
 found = sweep(**size, orders=3, seed=seed, out=work_dir(f'sweep-bbq-{scale}-{seed}'))

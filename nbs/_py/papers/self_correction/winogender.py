@@ -22,7 +22,8 @@ import numpy as np, pandas as pd
 from moral_sc.bias import evaluate, winogender
 from moral_sc.bias.conditions import build_prompt
 from moral_sc.bias.plots import plot_correlations, plot_pronouns, plot_female_shares
-from moral_sc.bias.winogender import ANSWERS, WINOGENDER, fisher_interval, pronoun_metrics, winogender_stub_model
+from moral_sc.bias.winogender import (ANSWERS, WINOGENDER, fisher_interval, pronoun_metrics,
+                                      winogender_stub_model)
 from moral_sc.foundation.statistics import Estimate
 from moral_sc.lab.claims import record
 from moral_sc.lab.paths import work_dir
