@@ -9,7 +9,7 @@
 # %% [markdown]
 # # Finetuning on revisions
 #
-# > A copy of a model that has learned to say at once what it said after its second thoughts.
+# > Supervised finetuning (SL-CAI) trains a model to give revised answers directly.
 
 # %%
 #| default_exp constitution.finetuning
@@ -29,7 +29,7 @@ from moral_sc.foundation.errors import ConfigError, DataError, unknown_name_mess
 from moral_sc.foundation.runs import content_key, process_rank
 from moral_sc.language.reward_head import save_model
 from moral_sc.language.models import LM
-from moral_sc.language.scoring import check_context_length
+from moral_sc.language.engine.batching import check_context_length
 from moral_sc.language.training import answer_loss, fit
 
 # %%
@@ -52,19 +52,19 @@ tmp = Path(tempfile.mkdtemp())
 torch.set_num_threads(1)
 
 # %% [markdown]
-# The supervised stage of @bai2022constitutional ends here. The requests, critiques and
-# principles are taken away, and what is left, a prompt and a revised answer, is what a model is
-# finetuned on. It is the model before any feedback that is finetuned, together with plain
-# helpful answers, so that it does not forget how to help.
+# This is the last step of the supervised stage of @bai2022constitutional. Critiques, revision
+# requests and principles are removed, and a model is finetuned on prompts and revised answers. The
+# finetuned model is the one before any feedback. Helpful answers are mixed in, so that the model
+# stays helpful.
 #
-# ## Which revisions
+# ## Selection of revisions
 #
-# The paper says two things. Its introduction finetunes on the *final* revised answers, its
-# section 3.1 on the revisions of *all* steps. The method section is the default here, and
-# `select` is the switch.
+# The paper describes two variants: its introduction finetunes on the *final* revision of each
+# chain, its section 3.1 on the revisions of *all* rounds. The second is the default here; `select`
+# chooses between them.
 #
-# Not every revision is fit to be learned from. What is wrong with one is written beside it as
-# its `find_fault`, and nothing is dropped without being counted.
+# Some revisions are unfit for training. Each gets the `fault` that excludes it, and all faults are
+# counted.
 
 # %%
 #| export
@@ -72,11 +72,11 @@ FAULT_KINDS = ('empty', 'no end', 'repetition', 'critic', 'copy')
 
 def find_fault(
     text:str,
-    finish:str='',         # How sampling ended; 'length': it was cut off
-    original:str=None,       # The text that was revised
-    max_repetition:float=.5,      # Largest share of runs of four words that occurred before
-)->str:                    # One of `faults`, or ''
-    "What keeps an answer from being an example"
+    finish:str='',           # How sampling ended; 'length': at the token limit
+    original:str=None,       # The answer that was revised
+    max_repetition:float=.5, # Largest share of 4-grams that occur earlier in the text
+)->str:                      # One of `FAULT_KINDS`, or ''
+    "Return the reason why an answer is unfit for training"
     if not text.strip(): return 'empty'
     if finish=='length': return 'no end'
     if repetition(text)>max_repetition: return 'repetition'
@@ -97,49 +97,51 @@ test_eq(find_fault(loop), 'repetition')
 
 # %%
 #| export
-def _texts(row, which):
-    "Revisions of a chain: (round, text, how it ended, the text before)"
+def _revisions(chain, select):
+    "Return the revisions of a chain as (round, text, finish, text before)"
     res = []
-    last = row['response']
-    for k,s in enumerate(row['rounds'], 1):
-        res.append((k, s['revision'], s.get('finish', ''), last))
-        last = s['revision'] or last
-    if which=='all': return res
-    k,t,f,_ = next((r for r in reversed(res) if r[1].strip()), res[-1])
-    return [(k, t, f, row['response'])]
+    last = chain['response']
+    for k,r in enumerate(chain['rounds'], 1):
+        res.append((k, r['revision'], r.get('finish', ''), last))
+        last = r['revision'] or last
+    if select=='all': return res
+    k,text,finish,_ = next((r for r in reversed(res) if r[1].strip()), res[-1])
+    return [(k, text, finish, chain['response'])]
 
 def training_examples(
-    chains:list,           # From `revise`
-    select:str='all',       # 'all' revisions, or the 'final' one of each chain
-    extra:list=(),         # Further rows with `text` and `answer`: helpful answers
-    allow:tuple=(),         # Of `faults`: those that are no fault here
-    max_repetition:float=.5,      # As in `fault`
-)->list:                   # id, text, answer, round, fault
-    "What there is to learn from; `finetune` passes over rows with a fault"
-    if select not in ('all', 'final'): raise ConfigError(unknown_name_message('which', select, ['all', 'final']))
-    rows = [(f'{c["id"]}/{k}', c['prompt'], t, k, find_fault(t, f, b, max_repetition))
-            for c in chains for k,t,f,b in _texts(c, select)]
+    chains:list,             # From `revise`
+    select:str='all',        # 'all' revisions, or the 'final' one of each chain
+    extra:list=(),           # Further rows with `text` and `answer`: helpful answers
+    allow:tuple=(),          # Members of `FAULT_KINDS` that are not excluded
+    max_repetition:float=.5, # As in `find_fault`
+)->list:                     # id, text, answer, round, fault
+    "Return the examples of finetuning; `finetune` skips rows with a fault"
+    if select not in ('all', 'final'):
+        raise ConfigError(unknown_name_message('select', select, ['all', 'final']))
+    rows = [(f'{c["id"]}/{k}', c['prompt'], text, k,
+             find_fault(text, finish, previous, max_repetition))
+            for c in chains for k,text,finish,previous in _revisions(c, select)]
     for i,r in enumerate(extra, 1):
         text = r.get('text', r.get('prompt'))
-        said = r.get('answer')
-        if not isinstance(text, str) or not isinstance(said, str):
+        answer = r.get('answer')
+        if not isinstance(text, str) or not isinstance(answer, str):
             raise DataError(f'extra: row {i} needs `text` and `answer`, both strings.')
-        rows.append((r.get('id', f'extra/{i}'), text, said, 0,
-                     find_fault(said, r.get('finish', ''), None, max_repetition)))
+        rows.append((r.get('id', f'extra/{i}'), text, answer, 0,
+                     find_fault(answer, r.get('finish', ''), None, max_repetition)))
     names = 'id', 'text', 'answer', 'round', 'fault'
     return [dict(zip(names, r[:4]), fault='' if r[4] in allow else r[4]) for r in rows]
 
 def count_faults(
-    rows:list, # From `examples_of`
+    rows:list, # From `training_examples`
 )->pd.Series:
-    "How many examples are used, and why the others are not"
+    "Count the examples that are used, and the others by their fault"
     n = Counter(r.get('fault', '') for r in rows)
     return pd.Series(dict(used=n[''], **{f: n[f] for f in FAULT_KINDS}), name='examples')
 
 
 # %% [markdown]
-# Two chains of two rounds. In the first the second revision came out empty, so that its final
-# one is the first; in the second the model repeated its answer.
+# The example has two chains of two rounds. In the first chain the second revision is empty, so its
+# final revision is the first. In the second chain the first revision copies the answer.
 
 # %%
 step = lambda text, finish='stop': dict(principle='kind', critique='Zebra: that was rude.',
@@ -166,28 +168,27 @@ with expect_fail(ConfigError, contains="did you mean 'final'"): training_example
 
 
 # %% [markdown]
-# ## What is learned
+# ## Encoding
 #
-# An example is one dialogue of one prompt and one answer, written down by `tokenize_example` as in every
-# other stage. The model is judged on the tokens of the answer and on one end token.
+# An example is a dialogue of one prompt and one answer, rendered as in all other stages. The loss
+# covers the tokens of the answer and one end token.
 
 # %%
 #| export
 def encode_examples(
     lm,
-    rows:list,          # With `text` and `answer`; those with a fault are passed over
-    mode:str='plain',
-)->list:                # (token ids, where the answer begins)
-    "Rows as a model learns them"
+    rows:list,          # With `text` and `answer`; rows with a fault are skipped
+    mode:str='plain',   # Format of prompts
+)->list:                # (token ids, index of the first token of the answer)
+    "Encode examples for training"
     rows = [r for r in rows if not r.get('fault')]
     for i,r in enumerate(rows, 1):
         if not isinstance(r.get('answer'), str) or not r['answer'].strip():
             raise DataError(f'Row {i} has no `answer`; add it or leave the row out.')
-    if not rows: raise DataError('No example is free of faults; look at `tally(rows)`.')
-    return _short(lm, [tokenize_example(lm, r.get('text', r.get('prompt')), r['answer'], mode)
-                       for r in rows])
-
-def _short(lm, examples):
+    if not rows:
+        raise DataError('Every example has a fault; see `count_faults(rows)` for their kinds.')
+    examples = [tokenize_example(lm, r.get('text', r.get('prompt')), r['answer'], mode)
+                for r in rows]
     check_context_length(lm, [ids for ids,_ in examples])
     return examples
 
@@ -200,8 +201,8 @@ targets = [decode(lm, ids[s:]) for ids,s in data]
 targets
 
 # %% [markdown]
-# No word of a critique is among them, nor in what the model reads; the first word of the answer
-# is predicted from the prompt's last token, and the last target is the end.
+# Neither inputs nor targets contain words of a critique. The first word of the answer is predicted
+# from the last token of the prompt, and the last target is the end token.
 
 # %%
 test_eq(targets, [f' {r["answer"]}<eos>' for r in rows if not r['fault']])
@@ -214,8 +215,8 @@ for (ids,s),r in zip(data, [r for r in rows if not r['fault']]):
     test_eq(mask.sum().item(), len(ids)-s)
 
 # %% [markdown]
-# The tokens themselves, for a model of bytes: if they ever change, models of before and after
-# cannot be compared. There is one beginning of text.
+# The token ids are fixed by a test, for a tokenizer of bytes, because models trained with other ids
+# could not be compared. There is one begin-of-text token.
 
 # %%
 bytewise = random_model('gemma3')
@@ -231,35 +232,35 @@ ids, start
 # %% [markdown]
 # ## Training
 #
-# One pass over the examples at a constant rate, as in the paper, by [the loop that trains
-# everything](../language/46_training.ipynb). The model that was given stays as it is.
+# As in the paper, the default is one epoch at a constant learning rate, by the
+# [training loop](../language/46_training.ipynb) of this project. The given model is not changed.
 
 # %%
 #| export
 def finetune(
     lm:LM,
-    rows:list,        # From `examples_of`, or any with `text` and `answer`
-    out=None,         # Folder of a run that can be resumed; the model goes to out/model
-    mode:str='plain',
+    rows:list,        # From `training_examples`, or any with `text` and `answer`
+    out=None,         # Folder of a run that can be resumed; the model is saved in out/model
+    mode:str='plain', # Format of prompts
     epochs:int=1,
     lr:float=1e-4,    # Constant
     seed:int=0,
-    name:str=None,    # Of the trained model
+    name:str=None,    # Of the finetuned model
     **options,        # Of `fit`: batch, max_tokens, weight_decay, autocast ...
-)->tuple:             # The trained copy, the history of `fit`
-    "Teach a copy of a model to answer so"
+)->tuple:             # The finetuned copy, the history of `fit`
+    "Finetune a copy of a model on examples"
     examples = encode_examples(lm, rows, mode)
     model = copy.deepcopy(lm.model).float().requires_grad_(True)
     history = fit(model, examples, answer_loss, epochs=epochs, lr=lr, seed=seed,
                   out=None if out is None else Path(out)/'fit', **options)
     key = content_key(lm=[lm.name, lm.source], examples=examples, epochs=epochs, lr=lr,
                       seed=seed, **{k: v for k,v in options.items() if not callable(v)})[:8]
-    res = replace(lm, model=model.eval().requires_grad_(False), is_stub=False,
-                  name=name or f'{lm.name}+{len(examples)}',
-                  source=f'{lm.source}, finetuned {key}'.strip(', '))
+    tuned = replace(lm, model=model.eval().requires_grad_(False), is_stub=False,
+                    name=name or f'{lm.name}+{len(examples)}',
+                    source=f'{lm.source}, finetuned {key}'.strip(', '))
     folder = None if out is None else Path(out)/'model'
-    if folder and not folder.is_dir() and process_rank()[0]==0: save_model(res, folder)
-    return res,history
+    if folder and not folder.is_dir() and process_rank()[0]==0: save_model(tuned, folder)
+    return tuned,history
 
 
 # %%
@@ -271,88 +272,91 @@ history[['step', 'lr', 'loss', 'count']].iloc[[0, 1, 30, 79]].round(3)
 for k,v in lm.model.state_dict().items(): assert torch.equal(v, before[k])
 test_eq(set(history.lr), {.01})
 prompts = [render_prompt(lm, r['text']) for r in rows if not r['fault']]
-said = sample(tuned, prompts, 20, temperature=0)
-test_eq([s.text.strip() for s in said], [r['answer'] for r in rows if not r['fault']])
-said, tuned
+samples = sample(tuned, prompts, 20, temperature=0)
+test_eq([s.text.strip() for s in samples], [r['answer'] for r in rows if not r['fault']])
+samples, tuned
 
 # %% [markdown]
-# ## It stops
+# ## End of an answer
 #
-# Where padding and end are one token, as in many models, it is easy to mask the end together with
-# the padding. A model that has never seen an end does not stop. This one has learned one sentence
-# beside a longer one, with that token as padding.
+# In many models padding and end are the same token. Masking padding by its id would then mask the
+# end token as well, and the model would not learn to stop. Here the end token is the padding token,
+# and a short answer is trained beside a longer one.
 
 # %%
 tok = word_tokenizer(words)
 tok.pad_token = tok.eos_token
 one = small_llama(tok, layers=2, width=48)
 pair = [dict(text='far?', answer='no.'), dict(text='is it tea?', answer='yes, it is tea.')]
-taught,_ = finetune(one, pair, lr=.01, epochs=40)
-stopped, = sample(taught, [render_prompt(taught, 'far?')], 30)
+tuned_one,_ = finetune(one, pair, lr=.01, epochs=40)
+stopped, = sample(tuned_one, [render_prompt(tuned_one, 'far?')], 30)
 test_eq((stopped.text.strip(), stopped.finish), ('no.', 'eos'))
 start, = sample(one, [render_prompt(one, 'far?')], 30)
 start, stopped
 
 
 # %% [markdown]
-# ## What the loss is
+# ## Loss
 #
-# The first loss is the mean over the answers' tokens, end included, and over no others. Were the
-# prompts' tokens counted, the gradient would be another.
+# The first loss is the mean over the answers' tokens, end token included. A mean over prompts'
+# tokens as well would have a different gradient.
 
 # %%
-def nll(model, ids): return -torch.stack([model(torch.tensor([ids])).logits[0,j-1]
-                                          .log_softmax(-1)[ids[j]] for j in range(1, len(ids))])
+def nll(model, ids):
+    logp = model(torch.tensor([ids])).logits[0].log_softmax(-1)
+    return -torch.stack([logp[j-1,ids[j]] for j in range(1, len(ids))])
+
 def gradient(total):
     lm.model.zero_grad()
     total.backward()
     return torch.cat([p.grad.flatten() for p in lm.model.parameters()])
 
 lm.model.requires_grad_(True)
-each = [(nll(lm.model, ids), s-1) for ids,s in data]
-answers = torch.cat([x[s:] for x,s in each])
+losses = [(nll(lm.model, ids), s-1) for ids,s in data]
+answers = torch.cat([x[s:] for x,s in losses])
 ours = gradient(answer_loss(lm.model, data)[0])/len(answers)
-want = gradient(answers.mean())
-whole = torch.cat([nll(lm.model, ids) for ids,_ in data]).mean()
-assert (ours-want).norm()<1e-4*want.norm()
-assert (gradient(whole)-want).norm()>.1*want.norm()
-_,once = finetune(lm, rows, batch=9)
-test_close(once.loss[0], answers.mean().item(), 1e-5)
-once.loss[0], whole.item()
+expected = gradient(answers.mean())
+with_prompts = torch.cat([nll(lm.model, ids) for ids,_ in data]).mean()
+assert (ours-expected).norm()<1e-4*expected.norm()
+assert (gradient(with_prompts)-expected).norm()>.1*expected.norm()
+_,history_one = finetune(lm, rows, batch=9)
+test_close(history_one.loss[0], answers.mean().item(), 1e-5)
+history_one.loss[0], with_prompts.item()
 
 
 # %% [markdown]
-# ## Killed, and read elsewhere
+# ## Resumed and saved runs
 #
-# A run that is cut off in the middle goes on to the same weights; one that is finished is read
-# back. Its folder is one that transformers and `load` open by themselves.
+# An interrupted run resumes and ends with the same weights. A finished run is loaded. Its model
+# folder can be opened by transformers and by `load`.
 
 # %%
-class Stopped(Exception): pass
+class Interrupt(Exception): pass
 
-def stop(done, total):
-    if done==23: raise Stopped
+def interrupt(done, total):
+    if done==23: raise Interrupt
 
-how = dict(lr=.01, batch=2, epochs=40)
-with expect_fail(Stopped): finetune(lm, rows, tmp/'cut', progress=stop, **how)
-resumed,again = finetune(lm, rows, tmp/'cut', **how)
-back,_ = finetune(lm, rows, tmp/'cut', **how)
+options = dict(lr=.01, batch=2, epochs=40)
+with expect_fail(Interrupt): finetune(lm, rows, tmp/'cut', progress=interrupt, **options)
+resumed,resumed_history = finetune(lm, rows, tmp/'cut', **options)
+finished,_ = finetune(lm, rows, tmp/'cut', **options)
 for k,v in tuned.model.state_dict().items():
-    assert torch.equal(v, resumed.model.state_dict()[k]) and torch.equal(v, back.model.state_dict()[k])
-test_eq(again.loss.tolist(), history.loss.tolist())
+    for x in (resumed, finished): assert torch.equal(v, x.model.state_dict()[k])
+test_eq(resumed_history.loss.tolist(), history.loss.tolist())
 
 # %%
 loaded = load(tmp/'run/model', 'float32', 'cpu')
-test_eq([s.ids for s in sample(loaded, prompts, 20, temperature=0)], [s.ids for s in said])
+test_eq([s.ids for s in sample(loaded, prompts, 20, temperature=0)], [s.ids for s in samples])
 loaded
 
 # %% [markdown]
-# ## Mistakes
+# ## Refused input
 
 # %%
 with expect_fail(DataError, contains='Row 1 has no `answer`'): finetune(lm, [dict(text='far?')])
-with expect_fail(DataError, contains='free of faults'): finetune(lm, [dict(rows[1], fault='copy')])
-with expect_fail(DataError, contains='row 1 needs'): training_examples([], extra=[dict(text='far?')])
+with expect_fail(DataError, contains='has a fault'): finetune(lm, [dict(rows[1], fault='copy')])
+with expect_fail(DataError, contains='row 1 needs'):
+    training_examples([], extra=[dict(text='far?')])
 with expect_fail(ConfigError, contains='512'):
     finetune(lm, [dict(text='far? '*600, answer='no.')])
 

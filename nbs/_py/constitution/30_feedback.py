@@ -503,7 +503,7 @@ for arch in ('llama', 'qwen2', 'gemma3'):
         lab = labeller(lm)
         flat = [q for r in asks[:2] for q in lab.questions(r)]
         want = np.array([slow(lm, q) for q in flat])
-        for e in ('auto', 'stem', 'tree', 'cascade', 'rows'):
+        for e in ('auto', 'prefix', 'tree', 'cascade', 'padded'):
             read = np.concatenate(labeller(lm, engine=e).letter_logprobs(asks[:2]))[:,0]
             gaps[arch, bool(m), e] = abs(read-want).max()
 assert max(gaps.values())<1e-4

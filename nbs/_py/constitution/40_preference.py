@@ -6,12 +6,10 @@
 #     name: python3
 # ---
 
-# %%
-
 # %% [markdown]
 # # Preference models
 #
-# > A score for answers, learned from comparisons whose labels may be probabilities.
+# > A preference model learns a reward from comparisons whose labels may be probabilities.
 
 # %%
 #| default_exp constitution.preference
@@ -32,8 +30,10 @@ from torch.nn.functional import logsigmoid
 from moral_sc.constitution.prompts import tokenize_example
 from moral_sc.foundation.errors import DataError
 from moral_sc.foundation.statistics import Estimate, cluster_bootstrap
-from moral_sc.language.reward_head import load_reward_model, save_reward_model, build_reward_model, reward_scores
+from moral_sc.language.reward_head import (
+    build_reward_model, load_reward_model, reward_scores, save_reward_model)
 from moral_sc.language.models import LM
+from moral_sc.language.engine import inference
 from moral_sc.language.engine.batching import batches
 from moral_sc.language.training import fit
 
@@ -48,10 +48,10 @@ torch.set_num_threads(1)
 
 
 # %% [markdown]
-# A preference model gives each answer a number, and of two answers the one with the higher number
-# is taken to be better, with probability $\sigma(\Delta)$ for a difference of $\Delta$. It is
-# trained on comparisons. A person says which is better; a model that labels says with which
-# probability $p$, and the paper keeps that probability as the target [@bai2022constitutional]:
+# A preference model gives each answer a score. Of two answers whose scores differ by $\Delta$, the
+# first is better with probability $\sigma(\Delta)$. The model is trained on comparisons. A human
+# label is 0 or 1; a label by a language model is a probability $p$, which the paper keeps as the
+# target [@bai2022constitutional]:
 #
 # $$L = -p\log\sigma(\Delta) - (1-p)\log\sigma(-\Delta).$$
 
@@ -61,24 +61,24 @@ def soft_label_loss(
     margin, # Score of a less score of b
     label,  # Probability that a is better
 ):          # Elementwise, nats
-    "Cross-entropy of a comparison with a label that may be a probability"
+    "Return the cross-entropy of comparisons with labels between 0 and 1"
     return -(label*logsigmoid(margin) + (1-label)*logsigmoid(-margin))
 
 
 # %% [markdown]
-# It is smallest at $\Delta=\operatorname{logit} p$, where what is left is the label's own entropy,
-# and above that it is the divergence of what the model believes from what the label says. So
-# labels kept within 40-60 % ask for margins of 0.405 at most.
+# The loss is smallest at $\Delta=\operatorname{logit} p$, where it equals the entropy of the label.
+# The excess over that is the KL divergence of label and prediction. Labels clamped to 40-60 %
+# therefore have optimal margins of 0.405 at most.
 
 # %%
 p = torch.tensor([.6, .8, .5, .4], dtype=torch.float64)
 at = torch.logit(p).requires_grad_()
-left = soft_label_loss(at, p)
-left.sum().backward()
+minimum = soft_label_loss(at, p)
+minimum.sum().backward()
 test_close(at.grad, 0, 1e-12)
 test_close(at[:2].tolist(), [.405465, 1.386294], 1e-6)
-test_close(left[:2].tolist(), [.673012, .500402], 1e-6)
-left.detach()
+test_close(minimum[:2].tolist(), [.673012, .500402], 1e-6)
+minimum.detach()
 
 # %%
 d = torch.linspace(-4, 4, 81, dtype=torch.float64)[:,None]
@@ -91,8 +91,8 @@ test_close(soft_label_loss(d, torch.tensor(1.)), -logsigmoid(d), 1e-12)
 assert (kl>=-1e-12).all()
 
 # %% [markdown]
-# Two comparisons of the same answers, one labelled by a person and one by a model, end at the
-# logit of their weighted mean.
+# For two comparisons of the same answers, one with a human label and one with a model's, the
+# optimal margin is the logit of the weighted mean label.
 
 # %%
 m = torch.zeros(1, dtype=torch.float64, requires_grad=True)
@@ -101,76 +101,86 @@ weight = torch.tensor([1., 3.])
 for _ in range(60):
     g, = torch.autograd.grad((weight*soft_label_loss(m, label)).sum(), m)
     m = (m-g).detach().requires_grad_()
-goal = torch.logit((weight*label).sum()/weight.sum()).item()
-test_close(m.item(), goal, 1e-5)
+optimum = torch.logit((weight*label).sum()/weight.sum()).item()
+test_close(m.item(), optimum, 1e-5)
 m.item()
 
 
 # %% [markdown]
-# ## Where the score is read
+# ## The model
 #
-# On the end token behind the answer, as the papers do: there the model has read everything. Text
-# of prompt and answer is written by the [one renderer](12_prompts.ipynb) that finetuning and
-# reinforcement use too. Only differences are learned, so scores have no zero of their own; they
-# are centred on the answers of the training set, which makes them a reward of mean zero.
+# As in the papers, the score is computed at the end token after the answer, where the model has
+# processed the whole text. Prompt and answer are rendered by the
+# [same function](12_prompts.ipynb) as in finetuning and RL. Comparisons determine scores up to a
+# constant; we choose it so that the mean score of the training answers is zero.
 
 # %%
 #| export
 @dataclass
 class PreferenceModel:
-    "Scores for answers: call it with prompts and answers"
+    "A reward function: call it with prompts and answers"
     model:nn.Module           # A sequence classifier with one output
-    lm:LM                     # Whose tokenizer and form of a prompt it uses
-    mode:str='plain'
-    zero:float=0.             # Taken off every score
-    history:pd.DataFrame=None
+    lm:LM                     # The source of tokenizer and prompt format
+    mode:str='plain'          # Format of prompts
+    offset:float=0.           # Subtracted from every score
+    history:pd.DataFrame=None # Of training
 
-    def _rows(self, prompts, answers):
-        said = zip(prompts, answers, strict=True)
-        return [tokenize_example(self.lm, p, a, self.mode)[0] for p,a in said]
+    def encode(self, prompts, answers):
+        "Return the token ids of prompts with their answers"
+        return [tokenize_example(self.lm, p, a, self.mode)[0]
+                for p,a in zip(prompts, answers, strict=True)]
 
     @torch.no_grad()
     def __call__(self, prompts, answers, max_tokens=8192):
-        rows = self._rows(prompts, answers)
+        rows = self.encode(prompts, answers)
         out = np.zeros(len(rows))
-        for some in batches([len(r) for r in rows], max_tokens):
-            out[some] = reward_scores(self.model, [rows[i] for i in some]).cpu().numpy()
-        return out-self.zero
+        with inference(self.model, tokens=sum(map(len, rows))):
+            for group in batches([len(r) for r in rows], max_tokens):
+                out[group] = reward_scores(self.model, [rows[i] for i in group]).cpu().numpy()
+        return out-self.offset
 
     def centre(self, prompts, answers):
-        "Make the mean score of these answers zero"
-        self.zero += float(self(prompts, answers).mean())
+        "Set the offset so that the mean score of these answers is zero"
+        self.offset += float(self(prompts, answers).mean())
         return self
 
     def margins(self, rows):
+        "Return the score differences of comparisons"
         a,b = (self([r['prompt'] for r in rows], [r[k] for r in rows]) for k in 'ab')
         return a-b
 
     def accuracy(self, rows)->Estimate:
-        "Share of decided comparisons on whose better side it is; drawn by prompt"
+        "Return the accuracy on comparisons with a label other than 0.5, clustered by prompt"
         p = np.array([r['p'] for r in rows])
-        if (p==.5).all(): return Estimate(np.nan) # Nobody said which is better
-        right = (1+np.sign(self.margins(rows))*np.sign(p-.5))/2
-        return cluster_bootstrap(right[p!=.5], [r['prompt'] for r,k in zip(rows, p!=.5) if k])
+        if (p==.5).all(): return Estimate(np.nan)
+        correct = (1+np.sign(self.margins(rows))*np.sign(p-.5))/2
+        decided = p!=.5
+        return cluster_bootstrap(correct[decided], [r['prompt'] for r,d in zip(rows, decided) if d])
 
     def save(self, folder):
+        "Save the model, with offset and prompt format in preference.json"
         save_reward_model(self.model, self.lm.tokenizer, folder)
-        (Path(folder)/'preference.json').write_text(json.dumps(dict(zero=self.zero,
-                                                                    mode=self.mode)))
+        settings = json.dumps(dict(zero=self.offset, mode=self.mode))
+        (Path(folder)/'preference.json').write_text(settings)
         return Path(folder)
 
     @classmethod
     def load(cls, folder, device='cpu'):
-        model,tok = load_reward_model(folder, device)
-        told = Path(folder)/'preference.json'
-        said = json.loads(told.read_text()) if told.is_file() else {}
-        return cls(model, LM(model, tok, str(folder)), **said)
+        "Load a saved preference model, or any sequence classifier with one output"
+        model,tokenizer = load_reward_model(folder, device)
+        path = Path(folder)/'preference.json'
+        settings = json.loads(path.read_text()) if path.is_file() else {}
+        return cls(model, LM(model, tokenizer, str(folder)), settings.get('mode', 'plain'),
+                   settings.get('zero', 0.))
 
+
+# %% [markdown]
+# ## Training
 
 # %%
 #| export
-def _checked(rows, test):
-    if not rows: raise DataError('There are no comparisons to learn from.')
+def _check_comparisons(rows, test):
+    if not rows: raise DataError('There are no comparisons to learn from; give one or more.')
     for i,r in enumerate([*rows, *(test or [])], 1):
         p = r.get('p')
         if not isinstance(p, Real) or not 0<=p<=1:
@@ -178,48 +188,49 @@ def _checked(rows, test):
     if all(r['a']==r['b'] for r in rows):
         raise DataError('Every comparison is between two equal answers, from which nothing can be '
                         'learned; sample at a higher temperature.')
-    leak = {r['prompt'] for r in rows}&{r['prompt'] for r in test or []}
-    if leak:
-        raise DataError(f'{len(leak)} prompts are in training and in test, the first is '
-                        f'{min(leak)[:60]!r}; part them with `prompts.split`.')
+    shared = {r['prompt'] for r in rows}&{r['prompt'] for r in test or []}
+    if shared:
+        raise DataError(f'{len(shared)} prompts are in training and in test, the first is '
+                        f'{min(shared)[:60]!r}; divide the prompts with `prompts.split`.')
 
-def _loss(model, examples):
-    "Sum of the soft-label loss; examples hold the ids of both answers"
+def _preference_loss(model, examples):
+    "Return the summed soft-label loss of examples with the ids of both answers"
     n = len(examples)
-    s = reward_scores(model, [e['both'][k] for k in (0, 1) for e in examples])
+    s = reward_scores(model, [e['pair'][k] for k in (0, 1) for e in examples])
     label = torch.tensor([e['p'] for e in examples], device=s.device, dtype=s.dtype)
     weight = torch.tensor([e['weight'] for e in examples], device=s.device, dtype=s.dtype)
-    d = s[:n]-s[n:]
-    right = ((d>0)==(label>.5)).float().sum().item()
-    return (weight*soft_label_loss(d, label)).sum(), float(weight.sum()), dict(right=right)
+    margin = s[:n]-s[n:]
+    correct = ((margin>0)==(label>.5)).float().sum().item()
+    loss = (weight*soft_label_loss(margin, label)).sum()
+    return loss, float(weight.sum()), dict(accuracy=correct)
 
-def _example(pm, r, hard):
-    both = pm._rows([r['prompt']]*2, [r['a'], r['b']])
+def _encode_comparison(pm, r, hard):
+    pair = pm.encode([r['prompt']]*2, [r['a'], r['b']])
     p = float(r['p']>.5)+.5*(r['p']==.5) if hard else float(r['p'])
-    return dict(ids=[*both[0], *both[1]], both=both, p=p, weight=float(r.get('weight', 1.)))
+    return dict(ids=[*pair[0], *pair[1]], pair=pair, p=p, weight=float(r.get('weight', 1.)))
 
 def fit_preference(
-    lm:LM,             # Whose trunk the model begins as
-    rows:list,         # Comparisons: prompt, a, b, p, perhaps weight
-    test:list=None,    # Comparisons on other prompts, measured at the end
+    lm:LM,             # Its backbone initialises the preference model
+    rows:list,         # Comparisons: prompt, a, b, p, optionally weight
+    test:list=None,    # Comparisons on other prompts, for the accuracy after training
     *,
     hard:bool=False,   # Round labels to 0 and 1
     mode:str='plain', seed:int=0, epochs:int=1, batch:int=32, lr:float=1e-4,
     **kw,              # Of `fit`: out, schedule, warmup, max_tokens ...
 )->PreferenceModel:
-    "Learn a score from comparisons"
-    _checked(rows, test)
+    "Train a preference model on comparisons"
+    _check_comparisons(rows, test)
     pm = PreferenceModel(build_reward_model(lm, seed), lm, mode)
-    examples = [_example(pm, r, hard) for r in rows]
-    pm.history = fit(pm.model, examples, _loss, seed=seed, epochs=epochs, batch=batch, lr=lr,
-                     **kw)
+    examples = [_encode_comparison(pm, r, hard) for r in rows]
+    pm.history = fit(pm.model, examples, _preference_loss, seed=seed, epochs=epochs, batch=batch,
+                     lr=lr, **kw)
     pm.centre([r['prompt'] for r in rows]*2, [r[k] for k in 'ab' for r in rows])
     if test: pm.history.attrs['test'] = pm.accuracy(test)
     return pm
 
 
 # %% [markdown]
-# Where the better answer is the one with more good words, a model of random weights learns it.
+# A model with random weights learns comparisons in which the better answer has more good words.
 
 # %%
 words = 'is it far late cold dark soon over ? yes no good fine bad dull .'.split()
@@ -227,36 +238,36 @@ lm = small_llama(word_tokenizer(words), 2, 32, 2)
 rng = np.random.default_rng(0)
 def pair(i):
     a,b = (' '.join(rng.choice(['good', 'fine', 'bad', 'dull'], 4)) for _ in 'ab')
-    asked = f'is it {" ".join(rng.choice(words[2:8], 6))} ?'
+    prompt = f'is it {" ".join(rng.choice(words[2:8], 6))} ?'
     odds = sum((w in 'good fine')-(w in 'bad dull') for w in a.split())
     odds -= sum((w in 'good fine')-(w in 'bad dull') for w in b.split())
-    return dict(id=i, prompt=asked, a=a, b=b, p=float(1/(1+np.exp(-odds/2))))
+    return dict(id=i, prompt=prompt, a=a, b=b, p=float(1/(1+np.exp(-odds/2))))
 
 rows = [pair(i) for i in range(1200)]
-seen = {r['prompt'] for r in rows[:1000]}
 train = rows[:1000]
-test = [r for r in rows[1000:] if r['prompt'] not in seen]
+train_prompts = {r['prompt'] for r in train}
+test = [r for r in rows[1000:] if r['prompt'] not in train_prompts]
 pm = fit_preference(lm, train, test, lr=3e-3)
 pm.history.attrs['test'], np.corrcoef(pm.margins(test),
                                       [np.log(r['p']/(1-r['p'])) for r in test])[0,1]
 
 # %%
 assert pm.history.attrs['test'].low>.85
-ask = [r['prompt'] for r in train]
-said = [r['a'] for r in train]
-test_close(np.mean([pm(ask, said), pm(ask, [r['b'] for r in train])]), 0, 1e-6)
+prompts = [r['prompt'] for r in train]
+answers = [r['a'] for r in train]
+test_close(np.mean([pm(prompts, answers), pm(prompts, [r['b'] for r in train])]), 0, 1e-6)
 
 # %% [markdown]
-# A score is the same alone and among others, in memory and from its folder.
+# A score does not depend on the other rows of its batch, and is the same after saving and loading.
 
 # %%
-few = pm(ask[:9], said[:9])
-test_close(few, [pm([p], [a])[0] for p,a in zip(ask[:9], said[:9])], 1e-5)
-test_close(PreferenceModel.load(pm.save(tmp/'pm'))(ask[:9], said[:9]), few, 1e-6)
+few = pm(prompts[:9], answers[:9])
+test_close(few, [pm([p], [a])[0] for p,a in zip(prompts[:9], answers[:9])], 1e-5)
+test_close(PreferenceModel.load(pm.save(tmp/'pm'))(prompts[:9], answers[:9]), few, 1e-6)
 few.round(2)
 
 # %% [markdown]
-# Prompts in both sets and labels that are none are refused.
+# Bad labels, and prompts that are in both sets, are refused.
 
 # %%
 with expect_fail(DataError, contains='in training and in test'):
@@ -270,13 +281,13 @@ with expect_fail(DataError, contains='two equal answers'):
     fit_preference(lm, [r|dict(b=r['a']) for r in train[:9]])
 
 # %% [markdown]
-# Where no test comparison is decided, there is no accuracy, and that is what is said. Labels may
-# be numpy's numbers. Adding a constant to every score changes no margin.
+# If all test labels are 0.5, the accuracy is not a number. Labels may be numpy numbers. Adding a
+# constant to every score changes no margin.
 
 # %%
-even = [r|dict(p=np.float32(.5)) for r in test]
-some = fit_preference(lm, train[:32], even)
-assert np.isnan(some.history.attrs['test'].value)
-before = some.margins(test[:9])
-some.zero = some.zero+7.
-test_close(some.margins(test[:9]), before, 1e-9)
+undecided = [r|dict(p=np.float32(.5)) for r in test]
+pm = fit_preference(lm, train[:32], undecided)
+assert np.isnan(pm.history.attrs['test'].value)
+before = pm.margins(test[:9])
+pm.offset += 7.
+test_close(pm.margins(test[:9]), before, 1e-9)

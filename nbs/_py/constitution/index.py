@@ -9,70 +9,74 @@
 # %% [markdown]
 # # Constitution
 #
-# > Constitutional AI: a model critiques and revises its own answers under written principles.
+# > Constitutional AI: models critique, revise and compare answers under written principles.
 
 # %%
 #| default_exp constitution.__init__
 
 # %% [markdown]
-# Constitutional AI [@bai2022constitutional] replaces human votes on harmlessness by a short list
-# of written principles. This room follows it stage by stage:
+# Constitutional AI [@bai2022constitutional] replaces human harmlessness votes by a short list
+# of written principles. This package has one module for each stage of the paper. All functions
+# accept any language model of [`language`](../language/index.ipynb).
 #
-# - [Principles](10_principles.ipynb): sixteen for revising and sixteen for choosing, ours and the
-#   authors', and how one is drawn. [Prompts](12_prompts.ipynb), checked and written in one form.
-# - The supervised stage: [critique and revision](20_revision.ipynb), and
-#   [finetuning](24_finetuning.ipynb) on what was revised.
-# - Feedback: [answers](28_answers.ipynb) in pairs, [labels](30_feedback.ipynb) by a model that is
-#   shown a principle, their [calibration](evaluation/30_calibration.ipynb), and
-#   [what people found better](evaluation/40_hhh.ipynb).
-# - [Preference models](40_preference.ipynb), on labels that may be probabilities.
-# - Reinforcement: [the mathematics](rl/10_ppo.ipynb), [where it leads](rl/15_bandits.ipynb), [rollouts](rl/20_rollouts.ipynb),
-#   [one step](rl/30_trainer.ipynb), [many steps](rl/40_policy.ipynb), and
-#   [their proofs](rl/50_policy_proofs.ipynb).
-# - Evaluation: [tournaments](evaluation/10_elo.ipynb), [frontiers](evaluation/20_pareto.ipynb), and
-#   [votes by people](evaluation/70_human_votes.ipynb). [Behaviour](evaluation/50_refusals.ipynb): evasion, boilerplate,
-#   copying and repetition, measured without a judge.
-#   [Absolute harmfulness](evaluation/60_harmfulness.ipynb), rated from 0 to 4.
-# - [A world](toy/10_environment.ipynb) in which all truths are known, [its people](toy/20_labellers.ipynb), and
-#   [a judge](toy/30_judge_model.ipynb) that has read their votes.
-# - Figures of [chains](70_plots.ipynb), [ratings](72_elo.ipynb),
-#   [reliability](74_reliability.ipynb), [training](76_curves.ipynb),
-#   [the pipeline](77_diagram.ipynb), [harmfulness](78_harm_plots.ipynb) and
-#   [revisions](79_revision_plots.ipynb).
-# - [Measuring speed](../benchmarks/30_rlaif.ipynb).
+# | Stage of the paper | Page | Functions |
+# | --- | --- | --- |
+# | Principles | [Principles](10_principles.ipynb) | `load_principles`, `load_comparisons`, `draw_principles` |
+# | Prompts | [Prompts](12_prompts.ipynb) | `load_prompts`, `human_comparisons`, `split_by_prompt` |
+# | Critique and revision | [Critique and revision](20_revision.ipynb) | `revise`, `chain_table` |
+# | Supervised finetuning (SL-CAI) | [Finetuning](24_finetuning.ipynb) | `training_examples`, `finetune` |
+# | Pairs of answers | [Answers](28_answers.ipynb) | `sample_answers`, `answer_pairs` |
+# | AI feedback | [Feedback](30_feedback.ipynb) | `label`, `label_report` |
+# | Preference model | [Preference models](40_preference.ipynb) | `fit_preference` |
+# | Reinforcement learning (RL-CAI) | [PPO](rl/10_ppo.ipynb), [bandits](rl/15_bandits.ipynb), [rollouts](rl/20_rollouts.ipynb), [trainer](rl/30_trainer.ipynb), [policies](rl/40_policy.ipynb), [proofs](rl/50_policy_proofs.ipynb) | `train_policy` |
+# | Elo ratings | [Elo ratings](evaluation/10_elo.ipynb), [human votes](evaluation/70_human_votes.ipynb) | `play_matches`, `tournament`, `write_vote_page` |
+# | Helpfulness against harmlessness | [Pareto frontiers](evaluation/20_pareto.ipynb) | `pareto_frontier`, `order_test` |
+# | Calibration of labels | [Calibration](evaluation/30_calibration.ipynb) | `calibration`, `reliability` |
+# | HHH comparisons | [HHH evaluation](evaluation/40_hhh.ipynb) | `load_hhh`, `evaluate_hhh` |
+# | Evasiveness and boilerplate | [Refusals and repetition](evaluation/50_refusals.ipynb) | `measure_answers`, `measure_chains` |
+# | Absolute harmfulness | [Absolute harmfulness](evaluation/60_harmfulness.ipynb) | `fit_harmfulness`, `absolute_harmfulness` |
+# | Figures | [Plots](70_plots.ipynb), [pipeline diagram](72_pipeline_diagram.ipynb) | `plot_frontier`, `plot_training`, `plot_pipeline` |
 #
-# [What goes wrong](90_traps.ipynb) lists forty-four mistakes and the page that tests for each. What
-# a real model makes of it is on
-# [a page of its own](../papers/constitution/real_run.ipynb).
+# The [toy environment](toy/10_environment.ipynb) has known true scores. It comes with
+# [labellers](toy/20_labellers.ipynb) of known quality, a [judge model](toy/30_judge_model.ipynb) and
+# [experiments](toy/40_experiments.ipynb) with several kinds of policies.
+# [Known mistakes](90_traps.ipynb) lists forty-four errors and the page that tests for each.
+# [A real run](../papers/constitution/real_run.ipynb) applies all stages to a pretrained model, and
+# [`benchmarks.rlaif`](../benchmarks/30_rlaif.ipynb) measures speed. On the command line the stages are
+# `moral_sc constitution revise|finetune|pairs|label|prefer|rl|tournament|vote`.
+#
+# These names can be imported from `moral_sc.constitution` directly:
 
 # %%
 #| export
-from moral_sc.constitution.principles import (
-    Comparison, Principle, Shot, author_comparisons, author_few_shot, author_principles,
-    draw_principles, load_comparisons, load_few_shot, load_principles)
-from moral_sc.constitution.prompts import human_comparisons, load_prompts
-from moral_sc.constitution.revision import author_revisions, chain_table, revise
-from moral_sc.constitution.finetuning import training_examples, finetune
+# Supervised stage
+from moral_sc.constitution.principles import Comparison, Principle, load_comparisons, load_principles
+from moral_sc.constitution.prompts import human_comparisons, load_prompts, split_by_prompt
+from moral_sc.constitution.revision import chain_table, revise
+from moral_sc.constitution.finetuning import finetune, training_examples
+# Feedback and preference models
 from moral_sc.constitution.answers import answer_pairs, sample_answers
-from moral_sc.constitution.feedback import label
+from moral_sc.constitution.feedback import label, label_report
 from moral_sc.constitution.preference import PreferenceModel, fit_preference
+# Reinforcement learning
 from moral_sc.constitution.rl.policy import train_policy
-from moral_sc.constitution.evaluation.elo import play_matches, tournament
+# Evaluation
+from moral_sc.constitution.evaluation.elo import model_judge, play_matches, score_judge, tournament
 from moral_sc.constitution.evaluation.harmfulness import absolute_harmfulness, fit_harmfulness
+# Modules
 from moral_sc.constitution import preference
-from moral_sc.constitution.evaluation import refusals as behaviour
+from moral_sc.constitution.evaluation import refusals
 from moral_sc.constitution.rl import ppo
 
-_all_ = ['Comparison', 'Principle', 'Shot', 'author_comparisons', 'author_few_shot',
-         'author_principles', 'draw_principles', 'load_comparisons', 'load_few_shot',
-         'load_principles', 'human_comparisons', 'load_prompts', 'author_revisions',
-         'chain_table', 'revise', 'training_examples', 'finetune', 'answer_pairs', 'sample_answers', 'label',
-         'PreferenceModel', 'fit_preference', 'train_policy', 'play_matches', 'tournament',
-         'absolute_harmfulness', 'fit_harmfulness', 'behaviour',
-         'ppo', 'preference']
+_all_ = ['Comparison', 'Principle', 'load_comparisons', 'load_principles', 'human_comparisons',
+         'load_prompts', 'split_by_prompt', 'chain_table', 'revise', 'finetune',
+         'training_examples', 'answer_pairs', 'sample_answers', 'label', 'label_report',
+         'PreferenceModel', 'fit_preference', 'train_policy', 'model_judge', 'play_matches',
+         'score_judge', 'tournament', 'absolute_harmfulness', 'fit_harmfulness', 'preference',
+         'refusals', 'ppo']
 
 # %% [markdown]
-# In four lines, on a stand-in that always gives the same three replies:
+# Critique and revision in two lines, with a stub model that has three fixed replies:
 
 # %%
 #| hide

@@ -327,7 +327,7 @@ hhh_accuracy(short), hhh_accuracy(long_)
 
 # %%
 front = worked_prefix(load_worked_comparisons()[:2])
-for kw in (dict(mode='chat'), dict(samples=2, max_new_tokens=30), dict(front=front),
+for kw in (dict(mode='chat'), dict(samples=2, max_new_tokens=30), dict(few_shot=front),
            dict(mode='chat', samples=1, max_new_tokens=30)):
     got = evaluate_hhh(by_length(-3), ours, **kw)
     test_close(got.p_right, short.p_right, 1e-3)

@@ -272,7 +272,7 @@ means
 
 # %%
 few = rows[:80]
-flat = fit_harmfulness(lm, few, head_only=True, lr=.1, epochs=200, batch=80, clip=0,
+flat = fit_harmfulness(lm, few, head_only=True, lr=.1, epochs=200, batch=80, max_grad_norm=0,
                        schedule='cosine')
 y = np.array([r['rating'] for r in few])-flat.zero
 states = []

@@ -37,7 +37,7 @@ from moral_sc.language.generation import sample
 #| hide
 from fastcore.test import *
 
-from moral_sc.language.reward_head import answer_hidden
+from moral_sc.language.reward_head import answer_outputs
 from moral_sc.language.stub_models import random_model
 
 torch.set_num_threads(1)
@@ -245,7 +245,7 @@ len(set(r.answers)), sorted(map(len, r.rows))
 head = torch.nn.Linear(64, 1)
 value_head = lambda h: head(h)[...,0]
 v = generate_rollouts(lm, prompts, keys, 24, value_head=value_head)
-def values(rows, starts): return value_head(answer_hidden(lm.model, rows, starts)[2])
+def values(rows, starts): return value_head(answer_outputs(lm.model, rows, starts)[2])
 with torch.no_grad(): recomputed = map_in_batches(values, v.rows, v.starts)[0]*v.mask
 test_close(v.values, recomputed, 1e-4)
 test_eq(v.rows, r.rows)

@@ -44,7 +44,7 @@ from moral_sc.language.lora import has_lora, merge_lora
 from moral_sc.language.optimization import (
     build_optimizer, clipped_step, gather_objects, get_random_state, learning_rate,
     reduce_gradients, schedules, set_random_state)
-from moral_sc.language.reward_head import ValueHead, answer_hidden, answer_states, backbone
+from moral_sc.language.reward_head import ValueHead, answer_outputs, answer_states, backbone
 
 
 # %% [markdown]
@@ -304,15 +304,16 @@ def collect_rollouts(self:RLTrainer, prompts:list, k:int)->RolloutBatch:
     "Generate and score the answers of step `k`, counted from 0"
     c = self.config
     schedule = prompt_schedule(len(prompts), c.prompts_per_step, k, c.seed)
-    own = [(j, n) for j in range(self.rank, len(schedule), self.world) for n in range(c.group_size)]
-    rows = [prompts[schedule[j][0]] for j,_ in own]
-    keys = [f'{schedule[j][1]}/{p["id"]}/{n}' for (j,n),p in zip(own, rows)]
+    share = [(j, n) for j in range(self.rank, len(schedule), self.world)
+             for n in range(c.group_size)]
+    rows = [prompts[schedule[j][0]] for j,_ in share]
+    keys = [f'{schedule[j][1]}/{p["id"]}/{n}' for (j,n),p in zip(share, rows)]
     head = self.value_head if self.critic is None else None
     r = generate_rollouts(self.lm, rows, keys, c.max_new_tokens, c.temperature, head, c.mode,
                           c.stop, c.seed, batch=len(rows))
     raw = compute_rewards(self.reward, r.prompts, r.answers)
     scores = torch.tensor(raw-c.missing_eos_penalty*~np.array(r.ended)).float()
-    return RolloutBatch(r, [j*c.group_size+n for j,n in own], raw, scores,
+    return RolloutBatch(r, [j*c.group_size+n for j,n in share], raw, scores,
                         self.reference_logprobs(r))
 
 @patch
@@ -375,7 +376,7 @@ def critic_values(self:RLTrainer,
 @patch
 def forward(self:RLTrainer, rows, starts, policy):
     "Return hidden states, log-probabilities, entropies and mask of answers, [row, token]"
-    logp,mask,h,entropy = answer_hidden(policy, rows, starts, self.config.temperature, entropy=True)
+    logp,mask,h,entropy = answer_outputs(policy, rows, starts, self.config.temperature, entropy=True)
     return h,logp,entropy,mask
 
 @patch

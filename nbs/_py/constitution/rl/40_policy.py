@@ -73,7 +73,7 @@ import os, signal, subprocess, sys, tempfile
 import torch
 from importlib.util import find_spec
 from fastcore.test import *
-from moral_sc.bias.sweep import subjects
+from moral_sc.bias.sweep import expand_models
 tmp = Path(tempfile.mkdtemp())
 torch.set_num_threads(1)
 
@@ -279,7 +279,7 @@ def same(a, b):
     return all(torch.equal(x, y) for x,y in zip(a.model.parameters(), b.model.parameters()))
 
 assert same(last, p.lm) and not same(last, lm)
-[s.step for s in subjects(tmp/'run'/'snapshots')]
+[s.step for s in expand_models(tmp/'run'/'snapshots')]
 
 
 # %% [markdown]
@@ -363,7 +363,7 @@ assert same(loaded.lm, p.lm)
 test_eq(loaded.lm.source, p.lm.source) # Results made with either have the same key
 test_ne(p.lm.source, lm.source)
 test_eq(len(loaded.snapshots), 3)
-with expect_fail(ConfigError, contains='lr: 0.001 there, 0.01 now'):
+with expect_fail(ConfigError, contains='lr: 0.001 stored, 0.01 requested'):
     train_policy(lm, prompts, letters, out=tmp/'run', **small|dict(lr=.01))
 
 # %% [markdown]

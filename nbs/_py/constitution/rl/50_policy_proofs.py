@@ -151,9 +151,9 @@ reported = {k: p.history.kl3.iloc[-10:].mean() for k,p in policies.items()}
 # ## Two ranks
 #
 # `accelerate launch` starts several ranks. Each generates its share of the answers, gradients are
-# summed, and the result is that of one process up to the order of summation. Here rank 1 looks for a
-# checkpoint one second after rank 0, which has written one by then; the ranks agree because rank 0
-# decides.
+# summed, and the result is that of one process up to the order of summation. Here rank 1 looks for
+# a checkpoint one second after rank 0, which has written one by then; the ranks agree because rank
+# 0 decides.
 
 # %%
 #| hide

@@ -7,10 +7,9 @@
 # ---
 
 # %% [markdown]
-# # Principles and labellers of known worth
+# # Labellers
 #
-# > Ensembles of principles as good as one says, labellers as calibrated as one says, models
-# > of several sizes, and what in the toy world is assumed.
+# > Simulate ensembles of principles and labellers whose quality and calibration are set.
 
 # %%
 #| default_exp constitution.toy.labellers
@@ -22,6 +21,7 @@ import numpy as np, pandas as pd
 # %%
 #| export
 from moral_sc.constitution.toy import environment
+from moral_sc.constitution.toy.environment import uniform_draw
 from moral_sc.foundation.errors import ConfigError
 
 # %%
@@ -39,21 +39,21 @@ torch.set_num_threads(1)
 
 
 # %% [markdown]
-# A real principle is worth something, and nobody can say how much. In the
-# [world](10_environment.ipynb) the truth can be counted, so a principle can be given its worth,
-# and a labeller its knowledge and its confidence, each by a number of its own. What an
-# ensemble, a clamp or a preference model makes of them can then be compared with what it
-# should.
+# The quality of a real principle is unknown. In the
+# [toy environment](10_environment.ipynb) the true score is known, so a principle can be given a quality,
+# and a labeller a knowledge and a confidence, each by one parameter. The result of an
+# ensemble, a clamp or a preference model can then be compared with the
+# expected one.
 #
-# ## Principles of varying quality
+# ## Principles of known quality
 #
 # A principle of quality $q$ sees the difference $d$ of two answers in harmlessness, and
-# beside it something of its own, a taste in wordings that has nothing to do with harm:
+# adds a taste of its own in wordings that has nothing to do with harm:
 #
 # $$m_k = q_k\,d + \sqrt{1-q_k^2}\;\frac{t_k(a)-t_k(b)}{\sqrt2}$$
 #
-# in nats. The taste $t_k$ of an answer is a normal number, the same whenever the same
-# principle reads the same answer, so two orders of a pair give opposite signs and asking
+# in nats. The taste $t_k$ of an answer is a standard normal number that depends only on the
+# principle and the text, so two orders of a pair give opposite signs and asking
 # twice gains nothing.
 
 # %%
@@ -61,48 +61,48 @@ torch.set_num_threads(1)
 def harm_gaps(
     pairs:list,  # Rows with prompt, a, b
 )->np.ndarray:   # [pair], nats
-    "True difference in harmlessness, a less b"
+    "Return the true difference in harmlessness, a less b"
     p,a,b = ([r[k] for r in pairs] for k in ('prompt', 'a', 'b'))
     return environment.harmlessness(p, a)-environment.harmlessness(p, b)
 
-def taste(seed, k, prompt, answer): # A standard normal number, the same for the same words
-    u = environment.uniform_draw(seed, 'taste', k, prompt, answer, 0),environment.uniform_draw(
-        seed, 'taste', k, prompt, answer, 1)
-    return np.sqrt(-2*np.log(1-u[0]))*np.cos(2*np.pi*u[1])
+def _taste(seed, k, prompt, answer):
+    "Draw a standard normal number that depends only on the arguments"
+    u,v = (uniform_draw(seed, 'taste', k, prompt, answer, i) for i in (0, 1))
+    return np.sqrt(-2*np.log(1-u))*np.cos(2*np.pi*v)
 
 def principle_margins(
     pairs:list,      # Rows with prompt, a, b
-    quality,         # One number in [-1, 1] for each principle
+    quality,         # One number in [-1, 1] per principle
     seed:int=0,      # Of the tastes
 )->np.ndarray:       # [pair, principle], nats in favour of a
-    "What principles of known quality see"
+    "Return the margins that principles of known quality see"
     q = np.asarray(quality, float)
     if not (abs(q)<=1).all():
         raise ConfigError(f'quality is {quality}; give numbers in [-1, 1].')
-    own = [[taste(seed, k, r['prompt'], r['a'])-taste(seed, k, r['prompt'], r['b'])
-            for k in range(len(q))] for r in pairs]
-    return harm_gaps(pairs)[:,None]*q + np.sqrt(1-q**2)*np.array(own)/2**.5
+    tastes = [[_taste(seed, k, r['prompt'], r['a'])-_taste(seed, k, r['prompt'], r['b'])
+               for k in range(len(q))] for r in pairs]
+    return harm_gaps(pairs)[:,None]*q + np.sqrt(1-q**2)*np.array(tastes)/2**.5
 
 def ensemble_labels(
     pairs:list,
-    quality,          # As in `views`
-    per='all',        # Principles asked about each pair, drawn; 'all'
+    quality,          # As in `principle_margins`
+    per='all',        # Number of principles drawn for each pair, or 'all'
     seed:int=0,
 )->list:              # Label rows: p is the mean of the probabilities
-    "Labels of an ensemble of principles"
+    "Simulate the labels of an ensemble of principles"
     m = principle_margins(pairs, quality, seed)
     n = len(quality)
     if per!='all' and not 1<=per<=n:
         raise ConfigError(f'per is {per}; give 1 to {n}, or all.')
-    draw = lambda r: np.argsort([environment.uniform_draw(seed, 'drawn', r['id'], k) for k in range(n)])
-    who = [range(n) if per=='all' else sorted(draw(r)[:per]) for r in pairs]
+    draw = lambda r: np.argsort([uniform_draw(seed, 'drawn', r['id'], k) for k in range(n)])
+    drawn = [list(range(n)) if per=='all' else sorted(draw(r)[:per]) for r in pairs]
     p = 1/(1+np.exp(-m))
-    return [r|dict(p=float(x[w].mean()), principle='+'.join(map(str, w)), source='ai')
-            for r,x,w in zip(pairs, p, map(list, who))]
+    return [r|dict(p=float(x[k].mean()), principle='+'.join(map(str, k)), source='ai')
+            for r,x,k in zip(pairs, p, drawn)]
 
 
 # %% [markdown]
-# Pairs whose true difference is one or two dangerous words:
+# These pairs differ by one or two dangerous words:
 
 # %%
 def pair(i, more=1):
@@ -118,9 +118,9 @@ pairs[0], d[:4]
 
 
 # %% [markdown]
-# A principle is right about a pair with probability $\Phi(q|d|/\sqrt{1-q^2})$. The mean of
-# $n$ principles of the same quality has tastes that cancel, and is as right as one of
-# $\sqrt n$ times that signal:
+# A principle is right about a pair with probability $\Phi(q|d|/\sqrt{1-q^2})$. In the mean of
+# $n$ principles of the same quality the tastes partly cancel, which multiplies the signal by
+# $\sqrt n$:
 
 # %%
 def right(m): return [float((m[abs(d)==k]>0).mean()) for k in (1, 2)]
@@ -139,7 +139,7 @@ test_close(right(many.mean(1)), goal(.3, 16), .02)
 right(many[:,0]), right(many.mean(1)), goal(.3, 16)
 
 # %% [markdown]
-# Sixteen principles of quality .3 together are as good as one of quality
+# Sixteen principles of quality .3 together equal one of quality
 
 # %%
 as_one = lambda q, n: q*np.sqrt(n)/np.sqrt(1+(n-1)*q**2)
@@ -147,10 +147,10 @@ test_close(goal(as_one(.3, 16)), goal(.3, 16), 1e-12)
 as_one(.3, 16)
 
 # %% [markdown]
-# which is the formula of Spearman and Brown for tests made longer. Labels average
-# probabilities and not logits, as the paper's do, and that loses a little. What a label of
-# one principle lacks, the many have: labels of one are as often wrong as it is, and
-# nothing in the label says so.
+# which is the Spearman-Brown formula for longer tests. Labels average
+# probabilities and not logits, as in the paper, which loses a little accuracy. Labels of
+# one principle are wrong as often as the principle is, and
+# the label does not show it; an ensemble is more accurate.
 
 # %%
 labels = {n: np.array([r['p'] for r in ensemble_labels(pairs, [.3]*16, n)]) for n in (1, 4, 'all')}
@@ -166,32 +166,31 @@ with expect_fail(ConfigError, contains='1 to 2'): ensemble_labels(pairs, [.1, .2
 
 
 # %% [markdown]
-# ## A labeller of known calibration
+# ## Labellers of known calibration
 #
-# A labeller can fail in two ways. It may not know, and it may not know that it does not
-# know. Here these are two numbers: of the pairs it knows a share, and says one half of the
-# others; and where it knows, its logit is the true one times a slope.
+# A labeller can lack knowledge, or be overconfident. Two parameters set these: the labeller knows a share of the
+# pairs and labels the others one half, and on the pairs it knows,
+# its logit is the true one times a slope.
 
 # %%
 #| export
 def calibrated_labels(
     pairs:list,
-    slope:float=1.,  # 1: calibrated; above: too sure; below: too timid
-    known:float=1.,  # Share of the pairs that it can tell
+    slope:float=1.,  # 1: calibrated; above: overconfident; below: underconfident
+    known:float=1.,  # Share of the pairs that it knows
     seed:int=0,
 )->list:             # Label rows
-    "Labels whose reliability is known"
+    "Simulate labels of known calibration"
     if not 0<=known<=1: raise ConfigError(f'known is {known}; give a share from 0 to 1.')
     p = 1/(1+np.exp(-slope*harm_gaps(pairs)))
-    knows = [environment.uniform_draw(seed, 'known', r['id'])<known for r in pairs]
-    return [r|dict(p=float(x) if k else .5, principle='danger', source='ai')
-            for r,x,k in zip(pairs, p, knows)]
+    return [r|dict(p=float(x) if uniform_draw(seed, 'known', r['id'])<known else .5,
+                   principle='danger', source='ai') for r,x in zip(pairs, p)]
 
 def expected_brier(
     gap,             # True differences, nats
     slope:float=1., known:float=1.,
 )->float:
-    "Expected squared error of its labels as forecasts of votes"
+    "Return the expected Brier score of the labels as forecasts of votes"
     t = 1/(1+np.exp(-np.asarray(gap)))
     p = 1/(1+np.exp(-slope*np.asarray(gap)))
     return float((known*((p-t)**2+t*(1-t))+(1-known)*((t-.5)**2+t*(1-t))).mean())
@@ -200,8 +199,8 @@ def expected_brier(
 # %% [markdown]
 # Given its label $p\ne\frac12$, the better answer of a vote is $a$ with probability
 # $\sigma(\operatorname{logit}(p)/s)$, so a logistic regression of votes on the label's
-# logit has the slope $1/s$, whatever share it knows. Against votes of the truth, pairs
-# turned at random:
+# logit has the slope $1/s$, whatever share it knows. We test this against votes by the true scores, with randomly
+# ordered pairs:
 
 # %%
 rng = np.random.default_rng(0)
@@ -224,31 +223,31 @@ with expect_fail(ConfigError, contains='0 to 1'): calibrated_labels(pairs, known
 
 
 # %% [markdown]
-# The ignorant labeller is as calibrated as the one that knows everything; its labels only
-# say less. No recalibration can help it, and nothing in its reliability curve gives it
-# away.
+# The labeller with little knowledge is as calibrated as the one that knows everything; its labels are only
+# less informative. Recalibration cannot help it, and its reliability curve does not reveal it.
 #
-# ## A ladder of models
+# ## Model sizes
 #
-# The paper compares models of many sizes. The world's have these weights, counted by hand:
-# a table of words, and in each layer four square matrices of attention, three of the
+# The paper compares models of many sizes. The models of the toy environment have these weights:
+# an embedding table, and in each layer four square matrices of attention, three of the
 # feed-forward part, which is three times as wide, and two norms.
 
 # %%
 #| export
 def count_weights(
     size:str,  # Of `environment.SIZES`
-    words:int, # Tokens of the vocabulary
+    words:int, # Size of the vocabulary
 )->int:
-    "Weights of a model of the world"
+    "Count the weights of a model of the toy environment"
     layers,width,_ = environment.SIZES[size]
     return words*width + layers*(4*width**2 + 3*3*width**2 + 2*width) + width
 
-def model_sizes()->pd.DataFrame: # A row a size
-    "Sizes of the world's models and how much they read"
+def model_sizes()->pd.DataFrame: # One row per size
+    "Tabulate the model sizes and their training data"
     words = len(environment.toy_tokenizer())
     rows = [dict(size=k, layers=l, width=w, heads=h, weights=count_weights(k, words),
-                 dialogues=32*environment.PRETRAINING_STEPS[k]) for k,(l,w,h) in environment.SIZES.items()]
+                 dialogues=32*environment.PRETRAINING_STEPS[k])
+            for k,(l,w,h) in environment.SIZES.items()]
     return pd.DataFrame(rows).set_index('size')
 
 
@@ -260,12 +259,12 @@ for k in steps.index:
 
 
 # %% [markdown]
-# How long each takes to read its dialogues, on one thread of the machine that made this
-# page, from a few steps of each:
+# The training time of each size on one thread of the recording machine,
+# extrapolated from a few steps:
 
 # %%
 def minutes(size, n=3):
-    "Minutes of the whole reading, told from `n` steps"
+    "Minutes of the whole training, extrapolated from `n` steps"
     lm = small_llama(environment.toy_tokenizer(), *environment.SIZES[size], context=256)
     rng = np.random.default_rng(0)
     some = [environment.tokenize_dialogue(lm, rng, r['text']) for r in environment.requests(32*n)]
@@ -276,28 +275,29 @@ def minutes(size, n=3):
 steps.assign(minutes=[round(minutes(k), 1) for k in steps.index])
 
 # %% [markdown]
-# What does a larger one know? Each was read to its end from seed 0 and
-# [examined](10_environment.ipynb) on a thousand dialogues and a thousand requests that invite harm, by
+# Each size was trained to the end from seed 0 and
+# [evaluated](10_environment.ipynb) on a thousand dialogues and a thousand requests that invite harm, by
 #
 # ```python
-# {k: world.examine(world.pretrain(k, out='world'), 1000) for k in world.SIZES}
+# {k: environment.evaluate_toy_model(environment.pretrain(k, out='world'), 1000)
+#  for k in environment.SIZES}
 # ```
 #
-# on a CPU. What came out lies in `data/results/world_sizes.csv`, with where it comes from beside it.
-# Up to `medium` a larger one knows more of the dialogues. `large` ends no lower: what is left is
-# chance that nobody can foresee. Whoever is larger also revises less harmfully.
+# on a CPU. The results are stored in `data/results/world_sizes.csv`, with their provenance.
+# Up to `medium` a larger model has a lower loss. `large` is no lower: the remaining loss is
+# the entropy of the dialogues. Larger models also revise less harmfully.
 
 # %%
 pd.read_csv(data_dir()/'results'/'world_sizes.csv', index_col='size')
 
 # %% [markdown]
-# ## What is assumed, and what emerges
+# ## Assumptions
 #
-# Assumed, and therefore no finding wherever a page shows it:
+# These are assumed, and are therefore no finding wherever a page shows them:
 #
-# - Harm and help are counts of words, and a request says openly what it is about.
-# - Texts to learn from hold answers, critiques and revisions, and a written revision is
-#   less harmful on average than what it revises. How much, by principle:
+# - Harm and help are counts of words, and a request states its topic openly.
+# - The training texts contain answers, critiques and revisions, and a written revision is
+#   less harmful on average than the answer it revises. By principle:
 
 # %%
 rng = np.random.default_rng(0)
@@ -309,20 +309,19 @@ planted = {p.id: harm([environment.write_revision(rng, s, p.id)[1] for s in firs
 pd.Series({k: v.mean() for k,v in planted.items()}, name='gain in harmlessness').round(2)
 
 # %% [markdown]
-# - Labellers and voters see the features that they are said to see, with the noise that
-#   they are said to have.
+# - Labellers and voters see the specified features, with the specified noise.
 #
-# Not assumed, and measured where it is claimed: that a transformer learns to revise from
-# these texts and does it to answers of its own, on prompts that it has not read; what
-# several rounds add up to; that finetuning carries revisions over into first answers; what
-# a preference model makes of labels, and where it is wrong; where a policy goes that is
-# trained against it, and whether help is lost on the way; whether soft labels, ensembles
-# and clamps are worth anything in the end. A principle for warmth stands in the texts, and
-# whether comfort becomes boilerplate is up to the training.
+# These are not assumed, and are measured where they are claimed: that a transformer learns to revise from
+# these texts and does it to its own answers, on new prompts; the effect of
+# several rounds; that finetuning transfers revisions to first answers; the accuracy
+# and the errors of a preference model trained on labels; where a policy
+# trained against it goes, and whether helpfulness is lost; whether soft labels, ensembles
+# and clamps improve the result. A principle for warmth occurs in the texts, but
+# whether comfort becomes boilerplate depends on the training.
 #
-# The weakest point is the second of the three: the world's texts show good revisions, as
-# the texts that large models have read presumably do. Without them nothing here would
-# begin.
+# The weakest point is the second assumption: the training texts show good revisions, as
+# the texts that large models are trained on presumably do. Without them no model here would
+# learn to revise.
 
 # %%
 assert planted['danger'].mean()>.3

@@ -7,10 +7,9 @@
 # ---
 
 # %% [markdown]
-# # A judge of the world
+# # Judge model
 #
-# > A small transformer that has read what people voted, and can be asked which answer is
-# > better.
+# > Train a small transformer on simulated votes that `label` can ask to compare answers.
 
 # %%
 #| default_exp constitution.toy.judge_model
@@ -26,6 +25,7 @@ import numpy as np, pandas as pd
 # %%
 #| export
 from moral_sc.constitution.toy import environment
+from moral_sc.constitution.toy.environment import principle_score
 from moral_sc.constitution.feedback import ANSWER, LETTERS, comparison_question
 from moral_sc.constitution.principles import Comparison
 from moral_sc.foundation.errors import ConfigError, unknown_name_message
@@ -45,31 +45,24 @@ from moral_sc.constitution.feedback import label
 torch.set_num_threads(1)
 
 # %% [markdown]
-# Labels of the paper are made by a model that nobody trained to label: whoever has read
-# enough has read people who judge. The [world's first model](10_environment.ipynb) has read
-# answers and revisions and no verdicts, and knows no word of the question that
-# [`label`](../30_feedback.ipynb) asks. This page makes a model that does. Its texts are that
-# question, word by word, about two answers, and the letter that somebody voted for.
+# The paper's labels come from a model that was not trained to label, but has read many judgements by
+# people. The [first model](10_environment.ipynb) of the toy environment has read
+# answers and revisions but no judgements, and lacks the words of the question that
+# [`label`](../30_feedback.ipynb) asks. This module trains a model that can answer it. Its texts are that
+# question, word by word, about two answers, with the letter of a simulated vote.
 #
-# ## What people vote
+# ## Simulated votes
 #
-# A voter reads with a principle and sees what the principle sees, at a sharpness of his
-# own; who sees no difference does not vote. Answers are heaps of sentences that no model
-# wrote, so the judge has seen nothing of the models that it will judge.
+# A voter applies a principle with a given sharpness. Ties are discarded.
+# Answers are random lists of sentences that no model wrote, so the judge is trained on no output of the
+# models that it will judge.
 
 # %%
 #| export
 COMPARISONS = [Comparison('danger', 'which answer is without danger ?'),
                Comparison('warmth', 'which answer is with warmth ?'),
                Comparison('vague', 'which answer is better ?')]
-SENTENCE_SHARES = dict(danger=.32, safe=.32, comfort=.18, better=.12, refusal=.06) # Of sentences
-
-def principle_score(principle, prompts, answers)->np.ndarray:
-    "What answers are worth to one who reads with a principle, in nats"
-    known = [*environment.PRINCIPLE_WEIGHTS]
-    if principle not in known: raise ConfigError(unknown_name_message('principle', principle, known))
-    f = environment.features(prompts, answers)
-    return sum(w*f[k] for k,w in environment.PRINCIPLE_WEIGHTS[principle].items()).to_numpy(float)
+SENTENCE_SHARES = dict(danger=.32, safe=.32, comfort=.18, better=.12, refusal=.06)
 
 def _sentence(rng):
     kind = rng.choice(list(SENTENCE_SHARES), p=list(SENTENCE_SHARES.values()))
@@ -79,36 +72,37 @@ def _sentence(rng):
     tools = environment.DANGEROUS_TOOLS if kind=='danger' else environment.SAFE_TOOLS
     return f'take the {tools[rng.integers(len(tools))]} .'
 
-def _heap(rng, most): # Sentences, none twice
-    return ' '.join(dict.fromkeys(_sentence(rng) for _ in range(rng.integers(1, most+1))))
+def _random_answer(rng, max_sentences):
+    n = rng.integers(1, max_sentences+1)
+    return ' '.join(dict.fromkeys(_sentence(rng) for _ in range(n))) # No sentence twice
 
 def simulate_votes(
     n:int,
     seed:int=0,
     principles=tuple(environment.PRINCIPLE_WEIGHTS), # One is drawn for each vote
-    max_sentences:int=4,                   # Sentences of an answer
-    sharpness:float=3.,           # Of the voters: 1 is as sure as the truth allows
+    max_sentences:int=4,          # Of an answer
+    sharpness:float=3.,           # Of the voters; 1: calibrated
 )->list:                          # id, prompt, a, b, principle, p
-    "Votes of people on heaps of sentences, under principles"
+    "Simulate votes on random answers, under principles"
     rng = np.random.default_rng([seed, max_sentences])
     rows = []
-    asks = [r['text'] for r in environment.requests(500, seed=seed+2*10**6)]
+    prompts = [r['text'] for r in environment.requests(500, seed=seed+2*10**6)]
     pick = lambda xs: xs[rng.integers(len(xs))]
-    draw = lambda: dict(prompt=pick(asks), a=_heap(rng, max_sentences), b=_heap(rng, max_sentences),
-                        principle=pick(principles))
-    while len(rows)<n: rows += _voted([draw() for _ in range(2*n)], rng, sharpness)
+    draw = lambda: dict(prompt=pick(prompts), a=_random_answer(rng, max_sentences),
+                        b=_random_answer(rng, max_sentences), principle=pick(principles))
+    while len(rows)<n: rows += _vote([draw() for _ in range(2*n)], rng, sharpness)
     return [dict(r, id=f'vote/{seed}/{max_sentences}/{i}') for i,r in enumerate(rows[:n])]
 
-def _voted(rows, rng, sharpness):
-    "Those that their voter sees a difference in, with the vote"
-    gap = vote_margins(rows)
-    p = rng.random(len(rows))<1/(1+np.exp(-sharpness*gap))
-    return [dict(r, p=float(x)) for r,x,g in zip(rows, p, gap) if g]
+def _vote(rows, rng, sharpness):
+    "Return the rows that are no tie, with a vote each"
+    margins = vote_margins(rows)
+    votes = rng.random(len(rows))<1/(1+np.exp(-sharpness*margins))
+    return [dict(r, p=float(x)) for r,x,m in zip(rows, votes, margins) if m]
 
 def vote_margins(
     rows,       # prompt, a, b, principle
 )->np.ndarray:  # [row], nats
-    "What each row's principle sees in a, less what it sees in b"
+    "Return each row's score of a less that of b, under its principle"
     d = pd.DataFrame(rows)
     res = np.zeros(len(rows))
     for k,g in d.groupby('principle'):
@@ -120,7 +114,7 @@ def vote_margins(
 pd.DataFrame(simulate_votes(4, max_sentences=2))[['principle', 'a', 'b', 'p']]
 
 # %% [markdown]
-# Votes come out as often as the sharpness says:
+# Votes have the expected frequencies:
 
 # %%
 some = simulate_votes(4000)
@@ -135,12 +129,12 @@ test_eq(set(gap)&{0}, set())
 test_eq(simulate_votes(5), simulate_votes(5))
 
 # %% [markdown]
-# ## The judge
+# ## Training
 #
-# Which of two heaps is more dangerous is hard to learn for a small transformer: a letter
-# far back has to be tied to the words behind it, and as long as that fails, nothing rewards
-# knowing the words. Given all votes at once it stays at chance for hundreds of steps. So it
-# is taught as children are, one sentence against one under one principle first, then more
+# It is hard for a small transformer to learn which of two answers is more dangerous: the letter must
+# be related to words far away, and until that succeeds, knowing the words is not
+# rewarded. Trained on all votes at once it stays at chance for hundreds of steps. It
+# is therefore trained with a curriculum: first one sentence against one under one principle, then more
 # of each.
 
 # %%
@@ -149,43 +143,46 @@ CURRICULUM = [(160, (1,), 1), (240, (1, 2), None), (500, (1, 4), None)]
 # Steps of 32 votes; most sentences of an answer, in equal parts; how many principles
 
 def judge_tokenizer():
-    "The world's words and those of the question"
+    "Build a tokenizer with the words of the environment and of the question"
     known = {t.strip() for t in environment.toy_tokenizer().get_vocab()}
-    asked = [comparison_question('', '', '', ''), ANSWER, *LETTERS, *(c.text for c in COMPARISONS)]
-    known |= {*re.findall(r"[\w'-]+|[^\w\s]", ' '.join(asked))}
+    texts = [comparison_question('', '', '', ''), ANSWER, *LETTERS,
+             *(c.text for c in COMPARISONS)]
+    known |= {*re.findall(r"[\w'-]+|[^\w\s]", ' '.join(texts))}
     special = lambda w: w[0]=='<' or w!=':' and w[-1]==':'
     return word_tokenizer(sorted(w for w in known if w and not special(w)))
 
 def _example(lm, r):
     text = next(c.text for c in COMPARISONS if c.id==r['principle'])
     ids = encode(lm, f'\n\n{comparison_question(r["prompt"], text, r["a"], r["b"])}\n\n{ANSWER}')
-    said = lm.tokenizer(LETTERS[int(r['p']<.5)], add_special_tokens=False).input_ids
-    return [*ids, *said, lm.tokenizer.eos_token_id],len(ids)
+    letter = lm.tokenizer(LETTERS[int(r['p']<.5)], add_special_tokens=False).input_ids
+    return [*ids, *letter, lm.tokenizer.eos_token_id], len(ids)
 
 def train_judge_model(
     size:str='tiny',              # Of `environment.SIZES`
     seed:int=0,
-    curriculum=tuple(CURRICULUM),       # What is read, in turn
+    curriculum=tuple(CURRICULUM), # Stages of training
     principles=tuple(environment.PRINCIPLE_WEIGHTS),
     sharpness:float=3.,           # Of the voters
-    lr:float=4e-3,                # Of each lesson, falling to nothing
-    out=None,                     # Folder; a model that is there is read
+    lr:float=4e-3,                # Of each stage, decaying to zero
+    out=None,                     # Folder; a model found there is loaded
     device='cpu',
 )->LM:
-    "A transformer that has read votes"
-    if size not in environment.SIZES: raise ConfigError(unknown_name_message('size', size, [*environment.SIZES]))
+    "Train a transformer on simulated votes, or load it"
+    if size not in environment.SIZES:
+        raise ConfigError(unknown_name_message('size', size, [*environment.SIZES]))
     key = content_key(read=[list(curriculum), list(principles), sharpness, lr])[:8]
     folder = Path(out)/f'judge-{size}-{seed}-{key}' if out else None
-    who = dict(name=f'judge-{size}', source=f'votes, {key}, seed {seed}')
-    if folder and folder.is_dir(): return replace(load(folder, 'float32', device), **who)
-    lm = small_llama(judge_tokenizer(), *environment.SIZES[size], seed=seed, context=256, device=device)
-    for steps,most,k in curriculum:
-        n = 32*steps//len(most)
-        read = [r for m in most for r in simulate_votes(n, seed, principles[:k], m, sharpness)]
-        fit(lm.model, [_example(lm, r) for r in read], answer_loss, batch=32, lr=lr,
+    identity = dict(name=f'judge-{size}', source=f'votes, {key}, seed {seed}')
+    if folder and folder.is_dir(): return replace(load(folder, 'float32', device), **identity)
+    lm = small_llama(judge_tokenizer(), *environment.SIZES[size], seed=seed, context=256,
+                     device=device)
+    for steps,lengths,k in curriculum:
+        n = 32*steps//len(lengths)
+        rows = [r for m in lengths for r in simulate_votes(n, seed, principles[:k], m, sharpness)]
+        fit(lm.model, [_example(lm, r) for r in rows], answer_loss, batch=32, lr=lr,
             warmup=8, schedule='cosine', seed=seed)
     if folder and process_rank()[0]==0: save_model(lm, folder)
-    return replace(lm, **who)
+    return replace(lm, **identity)
 
 
 # %%
@@ -194,10 +191,10 @@ judge
 
 
 # %% [markdown]
-# This one had the first lesson only. Asked about fresh pairs by the function that any model
-# is asked by, it tells one sentence from another, and is little better than a coin on heaps
-# of up to four. Those are what the other lessons are for; how far all three get is measured
-# where they are [put to use](../../papers/constitution/pipeline.ipynb).
+# This model had only the first stage of the curriculum. Asked with `label` about new pairs,
+# it distinguishes single sentences, and is little better than chance on answers
+# of up to four sentences. The later stages train those; the [pipeline](../../papers/constitution/pipeline.ipynb)
+# page measures the accuracy after all three.
 
 # %%
 def asked(lm, most, principle='danger', n=200):
@@ -216,8 +213,8 @@ assert np.mean([r['mass'] for r in got[4][2]])>.9
 assert not any(judge.tokenizer.unk_token_id in _example(judge, r)[0] for r in some[:50])
 
 # %% [markdown]
-# Every word of the question is known to it, and nearly all of its probability is on the
-# letters. Mistakes of the caller are told:
+# Its vocabulary contains every word of the question, and nearly all of its probability is on the
+# letters. Invalid arguments raise errors:
 
 # %%
 with expect_fail(ConfigError, contains="did you mean 'danger'"):

@@ -7,9 +7,9 @@
 # ---
 
 # %% [markdown]
-# # The stages at the terminal
+# # Constitution commands
 #
-# > Constitutional AI in eight commands, each of which reads what the one before it wrote.
+# > Constitutional AI in eight commands, each of which reads the output of the one before.
 
 # %%
 #| default_exp lab.cli.constitution
@@ -21,8 +21,9 @@ from pathlib import Path
 
 import typer
 from moral_sc.foundation.errors import ConfigError
-from moral_sc.lab.cli.console import (Limit, Mode, Model, Out, Seed, argument, progress_bar, help_examples, run_folder, command_group,
-                                  option, print_status, write_file)
+from moral_sc.lab.cli.console import (
+    Limit, Mode, Model, Out, Seed, argument, command_group, help_examples, option, print_status,
+    progress_bar, run_folder, write_file)
 
 # %%
 #| hide
@@ -38,17 +39,16 @@ from moral_sc.language.training import answer_loss, fit
 os.chdir(tempfile.mkdtemp())
 
 # %% [markdown]
-# A stage of the [constitution room](../../constitution/index.ipynb) takes rows and gives rows, or a
-# model. At the terminal rows are files of JSON lines and models are folders, so each stage can be
-# looked at, replaced by one's own, or run on another machine. Each can be killed and started
-# again with the same command.
+# Each stage of the [constitution package](../../constitution/index.ipynb) is a command. It reads and
+# writes JSON lines and model folders, so you can inspect or replace each stage, or run it on another
+# machine. A killed command resumes when you repeat it.
 
 # %%
 #| export
 constitution = command_group('Constitutional AI, stage by stage.')
 
-def _lines(path, rows):
-    "Write rows as JSON lines; the path is the command's last word"
+def _write_rows(path, rows):
+    "Write rows as JSON lines, and print the path as the last line of output"
     typer.echo(write_file(path, ''.join(json.dumps(r, ensure_ascii=False)+'\n' for r in rows)))
 
 def _model(name):
@@ -61,21 +61,22 @@ def _preference(path):
     from moral_sc.constitution.preference import PreferenceModel
     return PreferenceModel.load(path)
 
-Prompts = option(str, 'helpful, red_team, hh/harmless-base/test or a .jsonl file with text and id.')
-Tokens = option(int, 'Of each text, at most.')
-Temperature = option(float, '0: always the likeliest token.')
-Batch = option(int, 'Examples a step.')
+Prompts = option(
+    str, 'helpful, red_team, hh/harmless-base/test or a .jsonl file with text and id.')
+Tokens = option(int, 'Largest number of tokens of each text.')
+Temperature = option(float, 'Sampling temperature; 0: greedy.')
+Batch = option(int, 'Examples per step.')
 Rate = option(float, 'Learning rate.')
 
 
 # %% [markdown]
-# ## Supervised
+# ## Supervised stage
 
 # %%
 #| export
-@constitution.command(epilog=help_examples(
+@constitution.command('revise', epilog=help_examples(
     'moral_sc constitution revise smollm2-135m-instruct --limit 4 --rounds 2 --mode chat'))
-def revise(
+def revise_command(
     model:Model,
     prompts:Prompts='red_team',
     principles:option(Path|None, 'TOML file of principles; default: ours.')=None,
@@ -98,16 +99,17 @@ def revise(
     print_status(f'{model}: {len(rows)} prompts, rounds of revision: {rounds}; writing to {out}.')
     lm = _model(model)
     with progress_bar('texts') as progress:
-        done = revise(lm, rows, given, rounds, critique, mode=mode, temperature=temperature,
+        rows = revise(lm, rows, given, rounds, critique, mode=mode, temperature=temperature,
                       max_new_tokens=max_new_tokens, seed=seed, out=str(out), progress=progress)
-    _lines(out/'revisions.jsonl', done)
+    _write_rows(out/'revisions.jsonl', rows)
 
-@constitution.command(epilog=help_examples(
-    'moral_sc constitution finetune smollm2-135m-instruct runs/revise/smollm2-135m-instruct/revisions.jsonl'))
-def finetune(
+@constitution.command('finetune', epilog=help_examples(
+    'moral_sc constitution finetune smollm2-135m-instruct '
+    'runs/revise/smollm2-135m-instruct/revisions.jsonl'))
+def finetune_command(
     model:Model,
     revisions:argument(Path, 'As revise wrote them.', 'REVISIONS'),
-    which:option(str, 'all revisions of a chain, or the final one.')='all',
+    select:option(str, 'all revisions of a chain, or the final one.')='all',
     helpful:option(Path|None, 'Further rows with text and answer.')=None,
     epochs:option(int, 'Times that each row is seen.')=1,
     batch:Batch=32,
@@ -119,7 +121,8 @@ def finetune(
     "Finetune a copy of the model on its revisions."
     from moral_sc.constitution.finetuning import training_examples, finetune, count_faults
     from moral_sc.foundation.datasets import read_jsonl
-    rows = training_examples(read_jsonl(revisions), which, read_jsonl(helpful) if helpful else ())
+    extra = read_jsonl(helpful) if helpful else ()
+    rows = training_examples(read_jsonl(revisions), select, extra)
     out = run_folder(out, 'finetune', Path(model).name)
     print_status(f'{model}: {len(rows)} answers; writing to {out}.')
     print_status(count_faults(rows).to_string())
@@ -133,8 +136,9 @@ def finetune(
 
 # %%
 #| export
-@constitution.command(epilog=help_examples('moral_sc constitution pairs runs/finetune/mine/model'))
-def pairs(
+@constitution.command('pairs', epilog=help_examples(
+    'moral_sc constitution pairs runs/finetune/mine/model'))
+def pairs_command(
     model:Model,
     prompts:Prompts='red_team',
     max_new_tokens:Tokens=128,
@@ -151,13 +155,14 @@ def pairs(
     out = run_folder(out, 'pairs', Path(model).name)
     print_status(f'{model}: two answers to each of {len(rows)} prompts; writing to {out}.')
     with progress_bar('answers') as progress:
-        done = answer_pairs(_model(model), rows, mode=mode, temperature=temperature, seed=seed,
+        rows = answer_pairs(_model(model), rows, mode=mode, temperature=temperature, seed=seed,
                             max_new_tokens=max_new_tokens, out=str(out), progress=progress)
-    _lines(out/'pairs.jsonl', done)
+    _write_rows(out/'pairs.jsonl', rows)
 
-@constitution.command(epilog=help_examples(
-    'moral_sc constitution label smollm2-135m-instruct runs/pairs/mine/pairs.jsonl --principles 16'))
-def label(
+@constitution.command('label', epilog=help_examples(
+    'moral_sc constitution label smollm2-135m-instruct runs/pairs/mine/pairs.jsonl '
+    '--principles 16'))
+def label_command(
     model:Model,
     pairs:argument(Path, 'JSON lines of id, prompt, a, b.', 'PAIRS'),
     comparisons:option(Path|None, 'TOML file of principles for choosing; default: ours.')=None,
@@ -177,16 +182,17 @@ def label(
     out = run_folder(out, 'label', Path(model).name)
     print_status(f'{model}: {len(rows)} pairs; writing to {out}.')
     with progress_bar('pairs') as progress:
-        done = label(_model(model), rows, given, principles_per_pair=principles or 'all', swap=swap,
+        rows = label(_model(model), rows, given, principles_per_pair=principles or 'all', swap=swap,
                      cot=cot, mode=mode, seed=seed, out=str(out), progress=progress)
-    print_status(label_report(done).to_string())
-    _lines(out/'labels.jsonl', done)
+    print_status(label_report(rows).to_string())
+    _write_rows(out/'labels.jsonl', rows)
 
-@constitution.command(epilog=help_examples(
+@constitution.command('prefer', epilog=help_examples(
     'moral_sc constitution prefer smollm2-135m-instruct runs/label/mine/labels.jsonl --test 0.2'))
-def prefer(
+def prefer_command(
     model:Model,
-    labels:argument(list[Path], 'JSON lines of prompt, a, b, p; several files are mixed.', 'LABELS...'),
+    labels:argument(list[Path], 'JSON lines of prompt, a, b, p; several files are mixed.',
+                    'LABELS...'),
     test:option(float, 'Share of the prompts that is kept for testing.')=.1,
     hard:option(bool, 'Round labels to 0 and 1: the ablation.')=False,
     epochs:option(int, 'Times that each pair is seen.')=1,
@@ -214,21 +220,21 @@ def prefer(
 
 
 # %% [markdown]
-# ## Reinforcement
+# ## Reinforcement learning
 
 # %%
 #| export
-@constitution.command(epilog=help_examples(
+@constitution.command('rl', epilog=help_examples(
     'moral_sc constitution rl runs/finetune/mine/model --reward runs/prefer/mine/model',
     'moral_sc bias sweep runs/rl/model/snapshots   # its snapshots, asked for their bias'))
-def rl(
+def rl_command(
     model:Model,
-    reward:option(list[Path], 'Folder of a preference model; of several the mean is taken.')=(),
-    watch:option(list[Path]|None, 'Preference models that are only reported; may be repeated.')=None,
+    reward:option(list[Path], 'Folder of a preference model; several are averaged.')=(),
+    watch:option(list[Path]|None, 'Preference models that are only logged; repeatable.')=None,
     prompts:Prompts='red_team',
     algorithm:option(str, 'ppo or rloo.')='ppo',
     steps:option(int, 'Of training.')=100,
-    batch:option(int, 'Answers a step.')=32,
+    batch:option(int, 'Answers per step.')=32,
     kl_coef:option(float, 'Reward points a nat of KL from the initial policy.')=.001,
     num_ppo_epochs:option(int, 'Epochs over each batch, K in the papers.')=1,
     critic:option(str, 'shared: on the policy\'s backbone; separate: its own.')='shared',
@@ -253,19 +259,19 @@ def rl(
     score = score[0] if len(score)==1 else combine_rewards(*score)
     print_status(f'{model}: {steps} steps of {algorithm} on {len(rows)} prompts; writing to {out}.')
     with progress_bar('steps') as progress:
-        found = train_policy(_model(model), rows, score, steps=steps, out=str(out), every=every,
+        trained = train_policy(_model(model), rows, score, steps=steps, out=str(out), every=every,
             watch={p.parent.name: _preference(p) for p in watch or ()}, tensorboard=tensorboard,
             progress=progress, algorithm=algorithm, batch=batch, kl_coef=kl_coef,
             num_ppo_epochs=num_ppo_epochs, critic=critic,
             max_new_tokens=max_new_tokens, temperature=temperature, lr=lr, mode=mode, seed=seed)
-    if found.stopped: print_status(f'Stopped: {found.stopped}.')
-    for s in found.snapshots: typer.echo(s)
+    if trained.stopped: print_status(f'Stopped: {trained.stopped}.')
+    for s in trained.snapshots: typer.echo(s)
 
 
 # %% [markdown]
 # ## Evaluation
 #
-# Models meet on the same prompts. The judge should not be the model that was trained against.
+# Models answer the same prompts. The judge should not be the reward model of a policy that takes part.
 
 # %%
 #| export
@@ -281,8 +287,8 @@ def _answers(models, prompts, limit, max_new_tokens, temperature, mode, seed, ou
     from moral_sc.constitution.answers import sample_answers
     from moral_sc.constitution.prompts import load_prompts
     rows = load_prompts(prompts, limit, seed)
-    said = {}
-    names = [Path(m).name if Path(m).name not in ('model',) else Path(m).parent.name for m in models]
+    answers = {}
+    names = [Path(m).parent.name if Path(m).name=='model' else Path(m).name for m in models]
     if len(set(names))<len(names): names = [str(m) for m in models]
     if len(set(names))<2: raise ConfigError('A comparison needs two different models or more.')
     for m,name in zip(models, names):
@@ -290,13 +296,13 @@ def _answers(models, prompts, limit, max_new_tokens, temperature, mode, seed, ou
             texts = sample_answers(_model(m), rows, mode=mode, temperature=temperature, seed=seed,
                             max_new_tokens=max_new_tokens, progress=progress,
                             out=str(run_folder(out/name, name)))
-        said[name] = [t[0] for t in texts]
-    return rows,said
+        answers[name] = [t[0] for t in texts]
+    return rows, answers
 
-@constitution.command(epilog=help_examples(
+@constitution.command('tournament', epilog=help_examples(
     'moral_sc constitution tournament smollm2-135m-instruct runs/rl/mine/snapshots/step-000100 '
     '--judge runs/prefer/other/model'))
-def tournament(
+def tournament_command(
     models:argument(list[str], 'Two models or more, or snapshots.', 'MODEL...'),
     judge:option(str, 'Folder of a preference model, or a language model.')='',
     prompts:Prompts='helpful',
@@ -313,16 +319,18 @@ def tournament(
     out = run_folder(out, 'tournament')
     print_status(f'{len(models)} models, judged by {judge}; writing to {out}.')
     ask = _judge(judge, mode)
-    rows,said = _answers(models, prompts, limit, max_new_tokens, temperature, mode, seed, out)
-    votes = play_matches(said, rows, ask, seed=seed)
+    rows,answers = _answers(models, prompts, limit, max_new_tokens, temperature, mode, seed,
+                            out)
+    votes = play_matches(answers, rows, ask, seed=seed)
     elo = tournament(votes, seed=seed)
     write_file(out/'votes.csv', votes.to_csv(index=False))
     typer.echo(elo.table.round(1).to_string(index=False))
     typer.echo(write_file(out/'elo.csv', elo.table.to_csv(index=False)))
 
-@constitution.command(epilog=help_examples(
-    'moral_sc constitution vote smollm2-135m-instruct runs/rl/mine/snapshots/step-000100 --limit 40'))
-def vote(
+@constitution.command('vote', epilog=help_examples(
+    'moral_sc constitution vote smollm2-135m-instruct runs/rl/mine/snapshots/step-000100 '
+    '--limit 40'))
+def vote_command(
     models:argument(list[str], 'Two models or more, or snapshots.', 'MODEL...'),
     prompts:Prompts='helpful',
     max_new_tokens:Tokens=128,
@@ -336,20 +344,20 @@ def vote(
     from moral_sc.constitution.evaluation.human_votes import write_vote_page
     out = run_folder(out, 'vote')
     print_status(f'{len(models)} models; writing to {out}.')
-    rows,said = _answers(models, prompts, limit, max_new_tokens, temperature, mode, seed, out)
-    typer.echo(write_vote_page(said, rows, out/'vote.html', seed=seed))
+    rows,answers = _answers(models, prompts, limit, max_new_tokens, temperature, mode, seed,
+                            out)
+    typer.echo(write_vote_page(answers, rows, out/'vote.html', seed=seed))
 
 
 # %% [markdown]
-# ## From end to end
+# ## End-to-end test
 #
-# A model of one layer, taught in half a minute to say something short and stop after any request,
-# goes through all stages. What it says means little; that each stage reads what the one before it wrote is the
-# point.
+# A model of one layer is trained for half a minute to answer any request with a short text and an end token. It
+# then goes through all stages. The test is that each stage reads the output of the one before.
 
 # %%
 def sh(command):
-    "Exit code and lines of what a command says"
+    "Run a command; return its exit code and lines of output"
     app = command_group('', cls=ErrorGroup)
     app.add_typer(constitution, name='constitution')
     res = CliRunner().invoke(app, shlex.split(f'constitution {command}'))
@@ -370,7 +378,7 @@ stages = [f'revise tiny {few}',
           'label tiny runs/pairs/tiny/pairs.jsonl',
           'prefer tiny runs/label/tiny/labels.jsonl --test 0.5 --batch 2',
           f'rl tiny --reward runs/prefer/tiny/model --steps 2 --batch 4 --every 1 --lr 0.01 {few}',
-          f'tournament tiny runs/rl/tiny/snapshots/step-000002 --judge runs/prefer/tiny/model {few}',
+          'tournament tiny runs/rl/tiny/snapshots/step-000002 --judge runs/prefer/tiny/model '+few,
           f'vote tiny runs/rl/tiny/snapshots/step-000002 {few}']
 for s in stages:
     code,said = sh(s)
@@ -378,14 +386,14 @@ for s in stages:
     assert code==0, said
 
 # %% [markdown]
-# The same commands again do nothing twice. Mistakes are told in a sentence.
+# Repeated commands load their finished runs. Invalid arguments give an error of one sentence.
 
 # %%
 assert all(sh(s)[0]==0 for s in stages[:3])
-wrong = ['revise tiny --limit 0', 'revise tiny --prompts red_tea', 'rl tiny', 'tournament tiny tiny',
-         'tournament tiny --judge tiny', 'prefer tiny nowhere.jsonl',
+wrong = ['revise tiny --limit 0', 'revise tiny --prompts red_tea', 'rl tiny',
+         'tournament tiny tiny', 'tournament tiny --judge tiny', 'prefer tiny nowhere.jsonl',
          'prefer tiny runs/label/tiny/labels.jsonl --test 2', 'label tiny runs/revise/none.jsonl',
-         'finetune tiny runs/revise/tiny/revisions.jsonl --which last']
+         'finetune tiny runs/revise/tiny/revisions.jsonl --select last']
 for w in wrong: print(w, sh(w)[1][-1], sep='\n    ')
 
 # %%

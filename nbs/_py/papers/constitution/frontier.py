@@ -19,28 +19,23 @@ seed = 0         # of every model, draw and prompt
 
 # %%
 #| hide
-from pathlib import Path
 from time import process_time
 
-import numpy as np, pandas as pd, torch
-from scipy.stats import rankdata
-from moral_sc.constitution.toy import environment
-from moral_sc.constitution.answers import answer_pairs, sample_answers
+import pandas as pd, torch
+from moral_sc.constitution.evaluation.elo import tournament
+from moral_sc.constitution.evaluation.pareto import order_test, pareto_frontier
 from moral_sc.constitution.plots import plot_frontier, plot_ratings
-from moral_sc.constitution.finetuning import training_examples, finetune
-from moral_sc.constitution.evaluation.pareto import pareto_frontier, joint_draws, order_test
-from moral_sc.constitution.rl.policy import train_policy
 from moral_sc.constitution.preference import fit_preference
-from moral_sc.constitution.prompts import check_disjoint
-from moral_sc.constitution.revision import revise, STOPS
-from moral_sc.constitution.evaluation.elo import WinCounts, validate_votes, score_judge, play_matches, tournament
+from moral_sc.constitution.revision import STOPS
+from moral_sc.constitution.toy import environment
+from moral_sc.constitution.toy.experiments import (
+    ENGAGED, RUNS, answer_requests, collect_votes, different_pairs, list_players,
+    rating_agreement, split_requests, train_models, true_scores)
 from moral_sc.foundation.runs import content_key
-from moral_sc.foundation.statistics import (Estimate, cluster_bootstrap, lower_tail,
-                                            paired_difference)
+from moral_sc.foundation.statistics import cluster_bootstrap, paired_difference
 from moral_sc.lab.claims import record
 from moral_sc.lab.paths import work_dir
 from moral_sc.lab.scales import at_scale
-from moral_sc.language.loading import load
 
 torch.set_num_threads(1)
 began = process_time()
@@ -79,36 +74,13 @@ size
 # held-out judge and of the tournament are different by text.
 
 # %%
-KINDS = 'helpful', 'red_team'
-parts = dict(train=size['train'], judge=size['train'], test=size['test'])
-
-def requests(kind):
-    "Requests of one kind for each part; no two have the same words"
-    rows = {r['text']: r for r in environment.requests(3*sum(parts.values()), seed, kind)}
-    cut = np.cumsum([0, *parts.values()])
-    return {p: list(rows.values())[i:j] for p,i,j in zip(parts, cut, cut[1:])}
-
-of = {k: requests(k) for k in KINDS}
-check_disjoint(**{p: [r for k in KINDS for r in of[k][p]] for p in parts})
-{k: {p: len(r) for p,r in rows.items()} for k,rows in of.items()}
+requests = split_requests(dict(train=size['train'], judge=size['train'], test=size['test']), seed)
+train, judge, test = ({k: parts[p] for k,parts in requests.items()}
+                      for p in ('train', 'judge', 'test'))
+{k: {p: len(r) for p,r in parts.items()} for k,parts in requests.items()}
 
 # %%
-brief = dict(max_new_tokens=40)
-short = brief|dict(stop=STOPS) # An answer ends where a critique of it would begin
-def say(lm, prompts, seed): return [a for a, in sample_answers(lm, prompts, seed=seed, **short)]
-
-def pairs(lm, prompts, seed):
-    "Two different answers a prompt"
-    return [r for r in answer_pairs(lm, prompts, seed=seed, **short) if r['a']!=r['b']]
-
-def supervised(base, out, seed):
-    "SL-CAI: finetuned on its revisions, and on its own answers to harmless requests"
-    asked = of['helpful']['train']
-    chains = revise(base, of['red_team']['train'], environment.PRINCIPLES, rounds=4, few_shot=[],
-                    seed=seed, **brief)
-    own = [dict(text=p['text'], answer=a) for p,a in zip(asked, say(base, asked, seed))]
-    rows = training_examples(chains, 'all', own, allow=('copy', 'repetition'))
-    return finetune(base, rows, out, seed=seed, lr=2e-3)[0]
+sampling = dict(max_new_tokens=40, stop=STOPS) # An answer ends where a critique of it would begin
 
 
 # %% [markdown]
@@ -120,24 +92,6 @@ def supervised(base, out, seed):
 # makes them, and clamped to 40-60 %. People compare answers of the first model, the
 # labeller those of SL-CAI.
 
-# %%
-def clamped(rows, by=4., low=.4):
-    "Labels made extreme, then clamped"
-    p = np.array([r['p'] for r in rows]).clip(1e-6, 1-1e-6)
-    sure = (1/(1+(1/p-1)**by)).clip(low, 1-low)
-    return [r|dict(p=float(x)) for r,x in zip(rows, sure, strict=True)]
-
-def comparisons(base, sl, seed):
-    "Labelled pairs for each kind of run"
-    useful = environment.rater_labels(pairs(base, of['helpful']['train'], seed), 'helpful', seed=seed)
-    harm,own = (pairs(lm, of['red_team']['train'], seed) for lm in (base, sl))
-    evasive,engaged = (environment.rater_labels(harm, style=s, seed=seed) for s in
-                       ('evasive-is-safe', 'engage'))
-    soft = environment.model_labels(own, seed=seed)
-    return {'helpful RL': useful, 'HH RL': useful+evasive, 'RL-CAI': useful+soft,
-            'RL-CAI, CoT': useful+clamped(soft), 'HH RL, engaging rater': useful+engaged}
-
-
 # %% [markdown]
 # Every run sees the same requests of both kinds in the same order. One training says little: models
 # that differ by their seed alone, or by the last digits of sums on another processor, become policies
@@ -146,31 +100,17 @@ def comparisons(base, sl, seed):
 # votes included, is done anew from several seeds.
 
 # %%
-learn = dict(short, lr=3e-4, **{k: size[k] for k in ('steps', 'every', 'batch')})
+def train_size(name, runs, seed):
+    "Train all runs of one model size from one seed"
+    return train_models(name, **train, out=place/name/str(seed), runs=runs, seed=seed,
+                        pretraining_steps=size['read'], epochs=size['pm'], device=on,
+                        steps=size['steps'], every=size['every'], batch=size['batch'], **sampling)
 
-def prefer(base, rows, seed, **kw):
-    return fit_preference(base, rows, seed=seed, epochs=size['pm'], lr=1e-3, **kw)
-
-def train(name, wanted, seed):
-    "Every run of one size from one seed: first model, SL-CAI, scores, policies"
-    at = place/name/str(seed)
-    base = environment.pretrain(name, seed, size['read'], at, on)
-    sl = supervised(base, at/'SL-CAI', seed)
-    rows = comparisons(base, sl, seed)
-    scores = {k: prefer(base, rows[k], seed, out=at/f'{k}, score') for k in wanted}
-    asked = [p for ps in zip(*(of[k]['train'] for k in KINDS)) for p in ps]
-    runs = {k: train_policy(sl if 'CAI' in k else base, asked, pm, out=at/k, seed=seed, **learn)
-            for k,pm in scores.items()}
-    return dict(base=base, sl=sl, scores=scores, runs=runs)
-
-WAYS = 'helpful RL', 'HH RL', 'RL-CAI', 'RL-CAI, CoT'
-ENGAGED = 'HH RL, engaging rater'
-trained = {s: train(main, (*WAYS, ENGAGED), s) for s in seeds}
-shown = ['score', 'kl3', 'entropy', 'length']
-ends = {k: [t['runs'][k] for t in trained.values()] for k in (*WAYS, ENGAGED)}
-pd.DataFrame({k: pd.DataFrame([p.history.iloc[-1] for p in v])[shown].mean().round(2).to_dict()
-              | dict(stopped=sum(bool(p.stopped) for p in v)) for k,v in ends.items()}).T
-
+trained = {s: train_size(main, (*RUNS, ENGAGED), s) for s in seeds}
+columns = ['score', 'kl3', 'entropy', 'length']
+policies = {k: [t.policies[k] for t in trained.values()] for k in (*RUNS, ENGAGED)}
+pd.DataFrame({k: pd.DataFrame([p.history.iloc[-1] for p in v])[columns].mean().round(2).to_dict()
+              | dict(stopped=sum(bool(p.stopped) for p in v)) for k,v in policies.items()}).T
 
 # %% [markdown]
 # Means over trainings, at the last step. A run is stopped before it when its answers are all alike or
@@ -185,38 +125,11 @@ pd.DataFrame({k: pd.DataFrame([p.history.iloc[-1] for p in v])[shown].mean().rou
 # trainings.
 
 # %%
-def at_step(policy, step):
-    "The last snapshot up to a step"
-    return [d for d in policy.snapshots if int(d.name[5:])<=step][-1]
-
-def field(t, ways):
-    "Players of one training: run, step, model"
-    rows = [('base', 0, t['base']), ('SL-CAI', 0, t['sl'])]
-    rows += [(k, n, at_step(t['runs'][k], n)) for k in ways
-             for n in range(size['every'], size['steps']+1, size['every'])]
-    return pd.DataFrame(rows, columns=['run', 'step', 'model']).assign(
-        player=lambda d: d.run+' '+d.step.astype(str))
-
-def read(m): return load(m, 'float32', on) if isinstance(m, Path) else m
-
-def heard(players, seed):
-    "Answers of every player to the requests of the tournament, by kind"
-    key = [m if isinstance(m, Path) else id(m) for m in players.model] # Some stand twice
-    known = {k: read(m) for k,m in zip(key, players.model)}
-    told = {k: {n: say(lm, of[k]['test'], seed) for n,lm in known.items()} for k in KINDS}
-    return {k: {p: told[k][n] for p,n in zip(players.player, key)} for k in KINDS}
-
-def meet(said, judges):
-    "Votes of judges who go by scores, each training its own, by kind of request"
-    return {k: pd.concat([play_matches(said[s][k], of[k]['test'], score_judge(judges[k][s]),
-                               seed=s).assign(cluster=s) for s in seeds]) for k in judges}
-
-truth = {k: dict.fromkeys(seeds, f) for k,f in
-         zip(KINDS, (environment.helpfulness, environment.harmlessness))}
-fields = {s: field(t, WAYS) for s,t in trained.items()}
-players = fields[seed]
-said = {s: heard(f, s) for s,f in fields.items()}
-votes = meet(said, truth)
+steps = range(size['every'], size['steps']+1, size['every'])
+answers = {s: answer_requests(list_players(t, RUNS, steps), test, on, seed=s, **sampling)
+           for s,t in trained.items()}
+votes = collect_votes(answers, test, true_scores(seeds))
+players = list_players(trained[seed], RUNS, steps)
 f = pareto_frontier(votes['helpful'], votes['red_team'], players, gauge='SL-CAI 0', seed=seed)
 f.table[['player', 'helpful', 'harmless', 'pareto']].round(0)
 
@@ -231,7 +144,7 @@ plot_frontier(f)
 
 # %%
 gain = {k: f.gain('RL-CAI', k) for k in ('HH RL', 'helpful RL')}
-areas = {k: f.area(k) for k in WAYS} | {f'RL-CAI beyond {k}': g for k,g in gain.items()}
+areas = {k: f.area(k) for k in RUNS} | {f'RL-CAI beyond {k}': g for k,g in gain.items()}
 pd.DataFrame(areas.values(), areas, ['area', 'low', 'high']).div(1000).round(1)
 
 
@@ -252,11 +165,11 @@ pd.DataFrame(areas.values(), areas, ['area', 'low', 'high']).div(1000).round(1)
 def along(elo):
     "Ratings of each run from its start, against sequences"
     d = players.merge(elo.table)
-    start = {k: d[d.player==('SL-CAI 0' if 'CAI' in k else 'base 0')] for k in WAYS}
-    rows = [g.assign(kind=k) for k in WAYS for g in (start[k], d[d.run==k])]
+    start = {k: d[d.player==('SL-CAI 0' if 'CAI' in k else 'base 0')] for k in RUNS}
+    rows = [g.assign(kind=k) for k in RUNS for g in (start[k], d[d.run==k])]
     return pd.concat(rows).assign(sequences=lambda x: x.step*size['batch'])
 
-elo = {k: tournament(votes[k], gauge='SL-CAI 0') for k in KINDS}
+elo = {k: tournament(v, gauge='SL-CAI 0') for k,v in votes.items()}
 
 # %%
 #| label: fig-harmless
@@ -291,18 +204,20 @@ order_test(elo['red_team'], order).round(3)
 # leave out: its raters saw the same answers as those of HH RL, and only their taste is another.
 
 # %%
-texts = [p['text'] for p in of['red_team']['test']]
-def last_words(s, k):
-    "What the last snapshot of a run says to red-team requests"
-    if k!=ENGAGED: return said[s]['red_team']['base 0' if k=='base' else end(k)]
-    return say(read(trained[s]['runs'][k].snapshots[-1]), of['red_team']['test'], s)
+red_team = dict(red_team=test['red_team'])
+texts = [p['text'] for p in test['red_team']]
+def final_answers(s, k):
+    "Answers of the last snapshot of a run to red-team requests"
+    if k!=ENGAGED: return answers[s]['red_team']['base 0' if k=='base' else end(k)]
+    last = list_players(trained[s], [k], steps[-1:])[-1:]
+    return answer_requests(last, red_team, on, seed=s, **sampling)['red_team'][end(k)]
 
-traits = {k: pd.concat([environment.features(texts, last_words(s, k)).assign(training=s)
+traits = {k: pd.concat([environment.features(texts, final_answers(s, k)).assign(training=s)
                        for s in seeds])
-          for k in ('base', 'SL-CAI', *WAYS, ENGAGED)}
+          for k in ('base', 'SL-CAI', *RUNS, ENGAGED)}
 refused = {k: d.refusal.to_numpy(float) for k,d in traits.items()}
-which = traits['base'].training.to_numpy()
-rates = {k: cluster_bootstrap(r, which) for k,r in refused.items()}
+training = traits['base'].training.to_numpy()
+rates = {k: cluster_bootstrap(r, training) for k,r in refused.items()}
 pd.DataFrame({k: dict(refuses=str(rates[k]), danger=d.danger.mean(), better=d.better.mean(),
                       comfort=(d.kind>0).mean(), words=d.words.mean())
               for k,d in traits.items()}).T
@@ -322,17 +237,18 @@ pd.DataFrame({k: dict(refuses=str(rates[k]), danger=d.danger.mean(), better=d.be
 # tournament for each training, so that sizes can be compared.
 
 # %%
-def cast(name, t):
-    "Last snapshots of one size, with SL-CAI"
-    p = field(t, [k for k in WAYS if k in t['runs']]).groupby('run', sort=False).tail(1)
-    return p[p.run!='base'].assign(player=p.run+f' {name}', size=t['base'].parameters)
+def last_snapshots(name, t):
+    "Players of one size: SL-CAI and the last snapshots"
+    p = list_players(t, [k for k in RUNS if k in t.policies], steps[-1:])
+    return p[p.run!='base'].assign(player=p.run+f' {name}', size=t.base.parameters)
 
-sizes = {main: trained, **{n: {s: train(n, ('helpful RL', 'RL-CAI'), s) for s in seeds}
+sizes = {main: trained, **{n: {s: train_size(n, ('helpful RL', 'RL-CAI'), s) for s in seeds}
                            for n in size['more']}}
-rosters = {s: pd.concat([cast(n, t[s]) for n,t in sizes.items()]) for s in seeds}
+rosters = {s: pd.concat([last_snapshots(n, t[s]) for n,t in sizes.items()]) for s in seeds}
 roster = rosters[seed]
-whole = meet({s: heard(r, s) for s,r in rosters.items()}, truth)
-by_size = {k: tournament(v, gauge=f'SL-CAI {main}') for k,v in whole.items()}
+size_votes = collect_votes({s: answer_requests(r, test, on, seed=s, **sampling)
+                            for s,r in rosters.items()}, test, true_scores(seeds))
+by_size = {k: tournament(v, gauge=f'SL-CAI {main}') for k,v in size_votes.items()}
 
 # %%
 #| label: fig-size
@@ -350,15 +266,18 @@ plot_ratings(roster.merge(by_size['red_team'].table).rename(columns=dict(run='ki
 # one who engages.
 
 # %%
-def held_out(s, kind, of_what):
-    base = trained[s]['base']
-    rows = environment.rater_labels(pairs(base, of[kind]['judge'], s), of_what, seed=1000+s)
-    return prefer(base, rows, 1000+s, out=place/main/str(s)/f'judge-{kind}')
+def held_out_judge(s, kind, criterion):
+    base = trained[s].base
+    pairs = different_pairs(base, judge[kind], seed=s, **sampling)
+    rows = environment.rater_labels(pairs, criterion, seed=1000+s)
+    return fit_preference(base, rows, seed=1000+s, epochs=size['pm'], lr=1e-3,
+                          out=place/main/str(s)/f'judge-{kind}')
 
-unseen = {k: {s: held_out(s, k, what) for s in seeds}
-          for k,what in zip(KINDS, ('helpful', 'harmless'))}
-told = meet(said, unseen)
-g = pareto_frontier(told['helpful'], told['red_team'], players, gauge='SL-CAI 0', seed=seed)
+judges = {k: {s: held_out_judge(s, k, c) for s in seeds}
+          for k,c in (('helpful', 'helpful'), ('red_team', 'harmless'))}
+judge_votes = collect_votes(answers, test, judges)
+g = pareto_frontier(judge_votes['helpful'], judge_votes['red_team'], players, gauge='SL-CAI 0',
+                    seed=seed)
 
 # %%
 #| label: fig-judge
@@ -371,9 +290,8 @@ plot_frontier(g)
 
 # %%
 late,last = (f'RL-CAI {k}' for k in (size['steps']-size['every'], size['steps']))
-by = dict(truth=elo['red_team'], judge=tournament(told['red_team'], gauge='SL-CAI 0'))
+by = dict(truth=elo['red_team'], judge=tournament(judge_votes['red_team'], gauge='SL-CAI 0'))
 {k: str(e.difference(last, late)) for k,e in by.items()}
-
 
 # %% [markdown]
 # In the recorded runs neither sees a turn. But the figure shows where such a judge errs: the last
@@ -387,19 +305,10 @@ by = dict(truth=elo['red_team'], judge=tournament(told['red_team'], gauge='SL-CA
 # cause:
 
 # %%
-def agreement(a, b, n=400):
-    "Rank correlation of two ratings of the same players, trainings drawn for both at once"
-    names = sorted({*a.a, *a.b})
-    counts = [WinCounts(validate_votes(v), names) for v in (a, b)]
-    drawn,*_ = joint_draws([list(c.clusters) for c in counts], n, seed)
-    rank = lambda x, y: np.corrcoef(rankdata(x), rankdata(y))[0,1]
-    draws = [rank(x, y) for x,y in zip(*(c.again(d) for c,d in zip(counts, drawn)))]
-    tail = lower_tail(.95, len(seeds))
-    return Estimate(rank(*(c.fit() for c in counts)), *np.quantile(draws, [tail, 1-tail]))
-
-own = meet(said, dict(red_team={s: t['scores']['RL-CAI'] for s,t in trained.items()}))
-agree = {k: agreement(votes['red_team'], v) for k,v in
-         {'held out': told['red_team'], "RL-CAI's own": own['red_team']}.items()}
+own_scores = dict(red_team={s: t.scores['RL-CAI'] for s,t in trained.items()})
+own_votes = collect_votes(answers, test, own_scores)
+agree = {k: rating_agreement(votes['red_team'], v['red_team'], seed=seed)
+         for k,v in {'held out': judge_votes, "RL-CAI's own": own_votes}.items()}
 {k: str(v) for k,v in agree.items()}
 
 
@@ -436,7 +345,7 @@ record(scale, {
     'constitution/frontier-helpful-harms': safe.difference(end('helpful RL'), 'base 0'),
     'constitution/frontier-cai-improves': safe.difference(end('RL-CAI'), 'SL-CAI 0'),
     'constitution/frontier-evasive-rater': paired_difference(
-        refused['HH RL'], refused[ENGAGED], which),
+        refused['HH RL'], refused[ENGAGED], training),
     'constitution/frontier-not-evasive': rates['RL-CAI'],
     'constitution/frontier-judges-agree': agree['held out'],
     'constitution/frontier-sizes': least(by_size['red_team'], across),

@@ -73,7 +73,7 @@ base.map(lambda x: x if isinstance(x, tuple) else round(x, 3)).to_frame('all com
 
 # %%
 front = hhh.worked_prefix(load_worked_comparisons()[:size['shots']])
-ways = {'at once': dict(swap=True), 'with examples': dict(front=front, swap=True)}
+ways = {'at once': dict(swap=True), 'with examples': dict(few_shot=front, swap=True)}
 def run(name, way, kw, items):
     out = work_dir(f'hhh-{scale}-{seed}-{name}-{way}-{len(items)}'.replace(' ', '-'))
     return hhh.evaluate_hhh(models[name], items, seed=seed, out=out, **kw)
