@@ -135,8 +135,8 @@ class Checkpoints:
         "Return the last readable checkpoint that rank 0 finds"
         first = not dist.is_initialized() or dist.get_rank()==0
         step,state = self._latest() if first else (0, None)
-        step,found = broadcast_from_rank0((step, state is not None))
-        return step,self.load(step) if found and state is None else state
+        step,exists = broadcast_from_rank0((step, state is not None))
+        return step,self.load(step) if exists and state is None else state
 
     def _latest(self):
         for step in reversed(self.steps()):

@@ -1,5 +1,11 @@
 # ---
 # jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: python3
 #     language: python
@@ -36,7 +42,6 @@ from fastcore.test import *
 
 tmp = Path(tempfile.mkdtemp())
 torch.set_num_threads(1)
-
 
 # %% [markdown]
 # [Supervised training](46_training.ipynb) and
@@ -244,8 +249,8 @@ class Checkpoints:
         "Return the last readable checkpoint that rank 0 finds"
         first = not dist.is_initialized() or dist.get_rank()==0
         step,state = self._latest() if first else (0, None)
-        step,found = broadcast_from_rank0((step, state is not None))
-        return step,self.load(step) if found and state is None else state
+        step,exists = broadcast_from_rank0((step, state is not None))
+        return step,self.load(step) if exists and state is None else state
 
     def _latest(self):
         for step in reversed(self.steps()):

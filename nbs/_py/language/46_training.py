@@ -26,9 +26,8 @@ import torch.distributed as dist
 
 from moral_sc.foundation.errors import ConfigError, ModelError
 from moral_sc.foundation.runs import content_key, open_run
-from moral_sc.language.engine.allocator import retain_freed_memory
+from moral_sc.language.engine import training
 from moral_sc.language.engine.batching import batches
-from moral_sc.language.engine.onednn import onednn
 from moral_sc.language.engine.oom import halve_on_oom
 from moral_sc.language.fsdp import FSDPModules, fsdp_enabled, full_tensors
 from moral_sc.language.optimization import (
@@ -241,7 +240,7 @@ def fit(
     run = _Fit(model, loss, length, config, steps_per_epoch, max_tokens)
     device = next(model.parameters()).device
     rng = torch.random.fork_rng(devices=[device] if device.type=='cuda' else [])
-    with rng, retain_freed_memory(device.type), onednn(model):
+    with rng, training(model, run.fsdp.shards if run.fsdp else None):
         return run.train(examples, out, every, save, progress)
 
 
@@ -275,17 +274,18 @@ class _Fit:
     def backward(self, examples, step):
         "Compute the gradient of a step, summed over all ranks; return the sums to log"
         torch.manual_seed(1_000_003*self.config['seed'] + step*self.world + self.rank)
-        own = split_across_ranks(examples, self.rank, self.world, self.length)
+        share = split_across_ranks(examples, self.rank, self.world, self.length)
         with self.autocast():
-            if self.fsdp: sums = self._fsdp_backward(own, examples)
-            else: sums,self.max_tokens = accumulate_gradients(self.model, own, self.loss,
+            if self.fsdp: sums = self._fsdp_backward(share, examples)
+            else: sums,self.max_tokens = accumulate_gradients(self.model, share, self.loss,
                                                               self.max_tokens, self.length)
         if not self.fsdp: reduce_gradients([p for p in self.model.parameters() if p.requires_grad])
         return sums if self.world==1 else _add_sums(gather_objects(sums))
 
-    def _fsdp_backward(self, own, examples):
-        lengths = [self.length(e) for e in own]
-        groups = [[own[i] for i in g] for g in _micro_batches(self.model, lengths, self.max_tokens)]
+    def _fsdp_backward(self, share, examples):
+        lengths = [self.length(e) for e in share]
+        rows = _micro_batches(self.model, lengths, self.max_tokens)
+        groups = [[share[i] for i in g] for g in rows]
         results = self.fsdp.backward(lambda modules,g: self.loss(modules['model'], g), groups,
                                      examples[:1])
         return _sum_results(results, sum(lengths))
@@ -442,7 +442,7 @@ equal
 # %%
 _,loaded = train(tmp/'uninterrupted', lambda done,total: 1/0)
 assert loaded.equals(history)
-with expect_fail(ConfigError, contains='lr: 0.01 there, 0.02 now'):
+with expect_fail(ConfigError, contains='lr: 0.01 stored, 0.02 requested'):
     train(tmp/'uninterrupted', lr=.02)
 
 

@@ -19,7 +19,6 @@
 import copy
 from pathlib import Path
 from types import SimpleNamespace
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
@@ -28,6 +27,8 @@ from torch.utils.checkpoint import checkpoint
 from moral_sc.foundation.errors import ConfigError, ModelError
 from moral_sc.language.models import LM, pad
 from moral_sc.language.engine.batching import has_plain_lm_head
+from moral_sc.language.engine.capabilities import copy_capabilities
+from moral_sc.language.engine.onednn import linear_function
 from moral_sc.language.weights import call_quietly
 
 # %%
@@ -135,31 +136,24 @@ def pad_right(
     "Pad rows on the right"
     return dict(input_ids=pad(rows, 'right', device)[0], use_cache=False)
 
-_plain_lm_head = WeakKeyDictionary() # Results by model
-
 def check_plain_lm_head(
     model,
     original=None, # A checked model that this one is a copy of
 ):
     "Raise an error if the logits of a model are not its output layer alone"
-    if original is not None: _plain_lm_head[model] = _plain_lm_head[original]
-    if model not in _plain_lm_head:
-        training = model.training
-        device = next(model.parameters()).device
-        lm = SimpleNamespace(model=model.eval(), device=device)
-        _plain_lm_head[model] = has_plain_lm_head(lm)
-        model.train(training)
-    if not _plain_lm_head[model]:
+    if original is not None: copy_capabilities(original, model)
+    lm = SimpleNamespace(model=model, device=next(model.parameters()).device)
+    if not has_plain_lm_head(lm):
         raise ModelError(f'{type(model).__name__} caps or scales its logits after the output '
                          'layer, which training does not support; use another architecture.')
 
 def _at_least_float32(x): return x if x is None or x.dtype.itemsize>2 else x.float()
 
-def _token_logprobs(h, weight, bias, targets, temperature, entropy):
+def _token_logprobs(h, linear, weight, bias, targets, temperature, entropy):
     "Return the log-probability of one target for each hidden state, in float32, and the entropy"
     with torch.autocast(h.device.type, enabled=False):
         h = _at_least_float32(h)
-        x = nn.functional.linear(h, _at_least_float32(weight).to(h.dtype), _at_least_float32(bias))
+        x = linear(h, _at_least_float32(weight).to(h.dtype), _at_least_float32(bias))
         x = x/temperature
         norm = x.logsumexp(-1, keepdim=True) # `log_softmax` drops the smallest terms
         logp = (x.gather(-1, targets[:,None])-norm)[:,0]
@@ -169,7 +163,7 @@ def _token_logprobs(h, weight, bias, targets, temperature, entropy):
 
 def _chunked_logprobs(model, h, targets, temperature, chunk, entropy):
     out = model.get_output_embeddings()
-    args = out.weight,getattr(out, 'bias', None)
+    args = linear_function(out),out.weight,getattr(out, 'bias', None)
     if len(h)*len(out.weight)<2**19: return _token_logprobs(h, *args, targets, temperature, entropy)
     parts = [checkpoint(_token_logprobs, a, *args, b, temperature, entropy, use_reentrant=False)
              for a,b in zip(h.split(chunk), targets.split(chunk))]
@@ -187,7 +181,7 @@ def answer_states(
     at = torch.tensor(starts, device=device)[:,None]-1+torch.arange(n, device=device)
     return h.gather(1, at.clamp(max=h.shape[1]-1)[...,None].expand(-1, -1, h.shape[2]))
 
-def answer_hidden(
+def answer_outputs(
     model,              # A transformers causal model
     rows:list,          # Token ids of prompt and answer
     starts:list,        # Index of each answer's first token, 1 or more
@@ -216,7 +210,7 @@ def answer_logprobs(
     entropy:bool=False, # Also return the entropy at each token
 )->tuple:               # log p [row, token], mask [row, token]; entropy [row, token]
     "Return the log-probabilities of the tokens of answers, with gradient"
-    logp,mask,_,e = answer_hidden(model, rows, starts, temperature, chunk, entropy)
+    logp,mask,_,e = answer_outputs(model, rows, starts, temperature, chunk, entropy)
     return (logp,mask,e) if entropy else (logp,mask)
 
 
@@ -365,11 +359,12 @@ h = torch.randn(64, 64, generator=g).bfloat16()
 w = torch.randn(49_152, 64, generator=g).bfloat16()
 targets = torch.randint(49_152, (64,), generator=g)
 exact = (h.double()@w.double().T).log_softmax(-1).gather(-1, targets[:,None])[:,0]
-ours, = _token_logprobs(h, w, None, targets, 1., False)
+ours, = _token_logprobs(h, nn.functional.linear, w, None, targets, 1., False)
 rounded = (h@w.T).log_softmax(-1).gather(-1, targets[:,None])[:,0]
 error = lambda x: (x.double()-exact).exp().sub(1).abs().max().item()
 assert error(ours)<1e-3
-with torch.autocast('cpu', torch.bfloat16): cast, = _token_logprobs(h, w, None, targets, 1., False)
+with torch.autocast('cpu', torch.bfloat16):
+    cast, = _token_logprobs(h, nn.functional.linear, w, None, targets, 1., False)
 assert error(cast)<1e-3
 error(ours), error(rounded)
 
@@ -514,7 +509,7 @@ class ValueHead(nn.Module):
 
 
 # %%
-test_eq(ValueHead(32)(answer_hidden(lm.model, rows, starts)[2]).detach().abs().sum().item(), 0)
+test_eq(ValueHead(32)(answer_outputs(lm.model, rows, starts)[2]).detach().abs().sum().item(), 0)
 
 
 # %% [markdown]
