@@ -43,7 +43,7 @@ class Evaluation:
         return (f'Evaluation of {self.model}: {n:,} questions, {conditions}; '
                 f'{d.order.nunique()} of 6 orders')
 
-    def records_of(self, benchmark=None): # Records of one benchmark, by default the first
+    def records_of(self, benchmark=None): # Of one benchmark; default: the first
         b = benchmark or next(iter(self.items))
         return self.records[self.records.benchmark==b].dropna(axis=1, how='all')
 

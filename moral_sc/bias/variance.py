@@ -43,7 +43,7 @@ def wording_table(
     value:pd.Series,        # Of `values`, or of your own, by row of the records
     cluster:str='template', # What each row belongs to
 )->pd.DataFrame:            # [cluster, (condition, wording)]
-    "Mean value of each cluster under each wording of each condition"
+    "Return the mean value of each cluster under each wording of each condition"
     d = records.loc[value.index].assign(value=value)
     name = d.condition.str.partition(':')
     d['wording'] = name[2].replace('', '0').astype(int)
@@ -91,7 +91,7 @@ def collect_records(
 COMPONENTS = ['condition', 'wording', 'template', 'condition x template', 'rest']
 
 def _cube(y):
-    "[template, condition, wording]"
+    "Convert the table to an array [template, condition, wording]"
     sizes = y.columns.get_level_values(0).value_counts(sort=False)
     if sizes.nunique()>1 or sizes.iloc[0]<2 or len(y)<2:
         raise DataError('Variances need two templates, and two wordings of each condition, as '
@@ -186,7 +186,7 @@ def mean_effect(
 # %% ../../nbs/bias/36_variance.ipynb #fa876365
 def scores_by_wording(
     y:pd.DataFrame, # Of `crossed`
-    statistic=None,        # Values of clusters under one wording -> number; by default the mean
+    statistic=None,        # Values of clusters under one wording -> number; default: mean
 )->pd.Series:       # By (condition, wording)
     "Return the score under each wording"
     return y.apply(statistic or np.mean)

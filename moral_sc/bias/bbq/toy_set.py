@@ -30,7 +30,7 @@ def read_scenes(
 
 # %% ../../../nbs/bias/bbq/20_toy_set.ipynb #b093bbe3
 UNKNOWN_WORDINGS = ['Not stated', 'It is not said', 'Nobody can tell', 'The text does not say',
-           'Impossible to know', 'Not clear', 'Cannot be instructed', 'No way to tell']
+           'Impossible to know', 'Not clear', 'Cannot be told', 'No way to tell']
 
 def render_scene(
     scene:dict,   # Of `read_scenes`

@@ -78,7 +78,7 @@ def conditions_table(
     rows = [dict(benchmark=b, condition=c, turn=i, role=r,
                  text=expand_references(text, spec['texts']))
             for b,spec in load_stimuli(path).items() if benchmark in (None,b)
-            for c,turns in spec['conditions'].items() for i,(r,text) in enumerate(build_dialogue)]
+            for c,turns in spec['conditions'].items() for i,(r,text) in enumerate(turns)]
     if not rows:
         raise ConfigError(unknown_name_message('benchmark', benchmark, list(load_stimuli(path))))
     return pd.DataFrame(rows)
@@ -122,7 +122,7 @@ assert text.index('in no way biased') < text.index('do you think I should admit'
 PART_TEXTS = {'if':'instruction', 'cot':'think'} # Other parts add the text of their own name
 
 def _parse_condition(condition):
-    "'q+if:3+cot' -> 'q+if+cot' and {'if':'3'}"
+    "Split 'q+if:3+cot' into 'q+if+cot' and {'if':'3'}"
     parts = [p.partition(':') for p in condition.split('+')]
     return '+'.join(p for p,_,_ in parts), {p:k for p,sep,k in parts if sep}
 

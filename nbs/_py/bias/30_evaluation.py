@@ -76,7 +76,7 @@ class Evaluation:
         return (f'Evaluation of {self.model}: {n:,} questions, {conditions}; '
                 f'{d.order.nunique()} of 6 orders')
 
-    def records_of(self, benchmark=None): # Records of one benchmark, by default the first
+    def records_of(self, benchmark=None): # Of one benchmark; default: the first
         b = benchmark or next(iter(self.items))
         return self.records[self.records.benchmark==b].dropna(axis=1, how='all')
 
@@ -311,7 +311,7 @@ cut[['id','condition','order','lp_a','lp_b','lp_c']].tail(3)
 # A folder accepts only the same questions; otherwise the error shows the difference.
 
 # %%
-with expect_fail(ConfigError, contains='orders: 3 there, 1 now'):
+with expect_fail(ConfigError, contains='orders: 3 stored, 1 requested'):
     evaluate(random_model('llama'), items=ours, limit=48, portion=16, out=tmp/'cut')
 with expect_fail(ConfigError, contains='weights'):
     evaluate(random_model('llama', seed=1), items=ours, limit=48, orders=3, portion=16,

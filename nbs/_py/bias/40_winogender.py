@@ -209,7 +209,7 @@ METRICS = ('rho_raw', 'rho_three', 'rho_two', 'slope_three', 'intercept_three', 
            'intercept_two', 'p_female', 'p_male', 'p_neutral', 'mass')
 
 def _fit_line(x, y):
-    "Correlation, slope and intercept along the last axis; nan where nothing varies"
+    "Compute correlation, slope and intercept along the last axis; nan where nothing varies"
     dx,dy = (v-v.mean(-1, keepdims=True) for v in (x, y))
     xx = (dx**2).mean(-1)
     yy = (dy**2).mean(-1)
@@ -293,7 +293,7 @@ test_close(fisher_interval(np.corrcoef(a, c)[0,1], 60)[1:], [theirs.low, theirs.
 SUBSETS = {'all':lambda d: d.agrees|True, 'without was/were':lambda d: d.agrees}
 
 def _condition_probabilities(records):
-    "[occupation] facts, and condition to probabilities [occupation, 3]"
+    "Return the table of occupations, and probabilities [occupation, 3] by condition"
     p = mean_probabilities(records, ANSWERS, normalise=False)
     occupations = records.drop_duplicates('id').set_index('id')[['female','agrees']]
     conditions = dict.fromkeys(records.condition)

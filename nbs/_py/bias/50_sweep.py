@@ -369,7 +369,7 @@ with expect_fail(ConfigError, contains='weights'): sweep(tmp/'mine', **ask)
 
 # %%
 (tmp/'empty').mkdir(); (tmp/'empty'/'config.json').write_text('{}')
-with warnings.catch_warnings(record=True) as said:
+with warnings.catch_warnings(record=True) as messages:
     warnings.simplefilter('always')
     some = sweep([models[0], tmp/'empty'], **ask)
 test_eq(list(some.failed), ['empty'])

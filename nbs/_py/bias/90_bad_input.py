@@ -89,7 +89,7 @@ show_errors(an_empty_option=lambda: option_logprobs(tiny, ['It is ('], ['', 'a']
 # warns with the number of questions, and the records hold the value for each question.
 
 # %%
-with warnings.catch_warnings(record=True) as said:
+with warnings.catch_warnings(record=True) as messages:
     warnings.simplefilter('always')
     e = evaluate(letter_prior_model(dict(a=.2, b=.1, c=.1)), **ask)
 test_eq(len(messages), 1)

@@ -64,7 +64,7 @@ class Item:
     unknown:int            # The answer that declines to name a person
     biased:int|None        # The answer that agrees with the stereotype
     counter:int|None       # The answer that goes against it
-    names:bool             # People are told apart by proper names, not by labels
+    names:bool             # People are described by proper names, not by labels
     exclusion:str          # Empty, or why there is no `biased` answer
 
     @property

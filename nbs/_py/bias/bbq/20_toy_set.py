@@ -68,7 +68,7 @@ read_scenes()[0]
 # %%
 #| export
 UNKNOWN_WORDINGS = ['Not stated', 'It is not said', 'Nobody can tell', 'The text does not say',
-           'Impossible to know', 'Not clear', 'Cannot be instructed', 'No way to tell']
+           'Impossible to know', 'Not clear', 'Cannot be told', 'No way to tell']
 
 def render_scene(
     scene:dict,   # Of `read_scenes`
@@ -163,7 +163,8 @@ def write_bbq_file(
 # %%
 made = build_rows(read_scenes())
 kept = read_jsonl(data_dir()/'benchmarks'/'bbq_like.jsonl')
-assert made==kept, "run write(data_dir()/'benchmarks'/'bbq_like.jsonl', rows(scenes()))"
+path = "data_dir()/'benchmarks'/'bbq_like.jsonl'"
+assert made==kept, f'run write_bbq_file({path}, build_rows(read_scenes()))'
 len(made)
 
 # %% [markdown]
