@@ -105,7 +105,7 @@ def _check_comparisons(rows, test):
     shared = {r['prompt'] for r in rows}&{r['prompt'] for r in test or []}
     if shared:
         raise DataError(f'{len(shared)} prompts are in training and in test, the first is '
-                        f'{min(shared)[:60]!r}; divide the prompts with `prompts.split`.')
+                        f'{min(shared)[:60]!r}; divide the prompts with `split_by_prompt`.')
 
 def _preference_loss(model, examples):
     "Return the summed soft-label loss of examples with the ids of both answers"

@@ -121,7 +121,7 @@ def _hash_number(*parts): # A 64-bit number that depends only on the parts
     return int.from_bytes(sha256('/'.join(map(str, parts)).encode()).digest()[:8], 'big')
 
 def shot_turns(
-    shots:list,          # `Worked`
+    shots:list,          # `WorkedComparison`
     comparisons:list,    # Principles to draw from
     number:int=0,        # Which prefix
     seed:int=0,
@@ -371,7 +371,7 @@ def label(
     samples:int=1,              # Chains of thought per question
     clamp='auto',               # Bounds of a label; 'auto': (.4, .6) with `cot`, else None
     clamp_each:bool=False,      # Clamp each probability before averaging
-    few_shot=None,              # `Worked` comparisons, default: ours; [] for none
+    few_shot=None,              # `WorkedComparison` comparisons, default: ours; [] for none
     prefixes:int=4,             # Number of drawn prefixes of worked comparisons
     mode:str='plain',           # As in `render`
     max_new_tokens:int=128,     # Of a chain of thought

@@ -7,9 +7,9 @@
 # ---
 
 # %% [markdown]
-# # Sampling
+# # Generation
 #
-# > Text from a model, where each row depends on its own seed and on nothing around it.
+# > Sampled answers depend on their own seed and prompt, and not on the other prompts of a call.
 
 # %%
 #| default_exp language.generation
@@ -17,7 +17,6 @@
 # %%
 #| export
 from dataclasses import dataclass
-from functools import cache
 from hashlib import blake2b
 
 import numpy as np, torch
@@ -26,12 +25,14 @@ from moral_sc.foundation.errors import ConfigError
 from moral_sc.foundation.runs import content_key
 from moral_sc.language.chat import Prompt, encode_prompt
 from moral_sc.language.models import LM, decode, eos_ids, pad
-from moral_sc.language.engine.weight_packing import DECODE_STEP_TOKENS, prepacked_weights
-from moral_sc.language.engine.onednn import onednn
-from moral_sc.language.engine.batching import (batches, check_context_length, lm_head_logits, hidden_states, merge_prefixes, has_plain_lm_head, forward_accepts,
-                                       cache_kwargs)
-from moral_sc.language.scoring import tokenize_options, option_logprobs
-from moral_sc.language.engine.prefix_tree import shared_prefix
+from moral_sc.language.engine.batching import (batches, cache_kwargs, check_context_length,
+                                               forward_accepts, has_plain_lm_head, hidden_states,
+                                               lm_head_logits, merge_prefixes)
+from moral_sc.language.engine.contexts import inference
+from moral_sc.language.engine.continuous_batching import (ContinuousBatch, common_prefix_length,
+                                                          generation_size, run_static_batch)
+from moral_sc.language.engine.kv_cache import preallocated_cache
+from moral_sc.language.scoring import option_logprobs, tokenize_options
 
 # %%
 #| hide
@@ -49,16 +50,16 @@ from moral_sc.language.weights import cached_weights
 
 
 # %% [markdown]
-# A run that was killed after 700 of 1,000 answers should end with the same 1,000 answers as one
-# that was not, and an answer should not change because another prompt was added to the list. With
-# one random stream for all rows neither holds: who finishes first decides who draws what. Here
-# every row has a stream of its own.
+# A run that is killed after 700 of 1,000 answers should end with the same 1,000 answers as one that
+# is not, and an answer should not change because the list has one more prompt. With one random
+# stream for all rows neither holds, because the order in which rows finish decides which numbers
+# they draw. Here every row has a stream of its own.
 #
-# ## Noise by name
+# ## Random numbers
 #
-# Step $t$ of a row consumes one uniform number $u_t$, and the whole sequence is fixed by the
-# seed of the call and the row's key. Two conditions asked with the same keys share their noise,
-# which makes the difference between them less noisy; give other keys where that is not wanted.
+# Step $t$ of a row consumes one uniform number $u_t$. The seed of the call and the row's key fix
+# the whole sequence. Two conditions with the same keys share their random numbers, which reduces
+# the noise of their difference; give other keys where you do not want this.
 
 # %%
 #| export
@@ -67,7 +68,7 @@ def noise(
     key:str,   # Of the row
     n:int,     # Steps
 )->np.ndarray: # [n] uniform in [0, 1)
-    "The random numbers of one row, one a step"
+    "Draw the random numbers of one row, one a step"
     h = blake2b(f'{seed}\0{key}'.encode(), digest_size=16).digest()
     return np.random.Generator(np.random.Philox(key=int.from_bytes(h))).random(n)
 
@@ -78,25 +79,27 @@ noise(0, 'age/12', 3), noise(0, 'age/13', 3), noise(1, 'age/12', 3)
 
 
 # %% [markdown]
-# A token is chosen by inverting the cumulative distribution at $u$: one number a step, and no
-# draw for each word of the vocabulary. `top_p` keeps the smallest set of tokens that reaches
-# that mass [@holtzman2020].
+# ## Sampling a token
+#
+# A token is chosen by inverting the cumulative distribution at $u$. That takes one number a step,
+# not one for each word of the vocabulary. `top_p` keeps the smallest set of tokens with at least
+# this probability [@holtzman2020].
 
 # %%
 #| export
 def _nucleus(p, top_p):
     q,i = p.topk(min(512, p.shape[-1]))
     if (q.sum(-1)<top_p).any(): q,i = p.sort(descending=True)
-    q = torch.where(q.cumsum(-1)-q<top_p, q, 0) # Decided by the mass before a token
+    q = torch.where(q.cumsum(-1)-q<top_p, q, 0) # Depends on the mass before a token
     return torch.zeros_like(p).scatter_(-1, i, q)
 
 def sample_token(
     logits,          # [row, vocab]
     u,               # [row] uniform in [0, 1)
-    temperature=1.,  # 0: the likeliest token
-    top_p=1.,        # Among the likeliest tokens that have this much mass
+    temperature=1.,  # 0: the most likely token
+    top_p=1.,        # Sample from the most likely tokens with this much probability
 )->torch.Tensor:     # [row] token ids
-    "One token a row"
+    "Sample one token a row"
     if temperature==0: return logits.argmax(-1)
     p = (logits.float()/temperature).softmax(-1)
     c = (_nucleus(p, top_p) if top_p<1 else p).cumsum(-1, dtype=torch.float64)
@@ -117,27 +120,26 @@ test_close(share(top_p=.75), [.625, .375, 0, 0], 1e-3)
 
 
 # %% [markdown]
-# ## One row
+# ## State of a row
 #
-# Stop strings are text, and tokens do not respect them: `\n\nHuman:` may come as two tokens or
-# as five, and its first letters may sit at the end of a longer one. So the text is looked at
-# after every token, and cut at the stop. The sampled ids are all kept, together with the number
-# of them that lie wholly before the cut.
+# Stop strings are text, and tokens do not respect them: `\n\nHuman:` may be two tokens or five, and
+# its first letters may be the end of a longer token. So the text is checked after every token and
+# cut at the stop. All sampled ids are kept, with the number of those that lie before the cut.
 
 # %%
 #| export
 @dataclass(frozen=True)
 class Sample:
     "One continuation of one prompt"
-    text:str        # Without the stop string, or the EOS token, and what follows
+    text:str        # Up to the stop string or the EOS token
     ids:tuple       # Every sampled token, those of stop and EOS included
     finish:str      # 'stop', 'eos' or 'length'
-    seed:int        # Of the call; with the row's key it fixes the noise
-    kept:int        # So many leading ids lie wholly inside `text`
+    seed:int        # Of the call; with the row's key it fixes the random numbers
+    kept:int        # Number of leading ids that lie inside `text`
     rest:str=''     # The end of `text` after those ids
-    logprobs:tuple=() # Of each token, at temperature 1 and with nothing cut off
-    after:tuple=()    # Log-probabilities of the options that were asked about next
-    values:tuple=()   # Of each token: what a head made of the hidden state it was drawn from
+    logprobs:tuple=() # Of each token, at temperature 1 and without `top_p`, or tempered
+    after:tuple=()    # Log-probabilities of the options of the next turn
+    values:tuple=()   # Of each token: the value head's output at the state it was drawn from
 
     def __repr__(self):
         return f'Sample({self.text!r}, {len(self.ids)} tokens, {self.finish})'
@@ -145,355 +147,182 @@ class Sample:
 
 # %%
 #| export
-class _Row:
-    "A row under way"
-    def __init__(self, lm, p, u, stop, eos, after=None):
+class GenerationRow:
+    "A row under way: its prompt, its random numbers and the tokens so far"
+    def __init__(self, lm, prompt, noise, stop, eos, next_turn=None):
         self.lm = lm
-        self.p = p
-        self.u = u
+        self.prompt = prompt
+        self.prompt_ids = prompt.ids
+        self.noise = noise
         self.stop = stop
         self.eos = eos
-        self.after = after
+        self.next_turn = next_turn # Its text and the options to score there
         self.scores = None
-        self.before = list(p.ids[-8:]) # Some decoders treat a first token differently
-        self.skip = len(decode(lm, self.before))
+        self.context = list(prompt.ids[-8:]) # Some decoders treat a first token differently
+        self.n_context = len(decode(lm, self.context))
         self.ids = []
-        self.logps = []
+        self.logprobs = []
         self.finish = None
         self.text = ''
         self.values = []
 
-    def open(self): return self.finish and self.after and self.scores is None
+    def is_unscored(self): return self.finish and self.next_turn and self.scores is None
 
-    def said(self, n=None): return decode(self.lm, self.before+self.ids[:n])[self.skip:]
+    def decode(self, n=None):
+        "The text of the first `n` sampled tokens"
+        return decode(self.lm, self.context+self.ids[:n])[self.n_context:]
 
-    def push(self, t):
-        "Add a token; True if the row goes on"
-        self.ids.append(t)
-        if t in self.eos: self.finish,self.text = 'eos', self.said(-1)
+    def push(self, token):
+        "Append a token; return whether the row continues"
+        self.ids.append(token)
+        if token in self.eos: self.finish,self.text = 'eos', self.decode(-1)
         else:
-            self.text = self.said()
+            self.text = self.decode()
             hits = [k for k in map(self.text.find, self.stop) if k>=0]
             if hits: self.finish,self.text = 'stop', self.text[:min(hits)]
-            elif len(self.ids)==len(self.u): self.finish = 'length'
+            elif len(self.ids)==len(self.noise): self.finish = 'length'
         return self.finish is None
 
     def sample(self, seed):
         n = len(self.ids)-(self.finish=='eos')
-        while n and not self.text.startswith(self.said(n)): n -= 1
-        rest = self.text[len(self.said(n)):] if n else self.text
+        while n and not self.text.startswith(self.decode(n)): n -= 1
+        rest = self.text[len(self.decode(n)):] if n else self.text
         return Sample(self.text, tuple(self.ids), self.finish, seed, n, rest,
-                      tuple(self.logps), tuple(self.scores or ()), tuple(self.values))
+                      tuple(self.logprobs), tuple(self.scores or ()), tuple(self.values))
 
 
 # %% [markdown]
-# ## Side by side
+# ## Scoring the next turn
 #
-# Rows grow side by side in one cache, padded on the left, so that all of them grow at the same
-# place. When some have ended, the next ones come in: they are read by themselves and their
-# keys and values are written where the ended ones were. Without that a batch lasts as long as its
-# longest row, and most of it stands idle; and a cache that is joined anew at every step, as
-# transformers' own is, is copied at every step.
+# If an answer is asked for after the model has reasoned, the reasoning need not be run again: its
+# keys and values are in the cache. The few tokens of the next turn are run behind them before
+# the row gives up its place. A cut inside a row leaves columns that are masked from then on;
+# models with a sliding window would count them, so there the whole text is run again.
 
 # %%
 #| export
-@cache
-def _layer():
-    from transformers.cache_utils import DynamicLayer
-    class Roomy(DynamicLayer):
-        "Keys and values in a tensor with room to grow"
-        def update(self, k, v, *args, **kw):
-            old = self.get_seq_length() if self.is_initialized else 0
-            n = old+k.shape[2]
-            if not self.is_initialized: self.put(k, v, n); return k,v
-            if n>self.k.shape[2]: self.put(self.keys, self.values, n)
-            self.k[:,:,old:n] = k
-            self.v[:,:,old:n] = v
-            self.keys,self.values = self.k[:,:,:n],self.v[:,:,:n]
-            return self.keys,self.values
+def _next_prompts(lm, rows):
+    "Prompts that ask for the next turn of each row, and its options"
+    prompts = [append_turn(lm, r.prompt, r.sample(0), r.next_turn[0]) for r in rows]
+    return prompts,[r.next_turn[1] for r in rows]
 
-        def put(self, k, v, n, room=64):
-            "Make these the contents, with room for `n` columns and some"
-            self.lazy_initialization(k, v)
-            new = lambda x: x.new_empty(*x.shape[:2], n+room, x.shape[3])
-            self.k = new(k)
-            self.v = new(v)
-            c = k.shape[2]
-            self.k[:,:,:c] = k
-            self.v[:,:,:c] = v
-            self.keys,self.values = self.k[:,:,:c],self.v[:,:,:c]
-
-        def full(self): return self.keys.shape[2]==self.k.shape[2]
-    return Roomy
-
-def preallocated_cache(lm):
-    "An empty cache with room, or None if this model keeps more than keys and values"
-    from transformers import DynamicCache
-    from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
-    kinds = {type(x) for x in DynamicCache(config=lm.model.config).layers}
-    if kinds-{DynamicLayer, DynamicSlidingWindowLayer}: return
-    c = DynamicCache()
-    c.layer_class_to_replicate = _layer()
-    return c
-
-def _copies(lm, cache, n, room):
-    "A cache of `n` rows that hold what the only row of another holds"
-    c = preallocated_cache(lm)
-    for a in cache.layers:
-        c.layers.append(_layer()())
-        c.layers[-1].put(a.keys.expand(n, -1, -1, -1), a.values.expand(n, -1, -1, -1),
-                         a.keys.shape[2], room)
-    return c
-
-
-# %% [markdown]
-# A `_Deck` holds the rows under way. All of its columns are shared: `mask` tells which of them
-# belong to a row, and `pos` how long each row is.
-#
-# Prompts often begin alike. The worked examples in front of a request for critique are two
-# thousand tokens, and the request is a hundred. What all rows of a group begin with is its `stem`:
-# it is read once, and its keys and values are copied in front of every row. A model that looks
-# back a fixed number of columns would count the padding behind the stem, and reads all of it.
-
-# %%
-#| export
-def _next(lm, cache, ids, mask, pos):
-    "Logits [row, vocab] after the last token, and the hidden states they come from"
-    kw = dict(input_ids=ids, attention_mask=mask, **cache_kwargs(lm.model, cache))
-    if forward_accepts(lm.model, 'position_ids'): kw['position_ids'] = pos
-    if has_plain_lm_head(lm):
-        h = hidden_states(lm, **kw).last_hidden_state[:,-1]
-        return lm_head_logits(lm, h),h
-    if forward_accepts(lm.model, 'logits_to_keep'): kw['logits_to_keep'] = 1
-    return lm.model(**kw).logits[:,-1],None
-
-def _windowed(lm): return getattr(lm.model.config, 'sliding_window', None) is not None
-
-def _stem(lm, rows, least=32):
-    "How many ids all rows begin with; 0 where it does not pay, or cannot be used"
-    if len(rows)<2 or _windowed(lm) or not forward_accepts(lm.model, 'position_ids'): return 0
-    ids = [r.p.ids for r in rows]
-    n = min(shared_prefix(min(ids), max(ids)), min(map(len, ids))-1)
-    return n if n>=least else 0
-
-class _Deck:
-    "Rows side by side, and their cache"
-    def __init__(self, lm, pick, stem=0):
-        self.lm = lm
-        self.pick = pick
-        self.rows = []
-        self.stem = stem
-        self.begun = None
-        self.windowed = _windowed(lm)
-
-    def begin(self, row):
-        "Read the ids that all rows begin with"
-        ids = torch.tensor([row.p.ids[:self.stem]], device=self.lm.device)
-        self.begun,pos = preallocated_cache(self.lm),torch.arange(self.stem, device=self.lm.device)[None]
-        _next(self.lm, self.begun, ids, torch.ones_like(ids), pos)
-
-    def read(self, rows):
-        "Cache, mask, places and next tokens of new rows"
-        n = self.stem
-        if n and self.begun is None: self.begin(rows[0])
-        ids,mask = pad([list(r.p.ids[n:]) for r in rows], 'left', self.lm.device)
-        pos = (n+mask.cumsum(-1)-1).clamp(min=0)
-        mask = torch.nn.functional.pad(mask, (n, 0), value=1)
-        cache = _copies(self.lm, self.begun, len(rows), ids.shape[1]) if n else preallocated_cache(self.lm)
-        return cache,mask,pos[:,-1],self.pick(rows, *_next(self.lm, cache, ids, mask, pos))
-
-    def live(self): return [i for i,r in enumerate(self.rows) if not r.finish]
-    def free(self): return [i for i,r in enumerate(self.rows) if r.finish]
-
-    def admit(self, rows):
-        "Read new rows and give them the places of ended ones, or new places"
-        cache,mask,pos,last = self.read(rows)
-        if not self.rows:
-            self.rows = rows
-            self.cache = cache
-            self.mask = mask
-            self.pos = pos
-            self.last = last
-            return
-        self.widen(mask.shape[1]-self.mask.shape[1])
-        free = torch.tensor(self.free()[:len(rows)], device=mask.device)
-        for i,r in zip(free.tolist(), rows): self.rows[i] = r
-        n = mask.shape[1]
-        self.mask[free] = 0
-        self.mask[free,-n:] = mask
-        for a,b in zip(self.cache.layers, cache.layers):
-            a.keys[free,:,-n:] = b.keys
-            a.values[free,:,-n:] = b.values
-        self.pos[free] = pos
-        self.last[free] = last
-
-    def widen(self, n):
-        "At least `n` columns more on the left"
-        if n<=0: return
-        self.mask = torch.nn.functional.pad(self.mask, (n, 0))
-        wide = lambda x: torch.nn.functional.pad(x, (0, 0, n, 0))
-        for a in self.cache.layers:
-            k = wide(a.keys)
-            v = wide(a.values)
-            a.put(k, v, k.shape[2])
-
-    def cut(self, keep):
-        "Keep these rows only, and no column that none of them uses"
-        keep = torch.tensor(keep, device=self.mask.device)
-        lo = int((self.mask[keep].cumsum(1)==0).sum(1).min())
-        self.rows = [self.rows[i] for i in keep.tolist()]
-        self.mask,self.pos,self.last = self.mask[keep,lo:],self.pos[keep],self.last[keep]
-        for a in self.cache.layers:
-            a.put(a.keys[keep,:,lo:], a.values[keep,:,lo:], a.keys.shape[2]-lo)
-
-    def copy(self, place, room):
-        "A cache of the rows at these places"
-        c = preallocated_cache(self.lm)
-        for a in self.cache.layers:
-            c.layers.append(_layer()())
-            c.layers[-1].put(a.keys[place], a.values[place], a.keys.shape[2], room)
-        return c
-
-    def close(self):
-        "Ask what comes after the rows that have ended"
-        at = [i for i,r in enumerate(self.rows) if r.open()]
-        if not at: return
-        if self.windowed: _reread(self.lm, [self.rows[i] for i in at])
-        else:
-            for i,x in zip(at, _behind(self.lm, self, at)): self.rows[i].scores = x.tolist()
-
-    def step(self):
-        "One token for each row under way"
-        if self.cache.layers[0].full(): self.cut(range(len(self.rows)))
-        live = torch.tensor([not r.finish for r in self.rows], device=self.mask.device)
-        self.mask = torch.cat([self.mask, live[:,None].long()], 1)
-        self.pos = self.pos+live
-        self.last = self.pick(self.rows, *_next(self.lm, self.cache, self.last[:,None],
-                                                self.mask, self.pos[:,None]))
-
-
-# %% [markdown]
-# ## What comes after
-#
-# Where the answer is asked for after the model has thought, its thought need not be read again:
-# its keys and values are there. The few tokens of the next turn are run behind them before the
-# place is given away. A cut in the middle of a thought leaves columns that are hidden from
-# then on; models that look back a fixed number of columns would miscount there, and are asked by
-# reading everything again.
-
-# %%
-#| export
-def _asks(lm, rows):
-    "Prompt and options that come after each of these rows"
-    prompts = [append_turn(lm, r.p, r.sample(0), r.after[0]) for r in rows]
-    return prompts,[r.after[1] for r in rows]
-
-def _reread(lm, rows):
-    rows = [r for r in rows if r.open()]
+def _score_from_scratch(lm, rows):
+    rows = [r for r in rows if r.is_unscored()]
     if not rows: return
-    for r,x in zip(rows, option_logprobs(lm, *_asks(lm, rows))): r.scores = x.tolist()
+    for r,x in zip(rows, option_logprobs(lm, *_next_prompts(lm, rows))): r.scores = x.tolist()
 
-def _plan(lm, prompts, options, held):
-    "Tokens to run behind what rows hold, and reads: (run, place, row, option, id)"
+def _plan_suffixes(lm, prompts, options, cached):
+    "Tokens to run behind cached rows, and reads: (run, position, row, option, id)"
     runs = []
     reads = []
     for k,(p,o) in enumerate(zip(prompts, options)):
-        full,n = tokenize_options(lm, p, o)
-        c = min(p.n_fixed, held[k], n-1)
-        kept,owner = merge_prefixes([x[:-1] for x in full])
-        reads += [(len(runs)+owner[j], t-1-c, k, j, x[t]) for j,x in enumerate(full)
+        ids,n = tokenize_options(lm, p, o)
+        c = min(p.n_fixed, cached[k], n-1)
+        merged,owner = merge_prefixes([x[:-1] for x in ids])
+        reads += [(len(runs)+owner[j], t-1-c, k, j, x[t]) for j,x in enumerate(ids)
                   for t in range(n, len(x))]
-        runs += [(k, c, x[c:]) for x in kept]
+        runs += [(k, c, x[c:]) for x in merged]
     return runs,reads
 
-def _behind(lm, deck, at):
-    "[row, option] log-probabilities of what comes after the rows at these places"
-    ps,options = _asks(lm, [deck.rows[i] for i in at])
-    runs,reads = _plan(lm, ps, options, deck.mask[at].sum(1).tolist())
-    k,c,tails = zip(*runs)
-    place = torch.tensor([at[i] for i in k], device=lm.device)
+def _score_from_cache(lm, batch, at):
+    "[row, option] log-probabilities of the next turns of the rows at these places"
+    prompts,options = _next_prompts(lm, [batch.rows[i] for i in at])
+    runs,reads = _plan_suffixes(lm, prompts, options, batch.mask[at].sum(1).tolist())
+    k,c,suffixes = zip(*runs)
+    places = torch.tensor([at[i] for i in k], device=lm.device)
     c = torch.tensor(c, device=lm.device)[:,None]
-    ids,new = pad(tails, 'left', lm.device)
-    seen = deck.mask[place]
-    mask = torch.cat([seen*(seen.cumsum(1)<=c), new], 1)
+    ids,new = pad(suffixes, 'left', lm.device)
+    old = batch.mask[places]
+    mask = torch.cat([old*(old.cumsum(1)<=c), new], 1)
     kw = dict(input_ids=ids, attention_mask=mask,
-              **cache_kwargs(lm.model, deck.copy(place, ids.shape[1])))
+              **cache_kwargs(lm.model, batch.copy_cache(places, ids.shape[1])))
     if forward_accepts(lm.model, 'position_ids'):
         kw['position_ids'] = (c+new.cumsum(1)-1).clamp(min=0)
     spots = sorted({r[:2] for r in reads})
-    r,t = torch.tensor([(i, j+ids.shape[1]-len(tails[i])) for i,j in spots]).T
-    x = lm_head_logits(lm, hidden_states(lm, **kw).last_hidden_state[r,t]) if has_plain_lm_head(lm) \
-        else lm.model(**kw).logits[r,t]
+    r,t = torch.tensor([(i, j+ids.shape[1]-len(suffixes[i])) for i,j in spots]).T
+    x = lm_head_logits(lm, hidden_states(lm, **kw).last_hidden_state[r,t]) \
+        if has_plain_lm_head(lm) else lm.model(**kw).logits[r,t]
     lp = x.double().log_softmax(-1)
-    at_spot = {s:n for n,s in enumerate(spots)}
-    res = np.zeros((len(ps), len(options[0])))
-    for i,j,row,o,token in reads: res[row,o] += lp[at_spot[i,j],token].item()
+    line = {s:n for n,s in enumerate(spots)}
+    res = np.zeros((len(prompts), len(options[0])))
+    for i,j,row,o,token in reads: res[row,o] += lp[line[i,j],token].item()
     return res
 
-
-# %%
-#| export
-def work(rows): return sum(len(r.p.ids) for r in rows)+DECODE_STEP_TOKENS*max(len(r.u) for r in rows)
-
-@torch.inference_mode()
-def _flow(lm, rows, batch, pick):
-    "Sample rows, at most `batch` at a time"
-    todo = list(rows)
-    deck = _Deck(lm, pick, _stem(lm, rows))
-    some = max(1, batch//8)
-    while todo or deck.live():
-        live = deck.live()
-        idle = len(deck.rows)-len(live)
-        if not deck.rows or (todo and idle>=some):
-            n = idle if deck.rows else batch
-            deck.close(); deck.admit(todo[:n]); todo = todo[n:]
-        elif not todo and idle>=max(1, len(deck.rows)//4): deck.close(); deck.cut(live)
-        else: deck.step()
-    deck.close()
-
-@torch.inference_mode()
-def _together(lm, rows, batch, pick):
-    "The same for models that `roomy` cannot serve: groups that begin and end together"
-    from transformers import DynamicCache
-    for n in range(0, len(rows), batch):
-        on = rows[n:n+batch]
-        ids,mask = pad([list(r.p.ids) for r in on], 'left', lm.device)
-        cache = DynamicCache(config=lm.model.config)
-        pos = (mask.cumsum(-1)-1).clamp(min=0)
-        while not all(r.finish for r in on):
-            ids = pick(on, *_next(lm, cache, ids, mask, pos))[:,None]
-            pos = pos[:,-1:]+1
-            mask = torch.cat([mask, torch.ones_like(ids)], 1)
-        _reread(lm, on)
-
-
-# %%
-#| export
-def _picker(temperature, top_p, logprobs, values):
-    "Choose a token a row, and push it with what is to be kept of it"
-    at = temperature if logprobs=='tempered' else 1.
-    def pick(rows, x, h):
-        on = [i for i,r in enumerate(rows) if not r.finish]
-        u = np.zeros(len(rows))
-        u[on] = [rows[i].u[len(rows[i].ids)] for i in on]
-        new = sample_token(x, u, temperature, top_p)
-        if logprobs:
-            lp = (x.double()/at).log_softmax(-1).gather(-1, new[:,None])[:,0].tolist()
-            for i in on: rows[i].logps.append(lp[i])
-        if values:
-            v = values(h).tolist()
-            for i in on: rows[i].values.append(v[i])
-        for i,t in zip(on, new[on].tolist()): rows[i].push(t)
-        return new
-    return pick
+def _score_next_turns(batch):
+    "Score the next turn of rows that have finished"
+    at = [i for i,r in enumerate(batch.rows) if r.is_unscored()]
+    if not at: return
+    if batch.windowed: _score_from_scratch(batch.lm, [batch.rows[i] for i in at])
+    else:
+        scores = _score_from_cache(batch.lm, batch, at)
+        for i,x in zip(at, scores): batch.rows[i].scores = x.tolist()
 
 
 # %% [markdown]
-# Which rows sit together, and who comes in when, follows from the whole list of prompts and not
-# from what is still to do. That matters because a matrix product rounds differently for four
-# rows than for five, and once in some hundred thousand tokens such a difference tips a choice. The
-# list is cut into groups of four batches; a resumed call rebuilds the groups of the call that was
-# cut off, passes over those that are complete, and repeats the others whole.
+# ## Generating a group of rows
+#
+# [Continuous batching](engine/80_continuous_batching.ipynb) gives the place of a finished row to a
+# new one, as soon as an eighth of the batch is free.
+
+# %%
+#| export
+@torch.inference_mode()
+def _generate(lm, rows, batch_size, choose):
+    "Generate rows, at most `batch_size` at a time"
+    if preallocated_cache(lm) is None: return generate_static(lm, rows, batch_size, choose)
+    todo = list(rows)
+    batch = ContinuousBatch(lm, choose, common_prefix_length(lm, rows))
+    group = max(1, batch_size//8)
+    while todo or batch.unfinished():
+        unfinished = batch.unfinished()
+        free = len(batch.rows)-len(unfinished)
+        if not batch.rows or (todo and free>=group):
+            n = free if batch.rows else batch_size
+            _score_next_turns(batch)
+            batch.admit(todo[:n])
+            todo = todo[n:]
+        elif not todo and free>=max(1, len(batch.rows)//4):
+            _score_next_turns(batch)
+            batch.keep(unfinished)
+        else: batch.step()
+    _score_next_turns(batch)
+
+def generate_static(lm, rows, batch_size, choose):
+    "Generate rows in batches that begin and end together"
+    for n in range(0, len(rows), batch_size):
+        group = rows[n:n+batch_size]
+        run_static_batch(lm, group, choose)
+        _score_from_scratch(lm, group)
+
+
+# %%
+#| export
+def token_chooser(temperature, top_p, logprobs=False, values=None):
+    "Make the function that samples a token for each row and appends it"
+    scale = temperature if logprobs=='tempered' else 1.
+    def choose(rows, logits, states):
+        open_rows = [i for i,r in enumerate(rows) if not r.finish]
+        u = np.zeros(len(rows))
+        u[open_rows] = [rows[i].noise[len(rows[i].ids)] for i in open_rows]
+        tokens = sample_token(logits, u, temperature, top_p)
+        if logprobs:
+            lp = (logits.double()/scale).log_softmax(-1).gather(-1, tokens[:,None])[:,0].tolist()
+            for i in open_rows: rows[i].logprobs.append(lp[i])
+        if values:
+            v = values(states).tolist()
+            for i in open_rows: rows[i].values.append(v[i])
+        for i,t in zip(open_rows, tokens[open_rows].tolist()): rows[i].push(t)
+        return tokens
+    return choose
+
+
+# %% [markdown]
+# ## Sampling answers
+#
+# A matrix product rounds differently for four rows than for five, and once in some hundred thousand
+# tokens this changes a sampled token. So the composition of batches follows from the whole list of
+# prompts and not from what is still to do. The list is divided into groups of four batches. A
+# resumed call makes the same groups, skips the complete ones and repeats the others.
 
 # %%
 #| export
@@ -501,68 +330,73 @@ def sample(
     lm:LM,
     prompts:list,           # Strings or `Prompt`s
     max_new_tokens:int=256,
-    temperature:float=1.,   # 0: always the likeliest token
-    top_p:float=1.,         # Among the likeliest tokens that have this much mass
+    temperature:float=1.,   # 0: always the most likely token
+    top_p:float=1.,         # Sample from the most likely tokens with this much probability
     stop=(),                # Strings that end an answer, wherever token boundaries fall
     seed:int=0,
-    keys:list=None,         # Names of the rows, no two alike; default: their numbers
-    run=None,               # A `Run`: rows it holds are not sampled again
+    keys:list=None,         # Unique names of the rows; default: their numbers
+    run=None,               # A `Run`: rows that it contains are not sampled again
     progress=None,          # Called with (rows done, rows in all)
     batch:int=32,           # Rows side by side, at most
     max_tokens:int=32768,   # Rows times (prompt + new tokens), at most
-    logprobs:bool|str=False,# Keep that of every sampled token: True at temperature 1, 'tempered'
-    values=None,            # A head, [row, width] -> [row]: keep what it makes of each state
-    after:list=None,        # A prompt's next turn and the options to score there, as pairs
+    logprobs:bool|str=False,# Keep log-probabilities: True at temperature 1, 'tempered' as sampled
+    values=None,            # Value head, [row, width] -> [row]: keep its output at each state
+    after:list=None,        # For each prompt (text of the next turn, options to score there)
 )->list:                    # One `Sample` a prompt, in order
-    "Continue each prompt; a row depends on seed, key and prompt alone"
+    "Sample an answer to each prompt; it depends on seed, key and prompt alone"
     keys = [str(k) for k in (range(len(prompts)) if keys is None else keys)]
-    _check_args(prompts, keys, max_new_tokens, temperature, top_p, logprobs)
-    if values and not has_plain_lm_head(lm):
-        raise ConfigError(f'{lm.name} does not show its hidden states; sample without values.')
-    if values and run is not None:
-        raise ConfigError('sample: values change with their head; sample without a run.')
-    ps = [encode_prompt(lm, p) for p in prompts]
+    check_sampling_args(prompts, keys, max_new_tokens, temperature, top_p, logprobs)
+    _check_values(lm, values, run)
+    prompts = [encode_prompt(lm, p) for p in prompts]
     eos = eos_ids(lm)
     stop = [stop] if isinstance(stop, str) else list(stop)
-    after = [None]*len(ps) if after is None else [(t, list(o)) for t,o in after]
-    more = [len(lm.tokenizer(a[0]+a[1][0]).input_ids) for a in after if a]
-    if ps: check_context_length(lm, [p.ids for p in ps], max_new_tokens+max(more, default=0))
-    how = dict(new=max_new_tokens, temperature=temperature, top_p=top_p, stop=stop,
-               seed=seed, logprobs=logprobs, model=[lm.name, lm.source, str(lm.dtype)])
-    names = [content_key(sample=k, ids=p.ids, **how, **(dict(after=a) if a else {}))
-             for k,p,a in zip(keys, ps, after)]
-    res = [None if run is None else _unpack(run.get(n)) for n in names]
-    pick = _picker(temperature, top_p, logprobs, values)
-    flow = _together if preallocated_cache(lm) is None else _flow
-    sizes = [len(p.ids)+max_new_tokens for p in ps]
+    after = [None]*len(prompts) if after is None else [(t, list(o)) for t,o in after]
+    extra = [len(lm.tokenizer(a[0]+a[1][0]).input_ids) for a in after if a]
+    if prompts:
+        check_context_length(lm, [p.ids for p in prompts],
+                             max_new_tokens+max(extra, default=0))
+    options = dict(new=max_new_tokens, temperature=temperature, top_p=top_p, stop=stop,
+                   seed=seed, logprobs=logprobs, model=[lm.name, lm.source, str(lm.dtype)])
+    names = [content_key(sample=k, ids=p.ids, **options, **(dict(after=a) if a else {}))
+             for k,p,a in zip(keys, prompts, after)]
+    samples = [None if run is None else sample_from_record(run.get(n)) for n in names]
+    choose = token_chooser(temperature, top_p, logprobs, values)
+    sizes = [len(p.ids)+max_new_tokens for p in prompts]
     groups = batches(sizes, 4*max_tokens, 4*batch)
-    todo = range(len(groups)) if run is None else run.blocks([[names[i] for i in g] for g in groups])
+    todo = range(len(groups)) if run is None \
+        else run.blocks([[names[i] for i in g] for g in groups])
     for n in todo:
         g = groups[n]
-        u = [noise(seed, keys[i], max_new_tokens) for i in g]
-        rows = [_Row(lm, ps[i], v, stop, eos, after[i]) for i,v in zip(g, u)]
-        with torch.inference_mode(), prepacked_weights(lm.model, work(rows)), onednn(lm.model):
-            flow(lm, rows, min(batch, max(1, max_tokens//sizes[g[0]])), pick)
-        for i,r in zip(g, rows): res[i] = res[i] or r.sample(seed)
-        if run is not None: run.put_many([(names[i], _pack(keys[i], res[i])) for i in g])
-        if progress: progress(sum(s is not None for s in res), len(res))
-    if run is not None: res = [_unpack(run.get(n)) for n in names] # Some may be another process's
-    return res
+        rows = [GenerationRow(lm, prompts[i], noise(seed, keys[i], max_new_tokens), stop, eos,
+                              after[i]) for i in g]
+        with torch.inference_mode(), inference(lm.model, **generation_size(rows)):
+            _generate(lm, rows, min(batch, max(1, max_tokens//sizes[g[0]])), choose)
+        for i,r in zip(g, rows): samples[i] = samples[i] or r.sample(seed)
+        if run is not None:
+            run.put_many([(names[i], sample_record(keys[i], samples[i])) for i in g])
+        if progress: progress(sum(s is not None for s in samples), len(samples))
+    if run is None: return samples
+    return [sample_from_record(run.get(n)) for n in names] # Some may be another process's
 
 
 # %%
 #| export
-def _pack(key, s): return dict(row=key, **s.__dict__)
+def sample_record(key, s)->dict:
+    "Turn a sample into a record of a run"
+    return dict(row=key, **s.__dict__)
 
-def _unpack(d):
-    if not d: return
-    d = {k: tuple(v) if isinstance(v, list) else v for k,v in d.items() if k!='row'}
-    return Sample(**d)
+def sample_from_record(record):
+    "Turn a record of a run into a sample; None stays None"
+    if not record: return None
+    fields = {k: x for k,x in record.items() if k!='row'}
+    return Sample(**{k: tuple(x) if isinstance(x, list) else x for k,x in fields.items()})
 
-def _check_args(prompts, keys, n, temperature, top_p, logprobs=False):
+def check_sampling_args(prompts, keys, n, temperature, top_p, logprobs=False):
+    "Refuse arguments of `sample` that are out of range"
     if isinstance(prompts, str): raise ConfigError('sample: give a list of prompts.')
     if len(keys)!=len(prompts) or len(set(keys))<len(keys):
-        raise ConfigError('sample: give one key a prompt, no two alike.')
+        raise ConfigError(f'sample: {len(keys)} keys for {len(prompts)} prompts, or two keys alike; '
+                          'give one key a prompt, no two alike.')
     if n<1: raise ConfigError(f'sample: max_new_tokens is {n}; give 1 or more.')
     if logprobs=='tempered' and not (temperature>0 and top_p==1):
         raise ConfigError('sample: tempered log-probabilities need a temperature above 0 and '
@@ -571,6 +405,12 @@ def _check_args(prompts, keys, n, temperature, top_p, logprobs=False):
         raise ConfigError(f'sample: temperature is {temperature}; give 0 or more.')
     if not 0<top_p<=1:
         raise ConfigError(f'sample: top_p is {top_p}; give a number in (0, 1].')
+
+def _check_values(lm, values, run):
+    if values and not has_plain_lm_head(lm):
+        raise ConfigError(f'The hidden states of {lm.name} are not available; sample without values.')
+    if values and run is not None:
+        raise ConfigError('sample: values change with their head; sample without a run.')
 
 
 # %%
@@ -583,44 +423,44 @@ answers[0], count
 # %% [markdown]
 # ## Proof
 #
-# The oracle's probabilities are 0.25, 0.25 and 0.5. Pearson's statistic of these 400 answers is
-# what chance allows, and so is that of 2,000 first tokens of a random model against its own
-# distribution over 261 tokens, at temperature 1 and at 0.7.
+# The stub model's probabilities are 0.25, 0.25 and 0.5. Pearson's chi-squared test does not reject
+# them for these 400 answers. Nor does it reject a random model's own distribution over 261 tokens
+# for 2,000 sampled first tokens, at temperature 1 and at 0.7.
 
 # %%
 from scipy.stats import chisquare
 
-p_oracle = chisquare([count[k] for k in ('yes, I','yes','no')], [100, 100, 200]).pvalue
+p_stub = chisquare([count[k] for k in ('yes, I','yes','no')], [100, 100, 200]).pvalue
 tiny = random_model('llama')
 def p_tokens(temperature, n=2000):
     got = sample(tiny, ['Well, ']*n, 1, temperature, seed=1, batch=500)
     p = np.exp(next_token_logprobs(tiny, ['Well, '])[0]/temperature)
     want = n*p/p.sum()
-    seen = np.bincount([s.ids[0] for s in got], minlength=len(p))
-    few = want<5
-    fold = lambda a: [*a[~few], a[few].sum()]
-    return chisquare(fold(seen), fold(want)).pvalue
+    counts = np.bincount([s.ids[0] for s in got], minlength=len(p))
+    rare = want<5
+    def fold(a): return [*a[~rare], a[rare].sum()]
+    return chisquare(fold(counts), fold(want)).pvalue
 
-pvalues = [p_oracle, p_tokens(1.), p_tokens(.7)]
+pvalues = [p_stub, p_tokens(1.), p_tokens(.7)]
 assert min(pvalues)>.001
 np.round(pvalues, 3)
 
 # %% [markdown]
-# A batch of one equals a batch of many, for rows of different length, on four families of
+# Batches of one and of many give the same answers, for rows of different length and on four
 # architectures.
 
 # %%
 texts = ['Once', 'The answer, as everybody knows, is', 'x'*60, 'A', 'Well then:']
 for arch in ('llama','neox','qwen2','gemma3'):
     lm = random_model(arch)
-    many = sample(lm, texts, 30, seed=3)
-    test_eq(many, [sample(lm, [t], 30, seed=3, keys=[k])[0] for k,t in enumerate(texts)])
-    test_eq(many, sample(lm, texts, 30, seed=3, batch=2))
-[len(s.ids) for s in many] # Rows that drew EOS left early
+    together = sample(lm, texts, 30, seed=3)
+    test_eq(together, [sample(lm, [t], 30, seed=3, keys=[k])[0] for k,t in enumerate(texts)])
+    test_eq(together, sample(lm, texts, 30, seed=3, batch=2))
+[len(s.ids) for s in together] # Rows that drew EOS are shorter
 
 # %% [markdown]
-# Temperature 0 is the likeliest token at every step, and the log-probabilities kept on the way
-# are those that scoring finds afterwards: what policy gradients will rest on.
+# At temperature 0 every token is the most likely one. The log-probabilities of sampled tokens,
+# which policy gradients rest on, are those that scoring finds afterwards.
 
 # %%
 greedy, = sample(tiny, ['Well, '], 12, temperature=0, logprobs=True)
@@ -636,28 +476,27 @@ assert gap<1e-5
 f'{gap:.0e}'
 
 # %% [markdown]
-# Reinforcement learning needs the log-probability under the distribution that was really sampled
-# from, temperature and all, and what a head of the learner's makes of each hidden state.
+# Reinforcement learning needs log-probabilities under the distribution that was sampled from,
+# temperature included, and the output of the trainer's value head at each hidden state.
 
 # %%
 from torch import nn
-from moral_sc.language.reward_head import answer_hidden
+from moral_sc.language.reward_head import answer_outputs
 critic = nn.Sequential(nn.Linear(64, 1), nn.Flatten(0))
 rows = sample(tiny, texts, 20, .7, logprobs='tempered', values=critic)
 test_eq([s.ids for s in rows], [s.ids for s in warm])
-asks = [encode(tiny, t) for t in texts]
+ids = [encode(tiny, t) for t in texts]
 with torch.no_grad():
-    lp,on,h,_ = answer_hidden(tiny.model, [[*a, *s.ids] for a,s in zip(asks, rows)],
-                              [len(a) for a in asks], .7)
-    want = critic(h[on])
-test_close(lp[on], np.concatenate([s.logprobs for s in rows]), 1e-5)
+    lp,mask,h,_ = answer_outputs(tiny.model, [[*a, *s.ids] for a,s in zip(ids, rows)],
+                              [len(a) for a in ids], .7)
+    want = critic(h[mask])
+test_close(lp[mask], np.concatenate([s.logprobs for s in rows]), 1e-5)
 test_close(want, np.concatenate([s.values for s in rows]), 1e-4)
 with expect_fail(ConfigError, contains='top_p 1'):
     sample(tiny, texts, 4, .7, .9, logprobs='tempered')
 
 # %% [markdown]
-# A stop string is found wherever it falls. Here it is looked for while an oracle writes one
-# letter at a time:
+# A stop string is found wherever it falls. This stub model writes one letter at a time:
 
 # %%
 writer = stub_model(lambda text: {' so be it. And then': 1.} if text[-1:]==':' else {'': 1.})
@@ -666,12 +505,12 @@ test_eq((s.text, s.finish), (' so be it', 'stop'))
 s, s.kept
 
 # %% [markdown]
-# And here it begins in the middle of a token. The text is cut inside `it`; of the ids those up
-# to that token are inside the text, and `rest` is what the cut left of it.
+# Here the stop string begins inside a token. The text is cut inside `it`. The ids before that token
+# lie inside the text, and `rest` is the part of the token before the cut.
 
 # %%
 pairs = random_model('qwen2', merges=[('i','t'), ('b','e')])
-row = _Row(pairs, encode_prompt(pairs, 'Well:'), np.zeros(9), ['t and'], set())
+row = GenerationRow(pairs, encode_prompt(pairs, 'Well:'), np.zeros(9), ['t and'], set())
 for t in encode(pairs, 'be it and'):
     if not row.push(t): break
 cut = row.sample(0)
@@ -680,26 +519,26 @@ test_eq((cut.text, cut.rest), ('be i', 'i'))
 
 
 # %% [markdown]
-# ## Going on after a sample
+# ## Appending a turn
 #
-# To ask the next question, the sampled *ids* go into the prompt, not the text: tokenised again,
-# the same text can fall into other tokens, and the model would be asked about something it
-# did not say. Only what the cut left of a token is tokenised anew.
+# To ask the next question, the sampled *ids* go into the prompt, not their text. Tokenised again,
+# the same text can become other tokens, and the model would continue something that it did not
+# generate. Only the part of a token before a cut is tokenised again.
 
 # %%
 #| export
 def append_turn(
     lm:LM,
     p,          # The `Prompt` or string that was sampled from
-    s:Sample,   # What was said
-    text:str,   # What comes next, '\n\nHuman: So which is it?\n\nAssistant:'
+    s:Sample,
+    text:str,   # Of the next turn, '\n\nHuman: So which is it?\n\nAssistant:'
 )->Prompt:
-    "A prompt that continues a sample by its ids"
+    "Make a prompt that continues a sample by its ids"
     p = encode_prompt(lm, p)
     ids = (*p.ids, *s.ids[:s.kept])
     tail = s.rest+text
-    more = lm.tokenizer(tail, add_special_tokens=False).input_ids if tail else []
-    return Prompt(p.text+s.text+text, (*ids, *more), len(ids), tail)
+    new = lm.tokenizer(tail, add_special_tokens=False).input_ids if tail else []
+    return Prompt(p.text+s.text+text, (*ids, *new), len(ids), tail)
 
 
 # %%
@@ -711,40 +550,39 @@ test_ne(append_turn(pairs, 'x', odd, ' (').ids, encode_prompt(pairs, 'xit (').id
 option_logprobs(pairs, [append_turn(pairs, 'x', odd, ' ('), 'xit ('], ['a', 'b']).round(2)
 
 # %% [markdown]
-# The other way to the same numbers is to name the next turn and its options beforehand, as
-# `after`. Then they are scored while the thought is still in the cache. The two ways agree, for
-# rows that end at different times and in a batch that is smaller than their number, also where
-# the cut leaves tokens over and where attention looks back only so far.
+# You can also give the next turn and its options to `sample` as `after`. Then they are scored
+# while the reasoning is still in the cache. Both ways agree, for rows that end at different times,
+# in a batch that is smaller than their number, after cuts inside a row, and with sliding windows.
 
 # %%
 turn = '\n\nAssistant: ('
 options = ['a', 'b', ' very']
 for arch in ('llama','neox','qwen2','gemma3'):
     lm = random_model(arch)
-    asked = [(turn, options)]*len(texts)
-    said = sample(lm, texts, 30, seed=3, batch=2, stop='a', after=asked)
-    then = [append_turn(lm, t, s, turn) for t,s in zip(texts, said)]
-    slow = option_logprobs(lm, then, options)
-    test_close([s.after for s in said], slow, 1e-4)
-said[0], np.round(said[0].after, 2)
+    after = [(turn, options)]*len(texts)
+    samples = sample(lm, texts, 30, seed=3, batch=2, stop='a', after=after)
+    prompts = [append_turn(lm, t, s, turn) for t,s in zip(texts, samples)]
+    scores = option_logprobs(lm, prompts, options)
+    test_close([s.after for s in samples], scores, 1e-4)
+samples[0], np.round(samples[0].after, 2)
 
 # %% [markdown]
-# A model whose cache holds more than keys and values gets plain batches, to the same effect.
+# A model whose cache holds more than keys and values gets static batches, with the same result.
 
 # %%
-best = preallocated_cache
+original = preallocated_cache
 preallocated_cache = lambda lm: None
-again = sample(lm, texts, 30, seed=3, batch=2, stop='a', after=asked)
-preallocated_cache = best
-test_eq([s.ids for s in again], [s.ids for s in said])
-test_close([s.after for s in again], slow, 1e-4)
+static = sample(lm, texts, 30, seed=3, batch=2, stop='a', after=after)
+preallocated_cache = original
+test_eq([s.ids for s in static], [s.ids for s in samples])
+test_close([s.after for s in static], scores, 1e-4)
 
 # %% [markdown]
-# ## What all begin with
+# ## Shared prefixes
 #
-# Worked examples in front are read once for all rows. The rows are those that are read one by
-# one, beginning and all, also where rows come in late, are longer than those before them, or are
-# asked what comes next; the log-probabilities differ by rounding.
+# Worked examples at the beginning of all prompts are run once. The answers are those of rows that
+# are run alone, also for rows that are admitted late, are longer than those before them, or have
+# their next turn scored; log-probabilities differ by rounding.
 
 # %%
 shots = 'One worked example, and another one, and one more: '
@@ -753,45 +591,46 @@ for arch in ('llama', 'neox', 'qwen2', 'qwen3'):
     lm = random_model(arch)
     kw = dict(seed=3, logprobs=True)
     for b in (2, 32):
-        many = sample(lm, worked, 30, batch=b, after=[(turn, options)]*7, **kw)
-        each = [sample(lm, [t], 30, keys=[k], after=[(turn, options)], **kw)[0]
+        together = sample(lm, worked, 30, batch=b, after=[(turn, options)]*7, **kw)
+        single = [sample(lm, [t], 30, keys=[k], after=[(turn, options)], **kw)[0]
                 for k,t in enumerate(worked)]
-        test_eq([s.ids for s in many], [s.ids for s in each])
-        test_close(np.concatenate([s.logprobs for s in many]),
-                   np.concatenate([s.logprobs for s in each]), 1e-5)
-        test_close([s.after for s in many], [s.after for s in each], 1e-4)
-rows = [_Row(lm, encode_prompt(lm, t), np.zeros(9), [], set()) for t in worked]
-_stem(lm, rows), _stem(lm, rows[:1]), _stem(random_model('gemma3'), rows)
+        test_eq([s.ids for s in together], [s.ids for s in single])
+        test_close(np.concatenate([s.logprobs for s in together]),
+                   np.concatenate([s.logprobs for s in single]), 1e-5)
+        test_close([s.after for s in together], [s.after for s in single], 1e-4)
+rows = [GenerationRow(lm, encode_prompt(lm, t), np.zeros(9), [], set()) for t in worked]
+[common_prefix_length(*x) for x in ((lm, rows), (lm, rows[:1]), (random_model('gemma3'), rows))]
 
 # %% [markdown]
-# Two hundred random sets of prompts, some the beginning of others, have the stem that was planted,
-# and the log-probabilities behind it are those without it; in float64, where rounding hides less.
+# In two hundred random sets of prompts, some a prefix of others, the common prefix is found, and
+# log-probabilities after it are those without prefix caching; in float64, where rounding hides
+# less.
 
 # %%
 rng = np.random.default_rng(0)
 gap = 0
 lm.model.double()
 for _ in range(200):
-    stem = rng.integers(5, 200, rng.integers(32, 64)).tolist()
+    prefix = rng.integers(5, 200, rng.integers(32, 64)).tolist()
     tails = [rng.integers(5, 200, rng.integers(1, 9)).tolist() for _ in range(4)]
-    ps = [Prompt('', tuple(stem+t)) for t in tails]
-    rows = [_Row(lm, p, np.zeros(1), [], set()) for p in ps]
-    n = _stem(lm, rows)
-    seen = []
-    assert n>=len(stem)
-    def look(rows, x, h): seen.append(x.log_softmax(-1)); return x.argmax(-1)
+    ps = [Prompt('', tuple(prefix+t)) for t in tails]
+    rows = [GenerationRow(lm, p, np.zeros(1), [], set()) for p in ps]
+    n = common_prefix_length(lm, rows)
+    logprobs = []
+    assert n>=len(prefix)
+    def choose(rows, x, h): logprobs.append(x.log_softmax(-1)); return x.argmax(-1)
     with torch.inference_mode():
-        for k in (n, 0): _Deck(lm, look, k).read(rows)
-    gap = max(gap, (seen[0]-seen[1]).abs().max().item())
+        for k in (n, 0): ContinuousBatch(lm, choose, k).run_prompts(rows)
+    gap = max(gap, (logprobs[0]-logprobs[1]).abs().max().item())
 assert gap<1e-5
 f'{gap:.0e}'
 
 # %% [markdown]
-# ## Killed and resumed
+# ## Resuming a killed run
 #
 # A child process samples 40 rows into a run, four at a time, and is killed with signal 9 after
-# some of them. The same call again finds the finished groups, does the rest, and the result is
-# that of a call that was never interrupted.
+# some of them. The same call finds the finished groups and samples the rest. The result is that
+# of a call without interruption.
 
 # %%
 code = '''
@@ -821,8 +660,8 @@ assert 0<before<40
 f'{before} rows were there, {40-before} were sampled'
 
 # %% [markdown]
-# A run remembers what determined each row. Another seed, prompt or temperature does not find
-# the old rows by mistake.
+# A run stores what determined each row, so another seed, prompt or temperature does not find old
+# rows by mistake.
 
 # %%
 with tempfile.TemporaryDirectory() as d, open_run(d, {}) as run:
@@ -836,15 +675,15 @@ with expect_fail(ConfigError, contains='2048'): sample(lm, ['x'*2000], 256)
 # %% [markdown]
 # ## On a real model
 #
-# SmolLM2 at work, if its weights are here: alone or in company, each row says the same.
+# Rows of SmolLM2 are the same alone and in a batch, if its weights are on this machine.
 
 # %%
 name = 'smollm2-135m-instruct'
 real = load(name, 'float32', 'cpu') if cached_weights(name) else None
-what = 'fruit', 'tree', 'very large animal'
-asks = [f'\n\nHuman: Name one {w}.\n\nAssistant:' for w in what]
+things = 'fruit', 'tree', 'very large animal'
+prompts = [f'\n\nHuman: Name one {w}.\n\nAssistant:' for w in things]
 if real:
-    said = sample(real, asks, 16, stop='\n\nHuman:', seed=2)
-    test_eq(said, [sample(real, [a], 16, stop='\n\nHuman:', seed=2, keys=[k])[0]
-                   for k,a in enumerate(asks)])
-[s.text for s in said] if real else f'{name} is not in the cache: left out here.'
+    samples = sample(real, prompts, 16, stop='\n\nHuman:', seed=2)
+    test_eq(samples, [sample(real, [a], 16, stop='\n\nHuman:', seed=2, keys=[k])[0]
+                   for k,a in enumerate(prompts)])
+[s.text for s in samples] if real else f'{name} is not in the cache: left out here.'

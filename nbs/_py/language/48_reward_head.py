@@ -9,7 +9,7 @@
 # %% [markdown]
 # # Reward and value heads
 #
-# > Small models, reward and value heads, and log-probabilities with a gradient.
+# > This module has small models, reward and value heads, and differentiable log-probabilities.
 
 # %%
 #| default_exp language.reward_head

@@ -6,12 +6,10 @@
 #     name: python3
 # ---
 
-# %%
-
 # %% [markdown]
-# # Sampling with vLLM
+# # vLLM
 #
-# > The same rows from a faster engine, where there is a GPU and vLLM on it.
+# > On a GPU, answers can be sampled by vLLM instead of by `sample`.
 
 # %%
 #| default_exp language.vllm
@@ -24,8 +22,9 @@ from moral_sc.foundation.errors import ConfigError
 from moral_sc.foundation.runs import content_key, run_or_temporary
 from moral_sc.language.chat import encode_prompt
 from moral_sc.language.models import eos_ids
-from moral_sc.language.generation import _check_args, _pack, _Row, _unpack
-from moral_sc.language.scoring import check_context_length
+from moral_sc.language.engine.batching import check_context_length
+from moral_sc.language.generation import (GenerationRow, check_sampling_args, sample_from_record,
+                                          sample_record)
 from moral_sc.language.weights import find_weights
 
 # %%
@@ -39,20 +38,19 @@ from moral_sc.language.generation import sample
 
 
 # %% [markdown]
-# Reasoning before answering costs up to 256 tokens a question, and on a GPU nearly all of the time
-# of a run. vLLM admits new rows as others end and shares the cache of common beginnings, which is
-# what [our own sampler](40_generation.ipynb) does not do. Scoring stays with us: it needs
-# probabilities of given words, exact and in one pass.
+# Reasoning before answering takes up to 256 tokens a question, and on a GPU nearly all of the time
+# of a run. vLLM has faster kernels for this than [our own sampler](40_generation.ipynb). Scoring
+# does not use vLLM, because it needs exact probabilities of given words in one forward pass.
 #
 # ::: {.callout-note}
-# Neither vLLM nor a GPU was at hand when this page was written. What is proved here is the adapter,
-# against a stand-in with vLLM's interface; it has never been run on the real engine.
+# We had neither vLLM nor a GPU when we wrote this page. It proves the adapter against a stand-in
+# with vLLM's interface; the adapter has never been run on vLLM itself.
 # :::
 #
-# Two things differ from our sampler. A row has its own seed, but vLLM makes its own random
-# numbers from it, so rows are others than ours; they are kept under other names. And its kernels
-# round differently as a batch is filled, so the same row may end differently in another run; what
-# a run has kept, it keeps.
+# Two things differ from our sampler. A row has its own seed, but vLLM draws its own random numbers
+# from it, so the rows differ from ours and are stored under other names. vLLM's kernels round
+# differently as a batch fills up, so the same row may end differently in another run; stored
+# rows do not change.
 
 # %%
 #| export
@@ -72,38 +70,38 @@ def start_vllm(
 
 
 # %% [markdown]
-# vLLM gets token ids and gives token ids. The text, the cut at a stop string and the number of
-# ids before it are then worked out by the code that does so for our own rows, so a second stage
-# can go on from either.
+# vLLM takes token ids and returns token ids. The text, the cut at a stop string and the number of
+# ids before it are computed by the code that does this for our own rows, so a second stage can
+# continue from either.
 
 # %%
 #| export
-def _params(name, how):
+def _params(name, options):
     from vllm import SamplingParams
-    logprobs = 0 if how['logprobs'] else None
-    return SamplingParams(seed=int(name[:8], 16), temperature=how['temperature'],
-                          top_p=how['top_p'], max_tokens=how['new'],
-                          stop=how['stop'] or None, logprobs=logprobs,
+    logprobs = 0 if options['logprobs'] else None
+    return SamplingParams(seed=int(name[:8], 16), temperature=options['temperature'],
+                          top_p=options['top_p'], max_tokens=options['new'],
+                          stop=options['stop'] or None, logprobs=logprobs,
                           skip_special_tokens=False)
 
-def _told(lm, p, out, how):
+def _to_sample(lm, p, out, options):
     "A `Sample` from what vLLM returns for one row"
-    row = _Row(lm, p, [0]*how['new'], how['stop'], eos_ids(lm))
+    row = GenerationRow(lm, p, [0]*options['new'], options['stop'], eos_ids(lm))
     for t in out.token_ids:
         if not row.push(t): break
-    row.finish = row.finish or 'eos' # A token that ends answers by vLLM's own list
+    row.finish = row.finish or 'eos' # vLLM has its own list of end tokens
     if out.logprobs:
-        row.logps = [d[t].logprob for d,t in zip(out.logprobs, row.ids)]
-    return row.sample(how['seed'])
+        row.logprobs = [d[t].logprob for d,t in zip(out.logprobs, row.ids)]
+    return row.sample(options['seed'])
 
-def _write(llm, lm, rows, how):
+def _sample_rows(llm, lm, rows, options):
     "Samples of some rows, name to prompt"
     ids = [dict(prompt_token_ids=list(p.ids)) for p in rows.values()]
-    outs = llm.generate(ids, [_params(k, how) for k in rows], use_tqdm=False)
-    return {k:_told(lm, p, o.outputs[0], how) for (k,p),o in zip(rows.items(), outs)}
+    outs = llm.generate(ids, [_params(k, options) for k in rows], use_tqdm=False)
+    return {k:_to_sample(lm, p, o.outputs[0], options) for (k,p),o in zip(rows.items(), outs)}
 
 def sample_vllm(
-    llm,                    # From `engine`
+    llm,                    # From `start_vllm`
     lm,
     prompts:list,           # Strings or `Prompt`s
     max_new_tokens:int=256,
@@ -115,52 +113,52 @@ def sample_vllm(
     run=None,
     progress=None,
     logprobs:bool=False,
-    portion:int=1024,       # Rows between two writes to disk
+    portion:int=1024,       # Rows stored at a time
 )->list:                    # One `Sample` a prompt, in order
-    "As `sample`, by vLLM"
+    "Sample an answer to each prompt by vLLM, as `sample` does"
     keys = [str(k) for k in (range(len(prompts)) if keys is None else keys)]
-    _check_args(prompts, keys, max_new_tokens, temperature, top_p)
+    check_sampling_args(prompts, keys, max_new_tokens, temperature, top_p)
     ps = [encode_prompt(lm, p) for p in prompts]
     stop = [stop] if isinstance(stop, str) else list(stop)
     if ps: check_context_length(lm, [p.ids for p in ps], max_new_tokens)
-    how = dict(new=max_new_tokens, temperature=temperature, top_p=top_p, stop=stop,
+    options = dict(new=max_new_tokens, temperature=temperature, top_p=top_p, stop=stop,
                seed=seed, logprobs=logprobs, model=[lm.name, lm.source, str(lm.dtype)], engine='vllm')
-    rows = {content_key(sample=k, ids=p.ids, **how):(k,p) for k,p in zip(keys, ps)}
+    rows = {content_key(sample=k, ids=p.ids, **options):(k,p) for k,p in zip(keys, ps)}
     with run_or_temporary(run) as r:
-        _fill(llm, lm, r, rows, how, portion, progress)
-        return [_unpack(r.get(n)) for n in rows]
+        _sample_missing(llm, lm, r, rows, options, portion, progress)
+        return [sample_from_record(r.get(n)) for n in rows]
 
-def _fill(llm, lm, run, rows, how, portion, progress):
+def _sample_missing(llm, lm, run, rows, options, portion, progress):
     names = list(rows)
     parts = [names[n:n+portion] for n in range(0, len(names), portion)]
     for n in run.blocks(parts):
-        got = _write(llm, lm, {k:rows[k][1] for k in run.missing(parts[n])}, how)
-        run.put_many([(k, _pack(rows[k][0], s)) for k,s in got.items()])
+        samples = _sample_rows(llm, lm, {k:rows[k][1] for k in run.missing(parts[n])}, options)
+        run.put_many([(k, sample_record(rows[k][0], s)) for k,s in samples.items()])
         if progress: progress(min((n+1)*portion, len(names)), len(names))
 
 
 # %% [markdown]
-# `use_vllm` gives a model a `sample` of its own, which takes the arguments of ours and keeps its rows
-# in the same run.
+# `use_vllm` gives a model a method `sample` with the arguments of our function. It stores its rows in
+# the same run.
 
 # %%
 #| export
 def use_vllm(
     lm,
-    llm=None, # From `engine`; by default one is started
-    **kw,     # For `engine`
+    llm=None, # From `start_vllm`; default: a new one
+    **kw,     # For `start_vllm`
 ):            # The same model
-    "Let a model's reasoning be sampled by vLLM"
+    "Make `lm.sample` sample by vLLM"
     lm.sample = partial(sample_vllm, llm or start_vllm(lm, **kw), lm)
     return lm
 
 
 # %% [markdown]
-# ## Proof by a stand-in
+# ## Proof on a stand-in
 #
-# The stand-in has the names, arguments and results of vLLM's `LLM.generate` and `SamplingParams`;
-# inside, it takes the likeliest token each time. At temperature 0 the adapter must then
-# return what our sampler returns, in every field.
+# The stand-in has the names, arguments and results of vLLM's `LLM.generate` and `SamplingParams`
+# and always takes the most likely token. So at temperature 0 the adapter must return what our
+# sampler returns, in every field.
 
 # %%
 class SamplingParams:
@@ -173,7 +171,7 @@ class LLM:
     def generate(self, prompts, sampling_params, use_tqdm=True):
         LLM.calls += 1
         rows = [Prompt('', tuple(p['prompt_token_ids'])) for p in prompts]
-        s = sampling_params[0] # Alike but for the seed
+        s = sampling_params[0] # They differ in the seed only
         rs = sample(self.lm, rows, s.max_tokens, 0, stop=s.stop or (), logprobs=True)
         return [types.SimpleNamespace(outputs=[self.out(r, s)]) for r in rs]
     def out(self, r, s):
@@ -189,28 +187,28 @@ sys.modules['vllm'] = types.SimpleNamespace(LLM=LLM, SamplingParams=SamplingPara
 
 # %%
 texts = ['Once', 'The answer, as everybody knows, is', 'Well then:']
-how = dict(max_new_tokens=24, temperature=0, stop=['e'], logprobs=True)
-mine = sample(tiny, texts, **how)
-theirs = sample_vllm(LLM(tiny), tiny, texts, **how)
-test_eq(mine, theirs)
+options = dict(max_new_tokens=24, temperature=0, stop=['e'], logprobs=True)
+ours = sample(tiny, texts, **options)
+theirs = sample_vllm(LLM(tiny), tiny, texts, **options)
+test_eq(ours, theirs)
 theirs
 
 # %% [markdown]
-# Rows that a run holds are not sampled again, and rows of our own sampler are not mistaken for
-# them.
+# Rows that a run contains are not sampled again, and they are not confused with rows of our own
+# sampler.
 
 # %%
-how['logprobs'] = False
-mine = sample(tiny, texts, **how)
+options['logprobs'] = False
+ours = sample(tiny, texts, **options)
 with tempfile.TemporaryDirectory() as d, open_run(d, {}) as run:
-    sample(tiny, texts, run=run, **how)
+    sample(tiny, texts, run=run, **options)
     LLM.calls = 0
-    a = sample_vllm(LLM(tiny), tiny, texts[:2], run=run, **how)
-    b = sample_vllm(LLM(tiny), tiny, texts, run=run, **how)
-    c = sample_vllm(LLM(tiny), tiny, texts, run=run, **how)
-    test_eq((a, b, c), (mine[:2], mine, mine))
+    a = sample_vllm(LLM(tiny), tiny, texts[:2], run=run, **options)
+    b = sample_vllm(LLM(tiny), tiny, texts, run=run, **options)
+    c = sample_vllm(LLM(tiny), tiny, texts, run=run, **options)
+    test_eq((a, b, c), (ours[:2], ours, ours))
     test_eq((LLM.calls, len(run)), (2, 6))
-test_eq(use_vllm(random_model('llama'), LLM(tiny)).sample(texts, **how), mine)
+test_eq(use_vllm(random_model('llama'), LLM(tiny)).sample(texts, **options), ours)
 
 # %%
 #| hide

@@ -1,5 +1,11 @@
 # ---
 # jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: python3
 #     language: python
@@ -111,6 +117,7 @@ def run(max_tokens):
 test_eq(halve_on_oom(run, 4096), ('done', 128))
 test_eq(halve_on_oom(run, 4096, lengths=[90]*10), ('done', 112))
 budgets
+
 
 # %%
 def full(max_tokens): raise torch.OutOfMemoryError

@@ -7,9 +7,9 @@
 # ---
 
 # %% [markdown]
-# # Reading
+# # Batching
 #
-# > What a model has to say at chosen places of many texts, in as few passes as memory allows.
+# > Next-token log-probabilities at selected positions of many rows, in few forward passes.
 
 # %%
 #| default_exp language.engine.batching
@@ -23,45 +23,49 @@ from functools import lru_cache
 import torch
 
 from moral_sc.foundation.errors import ConfigError, ModelError
+from moral_sc.language.engine.capabilities import capability, set_capability
+from moral_sc.language.engine.oom import halve_max_tokens
 from moral_sc.language.models import pad
 
 # %%
 #| hide
 from fastcore.test import *
-from moral_sc.language.stub_models import stub_model, random_model
+from moral_sc.language.engine.capabilities import set_capability
+from moral_sc.language.stub_models import random_model
 
 
 # %% [markdown]
-# Everything this project asks of a model comes down to one thing: given texts, what does it say
-# comes next, at these places? The whole answer is a number for every word of the vocabulary
-# after every token of every text. Nearly all of it is thrown away, so nearly all of it should
-# not be computed.
+# We need next-token log-probabilities at selected positions of many texts. A model computes one
+# number for every word of the vocabulary after every token of every text. We discard nearly all
+# of them, so we should not compute them.
 #
-# ## Batches
+# ## Batches of similar lengths
 #
-# Rows of like length go together, longest first, so that memory runs out at once or not at all.
-# On a GPU a pass over few tokens takes as long as one over many; on a CPU it does not, and there
-# padding costs what text costs.
+# Rows of similar length share a batch, the longest first, so that an out-of-memory error comes at
+# once or not at all. On a GPU a forward pass over few tokens takes as long as one over many; on a
+# CPU it does not, and padding costs as much as text.
 
 # %%
 #| export
 def batches(
-    lengths,        # Tokens in each row
-    max_tokens:int, # Rows times the longest of them stay at or below this
-    max_rows:int=0, # And no more rows than this; 0: any number
-    max_padding=None,     # And no more padding than this many tokens; None: any amount
-)->list:            # Lists of row numbers
-    "Group rows of like length, so that little is padding"
-    res = []
-    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
-    pads = 0
-    for i in order:
-        if res: n,longest = len(res[-1])+1, lengths[res[-1][0]]
-        pads += longest-lengths[i] if res else 0
-        if not res or n*longest>max_tokens or (max_rows and n>max_rows) or (
-                max_padding is not None and pads>max_padding): res,pads = [*res, []], 0
-        res[-1].append(i)
-    return res
+    lengths,         # Tokens in each row
+    max_tokens:int,  # Rows times the longest of them, at most
+    max_rows:int=0,  # Rows, at most; 0: any number
+    max_padding=None,# Padding tokens, at most; None: any number
+)->list:             # Lists of row numbers
+    "Group rows of similar length"
+    groups = []
+    padding = 0
+    for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        longest = lengths[groups[-1][0]] if groups else 0
+        padding += longest-lengths[i] if groups else 0
+        n = len(groups[-1])+1 if groups else 0
+        if not groups or n*longest>max_tokens or (max_rows and n>max_rows) or (
+                max_padding is not None and padding>max_padding):
+            groups.append([])
+            padding = 0
+        groups[-1].append(i)
+    return groups
 
 
 # %%
@@ -69,24 +73,28 @@ batches([90,88,12,91,13,90], max_tokens=400), batches([90,88,12,91,13,90], 400, 
 
 
 # %% [markdown]
-# On the right, padding needs no mask: in a causal model nothing looks ahead, so what follows a
-# row's last token cannot reach it. On the left it needs a mask and explicit positions. Both
-# give the same numbers, which is proved further down.
+# Right padding needs no mask: attention is causal, so tokens after the end of a row cannot reach
+# it. Left padding needs a mask and explicit positions. Both give the same numbers, as
+# [scoring](../30_scoring.ipynb) proves.
 
 # %%
 #| export
-def _names(f): return frozenset(inspect.signature(f).parameters)
-_known = lru_cache(64)(_names)
+def _parameters(f): return frozenset(inspect.signature(f).parameters)
+_parameters_of_class = lru_cache(64)(_parameters)
 
-def forward_accepts(model, name): # Asked at every token; only what a class defines is remembered
+def forward_accepts(
+    model,
+    name:str, # Of an argument
+)->bool:      # Called for every token, so answers are cached by class
+    "Tell whether a model's `forward` has an argument"
     f = model.forward
-    return name in (_known(f.__func__) if inspect.ismethod(f) else _names(f))
+    return name in (_parameters_of_class(f.__func__) if inspect.ismethod(f) else _parameters(f))
 
 def cache_kwargs(
     model,
     cache, # Of transformers
 )->dict:   # For its `forward`
-    "Keys and values to go on from, under the name that a model has for them"
+    "Pass a KV cache under the argument name that a model has for it"
     name = 'cache' if forward_accepts(model, 'cache') else 'past_key_values' # Before transformers 5.24
     return {name: cache, 'use_cache': True}
 
@@ -97,33 +105,37 @@ def _inputs(lm, rows, side):
     if forward_accepts(lm.model, 'position_ids'): kw['position_ids'] = mask.cumsum(-1).sub(1).clamp(0)
     return kw
 
-def check_context_length(lm, rows, new_tokens=0):
-    "Refuse rows that with `new` tokens more are longer than what the model can read"
+def check_context_length(
+    lm,
+    rows:list,    # Lists of token ids
+    new_tokens=0, # To be added to each
+):
+    "Refuse rows that are longer than the model's context"
     limit = getattr(lm.model.config, 'max_position_embeddings', None)
     n = max(map(len, rows), default=0)+new_tokens
     if limit and n>limit:
-        raise ConfigError(f'A text of {n} tokens is longer than the {limit} that {lm.name} '
-                          'can read; shorten it.')
+        raise ConfigError(f'A text has {n} tokens, but the context of {lm.name} is {limit}; '
+                          'shorten it.')
 
 
 # %% [markdown]
-# ## The output layer, only where it is read
+# ## Output layer
 #
-# In a small model the output layer is a fifth of the work, and its result, a row of the whole
-# vocabulary for each token of each text, is most of the memory. Three letters after one
-# prompt need one such row. So the model is run up to its hidden states, and the output layer
-# is applied to those that are read.
+# In a small model the output layer is a fifth of the work, and its result, one number a word of the
+# vocabulary for each token of each text, is most of the memory. Comparing three letters after a
+# prompt takes a single position. So we run the model up to its hidden states, and apply the
+# output layer to the positions that are needed.
 #
-# It is applied in float32 even if the model is not. A bfloat16 number near 32 has neighbours a
-# quarter away, so logits of three letters come out equal when they are not, and a ranking
-# would be decided by rounding.
+# We apply it in float32 even if the model is in bfloat16. Neighbouring bfloat16 numbers near 32
+# differ by a quarter, so distinct logits of three letters would come out equal, and rounding would
+# decide a ranking.
 
 # %%
 #| export
 def hidden_states(
-    lm, **kw # What the model's `forward` takes
+    lm, **kw # Arguments of the model's `forward`
 ):           # [row, token, width] and the cache
-    "The model without its output layer"
+    "Run a model without its output layer"
     m = lm.model
     return getattr(m, m.base_model_prefix)(**kw)
 
@@ -131,7 +143,7 @@ def lm_head_logits(
     lm,
     h,  # [..., width] hidden states
 ):      # [..., vocab] logits in float32
-    "The output layer"
+    "Apply the output layer"
     out = lm.model.get_output_embeddings()
     if h.dtype not in (torch.bfloat16, torch.float16): return out(h)
     x = torch.cat([h.float()@w.float().T for w in out.weight.split(8192)], -1)
@@ -139,50 +151,57 @@ def lm_head_logits(
 
 
 # %% [markdown]
-# Some architectures do more than this to their logits: they cap, scale or shift them. Whether a
-# model is one of those is found out once, by comparing with what the model itself says.
-# Those are asked for their own logits, at the needed positions if they can do that.
+# Some architectures cap, scale or shift their logits. A trial finds them: it compares the output
+# layer's result with the model's own logits. Such models are asked for their own logits, at the
+# needed positions if they accept these.
 
 # %%
 #| export
 @torch.inference_mode()
-def has_plain_lm_head(lm)->bool: # Found out at the first call
-    "Whether hidden states followed by the output layer are all that this model computes"
-    if not hasattr(lm, '_splits'):
-        kw = dict(input_ids=torch.tensor([[1, 2, 3, 1]], device=lm.device), use_cache=False)
-        want = lm.model(**kw).logits
-        try: got = lm.model.get_output_embeddings()(hidden_states(lm, **kw).last_hidden_state)
-        except (AttributeError, TypeError): got = None
-        lm._splits = got is not None and torch.allclose(got, want, rtol=1e-4, atol=1e-4)
-    return lm._splits
+def has_plain_lm_head(lm)->bool: # Found at the first call
+    "Tell whether a model's logits are its output layer applied to its hidden states"
+    return capability(lm.model, 'plain_lm_head', lambda: _try_lm_head(lm))
+
+def _try_lm_head(lm):
+    kw = dict(input_ids=torch.tensor([[1, 2, 3, 1]], device=lm.device), use_cache=False)
+    training = lm.model.training
+    lm.model.eval() # No dropout
+    try:
+        expected = lm.model(**kw).logits
+        x = lm.model.get_output_embeddings()(hidden_states(lm, **kw).last_hidden_state)
+        return torch.allclose(x, expected, rtol=1e-4, atol=1e-4)
+    except (AttributeError, TypeError): return False
+    finally: lm.model.train(training)
 
 def states_at(
     lm,
-    at,   # [2, read] numbers of rows, and places in them
-    **kw  # What the model's `forward` takes
-):        # [read, width]; if `splits` is false, [read, vocab]
-    "What a model has to say at a few places"
+    at,   # [2, n] numbers of rows, and positions in them
+    **kw  # Arguments of the model's `forward`
+):        # [n, width] hidden states; [n, vocab] logits without a plain output layer
+    "Run a model and return hidden states at selected positions"
     kw = dict(use_cache=False) | kw
-    if has_plain_lm_head(lm): return hidden_states(lm, **kw).last_hidden_state[at[0],at[1]]
-    if not forward_accepts(lm.model, 'logits_to_keep'): return lm.model(**kw).logits[at[0],at[1]]
-    keep,c = at[1].unique(return_inverse=True)
-    return lm.model(**kw, logits_to_keep=keep).logits[at[0],c]
+    rows,positions = at
+    if has_plain_lm_head(lm): return hidden_states(lm, **kw).last_hidden_state[rows,positions]
+    if not forward_accepts(lm.model, 'logits_to_keep'): return lm.model(**kw).logits[rows,positions]
+    needed,column = positions.unique(return_inverse=True)
+    return lm.model(**kw, logits_to_keep=needed).logits[rows,column]
 
 
 # %% [markdown]
-# How many tokens a model was run on is what most of its time goes by.
+# The number of tokens that a model processes determines most of its time. `count_tokens` counts
+# them.
 
 # %%
 #| export
 @contextmanager
 def count_tokens(
     lm,
-): # A list, with a number for each pass while this lasts
-    "Tokens that a model is run on, padding included"
-    n = []
+): # A list, to which each forward pass adds a number
+    "Count the tokens of forward passes, padding included"
+    counts = []
     hook = lm.model.base_model.register_forward_pre_hook(
-        lambda m, args, kw: n.append(kw['input_ids'].numel()), with_kwargs=True)
-    try: yield n
+        lambda m, args, kw: counts.append(kw['input_ids'].numel()), with_kwargs=True)
+    try: yield counts
     finally: hook.remove()
 
 
@@ -194,48 +213,56 @@ test_eq(n, [10])
 
 
 # %% [markdown]
-# ## Each row by itself
+# ## Padded rows
 #
-# A row that is the beginning of another need not be run: causality again. Sorted, each row
-# stands directly before the rows it begins, so one pass over them finds all such pairs.
+# A row that is a prefix of another need not be run. In sorted order each row stands directly
+# before the rows that it is a prefix of, so one pass over them finds all these pairs.
 
 # %%
 #| export
 def merge_prefixes(
     rows:list, # Lists of token ids
-)->tuple:      # Rows to run, and for each given row the number of the one it is read from
-    "Drop rows that are the beginning of another"
+)->tuple:      # Rows to run, and for each given row the number of the one that contains it
+    "Drop rows that are a prefix of another"
     owner = [0]*len(rows)
-    kept = []
+    merged = []
     for i in sorted(range(len(rows)), key=lambda i: rows[i], reverse=True):
-        if not (kept and kept[-1][:len(rows[i])]==rows[i]): kept.append(rows[i])
-        owner[i] = len(kept)-1
-    return kept,owner
+        if not (merged and merged[-1][:len(rows[i])]==rows[i]): merged.append(rows[i])
+        owner[i] = len(merged)-1
+    return merged,owner
 
 
 # %%
 merge_prefixes([[5,6], [5,6,7], [5,8], [5,6]])
 
 
+# %% [markdown]
+# An *engine* is a pair of functions: `plan` divides rows into forward passes, each a list of
+# groups of row numbers, and `run` executes one of them. Here each group is one row; in
+# [prefix trees](20_prefix_tree.ipynb) it is the rows of a tree.
+
 # %%
 #| export
-def padding_budget(lm): return 16 if lm.device.type=='cpu' else 1024 # Tokens' worth of a pass
+def padding_budget(lm)->int:
+    "Return the padding tokens that cost as much as a forward pass"
+    return 16 if lm.device.type=='cpu' else 1024
 
 def plan_padded(
     lm,
     rows:list,  # Lists of token ids
-    tokens:int, # In one pass, padding included
-)->list:        # Passes: lists of groups of row numbers, here one number a group
-    "Rows of like length side by side"
-    return [[[i] for i in b] for b in batches([*map(len, rows)], tokens, max_padding=padding_budget(lm))]
+    tokens:int, # In one forward pass, padding included
+)->list:        # Forward passes: lists of groups of row numbers, here one number a group
+    "Group rows of similar length"
+    groups = batches([*map(len, rows)], tokens, max_padding=padding_budget(lm))
+    return [[[i] for i in b] for b in groups]
 
 def run_padded(
     lm,
     groups:list,      # Lists of rows
-    reads:list,       # (group, row in it, position): what is wanted
+    reads:list,       # (group, row in it, position) of the states to return
     side:str='right', # Of the padding
-):                    # As `states`
-    "Each row from its first token to its last"
+):                    # As `states_at`
+    "Run each row from its first token to its last"
     rows = [r for r, in groups]
     n = max(map(len, rows))
     at = [(g, t+(n-len(rows[g]) if side=='left' else 0)) for g,_,t in reads]
@@ -245,64 +272,57 @@ def run_padded(
 # %% [markdown]
 # ## Memory
 #
-# How many tokens go into one pass is bounded three times: by the caller, by a share of what the
-# weights themselves take, so that scoring needs little beside them, and by experience. A pass
-# that does not fit is divided again at half the size, and the model remembers what it could
-# carry.
+# Three bounds limit the tokens in a forward pass: the caller's, a share of the bytes of the
+# weights, so that scoring needs little memory beside them, and experience. After an out-of-memory
+# error the pass is divided again with [half the tokens](05_oom.ipynb), and later calls begin there.
 
 # %%
 #| export
-def weight_bytes(lm): return sum(p.numel()*p.element_size() for p in lm.model.parameters()) # Bytes
+def weight_bytes(lm)->int:
+    "Return the bytes of a model's weights"
+    return sum(p.numel()*p.element_size() for p in lm.model.parameters())
 
 def max_batch_tokens(
     lm,
-    max_tokens:int,  # What the caller allows
+    max_tokens:int,  # The caller's bound
     share:float=.15, # Of the bytes of the weights
-    least:int=1024,  # However small the weights
+    least:int=1024,  # For small weights
 )->int:
-    "Tokens in one pass"
+    "Return the tokens of one forward pass"
     c = lm.model.config.get_text_config()
-    wide,mlp = (getattr(c, k, 0) or 0 for k in ('hidden_size','intermediate_size'))
-    token = (8*wide+3*(mlp or 4*wide))*lm.dtype.itemsize # What a layer holds at once
-    many = max(least, int(share*weight_bytes(lm)/token)) if token else max_tokens
-    return max(1, min(max_tokens, many, getattr(lm, '_room', max_tokens)))
+    width,mlp = (getattr(c, k, 0) or 0 for k in ('hidden_size','intermediate_size'))
+    token = (8*width+3*(mlp or 4*width))*lm.dtype.itemsize # Bytes that a layer holds at a time
+    affordable = max(least, int(share*weight_bytes(lm)/token)) if token else max_tokens
+    learned = capability(lm.model, 'max_batch_tokens', lambda: None) or max_tokens
+    return max(1, min(max_tokens, affordable, learned))
 
 def run_batches(
     lm,
     rows:list,      # Lists of token ids
-    plan,           # As `plan_rows`
+    plan,           # As `plan_padded`
     run,            # Called with groups of row numbers
-    max_tokens:int, # In one pass
-):                  # Yields groups of row numbers, and what `run` said to them
-    "Run all rows, in smaller passes where memory runs out"
-    left = list(range(len(rows)))
+    max_tokens:int, # In one forward pass
+):                  # Yields groups of row numbers, and what `run` returned for them
+    "Run all rows, in smaller forward passes after an out-of-memory error"
+    todo = list(range(len(rows)))
     tokens = max_batch_tokens(lm, max_tokens)
-    while left:
-        done = set()
-        for groups in plan(lm, [rows[i] for i in left], tokens):
-            groups = [[left[k] for k in g] for g in groups]
+    while todo:
+        finished = set()
+        for groups in plan(lm, [rows[i] for i in todo], tokens):
+            groups = [[todo[k] for k in g] for g in groups]
             try: out = run(groups)
             except RuntimeError as e:
-                tokens = lm._room = _half(lm, e, [len(rows[i]) for g in groups for i in g],
-                                          tokens)
+                tokens = halve_max_tokens(e, tokens, [len(rows[i]) for g in groups for i in g],
+                                          name=lm.name)
+                set_capability(lm.model, 'max_batch_tokens', tokens)
                 break
             yield groups,out
-            done.update(i for g in groups for i in g)
-        left = [i for i in left if i not in done]
-
-def _half(lm, e, lengths, tokens):
-    "Half the tokens, if it was memory, and not for a single row"
-    if not isinstance(e, torch.OutOfMemoryError) and 'allocate memory' not in str(e): raise e
-    n = max(lengths)
-    if tokens<=1 or len(lengths)==1:
-        raise ModelError(f'{lm.name} runs out of memory on one text of {n} tokens; shorten '
-                         'it, or load the model in bfloat16.') from None
-    if lm.device.type=='cuda': torch.cuda.empty_cache()
-    return tokens//2
+            finished.update(i for g in groups for i in g)
+        todo = [i for i in todo if i not in finished]
 
 
 # %% [markdown]
-# A machine with room for 150 tokens, as far as the code can tell: every larger pass fails.
+# Here every forward pass with more than 150 tokens fails.
 
 # %%
 small = random_model('llama')
@@ -311,13 +331,14 @@ def run(groups):
     if sum(len(rows[i]) for g in groups for i in g)>150: raise torch.OutOfMemoryError
     return len(groups)
 
-done = [i for groups,_ in run_batches(small, rows, plan_padded, run, 4096) for g in groups for i in g]
-test_eq(sorted(done), list(range(60)))
+finished = [i for groups,_ in run_batches(small, rows, plan_padded, run, 4096)
+            for g in groups for i in g]
+test_eq(sorted(finished), list(range(60)))
 max_batch_tokens(small, 4096)
 
 
 # %% [markdown]
-# If not even one row fits, that is said.
+# If a single row does not fit, an error is raised.
 
 # %%
 def full(groups): raise torch.OutOfMemoryError
@@ -326,10 +347,10 @@ with expect_fail(ModelError, contains='39 tokens'):
 
 
 # %% [markdown]
-# ## From states to log-probabilities
+# ## From hidden states to log-probabilities
 #
-# States are small and logits are not, so states are gathered over passes, and the output layer
-# is applied to a bounded number of them at once.
+# Hidden states are small and logits are not. So hidden states are collected over forward passes,
+# and the output layer is applied to a bounded number of them at a time.
 
 # %%
 #| export
@@ -337,50 +358,50 @@ def lm_head_batch_size(
     lm,
     share:float=.1, # Of the bytes of the weights
 )->int:
-    "Places that the output layer is applied to at once"
+    "Return the number of positions that the output layer is applied to at a time"
     vocab = lm.model.config.get_text_config().vocab_size
-    return int(min(512, max(16, share*weight_bytes(lm)/vocab/20))) # float32, and float64 twice
+    return int(min(512, max(16, share*weight_bytes(lm)/vocab/20))) # One float32, two float64
 
-def _checked(lm, x):
+def _check_finite(lm, x):
     if not torch.isfinite(x).all():
-        kind = str(lm.dtype).replace('torch.', '')
-        raise ModelError(f'{lm.name} gives no finite numbers in {kind}; load it with '
+        dtype = str(lm.dtype).replace('torch.', '')
+        raise ModelError(f'The logits of {lm.name} are not finite in {dtype}; load it with '
                          "dtype='float32'.")
     return x
 
 def lm_head_logprobs(
     lm,
-    x, # [line, width] of `states`
-):     # [line, vocab] float64, natural log
-    "What the output layer makes of a few states"
+    x, # [n, width] from `states_at`
+):     # [n, vocab] float64, natural log
+    "Turn hidden states into log-probabilities"
     x = (lm_head_logits(lm, x) if has_plain_lm_head(lm) else x).double()
-    return x.sub_(_checked(lm, x.logsumexp(-1, keepdim=True)))
+    return x.sub_(_check_finite(lm, x.logsumexp(-1, keepdim=True)))
 
-def _some(lm, x, n):
-    "Lines and what the output layer makes of them, fewer at a time where memory runs out"
+def _logprob_chunks(lm, x, n):
+    "First positions and log-probabilities of chunks of `n`, fewer where memory runs out"
     k = 0
     while k<len(x):
         try: out = lm_head_logprobs(lm, x[k:k+n])
-        except RuntimeError as e: n = _half(lm, e, [1]*n, n)
+        except RuntimeError as e: n = halve_max_tokens(e, n, [1]*n, name=lm.name)
         else:
             yield k,out
             k += len(out)
 
 def batched_logprobs(
     lm,
-    found, # (labels, their states) of one pass after the other
-):         # Yields labels, and their log-probabilities [label, vocab]
-    "Apply the output layer to some states at a time"
-    who = []
+    passes, # (labels, hidden states) of one forward pass after the other
+):          # Yields labels, and their log-probabilities [label, vocab]
+    "Apply the output layer to the states of several forward passes at a time"
+    names = []
     xs = []
     n = lm_head_batch_size(lm)
     def flush():
-        for k,out in _some(lm, torch.cat(xs), n): yield who[k:k+len(out)], out
-    for labels,x in found:
-        if xs and (len(who)>=n or x.shape[1:]!=xs[0].shape[1:]):
+        for k,out in _logprob_chunks(lm, torch.cat(xs), n): yield names[k:k+len(out)], out
+    for labels,x in passes:
+        if xs and (len(names)>=n or x.shape[1:]!=xs[0].shape[1:]):
             yield from flush()
-            who = []
+            names = []
             xs = []
-        who = [*who, *labels]
+        names = [*names, *labels]
         xs = [*xs, x]
-    if who: yield from flush()
+    if names: yield from flush()

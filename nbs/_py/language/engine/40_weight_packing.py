@@ -7,9 +7,9 @@
 # ---
 
 # %% [markdown]
-# # Weights in the order they are read
+# # Weight packing
 #
-# > On a CPU, linear layers are up to three times as fast with their weights packed.
+# > On a CPU, linear layers with prepacked weights are up to three times as fast.
 
 # %%
 #| default_exp language.engine.weight_packing
@@ -17,12 +17,15 @@
 # %%
 #| export
 from contextlib import contextmanager, nullcontext
+from functools import cache
 
 import torch
 from torch import nn
 
-from moral_sc.language.engine.onednn import float32_linears, onednn_is_worthwhile, onednn_linear
 from moral_sc.language.engine.allocator import release_freed_memory
+from moral_sc.language.engine.onednn import (float32_linears, onednn_is_worthwhile,
+                                             onednn_linear)
+from moral_sc.language.engine.replacement import reduce_as, replaced_classes
 
 # %%
 #| hide
@@ -34,85 +37,109 @@ from moral_sc.language.reward_head import small_llama
 torch.set_num_threads(1)
 
 # %% [markdown]
-# A step of sampling multiplies every weight of the model with a few rows. The arithmetic is little;
-# what takes the time is to fetch the weights, and a general matrix product fetches them in an order
-# that suits large products. [oneDNN](30_onednn.ipynb) can lay them out for its own order
-# beforehand, and reads a 135M model three times as fast for eight rows. torch's compiler does the
-# same when it freezes a model; here it is done for as long as a call lasts.
+# A decoding step multiplies every weight of the model with a few rows. It does little arithmetic;
+# the time goes into reading the weights, and a general matrix product reads them in an order that
+# suits large products. [oneDNN](30_onednn.ipynb) can store them in its own order beforehand, and
+# is then three times as fast on eight rows of a 135M model. torch's compiler does the same when it
+# freezes a model; here it lasts as long as a `with` block.
 #
-# In most of today's models two thirds of the weights are in blocks of three layers, a gate, a way up
-# and a way down. There the gate's activation is done while its product is still in the cache, and its
-# result is multiplied where it lies, which saves two tensors of the widest kind. Whether a
-# block does just that is found out by trying it on a few numbers.
+# In most models of today, two thirds of the weights are in gated MLP blocks: a gate, an up
+# projection and a down projection. There the gate's activation is fused into its product and the
+# gated result is computed in place, which saves two of the widest tensors. A trial on a few numbers
+# tells whether a block computes exactly this.
 #
-# Weights must be too many for the cache of the processor, or nothing is gained: models of the
-# [toy world](../../constitution/toy/10_environment.ipynb) are left alone. Values differ from the plain ones
-# by rounding.
+# Packing helps only if the weights exceed the processor's cache, so models of the
+# [toy environment](../../constitution/toy/10_environment.ipynb) are left alone. Results differ
+# from the unpacked ones by rounding.
 
 # %%
 #| export
-DECODE_STEP_TOKENS = 120 # Tokens that take as much more time, plain, as a step of sampling does
+DECODE_STEP_TOKENS = 120 # Prompt tokens that cost as much extra time, unpacked, as one decoding step
+_MIN_TOKENS = 2000       # Packing costs more than it saves on less work
 
-def _layer(weight, bias, then='none'):
-    "The forward pass of a packed layer, and of what comes directly after it"
-    return lambda x: onednn_linear(x, weight, bias, then)
+class PackedLinear(nn.Linear):
+    "A linear layer with prepacked weights, for inference"
+    def forward(self, x): return onednn_linear(x, self.packed_weight, self.bias)
+    def __reduce_ex__(self, protocol): return reduce_as(nn.Linear, self, ['packed_weight'])
 
-def _gated(m, there):
-    "The forward pass of a gated block whose layers are packed; None if it is something else"
-    layers = [getattr(m, k, None) for k in ('gate_proj', 'up_proj', 'down_proj')]
-    if 'forward' in m.__dict__ or not all(x in there for x in layers): return
-    gate,up,down = (_layer(there[x], x.bias, k) for x,k in zip(layers, ('swish','none','none')))
-    def forward(x): return down(gate(x).mul_(up(x)))
+@cache
+def _packed_gated_class(cls):
+    class PackedGatedMLP(cls):
+        "A gated MLP block of packed layers, with its activation fused into the gate"
+        def forward(self, x):
+            gate = self.gate_proj
+            hidden = onednn_linear(x, gate.packed_weight, gate.bias, 'swish')
+            return self.down_proj(hidden.mul_(self.up_proj(x)))
+        def __reduce_ex__(self, protocol): return reduce_as(cls, self)
+    return PackedGatedMLP
+
+def _is_gated(block):
+    "Whether a block of packed layers computes down(silu(gate(x))*up(x)) and nothing else"
+    layers = [getattr(block, k, None) for k in ('gate_proj', 'up_proj', 'down_proj')]
+    if 'forward' in block.__dict__ or not all(isinstance(m, PackedLinear) for m in layers):
+        return False
     x = torch.linspace(-4, 4, layers[0].in_features)[None]
-    same = lambda a, b: torch.allclose(a, b, rtol=1e-4, atol=1e-5)
-    try: ok = same(m.act_fn(x), nn.functional.silu(x)) and same(m(x), forward(x))
-    except Exception: return # Blocks refuse in many ways
-    return forward if ok else None
+    def close(a, b): return torch.allclose(a, b, rtol=1e-4, atol=1e-5)
+    try: return close(block.act_fn(x), nn.functional.silu(x)) and close(
+        block(x), _packed_gated_class(type(block)).forward(block, x))
+    except Exception: return False # Blocks fail in many ways
+
+def _trimming(in_place): return release_freed_memory() if in_place else nullcontext(lambda: None)
+
+def _pack(layers, in_place):
+    with _trimming(in_place) as trim:
+        for k,m in enumerate(layers):
+            m.packed_weight = torch.ops.mkldnn._reorder_linear_weight(m.weight.detach(), 64)
+            m.__class__ = PackedLinear
+            if in_place: m.weight.data = m.weight.data.new_empty(0)
+            if k%8==7: trim()
+
+def _unpack(classes, in_place): # Layer by layer, so that few weights exist twice
+    with _trimming(in_place) as trim:
+        for k,(m,cls) in enumerate(classes.items()):
+            packed = m.__dict__.pop('packed_weight', None)
+            m.__class__ = cls
+            if in_place and packed is not None: m.weight.data = packed.to_dense()
+            del packed
+            if k%8==7: trim()
+
+def _unshared(model, layers):
+    "Layers whose weights no other module uses"
+    used = [id(p) for m in model.modules() for p in m.parameters(recurse=False)]
+    return [m for m in layers if used.count(id(m.weight))==1]
+
+def has_packed_weights(model)->bool:
+    "Tell whether a model's weights are packed now"
+    return any(isinstance(m, PackedLinear) for m in model.modules())
 
 @contextmanager
 def prepacked_weights(
-    model,           # Any module; nothing happens where packing does not pay
-    work:float=1e9,  # Tokens to be read, and `STEP` for each step of sampling
-    room:bool=False, # In no more memory: plain weights are away until the end, and those that
-                     # another module needs stay as they are; only under `no_grad`
-    fused:bool=True, # The activation of gated blocks in their product, which rounds otherwise
+    model,              # Any module; unchanged where packing does not pay
+    tokens:float=1e9,   # To be processed; a decoding step counts as `DECODE_STEP_TOKENS`
+    in_place:bool=False,# Free the plain weights meanwhile; only under `no_grad`, and not those
+                        # that another module shares
+    fused:bool=True,    # Fuse the activation of gated blocks, which rounds differently
 ):
-    "Linear layers with packed weights, without gradients, while this lasts"
-    inside = getattr(model, '_packed', False) # Then it is somebody else's to undo
-    if inside or torch.is_grad_enabled() or work<2000 or not onednn_is_worthwhile(model): yield; return
-    layers = float32_linears(model)
-    blocks = []
-    room = room and not torch.is_inference_mode_enabled()
-    used = [id(p) for m in model.modules() for p in m.parameters(recurse=False)]
-    if room: layers = [m for m in layers if used.count(id(m.weight))==1]
-    model._packed = True
-    there = {}
-    change = release_freed_memory if room else lambda: nullcontext(lambda: None)
-    try:
-        with change() as give_back:
-            for k,m in enumerate(layers):
-                there[m] = torch.ops.mkldnn._reorder_linear_weight(m.weight.detach(), 64)
-                m.forward = _layer(there[m], m.bias)
-                if room: m.weight.data = m.weight.data.new_empty(0)
-                if k%8==7: give_back()
-        for m in model.modules() if fused else ():
-            if forward := _gated(m, there): m.forward = forward; blocks.append(m)
+    "Prepack the weights of linear layers while this lasts, without gradients"
+    if has_packed_weights(model) or torch.is_grad_enabled() or tokens<_MIN_TOKENS or \
+            not onednn_is_worthwhile(model):
         yield
-    finally:
-        with change() as give_back:
-            for k,m in enumerate([*blocks, *layers]): # One by one: both kinds are never together
-                m.__dict__.pop('forward', None)
-                w = there.pop(m, None)
-                if room and w is not None: m.weight.data = w.to_dense()
-                del w
-                if k%8==7: give_back()
-        del model._packed
+        return
+    in_place = in_place and not torch.is_inference_mode_enabled()
+    layers = float32_linears(model)
+    if in_place: layers = _unshared(model, layers)
+    classes = {m: m.__class__ for m in layers}
+    try:
+        _pack(layers, in_place)
+        gated = [m for m in model.modules() if _is_gated(m)] if fused else []
+        with replaced_classes({m: _packed_gated_class(type(m)) for m in gated}): yield
+    finally: _unpack(classes, in_place)
 
 
 # %% [markdown]
 # ## Proof
 #
-# A model of 25 million weights. In any number of rows it says the same packed and plain, to seven
+# A model of 25 million weights. For any number of rows, packed and plain logits agree to seven
 # digits of the largest logit.
 
 # %%
@@ -130,27 +157,35 @@ with torch.inference_mode():
 assert max(gaps.values())<2e-6
 gaps
 
+
 # %% [markdown]
-# Behind it all is as before, bit for bit, also where the plain weights had been put away in
-# between, and where the work ended in an error. One inside another is the outer one.
+# On exit the original weights are restored exactly, also if the plain weights were freed in
+# between and if the block ended in an exception. Nested calls have no effect. A copy made inside
+# is an ordinary model.
 
 # %%
-same = lambda: all(torch.equal(a, b) for a,b in zip(model.parameters(), plain.parameters()))
+def kinds(model): return {type(m).__name__ for m in model.modules()}
+def unchanged(): return all(torch.equal(a, b) for a,b in zip(model.parameters(),
+                                                             plain.parameters()))
 layer = model.model.layers[0].mlp.up_proj
 with torch.no_grad():
+    with prepacked_weights(model): twin = copy.deepcopy(model)
+    test_eq(kinds(twin), kinds(plain))
+    assert torch.equal(twin(ids).logits, want)
     with expect_fail(KeyError):
-        with prepacked_weights(model, room=True):
+        with prepacked_weights(model, in_place=True):
             test_eq(layer.weight.numel(), 0)
-            assert model.lm_head.weight.numel() # The embeddings are read from it
+            assert model.lm_head.weight.numel() # Shared with the embedding
             with prepacked_weights(model): inside = model(ids).logits
             test_eq(layer.weight.numel(), 0)
             raise KeyError
-    assert same() and not any('forward' in m.__dict__ for m in model.modules())
+    assert unchanged() and 'packed_weight' not in vars(layer)
+    test_eq(kinds(model), kinds(plain))
     test_close(inside, got, 2e-5)
     assert torch.equal(model(ids).logits, want)
 
 # %% [markdown]
-# A block that looks like a gated one and computes something else is left as it is.
+# A block that looks gated but computes something else is left as it is.
 
 # %%
 other = copy.deepcopy(model)
@@ -158,42 +193,43 @@ other.model.layers[0].mlp.act_fn = nn.Tanh()
 with torch.inference_mode():
     want = other(ids).logits
     with prepacked_weights(other):
-        test_eq(['forward' in x.mlp.__dict__ for x in other.model.layers], [False]+[True]*7)
+        test_eq([type(x.mlp).__name__=='PackedGatedMLP' for x in other.model.layers],
+                [False]+[True]*7)
         test_close(other(ids).logits, want, 2e-5)
 
 # %% [markdown]
-# With gradients, in other number formats, for small models and for less work than packing takes
-# nothing happens.
+# With gradients, in other number formats, for small models and for little work, nothing happens.
 
 # %%
-with prepacked_weights(model): assert 'forward' not in layer.__dict__
-with torch.no_grad(), prepacked_weights(model, work=5*DECODE_STEP_TOKENS): assert 'forward' not in layer.__dict__
+with prepacked_weights(model): assert not has_packed_weights(model)
 with torch.no_grad():
+    with prepacked_weights(model, tokens=5*DECODE_STEP_TOKENS): assert not has_packed_weights(model)
     half = copy.deepcopy(model).bfloat16()
     small = small_llama(Ids(range(99))).model
     for m in (half, small):
-        with prepacked_weights(m): assert not any('forward' in x.__dict__ for x in m.modules())
+        with prepacked_weights(m): assert not has_packed_weights(m)
 
 
 # %% [markdown]
-# ## What it brings
+# ## Speed
 #
-# Milliseconds of a pass of this model on one thread of the machine that made this page, by rows.
+# Milliseconds of a forward pass of this model on one thread of the machine that recorded this
+# page, by the number of rows.
 
 # %%
 def milliseconds(m, rows, turns=9):
-    "The median of some passes"
-    took = []
+    "The median of some forward passes"
+    seconds = []
     ids = torch.ones(rows, 1, dtype=torch.long)
     for _ in range(turns+2):
         start = perf_counter()
         m(ids, use_cache=False)
-        took.append(perf_counter()-start)
-    return 1000*sorted(took[2:])[turns//2]
+        seconds.append(perf_counter()-start)
+    return 1000*sorted(seconds[2:])[turns//2]
 
 with torch.inference_mode():
-    took = []
+    table = []
     for n in (1, 4, 8, 16, 64):
-        plainly = milliseconds(model, n)
-        with prepacked_weights(model): took.append((n, plainly, milliseconds(model, n)))
-pd.DataFrame(took, columns=['rows', 'plain', 'packed']).set_index('rows').round(1)
+        unpacked = milliseconds(model, n)
+        with prepacked_weights(model): table.append((n, unpacked, milliseconds(model, n)))
+pd.DataFrame(table, columns=['rows', 'plain', 'packed']).set_index('rows').round(1)
