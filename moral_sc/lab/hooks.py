@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['WIDTH', 'twin_of', 'find_notebooks', 'take_notebook', 'take_twin', 'clean_notebook', 'edited_side', 'sync',
            'check_pair', 'merge_pair', 'check_notebook', 'check_modules', 'check_recorded_scale', 'check_layout',
-           'main']
+           'run_hook']
 
 # %% ../../nbs/lab/14_hooks.ipynb #961edcfa
 import configparser
@@ -218,7 +218,8 @@ def check_notebook(root:Path, page:Path)->str:
     if not state and any(_MARKER.search(c.source) for c in _read_notebook(text).cells):
         state = 'has conflict markers'
     if not state: return ''
-    return (f'{page.relative_to(root).as_posix()} {state}: resolve the conflict in {twin}, then run '
+    name = page.relative_to(root).as_posix()
+    return (f'{name} {state}: resolve the conflict in {twin}, then run '
             f'`python -m moral_sc.lab.hooks take-twin {twin}`.')
 
 # %% ../../nbs/lab/14_hooks.ipynb #96210758
@@ -233,11 +234,11 @@ def _export(root, page):
 def _is_export(root, name, page):
     "Whether a module is what its page exports; the module is left as it is"
     module = root/name
-    before = module.read_bytes()
+    staged = module.read_bytes()
     try:
         _export(root, page)
-        return module.read_bytes()==before
-    finally: module.write_bytes(before)
+        return module.read_bytes()==staged
+    finally: module.write_bytes(staged)
 
 def check_modules(root:Path)->list:
     "List staged modules that are not what their pages export"
@@ -278,10 +279,10 @@ def check_layout(root:Path, page:Path)->list:
         top = True
         for k,line in enumerate(c.source.splitlines(), 1):
             directive = line.startswith('#|')
-            where = f'{name}, cell {i}, line {k}'
-            if directive and not top: res.append(f'{where}: move {line!r} to the top of a cell.')
+            place = f'{name}, cell {i}, line {k}'
+            if directive and not top: res.append(f'{place}: move {line!r} to the top of a cell.')
             elif len(line)>WIDTH and not directive:
-                res.append(f'{where} has {len(line)} characters: break it at {WIDTH}.')
+                res.append(f'{place} has {len(line)} characters: break it at {WIDTH}.')
             top = top and (directive or not line.strip())
     return res
 
@@ -292,12 +293,12 @@ _COMMANDS = {'clean': clean_notebook, 'sync': sync, 'take-twin': take_twin,
              'take-notebook': take_notebook, 'merge': merge_pair}
 
 def _problems(root, name, page):
-    try: found = (_CHECKS|_COMMANDS)[name](root, page)
-    except MoralScError as e: found = str(e)
-    except ValueError: found = check_notebook(root, page)
-    return [found] if isinstance(found, str) else found or []
+    try: problems = (_CHECKS|_COMMANDS)[name](root, page)
+    except MoralScError as e: problems = str(e)
+    except ValueError: problems = check_notebook(root, page)
+    return [problems] if isinstance(problems, str) else problems or []
 
-def main(
+def run_hook(
     args:list=None, # Name of a check or command, then files; default: those of the process
 )->int:             # 1 if a check fails
     "Run one check or command, and print what it finds"
@@ -307,9 +308,11 @@ def main(
     if name not in known:
         print(unknown_name_message('check', name, known), file=sys.stderr)
         return 2
-    if name=='modules': found = check_modules(root)
-    else: found = [m for p in find_notebooks(root, files or None) for m in _problems(root, name, p) if m]
-    print(*found, sep='\n', end='\n'*bool(found))
-    return int(bool(found))
+    if name=='modules': problems = check_modules(root)
+    else:
+        pages = find_notebooks(root, files or None)
+        problems = [m for p in pages for m in _problems(root, name, p) if m]
+    print(*problems, sep='\n', end='\n'*bool(problems))
+    return int(bool(problems))
 
-if __name__=='__main__' and '__file__' in globals(): sys.exit(main())
+if __name__=='__main__' and '__file__' in globals(): sys.exit(run_hook())

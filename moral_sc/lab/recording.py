@@ -11,8 +11,9 @@ import tempfile
 
 # %% ../../nbs/lab/16_recording.ipynb #87d16d17
 from ..foundation.errors import ConfigError, unknown_name_message
-from .claims import claims_mime, scales
+from .claims import claims_mime
 from .execution import Result, execute, read_notebook
+from .scales import SCALES
 
 # %% ../../nbs/lab/16_recording.ipynb #ca1e9669
 def recorded_scale(
@@ -22,7 +23,7 @@ def recorded_scale(
     outputs = [o for c in nb.cells for o in c.get('outputs', [])]
     claims = [r for o in outputs for r in o.get('data', {}).get(claims_mime, {}).get('claims', [])]
     recorded = nb.metadata.get('moral_sc', {}).get('scale', '')
-    return max((r['scale'] for r in claims), key=scales.index, default=recorded)
+    return max((r['scale'] for r in claims), key=SCALES.index, default=recorded)
 
 def check_scale(
     name,      # Of the page, for the message
@@ -31,8 +32,8 @@ def check_scale(
 ):
     "Raise a `ConfigError` if a scale is unknown or smaller than the recorded one"
     for s in filter(None, (recorded, scale)):
-        if s not in scales: raise ConfigError(unknown_name_message('scale', s, list(scales)))
-    if recorded and scale and scales.index(scale)<scales.index(recorded):
+        if s not in SCALES: raise ConfigError(unknown_name_message('scale', s, list(SCALES)))
+    if recorded and scale and SCALES.index(scale)<SCALES.index(recorded):
         raise ConfigError(f'{name} is recorded at scale {recorded}, which is larger than {scale}: '
                           f'run `moral_sc record {name} --scale {recorded}`, or add '
                           '`--allow-smaller`.')
@@ -41,12 +42,12 @@ def check_scale(
 def record_page(
     notebook,            # Committed page; the outputs are written into it
     scale=None,          # quick | cpu | gpu; default: the recorded scale, otherwise as written
-    pictures=False,      # Keep a PNG beside each figure
+    pictures=None,       # Add a PNG of each figure; default: on the papers' pages
     progress=None,       # Called as progress(cell, cells)
     allow_smaller=False, # Replace outputs of a larger scale
 )->Result:               # A failing page is left unchanged
     "Run a page and store its outputs in it"
-    from moral_sc.lab.site.build import copy_outputs
+    from moral_sc.lab.site.outputs import copy_outputs
     recorded = recorded_scale(read_notebook(notebook))
     scale = scale or recorded
     check_scale(notebook, '' if allow_smaller else recorded, scale)

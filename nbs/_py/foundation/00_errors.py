@@ -9,7 +9,7 @@
 # %% [markdown]
 # # Errors
 #
-# > The three ways in which input can be wrong, each said in one sentence.
+# > Define the errors of bad input, each with a one-sentence message.
 
 # %%
 #| default_exp foundation.errors
@@ -20,37 +20,39 @@ from fastcore.test import *
 
 
 # %% [markdown]
-# A person who mistypes a model's name, keeps a truncated download or resumes a run with
-# other settings made an ordinary mistake. They deserve a sentence that names the thing, what
-# is wrong with it and what to do, and not a traceback through five libraries. The commands
-# catch `MoralScError`, print that sentence and exit with code 2; everything else that escapes
-# is a defect of ours and keeps its traceback.
+# A misspelt model name, a truncated download or a run resumed with other settings are ordinary mistakes. The
+# message of such an error names the problem and the way to solve it, so that you need no
+# traceback. The command line catches `MoralScError`, prints its message and exits with code 2. Any other
+# exception is a bug and keeps its traceback.
+#
+# ## Error types
 
 # %%
 #| export
 class MoralScError(Exception):
-    "Input that is wrong in a way its owner can mend"
+    "Base class of errors that the user can correct"
 
 class DataError(MoralScError):
-    "A file that is missing, damaged or not what it claims to be"
+    "A file is missing, damaged or not the expected one"
 
 class ConfigError(MoralScError):
-    "A name, an option or a setting that cannot be used as given"
+    "A name, option or setting is invalid"
 
 class ModelError(MoralScError):
-    "A model that cannot be found, loaded or trained further"
+    "A model cannot be found, loaded or trained"
 
 
 # %% [markdown]
-# One `except` catches all three, and the kind still says where to look.
+# Catch all three with their base class.
 
 # %%
 with expect_fail(MoralScError, contains='Age.jsonl'):
     raise DataError('Age.jsonl ends after 12 of 3680 rows: delete it and fetch it again.')
 
 # %% [markdown]
-# Half of such mistakes are a name with a letter wrong, so an unknown name always comes back
-# with the nearest one that exists.
+# ## Misspelt names
+#
+# An unknown name is answered with the nearest known one.
 
 # %%
 #| export
@@ -60,14 +62,14 @@ from difflib import get_close_matches
 # %%
 #| export
 def unknown_name_message(
-    kind:str,    # What was looked for, in the singular: 'model', 'notebook'
-    name:str,    # What was asked for
-    known:list,  # Names that exist
-)->str:          # One sentence for an error of ours
-    "Say that `name` is not among `known`, and which known name it resembles"
-    near = get_close_matches(name.lower(), [k.lower() for k in known], n=1, cutoff=.5)
-    hit = next((k for k in known if near and k.lower()==near[0]), None)
-    end = f'did you mean {hit!r}?' if hit else f'known are: {", ".join(sorted(known))}.'
+    kind:str,    # Of the thing, in the singular: 'model', 'notebook'
+    name:str,    # The unknown name
+    known:list,  # Known names
+)->str:
+    "Return the message for an unknown name, with the nearest known one"
+    matches = get_close_matches(name.lower(), [k.lower() for k in known], n=1, cutoff=.5)
+    nearest = next((k for k in known if matches and k.lower()==matches[0]), None)
+    end = f'did you mean {nearest!r}?' if nearest else f'known are: {", ".join(sorted(known))}.'
     return f'There is no {kind} {name!r}; {end}'
 
 

@@ -9,7 +9,7 @@
 # %% [markdown]
 # # Data sets
 #
-# > Public files, each pinned to its bytes and looked up where they are nearest.
+# > Fetch public data files that are pinned by commit and hash.
 
 # %%
 #| default_exp foundation.datasets
@@ -34,55 +34,53 @@ import pandas as pd
 
 
 # %% [markdown]
-# A bias score is a statement about particular sentences, so two people who compare scores
-# must have scored the same bytes. Benchmarks move: rows are corrected, files are renamed,
-# copies on hubs are edited without a word. Here a file is therefore named by the repository it
-# lives in, the commit, and a hash of its content, and it is handed out only if all three agree.
-# Nothing that others wrote is copied into this project; it is fetched when it is needed.
+# Two people can compare scores only if they scored the same bytes. Benchmarks change: rows are
+# corrected, files are renamed, copies on hubs are edited silently. We therefore pin each
+# file by repository, commit and a hash of its content, and `fetch` returns it only if all three agree. Other
+# people's data is not part of this project; it is downloaded when it is needed.
 
 # %% [markdown]
-# ## What is pinned
+# ## Sources
 
 # %%
 #| export
 @dataclass(frozen=True)
 class Source:
-    "One public file in one state"
+    "One public file at one commit"
     id:str           # Section and name in sources.toml: 'bbq/Age'
     repo:str         # Owner and repository
     commit:str       # 40 hex digits
     path:str         # Path inside the repository
-    size:int = 0     # Bytes; 0 where it is not known
-    blob:str = ''    # Git blob id, where the file was at hand to compute it
+    size:int = 0     # Bytes; 0 if unknown
+    blob:str = ''    # Git blob id, if known
     sha256:str = ''  # Used instead of `blob` for git LFS and files known by hash only
     lfs:bool = False # Large files live on another host of the same name
     hub:bool = False # A data set on the Hugging Face hub
     licence:str = '' # As the repository states it
-    note:str = ''    # What it is
+    note:str = ''    # Description
 
     @property
-    def where(self): # OWNER/REPO/COMMIT/PATH, in a mirror and in the cache
+    def relative_path(self): # OWNER/REPO/COMMIT/PATH, in a mirror and in the cache
         return Path(self.repo, self.commit, self.path)
 
     @property
-    def pin(self): # Empty where the commit alone says what is meant
+    def pin(self): # Empty if no hash is known
         return self.blob or self.sha256
 
 
 # %% [markdown]
-# The list itself is `data/sources.toml`, which travels with the package. In a clone it lies
-# beside the package, in an installation inside it.
+# The list is `data/sources.toml`, which is part of the package.
 
 # %%
 #| export
 def data_dir()->Path: # Read-only: our own sets and the lists of sources and models
-    "The folder `data/` of this project"
+    "Return the folder `data/` of this project"
     pkg = Path(moral_sc.__file__).resolve().parent
     return pkg/'data' if (pkg/'data').is_dir() else pkg.parent/'data'
 
 @lru_cache
 def sources()->dict: # Id -> `Source`
-    "All files that can be fetched"
+    "Return all files that can be fetched"
     toml = tomllib.loads((data_dir()/'sources.toml').read_text())
     res = {}
     for sec,d in toml.items():
@@ -93,9 +91,10 @@ def sources()->dict: # Id -> `Source`
 def source(
     id:str|Source, # An id of `sources`, or a `Source` of your own
 )->Source:
-    "Look one up; a misspelt id comes back with the nearest one"
+    "Look up a source by its id"
     if isinstance(id, Source): return id
-    if id not in sources(): raise ConfigError(unknown_name_message('data file', id, list(sources())))
+    if id not in sources():
+        raise ConfigError(unknown_name_message('data file', id, list(sources())))
     return sources()[id]
 
 
@@ -108,18 +107,18 @@ with expect_fail(ConfigError, contains="did you mean 'bbq/Age'?"): source('bbq/a
 
 
 # %% [markdown]
-# ## A hash that the repository already has
+# ## Hashes
 #
-# Git names every file by the SHA-1 of `blob`, its length and its bytes. We pin that name
-# because anybody can check it against the repository without downloading anything, and because
-# `git hash-object` computes it. Files kept in git LFS are named there by SHA-256.
+# Git names a file by the SHA-1 of the word `blob`, its length and its bytes. We pin this name because you
+# can check it against the repository without a download, and with `git hash-object`. Files in git LFS are
+# pinned by SHA-256.
 
 # %%
 #| export
 def git_blob(
     path:str|Path, # A file on disk
 )->str:            # 40 hex digits, what `git hash-object` prints
-    "Git's name for the content of a file"
+    "Compute git's name for the content of a file"
     with open(path, 'rb') as f:
         h = hashlib.sha1(b'blob %d\0' % os.fstat(f.fileno()).st_size, usedforsecurity=False)
         while chunk := f.read(1<<20): h.update(chunk)
@@ -127,7 +126,7 @@ def git_blob(
 
 
 # %% [markdown]
-# The empty file has the same name in every repository of the world:
+# The empty file has the same name in every repository:
 
 # %%
 tmp = Path(tempfile.mkdtemp())
@@ -139,8 +138,8 @@ test_eq(git_blob(tmp/'empty'), 'e69de29bb2d1d6434b8b29ae775ad8c2e48c5391')
 
 
 # %% [markdown]
-# `check_file` gives the verdict on one file. Size comes first since it is free and tells a cut
-# download from an edited file.
+# `check_file` compares one file with its pin. It checks the size first, which is fast and distinguishes a
+# truncated download from an edited file.
 
 # %%
 #| export
@@ -148,17 +147,17 @@ def _sha256(path):
     with open(path, 'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest()
 
 def check_file(
-    src:Source,    # What the file should be
-    path:str|Path, # Where it lies
-)->tuple:          # 'ok', 'missing', 'wrong size', 'wrong hash', 'unpinned'; and the detail
+    src:Source,    # The expected file
+    path:str|Path, # The file to check
+)->tuple:          # 'ok', 'missing', 'wrong size', 'wrong hash' or 'unpinned'; and the detail
     "Compare a file with its pin"
     path = Path(path)
     if not path.is_file(): return 'missing', ''
     size = path.stat().st_size
     if src.size and size!=src.size: return 'wrong size', f'{size:,} bytes, not {src.size:,}'
     if not src.pin: return 'unpinned', f'{size:,} bytes, no hash is known'
-    got = git_blob(path) if src.blob else _sha256(path)
-    return ('ok', got) if got==src.pin else ('wrong hash', f'hash {got}, not {src.pin}')
+    hash = git_blob(path) if src.blob else _sha256(path)
+    return ('ok', hash) if hash==src.pin else ('wrong hash', f'hash {hash}, not {src.pin}')
 
 
 # %%
@@ -169,8 +168,8 @@ src = Source('demo/poem', 'demo/poems', '0'*40, 'roses/poem.txt',
 check_file(src, poem)
 
 # %% [markdown]
-# That hash was typed at random. With the right one the file passes, and each kind of damage
-# has its own name:
+# The hash above is wrong on purpose. With the right hash the file passes, and each kind of damage has its
+# own status:
 
 # %%
 from dataclasses import replace
@@ -187,46 +186,46 @@ test_eq([check_file(src, p)[0] for p in (poem, edited, cut, tmp/'nowhere')],
 
 
 # %% [markdown]
-# ## Mirror, cache, network
+# ## Mirror, cache and network
 #
-# A file is looked for in three places, nearest first. `MORAL_SC_MIRROR` names a folder that
-# somebody else keeps, laid out `OWNER/REPO/COMMIT/PATH`: an air-gapped cluster needs nothing
-# more. The cache has the same layout, so a filled cache can be carried elsewhere and serve as
-# a mirror. The network comes last and `MORAL_SC_OFFLINE=1` closes it.
+# `fetch` looks in three places. `MORAL_SC_MIRROR` names a folder with the layout
+# `OWNER/REPO/COMMIT/PATH`, for clusters without a network. The cache has the same layout, so
+# you can copy it to another machine and use it as a mirror. The network comes last; `MORAL_SC_OFFLINE=1`
+# disables it.
 
 # %%
 #| export
 def cache_dir()->Path: # $MORAL_SC_CACHE, or the place where this system keeps caches
-    "Where downloads and converted weights are kept between runs"
+    "Return the folder of downloads and converted weights"
     return Path(os.environ.get('MORAL_SC_CACHE') or platformdirs.user_cache_dir('moral_sc'))
 
 def _offline(): return os.environ.get('MORAL_SC_OFFLINE', '').lower() in ('1','true','yes')
 
-def _cached(src): return cache_dir()/'data'/src.where
+def _cached(src): return cache_dir()/'data'/src.relative_path
 
 def _mirrored(src):
     d = os.environ.get('MORAL_SC_MIRROR')
     if d and not Path(d).is_dir():
-        raise ConfigError(f'MORAL_SC_MIRROR is {d!r}, which is no folder; mend or unset it.')
-    return Path(d)/src.where if d else None
+        raise ConfigError(f'MORAL_SC_MIRROR is {d!r}, which is not a folder: correct or unset it.')
+    return Path(d)/src.relative_path if d else None
 
 
 # %% [markdown]
-# On the network a file's address follows from its pin. A site that keeps its own copy on a web
-# server, in the same layout, names it in `MORAL_SC_HOST`.
+# The address of a file on the network follows from its pin. If you keep copies on your own web server in the same
+# layout, name it in `MORAL_SC_HOST`.
 
 # %%
 #| export
 def source_url(
-    src:Source, # What to fetch
-)->str:         # Its address on GitHub or the hub, or on `$MORAL_SC_HOST`
-    "The address of a file at its commit"
-    own = os.environ.get('MORAL_SC_HOST')
-    if src.hub and not own:
-        where = f'{src.repo}/resolve/{src.commit}/{src.path}'
-        return f'https://huggingface.co/datasets/{quote(where)}'
+    src:Source,
+)->str:         # The address on GitHub or the hub, or on `$MORAL_SC_HOST`
+    "Return the address of a file at its commit"
+    mirror_host = os.environ.get('MORAL_SC_HOST')
+    if src.hub and not mirror_host:
+        path = f'{src.repo}/resolve/{src.commit}/{src.path}'
+        return f'https://huggingface.co/datasets/{quote(path)}'
     host = 'media.githubusercontent.com/media' if src.lfs else 'raw.githubusercontent.com'
-    return f'{own or "https://"+host}/{quote(src.where.as_posix())}'
+    return f'{mirror_host or "https://"+host}/{quote(src.relative_path.as_posix())}'
 
 
 # %%
@@ -235,36 +234,35 @@ for k in ('bbq/templates/Age', 'hh-rlhf/helpful-base/test', 'discrim/explicit'):
 
 
 # %% [markdown]
-# Without a network, some machines answer at once that a name cannot be resolved; others let
-# packets vanish and callers wait for minutes. `online` waits at most four seconds and keeps the
-# answer for half a minute, so that a question about eleven files is one question.
+# Without a network, some machines report an error at once and others wait for minutes. `online` waits at
+# most four seconds and caches the answer for half a minute.
 
 # %%
 #| export
 @lru_cache
-def _host_answers(root, when):
+def _host_answers(root, interval):
     import requests
-    up = []
-    def ask():
-        try: up.append(requests.head(root, timeout=3))
+    responses = []
+    def request():
+        try: responses.append(requests.head(root, timeout=3))
         except requests.RequestException: pass
-    t = threading.Thread(target=ask, daemon=True)
-    t.start(); t.join(4)  # resolving a name knows no timeout of its own
-    return bool(up)
+    t = threading.Thread(target=request, daemon=True)
+    t.start()
+    t.join(4)  # name resolution has no timeout of its own
+    return bool(responses)
 
 def online(
-    address:str, # Any address on the host in question
-)->bool:         # False at once where MORAL_SC_OFFLINE=1
-    "Whether a host answers"
+    address:str, # Any address of the host
+)->bool:         # False if MORAL_SC_OFFLINE=1
+    "Return whether a host answers"
     root = '{0.scheme}://{0.netloc}/'.format(urlsplit(address))
     return not _offline() and _host_answers(root, int(time.time()//30))
 
 
 # %% [markdown]
-# A download goes to a file of its own beside the cache and takes its place there by a rename,
-# after it was checked. A process killed half-way leaves a stray part and no wrong file; two
-# processes that fetch the same file both succeed. Parts nobody has touched for an hour are
-# swept away by the next download.
+# A download is written to a temporary file and renamed after its check. A process that is killed leaves a
+# temporary file, never a wrong one, and two processes can fetch the same file at the same time. Temporary
+# files older than an hour are deleted by the next download.
 
 # %%
 #| export
@@ -279,7 +277,7 @@ def _partial_file():
     finally: part.unlink(missing_ok=True)
 
 def _download(src, part, tries=3):
-    "Download into a part and check it; a broken line or a wrong file is tried again"
+    "Download into a temporary file and check it; retry broken connections and wrong files"
     import pooch, requests
     bar = sys.stderr.isatty() and not 0<src.size<1e6
     http = pooch.HTTPDownloader(timeout=(3,30), progressbar=bar)
@@ -287,20 +285,20 @@ def _download(src, part, tries=3):
         time.sleep(i/2)
         try: http(source_url(src), part, None)
         except requests.HTTPError as e:
-            why = f'the server answered {e.response.status_code}'
+            reason = f'the server answered {e.response.status_code}'
             if e.response.status_code<500: break
-        except requests.RequestException as e: why = f'the line broke ({type(e).__name__})'
+        except requests.RequestException as e:
+            reason = f'the connection broke ({type(e).__name__})'
         else:
             status,detail = check_file(src, part)
             if status in ('ok','unpinned'): return
-            why = f'what came has {detail}'
-    raise DataError(f'{src.id}: {why}; nothing was kept of {source_url(src)}. Try again later, or '
-                    'put the file in a mirror.')
+            reason = f'the download has {detail}'
+    raise DataError(f'{src.id}: {reason}; nothing was stored of {source_url(src)}. Try again '
+                    'later, or put the file in a mirror.')
 
 
 # %% [markdown]
-# A wrong file in the mirror is an error and stays where it is, since it is not ours to delete.
-# A wrong file in the cache is replaced.
+# A wrong file in the mirror raises an error and is not deleted. A wrong file in the cache is replaced.
 
 # %%
 #| export
@@ -320,9 +318,9 @@ def _from_cache(src):
 
 def _from_network(src):
     if not online(source_url(src)):
-        why = 'MORAL_SC_OFFLINE is set' if _offline() else 'the network is out of reach'
-        raise DataError(f'{src.id} is in neither mirror nor cache and {why}; put it at '
-                        f'$MORAL_SC_MIRROR/{src.where.as_posix()} or go online once.')
+        reason = 'MORAL_SC_OFFLINE is set' if _offline() else 'the network is not reachable'
+        raise DataError(f'{src.id} is in neither mirror nor cache and {reason}; put it at '
+                        f'$MORAL_SC_MIRROR/{src.relative_path.as_posix()} or connect once.')
     with _partial_file() as part:
         _download(src, part)
         _cached(src).parent.mkdir(parents=True, exist_ok=True)
@@ -330,27 +328,26 @@ def _from_network(src):
 
 def fetch(
     id:str|Source, # 'bbq/Age', or a `Source`
-)->Path:           # A file that has been checked just now
+)->Path:           # A file that passed its check
     "Find a file in the mirror, the cache or the network"
     src = source(id)
     try: return _from_mirror(src) or _from_cache(src) or _from_network(src)
     except OSError as e:
-        where = e.filename or cache_dir()
-        raise DataError(f'{src.id}: cannot write to {where} ({e.strerror or e}); free some space '
-                        'or name another folder in MORAL_SC_CACHE.') from None
+        path = e.filename or cache_dir()
+        raise DataError(f'{src.id}: cannot write to {path} ({e.strerror or e}); free some space '
+                        'or set MORAL_SC_CACHE to another folder.') from None
 
 def available(
     id:str|Source, # 'bbq/Age', or a `Source`
-)->bool:           # Answers within seconds, with a network or without
-    "Whether `fetch` can be expected to succeed now"
+)->bool:           # Takes at most a few seconds
+    "Return whether `fetch` will probably succeed"
     src = source(id)
     mirror = _mirrored(src)
     return bool(mirror and mirror.is_file()) or _cached(src).is_file() or online(source_url(src))
 
 
 # %% [markdown]
-# The three steps can be watched with a web server of our own and a cache in a temporary
-# folder.
+# The example below uses a local web server and a temporary cache.
 
 # %%
 #| hide
@@ -380,8 +377,8 @@ def serve(folder, handler=Quiet):
 # %%
 site = tmp/'site'
 cache = tmp/'cache'
-(site/src.where).parent.mkdir(parents=True)
-(site/src.where).write_bytes(poem.read_bytes())
+(site/src.relative_path).parent.mkdir(parents=True)
+(site/src.relative_path).write_bytes(poem.read_bytes())
 srv,host = serve(site)
 alone = dict(MORAL_SC_CACHE=cache, MORAL_SC_MIRROR=None, MORAL_SC_OFFLINE=None,
              NO_PROXY='127.0.0.1')
@@ -392,16 +389,16 @@ with Env(alone|dict(MORAL_SC_HOST=host)):
 first.relative_to(tmp).as_posix(), [h[0] for h in Quiet.hits]
 
 # %% [markdown]
-# One `HEAD` to see whether the host answers and one `GET`; the second call read the cache.
-# After that the network is not needed.
+# There was one `HEAD` request, to see whether the host answers, and one `GET`. The second call read the cache,
+# which needs no network.
 
 # %%
 test_eq([h[0] for h in Quiet.hits], ['HEAD', 'GET'])
 with Env(alone|dict(MORAL_SC_OFFLINE='1')): test_eq(fetch(src), second)
 
 # %% [markdown]
-# A file damaged on disk is noticed, thrown away and fetched again; with no network it is thrown
-# away and said to be missing.
+# A damaged file in the cache is deleted and downloaded again. Without a network it is deleted and reported
+# as missing.
 
 # %%
 first.write_text('Roses are r3d\n')
@@ -412,25 +409,24 @@ with Env(alone|dict(MORAL_SC_OFFLINE='1')):
 assert not first.exists()
 
 # %% [markdown]
-# A mirror that holds another file than the one pinned is named with both hashes, and its file
-# is left alone.
+# A wrong file in the mirror is reported with both hashes and is not changed.
 
 # %%
 mirror = tmp/'mirror'
-(mirror/src.where).parent.mkdir(parents=True)
-(mirror/src.where).write_text('Roses are r3d\n')
+(mirror/src.relative_path).parent.mkdir(parents=True)
+(mirror/src.relative_path).write_text('Roses are r3d\n')
 with Env(alone|dict(MORAL_SC_MIRROR=mirror)):
     try: fetch(src)
     except DataError as e: msg = str(e).replace(str(tmp), '…')
 print(msg)
 
 # %%
-assert src.blob in msg and git_blob(edited) in msg and (mirror/src.where).exists()
+assert src.blob in msg and git_blob(edited) in msg and (mirror/src.relative_path).exists()
 
 
 # %% [markdown]
-# What the server sends is held to the same pin. A cut transfer and another file are
-# tried three times, a missing one once, and nothing is left behind:
+# Downloads are checked against the same pin. A truncated transfer and a wrong file are tried three times, a
+# missing file once. Nothing is left behind:
 
 # %%
 class Broken(Quiet):
@@ -440,34 +436,33 @@ class Broken(Quiet):
         self.end_headers()
         self.wfile.write(b'Roses')
 
-said = []
+messages = []
 for handler,text in [(Broken, ''), (Quiet, 'Roses are r3d\n'), (Quiet, None)]:
-    page = site/src.where
+    page = site/src.relative_path
     page.unlink(missing_ok=True)
     if text is not None: page.write_text(text)
     srv2,host2 = serve(site, handler)
     with Env(alone|dict(MORAL_SC_HOST=host2)):
         try: fetch(src)
-        except DataError as e: said.append(str(e).replace(source_url(src), '…'))
-print('\n'.join(said))
+        except DataError as e: messages.append(str(e).replace(source_url(src), '…'))
+print('\n'.join(messages))
 
 # %%
-test_eq(len(said), 3)
+test_eq(len(messages), 3)
 test_eq([p for p in cache.rglob('*') if p.is_file()], [])
 
 # %% [markdown]
-# With no network the answer comes within seconds, here from a port on which nobody listens:
+# Without a network, `fetch` fails within seconds. Here no process listens on the port:
 
 # %%
 start = time.time()
 with Env(alone|dict(MORAL_SC_HOST='http://127.0.0.1:9')):
     test_eq(available(src), False)
-    with expect_fail(DataError, contains='the network is out of reach'): fetch(src)
+    with expect_fail(DataError, contains='the network is not reachable'): fetch(src)
 assert time.time()-start < 5
 
 # %% [markdown]
-# A cache that cannot be written to is one sentence too. The folder named here would lie under
-# a regular file.
+# A cache that cannot be written raises one sentence, too. The folder named here would be inside a regular file.
 
 # %%
 page.write_text('Roses are red\n')
@@ -477,10 +472,10 @@ with Env(alone|dict(MORAL_SC_HOST=host, MORAL_SC_CACHE=poem/'cache')):
 print(msg)
 
 # %% [markdown]
-# ## Killed in the middle
+# ## Interrupted downloads
 #
-# A download of 3 MB from a server that takes its time is killed with `SIGKILL` half-way, then
-# the same command runs again.
+# A slow server sends 3 MB. The process is killed with `SIGKILL` in the middle, then the same command runs
+# again.
 
 # %%
 import signal, subprocess
@@ -514,18 +509,18 @@ assert 0 < left[0] < len(body)
 assert Path(again.stdout.strip()).read_bytes()==body
 
 # %% [markdown]
-# Two processes that want the same file at the same time fetch it twice and keep it once.
+# Two processes that fetch the same file at the same time download it twice and store it once.
 
 # %%
-(cache/'data'/big.where).unlink()
+(cache/'data'/big.relative_path).unlink()
 with Env(alone|dict(MORAL_SC_HOST=host3)):
     jobs = [subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.DEVNULL)
             for _ in range(2)]
     test_eq([j.wait() for j in jobs], [0, 0])
-assert (cache/'data'/big.where).read_bytes()==body
+assert (cache/'data'/big.relative_path).read_bytes()==body
 
 # %% [markdown]
-# The part that was left is harmless, and an hour later the next download removes it.
+# The temporary file does no harm. After an hour the next download removes it.
 
 # %%
 old = next(parts.glob('*'))
@@ -535,15 +530,15 @@ assert not old.exists()
 
 
 # %% [markdown]
-# ## The list, as a table
+# ## Lists of files
 #
-# These two functions are the commands `moral_sc data list` and `moral_sc data verify`; neither
-# touches the network.
+# `data_list` and `verify` are also the commands `moral_sc data list` and `moral_sc data verify`. They do not use the
+# network.
 
 # %%
 #| export
 def data_list()->list: # One dict a file
-    "What can be fetched, and what lies here already"
+    "List the files and their local copies"
     def local(s):
         m = _mirrored(s)
         return 'mirror' if m and m.is_file() else 'cache' if _cached(s).is_file() else ''
@@ -554,13 +549,13 @@ def data_list()->list: # One dict a file
 def verify(
     ids:list=None, # Default: every source
 )->list:           # One dict a file: id, where, status (see `check`), detail
-    "Check the copies in mirror and cache against their pins"
+    "Check the files in mirror and cache against their pins"
     res = []
     for s in map(source, ids or sources()):
         places = dict(mirror=_mirrored(s), cache=_cached(s))
-        found = [(k, *check_file(s, p)) for k,p in places.items() if p and p.is_file()]
+        copies = [(k, *check_file(s, p)) for k,p in places.items() if p and p.is_file()]
         res += [dict(id=s.id, where=w, status=st, detail=d)
-                for w,st,d in found or [('', 'missing', '')]]
+                for w,st,d in copies or [('', 'missing', '')]]
     return res
 
 
@@ -570,8 +565,8 @@ by = table.groupby(['repo', 'licence', 'pinned_by'])
 by.agg(files=('id', 'size'), bytes=('size', 'sum'))
 
 # %% [markdown]
-# `commit` in the third column means that we never had the file and no hash of it is published:
-# it is fetched by its commit and reported as unpinned for as long as that is so.
+# `commit` in the third column means that no hash is known. Such a file is fetched by its commit and reported as
+# unpinned.
 
 # %%
 with Env(alone): rows = verify([src, big])
@@ -579,11 +574,11 @@ pd.DataFrame(rows)
 
 # %%
 test_eq([(r['where'], r['status']) for r in rows], [('cache','ok')]*2)
-assert len({s.where for s in sources().values()})==len(sources())
+assert len({s.relative_path for s in sources().values()})==len(sources())
 assert all(len(s.commit)==40 and len(s.pin) in (0,40,64) for s in sources().values())
 
 # %% [markdown]
-# Copies that lie on this machine while the page runs must all be right:
+# Local copies, if there are any, must be right:
 
 # %%
 bad = [r for r in verify() if r['status'] not in ('ok', 'unpinned', 'missing')]
@@ -591,18 +586,17 @@ test_eq(bad, [])
 
 
 # %% [markdown]
-# ## Reading rows
+# ## JSON lines and TOML
 #
-# What people write by hand is TOML. Most files of others hold one JSON object a line, some of
-# them compressed. A damaged file names the line, since that is what its owner needs in order to
-# mend it.
+# Our own files are TOML. Most public files have one JSON object a line, and some are compressed. If a
+# file is damaged, the error names the line.
 
 # %%
 #| export
 def read_toml(
     path:str|Path,
 )->dict:
-    "Read a TOML file that a person wrote"
+    "Read a TOML file"
     path = Path(path)
     try: return tomllib.loads(path.read_text(encoding='utf-8'))
     except OSError as e: raise DataError(f'{path} cannot be read: {e.strerror}.') from e
@@ -623,13 +617,13 @@ def read_jsonl(
             for k,line in enumerate(f, 1):  # noqa: B007 (the messages below use k)
                 if line.strip(): rows.append(json.loads(line.strip()))
     except json.JSONDecodeError as e:
-        why = f'{e.msg}, column {e.colno}'
-        raise DataError(f'{path}: line {k} is not valid JSON ({why}).') from None
+        reason = f'{e.msg}, column {e.colno}'
+        raise DataError(f'{path}: line {k} is not valid JSON ({reason}).') from None
     except UnicodeDecodeError:
         raise DataError(f'{path}: line {k+1} or soon after is not UTF-8 text.') from None
     except (EOFError, gzip.BadGzipFile, gzip.zlib.error):
-        raise DataError(f'{path}: the compressed file is cut or damaged after line {k}; delete '
-                        'it and fetch it again.') from None
+        raise DataError(f'{path}: the compressed file is truncated or damaged after line {k}; '
+                        'delete it and fetch it again.') from None
     except OSError as e: raise DataError(f'{path}: {e.strerror or e}.') from None
     bad = next((i for i,r in enumerate(rows, 1) if not isinstance(r, dict)), None)
     if bad: raise DataError(f'{path}: row {bad} is not a JSON object.')
@@ -663,15 +657,15 @@ whole = (tmp/'rows.jsonl.gz').read_bytes()
 (tmp/'latin.jsonl').write_bytes('{"name": "José"}\n'.encode('latin1'))
 (tmp/'list.jsonl').write_text('{}\n[1, 2]\n')
 
-said = []
+messages = []
 for name in ['torn', 'cut.jsonl.gz', 'fake.jsonl.gz', 'latin', 'list', 'no']:
     try: read_jsonl(tmp/name if '.' in name else tmp/f'{name}.jsonl')
-    except DataError as e: said.append(str(e).replace(f'{tmp}/', ''))
-print('\n'.join(said))
+    except DataError as e: messages.append(str(e).replace(f'{tmp}/', ''))
+print('\n'.join(messages))
 
 # %%
-test_eq(len(said), 6)
-assert 'line 7' in said[0]
+test_eq(len(messages), 6)
+assert 'line 7' in messages[0]
 
 # %%
 #| hide

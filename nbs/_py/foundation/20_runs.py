@@ -9,7 +9,7 @@
 # %% [markdown]
 # # Runs
 #
-# > A folder of finished work that survives being killed and is never done twice.
+# > Store finished items in a folder so that an interrupted run can resume.
 
 # %%
 #| default_exp foundation.runs
@@ -35,23 +35,21 @@ tmp = Path(tempfile.mkdtemp())
 
 
 # %% [markdown]
-# Scoring a benchmark takes hours, and in those hours a laptop sleeps, a job hits its time limit
-# or a node goes away. A run is therefore kept item by item. Whatever was finished when the end
-# came is there when the same command runs again, and the table at the end is the one an
-# undisturbed run would have made.
+# Scoring a benchmark takes hours, and in these hours a laptop sleeps, a job reaches its time limit or a node
+# fails. A run therefore stores each finished item at once. If it is interrupted, the same command resumes it, and the
+# final table is the same as that of an undisturbed run.
 
 # %% [markdown]
-# ## What an item is called
+# ## Keys of items
 #
-# An item is named by a hash of everything that determines its value: the model, the prompt, the
-# condition, the seed. Two runs that would compute the same thing agree on its name, and anything
-# that changes the value changes the name.
+# The key of an item is a hash of everything that determines its value: model, prompt, condition, seed. Two runs
+# that compute the same item use the same key, and any change of an input changes the key.
 
 # %%
 #| export
 def _jsonable(x):
     if hasattr(x, 'tolist'): return x.tolist()
-    raise TypeError(f'{type(x).__name__} has no stable text; pass numbers, strings or lists')
+    raise TypeError(f'{type(x).__name__} cannot be part of a key: pass numbers, strings or lists')
 
 def _canonical(x):
     return json.dumps(x, sort_keys=True, separators=(',',':'), default=_jsonable)
@@ -59,7 +57,7 @@ def _canonical(x):
 def content_key(
     **parts, # Everything that determines the value: model, prompt, seed, ...
 )->str:      # 32 hex digits
-    "Name an item by what determines it"
+    "Compute the key of an item from everything that determines it"
     return hashlib.blake2b(_canonical(parts).encode(), digest_size=16).hexdigest()
 
 
@@ -67,21 +65,20 @@ def content_key(
 content_key(model='smollm2-135m', prompt='Who is older?', seed=0)
 
 # %% [markdown]
-# The name depends on neither the order of the arguments nor the process; Python's own `hash` of
-# a string changes with each start. Here it is pinned to what it was when this page was written:
+# The key depends neither on the order of the arguments nor on the process, unlike Python's `hash` of a
+# string:
 
 # %%
 test_eq(content_key(seed=0, prompt='Who is older?', model='smollm2-135m'),
         '72fff19072a20f703efaa8c56965b1db')
 test_ne(content_key(seed=0), content_key(seed=0.))
-with expect_fail(TypeError, contains='has no stable text'): content_key(out=Path('a'))
+with expect_fail(TypeError, contains='cannot be part of a key'): content_key(out=Path('a'))
 
 
 # %% [markdown]
-# ## Where it came from
+# ## Provenance
 #
-# A number without its origin cannot be argued about. `provenance` collects what a reader would
-# ask for; device, dtype and seed are passed by whoever knows them.
+# `provenance` collects what you need to know about the origin of a number. The caller passes device, dtype and seed.
 
 # %%
 #| export
@@ -92,7 +89,7 @@ def _version(name):
     except PackageNotFoundError: return None
 
 def _commit():
-    "Commit of the clone this package runs from, with a + if files were changed since"
+    "Return the commit of the clone, with a + if files were changed since"
     root = Path(moral_sc.__file__).resolve().parent.parent
     if not (root/'.git').exists(): return
     def git(*a):
@@ -106,9 +103,9 @@ def _processor():
     except (OSError, TypeError): return platform.processor() or platform.machine()
 
 def provenance(
-    **extra, # What only the caller knows: device, dtype, seed, ...
+    **extra, # From the caller: device, dtype, seed, ...
 )->dict:
-    "Versions, commit, machine and time"
+    "Collect versions, commit, machine and time"
     libs = 'numpy scipy pandas torch transformers'.split()
     return dict(moral_sc=moral_sc.__version__, commit=_commit(),
                 python=platform.python_version(), **{k: _version(k) for k in libs},
@@ -122,18 +119,17 @@ sorted(provenance(device='cpu', dtype='float32', seed=0))
 
 
 # %% [markdown]
-# ## The folder
+# ## Folder of a run
 #
-# A run is a folder with `config.json`, `provenance.json` and `run.sqlite`, one row an item.
-# SQLite's write-ahead log gives what is needed and no more: a row is on disk when `put` returns,
-# a process killed while it writes leaves the row there or not there, and several processes of
-# one machine may fill the same run. The two small files are written beside their place and
-# moved into it whole.
+# A run is a folder with `config.json`, `provenance.json` and `run.sqlite`, which has one row for each item. SQLite's
+# write-ahead log has the properties that we need: a row is on disk when `put` returns, a process that is killed never
+# leaves half a row, and several processes of one machine can write to the same run. The JSON files are
+# written in one step.
 
 # %%
 #| export
 def _write_json(path, obj, new=False):
-    "Write JSON that is never seen half-written; `new` leaves an existing file alone"
+    "Write JSON in one step; with `new`, keep an existing file"
     part = path.with_name(f'.{path.name}.{os.getpid()}')
     with open(part, 'w') as f:
         f.write(json.dumps(obj, indent=2, default=_jsonable)+'\n')
@@ -148,33 +144,36 @@ def _read_json(path):
 
 
 # %% [markdown]
-# What can go wrong with a folder is said in one sentence, and nothing that was finished is lost.
+# Errors of the disk or the database become one sentence. Finished items are never lost.
 
 # %%
 #| export
 @contextmanager
 def _explain_errors(path):
-    "Turn what SQLite and the system say about `path` into errors of ours"
+    "Turn errors of SQLite and the disk into a `DataError` or `ConfigError`"
     try: yield
-    except (sqlite3.Error, OSError) as e: 
-        why = getattr(e, 'strerror', None) or str(e)
-        if getattr(e, 'errno', 0) in (errno.ENOSPC, errno.EDQUOT) or 'disk is full' in why:
+    except (sqlite3.Error, OSError) as e:
+        reason = getattr(e, 'strerror', None) or str(e)
+        if getattr(e, 'errno', 0) in (errno.ENOSPC, errno.EDQUOT) or 'disk is full' in reason:
             err = DataError(f'{path}: the disk is full; free some space and start the same '
                             'command again, finished items are kept.')
-        elif 'malformed' in why or 'not a database' in why:
-            err = DataError(f'{path}/run.sqlite is damaged ({why}); move the folder away and '
+        elif 'malformed' in reason or 'not a database' in reason:
+            err = DataError(f'{path}/run.sqlite is damaged ({reason}); move the folder away and '
                             'start again.')
-        elif 'locked' in why: 
+        elif 'locked' in reason:
             err = DataError(f'{path}: another process holds this run; wait or end it.')
-        else: err = ConfigError(f'{path}: cannot be used ({why}); name another folder.')
+        else: err = ConfigError(f'{path} cannot be used ({reason}): name another folder.')
         raise err from None
 
 
 # %%
 #| export
 class Run:
-    "Finished items of one piece of work; made by `open_run`"
-    def __init__(self, path, db, done): self.path,self.db,self.finished = path,db,done
+    "Finished items of a run; use `open_run` to make one"
+    def __init__(self, path, db, finished):
+        self.path = path
+        self.db = db
+        self.finished = finished
     def __enter__(self): return self
     def __exit__(self, *_): self.db.close()
     def __len__(self): return self.db.execute('select count(*) from items').fetchone()[0]
@@ -184,9 +183,8 @@ class Run:
 
 
 # %% [markdown]
-# A configuration is compared as the JSON it becomes, so a tuple equals the list it is stored as.
-# Where two differ, the difference is shown key by key: nobody should have to diff two files to
-# learn that it was the seed.
+# Configurations are compared as JSON, so a tuple equals the list that is stored. The difference
+# is shown key by key.
 
 # %%
 #| export
@@ -195,14 +193,14 @@ def _flat(d, pre=''):
     return {k: v for a,b in d.items() for k,v in _flat(b, f'{pre}{a}.').items()}
 
 def config_difference(
-    stored:dict, # Configuration found in a folder
-    requested:dict,   # Configuration asked for
-)->str:         # 'seed: 0 there, 1 now'; empty if they agree
-    "Say where two configurations differ, key by key"
+    stored:dict,    # Configuration of the folder
+    requested:dict, # Configuration of the command
+)->str:             # 'seed: 0 stored, 1 requested'; empty if they agree
+    "Describe the difference of two configurations key by key"
     a = _flat(stored)
     b = _flat(requested)
     show = lambda d,k: repr(d[k]) if k in d else 'absent'
-    return '; '.join(f'{k}: {show(a,k)} there, {show(b,k)} now'
+    return '; '.join(f'{k}: {show(a,k)} stored, {show(b,k)} requested'
                      for k in dict.fromkeys([*a, *b]) if show(a,k)!=show(b,k))
 
 
@@ -211,8 +209,8 @@ config_difference(dict(model='135m', seed=0, chat=dict(mode='plain', bos=True)),
            dict(model='135m', seed=1, chat=dict(mode='plain'), limit=10))
 
 # %% [markdown]
-# Launchers tell each process its number and how many there are through the environment:
-# `accelerate launch` and `torchrun` in one way, Slurm and MPI in theirs.
+# Launchers pass the rank and the number of processes in the environment: `accelerate launch` and `torchrun`
+# in one way, Slurm and MPI in other ways.
 
 # %%
 #| export
@@ -220,12 +218,12 @@ _LAUNCHERS = [('RANK','WORLD_SIZE'), ('SLURM_PROCID','SLURM_NTASKS'),
               ('OMPI_COMM_WORLD_RANK','OMPI_COMM_WORLD_SIZE'), ('PMI_RANK','PMI_SIZE')]
 
 def process_rank(
-    env=None, # By default that of this process
-)->tuple:     # Its number, and how many there are; (0, 1) if it was started by itself
-    "Which of several processes this is"
+    env=None, # Default: the environment of this process
+)->tuple:     # Rank and number of processes; (0, 1) without a launcher
+    "Return the rank of this process and the number of processes"
     env = os.environ if env is None else env
-    for at,of in _LAUNCHERS:
-        if at in env and of in env: return int(env[at]), int(env[of])
+    for rank,world in _LAUNCHERS:
+        if rank in env and world in env: return int(env[rank]), int(env[world])
     return 0, 1
 
 
@@ -237,11 +235,11 @@ test_eq(process_rank(dict(SLURM_PROCID='3', SLURM_NTASKS='4')), (3, 4))
 
 # %%
 #| export
-def _connect(path, done):
-    "Open the store; a finished one is only read, so it may lie on a read-only disk"
-    only = f'{path.resolve().as_uri()}?mode=ro'
-    if done: return sqlite3.connect(only, uri=True, timeout=60)
-    with FileLock(path.with_name('lock'), timeout=60): # A new one is made by one process
+def _connect(path, finished):
+    "Open the database; a finished one is opened read-only and may be on a read-only disk"
+    read_only = f'{path.resolve().as_uri()}?mode=ro'
+    if finished: return sqlite3.connect(read_only, uri=True, timeout=60)
+    with FileLock(path.with_name('lock'), timeout=60): # one process creates it
         db = sqlite3.connect(path, timeout=60)
         db.execute('pragma journal_mode=wal')
         db.execute('pragma synchronous=full')
@@ -250,50 +248,50 @@ def _connect(path, done):
     return db
 
 def _write_provenance(path, extra):
-    "Provenance of a run: the first start, then what was different at each later one"
+    "Store the provenance of the first start and the changes at each later one"
     rank,world = process_rank()
-    now = json.loads(_canonical(provenance(processes=world, **extra)))
-    if not path.exists(): _write_json(path, now|dict(resumed=[], rank=rank), new=True)
+    current = json.loads(_canonical(provenance(processes=world, **extra)))
+    if not path.exists(): _write_json(path, current|dict(resumed=[], rank=rank), new=True)
     old = _read_json(path)
-    if old['end'] or rank or old['start']==now['start']: return old
-    if old.get('rank'): _write_json(path, now|dict(resumed=[], rank=0)) # Another was faster
+    if old['end'] or rank or old['start']==current['start']: return old
+    if old.get('rank'): _write_json(path, current|dict(resumed=[], rank=0)) # it came first
     else:
-        changed = {k: v for k,v in now.items() if k!='end' and old.get(k)!=v}
+        changed = {k: v for k,v in current.items() if k!='end' and old.get(k)!=v}
         _write_json(path, old|dict(resumed=old['resumed']+[changed]))
-    return now
+    return current
 
 def open_run(
-    out:str|Path,     # Folder, made if it is not there
-    config:dict=None, # Everything the command was asked for; None: only look
+    out:str|Path,     # Folder; created if it does not exist
+    config:dict=None, # All settings of the command; None: open for reading
     **extra,          # For `provenance`: device, dtype, seed
 )->Run:
-    "Start a run, resume it, or read a finished one"
+    "Start a run, resume it, or open a finished one"
     path = Path(out)
     if config is None and not (path/'config.json').exists():
         raise ConfigError(f'{path} holds no run.')
     with _explain_errors(path):
         path.mkdir(parents=True, exist_ok=True)
         if config is not None: _check_config(path, json.loads(_canonical(config)))
-        done = config is None or bool(_write_provenance(path/'provenance.json', extra)['end'])
-        return Run(path, _connect(path/'run.sqlite', done), done)
+        finished = config is None
+        finished = finished or bool(_write_provenance(path/'provenance.json', extra)['end'])
+        return Run(path, _connect(path/'run.sqlite', finished), finished)
 
 def _check_config(path, config):
-    rows = (path/'run.sqlite').exists() # Asked first: others may be making both
+    rows = (path/'run.sqlite').exists() # checked first: other processes may create both
     if not (path/'config.json').exists():
         if rows:
             raise ConfigError(f'{path} holds rows but no config.json; name another folder.')
         _write_json(path/'config.json', config, new=True)
     if diff := config_difference(_read_json(path/'config.json'), config):
-        raise ConfigError(f'{path} holds a run of another configuration ({diff}); resume it '
-                          'with its own, or name another folder.')
+        raise ConfigError(f'{path} holds a run of another configuration ({diff}): use the '
+                          'stored settings or another folder.')
 
 
 # %% [markdown]
-# ## Filling it
+# ## Storing items
 #
-# Rows are plain dicts. JSON keeps a float to its last bit, so a table read back is the table
-# that was computed. A key that is already there keeps its first row: two workers that met on one
-# item have done it twice and stored it once.
+# Rows are dicts. JSON stores floats exactly, so the table that you read back equals the one that was computed. If
+# two workers compute the same item, the first row is kept.
 
 # %%
 #| export
@@ -301,32 +299,32 @@ def _check_config(path, config):
 def get(self:Run,
     key:str,   # From `content_key`
 )->dict|None:
-    "The row of one item, if it is finished"
+    "Return the row of an item, or None if it is not finished"
     with _explain_errors(self.path):
         r = self.db.execute('select row from items where key=?', (key,)).fetchone()
     return json.loads(r[0]) if r else None
 
 @patch
 def missing(self:Run,
-    keys,      # All items of the work, in any order
-)->list:       # In the order given, each once
-    "Which items are still to do"
+    keys,      # All items of the run, in any order
+)->list:       # In the same order, without repetitions
+    "List the items that are not finished"
     keys = list(dict.fromkeys(keys))
-    have = set()
+    finished = set()
     with _explain_errors(self.path):
         for n in range(0, len(keys), 500):
-            some = keys[n:n+500]
-            ask = f'select key from items where key in ({",".join("?"*len(some))})' # noqa: S608
-            have |= {k for k, in self.db.execute(ask, some)}
-    return [k for k in keys if k not in have]
+            part = keys[n:n+500]
+            query = f'select key from items where key in ({",".join("?"*len(part))})' # noqa: S608
+            finished |= {k for k, in self.db.execute(query, part)}
+    return [k for k in keys if k not in finished]
 
 @patch
 def put_many(self:Run,
     items,     # Pairs of key and row
 ):
-    "Store finished items, all or none of them; on disk when this returns"
+    "Store finished items in one transaction; they are on disk when it returns"
     if self.finished:
-        raise ConfigError(f'{self.path} is finished and stays so; name another folder.')
+        raise ConfigError(f'{self.path} is finished: name another folder.')
     rows = [(k, json.dumps(r, default=_jsonable)) for k,r in items]
     with _explain_errors(self.path), self.db:
         self.db.executemany('insert or ignore into items values (?,?)', rows)
@@ -351,22 +349,22 @@ test_eq(run.get(keys[2])['score'], 2/3)
 
 
 # %% [markdown]
-# A table does not depend on the order in which its items were finished. Give the keys in the
-# order of the work, and it has that order.
+# The order of a table does not depend on the order in which items were finished: it is the order of the keys
+# that you pass.
 
 # %%
 #| export
 @patch
 def table(self:Run,
     keys=None, # Order of the rows; default: sorted keys
-):             # DataFrame with one row an item, `key` as its index
-    "All finished items, in an order that has nothing to do with time"
+):             # DataFrame with `key` as its index
+    "Return the finished items as a table"
     import pandas as pd
     with _explain_errors(self.path): rows = dict(self.db.execute('select key, row from items'))
     keys = sorted(rows) if keys is None else list(keys)
-    if lost := [k for k in keys if k not in rows]:
-        raise DataError(f'{self.path}: {len(lost)} of {len(keys)} items are not finished; start '
-                        'the same command again.')
+    if unfinished := [k for k in keys if k not in rows]:
+        raise DataError(f'{self.path}: {len(unfinished)} of {len(keys)} items are not finished; '
+                        'start the same command again.')
     index = pd.Index(keys, name='key')
     return pd.DataFrame([json.loads(rows[k]) for k in keys], index=index)
 
@@ -374,10 +372,11 @@ def table(self:Run,
 def finish(self:Run,
     **extra,   # More for provenance.json
 ):
-    "Declare the run complete; from now on it is only read"
+    "Mark the run as finished; afterwards it is read-only"
     if self.finished: return
     prov = self.path/'provenance.json'
-    with _explain_errors(self.path): _write_json(prov, _read_json(prov)|extra|dict(end=_timestamp()))
+    with _explain_errors(self.path):
+        _write_json(prov, _read_json(prov)|extra|dict(end=_timestamp()))
     with suppress(sqlite3.OperationalError):  # the log stays while others have it open
         self.db.execute('pragma busy_timeout=0')
         self.db.execute('pragma journal_mode=delete')
@@ -390,8 +389,8 @@ run.finish()
 run.table(keys)
 
 # %% [markdown]
-# The same command finds the finished run and reads it; another configuration is refused; nothing
-# overwrites it.
+# The same command opens a finished run for reading. Another configuration raises an error, and nothing is
+# overwritten.
 
 # %%
 run.db.close()
@@ -407,10 +406,10 @@ print(msg)
 sorted(p.name for p in (tmp/'demo').iterdir())
 
 # %% [markdown]
-# ## Killed in the middle of writing
+# ## Interrupted runs
 #
-# A program with 200 items says each one that it computed. Five times it is killed with `SIGKILL`
-# while it runs, then it is left alone.
+# A program with 200 items prints each item that it computes. It is killed five times with `SIGKILL`, then it runs
+# to the end.
 
 # %%
 import signal, sys
@@ -427,7 +426,7 @@ with open_run(sys.argv[1], dict(n=200)) as run:
     run.finish()
 """
 def work(out, stop=None):
-    "Run the program; kill it as soon as it has said `stop` items"
+    "Run the program; kill it after `stop` items"
     cmd = [sys.executable, '-c', code, out]
     job = subprocess.Popen(cmd, stdout=subprocess.PIPE, text=True)
     done = []
@@ -441,8 +440,8 @@ storm = [work(tmp/'storm', stop) for stop in (1, 20, 33, 40, 7)] + [work(tmp/'st
 [code for code,_ in storm], [len(done) for _,done in storm]
 
 # %% [markdown]
-# Each kill cost at most the one item that was being written, the two tables are the same to the
-# last bit, and the provenance lists the five later starts.
+# Each kill lost at most the item that was being written. The two tables are identical, and the provenance lists
+# the five later starts.
 
 # %%
 test_eq([code for code,_ in storm], [-9]*5+[0])
@@ -455,7 +454,7 @@ prov = json.loads((tmp/'storm/provenance.json').read_text())
 test_eq(len(prov['resumed']), 5)
 
 # %% [markdown]
-# Two processes that work on one run at the same time share it.
+# Two processes can work on one run at the same time.
 
 # %%
 jobs = [subprocess.Popen([sys.executable, '-c', code, tmp/'pair'], stdout=subprocess.PIPE)
@@ -466,54 +465,52 @@ assert open_run(tmp/'pair').table(keys).equals(a)
 
 
 # %% [markdown]
-# Work that need not be kept is done in a folder that is gone afterwards, by the same code.
+# Functions that can run without a folder use a temporary one, so the code is the same.
 
 # %%
 #| export
 @contextmanager
 def run_or_temporary(
-    run:Run|None, # None: nothing is to be kept
+    run:Run|None,
 ):                # Yields a `Run`
-    "A run, or a passing one in its place"
+    "Use a run, or a temporary one if it is None"
     if run is not None: yield run
     else:
         with tempfile.TemporaryDirectory() as d, open_run(d, {}) as r: yield r
 
 
 # %%
-with run_or_temporary(None) as passing:
-    passing.put('a', dict(x=1))
-    folder = passing.path
-    there = len(passing)
-test_eq((there, folder.exists()), (1, False))
+with run_or_temporary(None) as temporary:
+    temporary.put('a', dict(x=1))
+    folder = temporary.path
+    n = len(temporary)
+test_eq((n, folder.exists()), (1, False))
 
 
 # %% [markdown]
 # ## Several processes
 #
-# On a machine with eight GPUs eight processes fill one run. The work comes in blocks that follow
-# from the whole list of items; each process does every eighth, and when it has come to the end of
-# its own it takes over what is missing of the others', the last first. So nobody waits, nobody has
-# to be told that another one died, and a block is at worst done twice and stored once. When a
-# process leaves the loop every item is there, whoever made it.
+# On a machine with eight GPUs, eight processes fill one run. The items are divided into blocks. Each process computes
+# every eighth block; when its blocks are finished, it computes missing blocks of the other processes, from the last
+# one backwards. No process waits for another, and the others do the work of one that dies. A block may be computed twice
+# but is stored once. When a process leaves the loop, all items are stored.
 
 # %%
 #| export
 def _own_blocks_first(n, rank, world):
-    "Numbers of blocks: those of this process, then those of the others from their end"
-    theirs = [reversed(range((rank+k)%world, n, world)) for k in range(1, world)]
-    return [*range(rank, n, world), *(i for r in theirs for i in r)]
+    "List the blocks of this process, then those of the others from their end"
+    other_ranks = [reversed(range((rank+k)%world, n, world)) for k in range(1, world)]
+    return [*range(rank, n, world), *(i for r in other_ranks for i in r)]
 
 @patch
 def blocks(self:Run,
     todo,            # Lists of keys, the same in every process
-    rank:int=None,   # This process and how many there are; by default as `process` says
-    world:int=None,
-):                   # Yields numbers of blocks; store all items of one before the next
-    "The blocks that this process should do, until nothing is missing"
+    rank:int=None,   # Default: that of `process_rank`
+    world:int=None,  # Number of processes
+):                   # Yields indices of blocks; store all items of one before the next
+    "Yield the blocks that this process should compute, until no item is missing"
     todo = [list(ks) for ks in todo]
-    here = process_rank()
-    rank,world = (a if b is None else b for a,b in zip(here, (rank, world)))
+    rank,world = (a if b is None else b for a,b in zip(process_rank(), (rank, world)))
     for n in _own_blocks_first(len(todo), rank, world):
         if self.missing(todo[n]): yield n
 
@@ -522,28 +519,28 @@ def blocks(self:Run,
 _own_blocks_first(7, 0, 2), _own_blocks_first(7, 1, 2)
 
 # %% [markdown]
-# Alone, a process does all blocks in their order. Of two that take turns, each does its half,
-# and the one that is left alone does the rest.
+# A single process computes all blocks in order. Two processes that take turns compute one half each, and the
+# remaining process finishes the work.
 
 # %%
 todo = [[f'{b}{i}' for i in range(3)] for b in 'abcdefg']
 with open_run(tmp/'turns', {}) as run:
     first = run.blocks(todo, 0, 2)
     second = run.blocks(todo, 1, 2)
-    did = []
-    for who in [first,second,first,second]:
-        did.append(next(who))
-        run.put_many([(k, dict(key=k)) for k in todo[did[-1]]])
-    for n in second: # The first is gone
-        did.append(n)
+    computed = []
+    for blocks in [first, second, first, second]:
+        computed.append(next(blocks))
+        run.put_many([(k, dict(key=k)) for k in todo[computed[-1]]])
+    for n in second: # the first process has ended
+        computed.append(n)
         run.put_many([(k, dict(key=k)) for k in todo[n]])
     test_eq(len(run), 21)
-test_eq(sorted(did), list(range(7)))
-did
+test_eq(sorted(computed), list(range(7)))
+computed
 
 # %% [markdown]
-# The same with real processes. Three share 40 blocks; one of them is killed after its third.
-# The two that are left finish the work.
+# The same with real processes: three share 40 blocks, and one is killed after its third block. The other two
+# finish the work.
 
 # %%
 code = """
@@ -565,17 +562,17 @@ def start(rank):
 jobs = [start(r) for r in range(3)]
 for _ in range(3): jobs[2].stdout.readline()
 jobs[2].send_signal(signal.SIGKILL)
-did = [[int(x) for x in j.communicate()[0].split()] for j in jobs[:2]]
+computed = [[int(x) for x in j.communicate()[0].split()] for j in jobs[:2]]
 test_eq([j.wait() for j in jobs], [0, 0, -9])
 with open_run(tmp/'three') as run: test_eq((len(run), run.finished), (200, True))
 prov = json.loads((tmp/'three/provenance.json').read_text())
 test_eq((prov['processes'], prov['resumed']), (3, []))
-own = [sum(n%3==r for n in d) for r,d in enumerate(did)]
-[len(d) for d in did], own
+own_blocks = [sum(n%3==r for n in d) for r,d in enumerate(computed)]
+[len(d) for d in computed], own_blocks
 
 # %% [markdown]
-# Processes that come to a new folder at the same moment all get in. SQLite does not wait where two
-# of them make one database, so they take turns there.
+# Several processes can create the same run at the same time. SQLite does not wait while a database is created,
+# so they take turns.
 
 # %%
 from multiprocessing import get_context
@@ -592,13 +589,13 @@ for j in jobs: j.join()
 test_eq([j.exitcode for j in jobs], [0, 0, 0])
 
 # %% [markdown]
-# All of them must be on one machine, or on a disk whose locks SQLite can trust; network disks
-# often have none.
+# All processes must be on one machine, or on a disk with locks that SQLite can trust. Many network disks have
+# none.
 #
-# ## Folders that will not do
+# ## Unusable folders
 #
-# Each of these is one sentence, and where something had been finished it is still there. A full
-# disk is played by a store that may not grow.
+# Each of these errors is one sentence, and finished items are kept. A store with a size limit stands for a full
+# disk.
 
 # %%
 (tmp/'file').touch()
@@ -617,14 +614,14 @@ cfg = dict(n=200)
 tries = [lambda: open_run(tmp/'file'/'run', cfg), lambda: open_run('/proc/run', cfg),
          lambda: open_run(tmp/'garbage', cfg).table(), lambda: open_run(tmp/'nojson', cfg),
          lambda: open_run(tmp/'orphan', cfg), lambda: open_run(tmp/'nothing'), full]
-said = []
+messages = []
 for t in tries:
     try: t()
-    except (ConfigError, DataError) as e: said.append(str(e).replace(str(tmp), '…'))
-print('\n'.join(said))
+    except (ConfigError, DataError) as e: messages.append(str(e).replace(str(tmp), '…'))
+print('\n'.join(messages))
 
 # %%
-test_eq(len(said), len(tries))
+test_eq(len(messages), len(tries))
 test_eq(open_run(tmp/'full').table().text.tolist(), ['kept'])
 
 # %%

@@ -9,7 +9,7 @@
 # %% [markdown]
 # # Statistics
 #
-# > Every number with the interval it deserves: rates, clustered rows, paired conditions.
+# > Compute rates and intervals, cluster bootstraps, paired differences and p-values.
 
 # %%
 #| default_exp foundation.statistics
@@ -30,17 +30,16 @@ import pandas as pd
 
 
 # %% [markdown]
-# Three things go wrong in most tables of model behaviour. A rate near 0 or 1 gets an interval
-# that leaves $[0,1]$. Rows that came from one template are counted as if each were new evidence.
-# Two conditions asked on the same items are compared as if the items were different. This page
-# has one function against each, and one for the many comparisons that a paper makes.
+# Three mistakes are common in tables of model behaviour. The interval of a rate near 0 or 1 leaves $[0,1]$. Rows
+# from one template are counted as independent evidence. Two conditions on the same items are compared as if the items
+# were different. This page has one function against each mistake, and one for multiple comparisons.
 
 # %%
 #| export
 class Estimate(NamedTuple):
     "A number and its interval"
     value:float        # Best single value
-    low:float = np.nan # Lower end; nan where the data cannot say
+    low:float = np.nan # Lower end; nan if unknown
     high:float = np.nan
 
     def __repr__(self): return f'{self.value:.3g} [{self.low:.3g}, {self.high:.3g}]'
@@ -50,7 +49,7 @@ class Estimate(NamedTuple):
 Estimate(.5, .2366, .7634)
 
 # %% [markdown]
-# It is a tuple, so `value, low, high = estimate` works, and so does a column of them.
+# It is a tuple: you can write `value, low, high = estimate` or make a table of them.
 
 # %%
 pd.DataFrame([Estimate(.5, .24, .76), Estimate(.1, .05, .2)], index=['before', 'after'])
@@ -59,10 +58,9 @@ pd.DataFrame([Estimate(.5, .24, .76), Estimate(.1, .05, .2)], index=['before', '
 # %% [markdown]
 # ## Rates
 #
-# A rate is a count over a count. With few trials the usual interval
-# $\hat p \pm z\sqrt{\hat p(1-\hat p)/n}$ has width zero at 0 of 10, as if nothing remained to be
-# learned. Wilson's interval [@wilson1927] asks instead which rates would make the observed count
-# unsurprising.
+# A rate is a count over a count. With few trials the usual interval $\hat p \pm z\sqrt{\hat p(1-\hat p)/n}$ is too
+# short, and has width zero at 0 of 10. Wilson's interval [@wilson1927] contains the rates for which the observed count
+# is not surprising.
 
 # %%
 #| export
@@ -71,7 +69,7 @@ def wilson(
     n:int,           # Trials
     level:float=.95, # Confidence
 )->Estimate:
-    "A rate and its Wilson interval"
+    "Return a rate and its Wilson interval"
     from statsmodels.stats.proportion import proportion_confint
     if n<1: raise DataError(f'A rate needs at least one trial; got {k} of {n}.')
     if not 0<=k<=n: raise DataError(f'A rate needs 0 <= k <= n; got {k} of {n}.')
@@ -83,7 +81,7 @@ def wilson(
 wilson(5, 10), wilson(500, 1000), wilson(0, 10)
 
 # %% [markdown]
-# Its ends are the rates $p$ at which $k$ lies exactly $z$ standard deviations away:
+# The ends of the interval are the rates $p$ for which $k$ is exactly $z$ standard deviations away:
 # $(\hat p-p)^2 = z^2 p(1-p)/n$.
 
 # %%
@@ -92,8 +90,8 @@ for k,n in [(0,10), (3,10), (499,1000), (7,7)]:
     for end in (low,high): test_close((p-end)**2, 1.959964**2*end*(1-end)/n, eps=1e-8)
 
 # %% [markdown]
-# Over all possible counts of 20 trials it covers the true rate about as often as it says, where
-# the usual interval fails by far. Coverage here is exact, summed over the binomial distribution.
+# With 20 trials, Wilson's interval covers the true rate about as often as it should; the usual interval covers it far
+# less often. Coverage is exact here, a sum over the binomial distribution.
 
 # %%
 from scipy.stats import binom
@@ -116,34 +114,34 @@ with expect_fail(DataError, contains='at least one trial'): wilson(0, 0)
 
 
 # %% [markdown]
-# ## Clustered rows
+# ## Cluster bootstrap
 #
-# BBQ has 58,492 rows and 343 templates. Rows from one template share their story, so a model
-# that stumbles over one stumbles over most, and the number of independent facts is nearer to 343.
-# The bootstrap below draws whole clusters with replacement. Where rows fall into strata that were
-# fixed by design, such as the categories of a benchmark, clusters are drawn within each.
+# BBQ has 58,492 rows and 343 templates. Rows from one template share their text, so a model that fails on one row fails
+# on most of them, and the number of independent observations is nearer to 343. The bootstrap below draws whole clusters
+# with replacement. If the design fixes strata, such as the categories of a benchmark, clusters are drawn within each
+# stratum.
 
 # %%
 #| export
 def _layout(clusters, strata):
-    "Cluster number of each row, and the number of clusters in each stratum"
+    "Return the cluster index of each row and the number of clusters of each stratum"
     from pandas import Series, factorize
     pairs = Series(list(zip(strata, clusters, strict=True)), dtype=object)
     code,names = factorize(pairs, sort=True)
     return code, np.bincount(factorize(Series([s for s,_ in names], dtype=object))[0])
 
 def _picks(sizes, n, rng):
-    "Numbers of the clusters drawn, [draw, cluster], in pieces that fit in memory"
+    "Yield the drawn clusters, [draw, cluster], in blocks that fit in memory"
     first = np.cumsum([0, *sizes])
     step = max(1, 2**22//sum(sizes))
-    for done in range(0, n, step):
-        m = min(step, n-done)
+    for start in range(0, n, step):
+        m = min(step, n-start)
         yield np.hstack([first[i]+rng.integers(0, c, (m, c)) for i,c in enumerate(sizes)])
 
 
 # %% [markdown]
-# A template numbered 7 in one category is not template 7 of another: clusters are told apart
-# within their stratum. Each draw keeps the number of clusters of each stratum.
+# Cluster numbers are unique within their stratum only: template 7 of one category is not template 7 of another. Each
+# draw keeps the number of clusters of each stratum.
 
 # %%
 code,sizes = _layout([7, 7, 8, 7, 9], ['age', 'age', 'age', 'faith', 'faith'])
@@ -157,10 +155,10 @@ test_close(np.bincount(picks.ravel())/1000, np.ones(8), eps=.1)
 
 
 # %% [markdown]
-# An ordinary percentile interval is too short when clusters are few, for the reason for which
-# Student replaced the normal distribution. We read the percentiles further out, by the factor
-# that makes the interval of a mean Student's; with hundreds of clusters this changes nothing.
-# This is Hesterberg's expanded percentile interval [@hesterberg2015bootstrap].
+# A percentile interval is too short if there are few clusters, for the same reason that Student's distribution replaces
+# the normal one. We read the percentiles further out, by the factor that makes the interval of a mean equal to Student's.
+# With hundreds of clusters this changes nothing. It is Hesterberg's expanded percentile
+# interval [@hesterberg2015bootstrap].
 
 # %%
 #| export
@@ -169,7 +167,7 @@ def lower_tail(
     C:int,       # Clusters
     K:int=1,     # Strata
 )->float:
-    "Where to read the percentiles of a bootstrap of C clusters in K strata"
+    "Return the lower percentile of a bootstrap interval of C clusters in K strata"
     from scipy.stats import norm, t
     return norm.cdf(t.ppf((1-level)/2, C-K)*np.sqrt(C/(C-K)))
 
@@ -179,36 +177,36 @@ def lower_tail(
 
 
 # %% [markdown]
-# A statistic is any function of rows. The mean needs only each cluster's sum and size, so its
-# draws are two additions; anything else is evaluated draw by draw. Draws in which it is
-# undefined, such as a rate over no rows, are left out.
+# The statistic is any function of rows. For the mean, each draw needs only the sum and size of each cluster; other
+# statistics are evaluated for each draw. Draws in which the statistic is undefined, such as a rate of no rows, are
+# left out.
 
 # %%
 #| export
 def cluster_bootstrap(
     values,            # Row values, [row] or [row, column]
-    clusters,          # What each row belongs to: template, prompt, pair
+    clusters,          # Cluster of each row: template, prompt, pair
     statistic=np.mean, # Rows -> number
-    strata=None,       # Group of each row that the design fixed, such as a category
+    strata=None,       # Stratum of each row, such as a category
     n:int=2000,        # Draws
     level:float=.95,   # Confidence
     seed:int=0,        # The same seed and rows give the same interval
 )->Estimate:
-    "A statistic of rows, with an interval that knows they come in clusters"
+    "Return a statistic of rows and its cluster bootstrap interval"
     value,draws,C,K = _sampled(values, clusters, statistic, strata, n, seed)
     if not len(draws): return Estimate(value)
     tail = lower_tail(level, C, K)
     return Estimate(value, *map(float, np.quantile(draws, [tail, 1-tail])))
 
 def _sampled(values, clusters, statistic, strata, n, seed):
-    "A statistic, its bootstrap draws, and the numbers of clusters and of strata"
+    "Return a statistic, its draws, and the numbers of clusters and strata"
     values = np.asarray(values)
     code,sizes = _layout(*_rows(values, clusters, strata))
     value = float(statistic(values))
     C = sum(sizes)
     K = len(sizes)
     if min(sizes)<2:
-        warnings.warn('A stratum of a single cluster cannot show its spread: no interval.',
+        warnings.warn('A stratum has a single cluster: there is no interval.',
                       stacklevel=3)
         return value, np.empty(0), C, K
     picks = _picks(sizes, n, np.random.default_rng(seed))
@@ -237,7 +235,7 @@ def _draws(values, code, picks, statistic):
 
 
 # %% [markdown]
-# Take 12 answers that came from four templates, the third of them hard.
+# Take 12 answers from four templates, of which the third is hard.
 
 # %%
 right    = [1,1,1, 1,1,0, 0,0,0, 1,0,1]
@@ -245,9 +243,8 @@ template = [1,1,1, 2,2,2, 3,3,3, 4,4,4]
 cluster_bootstrap(right, template), cluster_bootstrap(right, range(12))
 
 # %% [markdown]
-# Counted as 12 independent rows they seem to say something; four templates cannot. They can be
-# drawn in $4^4=256$ equally likely ways, few enough to enumerate, and the random draws agree
-# with the whole list.
+# With 12 independent rows the interval would exclude low rates; with four templates it does not. Four templates can be
+# drawn in $4^4=256$ equally likely ways. The random draws agree with the complete enumeration.
 
 # %%
 means = np.array(right).reshape(4,3).mean(1)
@@ -261,8 +258,8 @@ Estimate(means.mean(), low, high), drawn
 test_close(drawn, (means.mean(), low, high), eps=1e-9)
 
 # %% [markdown]
-# The slow road through any statistic and the fast one through sums give the same draws, and
-# neither the order of the rows nor the names of the clusters matter.
+# The general code and the fast code for means give the same draws. The order of rows and the names of clusters do not
+# matter.
 
 # %%
 rng = np.random.default_rng(1)
@@ -280,7 +277,7 @@ test_close(fast, slow, eps=1e-12)
 test_close(fast, moved, eps=1e-12)
 
 # %% [markdown]
-# With many equal clusters the interval of a mean is the textbook one from the cluster means.
+# With many clusters of equal size, the interval of a mean is the textbook interval of the cluster means.
 
 # %%
 x = rng.normal(size=(400, 5)) + rng.normal(size=(400, 1))
@@ -291,14 +288,13 @@ boot
 
 
 # %% [markdown]
-# ### Does it cover?
+# ### Coverage
 #
-# Simulated templates with effects of their own answer the question that matters: how often does
-# a 95% interval contain the truth? Twenty rows share a template here, and a bootstrap that draws
-# rows, as if they were independent, is wrong more often than every second time. The last column
-# draws templates but reads the percentiles without the expansion. Below six clusters nothing that
-# draws them can help: no mean of draws leaves their range, and the range of four holds the
-# truth in no more than 7 cases of 8. Where a cluster is a training, six is the least.
+# How often does a 95% interval contain the truth? We simulate templates with random effects and 20 rows each. A bootstrap
+# of rows, as if they were independent, misses the truth in more than half of the cases. The last column draws templates
+# without the expansion. With fewer than six clusters, no bootstrap of clusters has the right coverage: a mean of
+# draws cannot leave the range of the clusters, and the range of four clusters contains the truth in at most 7 of 8
+# cases. If each cluster is a training run, use at least six.
 
 # %%
 def row_bootstrap(y, rng, n=500): # The sum of rows drawn from zeros and ones is binomial
@@ -328,81 +324,81 @@ assert cover.clusters[6:].between(.92, .97).all() and cover.clusters[4]<=.9
 assert (cover.rows<.6).all()
 
 # %% [markdown]
-# Where the data cannot say how far off they are, the interval is `nan` and a warning says so.
+# If the data cannot show their spread, the interval is `nan` and there is a warning.
 
 # %%
-with warnings.catch_warnings(record=True) as said:
-    one = cluster_bootstrap([1, 0, 1], ['a']*3)
-one, str(said[0].message)
+with warnings.catch_warnings(record=True) as caught:
+    single = cluster_bootstrap([1, 0, 1], ['a']*3)
+single, str(caught[0].message)
 
 # %%
-test_eq(one.value, 2/3)
+test_eq(single.value, 2/3)
 with expect_fail(DataError, contains='at least one row'): cluster_bootstrap([], [])
 with expect_fail(DataError, contains='one cluster'): cluster_bootstrap([1, 2], ['a'])
 
 
 # %% [markdown]
-# ## Two conditions on the same items
+# ## Paired differences
 #
-# An item that is hard is hard with an instruction too. Drawing each item together with both of
-# its answers keeps what they share out of the interval of the difference.
+# A hard item is hard under both conditions. Drawing each item together with both of its answers removes this
+# shared difficulty from the interval of the difference.
 
 # %%
 #| export
 def paired_difference(
     a,                 # Row values under one condition
     b,                 # The same rows under the other
-    clusters,          # What each row belongs to
+    clusters,          # Cluster of each row
     statistic=np.mean, # Rows -> number
     **kw,              # strata, n, level, seed: see `cluster_bootstrap`
 )->Estimate:           # Of statistic(a) - statistic(b)
-    "How much a statistic differs between two conditions asked on the same rows"
+    "Return the difference of a statistic between two conditions on the same rows"
     a = np.asarray(a)
     b = np.asarray(b)
     if a.shape!=b.shape:
         raise DataError(f'Paired values need the same rows; got {a.shape} and {b.shape}.')
     if statistic is np.mean and a.ndim==1: return cluster_bootstrap(a*1.-b, clusters, **kw)
-    both = lambda v: statistic(v[:,0])-statistic(v[:,1])
-    return cluster_bootstrap(np.stack([a, b], 1), clusters, both, **kw)
+    difference = lambda v: statistic(v[:,0])-statistic(v[:,1])
+    return cluster_bootstrap(np.stack([a, b], 1), clusters, difference, **kw)
 
 
 # %%
 skill = rng.normal(size=100)
 plain = skill + rng.normal(scale=.3, size=100)
-told  = skill + .2 + rng.normal(scale=.3, size=100)
-together = paired_difference(told, plain, range(100))
-asked = ['told']*100+['plain']*100
-apart = cluster_bootstrap(np.r_[told, -plain]*2, range(200), strata=asked)
-together, apart
+instructed = skill + .2 + rng.normal(scale=.3, size=100)
+paired = paired_difference(instructed, plain, range(100))
+condition = ['instructed']*100+['plain']*100
+unpaired = cluster_bootstrap(np.r_[instructed, -plain]*2, range(200), strata=condition)
+paired, unpaired
 
 # %% [markdown]
-# Both see the same difference; only the paired interval excludes zero. A statistic other than
-# the mean is taken of each side of the same draws.
+# Both intervals have the same centre; only the paired interval excludes zero. Other statistics than the mean are
+# computed for both sides of the same draws.
 
 # %%
-assert together.low>0>apart.low
-test_close(together.value, apart.value, eps=1e-8)
-slow = paired_difference(told, plain, range(100), lambda v: v.mean())
-test_close(slow, together, eps=1e-8)
-paired_difference(told, plain, range(100), np.median)
+assert paired.low>0>unpaired.low
+test_close(paired.value, unpaired.value, eps=1e-8)
+slow = paired_difference(instructed, plain, range(100), lambda v: v.mean())
+test_close(slow, paired, eps=1e-8)
+paired_difference(instructed, plain, range(100), np.median)
 
 
 # %% [markdown]
-# ## From intervals to p-values
+# ## P-values
 #
-# Many comparisons at once need a p-value each, and it should not contradict the interval beside
-# it. So it is read off the same draws: the level at which the interval would just touch zero.
+# Multiple comparisons need a p-value for each comparison, and it should agree with the interval. `cluster_test`
+# therefore uses the same draws: the p-value is the level at which the interval just touches the null value.
 
 # %%
 #| export
 def cluster_test(
     values,            # Row values, [row] or [row, column]
-    clusters,          # What each row belongs to
+    clusters,          # Cluster of each row
     statistic=np.mean, # Rows -> number
-    null:float=0.,     # Value that is put to the test
+    null:float=0.,     # Value under the null hypothesis
     strata=None, n:int=2000, seed:int=0, # See `cluster_bootstrap`
-)->float:              # Below .05 where the 95% interval leaves out `null`
-    "Two-sided p-value of a statistic, from the draws that make its interval"
+)->float:              # Below .05 if the 95% interval excludes `null`
+    "Return the two-sided p-value of a statistic from its bootstrap draws"
     from scipy.stats import norm, t
     _,draws,C,K = _sampled(values, clusters, statistic, strata, n, seed)
     if not len(draws): return np.nan
@@ -411,36 +407,36 @@ def cluster_test(
 
 
 # %%
-d = told-plain
+d = instructed-plain
 cluster_test(d, range(100)), cluster_test(d-d.mean(), range(100))
 
 # %% [markdown]
-# At every level, the interval at that level and the p-value give the same answer.
+# Interval and p-value agree at every level.
 
 # %%
 x = rng.normal(.25, 1, 120)
 c = np.repeat(range(12), 10)
 p = cluster_test(x, c, n=20_000)
 for level in np.r_[.5:.995:40j]:
-    if abs(1-level-p)<.004: continue # As near as the draws can tell
+    if abs(1-level-p)<.004: continue # within the resolution of the draws
     test_eq(cluster_bootstrap(x, c, n=20_000, level=level).low>0, p<1-level)
 p
 
 
 # %% [markdown]
-# A test of a different kind checks it. If an instruction changes nothing, the difference of each
-# cluster might as well have had the other sign; `sign_flip` asks how many choices of signs give
-# a mean as far from zero. With few clusters all choices are tried and the answer is exact.
+# A second test is independent of the bootstrap. If an instruction has no effect, the difference of each
+# cluster could equally have the opposite sign. `sign_flip` computes how many choices of signs give a mean at least as far
+# from zero. With few clusters it enumerates all choices, and the result is exact.
 
 # %%
 #| export
 def sign_flip(
     differences,   # Row values of a paired difference
-    clusters,      # What each row belongs to; a cluster's rows keep one sign
-    n:int=10_000,  # Choices of signs, if there are more
+    clusters,      # Cluster of each row; the rows of a cluster share a sign
+    n:int=10_000,  # Largest number of choices of signs
     seed:int=0,
 )->float:
-    "Two-sided p-value of a mean difference, from signs of whole clusters"
+    "Return the two-sided p-value of a mean difference by flipping signs of clusters"
     from itertools import product
     code,sizes = _layout(*_rows(np.asarray(differences), clusters, None))
     sums = np.bincount(code, differences)
@@ -448,7 +444,7 @@ def sign_flip(
     if 2**C<=n: signs = np.array(list(product([1,-1], repeat=C)))
     else:
         signs = np.random.default_rng(seed).choice([1,-1], (n, C))
-        signs[0] = 1 # What was observed is one of the choices
+        signs[0] = 1 # the observed signs
     reached = abs(signs@sums)
     return float((reached>=reached[0]*(1-1e-12)).mean())
 
@@ -463,7 +459,7 @@ assert max(abs(a-b) for a,b in pair)<.12
 test_eq(sign_flip([1,1,1,1], range(4)), 2/16)
 
 # %% [markdown]
-# Where nothing differs, both reject about as often as they say.
+# If there is no difference, both tests reject about as often as they should.
 
 # %%
 size = np.zeros(2)
@@ -478,9 +474,9 @@ assert ((size/400>.02) & (size/400<.09)).all()
 
 
 # %% [markdown]
-# A table of results keeps values and intervals, not draws. From those alone `p_value` gives the
-# p-value of a normal estimate with that interval, using the half of it that faces the null; it
-# too is below 5% exactly where a 95% interval leaves the null out.
+# Tables store values and intervals, not draws. `p_value` computes the p-value of a normal estimate from its
+# interval, using the half that faces the null value. It is below 5% exactly if the 95% interval excludes the null
+# value.
 
 # %%
 #| export
@@ -489,7 +485,7 @@ def p_value(
     level:float=.95,  # Of the interval
     null:float=0.,
 )->float:             # nan without an interval
-    "Two-sided p-value that goes with an interval"
+    "Return the two-sided p-value of an estimate with an interval"
     from scipy.stats import norm
     value,low,high = estimate
     half = value-low if value>null else high-value
@@ -499,7 +495,7 @@ def p_value(
 
 
 # %%
-p_value(together), cluster_test(d, range(100), n=20_000)
+p_value(paired), cluster_test(d, range(100), n=20_000)
 
 # %%
 test_close(p_value(Estimate(1.96, 0, 3.92)), .05, eps=1e-4)
@@ -508,19 +504,18 @@ assert np.isnan(p_value(Estimate(.2)))
 
 
 # %% [markdown]
-# ## Many comparisons
+# ## Multiple comparisons
 #
-# Twenty comparisons at 5% find something in two of three papers with nothing to find.
-# Holm's adjustment [@holm1979] multiplies the smallest p-value by the number of comparisons, the
-# next by one less, and so on, never letting a larger one overtake. What stays below 5% holds
-# jointly, whatever the dependence between the tests.
+# Twenty comparisons at 5% give at least one false finding in two of three papers. Holm's adjustment [@holm1979] multiplies
+# the smallest p-value by the number of comparisons, the next one by one less, and so on, and keeps the order. Comparisons
+# whose adjusted p-value is below 5% hold jointly, whatever the dependence between the tests.
 
 # %%
 #| export
 def holm(
-    p,           # p-values of one family of tests
+    p,           # P-values of one family of tests
 )->np.ndarray:   # Adjusted p-values, in the order given
-    "Adjust p-values so that one threshold serves for all of them"
+    "Adjust p-values for multiple comparisons by Holm's method"
     from statsmodels.stats.multitest import multipletests
     p = np.asarray(p, dtype=float)
     if not ((0<=p)&(p<=1)).all(): raise DataError(f'p-values lie between 0 and 1; got {p}.')
@@ -535,8 +530,8 @@ test_close(holm([.01, .04, .03, .005]), [.03, .06, .06, .02])
 with expect_fail(DataError, contains='between 0 and 1'): holm([.5, np.nan])
 
 # %% [markdown]
-# With twenty true null hypotheses, how often is at least one of them rejected? The smallest
-# adjusted value is twenty times the smallest p (at most 1), so the answer needs no loop.
+# With twenty true null hypotheses, how often is at least one rejected? The smallest adjusted value is twenty times the
+# smallest p-value (at most 1).
 
 # %%
 p = rng.uniform(size=(4000, 20))

@@ -9,7 +9,7 @@
 # %% [markdown]
 # # Figures
 #
-# > One look and one meaning for each colour, on light pages and dark ones.
+# > Set the plotly template and the colours of all figures.
 
 # %%
 #| default_exp foundation.figures
@@ -27,16 +27,14 @@ import pandas as pd
 from fastcore.test import *
 
 # %% [markdown]
-# Importing this module makes the template `moral_sc` the one that every new figure uses. Plotly's
-# own template writes 7 kB into each figure, half of it about chart types nobody here draws. Ours
-# says only what differs from plotly's bare defaults, so a figure in a notebook stays a diff that
-# can be read.
+# If you import this module, the template `moral_sc` becomes the default of new figures. Plotly's own template adds 7 kB to
+# each figure, half of it about chart types that we do not use. Ours contains only the differences from plotly's defaults, so
+# changes of a figure are readable in a diff.
 
 # %% [markdown]
 # ## Colours
 #
-# A colour means one thing through all pages: once the plain question is blue, it is blue in every
-# figure of every paper.
+# A colour has one meaning on all pages: the plain question is blue in every figure of every paper.
 
 # %%
 #| export
@@ -48,7 +46,7 @@ COLOURS = {
     'paper':  '#787878',  # what the paper reports
     'linear': '#1aa3af',  # linear model
     'relu':   '#c3074e',  # model with a ReLU
-    'accent': '#5c992a',  # the thing to look at
+    'accent': '#5c992a',  # highlighted element
 }
 order = 'q if cot match linear relu accent paper'.split()
 COLOURS['sequence'] = [COLOURS[k] for k in order]
@@ -57,18 +55,17 @@ COLOURS['diverging'] = [[0,'#2166ac'], [.25,'#92c5de'], [.5,'#f7f7f7'], [.75,'#f
 
 
 # %% [markdown]
-# The pages can be switched to dark, and figures have no background of their own. Each colour must
-# therefore stand out from white and from near-black, which leaves the middle of the scale of
-# lightness. The measure is the contrast ratio of the web's accessibility guidelines, which ask
-# for 3 from a line or a bar.
+# Pages have a light and a dark mode, and figures have no background. Each colour must therefore stand out from white and
+# from near-black. We use the contrast ratio of the web's accessibility guidelines, which require 3 for lines and
+# bars.
 
 # %%
-def light(c):
+def luminance(c):
     s = np.array([int(c[i:i+2], 16) for i in (1,3,5)])/255
     return np.where(s<=.04045, s/12.92, ((s+.055)/1.055)**2.4) @ [.2126, .7152, .0722]
 
 def contrast(a, b):
-    lo,hi = sorted([light(a), light(b)])
+    lo,hi = sorted([luminance(a), luminance(b)])
     return (hi+.05)/(lo+.05)
 
 marks = {k: c for k,c in COLOURS.items() if isinstance(c, str)}
@@ -80,15 +77,14 @@ pd.DataFrame({k: [contrast(c, p) for p in pages.values()] for k,c in marks.items
 assert all(contrast(c, page)>=3 for c in marks.values() for page in pages.values())
 
 # %% [markdown]
-# One man in twelve cannot tell red from green. The colours that share a figure were chosen by a
-# search over such eyes too: under simulated deuteranopia (the matrix is that of Machado, Oliveira
-# and Fernandes, 2009) every two of the four conditions stay apart, measured in CIE Lab, where 2
-# is just visible.
+# One man in twelve cannot distinguish red from green. Under simulated deuteranopia (the matrix is from Machado, Oliveira
+# and Fernandes, 2009) the four conditions stay distinguishable: their distances in CIE Lab are far above 2, which is just
+# visible.
 
 # %%
 deuteranopia = np.array([[.367, .861, -.228], [.280, .673, .047], [-.012, .043, .969]])
 
-def seen(c):
+def deuteranopia_lab(c):
     s = np.array([int(c[i:i+2], 16) for i in (1,3,5)])/255
     rgb = deuteranopia @ np.where(s<=.04045, s/12.92, ((s+.055)/1.055)**2.4)
     xyz = [[.4124,.3576,.1805], [.2126,.7152,.0722], [.0193,.1192,.9505]]
@@ -96,15 +92,16 @@ def seen(c):
     f = np.cbrt(x/[.9505, 1, 1.089])
     return np.array([116*f[1]-16, 500*(f[0]-f[1]), 200*(f[1]-f[2])])  # CIE Lab
 
-four = [seen(COLOURS[k]) for k in ('q', 'if', 'cot', 'match')]
-gaps = [float(np.linalg.norm(a-b)) for i,a in enumerate(four) for b in four[:i]]
+conditions = [deuteranopia_lab(COLOURS[k]) for k in ('q', 'if', 'cot', 'match')]
+gaps = [float(np.linalg.norm(a-b)) for i,a in enumerate(conditions)
+        for b in conditions[:i]]
 np.round(gaps).tolist()
 
 # %%
 assert min(gaps)>20
 
 # %% [markdown]
-# ## The template
+# ## Template
 
 # %%
 #| export
@@ -125,9 +122,8 @@ pio.templates['moral_sc'] = go.layout.Template(layout=dict(
 pio.templates.default = 'moral_sc'
 
 # %% [markdown]
-# In a notebook a figure should be stored once, as data, and not a second time as a script. Where
-# plotly would do both, it is told to leave the script out; other places such as Colab, or a
-# terminal that opens a browser, keep what plotly chose for them.
+# In a notebook, a figure should be stored once, as data, and not also as a script. Where plotly would store both, we
+# select the data only. Other front ends, such as Colab or a terminal, keep plotly's choice.
 
 # %%
 #| export
@@ -149,8 +145,7 @@ fig.update_yaxes(title='bias score', rangemode='tozero')
 fig
 
 # %% [markdown]
-# A matrix takes the diverging scale when zero means something. It keeps its light middle on dark
-# pages, since a cell is a mark of its own.
+# A matrix uses the diverging scale if zero has a meaning. Its light middle stays light on dark pages.
 
 # %%
 #| label: fig-matrix
@@ -162,16 +157,16 @@ fig2.update_xaxes(title='feature', constrain='domain')
 
 
 # %% [markdown]
-# The whole template in a figure's JSON is small beside plotly's:
+# The template is small beside plotly's:
 
 # %%
-def lines(name):
+def json_lines(name):
     return json.dumps(pio.templates[name].to_plotly_json(), indent=1).count('\n')
 
-ours = lines('moral_sc')
-theirs = lines('plotly_white')
-ours, theirs
+ours = json_lines('moral_sc')
+plotly_white = json_lines('plotly_white')
+ours, plotly_white
 
 # %%
-assert ours<75 and theirs>500
+assert ours<75 and plotly_white>500
 test_eq(fig.layout.template.layout.width, 640)

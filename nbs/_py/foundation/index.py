@@ -9,39 +9,37 @@
 # %% [markdown]
 # # Foundation
 #
-# > Plain tools that all three papers stand on: no machine learning.
+# > Provide data files, runs, statistics and figures without any machine learning.
 
 # %%
 #| default_exp foundation.__init__
 
 # %%
 #| export
-from moral_sc.foundation.errors import (MoralScError, DataError, ConfigError, ModelError,
-    unknown_name_message)
+from moral_sc.foundation.errors import MoralScError, DataError, ConfigError, ModelError
 from moral_sc.foundation.datasets import (Source, sources, source, fetch, available, verify,
     data_list, read_jsonl, data_dir, cache_dir, online)
 from moral_sc.foundation.runs import Run, open_run, content_key, provenance
 from moral_sc.foundation.statistics import (Estimate, wilson, cluster_bootstrap,
     paired_difference, holm)
-_all_ = ['MoralScError', 'DataError', 'ConfigError', 'ModelError', 'unknown_name_message', 'Source',
-         'sources', 'source', 'fetch', 'available', 'verify', 'data_list', 'read_jsonl', 'data_dir',
+_all_ = ['MoralScError', 'DataError', 'ConfigError', 'ModelError', 'Source', 'sources', 'source',
+         'fetch', 'available', 'verify', 'data_list', 'read_jsonl', 'data_dir',
          'cache_dir', 'online', 'Run', 'open_run', 'content_key', 'provenance', 'Estimate',
          'wilson', 'cluster_bootstrap', 'paired_difference', 'holm']
 
 # %% [markdown]
-# What a result rests on before any model is asked: which bytes went in, whether the work was
-# finished, how sure the number is, and what the reader sees. Each question has a page.
+# All three papers use these modules:
 #
-# | question | page |
+# | module | what it does |
 # | --- | --- |
-# | What went wrong, and what can I do about it? | [errors](00_errors.ipynb) |
-# | Are these the sentences that everybody else scored? | [data sets](10_datasets.ipynb) |
-# | What is finished, and what happens if I kill it now? | [runs](20_runs.ipynb) |
-# | How far can this number be from the truth? | [statistics](30_statistics.ipynb) |
-# | Why does it look like this? | [figures](40_figures.ipynb) |
+# | [errors](00_errors.ipynb) | errors of bad input, with a one-sentence message |
+# | [datasets](10_datasets.ipynb) | public data files, pinned by commit and hash |
+# | [runs](20_runs.ipynb) | folders of finished items; an interrupted run resumes |
+# | [statistics](30_statistics.ipynb) | rates, cluster bootstraps, paired differences, p-values |
+# | [figures](40_figures.ipynb) | the plotly template and the colours |
 #
-# The four work together in a few lines. Twelve rows of made-up answers are computed once, kept,
-# and read back as a rate whose interval knows that they came from four templates.
+# The example stores twelve rows of made-up answers in a run and reads them back as a rate, whose interval accounts for the
+# four templates.
 
 # %%
 import tempfile
@@ -55,9 +53,8 @@ with open_run(out, dict(what='demo')) as run:
 cluster_bootstrap(table.right, table.template)
 
 # %% [markdown]
-# Importing `moral_sc.foundation` is cheap: pandas, scipy, statsmodels and plotly are loaded by
-# the functions that need them, and torch by none. The figures' template is the one thing that is
-# not imported here, because importing it changes how every figure of the session looks.
+# `import moral_sc.foundation` is fast: pandas, scipy, statsmodels and plotly are imported by the functions that need
+# them, and torch by none. The module `figures` is not imported here because it changes plotly's default template.
 
 # %%
 import subprocess, sys

@@ -15,8 +15,8 @@
 # ## Bundled data and stub models
 #
 # Every page runs at scale `quick` on what the package contains: our own prompts, principles and
-# scenes, and stub models with known answers. A page that uses a stub prints so in its output. Such a
-# run tests the code; its numbers describe no real model.
+# scenes, and stub models with known answers. A page that uses a stub prints so in its output. The
+# run then tests the code; its numbers describe no real model.
 #
 # ```sh
 # MORAL_SC_OFFLINE=1 moral_sc reproduce
@@ -31,8 +31,8 @@ import os, shutil, tempfile
 from pathlib import Path
 tmp = Path(tempfile.mkdtemp())
 saved = {k: os.environ.get(f'MORAL_SC_{k}') for k in ('CACHE', 'MIRROR', 'OFFLINE')}
-os.environ['MORAL_SC_CACHE'] = str(tmp/'cache')
 os.environ.pop('MORAL_SC_MIRROR', None)
+os.environ['MORAL_SC_CACHE'] = str(tmp/'cache')
 
 # %%
 from moral_sc.foundation import DataError, available, fetch, source
@@ -80,7 +80,7 @@ except DataError as e: print(e)
 # You can also copy single files by hand: a file's place is its repository, commit and path.
 
 # %%
-source('bbq/Age').where.as_posix()
+source('bbq/Age').relative_path.as_posix()
 
 # %% [markdown]
 # A mirror is only read, so it may be shared and write-protected. A file with the wrong hash raises an
@@ -97,7 +97,7 @@ age.write_text('{"question": "Who forgot the keys?"}\n')
 substitute = replace(source('bbq/Age'), size=age.stat().st_size, blob=git_blob(age))
 
 mirror = tmp/'mirror'
-copy = mirror/substitute.where
+copy = mirror/substitute.relative_path
 copy.parent.mkdir(parents=True)
 shutil.copy(age, copy)
 os.environ['MORAL_SC_MIRROR'] = str(mirror)
@@ -136,7 +136,7 @@ except DataError as e: print(str(e).replace(str(tmp), '…'))
 #
 # | message | what to do |
 # | --- | --- |
-# | `… is in neither mirror nor cache and the network is out of reach` | put the file at the path in the message, or go online once |
+# | `… is in neither mirror nor cache and the network is not reachable` | put the file at the path in the message, or connect once |
 # | `… the mirror's file has hash …` | replace the edited or truncated copy from the repository |
 # | `MORAL_SC_MIRROR is …, which is no folder` | check the spelling, and that the disk is mounted |
 # | `… cannot write to … (No space left on device)` | set `MORAL_SC_CACHE` to a folder on a larger disk |

@@ -96,7 +96,8 @@ names = [page_name(p) for p in notebook_paths()]
 names[:2], len(names)
 
 # %%
-test_eq([n.split('/')[0] for n in names], sorted((n.split('/')[0] for n in names), key=papers.index))
+first = [n.split('/')[0] for n in names]
+test_eq(first, sorted(first, key=papers.index))
 
 # %% [markdown]
 # Folders and files whose name begins with `_` or `.` are left out.
@@ -106,7 +107,8 @@ tmp = Path(tempfile.mkdtemp())
 for name in ['constitution/labels', 'superposition/collapse', '_drafts/labels']:
     (tmp/name).parent.mkdir(exist_ok=True)
     (tmp/f'{name}.ipynb').touch()
-test_eq([page_name(p) for p in notebook_paths(tmp)], ['superposition/collapse', 'constitution/labels'])
+found = [page_name(p) for p in notebook_paths(tmp)]
+test_eq(found, ['superposition/collapse', 'constitution/labels'])
 
 
 # %% [markdown]

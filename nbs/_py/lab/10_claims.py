@@ -9,7 +9,7 @@
 # %% [markdown]
 # # Claims
 #
-# > What each paper says, the criterion fixed beforehand, and what our runs found.
+# > Judge the papers' claims by criteria that were fixed before the runs.
 
 # %%
 #| default_exp lab.claims
@@ -26,6 +26,7 @@ from pathlib import Path
 from moral_sc.foundation.datasets import read_toml
 from moral_sc.foundation.errors import ConfigError, DataError, unknown_name_message
 from moral_sc.lab.paths import claims_dir, notebooks_dir
+from moral_sc.lab.scales import SCALES
 
 # %%
 #| hide
@@ -38,15 +39,14 @@ from fastcore.test import *
 tmp = Path(tempfile.mkdtemp())
 
 # %% [markdown]
-# A reproduction that chooses its criterion after seeing its numbers always succeeds. So each
-# claim of a paper is first a row in a file: a sentence, a quantity to measure, and the bound
-# that decides. The notebook that measures it comes later and supplies nothing but the number;
-# the verdict is computed here. A claim that fails is a finding and is shown like any other. A
-# criterion is never loosened to make a claim hold: a changed criterion is a new row.
+# A reproduction that chooses its criterion after the measurement always succeeds. Each claim of a paper is
+# therefore first written to a file: a sentence, the quantity to measure, and the bound that decides. The
+# notebook that measures it supplies only the number; the verdict is computed here. A failed claim is a result and
+# is shown like any other. Criteria are never loosened: a changed criterion is a new claim.
 #
-# ## A claim
+# ## Criteria
 #
-# Every paper has one file, with a table per claim. This one is made up, and short.
+# Every paper has a file with a table for each claim. This example is made up.
 
 # %%
 example = tmp/'claims'
@@ -85,13 +85,11 @@ size = "needs a driven pendulum"
 ''')
 
 # %% [markdown]
-# `at_least`, `at_most` and `within` are three spellings of one thing, an interval in which
-# the quantity must lie. `scale` is the smallest scale at which a verdict may be given, and
-# `size` says what a run would need before a miss could count against the paper.
+# `at_least`, `at_most` and `within` define an interval for the quantity. `scale` is the smallest scale that can
+# decide the claim. `size` names what a run needs before a claim can fail.
 
 # %%
 #| export
-scales = ('quick', 'cpu', 'gpu')  # from small to large
 verdicts = ('holds', 'fails', 'not at this size', 'not run')
 claims_mime = 'application/vnd.moral_sc.claims+json'
 
@@ -111,8 +109,7 @@ class Claim:
 
 
 # %% [markdown]
-# A row that lacks something is refused by name, because a claim without a criterion is an
-# opinion.
+# A table with missing or unknown fields is refused with the claim's name.
 
 # %%
 #| export
@@ -123,11 +120,11 @@ _bounds = dict(at_least=lambda x: (x, math.inf), at_most=lambda x: (-math.inf, x
 def _number(x): return isinstance(x, (int, float)) and not isinstance(x, bool) and x==x
 
 def _problem(row, stem):
-    "What is wrong with a row of the file `stem`.toml, or None"
+    "Describe the mistake in a row of the file `stem`.toml, or return None"
     missing = [k for k in _text if not str(row.get(k, '')).strip()]
     if missing: return f'lacks {", ".join(missing)}; add it'
     extra = set(row) - {*_text, *_bounds, 'size'}
-    if extra: return f'has {", ".join(sorted(extra))}, which no claim has; rename it'
+    if extra: return f'has the unknown field {", ".join(sorted(extra))}; rename it'
     given = [k for k in _bounds if k in row]
     if len(given)!=1: return f'needs exactly one of {", ".join(_bounds)}'
     value = row[given[0]]
@@ -135,8 +132,8 @@ def _problem(row, stem):
     if not all(map(_number, numbers)) or len(numbers)!=1+(given[0]=='within'):
         return f'has {given[0]} = {value!r}, which is not a number or a [low, high]'
     if numbers!=sorted(numbers): return f'has within = {value!r}; put the lower bound first'
-    if row['scale'] not in scales:
-        return f'has scale {row["scale"]!r}; use {", ".join(scales)}'
+    if row['scale'] not in SCALES:
+        return f'has scale {row["scale"]!r}; use {", ".join(SCALES)}'
     paper = row['paper']
     if not f'{stem}_'.startswith(f'{paper}_') or not row['id'].startswith(f'{paper}/'):
         return f'belongs to {paper!r}; ids of this file start with {stem!r}'
@@ -152,13 +149,13 @@ def _claim(row):
 def criteria(
     path=None,         # Folder of `paper.toml`, `paper_topic.toml`; default: ours
 )->dict[str, Claim]:   # By id, in the order of the files
-    "The claims and their criteria"
+    "Read the claims and their criteria"
     res = {}
     for f in sorted(Path(path or claims_dir()).glob('*.toml')):
         for i,row in enumerate(read_toml(f).get('claim', [])):
             name = row.get('id') or f'claim number {i+1}'
-            wrong = 'appears twice; rename one' if name in res else _problem(row, f.stem)
-            if wrong: raise DataError(f'{f.name}: {name} {wrong}.')
+            problem = 'appears twice; rename one' if name in res else _problem(row, f.stem)
+            if problem: raise DataError(f'{f.name}: {name} {problem}.')
             res[name] = _claim(row)
     return res
 
@@ -169,8 +166,7 @@ assert len(criteria())>50 # Every file of ours can be read
 claims['pendulum/period']
 
 # %% [markdown]
-# The file is the one place where a criterion can be set, so mistakes in it are caught there. A paper
-# with many claims has further files, named after the paper and a topic.
+# Mistakes in the files raise errors. A paper with many claims has several files, named after the paper and a topic.
 
 # %%
 good = dict(id='"p/a"', paper='"p"', section='"1"', sentence='"s"', criterion='"c"',
@@ -191,17 +187,16 @@ refused('lower bound first', at_least=None, within='[2, 1]')
 refused("has scale 'huge'", scale='"huge"')
 refused("belongs to 'other'", paper='"other"')
 refused("belongs to 'p'", id='"q/a"')
-refused('has at_lest', at_lest=1)
+refused('has the unknown field at_lest', at_lest=1)
 refused('not valid TOML', id='p/a')
 
 
 # %% [markdown]
-# ## A verdict
+# ## Verdicts
 #
-# An estimate with an interval is judged by the whole interval: it *holds* when all of it
-# satisfies the criterion, and *fails* when none of it does. An interval that straddles the
-# bound has not decided anything, however the point estimate falls; a run with more items
-# might. A plain number, for a quantity without sampling error, is an interval of no width.
+# The whole interval of an estimate is judged. The claim *holds* if all of the interval meets the criterion and *fails* if none
+# of it does. An interval that contains the bound decides nothing; more items might. A plain number, for a quantity
+# without sampling error, is an interval of width zero.
 
 # %%
 #| export
@@ -209,10 +204,10 @@ def judge(
     claim:Claim,
     estimate,   # (value, low, high), or a number
     scale:str,  # Scale of the run
-)->tuple:       # Verdict, and why it is not simply held or failed
-    "The verdict on `claim`"
+)->tuple:       # Verdict, and the reason if it is undecided
+    "Return the verdict on a claim"
     _,low,high = estimate_interval(estimate)
-    if scales.index(scale)<scales.index(claim.scale):
+    if SCALES.index(scale)<SCALES.index(claim.scale):
         return 'not at this size', f'judged from scale {claim.scale} on'
     if claim.low<=low and high<=claim.high: return 'holds', ''
     if claim.size: return 'not at this size', claim.size
@@ -222,7 +217,7 @@ def judge(
 def estimate_interval(
     estimate, # (value, low, high), or a number
 )->tuple:
-    "Value and interval, as three floats"
+    "Return value and interval as three floats"
     parts = estimate if isinstance(estimate, tuple) else (estimate,)*3
     return tuple(float(x) for x in parts)
 
@@ -237,8 +232,7 @@ test_eq([judge(period, c, 'quick')[0] for c in cases],
         ['holds', 'not at this size', 'fails', 'fails', 'holds', 'fails'])
 
 # %% [markdown]
-# A one-sided bound is met on the bound itself. An estimate that is not a number, such as a
-# rate of nothing, decides nothing.
+# An estimate on the bound meets the criterion. An estimate that is not a number decides nothing.
 
 # %%
 damping = claims['pendulum/damping']
@@ -247,8 +241,8 @@ test_eq(judge(damping, 1.4999, 'gpu'), ('fails', ''))
 judge(damping, (float('nan'),)*3, 'cpu')
 
 # %% [markdown]
-# Below its scale a claim is neither held nor failed, even by a number that would satisfy it.
-# A claim with a `size` may hold in a small run, and cannot fail in one.
+# Below its scale, a claim neither holds nor fails, whatever the number. A claim with `size` can hold in a small run but
+# cannot fail in it.
 
 # %%
 chaos = claims['pendulum/chaos']
@@ -262,23 +256,22 @@ test_eq([verdict for verdict,_ in small], ['not at this size', 'not at this size
 # %% [markdown]
 # ## Recording
 #
-# A paper notebook ends with one call of `record`. It shows a table, and the same output
-# carries the numbers in a mime type of its own, so that an executed page *is* the record:
-# there is no second file to fall out of step with the figures above the table.
+# A paper page ends with a call of `record`, which shows a table of verdicts. The same output stores the numbers in a MIME
+# type of its own, so the executed page is the record.
 
 # %%
 #| export
 def _row(claim, estimate, scale):
     value,low,high = estimate_interval(estimate)
-    verdict,why = judge(claim, estimate, scale)
+    verdict,reason = judge(claim, estimate, scale)
     num = lambda x: x if math.isfinite(x) else None
-    told = dict(quantity=claim.quantity, criterion=claim.criterion,
-                bounds=[num(claim.low), num(claim.high)])
-    return dict(id=claim.id, verdict=verdict, why=why, estimate=num(value), low=num(low),
-                high=num(high), scale=scale) | told
+    criterion = dict(quantity=claim.quantity, criterion=claim.criterion,
+                     bounds=[num(claim.low), num(claim.high)])
+    return dict(id=claim.id, verdict=verdict, why=reason, estimate=num(value), low=num(low),
+                high=num(high), scale=scale) | criterion
 
 class Outcomes(list):
-    "Judged claims; shows as a table and carries itself as JSON"
+    "Judged claims, displayed as a table and stored as JSON"
     def __init__(self, rows, claims): super().__init__(rows); self.claims = claims
     def _cells(self):
         for r in self: yield (self.claims[r['id']].sentence, r['criterion'],
@@ -302,14 +295,14 @@ _columns = ['Claim', 'Criterion', 'Found', 'Verdict']
 def verdict_text(
     row:dict, # With 'verdict' and 'why'
 )->str:
-    "The verdict in words"
+    "Return the verdict with its reason"
     return f'{row["verdict"]} ({row["why"]})' if row['why'] else row['verdict']
 
 def format_estimate(
     value, low, high, # Numbers, or None where there is none
     digits:int=3,     # Significant digits
 )->str:
-    "An estimate and its interval, short"
+    "Format an estimate and its interval"
     if value is None or value!=value: return 'none'
     f = lambda x: 'none' if x is None else f'{x:.{digits}g}'
     return f(value) if low==high==value else f'{f(value)} [{f(low)},\xa0{f(high)}]'
@@ -318,7 +311,7 @@ def html_table(
     head:list, # Names of the columns
     rows,      # Texts, escaped here
 )->str:
-    "A plain table"
+    "Format rows as an HTML table"
     cells = lambda row, tag: ''.join(f'<{tag}>{escape(str(c))}</{tag}>' for c in row)
     body = '\n'.join(f'<tr>{cells(r, "td")}</tr>' for r in rows)
     top = f'<thead><tr>{cells(head, "th")}</tr></thead>'
@@ -332,9 +325,9 @@ def judge_all(
     outcomes:dict, # Claim id to estimate: (value, low, high) or a number
     path=None,     # Folder of criteria, default: ours
 )->Outcomes:
-    "The verdicts on `outcomes`"
+    "Judge several estimates"
     known = criteria(path)
-    if scale not in scales: raise ConfigError(unknown_name_message('scale', scale, list(scales)))
+    if scale not in SCALES: raise ConfigError(unknown_name_message('scale', scale, list(SCALES)))
     for k in outcomes:
         if k not in known: raise ConfigError(unknown_name_message('claim', k, list(known)))
     return Outcomes([_row(known[k], e, scale) for k,e in outcomes.items()], known)
@@ -344,7 +337,7 @@ def record(
     outcomes:dict, # Claim id to estimate: (value, low, high) or a number
     path=None,     # Folder of criteria, default: ours
 ):
-    "Judge `outcomes` and display them, with the record inside the output"
+    "Judge estimates and display the verdicts, with the numbers stored in the output"
     from IPython.display import display
     display(judge_all(scale, outcomes, path))
 
@@ -353,7 +346,7 @@ def record(
 record('quick', {'pendulum/period': (1.001, .995, 1.01), 'pendulum/damping': 2.1}, example)
 
 # %% [markdown]
-# A page cannot record a claim that nobody made, and it need not record all of them.
+# `record` accepts only claims that have a criterion. A page need not record all of them.
 
 # %%
 with expect_fail(ConfigError, contains="did you mean 'pendulum/period'?"):
@@ -361,7 +354,7 @@ with expect_fail(ConfigError, contains="did you mean 'pendulum/period'?"):
 with expect_fail(ConfigError, contains="no scale 'large'"): record('large', {}, example)
 
 # %% [markdown]
-# What others wrote may stand in a table, and never as markup.
+# Text in the table is escaped.
 
 # %%
 r = judge_all('quick', {'pendulum/period': 1.}, example)
@@ -371,43 +364,41 @@ test_eq(r._repr_markdown_().splitlines()[-1].replace('\\|', '').count('|'), 5)
 
 
 # %% [markdown]
-# ## The ledger
+# ## Ledger
 #
-# The ledger is made by reading pages: each claim with what the pages found, and the claims
-# that no page has measured. Where two pages or two scales have measured a claim, the larger
-# scale speaks.
+# The ledger lists all claims with what the pages found. If several pages or scales measured a claim, the largest
+# scale counts.
 
 # %%
 #| export
 def recorded_claims(
     path, # An executed notebook
 )->list:  # One dict per recorded claim
-    "What an executed page recorded"
+    "Return the claims that an executed page recorded"
     import nbformat
     nb = nbformat.read(path, 4)
     outs = [o for c in nb.cells if c.cell_type=='code' for o in c.outputs]
     return [r for o in outs for r in o.get('data', {}).get(claims_mime, {}).get('claims', [])]
 
 def _pages(folder):
-    "Name and path of the notebooks below `folder`, or of the ones given"
+    "Return name and path of the notebooks in a folder or list"
     if not isinstance(folder, (str, Path)): return [(Path(p).stem, p) for p in folder]
-    rel = [p.relative_to(folder) for p in sorted(Path(folder).rglob('*.ipynb'))]
-    shown = [p for p in rel if not any(part[0] in '_.' for part in p.parts)]
-    return [(p.with_suffix('').as_posix(), Path(folder)/p) for p in shown]
+    paths = [p.relative_to(folder) for p in sorted(Path(folder).rglob('*.ipynb'))]
+    visible = [p for p in paths if not any(part[0] in '_.' for part in p.parts)]
+    return [(p.with_suffix('').as_posix(), Path(folder)/p) for p in visible]
 
 
 # %% [markdown]
-# A page that was judged by an older criterion is not evidence for the present one. Its row
-# says so and asks to be run again.
+# A result that was judged by another criterion does not count. The ledger asks you to run the page again.
 
 # %%
 #| export
 def _ledger_row(claim, row, page):
-    "What the ledger says of `claim`, given the row of a page or None"
-    told = 'id paper section sentence criterion quantity'.split()
+    "Return the ledger's row of a claim, given the row of a page or None"
+    fields = 'id paper section sentence criterion quantity'.split()
     none = dict.fromkeys(('estimate', 'low', 'high'), math.nan)
     none |= dict(verdict='not run', why='', scale='', page='')
-    res = {k: getattr(claim, k) for k in told} | none
+    res = {k: getattr(claim, k) for k in fields} | none
     if row is None: return res
     bounds = [b if math.isfinite(b) else None for b in (claim.low, claim.high)]
     if row['bounds']!=bounds or row['criterion']!=claim.criterion:
@@ -419,13 +410,13 @@ def ledger(
     folder=None, # Folder or list of executed notebooks, default: the papers' pages
     path=None,   # Folder of criteria, default: ours
 ):
-    "One row per claim, with what the pages found: a DataFrame"
+    "Return a DataFrame with one row for each claim"
     import pandas as pd
     best = {}
     for name,p in _pages(notebooks_dir() if folder is None else folder):
         for row in recorded_claims(p):
             old = best.get(row['id'])
-            if not old or scales.index(row['scale'])>=scales.index(old[0]['scale']):
+            if not old or SCALES.index(row['scale'])>=SCALES.index(old[0]['scale']):
                 best[row['id']] = row, name
     known = criteria(path)
     rows = [_ledger_row(c, *best.get(c.id, (None, ''))) for c in known.values()]
@@ -433,7 +424,7 @@ def ledger(
 
 
 # %% [markdown]
-# Two pages stand for a report here: the second ran at a larger scale.
+# Two pages stand for a report. The second one ran at a larger scale.
 
 # %%
 #| hide
@@ -456,18 +447,17 @@ found[['id', 'estimate', 'low', 'high', 'verdict', 'scale', 'page']]
 test_eq(list(found.verdict), ['holds', 'fails', 'not run'])
 
 # %% [markdown]
-# Move a bound, and the rows that were judged by it no longer count.
+# If a criterion changes, rows that were judged by the old one do not count.
 
 # %%
 f = example/'pendulum.toml'
 _ = f.write_text(f.read_text().replace('[0.98, 1.02]', '[0.9, 1.1]'))
-moved = ledger(tmp/'report', example).iloc[0]
-test_eq(moved.verdict, 'not run')
-moved.why
+changed = ledger(tmp/'report', example).iloc[0]
+test_eq(changed.verdict, 'not run')
+changed.why
 
 # %% [markdown]
-# The numbers survive what a page goes through on its way into git: cleaning keeps the output,
-# and the text twin leaves outputs alone.
+# Cleaning a notebook keeps the numbers.
 
 # %%
 #| hide

@@ -1,5 +1,11 @@
 # ---
 # jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: python3
 #     language: python
@@ -22,8 +28,9 @@ import tempfile
 # %%
 #| export
 from moral_sc.foundation.errors import ConfigError, unknown_name_message
-from moral_sc.lab.claims import claims_mime, scales
+from moral_sc.lab.claims import claims_mime
 from moral_sc.lab.execution import Result, execute, read_notebook
+from moral_sc.lab.scales import SCALES
 
 # %%
 #| hide
@@ -61,7 +68,7 @@ def recorded_scale(
     outputs = [o for c in nb.cells for o in c.get('outputs', [])]
     claims = [r for o in outputs for r in o.get('data', {}).get(claims_mime, {}).get('claims', [])]
     recorded = nb.metadata.get('moral_sc', {}).get('scale', '')
-    return max((r['scale'] for r in claims), key=scales.index, default=recorded)
+    return max((r['scale'] for r in claims), key=SCALES.index, default=recorded)
 
 def check_scale(
     name,      # Of the page, for the message
@@ -70,15 +77,16 @@ def check_scale(
 ):
     "Raise a `ConfigError` if a scale is unknown or smaller than the recorded one"
     for s in filter(None, (recorded, scale)):
-        if s not in scales: raise ConfigError(unknown_name_message('scale', s, list(scales)))
-    if recorded and scale and scales.index(scale)<scales.index(recorded):
+        if s not in SCALES: raise ConfigError(unknown_name_message('scale', s, list(SCALES)))
+    if recorded and scale and SCALES.index(scale)<SCALES.index(recorded):
         raise ConfigError(f'{name} is recorded at scale {recorded}, which is larger than {scale}: '
                           f'run `moral_sc record {name} --scale {recorded}`, or add '
                           '`--allow-smaller`.')
 
 
 # %%
-with expect_fail(ConfigError, contains='recorded at scale cpu'): check_scale('a.ipynb', 'cpu', 'quick')
+with expect_fail(ConfigError, contains='recorded at scale cpu'):
+    check_scale('a.ipynb', 'cpu', 'quick')
 with expect_fail(ConfigError, contains="did you mean 'quick'?"): check_scale('a.ipynb', '', 'quik')
 for recorded,scale in [('', 'quick'), ('cpu', 'cpu'), ('quick', 'gpu'), ('cpu', '')]:
     check_scale('a.ipynb', recorded, scale)

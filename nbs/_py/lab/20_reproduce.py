@@ -9,7 +9,7 @@
 # %% [markdown]
 # # Reproduce
 #
-# > Runs the papers' pages into a report, and goes on where it was stopped.
+# > Run the papers' pages into a report, and resume after an interruption.
 
 # %%
 #| default_exp lab.reproduce
@@ -32,10 +32,10 @@ import moral_sc
 from moral_sc.foundation.datasets import data_dir
 from moral_sc.foundation.errors import ConfigError, unknown_name_message
 from moral_sc.foundation.runs import provenance
-from moral_sc.lab.claims import scales
-from moral_sc.lab.execution import (Result, declared_parameters, execute, read_notebook, stop_kernels,
-                                    write_atomic)
+from moral_sc.lab.execution import (Result, declared_parameters, execute, read_notebook,
+                                    stop_kernels, write_atomic)
 from moral_sc.lab.paths import notebook_paths, page_name
+from moral_sc.lab.scales import SCALES
 
 # %%
 #| hide
@@ -64,28 +64,26 @@ def write(name, *cells):
 
 
 # %% [markdown]
-# One command takes a newcomer from nothing to a report with a result from each paper. It may
-# run for ten minutes or for a day, so it has to survive what happens in a day: a page that
-# fails, a laptop that is closed, a cluster that kills the job. The rule is that the folder
-# never holds anything half-done under its final name. Then the same command, given again,
-# does what is missing and nothing else.
+# One command makes a report with results from each paper. It may run for ten minutes or a day, so it must survive a
+# failing page, a closed laptop and a killed job. Files appear under their final names only when they are
+# complete. The same command, given again, does only what is missing.
 #
-# ## Which pages
+# ## Selection of pages
 #
-# A page is asked for by the name of its paper, its own name, both, or its path.
+# You can name a paper, a page, `paper/page`, or a path.
 
 # %%
 #| export
 def find_pages(
-    names=(),    # Papers, pages ('bbq_first_look'), or paths; none means all
-    folder=None, # Where the pages are, default: the papers' pages of this package
+    names=(),    # Papers, pages ('bbq_first_look') or paths; default: all
+    folder=None, # Of the pages; default: the paper pages of this package
 )->list:
-    "Paths of the notebooks that are meant"
+    "Return the paths of pages given by name"
     all_pages = notebook_paths(folder)
-    called = lambda p: {page_name(p), *page_name(p).split('/')}
+    names_of = lambda p: {page_name(p), *page_name(p).split('/')}
     res = [] if names else all_pages
     for n in map(str, [names] if isinstance(names, (str, Path)) else names):
-        hits = [p for p in all_pages if n.removesuffix('.ipynb') in called(p)]
+        hits = [p for p in all_pages if n.removesuffix('.ipynb') in names_of(p)]
         given = Path(n)
         if not hits and given.suffix=='.ipynb' and given.is_file(): hits = [given.resolve()]
         known = sorted({x for p in all_pages for x in page_name(p).split('/')})
@@ -102,7 +100,7 @@ for p in ['superposition/pentagon', 'superposition/phases', 'constitution/revisi
     nbformat.write(nbformat.v4.new_notebook(), shelf/f'{p}.ipynb')
 
 # %% [markdown]
-# Three pages on a shelf of our own:
+# Three pages of an example:
 
 # %%
 short = lambda names: [p.stem for p in find_pages(names, shelf)]
@@ -116,10 +114,10 @@ with expect_fail(ConfigError, contains="did you mean 'superposition'?"):
 
 
 # %% [markdown]
-# ## What a result depends on
+# ## Keys of pages
 #
-# A finished page is not run again. "The same page" means the same cells, parameters, package
-# and data, which together make its key. Outputs are no part of it.
+# A finished page is not run again. Its key is a hash of its cells, its parameters, the package and the data. Outputs are not
+# part of the key.
 
 # %%
 #| export
@@ -127,19 +125,19 @@ def _sha(*parts): return hashlib.sha256('\0'.join(parts).encode()).hexdigest()
 
 @cache
 def package_key()->str:
-    "A hash over the code and data of this package"
+    "Hash the code and data of this package"
     root = Path(moral_sc.__file__).parent
     code = sorted(p for p in root.rglob('*.py') if not p.is_relative_to(root/'data'))
     data = sorted(p for p in data_dir().rglob('*') if p.is_file() and p.suffix!='.pyc')
-    both = [(f, f.relative_to(d)) for d,fs in [(root,code), (data_dir(),data)] for f in fs]
+    files = [(f, f.relative_to(d)) for d,fs in [(root,code), (data_dir(),data)] for f in fs]
     hash_of = lambda f: hashlib.sha256(f.read_bytes()).hexdigest()
-    return _sha(*(f'{name.as_posix()} {hash_of(f)}' for f,name in both))
+    return _sha(*(f'{name.as_posix()} {hash_of(f)}' for f,name in files))
 
 def page_key(
     nb,              # A notebook, as read
     parameters:dict,
 )->str:
-    "A hash over everything that determines a page"
+    "Hash everything that determines the outputs of a page"
     given = {k:v for k,v in parameters.items() if k in declared_parameters(nb)}
     cells = [c for c in nb.cells if 'injected-parameters' not in c.metadata.get('tags', [])]
     source = [f'{c.cell_type}\0{c.source}' for c in cells]
@@ -155,26 +153,26 @@ test_ne(page_key(nb, dict(scale='cpu')), key)
 
 
 # %% [markdown]
-# ## The folder
+# ## Folder of the report
 #
-# A report belongs to one configuration: one scale, one seed, one version of the package. Any
-# other is refused before anything is run, with the difference.
+# All pages of a report share one configuration: scale, seed and version of the package. Another configuration raises an error
+# that shows the difference, before any page is run.
 
 # %%
 #| export
 def package_version()->str:
-    "The version that is running"
+    "Return the version of the package"
     return moral_sc.__version__
 
 def _difference(old, new):
     pairs = [(k, old.get(k), new.get(k)) for k in {**old, **new} if old.get(k)!=new.get(k)]
-    return ' and '.join(f'{k} {a} (asked for: {b})' for k,a,b in pairs)
+    return ' and '.join(f'{k} {a} (requested: {b})' for k,a,b in pairs)
 
 def prepare_report(
     out,         # Folder of the report
-    config:dict, # What every page of it has in common
+    config:dict, # Shared by all pages
 )->Path:
-    "Make `out` a report of this configuration, or say why it cannot be one"
+    "Create the folder of a report, or check its configuration"
     out = Path(out)
     if out.exists() and not out.is_dir():
         raise ConfigError(f'{out} is a file: give a folder with --out.')
@@ -195,7 +193,7 @@ _disk = (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.EDQUOT, err
 
 @contextmanager
 def explain_disk_errors(out):
-    "Turn what a full or read-only disk does into a sentence"
+    "Turn errors of a full or read-only disk into a `ConfigError`"
     try: yield
     except OSError as e:
         if e.errno not in _disk: raise
@@ -206,16 +204,16 @@ def explain_disk_errors(out):
 # %%
 config = dict(scale='quick', seed=0, version='0.1.0')
 prepare_report(tmp/'r', config)
-with expect_fail(ConfigError, contains='a run with scale quick (asked for: cpu)'):
+with expect_fail(ConfigError, contains='a run with scale quick (requested: cpu)'):
     prepare_report(tmp/'r', config|dict(scale='cpu'))
 with expect_fail(ConfigError, contains='other than a report'): prepare_report(tmp/'made', config)
-with expect_fail(ConfigError, contains='is a file'): prepare_report(tmp/'made'/'keyed.ipynb', config)
+with expect_fail(ConfigError, contains='is a file'):
+    prepare_report(tmp/'made'/'keyed.ipynb', config)
 with expect_fail(ConfigError, contains='cannot be written'): prepare_report('/proc/report', config)
 
 
 # %% [markdown]
-# Two commands that write into one folder would undo each other, so the second is turned away.
-# The lock is the operating system's: it ends with the process, however that ends.
+# Two commands must not write to the same folder. The lock belongs to the operating system and ends with the process.
 
 # %%
 #| export
@@ -223,14 +221,14 @@ with expect_fail(ConfigError, contains='cannot be written'): prepare_report('/pr
 def report_lock(
     out:Path, # Folder of a report
 ):
-    "Keep others from writing into `out`"
+    "Hold the lock of a report"
     try: import fcntl
     except ImportError: yield; return  # not on Windows
     with explain_disk_errors(out): f = open(out/'.lock', 'w')
     with f:
         try: fcntl.flock(f, fcntl.LOCK_EX|fcntl.LOCK_NB)
         except OSError:
-            raise ConfigError(f'{out} is being written by another command: wait for it, '
+            raise ConfigError(f'{out} is being written by another command: wait for it '
                               'or give another --out.') from None
         yield
 
@@ -242,22 +240,21 @@ with report_lock(tmp/'r'):
 
 
 # %% [markdown]
-# ## Where and with what
+# ## Machine
 #
-# Numbers without the machine they came from cannot be compared, so each executed page carries
-# that too.
+# Each executed page stores versions, commit and hardware.
 
 # %%
 #| export
 def machine_info(
-    threads:int=0, # That a page may use
+    threads:int=0, # Number of threads of a page
 )->dict:
-    "Versions, commit and hardware"
-    told = provenance(cores=available_cores(), threads=threads, package=package_key()[:16])
-    return {k:v for k,v in told.items() if v is not None and k not in ('start', 'end')}
+    "Return versions, commit and hardware"
+    info = provenance(cores=available_cores(), threads=threads, package=package_key()[:16])
+    return {k:v for k,v in info.items() if v is not None and k not in ('start', 'end')}
 
 def available_cores()->int:
-    "Cores that this process may use"
+    "Return the number of cores that this process may use"
     try: return len(os.sched_getaffinity(0))
     except AttributeError: return os.cpu_count()  # not on Windows or macOS
 
@@ -269,9 +266,9 @@ list(machine_info(2))
 # %% [markdown]
 # ## One page
 #
-# The executed notebook is the record: its metadata holds the key, the result and the machine,
-# and it appears under its name in one step. What a page stores while it runs goes to a folder
-# of the report, so that an interrupted page finds its finished items again.
+# The executed notebook is the record: its metadata holds the key, the result and the machine. It appears in one
+# step. What a page stores while it runs goes to a folder of the report, so an interrupted page finds its
+# finished items again.
 
 # %%
 #| export
@@ -281,25 +278,25 @@ def finished_result(
     out:Path,        # Folder of a report
     path,            # A notebook
     parameters:dict,
-)->Result|None:      # None if it has yet to be run
-    "What came of `path` when this report last ran it to its end"
-    done = _executed(out, path)
-    if not done.is_file(): return None
-    meta = read_notebook(done).metadata.get('moral_sc', {})
+)->Result|None:      # None if the page has not run to its end
+    "Return the stored result of a page"
+    executed = _executed(out, path)
+    if not executed.is_file(): return None
+    meta = read_notebook(executed).metadata.get('moral_sc', {})
     if not meta.get('ok'): return None
     if meta.get('key')!=page_key(read_notebook(path), parameters):
-        raise ConfigError(f'{out} holds {page_name(path)} as another state of its notebook '
-                          f'or of the package made it: give another --out or delete {done}')
+        raise ConfigError(f'{out} holds {page_name(path)} from another state of its '
+                          f'notebook or of the package: give another --out or delete {executed}.')
     return Result(**{k:v for k,v in meta.items() if k in Result.__dataclass_fields__})
 
 def run_page(
     out:Path,
     path,
     parameters:dict,
-    threads:int,     # That the page may use
+    threads:int,     # Number of threads of the page
     progress=None,   # Called as progress(cell, cells)
 )->Result:
-    "Run one page into the report"
+    "Run a page and store it in the report"
     name = page_name(path)
     env = dict(MORAL_SC_RUNS=str((out/'runs'/name).resolve()), OMP_NUM_THREADS=str(threads))
     note = dict(key=page_key(read_notebook(path), parameters), machine=machine_info(threads))
@@ -307,23 +304,22 @@ def run_page(
 
 
 # %% [markdown]
-# ## All of them
+# ## All pages
 #
-# Pages run side by side in as many kernels as asked for, with the cores divided among them. A
-# failing page is noted and the others go on.
+# Several pages can run at once, in kernels that share the cores. If a page fails, the others go on.
 
 # %%
 #| export
 class ProgressListener:
-    "Told of everything that happens in a run; says nothing"
+    "Base class of listeners to the progress of a run; prints nothing"
     def __enter__(self): return self
     def __exit__(self, *exc): pass
-    def begin(self, names, done): pass      # pages to run, and results that are there
+    def begin(self, names, stored): pass    # pages to run, and stored results
     def cell(self, name, cell, cells): pass
     def end(self, result): pass
 
 def _run_all(out, todo, parameters, jobs, show):
-    "Results by page name, in the order in which they come"
+    "Run pages and return their results by page name"
     threads = max(1, available_cores()//jobs)
     res = {}
     pool = ThreadPoolExecutor(jobs)
@@ -347,19 +343,19 @@ def _run_all(out, todo, parameters, jobs, show):
 class Report:
     "A folder with executed pages"
     out:Path
-    results:list = field(default_factory=list) # One per page that was asked for
-    fresh:int = 0                              # How many of them were run just now
+    results:list = field(default_factory=list) # One for each requested page
+    fresh:int = 0                              # How many were run by this call
     @property
     def failed(self): return [r for r in self.results if not r.ok]
     @property
     def index(self): return self.out/'index.html'
     def __repr__(self):
         n = len(self.results)
-        done = f'{n-len(self.failed)} of {n} pages ran to the end'
-        return f'{done}, {self.fresh} run now: {self.index}'
+        passed = f'{n-len(self.failed)} of {n} pages ran to the end'
+        return f'{passed}, {self.fresh} run now: {self.index}'
 
 def _checked(scale, jobs, seed):
-    if scale not in scales: raise ConfigError(unknown_name_message('scale', scale, list(scales)))
+    if scale not in SCALES: raise ConfigError(unknown_name_message('scale', scale, list(SCALES)))
     for k,v,low in (('jobs', jobs, 1), ('seed', seed, 0)):
         if not isinstance(v, int) or v<low:
             raise ConfigError(f'{k} is {v!r}: give {low} or more.')
@@ -369,28 +365,28 @@ def _checked(scale, jobs, seed):
 # %%
 #| export
 def reproduce(
-    names=(),        # Papers, pages or paths; none means all
+    names=(),        # Papers, pages or paths; default: all
     scale='quick',   # quick | cpu | gpu
     jobs:int=1,      # Pages that run at once
     out='report',    # Folder of the report
     seed:int=0,
-    show=None,       # A `Quiet` or one of its kind that is told of the progress
-    folder=None,     # Where the pages are, default: the papers' pages of this package
+    show=None,       # `ProgressListener`
+    folder=None,     # Of the pages; default: the paper pages of this package
 )->Report:
-    "Run the papers' pages into a report, leaving out what is done"
+    "Run pages into a report, except those that are finished"
     from moral_sc.lab.site.report import write_report
     config = _checked(scale, jobs, seed)
     todo = find_pages(names, folder)
     out = prepare_report(out, config)
     params = dict(scale=scale, seed=seed)
     with report_lock(out), explain_disk_errors(out):
-        done = {page_name(p): r for p in todo if (r := finished_result(out, p, params))}
-        rest = [p for p in todo if page_name(p) not in done]
+        stored = {page_name(p): r for p in todo if (r := finished_result(out, p, params))}
+        rest = [p for p in todo if page_name(p) not in stored]
         with show or ProgressListener() as show:
-            show.begin([page_name(p) for p in rest], list(done.values()))
-            now = _run_all(out, rest, params, jobs, show)
+            show.begin([page_name(p) for p in rest], list(stored.values()))
+            new = _run_all(out, rest, params, jobs, show)
         write_report(out)
-    return Report(out, [(done|now)[page_name(p)] for p in todo], len(now))
+    return Report(out, [(stored|new)[page_name(p)] for p in todo], len(new))
 
 
 # %%
@@ -407,8 +403,7 @@ str(report.failed[0])
 sorted(str(p.relative_to('first')) for p in Path('first').rglob('*') if p.suffix)
 
 # %% [markdown]
-# The same command again runs the page that failed, and only that one. Once it is mended the
-# report is complete; after that the command has nothing to do and says so.
+# The same command runs only the page that failed. When all pages have run, it has nothing to do.
 
 # %%
 write('bad', "scale = 'quick'", 'int("1")')
@@ -417,20 +412,18 @@ test_eq((again.fresh, again.failed), (1, []))
 reproduce([ok, bad], out='first', seed=3)
 
 # %% [markdown]
-# A finished page is never overwritten. If the page itself or the package has changed, the
-# report says which page is in the way and leaves the decision to its owner.
+# A finished page is never overwritten. If the page or the package has changed, the error names the page.
 
 # %%
 write('ok', "scale = 'quick'\nseed = 0", '3*seed')
-with expect_fail(ConfigError, contains='holds made/ok as another state'):
+with expect_fail(ConfigError, contains='holds made/ok from another state'):
     reproduce([ok, bad], out='first', seed=3)
 
 # %% [markdown]
-# ## Killed in the middle
+# ## Interruptions
 #
-# `kill -9` gives a program no chance to tidy up. Here a run of two pages is killed while the
-# second is at work. That page keeps its own records, as the papers' pages do: it counts up in
-# a file of its `work_dir` and starts from what it finds.
+# `kill -9` leaves a program no time to clean up. Here a run of two pages is killed during the second one. This page
+# stores its progress, as paper pages do: it counts in a file of its `work_dir` and continues from that number.
 
 # %%
 slow = write('slow', "scale = 'quick'", """
@@ -467,22 +460,21 @@ before, Path('second/index.html').exists()
 test_eq(before, ['ok.ipynb'])
 resumed = reproduce([ok, slow], out='second')
 test_eq(resumed.fresh, 1)
-said = read_notebook('second/notebooks/made/slow.ipynb').cells[-1].outputs[0].text.splitlines()
-said[0], said[-1]
+lines = read_notebook('second/notebooks/made/slow.ipynb').cells[-1].outputs[0].text.splitlines()
+lines[0], lines[-1]
 
 # %% [markdown]
-# The first page was not run again, and the second went on where it had been. What the reader
-# gets is what an undisturbed run gives:
+# The first page was not run again, and the second one continued. The report equals that of an undisturbed
+# run:
 
 # %%
 reproduce([ok, slow], out='third')
 files = lambda d: sorted(str(p.relative_to(d)) for p in Path(d).rglob('*') if p.suffix)
 test_eq(files('second'), files('third'))
-assert said[0]!='counted 1' and said[-1]=='counted 14'
+assert lines[0]!='counted 1' and lines[-1]=='counted 14'
 
 # %% [markdown]
-# An interrupt from the keyboard stops the kernels too, and leaves no result for the page that
-# was at work: being stopped says nothing about a page.
+# Ctrl-C also stops the kernels, and leaves no result of the page that was running.
 
 # %%
 #| hide
@@ -504,7 +496,7 @@ test_eq([p.name for p in Path('fourth').rglob('*.ipynb') if p.name[0]!='.'], [])
 # %% [markdown]
 # ## Bad input
 #
-# Each of these is refused before a kernel starts and before anything is written.
+# These are refused before a kernel starts and before anything is written.
 
 # %%
 for kw,words in [(dict(jobs=0), 'jobs is 0: give 1 or more'), (dict(seed=-1), 'seed is -1'),

@@ -9,7 +9,7 @@
 # %% [markdown]
 # # Console
 #
-# > What every command shares: errors as sentences, bars, options, tables.
+# > Shared parts of the commands: options, error messages, progress bars and tables.
 
 # %%
 #| default_exp lab.cli.console
@@ -26,49 +26,59 @@ from typer.core import TyperGroup
 
 # %%
 #| export
-from moral_sc.foundation.errors import MoralScError
+from moral_sc.foundation.errors import ConfigError, MoralScError, unknown_name_message
+from moral_sc.lab.scales import SCALES
 
 # %%
 #| hide
 import shlex
 from fastcore.test import *
-from moral_sc.foundation.errors import ConfigError
 from typer.testing import CliRunner
 
 
 # %% [markdown]
-# Every command goes through one group, and the group is where errors become sentences. Only
-# errors of ours, and disks that are full or closed to us, are turned: anything else is a
-# defect, and keeps its traceback.
+# All commands report errors, progress and results in the same way. Results go to stdout, everything else
+# to stderr.
+#
+# ## Errors and exit codes
+#
+# `ErrorGroup` turns our own errors and errors of the disk into one sentence. Any other exception is a bug
+# and keeps its traceback.
+#
+# | exit code | meaning |
+# | --- | --- |
+# | 0 | success |
+# | 1 | a part of the run failed |
+# | 2 | bad input |
+# | 130 | interrupted; the same command resumes |
 
 # %%
 #| export
-def print_status(
-    text:str, # For the person at the terminal; results go to stdout by themselves
-):
-    "Tell on stderr what is going on"
+def print_status(text:str):
+    "Print a message to stderr"
     typer.echo(text, err=True)
 
 class ErrorGroup(TyperGroup):
-    "Errors as sentences, and exit codes that mean something"
+    "Group of commands that prints errors as sentences and sets the exit code"
     def invoke(self, ctx):
         try: return super().invoke(ctx)
         except MoralScError as e: print_status(f'{e}')
         except KeyboardInterrupt:
-            print_status('Stopped. The same command goes on from here.')
+            print_status('Interrupted. Run the same command again to resume.')
             raise typer.Exit(130) from None
         except OSError as e:
             if not e.filename or not e.strerror: raise
             print_status(f'{e.filename}: {e.strerror}.')
         raise typer.Exit(2)
 
-def command_group(help, **kw):
-    return typer.Typer(help=help, add_completion=False, no_args_is_help=True,
+def command_group(help, add_completion=False, **kw):
+    "Make a group of commands whose help is plain text"
+    return typer.Typer(help=help, add_completion=add_completion, no_args_is_help=True,
                        rich_markup_mode=None, pretty_exceptions_enable=False, **kw)
 
 
 # %%
-example_app = command_group('Shows what errors become.', cls=ErrorGroup)
+example_app = command_group('Show how errors are printed.', cls=ErrorGroup)
 
 @example_app.command()
 def bad(): raise ConfigError('density is 2: give a number above 0 and at most 1.')
@@ -76,40 +86,40 @@ def bad(): raise ConfigError('density is 2: give a number above 0 and at most 1.
 @example_app.command()
 def stop(): raise KeyboardInterrupt
 
-tell = lambda command: CliRunner().invoke(example_app, shlex.split(command))
-test_eq([tell(c).exit_code for c in ('bad','stop')], [2,130])
-tell('bad').output, tell('stop').output
+run = lambda command: CliRunner().invoke(example_app, shlex.split(command))
+test_eq([run(c).exit_code for c in ('bad', 'stop')], [2, 130])
+run('bad').output, run('stop').output
 
 
 # %% [markdown]
-# In a terminal a bar moves; in a log file, where it would leave a thousand lines, there is
-# one line for every tenth of the way.
+# ## Progress bars
+#
+# In a terminal the bar moves. In a log file one line is printed for each tenth of the work.
 
 # %%
 #| export
 @contextmanager
 def progress_bar(
-    label:str, # What is being waited for
+    label:str, # Shown beside the bar
 ):
-    "A function progress(done, total) that shows how far things are"
+    "Yield a function progress(completed, total) that updates a bar"
     from rich.console import Console
     from rich.progress import (BarColumn, MofNCompleteColumn, Progress, TextColumn,
                                TimeRemainingColumn)
     console = Console(stderr=True)
-    if not console.is_terminal: yield _lines(label); return
-    what = TextColumn('{task.description}')
-    count = MofNCompleteColumn()
-    with Progress(what, BarColumn(), count, TimeRemainingColumn(), console=console,
-                  transient=True) as p:
-        task = p.add_task(label, total=None)
-        yield lambda done, total: p.update(task, completed=done, total=total)
+    if not console.is_terminal: yield _progress_lines(label); return
+    columns = (TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn(),
+               TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(label, total=None)
+        yield lambda completed, total: bar.update(task, completed=completed, total=total)
 
-def _lines(label):
-    told = [-1]
-    def progress(done, total):
-        tenth = 10*done//max(total, 1)
-        if tenth!=told[0]: print_status(f'{label}: {done} of {total}')
-        told[0] = tenth
+def _progress_lines(label):
+    last = [-1]
+    def progress(completed, total):
+        tenth = 10*completed//max(total, 1)
+        if tenth!=last[0]: print_status(f'{label}: {completed} of {total}')
+        last[0] = tenth
     return progress
 
 
@@ -118,60 +128,107 @@ with progress_bar('scoring') as progress:
     for i in range(0, 200, 5): progress(i, 40)
 
 
+# %% [markdown]
+# ## Options
+#
+# `option` and `argument` make the type of a command's parameter. With `choices`, an unknown value is
+# answered with the nearest one, and the shell completes the value.
+
 # %%
 #| export
+def _check_choice(choices):
+    def check(param:typer.CallbackParam, value):
+        for v in value if isinstance(value, (list, tuple)) else [value]:
+            if v is not None and v not in choices:
+                raise ConfigError(unknown_name_message(param.name, v, list(choices)))
+        return value
+    return check
+
+def _choice_settings(choices):
+    if not choices: return {}
+    complete = lambda incomplete: [c for c in choices if c.startswith(incomplete)]
+    return dict(callback=_check_choice(choices), autocompletion=complete)
+
 def option(
     type,
     help:str,
-    *names,  # If other than the parameter's
+    *names,       # If other than the parameter's
+    choices=(),   # The values that are allowed; default: any
+    metavar=None, # Name of the value in the help
 ):
-    "Type of a parameter that is an option"
-    return Annotated[type, typer.Option(*names, help=help)]
+    "Make the type of a parameter that is an option"
+    settings = _choice_settings(choices)
+    return Annotated[type, typer.Option(*names, help=help, metavar=metavar, **settings)]
 
 def argument(
     type,
     help:str,
-    metavar=None,
+    metavar=None, # Name of the value in the help
+    choices=(),   # The values that are allowed; default: any
 ):
-    "Type of a parameter that is an argument"
-    return Annotated[type, typer.Argument(help=help, metavar=metavar)]
+    "Make the type of a parameter that is an argument"
+    settings = _choice_settings(choices)
+    return Annotated[type, typer.Argument(help=help, metavar=metavar, **settings)]
 
 def help_examples(
     *commands:str,
 ):
-    "Text below a command's help"
+    "Format examples for the end of a command's help"
     return '\b\nFor example:\n'+'\n'.join(f'  {c}' for c in commands)
 
 
 # %%
-#| export
-Scale = option(str, 'quick, cpu or gpu: how large the runs are.')
-Seed = option(int, 'Of everything random.')
-Model = argument(str, 'Alias, folder, .gguf file or hub id.')
-Limit = option(int|None, 'At most so many items.')
-Mode = option(str, 'How turns are marked: plain or chat.')
-Out = option(Path|None, 'Folder of the run; default: one below runs/, named after it.')
+@example_app.command(epilog=help_examples('show --size small'))
+def show(size:option(str, 'Size.', choices=['small', 'large'])='small'): typer.echo(size)
 
+print(run('show --help').output)
+
+# %%
+test_eq(run('show --size large').output, 'large\n')
+test_eq(run('show --size smal').output, "There is no size 'smal'; did you mean 'small'?\n")
 
 # %% [markdown]
-# Tables are text, so that they can be piped, and a folder that nobody named lies below `runs/`.
+# Options that several commands share:
 
 # %%
 #| export
-def format_table(rows):
-    "Dicts as aligned text"
+_MODES = ('plain', 'chat', 'chat-noprefill')
+
+Scale = option(str, 'Size of the runs: quick, cpu or gpu.', choices=SCALES, metavar='SCALE')
+Seed = option(int, 'Seed of all random numbers.')
+Model = argument(str, 'Alias, folder, .gguf file or id on the Hugging Face hub.', 'MODEL')
+Limit = option(int|None, 'Maximum number of items. Default: all.')
+Mode = option(str, 'Format of prompts: plain, chat or chat-noprefill.', choices=_MODES,
+              metavar='MODE')
+Out = option(Path|None, 'Folder of the run. Default: a folder below runs/.')
+
+
+# %% [markdown]
+# ## Tables and files
+#
+# Tables are aligned text, so you can pipe them. Without `--out`, a run is stored below `runs/`.
+
+# %%
+#| export
+def format_table(
+    rows:list, # Dicts with the same keys
+)->str:
+    "Format dicts as an aligned table"
     cells = [[str('' if v is None else v) for v in r.values()] for r in rows]
     lines = [list(rows[0]), *cells] if rows else []
     widths = [max(map(len, c)) for c in zip(*lines, strict=True)]
     padded = [[f'{c:{w}}' for c,w in zip(l, widths, strict=True)] for l in lines]
     return '\n'.join('  '.join(l).rstrip() for l in padded)
 
-def run_folder(out, *parts):
-    "The folder asked for, or one below runs/ named after these parts"
+def run_folder(
+    out:Path|None, # The value of --out
+    *parts:str,    # Of the default folder below runs/
+)->Path:
+    "Return the folder of a run"
     return out or Path('runs', *(re.sub(r'[^\w.-]', '-', p) for p in parts))
 
-def write_file(path, text):
-    "The file, written whole or not at all"
+def write_file(path:Path, text:str)->Path:
+    "Write a file in one step, so that it is never half written"
     from moral_sc.lab.execution import write_atomic
     return write_atomic(path, text)
 

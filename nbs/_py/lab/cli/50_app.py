@@ -7,9 +7,9 @@
 # ---
 
 # %% [markdown]
-# # Commands
+# # Command line
 #
-# > `moral_sc` on the command line: thin shells over functions of the same names.
+# > Define the commands of `moral_sc`, which call the package's functions.
 
 # %%
 #| default_exp lab.cli.app
@@ -27,11 +27,13 @@ import typer
 #| export
 import moral_sc
 from moral_sc.foundation.errors import ConfigError, DataError
-from moral_sc.lab.cli.console import (Limit, ErrorGroup, Mode, Model, Out, Scale, Seed, argument, progress_bar, help_examples,
-                                  run_folder, command_group, option, print_status, format_table, write_file)
+from moral_sc.lab.cli.console import (ErrorGroup, Limit, Mode, Model, Out, Scale, Seed, argument,
+                                      command_group, format_table, help_examples, option,
+                                      print_status, progress_bar, run_folder, write_file)
 from moral_sc.lab.cli.bias import bias
 from moral_sc.lab.cli.constitution import constitution
 from moral_sc.lab.cli.superposition import superposition
+from moral_sc.lab.scales import SCALES
 
 # %%
 #| hide
@@ -51,44 +53,48 @@ tmp.mkdir()
 os.chdir(tmp)
 
 # %% [markdown]
-# A command adds nothing to the function it calls, except manners. It says what it is about
-# to do and where it will write, shows a bar while one has to wait, and ends with the path of
-# what it made. Input that is wrong gets one sentence and exit code 2; a run that went wrong
-# in part gets 1; an interrupt gets 130: these [manners](10_console.ipynb) all commands share.
-# Nothing heavy is imported before a command needs it, so that asking for help is instant.
+# Each command calls one function of the package. It prints its task and the folder that it writes
+# to, shows a progress bar, and ends with the path of the result. Errors are single sentences, and the exit
+# code tells the kind of failure ([console](10_console.ipynb)). Heavy libraries are imported only by
+# the commands that need them, so `--help` takes less than half a second.
+#
+# `python -m moral_sc` is the same as `moral_sc`. To complete commands, options and their values with the
+# Tab key, run `moral_sc --install-completion` once (bash, zsh, fish and PowerShell).
 
 # %%
 #| export
-app = command_group('Three papers, one runnable lab.', cls=ErrorGroup)
+app = command_group('Rerun the experiments of three papers on language models: toy models of '
+                    'superposition, constitutional AI, and moral self-correction.',
+                    add_completion=True, cls=ErrorGroup)
 
 
 # %%
 #| export
-def _version(yes:bool):
+def _print_version(yes:bool):
     if yes: typer.echo(f'moral_sc {moral_sc.__version__}'); raise typer.Exit
 
-@app.callback(epilog='Each command has --help with an example.')
+@app.callback(epilog=help_examples('moral_sc reproduce superposition', 'moral_sc reproduce --help'))
 def _options(
-    version:Annotated[bool, typer.Option('--version', callback=_version, is_eager=True,
-                                         help='Print the version.')]=False
+    version:Annotated[bool, typer.Option('--version', callback=_print_version, is_eager=True,
+                                         help='Print the version and exit.')]=False
 ): pass
 
 def main():
-    "What the command `moral_sc` runs"
-    if sys.argv[1:2]!=['bench']: # which measures what others would run, as they would run it
-        os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE') # Threads that wait sleep; see 12_execution
+    "Run the command line"
+    if sys.argv[1:2]!=['bench']: # the benchmark measures other libraries with their own settings
+        os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE') # see lab.execution
     app(prog_name='moral_sc')
 
 
 # %% [markdown]
 # ## Reproduce
 #
-# The main job. Each page has a bar that counts its cells.
+# `reproduce` runs the paper pages into a report. Each page has a progress bar that counts its cells.
 
 # %%
 #| export
 def _bars():
-    "Shows pages and cells; made here so that rich is imported late"
+    "Return a listener with a bar for each page; rich is imported here because it is slow"
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
     from moral_sc.lab.site.report import format_duration
@@ -98,14 +104,13 @@ def _bars():
             self.console = Console(stderr=True)
             self.tasks = {}
             self.live = self.console.is_terminal
-            what = TextColumn('{task.description}')
-            at = TextColumn('{task.fields[at]}')
-            self.progress = Progress(what, BarColumn(), at, TimeElapsedColumn(),
-                                     console=self.console, disable=not self.live)
+            columns = (TextColumn('{task.description}'), BarColumn(),
+                       TextColumn('{task.fields[at]}'), TimeElapsedColumn())
+            self.progress = Progress(*columns, console=self.console, disable=not self.live)
         def __enter__(self): self.progress.start(); return self
         def __exit__(self, *exc): self.progress.stop()
-        def begin(self, names, done):
-            for r in done: print_status(f'{r.page}: done before')
+        def begin(self, names, stored):
+            for r in stored: print_status(f'{r.page}: finished earlier')
             add = lambda n: self.progress.add_task(n, total=None, start=False, at='')
             self.tasks |= {n: add(n) for n in names}
         def cell(self, name, cell, cells):
@@ -125,35 +130,37 @@ def _bars():
 
 # %%
 #| export
-@app.command(epilog=help_examples('moral_sc reproduce',
-                            'moral_sc reproduce superposition --scale cpu --out larger'))
-def reproduce(
-    names:argument(list[str]|None, 'None means all.', '[PAPER, NOTEBOOK or PATH]...')=None,
+@app.command('reproduce', epilog=help_examples(
+    'moral_sc reproduce', 'moral_sc reproduce superposition --scale cpu --out report-cpu',
+    'moral_sc reproduce constitution/frontier self_correction/accuracy'))
+def _reproduce(
+    names:argument(list[str]|None, 'Papers, pages or notebook files. Default: all.', 'NAME')=None,
     scale:Scale='quick',
     seed:Seed=0,
-    jobs:option(int, 'Pages that run at once; the cores are divided among them.')=1,
+    jobs:option(int, 'Number of pages that run at once; they share the cores.')=1,
     out:option(Path, 'Folder of the report.')=Path('report'),
 ):
-    """Run the papers' pages and write a report.
+    """Run paper pages and write a report that opens in a browser.
 
-    The same command again goes on where it stopped."""
-    from moral_sc.lab import reproduce as r
+    If it is interrupted, run the same command again to resume."""
     from moral_sc.lab.paths import page_name
-    pages = [page_name(p) for p in r.find_pages(names or ())]
-    print_status(f'Running {", ".join(pages)} at scale {scale}; writing to {out}.')
-    report = r.reproduce(names or (), scale, jobs, out, seed, _bars())
-    if not report.fresh: print_status('Everything was done before; nothing was run.')
-    _verdicts(out)
+    from moral_sc.lab.reproduce import find_pages, reproduce
+    pages = [page_name(p) for p in find_pages(names or ())]
+    listed = ', '.join(pages) if len(pages)<6 else f'{len(pages)} pages'
+    print_status(f'Running {listed} at scale {scale}; writing to {out}.')
+    report = reproduce(names or (), scale, jobs, out, seed, _bars())
+    if not report.fresh: print_status('All pages were finished earlier; nothing was run.')
+    _print_verdicts(out)
     n = len(report.failed)
-    if n: print_status(f'{n} of {len(pages)} pages stopped; the same command runs them again.')
+    if n: print_status(f'{n} of {len(pages)} pages failed; the same command runs them again.')
     typer.echo(report.index)
     if n: raise typer.Exit(1)
 
-def _verdicts(out):
+def _print_verdicts(out):
     from collections import Counter
     from moral_sc.lab.claims import ledger
-    found = ledger(out/'notebooks')
-    count = Counter(found[found.verdict!='not run'].verdict)
+    rows = ledger(out/'notebooks')
+    count = Counter(rows[rows.verdict!='not run'].verdict)
     if count: print_status('Claims: '+', '.join(f'{n} {v}' for v,n in count.most_common())+'.')
 
 
@@ -162,21 +169,23 @@ def _verdicts(out):
 
 # %%
 #| export
-@app.command(epilog=help_examples('moral_sc claims', 'moral_sc claims --of report --json'))
-def claims(
-    of:option(Path|None, 'A report; without one, our recorded pages.')=None,
-    as_json:option(bool, 'As JSON, one object per claim.', '--json')=False,
+@app.command('claims', epilog=help_examples('moral_sc claims',
+                                            'moral_sc claims --report report --json'))
+def _claims(
+    report:option(Path|None, 'Folder that reproduce wrote. Default: our recorded pages.',
+                  '--report', '--of')=None,
+    as_json:option(bool, 'Print JSON, one object for each claim.', '--json')=False,
 ):
-    "Print every claim and what was found."
-    from moral_sc.lab.claims import ledger, verdict_text, format_estimate
-    if of and not (of/'notebooks').is_dir():
-        raise ConfigError(f'{of} is not a report: give a folder that reproduce wrote.')
-    found = ledger(of/'notebooks' if of else None)
-    if as_json: typer.echo(found.to_json(orient='records', indent=1)); return
-    for r in found.itertuples():
-        told = f'{r.quantity} {format_estimate(r.estimate, r.low, r.high)} at scale {r.scale}'
+    "Print the papers' claims, our criteria and the verdicts."
+    from moral_sc.lab.claims import format_estimate, ledger, verdict_text
+    if report and not (report/'notebooks').is_dir():
+        raise ConfigError(f'{report} is not a report: give the --out of `moral_sc reproduce`.')
+    rows = ledger(report/'notebooks' if report else None)
+    if as_json: typer.echo(rows.to_json(orient='records', indent=1)); return
+    for r in rows.itertuples():
+        estimate = format_estimate(r.estimate, r.low, r.high)
         typer.echo(f'{r.id}\n  {r.sentence}\n  {verdict_text(r._asdict())}')
-        if r.scale: typer.echo(f'  {told}')
+        if r.scale: typer.echo(f'  {r.quantity} {estimate} at scale {r.scale}')
 
 
 # %% [markdown]
@@ -184,36 +193,38 @@ def claims(
 
 # %%
 #| export
-data = command_group('List, fetch and check public files.')
+data = command_group('List, download and verify public data files.')
 app.add_typer(data, name='data')
 
 @data.command('list', epilog=help_examples('moral_sc data list'))
 def _list():
-    "Print what can be fetched, and what is here already."
+    "List the files, their licences and the local copies."
     from moral_sc.foundation.datasets import data_list
     typer.echo(format_table(data_list()))
 
-Ids = argument(list[str]|None, 'As moral_sc data list prints them.', '[ID]...')
+Ids = argument(list[str]|None, 'Ids that `moral_sc data list` prints.', 'ID')
 
-@data.command('fetch', epilog=help_examples('moral_sc data fetch bbq/Age'))
-def _fetch(ids:Ids=None, every:option(bool, 'Fetch all of them.', '--all')=False):
-    "Bring files into the cache, checked against their hashes."
+@data.command('fetch', epilog=help_examples('moral_sc data fetch bbq/Age',
+                                            'moral_sc data fetch --all'))
+def _fetch(ids:Ids=None, every:option(bool, 'Download all files.', '--all')=False):
+    "Download files into the cache and check their hashes."
     from moral_sc.foundation.datasets import cache_dir, fetch, source, sources
-    if not ids and not every: raise ConfigError('Which files? Give ids, or --all.')
+    if not ids and not every: raise ConfigError('No file is named: give ids or --all.')
     todo = [source(i).id for i in ids or sources()]
-    print_status(f'Fetching {", ".join(todo)} into {cache_dir()}.')
-    lost = [i for i in todo if not _fetched(i, fetch)]
-    if len(todo)>1 and lost: print_status(f'{len(lost)} of {len(todo)} could not be had.')
-    if lost: raise typer.Exit(2)
+    print_status(f'Downloading {", ".join(todo)} into {cache_dir()}.')
+    failed = [i for i in todo if not _fetch_one(i, fetch)]
+    if len(todo)>1 and failed: print_status(f'{len(failed)} of {len(todo)} files are missing.')
+    if failed: raise typer.Exit(2)
 
-def _fetched(id, fetch):
-    "Whether it came; if not, why is told and the others are fetched all the same"
+def _fetch_one(id, fetch):
+    "Return whether a file was fetched; print the error if not"
     try: typer.echo(fetch(id)); return True
     except DataError as e: print_status(f'{e}')
 
-@data.command('verify', epilog=help_examples('moral_sc data verify'))
+@data.command('verify', epilog=help_examples('moral_sc data verify',
+                                             'moral_sc data verify bbq/Age'))
 def _verify(ids:Ids=None):
-    """Check what is here against the hashes.
+    """Check local copies against their hashes.
 
     The exit code is 1 if a file is damaged."""
     from moral_sc.foundation.datasets import verify
@@ -221,54 +232,57 @@ def _verify(ids:Ids=None):
     typer.echo(format_table(rows))
     bad = [r for r in rows if r['status'] not in ('ok', 'missing', 'unpinned')]
     if not bad: return
-    print_status(f'{len(bad)} damaged: fetch them again; in a mirror, replace them there.')
+    print_status(f'{len(bad)} files are damaged: fetch them again, or replace them in the mirror.')
     raise typer.Exit(1)
 
 
 # %% [markdown]
 # ## The papers' commands
 #
-# Each is one public function with its arguments, and a folder for what comes out. Those for toy
-# models have [a page of their own](20_superposition.ipynb).
+# `evaluate` is here; the commands of [superposition](20_superposition.ipynb),
+# [constitution](30_constitution.ipynb) and [bias](40_bias.ipynb) have their own pages.
 
 # %%
 #| export
-@app.command(epilog=help_examples(
+@app.command('evaluate', epilog=help_examples(
     'moral_sc evaluate smollm2-135m-instruct --benchmark bbq-like --limit 40',
-    'moral_sc evaluate gemma-3-270m --benchmark winogender --condition q --condition q+match'))
-def evaluate(
+    'moral_sc evaluate gemma-3-270m --benchmark winogender --condition q'))
+def _evaluate(
     model:Model,
-    benchmark:option(list[str], 'bbq, bbq-like, winogender, admissions or discrim-eval; may be repeated.')=('bbq',),
-    condition:option(list[str]|None, 'q, q+if, q+if+cot ...; may be repeated. Default: those of each benchmark.')=None,
-    category:option(list[str]|None, 'Of BBQ; may be repeated. Default: all within reach.')=None,
+    benchmark:option(list[str], 'bbq, bbq-like, winogender, admissions or discrim-eval; '
+                     'repeat for several.', metavar='NAME')=('bbq',),
+    condition:option(list[str]|None, 'q, q+if, q+if+cot, ...; repeat for several. '
+                     'Default: the conditions of each benchmark.', metavar='NAME')=None,
+    category:option(list[str]|None, 'Category of BBQ; repeat for several. Default: all that are '
+                    'available.', metavar='NAME')=None,
     limit:Limit=None,
-    orders:option(int, 'Orders of the options: 1, 3 or 6.')=1,
-    samples:option(int, 'Thoughts a question, where the model reasons first.')=1,
-    max_new_tokens:option(int, 'Tokens of a thought, at most.')=256,
+    orders:option(int, 'Number of orders of the answer options: 1, 3 or 6.')=1,
+    samples:option(int, 'Chains of thought for each question, for conditions with cot.')=1,
+    max_new_tokens:option(int, 'Maximum length of a chain of thought in tokens.')=256,
     mode:Mode='plain',
-    device:option(str, 'auto, cpu, cuda ...')='auto',
-    dtype:option(str, 'auto, float32, bfloat16 ...')='auto',
+    device:option(str, 'auto, cpu, cuda, ...', metavar='NAME')='auto',
+    dtype:option(str, 'auto, float32, bfloat16, ...', metavar='NAME')='auto',
     seed:Seed=0,
     out:Out=None,
 ):
-    "Ask a model the questions of a benchmark."
+    "Measure the bias of a model on one or more benchmarks."
     from moral_sc import bias, language
     out = run_folder(out, 'evaluate', Path(model).name)
-    asked = f' under {", ".join(condition)}' if condition else ''
-    print_status(f'Asking {model} {", ".join(benchmark)}{asked}; writing to {out}.')
+    conditions = f' under {", ".join(condition)}' if condition else ''
+    print_status(f'Evaluating {model} on {", ".join(benchmark)}{conditions}; writing to {out}.')
     lm = language.load(model, dtype, device)
     print_status(repr(lm))
     with progress_bar('questions') as progress:
-        found = bias.evaluate(lm, list(benchmark), condition or None, limit, str(out), orders, seed,
-                              mode, samples, categories=category or None, progress=progress,
-                              max_new_tokens=max_new_tokens)
+        evaluation = bias.evaluate(
+            lm, list(benchmark), condition or None, limit, str(out), orders, seed, mode, samples,
+            categories=category or None, progress=progress, max_new_tokens=max_new_tokens)
     for k in ('records', 'metrics', 'differences'):
-        write_file(out/f'{k}.csv', getattr(found, k).to_csv(index=False))
-    typer.echo(_overall(found.metrics))
+        write_file(out/f'{k}.csv', getattr(evaluation, k).to_csv(index=False))
+    typer.echo(_overall(evaluation.metrics))
     typer.echo(out/'metrics.csv')
 
 def _overall(metrics):
-    "The rows over all categories, readable"
+    "Format the metrics over all categories"
     from moral_sc.lab.claims import format_estimate
     first = metrics.groupby('benchmark').category.transform('first')
     rows = metrics[metrics.category==first]
@@ -283,86 +297,91 @@ app.add_typer(bias, name='bias')
 app.add_typer(constitution, name='constitution')
 
 # %% [markdown]
-# Speed is a ratio, measured side by side with what one would otherwise run.
+# ## Benchmarks of speed
+#
+# `bench` measures our implementation and other libraries in turns on the same machine.
 
 # %%
 #| export
-_benches = ['superposition', 'scoring', 'rlaif']
+_BENCHMARKS = ('superposition', 'scoring', 'rlaif')
 
-@app.command(epilog=help_examples('moral_sc bench superposition --rows n5,n20 --threads 2',
-                            'moral_sc bench scoring --seconds 20 --out scoring.json',
-                            'moral_sc bench rlaif --rows ppo --ppo-python trl/bin/python'))
-def bench(
-    names:argument(list[str]|None, 'superposition, scoring, rlaif; none means all.', '[NAME]...')=None,
-    rows:option(str|None, 'Of one benchmark, with commas between; default: all.')=None,
-    repeats:option(int, 'Turns of each side.')=5,
-    seconds:option(float, 'For each row.')=45.,
-    threads:option(int|None, 'Of both sides; default: all.')=None,
-    engine:option(str, 'Of the toy models: auto, eager, compiled, numba or triton.')='auto',
-    device:option(str, 'auto, cpu or cuda; rlaif is measured on the cpu.')='auto',
-    ppo_python:option(Path|None, 'Interpreter that has TRL 1.9, for rows of rlaif.')=None,
-    rloo_python:option(Path|None, 'The same with TRL 1.16.')=None,
-    out:option(Path, 'File of the record; of several, one each.')=Path('bench.json'),
+@app.command('bench', epilog=help_examples(
+    'moral_sc bench superposition --rows n5,n20 --threads 2',
+    'moral_sc bench scoring --seconds 20 --out scoring.json',
+    'moral_sc bench rlaif --rows ppo --ppo-python trl/bin/python'))
+def _bench(
+    names:argument(list[str]|None, 'superposition, scoring or rlaif. Default: all.', 'NAME',
+                   _BENCHMARKS)=None,
+    rows:option(str|None, 'Rows of one benchmark, separated by commas. Default: all.')=None,
+    repeats:option(int, 'Number of times that each side runs.')=5,
+    seconds:option(float, 'Time for each row.')=45.,
+    threads:option(int|None, 'Threads of both sides. Default: all cores.')=None,
+    engine:option(str, 'Engine of the toy models: auto, eager, compiled, numba or triton.',
+                  metavar='NAME')='auto',
+    device:option(str, 'auto, cpu or cuda; rlaif runs on the CPU only.', metavar='NAME')='auto',
+    ppo_python:option(Path|None, 'Python that has TRL 1.9, for PPO rows of rlaif.')=None,
+    rloo_python:option(Path|None, 'Python that has TRL 1.16, for RLOO rows of rlaif.')=None,
+    out:option(Path, 'JSON file of the results, one for each benchmark.')=Path('bench.json'),
 ):
-    "Measure ours beside what one would otherwise run, in turns."
-    from moral_sc.foundation.errors import unknown_name_message
-    names = names or _benches
-    for name in names:
-        if name not in _benches: raise ConfigError(unknown_name_message('benchmark', name, _benches))
-    if threads is not None and threads<1: raise ConfigError(f'threads is {threads}: give 1 or more.')
+    "Measure speed beside other libraries."
+    names = names or _BENCHMARKS
+    if threads is not None and threads<1:
+        raise ConfigError(f'threads is {threads}: give 1 or more.')
     if seconds<=0: raise ConfigError(f'seconds is {seconds}: give more than 0.')
     if not out.parent.is_dir(): raise ConfigError(f'{out.parent} is not a folder: make it first.')
-    if rows and len(names)>1: raise ConfigError('--rows are of one benchmark: name it.')
+    if rows and len(names)>1: raise ConfigError('--rows needs exactly one benchmark: name it.')
     trl = dict(ppo_python=ppo_python, rloo_python=rloo_python)
     for k,path in trl.items():
         if path and not path.is_file():
-            raise ConfigError(f'{path} is not a file: give the interpreter of an environment '
-                              f'with TRL as --{k.replace("_", "-")}.')
+            raise ConfigError(f'{path} is not a file: give a Python interpreter that has TRL '
+                              f'as --{k.replace("_", "-")}.')
     for name in names:
         path = out if len(names)==1 else out.with_stem(f'{out.stem}_{name}')
         print_status(f'Measuring {name} on {device}, {seconds:.0f} s a row; writing to {path}.')
-        found = _measured(name, engine, rows.split(',') if rows else None, repeats, threads, device,
-                          trl, seconds=seconds, out=path, said=lambda row: print_status(f'{row} …'))
-        typer.echo(found.to_string())
+        table = _run_benchmark(name, engine, rows.split(',') if rows else None, repeats, threads,
+                               device, trl, seconds=seconds, out=path,
+                               progress=lambda row: print_status(f'{row} …'))
+        typer.echo(table.to_string())
         typer.echo(path)
 
-def _measured(name, engine, rows, repeats, threads, device, trl, **kw):
+def _run_benchmark(name, engine, rows, repeats, threads, device, trl, **kw):
     if name=='rlaif':
-        if device=='cuda': raise ConfigError('rlaif is measured on the cpu only; leave --device.')
-        from moral_sc.benchmarks.rlaif import bench
-        return bench(rows, repeats, threads, **trl, **kw)
+        if device=='cuda': raise ConfigError('rlaif runs on the CPU only: omit --device.')
+        from moral_sc.benchmarks.rlaif import bench_rlaif
+        return bench_rlaif(rows, repeats, threads, **trl, **kw)
     if name=='superposition':
-        from moral_sc.benchmarks.superposition import bench
-        return bench(rows, repeats, threads, device, engine=engine, **kw)
+        from moral_sc.benchmarks.superposition import bench_superposition
+        return bench_superposition(rows, repeats, threads, device, engine=engine, **kw)
     import torch
-    from moral_sc.benchmarks.scoring import bench
+    from moral_sc.benchmarks.scoring import bench_scoring
     if device=='auto': device = 'cuda' if torch.cuda.is_available() else 'cpu'
-    return bench(rows, repeats, threads, device, **kw)
+    return bench_scoring(rows, repeats, threads, device, **kw)
 
 
 # %% [markdown]
-# ## For those who write pages
+# ## Commands for contributors
 #
-# These work in a clone: one keeps a page's outputs, the others make the site and the README.
+# These work in a clone. `record` stores the outputs of pages, `site` builds the site and the README.
 
 # %%
 #| export
-@app.command(epilog=help_examples('moral_sc record nbs/papers/superposition/*.ipynb --scale cpu'))
-def record(
-    notebooks:argument(list[Path], 'Committed pages.'),
-    scale:option(str|None, 'quick, cpu or gpu; default: as the page says.')=None,
-    pictures:option(bool, 'Keep a PNG beside each figure; needs kaleido.', '--pictures')=False,
+@app.command('record', epilog=help_examples(
+    'moral_sc record nbs/foundation/30_statistics.ipynb',
+    'moral_sc record nbs/papers/superposition/*.ipynb --scale cpu'))
+def _record(
+    notebooks:argument(list[Path], 'Pages of a clone.', 'NOTEBOOK'),
+    scale:option(str|None, 'quick, cpu or gpu. Default: the recorded scale.', choices=SCALES,
+                 metavar='SCALE')=None,
+    pictures:option(bool|None, 'Add a PNG of each figure. Default: on the pages of papers.')=None,
+    allow_smaller:option(bool, 'Replace outputs of a larger scale.', '--allow-smaller')=False,
 ):
-    "Run pages and keep what comes out in them."
-    from moral_sc.lab.claims import scales
+    "Run pages and store their outputs in the notebooks."
     from moral_sc.lab.recording import record_page
-    from moral_sc.foundation.errors import unknown_name_message
-    if scale and scale not in scales:
-        raise ConfigError(unknown_name_message('scale', scale, list(scales)))
     failed = 0
     for n in notebooks:
-        print_status(f'Running {n}; its outputs go into it.')
-        with progress_bar(n.stem) as progress: res = record_page(n, scale, pictures, progress)
+        print_status(f'Running {n}; its outputs are stored in it.')
+        with progress_bar(n.stem) as progress:
+            res = record_page(n, scale, pictures, progress, allow_smaller)
         if not res.ok: print_status(f'{res}\n{res.traceback}')
         failed += not res.ok
         if res.ok: typer.echo(n)
@@ -371,28 +390,38 @@ def record(
 site = command_group('Build the site and the README.')
 app.add_typer(site, name='site')
 
-@site.command(epilog=help_examples('moral_sc site build --out _build/html'))
-def build(out:option(Path, 'Folder of the site.')=Path('_build/html')):
+@site.command('build', epilog=help_examples('moral_sc site build --out _build/html'))
+def _build(out:option(Path, 'Folder of the site.')=Path('_build/html')):
     "Build the site with Sphinx."
     from moral_sc.lab.site.build import build_site
     print_status(f'Building the site into {out}.')
     typer.echo(build_site(out))
 
-@site.command(epilog=help_examples('moral_sc site readme'))
-def readme():
+@site.command('pictures', epilog=help_examples('moral_sc site pictures nbs/papers'))
+def _pictures(
+    pages:argument(list[Path], 'Recorded notebooks or folders.', 'PATH'),
+    redraw:option(bool, 'Also draw figures that have a PNG.', '--redraw')=False,
+):
+    "Add a PNG of each plotly figure to recorded pages, without running them."
+    from moral_sc.lab.site.outputs import add_pictures
+    for path,size in add_pictures(pages, redraw).items():
+        typer.echo(f'{path}: {size/1000:.0f} kB of PNG')
+
+@site.command('readme', epilog=help_examples('moral_sc site readme'))
+def _readme():
     "Write README.md from the front page."
     from moral_sc.lab.site.build import write_readme
     typer.echo(write_readme())
 
 
 # %% [markdown]
-# ## At the terminal
+# ## Examples
 #
-# typer's runner calls a command as a shell would and hands back what it printed.
+# typer's runner calls a command as a shell does and returns its output.
 
 # %%
 def sh(command):
-    "Exit code and last line of what a command says"
+    "Return the exit code and the last line of a command's output"
     res = CliRunner().invoke(app, shlex.split(command), prog_name='moral_sc')
     assert res.exception is None or isinstance(res.exception, SystemExit), res.exception
     lines = re.sub(r'\n +', ' ', res.output).strip().splitlines()
@@ -407,7 +436,7 @@ print(CliRunner().invoke(app, ['--help'], prog_name='moral_sc').output)
 
 
 # %% [markdown]
-# Every command, whatever its depth, explains itself with an example.
+# The help of every command has an example, and fits 80 columns.
 
 # %%
 def every(typer_app, prefix=()):
@@ -419,23 +448,25 @@ def every(typer_app, prefix=()):
 for c in every(app):
     res = CliRunner().invoke(app, [*c, '--help'], prog_name='moral_sc')
     assert res.exit_code==0
-    assert f'moral_sc {" ".join(c)}' in res.output.split('For example')[1]
+    text,examples = res.output.split('For example')
+    assert f'moral_sc {" ".join(c)}' in examples
+    test_eq([l for l in text.splitlines() if len(l)>80], [])
 [' '.join(c) for c in every(app)]
 
 
 # %% [markdown]
-# A report of two pages that were written a moment ago, one of which fails:
+# A report of two small pages, one of which fails:
 
 # %%
 #| hide
-def write_file(name, *cells):
+def write_page(name, *cells):
     md = nbformat.v4.new_markdown_cell(f'# {name}\n\n> A page made for this test.')
     nb = nbformat.v4.new_notebook(cells=[md, *map(nbformat.v4.new_code_cell, cells)])
     nb.cells[1].metadata['tags'] = ['parameters']
     nbformat.write(nb, f'{name}.ipynb')
 
-write_file('fine', "scale = 'quick'", '1+1')
-write_file('broken', "scale = 'quick'", '1/0')
+write_page('fine', "scale = 'quick'", '1+1')
+write_page('broken', "scale = 'quick'", '1/0')
 
 # %%
 print(CliRunner().invoke(app, ['reproduce', 'fine.ipynb', 'broken.ipynb']).output)
@@ -445,7 +476,7 @@ test_eq(sh('reproduce fine.ipynb broken.ipynb'), (1, 'report/index.html'))
 test_eq(sh('reproduce fine.ipynb'), (0, 'report/index.html'))
 
 # %% [markdown]
-# Training, and training again:
+# A finished training is not repeated:
 
 # %%
 small = 'superposition train --features 4 --density 1,0.1 --steps 20 --out toy'
@@ -456,8 +487,8 @@ test_eq(sh(small+' --seed 1'),
         (2, 'toy holds a run with other settings (seed: 0, not 1): give another --out.'))
 
 # %% [markdown]
-# A model behind an API, here [a server whose answers are known](../../language/60_api_models.ipynb);
-# nobody can begin its answer for it:
+# A model behind an API, here [a stub server](../../language/60_api_models.ipynb). An API does not
+# accept the beginning of an answer, so the mode must be `chat-noprefill`:
 
 # %%
 far = 'evaluate api:fake --benchmark bbq-like --limit 4 --condition q --out far'
@@ -473,14 +504,14 @@ test_eq((len(got), refused[0]), (4, 2))
 # %% [markdown]
 # ## Bad input
 #
-# One sentence that names the thing, and nothing left behind.
+# Bad input is answered with one sentence, and nothing is written.
 
 # %%
 before = sorted(tmp.rglob('*'))
 wrong = ['reproduce superpositon --out x', 'reproduce fine.ipynb --jobs 0 --out x',
          'reproduce fine.ipynb --scale huge --out x', 'reproduce fine.ipynb --scale cpu',
          'reproduce fine.ipynb --out /proc/x', 'reproduce fine.ipynb --out fine.ipynb',
-         'claims --of nowhere', 'data fetch', 'data fetch bbq/Agee',
+         'claims --report nowhere', 'data fetch', 'data fetch bbq/Agee',
          'evaluate no-such-model --out x',
          'constitution revise smollm2-135m-instruct --limit 0 --out x',
          'superposition train --density a,b --out x', 'record nowhere.ipynb',
@@ -497,13 +528,12 @@ test_eq(sorted(tmp.rglob('*')), before)
 # %% [markdown]
 # ## As a process
 #
-# The real thing, without the runner. Help comes back before one notices.
+# The same as separate processes.
 
 # %%
 def process(*args):
     t0 = time.perf_counter()
-    code = 'from moral_sc.lab.cli.app import main; main()'
-    command = [sys.executable, '-c', code, *args]
+    command = [sys.executable, '-m', 'moral_sc', *args]
     res = subprocess.run(command, capture_output=True, text=True)
     return res.returncode, res.stdout.strip(), res.stderr.strip(), time.perf_counter()-t0
 
