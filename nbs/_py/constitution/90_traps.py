@@ -76,7 +76,7 @@
 # | training ends elsewhere | $\pi^*$ on tables and for a transformer | [bandits](rl/15_bandits.ipynb), [proofs](rl/50_policy_proofs.ipynb) |
 # | the gradient is biased | 27 answers enumerated, 250,000 sampled | [bandits](rl/15_bandits.ipynb) |
 # | the KL coefficient adapts too fast | the step in closed form | [PPO](rl/10_ppo.ipynb) |
-# | Adam's epsilon and bias correction | three steps by hand | [training](../language/46_training.ipynb) |
+# | Adam's epsilon and bias correction | three steps by hand | [optimization](../language/44_optimization.ipynb) |
 # | a resumed run is another run | killed with -9, equal to the bit | [training](../language/46_training.ipynb), [policy](rl/40_policy.ipynb) |
 #
 # ## Evaluation

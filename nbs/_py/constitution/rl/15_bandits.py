@@ -7,7 +7,7 @@
 # ---
 
 # %% [markdown]
-# # Tabular proofs of PPO and RLOO
+# # Tabular PPO and RLOO
 #
 # > On tabular policies PPO and RLOO are unbiased and converge to the optimal policy.
 

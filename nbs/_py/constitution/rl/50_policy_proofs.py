@@ -9,7 +9,7 @@
 # %% [markdown]
 # # Proofs of policy training
 #
-# > Trained transformers reach the optimal policy, on one rank or two, to the expected accuracy.
+# > Trained transformers reach the known optimal policy, on one rank and on two.
 
 # %% [markdown]
 # For a score $r$ and a coefficient $\beta$ of the KL from a reference, the optimal policy is
