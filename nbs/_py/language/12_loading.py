@@ -214,4 +214,4 @@ mine.dtype, mine.model.training, decode(mine, encode(mine, 'Hi'))
 name = 'smollm2-135m-instruct'
 real = load(name, 'float32', 'cpu') if cached_weights(name) else None
 if real: test_eq(real.parameters, 134_515_008)
-real or f'{name} is not in the cache: left out here.'
+real or f'{name} is not in the cache: skipped.'
