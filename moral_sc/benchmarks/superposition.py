@@ -140,7 +140,7 @@ def time_per_step(
 
 # %% ../../nbs/benchmarks/10_superposition.ipynb #c08fba3e
 def _train_seeds(config, W, steps, seed, engine, device, seeds):
-    "Train each instance several times from the same weights; a `Run` of seeds*instances"
+    "Train each instance several times from the same weights; a `ToyRun` of seeds*instances"
     p = config.densities.repeat(seeds, 1)
     repeated = replace(config, n_instances=seeds*len(W), density=p)
     args = dict(steps=steps, seed=seed, device=device)

@@ -238,7 +238,7 @@ np.median(t, 0)
 # %%
 #| export
 def _train_seeds(config, W, steps, seed, engine, device, seeds):
-    "Train each instance several times from the same weights; a `Run` of seeds*instances"
+    "Train each instance several times from the same weights; a `ToyRun` of seeds*instances"
     p = config.densities.repeat(seeds, 1)
     repeated = replace(config, n_instances=seeds*len(W), density=p)
     args = dict(steps=steps, seed=seed, device=device)

@@ -7,9 +7,9 @@
 # ---
 
 # %% [markdown]
-# # Model
+# # Toy model
 #
-# > One weight matrix used twice: a toy model that must squeeze many features through few dimensions.
+# > A toy model compresses features into fewer dimensions and reads them out with one matrix.
 
 # %%
 #| default_exp superposition.model
@@ -30,28 +30,28 @@ torch.manual_seed(0);
 
 
 # %% [markdown]
-# A model compresses $n$ features into $m$ hidden dimensions and reads them back with the same
-# matrix [@elhage2022]:
+# A model compresses $n$ features into $m$ hidden dimensions and reads them out with the same matrix
+# [@elhage2022]:
 #
 # $$h = Wx, \qquad x' = \mathrm{ReLU}(W^\top h + b).$$
 #
-# Column $W_i$ is the direction that feature $i$ gets in the hidden space. Without the ReLU this
-# is principal component analysis. With it, the question of the paper arises: when is it better
-# to store more features than there are directions?
+# Column $W_i$ is the direction of feature $i$ in the hidden space. Without the ReLU this is
+# principal component analysis. With it, the paper's question arises: when is it better to store
+# more features than there are dimensions?
 #
-# The later sections vary the model: a ReLU on the hidden layer gives neurons, whose basis matters;
-# a second matrix $V$ lets a model compute the absolute value of its inputs, $y = \mathrm{ReLU}(V
-# h + b)$ with $h = \mathrm{ReLU}(Wx)$.
+# Later sections of the paper vary the model. A ReLU on the hidden layer gives neurons, for which
+# the basis matters. A second matrix $V$ lets a model compute the absolute value of its inputs, $y =
+# \mathrm{ReLU}(V h + b)$ with $h = \mathrm{ReLU}(Wx)$.
 #
-# `ToyConfig` describes a whole family of such models, one for each entry of the instance axis.
+# `ToyConfig` describes a batch of such models, one for each entry of the instance axis.
 
 # %%
 #| export
 def check_positive_integers(**named):
-    "Refuse what is not a whole number of at least 1"
+    "Raise an error for values that are not integers of at least 1"
     for k,v in named.items():
         if not isinstance(v, Integral) or isinstance(v, bool) or v<1:
-            raise ConfigError(f'{k} is {v!r}: it must be a whole number, 1 or more.')
+            raise ConfigError(f'{k} is {v!r}: give an integer of at least 1.')
 
 activations = dict(
     relu=torch.relu, linear=lambda z:z, gelu=torch.nn.functional.gelu, abs=torch.abs,
@@ -60,7 +60,7 @@ targets = dict(identity=lambda x:x, abs=torch.abs)
 
 @dataclass(frozen=True, eq=False)
 class ToyConfig:
-    "A family of toy models that are trained side by side"
+    "Configuration of a batch of toy models that are trained together"
     n_features:int = 5
     n_hidden:int = 2
     n_instances:int = 1
@@ -70,14 +70,14 @@ class ToyConfig:
     bias:bool = True             # Learn b; without it b stays 0
     features:str = 'independent' # A name in `distributions`
     init:object = 'xavier'       # 'xavier', or the standard deviation of W at the start
-    notebook_compat:bool = False # Start and data as the paper's public notebook draws them
+    notebook_compat:bool = False # Initial weights and data as in the paper's public notebook
     hidden:str = 'linear'        # Activation of the hidden layer
     hidden_bias:bool = False     # Learn c, added before the hidden activation
-    tied:bool = True             # Read out with W itself; otherwise with a matrix V of its own
-    readout:str = 'random'       # Where V starts: 'random', or 'positive' for |W|
-    target:str = 'identity'      # What is asked for: 'identity' or 'abs'
+    tied:bool = True             # Read out with W itself; otherwise with a separate matrix V
+    readout:str = 'random'       # Initial V: 'random', or 'positive' for |W|
+    target:str = 'identity'      # Target of the outputs: 'identity' or 'abs'
     signed:bool = False          # Active features uniform on [-1,1] instead of [0,1]
-    sets:int = 1                 # Equal, consecutive sets of features that know of each other
+    sets:int = 1                 # Equal, consecutive sets of dependent features
     points:int = None            # Size of a finite data set; None: fresh samples at every step
     unit:bool = False            # Rescale each input to length 1
     l1:object = 0.               # Weight of $\sum_k |h_k|$ in the loss; number or [instance]
@@ -85,29 +85,30 @@ class ToyConfig:
 
     def __post_init__(self):
         n = self.n_features
-        yes = dict(activation=activations, hidden=activations, target=targets,
-                                     features=distributions, readout=('random','positive'))
-        check_positive_integers(n_features=n, n_hidden=self.n_hidden, n_instances=self.n_instances, sets=self.sets)
+        allowed = dict(activation=activations, hidden=activations, target=targets,
+                       features=distributions, readout=('random','positive'))
+        check_positive_integers(n_features=n, n_hidden=self.n_hidden,
+                                n_instances=self.n_instances, sets=self.sets)
         if self.points is not None: check_positive_integers(points=self.points)
         p = self.densities
         if not ((p>0) & (p<=1)).all():
             raise ConfigError('density must lie above 0 and at most at 1.')
         if (self.importances<0).any(): raise ConfigError('importance must not be negative.')
-        for kind,known in yes.items():
+        for kind,known in allowed.items():
             if getattr(self, kind) not in known:
                 raise ConfigError(unknown_name_message(kind, getattr(self, kind), list(known)))
         if self.init!='xavier' and not isinstance(self.init, (int,float)):
             raise ConfigError(f"init is {self.init!r}: give 'xavier' or a standard deviation.")
         if n%self.sets: raise ConfigError(
             f'{n} features do not make {self.sets} equal sets: choose sets that divide n_features.')
-        within = p.unflatten(-1, (self.sets,-1))
-        if self.features!='independent' and (within!=within[...,:1]).any(): raise ConfigError(
+        by_set = p.unflatten(-1, (self.sets,-1))
+        if self.features!='independent' and (by_set!=by_set[...,:1]).any(): raise ConfigError(
             f'{self.features} features of one set have one density: give them equal values.')
         if self.features=='one-hot' and (self.sets>1 or (p<1).any()): raise ConfigError(
             'one-hot features form one set that is always present: leave sets and density at 1.')
         if self.notebook_compat and (self.features!='independent' or self.signed or self.points
-            or self.unit or not self.tied): raise ConfigError('notebook_compat replays the public '
-            'notebook, which knows only tied models of independent features: leave it off.')
+                or self.unit or not self.tied): raise ConfigError(
+            'notebook_compat reproduces the public notebook, which has only tied models of independent features: leave it off.')
         for k in 'l1','attack':
             if (self.per_instance(k)<0).any(): raise ConfigError(f'{k} must not be negative.')
 
@@ -118,7 +119,7 @@ class ToyConfig:
         return expand(self.importance, self.n_instances, self.n_features, 'importance')
     @property
     def std(self):
-        "Standard deviation of W at the start"
+        "Standard deviation of the initial W"
         I = self.n_instances
         n = self.n_features
         m = self.n_hidden
@@ -126,7 +127,7 @@ class ToyConfig:
         return (2/(n+m))**.5 if self.init=='xavier' else float(self.init)
 
     def per_instance(self, name):
-        "`l1` or `attack` as [instance]"
+        "Return `l1` or `attack` as [instance]"
         t = torch.as_tensor(getattr(self, name), dtype=torch.float64)
         if t.shape not in ((), (self.n_instances,)) or not torch.isfinite(t).all():
             raise ConfigError(f'{name} has shape {list(t.shape)} or a value that is not finite: '
@@ -134,12 +135,13 @@ class ToyConfig:
         return t.expand(self.n_instances)
 
     def to_dict(self):
-        "Plain numbers and lists, for a file or a hash"
+        "Return plain numbers and lists, for a file or a hash"
         return {k: v.tolist() if hasattr(v, 'tolist') else v for k,v in asdict(self).items()}
 
 
 # %% [markdown]
-# Three densities, four models at each, importance falling by a tenth from feature to feature:
+# Three densities with four models each, and an importance that falls by a tenth from feature to
+# feature:
 
 # %%
 cfg = ToyConfig(n_features=5, n_hidden=2, n_instances=12,
@@ -148,7 +150,7 @@ cfg = ToyConfig(n_features=5, n_hidden=2, n_instances=12,
 cfg.densities.shape, cfg.importances[0]
 
 # %% [markdown]
-# A configuration that cannot mean anything is refused before anything runs.
+# An invalid configuration raises an error before anything runs.
 
 # %%
 with expect_fail(ConfigError, contains='density must lie above 0'): ToyConfig(density=0.)
@@ -163,11 +165,11 @@ with expect_fail(ConfigError, contains='have one density'):
 
 
 # %% [markdown]
-# ## Where training starts
+# ## Initial weights
 #
-# `W` is normal with the Xavier scale of one model, $\sqrt{2/(n+m)}$, and drawn from the same
-# counter as the data, so a model's start too belongs to its identity. `stream` 1 keeps it
-# apart from the data.
+# `W` is normal with the Xavier scale of a single model, $\sqrt{2/(n+m)}$. It is drawn from the same counter
+# as the data, so a model's initial weights also depend only on its identity. `stream` 1 keeps them
+# independent of the data.
 
 # %%
 #| export
@@ -175,16 +177,16 @@ def normal(
     key:torch.Tensor, # [instance, 2]
     n:int,
 )->torch.Tensor:      # [instance, n], float32
-    "Standard normal numbers from the counter"
+    "Return standard normal numbers from the counter"
     u = (hash32(key, n).double() + .5)*2**-31
     return (2**.5*torch.erfinv(2*u-1)).float()
 
 def initial_weights(
     config:ToyConfig,
     seed=0,
-    instances=None, # Identities to start; None for all
+    instances=None, # Identities of the models; None for all
 )->tuple:           # W [instance, feature, hidden] and b [instance, feature]
-    "Parameters before the first step"
+    "Return W and b before the first step"
     ids = range(config.n_instances) if instances is None else instances
     n = config.n_features
     m = config.n_hidden
@@ -192,14 +194,14 @@ def initial_weights(
     return W,torch.zeros(len(W), n)
 
 def initial_params(config, seed=0, instances=None)->dict:
-    "As `start`, with V [instance, feature, hidden] and c [instance, hidden] where they are learned"
+    "Return W and b, and V [instance, feature, hidden] and c [instance, hidden] if learned"
     ids = range(config.n_instances) if instances is None else instances
     n = config.n_features
     m = config.n_hidden
     params = dict(zip('Wb', initial_weights(config, seed, ids)))
     if not config.tied:
-        own = config.std*normal(keys(seed, ids, [0], stream=3)[0], n*m).view(-1, n, m)
-        params['V'] = params['W'].abs() if config.readout=='positive' else own
+        V = config.std*normal(keys(seed, ids, [0], stream=3)[0], n*m).view(-1, n, m)
+        params['V'] = params['W'].abs() if config.readout=='positive' else V
     if config.hidden_bias: params['c'] = torch.zeros(len(params['W']), m)
     return params
 
@@ -207,25 +209,25 @@ def initial_params(config, seed=0, instances=None)->dict:
 # %%
 W,b = initial_weights(cfg)
 test_eq(initial_weights(cfg, instances=[5])[0][0], W[5])
-many,_ = initial_weights(replace(cfg, n_instances=5000, density=1.))
-test_close(many.std(), cfg.std, eps=.005)
-many.std(), cfg.std
+large,_ = initial_weights(replace(cfg, n_instances=5000, density=1.))
+test_close(large.std(), cfg.std, eps=.005)
+large.std(), cfg.std
 
 # %% [markdown]
 # The public notebook calls `xavier_normal_` on a tensor `[instance, feature, hidden]`. PyTorch
-# takes the first two axes for fans and the last as a receptive field, so the spread it gives
-# depends on how many models happen to be trained together: $\sqrt{2/(m(n+I))}$.
-# `notebook_compat` keeps this quirk, the default does not.
+# takes the first two axes as fans and the last as a receptive field, so the standard deviation
+# depends on the number of models trained together: $\sqrt{2/(m(n+I))}$. `notebook_compat`
+# reproduces this quirk; the default does not.
 
 # %%
-quirk = lambda I: ToyConfig(200, 20, I, notebook_compat=True).std
-theirs = torch.nn.init.xavier_normal_(torch.empty(20,200,20)).std()
-test_close(theirs, quirk(20), eps=.0005)
-quirk(20), quirk(1), ToyConfig(200, 20).std
+notebook_std = lambda I: ToyConfig(200, 20, I, notebook_compat=True).std
+torch_std = torch.nn.init.xavier_normal_(torch.empty(20,200,20)).std()
+test_close(torch_std, notebook_std(20), eps=.0005)
+notebook_std(20), notebook_std(1), ToyConfig(200, 20).std
 
 
 # %% [markdown]
-# ## Forward and loss
+# ## Forward pass and loss
 
 # %%
 #| export
@@ -235,7 +237,7 @@ def encode_inputs(
     hidden='linear', # A name in `activations`
     c=None,          # [instance, hidden]
 )->torch.Tensor:     # [instance, batch, hidden]
-    "The hidden layer"
+    "Return the activations of the hidden layer"
     h = torch.bmm(x, W)
     return activations[hidden](h if c is None else h + c[:,None])
 
@@ -245,7 +247,7 @@ def decode_hidden(
     h:torch.Tensor, # [instance, batch, hidden]
     activation='relu',
 )->torch.Tensor:    # [instance, batch, feature]
-    "The outputs"
+    "Return the outputs"
     return activations[activation](torch.baddbmm(b[:,None], h, V.mT))
 
 def reconstruct(
@@ -257,7 +259,7 @@ def reconstruct(
     V=None,         # [instance, feature, hidden]; None: W
     c=None,         # [instance, hidden]
 )->torch.Tensor:    # [instance, batch, feature]
-    "What the models make of their inputs"
+    "Return the outputs of the models for their inputs"
     return decode_hidden(W if V is None else V, b, encode_inputs(W, x, hidden, c), activation)
 
 
@@ -272,9 +274,9 @@ reconstruct(W0, torch.zeros(1,5), x)
 
 
 # %% [markdown]
-# The loss weighs each feature's squared error by its importance (not squared), averages over the
-# batch and *sums* over the features. All losses in this room are such sums; the public notebook
-# divides by $n$ as well.
+# The loss weights each feature's squared error by its importance (not squared), averages over the batch and
+# *sums* over the features. All losses in this package are such sums; the public notebook divides by $n$ as
+# well.
 
 # %%
 #| export
@@ -289,13 +291,13 @@ def batch_loss(
     c=None,                  # [instance, hidden]
     target='identity',       # A name in `targets`
 )->torch.Tensor:             # [instance]
-    "Importance-weighted squared error, summed over features, mean over the batch"
+    "Return the importance-weighted squared error, summed over features, mean over the batch"
     err = targets[target](x) - reconstruct(W, b, x, activation, hidden, V, c)
     return (importance*err.square().mean(1)).sum(-1)
 
 
 # %% [markdown]
-# Features 2, 3 and 4 are lost, so what remains is their importance times $E x^2 = p/3$:
+# Features 2, 3 and 4 are lost, so the loss is their importance times $E x^2 = p/3$:
 
 # %%
 x = torch.rand(1, 200_000, 5)
@@ -304,8 +306,8 @@ test_close(batch_loss(W0, torch.zeros(1,5), x, I), I[0,2:].sum()/3, eps=.01)
 batch_loss(W0, torch.zeros(1,5), x, I), I[0,2:].sum()/3
 
 # %% [markdown]
-# The instance axis comes first here and second in the public notebook; the einsums there and the
-# matrix products here agree.
+# The instance axis is the first axis here and the second in the public notebook. The notebook's
+# einsums and our matrix products agree:
 
 # %%
 W = torch.randn(3,5,2)
@@ -315,8 +317,8 @@ h = torch.einsum('bif,ifh->bih', x.transpose(0,1), W)
 test_close(torch.relu(torch.einsum('bih,ifh->bif', h, W)+b).transpose(0,1), reconstruct(W, b, x))
 
 # %% [markdown]
-# Nothing in model or loss knows the basis of the hidden space: rotating it changes no loss. What
-# the paper's pictures show is therefore only defined up to rotation and reflection.
+# Neither model nor loss depends on the basis of the hidden space: a rotation leaves the loss
+# unchanged. The paper's figures are therefore defined only up to rotation and reflection.
 
 # %%
 O = torch.linalg.qr(torch.randn(2,2)).Q
@@ -324,9 +326,9 @@ test_close(batch_loss(W@O, b, x, I), batch_loss(W, b, x, I), eps=1e-4)
 batch_loss(W, b, x, I), batch_loss(W@O, b, x, I)
 
 # %% [markdown]
-# ## Neurons
+# ## Hidden ReLUs
 #
-# With a ReLU on the hidden layer the basis does matter, which is what makes a hidden unit a neuron:
+# With a ReLU on the hidden layer the basis does matter, which is why its units are called neurons:
 # the same rotation changes the loss.
 
 # %%
@@ -336,8 +338,8 @@ test_ne(loss(W@O).numpy().round(3), loss(W).numpy().round(3))
 loss(W), loss(W@O)
 
 # %% [markdown]
-# Two neurons for each feature compute an absolute value: one answers to the positive side, one to
-# the negative, and the readout adds them.
+# Two neurons for each feature compute an absolute value: one responds to positive inputs, one to
+# negative inputs, and the readout adds them.
 
 # %%
 W2 = torch.cat([torch.eye(3),-torch.eye(3)], 1)[None]                # feature, neuron
@@ -346,13 +348,16 @@ test_close(reconstruct(W2, torch.zeros(1,3), signed, hidden='relu', V=W2.abs()),
 batch_loss(W2, torch.zeros(1,3), signed, torch.ones(1,3), hidden='relu', V=W2.abs(), target='abs')
 
 # %% [markdown]
-# A readout that starts at random sends half of the features' outputs below zero, where a ReLU
-# passes no gradient; one that starts at $|W|$ has every output alive.
+# A readout with random initial values makes half of the features' outputs negative, where a ReLU
+# passes no gradient. A readout that starts at $|W|$ has only positive outputs.
 
 # %%
-two = ToyConfig(50, 20, 1, tied=False, hidden='relu', target='abs', signed=True)
-one = torch.eye(50)[None]
-alive = {k: (reconstruct(*(p[j] for j in 'Wb'), one, hidden='relu', V=p['V'])[0].diag()>0).float().mean()
-         for k in ('random','positive') for p in [initial_params(replace(two, readout=k))]}
-test_eq(alive['positive'], 1)
-alive
+untied = ToyConfig(50, 20, 1, tied=False, hidden='relu', target='abs', signed=True)
+def active_outputs(readout):
+    p = initial_params(replace(untied, readout=readout))
+    out = reconstruct(p['W'], p['b'], torch.eye(50)[None], hidden='relu', V=p['V'])
+    return (out[0].diag()>0).float().mean()
+
+active = {k: active_outputs(k) for k in ('random','positive')}
+test_eq(active['positive'], 1)
+active

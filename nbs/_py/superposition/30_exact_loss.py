@@ -7,9 +7,9 @@
 # ---
 
 # %% [markdown]
-# # Exact losses
+# # Exact loss
 #
-# > The population loss of a toy model in closed form: no batch, no noise, and gradients through it.
+# > The population loss of a toy model has a closed form without sampling noise.
 
 # %%
 #| default_exp superposition.exact_loss
@@ -35,28 +35,28 @@ torch.manual_seed(0);
 
 
 # %% [markdown]
-# Training sees the loss through batches of a thousand samples. Whether a pentagon beats two pairs
-# of antipodes, whether an engine's gradient is right, where a phase boundary runs: such questions
-# deserve the expectation itself. For features that are uniform when active it can be written down.
+# Training sees the loss through batches of a thousand samples. Questions such as whether a pentagon
+# is better than two antipodal pairs, whether an engine's gradient is right, or where a phase
+# boundary lies need the expectation itself. It has a closed form for features that are uniform when
+# active.
 #
-# Fix the set $A$ of active features. Output $i$ sees $z = \sum_{j\in A} G_{ij}x_j + b_i$ with
-# $G = WW^\top$ in the layout `[feature, hidden]` and $x$ uniform on a cube; its expected error
-# is a sum of [integrals](25_integrals.ipynb) over that cube.
-#
-# The expectation is a sum over supports with their probabilities. Supports of one size have
-# integrals of one dimension and go together.
+# For a fixed set $A$ of active features, output $i$ reads $z = \sum_{j\in A} G_{ij}x_j + b_i$ with
+# $G = WW^\top$ in the layout `[feature, hidden]` and $x$ uniform on a cube. Its expected error is a
+# sum of [integrals](25_integrals.ipynb) over that cube, and the loss is a sum over these sets, the
+# *supports*, weighted by their probabilities. Supports of equal size have integrals of the same
+# dimension and are processed together.
 
 # %%
 #| export
 def _errors_of_size(G, b, A, weight, signed):
-    "Weighted errors that supports `A` [support, k] add to each output"
+    "Return the weighted errors of each output for supports `A` [support, k]"
     k = A.shape[1]
     z2 = cube_mean(G[:,:,A], b[...,None].expand(-1, -1, len(A)), 2, signed)
     total = (z2*weight[:,None]).sum(-1)
     if not k: return total
-    others = torch.stack([A[:,[j for j in range(k) if j!=t]] for t in range(k)], 1)
-    whole = z2.gather(1, A.T.expand(len(b), -1, -1)).mT       # instance, support, k
-    cross = cross_mean(G[:,A[...,None],others], G[:,A,A], b[:,A], whole, signed)
+    rest = torch.stack([A[:,[j for j in range(k) if j!=t]] for t in range(k)], 1)
+    mean_square = z2.gather(1, A.T.expand(len(b), -1, -1)).mT # instance, support, k
+    cross = cross_mean(G[:,A[...,None],rest], G[:,A,A], b[:,A], mean_square, signed)
     return total.index_add(1, A.flatten(), (weight[...,None]*(1/3-2*cross)).flatten(1))
 
 def relu_errors(
@@ -66,7 +66,7 @@ def relu_errors(
     weight:torch.Tensor, # [instance, support], probabilities
     signed=False,        # Active features uniform on [-1,1] instead of [0,1]
 )->torch.Tensor:         # [instance, feature]
-    "Expected squared error of each output of a ReLU model"
+    "Return the expected squared error of each output of a ReLU model"
     count = on.sum(-1)
     total = torch.zeros_like(b)
     for k in count.unique().tolist():
@@ -78,19 +78,19 @@ def relu_errors(
 # %% [markdown]
 # ## Supports
 #
-# Which sets of features are active together, and how often, is all that distinguishes the
-# [distributions](10_features.ipynb) of this room. Independent features have $2^n$ supports. In
-# *correlated* sets the members come and go together, in *anticorrelated* ones exactly one comes.
+# The [distributions](10_features.ipynb) of this package differ only in which sets of features are
+# active together, and how often. Independent features have $2^n$ supports. In *correlated* sets all
+# members are active together, in *anticorrelated* sets exactly one is.
 
 # %%
 #| export
 def supports(
     density:torch.Tensor,   # [instance, feature]
     features='independent', # 'independent', 'correlated', 'anticorrelated' or 'one-hot'
-    sets=1,                 # Equal, consecutive sets of features that know of each other
-    max_active=None,              # Independent features: at most this many active; None: all
+    sets=1,                 # Equal, consecutive sets of dependent features
+    max_active=None,        # Independent features: at most this many active; None: all
 )->tuple:                   # on [support, feature], bool; probability [instance, support]
-    "Every set of features that may be active, and its probability"
+    "Return every set of features that can be active, and its probability"
     n = density.shape[1]
     if features=='independent':
         on = _subsets(n, n if max_active is None else min(max_active, n))
@@ -121,9 +121,11 @@ test_close(weight.sum(), 1)
 
 
 # %% [markdown]
-# For the linear model the distribution matters through two moments only, whatever the number of
-# features: with $R = 1-G$ the error $R_i\cdot x - b_i$ has the mean $R_i\cdot\mu - b_i$ and the
-# variance $R_i\cdot\Sigma R_i$.
+# ## Linear models
+#
+# For a linear model only two moments of the distribution matter, for any number of features: with
+# $R = 1-G$, the error $R_i\cdot x - b_i$ has the mean $R_i\cdot\mu - b_i$ and the variance
+# $R_i\cdot\Sigma R_i$.
 
 # %%
 #| export
@@ -131,28 +133,28 @@ def mean_covariance(
     density:torch.Tensor, # [instance, feature]
     features='independent', sets=1, signed=False,
 )->tuple:                 # [instance, feature], [instance, feature, feature]
-    "Mean and covariance of the inputs"
+    "Return mean and covariance of the inputs"
     n = density.shape[1]
-    other = features in ('anticorrelated','one-hot')
-    which = torch.arange(n)//(n//sets)
-    p = density/(n//sets) if other else density
-    same = which==which[:,None]
-    both = p[...,None]*p[:,None]                      # how often two are active together
-    if features=='correlated': both = torch.where(same, p[...,None], both)
-    if other: both = both*~same
-    second = both*(0. if signed else .25)
+    exclusive = features in ('anticorrelated','one-hot')
+    set_index = torch.arange(n)//(n//sets)
+    p = density/(n//sets) if exclusive else density
+    in_one_set = set_index==set_index[:,None]
+    joint = p[...,None]*p[:,None]                     # probability that two are active together
+    if features=='correlated': joint = torch.where(in_one_set, p[...,None], joint)
+    if exclusive: joint = joint*~in_one_set
+    second = joint*(0. if signed else .25)
     second.diagonal(dim1=1, dim2=2).copy_(p/3)
     mu = torch.zeros_like(p) if signed else p/2
     return mu, second - mu[...,None]*mu[:,None]
 
 def linear_errors(G, b, mu, cov):
-    "Expected squared error of each output of a linear model; shapes as above"
+    "Return the expected squared error of each output of a linear model; shapes as above"
     R = torch.eye(G.shape[1], dtype=G.dtype) - G
     return ((R@mu[...,None])[...,0] - b)**2 + torch.einsum('...ij,...jk,...ik->...i', R, cov, R)
 
 
 # %% [markdown]
-# Over half a million samples of each kind:
+# Comparison with half a million samples of each kind:
 
 # %%
 kinds = dict(correlated=2, anticorrelated=2, independent=1)
@@ -164,7 +166,7 @@ mean_covariance(expand(.3, 1, 4), 'correlated', 2)[1][0]
 
 
 # %% [markdown]
-# ## The loss
+# ## Loss
 
 # %%
 #| export
@@ -174,32 +176,34 @@ def exact_loss(
     density=1.,        # Number, [feature] or [instance, feature]
     importance=1.,     # Likewise
     activation='relu', # Of the outputs: 'relu' or 'linear'
-    max_active=None,         # Independent features: count supports up to this size; None: all
+    max_active=None,   # Independent features: count supports up to this size; None: all
     features='independent', sets=1, signed=False, # As in `ToyConfig`
     V=None,            # Readout of an untied model, shape of W
 )->torch.Tensor:       # [instance], float64, summed over features; a scalar for one model
-    "The population loss, differentiable in `W`, `b` and `V`"
-    one = W.ndim==2
-    W,b,V = (t[None].double() if one else t.double() for t in (W, b, W if V is None else V))
+    "Return the population loss, differentiable in `W`, `b` and `V`"
+    single = W.ndim==2
+    W,b,V = (t[None].double() if single else t.double() for t in (W, b, W if V is None else V))
     I,n,_ = W.shape
-    if b.shape!=(I,n): raise ConfigError(f'b has shape {list(b.shape)}: W asks for {[I,n]}.')
+    if b.shape!=(I,n): raise ConfigError(f'b has shape {list(b.shape)}: W needs {[I,n]}.')
     p = expand(density, I, n)
     imp = expand(importance, I, n, 'importance')
     err = _output_errors(V@W.mT, b, p, activation, max_active, features, sets, signed)
-    return (imp*err).sum(-1)[0] if one else (imp*err).sum(-1)
+    loss = (imp*err).sum(-1)
+    return loss[0] if single else loss
 
 def _output_errors(G, b, p, activation, max_active, features, sets, signed):
     n = b.shape[1]
     if activation=='linear': return linear_errors(G, b, *mean_covariance(p, features, sets, signed))
-    if activation!='relu': raise ConfigError(unknown_name_message('activation', activation, ['relu','linear']))
+    if activation!='relu': raise ConfigError(
+        unknown_name_message('activation', activation, ['relu','linear']))
     if features=='independent' and max_active is None and n>11: raise ConfigError(
-        f'{n} features have {3**n:.0e} corners: give most=5 or so, or use exact_loss_large.')
+        f'{n} features have {3**n:.0e} corners: give max_active=5 or so, or use exact_loss_large.')
     return relu_errors(G, b, *supports(p, features, sets, max_active), signed)
 
 
 # %% [markdown]
-# A random model of three features, against the plainest numerical integration that there is: a
-# midpoint grid over the cube of every active set. Its own error falls as $h^2$.
+# A random model of three features, compared with a midpoint grid over the cube of every support,
+# whose error falls as $h^2$:
 
 # %%
 def grid_loss(W, b, p, m=100):
@@ -219,7 +223,7 @@ exact_loss(W, b, .4), grid_loss(W, b, .4)
 test_close(exact_loss(W, b, .4), grid_loss(W, b, .4), eps=2e-4)
 
 # %% [markdown]
-# Eight features, with densities and importances all different, against four million samples:
+# Eight features with different densities and importances, compared with four million samples:
 
 # %%
 W = torch.randn(8,3)*.6
@@ -235,8 +239,8 @@ exact_loss(W, b, p, imp), mc, se
 
 
 # %% [markdown]
-# Correlated and anticorrelated sets, features of both signs and a readout of its own, each against
-# half a million samples. The last column is the difference in standard errors.
+# Correlated and anticorrelated sets, signed features and an untied readout, each compared with half
+# a million samples. The last column is the difference in standard errors.
 
 # %%
 def check(kind, sets, signed, V, runs=10):
@@ -257,8 +261,8 @@ assert np.abs(table[:,2]).max() < 4
 table.round(4)
 
 # %% [markdown]
-# The linear model has a known best loss, $v(p)\sum_{i>m} I_i$: keep the $m$ most important
-# features exactly, answer the mean for the rest. At the optimum the gradient vanishes:
+# The best loss of a linear model is known, $v(p)\sum_{i>m} I_i$: keep the $m$ most important
+# features exactly and predict the mean of the others. At this optimum the gradient vanishes:
 
 # %%
 W = torch.eye(20,5, dtype=torch.float64).requires_grad_()
@@ -271,10 +275,10 @@ test_close(W.grad.abs().max(), 0); test_close(b.grad.abs().max(), 0)
 loss.item()
 
 # %% [markdown]
-# ## Gradients without noise
+# ## Gradients
 #
-# A batch gradient is an estimate of the gradient of `exact_loss`. Averaged over many batches in
-# float32 it must agree with autograd through the closed form in float64, at every entry.
+# The gradient of a batch is an estimate of the gradient of `exact_loss`. Averaged over many batches
+# in float32, it must agree with autograd through the closed form in float64, at every entry.
 
 # %%
 W = torch.randn(1,6,3)*.6
@@ -294,7 +298,7 @@ assert z.abs().max() < 4.5
 z.abs().max(), z.std()
 
 # %% [markdown]
-# It does not depend on the basis of the hidden space, nor on the order of the features:
+# The loss does not depend on the basis of the hidden space, nor on the order of the features:
 
 # %%
 O = torch.linalg.qr(torch.randn(3,3, dtype=torch.float64)).Q
@@ -305,21 +309,21 @@ test_close(exact_loss(W[:,perm], b[:,perm], .3, imp[perm]), base, eps=1e-9)
 
 
 # %% [markdown]
-# ## Small supports first
+# ## Truncation to small supports
 #
-# The number of corners is $3^n$. When features are sparse only small supports matter: `neglected_probability`
-# is the probability of a larger one than were counted, and since no term of the sum is negative,
-# the truncated loss is a lower bound. Dense models of many features have a page [of their
-# own](34_fourier_loss.ipynb).
+# The number of corners is $3^n$. For sparse features only small supports matter:
+# `neglected_probability` is the probability of a support larger than those counted. No term of the
+# sum is negative, so the truncated loss is a lower bound. For dense models of many features, use
+# the [Fourier loss](34_fourier_loss.ipynb).
 
 # %%
 #| export
 def neglected_probability(
     density,        # Number or [feature]
     n_features:int,
-    max_active:int,       # As given to `exact_loss`
+    max_active:int, # As given to `exact_loss`
 )->torch.Tensor:    # Probability
-    "Probability that more than `most` independent features are active"
+    "Return the probability that more than `max_active` independent features are active"
     p = expand(density, 1, n_features)[0]
     dist = torch.zeros(n_features+1, dtype=torch.float64); dist[0] = 1
     for q in p: dist = dist*(1-q) + torch.cat([torch.zeros(1), dist[:-1]*q])
@@ -329,20 +333,21 @@ def neglected_probability(
 # %%
 W = torch.randn(12,4)*.4
 b = torch.randn(12)*.1
-[(k, exact_loss(W, b, .05, max_active=k).item(), neglected_probability(.05, 12, k).item()) for k in (1,2,3,4)]
+[(k, exact_loss(W, b, .05, max_active=k).item(), neglected_probability(.05, 12, k).item())
+ for k in (1,2,3,4)]
 
 # %%
 test_close(neglected_probability(.5, 3, 1), .5)
-with expect_fail(ConfigError, contains='give most=5'): exact_loss(W, b, .05)
+with expect_fail(ConfigError, contains='give max_active=5'): exact_loss(W, b, .05)
 
 
 # %% [markdown]
-# ## The best model there is
+# ## Numerical optimum
 #
-# With exact losses and gradients a quasi-Newton method finds optima to many digits within
-# seconds, and the best of several starts is a ground truth for training. All instances and
-# restarts move together as one long vector: their losses do not interact, and one evaluation of
-# many small models costs hardly more than of one.
+# With exact losses and gradients, a quasi-Newton method finds optima to many digits within seconds,
+# and the best of several restarts is a ground truth for training. All instances and restarts are
+# minimised as one long vector: their losses are independent, and one evaluation of many small
+# models costs hardly more than one model.
 
 # %%
 #| export
@@ -363,8 +368,8 @@ def minimise_lbfgs(
 
 
 # %%
-away = torch.tensor([[1.,2.],[3.,4.]], dtype=torch.float64)
-minimise_lbfgs(lambda t: ((t-away)**4).sum(-1), torch.zeros_like(away))
+target = torch.tensor([[1.,2.],[3.,4.]], dtype=torch.float64)
+minimise_lbfgs(lambda t: ((t-target)**4).sum(-1), torch.zeros_like(target))
 
 
 # %%
@@ -372,7 +377,7 @@ minimise_lbfgs(lambda t: ((t-away)**4).sum(-1), torch.zeros_like(away))
 def closed_form_limitation(
     config:ToyConfig,
 )->str|None:
-    "Why the population loss of these models is not known in closed form; None if it is"
+    "Return why the population loss of these models has no closed form, or None if it has one"
     c = config
     for name,known in dict(hidden=['linear'], target=['identity'], activation=['relu','linear'],
                            points=[None], unit=[False]).items():
@@ -381,7 +386,7 @@ def closed_form_limitation(
             f'{" or ".join(map(repr, known))}; use batch_loss on held-out samples.')
 
 def _objective(config, R):
-    "Parameters as one row a model -> dict of W, b, V and exact losses"
+    "Return a function from one row of parameters per model to W, b, V and exact losses"
     c = config
     n = config.n_features
     m = config.n_hidden
@@ -401,29 +406,29 @@ def fit_exact(
     maxiter=2000,
 )->dict:          # W, b, (V,) loss: [instance, restart, ...], best first
     "Minimise the population loss by L-BFGS from several starts"
-    if why := closed_form_limitation(config): raise ConfigError(why)
+    if limitation := closed_form_limitation(config): raise ConfigError(limitation)
     if starts is None:
-        begin = initial_params(config, seed, range(restarts))
-        begin = torch.cat([2*begin[k].flatten(1) for k in ('W','b','V') if k in begin], 1)
+        initial = initial_params(config, seed, range(restarts))
+        initial = torch.cat([2*initial[k].flatten(1) for k in ('W','b','V') if k in initial], 1)
     else:
-        begin = torch.as_tensor(starts).flatten(1)
-        begin = torch.cat([begin, torch.zeros(len(begin), config.n_features)]
-                          + [begin]*(not config.tied), 1)
+        initial = torch.as_tensor(starts).flatten(1)
+        initial = torch.cat([initial, torch.zeros(len(initial), config.n_features)]
+                          + [initial]*(not config.tied), 1)
     I = config.n_instances
-    R = len(begin)
-    losses = _objective(config, len(begin))
+    R = len(initial)
+    losses = _objective(config, len(initial))
     unit = (moments(config.densities)[1]*config.importances).sum(1).clamp(min=1e-12)
-    x = minimise_lbfgs(lambda t: losses(t)[1]/unit.repeat_interleave(R), begin.double().repeat(I, 1),
-                 maxiter)
-    with torch.no_grad(): found,loss = losses(x)
+    x = minimise_lbfgs(lambda t: losses(t)[1]/unit.repeat_interleave(R),
+                       initial.double().repeat(I, 1), maxiter)
+    with torch.no_grad(): params,loss = losses(x)
     loss,order = loss.view(I, R).sort(dim=1)
     sort = lambda t: t.view(I, R, *t.shape[1:])[torch.arange(I)[:,None],order]
-    return {k: sort(t) for k,t in found.items()} | dict(loss=loss)
+    return {k: sort(t) for k,t in params.items()} | dict(loss=loss)
 
 
 # %% [markdown]
-# Five equal features in a plane at one percent density, from eight starts. Two solutions turn
-# up, and the better one is the regular pentagon:
+# Five equal features in a plane at one percent density, from eight restarts. Two solutions appear,
+# and the better one is the regular pentagon:
 
 # %%
 fits = fit_exact(ToyConfig(5, 2, density=.01))
@@ -437,13 +442,13 @@ test_close(fits['loss'][0,0], .001001, eps=1e-6)
 W.norm(dim=1), angles.diff()
 
 # %% [markdown]
-# The other is two digons, antipodal pairs, with the fifth feature dropped. Where the two trade
-# places is on the page about the [staircase](33_polytope_gain.ipynb).
+# The other solution is two digons (antipodal pairs) with the fifth feature dropped. The density at
+# which the better of the two changes is on the page [Polytope gain](33_polytope_gain.ipynb).
 
 # %% [markdown]
-# Anticorrelated pairs need no dimension of their own: two pairs in two dimensions, as antipodes,
-# lose nothing. If the members come together, a pair of antipodes is the worst arrangement, and the
-# optimum puts partners at a right angle.
+# Anticorrelated pairs need one dimension per pair: two pairs in two dimensions, as antipodes, lose
+# nothing. For correlated pairs antipodes are the worst arrangement, and the optimum puts partners
+# at a right angle.
 
 # %%
 pairs = {kind: fit_exact(ToyConfig(4, 2, density=.2, features=kind, sets=2))
@@ -455,18 +460,18 @@ assert abs(cos(pairs['correlated'])) < .1
 {k: (cos(f).item(), f['loss'][0,0].item()) for k,f in pairs.items()}
 
 # %% [markdown]
-# A readout of its own changes more than one might think. The tied pentagon is a stationary point
-# then, but not a minimum: from a start beside it the loss falls to less than half. Outputs learn to
-# be *vetoed*: row $i$ of $G=VW^\top$ below is close to one at $i$, close to zero at features it may
-# not be disturbed by, and enormous and negative at the rest, so that two active features cost one
-# of them and nothing else. The weights grow without end, and the infimum is not attained.
+# An untied readout changes the optimum. The tied pentagon is then a stationary point but not a
+# minimum: from an initialisation beside it, the loss falls to less than half. Outputs learn to be
+# suppressed: row $i$ of $G=VW^\top$ below is close to one at $i$, close to zero at some features,
+# and very large and negative at the others, so that of two active features one is lost and nothing
+# else. The weights grow without bound, and the infimum is not attained.
 
 # %%
-beside = polygon(5) + .02*torch.randn(5,2)
-free = fit_exact(ToyConfig(5, 2, density=.05, tied=False), starts=beside[None], maxiter=150)
-tied = fit_exact(ToyConfig(5, 2, density=.05), starts=beside[None])
-assert free['loss'] < .5*tied['loss']
-free['loss'].item(), tied['loss'].item(), (free['V']@free['W'].mT)[0,0].numpy().round(2)
+near_pentagon = polygon(5) + .02*torch.randn(5,2)
+untied = fit_exact(ToyConfig(5, 2, density=.05, tied=False), starts=near_pentagon[None], maxiter=150)
+tied = fit_exact(ToyConfig(5, 2, density=.05), starts=near_pentagon[None])
+assert untied['loss'] < .5*tied['loss']
+untied['loss'].item(), tied['loss'].item(), (untied['V']@untied['W'].mT)[0,0].numpy().round(2)
 
 # %%
 with expect_fail(ConfigError, contains="hidden='relu'"): fit_exact(ToyConfig(hidden='relu'))

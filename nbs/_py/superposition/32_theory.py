@@ -9,7 +9,7 @@
 # %% [markdown]
 # # Theory
 #
-# > Losses of the simple solutions in closed form, and the lines at which they trade places.
+# > Simple solutions have losses in closed form, which predict where the best one changes.
 
 # %%
 #| default_exp superposition.theory
@@ -31,14 +31,14 @@ torch.manual_seed(0); torch.set_num_threads(1);
 
 
 # %% [markdown]
-# A handful of solutions are simple enough for a formula. They say what to expect of training, and each is
-# proved here against the [exact loss](30_exact_loss.ipynb), which knows nothing of them. A feature
-# that is dropped is answered by its mean and costs its variance $v(p) = p/3-p^2/4$.
+# A few solutions are simple enough for a formula. They predict what training should find, and each
+# formula is tested here against the independent [exact loss](30_exact_loss.ipynb). A dropped
+# feature is predicted by its mean and costs its variance $v(p) = p/3-p^2/4$.
 #
-# ## The best linear model
+# ## Best linear model
 #
-# Any rank-$m$ reconstruction leaves at least the $m$ largest variances out of the loss and no more
-# (Eckart and Young), so the best linear model keeps those features exactly.
+# The loss of any rank-$m$ reconstruction includes at least all variances except the $m$ largest
+# (Eckart and Young), so the best linear model keeps those $m$ features exactly.
 
 # %%
 #| export
@@ -47,14 +47,15 @@ def linear_optimum(
     importance, # [feature]
     m:int,      # Hidden dimensions
 )->float:
-    "Lowest loss of a linear model of independent features"
+    "Return the lowest loss of a linear model of independent features"
     imp = torch.as_tensor(importance, dtype=torch.float64)
     _,v = moments(torch.as_tensor(density, dtype=torch.float64).expand(imp.shape))
     return (imp*v).sort().values[:len(imp)-m].sum().item()
 
 
 # %% [markdown]
-# Twenty features at $p=0.3$ in five dimensions, against a numerical minimum from eight random starts:
+# Twenty features at $p=0.3$ in five dimensions, compared with a numerical minimum from eight
+# restarts:
 
 # %%
 imp = [.7**i for i in range(20)]
@@ -63,8 +64,8 @@ test_close(linear_optimum(.3, imp, 5), fit['loss'][0,0], eps=1e-8)
 linear_optimum(.3, imp, 5), fit['loss'][0,0].item()
 
 # %% [markdown]
-# If features differ in density, what counts is importance times variance: a rare important
-# feature may lose to a common one.
+# If features differ in density, importance times variance decides: a rare important feature may be
+# dropped in favour of a common one.
 
 # %%
 p = torch.tensor([.05,.4,.3])
@@ -75,12 +76,12 @@ fit['W'][0,0,:,0]
 
 
 # %% [markdown]
-# ## Three families
+# ## One feature too many
 #
-# Two features in one dimension, the second with importance $r$: drop one of them, or lay both on the
-# line as antipodes. Antipodes err only if both are active, by the smaller value on both outputs:
-# $E\min(x,y)^2=\tfrac16$. Three features in two dimensions, $(1,1,r)$, offer the same and an
-# antipodal pair that leaves the last feature alone [@elhage2022].
+# Two features in one dimension, the second with importance $r$, have three simple solutions: drop
+# either feature, or put both on the line as antipodes. Antipodes err only if both are active, by
+# the smaller value on both outputs: $E\min(x,y)^2=\tfrac16$. Three features in two dimensions,
+# $(1,1,r)$, have the same solutions and an antipodal pair without the last feature [@elhage2022].
 
 # %%
 #| export
@@ -89,9 +90,9 @@ def family_losses(
     r,            # Importance of the last feature, the others have 1
     n_features=2, # 2 in one dimension or 3 in two
 )->dict:          # name -> loss
-    "Losses of the simple solutions with one feature too many"
+    "Return the losses of the simple solutions with one feature too many"
     if n_features not in (2,3): raise ConfigError(
-        f'Families are known for 2 and 3 features, not {n_features}.')
+        f'n_features is {n_features}: simple solutions are known for 2 and 3 features.')
     _,v = moments(p)
     with_last = 'antipodal' if n_features==2 else 'antipodal with last'
     losses = {'drop last': r*v, 'drop first': v+0*r, with_last: (1+r)*p**2/6}
@@ -99,7 +100,6 @@ def family_losses(
 
 
 # %%
-h = 1.
 p = torch.tensor([.05,.3,.6], dtype=torch.float64)
 models = {'drop last': [[1,0],[0,1],[0,0]], 'drop first': [[0,0],[1,0],[0,1]],
           'antipodal with last': [[1,0],[0,1],[0,-1]], 'antipodal without': [[1,0],[-1,0],[0,1]]}
@@ -111,21 +111,23 @@ for name,W in models.items():
 
 
 # %% [markdown]
-# Antipodes beat dropping the last where $r$ exceeds $r_1(p) = 2p/(4-5p)$, and, in one dimension,
-# beat dropping the first below $1/r_1$. The three regions meet at $p=\tfrac47$, $r=1$. Solved for the
-# density, the first line is $p = 4r/(2+5r)$.
+# ## Phase boundaries
+#
+# Antipodes are better than dropping the last feature where $r$ exceeds $r_1(p) = 2p/(4-5p)$, and,
+# in one dimension, better than dropping the first below $1/r_1$. The three regions meet at
+# $p=\tfrac47$, $r=1$. Solved for the density, the first boundary is $p = 4r/(2+5r)$.
 
 # %%
 #| export
 def antipodal_boundary(
     p, # Density; number or tensor
 ):     # Importance of the last feature; infinite from 0.8 on
-    "Where antipodes and dropping the last feature cost the same"
+    "Return the importance at which antipodes and dropping the last feature cost the same"
     p = torch.as_tensor(p, dtype=torch.float64)
     return torch.where(p<.8, 2*p/(4-5*p), torch.inf)
 
 def antipodal_boundary_density(r):
-    "The same line as a density, for importance `r` up to 1"
+    "Return the same boundary as a density, for importance `r` up to 1"
     return 4*r/(2+5*r)
 
 triple_point = 4/7,1. # Density, importance
@@ -140,11 +142,11 @@ test_close(f['antipodal'], f['drop last']); test_close(f['drop last'], f['drop f
 antipodal_boundary(p)
 
 # %% [markdown]
-# These are unit weights without bias. The true optimum may do better, since a little bias frees a
-# little length: at $p=0.5$ and $r=1$ both weights shrink to 0.969 and the loss falls by eight
-# percent. Superposition persists far beyond the triple point, and its end is gradual. At $r=1$, for
-# each density: the optimum relative to the best family, and the product of the two weights, which is
-# negative for antipodes.
+# These solutions have unit weights and no bias. The true optimum can be better, since a small bias
+# allows shorter columns: at $p=0.5$ and $r=1$ both weights shrink to 0.969 and the loss falls by
+# eight percent. Superposition persists far beyond the triple point and ends gradually. The table
+# shows, for $r=1$ and each density, the optimum relative to the best simple solution and the
+# product of the two weights, which is negative for antipodes.
 
 # %%
 p = torch.tensor([.3,.5,.6,.7,.75,.8,.9,1.], dtype=torch.float64)
@@ -156,9 +158,9 @@ W = fit['W'][:,0,:,0]
 torch.stack([p, best/families, W.prod(-1)]).numpy().round(3)
 
 # %% [markdown]
-# Without the bias and with a density near one it is another: both features on the same side, confused
-# but for a difference in length. At equal importance this *confused feature* costs exactly $v(p)$, as
-# much as dropping one with its bias.
+# Without the bias and at a density near one the optimum is different: both features lie on the same
+# side, distinguished only by their length. At equal importance this *confused feature* costs
+# exactly $v(p)$, as much as dropping one feature with a bias.
 
 # %%
 fit = fit_exact(ToyConfig(2, 1, density=.9, importance=[1,.8], bias=False))
@@ -170,18 +172,19 @@ fit['W'][0,0,:,0], fit['loss'][0,0]
 
 
 # %% [markdown]
-# ## Pairs that know of each other
+# ## Correlated and anticorrelated pairs
 #
-# One dimension for a pair whose members come together: lay them on one line as $(a+b)/\sqrt2$,
-# keep one, or make them antipodes, the worst choice. Pairs that never meet lose nothing as antipodes.
+# In one dimension, a correlated pair can be collapsed onto one line as $(a+b)/\sqrt2$, reduced to
+# one feature, or stored as antipodes, which is the worst choice. An anticorrelated pair loses
+# nothing as antipodes.
 
 # %%
 #| export
 def pair_losses(
-    p,                # Probability that the set is present
-    features='correlated', # or 'anticorrelated'
-)->dict:              # name -> loss
-    "Losses of a pair of features in one dimension"
+    p,                     # Probability that the set is present
+    features='correlated', # Or 'anticorrelated'
+)->dict:                   # name -> loss
+    "Return the losses of a pair of features in one dimension"
     if features=='correlated':
         return {'collapsed': p/12, 'keep one': p/3-p**2/4, 'antipodal': p/3}
     return {'antipodal': 0*p, 'keep one': moments(p/2)[1]}
@@ -191,12 +194,12 @@ def pair_losses(
 pairs = {'collapsed': ([.5**.5,.5**.5], [0.,0]), 'keep one': ([1.,0], [0,None]),
          'antipodal': ([1.,-1], [0.,0])}
 for kind in ('correlated','anticorrelated'):
-    rare = .2 if kind=='correlated' else .1
-    for name,want in pair_losses(.2, kind).items():
+    density = .2 if kind=='correlated' else .1
+    for name,expected in pair_losses(.2, kind).items():
         W,b = pairs[name]
-        b = torch.tensor([rare/2 if v is None else v for v in b])
+        b = torch.tensor([density/2 if v is None else v for v in b])
         ours = exact_loss(torch.tensor(W)[:,None], b, .2, features=kind)
-        test_close(ours, want, eps=1e-7)
+        test_close(ours, expected, eps=1e-7)
 pair_losses(.2), pair_losses(.2, 'anticorrelated')
 
 # %% [markdown]
@@ -212,10 +215,10 @@ fit['W'][:,0,:,0], fit['b'][:,0].abs().max()
 # %% [markdown]
 # ## Absolute values
 #
-# Asked for $|x|$ of features on $[-1,1]$, a constant answer costs $v(p)$ each, since $|x|$ is
-# uniform when active. A network without superposition spends two ReLU neurons on each of its most
-# important features; a single neuron left over serves one side of the next and leaves $p/6$. A
-# trained loss below that is computation in superposition.
+# With the target $|x|$ for features on $[-1,1]$, a constant output costs $v(p)$ per feature, since
+# $|x|$ is uniform when active. A network without superposition spends two ReLU neurons on each of
+# its most important features. A single remaining neuron covers one side of the next feature and
+# leaves $p/6$. A trained loss below this is computation in superposition.
 
 # %%
 #| export
@@ -224,7 +227,7 @@ def abs_baselines(
     importance, # [feature]
     m:int,      # Hidden neurons
 )->dict:        # name -> loss
-    "Losses of absolute-value models without superposition"
+    "Return the losses of absolute-value models without superposition"
     imp = torch.as_tensor(importance, dtype=torch.float64).sort(descending=True).values
     _,v = moments(p)
     rest = v*imp[m//2:].sum()
@@ -247,12 +250,12 @@ abs_baselines(p, imp[0], 5), mc
 
 
 # %% [markdown]
-# ## Superposition makes vulnerable
+# ## Vulnerability to attacks
 #
 # An attack of length $\epsilon$ along row $i$ of $G$ moves output $i$, if it is active, by
-# $\epsilon\|G_i\|$. But $D_i = \|W_i\|^4/\|G_i\|^2$, so the added squared error is
-# $\epsilon^2\|W_i\|^4/D_i$: a feature is as vulnerable as it has features beside it in each of its
-# dimensions, by construction and whatever the data.
+# $\epsilon\|G_i\|$. Since $D_i = \|W_i\|^4/\|G_i\|^2$, the added squared error is
+# $\epsilon^2\|W_i\|^4/D_i$: the vulnerability of a feature is the number of features per dimension
+# where it is stored, by construction and for any data.
 
 # %%
 #| export
@@ -260,7 +263,7 @@ def attack_error(
     W:torch.Tensor, # [..., feature, hidden]
     size=1.,        # Length of the perturbation
 )->torch.Tensor:    # [..., feature]
-    "Squared error that the worst small attack on each feature adds, where its output is active"
+    "Return the squared error added by the worst small attack on each feature with active output"
     return size**2*W.norm(dim=-1)**4/feature_dimensionality(W)
 
 
@@ -270,6 +273,6 @@ x = torch.rand(1,1,6, dtype=torch.float64)
 G = (W@W.mT)[0]
 step = .1*G/G.norm(dim=1, keepdim=True)
 out = lambda x: reconstruct(W, torch.full((1,6), 100., dtype=torch.float64), x)[0]
-moved = (out(x+step)-out(x)).diagonal()**2
-test_close(moved, attack_error(W[0], .1), eps=1e-9)
-moved, attack_error(W[0], .1)
+change = (out(x+step)-out(x)).diagonal()**2
+test_close(change, attack_error(W[0], .1), eps=1e-9)
+change, attack_error(W[0], .1)

@@ -7,9 +7,9 @@
 # ---
 
 # %% [markdown]
-# # A predicted staircase
+# # Polytope gain
 #
-# > Which polytope gains most for each dimension it takes, from the densest features to the sparsest.
+# > The polytope with the largest gain per dimension depends on the density of the features.
 
 # %%
 #| default_exp superposition.polytope_gain
@@ -35,15 +35,15 @@ torch.manual_seed(0); torch.set_num_threads(1);
 
 
 # %% [markdown]
-# With many more features than dimensions there are always features left to take in. A dimension is
-# then worth what the shape in it gains, and trained models should go from shape to shape as
-# features grow sparser. The paper sees plateaus and asks why these [@elhage2022]; with
-# [exact losses](30_exact_loss.ipynb) they can be computed.
+# With many more features than dimensions there are always features left to store. The value of a
+# dimension is then the gain of the shape in it, and trained models should change from shape to
+# shape as features become sparser. The paper observes plateaus and asks why they occur at these
+# shapes [@elhage2022]. With [exact losses](30_exact_loss.ipynb) the gains can be computed.
 #
 # ## One active feature
 #
-# In the limit of rare features at most one is active. Without bias and at unit length an error
-# comes only from pairs at an acute angle, since the ReLU removes every negative interference.
+# In the limit of rare features, at most one is active. Without bias and at unit length, errors come
+# only from pairs at an acute angle, since the ReLU removes every negative interference.
 
 # %%
 #| export
@@ -52,19 +52,19 @@ def one_sparse_loss(
     b:torch.Tensor, # [instance, feature], or [feature]
     importance=1.,  # Number, [feature] or [instance, feature]
 )->torch.Tensor:    # [instance], or a scalar
-    "Loss with exactly one feature active, added up over which it is"
-    one = W.ndim==2
-    W,b = (t.double()[None] if one else t.double() for t in (W,b))
+    "Return the loss with exactly one feature active, summed over the features"
+    single = W.ndim==2
+    W,b = (t.double()[None] if single else t.double() for t in (W,b))
     I,n,_ = W.shape
-    on = torch.eye(n, dtype=torch.bool)
+    support = torch.eye(n, dtype=torch.bool)
     weight = torch.ones(I, n, dtype=torch.float64)
-    loss = (expand(importance, I, n, 'importance')*relu_errors(W@W.mT, b, on, weight)).sum(-1)
-    return loss[0] if one else loss
+    loss = (expand(importance, I, n, 'importance')*relu_errors(W@W.mT, b, support, weight)).sum(-1)
+    return loss[0] if single else loss
 
 
 # %% [markdown]
-# That is the part of first order in $p$ of the whole loss. A square pays nothing. A
-# pentagon at unit length pays for its ten neighbours.
+# This is the first-order term in $p$ of the full loss. A square has no error. A pentagon at unit
+# length has errors from its ten neighbours.
 
 # %%
 W = torch.randn(5,2)
@@ -77,52 +77,53 @@ one_sparse_loss(polygon(5), b)
 
 
 # %% [markdown]
-# How many can avoid each other? Vectors whose products are all zero or negative number at most
-# $2m$ in $m$ dimensions, and $2m$ only as $m$ antipodal pairs. That makes one half a sticky
-# value of $D$: up to two features a dimension are free, the next one is not.
+# At most $2m$ vectors in $m$ dimensions can have products that are all zero or negative, and $2m$
+# only as $m$ antipodal pairs. This makes one half a preferred value of $D$: up to two features per
+# dimension cause no interference error, and a third does.
 #
-# ## The best length and bias
+# ## Best length and bias
 #
-# In a regular shape all corners look alike, so one output is enough, with one length $s$ and one
-# bias $b$. `corner_loss` is its expected squared error when all features have density $p$.
+# In a regular shape all corners are equivalent, so one output with one length $s$ and one bias $b$
+# is enough. `corner_loss` is its expected squared error when all features have density $p$.
 
 # %%
 #| export
 def corner_loss(
-    shape:torch.Tensor, # [corner, hidden], every corner like every other
+    shape:torch.Tensor, # [corner, hidden], all corners equivalent
     s:torch.Tensor, b:torch.Tensor, # [point], length and bias
     p:torch.Tensor,     # [point], density
 )->torch.Tensor:        # [point]
-    "Expected squared error of one corner of a regular shape"
+    "Return the expected squared error of one corner of a regular shape"
     g = shape@shape[0]
     n = len(shape)
-    own = s**2*g[0]
+    own_weight = s**2*g[0]
     a = (s**2)[:,None]*g[1:]
     on,weight = supports(p[:,None].expand(-1, n-1))
     count = on.sum(-1)
     total = 0.
     for k in range(n):
         A = on[count==k].nonzero()[:,1].view(-1, k) if k else torch.zeros(1, 0, dtype=torch.long)
-        off,active = conditional_errors(a[:,A], *(t[:,None].expand(-1, len(A)) for t in (own,b)))
-        total = total + (weight[:,count==k]*((1-p[:,None])*off + p[:,None]*active)).sum(-1)
+        inactive,active = conditional_errors(
+            a[:,A], *(t[:,None].expand(-1, len(A)) for t in (own_weight,b)))
+        total = total + (weight[:,count==k]*((1-p[:,None])*inactive + p[:,None]*active)).sum(-1)
     return total
 
 def best_regular_shape(
     shape:torch.Tensor, # [corner, hidden]
     density,            # [point]
 )->tuple:               # Loss of a feature, length, bias; [point] each
-    "The best length and bias of a regular shape"
+    "Find the best length and bias of a regular shape"
     p = torch.as_tensor(density, dtype=torch.float64)
-    begin = torch.tensor([[1.,0.],[1.2,-.3]], dtype=torch.float64)
+    initial = torch.tensor([[1.,0.],[1.2,-.3]], dtype=torch.float64)
     f = lambda t: corner_loss(shape, t[:,0], t[:,1], p.repeat(2))/p.repeat(2)
-    t = minimise_lbfgs(f, begin.repeat_interleave(len(p), 0), 100)
-    loss,which = (f(t)*p.repeat(2)).view(2, -1).min(0)
-    s,b = t.view(2, -1, 2)[which,torch.arange(len(p))].unbind(-1)
+    t = minimise_lbfgs(f, initial.repeat_interleave(len(p), 0), 100)
+    loss,best = (f(t)*p.repeat(2)).view(2, -1).min(0)
+    s,b = t.view(2, -1, 2)[best,torch.arange(len(p))].unbind(-1)
     return loss,s.abs(),b
 
 
 # %% [markdown]
-# Eight corners one by one, or the whole antiprism at once:
+# Eight times the loss of one corner is the loss of the whole antiprism:
 
 # %%
 loss,s,b = best_regular_shape(antiprism(), [.1])
@@ -131,9 +132,9 @@ test_close(whole, 8*loss[0], eps=1e-9)
 loss, s, b
 
 # %% [markdown]
-# At a density of $10^{-5}$ the cost for each active feature is the one-sparse limit. Two, three and four
-# corners are free in the plane. From five on it costs, at a length above one and a bias below zero that
-# cuts the interference off.
+# At a density of $10^{-5}$ the cost per active feature is the one-sparse limit. Two, three and four
+# corners in the plane cost nothing. From five corners on there is a cost, at a length above one and
+# a bias below zero that cuts the interference off.
 
 # %%
 rows = []
@@ -148,19 +149,19 @@ gons.round(4)
 
 
 # %% [markdown]
-# ## The staircase
+# ## Gain by density
 #
-# A shape of $N$ corners in $d$ dimensions saves $v(p)-\ell(p)$ on each feature and packs $N/d$ of them
-# into a dimension. `polytope_gain` compares that gain with the gain $v(p)$ of a dimension dedicated to
-# one feature.
+# A shape of $N$ corners in $d$ dimensions saves $v(p)-\ell(p)$ on each feature and stores $N/d$
+# features per dimension. `polytope_gain` divides this gain by the gain $v(p)$ of a dimension
+# dedicated to one feature.
 
 # %%
 #| export
 def polytope_gain(
     density,          # [point]
     shapes=polytopes, # name -> [corner, hidden], regular shapes
-)->pd.DataFrame:      # Density x shape; 1 is a dimension dedicated to one feature
-    "Gain for each dimension, relative to dedicated dimensions"
+)->pd.DataFrame:      # Density x shape; 1 is the gain of a dedicated dimension
+    "Return the gain per dimension, relative to dedicated dimensions"
     p = torch.as_tensor(density, dtype=torch.float64)
     v = moments(p)[1]
     gain = {name: (v-best_regular_shape(W, p)[0])/v*len(W)/W.shape[1] for name,W in shapes.items()}
@@ -184,11 +185,11 @@ plot_curves([1/x for x in p], {k: gain[k] for k in shown}, 'sparsity 1/p',
             'gain for each dimension', logx=True, legend=True)
 
 # %% [markdown]
-# @fig-staircase has the digon in front over a wide range, with the antiprism and then the hexagon and
-# the heptagon after it. Where shapes change the leads are thin, and at the dense end they are thin
-# everywhere: the tetrahedron's is a hundredth of a percent. Trained models will mix neighbours there.
-# Shapes of four and more dimensions other than the simplex were not tried, so at the sparse end
-# this is a lower bound on superposition.
+# In @fig-staircase the digon is best over a wide range, followed by the antiprism, the hexagon and
+# the heptagon. Near the changes of shape the margins are small, and at the dense end they are small
+# everywhere: the margin of the tetrahedron is a hundredth of a percent. Trained models should mix
+# neighbouring shapes there. Shapes of four and more dimensions other than the simplex were not
+# tried, so at the sparse end this is a lower bound on superposition.
 
 # %%
 winners = dict(zip(p, best['shape']))
@@ -198,9 +199,9 @@ for x,name in expected.items(): test_eq(winners[x], name)
 best.lead.loc[.9]
 
 # %% [markdown]
-# Would an irregular shape do better? Six features, free to lie in the plane as they like, at $p=0.2$ and
-# from several starts: one of them is left out, and the others are the regular pentagon, whose gain the
-# staircase has.
+# An irregular shape is not better. Six features that can lie anywhere in the plane, at $p=0.2$ and
+# from several restarts: one of them is dropped, and the others form the regular pentagon with the
+# gain computed above.
 
 # %%
 fit = fit_exact(ToyConfig(6, 2, density=.2), restarts=3, maxiter=200)
@@ -212,16 +213,16 @@ fit['W'][0,0].norm(dim=1)
 # %% [markdown]
 # ## Pentagon or two digons
 #
-# Five features in a plane: all as a pentagon, or four as two digons without the fifth? Which costs less
-# depends on the density, of all five or of one of them. Both are optimised freely from their own
-# start, so they remain shapes of their kind but may lean.
+# Five features in a plane can form a pentagon, or four of them can form two digons without the
+# fifth. The better choice depends on the density, of all five features or of one of them. Both are
+# optimised from their own initialisation, so that they remain shapes of their kind but may deform.
 
 # %%
 #| export
 def pentagon_vs_digons(
-    density,   # [point, 5], or [point] for equal features; feature 0 is the one left out
+    density,   # [point, 5], or [point] for equal features; the digons drop feature 0
 )->tuple:      # Losses of the pentagon and of two digons, [point] each
-    "Exact losses of a pentagon and of two digons, each at its best"
+    "Return the exact losses of the best pentagon and of the best two digons"
     p = torch.as_tensor(density, dtype=torch.float64)
     p = p[:,None].expand(-1, 5) if p.ndim==1 else p
     config = ToyConfig(5, 2, len(p), density=p)
@@ -230,25 +231,24 @@ def pentagon_vs_digons(
 
 def transition_point(
     density,   # Number -> [5]: densities along a path
-    low:float, high:float, # Ends of the path, between which the shapes trade places
+    low:float, high:float, # Ends of the path, at which different shapes are better
 )->float:
-    "Where along a path pentagon and digons cost the same"
-    def lead(t):
+    "Find the point along a path at which pentagon and digons cost the same"
+    def log_ratio(t):
         pentagon,digons = pentagon_vs_digons(torch.as_tensor(density(t), dtype=torch.float64)[None])
         return (pentagon/digons).log().item()
-    return brentq(lead, low, high, xtol=1e-4)
+    return brentq(log_ratio, low, high, xtol=1e-4)
 
 
 # %%
 equal = transition_point(lambda p: [p]*5, .15, .3)
-rarer = transition_point(lambda rho: [.05*rho]+[.05]*4, .2, .4)
-test_close([equal,rarer], [.2249,.269], eps=1e-3)
-equal, rarer
+sparser = transition_point(lambda rho: [.05*rho]+[.05]*4, .2, .4)
+test_close([equal,sparser], [.2249,.269], eps=1e-3)
+equal, sparser
 
 # %% [markdown]
-# Equal features change at a density of about 0.22. At $p=0.05$ one feature has to be 3.7 times
-# sparser than the others before it is better left out, and not 2.5 times, where the paper sees it
-# happen.
+# For equal features the better shape changes at a density of about 0.22. At $p=0.05$ one feature has to be
+# 3.7 times sparser than the others before it is better dropped; the paper observes the change at 2.5 times.
 
 # %%
 path = [.25,.3,.4,.7,1.]

@@ -7,9 +7,9 @@
 # ---
 
 # %% [markdown]
-# # Losses of many features
+# # Fourier loss
 #
-# > The population loss of twenty to four hundred independent features, by Fourier series.
+# > Fourier series give the population loss of up to four hundred independent features.
 
 # %%
 #| default_exp superposition.fourier_loss
@@ -33,16 +33,16 @@ torch.manual_seed(0); torch.set_num_threads(1);
 
 
 # %% [markdown]
-# [Corner sums](30_exact_loss.ipynb) end at eleven features, and counting small supports only helps if
-# features are sparse. For independent features there is a third way. Output $i$ sees
+# [Corner sums](30_exact_loss.ipynb) are limited to eleven features, and truncation to small
+# supports needs sparse features. For independent features there is a third method. Output $i$ reads
 # $z = \sum_{j\ne i} G_{ij}x_j + G_{ii}x_i + b_i$, a sum of independent numbers, so the
 # characteristic function of its first part is a product over features,
 #
 # $$\varphi_i(u) = \prod_{j\ne i}\bigl(1-p_j+p_j\,\chi(uG_{ij})\bigr),\qquad
 # \chi(t) = E\,e^{itx} = \frac{e^{it}-1}{it}.$$
 #
-# An expectation of $z_+^2$ is then a sum of Fourier coefficients times $\varphi$. The cross term
-# $E[x_iz_+]$ needs the transform of $x e^{itx}$ as well.
+# The expectation of $z_+^2$ is then a sum of Fourier coefficients times $\varphi$. The cross term
+# $E[x_iz_+]$ also needs the transform of $x e^{itx}$.
 
 # %%
 #| export
@@ -50,12 +50,12 @@ def characteristic_function(
     t:torch.Tensor, # Any shape
     signed=False,   # x uniform on [-1,1] instead of [0,1]
 )->torch.Tensor:
-    "Mean of $e^{itx}$"
+    "Return the mean of $e^{itx}$"
     s = torch.sinc(t/torch.pi if signed else t/(2*torch.pi))
     return s+0j if signed else torch.polar(s, t/2)
 
 def weighted_characteristic_function(t, signed=False):
-    "Mean of $x e^{itx}$; arguments as in `wave`"
+    "Return the mean of $x e^{itx}$; arguments as in `characteristic_function`"
     small = t.abs()<1e-2
     s = torch.where(small, 1., t)
     if signed: return 1j*torch.where(small, t/3-t**3/30, (s.sin()-s*s.cos())/s**2)
@@ -64,25 +64,26 @@ def weighted_characteristic_function(t, signed=False):
 
 
 # %% [markdown]
-# Both against a mean over a fine grid, at small and large $t$:
+# Comparison with a mean over a fine grid, at small and large $t$:
 
 # %%
 t = torch.tensor([1e-3,.5,-7.], dtype=torch.float64)
 x = (torch.arange(100_000)+.5).double()/100_000
 for s,g in ((False,x), (True,2*x-1)):
     test_close(characteristic_function(t, s), torch.exp(1j*t[:,None]*g).mean(1), eps=1e-8)
-    test_close(weighted_characteristic_function(t, s), (g*torch.exp(1j*t[:,None]*g)).mean(1), eps=1e-8)
+    weighted = weighted_characteristic_function(t, s)
+    test_close(weighted, (g*torch.exp(1j*t[:,None]*g)).mean(1), eps=1e-8)
 characteristic_function(t), weighted_characteristic_function(t)
 
 
 # %% [markdown]
-# On an interval $[L,L+w]$ that holds all of $z$, the function $(s+\beta)_+^q$ has a cosine series
-# with coefficients in closed form. They fall as the square of the frequency, or faster.
+# On an interval $[L,L+w]$ that contains all of $z$, the function $(s+\beta)_+^q$ has a cosine
+# series with coefficients in closed form. They decrease as the square of the frequency or faster.
 
 # %%
 #| export
 def _integral(q, z, theta, u):
-    "Antiderivative of $z^q\\cos\\theta$ where z and theta grow with slopes 1 and u"
+    "Return the antiderivative of $z^q\\cos\\theta$ where z and theta have slopes 1 and u"
     if q==1: return z*theta.sin()/u + theta.cos()/u**2
     return z**2*theta.sin()/u + 2*z*theta.cos()/u**2 - 2*theta.sin()/u**3
 
@@ -93,7 +94,7 @@ def relu_power_mean(
     mass,              # [output], weight of the distribution
     f:torch.Tensor,    # [output, frequency], its transform at $\pi k/w$ times $e^{-iuL}$
 )->torch.Tensor:       # [output]
-    "Expectation of $(s+\\beta)_+^q$ from the transform of $s$"
+    "Return the expectation of $(s+\\beta)_+^q$ from the transform of $s$"
     u = _frequencies(width, f.shape[-1])
     ends = torch.stack([torch.minimum(torch.maximum(low, -beta), low+width), low+width])
     z = ends+beta
@@ -119,74 +120,78 @@ relu_power_mean(2, -.5*one, low, width, 1., f)
 
 
 # %% [markdown]
-# ## What is done exactly
+# ## Small supports and interval
 #
-# If few features are active, the transform does not fall at all: an atom at zero remains. So the
-# supports with none or one of the other features are taken out of the product and treated in closed
-# form.
+# If few features are active, the transform does not decay, because an atom at zero remains. The
+# supports with none or one of the other features are therefore taken out of the product and
+# computed in closed form.
 #
-# The interval is where the sum can be: between its extremes, or, if that is narrower, within the
-# distance at which Bernstein's inequality leaves a probability of $10^{-9}$. A margin keeps the ends
-# of the series away from the sum.
+# The interval must contain the sum. It lies between the extremes of the sum or, if that is
+# narrower, within the distance at which Bernstein's inequality leaves a probability of $10^{-9}$. A
+# margin keeps the ends of the series away from the sum.
 
 # %%
 #| export
 def _interval(a, p, signed):
-    "Ends and width of an interval that holds the sum; a, p [output, feature]"
+    "Return start and width of an interval that contains the sum; a, p [output, feature]"
     low = a.clamp(max=0).sum(-1)
     high = a.clamp(min=0).sum(-1)
     if signed: low,high = -a.abs().sum(-1),a.abs().sum(-1)
     mean = 0 if signed else (p*a).sum(-1)/2
     M = a.abs().amax(-1)*20/3
-    far = M + (M**2 + 40*(p*a**2/3).sum(-1)).sqrt()
-    low = torch.maximum(low, mean-far)
-    high = torch.minimum(high, mean+far)
+    bound = M + (M**2 + 40*(p*a**2/3).sum(-1)).sqrt()
+    low = torch.maximum(low, mean-bound)
+    high = torch.minimum(high, mean+bound)
     margin = (high-low)/5 + 1e-3
     return low-margin,high-low+2*margin
 
-def _small_support_errors(a, own, b, none, one, signed):
-    "Errors from supports with no or one other feature: output inactive, output active"
-    parts = [conditional_errors(a[:,:0], own, b, signed),
-             conditional_errors(a[...,None], own[:,None].expand_as(a), b[:,None].expand_as(a), signed)]
-    return [none*zero + (one*single).sum(-1) for zero,single in zip(*parts)]
+def _small_support_errors(a, own_weight, b, p_none, p_one, signed):
+    "Return errors from supports with at most one other feature: output inactive, active"
+    empty = conditional_errors(a[:,:0], own_weight, b, signed)
+    single = conditional_errors(a[...,None], own_weight[:,None].expand_as(a),
+                                b[:,None].expand_as(a), signed)
+    return [p_none*e + (p_one*s).sum(-1) for e,s in zip(empty, single)]
 
-def _large_support_errors(a, own, b, p, none, one, signed, terms, pi):
-    "Errors from all larger supports"
-    ends = torch.cat([a,own[:,None]], -1), torch.cat([p,pi[:,None]], -1)
-    low,width = _interval(*ends, signed)
+def _large_support_errors(a, own_weight, b, p, p_none, p_one, signed, terms, p_own):
+    "Return errors from all larger supports"
+    low,width = _interval(torch.cat([a,own_weight[:,None]], -1),
+                          torch.cat([p,p_own[:,None]], -1), signed)
     u = _frequencies(width, terms)
-    chi = characteristic_function(u[:,None]*a[...,None], signed)                      # output, feature, frequency
-    f = (1 + p[...,None]*(chi-1)).prod(1) - none[:,None] - (one[...,None]*chi).sum(1)
+    chi = characteristic_function(u[:,None]*a[...,None], signed)  # output, feature, frequency
+    f = (1 + p[...,None]*(chi-1)).prod(1) - p_none[:,None] - (p_one[...,None]*chi).sum(1)
     f = f*torch.exp(-1j*u*low[:,None])
-    mass = 1-none-one.sum(-1)
-    v = u*own[:,None]
-    on = lambda q, m, g: relu_power_mean(q, b, low, width, m, g)
-    cross = on(1, mass*(0. if signed else .5), f*weighted_characteristic_function(v, signed))
-    return on(2, mass, f), mass/3 - 2*cross + on(2, mass, f*characteristic_function(v, signed))
+    mass = 1-p_none-p_one.sum(-1)
+    v = u*own_weight[:,None]
+    expectation = lambda q, m, g: relu_power_mean(q, b, low, width, m, g)
+    cross = expectation(1, mass*(0. if signed else .5),
+                        f*weighted_characteristic_function(v, signed))
+    square = expectation(2, mass, f*characteristic_function(v, signed))
+    return expectation(2, mass, f), mass/3 - 2*cross + square
 
 
 # %%
 #| export
 def fourier_errors(
-    G:torch.Tensor, # [feature, feature], what each output (row) reads, float64
-    b:torch.Tensor, # [feature]
-    p:torch.Tensor, # [feature]
-    rows:torch.Tensor, # Outputs wanted
+    G:torch.Tensor,    # [feature, feature], readout of each feature (column) by each output (row)
+    b:torch.Tensor,    # [feature]
+    p:torch.Tensor,    # [feature]
+    rows:torch.Tensor, # Indices of outputs
     signed=False,
-    terms=512,      # Frequencies
-)->torch.Tensor:    # [output]
-    "Expected squared errors of outputs of a ReLU model of independent features"
-    at = torch.arange(len(rows)),rows
+    terms=512,         # Frequencies
+)->torch.Tensor:       # [output], float64
+    "Return the expected squared errors of outputs of a ReLU model of independent features"
+    diagonal = torch.arange(len(rows)),rows
     a = G[rows].clone()
     q = p.expand(len(rows), -1).clamp(max=1-1e-12).clone()
-    own = a[at].clone()
-    a[at] = 0.
-    q[at] = 0.
-    none = (1-q).prod(-1)
-    one = none[:,None]*q/(1-q)
-    few = _small_support_errors(a, own, b[rows], none, one, signed)
-    many = _large_support_errors(a, own, b[rows], q, none, one, signed, terms, p[rows])
-    return (1-p[rows])*(few[0]+many[0]) + p[rows]*(few[1]+many[1])
+    own_weight = a[diagonal].clone()
+    a[diagonal] = 0.
+    q[diagonal] = 0.
+    p_none = (1-q).prod(-1)
+    p_one = p_none[:,None]*q/(1-q)
+    small = _small_support_errors(a, own_weight, b[rows], p_none, p_one, signed)
+    large = _large_support_errors(a, own_weight, b[rows], q, p_none, p_one, signed, terms,
+                                  p[rows])
+    return (1-p[rows])*(small[0]+large[0]) + p[rows]*(small[1]+large[1])
 
 @torch.no_grad()
 def exact_loss_large(
@@ -198,21 +203,23 @@ def exact_loss_large(
     V=None,         # Readout of an untied model, shape of W
     terms=512,      # Frequencies; more of them where features are few and sparse
 )->torch.Tensor:    # [instance], float64, summed over features; a scalar for one model
-    "Population loss of a ReLU model of many independent features; no gradient"
-    one = W.ndim==2
-    W,b,V = (t.double()[None] if one else t.double() for t in (W, b, W if V is None else V))
+    "Return the population loss of a ReLU model of many independent features, without gradient"
+    single = W.ndim==2
+    W,b,V = (t.double()[None] if single else t.double() for t in (W, b, W if V is None else V))
     I,n,_ = W.shape
     p = expand(density, I, n)
     imp = expand(importance, I, n, 'importance')
     rows = torch.arange(n).split(max(1, 2**22//(n*terms)))
     loss = torch.stack([(imp[i]*torch.cat([fourier_errors(V[i]@W[i].T, b[i], p[i], r, signed, terms)
                                            for r in rows])).sum() for i in range(I)])
-    return loss[0] if one else loss
+    return loss[0] if single else loss
 
 
 # %% [markdown]
-# Eight features can still be done by corners. From the sparsest to the densest, one sign or both,
-# this is the relative difference with 64 to 512 frequencies.
+# ## Comparison with other methods
+#
+# Eight features can also be done by corner sums. From the sparsest to the densest, unsigned and
+# signed, this is the relative difference with 64 and 512 frequencies:
 
 # %%
 def gap(p, signed, terms):
@@ -226,7 +233,7 @@ assert max(abs(g[1]) for g in gaps.values()) < 1e-6
 {k: [f'{x:.0e}' for x in v] for k,v in gaps.items()}
 
 # %% [markdown]
-# Different densities, importances and a free readout:
+# Different densities, different importances and an untied readout:
 
 # %%
 V = torch.randn(8,3)*.6
@@ -236,8 +243,8 @@ test_close(exact_loss_large(W, b, p, imp, V=V), exact_loss(W, b, p, imp, V=V), e
 
 
 # %% [markdown]
-# At two hundred features the oracle is sampling. Three densities, half a million samples each; the last
-# column is the difference in standard errors.
+# At two hundred features we compare with sampling: three densities, with a hundred thousand samples
+# each. The last column is the difference in standard errors.
 
 # %%
 def sampled(W, b, p, runs=25, batch=4000):
@@ -253,7 +260,7 @@ assert all(abs(ours-mc) < 4.5*se for ours,mc,se in rows.values())
 {p: (round(ours, 4), round(mc, 4), round((ours-mc)/se, 1)) for p,(ours,mc,se) in rows.items()}
 
 # %% [markdown]
-# Orthogonal features that are kept cost nothing, and dropped ones their variance:
+# Orthogonal features that are kept cost nothing, and dropped features cost their variance:
 
 # %%
 W = torch.eye(200,20)
@@ -264,8 +271,8 @@ loss
 
 
 # %% [markdown]
-# The work grows as $n^2$ for each frequency. Seconds for one model of 20, 80 and 200 features, on one
-# thread:
+# The work grows as $n^2$ for each frequency. Seconds for one model of 20, 80 and 200 features, on
+# one thread:
 
 # %%
 def seconds(n, m):
@@ -275,11 +282,11 @@ def seconds(n, m):
 
 
 # %% [markdown]
-# ## Whichever fits
+# ## Population loss
 #
-# `population_loss` takes models in the terms of their configuration and the shortest road: two
-# moments for linear outputs, corners for few supports, the series for many independent features.
-# Restarts can so be ranked without the luck of a batch.
+# `population_loss` takes models in the terms of their configuration and selects the fastest method: two
+# moments for linear outputs, corner sums for few features, the series for many independent features.
+# Restarts can thus be ranked without sampling noise.
 
 # %%
 #| export
@@ -288,11 +295,11 @@ def population_loss(
     W:torch.Tensor,   # [instance, feature, hidden]
     b:torch.Tensor,   # [instance, feature]
     V=None, c=None,   # Readout and hidden bias, where they are learned
-    instances=None,   # Which instances of `config` these are; None: all
+    instances=None,   # Identities of these models in `config`; None: all
     terms=512,        # Frequencies of the series
 )->torch.Tensor:      # [instance], float64
-    "Reconstruction loss of trained models without sampling, summed over features"
-    if why := closed_form_limitation(config): raise ConfigError(why)
+    "Return the reconstruction loss of trained models without sampling, summed over features"
+    if limitation := closed_form_limitation(config): raise ConfigError(limitation)
     ids = list(range(config.n_instances)) if instances is None else list(instances)
     p = config.densities[ids]
     imp = config.importances[ids]
@@ -316,7 +323,8 @@ test_close(population_loss(config, W, b, c=c), mc, eps=.02)
 population_loss(config, W, b, c=c), mc
 
 # %% [markdown]
-# In a linear model the hidden bias is part of the other; ReLU neurons have no closed form here.
+# In a linear hidden layer the hidden bias is absorbed into the output bias. Models with ReLU
+# neurons have no closed form here.
 
 # %%
 with expect_fail(ConfigError, contains='held-out samples'):

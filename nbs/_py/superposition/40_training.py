@@ -9,7 +9,7 @@
 # %% [markdown]
 # # Training
 #
-# > One call trains a whole sweep of toy models, each as if it were alone.
+# > One call trains a batch of toy models, and each result is independent of the others.
 
 # %%
 #| default_exp superposition.training
@@ -24,7 +24,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from moral_sc.foundation.errors import ConfigError, DataError, ModelError, unknown_name_message
 from moral_sc.superposition.features import keys, Sampler, uniform
-from moral_sc.superposition.model import ToyConfig, check_positive_integers, decode_hidden, encode_inputs, initial_params, targets
+from moral_sc.superposition.model import (ToyConfig, check_positive_integers, decode_hidden,
+                                          encode_inputs, initial_params, targets)
 
 # %%
 #| hide
@@ -38,18 +39,19 @@ torch.set_num_threads(1)
 
 
 # %% [markdown]
-# The paper states no optimiser. Its public notebook does: AdamW at a learning rate of 0.001,
-# weight decay 0.01, a thousand and twenty-four fresh samples a step, ten thousand steps. This
-# page is that loop, with three changes that leave the mathematics alone: data come from a
-# [counter](10_features.ipynb), the update is written out so that every instance may have its own
-# learning rate and decay, and a run can be stopped and taken up again.
+# The paper states no optimiser. Its public notebook uses AdamW at a learning rate of 0.001, weight decay
+# 0.01, 1024 fresh samples per step, and ten thousand steps. This page implements that loop with three
+# changes that leave the mathematics unchanged: the data come from a [counter](10_features.ipynb), the update
+# is written out so that every instance can have its own learning rate and weight decay, and a run can be
+# stopped and resumed.
 #
-# ## The update
+# ## AdamW update
 #
-# AdamW keeps running means of the gradient and of its square, corrects both for their start at
-# zero, and shrinks the parameter by a fraction of itself. The decay acts on `b` and on features
-# without gradient too; over ten thousand steps at these settings it takes ten percent off a
-# dead feature.
+# AdamW keeps running means of the gradient and of its square, corrects both for their initial zero,
+# and shrinks the parameter by a fraction of itself. The decay also acts on `b` and on features
+# without gradient; over ten thousand steps at these settings it shrinks a dead feature by ten
+# percent. PyTorch's AdamW takes one learning rate per parameter group and rounds differently in the last
+# bits; recorded results are reproduced bit for bit only with this function.
 
 # %%
 #| export
@@ -63,7 +65,7 @@ def adamw_update(
     betas=(.9,.999),
     eps=1e-8,
 ):
-    "One AdamW update"
+    "Apply AdamW with per-instance lr and decay; torch's rounds differently from recorded results"
     m,v = state
     m.lerp_(grad, 1-betas[0])
     v.mul_(betas[1]).addcmul_(grad, grad, value=1-betas[1])
@@ -73,10 +75,11 @@ def adamw_update(
 
 
 # %% [markdown]
-# Fifty steps beside PyTorch's own:
+# Fifty steps, compared with PyTorch's AdamW:
 
 # %%
-ours = torch.randn(3,5,2); theirs = ours.clone().requires_grad_()
+ours = torch.randn(3,5,2)
+theirs = ours.clone().requires_grad_()
 opt = torch.optim.AdamW([theirs], lr=.01)
 state = torch.zeros_like(ours),torch.zeros_like(ours)
 for t in range(1,51):
@@ -88,9 +91,10 @@ test_close(ours, theirs.detach(), eps=1e-6)
 (ours-theirs).abs().max().item()
 
 # %% [markdown]
-# The notebook's three learning-rate schedules, as a factor over the run. Its cosine is a quarter
-# period: it starts falling slowly and ends steeply at zero. The fourth is that of the follow-up on
-# memorization [@henighan2023double]: a twentieth of the run to warm up, then half a period.
+# The notebook has three learning-rate schedules, given as a factor over the run. Its cosine is a
+# quarter period, which falls slowly at first and ends steeply at zero. The fourth schedule is that
+# of the follow-up on memorization [@henighan2023double]: a warm-up for a twentieth of the run, then
+# half a period.
 
 # %%
 #| export
@@ -103,9 +107,10 @@ schedules['warmup-cosine'] = lambda t: t/.05 if t<.05 else (1+math.cos(math.pi*(
 
 
 # %% [markdown]
-# ## What a run is
+# ## Run
 #
-# `ToyRun` holds the trained parameters, the loss as it fell, and all that is needed to go on.
+# A `ToyRun` holds the trained parameters, the logged losses, and the state needed to resume
+# training.
 
 # %%
 #| export
@@ -114,9 +119,9 @@ class ToyRun:
     "Trained toy models and the state of their training"
     config:ToyConfig
     instances:list           # Identities of the models in this run
-    params:dict              # W [instance, feature, hidden], b [instance, feature], V and c; float32
+    params:dict              # W [instance, feature, hidden], b [instance, feature], V, c; float32
     step:int = 0             # Updates done
-    steps:int = 0            # Updates planned; schedules look at it
+    steps:int = 0            # Updates planned, the length of the schedule
     logged:torch.Tensor = None    # [logged step]
     loss:torch.Tensor = None      # [instance, logged step], summed over features
     snapshots:dict = None    # step -> W
@@ -136,15 +141,16 @@ class ToyRun:
     def __repr__(self):
         I,n,m = self.W.shape
         last = f', mean loss {self.loss[:,-1].mean():.4g}' if self.step else ''
-        return f'Run({I} models {n}→{m}, step {self.step}/{self.steps}, {self.engine}{last})'
+        return f'ToyRun({I} models {n}→{m}, step {self.step}/{self.steps}, {self.engine}{last})'
 
 
 # %% [markdown]
-# ## What is minimised
+# ## Objective
 #
-# The loss, and for those who ask a penalty on the hidden layer. Adversarial training moves each
-# input by a vector of fixed length towards the direction in which the model's output for one
-# feature, drawn at random, changes fastest; the target stays. Of the two signs it takes the worse.
+# The objective is the loss plus an optional L1 penalty on the hidden layer. Adversarial training
+# moves each input by a vector of fixed length in the direction in which the output of one feature,
+# drawn at random, changes fastest; the target stays the same. Of the two signs, it uses the one
+# with the larger error.
 
 # %%
 #| export
@@ -156,7 +162,7 @@ def objective(
     l1=None,         # Weight of the hidden layer's L1 norm, [instance]
     target=None,     # What the outputs should be, if not the target of `x`
 )->torch.Tensor:     # [instance], summed over features
-    "Loss plus penalty of one batch"
+    "Return loss plus penalty of one batch"
     W,b,V,c = (params.get(k) for k in 'WbVc')
     h = encode_inputs(W, x, config.hidden, c)
     err = (targets[config.target](x) if target is None else target) - decode_hidden(
@@ -169,7 +175,7 @@ def adversarial_inputs(
     size,            # Length of the step in mean input lengths, [instance]
     target_features,           # The feature aimed at, [instance, batch]
 )->torch.Tensor:     # [instance, batch, feature]
-    "Inputs moved so that one output of each goes wrong, without gradient"
+    "Move inputs to increase the error of one output each, without gradient"
     W,b,V,c = (params[k].detach() if k in params else None for k in 'WbVc')
     R = W if V is None else V
     direction = torch.bmm(R, W.mT).gather(1, target_features[...,None].expand(-1, -1, W.shape[1]))
@@ -182,44 +188,46 @@ def adversarial_inputs(
 
 
 # %% [markdown]
-# A pair of orthogonal features under an attack of length one mean input: the loss grows by about
-# its square.
+# For a pair of orthogonal features under an attack of one mean input length, the loss grows by
+# about the square of that length.
 
 # %%
 toy = ToyConfig(2, 2)
-at = dict(W=torch.eye(2)[None], b=torch.zeros(1,2))
+params = dict(W=torch.eye(2)[None], b=torch.zeros(1,2))
 x = torch.rand(1,5000,2)
-z = adversarial_inputs(toy, at, x, torch.ones(1), torch.zeros(1,5000,dtype=torch.long))
-test_close((z-x)[...,1], torch.zeros(1,5000)); one = torch.ones(1,2)
-objective(toy, at, x, one), objective(toy, at, z, one, target=x), x.norm(dim=-1).mean()**2
+z = adversarial_inputs(toy, params, x, torch.ones(1), torch.zeros(1,5000,dtype=torch.long))
+test_close((z-x)[...,1], torch.zeros(1,5000)); importance = torch.ones(1,2)
+clean = objective(toy, params, x, importance)
+attacked = objective(toy, params, z, importance, target=x)
+clean, attacked, x.norm(dim=-1).mean()**2
 
 
 # %% [markdown]
 # ## Engines
 #
-# An engine turns a run at one step into the run at a later step. The eager one is the reference:
-# a batch, autograd, an update. It optimises the loss divided by $n$, as the public notebook does,
-# because Adam's $\epsilon$ makes the scale of very small gradients matter; what it reports is
-# the sum. A loss that is not finite stops it at once (on a GPU at the next logged step, so that
-# the device need not be waited for).
+# An engine advances a run to a later step. The eager engine is the reference: a batch, autograd, an
+# update. It optimises the loss divided by $n$, as the public notebook does, because Adam's
+# $\epsilon$ makes the scale of very small gradients matter; the reported loss is the sum. A
+# non-finite loss raises an error at once, or on a GPU at the next logged step, so that there is no
+# synchronisation at every step.
 
 # %%
 #| export
 def _log_steps(steps, every): return {*range(0, steps, every), steps-1}
 
 def attack_targets(batch, step, n):
-    "Which feature each row is attacked at, [instance, batch]"
+    "Draw the attacked feature of each row, [instance, batch]"
     u = uniform(keys(batch.seed, batch.instances, [step], stream=4)[0], batch.batch_size, 1)
     return (u[...,0]*n).long().clamp(max=n-1).to(batch.density.device)
 
 def eager_engine(
-    run:ToyRun,        # Changed in place
+    run:ToyRun,     # Changed in place
     to:int,         # Step to reach
     batch,          # Step -> [instance, batch, feature]
     lr, decay,      # Number or [instance]
     schedule,       # Fraction of the run -> factor
-    log:set,        # Steps whose loss is kept
-    snap:set,       # Steps after which W is kept
+    log:set,        # Steps whose loss is logged
+    snap:set,       # Steps after which W is saved
 ):
     "Train with autograd, one step at a time"
     c = run.config
@@ -229,29 +237,32 @@ def eager_engine(
     l1,attack = (t if t.any() else None for t in (l1,attack))
     params = {k: t.detach().requires_grad_() for k,t in run.params.items()}
     names = [k for k in params if k!='b' or c.bias]
-    cols = lambda x, t: x.view(-1, *[1]*(t.ndim-1)) if torch.is_tensor(x) else x
+    column = lambda x, t: x.view(-1, *[1]*(t.ndim-1)) if torch.is_tensor(x) else x
     for s in range(run.step, to):
-        x = batch(s); wanted = targets[c.target](x)
-        if attack is not None: x = adversarial_inputs(c, params, x, attack, attack_targets(batch, s, c.n_features))
-        loss = objective(c, params, x, imp, l1, wanted)
+        x = batch(s)
+        target = targets[c.target](x)
+        if attack is not None:
+            features = attack_targets(batch, s, c.n_features)
+            x = adversarial_inputs(c, params, x, attack, features)
+        loss = objective(c, params, x, imp, l1, target)
         grads = torch.autograd.grad(loss.sum()/c.n_features, [params[k] for k in names])
         factor = schedule(s/run.steps)
         with torch.no_grad():
             for k,g in zip(names, grads, strict=True):
                 p = params[k]
-                adamw_update(p, g, run.moments[k], s+1, cols(lr, p)*factor, cols(decay, p))
+                adamw_update(p, g, run.moments[k], s+1, column(lr, p)*factor, column(decay, p))
         if s in log or dev.type=='cpu': check_finite(run, s, loss.detach())
         run.step = s+1
         if s in log: append_loss(run, s, loss.detach())
         if s+1 in snap: run.snapshots[s+1] = run.W.clone()
 
 def check_finite(run, step, loss):
-    "Stop a run whose loss or parameters have left the real numbers"
+    "Raise an error if the loss or a parameter is not finite"
     if all(torch.isfinite(t).all() for t in (loss,*run.params.values())): return
-    fine = torch.isfinite(loss).tolist()
-    bad = run.instances[fine.index(False) if False in fine else 0]
-    good = f' (it was at step {int(run.logged[-1])})' if len(run.logged) else ''
-    raise ModelError(f'The loss of instance {bad} is not finite at step {step}{good}: '
+    finite = torch.isfinite(loss).tolist()
+    instance = run.instances[finite.index(False) if False in finite else 0]
+    last = f' (it was at step {int(run.logged[-1])})' if len(run.logged) else ''
+    raise ModelError(f'The loss of instance {instance} is not finite at step {step}{last}: '
                      'lower the learning rate, or resume from an earlier save.')
 
 def append_loss(run, step, loss):
@@ -261,10 +272,11 @@ def append_loss(run, step, loss):
 
 
 # %% [markdown]
-# The fast engines do the same in other ways and know what they cannot do: [compiled](engines/40_cuda_graphs.ipynb)
-# hands the step to a compiler, [numba](engines/30_numba_cpu.ipynb) keeps a model's whole training in
-# one processor core, [triton](engines/50_triton_gpu.ipynb) in one multiprocessor of a GPU. `auto` takes
-# the first that serves the config on the device; a run says which it was.
+# The fast engines compute the same updates and report which configs they do not support:
+# [compiled](engines/40_cuda_graphs.ipynb) passes the step to a compiler, [numba](engines/30_numba_cpu.ipynb)
+# trains each model within one processor core, and [triton](engines/50_triton_gpu.ipynb) within one
+# multiprocessor of a GPU. `auto` selects the first engine that supports the config on the device, and
+# `run.engine` is its name.
 
 # %%
 #| export
@@ -273,7 +285,7 @@ _engine_modules = dict(numba='numba_cpu', triton='triton_gpu', compiled='cuda_gr
 _engine_order = dict(cpu=['numba','eager'], cuda=['triton','compiled','eager'])
 
 def find_engine(name:str, config:ToyConfig, device='cpu'):
-    "The function of an engine, or in one sentence why it cannot train this config here"
+    "Return the function of an engine, or a sentence why it cannot train this config"
     if name in engines: return engines[name]
     if config.notebook_compat:
         return 'notebook_compat draws from one generator, which only engine eager does.'
@@ -287,16 +299,16 @@ def resolve_engine(
     config:ToyConfig,
     device='cpu',
 )->tuple:              # Name and function
-    "The engine that will run"
+    "Select the engine for a config and device"
     known = ['auto', *engines, *_engine_modules]
     if engine not in known: raise ConfigError(unknown_name_message('engine', engine, known))
     kind = torch.device(device).type
     if kind=='cuda' and not torch.cuda.is_available():
         raise ConfigError(f'There is no GPU for device {device!r} here: use cpu.')
     for name in _engine_order.get(kind, ['eager']) if engine=='auto' else [engine]:
-        found = find_engine(name, config, device)
-        if not isinstance(found, str): return name,found
-    raise ConfigError(f'Engine {engine!r} cannot run this: {found}')
+        advance = find_engine(name, config, device)
+        if not isinstance(advance, str): return name,advance
+    raise ConfigError(f'Engine {engine!r} cannot run this: {advance}')
 
 
 # %%
@@ -316,40 +328,43 @@ with expect_fail(ConfigError, contains='which only engine eager does'):
 def train(
     config:ToyConfig,
     steps=10_000,
-    batch_size=1024,      # A finite data set is one batch, whatever is given here
+    batch_size=1024,      # Ignored for a finite data set, which is one batch
     seed=0,
     engine='auto',        # 'auto', 'eager', 'compiled', 'numba' or 'triton'
     lr=1e-3,              # Number or [instance]
     weight_decay=.01,     # Number or [instance]
     schedule='constant',  # A name in `schedules`
-    snapshots=(),         # Numbers of updates after which to keep W
+    snapshots=(),         # Numbers of updates after which to save W
     log_every=100,        # Steps between logged losses
     instances=None,       # Train only these instances of the config
-    resume:ToyRun=None,      # Go on from here
-    stop=None,            # Stop after this many updates; the rest with `resume`
+    resume:ToyRun=None,   # Continue this run
+    stop=None,            # Stop after this many updates; continue with `resume`
     device='cpu',
 )->ToyRun:
-    "Train all instances of `config`; what one learns does not depend on the others"
+    "Train all instances of `config`; each result is independent of the others"
     check_positive_integers(steps=steps, batch_size=batch_size, log_every=log_every)
     if schedule not in schedules:
         raise ConfigError(unknown_name_message('schedule', schedule, list(schedules)))
-    (engine,advance),ids = resolve_engine(engine, config, device), _check_instances(config, instances)
+    engine,advance = resolve_engine(engine, config, device)
+    ids = _check_instances(config, instances)
     batch_size = config.points or batch_size
     settings = dict(config=config.to_dict(), instances=ids, steps=steps, batch_size=batch_size,
                     seed=seed, lr=_to_list(lr), weight_decay=_to_list(weight_decay),
                     schedule=schedule, log_every=log_every)
-    run = _start_run(config, ids, seed, device, settings) if resume is None else _resume_run(resume, settings)
+    if resume is None: run = _start_run(config, ids, seed, device, settings)
+    else: run = _resume_run(resume, settings)
     run.engine = engine
     to = steps if stop is None else min(stop, steps)
     advance(run, to, _batches(config, ids, batch_size, seed, device),
-            _select_instances(lr, ids, config, device), _select_instances(weight_decay, ids, config, device),
+            _select_instances(lr, ids, config, device),
+            _select_instances(weight_decay, ids, config, device),
             schedules[schedule], _log_steps(steps, log_every), set(snapshots))
     return run
 
 
 # %% [markdown]
-# The small print of `train`: a run starts from the counter, goes on only with the settings that
-# it began with, and gives each instance its own rate if a list was given.
+# The helpers of `train` initialise a run from the counter, check on `resume` that the settings are
+# unchanged, and select each instance's learning rate and weight decay if a list is given.
 
 # %%
 #| export
@@ -357,15 +372,17 @@ def _to_list(x): return x.tolist() if hasattr(x, 'tolist') else x
 
 def _check_instances(config, instances):
     ids = list(range(config.n_instances)) if instances is None else [int(i) for i in instances]
-    bad = [i for i in ids if not 0<=i<config.n_instances]
-    if bad or not ids: raise ConfigError(
-        f'instance {bad[0] if bad else "list"} is not among the {config.n_instances} of the config.')
+    unknown = [i for i in ids if not 0<=i<config.n_instances]
+    if not ids: raise ConfigError('instances is empty: give at least one.')
+    if unknown: raise ConfigError(
+        f'instance {unknown[0]} is not among the {config.n_instances} of the config: '
+        f'give numbers below {config.n_instances}.')
     if config.notebook_compat and len(ids)<config.n_instances: raise ConfigError(
         'notebook_compat draws all instances from one generator: train them together.')
     return ids
 
 def _select_instances(x, ids, config, device):
-    "A number as it is; a list as the entries of this run's instances"
+    "Select the entries of this run's instances; return a number as it is"
     if isinstance(x, (int,float)): return x
     x = torch.as_tensor(x, dtype=torch.float32)
     if x.shape != (config.n_instances,):
@@ -397,9 +414,9 @@ def _batches(config, ids, batch_size, seed, device):
 
 
 # %% [markdown]
-# `notebook_compat` replays the public notebook: the start of `xavier_normal_` on all instances,
-# and two uniform tensors a step, both from one generator that all instances share. Results then
-# depend on the company a model keeps, and such a run cannot be taken up again in the middle.
+# `notebook_compat` reproduces the public notebook: the initial values of `xavier_normal_` on all instances,
+# and two uniform tensors per step, all from one generator. The results then depend on the other instances,
+# and such a run cannot be resumed.
 
 # %%
 #| export
@@ -416,19 +433,21 @@ def _notebook_batches(config, batch_size, seed, device):
     n = config.n_features
     p = config.densities.float()
     g = _generator(seed+1)
-    at = [0]
+    expected = 0
     def batch(step):
-        if step!=at[0]: raise ConfigError('a notebook_compat run cannot be resumed: start it again.')
-        at[0] += 1
+        nonlocal expected
+        if step!=expected:
+            raise ConfigError('a notebook_compat run cannot be resumed: start it again.')
+        expected += 1
         x,u = (torch.rand(batch_size, I, n, generator=g) for _ in range(2))
         return torch.where(u<=p, x, 0.).transpose(0,1).to(device)
     return batch
 
 
 # %% [markdown]
-# ## A first run
+# ## Example
 #
-# Five features, two dimensions, three densities: two thousand steps at a brisk rate.
+# Five features, two dimensions, three densities: two thousand steps at a high learning rate.
 
 # %%
 cfg = ToyConfig(5, 2, 3, density=[[1.],[.2],[.05]], importance=[.6**i for i in range(5)], init=.1)
@@ -436,7 +455,7 @@ run = train(cfg, steps=2000, lr=.01, schedule='cosine', batch_size=256)
 run
 
 # %% [markdown]
-# The logged loss is a batch's; the loss of the final weights can be had exactly:
+# The logged loss is that of a batch; the loss of the final weights can be computed exactly:
 
 # %%
 final = exact_loss(run.W, run.b, cfg.density, cfg.importance)
@@ -444,8 +463,8 @@ assert ((run.loss[:,-1]-final).abs() < .5*final).all()
 run.loss[:,::5].numpy().round(4), final.numpy().round(5)
 
 # %% [markdown]
-# At density 1 the best that can be done in two dimensions is to keep the two most important
-# features; the loss of that is known, and training comes within two percent of it.
+# At density 1 the best solution in two dimensions keeps the two most important features. Its loss
+# is known, and training comes within two percent of it.
 
 # %%
 pca = moments(1.)[1]*sum(.6**i for i in range(2,5))
@@ -453,9 +472,9 @@ assert abs(final[0]/pca-1) < .02
 final[0].item(), pca
 
 # %% [markdown]
-# ## Alone or in company
+# ## Independence of the batch
 #
-# Instance 2 trained by itself ends where it ended among the three:
+# Instance 2, trained alone, ends where it ended among the three:
 
 # %%
 alone = train(cfg, steps=2000, lr=.01, schedule='cosine', batch_size=256, instances=[2])
@@ -464,14 +483,16 @@ test_close(alone.W[0], run.W[2], eps=1e-3)
 
 
 # %% [markdown]
-# A run that stops after 400 updates and is taken up again ends where the uninterrupted one did,
-# to the last bit. Saved to a file and read back, likewise.
+# ## Saving and resuming
+#
+# A run that stops after 400 updates and is resumed gives bitwise the same result as the
+# uninterrupted run, also after saving to a file and loading.
 
 # %%
 #| export
 def save_run(
     run:ToyRun,
-    path,     # File to write; appears whole or not at all
+    path,     # File to write, replaced atomically
 )->Path:
     "Write a run as safetensors"
     path = Path(path)
@@ -486,9 +507,9 @@ def save_run(
     return path
 
 def load_run(
-    path, # A file that `save` wrote
+    path, # File written by `save_run`
 )->ToyRun:
-    "Read a run back"
+    "Load a run from a file"
     try:
         with safe_open(path, 'pt') as f:
             t = {k: f.get_tensor(k) for k in f.keys()}
@@ -507,16 +528,16 @@ def load_run(
 args = dict(steps=2000, lr=.01, schedule='cosine', batch_size=256)
 with tempfile.TemporaryDirectory() as d:
     part = train(cfg, stop=400, **args)
-    again = train(cfg, resume=load_run(save_run(part, Path(d)/'toy.safetensors')), **args)
-test_eq(again.W, run.W); test_eq(again.loss, run.loss)
-part, again
+    resumed = train(cfg, resume=load_run(save_run(part, Path(d)/'toy.safetensors')), **args)
+test_eq(resumed.W, run.W); test_eq(resumed.loss, run.loss)
+part, resumed
 
 # %%
 with expect_fail(ConfigError, contains='has lr=0.01'): train(cfg, resume=part, **args|dict(lr=.1))
 with expect_fail(DataError, contains='not a saved run'): load_run('nowhere.safetensors')
 
 # %% [markdown]
-# A loss that leaves the real numbers stops the run and says where:
+# A non-finite loss stops the run and reports the step:
 
 # %%
 with expect_fail(ModelError, contains='not finite at step'):
@@ -524,11 +545,11 @@ with expect_fail(ModelError, contains='not finite at step'):
 
 
 # %% [markdown]
-# ## The public notebook's loop
+# ## Comparison with the public notebook
 #
-# In our words but with its operations: einsums with the batch first, `torch.optim.AdamW`, the mean
-# over features, the sum over instances. With `notebook_compat` and equal seeds, `train`
-# follows it step for step.
+# This is the notebook's loop with its operations: einsums with the batch axis first,
+# `torch.optim.AdamW`, the mean over features, the sum over instances. With `notebook_compat` and
+# equal seeds, `train` agrees with it step for step.
 
 # %%
 def public_loop(W, b, imp, batches, steps):
@@ -554,8 +575,8 @@ test_close(ours.W, theirs, eps=1e-4)
 (ours.W-theirs).abs().max().item()
 
 # %% [markdown]
-# And the reference engine is not slower. The two loops take turns, five rounds of ten steps on one thread. What
-# counts is the ratio of their medians: how often the public loop's time one step of ours takes.
+# The reference engine is not slower. The two loops alternate for five rounds of ten steps on one
+# thread, and the result is the ratio of their medians: the public loop's time divided by ours.
 
 # %%
 from itertools import count
@@ -564,46 +585,47 @@ def clock(f): t=perf_counter(); f(); return perf_counter()-t
 W0,b0,draw,at = *initial_weights(compat),_notebook_batches(compat, 1024, 0, 'cpu'),count()
 public = lambda: public_loop(W0, b0, compat.importances.float(), lambda s: draw(next(at)), 10)
 fast = replace(compat, notebook_compat=False)
-times = np.array([[clock(public), clock(lambda: train(fast, steps=10, engine='eager'))] for _ in range(6)])[1:]
+ours = lambda: train(fast, steps=10, engine='eager')
+times = np.array([[clock(public), clock(ours)] for _ in range(6)])[1:]
 ratio = np.median(times[:,0])/np.median(times[:,1])
 round(ratio, 1), np.median(times, 0).round(3)*100  # ms a step
 
 # %% [markdown]
-# ## Every part of a config
+# ## Options of a config
 #
-# What has no closed form is checked by what it must do. An L1 penalty shrinks the hidden layer; a
-# finite data set is learned by heart, so that its loss falls far below that of fresh data;
-# adversarial training leaves a model that the attack hurts less.
+# Options without a closed form are tested by their effect. An L1 penalty shrinks the hidden layer;
+# a finite data set is memorised, so that its loss falls far below that of fresh data; adversarial
+# training leaves a model that is less vulnerable to the attack.
 
 # %%
 brisk = dict(steps=600, batch_size=256, lr=.01, schedule='cosine', seed=1)
 neurons = ToyConfig(6, 3, 2, density=.1, hidden='relu', l1=[0.,1.])
 run = train(neurons, **brisk)
 x = Sampler(neurons.densities, [0,1], 4096, seed=9)(0)
-size = encode_inputs(run.W, x, 'relu').abs().sum(-1).mean(-1)
-assert size[1] < .1*size[0]
-size
+hidden_norm = encode_inputs(run.W, x, 'relu').abs().sum(-1).mean(-1)
+assert hidden_norm[1] < .1*hidden_norm[0]
+hidden_norm
 
 # %%
-small = ToyConfig(20, 2, density=.1, points=5, unit=True)
-run = train(small, **brisk | dict(schedule='warmup-cosine'))
-fresh = Sampler(small.densities, [0], 4096, seed=9, unit=True)(0)
-test = objective(small, run.params, fresh, torch.ones(1,20))
+finite = ToyConfig(20, 2, density=.1, points=5, unit=True)
+run = train(finite, **brisk | dict(schedule='warmup-cosine'))
+fresh = Sampler(finite.densities, [0], 4096, seed=9, unit=True)(0)
+test = objective(finite, run.params, fresh, torch.ones(1,20))
 assert run.loss[0,-1] < .2*test[0]
 run.loss[0,-1], test[0]
 
 # %%
-hard = ToyConfig(6, 2, 2, density=.3, attack=[0.,1.])
-run = train(hard, **brisk)
-x = Sampler(hard.densities, [0,1], 4096, seed=9)(0)
-z = adversarial_inputs(hard, run.params, x, torch.ones(2), torch.zeros(2,4096,dtype=torch.long))
-hurt = objective(hard, run.params, z, torch.ones(2,6), target=x)
-assert hurt[1] < hurt[0]
-hurt
+robust = ToyConfig(6, 2, 2, density=.3, attack=[0.,1.])
+run = train(robust, **brisk)
+x = Sampler(robust.densities, [0,1], 4096, seed=9)(0)
+z = adversarial_inputs(robust, run.params, x, torch.ones(2), torch.zeros(2,4096,dtype=torch.long))
+attacked_loss = objective(robust, run.params, z, torch.ones(2,6), target=x)
+assert attacked_loss[1] < attacked_loss[0]
+attacked_loss
 
 # %% [markdown]
-# An absolute value in two steps, with six neurons for three features: every part of the config is
-# learned, saved and taken up again.
+# An absolute value in two layers, with six neurons for three features: every parameter of the
+# config is learned, saved and resumed.
 
 # %%
 absolute = ToyConfig(3, 6, 4, hidden='relu', hidden_bias=True, tied=False, target='abs', signed=True)

@@ -7,9 +7,9 @@
 # ---
 
 # %% [markdown]
-# # Sweeps
+# # Phase diagrams
 #
-# > Many starts for every model, ranked by a loss without noise: the way to a phase diagram.
+# > Restarts of every model are ranked by exact loss and mapped to phases.
 
 # %%
 #| default_exp superposition.phase_diagram
@@ -34,50 +34,48 @@ torch.set_num_threads(1)
 
 
 # %% [markdown]
-# A single trained toy model is a draw. It may have stopped in a minimum that is not the
-# deepest, and a map made of such draws, or of their averages, shows the optimiser as much
-# as the problem. So every model of a sweep is trained from several starts and the lowest
-# loss counts.
+# A single trained toy model is one sample: it may have ended in a local minimum, and a map of
+# single models, or of their averages, shows the optimiser as much as the problem. We therefore
+# train every model of a sweep from several initialisations and keep the one with the lowest loss.
 #
-# A start has an identity as every instance has: restart $r$ of instance $i$ is number
-# $rI+i$ of a larger config. Asking for more restarts adds numbers and changes none.
+# Every restart has an identity, as every instance has: restart $r$ of instance $i$ is number $rI+i$
+# of a larger config. Asking for more restarts adds numbers and changes none.
 
 # %%
 #| export
 def _rows(x, config, restarts):
-    "Repeat what is given for each instance; a number or [feature] stays"
+    "Repeat the rows of a table for each restart; leave a number or [feature] as it is"
     t = torch.as_tensor(x, dtype=torch.float64)
-    per = t.ndim==2 and len(t)==config.n_instances>1
-    return t.repeat(restarts, 1) if per else x
+    per_instance = t.ndim==2 and len(t)==config.n_instances>1
+    return t.repeat(restarts, 1) if per_instance else x
 
 def replicate_config(
     config:ToyConfig,
     restarts:int,
 )->ToyConfig:
-    "The config whose instance $rI+i$ is restart $r$ of instance $i$"
+    "Return the config whose instance $rI+i$ is restart $r$ of instance $i$"
     check_positive_integers(restarts=restarts)
-    own = {k: config.per_instance(k).repeat(restarts) for k in ('l1','attack')
-           if config.per_instance(k).any()}
-    return replace(config, n_instances=restarts*config.n_instances, **own,
+    weights = {k: config.per_instance(k).repeat(restarts) for k in ('l1','attack')
+               if config.per_instance(k).any()}
+    return replace(config, n_instances=restarts*config.n_instances, **weights,
                    density=_rows(config.density, config, restarts),
                    importance=_rows(config.importance, config, restarts))
 
 
 # %%
 config = ToyConfig(2, 1, 3, density=[[1.],[.3],[.05]])
-many = replicate_config(config, 4)
-test_eq(many.densities[7], config.densities[7%3])
-test_eq(initial_params(many)['W'][:6], initial_params(replicate_config(config, 2))['W'])
-many.n_instances
+replicated = replicate_config(config, 4)
+test_eq(replicated.densities[7], config.densities[7%3])
+test_eq(initial_params(replicated)['W'][:6], initial_params(replicate_config(config, 2))['W'])
+replicated.n_instances
 
 
 # %% [markdown]
-# ## What runs are ranked by
+# ## Ranking loss
 #
-# The [population loss](30_exact_loss.ipynb) where it is known for up to eleven features.
-# Elsewhere, a held-out batch that all restarts of an instance share, so that they are
-# compared on the same inputs. An L1 penalty counts, since it is part of what was asked for;
-# adversarial attacks do not.
+# The restarts are ranked by the [population loss](30_exact_loss.ipynb) where it is known, for up to
+# eleven features. Otherwise they are ranked on a held-out batch that all restarts of an instance
+# share. An L1 penalty is included, since it is part of the objective; adversarial attacks are not.
 
 # %%
 #| export
@@ -86,10 +84,10 @@ def held_out_loss(
     params:dict,      # Of the models numbered `ids`
     ids,
     batch_size=2**14,
-    seed=2**40,       # Away from the seeds of training
-    period=None,        # Models whose numbers agree modulo this share their inputs
+    seed=2**40,       # Far from the seeds of training
+    period=None,      # Models whose numbers agree modulo `period` share their inputs
 )->torch.Tensor:      # [model]
-    "Loss on inputs that training did not see"
+    "Return the loss on inputs that were not used in training"
     ids = torch.as_tensor(ids)
     imp,l1 = (t[ids].float() for t in (config.importances, config.per_instance('l1')))
     shared = (ids % (period or config.n_instances)).tolist()
@@ -98,7 +96,7 @@ def held_out_loss(
     return objective(config, params, x, imp, l1 if l1.any() else None)
 
 def ranking_loss(config, params, ids, period=None):
-    "The exact loss if there is one, else `held_out`"
+    "Return the exact loss if there is one, else `held_out_loss`"
     c = config
     exact = closed_form_limitation(config) is None and not config.per_instance('l1').any()
     if not exact or (c.n_features>11 and c.activation!='linear'):
@@ -109,29 +107,29 @@ def ranking_loss(config, params, ids, period=None):
 
 
 # %% [markdown]
-# On a pair of antipodes the two agree to the noise of the batch:
+# For a pair of antipodes the two agree up to the noise of the batch:
 
 # %%
-at = dict(W=torch.tensor([[[1.],[-1.]]]), b=torch.zeros(1,2))
-test_close(held_out_loss(config, at, [1]), ranking_loss(config, at, [1]), eps=2e-3)
-held_out_loss(config, at, [1]).item(), ranking_loss(config, at, [1]).item()
+antipodes = dict(W=torch.tensor([[[1.],[-1.]]]), b=torch.zeros(1,2))
+test_close(held_out_loss(config, antipodes, [1]), ranking_loss(config, antipodes, [1]), eps=2e-3)
+held_out_loss(config, antipodes, [1]).item(), ranking_loss(config, antipodes, [1]).item()
 
 
 # %% [markdown]
-# ## The best of several starts
+# ## Best of several restarts
 #
-# `train_restarts` trains everything in one call, or in blocks when a sweep would not fit into
-# memory: a million models of two features stream through. What a model learns does not
+# `train_restarts` trains everything in one call, or in blocks where a sweep would not fit into memory: a
+# map of a million models of two features is processed block by block. The result of a model does not
 # depend on its block.
 
 # %%
 #| export
 @dataclass
 class RestartSweep:
-    "Every restart of every instance, and their order"
+    "All restarts of all instances, and their ranking"
     config:ToyConfig
     params:dict          # W [instance, restart, feature, hidden], b, V and c likewise
-    loss:torch.Tensor    # [instance, restart], what they were ranked by
+    loss:torch.Tensor    # [instance, restart], the ranking loss
     order:torch.Tensor   # [instance, restart], numbers of restarts, best first
     curves:torch.Tensor  # [instance, restart, logged step], training loss
     logged:torch.Tensor  # [logged step]
@@ -139,33 +137,33 @@ class RestartSweep:
     engine:str = ''
 
     def best(self, rank=0)->dict:
-        "Parameters of the restart with the lowest loss, or of the one that came `rank`-th"
+        "Return the parameters of the restart of a rank; rank 0 has the lowest loss"
         rows = torch.arange(len(self.order))
         return {k: v[rows,self.order[:,rank]] for k,v in self.params.items()}
 
     def __repr__(self):
         I,R = self.loss.shape
-        return (f'Sweep({I} instances x {R} restarts of {self.config.n_features}→'
+        return (f'RestartSweep({I} instances x {R} restarts of {self.config.n_features}→'
                 f'{self.config.n_hidden}, {self.engine}, mean best loss '
                 f'{self.loss.amin(1).mean():.4g})')
 
 def _chunks(n, size): return [range(a, min(a+size, n)) for a in range(0, n, size)]
 
 def _max_models(config, engine, device, batch_size):
-    "How many models to train at once"
+    "Return how many models to train at once"
     row = (config.points or batch_size)*max(config.n_features, config.n_hidden)
     floats = dict(eager=2**26, compiled=2**29).get(resolve_engine(engine, config, device)[0])
     return max(1, floats//row) if floats else 2**18
 
 def _score(score, config, params, ids, period):
-    room = max(1, 2**28//(2**14*config.n_features + 3**min(config.n_features, 11)*8))
+    size = max(1, 2**28//(2**14*config.n_features + 3**min(config.n_features, 11)*8))
     parts = [score(config, {k: v[c.start:c.stop] for k,v in params.items()},
-                   ids[c.start:c.stop], same=period) for c in _chunks(len(ids), room)]
+                   ids[c.start:c.stop], period=period) for c in _chunks(len(ids), size)]
     return torch.cat(parts).double()
 
 
 # %% [markdown]
-# With `keep_all=False` only the winner of each block stays in memory.
+# With `keep_all=False` only the best restart of each instance stays in memory.
 
 # %%
 #| export
@@ -173,23 +171,23 @@ def train_restarts(
     config:ToyConfig,
     restarts:int,
     seed=0,
-    score=None,     # `f(config, params, ids, same=)` -> [model]; None: `population`
-    keep_all=True,  # False: keep the best restart alone
+    score=None,     # `f(config, params, ids, period=)` -> [model]; None: `ranking_loss`
+    keep_all=True,  # False: keep only the best restart
     block=None,     # Models trained at once; None: as many as fit
     engine='auto', device='cpu', batch_size=1024, lr=1e-3, weight_decay=.01,
     **kw,           # Of `train`
 )->RestartSweep:
     "Train every instance from several starts and rank them"
     I = config.n_instances
-    many = replicate_config(config, restarts)
+    replicated = replicate_config(config, restarts)
     parts = []
-    own = lambda x: x if isinstance(x, (int,float)) else torch.as_tensor(x).repeat(restarts)
+    repeat = lambda x: x if isinstance(x, (int,float)) else torch.as_tensor(x).repeat(restarts)
     block = block or _max_models(config, engine, device, batch_size)
     for part in _chunks(I, max(1, block//restarts)):
         ids = [r*I+i for i in part for r in range(restarts)]
-        parts.append(_train_block(many, ids, restarts, score or ranking_loss, keep_all, I, seed=seed,
-            engine=engine, device=device, batch_size=batch_size, lr=own(lr),
-            weight_decay=own(weight_decay), **kw))
+        parts.append(_train_block(replicated, ids, restarts, score or ranking_loss, keep_all, I, seed=seed,
+            engine=engine, device=device, batch_size=batch_size, lr=repeat(lr),
+            weight_decay=repeat(weight_decay), **kw))
     cat = lambda ts: torch.cat(ts) if torch.is_tensor(ts[0]) else {
         k: cat([t[k] for t in ts]) for k in ts[0]}
     params,loss,order,curves,snaps = map(cat, zip(*(p[:5] for p in parts)))
@@ -204,15 +202,17 @@ def _train_block(config, ids, restarts, score, keep_all, period, **kw):
     pack = fold
     if not keep_all:
         pack = lambda t: fold(t)[torch.arange(len(loss)),order[:,0]][:,None]
-    every = [{k: pack(v) for k,v in d.items()} for d in (params, run.snapshots)]
-    loss = loss if keep_all else loss.amin(1, keepdim=True)
-    return (every[0], loss, order if keep_all else order[:,:1]*0, pack(run.loss), every[1],
-            run.logged, run.engine)
+    params,snapshots = ({k: pack(v) for k,v in d.items()} for d in (params, run.snapshots))
+    curves = pack(run.loss)
+    if not keep_all:
+        loss = loss.amin(1, keepdim=True)
+        order = order[:,:1]*0
+    return params,loss,order,curves,snapshots,run.logged,run.engine
 
 
 # %% [markdown]
-# Eight starts at three densities. The middle one has two kinds of solution, which a single
-# run would not have told:
+# Eight restarts at three densities. The middle density has two kinds of solution, which a single
+# run would not have shown:
 
 # %%
 brisk = dict(steps=800, batch_size=256, lr=.02, schedule='linear')
@@ -222,7 +222,7 @@ assert (sweep.loss.gather(1, sweep.order).diff(dim=1)>=0).all()
 sweep, sweep.loss.gather(1, sweep.order).numpy().round(4)
 
 # %% [markdown]
-# Fewer restarts are the first of many, and blocks leave no trace:
+# Fewer restarts are the first of many, and blocks change nothing:
 
 # %%
 small = train_restarts(config, 3, block=3, **brisk)
@@ -233,37 +233,37 @@ only.loss[:,0], sweep.loss.amin(1)
 
 
 # %% [markdown]
-# ## The exact optimum of every point
+# ## Exact optima
 #
-# The best model that there is needs no training. `exact_optima` minimises the population loss of
-# all instances from many starts. Each model has a quasi-Newton matrix of its own (BFGS, a
-# handful of parameters), which serves a sweep better than
-# [one long vector](30_exact_loss.ipynb): the models of a map need very different steps.
+# The best possible model needs no training. `exact_optima` minimises the population loss of all
+# instances from many initialisations. Each model has its own quasi-Newton matrix (BFGS on a handful
+# of parameters). This suits a sweep better than [one long vector](30_exact_loss.ipynb), because the
+# models of a map need very different steps.
 
 # %%
 #| export
 def _line_search(value, x, d, f, g, rows):
-    "Shorten each step until it goes down; where none does, stay"
+    "Shorten each step until the loss decreases; without a decrease, do not move"
     t = torch.ones_like(f)
     slope = (d*g).sum(-1)
-    todo = torch.arange(len(f))
+    active = torch.arange(len(f))
     x = x.clone()
     f = f.clone()
     g = g.clone()
     for _ in range(25):
-        new = x[todo] + t[todo,None]*d[todo]
-        fn,gn = value(new, rows[todo])
-        ok = fn <= f[todo] + 1e-4*t[todo]*slope[todo]
-        x[todo[ok]] = new[ok]
-        f[todo[ok]] = fn[ok]
-        g[todo[ok]] = gn[ok]
-        todo = todo[~ok]
-        if not len(todo): break
-        t[todo] *= .4
+        xn = x[active] + t[active,None]*d[active]
+        fn,gn = value(xn, rows[active])
+        ok = fn <= f[active] + 1e-4*t[active]*slope[active]
+        x[active[ok]] = xn[ok]
+        f[active[ok]] = fn[ok]
+        g[active[ok]] = gn[ok]
+        active = active[~ok]
+        if not len(active): break
+        t[active] *= .4
     return x,f,g
 
 def _bfgs(H, s, y):
-    "Update inverse Hessians; they stay where the curvature is not positive"
+    "Update inverse Hessians, except where the curvature is not positive"
     sy = (s*y).sum(-1)
     r = torch.where(sy>1e-16, 1/sy.clamp(min=1e-16), 0.)[:,None,None]
     Hy = (H@y[...,None])[...,0]
@@ -273,26 +273,31 @@ def _bfgs(H, s, y):
 
 def minimise_bfgs(
     losses,         # f([model, parameter], rows) -> [model], float64, differentiable
-    x:torch.Tensor, # Where each model starts
+    x:torch.Tensor, # Initial parameters, [model, parameter]
     steps=300,
     tol=1e-10,      # Stop a model when a step gains less, relative to its loss, twice in a row
-)->tuple:           # Where each ended, and its loss
+)->tuple:           # Final parameters and losses
     "Minimise many small functions side by side by BFGS"
     def value(t, rows):
         with torch.enable_grad():
             t = t.detach().requires_grad_()
             f = losses(t, rows)
             return f.detach(), torch.autograd.grad(f.sum(), t)[0]
-    x,rows,eye = x.clone(),torch.arange(len(x)),torch.eye(x.shape[1], dtype=x.dtype)
-    (f,g),H,idle = value(x, rows),eye.repeat(len(x), 1, 1),torch.zeros(len(x))
+    x = x.clone()
+    rows = torch.arange(len(x))
+    eye = torch.eye(x.shape[1], dtype=x.dtype)
+    f,g = value(x, rows)
+    H = eye.repeat(len(x), 1, 1)
+    idle = torch.zeros(len(x))
     for _ in range(steps):
         d = -(H[rows]@g[rows][...,None])[...,0]
-        wrong = ((d*g[rows]).sum(-1) >= 0) | (idle[rows]==1)
-        d[wrong] = -g[rows][wrong]; H[rows[wrong]] = eye
-        new,fn,gn = _line_search(value, x[rows], d, f[rows], g[rows], rows)
-        H[rows] = _bfgs(H[rows], new-x[rows], gn-g[rows])
+        reset = ((d*g[rows]).sum(-1) >= 0) | (idle[rows]==1)
+        d[reset] = -g[rows][reset]
+        H[rows[reset]] = eye
+        xn,fn,gn = _line_search(value, x[rows], d, f[rows], g[rows], rows)
+        H[rows] = _bfgs(H[rows], xn-x[rows], gn-g[rows])
         idle[rows] = torch.where(f[rows]-fn <= tol*fn, idle[rows]+1, 0.)
-        x[rows] = new
+        x[rows] = xn
         f[rows] = fn
         g[rows] = gn
         rows = rows[idle[rows]<2]
@@ -301,7 +306,7 @@ def minimise_bfgs(
 
 
 # %% [markdown]
-# Rosenbrock's valley, from a hundred places:
+# Rosenbrock's function from a hundred starting points:
 
 # %%
 valley = lambda t, rows: (1-t[:,0])**2 + 100*(t[:,1]-t[:,0]**2)**2
@@ -316,35 +321,36 @@ def exact_optima(
     config:ToyConfig, # Tied ReLU or linear models
     restarts=14,
     seed=0,
-    starts=None,      # W [start, feature, hidden] to begin from instead
-    jitter=0.,        # Spread of what is added to `starts`, so that none is a saddle
+    starts=None,      # W [start, feature, hidden] to start from instead
+    jitter=0.,        # Standard deviation of noise added to `starts`, so that empty is a saddle
     steps=300,
 )->RestartSweep:
-    "The lowest population loss of every instance, without training"
-    if why := closed_form_limitation(config): raise ConfigError(why)
+    "Minimise the population loss of every instance without training"
+    if limitation := closed_form_limitation(config): raise ConfigError(limitation)
     c = config
     n = config.n_features
     m = config.n_hidden
     if not c.tied: raise ConfigError('optima is for tied models: use fit_exact.')
     R = restarts if starts is None else len(starts)
-    begin = initial_params(replace(replicate_config(c, R), init=1.), seed)['W'].double().view(R, -1, n, m)
-    if starts is not None: begin = torch.as_tensor(starts).double()[:,None] + jitter*begin
+    initial = initial_params(replace(replicate_config(c, R), init=1.), seed)['W']
+    initial = initial.double().view(R, -1, n, m)
+    if starts is not None: initial = torch.as_tensor(starts).double()[:,None] + jitter*initial
     p,imp = (t.repeat(R, 1) for t in (c.densities,c.importances))
     split = lambda t: (t[:,:n*m].view(-1, n, m),
                        t[:,n*m:] if c.bias else t.new_zeros(len(t), n))
-    begin = torch.cat([begin.flatten(0,1).flatten(1), torch.zeros(len(p), n*c.bias)], 1)
+    initial = torch.cat([initial.flatten(0,1).flatten(1), torch.zeros(len(p), n*c.bias)], 1)
     x,f = minimise_bfgs(lambda t, rows: exact_loss(*split(t), p[rows], imp[rows], c.activation, None,
-                  c.features, c.sets, c.signed), begin, steps)
+                  c.features, c.sets, c.signed), initial, steps)
     fold = lambda t: t.detach().unflatten(0, (R,-1)).transpose(0,1).contiguous()
     W,b = map(fold, split(x))
-    none = torch.zeros(c.n_instances, R, 0)
-    return RestartSweep(c, dict(W=W, b=b), fold(f), fold(f).argsort(dim=1), none,
-                 none[0,0].long(), {}, 'exact')
+    empty = torch.zeros(c.n_instances, R, 0)
+    return RestartSweep(c, dict(W=W, b=b), fold(f), fold(f).argsort(dim=1), empty,
+                 empty[0,0].long(), {}, 'exact')
 
 
 # %% [markdown]
-# Three points whose optima are known to five digits from an unrelated program (Nelder-Mead
-# on the same loss):
+# Three points whose optima are known to five digits from an independent program (Nelder-Mead on the
+# same loss):
 
 # %%
 config = ToyConfig(2, 1, 3, density=[[.1],[.5],[.8]], importance=[[1,.3],[1,1],[1,1.]])
@@ -353,12 +359,12 @@ test_close(exact.loss.amin(1), torch.tensor([.002144,.076282,.105516]), eps=1e-6
 exact.best()['W'][...,0], exact.best()['b']
 
 # %% [markdown]
-# ## A phase diagram
+# ## Phase diagram
 #
-# The paper's map has the importance $r$ of the last feature on one axis, the density of all
-# features on the other, both logarithmic, and shows what becomes of that last feature
-# [@elhage2022]: how long is its column, and does it share its direction? Half and half
-# divide the answers into three regions.
+# The paper's map has the importance $r$ of the last feature on one axis and the density of all
+# features on the other, both logarithmic. It shows the length of the last feature's column and
+# whether other features use its direction [@elhage2022]. A threshold of one half on both divides
+# the map into three regions.
 
 # %%
 #| export
@@ -366,9 +372,9 @@ regions = 'ignored','dedicated','superposed'
 
 def classify_region(
     W:torch.Tensor, # [..., feature, hidden]
-    feature=-1,       # Of which feature
-)->np.ndarray:      # [...], 0, 1 or 2: a place in `regions`
-    "What becomes of one feature"
+    feature=-1,     # Index of the feature
+)->np.ndarray:      # [...], 0, 1 or 2: an index into `regions`
+    "Classify one feature as ignored, dedicated or superposed"
     norm = W.norm(dim=-1)[...,feature]
     shared = interference(W)[...,feature]
     return torch.where(norm<.5, 0, torch.where(shared<.5, 1, 2)).numpy()
@@ -377,7 +383,7 @@ def logspace(
     first, last,
     num:int,
 )->np.ndarray:
-    "Equal ratios from first to last"
+    "Return numbers with equal ratios from first to last"
     return np.geomspace(first, last, num).round(12)
 
 def phase_grid(
@@ -386,7 +392,7 @@ def phase_grid(
     importance,       # [column], of the last feature; the others have 1
     **kw,             # Of `ToyConfig`
 )->ToyConfig:         # Instances run along a row first
-    "One model for each point of the map"
+    "Return a config with one model for each point of the map"
     p,r = (t.flatten() for t in np.meshgrid(density, importance, indexing='ij'))
     imp = np.ones((len(r),n_features)); imp[:,-1] = r
     return ToyConfig(n_features, n_hidden, len(p), density=torch.tensor(p)[:,None],
@@ -394,12 +400,11 @@ def phase_grid(
 
 
 # %% [markdown]
-# Theory is a comparison of a few models of unit weights, written down rather than trained.
-# Two features in one dimension: keep the first, keep the second, or put both on the line as
-# antipodes. Three in two: each way to spend a dimension on one feature and the other on one
-# or two; that is, `W` perpendicular to (0,0,1), (1,0,0), (0,1,1) or (1,1,0). A dropped
-# feature is answered by its mean. The paper leaves out a fifth with the same right,
-# perpendicular to (1,1,1): the triangle.
+# The theory compares a few models with unit weights. Two features in one dimension: keep the first,
+# keep the second, or put both on the line as antipodes. Three features in two dimensions: each way
+# to spend one dimension on one feature and the other on one or two, that is, `W` perpendicular to
+# (0,0,1), (1,0,0), (0,1,1) or (1,1,0). A dropped feature is predicted by its mean. The paper omits
+# a fifth solution of the same kind, perpendicular to (1,1,1): the triangle.
 
 # %%
 #| export
@@ -415,7 +420,7 @@ def simple_solution_losses(
     config:ToyConfig,
     shapes:dict=None, # name -> W; None: those of `families`
 )->tuple:             # Losses [instance, family], W [family, feature, hidden]
-    "Exact losses of the simple solutions"
+    "Return the exact losses of the simple solutions"
     shape = config.n_features,config.n_hidden
     if shapes is None and shape not in families: raise ConfigError(
         f'No simple solutions are listed for {shape[0]} features in {shape[1]} dimensions: '
@@ -437,10 +442,10 @@ losses
 
 
 # %% [markdown]
-# `phase_diagram` is a map in one call: a table with a row for each point, what training
-# found there, what the simple solutions predict and by how much the best of them wins. Its
-# settings follow the public notebook's except where a map of thousands of models would be
-# slow: 3000 steps at a rate that falls from 0.005 to zero.
+# `phase_diagram` computes a map in one call: a table with a row for each point, the trained solution, the
+# prediction of the simple solutions, and the margin of the best of them. The settings follow the public
+# notebook's, except where a map of thousands of models would be slow: 3000 steps at a learning rate that
+# falls from 0.005 to zero.
 
 # %%
 #| export
@@ -449,17 +454,18 @@ def describe_grid(
     W,              # [instance, feature, hidden]
     loss=np.nan,    # [instance]
 )->pd.DataFrame:
-    "What became of the last feature at every point of a `grid`"
+    "Tabulate the last feature at every point of a `phase_grid`"
     W = W.double()
     return pd.DataFrame(dict(
         density=config.densities[:,0], importance=config.importances[:,-1],
-        norm=W.norm(dim=-1)[:,-1], shared=interference(W)[:,-1], region=classify_region(W), loss=loss))
+        norm=W.norm(dim=-1)[:,-1], shared=interference(W)[:,-1], region=classify_region(W),
+        loss=loss))
 
 def predict_grid(
     config:ToyConfig,
-    shapes:dict=None, # As in `simple_losses`
+    shapes:dict=None, # As in `simple_solution_losses`
 )->pd.DataFrame:
-    "What the best of the simple solutions does at every point; `margin` is its relative lead"
+    "Tabulate the best simple solution at every point; `margin` is its relative lead"
     losses,W = simple_solution_losses(config, shapes)
     low = (losses*(1+1e-9*torch.arange(len(W)))).topk(2, dim=1, largest=False)
     names = list(shapes or families[config.n_features,config.n_hidden])
@@ -470,13 +476,13 @@ def predict_grid(
 def agrees_with_theory(
     config:ToyConfig,
     regions,            # Region of the last feature, [instance, ...]
-    shapes:dict=None, # As in `simple_losses`
+    shapes:dict=None, # As in `simple_solution_losses`
 )->np.ndarray:        # Same shape, bool
-    "Is it the region of the best simple solution, or of one that ties with it?"
+    "Return whether each region is that of the best simple solution, or of one that ties with it"
     losses,W = simple_solution_losses(config, shapes)
     best = (losses <= losses.amin(1, keepdim=True)*(1+1e-6)).numpy()
-    said = classify_region(W)
-    allowed = np.stack([(best & (said==k)).any(1) for k in range(3)], 1)
+    predicted = classify_region(W)
+    allowed = np.stack([(best & (predicted==k)).any(1) for k in range(3)], 1)
     return np.take_along_axis(allowed, np.asarray(regions).reshape(len(best), -1), 1).reshape(
         np.shape(regions))
 
@@ -488,21 +494,21 @@ def phase_diagram(
     seed=0,
     activation='relu', bias=True,
     steps=3000, lr=5e-3, schedule='linear',
-    **kw,                           # Of `best_of`
-)->tuple:                           # Table and `Sweep`
-    "Train a map of models; the table holds the best of each point, and the prediction"
+    **kw,                           # Of `train_restarts`
+)->tuple:                           # Table and `RestartSweep`
+    "Train a map of models and tabulate the best of each point beside the prediction"
     config = phase_grid(n_features, n_hidden, density, importance, activation=activation, bias=bias)
     sweep = train_restarts(config, restarts, seed, steps=steps, lr=lr, schedule=schedule, **kw)
     rank = sweep.order[:,:1]
     table = describe_grid(config, sweep.best()['W'], sweep.loss.gather(1, rank)[:,0])
     if (n_features,n_hidden) not in families: return table,sweep
-    said = predict_grid(config)[['norm','shared','region','loss','solution','margin']]
-    return table.join(said.add_prefix('theory_')), sweep
+    theory = predict_grid(config)[['norm','shared','region','loss','solution','margin']]
+    return table.join(theory.add_prefix('theory_')), sweep
 
 
 # %% [markdown]
-# A map of nine points, in the corner where all three regions meet. At $r=1$ two solutions
-# tie, and `agrees_with_theory` accepts either:
+# A map of nine points around the corner where all three regions meet. At $r=1$ two solutions tie, and
+# `agrees_with_theory` accepts either:
 
 # %%
 table,sweep = phase_diagram(density=[.9,.3,.05], importance=[.2,1.,5.], restarts=4, steps=800,
@@ -519,39 +525,39 @@ with expect_fail(ConfigError, contains='restarts is 0'): train_restarts(ToyConfi
 # %% [markdown]
 # ## Several processes
 #
-# Models know nothing of each other, so several GPUs or machines need not talk. Each process trains
-# its share, and since data depend on a model's identity alone, the joined run is the run that one
-# would have had.
+# The models are independent, so several GPUs or machines need no communication. Each process trains
+# its share. Data depend on a model's identity alone, so the joined run is the run that a single
+# process would have produced.
 
 # %%
 #| export
 def instances_of_rank(
     n_instances:int,
-    rank=None,  # This process and how many there are; None: as the launcher says
-    world=None,
+    rank=None,  # Index of this process; None: set by the launcher
+    world=None, # Number of processes; None: set by the launcher
 )->list:        # Identities for `train(..., instances=...)`
-    "The instances that this process should train"
+    "Return the instances that this process should train"
     rank,world = (a if b is None else b for a,b in zip(process_rank(), (rank, world)))
     return list(range(n_instances))[rank*n_instances//world:(rank+1)*n_instances//world]
 
 def join_runs(
     runs:list, # Shares of one training, in the order of their ranks
 )->ToyRun:
-    "One run from the shares of several processes"
-    a = runs[0]
+    "Join the shares of several processes into one run"
+    first = runs[0]
     cat = lambda ts: torch.cat([t.cpu() for t in ts])
     moment = lambda k: tuple(cat(r.moments[k][i] for r in runs) for i in (0,1))
     ids = [i for r in runs for i in r.instances]
-    return replace(a, instances=ids, loss=cat(r.loss for r in runs),
-        params={k: cat(r.params[k] for r in runs) for k in a.params},
-        snapshots={k: cat(r.snapshots[k] for r in runs) for k in a.snapshots},
-        moments={k: moment(k) for k in a.moments},
-        settings=a.settings|dict(instances=ids))
+    return replace(first, instances=ids, loss=cat(r.loss for r in runs),
+        params={k: cat(r.params[k] for r in runs) for k in first.params},
+        snapshots={k: cat(r.snapshots[k] for r in runs) for k in first.snapshots},
+        moments={k: moment(k) for k in first.moments},
+        settings=first.settings|dict(instances=ids))
 
 
 # %%
 config = ToyConfig(5, 2, 7, density=.3)
-few = dict(steps=20, batch_size=64)
-parts = [train(config, instances=instances_of_rank(7, rank, 3), **few) for rank in range(3)]
-test_close(join_runs(parts).W, train(config, **few).W, eps=1e-6)
+short = dict(steps=20, batch_size=64)
+parts = [train(config, instances=instances_of_rank(7, rank, 3), **short) for rank in range(3)]
+test_close(join_runs(parts).W, train(config, **short).W, eps=1e-6)
 [r.instances for r in parts], join_runs(parts)

@@ -9,7 +9,7 @@
 # %% [markdown]
 # # Geometry
 #
-# > How much of a dimension each feature has, and which shape the features make together.
+# > Feature dimensionality, interference and polytopes describe the columns of W.
 
 # %%
 #| default_exp superposition.geometry
@@ -26,35 +26,36 @@ torch.manual_seed(0);
 
 
 # %% [markdown]
-# When more features are stored than there are dimensions they have to share. Everything here is
-# computed from the columns $W_i$ alone and is blind to rotations of the hidden space. Functions
-# take `[..., feature, hidden]`, so a run's `W` goes in whole.
+# When a model stores more features than it has dimensions, the features share dimensions.
+# Everything on this page is computed from the columns $W_i$ alone and is invariant under rotations
+# of the hidden space. Functions take `[..., feature, hidden]`, so you can pass a run's `W`
+# directly.
 #
 # ## Interference
 #
-# If feature $i$ is active, how much of its own direction do the others read?
-# $\sum_{j\ne i}(\hat W_i\cdot W_j)^2$ is zero for a feature with a direction of its own and one
-# or more for a feature that shares it fully [@elhage2022].
+# When feature $i$ is active, how much of the other features do we read along its direction?
+# $\sum_{j\ne i}(\hat W_i\cdot W_j)^2$ is zero for a feature with its own direction, and one or more
+# for a feature that shares it fully [@elhage2022].
 
 # %%
 #| export
 def overlaps(
     W:torch.Tensor, # [..., feature, hidden]
 )->torch.Tensor:    # [..., feature, feature]
-    "Squared projection of $W_j$ (columns) on the direction of $W_i$ (rows)"
+    "Return the squared projection of $W_j$ (columns) on the direction of $W_i$ (rows)"
     unit = W/W.norm(dim=-1, keepdim=True).clamp(min=1e-12)
     return (unit@W.mT)**2
 
 def interference(
     W:torch.Tensor, # [..., feature, hidden]
 )->torch.Tensor:    # [..., feature]
-    "How much of the others lies along each feature's direction"
+    "Return the squared projection of all other features on each feature's direction"
     o = overlaps(W)
     return o.sum(-1) - o.diagonal(dim1=-2, dim2=-1)
 
 
 # %% [markdown]
-# An antipodal pair, a feature with its own direction, and one that was dropped:
+# An antipodal pair, a feature with its own direction, and a dropped feature:
 
 # %%
 W = torch.tensor([[1,0],[-1,0],[0,1],[0,0.]])
@@ -63,9 +64,9 @@ interference(W)
 
 
 # %% [markdown]
-# ## Dimensionality
+# ## Feature dimensionality
 #
-# The share of a dimension that feature $i$ has to itself,
+# The fraction of a dimension that feature $i$ has to itself is
 #
 # $$D_i = \frac{\|W_i\|^2}{\sum_j(\hat W_i\cdot W_j)^2}.$$
 
@@ -74,7 +75,7 @@ interference(W)
 def feature_dimensionality(
     W:torch.Tensor, # [..., feature, hidden]
 )->torch.Tensor:    # [..., feature], between 0 and 1; 0 for a zero column
-    "Fraction of a dimension that each feature has to itself"
+    "Return the fraction of a dimension that each feature has to itself"
     return W.norm(dim=-1)**2/overlaps(W).sum(-1).clamp(min=1e-24)
 
 
@@ -83,26 +84,26 @@ feature_dimensionality(W)
 
 
 # %% [markdown]
-# The paper observes that these fractions add up to about the number of dimensions. More can be
-# said. With $M = W^\top W$ (in `[feature, hidden]` layout) $D_i = \|W_i\|^4/(W_i^\top M W_i)$, and
-# Cauchy-Schwarz applied to $\|W_i\|^2 = (M^{1/2}W_i)\cdot(M^{-1/2}W_i)$ bounds it by the leverage
-# $W_i^\top M^+ W_i$. Leverages are at most one and add up to the rank. So
-# $\sum_i D_i \le \mathrm{rank}\,W \le m$, always, with equality exactly if every $W_i$ is an
-# eigenvector of $M$.
+# The paper observes that these fractions add up to about the number of dimensions. A stronger
+# statement holds. With $M = W^\top W$ (in `[feature, hidden]` layout) $D_i = \|W_i\|^4/(W_i^\top M
+# W_i)$, and the Cauchy-Schwarz inequality applied to $\|W_i\|^2 = (M^{1/2}W_i)\cdot(M^{-1/2}W_i)$
+# bounds it by the leverage $W_i^\top M^+ W_i$. Leverages are at most one and add up to the rank.
+# Therefore $\sum_i D_i \le \mathrm{rank}\,W \le m$ always, with equality exactly if every $W_i$ is
+# an eigenvector of $M$.
 
 # %%
 #| export
 def leverage(
     W:torch.Tensor, # [..., feature, hidden]
 )->torch.Tensor:    # [..., feature], adds up to the rank
-    "Statistical leverage of each feature: an upper bound on its dimensionality"
+    "Return the statistical leverage of each feature, an upper bound on its dimensionality"
     U,S,_ = torch.linalg.svd(W, full_matrices=False)
-    keep = S > S.amax(-1, keepdim=True)*1e-12
-    return (U**2*keep[...,None,:]).sum(-1)
+    nonzero = S > S.amax(-1, keepdim=True)*1e-12
+    return (U**2*nonzero[...,None,:]).sum(-1)
 
 
 # %% [markdown]
-# Two thousand random matrices with columns of very different lengths:
+# A test on two thousand random matrices with columns of very different lengths:
 
 # %%
 W = torch.randn(2000, 12, 4, dtype=torch.float64)*torch.randn(2000, 12, 1).exp()
@@ -117,7 +118,7 @@ D.sum(-1).max().item(), D.sum(-1).mean().item()
 # ## Polytopes
 #
 # Unit vectors that form a tight frame of $N$ vectors in $d$ dimensions have $D=d/N$ each, and
-# shapes in orthogonal subspaces keep their values. These are the levels on which trained features
+# shapes in orthogonal subspaces keep their values. These are the levels at which trained features
 # settle.
 
 # %%
@@ -125,7 +126,7 @@ D.sum(-1).max().item(), D.sum(-1).mean().item()
 def polygon(
     k:int,        # Corners; 2 is a digon, an antipodal pair
 )->torch.Tensor:  # [k, 2], or [2, 1] for the digon
-    "Corners of a regular polygon on the unit circle"
+    "Return the corners of a regular polygon on the unit circle"
     t = torch.arange(k, dtype=torch.float64)*2*torch.pi/k
     W = torch.stack([t.cos(), t.sin()], -1)
     return W[:,:1] if k==2 else W
@@ -133,7 +134,7 @@ def polygon(
 def simplex(
     d:int,        # Dimensions
 )->torch.Tensor:  # [d+1, d]
-    "Corners of a regular simplex"
+    "Return the corners of a regular simplex"
     centred = torch.eye(d+1, dtype=torch.float64) - 1/(d+1)
     W = torch.linalg.svd(centred).U[:,:d]
     return W/W.norm(dim=-1, keepdim=True)
@@ -141,7 +142,7 @@ def simplex(
 def tegum(
     *shapes,      # [corner, dimension] each
 )->torch.Tensor:
-    "Shapes put into orthogonal subspaces"
+    "Combine shapes in orthogonal subspaces (tegum product)"
     return torch.block_diag(*shapes)
 
 
@@ -153,27 +154,28 @@ for name,D in dict(digon=1/2, triangle=2/3, tetrahedron=3/4, pentagon=2/5, squar
 {k: feature_dimensionality(v).numpy().round(3) for k,v in shapes.items()}
 
 # %% [markdown]
-# The triangular bipyramid is a tegum product: three features at 2/3 and two at 1/2, where symmetry
-# of its five corners alone would have suggested 3/5.
+# The triangular bipyramid is a tegum product: three features at 2/3 and two at 1/2, where the
+# number of its corners alone would have suggested 3/5.
 
 # %%
 test_close(feature_dimensionality(shapes['bipyramid']), torch.tensor([2,2,2,1.5,1.5])/3)
 
 
 # %% [markdown]
-# The square antiprism, two squares turned against each other, has $D=3/8$ exactly if its corners
-# sit at heights $\pm1/\sqrt3$, and only nearly so where charges on a sphere would put them:
+# The square antiprism consists of two squares rotated against each other. It has $D=3/8$ exactly if
+# its corners are at heights $\pm1/\sqrt3$, and only approximately at the heights of charges on a
+# sphere:
 
 # %%
 #| export
 def antiprism(
-    height=3**-.5, # Of the two squares above and below the middle; this one makes the frame tight
+    height=3**-.5, # Of the squares above and below the middle; the default gives a tight frame
 )->torch.Tensor:   # [8, 3]
-    "Corners of a square antiprism on the unit sphere"
+    "Return the corners of a square antiprism on the unit sphere"
     t = torch.arange(8, dtype=torch.float64)*torch.pi/4
-    up = (-1.)**torch.arange(8)
+    sign = (-1.)**torch.arange(8)
     r = (1-height**2)**.5
-    return torch.stack([r*t.cos(), r*t.sin(), height*up], -1)
+    return torch.stack([r*t.cos(), r*t.sin(), height*sign], -1)
 
 
 # %%
@@ -181,8 +183,8 @@ test_close(feature_dimensionality(antiprism()), torch.full((8,), 3/8))
 feature_dimensionality(antiprism())[0], feature_dimensionality(antiprism(.5604))[0]
 
 # %% [markdown]
-# `polytopes` are the shapes that do not fall apart into shapes of fewer dimensions, and `compounds`
-# the named ones that do.
+# `polytopes` are the shapes that are not products of shapes of fewer dimensions, and `compounds` are the
+# named products.
 
 # %%
 #| export
@@ -195,7 +197,8 @@ compounds = {name: tuple(parts.split()) for name,parts in dict(
     hexagonal_bipyramid='digon hexagon').items()}
 
 # %% [markdown]
-# Each corner of these has the same share, and the shares of one shape add up to its dimensions:
+# All corners of these polytopes have the same dimensionality, and the values of one polytope add up
+# to its number of dimensions:
 
 # %%
 shares = {k: feature_dimensionality(W) for k,W in polytopes.items()}
@@ -207,7 +210,7 @@ for parts in compounds.values():
 
 
 # %% [markdown]
-# ## Which features count
+# ## Represented features
 #
 # A feature is represented if its column is longer than one half. The paper's overall measure,
 # dimensions per feature, is $D^* = m/\|W\|_F^2$.
@@ -218,13 +221,13 @@ def represented(
     W:torch.Tensor, # [..., feature, hidden]
     min_norm=.5,       # Shortest column that counts
 )->torch.Tensor:    # [..., feature], bool
-    "Which features the model stores"
+    "Return which features the model stores"
     return W.norm(dim=-1) > min_norm
 
 def dimensions_per_feature(
     W:torch.Tensor, # [..., feature, hidden]
 )->torch.Tensor:    # [...]
-    "Hidden dimensions for each feature stored, by the squared Frobenius norm"
+    "Return the hidden dimensions per stored feature, by the squared Frobenius norm"
     return W.shape[-1]/W.square().sum((-1,-2))
 
 
@@ -235,16 +238,16 @@ dimensions_per_feature(tegum(polygon(2), polygon(2))), represented(torch.eye(4,2
 # %% [markdown]
 # ## Shapes in the plane
 #
-# With two hidden dimensions one can simply look. To look at thousands of models, `planar_shape`
-# names what it sees: 'orthogonal' for two represented features at a right angle, 'antipodal
-# pairs' for four on a cross, 'pentagon' for five at equal angles; a tolerance of six degrees.
+# To classify thousands of models with two hidden dimensions, `planar_shape` names their shape:
+# 'orthogonal' for two represented features at a right angle, 'antipodal pairs' for four on a cross,
+# 'pentagon' for five at equal angles, with a tolerance of six degrees.
 
 # %%
 #| export
 def angular_gaps(
     W:torch.Tensor, # [feature, 2], represented features only
 )->torch.Tensor:    # Degrees, in order around the circle
-    "Angles between successive features"
+    "Return the angles between successive features"
     t = torch.atan2(W[:,1], W[:,0]).rad2deg().sort().values
     return torch.cat([t, t[:1]+360]).diff()
 
@@ -254,25 +257,25 @@ def planar_shape(
     W:torch.Tensor, # [feature, 2]
     tolerance=6.,   # Degrees
 )->str:             # 'orthogonal', 'antipodal pairs', 'pentagon' or 'other'
-    "Name the figure that the represented features form"
+    "Name the shape that the represented features form"
     if W.shape[-1]!=2: raise ConfigError(
-        f'planar_shape looks at two hidden dimensions, not {W.shape[-1]}.')
+        f'planar_shape needs two hidden dimensions, not {W.shape[-1]}: use recognise.')
     g = angular_gaps(W[represented(W)])
-    name,want = _shapes.get(len(g), ('other', None))
-    ok = want and (g.sort().values - torch.tensor(want)).abs().max() <= tolerance
+    name,expected = _shapes.get(len(g), ('other', None))
+    ok = expected and (g.sort().values - torch.tensor(expected)).abs().max() <= tolerance
     return name if ok else 'other'
 
 
 # %%
 noisy = lambda W: W.float() + .02*torch.randn(len(W), 2)
-seen = [planar_shape(noisy(W)) for W in (torch.eye(5,2), polygon(4), polygon(5), polygon(6))]
-test_eq(seen, ['orthogonal','antipodal pairs','pentagon','other'])
-seen
+names = [planar_shape(noisy(W)) for W in (torch.eye(5,2), polygon(4), polygon(5), polygon(6))]
+test_eq(names, ['orthogonal','antipodal pairs','pentagon','other'])
+names
 
 
 # %% [markdown]
-# A rotation or a reflection is the model's free choice, so figures that are compared are first
-# turned the same way: the first feature along the first axis, the second into the upper half of the
+# A rotation or reflection of the hidden space is arbitrary, so models that are compared in a figure
+# are first aligned: the first feature along the first axis, the second in the upper half of the
 # plane of the first two axes, and so on.
 
 # %%
@@ -280,7 +283,7 @@ seen
 def align_to_axes(
     W:torch.Tensor, # [..., feature, hidden]
 )->torch.Tensor:    # Same shape
-    "Turn each figure so that feature $k$ has no part beyond axis $k$ and none against it"
+    "Rotate each model: feature $k$ within the first $k$ axes, on the positive side of axis $k$"
     Q,R = torch.linalg.qr(W[...,:W.shape[-1],:].mT, mode='complete')
     sign = torch.ones_like(W[...,0,:])
     sign[...,:R.shape[-1]][R.diagonal(dim1=-2, dim2=-1)<0] = -1
@@ -292,7 +295,8 @@ for m in (2,3):
     W = torch.randn(3,5,m)
     O = torch.linalg.qr(torch.randn(m,m)).Q
     test_close(align_to_axes(W), align_to_axes(W@O), eps=1e-5)
-    test_close(align_to_axes(W)[:,0,1:], torch.zeros(3,m-1)); assert (align_to_axes(W)[:,1,1]>=0).all()
+    test_close(align_to_axes(W)[:,0,1:], torch.zeros(3,m-1))
+    assert (align_to_axes(W)[:,1,1]>=0).all()
 test_eq(align_to_axes(torch.randn(2,4)).shape, [2,4])
 align_to_axes(W)[0]
 

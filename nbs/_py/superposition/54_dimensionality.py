@@ -7,9 +7,9 @@
 # ---
 
 # %% [markdown]
-# # Dimensions over a sweep
+# # Dimensionality sweep
 #
-# > Train equal features at many densities and ask each how large a share of a dimension it has.
+# > One call trains equal features at many densities and measures dimensionality.
 
 # %%
 #| default_exp superposition.dimensionality
@@ -31,15 +31,15 @@ from fastcore.test import *
 from moral_sc.superposition.geometry import polygon, simplex, tegum
 
 # %% [markdown]
-# Many equal features, few dimensions, one model for every density: the paper's experiment on
-# uniform superposition [@elhage2022] is a single call. Where the paper trains one model a density,
-# `restarts` trains several from independent starts, since a single model is a draw.
+# Many equal features, few dimensions, one model for every density: one call runs the paper's
+# experiment on uniform superposition [@elhage2022]. The paper trains one model per density;
+# `restarts` trains several from independent initialisations, since a single model is one sample.
 #
 # ## Levels
 #
-# Features that form a regular polytope have equal shares, and few polytopes are small. These are
-# the levels that the paper draws as guide lines; `dedicated` is a feature with a dimension of its
-# own.
+# Features that form a regular polytope have equal dimensionality, and there are few small
+# polytopes. These are the levels that the paper draws as guide lines. `dedicated` is a feature with
+# its own dimension.
 
 # %%
 #| export
@@ -47,17 +47,17 @@ LEVELS = {'dedicated': 1, 'tetrahedron': 3/4, 'triangle': 2/3, 'digon': 1/2, 'pe
           'antiprism': 3/8, 'hexagon': 1/3}
 
 def nearest_level(
-    D:torch.Tensor,  # Shares of a dimension, any shape
-    tolerance=.012,  # Further off counts as no level
-)->torch.Tensor:     # Same shape: place in `LEVELS`, -1 for none
-    "Which level each share of a dimension lies on"
-    off = (D[...,None].double() - torch.tensor(list(LEVELS.values()), dtype=torch.float64)).abs()
-    near = off.min(-1)
-    return torch.where(near.values<=tolerance, near.indices, -1)
+    D:torch.Tensor,  # Feature dimensionalities, any shape
+    tolerance=.012,  # Largest distance to a level
+)->torch.Tensor:     # Same shape: index into `LEVELS`, -1 for none
+    "Return the level of each feature dimensionality"
+    levels = torch.tensor(list(LEVELS.values()), dtype=torch.float64)
+    nearest = (D[...,None].double() - levels).abs().min(-1)
+    return torch.where(nearest.values<=tolerance, nearest.indices, -1)
 
 
 # %% [markdown]
-# A triangular bipyramid beside a digon, and a feature that was dropped:
+# A triangular bipyramid beside two digons, and a dropped feature:
 
 # %%
 W = torch.cat([tegum(polygon(3), polygon(2), polygon(2)), torch.zeros(1,4)])
@@ -67,17 +67,17 @@ D, nearest_level(D)
 
 
 # %% [markdown]
-# ## The sweep
+# ## Sweep
 #
-# `DimensionalitySweep` keeps the trained weights and answers the questions of the paper. The sum of all
-# shares never exceeds the number of dimensions ([proof](50_geometry.ipynb)); how near it comes says
-# how much of the space is in regular use.
+# `DimensionalitySweep` holds the trained weights and computes the paper's measures. The sum of all
+# dimensionalities never exceeds the number of dimensions ([proof](50_geometry.ipynb)); the closer it comes,
+# the more of the space is in regular use.
 
 # %%
 #| export
 @dataclass
 class DimensionalitySweep:
-    "Trained models of equal features, density by density"
+    "Trained models of equal features at several densities"
     density:list         # [density]
     W:torch.Tensor       # [density, restart, feature, hidden]
     b:torch.Tensor       # [density, restart, feature]
@@ -89,23 +89,23 @@ class DimensionalitySweep:
         return dimensions_per_feature(self.W)
     @property
     def D(self):
-        "Share of a dimension of each feature; [density, restart, feature]"
+        "Dimensionality of each feature; [density, restart, feature]"
         return feature_dimensionality(self.W)
     @property
     def stored(self):
-        "Which features are represented; [density, restart, feature]"
+        "Represented features; [density, restart, feature]"
         return represented(self.W)
     @property
     def total(self):
-        "Sum of the shares; [density, restart], at most `n_hidden`"
+        "Sum of the dimensionalities; [density, restart], at most `n_hidden`"
         return self.D.sum(-1)
 
     def table(self, tolerance=.012)->pd.DataFrame:
-        "One row for each density: means over restarts, and how many features lie on each level"
-        where = torch.where(self.stored, nearest_level(self.D, tolerance), -1)
-        on = {name: (where==i).sum(-1).double().mean(1) for i,name in enumerate(LEVELS)}
+        "Tabulate means over restarts, and the number of features on each level, by density"
+        level = torch.where(self.stored, nearest_level(self.D, tolerance), -1)
+        counts = {name: (level==i).sum(-1).double().mean(1) for i,name in enumerate(LEVELS)}
         means = dict(d_star=self.d_star, stored=self.stored.sum(-1), total=self.total)
-        cols = {k: v.double().mean(1) for k,v in means.items()} | on
+        cols = {k: v.double().mean(1) for k,v in means.items()} | counts
         return pd.DataFrame({k: v.cpu().numpy() for k,v in cols.items()},
                             index=pd.Index(self.density, name='density'))
 
@@ -113,12 +113,12 @@ def dimensionality_sweep(
     n_features=400,
     n_hidden=30,
     density=(1,.7,.5,.35,.25,.18,.1,.05),
-    restarts=1,      # Independent starts at each density
+    restarts=1,      # Independent models at each density
     seed=0,
-    init='xavier',   # Start as in `ToyConfig`
+    init='xavier',   # Initial weights as in `ToyConfig`
     **kw,            # Arguments of `train`: steps, batch_size, lr, schedule, engine, device
 )->DimensionalitySweep:
-    "Train equal features at every density and measure their shares of a dimension"
+    "Train equal features at every density and measure their dimensionality"
     check_positive_integers(restarts=restarts)
     p = torch.as_tensor(density, dtype=torch.float64).flatten()
     if not len(p): raise ConfigError('density is empty: give at least one.')
@@ -131,9 +131,9 @@ def dimensionality_sweep(
 
 
 # %% [markdown]
-# Forty features in six dimensions are enough to see it. At density 1 nothing can be shared. At
-# one third nearly every stored feature is half of a digon, an antipodal pair. At one tenth more
-# features crowd in.
+# Forty features in six dimensions are enough to see the effect. At density 1 nothing can be shared.
+# At one third nearly every stored feature belongs to a digon, an antipodal pair. At one tenth more
+# features are stored.
 
 # %%
 sweep = dimensionality_sweep(40, 6, (1,.33,.1), restarts=2, steps=3000, batch_size=256, lr=5e-3,
@@ -141,8 +141,8 @@ sweep = dimensionality_sweep(40, 6, (1,.33,.1), restarts=2, steps=3000, batch_si
 sweep.table().round(2)
 
 # %%
-few = sweep.table()
-assert few.digon[.33] > 6 and few.stored[.1] > few.stored[.33]
+table = sweep.table()
+assert table.digon[.33] > 6 and table.stored[.1] > table.stored[.33]
 assert (sweep.total <= 6+1e-4).all()
 sweep.total
 
@@ -152,33 +152,34 @@ with expect_fail(ConfigError, contains='at least one'): dimensionality_sweep(den
 
 
 # %% [markdown]
-# ## Shares over time
+# ## Changes over time
 #
-# Snapshots of a run show features that move from level to level together. `level_jumps` finds the moments
-# at which several shares change at once.
+# In the snapshots of a run, features change from level to level together. `level_jumps` finds the
+# moments at which several dimensionalities change at once.
 
 # %%
 #| export
 def level_jumps(
-    D,           # [time, feature]: shares along one run
-    min_change=.1,    # How much a share must change
-    window=2,    # Over how many snapshots
-    min_features=2,  # How many features must do so at once
-)->list:         # Pairs (first snapshot, features that moved), most features first
-    "Moments at which several features change level together"
+    D,              # [time, feature]: dimensionalities along one run
+    min_change=.1,  # Smallest change of a dimensionality
+    window=2,       # Snapshots within which the change takes place
+    min_features=2, # Smallest number of features that change at once
+)->list:            # Pairs (first snapshot, changed features), most features first
+    "Find moments at which several features change level together"
     D = torch.as_tensor(D)
-    moved = (D[window:]-D[:-window]).abs() > min_change
-    left = moved.sum(1)
-    found = []
-    while (left>=min_features).any():
-        t = int(left.argmax())
-        found.append((t, moved[t].nonzero()[:,0].tolist()))
-        left[max(0, t-window):t+window+1] = 0
-    return found
+    changed = (D[window:]-D[:-window]).abs() > min_change
+    counts = changed.sum(1)
+    jumps = []
+    while (counts>=min_features).any():
+        t = int(counts.argmax())
+        jumps.append((t, changed[t].nonzero()[:,0].tolist()))
+        counts[max(0, t-window):t+window+1] = 0
+    return jumps
 
 
 # %% [markdown]
-# A made-up run: two features leave a triangle and become a digon between snapshots 3 and 4.
+# A made-up run, in which two features leave a triangle and become a digon between snapshots 3 and
+# 4:
 
 # %%
 D = torch.tensor([[2/3]*3]*4 + [[.5,.5,0]]*4)

@@ -9,7 +9,7 @@
 # %% [markdown]
 # # Plots
 #
-# > Toy models as pictures: columns in the plane, Gram matrices, norms, capacity against sparsity.
+# > These figures show weight matrices, curves with intervals, and phase diagrams.
 
 # %%
 #| default_exp superposition.plots
@@ -26,30 +26,32 @@ from moral_sc.superposition.geometry import interference, align_to_axes
 #| hide
 from fastcore.test import *
 from moral_sc.superposition.geometry import polygon
+from moral_sc.superposition.phase_diagram import logspace, phase_grid, predict_grid
 
 
 # %% [markdown]
-# Each function takes tensors, returns a figure and nothing else. Numbers are rounded to what can be
-# seen, so that a page with a dozen Gram matrices stays small.
+# Each function takes tensors or tables and returns a figure. Values are rounded to what is visible,
+# so that a page with a dozen Gram matrices stays small. Figures of polytopes and of feature
+# dimensionality are in [geometry plots](62_geometry_plots.ipynb).
 #
 # ## Columns in the plane
 #
-# With two hidden dimensions a model is its five columns. Colour is importance; the circle has
-# radius one. Every model is first turned [upright](50_geometry.ipynb), since its rotation means
-# nothing.
+# A model with two hidden dimensions is shown by the columns of $W$. The colour is the importance,
+# and the circle has radius one. Every model is first [aligned to the axes](50_geometry.ipynb),
+# since its rotation is arbitrary.
 
 # %%
 #| export
 def _round(t, digits=3): return np.round(np.asarray(t, np.float64), digits).tolist()
 
-def _titles(fig, size=12): return fig.update_annotations(font_size=size)
+def _set_title_size(fig, size=12): return fig.update_annotations(font_size=size)
 
 def plot_columns(
     W:torch.Tensor, # [model, feature, 2]
     importance,     # [feature]
     titles,         # One for each model
 )->go.Figure:
-    "Columns of W of several models side by side"
+    "Plot the columns of W of several models side by side"
     W = align_to_axes(W).cpu().numpy()
     imp = np.asarray(importance, float)
     low = .85*imp.min()
@@ -69,7 +71,7 @@ def plot_columns(
         fig.update_yaxes(scaleanchor=f'x{c if c>1 else ""}', row=1, col=c)
     fig.update_xaxes(range=[-r,r], visible=False).update_yaxes(range=[-r,r], visible=False)
     ticks = _round([imp.min(),imp.max()], 2)
-    return _titles(fig).update_layout(showlegend=False, height=300,
+    return _set_title_size(fig).update_layout(showlegend=False, height=300,
         margin=dict(l=5, r=5, t=62, b=5), coloraxis=dict(colorscale='Plasma', cmin=low, cmax=high,
         colorbar=dict(title='importance', thickness=10, len=.8, tickvals=sorted({*ticks}))))
 
@@ -84,40 +86,44 @@ plot_columns(W, [.9**i for i in range(5)], ['triangle','two antipodal pairs','pe
 # %% [markdown]
 # ## Whole models
 #
-# For larger models the paper shows $W^\top W$ (which feature is read where) above the norms of the
-# columns, coloured by interference: blue has a direction to itself, red shares it. Entries
-# go into the figure as whole hundredths.
+# For larger models the paper shows $W^\top W$ above the norms of the columns, coloured by
+# interference: blue features have their own direction, red features share it. Entries are stored as
+# whole hundredths.
 
 # %%
 #| export
 def _hundredths(t): return (100*torch.as_tensor(t)).round().clamp(-127,127).to(torch.int8).numpy()
 
-def _shared(**kw):
-    "Blue for a direction of its own, red for a shared one"
+def _shared_colours(**kw):
+    "Return a colour axis: blue for an own direction, red for a shared one"
     return dict(colorscale=[[0,'#2166ac'],[.5,'#8a7fb0'],[1,'#b2182b']], cmin=0, cmax=1, **kw)
 
 def plot_models(
     W:torch.Tensor, # [model, feature, hidden]
     titles,         # One for each model
 )->go.Figure:
-    "Gram matrices above, norms coloured by interference below"
-    W,k,n = W.detach().cpu(),len(W),W.shape[1]
+    "Plot Gram matrices above norms coloured by interference"
+    W = W.detach().cpu()
+    k = len(W)
+    n = W.shape[1]
     fig = make_subplots(2, k, subplot_titles=list(titles), vertical_spacing=.05,
                         horizontal_spacing=.012, row_heights=[.45,.55])
     for c,w in enumerate(W, 1):
         fig.add_heatmap(z=_hundredths(w@w.T), coloraxis='coloraxis', row=1, col=c,
             hovertemplate='feature %{y} reads %{x}: %{z}/100<extra></extra>')
         fig.add_bar(y=list(range(n)), x=_round(w.norm(dim=-1), 2), orientation='h', row=2, col=c,
-            marker=dict(color=_round(interference(w), 2), coloraxis='coloraxis2', line=dict(width=0)),
+            marker=dict(color=_round(interference(w), 2), coloraxis='coloraxis2',
+                        line=dict(width=0)),
             hovertemplate='feature %{y}: |W| = %{x}<extra></extra>')
     top = 1.05*float(W.norm(dim=-1).max())
     fig.update_xaxes(visible=False).update_yaxes(visible=False, autorange='reversed')
     fig.update_xaxes(range=[0,top], row=2)
     bar = dict(thickness=10, len=.42, tickfont=dict(size=11))
-    return _titles(fig).update_layout(showlegend=False, bargap=.15, margin=dict(l=5, r=5, t=40, b=5),
+    return _set_title_size(fig).update_layout(
+        showlegend=False, bargap=.15, margin=dict(l=5, r=5, t=40, b=5),
         coloraxis=dict(colorscale=COLOURS['diverging'], cmin=-100, cmax=100, colorbar=dict(
             title='WᵀW', y=.8, tickvals=[-100,0,100], ticktext=['−1','0','1'], **bar)),
-        coloraxis2=_shared(colorbar=dict(title='shared', y=.25, tickvals=[0,1],
+        coloraxis2=_shared_colours(colorbar=dict(title='shared', y=.25, tickvals=[0,1],
                                          ticktext=['0','≥1'], **bar)))
 
 
@@ -128,7 +134,7 @@ torch.manual_seed(0)
 plot_models(torch.stack([torch.eye(20,5), torch.randn(20,5)*.4]), ['orthogonal','random'])
 
 # %% [markdown]
-# A figure with seven models of twenty features stays within a few kilobytes:
+# A figure of seven models with twenty features takes a few kilobytes:
 
 # %%
 size = len(plot_models(torch.randn(7,20,5), range(7)).to_json())-len(go.Figure().to_json())
@@ -137,8 +143,7 @@ size
 
 
 # %% [markdown]
-# One model at leisure: what is read where, the bias that is added, and how long and how shared each
-# column is.
+# One model in detail: the Gram matrix, the bias, and the length and interference of each column.
 
 # %%
 #| export
@@ -146,7 +151,7 @@ def plot_model(
     W:torch.Tensor, # [feature, hidden]
     b:torch.Tensor, # [feature]
 )->go.Figure:
-    "Gram matrix, bias and norms of one model"
+    "Plot Gram matrix, bias and norms of one model"
     W = W.detach().cpu()
     b = b.detach().cpu()
     fig = make_subplots(1, 3, subplot_titles=['WᵀW','b','‖W‖'], column_widths=[.5,.25,.25],
@@ -162,10 +167,11 @@ def plot_model(
     fig.update_xaxes(visible=False, row=1, col=1).update_yaxes(autorange='reversed')
     fig.update_yaxes(ticks='').update_yaxes(title='feature', row=1, col=1).update_xaxes(nticks=4)
     bar = dict(thickness=10, len=.45, tickfont=dict(size=11))
-    return _titles(fig).update_layout(showlegend=False, bargap=.15, margin=dict(r=5, t=40, b=30),
+    return _set_title_size(fig).update_layout(
+        showlegend=False, bargap=.15, margin=dict(r=5, t=40, b=30),
         coloraxis=dict(colorscale=COLOURS['diverging'], cmin=-100, cmax=100, colorbar=dict(
             title='WᵀW', y=.78, tickvals=[-100,0,100], ticktext=['−1','0','1'], **bar)),
-        coloraxis2=_shared(colorbar=dict(title='shared', y=.25, tickvals=[0,1],
+        coloraxis2=_shared_colours(colorbar=dict(title='shared', y=.25, tickvals=[0,1],
                                          ticktext=['0','≥1'], **bar)))
 
 
@@ -179,17 +185,17 @@ plot_model(W, torch.tensor([0.,0,0,0,0,.2,.2,.2]))
 # %% [markdown]
 # ## Capacity against sparsity
 #
-# A line with its intervals for each kind of model, over $1/p$ on a logarithmic axis.
+# One line with intervals for each kind of model, over $1/p$ on a logarithmic axis.
 
 # %%
 #| export
 def plot_capacity(
-    density,     # [density]
-    lines:dict,  # name -> list of `Estimate`; names 'linear' and 'relu' have the book's colours
-    title='‖W‖²', # Vertical axis
-    reference=None, # name and values to show in grey
+    density,        # [density]
+    lines:dict,     # name -> list of `Estimate`; 'linear' and 'relu' have fixed colours
+    title='‖W‖²',   # Vertical axis
+    reference=None, # Name and values to show in grey
 )->go.Figure:
-    "Estimates with intervals against sparsity"
+    "Plot estimates with intervals against sparsity"
     x = [round(1/p, 3) for p in density]
     fig = go.Figure()
     if reference:
@@ -208,57 +214,23 @@ def plot_capacity(
 
 # %%
 #| label: fig-capacity
-#| fig-cap: How `plot_capacity` shows two kinds of model; the numbers are made up
+#| fig-cap: Two kinds of model (made-up numbers)
 plot_capacity([1,.1,.01], dict(linear=[(5,4.9,5.1)]*3, relu=[(5,4.9,5.1),(8,7.5,8.6),(12,11,13)]))
 
 
 # %% [markdown]
-# ## Losses
+# ## Curves
 #
-# Training curves, the median over models with the band from best to worst.
-
-# %%
-#| export
-def plot_losses(
-    logged,    # [logged step]
-    lines:dict, # name -> loss [instance, logged step]
-)->go.Figure:
-    "Loss over training for groups of models"
-    fig = go.Figure()
-    x = list(map(int, logged))
-    for i,(name,loss) in enumerate(lines.items()):
-        colour = COLOURS['sequence'][i]
-        low,mid,high = (_round(q, 5) for q in np.quantile(np.asarray(loss), [0,.5,1], axis=0))
-        fig.add_scatter(x=x+x[::-1], y=high+low[::-1], fill='toself', fillcolor=colour, opacity=.2,
-                        line=dict(width=0), hoverinfo='skip', showlegend=False)
-        fig.add_scatter(x=x, y=mid, name=name, mode='lines', line=dict(color=colour))
-    return fig.update_xaxes(title='step').update_yaxes(title='loss', type='log')
-
-
-# %%
-#| label: fig-losses
-#| fig-cap: Median loss of eight models at each of two densities; bands run from best to worst
-from moral_sc.superposition.model import ToyConfig
-from moral_sc.superposition.training import train
-cfg = ToyConfig(5, 2, 16, density=torch.tensor([1.,.1]).repeat_interleave(8)[:,None])
-run = train(cfg, steps=600, lr=.01, batch_size=256, log_every=20)
-plot_losses(run.logged, {'p = 1': run.loss[:8], 'p = 0.1': run.loss[8:]})
-
-
-# %% [markdown]
-# ## Any curves
-#
-# Most other figures of this section are a few quantities against one: losses of two solutions
-# against a density, a gain against sparsity. Values may be bare, or carry an interval each,
-# which becomes a bar or, on a long curve, a band. Up to four curves share a legend; more are
-# named where they end.
+# Most other figures of the paper pages show a few quantities against one variable. Values may have
+# an interval each, which is drawn as a bar or, on a long curve, as a band. Up to four curves share
+# a legend; if there are more, their names are written at their ends.
 
 # %%
 #| export
 def _digits(t, digits=4): return [float(f'{float(v):.{digits}g}') for v in t]
 
 def _log_axis(values):
-    "Ticks at 1, 2, 5, or at powers of ten alone if there are many"
+    "Return ticks at 1, 2, 5, or only at powers of ten if there are many"
     v = np.array([v for v in values if v>0])
     low = np.floor(np.log10(v.min()))
     high = np.ceil(np.log10(v.max()))
@@ -267,26 +239,30 @@ def _log_axis(values):
     return dict(type='log', tickvals=ticks, ticktext=[f'{t:,g}' for t in ticks])
 
 def _interval(fig, x, low, high, colour, bars):
-    "A band, or a bar for each of a few points"
-    if bars: ys,xs = zip(low, high, [None]*len(x)),[v for a in x for v in (a,a,None)]
-    else: ys,xs = [high+low[::-1]],x+x[::-1]
-    look = dict(line=dict(color=colour, width=1.5)) if bars else dict(
+    "Draw a band, or a bar for each of a few points"
+    if bars:
+        ys = zip(low, high, [None]*len(x))
+        xs = [v for a in x for v in (a,a,None)]
+    else:
+        ys = [high+low[::-1]]
+        xs = x+x[::-1]
+    style = dict(line=dict(color=colour, width=1.5)) if bars else dict(
         fill='toself', fillcolor=colour, opacity=.2, line=dict(width=0))
     fig.add_scatter(x=xs, y=[v for part in ys for v in part], mode='lines', hoverinfo='skip',
-                    showlegend=False, **look)
+                    showlegend=False, **style)
 
 def _guides(fig, marks, levels, logx, logy):
-    "Dotted lines with their names: upright at `marks`, level at `levels`"
-    at = lambda v, log: float(np.log10(v)) if log else v
+    "Draw dotted lines with names: vertical at `marks`, horizontal at `levels`"
+    position = lambda v, log: float(np.log10(v)) if log else v
     dots = dict(color=COLOURS['paper'], width=1, dash='dot')
     text = dict(showarrow=False, font=dict(size=12, color=COLOURS['paper']))
     for name,v in (marks or {}).items():
         fig.add_shape(type='line', x0=v, x1=v, y0=0, y1=1, yref='paper', line=dots)
-        fig.add_annotation(x=at(v, logx), y=1, yref='paper', text=name, xanchor='left',
+        fig.add_annotation(x=position(v, logx), y=1, yref='paper', text=name, xanchor='left',
                            yanchor='top', xshift=3, **text)
     for name,v in (levels or {}).items():
         fig.add_shape(type='line', x0=0, x1=1, xref='paper', y0=v, y1=v, line=dots)
-        fig.add_annotation(x=1, xref='paper', y=at(v, logy), text=name, xanchor='right',
+        fig.add_annotation(x=1, xref='paper', y=position(v, logy), text=name, xanchor='right',
                            yanchor='bottom', **text)
 
 def plot_curves(
@@ -296,11 +272,11 @@ def plot_curves(
     logx=False, logy=False,
     colours=None, # name -> colour; names in `COLOURS` have theirs
     dots=(),      # Names shown as points without a line
-    marks=None,   # name -> x of an upright guide
-    levels=None,  # name -> y of a level guide
+    marks=None,   # name -> x of a vertical guide
+    levels=None,  # name -> y of a horizontal guide
     legend=None,  # None: a legend for up to four curves, names at the ends of more
 )->go.Figure:
-    "Curves with their intervals"
+    "Plot curves with their intervals"
     fig = go.Figure()
     legend = len(lines)<=4 if legend is None else legend
     for i,(name,ys) in enumerate(lines.items()):
@@ -322,9 +298,151 @@ def plot_curves(
 
 # %%
 #| label: fig-curves
-#| fig-cap: What `plot_curves` makes of two formulas, a few points with intervals, and guides
+#| fig-cap: Two formulas, a few points with intervals, and a guide
 p = np.linspace(.05, 1, 50)
 plot_curves({'one feature': p, 'two, antipodal': p, 'measured': [.2,.5,.8]},
             {'one feature': p/3-p**2/4, 'two, antipodal': p**2/3,
              'measured': [(.013,.01,.016), (.083,.075,.09), (.21,.2,.22)]},
             'density p', 'loss', dots=['measured'], marks={'p = 4/7': 4/7})
+
+
+# %% [markdown]
+# ## Phase diagrams
+#
+# A phase diagram has two numbers at each point: the length of the last feature's column, and how
+# much other features use its direction. As in the paper, two dimensions of colour show them: white
+# features are ignored, blue features have their own dimension, red features share one, and paler
+# means shorter. The two numbers are stored as one of 64 shades.
+
+# %%
+#| export
+def _shades(levels=8):
+    "Return a colour scale of steps, by interference and then by length"
+    blue,red,white = (np.array(c) for c in ((33,102,172), (178,24,43), (247,247,247)))
+    rgb = [white+(blue+(red-blue)*s-white)*n for s in np.linspace(0, 1, levels)
+           for n in np.linspace(0, 1, levels)]
+    edge = np.linspace(0, 1, levels**2+1).round(5).tolist()
+    return [[e,f'rgb({",".join(str(int(v)) for v in c)})'] for i,c in enumerate(rgb)
+            for e in edge[i:i+2]]
+
+def shade(
+    norm, shared, # Arrays of one shape
+    levels=8,
+)->np.ndarray:    # Same shape, int8: index of a shade
+    "Combine length and interference into one number"
+    level = lambda v: (np.clip(np.nan_to_num(v), 0, 1)*(levels-1)).round()
+    return (level(shared)*levels + level(norm)).astype(np.int8)
+
+_legend = {'ignored': 'rgb(247,247,247)', 'own dimension': 'rgb(33,102,172)',
+          'shared': 'rgb(178,24,43)'}
+
+def _ticks(v):
+    v = [10.**k for k in range(-4, 5) if min(v)*.99 <= 10.**k <= max(v)*1.01]
+    return dict(tickvals=np.log10(v).tolist(), ticktext=[f'{t:g}' for t in v])
+
+def plot_phases(
+    tables:dict, # Title -> table with density, importance, norm, shared
+    lines=None,  # name -> importance and density along a boundary
+    xtitle='importance of the last feature',
+)->go.Figure:
+    "Plot phase diagrams side by side"
+    fig = make_subplots(1, len(tables), subplot_titles=list(tables), shared_yaxes=True,
+                        horizontal_spacing=.045)
+    for c,t in enumerate(tables.values(), 1):
+        z = t.assign(z=shade(t.norm, t.shared)).pivot(
+            index='density', columns='importance', values='z')
+        x = np.log10(z.columns).round(4).tolist()
+        y = np.log10(z.index).round(4).tolist()
+        fig.add_heatmap(x=x, y=y, z=z.to_numpy(np.int8), coloraxis='coloraxis', row=1, col=c,
+                        hovertemplate='r = 10^%{x:.2f}, p = 10^%{y:.2f}<extra></extra>')
+        for i,(name,(r,p)) in enumerate((lines or {}).items()):
+            fig.add_scatter(x=np.log10(r).round(4), y=np.log10(p).round(4), mode='lines',
+                name=name, showlegend=c==1, row=1, col=c,
+                line=dict(color='#111111', dash=['solid','dot','dash'][i%3], width=2))
+        fig.update_xaxes(**_ticks(z.columns), range=[x[0],x[-1]], row=1, col=c)
+        fig.update_yaxes(**_ticks(z.index), range=[y[-1],y[0]], row=1, col=c)
+    for word,colour in _legend.items():
+        fig.add_scatter(x=[None], y=[None], mode='markers', name=word, row=1, col=1,
+            marker=dict(size=12, symbol='square', color=colour,
+                        line=dict(color='#787878', width=1)))
+    fig.update_xaxes(showgrid=False, tickfont_size=12)
+    fig.update_yaxes(title='density p', col=1).update_yaxes(showgrid=False)
+    fig.update_annotations(font_size=12)
+    fig.add_annotation(text=xtitle, x=.5, xref='paper', y=0, yref='paper', yshift=-26,
+                       yanchor='top', showarrow=False, font=dict(size=14))
+    return fig.update_layout(
+        coloraxis=dict(colorscale=_shades(), cmin=-.5, cmax=63.5, showscale=False),
+        legend=dict(y=-.22, yanchor='top'), margin=dict(t=40, b=90))
+
+
+# %%
+#| label: fig-phases
+#| fig-cap: Prediction of three simple solutions for two features in one dimension, and the lines where the antipodal pair ties with each of the others
+predicted = predict_grid(phase_grid(2, 1, logspace(1, .01, 31), logspace(.1, 10, 31)))
+p = np.linspace(.025, 4/7, 40); tie = 2*p/(4-5*p)
+visible = tie>=.1
+tie = tie[visible]
+p = p[visible]
+plot_phases({'theory': predicted}, {'ties': (np.r_[tie,1/tie[::-1]], np.r_[p,p[::-1]])})
+
+# %% [markdown]
+# Eight levels of each number keep the three regions apart and the figure small:
+
+# %%
+test_eq(shade(np.array([0,1,1]), np.array([0,0,1])).tolist(), [0,7,63])
+len(plot_phases({'theory': predicted}).to_json())
+
+
+# %% [markdown]
+# ## Losses of competing solutions
+#
+# The losses of competing solutions are drawn as curves, and trained models as points. Where two
+# curves cross, the better solution changes.
+
+# %%
+#| export
+def curve_crossing(
+    x, a, b, # Two curves over the same points
+)->float:
+    "Return where `a` and `b` cross, by interpolation in log x; NaN if they do not"
+    d = np.log(np.asarray(a)/np.asarray(b))
+    crossings = np.flatnonzero(np.diff(np.sign(d)))
+    if not len(crossings): return np.nan
+    k = crossings[0]
+    w = d[k]/(d[k]-d[k+1])
+    return float(np.exp((1-w)*np.log(x[k]) + w*np.log(x[k+1])))
+
+def plot_solution_losses(
+    x,               # [point]
+    lines:dict,      # name -> loss of a solution at each point
+    points=None,     # name -> x and loss of trained models
+    marks=None,      # name -> x of a vertical line
+    xtitle='density of the varied feature, relative to the others',
+    ytitle='loss',
+)->go.Figure:
+    "Plot losses of competing solutions, and those of trained models"
+    fig = go.Figure()
+    for (name,ys),colour in zip(lines.items(), ('q','relu','accent'), strict=False):
+        fig.add_scatter(x=np.round(x, 4), y=np.round(ys, 7), name=name, line_color=COLOURS[colour])
+    for (name,(xs,ys)),colour in zip((points or {}).items(), ('q','relu','paper'), strict=False):
+        fig.add_scatter(x=np.round(xs, 4), y=np.round(ys, 7), name=name, mode='markers',
+            marker=dict(size=6, symbol='circle-open', color=COLOURS[colour]))
+    for i,(name,v) in enumerate((marks or {}).items()):
+        fig.add_shape(type='line', x0=v, x1=v, y0=0, y1=1, yref='paper',
+                      line=dict(color=COLOURS['paper'], width=1, dash='dot'))
+        fig.add_annotation(x=np.log10(v), y=.97-.09*i, yref='paper', text=name, showarrow=False,
+                           xanchor='left' if i else 'right', xshift=4 if i else -4,
+                           font=dict(size=12, color=COLOURS['paper']))
+    ticks = [v for v in (.05,.1,.2,.5,1,2,5,10,20) if min(x)<=v<=max(x)]
+    return fig.update_xaxes(type='log', title=xtitle, tickvals=ticks,
+                            ticktext=[f'{t:g}' for t in ticks]).update_yaxes(title=ytitle)
+
+
+# %%
+#| label: fig-branches
+#| fig-cap: Two made-up losses that cross
+x = logspace(.1, 1, 20)
+crossing = curve_crossing(x, .004+.005*x, .001+.016*x)
+test_close(crossing, 3/11, eps=1e-3)
+plot_solution_losses(x, dict(pentagon=.004+.005*x, digons=.001+.016*x),
+                     marks={f'{crossing:.3f}': crossing})

@@ -9,7 +9,7 @@
 # %% [markdown]
 # # Neurons
 #
-# > Which features a hidden unit serves, when a ReLU gives the hidden layer a basis of its own.
+# > A hidden ReLU layer has neurons, each of which serves one or more features.
 
 # %%
 #| default_exp superposition.neurons
@@ -25,12 +25,11 @@ from fastcore.test import *
 
 
 # %% [markdown]
-# With a ReLU on the hidden layer a direction is no longer as good as any other: the units are
-# neurons, and one may ask what each of them answers to [@elhage2022]. Inputs of the paper's
-# experiments with such models are positive, so a feature *excites* the neurons to which its weight
-# is positive and inhibits those to which it is negative. A feature is coded by the set of
-# neurons that it excites; a neuron that one feature excites is monosemantic, one that several
-# excite is polysemantic.
+# With a ReLU on the hidden layer the units are neurons, and we can ask which features each of them
+# responds to [@elhage2022]. Inputs of the paper's experiments with such models are positive, so a
+# feature *excites* the neurons to which its weight is positive and inhibits those to which it is
+# negative. A feature is coded by the set of neurons that it excites. A neuron excited by one
+# feature is monosemantic; a neuron excited by several is polysemantic.
 
 # %%
 #| export
@@ -38,24 +37,24 @@ def excited_neurons(
     W:torch.Tensor, # [..., feature, hidden]
     min_weight=.3,       # Smallest weight that counts
 )->torch.Tensor:    # [..., feature, hidden], bool
-    "Which features excite which neurons"
+    "Return which features excite which neurons"
     return W > min_weight
 
 def count_neurons(
     W:torch.Tensor, # [feature, hidden]
     min_weight=.3,
 )->dict:
-    "How many neurons serve one feature, how many several, and what those several are"
-    on = excited_neurons(W, min_weight)
-    each = on.sum(0)
-    shared = on[:,each>1].any(1) & ~on[:,each==1].any(1)
-    return dict(dedicated=int((each==1).sum()), shared=int((each>1).sum()),
-                in_shared=int(shared.sum()), stored=int(on.any(1).sum()))
+    "Count the neurons with one and with several features, and the features in shared neurons only"
+    excited = excited_neurons(W, min_weight)
+    count = excited.sum(0)
+    shared = excited[:,count>1].any(1) & ~excited[:,count==1].any(1)
+    return dict(dedicated=int((count==1).sum()), shared=int((count>1).sum()),
+                in_shared=int(shared.sum()), stored=int(excited.any(1).sum()))
 
 
 # %% [markdown]
-# Three features own a neuron each, three more live in two neurons: each of them excites one and a
-# third excites both.
+# Three features have a neuron each. Three more share two neurons: two of them excite one neuron
+# each, and the third excites both.
 
 # %%
 W = torch.zeros(6, 5); W[0,0] = W[1,1] = W[2,2] = 1
@@ -65,16 +64,15 @@ count_neurons(W)
 
 
 # %% [markdown]
-# In a model with a readout of its own the scale of a neuron is free: its inputs may be doubled and
-# its outputs halved, and nothing changes. To compare neurons, each is scaled so that its largest
-# input weight is 1.
+# In an untied model the scale of a neuron is arbitrary: its inputs can be doubled and its outputs
+# halved without effect. To compare neurons, each is scaled so that its largest input weight is 1.
 
 # %%
 #| export
 def rescale_neurons(
     W:torch.Tensor, # [..., feature, hidden], into the neurons
     V:torch.Tensor, # [..., feature, hidden], out of them
-)->tuple:           # Both, and the same model
+)->tuple:           # Rescaled W and V of the same model
     "Scale each neuron so that its largest input weight is 1 in size"
     s = W.abs().amax(-2, keepdim=True).clamp(min=1e-12)
     return W/s, V*s
@@ -87,16 +85,17 @@ W1 = torch.randn(2,4,6)
 V1 = torch.randn(2,4,6)
 b1 = torch.randn(2,4)
 x1 = torch.randn(2,9,4)
-a,c = rescale_neurons(W1, V1)
-same = lambda W, V: reconstruct(W, b1, x1, hidden='relu', V=V)
-test_close(same(a, c), same(W1, V1), eps=1e-4)
-a.abs().amax(-2)[0]
+W2,V2 = rescale_neurons(W1, V1)
+outputs = lambda W, V: reconstruct(W, b1, x1, hidden='relu', V=V)
+test_close(outputs(W2, V2), outputs(W1, V1), eps=1e-4)
+W2.abs().amax(-2)[0]
 
 
 # %% [markdown]
-# How much of a neuron goes to its first feature tells the two kinds apart without a threshold on
-# single weights: by size, where a hundred small weights count as much as a large one, or by square,
-# where they do not. `neuron_order` sorts neurons by the most important feature they serve.
+# The share of a neuron's input weight that belongs to its largest feature separates the two kinds
+# without a threshold on single weights. With absolute weights, a hundred small weights count as
+# much as a large one; with squares they do not. `neuron_order` sorts neurons by the most important
+# feature they serve.
 
 # %%
 #| export
@@ -104,13 +103,13 @@ def leading_share(
     W:torch.Tensor, # [..., feature, hidden]
     power=1,        # 1: of the absolute weights; 2: of their squares
 )->torch.Tensor:    # [..., hidden], 1 for a neuron with a single feature
-    "Share of a neuron's input weight that belongs to its largest feature"
+    "Return the share of a neuron's input weight that belongs to its largest feature"
     a = W.abs()**power
     return a.amax(-2)/a.sum(-2).clamp(min=1e-12)
 
 def neuron_order(
     W:torch.Tensor, # [feature, hidden]
-)->torch.Tensor:    # Neurons, those of the most important feature first
+)->torch.Tensor:    # Indices of neurons, those of the most important feature first
     "Sort neurons by their leading feature"
     lead = W.abs().argmax(0)
     share = leading_share(W)
@@ -124,7 +123,9 @@ leading_share(mixed)
 
 
 # %% [markdown]
-# A stack for each neuron, one piece for each feature, long if the weight is large. Neurons that
+# ## Weight stacks
+#
+# Each neuron is a stack with one piece for each feature, whose length is the weight. Neurons that
 # serve one feature have stacks of one piece.
 
 # %%
@@ -132,10 +133,10 @@ leading_share(mixed)
 def plot_weight_stacks(
     Ws,             # [feature, hidden] each
     titles,         # One for each
-    min_share=.15,      # Pieces shorter than this share of the neuron's largest weight are joined
+    min_share=.15,  # Pieces below this share of the neuron's largest weight are left out
     height=300,
 )->go.Figure:
-    "Input weights of neurons as stacks, one colour from the most to the least important feature"
+    "Plot input weights of neurons as stacks, coloured by feature"
     fig = make_subplots(len(Ws), 1, subplot_titles=list(titles), shared_xaxes=False,
                         vertical_spacing=.5/max(2, len(Ws)+1))
     last = 1
@@ -148,8 +149,10 @@ def plot_weight_stacks(
         for k in range(W.shape[1]):
             w = W[:,k]
             for i in torch.where(w.abs() >= min_share*w.abs().max().clamp(min=1e-9))[0].tolist():
-                xs.append(k); ys.append(round(abs(float(w[i])), 3))
-                colours.append(i); texts.append(f'feature {i}: {float(w[i]):+.2f}')
+                xs.append(k)
+                ys.append(round(abs(float(w[i])), 3))
+                colours.append(i)
+                texts.append(f'feature {i}: {float(w[i]):+.2f}')
         last = max(last, *colours)
         fig.add_bar(x=xs, y=ys, text=texts, textposition='none', row=r, col=1, hovertemplate=
             'neuron %{x}, %{text}<extra></extra>', marker=dict(color=colours, coloraxis='coloraxis',

@@ -7,10 +7,9 @@
 # ---
 
 # %% [markdown]
-# # Attacks
+# # Adversarial examples
 #
-# > Small steps that do much harm: the directions in which a toy model is vulnerable, and
-# > how much.
+# > Superposition makes toy models vulnerable to small adversarial perturbations.
 
 # %%
 #| default_exp superposition.adversarial
@@ -31,47 +30,47 @@ torch.manual_seed(0); torch.set_num_threads(1)
 
 
 # %% [markdown]
-# A feature in superposition is read along a row of $G=W^\top W$ that has entries for other
-# features too. An adversary who may move the input by a fixed length can use them: spread
-# over the whole row, the step moves the output further than along the feature itself
-# [@elhage2022]. Before the ReLU, output $i$ moves by $G_i\cdot\delta$, at most
-# $\epsilon\|G_i\|$, and the best step is $\delta = \pm\epsilon\,G_i/\|G_i\|$.
+# A feature in superposition is read out along a row of $G=W^\top W$, which has entries for other
+# features too. An adversary with an input perturbation of fixed length can use them: spread over
+# the whole row, the perturbation changes the output more than along the feature itself
+# [@elhage2022]. Before the ReLU, output $i$ changes by $G_i\cdot\delta$, at most $\epsilon\|G_i\|$,
+# and the best perturbation is $\delta = \pm\epsilon\,G_i/\|G_i\|$.
 
 # %%
 #| export
 def attack_directions(
     W:torch.Tensor, # [..., feature, hidden]
     V=None,         # Readout of an untied model, shape of W
-)->torch.Tensor:    # [..., feature, feature]; row i moves output i most
-    "The step of length 1 that moves each output most, 0 for a feature that is not read"
+)->torch.Tensor:    # [..., feature, feature]; row i changes output i most
+    "Return the unit perturbation that changes each output most, 0 for an output without weights"
     G = (W if V is None else V)@W.mT
     return G/G.norm(dim=-1, keepdim=True).clamp(min=1e-12)
 
 
 # %% [markdown]
-# In a pentagon, the step against feature 0 moves its two neighbours up and the two features
-# behind it down:
+# In a pentagon, the perturbation for feature 0 is positive for its two neighbours and negative for
+# the other two features:
 
 # %%
 W = polygon(5)
 attack_directions(W)[0].numpy().round(2)
 
 # %% [markdown]
-# Brute force: of a hundred thousand random steps of length one, none moves an output
-# further, and the best comes near.
+# A brute-force test: among a hundred thousand random perturbations of length one, none changes an
+# output more, and the best comes close.
 
 # %%
 step = torch.randn(100_000, 5, dtype=torch.float64)
 step = step/step.norm(dim=1, keepdim=True)
 G = W@W.T
-moved = (step@G).abs().amax(0)
+change = (step@G).abs().amax(0)
 bound = (attack_directions(W)*G).sum(-1)
-assert (moved <= bound).all() and (moved > .97*bound).all()
-moved/bound
+assert (change <= bound).all() and (change > .97*bound).all()
+change/bound
 
 # %% [markdown]
-# The square of the bound is what [theory](32_theory.ipynb) says, $\|W_i\|^4/D_i$: one over
-# the feature's dimensionality if its column has length one. To float64:
+# The square of the bound agrees with [theory](32_theory.ipynb), $\|W_i\|^4/D_i$, which is one over
+# the feature's dimensionality if its column has length one. To float64 precision:
 
 # %%
 W = torch.randn(7, 3, dtype=torch.float64)
@@ -81,15 +80,15 @@ test_close(bound**2, attack_error(W), eps=1e-12)
 
 
 # %% [markdown]
-# ## Harm
+# ## Added error
 #
-# What counts is the loss that a step adds, with the old input as the target. All outputs
-# take part, not only the one aimed at: those beside it move as well.
+# The effect of an attack is the error that it adds, with the clean input as the target. All outputs
+# are counted, not only the attacked one, since its neighbours change as well.
 
 # %%
 #| export
 def squared_errors(W, b, x, z, activation='relu')->torch.Tensor:
-    "Squared error when the model is shown `z` instead of `x`; [instance, batch]"
+    "Return the squared error for input `z` and target `x`; [instance, batch]"
     return (x - reconstruct(W, b, z, activation)).square().sum(-1)
 
 def added_error(
@@ -99,31 +98,30 @@ def added_error(
     step:torch.Tensor,  # Broadcasts against x
     activation='relu',
 )->torch.Tensor:        # [instance, batch]
-    "The error that a step adds"
+    "Return the error that a perturbation adds"
     return squared_errors(W, b, x, x+step, activation) - squared_errors(W, b, x, x, activation)
 
 def mean_input_norm(
     x:torch.Tensor, # [instance, batch, feature]
 )->torch.Tensor:    # [instance]
-    "Mean Euclidean length of the inputs"
+    "Return the mean Euclidean length of the inputs"
     return x.norm(dim=-1).mean(-1)
 
 
 # %% [markdown]
-# The attack of the paper tries the two signs of all $n$ directions and keeps the one that
-# does most harm. The paper does not say whether each input has a worst direction of its own
-# or the data set has one for all; `analytic_attack` gives the former, and the latter with
-# `shared`.
+# The paper's attack tries both signs of all $n$ directions and uses the one that adds most error. The paper
+# does not state whether each input has its own worst direction or the data set has one for all.
+# `analytic_attack` computes the former, and the latter with `shared`.
 
 # %%
 #| export
 def analytic_attack(
     W:torch.Tensor, b:torch.Tensor, x:torch.Tensor,
-    length,        # Of the step, [instance] or a number
+    length,        # Of the perturbation, [instance] or a number
     shared=False,  # One direction for the whole batch instead of one for each input
     activation='relu',
-)->torch.Tensor:   # [instance, batch], the harm done
-    "The worst step along plus or minus a row of the Gram matrix"
+)->torch.Tensor:   # [instance, batch], the added error
+    "Return the error added by the worst perturbation along a row of the Gram matrix"
     length = torch.as_tensor(length, dtype=W.dtype, device=W.device)
     D = attack_directions(W)*length.view(-1,1,1)
     clean = squared_errors(W, b, x, x, activation)
@@ -137,9 +135,9 @@ def analytic_attack(
 
 
 # %% [markdown]
-# Brute force again, now on the harm: three antipodal pairs in three dimensions, sparse
-# inputs, ten thousand random steps for each. The attack is aimed at one output and judged
-# on all of them, so it need not be the worst possible; but it comes close.
+# Another brute-force test, on the added error: three antipodal pairs in three dimensions, sparse
+# inputs, and ten thousand random perturbations for each. The attack maximises one output and is
+# judged on all of them, so it need not be the worst possible, but it comes close.
 
 # %%
 W = tegum(polygon(2), polygon(2), polygon(2)).float()[None]
@@ -155,11 +153,12 @@ share, ours.mean(), brute.mean()
 
 
 # %% [markdown]
-# ## Relative to no superposition
+# ## Vulnerability
 #
-# A model that keeps $m$ features exactly and answers the mean for the rest has $\epsilon^2$
-# added, whatever the input: only the step's part in the $m$ kept features arrives, and the
-# directions to choose from lie within them. Vulnerability is harm in that unit.
+# In a model that keeps $m$ features exactly and predicts the mean for the rest, an attack adds
+# $\epsilon^2$ for any input: only the part of the perturbation within the $m$ kept features has an
+# effect, and the available directions lie within them. Vulnerability is the added error in this
+# unit.
 
 # %%
 #| export
@@ -167,7 +166,7 @@ def orthogonal_model(
     n:int, m:int,
     density,   # Number
 )->tuple:      # W [1, feature, hidden], b [1, feature]
-    "The model without superposition: m features kept, the mean for the others"
+    "Return the model without superposition: m features kept, the mean for the others"
     b = torch.full((1,n), float(moments(density)[0]))
     b[:,:m] = 0
     return torch.eye(n, m)[None],b
@@ -176,14 +175,14 @@ def vulnerability(
     W:torch.Tensor, b:torch.Tensor, x:torch.Tensor,
     size=.1,       # Length of the attack in mean input lengths
     shared=False,  # As in `analytic_attack`
-    include_empty=False,   # Count inputs without any active feature, too
+    include_empty=False, # Include inputs without any active feature
 )->torch.Tensor:   # [instance]
-    "Mean harm of an attack, relative to a model without superposition"
+    "Return the mean added error of an attack, relative to a model without superposition"
     length = size*mean_input_norm(x)
-    h = analytic_attack(W, b, x, length, shared)
-    keep = (x!=0).any(-1)
-    if include_empty or shared: keep = torch.ones_like(keep)
-    return (h*keep).sum(-1)/keep.sum(-1)/length**2
+    added = analytic_attack(W, b, x, length, shared)
+    included = (x!=0).any(-1)
+    if include_empty or shared: included = torch.ones_like(included)
+    return (added*included).sum(-1)/included.sum(-1)/length**2
 
 
 # %%
@@ -194,25 +193,24 @@ plain, vulnerability(W, b, x)
 
 
 # %% [markdown]
-# Inputs on which nothing is active are left out: they are most of the data when features
-# are very sparse, and a bias below zero makes a model deaf there.
+# Inputs without active features are left out: they are most of the data when features are very
+# sparse, and a negative bias makes a model insensitive there.
 #
-# ## Following the gradient
+# ## Gradient attack
 #
-# The usual attack knows nothing of $G$: it takes the gradient of the loss at the input and
-# goes along it, in one step or several that are brought back to the sphere. Where all
-# outputs rest below zero there is no gradient to follow, and the attack stays where it is:
-# masking.
+# The usual attack does not use $G$: it follows the gradient of the loss with respect to the input,
+# in one step or in several that are projected back to the sphere. Where all outputs are below zero
+# the gradient is zero and the attack stays where it is: gradient masking.
 
 # %%
 #| export
 def gradient_attack(
     W:torch.Tensor, b:torch.Tensor, x:torch.Tensor,
     length,         # Of the attack, [instance] or a number
-    steps=1,        # More than 1: shorter steps, each time back into the ball
+    steps=1,        # More than 1: shorter steps, each projected back into the ball
     activation='relu',
-)->tuple:           # Harm done [instance, batch]; which inputs give no gradient
-    "The harm of steps along the gradient of the loss"
+)->tuple:           # Added error [instance, batch]; inputs without gradient
+    "Return the error added by steps along the gradient of the loss"
     r = torch.as_tensor(length, dtype=W.dtype, device=W.device).view(-1,1,1)
     d = torch.zeros_like(x)
     masked = None
@@ -228,9 +226,9 @@ def gradient_attack(
 
 
 # %% [markdown]
-# A pentagon whose biases keep rare interference silent. At inputs where something is active
-# the gradient finds what the analytic attack finds and, free to choose any direction, a
-# little more; empty inputs give it nothing.
+# A pentagon whose biases suppress rare interference. At inputs with active features the gradient
+# attack finds what the analytic attack finds and, since it is free to choose any direction,
+# slightly more. Empty inputs have no gradient.
 
 # %%
 W = 1.1*polygon(5).float()[None]
@@ -238,19 +236,19 @@ b = torch.full((1,5), -.2)
 x = Sampler(expand(.05, 1, 5), [0], 4000, seed=5)(0)
 by_gradient,masked = gradient_attack(W, b, x, .1, steps=10)
 by_row = analytic_attack(W, b, x, .1)
-busy = (x>0).any(-1)
-assert masked[~busy].all() and by_gradient[busy].mean() > .9*by_row[busy].mean()
-masked.float().mean(), by_gradient[busy].mean(), by_row[busy].mean()
+active = (x>0).any(-1)
+assert masked[~active].all() and by_gradient[active].mean() > .9*by_row[active].mean()
+masked.float().mean(), by_gradient[active].mean(), by_row[active].mean()
 
 # %% [markdown]
-# A longer analytic step does reach the empty inputs. It jumps over the dead zone that the
-# gradient cannot see across:
+# A longer analytic attack does affect the empty inputs. It crosses the dead zone in which the
+# gradient is zero:
 
 # %%
 lengths = .1,.2,.4
-[(l, gradient_attack(W, b, x, l)[0][~busy].mean().item(),
-  analytic_attack(W, b, x, l)[~busy].mean().item()) for l in lengths]
+[(l, gradient_attack(W, b, x, l)[0][~active].mean().item(),
+  analytic_attack(W, b, x, l)[~active].mean().item()) for l in lengths]
 
 # %%
-assert gradient_attack(W, b, x, .4)[0][~busy].max()==0
-assert analytic_attack(W, b, x, .4)[~busy].min()>0
+assert gradient_attack(W, b, x, .4)[0][~active].max()==0
+assert analytic_attack(W, b, x, .4)[~active].min()>0

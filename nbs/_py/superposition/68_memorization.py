@@ -7,10 +7,9 @@
 # ---
 
 # %% [markdown]
-# # Memory
+# # Memorization
 #
-# > Toy models that see the same few points again and again: how to train them, and whether they keep
-# > the points or the features.
+# > Toy models trained on finite data sets store points or features.
 
 # %%
 #| default_exp superposition.memorization
@@ -39,14 +38,14 @@ torch.set_num_threads(1)
 
 # %% [markdown]
 # With fresh samples at every step a model can only learn features. With $T$ points, shown in one
-# batch at every step, it may learn the points instead [@henighan2023double]. The config says so:
-# `points=T`, and `unit=True` because there every input has length one.
+# batch at every step, it can memorise the points instead [@henighan2023double]. The config options
+# are `points=T`, and `unit=True` because every input there has length one.
 #
-# ## An engine for few active features
+# ## Sparse engine
 #
 # Ten features of a thousand are active in a point. Only the decoder is dense, and with few hidden
-# dimensions it is one pass over the features for each point. The engine below makes that pass in a
-# loop that the compiler turns into vectors, and touches the inputs only where they are not zero.
+# dimensions it is one loop over the features for each point. The engine below runs this loop in
+# compiled, vectorised code and reads the inputs only where they are not zero.
 
 # %%
 #| export
@@ -55,11 +54,11 @@ _loose = {'reassoc','contract','arcp','nsz'} # Sums in any order, but nan stays 
 @njit(fastmath=_loose, nogil=True, cache=True)
 def finite_gradient(
     W, b,              # [hidden, feature], [feature]
-    start, cols, vals, # Points, row by row: where a row starts, its features, their values
+    start, cols, vals, # Points as sparse rows: start of each row, its features, their values
     dW, db,            # Written here: gradient of the loss
-    x, e,              # Memory, [feature]; x is zero
+    x, e,              # Scratch memory, [feature]; x is zero
 ):
-    "Loss of a finite data set and its gradient"
+    "Compute the loss of a finite data set and its gradient"
     m,n = W.shape
     T = len(start)-1
     loss = 0.
@@ -77,14 +76,14 @@ def finite_gradient(
             hk = h[k]
             w = W[k]
             for i in range(n): e[i] += hk*w[i]
-        one = zero
+        point_loss = zero
         for i in range(n):
-            on = e[i]>0
-            d = (e[i] if on else zero) - x[i]
-            one += d*d
-            e[i] = d if on else zero
+            active = e[i]>0
+            d = (e[i] if active else zero) - x[i]
+            point_loss += d*d
+            e[i] = d if active else zero
             db[i] += e[i]
-        loss += one
+        loss += point_loss
         for k in range(m):
             hk = h[k]
             w = W[k]
@@ -103,89 +102,90 @@ def finite_gradient(
 
 
 # %% [markdown]
-# The rest is AdamW, as [everywhere](40_training.ipynb), with the loss divided by $n$.
+# The update is AdamW, as in [training](40_training.ipynb), with the loss divided by $n$.
 
 # %%
 #| export
 @njit(fastmath=_loose, nogil=True, cache=True)
-def _update(theta, grad, mean, square, rate, keep, root, n):
+def _update(theta, grad, mean, square, rate, decay_factor, root, n):
     for i in range(len(theta)):
         g = grad[i]/n
         mean[i] += (g-mean[i])*np.float32(.1)
         square[i] = square[i]*np.float32(.999) + g*g*np.float32(.001)
-        theta[i] = theta[i]*keep - rate*mean[i]/(np.sqrt(square[i])*root + np.float32(1e-8))
+        theta[i] = theta[i]*decay_factor - rate*mean[i]/(np.sqrt(square[i])*root + np.float32(1e-8))
 
 @njit(fastmath=_loose, nogil=True, cache=True)
-def _advance(theta, mean, square, n, start, cols, vals, now, losses):
+def _advance(theta, mean, square, n, start, cols, vals, schedule_table, losses):
     "Train one model; theta [hidden+1, feature] has the bias as its last row"
     grad = np.zeros_like(theta)
     x = np.zeros(n, np.float32)
     e = np.zeros(n, np.float32)
-    for t in range(len(now)):
+    for t in range(len(schedule_table)):
         losses[t] = finite_gradient(theta[:-1], theta[-1], start, cols, vals, grad[:-1],
                                     grad[-1], x, e)
         if not np.isfinite(losses[t]):
             losses[t:] = losses[t]
             return
         _update(theta.ravel(), grad.ravel(), mean.ravel(), square.ravel(),
-                now[t,0], now[t,1], now[t,2], np.float32(n))
+                schedule_table[t,0], schedule_table[t,1], schedule_table[t,2], np.float32(n))
 
 def _to_sparse_rows(x):
-    "Points [point, feature] as where rows start, features, values"
+    "Convert points [point, feature] to row starts, features and values"
     x = np.asarray(x)
-    where,cols = np.nonzero(x)
-    start = np.searchsorted(where, np.arange(len(x)+1))
-    return start,cols,x[where,cols].astype(np.float32)
+    rows,cols = np.nonzero(x)
+    start = np.searchsorted(rows, np.arange(len(x)+1))
+    return start,cols,x[rows,cols].astype(np.float32)
 
 def sparse_engine(run:ToyRun, to:int, batch, lr, decay, schedule, log:set, snap:set):
-    "Engine for plain models of equal features on a finite data set"
+    "Train plain models of equal features on a finite data set"
     _check_config(run.config, run.W.device)
     points = [_to_sparse_rows(x) for x in batch(0)]
-    own = lambda v, i: float(v.flatten()[i]) if torch.is_tensor(v) else float(v)
+    of_instance = lambda v, i: float(v.flatten()[i]) if torch.is_tensor(v) else float(v)
     for end in sorted(t for t in {s+1 for s in log} | snap | {to} if run.step<t<=to):
-        now = [[_factors(s, own(lr,i)*schedule(s/run.steps), own(decay,i))
-                for s in range(run.step, end)] for i in range(len(points))]
-        each = enumerate(zip(points, now, strict=True))
-        last = torch.tensor([_train_one(run, i, *of) for i,of in each])
+        tables = [[_factors(s, of_instance(lr,i)*schedule(s/run.steps), of_instance(decay,i))
+                   for s in range(run.step, end)] for i in range(len(points))]
+        last = torch.tensor([_train_one(run, i, p, table)
+                             for i,(p,table) in enumerate(zip(points, tables, strict=True))])
         check_finite(run, end-1, last)
         run.step = end
         if end-1 in log: append_loss(run, end-1, last)
         if end in snap: run.snapshots[end] = run.W.clone()
 
 def _check_config(config, device):
-    "Say what this engine cannot do"
+    "Raise an error for configs that this engine does not support"
     plain = replace(ToyConfig(), **{k: getattr(config, k) for k in
         ('n_features','n_hidden','n_instances','density','init','points','unit','signed')})
-    off = [k for k,v in plain.to_dict().items() if k not in ('features','sets')
+    unsupported = [k for k,v in plain.to_dict().items() if k not in ('features','sets')
            and v!=config.to_dict()[k]]
-    off += [] if config.points else ['points']
-    if off or device.type!='cpu': raise ConfigError(
-        f'engine sparse does not know this {off[0] if off else "device"}: use eager.')
+    unsupported += [] if config.points else ['points']
+    if unsupported or device.type!='cpu': raise ConfigError(
+        'engine sparse does not support this '
+        f'{unsupported[0] if unsupported else "device"}: use eager.')
 
-def _train_one(run, i, points, now):
-    "Move one model through some steps; its last loss"
+def _train_one(run, i, points, schedule_table):
+    "Train one model for some steps and return its last loss"
     parts = run.params, *({k: v[j] for k,v in run.moments.items()} for j in (0,1))
     state = [_pack_params(d, i) for d in parts]
-    losses = np.zeros(len(now))
-    _advance(*state, run.config.n_features, *points, np.array(now, np.float32), losses)
-    for d,new in zip(parts, state, strict=True): _unpack_params(d, i, new)
+    losses = np.zeros(len(schedule_table))
+    _advance(*state, run.config.n_features, *points, np.array(schedule_table, np.float32), losses)
+    for d,flat in zip(parts, state, strict=True): _unpack_params(d, i, flat)
     return losses[-1]
 
 def _factors(s, rate, decay):
-    "Rate with its correction, what decay leaves, correction of the root"
+    "Return the corrected learning rate, the factor of the decay, the correction of the root"
     return rate/(1-.9**(s+1)), 1-rate*decay, (1-.999**(s+1))**-.5
 
 def _pack_params(d, i): return np.ascontiguousarray(
     np.vstack([d['W'][i].numpy().T, d['b'][i].numpy()[None]]), dtype=np.float32)
 
-def _unpack_params(d, i, new):
-    d['W'][i] = torch.from_numpy(new[:-1].T.copy())
-    d['b'][i] = torch.from_numpy(new[-1].copy())
+def _unpack_params(d, i, flat):
+    d['W'][i] = torch.from_numpy(flat[:-1].T.copy())
+    d['b'][i] = torch.from_numpy(flat[-1].copy())
 
 engines['sparse'] = sparse_engine
 
 # %% [markdown]
-# Beside the eager engine, two models on twenty points each, to the rounding of single precision:
+# Comparison with the eager engine, two models on twenty points each, to single-precision rounding:
 
 # %%
 small = ToyConfig(60, 2, 2, density=.05, points=20, unit=True)
@@ -195,20 +195,20 @@ test_close(slow.W, fast.W, eps=1e-4); test_close(slow.loss, fast.loss, eps=1e-5)
 (slow.W-fast.W).abs().max().item(), fast
 
 # %% [markdown]
-# Stopped and taken up again, it ends where it would have ended. What it does not know it refuses:
+# A run that is stopped and resumed gives the same result. Unsupported configs raise an error:
 
 # %%
 half = train(small, engine='sparse', stop=150, **how)
 test_close(train(small, engine='sparse', resume=half, **how).W, fast.W, eps=1e-6)
-unknown = dict(points=None), dict(importance=.9), dict(tied=False), dict(activation='gelu')
-for other in unknown:
-    with expect_fail(ConfigError, contains='engine sparse does not know'):
-        train(replace(small, **other), engine='sparse', steps=1)
+unsupported = dict(points=None), dict(importance=.9), dict(tied=False), dict(activation='gelu')
+for option in unsupported:
+    with expect_fail(ConfigError, contains='engine sparse does not support'):
+        train(replace(small, **option), engine='sparse', steps=1)
 with expect_fail(ModelError, contains='not finite'): train(small, engine='sparse', lr=1e30)
 
 # %% [markdown]
-# How many milliseconds a step takes with a thousand features and three hundred points. The
-# [general kernel](engines/30_numba_cpu.ipynb) draws the points anew at every step; here they are kept.
+# Milliseconds per step with a thousand features and three hundred points. The [numba
+# engine](engines/30_numba_cpu.ipynb) draws the points again at every step; here they are stored.
 
 # %%
 large = ToyConfig(1000, 2, density=.01, points=300, unit=True)
@@ -220,40 +220,41 @@ def milliseconds(engine, steps=200):
 
 
 # %% [markdown]
-# ## Points or features?
+# ## Points or features
 #
-# A point is stored as its hidden vector $h_i = W x_i$, and can be asked for its
-# [dimensionality](50_geometry.ipynb) as if it were a column of $W$. For a whole set of vectors,
-# most of them perhaps of length zero, `mean_dimensionality` is the mean, weighted by squared length.
+# A point is stored as its hidden vector $h_i = W x_i$, which has a
+# [dimensionality](50_geometry.ipynb) like a column of $W$. For a set of vectors, most of which may
+# have length zero, `mean_dimensionality` is the mean weighted by squared length.
 
 # %%
 #| export
 def mean_dimensionality(
     v:torch.Tensor, # [..., vector, hidden]
 )->torch.Tensor:    # [...]
-    "Mean dimensionality of a set of vectors, weighted by squared length"
+    "Return the mean dimensionality of a set of vectors, weighted by squared length"
     weight = v.square().sum(-1)
     return (feature_dimensionality(v)*weight).sum(-1)/weight.sum(-1).clamp(min=1e-12)
 
 def successive_angles(
     v:torch.Tensor, # [vector, 2]
 )->np.ndarray:      # [vector], add up to 360
-    "Degrees from each vector to the next"
-    at = np.sort(np.degrees(np.arctan2(*np.asarray(v, float).T[::-1])))
-    return np.diff(at, append=at[:1]+360)
+    "Return the degrees from each vector to the next"
+    angles = np.sort(np.degrees(np.arctan2(*np.asarray(v, float).T[::-1])))
+    return np.diff(angles, append=angles[:1]+360)
 
 
 # %%
 five = torch.cat([polygon(5), torch.zeros(9,2)])
 test_close(mean_dimensionality(five), torch.tensor(.4), eps=1e-6)
 test_close(successive_angles(polygon(5)), 72*np.ones(5))
-mean_dimensionality(five), mean_dimensionality(torch.randn(1000, 2)), successive_angles(polygon(5)+.02)
+gaussian = torch.randn(1000, 2)
+mean_dimensionality(five), mean_dimensionality(gaussian), successive_angles(polygon(5)+.02)
 
 
 # %% [markdown]
-# ## Many sizes of the data set
+# ## Sizes of the data set
 #
-# `memorization_sweep` trains models on data sets of several sizes and asks each for its loss on the set and on
+# `memorization_sweep` trains models on data sets of several sizes and computes the loss on the set and on
 # fresh inputs.
 
 # %%
@@ -261,9 +262,9 @@ mean_dimensionality(five), mean_dimensionality(torch.randn(1000, 2)), successive
 def data_points(
     config:ToyConfig,
     seed=0,
-    count=None, # None: the points the models are trained on; else so many fresh inputs
+    count=None, # None: the training points; else the number of fresh inputs
 )->torch.Tensor: # [instance, point, feature]
-    "The training set, or inputs that no training has seen"
+    "Return the training set, or fresh inputs"
     fresh = count is not None
     return Sampler(config.densities, range(config.n_instances), count or config.points,
                    seed+10_007*fresh, unit=config.unit)(0)
@@ -278,10 +279,10 @@ def memorization_sweep(
     tests=2000,      # Fresh inputs for the test loss
     init='xavier',
     engine='sparse',
-    keep=False,      # Keep W and h of the first start
+    keep=False,      # Return W and h of the first model, too
     **kw,            # Arguments of `train`
-)->list:             # One row for each size and start
-    "Train on finite data sets and measure"
+)->list:             # One row for each size and model
+    "Train on finite data sets and measure losses and dimensionalities"
     base = ToyConfig(n_features, n_hidden, starts, density=active/n_features, unit=True,
                      init=init)
     rows = []
@@ -292,16 +293,17 @@ def memorization_sweep(
     return rows
 
 def _measure(config, run, seed, tests, keep):
-    one = torch.ones(config.n_instances, config.n_features)
+    importance = torch.ones(config.n_instances, config.n_features)
     W = run.W.cpu()
     b = run.b.cpu()
-    seen = data_points(config, seed)
+    points = data_points(config, seed)
     fresh = data_points(config, seed, tests)
-    loss = [batch_loss(W, b, x, one).tolist() for x in (seen,fresh)]
-    h = seen@W
-    each = zip(*loss, mean_dimensionality(h).tolist(), mean_dimensionality(W).tolist(), strict=True)
+    loss = [batch_loss(W, b, x, importance).tolist() for x in (points,fresh)]
+    h = points@W
+    columns = zip(*loss, mean_dimensionality(h).tolist(), mean_dimensionality(W).tolist(),
+                  strict=True)
     rows = [dict(T=config.points, m=config.n_hidden, start=i, train=a, test=t, points=p,
-                 features=f) for i,(a,t,p,f) in enumerate(each)]
+                 features=f) for i,(a,t,p,f) in enumerate(columns)]
     if keep: rows[0] |= dict(W=W[0], h=h[0])
     return rows
 
@@ -313,16 +315,16 @@ assert rows[0]['points'] > rows[0]['features'] and rows[-1]['features'] > rows[-
 
 
 # %% [markdown]
-# ## Pictures
+# ## Figures
 #
 # The features above and the points below, one pair for each size of the data set.
 
 # %%
 #| export
 def plot_memory(
-    models:list, # Rows of `memorise` with W and h
+    models:list, # Rows of `memorization_sweep` with W and h
 )->go.Figure:
-    "Columns of W above hidden vectors of the points, in the plane"
+    "Plot columns of W above hidden vectors of the points, in the plane"
     fig = make_subplots(2, len(models), vertical_spacing=.04, horizontal_spacing=.02,
         subplot_titles=[f"T = {r['T']}" for r in models],
         row_titles=['features','points'])
@@ -337,8 +339,8 @@ def plot_memory(
                             row=row, col=c, line=dict(color=colour, width=1))
             fig.add_scatter(x=v[:,0], y=v[:,1], mode='markers', row=row, col=c,
                             marker=dict(color=colour, size=4))
-            at = (row-1)*len(models)+c
-            fig.update_yaxes(scaleanchor=f'x{at if at>1 else ""}', row=row, col=c)
+            axis = (row-1)*len(models)+c
+            fig.update_yaxes(scaleanchor=f'x{axis if axis>1 else ""}', row=row, col=c)
     fig.update_xaxes(range=[-1.1,1.1], visible=False)
     fig.update_yaxes(range=[-1.1,1.1], visible=False)
     return fig.update_layout(showlegend=False, height=320,

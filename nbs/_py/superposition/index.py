@@ -9,7 +9,7 @@
 # %% [markdown]
 # # Superposition
 #
-# > Toy Models of Superposition: small ReLU models that store more features than dimensions.
+# > Toy models of superposition are small ReLU models with more features than dimensions.
 
 # %%
 #| default_exp superposition.__init__
@@ -19,7 +19,7 @@
 from moral_sc.superposition.features import moments
 from moral_sc.superposition.model import ToyConfig, reconstruct, batch_loss
 from moral_sc.superposition.exact_loss import exact_loss, fit_exact
-from moral_sc.superposition.training import ToyRun, train, save_run, load_run
+from moral_sc.superposition.training import ToyRun, load_run, save_run, train
 from moral_sc.superposition.geometry import (feature_dimensionality, interference, leverage,
     represented, dimensions_per_feature, planar_shape)
 from moral_sc.superposition.feature_graphs import recognise
@@ -34,17 +34,50 @@ _all_ = ['moments', 'ToyConfig', 'reconstruct', 'batch_loss', 'exact_loss', 'fit
          'phase_diagram', 'dimensionality_sweep', 'population_loss', 'polytope_gain']
 
 # %% [markdown]
-# A model with fewer dimensions than features can still keep them apart, if they are rarely active
-# together [@elhage2022]. This room trains such models by the hundred, knows their loss exactly,
-# and measures the shapes that their features form.
+# A model with fewer dimensions than features can still keep them apart if they are rarely active
+# together [@elhage2022]. This package trains such models by the hundred, computes their loss
+# exactly, and measures the shapes that their features form.
+#
+# | You want to | Page | Function |
+# | --- | --- | --- |
+# | describe a batch of toy models | [Toy model](20_model.ipynb) | `ToyConfig`, `batch_loss` |
+# | draw sparse inputs | [Features](10_features.ipynb) | `Sampler`, `moments` |
+# | train many models at once | [Training](40_training.ipynb) | `train`, `save_run`, `load_run` |
+# | train restarts, find optima, map phases | [Phase diagrams](48_phase_diagram.ipynb) | `train_restarts`, `exact_optima`, `phase_diagram` |
+# | compute the population loss and its optimum | [Exact loss](30_exact_loss.ipynb) | `exact_loss`, `fit_exact` |
+# | ... for up to hundreds of features | [Fourier loss](34_fourier_loss.ipynb) | `population_loss` |
+# | ... from its integrals | [Integrals](25_integrals.ipynb) | `phi`, `conditional_errors` |
+# | compare with simple solutions | [Theory](32_theory.ipynb) | `linear_optimum`, `family_losses` |
+# | predict the polytope for a density | [Polytope gain](33_polytope_gain.ipynb) | `polytope_gain`, `pentagon_vs_digons` |
+# | measure dimensionality and interference | [Geometry](50_geometry.ipynb) | `feature_dimensionality`, `interference` |
+# | name the shapes of interfering features | [Feature graphs](52_feature_graphs.ipynb) | `recognise`, `overall_shape` |
+# | measure dimensionality over a sweep | [Dimensionality sweep](54_dimensionality.ipynb) | `dimensionality_sweep` |
+# | analyse models with hidden ReLUs | [Neurons](66_neurons.ipynb) | `count_neurons`, `plot_weight_stacks` |
+# | attack a model | [Adversarial examples](67_adversarial.ipynb) | `analytic_attack`, `vulnerability` |
+# | train on finite data sets | [Memorization](68_memorization.ipynb) | `memorization_sweep` |
+# | plot matrices, curves, phase diagrams | [Plots](60_plots.ipynb) | `plot_columns`, `plot_curves`, `plot_phases` |
+# | plot polytopes and dimensionality | [Geometry plots](62_geometry_plots.ipynb) | `plot_dimensionality`, `plot_shapes_3d` |
+#
+# The engines train the same models with the same data; `train(..., engine='auto')` selects one.
+#
+# | Engine | Page | Method |
+# | --- | --- | --- |
+# | `eager` | [Training](40_training.ipynb) | PyTorch autograd, the reference |
+# | `numba` | [Numba engine](engines/30_numba_cpu.ipynb) | one model per core; built on [SIMD vectors](engines/10_simd.ipynb) and a [step code generator](engines/20_codegen.ipynb) |
+# | `compiled` | [CUDA graphs](engines/40_cuda_graphs.ipynb) | `torch.compile`, recorded as a graph on a GPU |
+# | `triton` | [Triton engine](engines/50_triton_gpu.ipynb) | thousands of steps per launch; not yet run on a GPU |
+#
+# Their speed is on the [benchmark page](../benchmarks/10_superposition.ipynb).
 
 # %%
 #| hide
 from fastcore.test import *
 
 # %% [markdown]
-# Eight models of five equally important features in two dimensions, four of them dense and four
-# sparse:
+# ## Example
+#
+# Eight models of five features in two dimensions, with importance falling from feature to feature:
+# four of them dense and four sparse.
 
 # %%
 import torch
@@ -55,7 +88,7 @@ run = train(config, steps=2000, batch_size=256, lr=.01, schedule='cosine', seed=
 run
 
 # %% [markdown]
-# The dense ones keep two features, the sparse ones all five:
+# The dense models store two features, the sparse ones all five:
 
 # %%
 stored = represented(run.W).sum(-1)
@@ -63,7 +96,7 @@ assert stored[:4].max() < stored[4:].min()
 stored
 
 # %% [markdown]
-# Five features share two dimensions. What each has of them adds up to no more than the two:
+# Five features share two dimensions, and their dimensionalities add up to at most two:
 
 # %%
 D = feature_dimensionality(run.W)
@@ -71,42 +104,8 @@ assert (D.sum(-1) <= 2+1e-5).all()
 D[-1], D[-1].sum()
 
 # %% [markdown]
-# And the loss of what was learned is a number without noise, beside the best there is:
+# The loss of the trained models is computed exactly, beside the best possible loss:
 
 # %%
 best = fit_exact(ToyConfig(5, 2, density=.05, importance=[.9**i for i in range(5)]), restarts=4)
 exact_loss(run.W, run.b, config.density, config.importance)[4:].min(), best['loss'][0,0]
-
-# %% [markdown]
-# **What is trained**
-#
-# - [Features](10_features.ipynb): sparse inputs drawn from a counter, alone or in sets
-# - [Model](20_model.ipynb): the family, its start and its loss
-# - [Training](40_training.ipynb): many models at once, each as if alone
-# - [Sweeps](48_phase_diagram.ipynb): many starts for every model, ranked by a loss without noise
-#
-# **What is known without training**
-#
-# - [Integrals](25_integrals.ipynb) and [exact losses](30_exact_loss.ipynb): the population loss in closed
-#   form, and optima
-# - [Theory](32_theory.ipynb): the simple solutions and where they trade places
-# - [A predicted staircase](33_polytope_gain.ipynb): which polytope gains most at each density
-# - [Losses of many features](34_fourier_loss.ipynb): up to hundreds of features, by Fourier series
-#
-# **Engines**
-#
-# - [Lanes](engines/10_simd.ipynb), [steps](engines/20_codegen.ipynb) and [kernels for the CPU](engines/30_numba_cpu.ipynb):
-#   a model's whole training inside one core
-# - [Compiled](engines/40_cuda_graphs.ipynb): the step handed to a compiler
-# - [Kernels for a GPU](engines/50_triton_gpu.ipynb): thousands of steps in one launch
-# - [Bench](../benchmarks/10_superposition.ipynb): how much faster, measured so that the ratio means something
-#
-# **What comes out**
-#
-# - [Geometry](50_geometry.ipynb): dimensionality, interference, polytopes
-# - [Feature graphs](52_feature_graphs.ipynb): which features interfere, and the name of their shape
-# - [Dimensions](54_dimensionality.ipynb): shares of a dimension over a sweep
-# - [Attacks](67_adversarial.ipynb): in which directions a model is vulnerable
-# - [Neurons](66_neurons.ipynb): which features a hidden unit serves
-# - [Memory](68_memorization.ipynb): finite data and what is learned by heart
-# - Figures: [plots](60_plots.ipynb), [maps](62_maps.ipynb), [shapes](64_shapes.ipynb)

@@ -29,7 +29,7 @@ from moral_sc.superposition.dimensionality import level_jumps, nearest_level, LE
 from moral_sc.superposition.feature_graphs import overall_shape, recognise
 from moral_sc.superposition.fourier_loss import exact_loss_large
 from moral_sc.superposition.plots import plot_curves
-from moral_sc.superposition.shapes import plot_dimensionality_over_time
+from moral_sc.superposition.geometry_plots import plot_dimensionality_over_time
 began = perf_counter()
 
 # %%

@@ -27,7 +27,7 @@ from dataclasses import replace
 from moral_sc.superposition import ToyConfig, train, exact_loss
 from moral_sc.superposition.exact_loss import fit_exact
 from moral_sc.superposition.plots import plot_curves
-from moral_sc.superposition.shapes import animate_learning, plot_shapes_3d
+from moral_sc.superposition.geometry_plots import animate_learning, plot_shapes_3d
 began = perf_counter()
 
 # %%

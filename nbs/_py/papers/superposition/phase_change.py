@@ -25,8 +25,7 @@ from moral_sc.foundation.statistics import wilson
 from moral_sc.lab.claims import record
 from moral_sc.lab.scales import at_scale
 from moral_sc.superposition import ToyConfig
-from moral_sc.superposition.maps import plot_phases
-from moral_sc.superposition.plots import plot_curves
+from moral_sc.superposition.plots import plot_curves, plot_phases
 from moral_sc.superposition.phase_diagram import (agrees_with_theory, train_restarts, describe_grid, phase_grid, logspace,
                                            exact_optima, phase_diagram, predict_grid, classify_region, regions)
 from moral_sc.superposition.theory import antipodal_boundary_density

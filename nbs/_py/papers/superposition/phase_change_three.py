@@ -24,8 +24,7 @@ from time import perf_counter
 from moral_sc.foundation.statistics import wilson
 from moral_sc.lab.claims import record
 from moral_sc.lab.scales import at_scale
-from moral_sc.superposition.maps import plot_phases
-from moral_sc.superposition.plots import plot_curves
+from moral_sc.superposition.plots import plot_curves, plot_phases
 from moral_sc.superposition.phase_diagram import (agrees_with_theory, describe_grid, families, phase_grid, logspace,
                                            exact_optima, phase_diagram, predict_grid, simple_solution_losses,
                                            triangle)

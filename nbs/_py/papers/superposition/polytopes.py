@@ -32,7 +32,7 @@ from moral_sc.superposition.geometry import (antiprism, compounds, polygon, poly
 from moral_sc.superposition.feature_graphs import overall_shape
 from moral_sc.superposition.fourier_loss import population_loss
 from moral_sc.superposition.plots import plot_curves
-from moral_sc.superposition.shapes import plot_shapes_3d
+from moral_sc.superposition.geometry_plots import plot_shapes_3d
 from moral_sc.superposition.polytope_gain import polytope_gain
 began = perf_counter()
 

@@ -27,7 +27,7 @@ from moral_sc.superposition.dimensionality import LEVELS, dimensionality_sweep, 
 from moral_sc.superposition.geometry import leverage, polytopes
 from moral_sc.superposition.feature_graphs import recognise
 from moral_sc.superposition.plots import plot_curves
-from moral_sc.superposition.shapes import plot_feature_graphs, plot_dimensionality
+from moral_sc.superposition.geometry_plots import plot_feature_graphs, plot_dimensionality
 from moral_sc.superposition.polytope_gain import polytope_gain
 began = perf_counter()
 

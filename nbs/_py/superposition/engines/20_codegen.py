@@ -9,7 +9,7 @@
 # %% [markdown]
 # # Step code generator
 #
-# > Generates SIMD code for the loss and gradient of one training step of a toy model.
+# > The generator emits SIMD code for one training step of a toy model.
 
 # %%
 #| default_exp superposition.engines.codegen

@@ -9,7 +9,7 @@
 # %% [markdown]
 # # Numba engine
 #
-# > Trains each toy model within one processor core, for thousands of steps at a time.
+# > The numba engine trains each toy model within one processor core.
 
 # %%
 #| default_exp superposition.engines.numba_cpu
@@ -112,7 +112,7 @@ def _mix(z):
     return z ^ (z >> _31)
 
 @njit(nogil=True, cache=True)
-def train_models(
+def advance_models(
     plan, first,   # Constants of the kernel; number of the first step
     roots, finite, # [stream, instance]; whether every step uses the data of step 0
     theta, mean, square, tables, # [instance, ...]
@@ -198,7 +198,7 @@ param_indices(Plan(3, 1))
 # %%
 #| export
 class ModelBlock:
-    "Some models of a run in the layout of `train_models`"
+    "Some models of a run in the layout of `advance_models`"
     def __init__(self, run, plan, batch, part, lr, decay, per_instance):
         ids = run.instances[part]
         rows = batch.batch_size
@@ -222,7 +222,7 @@ class ModelBlock:
 
     def train(self, first, schedule, slots, losses, failed):
         work = np.empty(self.plan.scratch_size+n_lanes, np.float32)
-        train_models(self.plan, first, self.roots, self.finite, *self.flat, self.tables, work,
+        advance_models(self.plan, first, self.roots, self.finite, *self.flat, self.tables, work,
                 *self.rates, schedule, slots, self.rows, losses[self.part],
                 failed[self.part])
         for flat,k,t in self.parts(): t[self.part] = torch.from_numpy(flat[:,self.indices[k]])

@@ -9,7 +9,7 @@
 # %% [markdown]
 # # Triton engine
 #
-# > Trains each toy model within one GPU program, thousands of steps per kernel launch.
+# > The Triton engine trains each toy model within one GPU program.
 
 # %%
 #| default_exp superposition.engines.triton_gpu

@@ -7,12 +7,12 @@
 # ---
 
 # %% [markdown]
-# # Shapes
+# # Geometry plots
 #
-# > Shares of a dimension, feature graphs, solids one can turn, and learning as a film.
+# > These figures show dimensionality, feature graphs, polytopes and training.
 
 # %%
-#| default_exp superposition.shapes
+#| default_exp superposition.geometry_plots
 
 # %%
 #| export
@@ -21,8 +21,8 @@ from plotly.subplots import make_subplots
 from moral_sc.foundation.errors import ConfigError
 from moral_sc.foundation.figures import COLOURS, INK
 from moral_sc.superposition.dimensionality import LEVELS, DimensionalitySweep
-from moral_sc.superposition.geometry import feature_dimensionality, represented
 from moral_sc.superposition.feature_graphs import feature_components
+from moral_sc.superposition.geometry import align_to_axes, feature_dimensionality, represented
 
 # %%
 #| hide
@@ -32,14 +32,14 @@ from moral_sc.superposition.geometry import polygon, simplex, tegum
 
 
 # %% [markdown]
-# [The other plots](60_plots.ipynb) show models as matrices and curves. These show what the columns
-# of $W$ look like in space. Everything is rounded to what can be seen, so that a page with a dozen
-# solids and a film stays small.
+# These figures show the arrangement of the columns of $W$ in the hidden space; matrices and curves
+# are in [plots](60_plots.ipynb). Values are rounded to what is visible, so that a page with a dozen
+# polytopes and an animation stays small.
 #
-# ## Shares of a dimension
+# ## Feature dimensionality
 #
-# The paper's figure on feature dimensionality: over the sparsity, the curve of $D^*$, and around it
-# a dot for each stored feature at its own $D_i$. Guide lines are the levels of the
+# The paper's figure on feature dimensionality shows the curve of $D^*$ against sparsity and, around
+# it, a dot at $D_i$ for each stored feature. The guide lines are the levels of the
 # [polytopes](54_dimensionality.ipynb).
 
 # %%
@@ -47,7 +47,7 @@ from moral_sc.superposition.geometry import polygon, simplex, tegum
 def _round(t, digits=3): return np.round(np.asarray(t, np.float64), digits).tolist()
 
 def _log_ticks(x):
-    "Ticks of a logarithmic axis at 1, 2, 5 times powers of ten"
+    "Return ticks of a logarithmic axis at 1, 2, 5 times powers of ten"
     ticks = [m*10.**e for e in range(-3, 5) for m in (1,2,5)]
     ticks = [t for t in ticks if .9*min(x)<=t<=1.1*max(x)]
     return dict(type='log', tickvals=ticks, ticktext=[f'{t:g}' for t in ticks])
@@ -60,11 +60,11 @@ def plot_dimensionality(
     sweep:DimensionalitySweep,
     levels=('tetrahedron','triangle','digon','pentagon','antiprism'), # Guide lines
 )->go.Figure:
-    "Dimensionality of each stored feature, and the curve of D*, against sparsity"
+    "Plot the dimensionality of each stored feature, and the curve of D*, against sparsity"
     x = np.repeat(1/np.array(sweep.density), sweep.W.shape[1])
-    spread = np.random.default_rng(0).normal(0, .006, sweep.stored.shape)
-    at = (x.reshape(sweep.d_star.shape)[...,None]*np.exp(spread))[sweep.stored.numpy()]
-    fig = go.Figure(go.Scattergl(x=_round(at), y=_round(sweep.D[sweep.stored]), mode='markers',
+    jitter = np.random.default_rng(0).normal(0, .006, sweep.stored.shape)
+    xs = (x.reshape(sweep.d_star.shape)[...,None]*np.exp(jitter))[sweep.stored.numpy()]
+    fig = go.Figure(go.Scattergl(x=_round(xs), y=_round(sweep.D[sweep.stored]), mode='markers',
         name='features', marker=dict(size=4, color=COLOURS['q'], opacity=.5),
         hovertemplate='D = %{y}, 1/p = %{x}<extra></extra>'))
     star = sweep.d_star.double().mean(1).numpy()
@@ -89,32 +89,35 @@ plot_dimensionality(sweep)
 # %% [markdown]
 # ## Feature graphs
 #
-# Two features are joined if one is read as the other: if $|W_i\cdot W_j|$ is not small. Polytopes in
-# subspaces of their own fall apart into components, which are drawn one beside the other.
-# Colour is the share of a dimension.
+# Two features are joined by an edge if they interfere, that is, if $|W_i\cdot W_j|$ is not small.
+# Polytopes in orthogonal subspaces fall apart into components, which are drawn side by side. The
+# colour is the feature dimensionality.
 
 # %%
 #| export
 def _ring_order(G):
-    "Corners in order around the shape, by its two leading directions"
+    "Sort the corners around the shape, by its two leading directions"
     values,vectors = np.linalg.eigh(G)
     return np.argsort(np.arctan2(vectors[:,-1]*values[-1], vectors[:,-2]*values[-2]))
 
-def _place(G, parts, per_row):
-    "Components on a grid, their corners on rings; x, y for every feature"
-    at = np.zeros((len(G),2))
+def _layout(G, parts, row_width):
+    "Return positions [feature, 2]: components on a grid, their corners on rings"
+    positions = np.zeros((len(G),2))
     x = 0.
     y = 0.
-    tall = 0.
+    row_height = 0.
     for c in parts:
         r = .25*len(c)**.6
-        if x+2*r > per_row and x: x,y,tall = 0.,y-tall-.35,0.
+        if x+2*r > row_width and x:
+            x = 0.
+            y = y-row_height-.35
+            row_height = 0.
         t = 2*np.pi*np.arange(len(c))/len(c) + np.pi/2
         ring = c[_ring_order(G[np.ix_(c,c)])]
-        at[ring] = np.stack([x+r+r*np.cos(t), y-r+r*np.sin(t)], 1)
+        positions[ring] = np.stack([x+r+r*np.cos(t), y-r+r*np.sin(t)], 1)
         x = x+2*r+.35
-        tall = max(tall, 2*r)
-    return at
+        row_height = max(row_height, 2*r)
+    return positions
 
 def plot_feature_graphs(
     Ws,           # Models, [feature, hidden] each
@@ -122,19 +125,21 @@ def plot_feature_graphs(
     threshold=.1,     # Smallest |W_i . W_j| that counts as an edge
     per_row=6.,   # Width of a panel: raise it for models of many components
 )->go.Figure:
-    "Feature graphs of several models side by side"
+    "Plot feature graphs of several models side by side"
     fig = make_subplots(1, len(Ws), subplot_titles=list(titles), horizontal_spacing=.03)
     for col,W in enumerate(Ws, 1):
         W = W[represented(W)].double().cpu()
         G = (W@W.T).numpy()
         D = feature_dimensionality(W).numpy()
         parts = sorted(map(np.array, feature_components(W, threshold)), key=len, reverse=True)
-        at = _place(G, parts, per_row)
+        corners = _layout(G, parts, per_row)
         i,j = np.nonzero(np.triu(np.abs(G)>threshold, 1))
-        ends = np.stack([at[i],at[j],np.full((len(i),2), np.nan)], 1).reshape(-1,2)
-        fig.add_scatter(x=_clean(ends[:,0]), y=_clean(ends[:,1]), mode='lines', row=1, col=col,
-                        hoverinfo='skip', line=dict(color=INK, width=1), opacity=.6)
-        fig.add_scatter(x=_round(at[:,0],2), y=_round(at[:,1],2), mode='markers', row=1, col=col,
+        gaps = np.full((len(i),2), np.nan)
+        ends = np.stack([corners[i],corners[j],gaps], 1).reshape(-1,2)
+        fig.add_scatter(x=_none_for_nan(ends[:,0]), y=_none_for_nan(ends[:,1]), mode='lines',
+                        row=1, col=col, hoverinfo='skip', line=dict(color=INK, width=1), opacity=.6)
+        fig.add_scatter(x=_round(corners[:,0],2), y=_round(corners[:,1],2), mode='markers',
+            row=1, col=col,
             marker=dict(size=7, color=_round(D), coloraxis='coloraxis'), text=_round(D),
             hovertemplate='D = %{text}<extra></extra>')
         fig.update_yaxes(scaleanchor=f'x{col if col>1 else ""}', row=1, col=col)
@@ -144,7 +149,7 @@ def plot_feature_graphs(
     return fig.update_layout(showlegend=False, height=300, margin=dict(l=5, r=5, t=40, b=5),
         coloraxis=dict(colorscale='Turbo', cmin=.25, cmax=.8, colorbar=bar))
 
-def _clean(v): return [None if np.isnan(x) else round(float(x), 2) for x in v]
+def _none_for_nan(v): return [None if np.isnan(x) else round(float(x), 2) for x in v]
 
 
 # %%
@@ -155,17 +160,72 @@ plot_feature_graphs([made, sweep.W[7,0], sweep.W[9,0]], ['made by hand','p = 0.3
 
 
 # %% [markdown]
-# ## Solids
+# ## One feature among five
 #
-# Three hidden dimensions can be looked at directly. Spokes lead from the origin to the corners; the
-# edges are those of the convex hull. Drag a solid to turn it.
+# When one feature's density changes, its column and those of its neighbours move. Each model is
+# [aligned](50_geometry.ipynb) with the varied feature to the right. The other features are sorted
+# by angle, so that the same colour marks the same neighbour.
+
+# %%
+#| export
+def order_by_angle(
+    W:torch.Tensor, # [model, feature, 2], the varied feature first
+)->torch.Tensor:    # Same shape: first feature to the right, the others by angle
+    "Align each model to the axes and sort its features by angle"
+    models = []
+    for w in align_to_axes(W.double()):
+        t = torch.atan2(w[1:,1], w[1:,0]) % (2*torch.pi)
+        models.append(torch.cat([w[:1],w[1:][t.argsort()]]))
+    return torch.stack(models)
+
+def plot_neighbours(
+    W:torch.Tensor, # [model, feature, 2], the varied feature first
+    titles,         # One for each model
+)->go.Figure:
+    "Plot the columns of W, with the varied feature in red"
+    fig = make_subplots(1, len(W), subplot_titles=list(titles), horizontal_spacing=.02)
+    r = max(1.3, 1.08*float(W.abs().max()))
+    for c,w in enumerate(order_by_angle(W), 1):
+        xs,ys = w.numpy().round(3).T
+        for i in range(len(w)):
+            fig.add_scatter(x=[0,xs[i]], y=[0,ys[i]], mode='lines+markers', row=1, col=c,
+                marker=dict(size=[0,11]), line=dict(width=3),
+                marker_color=COLOURS['relu' if i==0 else 'q'], name=f'feature {i}')
+        fig.add_shape(type='circle', x0=-1, x1=1, y0=-1, y1=1, row=1, col=c,
+                      line=dict(color=COLOURS['paper'], width=1, dash='dot'))
+        fig.update_yaxes(scaleanchor=f'x{c if c>1 else ""}', row=1, col=c)
+    fig.update_xaxes(range=[-r,r], visible=False).update_yaxes(range=[-r,r], visible=False)
+    return fig.update_annotations(font_size=12).update_layout(showlegend=False, height=200,
+        margin=dict(l=5, r=5, t=40, b=5))
+
+
+# %%
+#| label: fig-corners
+#| fig-cap: A pentagon, and two antipodal pairs without the first feature
+W = torch.stack([polygon(5), torch.cat([torch.zeros(1,2),polygon(4)])])
+plot_neighbours(W, ['pentagon','two digons'])
+
+# %% [markdown]
+# Rotations, reflections and permutations of the other features leave the result unchanged:
+
+# %%
+O = torch.linalg.qr(torch.randn(2,2, dtype=torch.float64)).Q
+test_close(order_by_angle((W@O)[:,[0,3,1,4,2]])[0], order_by_angle(W)[0], eps=1e-6)
+order_by_angle(W)[0]
+
+
+# %% [markdown]
+# ## Shapes in three dimensions
+#
+# Models with three hidden dimensions can be shown directly. Spokes lead from the origin to the
+# corners, and the edges are those of the convex hull. You can rotate each shape with the mouse.
 
 # %%
 #| export
 def hull_edges(
     V:torch.Tensor, # [corner, 3]
 )->list:            # Pairs of corners
-    "Edges of the convex hull, without the diagonals of its flat faces"
+    "Return the edges of the convex hull, without the diagonals of its flat faces"
     V = np.asarray(V, np.float64)
     if len(V)<4 or np.linalg.matrix_rank(V-V.mean(0), tol=1e-3)<3: return _flat_edges(V)
     from scipy.spatial import ConvexHull
@@ -177,47 +237,47 @@ def hull_edges(
     return [e for e,(n,k) in sides.items() if n@k < .98]
 
 def _flat_edges(V):
-    "Sides of a polygon, or of a digon none"
+    "Return the sides of a polygon; a digon has none"
     if len(V)<3: return []
     x = np.linalg.svd(V-V.mean(0), full_matrices=False)
     t = np.argsort(np.arctan2(x[0][:,1], x[0][:,0])).tolist()
     return list(zip(t, t[1:]+t[:1], strict=True))
 
 def _segments(V, pairs):
-    "Line segments with gaps between them, x, y, z"
+    "Return x, y, z of line segments with gaps between them"
     gap = [np.full(3, np.nan)]
-    pts = np.array([p for a,b in pairs for p in (V[a],V[b],*gap)]).reshape(-1,3)
-    return {k: _clean(pts[:,i]) for i,k in enumerate('xyz')}
+    points = np.array([p for a,b in pairs for p in (V[a],V[b],*gap)]).reshape(-1,3)
+    return {k: _none_for_nan(points[:,i]) for i,k in enumerate('xyz')}
 
 _blank = dict(visible=False, showbackground=False)
 _scene = dict(xaxis=_blank, yaxis=_blank, zaxis=_blank, aspectmode='cube', dragmode='orbit',
               camera=dict(eye=dict(x=1.15, y=.75, z=.55)))
 
 def plot_shapes_3d(
-    solids,       # [corner, 3] each; corners shorter than 1/2 are left out
+    shapes,       # [corner, 3] each; corners shorter than 1/2 are left out
     titles,       # One for each
     groups=None,  # Set of each corner for each solid; default: all one set
     columns=3,
 )->go.Figure:
-    "Shapes in three dimensions, to be turned"
-    rows = -(-len(solids)//columns)
+    "Plot shapes in three dimensions that can be rotated"
+    rows = -(-len(shapes)//columns)
     fig = make_subplots(rows, columns, subplot_titles=list(titles), horizontal_spacing=.01,
         vertical_spacing=.08, specs=[[dict(type='scene')]*columns]*rows)
-    for k,W in enumerate(solids):
+    for k,W in enumerate(shapes):
         keep = represented(W)
         V = W[keep].double().cpu().numpy()
-        where = dict(row=k//columns+1, col=k%columns+1)
+        cell = dict(row=k//columns+1, col=k%columns+1)
         sets = np.asarray(groups[k])[keep.numpy()] if groups else np.zeros(len(V), int)
         hub = np.concatenate([V, np.zeros((1,3))])
         spokes = _segments(hub, [(i,len(V)) for i in range(len(V))])
         fig.add_scatter3d(**_segments(V, hull_edges(V)), mode='lines', hoverinfo='skip',
-                          line=dict(color=INK, width=3), **where)
+                          line=dict(color=INK, width=3), **cell)
         fig.add_scatter3d(**spokes, mode='lines', hoverinfo='skip',
-                          line=dict(color=COLOURS['linear'], width=5), **where)
+                          line=dict(color=COLOURS['linear'], width=5), **cell)
         fig.add_scatter3d(**_points(V), mode='markers', text=_round(feature_dimensionality(W[keep])),
             marker=dict(size=6, color=[COLOURS['sequence'][s] for s in sets]),
-            hovertemplate='D = %{text}<extra></extra>', **where)
-    r = 1.05*max(float(W.abs().max()) for W in solids)
+            hovertemplate='D = %{text}<extra></extra>', **cell)
+    r = 1.05*max(float(W.abs().max()) for W in shapes)
     box = {k: _blank|dict(range=[-r,r]) for k in ('xaxis','yaxis','zaxis')}
     return fig.update_scenes(**_scene|box).update_annotations(font_size=12).update_layout(
         showlegend=False, height=250*rows+20, margin=dict(l=0, r=0, t=30, b=0))
@@ -226,7 +286,7 @@ def _points(V): return {k: _round(V[:,i]) for i,k in enumerate('xyz')}
 
 
 # %% [markdown]
-# A cube has twelve edges although its six faces are cut into twelve triangles:
+# A cube has twelve edges, although its six faces are divided into twelve triangles:
 
 # %%
 cube = torch.cartesian_prod(*[torch.tensor([-1.,1])]*3)/3**.5
@@ -242,10 +302,10 @@ plot_shapes_3d([simplex(3), tegum(polygon(3), polygon(2)), octahedron],
 
 
 # %% [markdown]
-# ## Levels over time
+# ## Dimensionality over training
 #
-# The shares of all features along one run, with the loss below on the same axis of steps. Features
-# enter the picture once their column is longer than a quarter.
+# The dimensionality of all features along one run, above the loss on the same axis of steps. A
+# feature is drawn where its column is longer than a quarter.
 
 # %%
 #| export
@@ -256,7 +316,7 @@ def plot_dimensionality_over_time(
     levels=('dedicated','triangle','digon','pentagon'),
     marks=(),           # Steps to point out
 )->go.Figure:
-    "Dimensionality of each feature and the loss over training"
+    "Plot the dimensionality of each feature and the loss over training"
     D = torch.where(represented(W, .25), feature_dimensionality(W), torch.nan).cpu().numpy()
     x = _round(steps, 0)
     loss = loss if isinstance(loss, tuple) else (steps,loss)
@@ -287,11 +347,11 @@ plot_dimensionality_over_time(range(20), (1-t)*start + t*end, np.linspace(1, .5,
 
 
 # %% [markdown]
-# ## Learning as a film
+# ## Animation of learning
 #
-# Frames of a model with three hidden dimensions, sets in colours, the loss beside it with a dot that
-# moves along. A *facing* rotation puts the axis between the two sets upright, the same for all
-# frames: what turns in the film has turned in training.
+# Frames show a model with three hidden dimensions, with its sets in two colours and the loss beside
+# it. One rotation, the same for all frames, makes the line between the means of the two sets
+# vertical, so that any rotation in the animation took place in training.
 
 # %%
 #| export
@@ -299,13 +359,15 @@ def upright_rotation(
     W:torch.Tensor, # [feature, 3]: the final model
     sets,           # Set of each feature, 0 or 1
 )->torch.Tensor:    # [3, 3] rotation
-    "Rotation that puts the line between the means of two sets upright"
+    "Return the rotation that makes the line between the means of two sets vertical"
     W = W.double()
     sets = torch.as_tensor(sets)
-    up = W[sets==0].mean(0)-W[sets==1].mean(0)
-    if up.norm()<1e-6: raise ConfigError('the two sets have one mean: nothing faces.')
+    axis = W[sets==0].mean(0)-W[sets==1].mean(0)
+    if axis.norm()<1e-6: raise ConfigError(
+        'both sets have the same mean: choose two sets of features that differ.')
     first = W[(sets==0).nonzero()[0,0]]
-    return torch.linalg.qr(torch.stack([up,first,torch.linalg.cross(up,first)], 1)).Q[:,[1,2,0]]
+    basis = torch.stack([axis,first,torch.linalg.cross(axis,first)], 1)
+    return torch.linalg.qr(basis).Q[:,[1,2,0]]
 
 def _frame_data(W, sets):
     hub = np.concatenate([W, np.zeros((1,3))])
@@ -317,14 +379,14 @@ def _frame_data(W, sets):
                  go.Scatter3d(**ring), go.Scatter3d(**_points(W[i]))]
     return data
 
-def _dress(fig, sets):
+def _style_frame(fig, sets):
     for k,s in enumerate(np.unique(sets)):
         c = COLOURS['sequence'][s]
-        for trace,look in zip(fig.data[3*k:3*k+3], (
+        for trace,style in zip(fig.data[3*k:3*k+3], (
                 dict(mode='lines', line=dict(color=c, width=6), hoverinfo='skip'),
                 dict(mode='lines', line=dict(color=c, width=2), opacity=.6, hoverinfo='skip'),
                 dict(mode='markers', marker=dict(size=6, color=c))), strict=True):
-            trace.update(showlegend=False, **look)
+            trace.update(showlegend=False, **style)
 
 def animate_learning(
     steps,           # [time], at most 60
@@ -332,13 +394,14 @@ def animate_learning(
     sets,            # Set of each feature, 0 or 1
     loss,            # [time]
 )->go.Figure:
-    "Two sets of features finding their shape in three dimensions"
+    "Animate two sets of features in three dimensions over training"
     if len(steps)>60: raise ConfigError(f'{len(steps)} frames are too many: give at most 60.')
-    sets,V = np.asarray(sets),(W.double()@upright_rotation(W[-1], sets)).cpu().numpy()
+    sets = np.asarray(sets)
+    V = (W.double()@upright_rotation(W[-1], sets)).cpu().numpy()
     fig = make_subplots(1, 2, column_widths=[.62,.38], horizontal_spacing=.12,
                         specs=[[dict(type='scene'),dict(type='xy')]])
     for t in _frame_data(V[-1], sets): fig.add_trace(t, 1, 1)
-    _dress(fig, sets)
+    _style_frame(fig, sets)
     n = len(fig.data)
     x = _round(steps, 0)
     y = _round(loss, 5)
@@ -353,14 +416,14 @@ def animate_learning(
     fig.update_scenes(**_scene|box).update_yaxes(type='log', dtick=1, title='loss').update_xaxes(
         title='step', type='log', tickvals=[s for s in (10,100,1000,10_000) if s<=max(x)])
     return fig.update_layout(showlegend=False, height=440, margin=dict(l=0, r=20, t=10, b=80),
-                             **_controls([f.name for f in fig.frames]))
+                             **_animation_controls([f.name for f in fig.frames]))
 
-def _controls(names):
-    "A play button and a slider"
-    to = lambda s, ms: [s, dict(mode='immediate', frame=dict(duration=ms, redraw=True),
+def _animation_controls(names):
+    "Return a play button and a slider"
+    frame_args = lambda s, ms: [s, dict(mode='immediate', frame=dict(duration=ms, redraw=True),
                                 transition=dict(duration=0))]
-    play = dict(label='▶', method='animate', args=to(None, 120))
-    stop = dict(label='❚❚', method='animate', args=to([None], 0))
+    play = dict(label='▶', method='animate', args=frame_args(None, 120))
+    stop = dict(label='❚❚', method='animate', args=frame_args([None], 0))
     return dict(
         updatemenus=[dict(type='buttons', direction='left', x=0, y=-.06, yanchor='top',
                           xanchor='left', showactive=False, buttons=[play,stop])],
@@ -368,7 +431,8 @@ def _controls(names):
                       ticklen=0, minorticklen=0,
                       currentvalue=dict(prefix='step ', font=dict(size=12, color=INK)),
                       font=dict(color='rgba(0,0,0,0)', size=1),
-                      steps=[dict(label=s, method='animate', args=to([s], 0)) for s in names])])
+                      steps=[dict(label=s, method='animate', args=frame_args([s], 0))
+                             for s in names])])
 
 
 # %%
@@ -376,10 +440,10 @@ def _controls(names):
 #| fig-cap: Two triangles that move apart and twist into an octahedron (made by hand)
 def twisted(t):
     a = torch.arange(3)*2*torch.pi/3
-    up = min(1, 2*t)/3**.5
+    height = min(1, 2*t)/3**.5
     r = t*(2/3)**.5
     ring = lambda z,turn: torch.stack([r*(a+turn).cos(), r*(a+turn).sin(), torch.full((3,), z)], 1)
-    return torch.cat([ring(up, 0.), ring(-up, t*torch.pi/3)])
+    return torch.cat([ring(height, 0.), ring(-height, t*torch.pi/3)])
 
 film = torch.stack([twisted(t) for t in np.linspace(.05, 1, 20)])
 fig = animate_learning(np.geomspace(10, 1000, 20), film, [0,0,0,1,1,1], np.geomspace(1, .01, 20))
@@ -388,7 +452,8 @@ fig
 
 # %%
 O = torch.linalg.qr(torch.randn(3,3)).Q
-up = film[-1]@O@upright_rotation(film[-1]@O, [0,0,0,1,1,1]).float()
-test_close(up[:3,2].abs(), up[3:,2].abs(), eps=1e-4); test_close(up[:3,2].std(), 0, eps=1e-4)
+turned = film[-1]@O@upright_rotation(film[-1]@O, [0,0,0,1,1,1]).float()
+test_close(turned[:3,2].abs(), turned[3:,2].abs(), eps=1e-4)
+test_close(turned[:3,2].std(), 0, eps=1e-4)
 with expect_fail(ConfigError, contains='61 frames'):
     animate_learning(range(61), film, [0]*6, range(61))
