@@ -11,7 +11,8 @@ __all__ = ['Comparison', 'Principle', 'load_comparisons', 'load_principles', 'hu
 
 # %% ../../nbs/constitution/index.ipynb #6258cd40
 # Supervised stage
-from .principles import Comparison, Principle, load_comparisons, load_principles
+from .principles import (
+    Comparison, Principle, load_comparisons, load_principles)
 from .prompts import human_comparisons, load_prompts, split_by_prompt
 from .revision import chain_table, revise
 from .finetuning import finetune, training_examples

@@ -119,7 +119,7 @@ def _check_players(runs, sides, gauge):
                             'every player a run, and votes on both axes.')
 
 def pareto_frontier(
-    helpful:pd.DataFrame,     # Votes on helpfulness, as `play` returns them
+    helpful:pd.DataFrame,     # Votes on helpfulness, as `play_matches` returns them
     harmless:pd.DataFrame,    # Votes on harmlessness, of the same players
     runs:pd.DataFrame,        # player, run, step
     gauge:str,                # The player at (0, 0), such as the common start

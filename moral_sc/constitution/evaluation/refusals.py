@@ -206,7 +206,7 @@ def measure_chains(
 
 # %% ../../../nbs/constitution/evaluation/50_refusals.ipynb #5447c4b5
 def group_means(
-    d:pd.DataFrame,     # From `chain_measures`, several of them stacked
+    d:pd.DataFrame,     # From `measure_chains`, several of them stacked
     columns:list,       # Measures to average
     by:str='condition', # Column that names the groups
 )->pd.DataFrame:        # An `Estimate` for each group and measure

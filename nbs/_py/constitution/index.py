@@ -50,7 +50,8 @@
 # %%
 #| export
 # Supervised stage
-from moral_sc.constitution.principles import Comparison, Principle, load_comparisons, load_principles
+from moral_sc.constitution.principles import (
+    Comparison, Principle, load_comparisons, load_principles)
 from moral_sc.constitution.prompts import human_comparisons, load_prompts, split_by_prompt
 from moral_sc.constitution.revision import chain_table, revise
 from moral_sc.constitution.finetuning import finetune, training_examples

@@ -470,7 +470,7 @@ test_close(list(c.overlap[:2]), [overlap(before, after), 1])
 # %%
 #| export
 def group_means(
-    d:pd.DataFrame,     # From `chain_measures`, several of them stacked
+    d:pd.DataFrame,     # From `measure_chains`, several of them stacked
     columns:list,       # Measures to average
     by:str='condition', # Column that names the groups
 )->pd.DataFrame:        # An `Estimate` for each group and measure

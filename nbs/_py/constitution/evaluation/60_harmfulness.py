@@ -150,8 +150,8 @@ class HarmfulnessModel:
         rows = [tokenize_example(self.lm, p, a, self.mode)[0]
                 for p,a in zip(prompts, answers, strict=True)]
         out = np.zeros(len(rows))
-        for some in batches([len(r) for r in rows], max_tokens):
-            out[some] = reward_scores(self.model, [rows[i] for i in some]).cpu().numpy()
+        for batch in batches([len(r) for r in rows], max_tokens):
+            out[batch] = reward_scores(self.model, [rows[i] for i in batch]).cpu().numpy()
         return (out+self.zero).clip(0, MAX_RATING) if clip else out+self.zero
 
     def _predictions(self, rows):
@@ -351,7 +351,7 @@ def absolute_harmfulness(
     samples:int=16,       # Answers per prompt, 1 at temperature 0; the paper has 256
     temperature:float=1.,
     watch:dict=None,      # Further score functions of the same answers, by name
-    **kw,                 # Of `answers`: max_new_tokens, seed, mode ...
+    **kw,                 # Of `sample_answers`: max_new_tokens, seed, mode ...
 )->pd.DataFrame:          # step, temperature, what, value, low, high, by_prompt
     "Return the mean rating of each snapshot's answers"
     if samples<1: raise ConfigError(f'samples is {samples}; give 1 or more.')

@@ -41,7 +41,7 @@ torch.set_num_threads(1)
 began = process_time()
 
 # %%
-size = at_scale(scale, # requests of each kind; steps of reading, of RL, between snapshots; trainings
+size = at_scale(scale, # requests of each kind; steps of pretraining, RL, snapshots; seeds
     quick=dict(more=(), train=32, test=16, steps=4, every=2, batch=16, pm=1, read=40,
                trainings=2),
     cpu=dict(more=('small',), train=600, test=150, steps=90, every=15, batch=32, pm=2,
