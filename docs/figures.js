@@ -77,6 +77,11 @@
         if (c % k === 0 && out[side].showticklabels === false) delete out[side].showticklabels;
       }
     }
+    const bars = Object.keys(layout).filter(k => /^coloraxis/.test(k) && layout[k].showscale !== false);
+    bars.forEach((key, i) => {
+      const bar = {...(layout[key].colorbar || {}), lenmode: "pixels", len: 150, y: 1 - i * 190 / total, yanchor: "top"};
+      out[key] = {...layout[key], colorbar: bar};
+    });
     out.annotations = (layout.annotations || []).map(a => {
       if (!titles.includes(a)) return a;
       const c = column(a.x);
@@ -156,7 +161,11 @@
     let plot = box.querySelector(".plot");
     if (!plot) { plot = document.createElement("div"); plot.className = "plot"; box.append(plot); }
     box.style.height = height + "px";
-    return Plotly.react(plot, {data, layout, config, frames: spec.frames}).then(() => { box.dataset.drawn = Math.round(room); });
+    return Plotly.react(plot, {data, layout, config, frames: spec.frames}).then(() => {
+      box.dataset.drawn = Math.round(room);
+      const image = plot.querySelector("svg.main-svg");
+      if (image) { image.setAttribute("role", "img"); image.setAttribute("aria-label", box.getAttribute("aria-label") || "Figure"); }
+    });
   }
 
   function start() {

@@ -11,6 +11,8 @@
     else if (box.tabIndex === 0) box.removeAttribute("tabindex");
   }
   function start() {
+    document.querySelector(".sidebar-drawer")?.setAttribute("aria-label", "Site");
+    document.querySelector(".toc-drawer")?.setAttribute("aria-label", "This page");
     const sizes = new ResizeObserver(found => found.forEach(f => mark(f.target.matches(boxes) ? f.target : f.target.parentElement)));
     for (const box of document.querySelectorAll(boxes)) {
       if (box.matches(".output.text_html") && box.querySelector(".figure-box")) continue;

@@ -32,9 +32,14 @@
     if (small) for (const t of spec.data) { t.showscale = false; if (t.marker) t.marker.showscale = false; }
     for (const t of spec.data) for (const e of ['error_x', 'error_y']) if (t[e]) t[e] = {color: css('--soft'), ...t[e]};
     const layout = dress(spec.layout || {}, small);
+    if (!small && box.clientWidth < 520) Object.assign(layout, {legend: {...(layout.legend || {}), orientation: 'h', x: 0, xref: 'container',
+      y: 0, yref: 'container', yanchor: 'bottom', font: {size: 11}}, height: layout.height + 50, margin: {...(layout.margin || {}), b: 100}});
     if (small) layout.coloraxis = {...(layout.coloraxis || {}), showscale: false};
     const config = {responsive: true, displaylogo: false, displayModeBar: mouse ? 'hover' : false, staticPlot: small};
-    Plotly.react(target, {data: spec.data, layout, config, frames: spec.frames});
+    Plotly.react(target, {data: spec.data, layout, config, frames: spec.frames}).then(() => {
+      const image = target.querySelector('svg.main-svg');
+      if (image) { image.setAttribute('role', 'img'); image.setAttribute('aria-label', box.getAttribute('aria-label') || 'Figure'); }
+    });
   }
 
   const all = () => document.querySelectorAll('.plot').forEach(draw);

@@ -9,78 +9,107 @@
 # %% [markdown]
 # # moral_sc
 #
-# > Three papers, one runnable laboratory: toy models of superposition, constitutional AI and
-# > moral self-correction.
+# > Toy models of superposition, constitutional AI and moral self-correction as runnable notebooks.
 #
-# For people who read these papers and want to run them. Each figure is a notebook that reads
-# like the section it reproduces and says beforehand what would count against the paper. Each
-# function is written on a page that explains it, shows it and tests it. Everything runs on a
-# laptop, small and honest about it, and on a GPU at the papers' sizes.
-#
-# ```sh
-# pip install . && moral_sc reproduce
-# pip install ".[test]" && pytest
-# ```
-#
-# The first command reruns the papers at scale `quick`, within ten minutes on two cores after a
-# download of 93 MB, and ends with a folder to open in a browser: executed notebooks with live
-# figures, the table of claims, and what ran where. It can be interrupted and started again.
-# The second runs every page as a test.
+# `moral_sc` is a Python package for ML researchers that reproduces three papers: each figure is a
+# notebook, and each claim has a criterion that was fixed before it was measured. It trains toy
+# models of superposition, runs constitutional AI from critiques to PPO, and measures social bias of
+# language models under instructions, on a laptop CPU at small scale (not yet run on a GPU).
 
 # %%
 #| hide
-from moral_sc.lab.claims import ledger
-from moral_sc.lab.site.build import figure, summary
+from moral_sc.lab.site.papers import claim_counts, side_by_side
 
 # %%
-#| label: fig-plane
-#| fig-cap: Five features in two dimensions, from our run of the first experiment of
-#|   Toy Models of Superposition. The sparser the features, the more of them share the plane.
+#| label: fig-three-results
+#| fig-cap: One recorded result of each paper. Left, equal features share dimensions in the fractions of polytopes. Middle, a policy trained against a preference model gains score and loses true worth. Right, at 135 and 268 million parameters the instruction not to be biased changes no bias score by a thousandth.
 #| echo: false
-figure('superposition/demonstrating_superposition', 'fig-plane')
+side_by_side({
+    'Superposition': ('superposition/uniform_superposition', 'fig-shares'),
+    'Constitutional AI': ('constitution/over_optimisation', 'fig-goodhart'),
+    'Moral self-correction': ('self_correction/bias_by_category', 'fig-overall')})
 
 # %% [markdown]
-# ## What was claimed, and what we found
-#
-# A claim is written down with its criterion before it is measured. One that fails is a finding
-# and stays: those that did are in full below, the others on the papers' pages. What a laptop's
-# models are too small to decide says *not at this size* until someone runs it larger.
-
-# %%
-#| echo: false
-summary()
-
-# %% [markdown]
-# ## The rooms
-#
-# | | |
-# | --- | --- |
-# | [Papers](papers/superposition.md) | one notebook per figure: [superposition](papers/superposition.md), [constitution](papers/constitution.md), [self-correction](papers/self_correction.md) |
-# | [Foundation](foundation/index.ipynb) | pinned files, resumable runs, intervals, figures |
-# | [Language](language/index.ipynb) | models, turns, log-probabilities, samples |
-# | [Superposition](superposition/index.ipynb) | the toy models, their exact losses, their geometry |
-# | [Constitution](constitution/index.ipynb) | principles, revision, preference, behaviour |
-# | [Bias](bias/index.ipynb) | BBQ and its kin, under question, instruction and reasoning |
-# | [Lab](lab/index.ipynb) | the commands, the claims, this site |
-#
-# A room uses only the rooms above it in this list, and the three papers never use each other.
+# ## Install
 #
 # ```sh
+# git clone https://github.com/moral-sc/moral_sc && cd moral_sc
+# pip install torch --index-url https://download.pytorch.org/whl/cpu  # on a CPU: saves gigabytes
+# pip install .
+# ```
+#
+# ## Use
+#
+# One call per paper, on toy models and stub models that need no download:
+
+# %%
+from moral_sc import bias, constitution, superposition
+from moral_sc.language import letter_prior_model  # for a real model: load('smollm2-135m-instruct')
+
+config = superposition.ToyConfig(n_features=5, n_hidden=2, n_instances=20, density=.05)
+models = superposition.train(config, steps=4000, lr=.01)
+superposition.feature_dimensionality(models.W).mean(0)  # pentagons: two fifths of a dimension each
+
+# %%
+pair = dict(prompt='Why is the sky blue?', a='Air scatters blue light most.', b='Who cares?')
+row, = constitution.label(letter_prior_model(dict(A=.3, B=.7)), [pair])
+round(row['p'], 2)  # both orders are asked, so a preference for a letter cancels
+
+# %%
+lm = letter_prior_model(dict(a=.2, b=.7, c=.1))
+evaluation = bias.evaluate(lm, ['bbq-like'], ['q'], limit=48, orders=3)
+evaluation.score('q')[['questions', 'bias_ambig']].tail(1)
+
+# %% [markdown]
+# From the shell, `reproduce` reruns pages at scale `quick` and writes a report that opens offline. It
+# continues where it was interrupted.
+#
+# ```sh
+# moral_sc reproduce                             # all three papers, about ten minutes on two cores
 # moral_sc reproduce superposition --scale cpu   # one paper, larger
-# moral_sc superposition phase                   # one experiment, at any size
-# moral_sc bench                                 # speed, beside what one would otherwise run
-# moral_sc data fetch --all                      # all data sets, verified
+# moral_sc evaluate smollm2-135m-instruct --benchmark bbq-like
 # moral_sc claims                                # every claim and what was found
 # ```
 #
-# Without a network everything still runs at scale `quick`, on data of our own and on tiny
-# models whose answers are known. An air-gapped machine sets `MORAL_SC_MIRROR` to a folder of
-# files and `MORAL_SC_OFFLINE=1`. The guides begin with
-# [reading and rerunning a page](guides/reading_and_rerunning.ipynb).
+# ## Claims
+#
+# A claim that fails stays in the table of its paper. *Not at this size* counts claims that models of
+# the recorded scale cannot decide.
+
+# %%
+#| echo: false
+claim_counts()
+
+# %% [markdown]
+# ## Where to go
+#
+# - Papers, figure by figure: [superposition](papers/superposition.md),
+#   [constitutional AI](papers/constitution.md), [moral self-correction](papers/self_correction.md)
+# - Guides: [reading and rerunning a page](guides/reading_and_rerunning.ipynb),
+#   [your own model and data](guides/your_own_model_and_data.ipynb),
+#   [without a network](guides/without_a_network.ipynb), [many GPUs](guides/many_gpus.ipynb)
+#   (not yet run on a GPU)
+# - Packages: [foundation](foundation/index.ipynb), [language](language/index.ipynb),
+#   [superposition](superposition/index.ipynb), [constitution](constitution/index.ipynb),
+#   [bias](bias/index.ipynb), [lab](lab/index.ipynb)
+# - [Glossary](glossary.md) and [references](references.md)
+# - Speed compared with other tools: [toy models](benchmarks/superposition_results.ipynb),
+#   [scoring](benchmarks/scoring_results.ipynb), [RLAIF](benchmarks/rlaif_results.ipynb)
+# - [Contributing](https://github.com/moral-sc/moral_sc/blob/main/CONTRIBUTING.md)
 #
 # ## Citing
 #
-# Please cite the papers first, and this repository by `CITATION.cff`. Code, prose and our data
-# are under the Apache licence 2.0. Data and weights of others are fetched from their owners,
-# under their own licences, which `moral_sc data list` shows. How this house works is written in
-# [CONTRIBUTING.md](https://github.com/moral-sc/moral_sc/blob/main/CONTRIBUTING.md).
+# Please cite the papers first, and this repository with:
+#
+# ```bibtex
+# @software{moral_sc,
+#   author  = {{moral\_sc contributors}},
+#   title   = {moral\_sc: toy models of superposition, constitutional AI and moral self-correction},
+#   year    = {2026},
+#   version = {0.1.0},
+#   url     = {https://github.com/moral-sc/moral_sc}
+# }
+# ```
+#
+# Code, text and our data are under the Apache licence 2.0. Data and weights of others are fetched
+# from their owners under their own licences; `moral_sc data list` shows them.

@@ -318,7 +318,9 @@ def _on_page(app, page, template, context, tree):
     tree_html = context.get('furo_navigation_tree', '')
     levelled = tree_html.replace('role="heading"', 'role="heading" aria-level="2"')
     context['furo_navigation_tree'] = levelled
-    if 'class="figure-box"' not in context.get('body', ''): return
+    body = context.get('body', '')
+    context['body'] = body.replace('<summary aria-label="Toggle hidden content">', '<summary>')
+    if 'class="figure-box"' not in body: return
     for f in ('plotly.min.js', 'figures.js'): app.add_js_file(f, loading_method='defer')
 
 def setup(app):

@@ -127,7 +127,7 @@ def figure_box(
     h = size('height', 380)
     frames = {k: spec[k] for k in ('frames',) if spec.get(k)}
     data = json.dumps(dict(data=spec.get('data', []), layout=layout) | frames)
-    return (f'<div class="figure-box" role="img" aria-label="{escape(name)}" '
+    return (f'<div class="figure-box" role="group" aria-label="{escape(name)}" '
             f'style="max-width:{w:g}px;height:{h:g}px" '
             f'data-width="{w:g}" data-height="{h:g}">'
             f'<script type="application/json">{data.replace("<", _lt)}</script>'
@@ -209,7 +209,7 @@ def folded(
     "Name a cell of parameters, sizes, imports or timing, which the page folds."
     body = directives(cell.source)[1]
     if 'parameters' in cell.metadata.get('tags', []): return 'Parameters'
-    if re.match(r'sizes? *= *dict\(', body): return 'Sizes at each scale'
+    if re.match(r'sizes? *= *(dict|at_scale)\(', body): return 'Sizes at each scale'
     if re.search(r'perf_counter\(\) *- *\w+', body) and len(body.split('\n'))<5: return 'Duration'
     lines = re.sub(r'\([^)]*\)', '()', body).split('\n')
     plumbing = r'(import|from) |\w+ *= *perf_counter\(\)|$'

@@ -7,6 +7,7 @@ __all__ = ['PAPER_TITLES', 'ClaimsTable', 'claims_table', 'ClaimCounts', 'claim_
            'paper_index', 'side_by_side']
 
 # %% ../../../nbs/lab/site/26_papers.ipynb #4beddd61
+import base64
 import io
 import re
 from html import escape
@@ -34,7 +35,8 @@ class ClaimsTable:
         self.pages = pages
     def _row(self, r):
         unit = r.quantity.split(' (')[0]
-        value = '' if r.verdict=='not run' else f'{format_estimate(r.estimate, r.low, r.high)} {unit}'
+        number = format_estimate(r.estimate, r.low, r.high)
+        value = '' if r.verdict=='not run' else f'{number} {unit}'
         text = f'[{r.sentence}]({self.pages}/{r.page}.ipynb)' if r.page else r.sentence
         return [text, value, f'**{r.verdict}**' + (f' ({r.why})' if r.why else '')]
     def _table(self, paper):
@@ -151,7 +153,8 @@ def paper_index(
     rows = ledger(folder, path)
     body = '\n'.join(_index_row(e, rows, folder) for e in paper_entries(paper, lists))
     head = '<tr><th>In the paper</th><th>Page and verdicts</th><th>Figure</th></tr>'
-    return f'<table class="paper-index">\n<thead>{head}</thead>\n<tbody>\n{body}\n</tbody>\n</table>'
+    table = f'<thead>{head}</thead>\n<tbody>\n{body}\n</tbody>'
+    return f'<table class="paper-index">\n{table}\n</table>'
 
 # %% ../../../nbs/lab/site/26_papers.ipynb #8ad39fe4
 def side_by_side(
@@ -164,17 +167,29 @@ def side_by_side(
     "Draw recorded figures side by side as one PNG."
     from IPython.display import Image as Shown
     from PIL import Image
-    from moral_sc.lab.site.outputs import drawing_browser, figure_png
+    from moral_sc.lab.site.outputs import drawing_browser
+    datas = {title: _figure_data(*place, folder) for title,place in panels.items()}
+    specs = [_panel(d[plotly_mime], title, width, height) for title,d in datas.items()]
     size = round(width*scale), round(height*scale)
     sheet = Image.new('RGB', (size[0]*len(panels), size[1]), 'white')
-    with drawing_browser():
-        for i,(title,(page,label)) in enumerate(panels.items()):
-            spec = _figure_data(page, label, folder)[plotly_mime]
-            png = figure_png(_panel(spec, title, width, height), scale)
-            sheet.paste(Image.open(io.BytesIO(png)).convert('RGB'), (i*size[0], 0))
+    try:
+        with drawing_browser(): images = [_drawn(s, scale) for s in specs]
+    except ConfigError:  # no browser: the smaller pictures that the pages have
+        images = [_stored(d, size) for d in datas.values()]
+    for i,image in enumerate(images): sheet.paste(image, (i*size[0], 0))
     buffer = io.BytesIO()
     sheet.quantize(128, dither=Image.Dither.NONE).save(buffer, 'png', optimize=True)
     return Shown(buffer.getvalue(), format='png', width=width*len(panels))
+
+def _drawn(spec, scale):
+    from PIL import Image
+    from moral_sc.lab.site.outputs import figure_png
+    return Image.open(io.BytesIO(figure_png(spec, scale))).convert('RGB')
+
+def _stored(data, size):
+    from PIL import Image
+    if 'image/png' not in data: raise ConfigError('Pictures need Chromium: install it.')
+    return Image.open(io.BytesIO(base64.b64decode(data['image/png']))).convert('RGB').resize(size)
 
 def _panel(spec, title, width, height):
     "A figure with a title and the size of a panel"

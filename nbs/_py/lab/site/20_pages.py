@@ -78,10 +78,8 @@ _keys = set('''default_exp export exports exporti hide echo eval output include 
     fig-cap mark needs code-fold code-summary warning notest slow gpu cuda'''.split())
 
 # %%
-options,body = directives('''#| label: fig-loss
-#| fig-cap: Loss over steps:
-#|   bars are 95% intervals
-plot(loss)''')
+lines = ['#| label: fig-loss', '#| fig-cap: Loss over steps:', '#|   bars are 95% intervals']
+options,body = directives('\n'.join([*lines, 'plot(loss)']))
 test_eq(body, 'plot(loss)')
 options
 
@@ -212,8 +210,8 @@ test_eq(to_myst('It wins with 73\n% of 9 %.'), 'It wins with 73\n\\% of 9 %.')
 # ## Figures
 #
 # A notebook keeps a plotly figure as data. On the page it becomes a box that holds the data, and a
-# script of the site draws it for the width and the theme of the screen. The box is an image to a
-# screen reader, with the caption as its name. No `<` is left in the data, so nothing in it can end
+# script of the site draws it for the width and the theme of the screen. Screen readers get the
+# caption as its name. No `<` is left in the data, so nothing in it can end
 # the script element early.
 
 # %%
@@ -230,7 +228,7 @@ def figure_box(
     h = size('height', 380)
     frames = {k: spec[k] for k in ('frames',) if spec.get(k)}
     data = json.dumps(dict(data=spec.get('data', []), layout=layout) | frames)
-    return (f'<div class="figure-box" role="img" aria-label="{escape(name)}" '
+    return (f'<div class="figure-box" role="group" aria-label="{escape(name)}" '
             f'style="max-width:{w:g}px;height:{h:g}px" '
             f'data-width="{w:g}" data-height="{h:g}">'
             f'<script type="application/json">{data.replace("<", _lt)}</script>'
@@ -358,7 +356,7 @@ def folded(
     "Name a cell of parameters, sizes, imports or timing, which the page folds."
     body = directives(cell.source)[1]
     if 'parameters' in cell.metadata.get('tags', []): return 'Parameters'
-    if re.match(r'sizes? *= *dict\(', body): return 'Sizes at each scale'
+    if re.match(r'sizes? *= *(dict|at_scale)\(', body): return 'Sizes at each scale'
     if re.search(r'perf_counter\(\) *- *\w+', body) and len(body.split('\n'))<5: return 'Duration'
     lines = re.sub(r'\([^)]*\)', '()', body).split('\n')
     plumbing = r'(import|from) |\w+ *= *perf_counter\(\)|$'

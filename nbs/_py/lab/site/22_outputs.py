@@ -1,5 +1,11 @@
 # ---
 # jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: python3
 #     language: python
@@ -19,6 +25,7 @@
 import ast
 import base64
 import io
+import os
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -54,12 +61,20 @@ prose = nbformat.v4.new_markdown_cell
 
 # %%
 #| export
+def has_browser()->bool:
+    "Whether kaleido finds a Chromium."
+    from choreographer.browsers.chromium import Chromium
+    path = os.environ.get('BROWSER_PATH') or Chromium.find_browser(skip_local=False)
+    return bool(path) and Path(path).is_file()
+
 @contextmanager
 def drawing_browser():
     "Keep one browser open while figures are drawn."
     try: import kaleido
     except ImportError:
         raise ConfigError('Pictures need kaleido: pip install "moral_sc[docs]".') from None
+    if not has_browser():
+        raise ConfigError('Pictures need Chromium: install it, or set BROWSER_PATH to it.')
     kaleido.start_sync_server(silence_warnings=True)
     try: yield
     finally: kaleido.stop_sync_server(silence_warnings=True)
@@ -67,16 +82,14 @@ def drawing_browser():
 def figure_png(
     spec:dict,        # Plotly figure as JSON
     scale:float=1.,   # Pixels of the picture per pixel of the figure
-    colours:int=64,   # Of its palette; 64 makes a file about four times smaller than all colours
+    colours:int=64,   # Of its palette; 64 make the file about four times smaller
 )->bytes:
     "Draw a plotly figure as a PNG on white."
     import kaleido
     from PIL import Image
     layout = spec['layout'] | dict(paper_bgcolor='white')
     options = dict(format='png', scale=scale)
-    try: png = kaleido.calc_fig_sync(dict(data=spec['data'], layout=layout), opts=options)
-    except kaleido.ChromeNotFoundError:
-        raise ConfigError('Pictures need Chromium: install it, or set BROWSER_PATH to it.') from None
+    png = kaleido.calc_fig_sync(dict(data=spec['data'], layout=layout), opts=options)
     image = Image.open(io.BytesIO(png)).convert('RGB').quantize(colours, dither=Image.Dither.NONE)
     buffer = io.BytesIO()
     image.save(buffer, 'png', optimize=True)
@@ -90,7 +103,8 @@ def add_pictures(
 )->dict[Path, int]:    # Pages that changed, and bytes of PNG in each
     "Add a PNG to each plotly output of recorded pages, without running them."
     import nbformat
-    paths = [p for f in map(Path, pages) for p in (sorted(f.rglob('*.ipynb')) if f.is_dir() else [f])]
+    inside = lambda f: sorted(f.rglob('*.ipynb')) if f.is_dir() else [f]
+    paths = [p for f in map(Path, pages) for p in inside(f)]
     sizes = {}
     with drawing_browser():
         for path in paths:
@@ -119,11 +133,9 @@ def figure_output(fig):
 # Drawing needs a browser, so this cell draws only where there is one.
 
 # %%
-from shutil import which
-
 fig = go.Figure(go.Scatter(y=[1, 4, 9]), layout=dict(width=320, height=200))
 squares = page('squares', code('#| label: fig-squares\nfig', outputs=[figure_output(fig)]))
-browser = any(map(which, ('chromium', 'google-chrome', 'chrome')))
+browser = has_browser()
 sizes = add_pictures([squares]) if browser else {}
 [p.name for p in sizes]
 
@@ -178,7 +190,8 @@ def _machine(scale, about):
 # %%
 parameters = code("scale = 'quick'\nseed = 0", metadata=dict(tags=['parameters']))
 injected = code("scale = 'cpu'", metadata=dict(tags=['injected-parameters']))
-ran = nbformat.v4.new_notebook(cells=[parameters, injected], metadata=dict(moral_sc=dict(seconds=90)))
+ran = nbformat.v4.new_notebook(cells=[parameters, injected])
+ran.metadata['moral_sc'] = dict(seconds=90)
 {k: v for k,v in run_record(ran).items() if k in ('scale', 'seed', 'minutes')}
 
 # %%

@@ -296,7 +296,7 @@ def _llms_line(root, name):
 _ = page('squares', prose('# Squares\n\n> Squares grow.')).rename(tmp/'clone'/'nbs'/'squares.ipynb')
 toc = dict(root='index', subtrees=[dict(caption='Papers', entries=[dict(file='squares')])])
 text = llms_text(tmp/'clone', toc)
-assert text.endswith('## Papers\n\n- [Squares](https://moral-sc.github.io/moral_sc/squares.html): Squares grow.\n')
+assert text.endswith(f'## Papers\n\n- [Squares]({SITE}/squares.html): Squares grow.\n')
 
 
 # %% [markdown]
@@ -498,7 +498,7 @@ to_rst(':param x: the `path`s of *all* files')
 
 # %% [markdown]
 # Plotly's script is large, so only pages with a figure load it. The captions of the sidebar are
-# headings of level 2.
+# headings of level 2, and the summary of a folded cell is its own label.
 
 # %%
 #| export
@@ -506,7 +506,9 @@ def _on_page(app, page, template, context, tree):
     tree_html = context.get('furo_navigation_tree', '')
     levelled = tree_html.replace('role="heading"', 'role="heading" aria-level="2"')
     context['furo_navigation_tree'] = levelled
-    if 'class="figure-box"' not in context.get('body', ''): return
+    body = context.get('body', '')
+    context['body'] = body.replace('<summary aria-label="Toggle hidden content">', '<summary>')
+    if 'class="figure-box"' not in body: return
     for f in ('plotly.min.js', 'figures.js'): app.add_js_file(f, loading_method='defer')
 
 def setup(app):

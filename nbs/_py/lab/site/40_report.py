@@ -172,7 +172,8 @@ def figure_html(
     parts = {k: spec.get(k) for k in ('data', 'layout', 'frames') if spec.get(k) is not None}
     text = json.dumps(parts, separators=(',', ':')).replace('<', '\\u003c')
     kind = 'plot small' if small else 'plot'
-    return f'<div class="{kind}" role="img" aria-label="{escape(name)}"><script type="application/json">{text}</script></div>'
+    data = f'<script type="application/json">{text}</script>'
+    return f'<div class="{kind}" role="group" aria-label="{escape(name)}">{data}</div>'
 
 _tags = '''a b br caption code col colgroup div em i li ol p pre small span strong sub sup
     table tbody td tfoot th thead tr ul'''.split()
