@@ -21,7 +21,8 @@ import numpy as np, pandas as pd, torch
 from .harness import (BenchmarkRow, baseline_generate, baseline_logprobs,
                                          choose_batch_size, format_ratio, interleave, load_record,
                                          check_row_names, describe_machine, measure_rows,
-                                         recorded_row, start_record, summarise, time_stamp, torch_threads)
+                                         recorded_row, start_record, summarise, time_stamp,
+                                         torch_threads)
 from ..constitution.feedback import (LETTERS, Labeller, combine_readings, label,
                                             load_comparisons, load_worked_comparisons)
 from ..constitution.preference import PreferenceModel

@@ -13,7 +13,8 @@ from functools import cache
 import numpy as np, pandas as pd, torch
 from .harness import (format_ratio, format_summary, interleave, load_record,
                                          check_row_names, describe_machine, measure_rows,
-                                         recorded_row, start_record, summarise, time_call, time_stamp)
+                                         recorded_row, start_record, summarise, time_call,
+                                         time_stamp)
 from ..superposition.engines.simd import Accumulator, compile_kernel, loop, n_lanes
 from ..superposition.features import Sampler
 from ..superposition.model import ToyConfig, batch_loss, check_positive_integers

@@ -116,7 +116,7 @@ def evaluate(
     settings = dict(orders=orders, mode=mode, seed=seed, samples=samples)
     config = dict(model=model_identity(lm), limit=limit, conditions=asked, **settings,
                   **{k:v for k,v in kw.items() if k not in ('portion','max_tokens')},
-                  benchmarks={n:_digest(bs[n], its) for n,its in questions.items()})
+                  benchmarks={n:_digest(bs[n], rows) for n,rows in questions.items()})
     hardware = dict(device=str(lm.device), dtype=str(lm.dtype).removeprefix('torch.'), seed=seed)
     with tempfile.TemporaryDirectory() as tmp, open_run(out or tmp, config, **hardware) as run:
         records = [_run_benchmark(lm, b, questions[n], asked[n], run, progress, **settings, **kw)

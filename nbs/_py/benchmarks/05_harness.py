@@ -103,7 +103,7 @@ def format_summary(
 
 
 # %%
-turns = interleave([lambda: sleep(.004), lambda: sleep(.002)], 3)
+turns = interleave([lambda: sleep(.06), lambda: sleep(.03)], 5)
 wall = np.array([[side[0] for side in turn] for turn in turns]) # [turn, side]
 format_summary(summarise(wall[:,0]/wall[:,1]))
 
@@ -199,7 +199,7 @@ def choose_batch_size(
 
 
 # %%
-test_eq(choose_batch_size(lambda units, n: lambda: sleep(.01/n), None, (1,8))[0], 8)
+test_eq(choose_batch_size(lambda _, n: lambda: sleep(.2/n), None, (1,8))[0], 8)
 
 
 # %% [markdown]

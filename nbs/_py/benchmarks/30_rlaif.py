@@ -28,7 +28,8 @@ import numpy as np, pandas as pd, torch
 from moral_sc.benchmarks.harness import (BenchmarkRow, baseline_generate, baseline_logprobs,
                                          choose_batch_size, format_ratio, interleave, load_record,
                                          check_row_names, describe_machine, measure_rows,
-                                         recorded_row, start_record, summarise, time_stamp, torch_threads)
+                                         recorded_row, start_record, summarise, time_stamp,
+                                         torch_threads)
 from moral_sc.constitution.feedback import (LETTERS, Labeller, combine_readings, label,
                                             load_comparisons, load_worked_comparisons)
 from moral_sc.constitution.preference import PreferenceModel
