@@ -24,7 +24,7 @@ _half_size = .4, .24 # Of a box: width, height
 _frames = dict(model=('q', 1.5), text=('paper', 1.5), principle=('cot', 3)) # Colour, width
 
 def _edge_point(a, b):
-    "Point where an axis-parallel arrow from box a to box b leaves a"
+    "Return the point where an axis-parallel arrow from box a to box b leaves a"
     x,y = PIPELINE_BOXES[a][:2]
     u,v = PIPELINE_BOXES[b][:2]
     return x+_half_size[0]*((u>x)-(u<x)), y+_half_size[1]*((v>y)-(v<y))

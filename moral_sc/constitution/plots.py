@@ -22,7 +22,7 @@ from ..foundation.figures import COLOURS
 
 # %% ../../nbs/constitution/70_plots.ipynb #61a634a3
 def _error_bars(values, lows, highs, **kw):
-    "Error bars from values and the ends of their intervals"
+    "Make error bars from values and the ends of their intervals"
     values,lows,highs = (np.asarray(x, float) for x in (values, lows, highs))
     return dict(type='data', array=highs-values, arrayminus=values-lows, symmetric=False,
                 width=4, thickness=1.2, **kw)
@@ -208,7 +208,7 @@ def plot_ratings(
 
 # %% ../../nbs/constitution/70_plots.ipynb #7cd4761c
 def _staircase(frontier):
-    "Corners of the area that all snapshots dominate together"
+    "Return the corners of the area that all snapshots dominate together"
     d = frontier.table[frontier.table.pareto].sort_values('helpful')
     x = [frontier.reference[0], *np.repeat(d.helpful.to_numpy(), 2)]
     return x, [*np.repeat(d.harmless.to_numpy(), 2), frontier.reference[1]]

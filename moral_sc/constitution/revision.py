@@ -143,6 +143,7 @@ class RevisionChains:
         return [f'{r["id"]}/answer' for r in self.rows], [prompt(r) for r in self.rows]
 
     def set_answers(self, samples):
+        "Store the first answers in the rows"
         for r,s in zip(self.rows, samples, strict=True):
             r.update(zip(('response', 'finish'), _parse_sample(s, 'Assistant')))
 

@@ -102,6 +102,7 @@ class HarmfulnessModel:
         return cluster_bootstrap(v, prompts, share)
 
     def save(self, folder):
+        "Save the model in a folder"
         save_reward_model(self.model, self.lm.tokenizer, folder)
         settings = json.dumps(dict(zero=self.zero, mode=self.mode))
         (Path(folder)/'harmfulness.json').write_text(settings)
@@ -109,6 +110,7 @@ class HarmfulnessModel:
 
     @classmethod
     def load(cls, folder, device='cpu'):
+        "Load a model that `save` wrote"
         model,tok = load_reward_model(folder, device)
         settings = Path(folder)/'harmfulness.json'
         if not settings.is_file():

@@ -40,10 +40,13 @@ class HHHItem:
     answers:tuple = () # For comparisons: the answers alone, in the order of the options
 
     @property
-    def letters(self): return [f' ({chr(65+k)})' for k in range(len(self.options))]
+    def letters(self):
+        "Return the letter of each option"
+        return [f' ({chr(65+k)})' for k in range(len(self.options))]
 
     @property
     def text(self):
+        "Return the whole question"
         rows = [f'{l} {o}' for l,o in zip(self.letters, self.options)]
         return self.head+'\n'+'\n'.join(rows)+self.tail
 

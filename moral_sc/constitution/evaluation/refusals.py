@@ -26,7 +26,9 @@ def clean_answer(
     "Return the answer itself"
     return re.split(r'\n\s*(?:Human|Assistant):', text.replace('’', "'"))[0].strip()
 
-def split_sentences(text): return [s for s in re.split(r'(?<=[.!?;])\s+|\n+', text) if s.strip()]
+def split_sentences(text):
+    "Split a text into sentences"
+    return [s for s in re.split(r'(?<=[.!?;])\s+|\n+', text) if s.strip()]
 
 # %% ../../../nbs/constitution/evaluation/50_refusals.ipynb #78c24d9d
 _verbs = ('respond|reply|answer|do|continue|go on|engage|fulfil+|help|assist|provide|give|'
@@ -123,7 +125,9 @@ def overlap(
     b = clean_answer(b).split()
     return SequenceMatcher(None, a, b, autojunk=False).ratio() if a or b else 1.
 
-def same_words(a, b)->bool: return clean_answer(a).split()==clean_answer(b).split()
+def same_words(a, b)->bool:
+    "Check whether two answers are the same words"
+    return clean_answer(a).split()==clean_answer(b).split()
 
 # %% ../../../nbs/constitution/evaluation/50_refusals.ipynb #91392350
 def _ngrams(text, n):

@@ -107,7 +107,7 @@ class WorkedComparison:
 def load_worked_comparisons(
     path=None, # TOML with [[shot]] human, better, worse, because; default: ours
 )->list[WorkedComparison]:
-    "Worked comparisons"
+    "Load worked comparisons"
     path = path or data_dir()/'constitution'/'feedback_shots.toml'
     required = ('human', 'better', 'worse')
     res = []
@@ -202,6 +202,7 @@ class Labeller:
         self.prefixes = [shot_turns(shots, comparisons, k, seed, cot) for k in range(n)]
 
     def principles(self, row):
+        "Return the principles that a row is asked under"
         if self.per=='all': return self.comparisons
         return draw_principles(self.comparisons, self.per, self.seed, row['id'])
 
@@ -218,6 +219,7 @@ class Labeller:
                 for ab in [(row['a'], row['b'])[::-1 if o else 1]]]
 
     def prompt(self, prefix, question):
+        "Render a question after worked comparisons"
         if self.mode=='plain' and not self.cot:
             parts = [f'{q}\n\n{s}' for q,s in prefix]+[f'{question}\n\n{ANSWER}']
             return '\n\n'+'\n\n\n'.join(parts)

@@ -47,7 +47,7 @@ rng = np.random.default_rng(0)
 # %%
 #| export
 def _error_bars(values, lows, highs, **kw):
-    "Error bars from values and the ends of their intervals"
+    "Make error bars from values and the ends of their intervals"
     values,lows,highs = (np.asarray(x, float) for x in (values, lows, highs))
     return dict(type='data', array=highs-values, arrayminus=values-lows, symmetric=False,
                 width=4, thickness=1.2, **kw)
@@ -417,7 +417,7 @@ test_eq(len({t.line.color for t in fig.data}), 4)
 # %%
 #| export
 def _staircase(frontier):
-    "Corners of the area that all snapshots dominate together"
+    "Return the corners of the area that all snapshots dominate together"
     d = frontier.table[frontier.table.pareto].sort_values('helpful')
     x = [frontier.reference[0], *np.repeat(d.helpful.to_numpy(), 2)]
     return x, [*np.repeat(d.harmless.to_numpy(), 2), frontier.reference[1]]

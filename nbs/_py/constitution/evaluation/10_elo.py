@@ -347,11 +347,17 @@ class Elo:
             raise ConfigError(unknown_name_message('player', name, self.players))
         return np.eye(len(self.players))[self.players.index(name)]
 
-    def rating(self, name): return self._interval(self._indicator(name))
-    def difference(self, a, b): return self._interval(self._indicator(a)-self._indicator(b))
+    def rating(self, name):
+        "Return the rating of a player"
+        return self._interval(self._indicator(name))
+
+    def difference(self, a, b):
+        "Return the rating of `a` less that of `b`"
+        return self._interval(self._indicator(a)-self._indicator(b))
 
     @property
     def table(self): # player, elo, low, high
+        "Return all ratings with their intervals"
         rows = [(p, *self.rating(p)) for p in self.players]
         return pd.DataFrame(rows, columns=['player', 'elo', 'low', 'high'])
 

@@ -160,7 +160,8 @@ class ParetoFrontier:
         return Estimate(float(value), float(low), float(high))
 
     @property
-    def table(self): # run, step, player, both ratings with intervals, whether undominated
+    def table(self): # run, step, player, both ratings with intervals, pareto
+        "Return all snapshots with their ratings; `pareto` marks the undominated ones"
         out = self.runs.copy()
         for k,axis in enumerate(AXES):
             ends = np.quantile(self.draws[...,k], [self.tail, 1-self.tail], axis=0)
