@@ -376,7 +376,8 @@ def critic_values(self:RLTrainer,
 @patch
 def forward(self:RLTrainer, rows, starts, policy):
     "Return hidden states, log-probabilities, entropies and mask of answers, [row, token]"
-    logp,mask,h,entropy = answer_outputs(policy, rows, starts, self.config.temperature, entropy=True)
+    temperature = self.config.temperature
+    logp,mask,h,entropy = answer_outputs(policy, rows, starts, temperature, entropy=True)
     return h,logp,entropy,mask
 
 @patch
