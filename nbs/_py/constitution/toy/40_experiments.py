@@ -1,5 +1,11 @@
 # ---
 # jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: python3
 #     language: python
@@ -48,6 +54,7 @@ from moral_sc.constitution.evaluation.elo import tournament
 
 torch.set_num_threads(1)
 
+
 # %% [markdown]
 # The pages that reproduce [Figures 2, 3 and 8](../../papers/constitution/frontier.ipynb) and
 # [Figure 10](../../papers/constitution/absolute_harmfulness.ipynb) of the paper
@@ -85,6 +92,7 @@ def different_pairs(
 # %%
 prompts = split_requests(dict(train=12, test=6))
 {k: {p: len(r) for p,r in parts.items()} for k,parts in prompts.items()}
+
 
 # %% [markdown]
 # ## SL-CAI
@@ -160,6 +168,7 @@ def label_comparisons(
 test_close([r['p'] for r in sharpen_and_clamp([dict(p=x) for x in (.1, .49, .5, .9)])],
            [.4, 1/(1+(.51/.49)**4), .5, .6])
 
+
 # %% [markdown]
 # ## Training
 #
@@ -209,6 +218,7 @@ train = {k: parts['train'] for k,parts in prompts.items()}
 models = train_models('tiny', **train, out=folder, runs=('helpful RL', 'RL-CAI'),
                       pretraining_steps=40, steps=2, every=1, batch=4)
 models.policies
+
 
 # %% [markdown]
 # ## Tournament of snapshots
@@ -279,6 +289,7 @@ test_eq(snapshot_at(models.policies['RL-CAI'], 10), models.policies['RL-CAI'].sn
 again = train_models('tiny', **train, out=folder, runs=('RL-CAI',), pretraining_steps=40,
                      steps=2, every=1, batch=4)
 test_eq(again.policies['RL-CAI'].history.score, models.policies['RL-CAI'].history.score)
+
 
 # %% [markdown]
 # ## Agreement of two judges
