@@ -235,8 +235,8 @@ _BENCHMARKS = ('superposition', 'scoring', 'rlaif')
     'moral_sc bench scoring --seconds 20 --out scoring.json',
     'moral_sc bench rlaif --rows ppo --ppo-python trl/bin/python'))
 def _bench(
-    names:argument(list[str]|None, 'superposition, scoring or rlaif. Default: all.', 'NAME',
-                   _BENCHMARKS)=None,
+    names:argument(list[str]|None, 'superposition, scoring or rlaif. Default: all.',
+                   'BENCHMARK', _BENCHMARKS)=None,
     rows:option(str|None, 'Rows of one benchmark, separated by commas. Default: all.')=None,
     repeats:option(int, 'Number of times that each side runs.')=5,
     seconds:option(float, 'Time for each row.')=45.,

@@ -70,9 +70,10 @@ def _progress_lines(label):
 # %% ../../../nbs/lab/cli/10_console.ipynb #3ec1f6de
 def _check_choice(choices):
     def check(param:typer.CallbackParam, value):
+        kind = (param.metavar or param.name).lower()
         for v in value if isinstance(value, (list, tuple)) else [value]:
             if v is not None and v not in choices:
-                raise ConfigError(unknown_name_message(param.name, v, list(choices)))
+                raise ConfigError(unknown_name_message(kind, v, list(choices)))
         return value
     return check
 

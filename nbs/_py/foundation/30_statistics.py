@@ -367,7 +367,7 @@ skill = rng.normal(size=100)
 plain = skill + rng.normal(scale=.3, size=100)
 instructed = skill + .2 + rng.normal(scale=.3, size=100)
 paired = paired_difference(instructed, plain, range(100))
-condition = ['instructed']*100+['plain']*100
+condition = ['with instruction']*100+['plain']*100
 unpaired = cluster_bootstrap(np.r_[instructed, -plain]*2, range(200), strata=condition)
 paired, unpaired
 

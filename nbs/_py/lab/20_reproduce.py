@@ -441,7 +441,7 @@ command = ('from moral_sc.lab.reproduce import reproduce\n'
 
 # %%
 #| hide
-def wait_for(path, seconds=60):
+def wait_for(path, seconds=300):
     until = time.time()+seconds
     while not path.exists() and time.time()<until: time.sleep(.05)
     return path.exists()

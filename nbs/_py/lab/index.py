@@ -43,4 +43,4 @@ sorted(m for m in sys.modules if m.startswith('moral_sc.'))
 from moral_sc.lab.reproduce import find_pages, reproduce
 
 # %%
-[p.stem for p in find_pages()]
+[p.stem for p in find_pages('superposition')][:4]

@@ -138,9 +138,10 @@ with progress_bar('scoring') as progress:
 #| export
 def _check_choice(choices):
     def check(param:typer.CallbackParam, value):
+        kind = (param.metavar or param.name).lower()
         for v in value if isinstance(value, (list, tuple)) else [value]:
             if v is not None and v not in choices:
-                raise ConfigError(unknown_name_message(param.name, v, list(choices)))
+                raise ConfigError(unknown_name_message(kind, v, list(choices)))
         return value
     return check
 
