@@ -146,7 +146,7 @@ def feedback(sl, judge, rows, seed):
     pairs = [dict(p, kind=r['kind']) for p,r in zip(pairs, rows) if p['a']!=p['b']]
     return [*timed('label', label, judge, kind(pairs, 'red_team'), principles,
                    few_shot=[], seed=seed),
-            *timed('label', environment.rater_labels, kind(pairs, 'helpful'), of='helpful', seed=seed)]
+            *timed('label', environment.rater_labels, kind(pairs, 'helpful'), 'helpful', seed=seed)]
 
 def reinforce(sl, rows, labels, seed):
     "RL-CAI: trained against a preference model of the labels"
