@@ -1,5 +1,11 @@
 # ---
 # jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: python3
 #     language: python
@@ -24,7 +30,6 @@ import gc
 from copy import deepcopy
 from fastcore.test import *
 from torch import nn
-
 
 # %% [markdown]
 # Some facts about a model are not in its config: whether its logits are the output layer alone,

@@ -1,5 +1,11 @@
 # ---
 # jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: python3
 #     language: python
@@ -28,7 +34,6 @@ import torch
 from fastcore.test import *
 from torch import nn
 from moral_sc.language.stub_models import random_model
-
 
 # %% [markdown]
 # A faster kernel has to take the place of a slower one in the model that you use, and in no

@@ -1,5 +1,11 @@
 # ---
 # jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: python3
 #     language: python
@@ -134,7 +140,6 @@ ids = torch.tensor([encode(small, 'the tea is very hot.')])
 want = small.model(ids).logits
 with training(small.model, batch_invariant=True): assert torch.equal(small.model(ids).logits, want)
 with torch.no_grad(), inference(small.model): assert torch.equal(small.model(ids).logits, want)
-
 
 # %% [markdown]
 # ## Restoration and nesting
