@@ -667,7 +667,7 @@ before
 # %%
 broken = random_model()
 for p in broken.model.parameters(): p.data.fill_(float('nan'))
-with expect_fail(ModelError, contains='no finite'): label(broken, asks[:1], few_shot=[])
+with expect_fail(ModelError, contains='not finite'): label(broken, asks[:1], few_shot=[])
 with expect_fail(DataError, contains='same id'): label(noisy, [asks[0], asks[0]])
 with expect_fail(DataError, contains='no text in b'): label(noisy, [dict(prompt='x', a='y')])
 for bad,say in [(dict(clamp=(.6, .4)), 'clamp is'), (dict(comparisons=[]), 'no principles'),
