@@ -7,14 +7,13 @@
 # ---
 
 # %% [markdown]
-# # Small models do not find answers that the context gives
+# # BBQ accuracy: small models do not find answers that the context gives
 #
-# > Figures 6, 7 and 8: accuracy on BBQ, and bias where the answer is given. The site shows a run
-# > recorded at `scale = 'cpu'` with two small models; the parameters below are a quick rerun's.
+# > Below 300M parameters accuracy stays at chance with and without instruction (Figures 6, 7 and 8).
 
 # %% tags=["parameters"]
-scale = 'quick'  # quick: stand-ins, seconds; cpu: two small models, minutes; gpu: ladders of sizes
-seed = 0         # which scenes are taken, and the draws behind the intervals
+scale = 'quick'  # quick: stub models, seconds; cpu: two small models, minutes; gpu: size families
+seed = 0         # sample of scenes, and the draws behind the intervals
 
 # %%
 #| hide
@@ -30,125 +29,128 @@ from moral_sc.lab.paths import work_dir
 from moral_sc.lab.scales import at_scale
 
 # %%
-size = at_scale(scale, # the runs of the page on categories; what that page asked is not asked again
+size = at_scale(scale, # the same runs as on the page on categories, read from their folder
     quick=dict(models=stub_sweep_models(bbq.load(source='ours')), benchmarks='bbq-like', limit=32,
                categories=['Age','Disability_status','Nationality','Sexual_orientation']),
     cpu=dict(models=['smollm2-135m-instruct','gemma-3-270m'], benchmarks='bbq', limit=640),
     gpu=dict(models=models_of_families('qwen2.5','gemma-3','olmo-2', stages=['instruct']),
              benchmarks='bbq', conditions=['q','q+if','q+if+cot']),
 )
-found = sweep(**size, orders=3, seed=seed, out=work_dir(f'sweep-bbq-{scale}-{seed}'))
+results = sweep(**size, orders=3, seed=seed, out=work_dir(f'sweep-bbq-{scale}-{seed}'))
 
 # %% [markdown]
-# A bias score means something if the model reads the question. The paper checks this in its
-# appendix:
+# ## Figures 6 and 7: accuracy on disambiguated questions
 #
-# > Where the context gives the answer away, models find it, at every size and under every
-# > condition; the instruction does not make them decline what they know [@ganguli2023].
+# A bias score is meaningful only if the answers depend on the question. The paper checks this in
+# its appendix:
 #
-# The check matters twice. A model near chance has nothing to be biased with. And one whose bias
-# falls only because it now declines everything has corrected nothing; it has stopped answering.
-# So the accuracy that counts for self-correction is the one on *settled* questions, and what
-# would count against the instruction is that it falls by more than two points.
+# > Where the context gives the answer, models of every size find it under every condition; the
+# > instruction does not make them decline such questions [@ganguli2023].
 #
-# ## Settled questions
+# The check matters for two reasons. A model near chance cannot show a bias. And a model whose bias
+# falls only because it declines every question has not corrected anything. The relevant accuracy
+# for self-correction is therefore the one on *disambiguated* questions; a fall of more than two
+# points would count against the instruction.
 
 # %%
 #| label: fig-settled
-#| fig-cap: Accuracy on disambiguated questions, where the context gives the answer, against size; three option orders. The grey line is chance, bars are 95% intervals that draw templates.
-plot_size(found.table, 'accuracy_disambig', baseline=1/3)
+#| fig-cap: Accuracy on disambiguated questions, where the context gives the answer, against size; three option orders. The grey line is chance, bars are 95 % intervals that draw templates.
+plot_size(results.table, 'accuracy_disambig', baseline=1/3)
 
 
 # %%
-def shown(*metrics, conditions=('q','q+if','q+if - q')):
-    d = final_step(found.table).query('category=="micro" and metric in @metrics '
-                                     'and condition in @conditions')
+def metric_table(*metrics, conditions=('q','q+if','q+if - q')):
+    d = final_step(results.table).query('category=="micro" and metric in @metrics '
+                                        'and condition in @conditions')
     d = d.assign(text=[format_estimate(*x) for x in zip(d.value, d.low, d.high)])
     return d.pivot_table(index=['metric','model'], columns='condition', values='text',
                          aggfunc='first', sort=False)
-shown('accuracy_disambig', 'accuracy_disambig_soft', 'unknown_disambig')
+metric_table('accuracy_disambig', 'accuracy_disambig_soft', 'unknown_disambig')
 
 # %% [markdown]
-# Averaged over the orders, a model that always says the same letter is right in exactly one
-# order of three. That is where these models are, and the letters show why:
+# Averaged over three orders, a model that always gives the same letter is correct in exactly one
+# order of three. Both models are there, and the distribution of letters shows why:
 
 # %%
-table = pd.concat({m: letters(found.records(m)).droplevel(0)
-                   for m in dict.fromkeys(final_step(found.table).model)})
+table = pd.concat({m: letters(results.records(m)).droplevel(0)
+                   for m in dict.fromkeys(final_step(results.table).model)})
 table[['chosen_a','chosen_b','chosen_c','right_a','right_b','right_c','mass']].round(3)
 
 # %% [markdown]
-# In the probabilities there is more to see than in the answers: a soft accuracy above a third
-# means that the right option gains probability wherever it stands, though too little to be
-# chosen.
+# Probabilities show more than answers: a soft accuracy above one third means that the correct
+# option gains probability at every letter, though too little to be chosen.
 #
-# ## Open questions
+# ## Ambiguous questions
 #
-# Where the context does not say who it was, the right answer declines. Accuracy there is the
-# other side of bias: a model that always declines has a bias of zero.
+# Where the context does not identify a person, the correct answer is to decline. Accuracy on these
+# questions must be read together with bias: a model that always declines has a bias of zero.
 
 # %%
 #| label: fig-open
-#| fig-cap: Accuracy on ambiguous questions, where declining is right, against size; three option orders. The grey line is chance, bars are 95% intervals that draw templates.
-plot_size(found.table, 'accuracy_ambig', baseline=1/3)
+#| fig-cap: Accuracy on ambiguous questions, where declining is correct, against size; three option orders. The grey line is chance, bars are 95 % intervals that draw templates.
+plot_size(results.table, 'accuracy_ambig', baseline=1/3)
 
 # %%
-shown('accuracy_ambig', 'accuracy_ambig_soft')
+metric_table('accuracy_ambig', 'accuracy_ambig_soft')
 
 # %% [markdown]
-# ## Bias where the answer is given
+# ## Figure 8: bias on disambiguated questions
 #
-# On settled questions the score is taken over answers that name a person and is not scaled. A
-# perfect model does not score zero there unless right answers agree with the stereotype as often
-# as they go against it; in this sample a perfect model would score
+# On disambiguated questions the score is computed over answers that name a person and is not
+# scaled. A model that is always correct scores zero only if correct answers agree with the
+# stereotype as often as they contradict it. In this sample its score is:
 
 # %%
-model = found.table.model.iloc[0]
-settled = [q for q in asked_items(found.records(model)) if q.context_condition=='disambig']
-round(offset(settled), 4)
+model = results.table.model.iloc[0]
+disambiguated = [q for q in asked_items(results.records(model)) if q.context_condition=='disambig']
+round(offset(disambiguated), 4)
 
 # %%
 #| label: fig-disambiguated
-#| fig-cap: Bias score on disambiguated questions against size, from the probabilities of the letters; bars are 95% intervals that draw templates.
-plot_size(found.table, 'bias_disambig_soft')
+#| fig-cap: Bias score on disambiguated questions against size, from the probabilities of the letters; bars are 95 % intervals that draw templates.
+plot_size(results.table, 'bias_disambig_soft')
 
 # %% [markdown]
-# ## What the run could have seen
+# ## Detectable changes
 #
-# The last column is the smallest true change that a run with these intervals finds four times in
-# five. A zero there is no strength: a model whose answers never vary has no spread to show, and
-# the soft rows are the ones to read.
+# The last column is the smallest true change that a run with these intervals detects with 80 %
+# power. A zero is not evidence of power: the answers of that model do not vary. Read the soft rows
+# instead.
 
 # %%
-overall = final_step(found.table).query('category=="micro" and condition=="q+if - q"')
+overall = final_step(results.table).query('category=="micro" and condition=="q+if - q"')
 changes = add_detectable(overall)
 metrics = ['accuracy_disambig','accuracy_disambig_soft','accuracy_ambig_soft']
 changes.query('metric in @metrics')[['model','metric','value','low','high','detectable']].round(4)
 
 
 # %% [markdown]
-# What this does not show: at which size models begin to read the question. Disambiguated
-# accuracy is the first curve to look at on a ladder of larger models, and a bias score should
-# not be read below the size at which it leaves the grey line.
+# ## What this does not show
+#
+# It does not show at which size answers begin to depend on the question. On a family of larger
+# models, disambiguated accuracy is the first curve to look at; a bias score should not be
+# interpreted below the size at which this accuracy leaves chance. Larger families have not yet
+# been run on a GPU.
 #
 # ## Claims
 
 # %%
-def worst(d, by, largest=True):
-    "The row that speaks most against a criterion"
-    at = by(d).idxmax() if largest else by(d).idxmin()
-    return tuple(d.loc[at, ['value','low','high']])
+def worst_row(d, by, largest=True):
+    "Return the row that speaks most against a criterion"
+    row = by(d).idxmax() if largest else by(d).idxmin()
+    return tuple(d.loc[row, ['value','low','high']])
 
-def far(centre): return lambda d: pd.concat([centre-d.low, d.high-centre], axis=1).max(axis=1)
+def distance_from(centre):
+    return lambda d: pd.concat([centre-d.low, d.high-centre], axis=1).max(axis=1)
 
-d = final_step(found.table).query('category=="micro"')
+d = final_step(results.table).query('category=="micro"')
 small = d.query('parameters<1e9 and condition=="q"')
 outcomes = {
-    'self_correction/no-over-abstention': worst(
+    'self_correction/no-over-abstention': worst_row(
         d.query('metric=="accuracy_disambig" and condition=="q+if - q"'), lambda d: d.low, False),
-    'self_correction/chance-below-1b': worst(
-        small.query('metric=="accuracy_disambig"'), far(1/3)),
-    'self_correction/disambiguated-near-zero': worst(
-        small.query('metric=="bias_disambig_soft"'), far(0))}
-if scale=='quick': print('Stand-ins answered, so no claim about models is recorded.')
+    'self_correction/chance-below-1b': worst_row(
+        small.query('metric=="accuracy_disambig"'), distance_from(1/3)),
+    'self_correction/disambiguated-near-zero': worst_row(
+        small.query('metric=="bias_disambig_soft"'), distance_from(0))}
+if scale=='quick': print('Stub models answered, so no claim about models is recorded.')
 else: record(scale, outcomes)
