@@ -27,8 +27,8 @@ def docs_root(
     start=None, # Folder in or below the clone, default: the current one
 )->Path:
     "Find the root of the clone that has `docs/conf.py`."
-    here = Path(start or Path.cwd()).resolve()
-    roots = [p for p in (here, *here.parents) if (p/'docs'/'conf.py').is_file()]
+    folder = Path(start or Path.cwd()).resolve()
+    roots = [p for p in (folder, *folder.parents) if (p/'docs'/'conf.py').is_file()]
     root = roots[0] if roots else checkout_root()
     if not root: raise ConfigError('No docs/conf.py here: run this in a clone of moral_sc.')
     return root
@@ -70,8 +70,8 @@ def write_toc(
     import yaml
     nbs = root/'nbs'
     files = [p.relative_to(nbs) for s in ('*.ipynb', '*.md') for p in nbs.rglob(s)]
-    shown = [p for p in files if not any(part[0] in '_.' for part in p.parts)]
-    pages = [p.with_suffix('').as_posix() for p in shown]
+    visible = [p for p in files if not any(part[0] in '_.' for part in p.parts)]
+    pages = [p.with_suffix('').as_posix() for p in visible]
     toc = expand_toc(yaml.safe_load((root/'docs'/'_toc.yml').read_text()), pages)
     for e in _entries(toc): _shorten(e, root)
     out = root/'_build'/'_toc.yml'
@@ -228,8 +228,8 @@ def _with_page_name(doc, text):
 
 def _outdated(app, env, added, changed, removed):
     "Pages that are made from others are read again each time"
-    made = ('api/', 'papers/', 'references')
-    return [d for d in env.found_docs if d.startswith(made)]
+    generated = ('api/', 'papers/', 'references')
+    return [d for d in env.found_docs if d.startswith(generated)]
 
 def _on_tree(app, tree):
     from docutils import nodes
@@ -287,11 +287,11 @@ def _visit(display):
         raise nodes.SkipNode
     return visit,None
 
-def _docments(app, what, name, obj, options, lines):
+def _docments(app, kind, name, obj, options, lines):
     "Give autodoc the comments beside parameters"
     from fastcore.docments import docments
-    if what=='data': lines.clear()  # autodoc shows the docstring of the value's type
-    if what not in ('function', 'method', 'class'): return
+    if kind=='data': lines.clear()  # autodoc shows the docstring of the value's type
+    if kind not in ('function', 'method', 'class'): return
     try: comments = docments(obj, full=True)
     except (TypeError, OSError, ValueError, KeyError): return
     field = lambda k: 'returns' if k=='return' else f'param {k}'
@@ -308,7 +308,7 @@ def to_rst(
     converted = [f'``{p}``\\ ' if i%2 else words(p) for i,p in enumerate(parts)]
     return (f'{field}: ' if field else '')+''.join(converted)
 
-def _skip(app, what, name, obj, skip, options):
+def _skip(app, kind, name, obj, skip, options):
     "Leave out the fields of named tuples, whose docstrings are numbers"
     doc = getattr(obj, '__doc__', '') or ''
     return True if doc.startswith('Alias for field number') else None

@@ -94,18 +94,18 @@ def run_record(
 )->dict:
     "Describe a run: scale, seed, minutes, machine, commit."
     values = parameter_values(nb)
-    about = provenance()
+    info = provenance()
     seconds = nb.metadata.get('moral_sc', {}).get('seconds', 0)
     record = dict(scale=values.get('scale'), seed=values.get('seed'), minutes=round(seconds/60, 2),
-                  machine=_machine(values.get('scale'), about), commit=about['commit'])
+                  machine=_machine(values.get('scale'), info), commit=info['commit'])
     return {k: v for k,v in record.items() if v is not None}
 
-def _machine(scale, about):
+def _machine(scale, info):
     "Kind of the machine, without its name"
     if scale=='gpu':
         import torch
         if torch.cuda.is_available(): return torch.cuda.get_device_name()
-    return f'{about["cores"]} {about["system"].split()[-1]} CPU cores'
+    return f'{info["cores"]} {info["system"].split()[-1]} CPU cores'
 
 # %% ../../../nbs/lab/site/22_outputs.ipynb #23fdd5a7
 def copy_outputs(

@@ -39,8 +39,8 @@ def _renderer(page, inside):
         "Link notebooks to their page in this report, otherwise to the site"
         if re.match(r'[a-z]+:|#|/', url) or '.ipynb' not in url: return url
         path = _joined(PurePosixPath('papers', page).parent, url.replace('.ipynb', ''))
-        here = path.removeprefix('papers/')
-        if here in inside: return f'{_up(page)}pages/{here}.html'
+        name = path.removeprefix('papers/')
+        if name in inside: return f'{_up(page)}pages/{name}.html'
         return f'{SITE}/{path}.html'
     class Html(mistune.HTMLRenderer):
         def inline_math(self, text): return formula_html(text)
@@ -62,8 +62,8 @@ def _author(key):
     return (m[1].capitalize(), m[2]) if m else (key, '')
 
 def _cited(m):
-    each = [' '.join(_author(k)).strip() for k in re.findall(r'@([\w-]+)', m[0])]
-    return f'({"; ".join(each)})'
+    names = [' '.join(_author(k)).strip() for k in re.findall(r'@([\w-]+)', m[0])]
+    return f'({"; ".join(names)})'
 
 def _named(m):
     name,year = _author(m[1])
@@ -200,8 +200,8 @@ def _fill(name, **parts):
     "Fill a template of `data/report`"
     from jinja2 import Environment, FileSystemLoader
     env = Environment(loader=FileSystemLoader(data_dir()/'report'), autoescape=True)
-    found = lambda row: format_estimate(row.estimate, row.low, row.high)
-    env.filters |= dict(minutes=format_duration, slug=verdict_class, found=found)
+    estimate = lambda row: format_estimate(row.estimate, row.low, row.high)
+    env.filters |= dict(minutes=format_duration, slug=verdict_class, found=estimate)
     return env.get_template(name).render(**parts)+'\n'
 
 def page_heading(

@@ -164,8 +164,8 @@ def scope(
 )->set:          # Full names
     "List the names that a page defines or imports."
     code = '\n'.join(cells)
-    own = re.search(r'^#\| *default_exp +(\S+)', code, re.M)
-    full_names = index.module(f'moral_sc.{own[1]}') if own else set()
+    module = re.search(r'^#\| *default_exp +(\S+)', code, re.M)
+    full_names = index.module(f'moral_sc.{module[1]}') if module else set()
     imports = r'^\s*from +(moral_sc[\w.]*) +import +(\([^)]*\)|.*)'
     for source,names in re.findall(imports, code, re.M):
         for n in re.findall(r'[\w*]+', re.sub(r'#.*', '', names)):
@@ -194,8 +194,8 @@ def resolve(
     "Return the full name that a word means, or None."
     name = word.removesuffix('()')
     all_ = index.words.get(name, [])
-    near = [f for f in all_ if f in scope]
-    if len(near)==1: return near[0]
+    in_scope = [f for f in all_ if f in scope]
+    if len(in_scope)==1: return in_scope[0]
     return all_[0] if len(all_)==1 and re.search(r'[A-Z_.(]', word) else None
 
 

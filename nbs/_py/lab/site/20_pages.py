@@ -89,9 +89,9 @@ test_eq(directives('#|export\n#| eval: false\nx'), ({'export': '', 'eval': 'fals
 test_eq(directives('x = 1'), ({}, 'x = 1'))
 
 # %% [markdown]
-# A directive below the first line of code is a mistake: the page would show it as code. So is a
-# figure without a number or a caption on a page of a paper. The site build reports both as
-# warnings, and a warning fails the build.
+# A directive below the first line of code is a mistake: the page would show it as code. A figure on
+# a page of a paper needs a label and a caption. The site build reports both problems as warnings,
+# and a warning fails the build.
 
 # %%
 #| export
@@ -112,12 +112,12 @@ def cell_problems(
     for i,cell in enumerate(nb.cells):
         if cell.cell_type!='code': continue
         options,body = directives(cell.source)
-        where = f'cell {i} ({cell.get("id", "no id")})'
+        cell_name = f'cell {i} ({cell.get("id", "no id")})'
         late = _misplaced(body)
-        if late: problems.append(f'{where}: move {late!r} to the top of the cell.')
+        if late: problems.append(f'{cell_name}: move {late!r} to the top of the cell.')
         labelled = options.get('label', '').startswith('fig-') and options.get('fig-cap')
         if captions and has_figure(cell) and not labelled:
-            problems.append(f'{where}: give its figure #| label: fig-... and #| fig-cap: ...')
+            problems.append(f'{cell_name}: give its figure #| label: fig-... and #| fig-cap: ...')
     return problems
 
 def _misplaced(body):
@@ -175,8 +175,8 @@ def _numbered(label, figures):
 
 def _cite(inner):
     "`@a; @b, p. 3` as one citation in brackets"
-    each = [re.match(r'@([\w-]+),? *(.*)', s.strip()) for s in inner.split(';')]
-    keys = ','.join(m[1]+(f'{{{m[2]}}}' if m[2] else '') for m in each if m)
+    citations = [re.match(r'@([\w-]+),? *(.*)', s.strip()) for s in inner.split(';')]
+    keys = ','.join(m[1]+(f'{{{m[2]}}}' if m[2] else '') for m in citations if m)
     return f'{{cite:p}}`{keys}`'
 
 def _callouts(text):
@@ -345,8 +345,8 @@ def banner(
     parts = [f':::{{container}} record\n{line}\n:::'] if line else []
     if page.startswith('papers/'):
         colab = f'[Colab]({COLAB}/blob/main/nbs/{page}.ipynb)'
-        again = f'`moral_sc reproduce {page.removeprefix("papers/")}`'
-        parts.append(f':::{{container}} rerun\nRerun: {again}, or in {colab} after '
+        command = f'`moral_sc reproduce {page.removeprefix("papers/")}`'
+        parts.append(f':::{{container}} rerun\nRerun: {command}, or in {colab} after '
                      f'`{COLAB_INSTALL}`.\n:::')
     return '\n\n'.join(parts)
 
