@@ -1,5 +1,11 @@
 # ---
 # jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: python3
 #     language: python
@@ -38,6 +44,7 @@ def at_scale(
     "Return the sizes of a page at one scale"
     if scale in sizes: return sizes[scale]
     raise ConfigError(unknown_name_message('scale', scale, list(sizes)))
+
 
 # %%
 scale = 'quick'

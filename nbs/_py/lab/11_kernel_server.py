@@ -1,11 +1,5 @@
 # ---
 # jupyter:
-#   jupytext:
-#     text_representation:
-#       extension: .py
-#       format_name: percent
-#       format_version: '1.3'
-#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: python3
 #     language: python
@@ -310,7 +304,7 @@ def kernel_server(
 # The first kernel waits for the imports, the next ones do not:
 
 # %%
-env = dict(os.environ)
+env = {k: v for k,v in os.environ.items() if k!='MORAL_SC_ISOLATED_KERNELS'}
 start = time.perf_counter()
 server = kernel_server(env)
 imports = time.perf_counter()-start
