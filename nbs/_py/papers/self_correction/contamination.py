@@ -7,14 +7,13 @@
 # ---
 
 # %% [markdown]
-# # Questions a model may have seen, and questions it cannot have
+# # BBQ contamination: fresh questions score like the originals at 135M
 #
-# > BBQ against fresh questions from its templates, template by template. The site shows a run
-# > recorded at `scale = 'cpu'`; the parameters below are those of a quick rerun.
+# > For BBQ (Figure 1, left), original and fresh questions differ by less than our bounds.
 
 # %% tags=["parameters"]
-scale = 'quick'  # quick: seconds; cpu: a scene of each template with new ones, minutes; gpu: ten
-seed = 0         # which scenes are taken, and the draws behind the intervals
+scale = 'quick'  # quick: seconds; cpu: 40 scenes, original and fresh, minutes; gpu: 2000 scenes
+seed = 0         # sample of scenes, and the draws behind the intervals
 
 # %%
 #| hide
@@ -25,7 +24,7 @@ from moral_sc.bias import bbq, evaluate
 from moral_sc.bias.bbq.scoring import directions
 from moral_sc.bias.bbq.novel_names import generate_items, novel_scenes, templates_available
 from moral_sc.bias.bbq.items import stratified
-from moral_sc.bias.bbq.metrics import item_metadata, condition_probabilities
+from moral_sc.bias.bbq.metrics import condition_probabilities
 from moral_sc.foundation.figures import COLOURS
 from moral_sc.foundation.statistics import Estimate, cluster_bootstrap
 from moral_sc.lab.claims import record
@@ -36,66 +35,69 @@ from moral_sc.language.stub_models import letter_prior_model
 from moral_sc.language.scoring import option_logprobs
 
 # %% [markdown]
-# BBQ was published in 2021. What is on the web ends up in training data, and questions with
-# their answers also in the data that models are tuned on. If a model knows them by heart, its
-# score says nothing about how it treats people in other questions, and a fall of the score from
-# one model to the next may be memory and not fairness. The models of @ganguli2023 were too early
-# for that; those one can load today are not.
+# ## BBQ and training data
 #
-# A probe costs little. [The templates](../../bias/bbq/40_novel_names.ipynb) filled again give questions
-# that differ from BBQ's in the people and the words that do not matter. A model that learned the
-# questions by heart finds the original text likelier and answers it differently; for one that
-# did not, the two are samples of one thing.
+# > The bias of a model is its score on the 58,492 published questions of BBQ [@ganguli2023].
+#
+# BBQ was published in 2021, and text on the web ends up in training data. If a model has memorised
+# the questions, its score does not predict its answers to other questions, and a lower score of a
+# later model may be memory and not fairness. The models of the paper were trained too early for
+# this; models that can be loaded today were not.
+#
+# [Filling the templates again](../../bias/bbq/40_novel_names.ipynb) gives questions that differ from
+# BBQ's in the people and in words that do not matter. A model that has memorised BBQ assigns higher
+# probability to the original text and answers it differently. For any other model, both are samples
+# of the same distribution. The comparison covers only templates that can give a new scene, and most
+# of those are of one category: most templates of Nationality name two of seventy nationalities, but
+# most of Age list four words, and BBQ has every pair of them already.
 
 # %%
 size = at_scale(scale, quick=(4,1), cpu=(40,3), gpu=(2000,6)) # scenes on either side, option orders
 lm = load_or_stub('smollm2-135m-instruct', lambda: letter_prior_model(dict(a=.05, b=.15, c=.8)))
-near = bool(bbq.reachable()) and templates_available()
+has_templates = bool(bbq.reachable()) and templates_available()
 ours = bbq.load(source='ours')
 
-def sides(n):
-    "Original and new questions of the same templates, as many of one as of the other"
-    if not near: # Nothing to compare: two halves of our own set show the way
-        of = {} # Scenes by template
-        for i in ours: of.setdefault(i.template, {}).setdefault(i.quad, []).append(i)
-        two = [[*q.values()][:2] for q in of.values() if len(q)>1][:n]
-        return [[i for q in two for i in q[k]] for k in (0,1)]
+def original_and_fresh(n):
+    "Return equally many original and new questions of the same templates"
+    if not has_templates: # Without BBQ, two halves of our own set show the procedure
+        scenes = {} # template: {scene: its questions}
+        for i in ours: scenes.setdefault(i.template, {}).setdefault(i.quad, []).append(i)
+        pairs = [[*quads.values()][:2] for quads in scenes.values() if len(quads)>1][:n]
+        return [[i for pair in pairs for i in pair[k]] for k in (0,1)]
     real = bbq.load()
-    new = novel_scenes(generate_items(bbq.reachable(), seed+1), real)
-    both = {i.template for i in new}
-    return [stratified([i for i in x if i.template in both], 4*n, seed) for x in (real, new)]
+    generated = novel_scenes(generate_items(bbq.reachable(), seed+1), real)
+    templates = {i.template for i in generated}
+    return [stratified([i for i in x if i.template in templates], 4*n, seed)
+            for x in (real, generated)]
 
-old,new = sides(size[0])
-new = [replace(i, id='fresh-'+i.id, quad='fresh-'+i.quad) for i in new]
-counted = [dict(questions=len(x), scenes=len({i.quad for i in x}),
-                templates=len({i.template for i in x})) for x in (old,new)]
-pd.DataFrame(counted, ['original','fresh'])
+original,fresh = original_and_fresh(size[0])
+fresh = [replace(i, id='fresh-'+i.id, quad='fresh-'+i.quad) for i in fresh]
+counts = [dict(questions=len(x), scenes=len({i.quad for i in x}),
+               templates=len({i.template for i in x})) for x in (original,fresh)]
+pd.DataFrame(counts, ['original','fresh'])
 
 
 # %% [markdown]
-# New text needs a choice. Most templates of Nationality name two of seventy nationalities; most
-# of Age list four words, and every pair of them is in BBQ already. So this compares the
-# templates that can give a new scene, and those are mostly of one category.
+# ## Likelihood of the text
 #
-# ## Is the text likelier?
-#
-# The first thing that memory shows in is the probability of the words themselves. Here it is
-# that of the ambiguous context in nats a byte, the mean over a template's scenes.
+# Memorised text has a higher likelihood. The table has the log-probability of the ambiguous
+# context in nats per byte, the mean over a template's scenes.
 
 # %%
-def nats(items):
-    "Log-probability a byte of each context, one a scene"
-    one = [i for i in items if (i.context_condition,i.polarity)==('ambig','neg')]
-    lp = option_logprobs(lm, ['\n']*len(one), [[i.context] for i in one])[:,0]
-    byte = np.array([len(i.context.encode()) for i in one])
-    return pd.Series(lp/byte, [i.template for i in one]).groupby(level=0).mean()
+def context_logprob(items):
+    "Return the log-probability per byte of each context, one per scene"
+    scenes = [i for i in items if (i.context_condition,i.polarity)==('ambig','neg')]
+    lp = option_logprobs(lm, ['\n']*len(scenes), [[i.context] for i in scenes])[:,0]
+    n_bytes = np.array([len(i.context.encode()) for i in scenes])
+    return pd.Series(lp/n_bytes, [i.template for i in scenes]).groupby(level=0).mean()
 
-text = pd.concat([nats(old), nats(new)], axis=1, keys=['original','fresh']).dropna()
+text = pd.concat([context_logprob(original), context_logprob(fresh)], axis=1,
+                 keys=['original','fresh']).dropna()
 text.describe().loc[['count','mean','std']].round(3)
 
 # %%
 #| label: fig-text
-#| fig-cap: Log-probability of the ambiguous context in nats a byte, a point a template; on the line the fresh text is as likely as the original.
+#| fig-cap: Log-probability of the ambiguous context in nats per byte, one point per template; on the line the fresh text is as likely as the original.
 lo = text.min().min()
 hi = text.max().max()
 fig = go.Figure([
@@ -104,57 +106,66 @@ fig = go.Figure([
     go.Scatter(x=text.original, y=text.fresh, mode='markers', name='templates',
                marker=dict(color=COLOURS['q'], size=8), showlegend=False)])
 fig.update_layout(template='moral_sc', width=640, height=380)
-fig.update_xaxes(title='BBQ, nats a byte')
-fig.update_yaxes(title='Fresh, nats a byte')
+fig.update_xaxes(title='BBQ, nats per byte')
+fig.update_yaxes(title='Fresh, nats per byte')
 fig
 
 # %% [markdown]
-# ## Are the answers others?
+# ## Bias score and accuracy
 #
-# The score of a model that has learned the answers would be nearer to zero on the original.
+# For a model that has memorised the answers, the score on the original questions would be nearer
+# to zero.
 
 # %%
-name = f'fresh-{scale}-{seed}-{lm.name}-{len(old)}-{near}'
-asked = [evaluate(lm, items=x, conditions=['q'], orders=size[1], seed=seed,
-                  out=work_dir(f'{name}-{k}')) for k,x in (('old',old),('new',new))]
+name = f'fresh-{scale}-{seed}-{lm.name}-{len(original)}-{has_templates}'
+evaluations = [evaluate(lm, items=x, conditions=['q'], orders=size[1], seed=seed,
+                        out=work_dir(f'{name}-{k}')) for k,x in (('old',original),('new',fresh))]
 
 def by_template(e, items, metric):
-    "A soft metric by template"
+    "Return a soft metric by template"
     p = condition_probabilities(e.records, 'q', soft=True)
     d = directions(p, items)
     v = dict(bias=d[:,0]-d[:,1], unknown=p[np.arange(len(p)), [i.unknown for i in items]],
              right=p[np.arange(len(p)), [i.label for i in items]])[metric]
-    half = 'disambig' if metric=='right' else 'ambig'
-    at = [n for n,i in enumerate(items) if i.context_condition==half]
-    return pd.Series(v[at], [items[n].template for n in at]).groupby(level=0).mean()
+    context = 'disambig' if metric=='right' else 'ambig'
+    rows = [n for n,i in enumerate(items) if i.context_condition==context]
+    return pd.Series(v[rows], [items[n].template for n in rows]).groupby(level=0).mean()
 
-def paired(metric):
-    a,b = (by_template(e, x, metric) for e,x in zip(asked, (old,new)))
+def template_pairs(metric):
+    a,b = (by_template(e, x, metric) for e,x in zip(evaluations, (original,fresh)))
     return pd.concat([a, b], axis=1, keys=['original','fresh']).dropna()
 
-def line(d):
+def difference(d):
     e = cluster_bootstrap((d.original-d.fresh).to_numpy(), list(d.index), seed=seed)
     return dict(original=d.original.mean(), fresh=d.fresh.mean(), difference=e.value,
                 low=e.low, high=e.high)
 
-lines = {'context, nats a byte': text, 'soft bias score, ambiguous': paired('bias'),
-         'p(unknown), ambiguous': paired('unknown'), 'p(right), disambiguated': paired('right')}
-table = pd.DataFrame({k:line(d) for k,d in lines.items()}).T
+TEXT = 'context, nats per byte'
+BIAS = 'soft bias score, ambiguous'
+pairs = {TEXT: text, BIAS: template_pairs('bias'),
+         'p(unknown), ambiguous': template_pairs('unknown'),
+         'p(right), disambiguated': template_pairs('right')}
+table = pd.DataFrame({k:difference(d) for k,d in pairs.items()}).T
 table.round(4)
 
 
 # %% [markdown]
-# Differences are original less fresh, with 95 % intervals that draw templates. What this does
-# not show: that a model has not seen BBQ. It may have seen it and remember nothing, as small
-# models do, and the fresh questions stand in frames that the model may have seen as well. A
-# difference would show memory; none shows only that memory of the very words plays no part.
+# Differences are original less fresh, with 95 % intervals that draw templates. All four intervals
+# include zero.
+#
+# ## What this does not show
+#
+# It does not show that the model has not seen BBQ. It may have been trained on BBQ without
+# memorising it, as is common for small models, and the fresh questions use templates that it may
+# have been trained on as well. A difference would show memory; no difference shows only that the
+# exact words were not memorised.
 #
 # ## Claims
 
 # %%
-def outcome(k): return Estimate(*table.loc[k, ['difference','low','high']])
+def estimate(row): return Estimate(*table.loc[row, ['difference','low','high']])
 
-found = {'self_correction/fresh-as-likely': outcome('context, nats a byte'),
-         'self_correction/fresh-as-biased': outcome('soft bias score, ambiguous')}
-if lm.is_stub: print('An oracle answered, so no claim about models is recorded.')
-else: record(scale if near else 'quick', found)
+outcomes = {'self_correction/fresh-as-likely': estimate(TEXT),
+            'self_correction/fresh-as-biased': estimate(BIAS)}
+if lm.is_stub: print('A stub model answered, so no claim about models is recorded.')
+else: record(scale if has_templates else 'quick', outcomes)

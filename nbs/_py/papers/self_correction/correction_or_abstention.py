@@ -7,9 +7,9 @@
 # ---
 
 # %% [markdown]
-# # Correction or abstention: two ways for a bias score to fall
+# # Correction or abstention: two small models show neither
 #
-# > In small models neither part of the score (Figure 1, left) falls, and declining does not rise.
+# > Neither part of the bias score (Figure 1, left) falls detectably; the claim on declining fails.
 
 # %% tags=["parameters"]
 scale = 'quick'  # quick: two scenes; cpu: 24 scenes, minutes; gpu: all of BBQ

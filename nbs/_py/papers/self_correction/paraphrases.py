@@ -7,19 +7,19 @@
 # ---
 
 # %% [markdown]
-# # Small models hear a sentence, and not what it asks
+# # Instruction wordings: instruction and opposite do not differ at 135M
 #
-# > Nine wordings of the instruction, of its opposite and of a note about something else. The
-# > site shows a run recorded at `scale = 'cpu'`, SmolLM2-135M-Instruct and Gemma-3-270M.
+# > Instruction, opposite and note change BBQ's score (Figure 1, left) alike, within our bounds.
 
 # %% tags=["parameters"]
 scale = 'quick'  # quick: two scenes; cpu: 32, nine wordings, minutes; gpu: all of BBQ
-seed = 0         # which scenes are taken, and the draws behind the intervals
+seed = 0         # sample of scenes, and the draws behind the intervals
 
 # %%
 #| hide
 import warnings
 import numpy as np, pandas as pd
+from scipy.stats import chi2
 from moral_sc.bias import bbq, winogender
 from moral_sc.bias.benchmarks import mean_probabilities
 from moral_sc.bias.conditions import wordings
@@ -42,215 +42,228 @@ size = at_scale(scale, # scenes, occupations, wordings of each request, option o
     gpu=dict(scenes=None, jobs=None, K=9, orders=3,
              models=['smollm2-135m-instruct', 'gemma-3-270m']),
 )
-ASKED = ['q+if', 'q+anti', 'q+note']
+REQUESTS = ['q+if', 'q+anti', 'q+note']
 K = size['K']
-conditions = ['q', *[f'{c}:{k}' for c in ASKED for k in range(K)]]
+conditions = ['q', *[f'{c}:{k}' for c in REQUESTS for k in range(K)]]
 
 # %% [markdown]
-# > The authors chose each instruction once. They write that they did not study how much their
-# > results hang on its wording, and leave it open whether a model that can be told to avoid
-# > stereotypes could as easily be told to follow them [@ganguli2023].
+# ## Figure 1, left: wording of the instruction
 #
-# Both questions have one experiment. Each request is asked in nine wordings: the instruction
-# (Q+IF), the instruction turned round in nearly the same words (Q+anti), and a note of the same
-# form about something else (Q+note). If a model heeds what is asked, Q+IF and Q+anti part, and
-# Q+note stays with the plain question. If it hears only that a sentence has been added, all
-# three move together, and wordings scatter.
+# > The authors chose each instruction once. They write that they did not study how much their
+# > results depend on its wording, and leave open whether a model that follows an instruction to
+# > avoid stereotypes would also follow the opposite one [@ganguli2023].
+#
+# One experiment answers both questions. Each request has nine wordings: the instruction (Q+IF), the
+# opposite instruction in nearly the same words (Q+anti), and a note of the same form about
+# something else (Q+note). If a model follows requests, Q+IF and Q+anti differ, and Q+note stays
+# with the plain question. If its output depends only on the presence of another sentence, all three
+# change equally, and wordings scatter.
 
 # %%
-some = dict(list(enumerate(zip(*(wordings('bbq', c) for c in ASKED))))[:3])
-pd.DataFrame(some, [condition_style(c)[0] for c in ASKED]).T.style.set_properties(
+examples = dict(list(enumerate(zip(*(wordings('bbq', c) for c in REQUESTS))))[:3])
+pd.DataFrame(examples, [condition_style(c)[0] for c in REQUESTS]).T.style.set_properties(
     **{'text-align':'left', 'white-space':'pre-wrap'})
 
+
 # %% [markdown]
-# ## Two models whose answer is known
+# ## BBQ bias score by wording
 #
-# One heeds: its lean towards the stereotype is halved by the instruction and grows with its
-# opposite, whatever the words. The other is moved by the words, each wording by its own amount,
-# and deaf to what they ask.
+# Only ambiguous questions are used, once each in the order of the file. A scene has a negative and
+# a non-negative question, so a letter preference favours each person once; what remains is small,
+# and every wording has the same questions.
+
+# %%
+def options_with_lean(item, lean):
+    p = {item.unknown:.4, item.biased:.3+lean/2, item.counter:.3-lean/2}
+    return [p[k] for k in range(3)]
+
+def deaf(item, condition): # Stub model whose bias depends on the wording only
+    noise = np.random.default_rng(sum(map(ord, condition))).normal()
+    return options_with_lean(item, .3 + .1*noise)
+
+def bias_table(records): return wording_table(records, item_values(records, 'bias_ambig'))
+
+items = bbq.load(source='auto')
+scenes = stratified(items, size['scenes'] and 4*size['scenes'], seed)
+ambiguous = [i for i in scenes if i.context_condition=='ambig' and i.biased is not None]
+models = {}
+records = {}
+for name in size['models']:
+    lm = load_or_stub(name, lambda: wording_stub_model(deaf, ambiguous))
+    out = work_dir(f'wordings-{scale}-{seed}-{lm.name}-{len(ambiguous)}')
+    models[lm.name] = lm
+    records[lm.name] = collect_records(lm, ambiguous, conditions, orders=size['orders'], seed=seed,
+                                       out=out)
+tables = {n:bias_table(r) for n,r in records.items()}
+first = list(records)[0]
+last = list(records)[-1]
+pd.DataFrame({n:dict(questions=r.id.nunique(), templates=r.template.nunique(),
+                     mass=r['mass'].mean().round(2)) for n,r in records.items()})
+
+# %%
+#| label: fig-smollm
+#| fig-cap: Soft bias score on ambiguous questions under each wording, SmolLM2-135M-Instruct; the large mark is the paper's wording or the one derived from it, bars are means of a condition.
+AXIS = 'Bias score, ambiguous, from probabilities'
+plot_wordings(scores_by_wording(tables[first]), AXIS)
+
+# %%
+#| label: fig-gemma
+#| fig-cap: Soft bias score on ambiguous questions under each wording, last model (at scale cpu Gemma-3-270M); marks and bars as above.
+plot_wordings(scores_by_wording(tables[last]), AXIS)
+
+
+# %% [markdown]
+# ## Effect of each request
+#
+# The intervals treat wordings and templates as samples: they hold for other wordings and other
+# questions of this kind.
+
+# %%
+def request_effects(records, metric='bias_ambig'):
+    "Estimate the change due to each request, and the differences between requests"
+    y = wording_table(records, item_values(records, metric))
+    changes = {f'{condition_style(c)[0]} less Q': y[c].sub(y['q'][0], axis=0) for c in REQUESTS}
+    for c in ('q+anti','q+note'):
+        changes[f'Q+IF less {condition_style(c)[0]}'] = y['q+if']-y[c]
+    return pd.DataFrame({k:mean_effect(d)._asdict() for k,d in changes.items()}).T
+
+effects = {n:request_effects(r) for n,r in records.items()}
+pd.concat(effects).round(4)
+
+# %% [markdown]
+# Any added sentence changes the first model's score a little, and the content of the sentence
+# hardly matters. The instruction and its opposite have nearly the same words, so half of their
+# difference is the effect of the meaning:
+
+# %%
+value = effects[first].value
+pd.Series({'a sentence is added': value.iloc[:3].mean(),
+           'its sense': value['Q+IF less Q+anti']/2}, name=first).round(4)
+
+# %% [markdown]
+# A bias score can stay constant while answers change. The probability of the unknown answer shows
+# more of the effect of an added sentence:
+
+# %%
+declining = {n:request_effects(r, 'accuracy_ambig') for n,r in records.items()}
+pd.concat(declining).round(4)
+
+# %% [markdown]
+# ## Two stub models with known answers
+#
+# The measures are checked on two stub models. `heeds` follows requests: its bias is halved by the
+# instruction and raised by the opposite, whatever the words. `deaf` ignores their meaning: its bias
+# changes with each wording by a random amount.
 
 # %%
 ours = [i for i in stratified(bbq.load(source='ours'), 24) if i.context_condition=='ambig']
 
-def leans(item, lean):
-    p = {item.unknown:.4, item.biased:.3+lean/2, item.counter:.3-lean/2}
-    return [p[k] for k in range(3)]
-
 def heeds(item, condition):
-    return leans(item, {'q+if':.15, 'q+anti':.45}.get(condition.partition(':')[0], .3))
+    lean = {'q+if':.15, 'q+anti':.45}.get(condition.partition(':')[0], .3)
+    return options_with_lean(item, lean)
 
-def deaf(item, condition):
-    return leans(item, .3 + .1*np.random.default_rng(sum(map(ord, condition))).normal())
-
-def bias(records): return wording_table(records, item_values(records, 'bias_ambig'))
-
-asked = lambda rule: collect_records(wording_stub_model(rule, ours), ours, conditions)
-known = {f.__name__: bias(asked(f)) for f in (heeds, deaf)}
-pd.DataFrame({n:{'share of wording': wording_share(y[ASKED]).value,
+known = {f.__name__: bias_table(collect_records(wording_stub_model(f, ours), ours, conditions))
+         for f in (heeds, deaf)}
+pd.DataFrame({n:{'share of wording': wording_share(y[REQUESTS]).value,
                  'Q+IF less Q+anti': mean_effect(y['q+if']-y['q+anti']).value,
                  'Q+note less Q': mean_effect(y['q+note'].sub(y['q'][0], axis=0)).value}
               for n,y in known.items()}).round(3)
 
 # %%
-assert wording_share(known['heeds'][ASKED]).value<1e-6
+assert wording_share(known['heeds'][REQUESTS]).value<1e-6
 assert abs(mean_effect(known['heeds']['q+if']-known['heeds']['q+anti']).value+.3)<1e-6
 
-# %% [markdown]
-# ## Real models
-#
-# Only open questions are asked here, the ambiguous ones, once each in the order of the file. A
-# scene asks both the unflattering question and the other one, and a liking for a letter helps
-# each person once; what is left is small, and every wording meets the same questions.
-
-# %%
-items = bbq.load(source='auto')
-scenes = stratified(items, size['scenes'] and 4*size['scenes'], seed)
-open_ = [i for i in scenes if i.context_condition=='ambig' and i.biased is not None]
-
-def run(name):
-    lm = load_or_stub(name, lambda: wording_stub_model(deaf, open_))
-    out = work_dir(f'wordings-{scale}-{seed}-{lm.name}-{len(open_)}')
-    return lm, collect_records(lm, open_, conditions, orders=size['orders'], seed=seed, out=out)
-
-found = {}
-lms = []
-real = True
-for name in size['models']:
-    lm,records = run(name)
-    found[lm.name] = records
-    real = real and not lm.is_stub
-    lms.append(lm)
-tables = {n:bias(r) for n,r in found.items()}
-pd.DataFrame({n:dict(questions=r.id.nunique(), templates=r.template.nunique(),
-                     mass=r['mass'].mean().round(2)) for n,r in found.items()})
-
-# %%
-#| label: fig-smollm
-#| fig-cap: Soft bias score on ambiguous questions under each wording, SmolLM2-135M-Instruct; the large mark is the paper's wording and what was made from it, bars are means of a condition.
-AXIS = 'Bias score, ambiguous, from probabilities'
-plot_wordings(scores_by_wording(list(tables.values())[0]), AXIS)
-
-# %%
-#| label: fig-gemma
-#| fig-cap: The same for the last of the models asked, at scale cpu Gemma-3-270M.
-plot_wordings(scores_by_wording(list(tables.values())[-1]), AXIS)
-
 
 # %% [markdown]
-# ## What the requests do
+# ## Variance components
 #
-# Intervals treat wordings and templates both as few of many: they are about other wordings and
-# other questions of this kind.
+# The variance of a template's bias score by its source and, for comparison, that of its probability
+# of the unknown answer, for the first model:
 
 # %%
-def effects(records, metric='bias_ambig'):
-    "What each request changes, and what its sense does"
+def components(records, metric):
     y = wording_table(records, item_values(records, metric))
-    less = {f'{condition_style(c)[0]} less Q': y[c].sub(y['q'][0], axis=0) for c in ASKED}
-    for c in ('q+anti','q+note'): less[f'Q+IF less {condition_style(c)[0]}'] = y['q+if']-y[c]
-    return pd.DataFrame({k:mean_effect(d)._asdict() for k,d in less.items()}).T
-
-changes = {n:effects(r) for n,r in found.items()}
-pd.concat(changes).round(4)
-
-# %% [markdown]
-# A sentence of any kind moves the first model's score a little, and which sentence hardly
-# matters. Half of what separates the instruction from its opposite, which has nearly the same
-# words, is the effect of its sense:
-
-# %%
-moved = list(changes.values())[0].value
-pd.Series({'a sentence is added': moved.iloc[:3].mean(),
-           'its sense': moved['Q+IF less Q+anti']/2}, name=list(changes)[0]).round(4)
-
-# %% [markdown]
-# A bias score can stand still while the answers move. How often the unknown answer is given
-# tells more about what an added sentence does:
-
-# %%
-declining = {n:effects(r, 'accuracy_ambig') for n,r in found.items()}
-pd.concat(declining).round(4)
-
-
-# %% [markdown]
-# ## Shares
-#
-# Of the variance of a template's score, by where it comes from, and for comparison that of its
-# declining:
-
-# %%
-def parts(records, metric):
-    y = wording_table(records, item_values(records, metric))
-    c = variance_components(y[ASKED], seed=seed)
+    c = variance_components(y[REQUESTS], seed=seed)
     c['sd'] = c.variance.clip(lower=0)**.5
     return c[['sd','share','share_low','share_high']]
 
-first = next(iter(found.values()))
-pd.concat({m:parts(first, m) for m in ('bias_ambig','accuracy_ambig')}, axis=1).round(3)
+METRICS = ['bias_ambig', 'accuracy_ambig']
+pd.concat({m:components(records[first], m) for m in METRICS}, axis=1).round(3)
+
+# %% [markdown]
+# The share of wording in the variance among requests alone. For the first model its interval covers
+# everything from 0 to 1, because requests hardly change the answers at all:
 
 # %%
-shares = {n:{m:wording_share(wording_table(r, item_values(r, m))[ASKED], seed=seed)
-             for m in ('bias_ambig','accuracy_ambig')} for n,r in found.items()}
+shares = {n:{m:wording_share(wording_table(r, item_values(r, m))[REQUESTS], seed=seed)
+             for m in METRICS} for n,r in records.items()}
 pd.DataFrame(shares)
 
 # %% [markdown]
-# ## Pronouns
+# ## Winogender correlation by wording
 #
-# Winogender has a measure that cannot be zero for want of understanding: the correlation of the
-# female pronoun's probability, of female and male, with the share of women in an occupation. It
-# is near 0.5 at all sizes in the paper. The first model, in every wording, and asked to match
-# the statistics too:
+# Winogender's measure is not zero for a model that does not follow the text: it is the correlation
+# between the female pronoun's share of female and male and the share of women in an occupation. In
+# the paper it is near 0.5 at all sizes. This is the first model in every wording, also under
+# Q+Match, with the statistics in the prompt:
 
 # %%
-TOLD = ['q+if', 'q+anti', 'q+match']
+PRONOUN_REQUESTS = ['q+if', 'q+anti', 'q+match']
 jobs = winogender.load_winogender(size['jobs'], seed, source='auto')
-pronouns = ['q', *[f'{c}:{k}' for c in TOLD for k in range(K)]]
+pronoun_conditions = ['q', *[f'{c}:{k}' for c in PRONOUN_REQUESTS for k in range(K)]]
 with warnings.catch_warnings():
-    warnings.simplefilter('ignore') # Much of the probability is of other words: shown below
-    w = collect_records(lms[0], jobs, pronouns, winogender.WINOGENDER, seed=seed,
-                out=work_dir(f'pronouns-{scale}-{seed}-{lms[0].name}-{len(jobs)}'))
-p = mean_probabilities(w, winogender.ANSWERS, normalise=False)
+    warnings.simplefilter('ignore') # Much of the probability is on other words: see `mass`
+    pronoun_records = collect_records(
+        models[first], jobs, pronoun_conditions, winogender.WINOGENDER, seed=seed,
+        out=work_dir(f'pronouns-{scale}-{seed}-{models[first].name}-{len(jobs)}'))
+p = mean_probabilities(pronoun_records, winogender.ANSWERS, normalise=False)
 share = np.array([j.female for j in jobs])
-each = {c: winogender.pronoun_metrics(p.loc[c].to_numpy(), share) for c in pronouns}
-at = [(c.partition(':')[0], int(c.partition(':')[2] or 0)) for c in pronouns]
-rho = pd.Series([m['rho_two'] for m in each.values()], pd.MultiIndex.from_tuples(at))
+by_condition = {c: winogender.pronoun_metrics(p.loc[c].to_numpy(), share)
+                for c in pronoun_conditions}
+index = [(c.partition(':')[0], int(c.partition(':')[2] or 0)) for c in pronoun_conditions]
+rho = pd.Series([m['rho_two'] for m in by_condition.values()], pd.MultiIndex.from_tuples(index))
 
 # %%
 #| label: fig-rho
-#| fig-cap: Correlation of the female pronoun's probability with the share of women, 60 occupations at scale cpu, under each wording; the large mark is the paper's, or ours turned round.
+#| fig-cap: Correlation of the female pronoun's probability with the share of women, 60 occupations at scale cpu, under each wording; the large mark is the paper's wording, or ours that reverses it.
 plot_wordings(rho, 'Correlation over occupations')
 
 
 # %%
-def spread_of(x, level=.95):
-    "Standard deviation over wordings, with the interval of a normal sample"
-    from scipy.stats import chi2
-    n = len(x)-1
+def standard_deviation(x, level=.95):
+    "Estimate the standard deviation over wordings, with the interval of a normal sample"
+    df = len(x)-1
     sd = x.std()
-    return Estimate(sd, *(sd*np.sqrt(n/chi2.ppf([(1+level)/2, (1-level)/2], n))))
+    return Estimate(sd, *(sd*np.sqrt(df/chi2.ppf([(1+level)/2, (1-level)/2], df))))
 
-pd.DataFrame({condition_style(c)[0]:dict(lowest=rho[c].min(), highest=rho[c].max(), sd=rho[c].std(),
-              mass=np.mean([each[f'{c}:{k}']['mass'] for k in range(K)]))
-              for c in TOLD}).round(3)
+pd.DataFrame({condition_style(c)[0]:dict(
+    lowest=rho[c].min(), highest=rho[c].max(), sd=rho[c].std(),
+    mass=np.mean([by_condition[f'{c}:{k}']['mass'] for k in range(K)]))
+    for c in PRONOUN_REQUESTS}).round(3)
 
 # %% [markdown]
+# ## What this does not show
+#
+# It does not show that wording is unimportant for models that follow requests. The criterion that
+# compares requests with wordings needs such a model, and the one on Winogender's correlation is
+# undecided.
+#
 # ## Claims
 #
-# The criteria lie in `data/claims/self_correction_wording.toml` and were fixed before this run;
-# what a pilot had shown by then is written there. They are judged on the first of the models.
+# The criteria are in `data/claims/self_correction_wording.toml` and were fixed before this run; the
+# file states what a pilot had shown by then. They are judged on the first model.
 
 # %%
-y = tables[next(iter(found))]
-w = variance_components(y[ASKED], seed=seed).loc['wording', ['variance','low','high']]
-lean = effects(first)
-declines = effects(first, 'accuracy_ambig')
+y = tables[first]
+wording = variance_components(y[REQUESTS], seed=seed).loc['wording', ['variance','low','high']]
 outcomes = {
-    'self_correction/request-matters-more-than-wording': wording_share(y[ASKED], seed=seed),
-    'self_correction/every-wording-agrees': tuple(w.clip(lower=0)**.5),
-    'self_correction/inverted-raises-bias': tuple(lean.loc['Q+anti less Q']),
-    'self_correction/sense-is-lost-when-small': tuple(lean.loc['Q+IF less Q+anti']),
-    'self_correction/rho-by-wording': spread_of(rho['q+if']),
-    'self_correction/any-sentence-will-do': tuple(declines.loc['Q+IF less Q+note'])}
-theirs = items[0] is not bbq.load(source='ours')[0]
-if real: record(scale if theirs else 'quick', outcomes)
-else: print('An oracle answered, so no claim about models is recorded.')
+    'self_correction/request-matters-more-than-wording': wording_share(y[REQUESTS], seed=seed),
+    'self_correction/every-wording-agrees': tuple(wording.clip(lower=0)**.5),
+    'self_correction/inverted-raises-bias': tuple(effects[first].loc['Q+anti less Q']),
+    'self_correction/sense-is-lost-when-small': tuple(effects[first].loc['Q+IF less Q+anti']),
+    'self_correction/rho-by-wording': standard_deviation(rho['q+if']),
+    'self_correction/any-sentence-will-do': tuple(declining[first].loc['Q+IF less Q+note'])}
+has_bbq = items[0] is not bbq.load(source='ours')[0]
+if any(lm.is_stub for lm in models.values()):
+    print('A stub model answered, so no claim about models is recorded.')
+else: record(scale if has_bbq else 'quick', outcomes)
