@@ -7,14 +7,13 @@
 # ---
 
 # %% [markdown]
-# # Told to ignore who it is about, a small model does not
+# # Discrim-eval: the instruction does not reduce demographic effects at 135M
 #
-# > Twelve decisions about people who differ in age, gender and race. The site shows a run of
-# > SmolLM2-135M-Instruct recorded at `scale = 'cpu'`.
+# > No fall is seen at 135M; the claim of Tamkin et al. (2023) on instructions needs larger models.
 
 # %% tags=["parameters"]
-scale = 'quick'  # quick: seconds; cpu: 12 decisions of our own; gpu: discrim-eval if near
-seed = 0         # which people are taken, and the draws behind the intervals
+scale = 'quick'  # quick: seconds; cpu: 12 decisions of our own; gpu: discrim-eval if available
+seed = 0         # sample of people, and the draws behind the intervals
 
 # %%
 #| hide
@@ -31,63 +30,64 @@ from moral_sc.language.loading import load_or_stub
 from moral_sc.language.stub_models import stub_model
 
 # %%
-size = at_scale(scale, # people and decisions for each model, and where they come from
+size = at_scale(scale, # people and decisions for each model, and their source
     quick=dict(limits=[30], source='ours'),
     cpu=dict(limits=[180], source='ours'),
     gpu=dict(limits=[None, None], source='auto'),
 )
 
-def stand_in(): # Says yes two times in three, whoever it is about
-    says = dict(yes=.6, no=.3, perhaps=.1)
-    return stub_model(lambda t: says if t.endswith('would be "') else {'':1.}, 'two in three')
+def make_stub(): # Answers yes two times in three, for every person
+    probabilities = dict(yes=.6, no=.3, perhaps=.1)
+    return stub_model(lambda text: probabilities if text.endswith('would be "') else {'':1.},
+                      'two in three')
 
 names = ['smollm2-135m-instruct', 'gemma-3-270m'][:len(size['limits'])]
-models = {n:load_or_stub(n, stand_in) for n in names}
+models = {n:load_or_stub(n, make_stub) for n in names}
 
 # %% [markdown]
-# The admissions of @ganguli2023 are one decision and two races. The same group later put
-# seventy kinds of decision about 135 kinds of people to Claude 2:
+# ## Discrim-eval: decisions about people
 #
-# > *Without further instruction the model decides in places for women and people who are
-# > not white, and against the old; told that discrimination is illegal, it hardly
-# > discriminates* [@tamkin2023discrim].
+# The admissions of @ganguli2023 are one decision and two races. A later paper of the same group
+# measured seventy kinds of decision about 135 kinds of people with Claude 2:
 #
-# We ask small models twelve decisions of our own in the same format, because they have to
-# travel with the page. At scale `gpu` the authors' file takes their place, if it is near.
+# > *Without further instruction some decisions favour women and people who are not white, and
+# > disfavour the old; with an instruction that discrimination is illegal, there is hardly any
+# > discrimination* [@tamkin2023discrim].
 #
-# ## What is asked
+# We measure twelve decisions of our own in the same format with SmolLM2-135M-Instruct, because
+# their text can be distributed with this page. At scale `gpu`, not yet run, the authors' file
+# replaces them if it is available.
 
 # %%
-asked = {n:load_decisions(k, seed, source=size['source']) for n,k in zip(names, size['limits'])}
-print(asked[names[0]][5].text)
+decisions = {n:load_decisions(k, seed, source=size['source'])
+             for n,k in zip(names, size['limits'])}
 
-
-# %%
-def put(name):
+def collect_answers(name):
     out = work_dir(f'discrim-{scale}-{seed}-{models[name].name}-{size["source"]}')
-    e = evaluate(models[name], DISCRIM_EVAL, items=asked[name], out=out, seed=seed)
+    e = evaluate(models[name], DISCRIM_EVAL, items=decisions[name], out=out, seed=seed)
     return e.records
 
-runs = {n:put(n) for n in names}
-each = lambda **kw: pd.concat([discrim_eval_metrics(r, seed=seed, **kw).assign(model=n)
-                               for n,r in runs.items()])
-found = each()
-change = each(against='q')
-t = found[found.category=='all'].set_index(['model','metric','condition'])
+runs = {n:collect_answers(n) for n in names}
+
+def all_metrics(**kw):
+    return pd.concat([discrim_eval_metrics(r, seed=seed, **kw).assign(model=n)
+                      for n,r in runs.items()])
+
+metrics = all_metrics()
+change = all_metrics(against='q')
+t = metrics[metrics.category=='all'].set_index(['model','metric','condition'])
 t[['value','low','high']].round(3)
 
 
 # %% [markdown]
-# `p_yes` is the share of yes among yes and no, and `mass` what the two get at all. `spread`
-# is the mean size of the coefficients of race and gender, in log-odds.
-#
-# ## Who it is about
+# `p_yes` is the share of yes among yes and no, and `mass` is the probability of both words
+# together. `spread` is the mean absolute coefficient of race and gender, in log-odds.
 
 # %%
 #| label: fig-terms
-#| fig-cap: What each attribute adds to the log-odds of a yes, against a white man; age for ten years more. SmolLM2-135M-Instruct; bars are 95 % intervals that draw decisions.
-def plot_terms(found, model):
-    d = found.query('metric=="effect" and model==@model')
+#| fig-cap: Effect of each attribute on the log-odds of a yes, relative to a white man; for age, of ten more years. SmolLM2-135M-Instruct; bars are 95 % intervals that draw decisions.
+def plot_terms(metrics, model):
+    d = metrics.query('metric=="effect" and model==@model')
     fig = go.Figure()
     for n,(c,g) in enumerate(d.groupby('condition', sort=False)):
         name,colour,symbol = CONDITION_STYLES[c]
@@ -101,29 +101,34 @@ def plot_terms(found, model):
                      autorange='reversed', zeroline=False)
     return fig.update_xaxes(title_text='Log-odds of a yes', showgrid=True)
 
-plot_terms(found, names[0])
+plot_terms(metrics, names[0])
 
 # %% [markdown]
-# @fig-terms has effects that are small and not zero: the same request meets with a little
-# less favour from a woman, from people called Hispanic or Native American, and least from a
-# non-binary person. The last is said in two words where "man" is one, so a model that minds
-# length would do the same; it takes names instead of words, or other wordings, to tell. Age
-# does nothing.
+# The effects in @fig-terms are small and not zero: the same application has slightly lower odds of
+# a yes for a woman and for people described as Hispanic or Native American, and the lowest for a
+# non-binary person. "Non-binary person" is two words where "man" is one, so an effect of length
+# would look the same; names instead of words, or other wordings, could distinguish the two. Age has
+# no effect.
 
 # %%
-both = found[found.metric=='effect'].set_index(['category','model','condition'])
-both.value.unstack([1,2]).loc[list(TERMS)].round(3)
+effects = metrics[metrics.metric=='effect'].set_index(['category','model','condition'])
+effects.value.unstack([1,2]).loc[list(TERMS)].round(3)
 
 # %% [markdown]
-# ## The same in every decision?
+# ## Example
+
+# %%
+print(decisions[names[0]][5].text)
+
+# %% [markdown]
+# ## Effects within each decision
 #
-# An effect of race that is one number for all decisions would be a property of the word;
-# one that changes its sign from decision to decision is noise around it. Each mark is a
-# decision.
+# If an effect of race is the same in all decisions, it is a property of the word; if its sign
+# changes from decision to decision, it is noise. Each mark is a decision.
 
 # %%
 #| label: fig-decisions
-#| fig-cap: The coefficients of race and gender within each decision, SmolLM2-135M-Instruct, Q; the line is their mean.
+#| fig-cap: Coefficients of race and gender within each decision, SmolLM2-135M-Instruct, Q; the line is their mean.
 b = fit_slopes(answer_logits(runs[names[0]]).loc['q'])[list(TERMS[:-1])]
 name,colour,symbol = CONDITION_STYLES['q']
 fig = go.Figure()
@@ -138,52 +143,53 @@ fig.update_yaxes(tickvals=list(range(len(b.columns))), ticktext=list(b), showgri
 fig.update_xaxes(title_text='Log-odds of a yes', showgrid=True)
 
 # %% [markdown]
-# In @fig-decisions most coefficients keep their sign from decision to decision and differ
-# in size. The mixed model with random intercepts takes them to be one number, and its
-# interval is too narrow where they differ most:
+# In @fig-decisions most coefficients have the same sign in most decisions and differ in size. The
+# mixed model with random intercepts assumes one coefficient for all decisions, so its interval is
+# too narrow where they differ most:
 
 # %%
-d = found.query('model==@names[0] and condition=="q" and category!="all"')
+d = metrics.query('model==@names[0] and condition=="q" and category!="all"')
 d = d.assign(width=d.high-d.low).pivot(index='category', columns='metric',
                                        values=['value','width'])
 d.loc[list(TERMS)].round(3)
 
 # %% [markdown]
-# ## Told not to
+# ## Effect of the instruction
 #
-# The instruction says that it is illegal to discriminate by age, gender or race, and asks
-# to decide as if none of them were mentioned. It moves single coefficients, some up and
-# some down, and it makes a yes likelier for everybody; `spread` stays where it was. So the
-# words are read, and not what they ask for. Decision by decision:
+# The instruction states that it is illegal to discriminate by age, gender or race, and asks for a
+# decision as if none of them were mentioned. It changes single coefficients, some up and some down,
+# and it makes a yes more likely for everybody; `spread` does not change. The output depends on the
+# instruction, but the effects do not become smaller. Decision by decision:
 
 # %%
-less = change.query('metric in ("spread","p_yes","mass") or metric=="effect"')
-less = less.set_index(['model','metric','category'])[['value','low','high']]
-less.loc[names[0]].round(3)
+d = change.query('metric in ("spread","p_yes","mass") or metric=="effect"')
+d = d.set_index(['model','metric','category'])[['value','low','high']]
+d.loc[names[0]].round(3)
 
 
 # %% [markdown]
+# ## What this does not show
+#
+# It does not show anything about the seventy decisions of discrim-eval, which were written with
+# more care than ours, or about larger models. It shows the measure, and its values for one small
+# model.
+#
 # ## Claims
 #
-# The criteria lie in `data/claims/self_correction_admissions.toml` and were written before
-# this run. Chance alone gives `spread` a positive value, and the same chance in both
-# conditions; the claim is about the difference.
+# The criteria are in `data/claims/self_correction_admissions.toml` and were written before this
+# run. By chance alone `spread` is positive, equally in both conditions; the claim is about the
+# difference.
 
 # %%
-def of(table, metric, condition):
+def estimates(table, metric, condition):
     d = table.query('model==@names[0] and metric==@metric and condition==@condition')
     return d.set_index('category')[['value','low','high']]
 
-race = of(found, 'effect', 'q').loc[list(TERMS[:4])]
+race = estimates(metrics, 'effect', 'q').loc[list(TERMS[:4])]
 farthest = race.loc[race.value.abs().idxmax()]
 outcomes = {'self_correction/decisions-race-small': tuple(farthest),
             'self_correction/decisions-instruction-shrinks': tuple(
-                of(change, 'spread', 'q+if - q').loc['all'])}
-oracle = models[names[0]].is_stub
-if oracle: print('An oracle answered, so no claim about models is recorded.')
+                estimates(change, 'spread', 'q+if - q').loc['all'])}
+if models[names[0]].is_stub:
+    print('A stub model answered, so no claim about models is recorded.')
 else: record(scale, outcomes)
-
-# %% [markdown]
-# What this does not show: anything about discrim-eval's seventy decisions, which were drawn
-# up with more care than ours, or about models that weigh a case. It shows the instrument,
-# and what it reads off models that do not.

@@ -7,14 +7,13 @@
 # ---
 
 # %% [markdown]
-# # Winogender's correlation depends on what a probability is relative to
+# # Winogender: the correlation depends on how probabilities are normalised
 #
-# > Sixty sentences with a gap for a pronoun, put to SmolLM2-135M-Instruct and Gemma-3-270M in
-# > four conditions. The site shows a run recorded at `scale = 'cpu'`.
+# > Raw and two-way correlation differ by 0.29 (Figure 1, middle); our criterion of 0.1 is undecided.
 
 # %% tags=["parameters"]
 scale = 'quick'  # quick: seconds; cpu: all occupations, two models, minutes; gpu: more samples
-seed = 0         # which occupations are taken, what is sampled, and the draws behind intervals
+seed = 0         # sample of occupations, sampled reasoning, and the draws behind intervals
 
 # %%
 #| hide
@@ -22,7 +21,7 @@ import numpy as np, pandas as pd
 from moral_sc.bias import evaluate, winogender
 from moral_sc.bias.conditions import build_prompt
 from moral_sc.bias.plots import plot_correlations, plot_pronouns, plot_female_shares
-from moral_sc.bias.winogender import (ANSWERS, WINOGENDER, fisher_interval, pronoun_metrics,
+from moral_sc.bias.winogender import (WINOGENDER, fisher_interval, pronoun_metrics,
                                       winogender_stub_model)
 from moral_sc.foundation.statistics import Estimate
 from moral_sc.lab.claims import record
@@ -32,168 +31,181 @@ from moral_sc.language.loading import load_or_stub
 
 # %%
 size = at_scale(scale, # occupations; with reasoning: occupations, samples, tokens; models
-    quick=dict(limit=12, think=4, samples=1, new=8, models=1),
-    cpu=dict(limit=None, think=60, samples=2, new=64, models=2),
-    gpu=dict(limit=None, think=60, samples=16, new=256, models=2),
+    quick=dict(limit=12, reasoning=4, samples=1, max_new_tokens=8, models=1),
+    cpu=dict(limit=None, reasoning=60, samples=2, max_new_tokens=64, models=2),
+    gpu=dict(limit=None, reasoning=60, samples=16, max_new_tokens=256, models=2),
 )
 items = winogender.load_winogender(size['limit'], seed, source='auto')
-real = np.isfinite(items[0].bergsma) # Ours are not counted anywhere
+has_winogender = np.isfinite(items[0].bergsma) # Our own sentences have no count by Bergsma
 share = {i.occupation:i.female for i in items}
 
-def stand_in(): # Half and half, whoever works
-    return winogender_stub_model(lambda b, told: (.4, .4, .1), items, 'half and half')
+def make_stub(): # Equal probabilities for every occupation
+    return winogender_stub_model(lambda item, condition: (.4, .4, .1), items, 'half and half')
 
 names = ['smollm2-135m-instruct', 'gemma-3-270m'][:size['models']]
-models = {n:load_or_stub(n, stand_in) for n in names}
+models = {n:load_or_stub(n, make_stub) for n in names}
+
 
 # %% [markdown]
-# The paper's second experiment asks a model to fill a gap with a pronoun, and correlates the
-# probability of a female one with the share of women in the occupation:
+# ## Figure 1, middle: correlation with occupation statistics
 #
-# > *Asked plainly, models of all sizes correlate at 0.5 to 0.6. From 22 billion parameters on,
-# > the instruction lowers the correlation; with reasoning the largest model reaches zero, by
-# > neutral pronouns, and told the statistics it reaches one* [@ganguli2023].
+# In the paper's second experiment a model fills a gap with a pronoun. The probability of a female
+# pronoun is correlated with the share of women in the occupation:
 #
-# What is correlated is not quite said. The probability of *she* may be taken as it is, among
-# *she*, *he* and *they*, or among the two gendered pronouns, and the neutral pronouns by which
-# zero is reached count in the first two only. Here all three are reported, for two models more
-# than 600 times smaller than the paper's largest: one tuned on instructions, SmolLM2, and
-# one that has only read, Gemma.
+# > *Under the plain question, models of all sizes correlate at 0.5 to 0.6. From 22 billion
+# > parameters on, the instruction lowers the correlation; with reasoning the largest model reaches
+# > zero, by neutral pronouns, and with the statistics in the prompt it reaches one*
+# > [@ganguli2023].
 #
-# ## What is asked
+# The paper does not state precisely which probability is correlated. That of *she* may be taken as
+# it is (raw), among *she*, *he* and *they* (three-way), or among the two gendered pronouns
+# (two-way); the neutral pronouns by which zero is reached affect only the first two. We report all
+# three for two models more than 600 times smaller than the paper's largest: SmolLM2-135M-Instruct
+# is tuned on instructions, Gemma-3-270M is only pretrained.
+
+# %%
+def evaluate_winogender(lm, name, items=items, **kw):
+    kind = f"{scale}-{seed}-{'theirs' if has_winogender else 'ours'}" # A folder for each set
+    out = work_dir(f'winogender-{name}-{kind}-{lm.name}-{len(items)}')
+    return evaluate(lm, WINOGENDER, items=items, out=out, seed=seed, **kw)
+
+n = min(size['reasoning'], len(items))
+sample = items[::len(items)//n][:n]
+plain = {name:evaluate_winogender(lm, 'plain', conditions=['q','q+if','q+match'])
+         for name,lm in models.items()}
+reasoned = {name:evaluate_winogender(lm, 'thought', sample, conditions=['q+if+cot'],
+                                     samples=size['samples'],
+                                     max_new_tokens=size['max_new_tokens'])
+            for name,lm in models.items()}
+metrics = pd.concat([e.metrics.assign(model=name) for runs in (plain, reasoned)
+                     for name,e in runs.items()])
+columns = ['rho_raw', 'rho_three', 'rho_two', 'slope_two',
+           'p_female', 'p_male', 'p_neutral', 'mass']
+overall = metrics[metrics.category=='all'].set_index(['model','condition','metric']).value
+overall.unstack()[columns].round(3)
+
+# %%
+#| label: fig-correlations
+#| fig-cap: Correlation of female pronouns with the share of women in the occupation, by normalisation of the probability; bars are 95 % intervals that draw occupations.
+plot_correlations(metrics)
+
+# %% [markdown]
+# In @fig-correlations the estimates differ more between normalisations within a condition than
+# between conditions within a normalisation. The intervals overlap, and our criterion does not
+# decide it. The raw correlation is less than half of the two-way one for both models, and only the
+# two-way one is at the paper's 0.5 or above for both. A low `mass` is a warning: most of the
+# probability is on words other than the three pronouns, so each correlation describes a small part
+# of the output. With sixty occupations an interval is wide for any model:
+
+# %%
+{r:fisher_interval(r, 60) for r in (0., .5, .6)}
+
+# %% [markdown]
+# ## Prompt
+#
+# One of our own sentences under Q+Match, where the prompt contains the statistics:
 
 # %%
 lm = models[names[0]]
 example = winogender.load_winogender(source='ours')[1]
 print(build_prompt(lm, 'winogender', 'q+match', example.fields).text)
 
-
 # %% [markdown]
-# ## What is answered
-
-# %%
-def put(lm, what, items=items, **kw):
-    kind = f"{scale}-{seed}-{'theirs' if real else 'ours'}" # Two sets, two runs
-    out = work_dir(f'winogender-{what}-{kind}-{lm.name}-{len(items)}')
-    return evaluate(lm, WINOGENDER, items=items, out=out, seed=seed, **kw)
-
-few = items if size['think']>=len(items) else items[::len(items)//size['think']][:size['think']]
-runs = {n:put(m, 'plain', conditions=['q','q+if','q+match']) for n,m in models.items()}
-thought = {n:put(m, 'thought', few, conditions=['q+if+cot'], samples=size['samples'],
-                 max_new_tokens=size['new']) for n,m in models.items()}
-metrics = pd.concat([e.metrics.assign(model=n) for es in (runs, thought) for n,e in es.items()])
-shown = ['rho_raw', 'rho_three', 'rho_two', 'slope_two', 'p_female', 'p_male', 'p_neutral', 'mass']
-everyone = metrics[metrics.category=='all'].set_index(['model','condition','metric']).value
-everyone.unstack()[shown].round(3)
-
-# %%
-#| label: fig-correlations
-#| fig-cap: Correlation of female pronouns with the share of women in the occupation, by what the probability is relative to; bars are 95 % intervals that draw occupations.
-plot_correlations(metrics)
-
-# %% [markdown]
-# By their estimates the readings within a condition lie further apart than the conditions
-# do within a reading; the intervals overlap, and the criterion below does not decide it.
-# The raw reading gives less than half of the two-way one for both models, and only the
-# two-way one brings both to the paper's 0.5 or above. `mass` is a warning: most of the
-# probability goes to words that are none of the three pronouns, so each correlation
-# describes a small part of what is said. With sixty occupations an interval is wide
-# whatever the model:
-
-# %%
-{r:fisher_interval(r, 60) for r in (0., .5, .6)}
-
-# %% [markdown]
-# ## Told the statistics
+# ## Figure 4, right: statistics in the prompt
 #
-# The largest model of the paper, told that "there is a 40% chance that you use female
-# pronouns", does so occupation by occupation. A small one has read the words "female pronouns":
+# With "there is a 40% chance that you use female pronouns" in the prompt, the largest model of the
+# paper matches the statistics occupation by occupation. In a small one the words "female pronouns"
+# raise the mean probability of female pronouns instead:
 
 # %%
 #| label: fig-statistics
-#| fig-cap: Female among gendered pronouns beside the share of women in the occupation, plainly and told the statistics; lines are least squares, the dotted one is what was asked for. The first model.
-first = runs[names[0]].probabilities()
-plot_female_shares({c:first.loc[c] for c in ('q','q+match')}, share)
+#| fig-cap: Female among gendered pronouns against the share of women in the occupation, without and with the statistics in the prompt; lines are least squares, the dotted line is the requested share. First model.
+p = plain[names[0]].probabilities()
+plot_female_shares({condition:p.loc[condition] for condition in ('q','q+match')}, share)
 
 # %%
-change = pd.concat([e.differences.assign(model=n) for n,e in runs.items()])
+change = pd.concat([e.differences.assign(model=name) for name,e in plain.items()])
 t = change[(change.category=='all') & change.metric.isin(['p_female','slope_two','rho_two'])]
 t.set_index(['model','condition','metric'])[['value','low','high']].round(3)
 
 # %% [markdown]
-# ## Reasoning first
+# ## Figure 4, left: neutral pronouns after reasoning
 #
-# The paper's zero is made of neutral pronouns. These are ours, after a thought of at most a few
-# dozen tokens; the body of the paper does not say how long its thoughts may be here, nor how
-# many it draws. The claims about reasoning are judged on the last model. Judged on the first,
-# whose row is above, the correlation lies nearer to zero, with an interval that holds zero and
-# more than the criterion allows, and the neutral share nearer to half.
+# The paper's zero is due to neutral pronouns. The figure shows ours after reasoning of at most a
+# few dozen tokens; the main text of the paper states neither the length of its reasoning here nor
+# the number of samples. The claims about reasoning are judged on the last model. For the first
+# model, whose row is in the table above, the correlation is nearer to zero, with an interval that
+# includes zero and exceeds the criterion, and the neutral share is nearer to one half.
 
 # %%
 #| label: fig-pronouns
-#| fig-cap: Probability of each pronoun by occupation after reasoning, occupations sorted by the neutral one; the last model asked.
-last = thought[names[-1]].probabilities()
-plot_pronouns(last.loc['q+if+cot'])
+#| fig-cap: Probability of each pronoun by occupation after reasoning, with occupations sorted by the neutral pronoun; last model. Hover over a bar for its occupation.
+p = reasoned[names[-1]].probabilities()
+fig = plot_pronouns(p.loc['q+if+cot'])
+fig.update_xaxes(showticklabels=False, title_text='Occupations')
 
 # %% [markdown]
-# ## What was chosen
+# ## Choice of sentences and of template
 #
-# In eight sentences of sixty the word after the gap is "was" or "were", which argues for or
-# against *they* before the model has thought about anyone. And an instruction-tuned model can be
-# spoken to in its own template instead of the paper's plain turns. Neither moves a correlation
-# as far as the reading does, though the template shifts probability from *he* and *she* to
-# *they*:
+# In eight of the sixty sentences the word after the gap is "was" or "were", which makes *they* less
+# or more likely by grammar alone. An instruction-tuned model can also be prompted in its own chat
+# template instead of the paper's plain turns. Neither changes a correlation as much as the
+# normalisation does, though the template moves probability from *he* and *she* to *they*:
 
 # %%
-template = put(lm, 'chat', conditions=['q','q+if'], mode='chat') if not lm.is_stub else None
-ways = {'plain turns':runs[names[0]]} | ({'its template':template} if template else {})
-rows = {(w, part, c):e.metrics.query('category==@part and condition==@c').set_index('metric').value
-        for w,e in ways.items() for part in ('all','without was/were') for c in ('q','q+if')}
-pd.DataFrame(rows).T[shown].round(3)
+variants = {'plain turns': plain[names[0]]}
+if not lm.is_stub:
+    variants['its template'] = evaluate_winogender(lm, 'chat', conditions=['q','q+if'], mode='chat')
+rows = {(v, part, c):e.metrics.query('category==@part and condition==@c').set_index('metric').value
+        for v,e in variants.items() for part in ('all','without was/were') for c in ('q','q+if')}
+pd.DataFrame(rows).T[columns].round(3)
+
 
 # %% [markdown]
-# What this does not show: that these models are fair or unfair to anyone, or what happens
-# at the size where the paper's curves part. How the correlation depends on training with
-# preferences is left open too: the two models differ in size, family and text as well.
-# Still, the one without such training correlates no less than the other, asked plainly.
+# ## What this does not show
+#
+# It does not show that these models are fair or unfair to anyone, or what happens at the size where
+# the paper's curves separate. It also leaves open how the correlation depends on preference
+# training: the two models differ in size, family and text as well. The model without such training
+# has a correlation that is not lower than the other's under the plain question.
 #
 # ## Claims
 #
-# The criteria lie in `data/claims/self_correction_winogender.toml`. They were written knowing a
-# pilot on the first model, which the file quotes, and the page had been tried on twelve
-# occupations. The criterion on words that prime looks at the mean share of female pronouns
-# alone; that the statistics are followed no better is the table's to say, not the verdict's.
+# The criteria are in `data/claims/self_correction_winogender.toml`. They were written after a pilot
+# on the first model, which the file quotes, and after a trial of this page on twelve occupations.
+# The criterion of the claim "words prime" uses only the mean share of female pronouns; whether the
+# statistics are followed better is shown by the table, not by this verdict.
 
 # %%
-small = names[0]
-def of(e, metric, condition):
+def estimate(e, metric, condition):
     table = e.differences if ' - ' in condition else e.metrics
     return Estimate(*table.query('category=="all" and metric==@metric and condition==@condition')
                     [['value','low','high']].iloc[0])
 
-def readings(e, n=2000): # Two-way less raw, occupations drawn alike
+def normalisation_gap(e, n=2000):
+    "Estimate the two-way less the raw correlation, with the same occupations drawn for both"
     p = e.probabilities(normalise=False).loc['q'].to_numpy()
     x = np.array(list(share.values()))
-    at = np.random.default_rng(seed).integers(0, len(x), (n, len(x)))
+    rows = np.random.default_rng(seed).integers(0, len(x), (n, len(x)))
     gap = lambda m: m['rho_two']-m['rho_raw']
-    ds = gap(pronoun_metrics(p[at], x[at]))
-    return Estimate(float(gap(pronoun_metrics(p, x))), *np.nanquantile(ds, [.025,.975]))
+    draws = gap(pronoun_metrics(p[rows], x[rows]))
+    return Estimate(float(gap(pronoun_metrics(p, x))), *np.nanquantile(draws, [.025,.975]))
 
-e = runs[small]
-cot = thought[names[-1]]
-found = {'follows-statistics':of(e, 'rho_two', 'q'),
-         'instruction-small':of(e, 'rho_two', 'q+if - q'),
-         'matches-statistics':of(e, 'rho_two', 'q+match'),
-         'normalisation-matters':readings(e),
-         'words-prime':of(e, 'p_female', 'q+match - q'),
-         'slope-stays':of(e, 'slope_two', 'q+match - q'),
-         'reasoning-decorrelates':of(cot, 'rho_three', 'q+if+cot'),
-         'neutral-by-reasoning':of(cot, 'p_neutral', 'q+if+cot')}
+e = plain[names[0]]
+cot = reasoned[names[-1]]
+outcomes = {'follows-statistics':estimate(e, 'rho_two', 'q'),
+            'instruction-small':estimate(e, 'rho_two', 'q+if - q'),
+            'matches-statistics':estimate(e, 'rho_two', 'q+match'),
+            'normalisation-matters':normalisation_gap(e),
+            'words-prime':estimate(e, 'p_female', 'q+match - q'),
+            'slope-stays':estimate(e, 'slope_two', 'q+match - q'),
+            'reasoning-decorrelates':estimate(cot, 'rho_three', 'q+if+cot'),
+            'neutral-by-reasoning':estimate(cot, 'p_neutral', 'q+if+cot')}
 if any(m.is_stub for m in models.values()):
-    print('An oracle answered, so no claim about models is recorded.')
-else: record(scale if real else 'quick',
-             {f'self_correction/winogender-{k}':v for k,v in found.items()})
+    print('A stub model answered, so no claim about models is recorded.')
+else: record(scale if has_winogender else 'quick',
+             {f'self_correction/winogender-{k}':v for k,v in outcomes.items()})
 
 # %%
-facts = ['start', 'end', 'commit', 'dtype', 'device', 'cores', 'torch', 'transformers']
-pd.DataFrame({n:{f:e.provenance[f] for f in facts} for n,e in runs.items()})
+fields = ['start', 'end', 'commit', 'dtype', 'device', 'cores', 'torch', 'transformers']
+pd.DataFrame({name:{f:e.provenance[f] for f in fields} for name,e in plain.items()})
