@@ -40,18 +40,28 @@
 
 # %%
 #| export
-from moral_sc.bias import bbq
-from moral_sc.bias.benchmarks import Benchmark, get_benchmark
-from moral_sc.bias.evaluation import Evaluation, evaluate
-from moral_sc.bias.bbq.metrics import letters
-_all_ = ['bbq', 'Benchmark', 'get_benchmark', 'Evaluation', 'evaluate', 'letters']
+import lazy_loader
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING: # For editors and type checkers; at run time names are imported on first use
+    from moral_sc.bias import bbq
+    from moral_sc.bias.benchmarks import Benchmark, get_benchmark
+    from moral_sc.bias.evaluation import Evaluation, evaluate
+    from moral_sc.bias.bbq.metrics import letters
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
+    'benchmarks': ['Benchmark', 'get_benchmark'],
+    'evaluation': ['Evaluation', 'evaluate'],
+    'bbq.metrics': ['letters'],
+}, submodules=['bbq'])
 
 # %% [markdown]
 # One call evaluates a model. This one is a stub model that prefers the letter (b), on our own questions in
 # three option orders, so that the letter preference does not look like fairness.
 
 # %%
-from moral_sc.language.stub_models import letter_prior_model
+from moral_sc.bias import evaluate
+from moral_sc.language import letter_prior_model
 
 e = evaluate(letter_prior_model(dict(a=.2, b=.7, c=.1)), ['bbq-like'], limit=48, orders=3)
 e.score('q')[['questions','accuracy_ambig','bias_ambig','bias_disambig']].round(3).tail(2)

@@ -49,32 +49,45 @@
 
 # %%
 #| export
-# Supervised stage
-from moral_sc.constitution.principles import (
-    Comparison, Principle, load_comparisons, load_principles)
-from moral_sc.constitution.prompts import human_comparisons, load_prompts, split_by_prompt
-from moral_sc.constitution.revision import chain_table, revise
-from moral_sc.constitution.finetuning import finetune, training_examples
-# Feedback and preference models
-from moral_sc.constitution.answers import answer_pairs, sample_answers
-from moral_sc.constitution.feedback import label, label_report
-from moral_sc.constitution.preference import PreferenceModel, fit_preference
-# Reinforcement learning
-from moral_sc.constitution.rl.policy import train_policy
-# Evaluation
-from moral_sc.constitution.evaluation.elo import model_judge, play_matches, score_judge, tournament
-from moral_sc.constitution.evaluation.harmfulness import absolute_harmfulness, fit_harmfulness
-# Modules
-from moral_sc.constitution import preference
-from moral_sc.constitution.evaluation import refusals
-from moral_sc.constitution.rl import ppo
+import lazy_loader
+from typing import TYPE_CHECKING
 
-_all_ = ['Comparison', 'Principle', 'load_comparisons', 'load_principles', 'human_comparisons',
-         'load_prompts', 'split_by_prompt', 'chain_table', 'revise', 'finetune',
-         'training_examples', 'answer_pairs', 'sample_answers', 'label', 'label_report',
-         'PreferenceModel', 'fit_preference', 'train_policy', 'model_judge', 'play_matches',
-         'score_judge', 'tournament', 'absolute_harmfulness', 'fit_harmfulness', 'preference',
-         'refusals', 'ppo']
+if TYPE_CHECKING: # For editors and type checkers; at run time names are imported on first use
+    # Supervised stage
+    from moral_sc.constitution.principles import (
+        Comparison, Principle, load_comparisons, load_principles)
+    from moral_sc.constitution.prompts import human_comparisons, load_prompts, split_by_prompt
+    from moral_sc.constitution.revision import chain_table, revise
+    from moral_sc.constitution.finetuning import finetune, training_examples
+    # Feedback and preference models
+    from moral_sc.constitution.answers import answer_pairs, sample_answers
+    from moral_sc.constitution.feedback import label, label_report
+    from moral_sc.constitution.preference import PreferenceModel, fit_preference
+    # Reinforcement learning
+    from moral_sc.constitution.rl.policy import train_policy
+    # Evaluation
+    from moral_sc.constitution.evaluation.elo import (model_judge, play_matches, score_judge,
+                                                      tournament)
+    from moral_sc.constitution.evaluation.harmfulness import absolute_harmfulness, fit_harmfulness
+    # Modules
+    from moral_sc.constitution import preference
+    from moral_sc.constitution.evaluation import refusals
+    from moral_sc.constitution.rl import ppo
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
+    'principles': ['Comparison', 'Principle', 'load_comparisons', 'load_principles'],
+    'prompts': ['human_comparisons', 'load_prompts', 'split_by_prompt'],
+    'revision': ['chain_table', 'revise'],
+    'finetuning': ['finetune', 'training_examples'],
+    'answers': ['answer_pairs', 'sample_answers'],
+    'feedback': ['label', 'label_report'],
+    'preference': ['PreferenceModel', 'fit_preference'],
+    'rl.policy': ['train_policy'],
+    'evaluation.elo': ['model_judge', 'play_matches', 'score_judge', 'tournament'],
+    'evaluation.harmfulness': ['absolute_harmfulness', 'fit_harmfulness'],
+    'evaluation': ['refusals'],
+    'rl': ['ppo'],
+}, submodules=['preference'])
 
 # %% [markdown]
 # Critique and revision in two lines, with a stub model that has three fixed replies:

@@ -16,16 +16,24 @@
 
 # %%
 #| export
-from moral_sc.foundation.errors import MoralScError, DataError, ConfigError, ModelError
-from moral_sc.foundation.datasets import (Source, sources, source, fetch, available, verify,
-    data_list, read_jsonl, data_dir, cache_dir, online)
-from moral_sc.foundation.runs import Run, open_run, content_key, provenance
-from moral_sc.foundation.statistics import (Estimate, wilson, cluster_bootstrap,
-    paired_difference, holm)
-_all_ = ['MoralScError', 'DataError', 'ConfigError', 'ModelError', 'Source', 'sources', 'source',
-         'fetch', 'available', 'verify', 'data_list', 'read_jsonl', 'data_dir',
-         'cache_dir', 'online', 'Run', 'open_run', 'content_key', 'provenance', 'Estimate',
-         'wilson', 'cluster_bootstrap', 'paired_difference', 'holm']
+import lazy_loader
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING: # For editors and type checkers; at run time names are imported on first use
+    from moral_sc.foundation.errors import MoralScError, DataError, ConfigError, ModelError
+    from moral_sc.foundation.datasets import (Source, sources, source, fetch, available, verify,
+        data_list, read_jsonl, data_dir, cache_dir, online)
+    from moral_sc.foundation.runs import Run, open_run, content_key, provenance
+    from moral_sc.foundation.statistics import (Estimate, wilson, cluster_bootstrap,
+        paired_difference, holm)
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
+    'errors': ['MoralScError', 'DataError', 'ConfigError', 'ModelError'],
+    'datasets': ['Source', 'sources', 'source', 'fetch', 'available', 'verify', 'data_list',
+                 'read_jsonl', 'data_dir', 'cache_dir', 'online'],
+    'runs': ['Run', 'open_run', 'content_key', 'provenance'],
+    'statistics': ['Estimate', 'wilson', 'cluster_bootstrap', 'paired_difference', 'holm'],
+})
 
 # %% [markdown]
 # All three papers use these modules:

@@ -20,28 +20,44 @@
 
 # %%
 #| export
-from moral_sc.language.weights import aliases, cached_weights, can_load, find_weights
-from moral_sc.language.models import LM, decode, encode, eos_ids, pad
-from moral_sc.language.loading import load, load_or_stub
-from moral_sc.language.api_models import connect
-from moral_sc.language.chat import Prompt, encode_prompt, modes, render
-from moral_sc.language.scoring import (next_token_logprobs, option_logprobs, option_mass,
-                                       token_logprobs)
-from moral_sc.language.generation import Sample, append_turn, sample
-from moral_sc.language.multi_turn import generate_multi_turn
-from moral_sc.language.training import fit
-from moral_sc.language.lora import add_lora, merge_lora
-from moral_sc.language.reward_head import (build_reward_model, load_reward_model, reward_scores,
-                                           save_model, save_reward_model, small_llama)
-from moral_sc.language.stub_models import letter_prior_model, random_model, stub_model
-_all_ = ['aliases', 'cached_weights', 'can_load', 'find_weights', 'LM', 'decode', 'encode',
-         'eos_ids', 'pad', 'load', 'load_or_stub', 'connect', 'Prompt', 'encode_prompt', 'modes',
-         'render', 'next_token_logprobs', 'option_logprobs', 'option_mass', 'token_logprobs',
-         'Sample', 'append_turn', 'sample', 'generate_multi_turn', 'fit', 'add_lora', 'merge_lora',
-         'build_reward_model', 'load_reward_model', 'reward_scores', 'save_model',
-         'save_reward_model', 'small_llama', 'letter_prior_model', 'random_model', 'stub_model']
+import lazy_loader
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING: # For editors and type checkers; at run time names are imported on first use
+    from moral_sc.language.weights import aliases, cached_weights, can_load, find_weights
+    from moral_sc.language.models import LM, decode, encode, eos_ids, pad
+    from moral_sc.language.loading import load, load_or_stub
+    from moral_sc.language.api_models import connect
+    from moral_sc.language.chat import Prompt, encode_prompt, modes, render
+    from moral_sc.language.scoring import (next_token_logprobs, option_logprobs, option_mass,
+                                           token_logprobs)
+    from moral_sc.language.generation import Sample, append_turn, sample
+    from moral_sc.language.multi_turn import generate_multi_turn
+    from moral_sc.language.training import fit
+    from moral_sc.language.lora import add_lora, merge_lora
+    from moral_sc.language.reward_head import (build_reward_model, load_reward_model, reward_scores,
+                                               save_model, save_reward_model, small_llama)
+    from moral_sc.language.stub_models import letter_prior_model, random_model, stub_model
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
+    'weights': ['aliases', 'cached_weights', 'can_load', 'find_weights'],
+    'models': ['LM', 'decode', 'encode', 'eos_ids', 'pad'],
+    'loading': ['load', 'load_or_stub'],
+    'api_models': ['connect'],
+    'chat': ['Prompt', 'encode_prompt', 'modes', 'render'],
+    'scoring': ['next_token_logprobs', 'option_logprobs', 'option_mass', 'token_logprobs'],
+    'generation': ['Sample', 'append_turn', 'sample'],
+    'multi_turn': ['generate_multi_turn'],
+    'training': ['fit'],
+    'lora': ['add_lora', 'merge_lora'],
+    'reward_head': ['build_reward_model', 'load_reward_model', 'reward_scores', 'save_model',
+                    'save_reward_model', 'small_llama'],
+    'stub_models': ['letter_prior_model', 'random_model', 'stub_model'],
+})
 
 # %%
+from moral_sc.language import letter_prior_model, load, option_logprobs, render
+
 lm = letter_prior_model(dict(a=.2, b=.5, c=.3)) # Or load('smollm2-135m-instruct')
 prompt = render(lm, [('human', 'Who was late?\n(a) Kim\n(b) Ann\n(c) Unknown')], 'The answer is (')
 option_logprobs(lm, [prompt], ['a', 'b', 'c']).round(3)
