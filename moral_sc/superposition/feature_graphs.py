@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['feature_graph', 'feature_components', 'angle_pattern', 'spanned_dimensions', 'Shape', 'recognise', 'overall_shape',
-           'procrustes', 'align']
+           'procrustes', 'align', 'pair_orders', 'aligned_distance']
 
 # %% ../../nbs/superposition/52_feature_graphs.ipynb #fb2274a5
 import torch
 from collections import Counter
+from itertools import permutations, product
 from scipy.optimize import linear_sum_assignment
 from scipy.sparse.csgraph import connected_components
 from typing import NamedTuple
@@ -131,3 +132,22 @@ def align(
     matches = [_match(W, reference, O) for O in torch.linalg.qr(starts).Q]
     order,best = min(matches, key=lambda f: (f[1]-reference).norm())
     return best, order
+
+# %% ../../nbs/superposition/52_feature_graphs.ipynb #7cc8bcbf
+def pair_orders(
+    n_pairs:int,
+)->list: # Orders of the 2 n_pairs features
+    "Return every order of the features that keeps pairs together"
+    return [[2*pair+(flip^i) for pair,flip in zip(order, flips) for i in (0,1)]
+            for order in permutations(range(n_pairs)) for flips in product((0,1), repeat=n_pairs)]
+
+def aligned_distance(
+    W:torch.Tensor,         # [feature, hidden]
+    reference:torch.Tensor, # [feature, hidden]
+    orders,                 # Orders of the features of W that are allowed
+)->float:
+    "Return the distance of two models after the best rotation, reflection and allowed order"
+    V = W[torch.tensor(orders)].double()
+    reference = reference.double()
+    rotated = V@procrustes(V, reference.expand_as(V))
+    return (rotated-reference).square().sum((1,2)).min().sqrt().item()

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['polytopes', 'compounds', 'overlaps', 'interference', 'feature_dimensionality', 'leverage', 'polygon', 'simplex',
-           'tegum', 'antiprism', 'represented', 'dimensions_per_feature', 'angular_gaps', 'planar_shape',
-           'align_to_axes']
+           'tegum', 'antiprism', 'represented', 'dimensions_per_feature', 'sharing_in_order', 'pair_cosines',
+           'angular_gaps', 'planar_shape', 'align_to_axes']
 
 # %% ../../nbs/superposition/50_geometry.ipynb #2ab925b6
 import torch
+from torch.nn.functional import cosine_similarity
 from ..foundation.errors import ConfigError
 
 # %% ../../nbs/superposition/50_geometry.ipynb #efb672c6
@@ -97,6 +98,24 @@ def dimensions_per_feature(
 )->torch.Tensor:    # [...]
     "Return the hidden dimensions per stored feature, by the squared Frobenius norm"
     return W.shape[-1]/W.square().sum((-1,-2))
+
+# %% ../../nbs/superposition/50_geometry.ipynb #6c980235
+def sharing_in_order(
+    W:torch.Tensor, # [feature, hidden], most important feature first
+    own=.75,        # Smallest dimensionality of a feature with a dimension of its own
+)->float:           # NaN if there is no such pair
+    "Return the share of (own, shared) pairs whose first feature is the more important one"
+    stored = represented(W)
+    dedicated = feature_dimensionality(W)>own
+    first,second = (torch.where(stored & m)[0] for m in (dedicated,~dedicated))
+    return (first[:,None]<second).double().mean().item()
+
+# %% ../../nbs/superposition/50_geometry.ipynb #ec5921d3
+def pair_cosines(
+    W:torch.Tensor, # [..., feature, hidden], pairs are neighbours
+)->torch.Tensor:    # [..., pair]
+    "Return the cosine within each pair of columns"
+    return cosine_similarity(W[...,::2,:], W[...,1::2,:], dim=-1)
 
 # %% ../../nbs/superposition/50_geometry.ipynb #6f5bc060
 def angular_gaps(

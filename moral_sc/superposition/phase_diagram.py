@@ -122,7 +122,8 @@ def train_restarts(
     block = block or _max_models(config, engine, device, batch_size)
     for part in _chunks(I, max(1, block//restarts)):
         ids = [r*I+i for i in part for r in range(restarts)]
-        parts.append(_train_block(replicated, ids, restarts, score or ranking_loss, keep_all, I, seed=seed,
+        parts.append(_train_block(replicated, ids, restarts, score or ranking_loss,
+                                  keep_all, I, seed=seed,
             engine=engine, device=device, batch_size=batch_size, lr=repeat(lr),
             weight_decay=repeat(weight_decay), **kw))
     cat = lambda ts: torch.cat(ts) if torch.is_tensor(ts[0]) else {
@@ -232,7 +233,8 @@ def exact_optima(
     split = lambda t: (t[:,:n*m].view(-1, n, m),
                        t[:,n*m:] if c.bias else t.new_zeros(len(t), n))
     initial = torch.cat([initial.flatten(0,1).flatten(1), torch.zeros(len(p), n*c.bias)], 1)
-    x,f = minimise_bfgs(lambda t, rows: exact_loss(*split(t), p[rows], imp[rows], c.activation, None,
+    x,f = minimise_bfgs(lambda t, rows: exact_loss(*split(t), p[rows], imp[rows],
+                                                   c.activation, None,
                   c.features, c.sets, c.signed), initial, steps)
     fold = lambda t: t.detach().unflatten(0, (R,-1)).transpose(0,1).contiguous()
     W,b = map(fold, split(x))

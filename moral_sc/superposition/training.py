@@ -326,7 +326,8 @@ def load_run(
             t = {k: f.get_tensor(k) for k in f.keys()}
             meta = json.loads(f.metadata()['run'])
     except Exception as e:
-        raise DataError(f'{path} is not a saved run ({type(e).__name__}): train it again.') from None
+        problem = type(e).__name__
+        raise DataError(f'{path} is not a saved run ({problem}): train it again.') from None
     s = meta['settings']
     params = {k[6:]: v for k,v in t.items() if k.startswith('param.')}
     return ToyRun(ToyConfig(**s['config']), s['instances'], params, meta['step'], s['steps'],

@@ -108,7 +108,8 @@ class ToyConfig:
             'one-hot features form one set that is always present: leave sets and density at 1.')
         if self.notebook_compat and (self.features!='independent' or self.signed or self.points
                 or self.unit or not self.tied): raise ConfigError(
-            'notebook_compat reproduces the public notebook, which has only tied models of independent features: leave it off.')
+            'notebook_compat reproduces the public notebook, which has only tied models of '
+             'independent features: leave it off.')
         for k in 'l1','attack':
             if (self.per_instance(k)<0).any(): raise ConfigError(f'{k} must not be negative.')
 

@@ -468,7 +468,8 @@ assert abs(cos(pairs['correlated'])) < .1
 
 # %%
 near_pentagon = polygon(5) + .02*torch.randn(5,2)
-untied = fit_exact(ToyConfig(5, 2, density=.05, tied=False), starts=near_pentagon[None], maxiter=150)
+untied = fit_exact(ToyConfig(5, 2, density=.05, tied=False), starts=near_pentagon[None],
+                   maxiter=150)
 tied = fit_exact(ToyConfig(5, 2, density=.05), starts=near_pentagon[None])
 assert untied['loss'] < .5*tied['loss']
 untied['loss'].item(), tied['loss'].item(), (untied['V']@untied['W'].mT)[0,0].numpy().round(2)

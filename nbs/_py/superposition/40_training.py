@@ -515,7 +515,8 @@ def load_run(
             t = {k: f.get_tensor(k) for k in f.keys()}
             meta = json.loads(f.metadata()['run'])
     except Exception as e:
-        raise DataError(f'{path} is not a saved run ({type(e).__name__}): train it again.') from None
+        problem = type(e).__name__
+        raise DataError(f'{path} is not a saved run ({problem}): train it again.') from None
     s = meta['settings']
     params = {k[6:]: v for k,v in t.items() if k.startswith('param.')}
     return ToyRun(ToyConfig(**s['config']), s['instances'], params, meta['step'], s['steps'],
@@ -628,7 +629,8 @@ attacked_loss
 # config is learned, saved and resumed.
 
 # %%
-absolute = ToyConfig(3, 6, 4, hidden='relu', hidden_bias=True, tied=False, target='abs', signed=True)
+absolute = ToyConfig(3, 6, 4, hidden='relu', hidden_bias=True, tied=False, target='abs',
+                     signed=True)
 run = train(absolute, **brisk)
 assert {*run.params}=={*'WbVc'} and all(v.abs().max()>0 for v in run.params.values())
 with tempfile.TemporaryDirectory() as d:

@@ -17,6 +17,7 @@
 # %%
 #| export
 import torch
+from torch.nn.functional import cosine_similarity
 from moral_sc.foundation.errors import ConfigError
 
 # %%
@@ -233,6 +234,46 @@ def dimensions_per_feature(
 
 # %%
 dimensions_per_feature(tegum(polygon(2), polygon(2))), represented(torch.eye(4,2))
+
+
+# %% [markdown]
+# The least important features should be the first to share a dimension. Features are sorted by
+# importance here, the most important first.
+
+# %%
+#| export
+def sharing_in_order(
+    W:torch.Tensor, # [feature, hidden], most important feature first
+    own=.75,        # Smallest dimensionality of a feature with a dimension of its own
+)->float:           # NaN if there is no such pair
+    "Return the share of (own, shared) pairs whose first feature is the more important one"
+    stored = represented(W)
+    dedicated = feature_dimensionality(W)>own
+    first,second = (torch.where(stored & m)[0] for m in (dedicated,~dedicated))
+    return (first[:,None]<second).double().mean().item()
+
+
+# %%
+test_eq(sharing_in_order(torch.block_diag(torch.eye(2), polygon(2))), 1.)
+test_eq(sharing_in_order(torch.block_diag(polygon(2), torch.eye(2))), 0.)
+
+
+# %% [markdown]
+# For features in pairs, such as correlated ones, the cosine within each pair tells how the pair is
+# stored: 0 for a right angle, −1 for opposites, 1 for a pair on one direction.
+
+# %%
+#| export
+def pair_cosines(
+    W:torch.Tensor, # [..., feature, hidden], pairs are neighbours
+)->torch.Tensor:    # [..., pair]
+    "Return the cosine within each pair of columns"
+    return cosine_similarity(W[...,::2,:], W[...,1::2,:], dim=-1)
+
+
+# %%
+test_close(pair_cosines(torch.eye(2)), torch.zeros(1))
+test_close(pair_cosines(polygon(2)), -torch.ones(1))
 
 
 # %% [markdown]

@@ -18,6 +18,7 @@
 #| export
 import torch
 from collections import Counter
+from itertools import permutations, product
 from scipy.optimize import linear_sum_assignment
 from scipy.sparse.csgraph import connected_components
 from typing import NamedTuple
@@ -25,7 +26,7 @@ from moral_sc.superposition.geometry import (compounds, feature_dimensionality, 
                                              represented)
 
 # %%
-#| rotate_and_shuffle
+#| hide
 from fastcore.test import *
 from moral_sc.superposition.geometry import antiprism, polygon, simplex, tegum
 torch.manual_seed(0);
@@ -256,3 +257,36 @@ W = torch.randn(30, 7, dtype=torch.float64)
 O = torch.linalg.qr(torch.randn(7, 7, dtype=torch.float64)).Q
 test_close(align(W@O, W)[0], W, eps=1e-9)
 (align(W@O, W)[0]-W).abs().max()
+
+
+# %% [markdown]
+# Features that come in sets, such as correlated pairs, may only be permuted so that sets stay
+# together. For two sets of two there are eight such orders.
+
+# %%
+#| export
+def pair_orders(
+    n_pairs:int,
+)->list: # Orders of the 2 n_pairs features
+    "Return every order of the features that keeps pairs together"
+    return [[2*pair+(flip^i) for pair,flip in zip(order, flips) for i in (0,1)]
+            for order in permutations(range(n_pairs)) for flips in product((0,1), repeat=n_pairs)]
+
+def aligned_distance(
+    W:torch.Tensor,         # [feature, hidden]
+    reference:torch.Tensor, # [feature, hidden]
+    orders,                 # Orders of the features of W that are allowed
+)->float:
+    "Return the distance of two models after the best rotation, reflection and allowed order"
+    V = W[torch.tensor(orders)].double()
+    reference = reference.double()
+    rotated = V@procrustes(V, reference.expand_as(V))
+    return (rotated-reference).square().sum((1,2)).min().sqrt().item()
+
+
+# %%
+test_eq(pair_orders(1), [[0,1],[1,0]]); test_eq(len(pair_orders(2)), 8)
+W = torch.randn(4, 2, dtype=torch.float64)
+O = torch.linalg.qr(torch.randn(2, 2, dtype=torch.float64)).Q
+test_close(aligned_distance((W@O)[[3,2,0,1]], W, pair_orders(2)), 0, eps=1e-9)
+assert aligned_distance(W[[0,2,1,3]], W, pair_orders(2)) > .1

@@ -251,7 +251,7 @@ def _interval(fig, x, low, high, colour, bars):
     fig.add_scatter(x=xs, y=[v for part in ys for v in part], mode='lines', hoverinfo='skip',
                     showlegend=False, **style)
 
-def _guides(fig, marks, levels, logx, logy):
+def _guides(fig, marks, levels, logx, logy, side):
     "Draw dotted lines with names: vertical at `marks`, horizontal at `levels`"
     position = lambda v, log: float(np.log10(v)) if log else v
     dots = dict(color=COLOURS['paper'], width=1, dash='dot')
@@ -262,8 +262,8 @@ def _guides(fig, marks, levels, logx, logy):
                            yanchor='top', xshift=3, **text)
     for name,v in (levels or {}).items():
         fig.add_shape(type='line', x0=0, x1=1, xref='paper', y0=v, y1=v, line=dots)
-        fig.add_annotation(x=1, xref='paper', y=position(v, logy), text=name, xanchor='right',
-                           yanchor='bottom', **text)
+        fig.add_annotation(x=int(side=='right'), xref='paper', y=position(v, logy), text=name,
+                           xanchor=side, yanchor='bottom', **text)
 
 def plot_curves(
     x,            # [point]; or name -> [point] where curves have points of their own
@@ -272,8 +272,10 @@ def plot_curves(
     logx=False, logy=False,
     colours=None, # name -> colour; names in `COLOURS` have theirs
     dots=(),      # Names shown as points without a line
+    dashed=(),    # Names drawn as dashed lines, so that a curve beneath can be seen
     marks=None,   # name -> x of a vertical guide
     levels=None,  # name -> y of a horizontal guide
+    level_side='right', # End at which the names of levels stand: 'left' or 'right'
     legend=None,  # None: a legend for up to four curves, names at the ends of more
 )->go.Figure:
     "Plot curves with their intervals"
@@ -286,10 +288,11 @@ def plot_curves(
         if len(y)==3: _interval(fig, xs, _digits(y[1]), _digits(y[2]), colour, len(xs)<=15)
         end = [f' {name}' if v==max(xs) else '' for v in xs]
         mode = 'markers' if name in dots else 'lines+markers' if len(xs)<=15 else 'lines'
-        fig.add_scatter(x=xs, y=_digits(y[0]), name=name, line=dict(color=colour), text=end,
+        line = dict(color=colour, dash='dash') if name in dashed else dict(color=colour)
+        fig.add_scatter(x=xs, y=_digits(y[0]), name=name, line=line, text=end,
             textposition='middle right', textfont=dict(color=colour), cliponaxis=False,
             marker=dict(color=colour), mode=mode + ('' if legend else '+text'))
-    _guides(fig, marks, levels, logx, logy)
+    _guides(fig, marks, levels, logx, logy, level_side)
     ends = lambda k: [v for t in fig.data for v in t[k] if v is not None]
     fig.update_xaxes(title=xtitle, **(_log_axis(ends('x')) if logx else {}))
     fig.update_yaxes(title=ytitle, **(_log_axis(ends('y')) if logy else {}))

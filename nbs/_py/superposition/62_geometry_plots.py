@@ -53,7 +53,7 @@ def _log_ticks(x):
     return dict(type='log', tickvals=ticks, ticktext=[f'{t:g}' for t in ticks])
 
 def _label(name):
-    below = dict(y=LEVELS[name], yanchor='top') if name in ('digon','antiprism') else {}
+    below = dict(y=LEVELS[name], yanchor='top') if name=='antiprism' else {}
     return dict(text=name, font_size=11, xanchor='right') | below
 
 def plot_dimensionality(
@@ -144,8 +144,8 @@ def plot_feature_graphs(
             hovertemplate='D = %{text}<extra></extra>')
         fig.update_yaxes(scaleanchor=f'x{col if col>1 else ""}', row=1, col=col)
     fig.update_xaxes(visible=False).update_yaxes(visible=False).update_annotations(font_size=12)
-    bar = dict(title='D', thickness=10, tickvals=[1/3,3/8,2/5,1/2,2/3,3/4],
-               ticktext=['1/3','3/8','2/5','1/2','2/3','3/4'])
+    bar = dict(title='D', thickness=10, tickvals=[1/3,2/5,1/2,2/3,3/4],
+               ticktext=['1/3','2/5','1/2','2/3','3/4'])
     return fig.update_layout(showlegend=False, height=300, margin=dict(l=5, r=5, t=40, b=5),
         coloraxis=dict(colorscale='Turbo', cmin=.25, cmax=.8, colorbar=bar))
 
@@ -274,7 +274,8 @@ def plot_shapes_3d(
                           line=dict(color=INK, width=3), **cell)
         fig.add_scatter3d(**spokes, mode='lines', hoverinfo='skip',
                           line=dict(color=COLOURS['linear'], width=5), **cell)
-        fig.add_scatter3d(**_points(V), mode='markers', text=_round(feature_dimensionality(W[keep])),
+        fig.add_scatter3d(**_points(V), mode='markers',
+                          text=_round(feature_dimensionality(W[keep])),
             marker=dict(size=6, color=[COLOURS['sequence'][s] for s in sets]),
             hovertemplate='D = %{text}<extra></extra>', **cell)
     r = 1.05*max(float(W.abs().max()) for W in shapes)

@@ -168,3 +168,83 @@ def plot_weight_stacks(
 #| label: fig-stacks
 #| fig-cap: The six features of the example above; colour is the number of the feature
 plot_weight_stacks([W], ['three neurons serve one feature each, two serve three'])
+
+
+# %% [markdown]
+# ## Neurons that serve two features
+#
+# In a model of the absolute value every feature needs a neuron for each of its signs.
+# `count_complete_pairs` counts the features for which this is so. If there are fewer neurons, some
+# serve two features. In the paper's asymmetric motif, a neuron reads one feature strongly and writes
+# it weakly, and the other way round for a second feature of the opposite sign; another neuron
+# inhibits the output that the first feature reaches by this.
+
+# %%
+#| export
+def count_complete_pairs(
+    W:torch.Tensor, # [feature, hidden]
+)->int:
+    "Count the features with exactly one neuron of their own for each sign"
+    lead = torch.where(leading_share(W)>.9, W.abs().argmax(0), -1)
+    sign = W.sum(0).sign()
+    return sum(sorted(sign[lead==i].tolist())==[-1.,1.] for i in range(len(W)))
+
+def opposed_pairs(
+    W:torch.Tensor, # [feature, hidden]
+    min_share=.15,  # Smallest share of the neuron's largest input weight that counts
+)->dict:            # neuron -> its two features, the one with the larger weight first
+    "Find the neurons that serve exactly two features, with input weights of opposite sign"
+    pairs = {}
+    for k,w in enumerate(W.T):
+        features = torch.where(w.abs() >= min_share*w.abs().max())[0]
+        if len(features)!=2: continue
+        i,j = features[w[features].abs().argsort(descending=True)].tolist()
+        if w[i]*w[j] < 0: pairs[k] = i,j
+    return pairs
+
+def asymmetric_neurons(
+    W:torch.Tensor,     # [feature, hidden], input weights
+    V:torch.Tensor,     # [feature, hidden], output weights
+    min_share=.15,
+    bounds=(2.5,6.5),   # Of both ratios; the paper's is 4
+)->list:                # (neuron, first feature, second feature, input ratio, output ratio)
+    "Find the neurons with the asymmetric motif"
+    low,high = bounds
+    rows = [(k, i, j, float(-W[i,k]/W[j,k]), float(V[j,k]/V[i,k]))
+            for k,(i,j) in opposed_pairs(W, min_share).items()]
+    return [row for row in rows if low<row[3]<high and low<row[4]<high]
+
+def inhibition(
+    W, V,    # [feature, hidden], input and output weights
+    b,       # [feature]
+    k, i, j, # Neuron with the motif, its first and its second feature
+)->dict:     # Sent by the neuron, the inhibitor, returned by it, and left with all neurons and bias
+    "Measure what feature i alone sends to output j"
+    parts = (W[i]*W[i,k].sign()).relu()*V[j]
+    inhibitor = int(parts.argmin())
+    return dict(sent=float(parts[k]), inhibitor=inhibitor, returned=float(parts[inhibitor]),
+                left=float(parts.sum()+b[j]))
+
+
+# %% [markdown]
+# The search finds a motif that we build, whatever the scale of the neuron. It finds nothing in the
+# same neuron with its output weights exchanged. A second neuron inhibits the output completely.
+
+# %%
+W = torch.zeros(4, 2)
+V = torch.zeros(4, 2)
+W[:2,0] = torch.tensor([2.,-.5])
+V[:2,0] = torch.tensor([.5,2.])
+W[0,1] = 1.
+V[1,1] = -4.
+test_eq(asymmetric_neurons(3*W, V/3), [(0, 0, 1, 4., 4.)])
+test_eq(asymmetric_neurons(W, V[[1,0,2,3]]), [])
+inhibition(W, V, torch.zeros(4), 0, 0, 1)
+
+# %% [markdown]
+# Two features with two neurons each make two complete pairs. One neuron fewer makes one.
+
+# %%
+pairs = torch.tensor([[1.,-1,0,0],[0,0,1,-1]])
+test_eq(count_complete_pairs(pairs), 2)
+test_eq(count_complete_pairs(pairs[:,:3]), 1)

@@ -309,7 +309,8 @@ def _measure(config, run, seed, tests, keep):
 
 
 # %%
-rows = memorization_sweep([5,400], n_features=100, active=5, steps=1500, lr=.02, starts=2, keep=True)
+rows = memorization_sweep([5,400], n_features=100, active=5, steps=1500, lr=.02, starts=2,
+                          keep=True)
 assert rows[0]['points'] > rows[0]['features'] and rows[-1]['features'] > rows[-1]['points']
 [{k: round(v, 3) for k,v in r.items() if k not in 'Wh'} for r in rows]
 

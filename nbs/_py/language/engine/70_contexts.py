@@ -1,11 +1,5 @@
 # ---
 # jupyter:
-#   jupytext:
-#     text_representation:
-#       extension: .py
-#       format_name: percent
-#       format_version: '1.3'
-#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: python3
 #     language: python
@@ -109,7 +103,8 @@ def training(
 # %%
 words = 'is it far tea the cup here there . ? , yes no very hot cold and or'.split()
 lm = small_llama(word_tokenizer(words), layers=8, width=512, heads=8)
-prompts = [f'{a} {b}' for a in ('the tea is', 'is it', 'the cup') for b in ('hot', 'very far ,', 'or')]
+prompts = [f'{a} {b}' for a in ('the tea is', 'is it', 'the cup')
+           for b in ('hot', 'very far ,', 'or')]
 rows = [encode(lm, p+' yes, it is very hot.') for p in prompts]
 
 def scores(): return torch.tensor(option_logprobs(lm, prompts, [' yes', ' no', ' here']))
@@ -119,7 +114,8 @@ def gradients(**kw):
         lm.model.zero_grad()
         lp = answer_logprobs(lm.model, rows, [3]*len(rows))[0]
         lp.sum().backward()
-        return torch.cat([lp.detach().flatten(), *(p.grad.flatten() for p in lm.model.parameters())])
+        gradients = [p.grad.flatten() for p in lm.model.parameters()]
+        return torch.cat([lp.detach().flatten(), *gradients])
 
 on = scores(), answers(), gradients(), gradients(batch_invariant=True)
 with patch.dict(os.environ, MORAL_SC_ENGINE='off'):

@@ -199,7 +199,8 @@ class StepEmitter:
         self.readout_tiles = plan.readout_tiles
         self.encoder_tiles = self.readout_tiles if plan.tied else plan.encoder_tiles
 
-    def feature_blocks(self): return [0] if self.p.fused else loop(self.b, self.readout_tiles.blocks)
+    def feature_blocks(self):
+        return [0] if self.p.fused else loop(self.b, self.readout_tiles.blocks)
     def sample_offset(self, i, s, count=None):
         "Return the offset of feature `i` (or of one of `count` units) of sample group `s`"
         return i if self.p.fused else (s*(count or self.p.padded_features) + i)*n_lanes
