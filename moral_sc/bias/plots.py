@@ -209,7 +209,7 @@ def plot_size(
     _curves(fig, d, 'parameters', spacing=.012*decades)
     ticks,text = _log_ticks(d.parameters)
     fig.update_xaxes(type='log', title_text='Parameters', tickvals=ticks, ticktext=text)
-    fig.update_yaxes(title_text=_axis_title(metric))
+    fig.update_yaxes(title_text=_axis_title(metric), exponentformat='none')
     fig.update_layout(showlegend=True)
     return fig
 

@@ -31,6 +31,7 @@
 # | add a benchmark | [Benchmarks](26_benchmarks.ipynb) | `Benchmark`, `REGISTRY` |
 # | plan a run | [Statistical power](34_power.ipynb) | `detectable_effect` |
 # | measure the effect of wording | [Wording variance](36_variance.ipynb) | `wording_share` |
+# | separate abstention from correction | [Abstention and correction](38_abstention.ipynb) | `decompose_change` |
 # | plot results | [Bias plots](60_plots.ipynb) | `plot_scores`, `plot_size` |
 # | read single answers | [Answer viewer](70_viewer.ipynb) | `view` |
 # | check another tool's score | [Logs of other tools](56_logs.ipynb) | `compare_scores` |
