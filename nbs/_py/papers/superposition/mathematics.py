@@ -7,10 +7,9 @@
 # ---
 
 # %% [markdown]
-# # Interference that points away is free while features come one at a time
+# # Mathematical understanding: a ReLU makes negative interference free
 #
-# > The mathematics of superposition, term by term, with expectations instead of samples. The last
-# > cell says at which scale, and in how many minutes, the outputs on this page were recorded.
+# > "Mathematical Understanding", with exact losses: while one feature is active at a time, 2m features in m dimensions cost nothing, and one more does.
 
 # %% tags=["parameters"]
 scale = 'quick'  # quick: seconds; cpu: finer grids and more starts, minutes; gpu: finer still
@@ -19,18 +18,17 @@ seed = 0         # everything random follows from it
 # %%
 #| hide
 import numpy as np, pandas as pd, torch
-from time import perf_counter
 from moral_sc.foundation.figures import COLOURS
 from moral_sc.lab.claims import record
 from moral_sc.lab.scales import at_scale
-from moral_sc.superposition.exact_loss import (exact_loss, fit_exact, minimise_lbfgs, relu_errors, supports)
+from moral_sc.superposition.exact_loss import (exact_loss, fit_exact, minimise_lbfgs,
+                                               relu_errors, supports)
 from moral_sc.superposition.features import expand, moments
 from moral_sc.superposition.feature_graphs import overall_shape
 from moral_sc.superposition.model import ToyConfig
 from moral_sc.superposition.plots import plot_curves
 from moral_sc.superposition.polytope_gain import one_sparse_loss
 from moral_sc.superposition.theory import linear_optimum
-began = perf_counter()
 
 # %%
 size = at_scale(scale, quick=dict(points=7, maxiter=150, restarts=4, starts=20, linear=2),
@@ -40,27 +38,30 @@ size
 
 
 # %% [markdown]
+# ## Mathematical understanding
+#
 # > A linear model's loss is a sum of two terms: what each feature gains by being represented, and what
 # > it loses to interference with the others. Interference always costs, so the best such model drops
-# > features. With a ReLU the loss can be expanded in the number of features active at once, and its
-# > first term tells another story: negative interference costs nothing [@elhage2022].
+# > features. With a ReLU the loss can be expanded in the number of features active at once, and in
+# > its first term negative interference costs nothing [@elhage2022].
 #
-# The paper writes these losses up to a constant. We have the [expectations](../../superposition/30_exact_loss.ipynb)
-# and can say what each term is worth.
+# The paper gives these losses up to a constant. We compute the
+# [expectations](../../superposition/30_exact_loss.ipynb) exactly, so each term has a value.
 #
-# ## A linear model
+# ### A linear model
 #
 # With the best bias, $b = (1-G)\mu$, and equal densities, the loss is exactly
 #
 # $$L = v(p)\Bigl[\sum_i I_i\,(1-\|W_i\|^2)^2 + \sum_i\sum_{j\ne i} I_i\,(W_i\cdot W_j)^2\Bigr],
 # \qquad v(p) = \tfrac p3-\tfrac{p^2}4.$$
 #
-# The first sum is what is left of each feature's own signal, the second its interference. Sparsity
-# enters through the factor $v(p)$ alone, so it cannot change what the best model is.
+# The first sum is the part of each feature's own signal that is lost, and the second is its
+# interference. Sparsity enters only through the factor $v(p)$, so it cannot change which model is
+# best. The table checks the formula on random weights.
 
 # %%
 def linear_terms(W, p, importance):
-    "Own signal lost and interference, summed over features"
+    "Return the lost own signal and the interference, summed over features"
     G = W@W.mT
     I = torch.as_tensor(importance, dtype=torch.float64)
     own = (1-G.diagonal())**2
@@ -79,10 +80,10 @@ for p in (1.,.3,.01):
 pd.DataFrame(rows, index=['own','interference','loss']).T.rename_axis('density')
 
 # %% [markdown]
-# Minimising this is principal component analysis. From every start and at every density, a numerical
-# minimiser ends at $v(p)\sum_{i>m}I_i$ with the projector on the $m$ most important features. The
-# table has the largest relative difference of the loss and the largest entry of $W^\top W$ minus that
-# projector.
+# Minimising this loss is principal component analysis. From every start and at every density a
+# numerical minimiser ends at $v(p)\sum_{i>m}I_i$, with the projector on the $m$ most important
+# features. The table has the largest relative difference from this loss and the largest entry of
+# $W^\top W$ minus that projector.
 
 # %%
 densities = [1.,.3,.1,.01]
@@ -96,26 +97,27 @@ assert pca.loss.max() < 1e-4
 pca
 
 # %% [markdown]
-# ## What a ReLU changes
+# ## Negative interference
 #
-# Two features, one dimension. Keep the first at length one and let the second grow in the opposite
-# direction, $W=(1,-s)$, each model with its best bias. For the linear model every step costs. With a
-# ReLU, sparse features make it pay, first slowly and then well; dense ones do not.
+# Two features share one dimension. The first keeps length one, and the second grows in the opposite
+# direction, $W=(1,-s)$; each model has its best bias. @fig-path compares the losses along this path.
+# For the linear model every step costs. For a ReLU model with sparse features the second feature
+# lowers the loss, slowly at first and then steeply; with dense features it does not.
 
 # %%
 steps = torch.linspace(0, 1, 2*size['points'], dtype=torch.float64)
 def along(p, activation):
-    "Loss along the path, at the best bias of each point, relative to its start"
+    "Return the loss along the path, at the best bias of each point, relative to its start"
     W = torch.stack([torch.ones_like(steps), -steps], -1)[...,None]
     f = lambda b: exact_loss(W, b, p, activation=activation)
-    begin = torch.full((len(steps),2), p/4, dtype=torch.float64)
-    best = f(minimise_lbfgs(lambda b: f(b)/p, begin))
+    start = torch.full((len(steps),2), p/4, dtype=torch.float64)
+    best = f(minimise_lbfgs(lambda b: f(b)/p, start))
     return (best/best[0]).tolist()
 
 
 # %%
 #| label: fig-path
-#| fig-cap: Loss of two equally important features in one dimension as the second is added as an antipode of length s; relative to leaving it out
+#| fig-cap: Loss of two equally important features in one dimension as the second is added as an antipode of length s, relative to the loss without it.
 path = {'linear, any density': along(.3, 'linear')} | {f'ReLU, p = {p}': along(p, 'relu')
                                                       for p in (.8,.3,.05)}
 plot_curves(steps, path, 'length s of the second feature', 'relative loss',
@@ -127,18 +129,19 @@ assert path['linear, any density'][-1] > 1 and path['ReLU, p = 0.05'][-1] < .1
 
 
 # %% [markdown]
-# ## One active feature, two, three
+# ### Terms by the number of active features
 #
 # The loss of the ReLU model is $\sum_k P(k)\,L_k$, where $L_k$ is the mean loss over inputs with
-# exactly $k$ active features. A sum over [supports](../../superposition/30_exact_loss.ipynb) gives each part. We
-# take five equal features in two dimensions and, at each density, the best model found from
-# many starts.
+# exactly $k$ active features. A sum over [supports](../../superposition/30_exact_loss.ipynb) gives
+# each part. We take five equal features in two dimensions and, at each density, the best model found
+# from many starts.
 
 # %%
 def by_active(W, b, p):
-    "What inputs with k = 0, 1, ... active features add to the loss"
-    on,weight = supports(expand(p, 1, len(b)))
-    part = lambda k: relu_errors((W@W.mT)[None], b[None], on[on.sum(1)==k], weight[:,on.sum(1)==k])
+    "Return what inputs with k = 0, 1, ... active features add to the loss"
+    active,weight = supports(expand(p, 1, len(b)))
+    counts = active.sum(1)
+    part = lambda k: relu_errors((W@W.mT)[None], b[None], active[counts==k], weight[:,counts==k])
     return torch.stack([part(k).sum() for k in range(len(b)+1)])
 
 p = np.geomspace(1, .005, size['points'])
@@ -153,19 +156,19 @@ pd.DataFrame(dict(shape=[overall_shape(W[0]) for W in best['W']], loss=best['los
 
 # %%
 #| label: fig-active
-#| fig-cap: Share of the loss of the best model (five equal features, two dimensions) that comes from inputs with none or one, two, and more active features
+#| fig-cap: Share of the loss of the best model (five equal features, two dimensions) that comes from inputs with none or one, two, and more active features.
 lines = {'none or one active': share[:,:2].sum(1), 'two': share[:,2],
          'three or more': share[:,3:].sum(1)}
 plot_curves(1/p, lines, 'sparsity 1/p', 'share of the loss', logx=True)
 
 
 # %% [markdown]
-# @fig-active says when the expansion may be cut after its first term: not before features are so sparse
-# that pairs are rare *among the inputs that cost anything*. The kink is where two digons give way to
-# the pentagon. Digons pay at $k=1$ for the fifth feature, which they leave out, and for nothing else;
-# the pentagon stores it and pays by interference, at $k=1$ already, but little.
+# @fig-active shows when the expansion may be cut after its first term: only when features are so
+# sparse that pairs are rare *among the inputs that contribute to the loss*. The kink is where two
+# digons give way to the pentagon. At $k=1$ the digons lose only the fifth feature, which they do not
+# store. The pentagon stores it, and loses a little by interference at $k=1$ already.
 #
-# ## How many are free
+# ## How many features are free
 #
 # The first term is, for one active feature $i$ with value $x$ [@elhage2022],
 #
@@ -173,17 +176,17 @@ plot_curves(1/p, lines, 'sparsity 1/p', 'share of the loss', logx=True)
 # \sum_{j\ne i}I_j\,\mathrm{ReLU}(W_i\cdot W_jx+b_j)^2\Bigr]dx.$$
 #
 # At $b=0$ and unit length it is zero exactly if no two features point into the same half-space,
-# $W_i\cdot W_j\le0$. At most $2m$ vectors can do that in $m$ dimensions. (Take one of them out, and
-# project the others on the space orthogonal to it: products can only fall, at most one vector, its
-# antipode, vanishes, and the rest live in $m-1$ dimensions.) Is a bias or another length a way around
-# this? We minimise $L_1$ over everything, from many starts, for $2m$ features and for one more.
+# $W_i\cdot W_j\le0$. At most $2m$ vectors in $m$ dimensions satisfy this. (Take one of them out, and
+# project the others on the space orthogonal to it: inner products can only fall, at most one vector,
+# its antipode, vanishes, and the rest live in $m-1$ dimensions.) Could a bias or another length allow
+# more? We minimise $L_1$ over all parameters, from many starts, for $2m$ features and for one more.
 
 # %%
 def lowest(n, m):
-    "Lowest one-sparse loss found, and the model"
-    std = torch.randn(size['starts'], n*m+n, generator=torch.Generator().manual_seed(seed))
+    "Return the lowest one-sparse loss found, and the shape of that model"
+    start = torch.randn(size['starts'], n*m+n, generator=torch.Generator().manual_seed(seed))
     split = lambda t: (t[:,:n*m].view(-1, n, m), t[:,n*m:])
-    t = minimise_lbfgs(lambda t: one_sparse_loss(*split(t)), std.double()*.5, 500)
+    t = minimise_lbfgs(lambda t: one_sparse_loss(*split(t)), start.double()*.5, 500)
     loss = one_sparse_loss(*split(t))
     return loss.min().item(), overall_shape(split(t)[0][loss.argmin()])
 
@@ -192,25 +195,23 @@ free = pd.DataFrame([(m, n, *lowest(n, m)) for m in range(1,5) for n in (2*m,2*m
 free
 
 # %% [markdown]
-# As $m$ antipodal pairs $2m$ features lose nothing. One more costs, in every dimension, and no bias is
-# a way around it. This is why two features for each dimension, $D=\tfrac12$, is the value at which models
-# of [many equal features](../../superposition/33_polytope_gain.ipynb) rest longest. In the plane the best five
-# are the pentagon. In three dimensions seven could be a pentagon and a digon, for the same loss as
-# in the plane; the best shape found is another and costs less, with the strain spread over
-# all seven, and in four dimensions the strain of nine is lower still.
+# As $m$ antipodal pairs, $2m$ features lose nothing. One more feature costs in every dimension, and
+# no bias avoids this. It explains why two features for each dimension, $D=\tfrac12$, is the level at
+# which models of [many equal features](../../superposition/33_polytope_gain.ipynb) stay longest. In
+# the plane the best arrangement of five is the pentagon. In three dimensions seven features could
+# form a pentagon and a digon, with the same loss as in the plane; the best shape found is another
+# and costs less, because the loss is spread over all seven. In four dimensions the loss of nine is
+# lower still.
 #
 # What this page does not show: that training finds these optima, or that real features are
 # independent and uniform. It is about the loss, not about how it is reached.
 #
 # ## Claims
 #
-# Criteria are in `data/claims/superposition_basics.toml`. Both are computed and not sampled, so there is
-# no interval.
+# Criteria are in `data/claims/superposition_basics.toml`. Both values are computed and not sampled,
+# so they have no interval.
 
 # %%
-two,more = (free.loss[free.features-2*free.m==k] for k in (0,1))
-record(scale, {'superposition/free-up-to-two': two.max(),
-               'superposition/not-free-beyond-two': more.min()})
-
-# %%
-f'{scale}: {(perf_counter()-began)/60:.1f} minutes on {torch.get_num_threads()} thread(s), cpu'
+pairs,one_more = (free.loss[free.features-2*free.m==k] for k in (0,1))
+record(scale, {'superposition/free-up-to-two': pairs.max(),
+               'superposition/not-free-beyond-two': one_more.min()})
