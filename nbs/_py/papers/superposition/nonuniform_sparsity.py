@@ -7,11 +7,9 @@
 # ---
 
 # %% [markdown]
-# # One sparse feature breaks the pentagon
+# # Non-uniform superposition: one sparse feature breaks the pentagon
 #
-# > Non-uniform superposition of Toy Models of Superposition: five features in a plane, one
-# > of them denser or sparser than the rest. The last cell says at which scale, and in how
-# > many minutes, the outputs on this page were recorded.
+# > "Non-Uniform Superposition": two digons replace the pentagon when one feature is 3.7 times sparser than the others, not 2.5 times as reported.
 
 # %% tags=["parameters"]
 scale = 'quick'  # quick: seconds; cpu: 10,000 steps from 16 starts; gpu: many more
@@ -21,7 +19,6 @@ seed = 0         # everything random follows from it
 #| hide
 import numpy as np, pandas as pd, torch
 from scipy.stats import spearmanr
-from time import perf_counter
 from moral_sc.foundation.statistics import cluster_bootstrap, wilson
 from moral_sc.lab.claims import record
 from moral_sc.lab.scales import at_scale
@@ -29,8 +26,7 @@ from moral_sc.superposition import ToyConfig, planar_shape, represented
 from moral_sc.superposition.geometry import polygon
 from moral_sc.superposition.geometry_plots import order_by_angle, plot_neighbours
 from moral_sc.superposition.plots import curve_crossing, plot_curves, plot_solution_losses
-from moral_sc.superposition.phase_diagram import train_restarts, logspace, exact_optima
-began = perf_counter()
+from moral_sc.superposition.phase_diagram import exact_optima, logspace, train_restarts
 
 # %%
 size = at_scale(scale,
@@ -44,51 +40,55 @@ device = 'cuda' if scale=='gpu' and torch.cuda.is_available() else 'cpu'
 size
 
 # %% [markdown]
-# Five equal features of density 0.05 form a regular pentagon in two dimensions. What
-# happens when one of them becomes a little more common than the others, or a little rarer?
+# ## Non-uniform superposition: perturbing a single feature
+#
+# Five equal features of density 0.05 form a regular pentagon in two dimensions. What happens when one
+# of them becomes a little denser than the others, or a little sparser?
 #
 # > A denser feature pushes its neighbours away. A sparser one lets them come closer, until
 # > at about 2.5 times the others' sparsity the pentagon snaps: two digons take its place,
 # > and the sparse feature is represented no more. Both solutions exist on both sides; their
 # > losses cross [@elhage2022].
 #
-# We follow both solutions with a [loss that is exact](../../superposition/30_exact_loss.ipynb),
-# so that the crossing has no noise, and then ask what training finds. The factor $\rho$ is
-# the density of the varied feature over that of the others.
+# We follow both solutions with a [loss that is exact](../../superposition/30_exact_loss.ipynb), so
+# that the crossing has no noise, and then compare with trained models. The factor $\rho$ is the
+# density of the varied feature over that of the others.
 
 # %%
 p = .05
 n = 5
 spread = ToyConfig(n, 2, 10, notebook_compat=True).std
 def varied(rho, p=p):
-    "A config for each factor: the first feature varied, the others at p"
+    "Return a config for each factor: the first feature varied, the others at p"
     density = np.multiply.outer(np.broadcast_to(p, len(rho)), np.ones(n))
     density[:,0] *= rho
     return ToyConfig(n, 2, len(rho), density=torch.tensor(density), init=spread)
 
 shapes = {'pentagon': polygon(5), 'two digons': torch.cat([torch.zeros(1,2),polygon(4)])}
 def branches(rho, p=p):
-    "Each solution followed over all factors"
+    "Follow each solution over all factors"
     return {k: exact_optima(varied(rho, p), starts=s[None]) for k,s in shapes.items()}
 
-rho = np.union1d(logspace(.1, 10, size['fine']), [.2,.3,.4,.5,2.5,6])
+shown_factors = [.2,.3,.5,1,2.5,6]
+rho = np.union1d(logspace(.1, 10, size['fine']), [.4,*shown_factors])
 exact = branches(rho)
 stored = represented(exact['pentagon'].best()['W']).all(-1)
 rho[stored].min()
 
 # %% [markdown]
-# The last number is the smallest factor at which the pentagon still is a solution at all:
-# below it, minimising from a pentagon loses the fifth corner.
+# This is the smallest factor at which the pentagon is still a solution: below it, minimising from a
+# pentagon loses the fifth corner. The losses of the two solutions cross at this factor:
 
 # %%
 loss = {k: s.loss[:,0].numpy() for k,s in exact.items()}
 loss['pentagon'] = np.where(stored, loss['pentagon'], np.nan)
-at = curve_crossing(rho[stored], loss['pentagon'][stored], loss['two digons'][stored])
-assert .25 < at < .29
-dict(crossing=round(at, 4), times_sparser=round(1/at, 2))
+crossing = curve_crossing(rho[stored], loss['pentagon'][stored], loss['two digons'][stored])
+assert .25 < crossing < .29
+dict(crossing=round(crossing, 4), times_sparser=round(1/crossing, 2))
 
 # %% [markdown]
-# At 2.5 times sparser the pentagon still is the better solution, and not by little:
+# At 2.5 times sparser the pentagon is still the better solution by a clear margin. Its loss is lower
+# by this share:
 
 # %%
 better = 1 - (loss['pentagon']/loss['two digons'])[rho==.4].item()
@@ -96,16 +96,16 @@ assert better > .1
 better
 
 # %% [markdown]
-# ## What training finds
+# ## Trained models
 #
-# Every factor is trained from several independent starts, with the settings and the initial
-# spread of the public notebook from scale `cpu` on, and all runs are kept.
+# Every factor is trained from several independent starts, and all runs are used. Settings and initial
+# spread are those of the public notebook; only the quick scale uses shorter runs.
 
 # %%
 factors = logspace(.1, 10, size['points'])
 sweep = train_restarts(varied(factors), size['restarts'], seed, device=device, **size['train'])
 def kind(w):
-    "Two digons: without the varied feature, at right angles give or take 6 degrees"
+    "Name the solution; two digons leave out the varied feature, at right angles within 6 degrees"
     keep = represented(w)
     if keep.all(): return 'pentagon'
     return 'two digons' if planar_shape(w)=='antipodal pairs' and not keep[0] else 'another'
@@ -116,61 +116,62 @@ sweep
 
 # %%
 #| label: fig-branches
-#| fig-cap: Exact losses of the two solutions (lines) and of all trained models (circles) against the relative density of one feature; dotted, where the lines cross and where the paper puts the change
-near = (rho>.1) & (rho<=1)
+#| fig-cap: Exact losses of the two solutions (lines) and of all trained models (circles) against the relative density of one feature; the dotted verticals are where the lines cross and where the paper puts the change.
+sparser = (rho>.1) & (rho<=1)
 x,y = np.broadcast_arrays(factors[:,None], sweep.loss.numpy())
-seen = {f'trained {k}': (x[m], y[m]) for k in ('pentagon','two digons')
-        if (m := (kinds==k) & (x<=1.01)).any()}
-plot_solution_losses(rho[near], {k: v[near] for k,v in loss.items()}, seen,
-              {f'crossing: {1/at:.1f}x sparser': at, 'paper: 2.5x sparser': 1/2.5})
+masks = {k: (kinds==k) & (x<=1.01) for k in ('pentagon','two digons')}
+points = {f'trained {k}': (x[m], y[m]) for k,m in masks.items() if m.any()}
+plot_solution_losses(rho[sparser], {k: v[sparser] for k,v in loss.items()}, points,
+    {f'crossing: {1/crossing:.1f}x sparser': crossing, 'paper: 2.5x sparser': 1/2.5})
 
 # %% [markdown]
-# Circles lie on both lines of @fig-branches, on both sides of the crossing: each solution
-# is a minimum where it is not the lowest, and which of them a single run reaches is chance.
-# A threshold read off single runs, or off a small number of them, can therefore land
-# anywhere in that range.
+# In @fig-branches there are circles on both lines on both sides of the crossing. Each solution is a
+# minimum also where it is not the lowest, and chance decides which of them a single run reaches. A
+# threshold that is read from one run, or from a few, can therefore lie anywhere in that range.
 
 # %%
 share = pd.DataFrame({k: (kinds==k).mean(1) for k in ('pentagon','two digons','another')})
 lowest = np.fmin(*loss.values())
 table = share.assign(factor=factors, best=best,
-                     exact=np.where(factors<at, 'two digons', 'pentagon'),
+                     exact=np.where(factors<crossing, 'two digons', 'pentagon'),
                      excess=sweep.loss.amin(1)/lowest[np.isin(rho, factors)]-1)
 table.set_index('factor').round(3)
 
 # %% [markdown]
-# `excess` is how far the best trained model stays above the better of the two exact
-# solutions. Digons can stay above by the little that a dead output costs: with no weight on
-# the dropped feature and a bias that has slipped below zero, nothing pulls it back to the
-# mean. Might a third solution lie lower than both? The exact loss minimised from random
-# starts:
+# `excess` is the relative loss of the best trained model above the better of the two exact solutions.
+# Digons can stay above it by the cost of a dead output: with no weight on the dropped feature and a
+# bias below zero, the gradient that would bring the bias back to the mean is zero. To check whether a
+# third solution lies lower than both, the exact loss is minimised from random starts. Its relative
+# distance from the lower of the two:
 
 # %%
-some = np.isin(rho, logspace(.1, 10, 9))
-free = exact_optima(varied(rho[some]), size['check'], seed).loss.amin(1).numpy()/lowest[some] - 1
-assert (free > -.001).all()
-free.round(4)
+checked = np.isin(rho, logspace(.1, 10, 9))
+free = exact_optima(varied(rho[checked]), size['check'], seed).loss.amin(1).numpy()
+excess = free/lowest[checked] - 1
+assert (excess > -.001).all()
+excess.round(4)
 
 # %% [markdown]
 # ## Corners
 #
-# The exact pentagon at growing densities, turned so that the varied feature points right.
+# @fig-corners shows the optimum at growing densities, rotated so that the varied feature points to the
+# right.
 
 # %%
 #| label: fig-corners
-#| fig-cap: Exact optima at six relative densities of the red feature; the dotted circle has radius one
-shown = np.isin(rho, [.2,.3,.5,1,2.5,6])
-pent,digons = (s.best()['W'][shown] for s in exact.values())
-W = torch.where(torch.tensor(rho[shown]<at)[:,None,None], digons, pent)
+#| fig-cap: Exact optima at six relative densities of the red feature; the dotted circle has radius one.
+shown = np.isin(rho, shown_factors)
+pentagons,digons = (s.best()['W'][shown] for s in exact.values())
+W = torch.where(torch.tensor(rho[shown]<crossing)[:,None,None], digons, pentagons)
 plot_neighbours(W, [f'{r:g}x' for r in rho[shown]])
 
 
 # %% [markdown]
-# How far are its two neighbours?
+# The angle between the varied feature and its two neighbours grows with its density (@fig-angles).
 
 # %%
-def neighbour(W):
-    "Mean angle, in degrees, between the varied feature and the nearest on either side"
+def neighbour_angle(W):
+    "Return the mean angle, in degrees, between the varied feature and the nearest on either side"
     a = order_by_angle(W)
     t = torch.atan2(a[:,1:,1], a[:,1:,0]).rad2deg()
     return ((t[:,0] - t[:,-1])/2).numpy()
@@ -178,78 +179,76 @@ def neighbour(W):
 
 # %%
 #| label: fig-angles
-#| fig-cap: Angle between the varied feature and its neighbours, along the exact pentagon and in the best trained models that are pentagons
+#| fig-cap: Mean angle between the varied feature and its two neighbours, along the exact pentagon (line) and in the best trained models that are pentagons (dots).
 five = best=='pentagon'
-angles = {'exact pentagon': neighbour(exact['pentagon'].best()['W'][stored]),
-          'best trained': neighbour(sweep.best()['W'][five])}
+angles = {'exact pentagon': neighbour_angle(exact['pentagon'].best()['W'][stored]),
+          'best trained': neighbour_angle(sweep.best()['W'][five])}
 plot_curves({'exact pentagon': rho[stored], 'best trained': factors[five]}, angles,
             'density of the varied feature, relative to the others', 'angle to neighbours, degrees',
             logx=True, dots=['best trained'], levels={'regular: 72°': 72})
 
 # %% [markdown]
-# The neighbours give way as the feature grows denser, but not for ever: the widest angle
-# comes at this factor, and the feature is then active in a good part of all inputs.
+# The neighbours move away as the feature grows denser, up to a limit. The widest angle occurs at this
+# factor and this density of the varied feature:
 
 # %%
 widest = rho[stored][angles['exact pentagon'].argmax()]
 widest, widest*p
 
 # %% [markdown]
-# ## Would another density of the others give 2.5?
+# ## The crossing at other densities
 #
-# The factor at the crossing depends on how sparse the other four are. The paper says 0.05.
+# The factor at the crossing depends on how sparse the other four features are. The paper states 0.05.
+# @fig-density has the crossing for other values, and the cell below it the density at which it would
+# be 2.5.
 
 # %%
 #| label: fig-density
-#| fig-cap: How many times sparser than the others a feature must be for the two digons to win, against the density of the others
+#| fig-cap: How many times sparser than the others a feature must be for the two digons to win, against the density of the others; dotted lines are the paper's values.
 k,l = size['grid']
 others = logspace(.01, .2, k)
-lean = logspace(.12, 1, l)
-many = branches(np.tile(lean, k), np.repeat(others, l))
-kept = represented(many['pentagon'].best()['W']).all(-1).view(k, l).numpy()
-both = [s.loss[:,0].view(k, l).numpy() for s in many.values()]
-times = [1/curve_crossing(lean[ok], *(b[ok] for b in rows)) for ok,*rows in zip(kept, *both)]
+ratios = logspace(.12, 1, l)
+grid = branches(np.tile(ratios, k), np.repeat(others, l))
+whole = represented(grid['pentagon'].best()['W']).all(-1).view(k, l).numpy()
+losses = [s.loss[:,0].view(k, l).numpy() for s in grid.values()]
+times = [1/curve_crossing(ratios[ok], *(row[ok] for row in rows))
+         for ok,*rows in zip(whole, *losses)]
 plot_curves(others, {'crossing': times}, 'density of the other four', 'times sparser', logx=True,
             levels={'paper: 2.5': 2.5}, marks={'p = 0.05': .05})
 
 # %%
-fits = np.exp(np.interp(-np.log(2.5), -np.log(times), np.log(others)))
-round(fits, 3)
+match = np.exp(np.interp(-np.log(2.5), -np.log(times), np.log(others)))
+round(match, 3)
 
 # %% [markdown]
-# At that density of the others the crossing would be where the paper reports it. At 0.05 it
-# is not, and since our two curves are free of noise, of batches and of step sizes, we
-# report the difference as a finding: either the experiment behind the paper's number had
-# other settings than its text, or its curves were those of runs that had not come down to
-# their branches.
+# At that density of the others the crossing would be where the paper reports it. At 0.05 it is not.
+# Our two curves are free of noise, of batches and of step sizes, so we report the difference as a
+# finding: either the experiment behind the paper's number had other settings than its text, or its
+# curves came from runs that had not converged to their branches.
 #
-# What this does not show: what happens to more than five features, or in more dimensions
-# than can be drawn; and it says nothing about which solution a trainer would reach from a
-# start other than a random one.
+# What this does not show: what happens to more than five features, or in more dimensions than can be
+# drawn; or which solution training would reach from a start that is not random.
 #
 # ## Claims
 #
 # Criteria were fixed before the first run, in `data/claims/superposition_phase.toml`. A first full
 # run had 21 factors, all of which agreed, too few for the interval to decide; this one has 41.
-# Intervals of the shares treat factors as draws, the one of the correlation resamples
-# starts.
+# Intervals of the shares treat factors as draws; that of the correlation resamples starts.
 
 # %%
 denser = factors>=.999
-trained = sweep.loss.numpy().T[:,denser]                                     # start, factor
-wide = np.stack([neighbour(w) for w in sweep.params['W'][denser]], 1)
-wide[kinds.T[:,denser]!='pentagon'] = np.nan
-def repels(rows):
+trained_loss = sweep.loss.numpy().T[:,denser]                                # start, factor
+trained_angle = np.stack([neighbour_angle(w) for w in sweep.params['W'][denser]], 1)
+trained_angle[kinds.T[:,denser]!='pentagon'] = np.nan
+def angle_correlation(rows):
+    "Return the rank correlation of the factor and the angle in the best of the given starts"
     pick = rows[:,0].argmin(0), np.arange(denser.sum())
     return spearmanr(factors[denser], rows[:,1][pick], nan_policy='omit').statistic
 
 snap = int((best==table.exact).sum())
 record(scale, {
     'superposition/digon-snap': wilson(snap, len(factors)),
-    'superposition/digon-crossing': 1/at,
-    'superposition/denser-repels': cluster_bootstrap(np.stack([trained,wide], 1),
-        range(len(trained)), repels, n=500, seed=seed),
+    'superposition/digon-crossing': 1/crossing,
+    'superposition/denser-repels': cluster_bootstrap(np.stack([trained_loss,trained_angle], 1),
+        range(len(trained_loss)), angle_correlation, n=500, seed=seed),
 })
-
-# %%
-f'{scale}: {(perf_counter()-began)/60:.1f} minutes on {torch.get_num_threads()} thread(s), {device}'
