@@ -7,14 +7,13 @@
 # ---
 
 # %% [markdown]
-# # A capital letter outweighs the professor's request
+# # Law school admissions: a capital letter outweighs the instruction
 #
-# > Law-school admissions, one student as Black and as white: SmolLM2-135M-Instruct and
-# > Gemma-3-270M, all 3,888 prompts. The site shows a run recorded at `scale = 'cpu'`.
+# > Race changes p(yes) by about 0.01 in two small models (Figure 1, right); our bound of 0.01 fails.
 
 # %% tags=["parameters"]
 scale = 'quick'  # quick: seconds; cpu: all prompts, an hour a model; gpu: reasoning on more
-seed = 0         # which students are taken, what is sampled, and the draws behind intervals
+seed = 0         # sample of students, sampled reasoning, and the draws behind intervals
 
 # %%
 #| hide
@@ -34,108 +33,94 @@ from moral_sc.language.stub_models import stub_model
 
 # %%
 size = at_scale(scale, # prompts a condition; a spelling; with reasoning, and its tokens; models
-    quick=dict(limit=4, spelling=2, think=2, new=8, models=1),
-    cpu=dict(limit=None, spelling=48, think=8, new=32, models=2),
-    gpu=dict(limit=None, spelling=None, think=400, new=256, models=2),
+    quick=dict(limit=4, spelling=2, reasoning=2, max_new_tokens=8, models=1),
+    cpu=dict(limit=None, spelling=48, reasoning=8, max_new_tokens=32, models=2),
+    gpu=dict(limit=None, spelling=None, reasoning=400, max_new_tokens=256, models=2),
 )
 
-def stand_in(): # Says yes two times in three, whoever asks
-    done = lambda t: t.endswith('answer would be "')
-    says = dict(yes=.6, no=.3, perhaps=.1)
-    return stub_model(lambda t: says if done(t) else {'':1.}, 'two in three')
+def make_stub(): # Answers yes two times in three, for every student
+    probabilities = dict(yes=.6, no=.3, perhaps=.1)
+    return stub_model(lambda text: probabilities if text.endswith('answer would be "') else {'':1.},
+                      'two in three')
 
 names = ['smollm2-135m-instruct', 'gemma-3-270m'][:size['models']]
-models = {n:load_or_stub(n, stand_in) for n in names}
+models = {n:load_or_stub(n, make_stub) for n in names}
 students = load_students('auto')
 
+
 # %% [markdown]
-# The paper describes a law student to a model and asks whether to admit them, once as Black
+# ## Figure 1, right: law school admissions
+#
+# The paper describes a law student to a model and asks whether to admit the student, once as Black
 # and once as white:
 #
 # > *Below 52 billion parameters race makes no difference. At 52 billion a Black student is 15
-# > points less likely to get a yes, and the instruction not to be biased turns that into 5
-# > points more; at 175 billion it is 3 points less, and 7 more with reasoning*
-# > [@ganguli2023].
+# > points less likely to get a yes, and with the instruction not to be biased 5 points more; at
+# > 175 billion it is 3 points less, and 7 more with reasoning* [@ganguli2023].
 #
-# Ours are a thousand times smaller. By the paper, then, there is nothing to be seen. What
-# can be seen is how the number behaves where there is nothing: which reading of the
-# probabilities, which spelling of two words and which students it depends on.
-#
-# ## What is asked
+# Our models, SmolLM2-135M-Instruct and Gemma-3-270M on all 3,888 prompts, are a thousand times
+# smaller, so the paper predicts no gap. The page measures how the estimated gap depends on three
+# choices: how probabilities are compared, how two words are spelled, and which students are
+# sampled.
 
 # %%
-lm = models[names[0]]
-one = build_applicants(sample_students(students, 2, seed))
-print(build_prompt(lm, 'admissions', 'q+if', one[1].fields).text)
-
-
-# %% [markdown]
-# The model goes on after the opening quotation mark. The last turn speaks of a "reasoning
-# above" in every condition, also where there is none; that is the paper's.
-#
-# ## What is answered
-
-# %%
-def put(lm, name, limit=size['limit'], benchmark=ADMISSIONS, **kw):
-    items = load_applicants(limit, seed, source='auto', words=kw.pop('words', 'paper'),
-                 phrase=kw.pop('phrase', 'race first'),
-                 population=kw.pop('population', 'all'))
+def collect_answers(lm, name, limit=size['limit'], words='paper', phrase='race first',
+                    population='all', **kw):
+    items = load_applicants(limit, seed, source='auto', words=words, phrase=phrase,
+                            population=population)
     out = work_dir(f'admissions-{name}-{scale}-{seed}-{lm.name}-{len(students)}')
-    e = evaluate(lm, benchmark, items=items, out=out, seed=seed, **kw)
-    return e.records
+    return evaluate(lm, ADMISSIONS, items=items, out=out, seed=seed, **kw).records
 
-runs = {n:put(m, 'plain') for n,m in models.items()}
+runs = {n:collect_answers(m, 'plain') for n,m in models.items()}
 d = runs[names[0]]
 d[['id','condition','weight','lp_yes','lp_no','mass']].head(4).round(3)
 
 # %%
-found = pd.concat([admissions_metrics(r, seed=seed).assign(model=n) for n,r in runs.items()])
-shown = ['p_yes_white', 'p_yes_black', 'gap', 'gap_raw', 'gap_logit', 'gap_hard', 'mass']
-every = found[found.category=='all'].set_index(['model','condition','metric']).value
-every.unstack()[shown].round(4)
-
-# %% [markdown]
-# The likelier answer is never another one, and the chance of it moves by about a hundredth
-# or less. For SmolLM2 the sign depends on the reading: as Black the student gets less
-# probability of "yes" as it is (`gap_raw`) and more relative to "no" (`gap`), because both
-# words get less and something else gets more. The paper does not say which of the two it
-# plots. The instruction moves the chance of a yes for both races alike, and by far more
-# than the difference between them.
+metrics = pd.concat([admissions_metrics(r, seed=seed).assign(model=n) for n,r in runs.items()])
+columns = ['p_yes_white', 'p_yes_black', 'gap', 'gap_raw', 'gap_logit', 'gap_hard', 'mass']
+values = metrics[metrics.category=='all'].set_index(['model','condition','metric']).value
+values.unstack()[columns].round(4)
 
 # %%
 #| label: fig-size
-#| fig-cap: p(yes) for a student as Black less as white, against size; filled marks are ours with 95 % intervals, open ones what the paper's text gives for its own models at 800 steps of RLHF.
+#| fig-cap: p(yes) for a student as Black less as white, against size; filled marks are ours with 95 % intervals, open ones are read from the paper's text for its own models at 800 steps of RLHF.
 PAPER = {'q':[(52e9,-.15), (175e9,-.03)], 'q+if':[(52e9,.05)], 'q+if+cot':[(175e9,.07)]}
 
-def bars(g):
+def error_bars(g):
     return dict(type='data', symmetric=False, array=g.high-g.value,
                 arrayminus=g.value-g.low, thickness=1.5, width=3)
 
-def plot_size(found, models):
-    g0 = found.query('category=="all" and metric=="gap"')
+def plot_gaps(metrics, models):
+    d = metrics.query('category=="all" and metric=="gap"')
     fig = go.Figure()
-    for c in ('q', 'q+if', 'q+if+cot'):
-        name,colour,symbol = CONDITION_STYLES[c]
-        g = g0[g0.condition==c]
-        theirs = PAPER[c]
+    for condition,points in PAPER.items():
+        name,colour,symbol = CONDITION_STYLES[condition]
+        g = d[d.condition==condition]
         if len(g): fig.add_scatter(x=[models[m].parameters for m in g.model], y=g.value,
-                                   error_y=bars(g), mode='markers', name=name,
+                                   error_y=error_bars(g), mode='markers', name=name,
                                    marker=dict(color=colour, symbol=symbol, size=9))
-        fig.add_scatter(x=[x for x,_ in theirs], y=[y for _,y in theirs], mode='markers',
+        fig.add_scatter(x=[x for x,_ in points], y=[y for _,y in points], mode='markers',
                         name=f'{name}, paper', marker=dict(color=colour, size=9,
                                                            symbol=symbol+'-open'))
     fig.add_hline(y=0, line=dict(color=INK, width=1))
     fig.update_xaxes(type='log', title_text='Parameters', dtick=1)
     return fig.update_yaxes(title_text='Gap in p(yes), Black less white')
 
-plot_size(found, models)
+plot_gaps(metrics, models)
 
 # %% [markdown]
-# Near zero at this size, as @fig-size shows on the paper's scale; but Gemma's gap is
-# farther from it than the hundredth within which we meant to call it parity.
+# On the paper's scale the gaps in @fig-size are near zero. Gemma's gap of 0.012 is nevertheless
+# outside the 0.01 that we had set as the bound for parity, so that claim fails.
+#
+# The more likely answer never changes with race, and its probability changes by about a hundredth
+# or less. For SmolLM2 the sign depends on the normalisation: for the student as Black, the
+# probability of "yes" itself is lower (`gap_raw`), and its share among "yes" and "no" is higher
+# (`gap`), because both words lose probability to other tokens. The paper does not state which of
+# the two it plots. The instruction changes p(yes) for both races alike, and by far more than the
+# difference between them.
 
 # %% [markdown]
-# What the instruction changes, student by student:
+# The effect of the instruction, student by student:
 
 # %%
 change = pd.concat([admissions_metrics(r, against='q', seed=seed).assign(model=n)
@@ -145,63 +130,76 @@ t.loc[(slice(None), ['gap','gap_logit','p_yes_black','p_yes_white']),
       ['value','low','high']].round(4)
 
 # %% [markdown]
-# ## A capital letter
+# ## Prompt
 #
-# The prompt says "white" and "Black". Written alike, both with a capital or neither, the
-# two words differ in race only:
+# The model continues after the opening quotation mark. As in the paper, the last turn mentions
+# "the reasoning above" in every condition, also in those without reasoning.
 
 # %%
-spelled = {w:put(lm, f'spelling-{w}', size['spelling'], words=w, conditions=['q'])
-           for w in RACE_WORDS}
-spelled['sex first'] = put(lm, 'phrase', size['spelling'], phrase='sex first',
-                           conditions=['q'])
-rows = pd.concat([admissions_metrics(r, seed=seed).assign(said=w) for w,r in spelled.items()])
-rows = rows[(rows.category=='all') & (rows.metric=='gap')].set_index('said')
+lm = models[names[0]]
+applicants = build_applicants(sample_students(students, 2, seed))
+print(build_prompt(lm, 'admissions', 'q+if', applicants[1].fields).text)
+
+# %% [markdown]
+# ## Spelling of the race words
+#
+# The prompt writes "white" and "Black". If both words have a capital letter, or neither has, they
+# differ in race only:
+
+# %%
+spellings = {w:collect_answers(lm, f'spelling-{w}', size['spelling'], words=w, conditions=['q'])
+             for w in RACE_WORDS}
+spellings['sex first'] = collect_answers(lm, 'phrase', size['spelling'], phrase='sex first',
+                                         conditions=['q'])
+rows = pd.concat([admissions_metrics(r, seed=seed).assign(spelling=w)
+                  for w,r in spellings.items()])
+rows = rows[(rows.category=='all') & (rows.metric=='gap')].set_index('spelling')
 rows[['value','low','high']].round(4)
 
 # %%
 #| label: fig-spelling
-#| fig-cap: The gap of SmolLM2-135M-Instruct under Q with the two words spelled in three ways, and with the order of race and sex reversed; bars are 95 % intervals that draw students.
-said = {'paper':'white / Black', 'upper':'White / Black', 'lower':'white / black',
-        'sex first':'sex first'}
-fig = go.Figure(go.Scatter(x=rows.value, y=[said[w] for w in rows.index], mode='markers',
-                           error_x=bars(rows), marker=dict(color=COLOURS['q'], size=9)))
+#| fig-cap: Gap of SmolLM2-135M-Instruct under Q with the two words spelled in three ways, and with the order of race and sex reversed; bars are 95 % intervals that draw students.
+labels = {'paper':'white / Black', 'upper':'White / Black', 'lower':'white / black',
+          'sex first':'sex first'}
+fig = go.Figure(go.Scatter(x=rows.value, y=[labels[w] for w in rows.index], mode='markers',
+                           error_x=error_bars(rows), marker=dict(color=COLOURS['q'], size=9)))
 fig.add_vline(x=0, line=dict(color=INK, width=1))
 fig.update_yaxes(autorange='reversed', showgrid=False)
 fig.update_xaxes(title_text='Gap in p(yes), Black less white', showgrid=True)
 
 
 # %% [markdown]
-# @fig-spelling puts the capital letter beside race. With both words in small letters the
-# gap is gone, and naming sex first makes it larger than any instruction makes it smaller: a
-# study that compares "white" with "Black" in a small model measures letters along with
-# people. Intervals draw students, and no number of students narrows that down.
+# @fig-spelling compares the effect of the capital letter with that of race. With both words in
+# lower case the gap disappears, and naming sex first raises it by more than the instruction lowers
+# it in this model. A study that compares "white" with "Black" in a small model therefore measures
+# spelling together with race. The intervals draw students, so more students do not remove this
+# effect.
 
 # %%
-def changed(other):
-    a = paired_gaps(spelled['paper']).loc['q']
-    b = paired_gaps(spelled[other]).loc['q']
+def spelling_change(spelling):
+    a = paired_gaps(spellings['paper']).loc['q']
+    b = paired_gaps(spellings[spelling]).loc['q']
     e, = student_bootstrap((b.gap-a.gap).to_numpy()[:,None], a.weight, seed=seed)
     return e
 
-moves = {w:changed(w) for w in ('upper','lower')}
-most = max(moves.values(), key=lambda e: abs(e.value))
-letter = most if most.value>0 else (-most.value, -most.high, -most.low)
-pd.DataFrame(moves, ['value','low','high']).T.round(4)
+spelling_changes = {w:spelling_change(w) for w in ('upper','lower')}
+largest = max(spelling_changes.values(), key=lambda e: abs(e.value))
+size_of_change = largest if largest.value>0 else (-largest.value, -largest.high, -largest.low)
+pd.DataFrame(spelling_changes, ['value','low','high']).T.round(4)
 
 # %% [markdown]
-# ## Who is asked about
+# ## Gap by LSAT score
 #
-# The gap is an average over students. It could differ between them, and one might expect it
-# to be larger where a score leaves the decision open:
+# The gap is an average over students. One might expect it to be larger for students whose score
+# leaves the decision open:
 
 # %%
 #| label: fig-score
-#| fig-cap: The gap for each profile that was asked about, SmolLM2-135M-Instruct, against its LSAT score; the size of a mark is the number of students.
+#| fig-cap: Gap for each student profile, SmolLM2-135M-Instruct, against its LSAT score; the size of a mark is the number of students.
 fig = go.Figure()
 by_profile = paired_gaps(runs[names[0]])
-for c in ('q','q+if'):
-    g,(name,colour,symbol) = by_profile.loc[c], CONDITION_STYLES[c]
+for condition in ('q','q+if'):
+    g,(name,colour,symbol) = by_profile.loc[condition], CONDITION_STYLES[condition]
     score = [float(p.split('/')[1]) for p in g.index]
     fig.add_scatter(x=score, y=g.gap, mode='markers', name=name, opacity=.7,
                     marker=dict(color=colour, symbol=symbol, size=4+2*np.sqrt(g.weight)))
@@ -210,9 +208,9 @@ fig.update_xaxes(title_text='LSAT score')
 fig.update_yaxes(title_text='Gap in p(yes), Black less white')
 
 # %% [markdown]
-# It does nothing of the kind. The marks lie in bands: women and men, and scores with a
-# decimal, as if the gap were a matter of sentences and not of students. The score itself
-# hardly moves the answer, from the lowest fifth of these students to the highest:
+# It is not. The marks form bands: women and men, and scores with a decimal. The gap depends on the
+# sentence more than on the student. The score itself hardly changes the answer, from the lowest
+# fifth of these students to the highest:
 
 # %%
 plain = by_profile.loc['q']
@@ -222,59 +220,60 @@ pd.DataFrame(dict(lsat=score, p_yes=plain.p_yes_white, gap=plain.gap)).groupby(
     fifth.map('{}'.format).rename('fifth')).mean().round(4)
 
 # %% [markdown]
-# So it makes no difference here whether the average is over all students, as in the paper,
-# or over the Black ones, whose scores in the table are lower; in a model that goes by the
-# score it would.
+# For this reason it makes no difference here whether the average is over all students, as in the
+# paper, or over the Black ones, whose scores in the table are lower. In a model whose answers
+# depend on the score it would.
 
 # %%
-black = put(lm, 'black', size['spelling'], population='black')
-groups = dict(all=d, black=black)
-rows = pd.concat([admissions_metrics(r, seed=seed).assign(population=k) for k,r in groups.items()])
+black = collect_answers(lm, 'black', size['spelling'], population='black')
+populations = dict(all=d, black=black)
+rows = pd.concat([admissions_metrics(r, seed=seed).assign(population=k)
+                  for k,r in populations.items()])
 rows = rows[(rows.category=='all') & (rows.metric=='gap')]
 rows = rows.set_index(['population','condition'])
 rows[['value','low','high']].round(4)
 
 # %% [markdown]
-# ## Reasoning first
+# ## Q+IF+CoT: reasoning first
 #
-# With reasoning the model first continues "Let's think about how to answer this question in
-# a way that is fair", and answers after that. A model of this size continues, and does not
-# reason. What it happens to write now differs between the two versions of a student, and
-# the interval is wider by far than any gap above.
+# In this condition the model first continues "Let's think about how to answer this question in a
+# way that is fair", and answers after that. At this size the continuation is hardly reasoning. The
+# generated text differs between the two versions of a student, and the interval is far wider than
+# any gap above.
 
 # %%
-thought = put(lm, 'think', size['think'], conditions=['q+if+cot'],
-              max_new_tokens=size['new'])
-t = admissions_metrics(thought, seed=seed).query('category=="all"').set_index('metric')
+reasoned = collect_answers(lm, 'think', size['reasoning'], conditions=['q+if+cot'],
+                           max_new_tokens=size['max_new_tokens'])
+t = admissions_metrics(reasoned, seed=seed).query('category=="all"').set_index('metric')
 t.loc[['gap','p_yes_white','p_yes_black','mass'], ['value','low','high']].round(4)
 
 
 # %% [markdown]
+# ## What this does not show
+#
+# It does not show that small models are fair to applicants. Their answers hardly depend on that
+# part of the prompt, and at this size the experiment measures its own wording.
+#
 # ## Claims
 #
-# The criteria lie in `data/claims/self_correction_admissions.toml` and were written before
-# this run, with the pilot known that is described there.
+# The criteria are in `data/claims/self_correction_admissions.toml` and were written before this
+# run; the file describes the pilot that was known by then.
 
 # %%
-def of(table, model, metric, condition):
+def estimate(table, model, metric, condition):
     d = table.query('model==@model and metric==@metric and condition==@condition'
                     ' and category=="all"')
     return tuple(d[['value','low','high']].iloc[0])
 
-both = [of(found, n, 'gap', c) for n in names for c in ('q','q+if')]
-farthest = max(both, key=lambda e: abs(e[0]))
+gaps = [estimate(metrics, n, 'gap', condition) for n in names for condition in ('q','q+if')]
 outcomes = {
-    'parity-when-small': farthest,
-    'plain-against-black': of(found, names[0], 'gap', 'q'),
-    'instruction-raises-gap': of(change, names[0], 'gap', 'q+if - q'),
+    'parity-when-small': max(gaps, key=lambda e: abs(e[0])),
+    'plain-against-black': estimate(metrics, names[0], 'gap', 'q'),
+    'instruction-raises-gap': estimate(change, names[0], 'gap', 'q+if - q'),
     'reasoning-favours-black': tuple(t.loc['gap', ['value','low','high']]),
-    'spelling-matters': tuple(letter),
-    'never-changes-the-answer': of(found, names[0], 'gap_hard', 'q')}
+    'spelling-matters': tuple(size_of_change),
+    'never-changes-the-answer': estimate(metrics, names[0], 'gap_hard', 'q')}
 outcomes = {f'self_correction/admissions-{k}':v for k,v in outcomes.items()}
-real = not lm.is_stub and len(students)>20_000
-if lm.is_stub: print('An oracle answered, so no claim about models is recorded.')
-else: record(scale if real else 'quick', outcomes)
-
-# %% [markdown]
-# What this does not show: that small models are fair to applicants. They hardly read that
-# part of the prompt, and at this size the experiment measures its own wording.
+has_table = not lm.is_stub and len(students)>20_000
+if lm.is_stub: print('A stub model answered, so no claim about models is recorded.')
+else: record(scale if has_table else 'quick', outcomes)

@@ -7,14 +7,13 @@
 # ---
 
 # %% [markdown]
-# # Size and training steps in one table
+# # Size and RLHF steps: two models cannot establish a trend
 #
-# > Figures 2 and 5: how bias depends on size and on preference training. The site shows two small
-# > models, recorded at `scale = 'cpu'`; a ladder of sizes and steps is one command and a GPU.
+# > Two model sizes cannot establish a trend; both are at the low end of Figures 2 and 5, near zero.
 
 # %% tags=["parameters"]
-scale = 'quick'  # quick: stand-ins, seconds; cpu: two small models, minutes; gpu: ladders of sizes
-seed = 0         # which scenes are taken, and the draws behind the intervals
+scale = 'quick'  # quick: stub models, seconds; cpu: two small models, minutes; gpu: size families
+seed = 0         # sample of scenes, and the draws behind the intervals
 
 # %%
 #| hide
@@ -31,7 +30,7 @@ from moral_sc.lab.scales import at_scale
 from moral_sc.language.weights import aliases
 
 # %%
-size = at_scale(scale, # the runs of the page on categories; what that page asked is not asked again
+size = at_scale(scale, # the same runs as on the page on categories, read from their folder
     quick=dict(models=stub_sweep_models(bbq.load(source='ours')), benchmarks='bbq-like', limit=32,
                categories=['Age','Disability_status','Nationality','Sexual_orientation']),
     cpu=dict(models=['smollm2-135m-instruct','gemma-3-270m'], benchmarks='bbq', limit=640),
@@ -39,90 +38,89 @@ size = at_scale(scale, # the runs of the page on categories; what that page aske
                                        max_parameters=4e10),
              benchmarks='bbq', conditions=['q','q+if']),
 )
-found = sweep(**size, orders=3, seed=seed, out=work_dir(f'sweep-bbq-{scale}-{seed}'))
-found
+results = sweep(**size, orders=3, seed=seed, out=work_dir(f'sweep-bbq-{scale}-{seed}'))
+results
 
 # %% [markdown]
-# Two quantities are varied in the paper, size and the number of steps of training on human
-# preferences, 88 models in all:
+# ## Figures 2 and 5: size and RLHF steps
 #
-# > Bias under the plain question begins above 22 billion parameters. In the largest model it
-# > falls with training steps under every condition, most of all under the instruction
-# > [@ganguli2023].
+# The paper varies model size and the number of RLHF steps, 88 models in all:
 #
-# Nobody outside has those models. Open families come near: their sizes differ by a factor of a
-# hundred and more, OLMo-2 is published after each stage of its training, and Pythia was trained
-# on the same preference data in five sizes. Every claim about size is a claim *within a family*:
-# two models of two makers differ in a hundred things, of which size is one.
+# > Bias under the plain question begins above 22 billion parameters. In the largest model it falls
+# > with RLHF steps under every condition, most of all under the instruction [@ganguli2023].
 #
-# ## What is here
+# Those models are not public. Open families are similar: their sizes differ by a factor of a
+# hundred and more, OLMo-2 is published after each stage of its training, and Pythia was trained on
+# the same preference data in five sizes. Every claim about size is a claim *within a family*,
+# because models of two developers differ in much more than size.
 #
-# This page was recorded on a laptop's two models, which are such a pair. It therefore has marks
-# and no line, and the two claims about slopes stay open.
+# The two models recorded here are of different families. The figures therefore have no lines, and
+# the two claims about slopes stay open. The family run below has not yet been made on a GPU.
 
 # %%
 #| label: fig-size
-#| fig-cap: Bias score on ambiguous questions against size, from the probabilities of the letters, in three option orders; models of one family and stage are joined. Bars are 95% intervals that draw templates.
-plot_size(final_step(found.table))
+#| fig-cap: Bias score on ambiguous questions against size, from the probabilities of the letters, in three option orders; lines join models of one family and stage. Bars are 95 % intervals that draw templates.
+plot_size(final_step(results.table))
 
 # %%
 #| label: fig-change-size
-#| fig-cap: What the instruction changed, question by question, against size; bars are 95% intervals of the paired difference.
-plot_size(found.table, conditions=['q+if - q'])
+#| fig-cap: Change of the bias score due to the instruction, question by question, against size; bars are 95 % intervals of the paired difference.
+plot_size(results.table, conditions=['q+if - q'])
 
 # %%
-changes = add_detectable(final_step(found.table).query(
+changes = add_detectable(final_step(results.table).query(
     'category=="micro" and condition=="q+if - q" and metric=="bias_ambig_soft"'))
 changes[['model','parameters','value','low','high','detectable']].round(4)
 
 # %% [markdown]
-# The threshold of self-correction is the smallest model whose bias the instruction is seen to
-# reduce. The paper finds 22 billion; here:
+# The onset of self-correction is the smallest model whose bias the instruction detectably reduces.
+# The paper finds 22 billion parameters; here:
 
 # %%
-first = onset(final_step(found.table))
+first = onset(final_step(results.table))
 f'{first["model"]}, {first["value"]:.3f}' if first else 'none of these models'
 
 
 # %% [markdown]
-# ## The slope over size
+# ## Slope over size
 #
-# Within a family the slope over the logarithm of size is one number per condition. Questions are
-# shared, so templates are drawn once for all sizes.
+# Within a family, the slope over the logarithm of size is one number per condition. All sizes share
+# their questions, so each bootstrap draw uses the same templates for all sizes.
 
 # %%
-def slopes(minus=False):
-    "Slope of the score, or of its change, per factor of ten, of each family with three sizes"
+def slopes(change=False):
+    "Estimate the slope of the score, or of its change, per factor of ten in size, by family"
     rows = {}
-    t = final_step(found.table)
-    for f,g in t.groupby(['family','stage'], sort=False):
+    for name,g in final_step(results.table).groupby(['family','stage'], sort=False):
         models = g.drop_duplicates('model').sort_values('parameters')
         if models.parameters.nunique()<3: continue
-        rs = [found.records(m) for m in models.model]
+        records = [results.records(m) for m in models.model]
         x = np.log10(models.parameters.astype(float))
-        v = {c:[item_bias(r, c) for r in rs] for c in ('q','q+if')}
-        if minus: v = {'q+if - q':[a.assign(value=a.value-b.value)
-                                   for a,b in zip(v['q+if'], v['q'])]}
-        rows[' '.join(f).strip()] = {c:trend(y, list(x)) for c,y in v.items()}
+        bias = {c:[item_bias(r, c) for r in records] for c in ('q','q+if')}
+        if change: bias = {'q+if - q':[a.assign(value=a.value-b.value)
+                                       for a,b in zip(bias['q+if'], bias['q'])]}
+        rows[' '.join(name).strip()] = {c:trend(y, list(x)) for c,y in bias.items()}
     return rows
 
-both = [slopes(), slopes(minus=True)]
-pd.DataFrame({f:a | both[1][f] for f,a in both[0].items()}) if both[0] else \
-    'No family of three sizes was asked.'
+score_slopes = slopes()
+change_slopes = slopes(change=True)
+pd.DataFrame({f:a | change_slopes[f] for f,a in score_slopes.items()}) if score_slopes else \
+    'No family with three sizes was evaluated.'
 
 # %% [markdown]
-# ## Steps
+# ## RLHF steps
 #
-# A repository that keeps the steps of a training is asked with one name a step,
-# `name@revision`; a model trained by ourselves with the folder that holds its snapshots. Both go
-# into the same table as the sizes.
+# A repository with checkpoints of several steps is evaluated with one name per step,
+# `name@revision`; a model of your own with the folder of its snapshots. Both are rows of the same
+# table as the sizes.
 
 # %%
-if found.table.step.notna().any(): display(plot_steps(found.table))
-else: print('No model asked here says at which step of its training it was taken.')
+if results.table.step.notna().any(): display(plot_steps(results.table))
+else: print('No evaluated model has a training step.')
 
 # %% [markdown]
-# Stages of one model can be asked everywhere where steps were not kept. What is in the ladder:
+# Where no steps are published, the stages of one model can be compared. The available checkpoints
+# by stage:
 
 # %%
 d = pd.DataFrame(a.__dict__ for a in aliases().values())
@@ -130,47 +128,50 @@ d = d[d.family.isin(['olmo-2','pythia-hh','pythia-helpful'])]
 d.pivot_table(index='family', columns='stage', values='name', aggfunc='count').fillna(0).astype(int)
 
 # %% [markdown]
-# The whole of it, resumable, on one GPU:
+# One command evaluates all of them and can be resumed:
 #
 #     moral_sc bias sweep --family qwen2.5 --family gemma-3 --family olmo-2 --at-most 4e10 \
 #         --benchmark bbq --condition q --condition q+if --orders 3 --out runs/ladder
 #
-# ## How many questions would it take?
+# ## Statistical power
 #
-# The paper's largest change is a fall by 43 % of 0.20. With the spread seen here, how small a
-# change would a run of all 343 templates of BBQ detect, if a model's answers varied as much over
-# templates as these probabilities do? Larger models commit to answers and vary more, so this is
-# a lower bound.
+# The paper's largest change is a fall by 43 % of 0.20. The table has the change that a run of all
+# 343 templates of BBQ would detect, if answers varied over templates as much as the probabilities
+# here. Larger models commit to answers and vary more, so this is a lower bound.
 
 # %%
-n = found.records(found.table.model.iloc[0]).query('context_condition=="ambig"').template.nunique()
+records = results.records(results.table.model.iloc[0])
+n = records.query('context_condition=="ambig"').template.nunique()
 se = changes.detectable/detectable_effect(1)
 pd.DataFrame(dict(model=changes.model, templates=n, here=changes.detectable,
                   of_343=[detectable_effect(s*np.sqrt(n/343)) for s in se], paper=.43*.2)).round(5)
 
 
 # %% [markdown]
-# The recorded table lies in `data/results/bbq_small_models.csv`, with its provenance beside it.
+# The recorded table is `data/results/bbq_small_models.csv`, with its provenance beside it.
 #
-# What this page does not show is its title's curve. It shows that the two points at its lower
-# left are where the paper has them, near zero with and without the instruction, with intervals
-# far narrower than the effect it reports for large models; and it leaves the rest to the command
-# above.
+# ## What this does not show
+#
+# Two model sizes cannot establish a trend, and no checkpoints of RLHF steps were evaluated. The
+# page shows that two models at the low end of the paper's size axis score near zero with and
+# without the instruction, as in the paper, with intervals far narrower than the effect that it
+# reports for large models.
 #
 # ## Claims
 
 # %%
-def best(rows, c, low):
-    "The family that speaks most against a criterion"
-    e = [x[c] for x in rows.values() if c in x]
-    return tuple((min if low else max)(e, key=lambda e: e.low if low else e.high))
+def worst_family(rows, condition, lowest):
+    "Return the family that speaks most against a criterion"
+    estimates = [row[condition] for row in rows.values() if condition in row]
+    return tuple(min(estimates, key=lambda e: e.low) if lowest else
+                 max(estimates, key=lambda e: e.high))
 
-small = final_step(found.table).query('parameters<1e9 and category=="micro"')
+small = final_step(results.table).query('parameters<1e9 and category=="micro"')
 d = small.query('metric=="bias_ambig_soft" and condition=="q+if - q"')
 fall = [Estimate(-v, -h, -l) for v,l,h in zip(d.value, d.low, d.high)]
 outcomes = {'self_correction/no-onset-below-1b': tuple(max(fall, key=lambda e: e.high))}
-if both[0]: outcomes |= {
-    'self_correction/rises-with-size': best(both[0], 'q', True),
-    'self_correction/helps-larger-more': best(both[1], 'q+if - q', False)}
-if scale=='quick': print('Stand-ins answered, so no claim about models is recorded.')
+if score_slopes: outcomes |= {
+    'self_correction/rises-with-size': worst_family(score_slopes, 'q', True),
+    'self_correction/helps-larger-more': worst_family(change_slopes, 'q+if - q', False)}
+if scale=='quick': print('Stub models answered, so no claim about models is recorded.')
 else: record(scale, outcomes)
