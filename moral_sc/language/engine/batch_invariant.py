@@ -89,7 +89,8 @@ def _run(q, k, v, mask, causal, scale):
     (B,H,m,d),(K,n) = q.shape,k.shape[1:3]
     out = np.empty((B, m, H, d), np.float32)
     lse = np.empty((B, H, m), np.float32)
-    attended = _no_mask if mask is None else np.ascontiguousarray(mask.expand(B, 1, m, n)[:,0].numpy())
+    attended = _no_mask
+    if mask is not None: attended = np.ascontiguousarray(mask.expand(B, 1, m, n)[:,0].numpy())
     (q,qs),(k,ks),(v,vs) = (_flat(x.detach()) for x in (q, k, v))
     with _kernel_lock:
         set_num_threads(min(torch.get_num_threads(), config.NUMBA_NUM_THREADS))

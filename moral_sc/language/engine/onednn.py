@@ -107,7 +107,7 @@ def _supported(q, k, v, mask, is_causal, gqa):
 def onednn_attention(
     query,                      # [row, head, token, width]
     key, value,                 # [row, head, token, width]; fewer heads if they are shared
-    attn_mask=None,             # [row, 1, token, token], added to the scores, or True where attended
+    attn_mask=None,             # [row, 1, token, token]: added to the scores, or True if attended
     dropout_p=0., is_causal=False, scale=None, enable_gqa=False,
 ):                              # [row, head, token, width]
     "Compute `scaled_dot_product_attention`, by oneDNN where that is faster"
@@ -139,7 +139,8 @@ def _attend(q, k, v, mask, scale):
                 s = onednn_linear(q[b,h,:,i:j].reshape(-1, d), k[b,h,:end])
                 s.view(group, j-i, end).add_(bias[...,:end])
                 torch.softmax(s, -1, out=s)
-                out[b,i:j,h] = onednn_linear(s, v[b,h,:end].T).view(group, j-i, width).transpose(0, 1)
+                attended = onednn_linear(s, v[b,h,:end].T).view(group, j-i, width)
+                out[b,i:j,h] = attended.transpose(0, 1)
     return out.view(B, m, H, width).transpose(1, 2)
 
 # %% ../../../nbs/language/engine/30_onednn.ipynb #b50c3bda

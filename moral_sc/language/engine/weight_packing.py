@@ -18,7 +18,7 @@ from .onednn import (float32_linears, onednn_is_worthwhile,
 from .replacement import reduce_as, replaced_classes
 
 # %% ../../../nbs/language/engine/40_weight_packing.ipynb #80fad8ea
-DECODE_STEP_TOKENS = 120 # Prompt tokens that cost as much extra time, unpacked, as one decoding step
+DECODE_STEP_TOKENS = 120 # Prompt tokens that cost as much extra time, unpacked, as one step
 _MIN_TOKENS = 2000       # Packing costs more than it saves on less work
 
 class PackedLinear(nn.Linear):

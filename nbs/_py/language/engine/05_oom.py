@@ -1,11 +1,5 @@
 # ---
 # jupyter:
-#   jupytext:
-#     text_representation:
-#       extension: .py
-#       format_name: percent
-#       format_version: '1.3'
-#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: python3
 #     language: python
@@ -74,7 +68,8 @@ halve_max_tokens(torch.OutOfMemoryError(), 4096, [12, 30])
 # Other errors are raised again, and a single row cannot be divided.
 
 # %%
-cpu_error = RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+cpu_error = RuntimeError(
+    "DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
 assert is_out_of_memory(cpu_error) and not is_out_of_memory(RuntimeError('shapes differ'))
 with expect_fail(RuntimeError, contains='shapes'): halve_max_tokens(RuntimeError('shapes'), 64)
 with expect_fail(ModelError, contains='one row of 39 tokens'):

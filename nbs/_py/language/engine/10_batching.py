@@ -95,14 +95,16 @@ def cache_kwargs(
     cache, # Of transformers
 )->dict:   # For its `forward`
     "Pass a KV cache under the argument name that a model has for it"
-    name = 'cache' if forward_accepts(model, 'cache') else 'past_key_values' # Before transformers 5.24
+    # Before transformers 5.24 the argument was called past_key_values
+    name = 'cache' if forward_accepts(model, 'cache') else 'past_key_values'
     return {name: cache, 'use_cache': True}
 
 def _inputs(lm, rows, side):
     ids,mask = pad(rows, side, lm.device)
     if side=='right': return dict(input_ids=ids)
     kw = dict(input_ids=ids, attention_mask=mask)
-    if forward_accepts(lm.model, 'position_ids'): kw['position_ids'] = mask.cumsum(-1).sub(1).clamp(0)
+    if forward_accepts(lm.model, 'position_ids'):
+        kw['position_ids'] = mask.cumsum(-1).sub(1).clamp(0)
     return kw
 
 def check_context_length(

@@ -1,11 +1,5 @@
 # ---
 # jupyter:
-#   jupytext:
-#     text_representation:
-#       extension: .py
-#       format_name: percent
-#       format_version: '1.3'
-#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: python3
 #     language: python
@@ -129,7 +123,8 @@ layer.keys.shape, layer.key_buffer.shape
 # %%
 first = preallocated_cache(lm)
 lm.model(ids[:1,:50], **cache_kwargs(lm.model, first))
-for other,n in ((repeat_row(first, 2, 10), 2), (select_rows(first, torch.tensor([0, 0, 0]), 10), 3)):
+for other,n in ((repeat_row(first, 2, 10), 2),
+                (select_rows(first, torch.tensor([0, 0, 0]), 10), 3)):
     x = lm.model(ids[:1,50:].expand(n, -1), **cache_kwargs(lm.model, other)).logits
     for row in x: test_close(row.detach(), want[0,50:].detach(), 1e-5)
 

@@ -653,7 +653,8 @@ for lm in (ignores, uniform):
 chosen
 
 # %%
-with expect_fail(ConfigError, contains="engine='tree'"): select_engine(stub, rows[stub.name], 'tree')
+with expect_fail(ConfigError, contains="engine='tree'"):
+    select_engine(stub, rows[stub.name], 'tree')
 with expect_fail(ConfigError, contains='cascade'): select_engine(stub, rows[stub.name], 'cascad')
 
 

@@ -188,7 +188,7 @@ def _supported(q, k, v, mask, is_causal, gqa):
 def onednn_attention(
     query,                      # [row, head, token, width]
     key, value,                 # [row, head, token, width]; fewer heads if they are shared
-    attn_mask=None,             # [row, 1, token, token], added to the scores, or True where attended
+    attn_mask=None,             # [row, 1, token, token]: added to the scores, or True if attended
     dropout_p=0., is_causal=False, scale=None, enable_gqa=False,
 ):                              # [row, head, token, width]
     "Compute `scaled_dot_product_attention`, by oneDNN where that is faster"
@@ -220,7 +220,8 @@ def _attend(q, k, v, mask, scale):
                 s = onednn_linear(q[b,h,:,i:j].reshape(-1, d), k[b,h,:end])
                 s.view(group, j-i, end).add_(bias[...,:end])
                 torch.softmax(s, -1, out=s)
-                out[b,i:j,h] = onednn_linear(s, v[b,h,:end].T).view(group, j-i, width).transpose(0, 1)
+                attended = onednn_linear(s, v[b,h,:end].T).view(group, j-i, width)
+                out[b,i:j,h] = attended.transpose(0, 1)
     return out.view(B, m, H, width).transpose(1, 2)
 
 
@@ -358,7 +359,8 @@ with torch.inference_mode():
     for a,b in ((576, 576), (576, 1536), (1536, 576)):
         x = given(500, a)
         w = given(b, a)
-        out[f'{a} to {b}'] = [speed(lambda f=f: f(x, w), 1000*a*b) for f in (_linear, differentiable_linear)]
+        out[f'{a} to {b}'] = [speed(lambda f=f: f(x, w), 1000*a*b)
+                              for f in (_linear, differentiable_linear)]
     q,k,v = (given(1, n, h, 64).transpose(1, 2) for n,h in ((340, 9), (1000, 3), (1000, 3)))
     mask = masked(masks['causal'](*positions(340, 1000)))[None,None]
     out['attention'] = [speed(lambda f=f: f(q, k, v, mask, enable_gqa=True), 340*1000*9*64*4)

@@ -54,7 +54,7 @@ torch.set_num_threads(1)
 
 # %%
 #| export
-DECODE_STEP_TOKENS = 120 # Prompt tokens that cost as much extra time, unpacked, as one decoding step
+DECODE_STEP_TOKENS = 120 # Prompt tokens that cost as much extra time, unpacked, as one step
 _MIN_TOKENS = 2000       # Packing costs more than it saves on less work
 
 class PackedLinear(nn.Linear):

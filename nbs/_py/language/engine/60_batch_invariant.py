@@ -136,7 +136,8 @@ def _run(q, k, v, mask, causal, scale):
     (B,H,m,d),(K,n) = q.shape,k.shape[1:3]
     out = np.empty((B, m, H, d), np.float32)
     lse = np.empty((B, H, m), np.float32)
-    attended = _no_mask if mask is None else np.ascontiguousarray(mask.expand(B, 1, m, n)[:,0].numpy())
+    attended = _no_mask
+    if mask is not None: attended = np.ascontiguousarray(mask.expand(B, 1, m, n)[:,0].numpy())
     (q,qs),(k,ks),(v,vs) = (_flat(x.detach()) for x in (q, k, v))
     with _kernel_lock:
         set_num_threads(min(torch.get_num_threads(), config.NUMBA_NUM_THREADS))
@@ -218,7 +219,8 @@ for H,K in ((6, 2), (3, 3)):
         if m<n: mask[1,:,:,:9] = False
         kinds = {'mask': dict(attn_mask=mask)}
         if m==n: kinds['causal'] = dict(is_causal=True)
-        exact = with_gradients(lambda *a: defined(*a, mask), *(x.double() for x in (q, k, v)), up=up)
+        exact = with_gradients(lambda *a: defined(*a, mask),
+                               *(x.double() for x in (q, k, v)), up=up)
         for name,options in kinds.items():
             def f(*a): return invariant_attention(*a, **options, scale=.2, enable_gqa=H>K)
             got = with_gradients(f, q, k, v, up=up)
@@ -240,9 +242,11 @@ for t in (0, 7, 31, 49):
     buffers = [torch.full((4, 2, 90, 32), torch.nan) for _ in 'kv']
     for x,y in zip(buffers, (k, v)): x[:,:,13:13+t+1] = y[:,:,:t+1]
     visible = (torch.arange(14+t)>=13).expand(4, 1, 1, -1)
-    one = invariant_attention(q[:,:,t:t+1], *(x[:,:,:14+t] for x in buffers), visible, enable_gqa=True)
+    one = invariant_attention(q[:,:,t:t+1], *(x[:,:,:14+t] for x in buffers), visible,
+                              enable_gqa=True)
     assert torch.equal(one[:,:,0], whole[:,:,t])
-    alone = invariant_attention(q[2:3,:,t:t+1], *(x[2:3,:,13:14+t] for x in buffers), enable_gqa=True)
+    alone = invariant_attention(q[2:3,:,t:t+1], *(x[2:3,:,13:14+t] for x in buffers),
+                                enable_gqa=True)
     assert torch.equal(alone[:,:,0], whole[2:3,:,t])
     torch.set_num_threads(2)
     assert torch.equal(invariant_attention(q, k, v, is_causal=True, enable_gqa=True), whole)
