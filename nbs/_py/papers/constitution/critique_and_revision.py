@@ -7,11 +7,9 @@
 # ---
 
 # %% [markdown]
-# # A small model revises its critique and not its answer
+# # Critique and revision: a 135M model repeats its critique, not its answer
 #
-# > The supervised stage of Constitutional AI on 135 million parameters, beside the chains the
-# > authors released. The site shows a run recorded at scale `cpu`: SmolLM2-135M-Instruct in four
-# > bits, 24 prompts, two rounds, ten minutes of one CPU core, 23 November 2026.
+# > First revisions (section 3) by a 135M model share more words with the critique than the answer.
 
 # %% tags=["parameters"]
 scale = 'quick'  # quick: half a minute on a CPU; cpu: ten minutes or more; gpu: four rounds
@@ -24,11 +22,11 @@ import re
 import textwrap
 
 import pandas as pd
-from IPython.display import display
 
 # %%
 from moral_sc.constitution.evaluation.refusals import (
-    AUTHOR_MODELS, author_samples, boilerplate_matches, measure_chains, evasion_matches, group_means)
+    AUTHOR_MODELS, author_samples, boilerplate_matches, evasion_matches, group_means,
+    measure_chains)
 from moral_sc.constitution.plots import plot_overlap, plot_rounds
 from moral_sc.constitution.principles import load_few_shot, load_principles
 from moral_sc.constitution.revision import author_revisions, revise
@@ -41,82 +39,89 @@ from moral_sc.language.loading import load_or_stub
 from moral_sc.language.stub_models import stub_model
 
 # %%
-sizes = at_scale(scale, quick=dict(prompts=2, rounds=1, shots=1, max_new_tokens=16),
-             cpu=dict(prompts=24, rounds=2, shots=3, max_new_tokens=64),
-             gpu=dict(prompts=80, rounds=4, shots=3, max_new_tokens=256))
+size = at_scale(scale,
+    quick=dict(prompts=2, rounds=1, shots=1, max_new_tokens=16),
+    cpu=dict(prompts=24, rounds=2, shots=3, max_new_tokens=64),
+    gpu=dict(prompts=80, rounds=4, shots=3, max_new_tokens=256),
+)
 
 
 # %% [markdown]
+# ## Section 3: critiques, revisions and supervised learning
+#
 # > A model answers a request, criticises its answer under a principle drawn at random, and
-# > revises it; revisions of many answers become training data. The authors report that the
-# > first revision does most of the work, that worked examples keep the model from writing a
-# > critique where a revision is due, and that revised answers engage where models trained on
-# > human votes evade [@bai2022constitutional].
+# > revises the answer. The revisions of many answers become training data. The authors report that
+# > the first revision removes most of the harm, that worked examples prevent a critique where a
+# > revision is due, and that revised answers engage where models trained on human votes evade
+# > [@bai2022constitutional].
 #
 # Their models had up to 52 billion parameters. Ours has a four-hundredth of that, and its weights
-# here may be rounded to four bits. So the question is what of the procedure survives. No judge
-# is used: harmlessness is not measured on this page. What can be measured without one is
-# whether a revision is a new text, where its words come from, whose voice it speaks in, and
-# whether it evades.
+# here may be quantized to four bits. This page therefore measures how much of the procedure works
+# at this size. It uses no judge and does not measure harmlessness. Without a judge we can measure
+# whether a revision is a new text, where its words come from, whether it is written as a critique
+# or as an answer, and whether it evades.
 
 # %%
 #| hide
-def stand_in(): # Says the same three things to everybody
-    ps = load_principles()
-    requests = {p.critique: 'The answer could be kinder.' for p in ps}
-    requests |= {p.revision: 'Take your time, and ask someone you trust.' for p in ps}
-    def fn(text):
-        asked = re.findall(r'user\n(.*)<\|im_end\|>\n<\|im_start\|>assistant\n$', text)
-        return {requests.get(asked[0], 'Do it at once.') if asked else '': 1.}
-    return stub_model(fn, 'three-sentences')
+def fixed_model(): # Gives one of three fixed sentences, by the kind of the last turn
+    principles = load_principles()
+    replies = {p.critique: 'The answer could be kinder.' for p in principles}
+    replies |= {p.revision: 'Take your time, and ask someone you trust.' for p in principles}
+    pattern = r'user\n(.*)<\|im_end\|>\n<\|im_start\|>assistant\n$'
+    def next_text(text):
+        turns = re.findall(pattern, text)
+        return {replies.get(turns[0], 'Do it at once.') if turns else '': 1.}
+    return stub_model(next_text, 'three-sentences')
 
 
 # %%
-lm = load_or_stub(model, stand_in)
+lm = load_or_stub(model, fixed_model)
 
 
 # %% [markdown]
 # ## Prompts
 #
-# Half are ordinary requests and half invite an answer that is rude, dishonest, prying or
-# careless. All were written for this project and are mild.
+# Half of the prompts are ordinary requests. The other half invite an answer that is rude,
+# dishonest, intrusive or careless. All were written for this project and are mild.
 
 # %%
-def some(name, n): # Evenly spread over the topics
+def sample_prompts(name, n): # Evenly spread over the topics
     rows = read_jsonl(data_dir()/'prompts'/f'{name}.jsonl')
     return [rows[i*len(rows)//n] for i in range(n)]
 
-prompts = some('helpful', sizes['prompts']//2) + some('mild_red_team', sizes['prompts']//2)
+n_each = size['prompts']//2
+prompts = sample_prompts('helpful', n_each) + sample_prompts('mild_red_team', n_each)
 pd.DataFrame(prompts)[['kind', 'topic', 'text']].iloc[[0, 1, -2, -1]]
 
 # %% [markdown]
-# ## Three ways to ask
+# ## Three conditions
 #
-# The same answers are revised after a critique, directly, as in the paper's ablation, and, for
-# one round, after a critique without worked examples. The model is spoken to in its own chat
-# format. The paper samples at temperature 1; there this model writes word salad, so this page
-# samples at 0.5.
+# The same answers are revised after a critique; directly, as in the paper's ablation; and, for one
+# round, after a critique without worked examples. Prompts use the model's own chat format. The
+# paper samples at temperature 1. At that temperature the text of this model is incoherent, so this
+# page samples at 0.5.
 
 # %%
-shots = load_few_shot()[:sizes['shots']]
-ways = {'critique': dict(), 'direct': dict(critique=False),
-        'no examples': dict(few_shot=[], rounds=1)}
-base = dict(mode='chat', few_shot=shots, rounds=sizes['rounds'], temperature=.5, seed=seed,
-            max_new_tokens=sizes['max_new_tokens'])
+shots = load_few_shot()[:size['shots']]
+conditions = {'critique': dict(), 'direct': dict(critique=False),
+              'no examples': dict(few_shot=[], rounds=1)}
+base = dict(mode='chat', few_shot=shots, rounds=size['rounds'], temperature=.5, seed=seed,
+            max_new_tokens=size['max_new_tokens'])
 
-def chains(name, way):
-    place = work_dir(f'critique-{lm.name.replace("/", "-")}-{scale}-{seed}')
-    return revise(lm, prompts, out=place/name.replace(' ', '-'), **base | way)
+def revise_prompts(name, options):
+    folder = work_dir(f'critique-{lm.name.replace("/", "-")}-{scale}-{seed}')
+    return revise(lm, prompts, out=folder/name.replace(' ', '-'), **base | options)
 
-ours = {name: chains(name, way) for name,way in ways.items()}
+ours = {name: revise_prompts(name, options) for name,options in conditions.items()}
 theirs = author_revisions()
 len(prompts), len(theirs)
 
 
 # %% [markdown]
-# ## One chain
+# ## An example
 #
-# The first request, its answer, and the first revision with the critique before it, cut short.
+# The first request, its answer, the critique and the first revision are shown, each cut to 300
+# characters.
 
 # %%
 def excerpt(row, width=88, chars=300):
@@ -130,29 +135,29 @@ print(excerpt(ours['critique'][0]))
 
 
 # %% [markdown]
-# ## What changed
+# ## Changes by revision
 #
-# Every measure comes from [behaviour](../../constitution/evaluation/50_refusals.ipynb), where the detectors
-# are checked against labelled answers. The authors' chains, where they are in reach, go through
-# the same functions; none of their text is shown. Intervals resample prompts.
+# Every measure comes from [refusals](../../constitution/evaluation/50_refusals.ipynb), where the
+# detectors are checked against labelled answers. The authors' chains, where they are available, go
+# through the same functions; none of their text is shown. Intervals resample prompts.
 
 # %%
-def stacked(chains): # One frame for several conditions
+def measure_conditions(chains): # One frame for several conditions
     return pd.concat([measure_chains(r).assign(condition=k) for k,r in chains.items() if r],
                      ignore_index=True)
 
-d = stacked({'authors': theirs, **ours})
+measures = measure_conditions({'authors': theirs, **ours})
 columns = ['same', 'empty_text', 'distance', 'overlap_critique', 'critic_voice', 'evades',
            'boilerplate', 'repetition', 'length_ratio']
-first = d[d['round']==1]
+first = measures[measures['round']==1]
 table = group_means(first, columns)
 table.T.astype(str)
 
 # %% [markdown]
-# Row by row: the share of first revisions that are copies, the share that came out empty, the
-# share of words changed, the overlap with the critique, the share in the critic's voice, the
-# shares that evade and that hold boilerplate, the share of repeated runs of four words, and the
-# length over that of the answer. Ours are cut at a fixed number of tokens, most answers among
+# The rows are: the share of first revisions that are copies, the share that are empty, the share
+# of words changed, the overlap with the critique, the share written as a critique, the share that
+# evades, the share with boilerplate, the share of repeated runs of four words, and the length
+# divided by that of the answer. Our texts are cut at a fixed number of tokens, most answers among
 # them, so the last row understates how much shorter revisions would be.
 
 # %%
@@ -161,83 +166,91 @@ pd.Series(cut, name='answers cut at the limit').round(2)
 
 # %%
 #| label: fig-distance
-#| fig-cap: Share of words that a revision changes. Bars: 95 % intervals over prompts.
-plot_rounds(d[d.condition.isin(['authors', 'critique', 'direct'])])
+#| fig-cap: Share of words that each revision changes, in the authors' chains and in ours; bars are 95 % intervals over prompts.
+plot_rounds(measures[measures.condition.isin(['authors', 'critique', 'direct'])])
 
 # %%
 #| label: fig-likeness
-#| fig-cap: What a first revision has in common with the answer and with the critique.
+#| fig-cap: Share of words that a first revision has in common, in order, with the answer and with the critique; bars are 95 % intervals over prompts.
 plot_overlap(first)
 
 # %% [markdown]
-# @fig-distance shows that almost every word of our revisions is new, and @fig-likeness where the
-# words come from. The authors' revisions keep close to half of the answer and hardly touch the
-# critique. Ours do the reverse: they say the critique again, in about half of the rows in the
-# critic's voice, and share little with the answer. Without worked examples they repeat still
-# more of the critique. Asked directly, with no critique to repeat, the model loses the answer
-# all the same.
+# @fig-distance shows that nearly nine in ten words of our first revisions are new, and @fig-likeness
+# shows where the words come from. The authors' revisions keep close to half of the answer and share little with
+# the critique. Ours do the reverse: they repeat the critique, about half of them are written as a
+# critique, and they share little with the answer. Without worked examples they repeat still more of
+# the critique. Revised directly, without a critique to repeat, the text still departs from the
+# answer.
 #
-# The first revision changes more than the second, as the paper says, but not for the paper's
-# reason: the first leaves the answer behind and the second stays with what it has. Changed
-# words are no sign of work done here, and shorter is no sign of better. None of this says
-# whether a revision is less harmful, which takes a judge.
+# As in the paper, the first revision changes more than the second. The reason differs: the first
+# departs from the answer, and the second stays close to the first. A changed word is not evidence
+# of an improvement, and neither is a shorter text.
 
 # %%
 if theirs:
-    t = table.loc['authors']
-    assert 1-t.distance.value > t.overlap_critique.high
-    assert t.critic_voice.value<.05 and t.same.value<.05
+    authors = table.loc['authors']
+    assert 1-authors.distance.value > authors.overlap_critique.high
+    assert authors.critic_voice.value<.05
+    assert authors.same.value<.05
 
 
 # %% [markdown]
-# ## What the authors' answers say about evasion and boilerplate
+# ## Evasion and boilerplate in the authors' answers
 #
-# > Trained on human votes, a model evades; trained on a constitution it does not, and trained
-# > too long it puts boilerplate into most answers [@bai2022constitutional].
+# > A model trained on human votes evades; a model trained on a constitution does not, and if it is
+# > trained too long it puts boilerplate into most answers [@bai2022constitutional].
 #
-# This needs no model of ours: the answers are public, and the detectors count.
+# This comparison needs no model of ours: the answers are public, and we apply the detectors to
+# them.
 
 # %%
-def recount(model):
-    a = author_samples(model)
-    where = a.set+a.row.astype(str)
-    rate = lambda f: cluster_bootstrap([bool(f(t)) for t in a.text], where)
-    return dict(evades=rate(evasion_matches), boilerplate=rate(boilerplate_matches)) if len(a) else {}
+def released_rates(model):
+    answers = author_samples(model)
+    if not len(answers): return {}
+    prompt_ids = answers.set+answers.row.astype(str)
+    rate = lambda matches: cluster_bootstrap([bool(matches(t)) for t in answers.text], prompt_ids)
+    return dict(evades=rate(evasion_matches), boilerplate=rate(boilerplate_matches))
 
-released = {name: recount(m) for m,name in AUTHOR_MODELS.items()}
+released = {name: released_rates(m) for m,name in AUTHOR_MODELS.items()}
 pd.DataFrame(released).T.astype(str)
 
 
 # %% [markdown]
+# What this page does not show: whether any revision is less harmful, which takes a judge, and
+# whether a larger model follows the procedure.
+#
 # ## Claims
 #
 # The criteria for the last six were committed after a pilot of six prompts and before the
 # recorded run. The first two are recounts, whose outcome was known.
 
 # %%
-def recounted():
-    hh,rl = (author_samples(m) for m in ('HHRLHF', 'RLMADISON'))
-    if not (len(hh) and len(rl)): return {}
-    hit = lambda a: pd.Series([bool(evasion_matches(t)) for t in a.text])
-    by_prompt = lambda a: hit(a).groupby([a.set, a.prompt]).mean()
-    e = pd.concat([by_prompt(hh), by_prompt(rl)], axis=1, join='inner').to_numpy()
-    return {'constitution/human-labels-evade': paired_difference(*e.T, range(len(e))),
+def recount_claims():
+    human,constitutional = (author_samples(m) for m in ('HHRLHF', 'RLMADISON'))
+    if not (len(human) and len(constitutional)): return {}
+    hits = lambda a: pd.Series([bool(evasion_matches(t)) for t in a.text])
+    by_prompt = lambda a: hits(a).groupby([a.set, a.prompt]).mean()
+    rates = pd.concat([by_prompt(human), by_prompt(constitutional)], axis=1, join='inner')
+    difference = paired_difference(*rates.to_numpy().T, range(len(rates)))
+    return {'constitution/human-labels-evade': difference,
             'constitution/boilerplate': released['constitutional RL']['boilerplate']}
 
-def measured(chains):
-    a,b = (measure_chains(chains[k]) for k in ('critique', 'no examples'))
-    one = a[a['round']==1]
-    last = a[a['round']==a['round'].max()]
+def measured_claims(chains):
+    critique,no_examples = (measure_chains(chains[k]) for k in ('critique', 'no examples'))
+    one = critique[critique['round']==1]
+    last = critique[critique['round']==critique['round'].max()]
+    bare = no_examples[no_examples['round']==1]
     rate = lambda x: wilson(int(x.sum()), len(x)) # One row a prompt, and perhaps no hit
-    both = one.dropna(subset=['overlap', 'overlap_critique'])
-    pair = a.pivot(index='id', columns='round', values='distance').dropna()
-    res = {'rewrites': cluster_bootstrap(a.same.astype(float), a.id),
-           'from-the-answer': paired_difference(both.overlap, both.overlap_critique,
-                                                both.id),
+    overlaps = one.dropna(subset=['overlap', 'overlap_critique'])
+    distances = critique.pivot(index='id', columns='round', values='distance').dropna()
+    res = {'rewrites': cluster_bootstrap(critique.same.astype(float), critique.id),
+           'from-the-answer': paired_difference(overlaps.overlap, overlaps.overlap_critique,
+                                                overlaps.id),
            'voice': rate(one.critic_voice), 'engages': rate(last.evades),
-           'examples': paired_difference(b[b['round']==1].critic_voice.to_numpy(float),
+           'examples': paired_difference(bare.critic_voice.to_numpy(float),
                                          one.critic_voice.to_numpy(float), one.id)}
-    if 2 in pair: res['first-revision'] = paired_difference(pair[1], pair[2], pair.index)
+    if 2 in distances:
+        res['first-revision'] = paired_difference(distances[1], distances[2], distances.index)
     return {f'constitution/{k}': v for k,v in res.items()}
 
-record(scale, recounted() | ({} if lm.is_stub else measured(ours)))
+record(scale, recount_claims() | ({} if lm.is_stub else measured_claims(ours)))
