@@ -7,10 +7,9 @@
 # ---
 
 # %% [markdown]
-# # Tetrahedra need patience, and five features make a pyramid
+# # Uniform polytopes: tetrahedra appear when a high learning rate falls
 #
-# > The polytopes of Toy Models of Superposition to hold in the hand, and what exact losses say about
-# > them. The last cell says at which scale, and how fast, this page was recorded.
+# > "Uniform Superposition": exact losses give tetrahedra a gain of about 1 %, and a square pyramid with D = 3/5 beats the paper's bipyramid at some densities.
 
 # %% tags=["parameters"]
 scale = 'quick'  # quick: seconds; cpu: a minute or two; gpu: many more models
@@ -20,7 +19,6 @@ seed = 0         # everything random follows from it
 #| hide
 import numpy as np, torch, pandas as pd
 from collections import Counter
-from time import perf_counter
 from moral_sc.foundation.statistics import wilson
 from moral_sc.lab.claims import record
 from moral_sc.lab.scales import at_scale
@@ -34,7 +32,6 @@ from moral_sc.superposition.fourier_loss import population_loss
 from moral_sc.superposition.plots import plot_curves
 from moral_sc.superposition.geometry_plots import plot_shapes_3d
 from moral_sc.superposition.polytope_gain import polytope_gain
-began = perf_counter()
 
 # %%
 size = at_scale(scale,
@@ -50,7 +47,7 @@ device = 'cuda' if scale=='gpu' and torch.cuda.is_available() else 'cpu'
 size
 
 # %% [markdown]
-# Why should dimensionalities be fractions at all?
+# ## Uniform superposition: why dimensionalities are fractions
 #
 # > Features that share a subspace arrange themselves as the corners of a uniform polytope, and the
 # > observed levels are those of digons, triangles, tetrahedra, pentagons and square antiprisms. Larger
@@ -58,7 +55,8 @@ size
 # > thus has three features at 2/3 and two at 1/2, and not five at 3/5 [@elhage2022].
 #
 # $N$ unit vectors that form a tight frame in $d$ dimensions have $D=d/N$ each
-# ([geometry](../../superposition/50_geometry.ipynb)).
+# ([geometry](../../superposition/50_geometry.ipynb)). @fig-solids shows six arrangements, and the
+# table below it has their dimensionalities with the number of features.
 
 # %%
 pyramid = torch.cat([torch.tensor([[0,0,1.]]),
@@ -70,20 +68,21 @@ solids = {'tetrahedron': simplex(3), 'octahedron': tegum(*[polygon(2)]*3),
 
 # %%
 #| label: fig-solids
-#| fig-cap: Six arrangements of features in three dimensions; drag to turn
+#| fig-cap: Six arrangements of features in three dimensions, with a line from the origin to each feature; drag to rotate.
 plot_shapes_3d(list(solids.values()), list(solids))
 
 # %%
 stated = dict(digon=1/2, triangle=2/3, tetrahedron=3/4, pentagon=2/5, antiprism=3/8)
 corners = {**{k: polytopes[k] for k in stated}, **solids}
-want = stated | {'octahedron': 1/2, 'square antiprism': 3/8,
+expected = stated | {'octahedron': 1/2, 'square antiprism': 3/8,
     'triangular bipyramid': [2/3]*3+[1/2]*2, 'pentagonal bipyramid': [2/5]*5+[1/2]*2}
-off = {k: (feature_dimensionality(corners[k])-torch.as_tensor(v)).abs().max().item()
-       for k,v in want.items()}
-def listed(W):
+deviation = {k: (feature_dimensionality(corners[k])-torch.as_tensor(v)).abs().max().item()
+             for k,v in expected.items()}
+def count_values(W):
+    "List the dimensionalities, each with the number of features that have it"
     D = Counter(feature_dimensionality(W).numpy().round(4))
     return ', '.join(f'{v:.4g} ({c})' for v,c in D.items())
-pd.DataFrame({k: dict(corners=len(W), dimensions=W.shape[1], D=listed(W))
+pd.DataFrame({k: dict(corners=len(W), dimensions=W.shape[1], D=count_values(W))
               for k,W in corners.items()}).T
 
 # %% [markdown]
@@ -94,21 +93,22 @@ pd.DataFrame({k: dict(corners=len(W), dimensions=W.shape[1], D=listed(W))
 triangle = polygon(3)
 square = polygon(4)
 null = torch.tensor([[1.,0,1,0],[0,1,0,1]]).double()
-assert (triangle.T@torch.ones(3).double()).abs().max()<1e-12 and (square.T@null.T).abs().max()<1e-12
+assert (triangle.T@torch.ones(3).double()).abs().max()<1e-12
+assert (square.T@null.T).abs().max()<1e-12
 compounds
 
 # %% [markdown]
 # ## Five features in three dimensions
 #
-# The tetrahedron and the bipyramid are what the paper's argument is about, so let five equal
-# features compete for three dimensions, with [exact losses](../../superposition/30_exact_loss.ipynb): no
-# samples, no steps. Each shape below is only a start for the fit, which is free to leave it; and
-# random starts may find something better than all of them.
+# The paper's argument concerns the tetrahedron and the bipyramid, so five equal features compete for
+# three dimensions here, with [exact losses](../../superposition/30_exact_loss.ipynb): no samples, no
+# steps. Each shape below is only a start for the fit, which is free to leave it. Random starts check
+# whether there is something better than all of them.
 
 # %%
-apart = torch.cat([simplex(3), torch.zeros(1,3)])
+dropped = torch.cat([simplex(3), torch.zeros(1,3)])
 pairs = torch.block_diag(polygon(2), polygon(2), torch.ones(1,1))
-rivals = {'tetrahedron, one dropped': apart, 'two digons, one alone': pairs,
+rivals = {'tetrahedron, one dropped': dropped, 'two digons, one alone': pairs,
           'triangular bipyramid': solids['triangular bipyramid'], 'square pyramid': pyramid}
 family = ToyConfig(5, 3, len(size['five']), density=[[p] for p in size['five']])
 fits = {k: fit_exact(family, starts=W[None]) for k,W in rivals.items()}
@@ -117,31 +117,34 @@ ends = pd.DataFrame({k: f['loss'][:,0] for k,f in fits.items()}, index=size['fiv
 
 # %%
 #| label: fig-five
-#| fig-cap: Exact loss of five features in three dimensions above the lowest found, in per cent; each curve starts from one shape
+#| fig-cap: Exact loss of five features in three dimensions above the lowest found, in per cent, on a logarithmic axis from 0.01 %; each curve starts from one shape, and values below the axis are not shown.
 lowest = ends.min(axis=1)
-worse = 100*ends.div(lowest, axis=0)-100
-plot_curves(size['five'], {k: worse[k].tolist() for k in worse}, 'density p', 'excess loss (%)')
+excess = 100*ends.div(lowest, axis=0)-100
+visible = excess.where(excess>=.01)
+plot_curves(size['five'], {k: visible[k].tolist() for k in visible}, 'density p',
+            'excess loss (%)', logy=True)
 
 
 # %% [markdown]
-# Four shapes take turns. In a window of densities below three quarters the lowest loss belongs to a
-# *square pyramid*, a tight frame of five with $D=3/5$ each: the very value that the paper's bipyramid is
-# said to avoid. The bipyramid has its turn at lower densities, and then gives way to two digons and a
-# feature of its own. Beside it, what random starts find:
+# Four shapes are best in turn. In a window of densities below three quarters the lowest loss is that
+# of a *square pyramid*, a tight frame of five with $D=3/5$ each: the value that the paper's bipyramid
+# is said to avoid. At lower densities the bipyramid is best, and then two digons and a feature with a
+# dimension of its own. The table also has the lowest loss from random starts:
 
 # %%
-def shares(W): return feature_dimensionality(W)[represented(W)].sort().values
+def stored_dimensionality(W): return feature_dimensionality(W)[represented(W)].sort().values
 
-def named(W):
-    D = shares(W)
+def name_shape(W):
+    D = stored_dimensionality(W)
     if len(D)==4: return 'tetrahedron, one dropped'
     if D[-1]>.9: return 'two digons, one alone'
     return 'triangular bipyramid' if (D[2:]-2/3).abs().max()<.012 else 'square pyramid'
 
 lowest_fit = [fits[k]['W'][i,0] for i,k in enumerate(ends.idxmin(axis=1))]
-winner = pd.Series(map(named, lowest_fit), index=size['five'])
-pd.DataFrame(dict(winner=winner, D=[', '.join(f'{v:.2f}' for v in shares(W)) for W in lowest_fit],
-                  loss=lowest, random_starts=free['loss'][:,0].numpy())).round(5)
+winner = pd.Series(map(name_shape, lowest_fit), index=size['five'])
+listed = [', '.join(f'{v:.2f}' for v in stored_dimensionality(W)) for W in lowest_fit]
+pd.DataFrame(dict(winner=winner, D=listed, loss=lowest,
+                  random_starts=free['loss'][:,0].numpy())).round(5)
 
 # %%
 assert (free['loss'][:,0].numpy() > .9999*lowest.to_numpy()).all()
@@ -149,48 +152,50 @@ middle = [p for p in size['five'] if .65<=p<=.72]
 assert all(winner[p]=='square pyramid' for p in middle)
 
 # %% [markdown]
-# ## Where tetrahedra should be
+# ## Densities at which tetrahedra are best
 #
-# [The auction](uniform_superposition.ipynb) near density 1: the gain of each simplex over a
-# dimension for one feature.
+# @fig-simplices repeats [the comparison of gains](uniform_superposition.ipynb) near density 1: the
+# gain of each simplex over a dimension for one feature.
 
 # %%
 #| label: fig-simplices
-#| fig-cap: Exact gain of simplices for each dimension over one feature a dimension, in per cent
+#| fig-cap: Exact gain of simplices for each dimension, over one feature for each dimension, in per cent.
 p = np.linspace(.97, .65, 17)
-some = {k: polytopes[k] for k in ('digon','triangle','tetrahedron','simplex4')}
-gain = 100*(polytope_gain(p, some)-1)
-plot_curves(p, {k: gain[k].tolist() for k in some}, 'density p', 'gain (%)', logy=True)
+simplices = {k: polytopes[k] for k in ('digon','triangle','tetrahedron','simplex4')}
+gain = 100*(polytope_gain(p, simplices)-1)
+plot_curves(p, {k: gain[k].tolist() for k in simplices}, 'density p', 'gain (%)', logy=True)
 
 # %%
 first,second = np.sort(gain.to_numpy(), axis=1)[:,[-1,-2]].T
 pd.DataFrame(dict(best=gain.idxmax(axis=1), gain=first, lead=first-second)).iloc[::2].round(3)
 
 # %% [markdown]
-# Tetrahedra win where they earn about one per cent, and lead the next shape by less than a tenth of
-# that. No wonder that [the sweep](uniform_superposition.ipynb) has no features on the line 3/4: at
-# these densities all of superposition is worth a per cent of the loss. They do exist. Noise-free fits
-# of six features in three dimensions, and how many of them end with four columns at 3/4:
+# Tetrahedra win where their gain is about one per cent, and lead the next shape by less than a tenth of
+# that. This explains why [the sweep](uniform_superposition.ipynb) has no features on the line 3/4: at
+# these densities all of superposition is worth about a per cent of the loss. Tetrahedra do exist. The
+# next cell has noise-free fits of six features in three dimensions, and how many of them end with four
+# columns at 3/4:
 
 # %%
 six = fit_exact(ToyConfig(6, 3, density=.85), size['restarts'], seed=seed,
                 maxiter=2*size['maxiter'])
 longest = lambda W: W[W.norm(dim=-1).topk(4).indices]
-miss = [(feature_dimensionality(longest(W))-.75).abs().max().item() for W in six['W'][0]]
-reached = wilson(sum(m<=.012 for m in miss), len(miss))
-reached, six['loss'][0].numpy().round(6), np.round(miss, 3)
+distance = [(feature_dimensionality(longest(W))-.75).abs().max().item() for W in six['W'][0]]
+reached = wilson(sum(d<=.012 for d in distance), len(distance))
+reached, six['loss'][0].numpy().round(6), np.round(distance, 3)
 
 
 # %% [markdown]
-# ## A training that finds them
+# ## A training schedule that finds tetrahedra
 #
-# Small $m$, a high rate that falls to zero, many steps: noise that first shakes the features out of
-# arrangements that are nearly as good, and then fades. Twelve features in three dimensions, counted
-# by the [name](../../superposition/52_feature_graphs.ipynb) of what all stored features form.
+# We train models of few dimensions for many steps, with a high rate that falls to zero. Its noise first
+# moves the features out of arrangements that are nearly as good, and then fades. The table has twelve
+# features in three dimensions, counted by the
+# [name](../../superposition/52_feature_graphs.ipynb) of the shape of all stored features.
 
 # %%
 def shapes(rate, p, n=12, schedule='cosine'):
-    "Final shapes of independent models, and their exact losses"
+    "Return the final shapes of independent models, and their exact losses"
     config = ToyConfig(n, 3, size['models'], density=p)
     run = train(config, size['steps'], size['batch'], seed, lr=rate, schedule=schedule,
                 device=device)
@@ -198,35 +203,36 @@ def shapes(rate, p, n=12, schedule='cosine'):
     b = run.b.cpu()
     return [overall_shape(w, tolerance=.03) for w in W],population_loss(config, W, b, terms=128)
 
-hunt = {(rate,p): shapes(rate, p) for rate in size['rates'] for p in (.85,.8,.75)}
-kept = pd.Series({k: str(wilson(names.count('tetrahedron'), len(names)))
-                  for k,(names,_) in hunt.items()})
-kept.unstack().rename_axis(index='rate falling from', columns='density')
+densities = (.85,.8,.75)
+runs = {(rate,p): shapes(rate, p) for rate in size['rates'] for p in densities}
+tetrahedra = pd.Series({k: str(wilson(names.count('tetrahedron'), len(names)))
+                        for k,(names,_) in runs.items()})
+tetrahedra.unstack().rename_axis(index='rate falling from', columns='density')
 
 # %% [markdown]
-# A name allows $D$ to be off by 0.03 here, since the other features keep short columns that lean on the
-# tetrahedron. The losses of all these models differ in the fourth digit:
+# The tolerance of a name is 0.03 in $D$ here, since the other features keep short columns that lean on
+# the tetrahedron. The losses of all these models differ in the fourth digit:
 
 # %%
 low = pd.DataFrame({k: dict(best=l.min().item(), median=l.median().item())
-                    for k,(_,l) in hunt.items()}).T
-for q in (.85,.8,.75):
+                    for k,(_,l) in runs.items()}).T
+for q in densities:
     rows = low.index.get_level_values(1)==q
     floor = low.loc[rows,'best'].min()
     low.loc[rows,'excess of the median (%)'] = 100*(low.loc[rows,'median']/floor-1)
 low.rename_axis(['rate','density']).round(5)
 
 # %% [markdown]
-# The higher the rate from which it falls, the more tetrahedra. The notebook's constant rate of 0.001,
-# for comparison, at the same densities:
+# The higher the rate from which it falls, the more tetrahedra. For comparison, the number of
+# tetrahedra with the notebook's constant rate of 0.001 at the same densities:
 
 # %%
-plain = {q: Counter(shapes(1e-3, q, schedule='constant')[0])['tetrahedron'] for q in (.85,.8,.75)}
+plain = {q: Counter(shapes(1e-3, q, schedule='constant')[0])['tetrahedron'] for q in densities}
 plain, size['models']
 
 # %% [markdown]
-# Does it carry over to more dimensions? Four features a dimension at density 0.8, from the highest rate;
-# the share of stored features within 0.03 of 3/4.
+# More dimensions: the table has the share of stored features within 0.03 of 3/4, with four features
+# for each dimension at density 0.8, trained from the highest rate.
 
 # %%
 rows = {}
@@ -239,16 +245,16 @@ for m in size['wider']:
 pd.DataFrame(rows).T.rename_axis('dimensions').round(3)
 
 # %% [markdown]
-# The best of the twelve-feature models at each density:
+# @fig-found shows the best of the twelve-feature models at each density.
 
 # %%
 #| label: fig-found
-#| fig-cap: The trained model with the lowest exact loss at each density (twelve features, of which those longer than one half are shown)
+#| fig-cap: The trained model with the lowest exact loss at each density; of twelve features those longer than one half are shown.
 best = {}
-for q in (.85,.8,.75):
-    rate = min(size['rates'], key=lambda r: hunt[r,q][1].min())
+for q in densities:
+    rate = min(size['rates'], key=lambda r: runs[r,q][1].min())
     config = ToyConfig(12, 3, size['models'], density=q)
-    i = int(hunt[rate,q][1].argmin())
+    i = int(runs[rate,q][1].argmin())
     W = train(config, size['steps'], size['batch'], seed, lr=rate, schedule='cosine',
               instances=[i]).W[0]
     best[f'p = {q}: {overall_shape(W, tolerance=.03)}'] = W.cpu()
@@ -261,12 +267,10 @@ plot_shapes_3d(list(best.values()), list(best))
 #
 # ## Claims
 #
-# Criteria were fixed before the first full run, in `data/claims/superposition_geometry.toml`. The paper's
-# cluster at 3/4 is judged on [the sweep](uniform_superposition.ipynb), trained as it was there.
+# Criteria were fixed before the first full run, in `data/claims/superposition_geometry.toml`. The
+# paper's cluster at 3/4 is judged on [the sweep](uniform_superposition.ipynb), with the training used
+# there.
 
 # %%
-record(scale, {'superposition/polytope-dimensionalities': max(off.values()),
-               'superposition/tetrahedron-is-optimal': miss[0]})
-
-# %%
-f'{scale}: {(perf_counter()-began)/60:.1f} minutes on {torch.get_num_threads()} thread(s), {device}'
+record(scale, {'superposition/polytope-dimensionalities': max(deviation.values()),
+               'superposition/tetrahedron-is-optimal': distance[0]})
