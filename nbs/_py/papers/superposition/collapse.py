@@ -7,11 +7,9 @@
 # ---
 
 # %% [markdown]
-# # Correlated pairs collapse one by one
+# # Collapsing correlated features: pairs collapse one after another
 #
-# > Collapse of correlated features into principal components, Toy Models of Superposition,
-# > trained and exact. The last cell says at which scale, in how many minutes, this page was
-# > recorded.
+# > "Collapsing of Correlated Features": three correlated pairs collapse in the paper's order, but the first only at 0.07 instead of 0.05.
 
 # %% tags=["parameters"]
 scale = 'quick'  # quick: seconds; cpu: 32 starts at thirty densities; gpu: hundreds
@@ -20,16 +18,13 @@ seed = 0         # everything random follows from it
 # %%
 #| hide
 import numpy as np, torch, pandas as pd
-from time import perf_counter
-from torch.nn.functional import cosine_similarity
 from moral_sc.lab.claims import record
 from moral_sc.lab.scales import at_scale
-from moral_sc.superposition import ToyConfig, exact_loss
-from moral_sc.superposition.exact_loss import mean_covariance
-from moral_sc.superposition.plots import plot_curves, plot_columns
-from moral_sc.superposition.phase_diagram import train_restarts, exact_optima
+from moral_sc.superposition import ToyConfig
+from moral_sc.superposition.geometry import pair_cosines
+from moral_sc.superposition.phase_diagram import exact_optima, train_restarts
+from moral_sc.superposition.plots import plot_columns, plot_curves
 from moral_sc.superposition.theory import pair_losses
-began = perf_counter()
 
 # %%
 size = at_scale(scale,
@@ -42,22 +37,23 @@ rate = dict(lr=.01, schedule='cosine')
 size
 
 # %% [markdown]
-# Two features that always come together can be stored as one, their sum. Principal
-# components would do just that. When does superposition give way to it?
+# ## Collapsing of correlated features
+#
+# Two features that always occur together can be stored as one, their sum, as principal components do.
+# At which density does superposition give way to that?
 #
 # > Three correlated pairs in two dimensions. Below a density of about 0.05 no pair is
 # > collapsed: the features form a hexagon, pair by pair. Between 0.05 and 0.15 one pair has
 # > collapsed onto its principal component, between 0.15 and 0.2 two; then solutions grow
 # > more alike to principal components, and above 0.5 they are nothing else [@elhage2022].
 #
-# The bands are the paper's approximate ones, with a gap between 0.2 and 0.25. How many
-# models it trained is not said. We train from many starts at each density and keep the
-# lowest [exact loss](../../superposition/30_exact_loss.ipynb); beside it stands the optimum
-# itself.
+# The bands are the paper's approximate ones, with a gap between 0.2 and 0.25. It does not state how
+# many models it trained. We train from many starts at each density and use the lowest
+# [exact loss](../../superposition/30_exact_loss.ipynb); the optimum itself is computed as well.
 #
-# In one dimension the question is settled by a formula. The sum costs $p/12$, one feature
-# without the other $p/3-p^2/4$: collapse always wins, down to the last moment at $p=1$. Two
-# dimensions for three pairs leave more to choose.
+# In one dimension a formula gives the answer. The sum costs $p/12$, and one feature without the other
+# $p/3-p^2/4$, so collapse is better at every density below $p=1$. Two dimensions for three pairs leave
+# more possibilities.
 
 # %%
 density = [.01,.015,.02,.025,.03,.035,.04,.045,.06,.07,.08,.09,.1,.11,.12,.13,.14,
@@ -67,7 +63,7 @@ config = ToyConfig(6, 2, len(density), density=torch.tensor(density)[:,None],
 assert all(pair_losses(p)['collapsed'] <= pair_losses(p)['keep one']+1e-12 for p in density)
 
 trained = train_restarts(config, size['restarts'], seed=seed, device=device, **rate,
-                  **size['train'])
+                         **size['train'])
 # the optimum is sought from random starts and from the trained models of all densities
 g = torch.Generator().manual_seed(seed)
 starts = torch.cat([.5*torch.randn(size['exact'], 6, 2, generator=g), trained.best()['W']])
@@ -76,21 +72,19 @@ trained, exact
 
 
 # %% [markdown]
-# A pair is collapsed if the cosine of its columns exceeds 0.95. How PCA-like a model is
-# says the share of $\|W\|_F^2$ in the span of the three pair sums, the leading principal
-# components; for six equally long columns at 60 degrees it is about three quarters, and one
-# if every pair has collapsed.
+# A pair is collapsed if the cosine of its columns exceeds 0.95. As a measure of similarity to principal
+# component analysis (PCA) we take the share of $\|W\|_F^2$ in the span of the three pair sums, the
+# leading principal components. For six equally long columns at 60 degrees it is about three quarters,
+# and it is one if every pair has collapsed.
 
 # %%
-def within(W): return cosine_similarity(W[...,::2,:], W[...,1::2,:], dim=-1)
-
 def collapsed(W):
-    "How many pairs lie on one direction"
+    "Return how many pairs lie on one direction"
     long = W.norm(dim=-1).unflatten(-1, (3,2)).amin(-1) > .1
-    return ((within(W)>.95) & long).sum(-1)
+    return ((pair_cosines(W)>.95) & long).sum(-1)
 
 def in_sums(W):
-    "Share of the squared norm of W in the span of the pair sums"
+    "Return the share of the squared norm of W in the span of the pair sums"
     return ((W[...,::2,:]+W[...,1::2,:]).square().sum((-1,-2))/2)/W.square().sum((-1,-2))
 
 W = trained.best()['W']
@@ -104,29 +98,29 @@ rows.set_index('density')
 
 # %%
 #| label: fig-bands
-#| fig-cap: Number of collapsed pairs of the best trained model and of the exact optimum; guides mark the bands of the paper
+#| fig-cap: Number of collapsed pairs of the best trained model (dots) and of the exact optimum (line) against density; dotted verticals are the limits of the paper's bands.
+bands = {'.05': .05, '.15': .15, '.2': .2}
 plot_curves(density, {'best trained': collapsed(W), 'exact optimum': collapsed(W0)},
-            'density p', 'collapsed pairs', logx=True, dots=['best trained'],
-            marks={'.05': .05, '.15': .15, '.2': .2})
+            'density p', 'collapsed pairs', logx=True, dots=['best trained'], marks=bands)
 
 # %%
 #| label: fig-shapes
-#| fig-cap: Columns of W of the best trained model at five densities; colour is the pair
-at = [int(np.abs(np.array(density)-p).argmin()) for p in (.02,.1,.17,.3,.7)]
-plot_columns(W[at], [1,1,.6,.6,.2,.2], [f'p = {density[i]}' for i in at]).update_layout(
+#| fig-cap: Columns of W of the best trained model at five densities; colour is the pair.
+shown = [int(np.abs(np.array(density)-p).argmin()) for p in (.02,.1,.17,.3,.7)]
+plot_columns(W[shown], [1,1,.6,.6,.2,.2], [f'p = {density[i]}' for i in shown]).update_layout(
     coloraxis_showscale=False)
 
 
 # %% [markdown]
-# ## Where the solutions trade places
+# ## Crossings of the solutions
 #
-# The counts jump, so different solutions must cross. Take the optimum with each number of
-# collapsed pairs, and follow it to other densities by descending from there: a branch.
-# @fig-branches shows how close they run; the table says where they cross.
+# The counts in @fig-bands jump, so different solutions must cross. We take the optimum with each number
+# of collapsed pairs and follow it to other densities by descending from there; this is a branch.
+# @fig-branches shows how close the branches are, and the table below it where they cross.
 
 # %%
 def branch(k, fine):
-    "Loss along the solution with k collapsed pairs; nan where it is none"
+    "Return the loss along the solution with k collapsed pairs; NaN where it does not exist"
     start = W0[int(np.argmax(collapsed(W0).numpy()==k))]
     c = ToyConfig(6, 2, len(fine), density=torch.tensor(fine)[:,None],
                   features='correlated', sets=3)
@@ -140,18 +134,17 @@ branches = {f'{k} collapsed': branch(k, fine) for k in range(4)
 
 # %%
 #| label: fig-branches
-#| fig-cap: Exact loss of the solutions with none to three collapsed pairs, in percent above the lowest of them
+#| fig-cap: Exact loss of the solutions with none to three collapsed pairs, in per cent above the lowest of them; dotted verticals are the limits of the paper's bands.
 lowest = np.nanmin(list(branches.values()), axis=0)
 above = {k: 100*(v/lowest-1) for k,v in branches.items()}
 near = {k: ~np.isnan(v) & (v<20) for k,v in above.items()}
 plot_curves({k: fine[near[k]] for k in above}, {k: v[near[k]] for k,v in above.items()},
-            'density p', 'loss above the best, %', logx=True,
-            marks={'.05': .05, '.15': .15, '.2': .2})
+            'density p', 'loss above the best, %', logx=True, marks=bands)
 
 
 # %%
 def crossing(a, b):
-    "Density from which b is the better; between two points of the grid"
+    "Return the density from which b is the better, between two points of the grid"
     d = branches[f'{a} collapsed']-branches[f'{b} collapsed']
     ok = ~np.isnan(d)
     x = np.log(fine[ok])
@@ -168,45 +161,39 @@ pd.DataFrame([dict(change=f'{a} to {b} collapsed', exact=round(crossing(a, b), 4
 
 # %%
 #| label: fig-pca
-#| fig-cap: Share of the squared norm of W in the span of the pair sums
+#| fig-cap: Share of the squared norm of W in the span of the pair sums, for the best trained model (dots) and the exact optimum (line), against density.
 plot_curves(density, {'best trained': in_sums(W), 'exact optimum': in_sums(W0)},
             'density p', 'share in the span of the pair sums', logx=True,
             dots=['best trained'])
 
 # %% [markdown]
-# From the third collapse on a model consists of pair sums alone, and places three of them
-# in two dimensions as sparser models place features. At density 1 the curve ends elsewhere,
-# and rightly: features that are always present are not correlated at all, only their
-# presence was. Every principal component is then as good as any other, and the pair sums
-# mean nothing.
+# From the third collapse on, a model consists of pair sums alone, and places three of them in two
+# dimensions as sparser models place features (@fig-pca). At density 1 the curve ends lower, as it
+# should: only the presence of the features is correlated, and features that are always present are not
+# correlated at all. Every principal component is then as good as any other, and the pair sums have no
+# special role.
 #
-# Between the last two bands training and optimum part company: the solution with two pairs
-# collapsed stays the best for longer than models find it.
+# Between the last two bands training and optimum differ: the solution with two collapsed pairs is the
+# best up to a higher density than that at which models stop finding it.
 #
-# What this does not show: other sizes, pairs that are only partly correlated, or that
-# training from a single start would find these solutions; `starts_agree` says how many of
-# ours did.
+# What this does not show: other sizes, pairs that are only partly correlated, or that training from a
+# single start would find these solutions (`starts_agree` has how many of ours did).
 #
 # ## Claims
 #
-# Criteria in `data/claims/superposition_correlated.toml` were fixed before the first full
-# run, the last one after it: the run showed that density 1, where nothing is correlated,
-# does not belong among the densities of the claim about principal components. The older
-# criterion stands beside it.
+# Criteria in `data/claims/superposition_correlated.toml` were fixed before the first full run, except
+# the last one. That run showed that density 1, where nothing is correlated, does not belong among the
+# densities of the claim about principal components. The older criterion is reported as well.
 
 # %%
 p = np.array(density)
 k = collapsed(W).numpy()
-band = lambda low, high, n: float((k[(p>low) & (p<high)]==n).mean())
+share = lambda low, high, n: float((k[(p>low) & (p<high)]==n).mean())
 record(scale, {
-    'superposition/collapse-none': band(0, .05, 0),
-    'superposition/collapse-one': band(.05, .15, 1),
-    'superposition/collapse-two': band(.15, .2, 2),
+    'superposition/collapse-none': share(0, .05, 0),
+    'superposition/collapse-one': share(.05, .15, 1),
+    'superposition/collapse-two': share(.15, .2, 2),
     'superposition/collapse-to-pca': in_sums(W)[p>.5].min().item(),
     'superposition/collapse-to-pca-where-correlated':
         in_sums(W)[(p>.5) & (p<1)].min().item(),
 })
-
-# %%
-minutes = (perf_counter()-began)/60
-f'{scale}: {minutes:.1f} minutes on {torch.get_num_threads()} thread(s), {device}'

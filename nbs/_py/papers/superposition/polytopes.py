@@ -117,19 +117,18 @@ ends = pd.DataFrame({k: f['loss'][:,0] for k,f in fits.items()}, index=size['fiv
 
 # %%
 #| label: fig-five
-#| fig-cap: Exact loss of five features in three dimensions above the lowest found, in per cent, on a logarithmic axis from 0.01 %; each curve starts from one shape, and values below the axis are not shown.
+#| fig-cap: Exact loss of five features in three dimensions above the lowest found, in per cent; each curve starts from one shape, and values below 0.01 % are drawn at 0.01 %.
 lowest = ends.min(axis=1)
-excess = 100*ends.div(lowest, axis=0)-100
-visible = excess.where(excess>=.01)
-plot_curves(size['five'], {k: visible[k].tolist() for k in visible}, 'density p',
+excess = (100*ends.div(lowest, axis=0)-100).clip(lower=.01)
+plot_curves(size['five'], {k: excess[k].tolist() for k in excess}, 'density p',
             'excess loss (%)', logy=True)
 
 
 # %% [markdown]
-# Four shapes are best in turn. In a window of densities below three quarters the lowest loss is that
-# of a *square pyramid*, a tight frame of five with $D=3/5$ each: the value that the paper's bipyramid
-# is said to avoid. At lower densities the bipyramid is best, and then two digons and a feature with a
-# dimension of its own. The table also has the lowest loss from random starts:
+# Four shapes are best in turn in @fig-five. In a window of densities below three quarters the lowest
+# loss is that of a *square pyramid*, a tight frame of five with $D=3/5$ each: the value that the paper's
+# bipyramid is said to avoid. At lower densities the bipyramid is best, and then two digons and a
+# feature with a dimension of its own. The table also has the lowest loss from random starts:
 
 # %%
 def stored_dimensionality(W): return feature_dimensionality(W)[represented(W)].sort().values
