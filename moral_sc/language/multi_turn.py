@@ -139,7 +139,8 @@ class _Turn(GenerationRow):
 
 class _Conversations:
     "The samples of every row, and what follows them"
-    def __init__(self, lm, first, next_prompt, max_new_tokens, seed, stop, run, progress, **options):
+    def __init__(self, lm, first, next_prompt, max_new_tokens, seed, stop, run, progress,
+                 **options):
         self.lm = lm
         self.first = first
         self.next_prompt = next_prompt

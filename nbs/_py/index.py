@@ -30,13 +30,16 @@ side_by_side({
     'Moral self-correction': ('self_correction/bias_by_category', 'fig-overall')})
 
 # %% [markdown]
-# ## Install
+# ## Install and run
 #
 # ```sh
-# git clone https://github.com/moral-sc/moral_sc && cd moral_sc
-# pip install torch --index-url https://download.pytorch.org/whl/cpu  # on a CPU: saves gigabytes
-# pip install .
+# pip install . && moral_sc reproduce      # in a clone: rerun the papers, write a report
+# pip install ".[test]" && pytest          # run every page as a test; pytest -m smoke takes a minute
 # ```
+#
+# `reproduce` runs the pages at scale `quick` and ends with a folder to open in a browser. It
+# continues where it was interrupted. Without a GPU, install the CPU build of torch first: it saves
+# several gigabytes.
 #
 # ## Use
 #
@@ -61,11 +64,9 @@ evaluation = bias.evaluate(lm, ['bbq-like'], ['q'], limit=48, orders=3)
 evaluation.score('q')[['questions', 'bias_ambig']].tail(1)
 
 # %% [markdown]
-# From the shell, `reproduce` reruns pages at scale `quick` and writes a report that opens offline. It
-# continues where it was interrupted.
+# From the shell:
 #
 # ```sh
-# moral_sc reproduce                             # all three papers, about ten minutes on two cores
 # moral_sc reproduce superposition --scale cpu   # one paper, larger
 # moral_sc evaluate smollm2-135m-instruct --benchmark bbq-like
 # moral_sc claims                                # every claim and what was found

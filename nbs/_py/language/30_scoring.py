@@ -104,7 +104,8 @@ def tokenize_option_lists(
         raise ConfigError('An option is empty; give each some text.')
     tokenized = iter(encode(lm, [p.text+o for p,os in zip(prompts, options)
                             for o in os if not p.n_fixed]))
-    return [_context(lm, p, os, _append_options(lm, p, os) if p.n_fixed else [next(tokenized) for _ in os])
+    return [_context(lm, p, os,
+                     _append_options(lm, p, os) if p.n_fixed else [next(tokenized) for _ in os])
             for p,os in zip(prompts, options)]
 
 def _append_options(lm, p, options): # Ids that were sampled are not tokenised again

@@ -395,7 +395,8 @@ def check_sampling_args(prompts, keys, n, temperature, top_p, logprobs=False):
     "Refuse arguments of `sample` that are out of range"
     if isinstance(prompts, str): raise ConfigError('sample: give a list of prompts.')
     if len(keys)!=len(prompts) or len(set(keys))<len(keys):
-        raise ConfigError(f'sample: {len(keys)} keys for {len(prompts)} prompts, or two keys alike; '
+        raise ConfigError(f'sample: {len(keys)} keys for {len(prompts)} prompts, or two keys '
+                          'alike; '
                           'give one key a prompt, no two alike.')
     if n<1: raise ConfigError(f'sample: max_new_tokens is {n}; give 1 or more.')
     if logprobs=='tempered' and not (temperature>0 and top_p==1):
@@ -408,7 +409,8 @@ def check_sampling_args(prompts, keys, n, temperature, top_p, logprobs=False):
 
 def _check_values(lm, values, run):
     if values and not has_plain_lm_head(lm):
-        raise ConfigError(f'The hidden states of {lm.name} are not available; sample without values.')
+        raise ConfigError(
+            f'The hidden states of {lm.name} are not available; sample without values.')
     if values and run is not None:
         raise ConfigError('sample: values change with their head; sample without a run.')
 

@@ -199,7 +199,8 @@ class _Turn(GenerationRow):
 
 class _Conversations:
     "The samples of every row, and what follows them"
-    def __init__(self, lm, first, next_prompt, max_new_tokens, seed, stop, run, progress, **options):
+    def __init__(self, lm, first, next_prompt, max_new_tokens, seed, stop, run, progress,
+                 **options):
         self.lm = lm
         self.first = first
         self.next_prompt = next_prompt
@@ -337,7 +338,8 @@ def turn_by_turn(lm, **kw):
     samples = [[] for _ in first]
     prompts = {i: (f'{i}/0', p) for i,p in enumerate(first)}
     while prompts:
-        out = sample(lm, [p for _,p in prompts.values()], keys=[k for k,_ in prompts.values()], **kw)
+        keys,waiting = zip(*prompts.values())
+        out = sample(lm, list(waiting), keys=list(keys), **kw)
         for i,s in zip(prompts, out): samples[i].append(s)
         prompts = {i: m for i in prompts if (m:=next_prompt(i, samples[i]))}
     return samples
