@@ -9,7 +9,7 @@
 # %% [markdown]
 # # RLAIF speed
 #
-# > Labels, revisions and PPO steps compared with transformers and TRL: speed-ups and memory.
+# > Labels, revisions and PPO steps are timed against transformers and TRL, with their memory.
 
 # %% tags=["parameters"]
 scale = 'quick'  # quick: a tiny model; cpu, gpu: the rows that need no TRL
@@ -25,21 +25,21 @@ from moral_sc.language.stub_models import random_model
 began = perf_counter()
 
 # %% [markdown]
-# A run of Constitutional AI repeats itself. Every comparison follows the same worked examples,
-# sixteen principles are asked about the same two answers, and a revision continues the dialogue of
-# its critique [@bai2022constitutional]. Computing each shared prefix once gives the same labels in
-# less time. In training nothing is shared; there we save padding, stored logits that are never read,
-# and forward passes whose results were available while the answers were sampled. On a CPU three more
-# things help: [oneDNN matrix products](../language/engine/30_onednn.ipynb),
+# The prompts of Constitutional AI share long prefixes. Every comparison follows the same worked
+# examples, sixteen principles apply to the same two answers, and a revision continues the dialogue
+# of its critique [@bai2022constitutional]. Computing each shared prefix once gives the same labels in
+# less time. In training no prefix is shared. There we save padding, stored logits that are never
+# read, and forward passes whose results were available during sampling. On a CPU three more methods
+# reduce the time: [oneDNN matrix products](../language/engine/30_onednn.ipynb),
 # [prepacked weights](../language/engine/40_weight_packing.ipynb) and
-# [memory that is kept](../language/engine/50_allocator.ipynb) between steps. The first depends on
-# the processor: where PyTorch's own library is as fast, it brings nothing.
+# [memory retained](../language/engine/50_allocator.ipynb) between steps. The gain of the first
+# depends on the processor: where PyTorch's own library is as fast, there is none.
 #
-# The baselines are transformers, batched with care, and the PPO and RLOO trainers of TRL. The two
+# The baselines are carefully batched transformers, and the PPO and RLOO trainers of TRL. The two
 # sides run alternately on the same threads. A ratio is the median over turns, with its range, and
 # counts useful work only: labels, and tokens up to the end of an answer. The page
-# [RLAIF benchmark](30_rlaif.ipynb) says what each side does and how to make the two environments
-# with TRL. All measurements so far were made on a CPU; the benchmark has not yet run on a GPU. One
+# [RLAIF benchmark](30_rlaif.ipynb) describes both sides and how to make the two environments with
+# TRL. All measurements so far were made on a CPU; the benchmark has not yet run on a GPU. One
 # command makes the record:
 #
 # ```sh
@@ -49,7 +49,7 @@ began = perf_counter()
 #
 # ## Ratios
 #
-# `floor` is the least ratio that we ask of ourselves and `aim` the goal; both were fixed before the
+# `floor` is the ratio that we require and `aim` the goal; both were fixed before the
 # first measurement. `cpu_ratio` uses processor time instead of wall-clock time.
 
 # %%
@@ -85,8 +85,8 @@ pd.DataFrame({k: dict(transformers=a['mid'], ours=b['mid'], ratio=round(a['mid']
 # Two rows compare our PPO with TRL's, with the same separate critic and one epoch per batch. Both do
 # the same arithmetic, and where every answer reaches the limit there is little padding to save.
 # Answers of a real run end at different lengths, and TRL pads them to the longest. The setting with
-# short and long answers was chosen after an early trial of the other had shown no gain, so the row
-# in which every answer reaches the limit is the one to judge by. Its ratio comes mostly from faster
+# short and long answers was chosen after an early trial of the other had shown no gain, so judge by the row
+# in which every answer reaches the limit. Its ratio comes mostly from faster
 # matrix products.
 #
 # The useful tokens of a step with few answers vary by chance, and so does the ratio. The next table
@@ -118,9 +118,9 @@ dict(missed=[RLAIF_ROWS[k].against for k,x in ratios.items() if x<RLAIF_ROWS[k].
 #
 # Sampler and trainer must agree on the log-probability of the sampled tokens, or PPO's ratio does
 # not start at 1. The largest difference over the tokens of sixteen answers at two temperatures should
-# be at most 1e-5 in float32. The last columns show how far each of the two is from float64. Where both
-# are farther away than the limit, they agree not because they are exact but because they
-# [add in the same order](../language/engine/60_batch_invariant.ipynb):
+# be at most 1e-5 in float32. The last columns show the distance of each from float64. Where both
+# distances exceed the limit, the two agree because they
+# [add in the same order](../language/engine/60_batch_invariant.ipynb), not because they are exact:
 
 # %%
 rlaif_gaps() if record else 'not yet measured'
@@ -136,7 +136,7 @@ names = 'cpu','cores','threads','torch','transformers','dtype','commit'
 # ## On this machine
 #
 # The next cell measures the rows that need no TRL on the machine that ran this page. At `quick` the
-# model is tiny and random and turns take milliseconds, so these ratios mean nothing.
+# model is tiny and random and turns take milliseconds, so these ratios are not meaningful.
 
 # %%
 tiny = random_model('llama')

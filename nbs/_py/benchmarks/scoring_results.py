@@ -9,7 +9,7 @@
 # %% [markdown]
 # # Scoring speed
 #
-# > Option scoring compared with lm-evaluation-harness and plain transformers: speed-ups.
+# > Option scoring is timed against lm-evaluation-harness and plain transformers.
 
 # %% tags=["parameters"]
 scale = 'quick'  # quick: a tiny model; cpu, gpu: the whole measurement
@@ -27,15 +27,16 @@ began = perf_counter()
 
 # %% [markdown]
 # A bias benchmark consists of thousands of questions with shared prefixes: four questions share a
-# scene, two conditions share a question, three option orders share both, and a thousand students
-# share their profile with ten others. A tool that scores each string from its first token computes
-# the same prefixes again and again. Computing each prefix once gives the same numbers in less time.
-# The baselines here are lm-evaluation-harness [@gao2024harness] and transformers used with care.
+# scene, two conditions share a question, three option orders share both, and each of a thousand
+# student profiles occurs in ten prompts. A tool that scores each string from its first token
+# computes the same prefixes repeatedly. Computing each prefix once gives the same numbers in less
+# time. The baselines are lm-evaluation-harness [@gao2024harness] and carefully batched
+# transformers.
 #
 # The two sides run alternately in one process, each with the batch size that suits it best; a ratio
-# is the median over turns, with its range. The page [Scoring benchmark](20_scoring.ipynb) says what
-# each side does. All measurements so far were made on a CPU; the GPU row has not yet run. One command
-# makes the record:
+# is the median over turns, with its range. The page [Scoring benchmark](20_scoring.ipynb)
+# describes both sides. All measurements so far were made on a CPU; the GPU row has not yet run.
+# One command makes the record:
 #
 # ```sh
 # pip install "moral_sc[bench]"
@@ -44,8 +45,8 @@ began = perf_counter()
 #
 # ## Ratios
 #
-# The ratios use all threads. `floor` is the least ratio that we ask of ourselves and `aim` the goal;
-# both were fixed before the first measurement.
+# The ratios use all threads. `floor` is the ratio that we require and `aim` the goal; both were
+# fixed before the first measurement.
 
 # %%
 table = scoring_ratios()
@@ -81,7 +82,7 @@ for kind in ('cpu','gpu'):
 # ## On this machine
 #
 # The next cell makes the same measurement on the machine that ran this page. At `quick` the model is
-# tiny and random and turns take milliseconds, so these ratios mean nothing.
+# tiny and random and turns take milliseconds, so these ratios are not meaningful.
 
 # %%
 size = dict(quick=dict(rows=['bfloat16','admissions'], repeats=2, threads=1, seconds=.3,

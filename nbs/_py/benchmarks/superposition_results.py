@@ -9,7 +9,7 @@
 # %% [markdown]
 # # Toy-model speed
 #
-# > Training of toy models compared with the loop of the paper's public notebook: speed-ups.
+# > Training of toy models is timed against the loop of the paper's public notebook.
 
 # %% tags=["parameters"]
 scale = 'quick'  # quick: half a second; cpu, gpu: five minutes, the whole measurement
@@ -42,8 +42,8 @@ began = perf_counter()
 # ## Ratios
 #
 # After each ratio comes the share of the machine's float32 peak that our side reaches, counting only
-# the operations of the matrix products. `floor` is the least ratio that we ask of ourselves and `aim`
-# the goal; both were fixed before the first measurement.
+# the operations of the matrix products. `floor` is the ratio that we require and `aim` the goal; both were
+# fixed before the first measurement.
 
 # %%
 table = superposition_ratios()
@@ -58,7 +58,7 @@ assert list(table.index) and set(table.columns) >= {'cpu','gpu'}
 #
 # Times are microseconds for one step of one instance, with a batch of 1024. The last two columns are
 # standard scores of the difference between the two sides, in $\|W\|_F^2$ and in the loss, after
-# training from the same start on different data; beyond 4 something would be wrong.
+# training from the same start on different data; a value beyond 4 would indicate an error.
 
 # %%
 for kind in ('cpu','gpu'):
