@@ -7,10 +7,9 @@
 # ---
 
 # %% [markdown]
-# # Two sets of features part, open and twist
+# # Geometric transformations: sets of features part, open, then twist
 #
-# > Learning as geometric transformations, Toy Models of Superposition, with hundreds of models and
-# > a film. The last cell says at which scale, and in how many minutes, this page was recorded.
+# > Phenomenon 2 of learning dynamics: all 100 models end as an octahedron across two sets of features, and in all of them the sets part before they open.
 
 # %% tags=["parameters"]
 scale = 'quick'  # quick: seconds; cpu: a hundred models and their variations; gpu: a thousand
@@ -19,16 +18,14 @@ seed = 0         # everything random follows from it
 # %%
 #| hide
 import numpy as np, torch, pandas as pd
-from time import perf_counter
+from dataclasses import replace
 from moral_sc.foundation.statistics import wilson
 from moral_sc.lab.claims import record
 from moral_sc.lab.scales import at_scale
-from dataclasses import replace
 from moral_sc.superposition import ToyConfig, train, exact_loss
 from moral_sc.superposition.exact_loss import fit_exact
 from moral_sc.superposition.plots import plot_curves
 from moral_sc.superposition.geometry_plots import animate_learning, plot_shapes_3d
-began = perf_counter()
 
 # %%
 size = at_scale(scale,
@@ -40,12 +37,14 @@ size = at_scale(scale,
              train=dict(steps=20_000, batch_size=1024)),
 )
 device = 'cuda' if scale=='gpu' and torch.cuda.is_available() else 'cpu'
-rate = dict(lr=.01, schedule='cosine')
+falling_rate = dict(lr=.01, schedule='cosine')
 size
 
 # %% [markdown]
-# Loss curves hide what a model is doing. In a case small enough to be drawn, the paper looks at
-# the columns of $W$ while they learn:
+# ## Phenomenon 2: learning as geometric transformations
+#
+# A loss curve does not show what a model is doing. In a case small enough to be drawn, the paper
+# looks at the columns of $W$ while they are learned:
 #
 # > Six features in three dimensions, in two sets of three that are active together. From a point
 # > near zero the sets first move apart along one axis, then each opens into a triangle, then the
@@ -55,58 +54,59 @@ size
 # The paper gives no density, rate or start for this figure. We take density 0.1, a start near
 # zero (spread 0.02) and a learning rate of 0.01 that falls to zero, train many models, and vary
 # each choice below. Snapshots are spaced evenly in the logarithm of the step. The loss is
-# [exact](../../superposition/30_exact_loss.ipynb), so that the curve carries no batch noise.
+# [exact](../../superposition/30_exact_loss.ipynb), so the curve has no batch noise.
 
 # %%
 sets = [0,0,0,1,1,1]
-def family(models, density=.1, init=.02):
+def set_config(models, density=.1, init=.02):
     return ToyConfig(6, 3, models, density=density, features='correlated', sets=2, init=init)
 
 def losses(W, b, density=.1): return exact_loss(W, b, density, features='correlated', sets=2)
 
 last = size['train']['steps']
 steps = sorted({*np.geomspace(10, last, 56).round().astype(int).tolist()})
-config = family(size['models'])
+config = set_config(size['models'])
 run = None
-frames = []
-for s in steps:
-    run = train(config, seed=seed, device=device, stop=s, resume=run, **rate, **size['train'])
-    frames.append((run.W.cpu(), run.b.cpu()))
+snapshots = []
+for step in steps:
+    run = train(config, seed=seed, device=device, stop=step, resume=run, **falling_rate,
+                **size['train'])
+    snapshots.append((run.W.cpu(), run.b.cpu()))
 run
 
 # %%
-W,b = map(torch.stack, zip(*frames))                     # time, model, feature, 3
-loss = torch.stack([losses(w, v) for w,v in frames])     # time, model
+W,b = map(torch.stack, zip(*snapshots))                         # time, model, feature, 3
+loss = torch.stack([losses(w, bias) for w,bias in snapshots])   # time, model
 
 # %% [markdown]
-# ## The film
-#
-# The first model. Press play, or pull the slider; the solid can be turned at any moment.
+# @fig-film shows the first model. Press play or move the slider; the shape can be rotated at any
+# moment.
 
 # %%
 #| label: fig-film
-#| fig-cap: Columns of W of one model during training; colour is the set of the feature, the dot on the exact loss marks the step
+#| fig-cap: Columns of W of one model during training; colour is the set of the feature, and the dot on the exact loss marks the step.
 animate_learning(steps, W[:,0], sets, loss[:,0])
 
 
 # %% [markdown]
 # ## The stages in numbers
 #
-# Three quantities follow the three moves: how far apart the means of the two sets are, how wide
-# the sets spread about their means, and by how many degrees the worst antipode misses the
-# opposite of its partner in the other set.
+# Three quantities follow the three moves: the distance between the means of the two sets, the
+# spread of the sets about their means, and the largest angle, over features, by which a feature's
+# best antipode in the other set misses the opposite direction.
 
 # %%
-def parted(W): return (W[...,:3,:].mean(-2)-W[...,3:,:].mean(-2)).norm(dim=-1)
+def set_distance(W): return (W[...,:3,:].mean(-2)-W[...,3:,:].mean(-2)).norm(dim=-1)
 
-def opened(W):
+def set_spread(W):
     halves = W.unflatten(-2, (2,3))
     return (halves-halves.mean(-2, keepdim=True)).square().sum((-1,-2,-3)).sqrt()
 
-def cosines(W): return torch.nn.functional.normalize(W.double(), dim=-1) @ \
-    torch.nn.functional.normalize(W.double(), dim=-1).mT
+def cosines(W):
+    directions = torch.nn.functional.normalize(W.double(), dim=-1)
+    return directions @ directions.mT
 
-def missed(W):
+def antipode_error(W):
     "Largest angle by which a feature's best antipode in the other set misses the opposite, degrees"
     across = -cosines(W)[...,:3,3:]
     worst = torch.minimum(across.amax(-1).amin(-1), across.amax(-2).amin(-1))
@@ -115,80 +115,87 @@ def missed(W):
 
 # %%
 #| label: fig-stages
-#| fig-cap: Distance of the sets, spread within them and miss of the worst antipode, each as a share of its largest median; medians over models, bands from the 10th to the 90th percentile
+#| fig-cap: Distance of the sets, spread within them and error of the worst antipode, each as a share of its largest median; lines are medians over models, bands reach from the 10th to the 90th percentile.
 def band(values):
-    q = np.quantile(values, [.5,.1,.9], axis=1)/np.median(values, 1).max()
-    return [tuple(v) for v in q.T]
+    quantiles = np.quantile(values, [.5,.1,.9], axis=1)/np.median(values, 1).max()
+    return [tuple(v) for v in quantiles.T]
 
-plot_curves(steps, {'sets part': band(parted(W)), 'sets open': band(opened(W)),
-                    'antipodes miss': band(missed(W))}, 'step', 'share of its largest', logx=True)
+plot_curves(steps, {'sets part': band(set_distance(W)), 'sets open': band(set_spread(W)),
+                    'antipodes miss': band(antipode_error(W))},
+            'step', 'share of its largest', logx=True)
 
 
 # %% [markdown]
-# The order is the paper's, and it is the same in nearly every model. These are the steps at which the
-# sets are halfway apart and halfway open, and from which on no antipode misses by ten degrees.
+# The order is the paper's, and it is the same in nearly every model. The table has quantiles over
+# models of three steps: at which the sets are halfway apart, at which they are halfway open, and
+# from which on no antipode misses by ten degrees.
 
 # %%
 def halfway(values):
-    at = (values >= values[-1]/2).double().argmax(0)
-    return torch.tensor(steps)[at]
+    "First step at which the values reach half of their last"
+    index = (values >= values[-1]/2).double().argmax(0)
+    return torch.tensor(steps)[index]
 
 def settled(values):
-    "First step from which on the values stay below 10, nan where they do not"
-    after = len(values) - (values>=10).double().flip(0).argmax(0)
-    return [steps[i] if i<len(steps) else np.nan for i in after.tolist()]
+    "First step from which on the values stay below 10, NaN where they do not"
+    index = len(values) - (values>=10).double().flip(0).argmax(0)
+    return [steps[i] if i<len(steps) else np.nan for i in index.tolist()]
 
-when = pd.DataFrame(dict(part=halfway(parted(W)), open=halfway(opened(W)), twist=settled(missed(W))))
-when.quantile([.1,.5,.9])
+stages = pd.DataFrame(dict(part=halfway(set_distance(W)), open=halfway(set_spread(W)),
+                           twist=settled(antipode_error(W))))
+stages.quantile([.1,.5,.9])
 
 
 # %% [markdown]
-# Does the loss rest between the moves? A resting place is a stretch in which the loss falls at
-# less than half of the median rate (in the logarithm of loss against that of the step), with a
-# faster one before and after.
+# The loss may rest between the moves. We call a plateau a stretch in which the loss falls at less
+# than half of the median rate (in the logarithm of the loss against that of the step), with a faster
+# stretch before and after.
 
 # %%
-def rests(loss):
+def count_plateaus(loss):
     slope = -np.gradient(np.log(loss), np.log(steps))
     slow = slope < .5*np.median(slope[slope>0])
-    runs = ''.join('s' if v else 'f' for v in slow).strip('s').split('f')
-    return sum(len(r)>=2 for r in runs)
+    stretches = ''.join('s' if v else 'f' for v in slow).strip('s').split('f')
+    return sum(len(stretch)>=2 for stretch in stretches)
 
-resting = [rests(l) for l in loss.T.numpy()]
-pd.Series(resting).value_counts().rename_axis('resting places').rename('models').sort_index()
+plateaus = [count_plateaus(l) for l in loss.T.numpy()]
+pd.Series(plateaus).value_counts().rename_axis('resting places').rename('models').sort_index()
 
 
 # %% [markdown]
-# ## The end
+# ## Final shapes
 #
-# An octahedron across the sets: three antipodal pairs, each with one member of either set, at
-# right angles to each other.
+# An octahedron across the sets consists of three antipodal pairs, each with one member of either
+# set, at right angles to each other.
 
 # %%
-def octahedron(W):
+def final_shape(W):
     "Name the final shape of one model"
     if (W.norm(dim=-1)<.5).any(): return 'fewer than six'
     C = cosines(W)
-    best,mate = C.min(-1)
-    if (best>-.95).any() or (mate[mate]!=torch.arange(6)).any(): return 'other'
-    C[torch.arange(6),mate] = 0
+    lowest,antipode = C.min(-1)
+    if (lowest>-.95).any() or (antipode[antipode]!=torch.arange(6)).any(): return 'other'
+    C[torch.arange(6),antipode] = 0
     if (C-torch.diag(C.diagonal())).abs().max()>.2: return 'skew'
-    return 'within sets' if (mate//3==torch.arange(6)//3).any() else 'octahedron'
+    within = (antipode//3==torch.arange(6)//3).any()
+    return 'within sets' if within else 'octahedron'
 
 final = run.W.cpu()
-shape = [octahedron(w) for w in final]
-pd.Series(shape).value_counts().rename('models')
+shapes = [final_shape(w) for w in final]
+pd.Series(shapes).value_counts().rename('models')
 
 # %%
 #| label: fig-end
-#| fig-cap: Best and worst final model by exact loss, and the model that misses its antipodes by most
-end = losses(final, run.b.cpu())
-three = [int(end.argmin()), int(end.argmax()), int(missed(final).argmax())]
-plot_shapes_3d(final[three], [f'{shape[i]}, loss {end[i]:.5f}' for i in three], [sets]*3)
+#| fig-cap: Best and worst final model by exact loss, and the model whose antipodes miss by most.
+final_loss = losses(final, run.b.cpu())
+examples = [int(final_loss.argmin()), int(final_loss.argmax()),
+            int(antipode_error(final).argmax())]
+plot_shapes_3d(final[examples], [f'{shapes[i]}, loss {final_loss[i]:.5f}' for i in examples],
+               [sets]*len(examples))
 
 # %% [markdown]
-# That the antipodes come from different sets has a reason. When a single set is active, three
-# features must come back exactly, which takes three orthonormal columns in either set. They
+# There is a reason why the antipodes come from different sets. When a single set is active, three
+# features must be reconstructed exactly, which takes three orthonormal columns in either set. They
 # disturb the other set by $C x$, where $C$ is a rotation matrix between the two frames and $x\ge0$.
 # The ReLU hides the disturbance only if no entry of $C$ is positive, and an orthogonal matrix
 # without positive entries is a permutation with minus signs: each feature has its antipode in the
@@ -197,9 +204,10 @@ plot_shapes_3d(final[three], [f'{shape[i]}, loss {end[i]:.5f}' for i in three], 
 # values, at $1/6$ for each of six outputs: $p^2$ in all.
 
 # %%
-R = lambda a: torch.linalg.matrix_exp(a*torch.tensor([[0,-1,1],[1,0,-1],[-1,1,0.]]).double()/3**.5)
-turned = lambda a: torch.cat([torch.eye(3).double(), -R(a)])
-exact = {p: losses(turned(0.), torch.zeros(6), p).item() for p in (.2,.1,.05)}
+axis = torch.tensor([[0,-1,1],[1,0,-1],[-1,1,0.]]).double()/3**.5
+rotation = lambda angle: torch.linalg.matrix_exp(angle*axis)
+twisted = lambda angle: torch.cat([torch.eye(3).double(), -rotation(angle)])
+exact = {p: losses(twisted(0.), torch.zeros(6), p).item() for p in (.2,.1,.05)}
 assert all(abs(v/p**2-1)<1e-6 for p,v in exact.items())
 exact
 
@@ -207,71 +215,75 @@ exact
 # ## Why the twist comes last
 #
 # Turn one frame against the other by an angle $\theta$ about their common axis. Positive entries of
-# $C$ are of order $\theta$, they get through only where $x_1<\theta x_2$, and what gets through is
-# squared: the loss grows as $\theta^3$. There is hardly a slope near the goal.
+# $C$ are of order $\theta$, they take effect only where $x_1<\theta x_2$, and their effect is
+# squared: the loss grows as $\theta^3$. Near the octahedron it has hardly any slope.
 
 # %%
 #| label: fig-twist
-#| fig-cap: Exact loss above that of the octahedron when one set is turned by an angle about the common axis, no biases
+#| fig-cap: Exact loss above that of the octahedron when one set is turned by an angle about the common axis, without biases.
 angles = np.geomspace(1, 60, 25)
-above = {p: losses(torch.stack([turned(np.radians(a)) for a in angles]), torch.zeros(25,6), p)
-         - p**2 for p in (.1,.01)}
-plot_curves(angles, {f'p = {p}': v.numpy()/p for p,v in above.items()}, 'angle (degrees)',
-            'excess loss / p', logx=True, logy=True)
+frames = torch.stack([twisted(np.radians(a)) for a in angles])
+excess = {p: losses(frames, torch.zeros(len(angles), 6), p) - p**2 for p in (.1,.01)}
+plot_curves(angles, {f'p = {p}': v.numpy()/p for p,v in excess.items()}, 'angle (degrees)',
+            'excess loss / p', logx=True, logy=True, dashed=('p = 0.01',))
 
 # %%
-power = np.polyfit(np.log(angles[:8]), np.log(above[.01].numpy()[:8]), 1)[0]
+power = np.polyfit(np.log(angles[:8]), np.log(excess[.01].numpy()[:8]), 1)[0]
 assert 2.7 < power < 3.3
 power
 
 # %% [markdown]
-# ## What was our choice
+# ## Other settings
 #
-# The same with other densities, with the start of a single Xavier model, and with the public
-# notebook's constant rate of 0.001. Shares carry 95 % intervals; `miss` is the median over models.
+# The same with other densities, with the initial spread of a single Xavier model, and with the public
+# notebook's constant rate of 0.001. Shares have 95 % intervals; `miss` is the median error of the
+# worst antipode over models, in degrees.
 
 # %%
 k = size['others']
-variants = {'as above': (family(k), rate), 'density 0.02': (family(k, .02), rate),
-    'density 0.2': (family(k, .2), rate), 'density 0.3': (family(k, .3), rate),
-    'Xavier start': (family(k, init='xavier'), rate), 'constant rate 0.001': (family(k), {})}
+variants = {'as above': (set_config(k), falling_rate),
+            'density 0.02': (set_config(k, .02), falling_rate),
+            'density 0.2': (set_config(k, .2), falling_rate),
+            'density 0.3': (set_config(k, .3), falling_rate),
+            'Xavier start': (set_config(k, init='xavier'), falling_rate),
+            'constant rate 0.001': (set_config(k), {})}
 rows = {}
-for name,(config,how) in variants.items():
-    r = train(config, seed=seed+1, device=device, **how, **size['train'])
-    found = [octahedron(w) for w in r.W.cpu()]
-    rows[name] = dict(octahedron=str(wilson(found.count('octahedron'), k)),
-        fewer=found.count('fewer than six'), miss=missed(r.W.cpu()).median().item(),
+for name,(config,options) in variants.items():
+    r = train(config, seed=seed+1, device=device, **options, **size['train'])
+    names = [final_shape(w) for w in r.W.cpu()]
+    rows[name] = dict(octahedron=str(wilson(names.count('octahedron'), k)),
+        fewer=names.count('fewer than six'), miss=antipode_error(r.W.cpu()).median().item(),
         loss=losses(r.W.cpu(), r.b.cpu(), config.density).median().item())
 pd.DataFrame(rows).T
 
 # %% [markdown]
 # A falling rate matters because the last slope is so shallow: at a constant low rate the twist is
-# still under way when training stops. At densities of a fifth and more no octahedron appears, and that
-# is not a failure of training: a noise-free fit of the exact loss leaves the octahedron, too.
+# still under way when training stops. At densities of a fifth and more no octahedron appears. This
+# is not a failure of training, because a noise-free fit of the exact loss does not end in the
+# octahedron either:
 
 # %%
 dense = [.02,.1,.15,.2,.3]
-fit = fit_exact(replace(family(len(dense)), density=[[p] for p in dense]), size['restarts'],
+fit = fit_exact(replace(set_config(len(dense)), density=[[p] for p in dense]), size['restarts'],
                 seed=seed, maxiter=size['maxiter'])
 best = fit['W'][:,0]
 pd.DataFrame(dict(density=dense, octahedron=[p**2 for p in dense], lowest_found=fit['loss'][:,0],
-                  miss=missed(best), shape=[octahedron(w) for w in best]))
+                  miss=antipode_error(best), shape=[final_shape(w) for w in best]))
 
 # %% [markdown]
-# What this does not show: that larger models learn in such moves, or that a real network's plateaux
-# have this cause. The order of the stages is that of models which start near zero; one that starts
-# large has no first stage.
+# ## What this does not show
+#
+# It does not show that larger models learn in such moves, or that plateaus of a real network have
+# this cause. The order of the stages is that of models which start near zero; a model that starts
+# with large weights has no first stage.
 #
 # ## Claims
 #
 # Criteria were fixed before the first full run, in `data/claims/superposition_geometry.toml`.
 
 # %%
-first = int((when.part<when.open).sum())
+parted_first = int((stages.part<stages.open).sum())
 record(scale, {
-    'superposition/octahedron-across-sets': wilson(shape.count('octahedron'), len(shape)),
-    'superposition/sets-part-before-they-open': wilson(first, len(shape)),
+    'superposition/octahedron-across-sets': wilson(shapes.count('octahedron'), len(shapes)),
+    'superposition/sets-part-before-they-open': wilson(parted_first, len(shapes)),
 })
-
-# %%
-f'{scale}: {(perf_counter()-began)/60:.1f} minutes on {torch.get_num_threads()} thread(s), {device}'
