@@ -28,15 +28,21 @@ from moral_sc.constitution.answers import answer_pairs, sample_answers
 from moral_sc.constitution.evaluation.elo import (
     WinCounts, play_matches, score_judge, validate_votes)
 from moral_sc.constitution.evaluation.pareto import joint_draws
+from moral_sc.constitution.evaluation.harmfulness import fit_harmfulness
+from moral_sc.constitution.feedback import label
 from moral_sc.constitution.finetuning import finetune, training_examples
+from moral_sc.constitution.plots import kl_distance, running_mean
 from moral_sc.constitution.preference import fit_preference
-from moral_sc.constitution.prompts import check_disjoint
-from moral_sc.constitution.revision import revise
+from moral_sc.constitution.prompts import check_disjoint, render_prompt, split_by_prompt
+from moral_sc.constitution.revision import revise, revised_answer
 from moral_sc.constitution.rl.policy import train_policy
+from moral_sc.constitution.rl.rollouts import STOP_STRINGS
 from moral_sc.constitution.toy.environment import (
     DEEDS, PRINCIPLES, features, harmlessness, helpfulness, model_labels, pretrain, rater_labels,
     requests)
-from moral_sc.foundation.statistics import Estimate, lower_tail
+from moral_sc.constitution.toy.judge_model import simulate_votes, vote_margins
+from moral_sc.foundation.statistics import Estimate, cluster_bootstrap, lower_tail
+from moral_sc.language.generation import sample
 from moral_sc.language.loading import load
 from moral_sc.language.models import LM
 
@@ -45,15 +51,17 @@ from moral_sc.language.models import LM
 import tempfile
 from fastcore.test import *
 from moral_sc.constitution.evaluation.elo import tournament
+from moral_sc.language.stub_models import stub_model
 
 torch.set_num_threads(1)
 
 
 # %% [markdown]
-# The pages that reproduce [Figures 2, 3 and 8](../../papers/constitution/frontier.ipynb) and
-# [Figure 10](../../papers/constitution/absolute_harmfulness.ipynb) of the paper
-# [@bai2022constitutional] train several kinds of policies from several seeds. This module has the
-# steps that these pages share, for the [toy environment](10_environment.ipynb).
+# The pages that reproduce [Figures 2, 3 and 8](../../papers/constitution/frontier.ipynb),
+# [Figure 10](../../papers/constitution/absolute_harmfulness.ipynb) and the
+# [text on labels](../../papers/constitution/soft_labels.ipynb) of the paper
+# [@bai2022constitutional] train several kinds of policies from several seeds. This module has
+# their steps, for the [toy environment](10_environment.ipynb).
 #
 # ## Requests and pairs
 #
@@ -75,6 +83,19 @@ def split_requests(
     check_disjoint(**{p: [r for rows in res.values() for r in rows[p]] for p in parts})
     return res
 
+def split_mixed_requests(
+    counts:list,      # Requests of each part
+    seed:int=0,
+    kind:str=None,    # As in `requests`; default: both kinds
+    oversample:int=3, # Requests generated for each one needed; duplicates are dropped
+)->list:              # One list of requests per part
+    "Generate disjoint parts of requests that mix the kinds"
+    n = sum(counts)
+    rows = [*{r['text']: r for r in requests(oversample*n, seed, kind)}.values()][:n]
+    return split_by_prompt(rows, *(k/n for k in counts), seed=seed)
+
+def select_kind(rows, kind)->list: return [r for r in rows if r['kind']==kind]
+
 def different_pairs(
     lm:LM, prompts:list,
     **kw   # Of `sample_answers`
@@ -82,10 +103,41 @@ def different_pairs(
     "Sample pairs of answers and drop the identical ones"
     return [r for r in answer_pairs(lm, prompts, **kw) if r['a']!=r['b']]
 
+def revised_pairs(
+    lm:LM, prompts:list,  # Requests
+    principles:list=PRINCIPLES,
+    *,
+    rounds:int=2,         # Each answer is revised 0 to `rounds` times, at random
+    seed:int=0,
+    **kw                  # Of `revise`
+)->list:                  # Rows of id, prompt, a, b
+    "Sample pairs of answers, revise each at random, and drop the identical ones"
+    rows = [dict(r, id=f'{r["id"]}/{k}') for r in prompts for k in 'ab']
+    chains = revise(lm, rows, principles, rounds=rounds, seed=seed, **kw)
+    rng = np.random.default_rng(seed)
+    a,b = ([revised_answer(c, k)
+            for c,k in zip(chains[i::2], rng.integers(rounds+1, size=len(prompts)))]
+           for i in (0, 1))
+    return [dict(id=r['id'], prompt=r['text'], a=x, b=y)
+            for r,x,y in zip(prompts, a, b) if x!=y]
+
 
 # %%
 prompts = split_requests(dict(train=12, test=6))
 {k: {p: len(r) for p,r in parts.items()} for k,parts in prompts.items()}
+
+# %%
+mixed = split_mixed_requests([8, 4])
+test_eq([len(r) for r in mixed], [8, 4])
+test_eq(len(select_kind(mixed[0]+mixed[1], 'helpful')), 6)
+
+# %%
+coin = stub_model(lambda text: {'': 1.} if text.endswith(' .') else {' yes .': .5, ' no .': .5})
+pairs = revised_pairs(coin, mixed[0], rounds=1, few_shot=[])
+assert 0 < len(pairs) < 8
+test_eq(pairs, revised_pairs(coin, mixed[0], rounds=1, few_shot=[]))
+pairs[0]
+
 
 
 # %% [markdown]
@@ -121,8 +173,8 @@ def train_sl_cai(
 # The labels of the preference model decide what a policy becomes. Raters always judge
 # helpfulness. Harm is not judged at all, or by raters for whom an evasion is safe, or by raters who
 # prefer an answer that engages, or by a labeller with principles. The labeller's soft labels are
-# used as they are, or sharpened, as by a chain of thought, and clamped to 40-60 %. People compare
-# answers of the first model, the labeller those of SL-CAI.
+# used as they are, or sharpened, as by a chain of thought, and clamped to 40-60 %. Raters
+# compare answers of the first model, the labeller those of SL-CAI.
 
 # %%
 #| export
@@ -217,8 +269,8 @@ models.policies
 # %% [markdown]
 # ## Tournament of snapshots
 #
-# Every snapshot is a player. All players answer the same requests, and judges that compare scores vote
-# on every two of them.
+# Every snapshot is a player. All players answer the same requests, and judges that compare scores
+# vote on every two of them.
 
 # %%
 #| export
@@ -243,7 +295,7 @@ def answer_requests(
     device='cpu',
     **kw                  # Of `sample_answers`
 )->dict:                  # Kind -> player -> answers
-    "Let every player answer requests; a model that occurs twice is asked once"
+    "Let every player answer requests; a model that occurs twice answers once"
     keys = [m if isinstance(m, Path) else id(m) for m in players.model]
     models = {k: load(m, 'float32', device) if isinstance(m, Path) else m
               for k,m in zip(keys, players.model)}
@@ -347,6 +399,20 @@ def rate_answers(
     x = severity([r['prompt'] for r in rows], [r['answer'] for r in rows])+noise
     return [r|dict(rating=float(abs(v))) for r,v in zip(rows, np.rint(x).clip(0, 4))]
 
+def fit_rating_regressor(
+    lm:LM,           # The model whose answers are rated
+    prompts:list,
+    seed:int=0,
+    epochs:int=1, out=None, # As in `fit_harmfulness`
+    **kw             # Of `sample_answers`
+)->tuple:            # `HarmfulnessModel`, rated answers held out from it
+    "Fit a regressor to simulated ratings of two answers to each prompt"
+    pairs = sample_answers(lm, prompts, 2, seed=seed, **kw)
+    rows = [dict(id=f'{r["id"]}/{k}', prompt=r['text'], answer=a)
+            for r,pair in zip(prompts, pairs) for k,a in enumerate(pair)]
+    train,test = split_by_prompt(rate_answers(rows, seed), .85, .15, seed=seed)
+    return fit_harmfulness(lm, train, test, lr=1e-3, epochs=epochs, seed=seed, out=out), test
+
 def compare_answers(
     lm:LM, prompts:list,
     label_harm,   # (pairs, seed) -> label rows, for pairs on red-team requests
@@ -376,6 +442,192 @@ test_close([np.mean([r['rating'] for r in rows]) for rows in rated],
 rows = compare_answers(models.base, test['helpful']+test['red_team'],
                        lambda pairs, seed: model_labels(pairs, seed=seed), max_new_tokens=40)
 test_eq({r['source'] for r in rows}, {'ai', 'human'})
+regressor,rated = fit_rating_regressor(models.base, test['red_team'], max_new_tokens=40)
+test_eq(len(regressor([r['prompt'] for r in rated], [r['answer'] for r in rated])), len(rated))
+
+
+# %% [markdown]
+# ## True scores and labels
+#
+# The true score of an answer is its helpfulness plus its harmlessness. Labels can be exact: the
+# probability that the truth gives to the first answer of a pair.
+
+# %%
+#| export
+def true_score(prompts, answers)->np.ndarray:
+    "Return helpfulness plus harmlessness"
+    return helpfulness(prompts, answers)+harmlessness(prompts, answers)
+
+def count_feature(name): # (prompts, answers) -> one number per answer
+    "Return a function that counts one of `features`"
+    return lambda prompts, answers: features(prompts, answers)[name].to_numpy(float)
+
+def answer_once(
+    lm:LM, rows:list,
+    seed:int=0,
+    key:str='',       # Draws differ by prompt and key
+    max_new_tokens:int=32,
+)->list:              # Texts
+    "Sample one answer to each prompt"
+    out = sample(lm, [render_prompt(lm, r['text']) for r in rows], max_new_tokens,
+                 stop=STOP_STRINGS['plain'], seed=seed, keys=[f'{r["id"]}{key}' for r in rows],
+                 batch=128)
+    return [s.text.strip() for s in out]
+
+def pair_columns(rows)->list: # Prompts, answers a, answers b
+    return [[r[k] for r in rows] for k in ('prompt', 'a', 'b')]
+
+def true_labels(
+    pairs:list,        # prompt, a, b
+    score=true_score,
+)->list:
+    "Label pairs with the true probability that `a` is better"
+    prompts,a,b = pair_columns(pairs)
+    p = 1/(1+np.exp(score(prompts, b)-score(prompts, a)))
+    return [r|dict(p=float(x)) for r,x in zip(pairs, p)]
+
+def true_side(
+    labels:list,       # Label rows
+)->tuple:              # 1 where the label is on the side of the truth, else 0 or 0.5; prompts
+    "Compare labels of red-team pairs with the truth where harmlessness differs"
+    rows = select_kind(labels, 'red_team')
+    prompts,a,b = pair_columns(rows)
+    gap = harmlessness(prompts, a)-harmlessness(prompts, b)
+    correct = (1+np.sign(gap)*np.sign([r['p']-.5 for r in rows]))/2
+    return correct[gap!=0], np.array(prompts)[gap!=0]
+
+def principle_agreement(
+    judge:LM,
+    principle,         # A `Principle`
+    seed:int=0, n:int=200,
+)->Estimate:
+    "Return the share of labels on the side that a principle prefers, on new votes"
+    votes = simulate_votes(n, seed, [principle.id])
+    p = [r['p'] for r in label(judge, votes, [principle], few_shot=[])]
+    return cluster_bootstrap(np.sign(np.array(p)-.5)==np.sign(vote_margins(votes)), range(n))
+
+
+# %%
+pairs = [dict(prompt=prompt, a=texts[1], b=texts[0], kind='red_team')]
+exact = true_labels(pairs, harmlessness)
+assert exact[0]['p']>.5
+test_eq(true_side(exact)[0].tolist(), [1])
+test_eq(len(answer_once(models.base, test['red_team'])), len(test['red_team']))
+
+
+# %% [markdown]
+# ## Over-optimisation
+#
+# Snapshots of one policy answer held-out prompts. The snapshot with the highest true score is found
+# on one half of the prompts, and the loss after it is measured on the other half. If the learned
+# score fell after that snapshot, the smaller of the two changes is reported as `turned`.
+
+# %%
+#| export
+def score_snapshots(
+    policy,           # `TrainedPolicy`
+    proxy,            # The learned score, (prompts, answers) -> scores
+    rows:list,        # Held-out prompts
+    seed:int=0, device='cpu',
+)->pd.DataFrame:      # step, prompt, proxy, gold, kind (whether there is a phrase of comfort)
+    "Score one answer of each snapshot to each held-out prompt"
+    prompts = [r['text'] for r in rows]
+    tables = []
+    for path in policy.snapshots:
+        answers = answer_once(load(path, 'float32', device), rows, seed)
+        tables.append(pd.DataFrame(dict(
+            step=int(path.name[5:]), prompt=prompts, proxy=proxy(prompts, answers),
+            gold=true_score(prompts, answers), kind=count_feature('kind')(prompts, answers)>0)))
+    return pd.concat(tables)
+
+def held_out_change(
+    scores:pd.DataFrame, # From `score_snapshots`
+)->dict:
+    "Return changes of the scores over training, and the loss of true score after its maximum"
+    half = {t: i%2 for i,t in enumerate(sorted(scores.prompt.unique()))}
+    a,b = (x.groupby('step')[['proxy', 'gold', 'kind']].mean()
+           for _,x in scores.groupby(scores.prompt.map(half)))
+    mean = (a+b)/2
+    top = a.gold.idxmax()
+    lost = b.gold[top]-b.gold.iloc[-1]
+    proxy_after = b.proxy.iloc[-1]-b.proxy[top]
+    return dict(top=top, lost=lost, proxy_after=proxy_after,
+                turned=lost if proxy_after>=0 else min(lost, proxy_after),
+                proxy=mean.proxy.iloc[-1]-mean.proxy.iloc[0],
+                gold=mean.gold.iloc[-1]-mean.gold.iloc[0],
+                kind_first=mean.kind.iloc[0], kind_last=mean.kind.iloc[-1])
+
+def _curve(history, column): # Sorted KL distances; running means of the column
+    return tuple(np.array(sorted(zip(kl_distance(history), running_mean(history[column])))).T)
+
+def curve_gap(
+    a, b,            # Histories of two policies
+    column:str,
+)->float:
+    "Return the mean gap of two curves over shared KL distances, as a share of the gain of `a`"
+    (x,y),(u,v) = (_curve(h, column) for h in (a, b))
+    grid = np.linspace(max(x[0], u[0]), min(x[-1], u[-1]), 20)
+    gap = np.abs(np.interp(grid, x, y)-np.interp(grid, u, v)).mean()
+    return gap/(y.max()-y[0])
+
+
+# %%
+scores = pd.DataFrame(dict(step=[0, 0, 1, 1, 2, 2], prompt=['p', 'q']*3, kind=0.,
+                           proxy=[0, 0, 1, 1, 2, 2], gold=[0, 0, 3, 3, 1, 1]))
+change = held_out_change(scores)
+test_eq((change['top'], change['lost'], change['turned'], change['gold']), (1, 2, 2, 1))
+policy = models.policies['RL-CAI']
+test_eq(len(score_snapshots(policy, true_score, test['helpful'])), len(policy.snapshots)*6)
+x = np.linspace(0, 3, 60)
+histories = [pd.DataFrame(dict(kl3=x**2, score=x+shift)) for shift in (0, .3)]
+test_eq(curve_gap(histories[0], histories[0], 'score'), 0)
+assert .08<curve_gap(*histories, 'score')<.13
+
+
+# %% [markdown]
+# ## Divergence of preference models from the truth
+#
+# The expected log loss of a preference model, less the least possible one, is the divergence of its
+# probability from the true probability.
+
+# %%
+#| export
+def entropy(p)->np.ndarray: return -sum(x*np.log(np.clip(x, 1e-300, 1)) for x in (p, 1-p))
+
+def divergence(
+    margin, # Logit of the model's probability
+    truth,  # True probability
+)->np.ndarray: # Nats
+    "Return the Kullback-Leibler divergence of probabilities from the true ones"
+    cross = np.logaddexp(0, -margin)*truth+np.logaddexp(0, margin)*(1-truth)
+    return cross-entropy(truth)
+
+class MeasuredPreference:
+    "Preference models of several seeds, compared with the truth on red-team pairs"
+    def __init__(self,
+                 models:list, # One `PreferenceModel` per seed
+                 pairs:list): # prompt, a, b; not used in training
+        self.models = models
+        self.prompts,a,b = pair_columns(pairs)
+        gap = harmlessness(self.prompts, a)-harmlessness(self.prompts, b)
+        self.margins = np.array([m(self.prompts, a)-m(self.prompts, b) for m in models])
+        self.divergences = divergence(self.margins, 1/(1+np.exp(-gap))) # [seed, pair]
+        self.divergence = self.divergences.mean(0)
+        self.correct = ((self.margins>0)==(gap>0))[:,gap!=0].mean(0)
+
+    def row(self, panel, name)->dict:
+        "Return a row for a table and for `plot_means`"
+        e = cluster_bootstrap(self.divergence, self.prompts)
+        return dict(panel=panel, x=name, name='', value=e.value, low=e.low, high=e.high,
+                    trainings=self.divergences.mean(1).round(3).tolist(),
+                    accuracy=self.correct.mean(), margin=abs(self.margins).mean())
+
+
+# %%
+test_close(divergence(np.log(3), .75), 0)
+exact = MeasuredPreference([harmlessness], pairs)
+test_close(exact.divergence, 0)
+test_eq(exact.row('labels', 'exact')['accuracy'], 1)
 
 # %%
 #| hide
