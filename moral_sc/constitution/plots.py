@@ -12,6 +12,7 @@ __all__ = ['CONDITION_COLOURS', 'MODEL_STYLES', 'TITLES', 'plot_rounds', 'plot_o
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
+from plotly.colors import hex_to_rgb
 from plotly.subplots import make_subplots
 
 # %% ../../nbs/constitution/70_plots.ipynb #dd63830f
@@ -213,6 +214,8 @@ def _staircase(frontier):
     x = [frontier.reference[0], *np.repeat(d.helpful.to_numpy(), 2)]
     return x, [*np.repeat(d.harmless.to_numpy(), 2), frontier.reference[1]]
 
+def _faint(colour): return 'rgba({},{},{},.35)'.format(*hex_to_rgb(colour))
+
 def plot_frontier(
     frontier, # `ParetoFrontier`
 )->go.Figure:
@@ -222,8 +225,8 @@ def plot_frontier(
     for run,g in frontier.table.groupby('run', sort=False):
         g = g.sort_values('step')
         colour,symbol = _model_style(run)
-        bars = [_error_bars(g[a], g[f'{a}_low'], g[f'{a}_high'], color=colour)
-                for a in ('helpful', 'harmless')]
+        bars = [_error_bars(g[a], g[f'{a}_low'], g[f'{a}_high'], color=_faint(colour))
+                | dict(width=0, thickness=1) for a in ('helpful', 'harmless')]
         markers = [f'{symbol}-open']*(len(g)-1)+[symbol]
         fig.add_scatter(x=g.helpful, y=g.harmless, error_x=bars[0], error_y=bars[1], name=run,
                         mode='lines+markers', line=dict(color=colour, width=1.5),
