@@ -9,7 +9,7 @@
 # %% [markdown]
 # # Critique and revision: a 135M model repeats its critique, not its answer
 #
-# > First revisions (section 3) by a 135M model share more words with the critique than the answer.
+# > First revisions (section 3) by a 135M model share more words with the critique than with the answer.
 
 # %% tags=["parameters"]
 scale = 'quick'  # quick: half a minute on a CPU; cpu: ten minutes or more; gpu: four rounds

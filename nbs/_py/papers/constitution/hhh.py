@@ -114,7 +114,7 @@ plot_accuracy(rates, {'longer answer': baselines.longer.value, 'gate': baselines
 # column `flipped` shows the reason: most verdicts change when the answers change places, so they
 # depend on the position and not on the content, and little remains after both orders are averaged.
 # `mass` is the probability that the model assigns to the two letters together, and the third
-# column is the share of verdicts for (A).
+# column is the share of verdicts for (A). The claim that at most one verdict in ten changes fails.
 #
 # ## Figure 9: calibration of the labels
 #

@@ -158,10 +158,13 @@ pd.DataFrame(steps, index=[f'revision {i+1}' for i in range(ROUNDS)]).T.assign(
 # order. Harmlessness rises by every judge. True helpfulness falls. The preference model of
 # helpfulness nevertheless assigns rising scores: it was trained on ordinary requests, and on
 # requests that invite harm its scores are almost uncorrelated with the truth, as the correlation
-# above shows. Without a known truth this error would not be visible.
+# above shows. By the criterion, which uses this model, the claim that helpfulness falls fails.
+# Without a known truth this error would not be visible.
 #
 # The next values are the share of the whole gain in true harmlessness that the first revision
-# makes, and the change over four revisions in the score of the preference model of helpfulness.
+# makes, and the change over four revisions in the score of the preference model of helpfulness. In
+# the recorded run the interval of the share contains one half, so whether the first revision makes
+# at least half of the gain is undecided.
 
 # %%
 def ratio(v): return v[:,0].mean()/v[:,1].mean()
