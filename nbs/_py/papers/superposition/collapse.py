@@ -114,9 +114,10 @@ plot_columns(W[shown], [1,1,.6,.6,.2,.2], [f'p = {density[i]}' for i in shown]).
 # %% [markdown]
 # ## Crossings of the solutions
 #
-# The counts in @fig-bands jump, so different solutions must cross. We take the optimum with each number
-# of collapsed pairs and follow it to other densities by descending from there; this is a branch.
-# @fig-branches shows how close the branches are, and the table below it where they cross.
+# The counts in @fig-bands jump, and so do the arrangements in @fig-shapes, so different solutions
+# must cross. We take the optimum with each number of collapsed pairs and follow it to other densities
+# by descending from there; this is a branch. @fig-branches shows how close the branches are, and the
+# table below it where they cross.
 
 # %%
 def branch(k, fine):

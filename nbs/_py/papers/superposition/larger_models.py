@@ -105,7 +105,8 @@ pd.Series([overall_shape(w) for w in sparse.W.cpu()]).value_counts().head()
 # > The basic results do not depend on the size: with eighty features in twenty dimensions, importance
 # > falling as $0.9^i$, the picture is the same at every sparsity [@elhage2022].
 #
-# We train both kinds of model at seven densities with the settings of the public notebook.
+# We train both kinds of model at seven densities with the settings of the public notebook. The ReLU
+# models are in @fig-large.
 
 # %%
 large = sweep(80, size['seeds'])

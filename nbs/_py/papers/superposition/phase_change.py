@@ -177,13 +177,13 @@ pd.DataFrame(dict(importance=ratios, exact=jump_at, tie=tie_at, later=jump_at/ti
                   step=step, closer=closer)).round(4)
 
 # %% [markdown]
-# At small $r$ the column jumps from a length of two thirds or more to zero, at a higher density than
-# that of the tie between the simple solutions: superposition lasts longer than predicted. The step is
-# as large at a tenth of the spacing, so it is a jump and not a steep slope. At larger $r$ the jump is
-# smaller and does not end at zero: a short column remains and decreases continuously, at $r=1$ not
-# to zero even at $p=1$. Superposition then ends in two stages, one with a jump and one without. Even where
-# every feature is always on, the optimum is not the principal component of the simple solutions,
-# though the difference is small:
+# At small $r$ the column in @fig-jump jumps from a length of two thirds or more to zero, at a higher
+# density than that of the tie between the simple solutions: superposition lasts longer than predicted.
+# The step is as large at a tenth of the spacing, so it is a jump and not a steep slope. At larger $r$
+# the jump is smaller and does not end at zero: a short column remains and decreases continuously, at
+# $r=1$ not to zero even at $p=1$. Superposition then ends in two stages, one with a jump and one
+# without. Even where every feature is always on, the optimum is not the principal component of the
+# simple solutions, though the difference is small:
 
 # %%
 dense = exact_optima(ToyConfig(2, 1, density=1.), starts=starts)
@@ -288,19 +288,19 @@ wilson(changed, len(small.densities))
 # %% [markdown]
 # With a linear output there are two regions at every density; only where both features matter alike
 # can the one direction be any mixture of the two, at no cost and no gain. The nonlinear activations
-# share the three regions and differ in their borders: GELU leaves less room for superposition than
-# ReLU, and softplus leaves more. Between GELU and ReLU 13 % of the map changes, with an interval that
-# includes the criterion's 10 %, so that claim is undecided.
+# share the three regions and differ in their borders (@fig-activations): GELU leaves less room for
+# superposition than ReLU, and softplus leaves more. Between GELU and ReLU 13 % of the map changes,
+# with an interval that includes the criterion's 10 %, so that claim is undecided.
 #
-# What this does not show: where the boundaries lie for other sizes (for one of them see
-# [three features](phase_change_three.ipynb)), or for correlated features.
+# What this does not show: where the boundaries lie for other sizes (for one of them see [three
+# features](phase_change_three.ipynb)), or for correlated features.
 #
 # ## Claims
 #
 # Criteria were fixed before the first run, in `data/claims/superposition_phase.toml`, when results of
 # earlier computations by others were known. The last of the three rows on jumps was added after the
-# exact lengths had been computed at both spacings, so it is a description and confirms nothing. Intervals of
-# shares treat grid points as draws; values without an interval are exact.
+# exact lengths had been computed at both spacings, so it is a description and confirms nothing.
+# Intervals of shares treat grid points as draws; values without an interval are exact.
 
 # %%
 shares = [int((table.region==k).sum()) for k in range(3)]

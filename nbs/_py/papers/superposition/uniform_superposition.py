@@ -123,7 +123,8 @@ pd.Series({'mean gap, trained': gap.mean().item(), 'largest gap, trained': gap.m
 # %% [markdown]
 # ## Feature graphs
 #
-# We join two features by an edge if $|W_i\cdot W_j|>0.1$. The models then separate into polytopes.
+# We join two features by an edge if $|W_i\cdot W_j|>0.1$. The models of @fig-graphs then separate
+# into polytopes.
 
 # %%
 #| label: fig-graphs
@@ -177,8 +178,9 @@ plot_curves(1/gain.index.to_numpy(),
             'sparsity 1/p', 'gain / highest gain', logx=True, legend=True)
 
 # %% [markdown]
-# The table has, beside the shape of highest gain, the level on which most stored features lie after
-# training (`seen`), the share of features on it, and its gain as a share of the highest (`offer`).
+# @fig-staircase shows that several shapes come close to the highest gain at most densities. The table
+# has, beside the shape of highest gain, the level on which most stored features lie after training
+# (`seen`), the share of features on it, and its gain as a share of the highest (`offer`).
 
 # %%
 predicted = gain.idxmax(axis=1)
