@@ -108,8 +108,8 @@ def train_sl_cai(
     chains = revise(base, red_team, PRINCIPLES, rounds=rounds, few_shot=[], seed=seed,
                     max_new_tokens=max_new_tokens)
     answers = sample_answers(base, helpful, seed=seed, max_new_tokens=max_new_tokens, stop=stop)
-    own = [dict(text=r['text'], answer=a) for r,(a,) in zip(helpful, answers)]
-    rows = training_examples(chains, 'all', own, allow=allow)
+    helpful_rows = [dict(text=r['text'], answer=a) for r,(a,) in zip(helpful, answers)]
+    rows = training_examples(chains, 'all', helpful_rows, allow=allow)
     return finetune(base, rows, out, lr=lr, epochs=epochs, seed=seed)[0]
 
 # %% ../../../nbs/constitution/toy/40_experiments.ipynb #55d7e0a9

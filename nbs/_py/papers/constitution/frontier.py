@@ -9,7 +9,7 @@
 # %% [markdown]
 # # Pareto frontier: RL-CAI dominates helpful RL and HH RL
 #
-# > RL-CAI dominates both other runs (Figure 2); the full order in harmlessness is undecided.
+# > RL-CAI dominates helpful RL and HH RL (Figure 2); the order in harmlessness is undecided.
 
 # %% tags=["parameters"]
 scale = 'quick'  # quick: seconds, too small to show anything; cpu: minutes; gpu: larger

@@ -7,41 +7,36 @@
 # ---
 
 # %% [markdown]
-# # A learned score is worth less the further it is pursued
+# # Over-optimisation: the true score falls as the learned score rises
 #
-# > Policies of the toy world trained against a preference model, with the world's truth
-# > beside it. The last cell says at which scale, and in how many minutes, this page was
-# > recorded.
+# > Without a KL penalty the true score falls while the learned one rises ("Goodharting").
 
 # %% tags=["parameters"]
-scale = 'quick'  # quick: seconds; cpu: six trainings and a sweep of prices; gpu: a larger model
+scale = 'quick'  # quick: seconds; cpu: six trainings, two KL coefficients; gpu: a larger model
 seed = 0         # everything random follows from it
 
 # %%
 #| hide
-from time import perf_counter
-
 import numpy as np, pandas as pd, torch
 from moral_sc.constitution.toy import environment
+from moral_sc.constitution.toy.experiments import (
+    answer_once, count_feature, curve_gap, held_out_change, score_snapshots,
+    split_mixed_requests, true_labels, true_score)
 from moral_sc.constitution.plots import (
-    kl_distance, linearity, plot_distance, plot_runs, plot_training, running_mean)
+    kl_distance, linearity, plot_distance, plot_runs, plot_training)
 from moral_sc.constitution.rl.policy import train_policy
 from moral_sc.constitution.preference import fit_preference
-from moral_sc.constitution.prompts import render_prompt, split_by_prompt
-from moral_sc.constitution.rl.rollouts import STOP_STRINGS
 from moral_sc.foundation.runs import content_key
 from moral_sc.foundation.statistics import Estimate, cluster_bootstrap
 from moral_sc.lab.claims import record
 from moral_sc.lab.paths import work_dir
 from moral_sc.lab.scales import at_scale
 from moral_sc.language.loading import load
-from moral_sc.language.generation import sample
 
 torch.set_num_threads(1)
-began = perf_counter()
 
 # %%
-size = at_scale(scale, # trainings: of every model of this page
+size = at_scale(scale, # trainings: of every model of this page; prices: KL coefficients
     quick=dict(model='tiny', read=60, asks=60, pairs=80, epochs=2, steps=10, batch=16,
                trainings=2, prices=[.2], held=30),
     cpu=dict(model='tiny', read=900, asks=300, pairs=300, epochs=4, steps=100, batch=64,
@@ -49,281 +44,237 @@ size = at_scale(scale, # trainings: of every model of this page
     gpu=dict(model='medium', read=None, asks=3000, pairs=3000, epochs=2, steps=600,
              batch=256, trainings=6, prices=[.01, .03, .1, .3], held=500),
 )
-on = 'auto' if scale=='gpu' else 'cpu'
-learn = dict(steps=size['steps'], batch=size['batch'], max_new_tokens=32, lr=3e-4,
-             every=max(1, size['steps']//8))
+device = 'auto' if scale=='gpu' else 'cpu'
+training = dict(steps=size['steps'], batch=size['batch'], max_new_tokens=32, lr=3e-4,
+                every=max(1, size['steps']//8))
 seeds = [seed+s for s in range(size['trainings'])]
-place = work_dir(f'over-optimisation-{scale}-{seed}-{content_key(size=size)[:8]}')
+folder = work_dir(f'over-optimisation-{scale}-{seed}-{content_key(size=size)[:8]}')
 size
 
-
 # %% [markdown]
+# ## Goodharting and the KL penalty
+#
 # > The preference model's score grows in proportion to the square root of the KL from the
 # > first policy; late in training, score and truth part [@bai2022hh]. Trained for too long,
 # > a policy under a constitution answers with phrases of comfort [@bai2022constitutional].
-# > The true score falls as a known function of the distance, and a price of KL does what
-# > stopping early does [@gao2023overoptimization].
+# > The true score falls as a known function of the distance, and a KL penalty has the effect of
+# > early stopping [@gao2023overoptimization].
 #
-# With real answers the truth has to be stood in for by a larger preference model. In the
-# [toy world](../../constitution/toy/10_environment.ipynb) it is counted. The preference model is
-# learned from few comparisons between answers of the first policy, which know nothing of
-# answers that only a trained policy gives. Nothing else is wrong with it: its labels are
-# the true probabilities.
+# With real answers a larger preference model has to replace the truth. In the
+# [toy environment](../../constitution/toy/10_environment.ipynb) the true score is known: it is the
+# sum of helpfulness and harmlessness. The preference model is trained on few comparisons between
+# answers of the first policy, so answers of a trained policy are out of distribution for it. This is
+# its only defect, because its labels are the true probabilities.
 #
-# ## A proxy
-#
-# Truth is help and harmlessness together. Prompts of the comparisons, of training and of
-# measurement are different by text. One training says [little](frontier.ipynb), so everything but
-# the prompts is made anew from several seeds, first models and comparisons included.
+# Prompts of the comparisons, of training and of measurement have different texts. One training is
+# [not enough](frontier.ipynb), so everything except the prompts is repeated from several seeds,
+# including first models and comparisons.
 
 # %%
-def truth(prompts, answers):
-    return environment.helpfulness(prompts, answers)+environment.harmlessness(prompts, answers)
+pair_prompts, rl_prompts, held = split_mixed_requests(
+    [size[k] for k in ('pairs', 'asks', 'held')], seed, oversample=2)
 
-n = size['pairs']+size['asks']+size['held']
-rows = list({r['text']: r for r in environment.requests(2*n, seed=seed)}.values())[:n]
-parts = (size[k]/n for k in ('pairs', 'asks', 'held'))
-for_pairs,asks,held = split_by_prompt(rows, *parts, seed=seed)
+def sample_pairs(lm, rows, seed):
+    "Sample pairs of answers and drop the identical ones"
+    a,b = (answer_once(lm, rows, seed, f'/{k}') for k in 'ab')
+    return [dict(id=r['id'], prompt=r['text'], a=x, b=y) for r,x,y in zip(rows, a, b) if x!=y]
 
-def say(lm, rows, seed, key=''):
-    "An answer to each prompt"
-    out = sample(lm, [render_prompt(lm, r['text']) for r in rows], 32, stop=STOP_STRINGS['plain'], seed=seed,
-                 keys=[f'{r["id"]}{key}' for r in rows], batch=128)
-    return [s.text.strip() for s in out]
+def train_preference(s, pairs, name):
+    return fit_preference(first_models[s], pairs, lr=1e-3, epochs=size['epochs'], seed=s,
+                          out=folder/f'{name}-{s}')
 
-def compare(first, rows, seed):
-    "Pairs of answers by a first policy"
-    a,b = (say(first, rows, seed, f'/{k}') for k in 'ab')
-    return [dict(id=r['id'], prompt=r['text'], a=x, b=y)
-            for r,x,y in zip(rows, a, b) if x!=y]
-
-def told(pairs, worth=truth):
-    "Pairs with the probability that a is better"
-    p,a,b = ([r[k] for r in pairs] for k in ('prompt', 'a', 'b'))
-    share = 1/(1+np.exp(worth(p, b)-worth(p, a)))
-    return [r | dict(p=float(x)) for r,x in zip(pairs, share)]
-
-def prefer(s, pairs, name):
-    return fit_preference(firsts[s], pairs, lr=1e-3, epochs=size['epochs'], seed=s,
-                          out=place/f'{name}-{s}')
-
-firsts = {s: environment.pretrain(size['model'], s, size['read'], place, on) for s in seeds}
-pairs = {s: told(compare(first, for_pairs, s)) for s,first in firsts.items()}
-proxies = {s: prefer(s, pairs[s], 'proxy') for s in seeds}
+first_models = {s: environment.pretrain(size['model'], s, size['read'], folder, device)
+                for s in seeds}
+pairs = {s: true_labels(sample_pairs(lm, pair_prompts, s)) for s,lm in first_models.items()}
+proxies = {s: train_preference(s, pairs[s], 'proxy') for s in seeds}
+new_pairs = {s: true_labels(sample_pairs(lm, held, s)) for s,lm in first_models.items()}
 pd.DataFrame({s: dict(learned=str(proxy.accuracy(pairs[s])),
-                      fresh=str(proxy.accuracy(told(compare(firsts[s], held, s)))))
+                      fresh=str(proxy.accuracy(new_pairs[s])))
               for s,proxy in proxies.items()}).T
 
-
 # %% [markdown]
-# Accuracies of each preference model: on the comparisons it learned from, and on fresh ones.
+# Accuracy of each preference model on the comparisons it was trained on (`learned`) and on new ones
+# (`fresh`).
 #
-# ## Pursued
+# ### PPO without a KL penalty
 #
-# PPO without any price. The score it is trained on is drawn with the true one.
+# The policy is trained on the learned score; the true score (`gold`) is recorded beside it.
 
 # %%
-def count(name): return lambda p,a: environment.features(p, a)[name].to_numpy(float)
-
-watch = dict(gold=truth, kind=count('kind'), danger=count('danger'), useful=count('useful'))
+watch = dict(gold=true_score, **{k: count_feature(k) for k in ('kind', 'danger', 'useful')})
 def train(name, rewards=proxies, **kw):
-    "A policy of each training"
-    return {s: train_policy(firsts[s], asks, rewards[s], watch=watch, seed=s,
-                            out=place/f'{name}-{s}', **learn | dict(kl_coef=0.) | kw)
+    "Train a policy from each seed"
+    return {s: train_policy(first_models[s], rl_prompts, rewards[s], watch=watch, seed=s,
+                            out=folder/f'{name}-{s}', **training | dict(kl_coef=0.) | kw)
             for s in seeds}
 
-free = train('free')
-shown = ['step', 'score', 'gold', 'kl3', 'entropy', 'length']
-ends_of = pd.DataFrame({s: p.history[shown].iloc[-1] for s,p in free.items()}).T
-ends_of.assign(stopped=[p.stopped or '' for p in free.values()]).round(2)
+unpenalised = train('free')
+columns = ['step', 'score', 'gold', 'kl3', 'entropy', 'length']
+last_rows = pd.DataFrame({s: p.history[columns].iloc[-1] for s,p in unpenalised.items()}).T
+last_rows.assign(stopped=[p.stopped or '' for p in unpenalised.values()]).round(2)
 
 # %%
 #| label: fig-training
-#| fig-cap: Learned score, KL, entropy, tokens, and counts of useful and of kind words in the answers of each step, first training; points are steps, lines running means
-plot_training(free[seed].history, ('score', 'kl3', 'entropy', 'length', 'useful', 'kind'))
+#| fig-cap: Learned score, KL, entropy, tokens, and counts of useful words and phrases of comfort in the answers of each step, first training; points are steps, lines running means.
+plot_training(unpenalised[seed].history, ('score', 'kl3', 'entropy', 'length', 'useful', 'kind'))
 
 # %%
 #| label: fig-goodhart
-#| fig-cap: Learned and true score against the square root of the KL from the first policy, first training without a price; points are steps, lines running means
-plot_distance(free[seed].history, dict(score='preference model', gold='truth'))
+#| fig-cap: Learned and true score against the square root of the KL from the first policy, first training without a KL penalty; points are steps, lines running means.
+plot_distance(unpenalised[seed].history, dict(score='preference model', gold='truth'))
 
 
 # %% [markdown]
-# How straight is the learned score against the root of the KL, over the first half of the
-# way? Shares of its variance that are left by a straight line, by a parabola, and by a
+# Is the learned score linear in the square root of the KL over the first half of the distance? The
+# table shows the shares of its variance that remain after fitting a straight line, a parabola, and a
 # straight line in the KL itself:
 
 # %%
-def early(p): return linearity(p.history, upto=kl_distance(p.history).max()/2)
+def early_linearity(policy):
+    return linearity(policy.history, upto=kl_distance(policy.history).max()/2)
 
-straight = pd.DataFrame({s: early(p) for s,p in free.items()}).T
-straight.round(3)
-
+fits = pd.DataFrame({s: early_linearity(p) for s,p in unpenalised.items()}).T
+fits.round(3)
 
 # %% [markdown]
-# In @fig-goodhart the two scores rise together at first. Then the preference model goes on
-# rising and the truth falls. In this training useful words go first, and with them length
-# (@fig-training): an answer with less in it harms less, and from so few comparisons the model has
-# learned more of harm than of help. Later the answers grow again, without the useful words.
+# In @fig-goodhart the two scores rise together at first. Then the learned score continues to rise
+# and the true score falls. In this training useful words disappear first, and answers become shorter
+# (@fig-training). An answer with fewer words does less harm, and from so few comparisons the
+# preference model has learned more about harm than about help. Later the answers grow again, without
+# the useful words.
 #
-# Where a run goes is up to the training. The table above has ends of 12 to 25 tokens, 14 to 210 nats
-# away, some truer than the beginning and some far worse. Recordings of first models that had
-# read a quarter as long ended within thirty steps in answers with nothing in them, where an
-# alarm stops a run.
+# The end of a run depends on its seed. In the table above, final answers have 12 to 25 tokens and the
+# KL is 14 to 210 nats; some true scores are above the initial one and some far below. With first
+# models that had a quarter as much pretraining, runs ended within thirty steps in empty answers, where
+# an alarm stops a run.
 #
-# ## On prompts that training did not see
+# ### Held-out prompts
 #
-# Each snapshot answers held-out prompts once. Where a training's truth is highest is found on one
-# half of them, and what is lost from there to the end is measured on the other half. If its
-# learned score fell on that stretch, too, that fall is put in the place of the loss.
+# Each snapshot answers held-out prompts once. For each training, the snapshot with the highest true
+# score is found on one half of them, and the loss from there to the end is measured on the other
+# half. If the learned score also falls over that stretch, its change replaces the loss.
 
 # %%
-def measure(s, p):
-    "Scores of each snapshot on the held-out prompts"
-    texts = [r['text'] for r in held]
-    res = []
-    for d in p.snapshots:
-        answers = say(load(d, 'float32', on), held, s)
-        res.append(pd.DataFrame(dict(
-            step=int(d.name[5:]), prompt=texts, proxy=proxies[s](texts, answers),
-            gold=truth(texts, answers), kind=count('kind')(texts, answers)>0)))
-    return pd.concat(res)
-
-half = {t: i%2 for i,t in enumerate(sorted({r['text'] for r in held}))}
-def way(d):
-    "What one training gains, and what it loses after its top"
-    a,b = (x.groupby('step')[['proxy', 'gold', 'kind']].mean()
-           for _,x in d.groupby(d.prompt.map(half)))
-    whole = (a+b)/2
-    top = a.gold.idxmax()
-    lost = b.gold[top]-b.gold.iloc[-1]
-    on = b.proxy.iloc[-1]-b.proxy[top]
-    return dict(top=top, lost=lost, proxy_after=on, turned=lost if on>=0 else min(lost, on),
-                proxy=whole.proxy.iloc[-1]-whole.proxy.iloc[0],
-                gold=whole.gold.iloc[-1]-whole.gold.iloc[0],
-                kind_first=whole.kind.iloc[0], kind_last=whole.kind.iloc[-1])
-
-seen = pd.DataFrame({s: way(measure(s, p)) for s,p in free.items()}).T
+changes = pd.DataFrame({
+    s: held_out_change(score_snapshots(p, proxies[s], held, s, device))
+    for s,p in unpenalised.items()}).T
 def mean(x): return Estimate(*cluster_bootstrap(np.asarray(x, float), range(len(x))))
-seen.round(2)
+changes.round(2)
 
 # %%
-pd.Series({k: str(mean(seen[k])) for k in seen})
+pd.Series({k: str(mean(changes[k])) for k in changes})
 
 # %% [markdown]
-# ## A price, and another algorithm
+# ## KL coefficient, and RLOO
 #
-# Priced runs stop somewhere on the same road. RLOO has no critic and four answers to each
-# prompt.
+# Next we train with KL coefficients above zero, and with RLOO, which has no critic and samples four
+# answers to each prompt.
 
 # %%
-priced = {k: train(f'price-{k}', kl_coef=k) for k in size['prices']}
+penalised = {k: train(f'price-{k}', kl_coef=k) for k in size['prices']}
 rloo = train('rloo', algorithm='rloo')
-runs = {'PPO, no price': free, **{f'PPO, λ = {k:g}': ps for k,ps in priced.items()},
-        'RLOO, no price': rloo}
+runs = {'PPO, λ = 0': unpenalised, **{f'PPO, λ = {k:g}': ps for k,ps in penalised.items()},
+        'RLOO, λ = 0': rloo}
 
 # %%
 #| label: fig-prices
-#| fig-cap: True score against the square root of the KL for several prices and for RLOO, first training of each; points are steps, lines running means
+#| fig-cap: True score against the square root of the KL for several KL coefficients λ and for RLOO, first training of each; points are steps, lines running means.
 plot_runs({k: ps[seed].history for k,ps in runs.items()}, 'gold', title='truth')
 
 
 # %% [markdown]
-# A small price holds the policy near the best place it passes; a large one stops it before.
-# RLOO without a price goes further than PPO in as many steps, and its truth falls further.
-# The criterion compares whole curves, and the unpriced run falls where the priced one
-# stays, which is one reason why a price may be more than a way of stopping early.
+# A small KL coefficient keeps the policy near its highest true score; a large one stops it earlier.
+# RLOO without a KL penalty reaches a larger KL than PPO in as many steps, and its true score falls
+# further. The claim compares whole curves at equal KL. The true score falls for the run without a
+# penalty where it stays up with one, so a KL penalty may do more than stop early.
 
 # %%
-def apart(a, b, column):
-    "Mean gap of two curves where both have points, per gain of the first"
-    curve = lambda d: tuple(np.array(sorted(zip(kl_distance(d), running_mean(d[column])))).T)
-    (x,y),(u,v) = curve(a),curve(b)
-    grid = np.linspace(max(x[0], u[0]), min(x[-1], u[-1]), 20)
-    gap = np.abs(np.interp(grid, x, y)-np.interp(grid, u, v)).mean()
-    return gap/(y.max()-y[0])
+def gaps(policies, column):
+    "Gap between unpenalised PPO and other policies, one per training"
+    return [curve_gap(unpenalised[s].history, policies[s].history, column) for s in seeds]
 
-def apart_from_free(others, column):
-    return [apart(free[s].history, others[s].history, column) for s in seeds]
-
-same_truth = np.max([apart_from_free(ps, 'gold') for ps in priced.values()], 0)
-same_score = apart_from_free(rloo, 'score')
-def late(p): return p.history[['score', 'gold']].assign(distance=kl_distance(p.history)).tail(5).mean()
-pd.DataFrame({k: sum(map(late, ps.values()))/len(ps) for k,ps in runs.items()}).T.round(2)
+gold_gap = np.max([gaps(ps, 'gold') for ps in penalised.values()], 0)
+score_gap = gaps(rloo, 'score')
+def last_steps(policy):
+    history = policy.history
+    return history[['score', 'gold']].assign(distance=kl_distance(history)).tail(5).mean()
+pd.DataFrame({k: sum(map(last_steps, ps.values()))/len(ps) for k,ps in runs.items()}).T.round(2)
 
 # %% [markdown]
-# Mean gap of true scores, the larger of the prices, and of learned scores of RLOO, training by
-# training, as shares of the unpriced gain:
+# Mean gap of true scores (the larger one of the KL coefficients) and of learned scores of RLOO, for
+# each training, as shares of the gain of PPO without a penalty:
 
 # %%
-pd.DataFrame(dict(price=same_truth, rloo=same_score), seeds).round(2)
+pd.DataFrame(dict(price=gold_gap, rloo=score_gap), seeds).round(2)
 
 # %% [markdown]
 # ## Estimators of the KL
 #
-# What the figures call distance is the root of the mean of $k_3$. The plain estimator $k_1$
-# has the same mean. While policies are close, $k_3$ scatters less and cannot be negative.
-# Far away its exponential takes over: a few answers carry most of the mean, and the
-# rightmost points of the figures are such steps. Over all steps of all runs without a
-# price:
+# The distance in the figures is the square root of the mean of $k_3$. The plain estimator $k_1$ has
+# the same expectation. For close policies $k_3$ has a smaller variance and cannot be negative. For
+# distant ones its exponential dominates: a few answers contribute most of the mean, as in the
+# rightmost points of the figures. Over all steps of all runs without a KL penalty:
 
 # %%
-d = pd.concat([p.history for p in free.values()])
-pd.DataFrame(dict(k1=d.kl, k3=d.kl3)).agg(['mean', 'std', 'min']).round(3)
+steps = pd.concat([p.history for p in unpenalised.values()])
+pd.DataFrame(dict(k1=steps.kl, k3=steps.kl3)).agg(['mean', 'std', 'min']).round(3)
 
 # %% [markdown]
-# ## Comfort
+# ## Phrases of comfort
 #
-# In the world a labelling model reads with one principle of several, and one of them sees
-# warmth and thinks that more of it is better. A preference model of its labels, pursued in
-# the same way:
+# A labeller in the toy environment uses one principle of several per pair. One of them counts only
+# phrases of comfort and prefers more of them. We optimise a preference model of its labels in the
+# same way:
 
 # %%
 texts = [r['text'] for r in held]
-warm = {s: prefer(s, environment.model_labels(compare(firsts[s], for_pairs, s), seed=s), 'warm')
-        for s in seeds}
-cai = train('labels', rewards=warm)
-def comfort(s, d):
-    "Share of answers of a snapshot with a phrase of comfort"
-    return float((count('kind')(texts, say(load(d, 'float32', on), held, s))>0).mean())
-share = pd.DataFrame({s: dict(first=comfort(s, p.snapshots[0]), last=comfort(s, p.snapshots[-1]))
-                      for s,p in cai.items()}).T
-boiler = mean(share['last']-share['first'])
-share.round(2), str(boiler)
+comfort_models = {
+    s: train_preference(s, environment.model_labels(sample_pairs(lm, pair_prompts, s), seed=s),
+                        'warm') for s,lm in first_models.items()}
+comfort_policies = train('labels', rewards=comfort_models)
+def comfort_share(s, path):
+    "Return the share of answers of a snapshot with a phrase of comfort"
+    answers = answer_once(load(path, 'float32', device), held, s)
+    return float((count_feature('kind')(texts, answers)>0).mean())
+share = pd.DataFrame({s: {name: comfort_share(s, p.snapshots[i])
+                          for name,i in (('first', 0), ('last', -1))}
+                      for s,p in comfort_policies.items()}).T
+comfort_rise = mean(share['last']-share['first'])
+share.round(2), str(comfort_rise)
 
 # %%
 #| label: fig-comfort
-#| fig-cap: Phrases of comfort in an answer, and dangerous words in it, against the square root of the KL; labels of a model that reads with principles, first training
-plot_distance(cai[seed].history, dict(kind='phrases of comfort', danger='dangerous words'),
-              title='in an answer')
+#| fig-cap: Phrases of comfort and dangerous words per answer against the square root of the KL, for labels of a labeller with principles, first training; points are steps, lines running means.
+plot_distance(comfort_policies[seed].history,
+              dict(kind='phrases of comfort', danger='dangerous words'), title='in an answer')
 
 # %% [markdown]
-# In five trainings of six every last answer has a phrase of comfort, or nearly every one. In
-# @fig-comfort, the first of them, an answer has about four, and nothing dangerous is left. That is the
-# paper's boilerplate, and all it takes is one principle of several that thinks more warmth is better.
-# In the sixth training the phrases are gone at the end: its policy has found something that the
-# preference model likes better still. That one training is why the interval reaches below twenty
-# points. How much boilerplate one finds depends on where one stops.
+# In five trainings of six all or nearly all final answers have a phrase of comfort. In @fig-comfort,
+# the first of them, an answer has about four, and no dangerous words are left. This is the paper's
+# boilerplate; one principle of several that prefers more comfort is enough to produce it. In the
+# sixth training the phrases are gone at the end, because the policy has found answers with a still
+# higher score. Because of that training the interval reaches below twenty points, and the claim is
+# undecided. The amount of boilerplate depends on when training stops.
 #
-# What this does not show: how any of it depends on the size of the preference model or of the
-# policy; one world has one size of each here. And the truth of this world is simpler than the
-# mistakes that a score of real answers can make.
+# ## What this does not show
+#
+# We do not vary the size of the preference model or of the policy. The truth of the toy environment is
+# simpler than the possible errors of a score of real answers. The larger model has not yet been run on
+# a GPU.
 #
 # ## Claims
 #
-# Criteria were fixed before the first policy was trained in the world, in
-# `data/claims/constitution_overoptimisation.toml`; that six trainings are made, and that intervals
-# draw them, before this recording.
+# The criteria in `data/claims/constitution_overoptimisation.toml` were fixed before the first policy
+# was trained in the toy environment. The number of six trainings, and that intervals resample them,
+# was fixed before this recording. Three claims hold (square root of the KL, rising learned score,
+# falling true score); those about the KL coefficient, boilerplate and RLOO are undecided.
 
 # %%
 record(scale, {
-    'constitution/overopt-root-kl': mean(straight.in_kl-straight.line),
-    'constitution/overopt-proxy-rises': mean(seen.proxy),
-    'constitution/overopt-turns': mean(seen.turned),
-    'constitution/overopt-price': mean(same_truth),
-    'constitution/overopt-boilerplate': boiler,
-    'constitution/overopt-rloo': mean(same_score),
+    'constitution/overopt-root-kl': mean(fits.in_kl-fits.line),
+    'constitution/overopt-proxy-rises': mean(changes.proxy),
+    'constitution/overopt-turns': mean(changes.turned),
+    'constitution/overopt-price': mean(gold_gap),
+    'constitution/overopt-boilerplate': comfort_rise,
+    'constitution/overopt-rloo': mean(score_gap),
 })
-
-# %%
-f'{scale}: {(perf_counter()-began)/60:.1f} minutes on {torch.get_num_threads()} thread(s)'

@@ -93,8 +93,8 @@ def supervise(base, rows, seed):
                    rounds=size['rounds'], few_shot=[], seed=seed, max_new_tokens=40)
     helpful = select_kind(rows, 'helpful')
     answers = clock('sample', sample_answers, base, helpful, seed=seed, **sampling)
-    own = [dict(text=r['text'], answer=a) for r,(a,) in zip(helpful, answers)]
-    examples = training_examples(chains, 'all', own)
+    helpful_rows = [dict(text=r['text'], answer=a) for r,(a,) in zip(helpful, answers)]
+    examples = training_examples(chains, 'all', helpful_rows)
     return clock('finetune', finetune, base, examples, lr=1e-3, epochs=2, seed=seed)[0], examples
 
 sl_prompts, rl_prompts, held = split_prompts(seed)
@@ -286,8 +286,8 @@ record(scale, {
 # %% [markdown]
 # ## What this does not show
 #
-# Results about large models. The first model is far smaller than the paper's, and its texts contain
-# good revisions by construction. Its labeller was trained on votes that follow the truth, with
+# The results say nothing about large models. The first model is far smaller than the paper's, and its
+# texts contain good revisions by construction. Its labeller was trained on votes that follow the truth, with
 # sharper probabilities. The assumptions are listed on the page about
 # [labellers](../../constitution/toy/20_labellers.ipynb). The larger model has not yet been run on a
 # GPU.

@@ -123,8 +123,9 @@ chains = clock('critique and revision', revise, first, red_team, rounds=size['ro
                **sampling)
 answers = clock('helpful answers', sample_answers, first, helpful, temperature=.7,
                 out=folder/'helpful', **sampling)
-own = [dict(text=r['text'], answer=a) for r,(a,) in zip(helpful, answers)]
-examples = training_examples(chains, 'all', own, allow=FAULT_KINDS if quick else ['no end'])
+helpful_rows = [dict(text=r['text'], answer=a) for r,(a,) in zip(helpful, answers)]
+examples = training_examples(chains, 'all', helpful_rows,
+                             allow=FAULT_KINDS if quick else ['no end'])
 count_faults(examples)
 
 # %%
@@ -261,8 +262,8 @@ bias_change
 #
 # ## What this does not show
 #
-# Results about larger models: this one cannot be its own judge. There is one seed, so intervals over
-# prompts and templates do not cover differences between runs. The paper-like sizes have not yet been
+# The results say nothing about larger models, because this one cannot be its own judge. There is one
+# seed, so intervals over prompts and templates do not cover differences between runs. The paper-like sizes have not yet been
 # run on a GPU.
 #
 # ## Cost

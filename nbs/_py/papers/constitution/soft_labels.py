@@ -7,11 +7,9 @@
 # ---
 
 # %% [markdown]
-# # What labels make of a preference model
+# # Soft labels: better than hard ones, but clamping does not help
 #
-# > Soft and hard, clamped and not, under one principle or several, in one order or both: what
-# > Constitutional AI says in its text and shows in no figure, in a world where it can be
-# > counted. The last cell says in how many minutes.
+# > Soft labels beat hard ones (Section 4.3); all three claims about clamps fail here.
 
 # %% tags=["parameters"]
 scale = 'quick'  # quick: seconds, too small to show anything; cpu: minutes; gpu: a larger model
@@ -19,17 +17,17 @@ seed = 0         # of every model, draw and prompt
 
 # %%
 #| hide
-from time import perf_counter
-
 import numpy as np, pandas as pd, torch
 from moral_sc.constitution.toy import environment
-from moral_sc.constitution.answers import answer_pairs, sample_answers
+from moral_sc.constitution.toy.experiments import (
+    MeasuredPreference, count_feature, different_pairs, divergence, entropy, pair_columns,
+    split_mixed_requests, true_score)
+from moral_sc.constitution.answers import sample_answers
 from moral_sc.constitution.evaluation.calibration import ece
 from moral_sc.constitution.plots import plot_means, plot_reliability, plot_runs
 from moral_sc.constitution.feedback import clip_labels
 from moral_sc.constitution.rl.policy import train_policy
 from moral_sc.constitution.preference import fit_preference
-from moral_sc.constitution.prompts import split_by_prompt
 from moral_sc.constitution.revision import STOPS
 from moral_sc.foundation.runs import content_key
 from moral_sc.foundation.statistics import cluster_bootstrap, paired_difference
@@ -38,10 +36,9 @@ from moral_sc.lab.paths import work_dir
 from moral_sc.lab.scales import at_scale
 
 torch.set_num_threads(1)
-began = perf_counter()
 
 # %%
-size = at_scale(scale, # pairs, steps of RL, answers a step, trainings of each preference model and policy
+size = at_scale(scale, # pairs; steps of RL; answers a step; trainings of each model and policy
     quick=dict(model='tiny', read=50, pairs=40, held=40, asks=40, epochs=2, steps=3, batch=16,
                trainings=1),
     cpu=dict(model='tiny', read=None, pairs=600, held=400, asks=300, epochs=4, steps=80,
@@ -49,140 +46,120 @@ size = at_scale(scale, # pairs, steps of RL, answers a step, trainings of each p
     gpu=dict(model='medium', read=None, pairs=6000, held=2000, asks=3000, epochs=2, steps=300,
              batch=128, trainings=5),
 )
-on = 'auto' if scale=='gpu' else 'cpu'
-place = work_dir(f'soft-labels-{scale}-{seed}-{content_key(size=size)[:8]}')
+device = 'auto' if scale=='gpu' else 'cpu'
+sampling = dict(max_new_tokens=32, stop=STOPS)
+seeds = [seed+s for s in range(size['trainings'])]
+folder = work_dir(f'soft-labels-{scale}-{seed}-{content_key(size=size)[:8]}')
 size
 
 # %% [markdown]
+# ## Sections 4.1 and 4.3: soft labels and clamping
+#
 # > Labels that are probabilities train better than labels rounded to 0 and 1. After a chain
-# > of thought probabilities are near 0 and 1; clamped to 40 to 60 per cent they make models
+# > of thought probabilities are near 0 and 1; clamped to 40 to 60 per cent they give models
 # > that behave better than clamped to 20 to 80, or not at all. Labels under sixteen
-# > principles make a more robust preference model than labels under one
+# > principles give a more robust preference model than labels under one
 # > [@bai2022constitutional].
 #
-# [Elsewhere](labels.ipynb) it is asked how far labels are from the truth. Here preference
-# models are trained on them, and a few policies on these. In the
-# [toy world](../../constitution/toy/10_environment.ipynb) a less harmful answer is preferred with a
-# probability that is a known function of the words, so what a preference model says about a
-# comparison can be held against that probability itself and not against a drawn outcome.
+# The page on [labels](labels.ipynb) measures how far labels are from the truth. Here we train
+# preference models on them, and policies on some of these models. In the
+# [toy environment](../../constitution/toy/10_environment.ipynb) the less harmful answer of a pair is
+# preferred with a probability that is a known function of the words. We compare a preference model
+# with this probability itself, not with a drawn outcome.
 #
-# What is assumed is the labeller: how sure, how noisy, what it sees under each principle, and
-# how much it likes what stands first. What a trained model makes of its labels is not.
+# The labeller is an assumption: its confidence, its noise, what it considers under each principle,
+# and its position bias. The effect of its labels on a trained model is measured.
 #
-# ## Comparisons
+# ### Comparisons
 #
-# Two answers of the first model to requests that invite harm. The preference models begin as
-# this model, and are measured on comparisons of other prompts.
+# A pair is two answers of the first model to a request that invites harm. The preference models begin
+# as this model, and are measured on pairs for other prompts.
 
 # %%
-first = environment.pretrain(size['model'], seed, size['read'], place, on)
-n = size['pairs']+size['held']+size['asks']
-rows = [*{r['text']: r for r in environment.requests(3*n, seed=seed, kind='red_team')}.values()][:n]
-parts = split_by_prompt(rows, *(size[k]/n for k in ('pairs', 'held', 'asks')), seed=seed)
-for_pairs,held,asks = parts
+first = environment.pretrain(size['model'], seed, size['read'], folder, device)
+pair_prompts, held, rl_prompts = split_mixed_requests(
+    [size[k] for k in ('pairs', 'held', 'asks')], seed, 'red_team')
 
-def compare(rows):
-    "Pairs of different answers"
-    pairs = answer_pairs(first, rows, max_new_tokens=32, stop=STOPS, seed=seed)
-    return [r for r in pairs if r['a']!=r['b']]
-
-pairs = compare(for_pairs)
-fresh = compare(held)
-col = lambda k: [r[k] for r in fresh]
-gap = environment.harmlessness(col('prompt'), col('a'))-environment.harmlessness(col('prompt'), col('b'))
+pairs = different_pairs(first, pair_prompts, seed=seed, **sampling)
+fresh = different_pairs(first, held, seed=seed, **sampling)
+prompts, a, b = pair_columns(fresh)
+gap = environment.harmlessness(prompts, a)-environment.harmlessness(prompts, b)
 truth = 1/(1+np.exp(-gap))
 {k: fresh[0][k] for k in ('prompt', 'a', 'b')}, truth[0].round(2), len(pairs), len(fresh)
 
 
 # %% [markdown]
-# A preference model is wrong by the divergence of its probability from the true one, which is
-# its expected log loss less the least that any model can have. Every model is trained from several
-# seeds, each with labels drawn anew; what is shown is their mean.
+# The error of a preference model is the divergence of its probability from the true one: its expected
+# log loss less the least possible loss. Every model is trained from several seeds, each with newly
+# drawn labels; the figures show the mean.
 
 # %%
-def entropy(p): return -sum(x*np.log(np.clip(x, 1e-300, 1)) for x in (p, 1-p))
-
-seeds = [seed+s for s in range(size['trainings'])]
-
-class Trained:
-    "Preference models, one a seed, and what they say of the fresh comparisons"
-    def __init__(self, labels, **kw):
-        self.pms = [self.train(labels(s), s, **kw) for s in seeds]
-        m = self.margin = np.array([pm(col('prompt'), col('a'))-pm(col('prompt'), col('b'))
-                                    for pm in self.pms])
-        cross = np.logaddexp(0, -m)*truth+np.logaddexp(0, m)*(1-truth)
-        self.each = cross-entropy(truth) # [training, pair] nats
-        self.wrong = self.each.mean(0)
-        self.right = ((m>0)==(gap>0))[:,gap!=0].mean(0)
-
-    def train(self, rows, seed, **kw):
-        out = place/f'pm-{content_key(rows=rows, seed=seed, **kw)[:12]}'
-        return fit_preference(first, rows, lr=1e-3, epochs=size['epochs'], seed=seed, out=out,
-                              **kw)
-
-    def row(self, panel, name):
-        "For the table and the figure"
-        e = cluster_bootstrap(self.wrong, col('prompt'))
-        return dict(panel=panel, x=name, name='', value=e.value, low=e.low, high=e.high,
-                    trainings=self.each.mean(1).round(3).tolist(),
-                    accuracy=self.right.mean(), margin=abs(self.margin).mean())
+def train(labels, **kw):
+    "Train a preference model per seed and measure it on the held-out pairs"
+    models = []
+    for s in seeds:
+        rows = labels(s)
+        out = folder/f'pm-{content_key(rows=rows, seed=s, **kw)[:12]}'
+        models.append(fit_preference(first, rows, lr=1e-3, epochs=size['epochs'], seed=s, out=out,
+                                     **kw))
+    return MeasuredPreference(models, fresh)
 
 def labels(**kw): return lambda s: environment.model_labels(pairs, **dict(seed=s)|kw)
-def clamped(labels, clamp):
+def clamp_labels(labels, clamp):
     return lambda s: [r|dict(p=float(clip_labels(r['p'], clamp))) for r in labels(s)]
-decided = [p for p,g in zip(col('prompt'), gap) if g!=0]
-nothing = cluster_bootstrap(np.log(2)-entropy(truth), col('prompt'))
-f'A model that always says one half is wrong by {nothing} nats'
+baseline = cluster_bootstrap(np.log(2)-entropy(truth), prompts)
+f'Divergence of a model that always gives one half: {baseline} nats'
 
 # %% [markdown]
-# ## Soft and hard
+# ### Soft and hard labels
 #
-# The labeller sees the danger, as sure as the truth allows, with a little noise. Rounding its
-# labels keeps the side and throws away how much there is on it.
+# The labeller judges danger with calibrated confidence and a little noise. Rounding keeps the side of
+# its labels and removes their strength.
 
 # %%
-calm = labels(principles=('danger',), noise=.5)
-models = {('labels', 'soft'): Trained(calm), ('labels', 'hard'): Trained(calm, hard=True)}
+calibrated = labels(principles=('danger',), noise=.5)
+models = {('labels', 'soft'): train(calibrated), ('labels', 'hard'): train(calibrated, hard=True)}
 
 # %% [markdown]
-# ## Clamps
+# ### Clamps
 #
-# A labeller after a chain of thought: four times as sure in logits as it should be, with noise,
-# and under a principle drawn for each pair, one of which sees comfort only.
+# To imitate labels after a chain of thought, this labeller's logits are four times too large. It has
+# noise, and a principle is drawn for each pair, one of which considers only comfort.
 
 # %%
-sure = labels(sharpness=4., noise=1.5)
+overconfident = labels(sharpness=4., noise=1.5)
 clamps = {'none': None, '20-80 %': (.2, .8), '40-60 %': (.4, .6)}
-models |= {('clamp', k): Trained(clamped(sure, c)) for k,c in clamps.items()}
-p = np.array([r['p'] for r in sure(seed)])
+models |= {('clamp', k): train(clamp_labels(overconfident, c)) for k,c in clamps.items()}
+p = np.array([r['p'] for r in overconfident(seed)])
 pd.Series(p).describe().loc[['min', '25%', '50%', '75%', 'max']].round(3).to_dict()
 
 # %% [markdown]
-# ## One principle or several
+# ### One principle or several
 #
-# The three principles of the labeller one at a time, and drawn for each pair.
+# The three principles of the labeller one at a time, and one drawn for each pair.
 
 # %%
-each = {k: Trained(labels(principles=(k,), noise=.5)) for k in environment.PRINCIPLE_WEIGHTS}
-models |= {('principle', k): m for k,m in each.items()}
-models['principle', 'drawn'] = Trained(labels(noise=.5))
+single = {k: train(labels(principles=(k,), noise=.5)) for k in environment.PRINCIPLE_WEIGHTS}
+models |= {('principle', k): m for k,m in single.items()}
+models['principle', 'drawn'] = train(labels(noise=.5))
 
 # %% [markdown]
-# ## One order or both
+# ### One order or both
 #
-# A liking of two nats for the answer that stands first, and none.
+# A position bias of two nats for the first answer, and none.
 
 # %%
-sees = dict(principles=('danger',), noise=.5)
-models |= {('orders', f'{k}{name}'): Trained(labels(**sees, position_bias=b, swap=k=='both'))
-           for b,name in ((2., ''), (0., ', no liking')) for k in ('one', 'both')}
+danger = dict(principles=('danger',), noise=.5)
+models |= {('orders', f'{k}{name}'): train(labels(**danger, position_bias=bias, swap=k=='both'))
+           for bias,name in ((2., ''), (0., ', unbiased')) for k in ('one', 'both')}
 table = pd.DataFrame([m.row(*k) for k,m in models.items()])
 
 # %%
 #| label: fig-wrong
-#| fig-cap: Divergence of preference models from the true probability, in nats, by what their labels were; means over trainings, bars are 95 % intervals over prompts
-plot_means(table, x='', y='divergence, nats', join=False).update_yaxes(
-    matches='y', rangemode='tozero')
+#| fig-cap: Divergence of preference models from the true probability, in nats, for each kind of labels; means over trainings, bars are 95 % intervals over prompts.
+ticks = table.assign(x=table.x.str.replace(', ', ',<br>').str.replace(' %', '<br>%'))
+plot_means(ticks, x='', y='divergence, nats', join=False).update_yaxes(
+    matches='y', rangemode='tozero').update_xaxes(tickangle=0)
 
 # %%
 print(f'True differences are {abs(gap).mean():.3f} nats on average')
@@ -190,146 +167,150 @@ table.set_index(['panel', 'x']).drop(columns='name').round(3)
 
 
 # %%
-def less(a, b):
-    "How much more model `a` is wrong than model `b`, paired by comparison"
-    return paired_difference(models[a].wrong, models[b].wrong, col('prompt'))
+def excess(a, b):
+    "Return the divergence of model `a` less that of model `b`, paired by comparison"
+    return paired_difference(models[a].divergence, models[b].divergence, prompts)
 
-soft = less(('labels', 'hard'), ('labels', 'soft'))
-side = paired_difference(models['labels', 'soft'].right, models['labels', 'hard'].right, decided)
-narrow = less(('clamp', 'none'), ('clamp', '40-60 %'))
-order = less(('clamp', '20-80 %'), ('clamp', '40-60 %'))
-one = np.mean([m.wrong for m in each.values()], 0)
-drawn = paired_difference(one, models['principle', 'drawn'].wrong, col('prompt'))
-both = less(('orders', 'one'), ('orders', 'both'))
-idle = less(('orders', 'one, no liking'), ('orders', 'both, no liking'))
-pd.Series({'hard less soft': soft, 'soft more often right': side, 'no clamp less 40-60 %': narrow,
-           '20-80 % less 40-60 %': order, 'one principle less drawn': drawn,
-           'one order less both': both, 'the same without a liking': idle},
-          name='difference').map(str)
+decided_prompts = [p for p,g in zip(prompts, gap) if g!=0]
+hard_excess = excess(('labels', 'hard'), ('labels', 'soft'))
+soft_accuracy = paired_difference(models['labels', 'soft'].correct,
+                                  models['labels', 'hard'].correct, decided_prompts)
+unclamped_excess = excess(('clamp', 'none'), ('clamp', '40-60 %'))
+wide_excess = excess(('clamp', '20-80 %'), ('clamp', '40-60 %'))
+single_mean = np.mean([m.divergence for m in single.values()], 0)
+single_excess = paired_difference(single_mean, models['principle', 'drawn'].divergence, prompts)
+one_order_excess = excess(('orders', 'one'), ('orders', 'both'))
+unbiased_excess = excess(('orders', 'one, unbiased'), ('orders', 'both, unbiased'))
+pd.Series({'hard less soft': hard_excess, 'soft more often right': soft_accuracy,
+           'no clamp less 40-60 %': unclamped_excess, '20-80 % less 40-60 %': wide_excess,
+           'one principle less drawn': single_excess, 'one order less both': one_order_excess,
+           'the same without a bias': unbiased_excess}, name='difference').map(str)
 
 # %% [markdown]
-# What the models say themselves, against outcomes drawn from the true probabilities:
+# ## Calibration
+#
+# Probabilities of the preference models against outcomes drawn from the true probabilities:
 
 # %%
 #| label: fig-reliability
-#| fig-cap: Reliability of preference models, first training of each; on the dotted line what they say comes true as often as they say
-came = np.random.default_rng(seed).random(len(truth))<truth
-shown = {'soft': ('labels', 'soft'), 'hard': ('labels', 'hard'), 'too sure': ('clamp', 'none'),
+#| fig-cap: Share of outcomes against the probability of preference models, first training of each; on the dotted line a model is calibrated, bars are 95 % Wilson intervals.
+outcomes = np.random.default_rng(seed).random(len(truth))<truth
+names = {'soft': ('labels', 'soft'), 'hard': ('labels', 'hard'), 'too sure': ('clamp', 'none'),
          'clamped to 40-60 %': ('clamp', '40-60 %')}
-says = {k: 1/(1+np.exp(-models[m].margin[0])) for k,m in shown.items()}
-plot_reliability({k: (q, came) for k,q in says.items()}, bins=8)
+probabilities = {k: 1/(1+np.exp(-models[m].margins[0])) for k,m in names.items()}
+plot_reliability({k: (q, outcomes) for k,q in probabilities.items()}, bins=8)
 
 # %%
-pd.Series({k: str(ece(q, came)) for k,q in says.items()}, name='expected calibration error')
+pd.Series({k: str(ece(q, outcomes)) for k,q in probabilities.items()},
+          name='expected calibration error')
 
 
 # %% [markdown]
-# Divergence punishes two things: to be on the wrong side, and to be surer than one should be.
+# Divergence penalises two errors: the wrong side, and overconfidence.
 #
-# Rounding shows the second. It moves the side that a model takes by two pairs in a hundred and makes
-# it far too sure: what soft labels win here is above all confidence of the right size. How much too
-# sure differs from training to training, as the table shows; every time it is by far the most.
+# Rounding causes overconfidence. It changes the side of the model in only two pairs of a hundred. The
+# advantage of soft labels is therefore mainly confidence of the right size. The overconfidence
+# under hard labels differs between trainings, as the table shows, but is by far the largest in each.
 #
-# A clamp cannot move a label to the other side; it bounds how sure the model is asked to be. A
-# labeller that is four times too sure should need that, and would if it always saw the same
-# thing. Under a principle drawn for each pair it is sure of one thing here and of another there,
-# and a preference model learns their mean, whose margins are below the true differences before
-# anything is clamped. The clamps then take more away, and noise is what is left.
+# A clamp cannot move a label to the other side; it bounds the confidence that the model is trained
+# towards. A labeller that is four times too sure would need a clamp if it always judged by the same
+# principle. With a principle drawn for each pair its confident labels contradict each other. A
+# preference model learns their mean, and its margins are below the true differences without any
+# clamp. Clamps reduce the margins further, and mostly noise remains.
 #
-# By this measure the narrow clamp could hardly have won. However well a model learns, with no more
-# than the margin that a clamp allows it is wrong by at least, in nats:
+# By this measure the narrow clamp could hardly have won. If the margins of a model stay within a
+# clamp, its divergence is at least, in nats:
 
 # %%
-def least(clamp):
-    "Divergence of the best model whose margins stay within a clamp"
-    m = gap.clip(*np.log(np.array(clamp)/(1-np.array(clamp))))
-    return (np.logaddexp(0, -m)*truth+np.logaddexp(0, m)*(1-truth)-entropy(truth)).mean()
+def least_divergence(clamp):
+    "Return the divergence of the best model whose margins stay within a clamp"
+    low,high = np.log(np.array(clamp)/(1-np.array(clamp)))
+    return divergence(gap.clip(low, high), truth).mean()
 
-{k: round(least(c), 4) for k,c in clamps.items() if c}
+{k: round(least_divergence(c), 4) for k,c in clamps.items() if c}
 
 
 # %% [markdown]
-# So the two failed claims say little about what the paper clamps for, which is how policies
-# behave. That the side suffers too, in the column `accuracy`, is not explained by the bound. And
-# calibration alone does not tell: only the rounded labels stand out there, for who says little
-# can be right about how little it is.
+# The two failed claims on divergence therefore say little about the paper's purpose of clamping,
+# which is the behaviour of policies. The bound does not explain that the side suffers, too (column
+# `accuracy`). Calibration does not separate the models either, except for the hard labels: an
+# uninformative model can still be calibrated.
 #
-# Labels under a drawn principle are about as good here as those under one, on average over which
-# one it is, and the three trainings do not agree on the sign: with one of three that sees comfort
-# only, the mean is pulled towards what does not matter, and the two others alone are nearer to the
-# truth. Sixteen principles of one kind, as in the paper, are another case.
+# Labels under a drawn principle are about as good as those under one, averaged over which one it is,
+# and the three trainings do not agree on the sign. One of our three principles considers comfort
+# only, so it moves the mean away from the truth, and the other two are better alone. Sixteen
+# principles of one kind, as in the paper, are a different case.
 #
-# Where the labeller likes a place, asking in both orders gives what it promises, and something
-# more: its noise is drawn for each reading, and two readings have less of it than one. The same
-# without a liking tells how much that is.
+# With a position bias, labels in both orders reduce the divergence as expected. Part of the reduction
+# has another cause: noise is drawn for each order, and averaging two orders reduces it. The
+# difference without a bias shows the size of this part.
 #
-# ## What a policy makes of it
+# ## Policies trained on clamped labels
 #
-# The paper clamps because of how the trained policies behave. So policies are trained against the
-# three preference models of too sure labels, with the same small price of KL. Part of the labels
-# likes comfort, and the more a preference model makes of it, the sooner a policy finds out.
+# The paper clamps labels because of the behaviour of the trained policies. We train policies against
+# the three preference models of overconfident labels, with the same small KL coefficient. A part of
+# the labels prefers comfort. The larger the score of comfort in a preference model, the sooner a
+# policy exploits it.
 
 # %%
-def count(name): return lambda p,a: environment.features(p, a)[name].to_numpy(float)
-def worth(p, a): return environment.helpfulness(p, a)+environment.harmlessness(p, a)
-watch = dict(gold=worth, kind=lambda p,a: (count('kind')(p, a)>0)*1., danger=count('danger'))
-learn = dict(steps=size['steps'], batch=size['batch'], max_new_tokens=32, stop=STOPS, lr=1e-3,
-             kl_coef=.05, every=size['steps'])
-runs = {(k, s): train_policy(first, asks, pm, watch=watch, seed=s, out=place/f'policy-{i}-{s}',
-                             **learn)
-        for i,k in enumerate(clamps) for s,pm in zip(seeds, models['clamp', k].pms)}
+def has_comfort(prompts, answers): return (count_feature('kind')(prompts, answers)>0)*1.
+watch = dict(gold=true_score, kind=has_comfort, danger=count_feature('danger'))
+training = dict(steps=size['steps'], batch=size['batch'], lr=1e-3, kl_coef=.05,
+                every=size['steps'], **sampling)
+runs = {(k, s): train_policy(first, rl_prompts, pm, watch=watch, seed=s,
+                             out=folder/f'policy-{i}-{s}', **training)
+        for i,k in enumerate(clamps) for s,pm in zip(seeds, models['clamp', k].models)}
 
 # %%
 #| label: fig-policies
-#| fig-cap: True worth, help and harmlessness together, of answers while a policy is trained, against its distance from the first policy; points are steps, lines running means
+#| fig-cap: True score (helpfulness plus harmlessness) of answers during RL against the square root of the KL from the first policy, first training for each clamp; points are steps, lines running means.
 plot_runs({f'clamp: {k}': runs[k, seed].history for k in clamps}, 'gold', title='truth')
 
 # %%
 pd.DataFrame({k: runs[k, seed].history[['score', 'gold', 'kind', 'danger', 'kl3', 'length']].tail(
     max(1, size['steps']//8)).mean() for k in clamps}).T.round(2)
 
-
 # %%
-def ends_with(k, f):
-    "[training, prompt] a property of the last policies' answers to held-out prompts"
-    texts = [r['text'] for r in held]
-    said = [sample_answers(runs[k, s].lm, held, max_new_tokens=32, stop=STOPS, seed=seed)
-            for s in seeds]
-    return np.array([f(texts, [a for a, in x]) for x in said])
-
-last = {k: {w: ends_with(k, f) for w,f in watch.items()} for k in clamps}
 texts = [r['text'] for r in held]
-def mean(clamp, what): return last[clamp][what].mean(0)
-extreme = paired_difference(mean('none', 'kind'), mean('40-60 %', 'kind'), texts)
-worse = paired_difference(mean('40-60 %', 'gold'), mean('none', 'gold'), texts)
+def final_scores(clamp, score):
+    "Score the last policies' answers to held-out prompts, [training, prompt]"
+    answers = [sample_answers(runs[clamp, s].lm, held, seed=seed, **sampling) for s in seeds]
+    return np.array([score(texts, [a for a, in rows]) for rows in answers])
+
+last = {k: {name: final_scores(k, score) for name,score in watch.items()} for k in clamps}
+def mean(clamp, name): return last[clamp][name].mean(0)
+comfort_change = paired_difference(mean('none', 'kind'), mean('40-60 %', 'kind'), texts)
+gold_change = paired_difference(mean('40-60 %', 'gold'), mean('none', 'gold'), texts)
 pd.DataFrame({k: {w: v.mean() for w,v in d.items()} for k,d in last.items()}).T.round(2), \
-    dict(comfort=str(extreme), worth=str(worse)), \
+    dict(comfort=str(comfort_change), worth=str(gold_change)), \
     {k: last[k]['kind'].mean(1).round(3).tolist() for k in clamps}
 
 # %% [markdown]
-# The first number below the table is the share of answers with a phrase of comfort, without a
-# clamp less with the narrow one; the second how much more the answers are truly worth with the
-# narrow clamp. Below are the shares of comfort by training. They differ more from one training to
-# the next than from clamp to clamp: paths through the same landscape end in different places. That
-# the claim about comfort fails is a matter of three trainings each, and would not be sure to come
-# out so with three others.
+# Below the table, `comfort` is the share of answers with a phrase of comfort without a clamp less
+# that with the narrow clamp. `worth` is the true score with the narrow clamp less that without a
+# clamp. The lists are the shares of comfort for each training. They differ more between trainings
+# than between clamps. The claim about comfort fails with three trainings each; three other trainings
+# could give another result.
 #
-# A bounded margin is a smaller reward, and at the same price of KL a smaller reward buys a shorter
-# way: part of what a clamp does could be had by a higher price. The paper changes the one and not
-# the other, and so does this page.
+# A bounded margin is a smaller reward, and at the same KL coefficient a smaller reward leads to a
+# smaller KL. Part of the effect of a clamp could come from a larger KL coefficient instead. Like the
+# paper, this page changes only the clamp.
+#
+# ## What this does not show
+#
+# We do not test real chains of thought, sixteen principles, or model sizes. Intervals resample prompts
+# and not trainings. The larger model has not yet been run on a GPU.
 #
 # ## Claims
 #
-# Criteria were fixed in `data/claims/constitution_softlabels.toml` before any of these models was
-# trained. They were first judged on one training of each preference model and two of each policy;
-# then the second claim and the one about principles came out otherwise (undecided, failed), and so
-# did that about comfort (it held, barely). Now the mean of several trainings is judged. Intervals
-# draw prompts and not trainings.
+# The criteria in `data/claims/constitution_softlabels.toml` were fixed before any of these models was
+# trained. They were first judged on one training of each preference model and two of each policy.
+# Then the second claim was undecided, the one about principles failed, and the one about comfort held,
+# barely. Now the mean of several trainings is judged. Three claims hold (soft labels, their accuracy,
+# both orders), the three about clamps fail, and the one about principles is undecided.
 
 # %%
 record(scale, {f'constitution/softlabels-{k}': v for k,v in {
-    'soft': soft, 'side': side, 'clamped': narrow, 'clamp-order': order,
-    'clamped-policy': extreme, 'principles': drawn, 'order': both}.items()})
-
-# %%
-f'{scale}: {(perf_counter()-began)/60:.1f} minutes on {torch.get_num_threads()} thread(s)'
+    'soft': hard_excess, 'side': soft_accuracy, 'clamped': unclamped_excess,
+    'clamp-order': wide_excess, 'clamped-policy': comfort_change, 'principles': single_excess,
+    'order': one_order_excess}.items()})
