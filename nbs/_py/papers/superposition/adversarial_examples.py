@@ -7,11 +7,9 @@
 # ---
 
 # %% [markdown]
-# # Superposition makes models vulnerable
+# # Adversarial examples: vulnerability follows features per dimension
 #
-# > Adversarial examples in Toy Models of Superposition: attacks along rows, along
-# > gradients, and training against them. The last cell says at which scale, in how many
-# > minutes, it was recorded.
+# > Relationship to Adversarial Robustness: vulnerability rises thirtyfold and follows features per dimension (rank correlation 0.99); the claim of masked gradients fails.
 
 # %% tags=["parameters"]
 scale = 'quick'  # quick: seconds; cpu: five seeds at ten densities; gpu: larger models
@@ -21,7 +19,6 @@ seed = 0         # everything random follows from it
 #| hide
 import numpy as np, torch, pandas as pd
 from scipy.stats import spearmanr
-from time import perf_counter
 from moral_sc.foundation.statistics import cluster_bootstrap, Estimate
 from moral_sc.lab.claims import record
 from moral_sc.lab.scales import at_scale
@@ -33,7 +30,6 @@ from moral_sc.superposition.plots import plot_curves
 from moral_sc.superposition.theory import attack_error
 from moral_sc.superposition.geometry import interference, represented
 from moral_sc.superposition.training import objective
-began = perf_counter()
 
 # %%
 size = at_scale(scale,
@@ -52,9 +48,11 @@ rate = dict(lr=.01, schedule='cosine')
 size
 
 # %% [markdown]
-# A feature that shares its directions is read together with a little of every other
-# feature. On ordinary inputs this hardly matters. An adversary, though, may push all of
-# them at once.
+# ## Relationship to adversarial robustness
+#
+# The output of a feature that shares its directions also contains a little of every other feature.
+# On ordinary inputs this interference hardly matters, but an adversary can change all of the other
+# features at once.
 #
 # > L2 attacks of a tenth of the average input length, along the best direction for each
 # > feature. Vulnerability rises more than threefold as superposition forms, and closely
@@ -62,62 +60,62 @@ size
 # > ReLUs are silent 99 % of the time. Adversarial training reduces superposition, but
 # > removing it takes attacks of 80 % of the length of the input [@elhage2022].
 #
-# The paper gives neither sizes nor the set-up of training. We take forty equal features in
-# ten dimensions at ten densities, and try other sizes below. Each input with anything
-# active meets the attack that hurts *it* most;
-# [vulnerability](../../superposition/67_adversarial.ipynb) is the loss added, in units of what
-# the same attack adds to a model without superposition.
+# The paper gives neither the sizes nor the training settings. We take forty equal features in ten
+# dimensions at ten densities, and try other sizes below. Each input with at least one active feature
+# is attacked in the direction that harms it most.
+# [Vulnerability](../../superposition/67_adversarial.ipynb) is the loss that the attack adds, divided
+# by what the same attack adds to a model without superposition.
 
 # %%
 density = [1,.7,.5,.35,.25,.15,.1,.06,.03,.01]
-def family(n, m, seeds):
+def density_config(n, m, seeds):
     return ToyConfig(n, m, len(density)*seeds, init=.1,
                      density=torch.tensor(density).repeat_interleave(seeds)[:,None])
 
-def trained(n, m, seeds):
+def train_models(n, m, seeds):
     "Models, held-out inputs, and features per dimension [density, seed]"
-    c = family(n, m, seeds)
+    c = density_config(n, m, seeds)
     run = train(c, seed=seed, device=device, **rate, **size['train'])
     x = Sampler(c.densities, range(c.n_instances), size['batch'], seed=seed+2**40)(0)
     W = run.W.cpu()
     b = run.b.cpu()
     return W, b, x, (W.square().sum((1,2))/m).view(-1, seeds)
 
-W,b,x,per_dimension = trained(40, 10, size['seeds'])
+W,b,x,per_dimension = train_models(40, 10, size['seeds'])
 by_seed = lambda v: v.view(len(density), -1).numpy()
-hurt = by_seed(vulnerability(W, b, x))
+harm = by_seed(vulnerability(W, b, x))
 
 # %%
 #| label: fig-curves
-#| fig-cap: Vulnerability to attacks of a tenth of the mean input length, relative to a model without superposition, and features per dimension; forty features in ten dimensions, means over seeds with 95 % bootstrap intervals
+#| fig-cap: Vulnerability to attacks of a tenth of the mean input length, relative to a model without superposition, and features per dimension, for forty features in ten dimensions; points are means over seeds, bars are 95 % bootstrap intervals.
 boot = lambda v, f=np.mean: cluster_bootstrap(np.asarray(v), range(len(v)), f, seed=seed)
 plot_curves([1/p for p in density], {
-    'vulnerability': [boot(v) for v in hurt],
+    'vulnerability': [boot(v) for v in harm],
     'features per dimension': [boot(v) for v in per_dimension.numpy()]},
     'sparsity 1/p', '', logx=True, logy=True)
 
 # %% [markdown]
-# At density 1, where nothing is superposed, vulnerability is close to one. As soon as
-# features share, it climbs, and far past the threefold rise of the paper.
+# At density 1, where nothing is in superposition, vulnerability is close to one. As soon as features
+# share dimensions it rises, and far more than threefold.
 
 # %%
 #| label: fig-scatter
-#| fig-cap: Vulnerability against features per dimension, every model; the lines have slopes one and two
-f = per_dimension.flatten()
+#| fig-cap: Vulnerability against features per dimension of every model; the lines have slopes one and two.
+features = per_dimension.flatten()
 line = np.array([1,float(per_dimension.max())])
-plot_curves({'models': f, 'proportional': line, 'squared': line},
-            {'models': hurt.ravel(), 'proportional': line, 'squared': line**2},
+plot_curves({'models': features, 'proportional': line, 'squared': line},
+            {'models': harm.ravel(), 'proportional': line, 'squared': line**2},
             'features per dimension |W|²/m', 'vulnerability', logx=True, logy=True,
             dots=['models'])
 
 # %% [markdown]
-# ## Why
+# ## Why vulnerability follows features per dimension
 #
-# One output first. A step of length $\epsilon$ along row $i$ moves output $i$, if it is
-# active, by $\epsilon\|W_i\|^2/\sqrt{D_i}$, so the squared error that this output gains is
-# $\epsilon^2\|W_i\|^4/D_i$: features per dimension, by [an
-# identity](../../superposition/32_theory.ipynb) and not by experience. In the trained
-# models, to float64:
+# Take one output first. A step of length $\epsilon$ along row $i$ moves output $i$, if it is
+# active, by $\epsilon\|W_i\|^2/\sqrt{D_i}$. The squared error of this output therefore grows by
+# $\epsilon^2\|W_i\|^4/D_i$. For a stored feature this is the number of features per dimension around
+# it, by [an identity](../../superposition/32_theory.ipynb) and not as an empirical result. The
+# identity holds in the trained models to float64 precision:
 
 # %%
 own = (attack_directions(W.double())*(W.double()@W.double().mT)).sum(-1)**2
@@ -127,60 +125,59 @@ assert gap < 1e-9
 gap
 
 # %% [markdown]
-# So in an autoencoder the correlation is nearly built in, which is a reason for care with
-# what it says about real networks. Later work has looked for the link in classifiers
-# [@gorton2025]. But the identity is not the whole harm. The outputs beside the one aimed at
-# move as well, and errors that are there already grow along. If every output were active
-# and the columns of $W$ formed a tight frame, a step in their span would be stretched by
-# $f$, the features per dimension, and the harm would be $f^2\epsilon^2$: the steeper line
-# of @fig-scatter. Beside the harm, what one output accounts for at most:
+# In an autoencoder the correlation is therefore nearly built in, and it is weak evidence about
+# real networks. Later work has looked for the link in classifiers [@gorton2025]. The identity is not
+# the whole harm, however. Outputs other than the attacked one move as well, and errors that exist
+# already grow. If every output were active and the columns of $W$ formed a tight frame, a step in
+# their span would be stretched by $f$, the features per dimension, and the harm would be
+# $f^2\epsilon^2$: the steeper line of @fig-scatter. The table compares the harm with the most that
+# one output accounts for:
 
 # %%
 length = .1*mean_input_norm(x)
 single = identity.float().amax(-1)
-pd.DataFrame(dict(density=density, vulnerability=hurt.mean(1),
+pd.DataFrame(dict(density=density, vulnerability=harm.mean(1),
                   one_output=by_seed(single).mean(1),
                   per_dimension=per_dimension.mean(1))).round(2)
 
 
 # %% [markdown]
-# ## Other readings of the attack
+# ## Other definitions of the attack
 #
-# One worst direction for the whole data set, empty inputs counted in, shorter and longer
-# attacks, other sizes: for each, the largest vulnerability over densities and its rank
-# correlation with features per dimension.
+# We vary the attack: one worst direction for the whole data set, empty inputs included, shorter and
+# longer attacks, and other sizes of the model. The table has the largest vulnerability over densities
+# and its rank correlation with features per dimension.
 
 # %%
 def summary(v, per_dimension):
     v = by_seed(v)
-    f = per_dimension.numpy()
-    rho = [spearmanr(a, c).statistic for a,c in zip(v.T, f.T)]
-    at = v.mean(1).argmax()
-    rho = str(boot(rho)) if len(rho)>1 else f'{rho[0]:.3g}'
-    return dict(largest=v.mean(1)[at], at_density=density[at], spearman=rho)
+    correlations = [spearmanr(a, c).statistic for a,c in zip(v.T, per_dimension.numpy().T)]
+    peak = v.mean(1).argmax()
+    spearman = str(boot(correlations)) if len(correlations)>1 else f'{correlations[0]:.3g}'
+    return dict(largest=v.mean(1)[peak], at_density=density[peak], spearman=spearman)
 
-readings = {'as above': {}, 'one direction for all': dict(shared=True),
-            'empty inputs too': dict(empty=True),
-            'a third as long': dict(size=.03), 'three times as long': dict(size=.3)}
-rows = {k: summary(vulnerability(W, b, x, **kw), per_dimension)
-        for k,kw in readings.items()}
+definitions = {'as above': {}, 'one direction for all': dict(shared=True),
+               'empty inputs too': dict(include_empty=True),
+               'a third as long': dict(size=.03), 'three times as long': dict(size=.3)}
+rows = {name: summary(vulnerability(W, b, x, **options), per_dimension)
+        for name,options in definitions.items()}
 for n,m in size['other']:
-    Wo,bo,xo,fo = trained(n, m, 1 if scale!='gpu' else size['seeds'])
-    rows[f'n = {n}, m = {m}'] = summary(vulnerability(Wo, bo, xo), fo)
+    *model,ratio = train_models(n, m, 1 if scale!='gpu' else size['seeds'])
+    rows[f'n = {n}, m = {m}'] = summary(vulnerability(*model), ratio)
 pd.DataFrame(rows).T
 
 # %% [markdown]
-# The close correlation is not there in every setting. With only two features for each
-# dimension the features per dimension soon stop growing, and what is left of the harm
-# follows other things. With one direction for all, vulnerability rises and falls again: at
-# great sparsity no direction hits outputs that are active on more than a few inputs. The
-# conclusion is one about the adversary who sees the input.
+# The close correlation is not found in every setting. With only two features for each dimension,
+# features per dimension soon stop growing, and the remaining harm depends on other things. With one
+# direction for all inputs, vulnerability rises and falls again: at great sparsity no direction hits
+# outputs that are active on more than a few inputs. The conclusion therefore holds for an adversary
+# who sees the input.
 #
-# ## Gradients
+# ## Attacks by gradient
 #
-# Attacks by gradient, one step and ten, beside the analytic attack. `masked` is the share
-# of inputs at which the loss has no gradient at all; `empty` that of inputs on which
-# nothing is active.
+# Here are gradient attacks of one step and of ten, relative to the analytic attack. `masked` is the
+# share of inputs at which the loss has no gradient at all, and `empty` the share of inputs without
+# an active feature.
 
 # %%
 analytic = analytic_attack(W, b, x, length)
@@ -193,27 +190,28 @@ pd.DataFrame(dict(density=density, one_step=ratio['one'].mean(1),
     empty=by_seed((x==0).all(-1).float().mean(-1)).mean(1))).round(3)
 
 # %% [markdown]
-# Masking is real: the share of inputs without gradient grows with sparsity, and goes beyond
-# the empty ones. At this length of the attack, however, it costs the gradient little,
-# because the analytic attack cannot hurt a silent model either. Longer attacks tell the two
-# apart, since a step along a row can leap over the dead zone. At the sparsest density:
+# The share of inputs without a gradient grows with sparsity and exceeds the share of empty inputs.
+# At this length of the attack, however, masking costs the gradient little, because the analytic
+# attack cannot harm a silent model either; the claim that gradients are masked fails. Longer attacks
+# separate the two, since a step along a row can cross the region without a gradient. At the sparsest
+# density:
 
 # %%
-sparse = slice(-size['seeds'], None)
+sparsest = slice(-size['seeds'], None)
 rows = []
 for s in (.1,.3,1,3):
-    args = W[sparse],b[sparse],x[sparse],s/.1*length[sparse]
-    g = gradient_attack(*args)[0]
-    a = analytic_attack(*args)
-    rows.append(dict(size=s, gradient_over_analytic=(g.mean()/a.mean()).item(),
-                     silent_inputs_hurt=(a[masked[sparse]]>0).float().mean().item()))
+    model = W[sparsest],b[sparsest],x[sparsest],s/.1*length[sparsest]
+    gradient = gradient_attack(*model)[0]
+    best = analytic_attack(*model)
+    rows.append(dict(size=s, gradient_over_analytic=(gradient.mean()/best.mean()).item(),
+                     silent_inputs_hurt=(best[masked[sparsest]]>0).float().mean().item()))
 pd.DataFrame(rows).round(3)
 
 # %% [markdown]
-# ## Training against attacks
+# ## Adversarial training
 #
-# Twenty equal features in five dimensions at density 0.1, trained against the analytic
-# attack on a random feature, the worse of its two signs for each input.
+# Twenty equal features in five dimensions at density 0.1 are trained against the analytic attack on
+# a random feature, with the worse of its two signs for each input.
 
 # %%
 sizes = [0,.05,.1,.2,.3,.4,.5,.6,.7,.8,.9,1,1.2]
@@ -223,12 +221,12 @@ hard = ToyConfig(20, 5, len(sizes)*k, density=.1, init=.1,
 run = train(hard, seed=seed, device=device, **rate, **size['against'])
 stored = (run.W.cpu().square().sum((1,2))/5).view(-1, k).numpy()      # size, seed
 x20 = Sampler(hard.densities, range(hard.n_instances), 4096, seed=seed+2**40)(0)
-clean = objective(hard, {a: v.cpu() for a,v in run.params.items()}, x20,
+clean = objective(hard, {name: v.cpu() for name,v in run.params.items()}, x20,
                   torch.ones(hard.n_instances, 20)).view(-1, k).numpy()
 
 # %%
 #| label: fig-training
-#| fig-cap: Features per dimension and clean loss (relative to the model trained without attacks) after training against attacks of growing length; means and ranges over seeds
+#| fig-cap: Features per dimension, and clean loss relative to the model trained without attacks, after training against attacks of growing length; points are means over seeds, bars are ranges.
 spread = lambda v: [Estimate(r.mean(), r.min(), r.max()) for r in v]
 plot_curves(sizes, {'features per dimension': spread(stored),
                     'clean loss': spread(clean/clean[0].mean())},
@@ -236,36 +234,36 @@ plot_curves(sizes, {'features per dimension': spread(stored),
             levels={'no superposition': 1})
 
 # %% [markdown]
-# What this does not show: that attacks on real networks work through superposition, or that
-# a stronger adversary in training would do no better. Nor does a small norm alone mean that
-# features have parted: at the largest attacks the model gives up storing. How many columns
-# are longer than one half, and what share each direction with them:
+# A small norm alone does not mean that features are no longer shared: against the largest attacks
+# the model stores nothing at all. The table has the number of columns longer than one half, and how
+# much other features share their directions:
 
 # %%
 w = run.W.cpu()
-held = represented(w)
-shared = (interference(w)*held).sum(-1)/held.sum(-1).clamp(min=1)
-pd.DataFrame(dict(attack=sizes, stored=held.sum(-1).view(-1, k).float().mean(1),
+keep = represented(w)
+shared = (interference(w)*keep).sum(-1)/keep.sum(-1).clamp(min=1)
+pd.DataFrame(dict(attack=sizes, stored=keep.sum(-1).view(-1, k).float().mean(1),
                   shared=shared.view(-1, k).mean(1))).round(2).set_index('attack').T
 
 # %% [markdown]
+# ## What this does not show
+#
+# It does not show that attacks on real networks work through superposition, or that a stronger
+# adversary in training would have no more effect.
+#
 # ## Claims
 #
-# Criteria in `data/claims/superposition_adversarial.toml` were fixed before the first full
-# run; a trial at scale `quick` had settled whose worst direction counts.
+# Criteria in `data/claims/superposition_adversarial.toml` were fixed before the first full run. A
+# trial at scale `quick` had settled that each input is attacked in its own worst direction.
 
 # %%
-rho = [spearmanr(a, c).statistic for a,c in zip(hurt.T, per_dimension.numpy().T)]
-gone = [next((s for s,v in zip(sizes, col) if v<=1), 9.) for col in stored.T]
+correlations = [spearmanr(a, c).statistic for a,c in zip(harm.T, per_dimension.numpy().T)]
+threshold = [next((s for s,v in zip(sizes, column) if v<=1), 9.) for column in stored.T]
 record(scale, {
-    'superposition/vulnerability-triples': boot(hurt[hurt.mean(1).argmax()]),
-    'superposition/vulnerability-follows-features-per-dimension': boot(rho),
+    'superposition/vulnerability-triples': boot(harm[harm.mean(1).argmax()]),
+    'superposition/vulnerability-follows-features-per-dimension': boot(correlations),
     'superposition/gradients-are-masked': boot(ratio['one'][-1]),
     'superposition/small-attacks-leave-superposition': spread(stored)[sizes.index(.1)],
     'superposition/large-attacks-remove-superposition':
-        Estimate(np.mean(gone), min(gone), max(gone)),
+        Estimate(np.mean(threshold), min(threshold), max(threshold)),
 })
-
-# %%
-minutes = (perf_counter()-began)/60
-f'{scale}: {minutes:.1f} minutes on {torch.get_num_threads()} thread(s), {device}'
