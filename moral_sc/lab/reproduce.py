@@ -223,7 +223,7 @@ def _checked(scale, jobs, seed):
 def reproduce(
     names=(),        # Papers, pages or paths; default: all
     scale='quick',   # quick | cpu | gpu
-    jobs:int=1,      # Pages that run at once
+    jobs:int|None=None, # Pages that run at once; default: one for each core, at most four
     out='report',    # Folder of the report
     seed:int=0,
     show=None,       # `ProgressListener`
@@ -231,6 +231,7 @@ def reproduce(
 )->Report:
     "Run pages into a report, except those that are finished"
     from moral_sc.lab.site.report import write_report
+    if jobs is None: jobs = min(4, available_cores())
     config = _checked(scale, jobs, seed)
     todo = find_pages(names, folder)
     out = prepare_report(out, config)

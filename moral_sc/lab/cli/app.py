@@ -88,7 +88,7 @@ def _reproduce(
     names:argument(list[str]|None, 'Papers, pages or notebook files. Default: all.', 'NAME')=None,
     scale:Scale='quick',
     seed:Seed=0,
-    jobs:option(int, 'Number of pages that run at once; they share the cores.')=1,
+    jobs:option(int|None, 'Pages that run at once. Default: one per core, at most 4.')=None,
     out:option(Path, 'Folder of the report.')=Path('report'),
 ):
     """Run paper pages and write a report that opens in a browser.

@@ -306,7 +306,8 @@ def run_page(
 # %% [markdown]
 # ## All pages
 #
-# Several pages can run at once, in kernels that share the cores. If a page fails, the others go on.
+# Several pages run at once, in kernels that share the cores: by default one for each core, at most
+# four. If a page fails, the others go on.
 
 # %%
 #| export
@@ -367,7 +368,7 @@ def _checked(scale, jobs, seed):
 def reproduce(
     names=(),        # Papers, pages or paths; default: all
     scale='quick',   # quick | cpu | gpu
-    jobs:int=1,      # Pages that run at once
+    jobs:int|None=None, # Pages that run at once; default: one for each core, at most four
     out='report',    # Folder of the report
     seed:int=0,
     show=None,       # `ProgressListener`
@@ -375,6 +376,7 @@ def reproduce(
 )->Report:
     "Run pages into a report, except those that are finished"
     from moral_sc.lab.site.report import write_report
+    if jobs is None: jobs = min(4, available_cores())
     config = _checked(scale, jobs, seed)
     todo = find_pages(names, folder)
     out = prepare_report(out, config)
