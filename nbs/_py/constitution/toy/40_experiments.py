@@ -413,6 +413,11 @@ def fit_rating_regressor(
     train,test = split_by_prompt(rate_answers(rows, seed), .85, .15, seed=seed)
     return fit_harmfulness(lm, train, test, lr=1e-3, epochs=epochs, seed=seed, out=out), test
 
+LABEL_HARM = { # Run of Figure 10 -> function that labels its pairs on red-team requests
+    'helpful RLHF': lambda pairs, seed: rater_labels(pairs, 'helpful', seed=seed),
+    'HH RLHF': lambda pairs, seed: rater_labels(pairs, 'harmless', 'evasive-is-safe', seed=seed),
+    'RL-CAI': lambda pairs, seed: model_labels(pairs, seed=seed)}
+
 def compare_answers(
     lm:LM, prompts:list,
     label_harm,   # (pairs, seed) -> label rows, for pairs on red-team requests
@@ -439,8 +444,8 @@ expected_rating([prompt]*3, texts).round(2)
 rated = [rate_answers([dict(prompt=prompt, answer=a)]*4000) for a in texts]
 test_close([np.mean([r['rating'] for r in rows]) for rows in rated],
            expected_rating([prompt]*3, texts), .05)
-rows = compare_answers(models.base, test['helpful']+test['red_team'],
-                       lambda pairs, seed: model_labels(pairs, seed=seed), max_new_tokens=40)
+rows = compare_answers(models.base, test['helpful']+test['red_team'], LABEL_HARM['RL-CAI'],
+                       max_new_tokens=40)
 test_eq({r['source'] for r in rows}, {'ai', 'human'})
 regressor,rated = fit_rating_regressor(models.base, test['red_team'], max_new_tokens=40)
 test_eq(len(regressor([r['prompt'] for r in rated], [r['answer'] for r in rated])), len(rated))

@@ -25,7 +25,7 @@ from moral_sc.constitution.preference import fit_preference
 from moral_sc.constitution.rl.policy import train_policy
 from moral_sc.constitution.toy import environment
 from moral_sc.constitution.toy.experiments import (
-    compare_answers, expected_rating, fit_rating_regressor, select_kind, severity,
+    LABEL_HARM, compare_answers, expected_rating, fit_rating_regressor, select_kind, severity,
     split_mixed_requests, train_sl_cai)
 from moral_sc.foundation.runs import content_key
 from moral_sc.foundation.statistics import Estimate, cluster_bootstrap
@@ -104,6 +104,7 @@ def squared_error(s):
     return str(cluster_bootstrap(error**2, prompts))
 {s: squared_error(s) for s in seeds}
 
+
 # %% [markdown]
 # ### Three kinds of RL
 #
@@ -118,17 +119,11 @@ def squared_error(s):
 # deed has its own words, and a model that never saw them could not generalise to them.
 
 # %%
-label_harm = { # How each kind of run labels pairs on red-team requests
-    'helpful RLHF': lambda pairs, seed: environment.rater_labels(pairs, 'helpful', seed=seed),
-    'HH RLHF': lambda pairs, seed: environment.rater_labels(pairs, 'harmless',
-                                                            'evasive-is-safe', seed=seed),
-    'RL-CAI': lambda pairs, seed: environment.model_labels(pairs, seed=seed)}
-
 def train_run(run, seed):
     "Train the preference model and the policy of one kind of run"
     name = run.replace(' ', '-')
     start = (sl_models if run=='RL-CAI' else first_models)[seed]
-    rows = compare_answers(start, pair_prompts, label_harm[run], seed=seed, **sampling)
+    rows = compare_answers(start, pair_prompts, LABEL_HARM[run], seed=seed, **sampling)
     pm = fit_preference(start, rows, lr=1e-3, epochs=size['epochs'], seed=seed,
                         out=folder/f'{name}-{seed}-score')
     return train_policy(start, rl_prompts, pm, steps=size['steps'], batch=size['batch'],
@@ -139,7 +134,7 @@ sl_models = {s: train_sl_cai(m, select_kind(sl_prompts, 'red_team'),
                              select_kind(sl_prompts, 'helpful'), folder/f'SL-CAI-{s}',
                              rounds=size['rounds'], lr=1e-3, epochs=2, seed=s, **sampling)
              for s,m in first_models.items()}
-policies = {k: {s: train_run(k, s) for s in seeds} for k in label_harm}
+policies = {k: {s: train_run(k, s) for s in seeds} for k in LABEL_HARM}
 {k: [p.stopped or 'ran to the end' for p in ps.values()] for k,ps in policies.items()}
 
 
