@@ -22,7 +22,7 @@ from moral_sc.lab.site.papers import claim_counts, side_by_side
 
 # %%
 #| label: fig-three-results
-#| fig-cap: One recorded result of each paper. Left, equal features share dimensions in the fractions of polytopes. Middle, a policy trained against a preference model gains score and loses true worth. Right, at 135 and 268 million parameters the instruction not to be biased changes no bias score by a thousandth.
+#| fig-cap: One recorded result of each paper. Left, equal features share dimensions in the fractions of polytopes. Middle, a policy trained against a preference model gains score while its true score falls. Right, at 135 and 268 million parameters the instruction not to be biased changes no bias score by 0.001 or more.
 #| echo: false
 side_by_side({
     'Superposition': ('superposition/uniform_superposition', 'fig-shares'),
@@ -88,13 +88,13 @@ claim_counts()
 #   [constitutional AI](papers/constitution.md), [moral self-correction](papers/self_correction.md)
 # - Guides: [reading and rerunning a page](guides/reading_and_rerunning.ipynb),
 #   [your own model and data](guides/your_own_model_and_data.ipynb),
-#   [without a network](guides/without_a_network.ipynb), [many GPUs](guides/many_gpus.ipynb)
-#   (not yet run on a GPU)
+#   [without a network](guides/without_a_network.ipynb), [a model behind an API](guides/an_api_model.ipynb),
+#   [many GPUs](guides/many_gpus.ipynb) (not yet run on a GPU)
 # - Packages: [foundation](foundation/index.ipynb), [language](language/index.ipynb),
 #   [superposition](superposition/index.ipynb), [constitution](constitution/index.ipynb),
 #   [bias](bias/index.ipynb), [lab](lab/index.ipynb)
 # - [Glossary](glossary.md) and [references](references.md)
-# - Speed compared with other tools: [toy models](benchmarks/superposition_results.ipynb),
+# - Speed [compared with other tools](benchmarks/index.ipynb): [toy models](benchmarks/superposition_results.ipynb),
 #   [scoring](benchmarks/scoring_results.ipynb), [RLAIF](benchmarks/rlaif_results.ipynb)
 # - [Contributing](https://github.com/moral-sc/moral_sc/blob/main/CONTRIBUTING.md)
 #

@@ -10,7 +10,7 @@ __all__ = ['docs_root', 'expand_toc', 'write_toc', 'stale_claims', 'write_readme
 import base64
 import json
 import re
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 # %% ../../../nbs/lab/site/30_build.ipynb #1a273a36
@@ -20,7 +20,8 @@ from ..paths import checkout_root
 from . import crossrefs
 from .pages import (SITE, cell_problems, directives, is_paper_page, plotly_mime,
                                      verdict_class)
-from .papers import claims_table, paper_index
+from .papers import (claims_table, fill_index_blocks, paper_index,
+                                      plain_paper_index)
 
 # %% ../../../nbs/lab/site/30_build.ipynb #51a9b78d
 def docs_root(
@@ -103,7 +104,7 @@ def stale_claims(
 def write_readme(
     root=None, # A clone, default: the one around the current folder
 )->Path:
-    "Write README.md from `nbs/index.ipynb`."
+    "Write README.md from `nbs/index.ipynb`, and the plain tables of the papers' indexes."
     import nbformat
     root = docs_root(root)
     if stale := stale_claims(root):
@@ -111,6 +112,10 @@ def write_readme(
     cells = nbformat.read(root/'nbs'/'index.ipynb', 4).cells
     parts = [p for c in cells for p in _as_markdown(c, root)]
     text = '\n\n'.join(_from_root(p.strip('\n')) for p in parts if p.strip())
+    for page in (root/'nbs'/'papers').glob('*.md'):
+        index = fill_index_blocks(page.read_text(encoding='utf-8'), partial(
+            plain_paper_index, folder=root/'nbs'/'papers', lists=root/'data'/'papers'))
+        page.write_text(index, encoding='utf-8')
     (root/'README.md').write_text(text+'\n', encoding='utf-8')
     return root/'README.md'
 
@@ -200,14 +205,14 @@ def fill_directives(
     root:Path,   # A clone
     up='',       # Path from the page to the papers' pages
 )->str:
-    "Replace `{reference}`, `{claims}` and `{paper-index}` blocks by their content."
+    "Replace `{reference}` and `{claims}` blocks and the papers' plain indexes by their content."
     places = dict(folder=root/'nbs'/'papers', path=root/'data'/'claims')
     def block(m):
         if m[1]=='reference': return crossrefs.reference_page(m[2], _texts())
-        if m[1]=='paper-index': return paper_index(m[2], **places)
         table = claims_table(m[2], up, **places)
         return table._repr_markdown_() if len(table.rows) else 'No claim is written down.'
-    return re.sub(r'^```\{(reference|claims|paper-index)\} (\S+)\n```$', block, text, flags=re.M)
+    text = fill_index_blocks(text, partial(paper_index, **places))
+    return re.sub(r'^```\{(reference|claims)\} (\S+)\n```$', block, text, flags=re.M)
 
 # %% ../../../nbs/lab/site/30_build.ipynb #27d1e04c
 def _on_source(app, doc, source):

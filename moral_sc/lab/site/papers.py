@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PAPER_TITLES', 'ClaimsTable', 'claims_table', 'ClaimCounts', 'claim_counts', 'recorded_figure', 'paper_entries',
-           'paper_index', 'side_by_side']
+           'paper_index', 'plain_paper_index', 'fill_index_blocks', 'side_by_side']
 
 # %% ../../../nbs/lab/site/26_papers.ipynb #4beddd61
 import base64
@@ -155,6 +155,30 @@ def paper_index(
     head = '<tr><th>In the paper</th><th>Page and verdicts</th><th>Figure</th></tr>'
     table = f'<thead>{head}</thead>\n<tbody>\n{body}\n</tbody>'
     return f'<table class="paper-index">\n{table}\n</table>'
+
+# %% ../../../nbs/lab/site/26_papers.ipynb #d30f07c5
+_INDEX_BLOCK = re.compile(r'<!-- paper-index (\S+) -->\n.*?<!-- end -->', re.S)
+
+def plain_paper_index(
+    paper:str,
+    folder=None, # Of the papers' pages, default: ours
+    lists=None,  # Folder of the lists, default: `data/papers`
+)->str:          # Markdown, between its comments
+    "Make the table of a paper's figures for a code host."
+    rows = ['| In the paper | Page |', '| --- | --- |']
+    for e in paper_entries(paper, lists):
+        item = f'{e["item"]}: {e["about"]}'
+        page = f'Not here: {e["missing"]}.' if 'missing' in e else \
+            f'[{_title_and_line(e["page"], folder)[0]}]({e["page"]}.ipynb)'
+        rows.append(f'| {item} | {page} |')
+    return '\n'.join([f'<!-- paper-index {paper} -->', *rows, '<!-- end -->'])
+
+def fill_index_blocks(
+    text:str, # A Markdown page
+    table,    # Function that makes the text of a block from the name of its paper
+)->str:
+    "Replace each block that `plain_paper_index` makes."
+    return _INDEX_BLOCK.sub(lambda m: table(m[1]), text)
 
 # %% ../../../nbs/lab/site/26_papers.ipynb #8ad39fe4
 def side_by_side(

@@ -7,7 +7,7 @@
 # ---
 
 # %% [markdown]
-# # Benchmarks
+# # Speed benchmarks
 #
 # > Speed of the package, measured against the tools that people otherwise use.
 
@@ -17,8 +17,8 @@
 # %% [markdown]
 # Each benchmark compares one part of the package with the usual tool for the same task, on the same
 # machine, threads, weights and inputs. The two sides run alternately, and a ratio is the median over
-# turns with its range. Floors and aims of the ratios were fixed before the first measurement. All
-# recorded measurements were made on a CPU; none has yet been made on a GPU.
+# turns with its range. The smallest acceptable ratio and the target were fixed before
+# the first measurement. All recorded measurements were made on a CPU; none has yet been made on a GPU.
 #
 # | what is measured | baseline | method | results |
 # | --- | --- | --- | --- |

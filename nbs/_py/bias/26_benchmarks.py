@@ -7,7 +7,7 @@
 # ---
 
 # %% [markdown]
-# # Benchmarks
+# # Bias benchmarks
 #
 # > A common interface for bias benchmarks, and the registry from which `evaluate` loads them.
 

@@ -16,8 +16,8 @@
 
 # %% [markdown]
 # Is a model less biased when it is asked to be? @ganguli2023 put the same questions to models of eight sizes
-# under up to four conditions, and found that the largest models are. This package asks these questions of
-# any model.
+# under up to four conditions, and found that the instruction reduces the bias of the largest models. This
+# package puts the same questions to any model.
 #
 # | what you want to do | page | function |
 # | --- | --- | --- |

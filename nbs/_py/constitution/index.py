@@ -15,7 +15,7 @@
 #| default_exp constitution.__init__
 
 # %% [markdown]
-# Constitutional AI [@bai2022constitutional] replaces human harmlessness votes by a short list
+# Constitutional AI [@bai2022constitutional] replaces human labels of harmlessness with a short list
 # of written principles. This package has one module for each stage of the paper. All functions
 # accept any language model of [`language`](../language/index.ipynb).
 #
@@ -28,7 +28,7 @@
 # | Pairs of answers | [Answers](28_answers.ipynb) | `sample_answers`, `answer_pairs` |
 # | AI feedback | [Feedback](30_feedback.ipynb) | `label`, `label_report` |
 # | Preference model | [Preference models](40_preference.ipynb) | `fit_preference` |
-# | Reinforcement learning (RL-CAI) | [PPO](rl/10_ppo.ipynb), [bandits](rl/15_bandits.ipynb), [rollouts](rl/20_rollouts.ipynb), [trainer](rl/30_trainer.ipynb), [policies](rl/40_policy.ipynb), [proofs](rl/50_policy_proofs.ipynb) | `train_policy` |
+# | Reinforcement learning (RL-CAI) | [PPO and RLOO](rl/10_ppo.ipynb), [tabular tests](rl/15_bandits.ipynb), [rollouts](rl/20_rollouts.ipynb), [trainer and its options](rl/30_trainer.ipynb), [policy training](rl/40_policy.ipynb), [tests against known optima](rl/50_policy_proofs.ipynb) | `train_policy`, `RLConfig` |
 # | Elo ratings | [Elo ratings](evaluation/10_elo.ipynb), [human votes](evaluation/70_human_votes.ipynb) | `play_matches`, `tournament`, `write_vote_page` |
 # | Helpfulness against harmlessness | [Pareto frontiers](evaluation/20_pareto.ipynb) | `pareto_frontier`, `order_test` |
 # | Calibration of labels | [Calibration](evaluation/30_calibration.ipynb) | `calibration`, `reliability` |

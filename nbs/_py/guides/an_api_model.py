@@ -7,9 +7,9 @@
 # ---
 
 # %% [markdown]
-# # API models
+# # A model behind an API
 #
-# > This guide runs the benchmarks on a model whose weights you do not have.
+# > This guide shows how to run the bias benchmarks on a model whose weights you do not have.
 
 # %% [markdown]
 # Any server with an OpenAI-compatible API will do: a commercial host, or vLLM, llama.cpp or Ollama on

@@ -67,7 +67,7 @@ launch(script, tmp)
 sorted(p.name for p in tmp.glob('*.safetensors'))
 
 # %% [markdown]
-# `join_runs` combines the files to the run that a single process would have returned.
+# `join_runs` combines the files into the run that a single process would have returned.
 
 # %%
 from moral_sc.superposition import load_run, train
@@ -82,8 +82,8 @@ whole
 
 # %% [markdown]
 # On several machines, start the same script on each with its own `--machine_rank`, or give each
-# machine a list of `instances` and copy the files. You can restart a rank that was killed by
-# itself.
+# machine a list of `instances` and copy the files. If a rank is killed, you can restart it without
+# the others.
 #
 # ## Scoring a language model
 #

@@ -75,13 +75,18 @@ print(jupytext.writes(toy, fmt='py:percent').split('---\n')[-1])
 # %% [markdown]
 # ## From the command line
 #
-# `moral_sc reproduce` reruns a paper page, or all pages of a paper, by name. The report goes into a
-# folder of its own; the pages in the repository do not change.
+# `moral_sc reproduce` reruns a paper page, or all pages of a paper, by name. It writes the executed
+# pages into the folder `report`, or the folder given by `--out`, and leaves the pages in the
+# repository unchanged.
 #
 # ```sh
-# moral_sc reproduce demonstrating_superposition --scale cpu
+# moral_sc reproduce demonstrating_superposition --scale cpu --out report-cpu
 # moral_sc reproduce superposition
 # ```
+#
+# One report has one scale. To replace the outputs of a page in the repository, use
+# `moral_sc record PATH --scale cpu`. It replaces outputs of a larger scale only with
+# `--allow-smaller`.
 #
 # The command adds progress, resuming and the report to papermill, which you can also use directly. It
 # works on any page and takes parameters one by one:
@@ -107,7 +112,8 @@ print(*(c.source for c in result.cells), sep='\n---\n')
 assert 'seed = 7' in result.cells[1].source
 
 # %% [markdown]
-# Every page also runs as a test at scale `quick`. These are all the tests of the project:
+# Every page also runs as a test at scale `quick`; the project has no other tests. This command tests
+# one page:
 #
 # ```sh
 # pytest nbs/foundation/00_errors.ipynb

@@ -15,8 +15,8 @@
 # ## Bundled data and stub models
 #
 # Every page runs at scale `quick` on what the package contains: our own prompts, principles and
-# scenes, and stub models with known answers. A page that uses a stub prints so in its output. The
-# run then tests the code; its numbers describe no real model.
+# benchmark questions, and stub models with known answers. The output of a page names a stub model
+# that it uses. The run then tests the code; its numbers describe no real model.
 #
 # ```sh
 # MORAL_SC_OFFLINE=1 moral_sc reproduce
@@ -85,8 +85,8 @@ source('bbq/Age').relative_path.as_posix()
 # %% [markdown]
 # A mirror is only read, so it may be shared and write-protected. A file with the wrong hash raises an
 # error that names both hashes; it is never replaced silently from the network. The example below
-# plays both machines with a substitute for a real file: the file is put into a mirror, found, damaged
-# and rejected.
+# shows this with a small file in place of a real one: it is copied into a mirror, found there, then
+# changed and rejected.
 
 # %%
 from dataclasses import replace

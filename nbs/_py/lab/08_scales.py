@@ -25,7 +25,7 @@ from fastcore.test import *
 # %% [markdown]
 # Each paper page runs at three scales with the same code. Only sizes differ: the number of
 # models, seeds, items or steps. `quick` takes less than 30 seconds on two cores and is what the
-# tests run, `cpu` takes minutes to an hour on a laptop, `gpu` has the paper's sizes.
+# tests run, `cpu` takes minutes to an hour on a laptop, `gpu` has the largest sizes, the paper's where that is possible.
 
 # %%
 #| export

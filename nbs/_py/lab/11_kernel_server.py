@@ -290,11 +290,11 @@ def kernel_server(
 )->KernelServer|None: # None where kernels must be started anew, one by one
     "The server of this process for kernels with this environment"
     if sys.platform!='linux' or env.get('MORAL_SC_ISOLATED_KERNELS'): return None
-    kept = {k: v for k,v in env.items() if not k.startswith(PER_KERNEL)}
-    key = (os.getpid(), *sorted(kept.items()))
+    shared = {k: v for k,v in env.items() if not k.startswith(PER_KERNEL)}
+    key = (os.getpid(), *sorted(shared.items()))
     with _lock:
         if key not in _servers:
-            server = KernelServer(kept)
+            server = KernelServer(shared)
             if server.problem: server.close()
             _servers[key] = None if server.problem else server
         return _servers[key]

@@ -16,7 +16,8 @@
 
 # %% [markdown]
 # This package is the only one that imports transformers; it contains nothing specific to bias or
-# constitutions. The three steps from a name to a number, on a stub model that prefers (b):
+# constitutions. The example loads a model, renders a prompt and computes the log-probabilities of
+# three options; here a stub model that prefers (b) replaces a real one:
 
 # %%
 #| export
@@ -68,7 +69,7 @@ option_logprobs(lm, [prompt], ['a', 'b', 'c']).round(3)
 # | You want to | Page | Function |
 # | --- | --- | --- |
 # | load a model by name, folder, GGUF file or hub repository | [Loading](12_loading.ipynb) | `load` |
-# | use a stub where a model cannot be had | [Loading](12_loading.ipynb) | `load_or_stub` |
+# | use a stub model if a model cannot be loaded | [Loading](12_loading.ipynb) | `load_or_stub` |
 # | use a model behind an API | [API models](60_api_models.ipynb) | `connect` |
 # | list the models with short names, or find their weights | [Weights](05_weights.ipynb) | `aliases`, `find_weights` |
 # | convert text to token ids and back | [Models](10_models.ipynb) | `encode`, `decode`, `pad` |
@@ -84,7 +85,10 @@ option_logprobs(lm, [prompt], ['a', 'b', 'c']).round(3)
 # | train a reward model | [Reward head](48_reward_head.ipynb) | `build_reward_model`, `reward_scores` |
 # | test a measure on a model with known answers | [Stub models](50_stub_models.ipynb) | `stub_model`, `letter_prior_model`, `random_model` |
 #
-# The engine makes inference and training fast; the functions above use it by default.
+# The functions above use the engine, which makes inference and training fast. To check a result
+# without its layers and packed weights, set [`MORAL_SC_ENGINE=off`](engine/70_contexts.ipynb) in the
+# environment. Batching and shared prefixes stay on; `token_logprobs(..., engine='padded')` runs every
+# row from its first token.
 #
 # | Page | Purpose |
 # | --- | --- |

@@ -67,7 +67,7 @@ _all_ = ['moments', 'ToyConfig', 'reconstruct', 'batch_loss', 'exact_loss', 'fit
 # | `compiled` | [CUDA graphs](engines/40_cuda_graphs.ipynb) | `torch.compile`, recorded as a graph on a GPU |
 # | `triton` | [Triton engine](engines/50_triton_gpu.ipynb) | thousands of steps per launch; not yet run on a GPU |
 #
-# Their speed is on the [benchmark page](../benchmarks/10_superposition.ipynb).
+# Measured speeds are in [Toy-model speed](../benchmarks/superposition_results.ipynb).
 
 # %%
 #| hide

@@ -272,6 +272,43 @@ with expect_fail(DataError, contains='page and figure, or missing'):
     paper_entries('bad', tmp/'lists')
 
 # %% [markdown]
+# A code host shows no thumbnails. The committed index page holds a plain table between two comments,
+# written by `moral_sc site readme`; the site puts the table above in its place.
+
+# %%
+#| export
+_INDEX_BLOCK = re.compile(r'<!-- paper-index (\S+) -->\n.*?<!-- end -->', re.S)
+
+def plain_paper_index(
+    paper:str,
+    folder=None, # Of the papers' pages, default: ours
+    lists=None,  # Folder of the lists, default: `data/papers`
+)->str:          # Markdown, between its comments
+    "Make the table of a paper's figures for a code host."
+    rows = ['| In the paper | Page |', '| --- | --- |']
+    for e in paper_entries(paper, lists):
+        item = f'{e["item"]}: {e["about"]}'
+        page = f'Not here: {e["missing"]}.' if 'missing' in e else \
+            f'[{_title_and_line(e["page"], folder)[0]}]({e["page"]}.ipynb)'
+        rows.append(f'| {item} | {page} |')
+    return '\n'.join([f'<!-- paper-index {paper} -->', *rows, '<!-- end -->'])
+
+def fill_index_blocks(
+    text:str, # A Markdown page
+    table,    # Function that makes the text of a block from the name of its paper
+)->str:
+    "Replace each block that `plain_paper_index` makes."
+    return _INDEX_BLOCK.sub(lambda m: table(m[1]), text)
+
+
+# %%
+plain = plain_paper_index('toy', tmp, tmp/'lists')
+print(plain)
+
+# %%
+test_eq(fill_index_blocks(f'Before\n\n{plain}\n', lambda paper: paper.upper()), 'Before\n\nTOY\n')
+
+# %% [markdown]
 # The lists of the three papers name pages and figures that exist, and every page is in one.
 
 # %%

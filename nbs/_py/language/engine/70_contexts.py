@@ -49,7 +49,7 @@ torch.set_num_threads(1)
 # [batch invariance](60_batch_invariant.ipynb). Both act on the models that you name. Other models
 # of the process are untouched, and on exit everything is restored.
 #
-# Set the environment variable `MORAL_SC_ENGINE=off` to compute with plain PyTorch and transformers.
+# Set the environment variable `MORAL_SC_ENGINE=off` to use plain PyTorch and transformers for attention and linear layers.
 # Results then differ by rounding, and not at all for models below 20 million weights, on GPUs or in
 # other number formats than float32.
 

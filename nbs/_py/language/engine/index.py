@@ -9,7 +9,7 @@
 # %% [markdown]
 # # Engine
 #
-# > What makes forward and backward passes fast is switched on by `inference` and `training`.
+# > The contexts `inference` and `training` make forward and backward passes faster.
 
 # %%
 #| default_exp language.engine.__init__

@@ -116,7 +116,7 @@ W = sweep.W.double()
 assert (feature_dimensionality(W) <= leverage(W)+1e-9).all()
 assert (sweep.total <= size['m']+1e-4).all()
 gap = size['m']-sweep.total
-random = torch.randn_like(W)
+random = torch.randn(W.shape, dtype=W.dtype, generator=torch.Generator().manual_seed(seed))
 pd.Series({'mean gap, trained': gap.mean().item(), 'largest gap, trained': gap.max().item(),
            'mean gap, random W': (size['m']-feature_dimensionality(random).sum(-1)).mean().item()})
 
