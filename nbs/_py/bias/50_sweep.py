@@ -105,7 +105,7 @@ def _expand_model(model):
     return [ModelSpec(name, name, base, step=parse_step(revision) if revision else None)]
 
 def expand_models(
-    models,   # One or several: aliases, folders, 'name@revision', loaded models, `Subject`s
+    models,   # One or several: aliases, folders, 'name@revision', loaded models, `ModelSpec`s
 )->list:
     "List all models of a sweep, with one entry per checkpoint"
     listed = models if isinstance(models, (list,tuple)) else [models]

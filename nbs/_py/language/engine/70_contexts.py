@@ -67,7 +67,8 @@ def inference(
     *models,                   # Modules, or None
     tokens:float=None,         # Tokens of prompts to be processed; default: many, or 0 with `steps`
     steps:int=0,               # Decoding steps after them
-    batch_invariant:bool=False,# A row's results do not depend on its batch
+    batch_invariant:bool=False,# A row's results do not depend on its batch; no effect on a model
+                               # that an outer `inference` without it has packed
     in_place:bool=False,       # Free plain weights while they are packed; only under `no_grad`
 ):
     "Make forward passes of some models fast while this lasts"

@@ -279,7 +279,7 @@ def _missing(kind):
         if find_spec('triton') is None: return 'engine compiled needs triton on a GPU: install it.'
 
 def compiled_limitation(config:ToyConfig, device='cpu'):
-    "Return limitation this engine cannot train on `device`, or None if it can"
+    "Return why this engine cannot train on `device`, or None if it can"
     return _missing(torch.device(device).type)
 
 
