@@ -438,7 +438,7 @@ for i in range(int(counter.read_text()) if counter.exists() else 0, 14):
     print('counted', i+1)""")
 ok = write('ok', "scale = 'quick'\nseed = 0", '2*seed')
 command = ('from moral_sc.lab.reproduce import reproduce\n'
-           f'reproduce(["{ok}", "{slow}"], out="second")')
+           f'reproduce(["{ok}", "{slow}"], out="second", jobs=1)')
 
 
 # %%
