@@ -25,7 +25,7 @@ from ..foundation.runs import provenance
 from .execution import (Result, declared_parameters, execute, read_notebook,
                                     stop_kernels, write_atomic)
 from .paths import notebook_paths, page_name
-from .scales import SCALES
+from .scales import validate_scale
 
 # %% ../../nbs/lab/20_reproduce.ipynb #474d7e5d
 def find_pages(
@@ -213,7 +213,7 @@ class Report:
         return f'{passed}, {self.fresh} run now: {self.index}'
 
 def _checked(scale, jobs, seed):
-    if scale not in SCALES: raise ConfigError(unknown_name_message('scale', scale, list(SCALES)))
+    validate_scale(scale)
     for k,v,low in (('jobs', jobs, 1), ('seed', seed, 0)):
         if not isinstance(v, int) or v<low:
             raise ConfigError(f'{k} is {v!r}: give {low} or more.')

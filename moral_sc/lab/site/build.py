@@ -19,7 +19,7 @@ from ..claims import verdicts
 from ..paths import checkout_root
 from . import crossrefs
 from .pages import (SITE, cell_problems, directives, is_paper_page, plotly_mime,
-                                     verdict_class)
+                                     title_and_line, verdict_class)
 from .papers import (claims_table, fill_index_blocks, paper_index,
                                       plain_paper_index)
 
@@ -164,9 +164,8 @@ def _page_summary(root, name):
     else:
         cells = json.loads(path.with_suffix('.ipynb').read_text(encoding='utf-8'))['cells']
         text = ''.join(next((c['source'] for c in cells if c['cell_type']=='markdown'), ''))
-    title = re.search(r'^# +(.+)', text, re.M)
-    line = re.search(r'^> ?(.+(?:\n> ?.+)*)', text, re.M)
-    return title[1] if title else name, re.sub(r'\n> ?', ' ', line[1]) if line else ''
+    title,line = title_and_line(text)
+    return title or name, line
 
 def _llms_line(root, name):
     title,line = _page_summary(root, name)

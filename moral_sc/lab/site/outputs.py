@@ -16,6 +16,7 @@ from pathlib import Path
 # %% ../../../nbs/lab/site/22_outputs.ipynb #c95d965d
 from ...foundation.errors import ConfigError
 from ...foundation.runs import provenance
+from ..paths import visible_notebooks
 from .pages import is_paper_page, plotly_mime
 
 # %% ../../../nbs/lab/site/22_outputs.ipynb #80ec9fec
@@ -61,7 +62,7 @@ def add_pictures(
 )->dict[Path, int]:    # Pages that changed, and bytes of PNG in each
     "Add a PNG to each plotly output of recorded pages, without running them."
     import nbformat
-    inside = lambda f: sorted(f.rglob('*.ipynb')) if f.is_dir() else [f]
+    inside = lambda f: visible_notebooks(f) if f.is_dir() else [f]
     paths = [p for f in map(Path, pages) for p in inside(f)]
     sizes = {}
     with drawing_browser():

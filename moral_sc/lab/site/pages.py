@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SITE', 'REPOSITORY', 'COLAB', 'COLAB_INSTALL', 'plotly_mime', 'directives', 'has_figure', 'cell_problems', 'to_myst',
            'figure_box', 'style_table', 'verdict_class', 'prepare_output', 'record_line', 'banner', 'folded',
-           'caption_text', 'is_paper_page', 'read_page']
+           'title_and_line', 'caption_text', 'is_paper_page', 'read_page']
 
 # %% ../../../nbs/lab/site/20_pages.ipynb #77cc4bd2
 import ast
@@ -244,6 +244,14 @@ def _convert_code(cell, options, body, figures, paper):
     if title: settings |= dict(code_prompt_show=title, code_prompt_hide=title)
     cell.metadata['tags'] = tags + ['hide-cell']*bool(title)
     if settings: cell.metadata['mystnb'] = settings
+
+def title_and_line(
+    text:str, # Markdown of a page's beginning
+)->tuple:     # '' for what is missing
+    "Return the title and the > line of a page."
+    title = re.search(r'^# +(.+)', text, re.M)
+    line = re.search(r'^> ?(.+(?:\n> ?.+)*)', text, re.M)
+    return title[1].strip() if title else '', re.sub(r'\n> ?', ' ', line[1]) if line else ''
 
 def caption_text(
     markdown:str, # A caption

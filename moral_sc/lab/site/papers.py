@@ -18,7 +18,7 @@ from ...foundation.datasets import data_dir, read_toml
 from ...foundation.errors import ConfigError, DataError
 from ..claims import format_estimate, ledger, verdicts
 from ..paths import notebooks_dir
-from .pages import directives, plotly_mime, verdict_class
+from .pages import directives, plotly_mime, title_and_line, verdict_class
 
 # %% ../../../nbs/lab/site/26_papers.ipynb #e2be5ef7
 PAPER_TITLES = dict(superposition='Toy Models of Superposition', constitution='Constitutional AI',
@@ -118,8 +118,7 @@ def _title_and_line(page, folder):
     import nbformat
     nb = nbformat.read(Path(folder or notebooks_dir())/f'{page}.ipynb', 4)
     text = next(c.source for c in nb.cells if c.cell_type=='markdown')
-    line = re.search(r'^> ?(.+)', text, re.M)
-    return re.search(r'^# +(.+)', text, re.M)[1], line[1] if line else ''
+    return title_and_line(text)
 
 def _thumbnail(entry, folder):
     png = _figure_data(entry['page'], entry['figure'], folder).get('image/png')

@@ -19,7 +19,7 @@ from ..claims import ledger, format_estimate, verdicts
 from ..execution import strip_escapes, read_notebook, write_atomic
 from ..paths import notebook_paths
 from .pages import (SITE, caption_text, directives, folded, plotly_mime,
-                                     style_table, verdict_class)
+                                     style_table, title_and_line, verdict_class)
 
 # %% ../../../nbs/lab/site/40_report.ipynb #131654f5
 def formula_html(
@@ -209,9 +209,7 @@ def page_heading(
 )->tuple:
     "Return the title and the > line of a page."
     text = next((c.source for c in nb.cells if c.cell_type=='markdown'), '')
-    title = re.search(r'^# +(.+)$', text, re.M)
-    line = re.search(r'^> ?(.+(?:\n> ?.+)*)', text, re.M)
-    return title[1].strip() if title else '', re.sub(r'\n> ?', ' ', line[1]) if line else ''
+    return title_and_line(text)
 
 def page_html(
     nb,         # An executed notebook of the report

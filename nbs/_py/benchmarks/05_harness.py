@@ -242,7 +242,7 @@ def describe_machine(device, threads, **kw)->dict: # As of `provenance`
 
 def start_record(
     path,          # JSON file, or None
-    machine:dict,  # Of `machine_info`
+    machine:dict,  # Of `describe_machine`
     **extra,       # Further entries, such as `model`
 )->dict:
     "Return a record to be filled; rows of the same machine and model are kept"

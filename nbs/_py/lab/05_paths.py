@@ -82,13 +82,18 @@ def _reading_order(path):
     paper = name.split('/')[0]
     return papers.index(paper) if paper in papers else len(papers), name
 
+def visible_notebooks(
+    folder,
+)->list:    # Paths, sorted; without those in folders like `_py` and `.ipynb_checkpoints`
+    "List the notebooks below a folder, except hidden ones"
+    hidden = lambda p: any(part[0] in '_.' for part in p.relative_to(folder).parts)
+    return sorted(p for p in Path(folder).rglob('*.ipynb') if not hidden(p))
+
 def notebook_paths(
     folder=None, # Default: the paper pages of this package
 )->list:
     "List the notebooks below a folder in reading order"
-    root = Path(folder or notebooks_dir())
-    hidden = lambda p: any(part[0] in '_.' for part in p.relative_to(root).parts)
-    return sorted((p for p in root.rglob('*.ipynb') if not hidden(p)), key=_reading_order)
+    return sorted(visible_notebooks(folder or notebooks_dir()), key=_reading_order)
 
 
 # %%

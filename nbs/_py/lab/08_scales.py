@@ -31,13 +31,20 @@ from fastcore.test import *
 #| export
 SCALES = ('quick', 'cpu', 'gpu')
 
+def validate_scale(
+    scale:str,
+    known=SCALES,
+):
+    "Raise a `ConfigError` for a scale that there is not"
+    if scale not in known: raise ConfigError(unknown_name_message('scale', scale, list(known)))
+
 def at_scale(
     scale:str, # 'quick', 'cpu' or 'gpu'
     **sizes,   # One value for each scale
 ):             # The value of `scale`
     "Return the sizes of a page at one scale"
-    if scale in sizes: return sizes[scale]
-    raise ConfigError(unknown_name_message('scale', scale, list(sizes)))
+    validate_scale(scale, sizes)
+    return sizes[scale]
 
 
 # %%

@@ -25,8 +25,8 @@ from pathlib import Path
 #| export
 from moral_sc.foundation.datasets import read_toml
 from moral_sc.foundation.errors import ConfigError, DataError, unknown_name_message
-from moral_sc.lab.paths import claims_dir, notebooks_dir
-from moral_sc.lab.scales import SCALES
+from moral_sc.lab.paths import claims_dir, notebooks_dir, visible_notebooks
+from moral_sc.lab.scales import SCALES, validate_scale
 
 # %%
 #| hide
@@ -327,7 +327,7 @@ def judge_all(
 )->Outcomes:
     "Judge several estimates"
     known = criteria(path)
-    if scale not in SCALES: raise ConfigError(unknown_name_message('scale', scale, list(SCALES)))
+    validate_scale(scale)
     for k in outcomes:
         if k not in known: raise ConfigError(unknown_name_message('claim', k, list(known)))
     return Outcomes([_row(known[k], e, scale) for k,e in outcomes.items()], known)
@@ -371,21 +371,25 @@ test_eq(r._repr_markdown_().splitlines()[-1].replace('\\|', '').count('|'), 5)
 
 # %%
 #| export
+def claims_of(
+    nb, # A notebook, as read
+)->list:  # One dict per recorded claim
+    "Return the claims in the outputs of a page"
+    outs = [o for c in nb.cells for o in c.get('outputs', [])]
+    return [r for o in outs for r in o.get('data', {}).get(claims_mime, {}).get('claims', [])]
+
 def recorded_claims(
     path, # An executed notebook
 )->list:  # One dict per recorded claim
     "Return the claims that an executed page recorded"
     import nbformat
-    nb = nbformat.read(path, 4)
-    outs = [o for c in nb.cells if c.cell_type=='code' for o in c.outputs]
-    return [r for o in outs for r in o.get('data', {}).get(claims_mime, {}).get('claims', [])]
+    return claims_of(nbformat.read(path, 4))
 
 def _pages(folder):
     "Return name and path of the notebooks in a folder or list"
     if not isinstance(folder, (str, Path)): return [(Path(p).stem, p) for p in folder]
-    paths = [p.relative_to(folder) for p in sorted(Path(folder).rglob('*.ipynb'))]
-    visible = [p for p in paths if not any(part[0] in '_.' for part in p.parts)]
-    return [(p.with_suffix('').as_posix(), Path(folder)/p) for p in visible]
+    paths = visible_notebooks(folder)
+    return [(p.relative_to(folder).with_suffix('').as_posix(), p) for p in paths]
 
 
 # %% [markdown]

@@ -156,16 +156,11 @@ def serve(
 
 def _report_ended(kernels):
     "Send the exit status of each kernel that has ended to its client"
-    while kernels:
-        with suppress(ChildProcessError):
-            pid,status = os.waitpid(-1, os.WNOHANG)
-            if pid:
-                connection = kernels.pop(pid, None)
-                with suppress(OSError):
-                    connection.sendall(f'{os.waitstatus_to_exitcode(status)}\n'.encode())
-                if connection: connection.close()
-                continue
-        break
+    while kernels: # Each is a child that has not been waited for
+        pid,status = os.waitpid(-1, os.WNOHANG)
+        if not pid: return
+        with kernels.pop(pid) as connection, suppress(OSError):
+            connection.sendall(f'{os.waitstatus_to_exitcode(status)}\n'.encode())
 
 def _fork_kernel(listener, kernels, inherited):
     connection,_ = listener.accept()
@@ -181,7 +176,7 @@ def _fork_kernel(listener, kernels, inherited):
 
 # %%
 #| export
-if __name__=='__main__' and __spec__: serve(sys.argv[1]) # In a notebook there is no spec
+if __name__=='__main__' and '__file__' in globals(): serve(sys.argv[1])
 
 
 # %% [markdown]

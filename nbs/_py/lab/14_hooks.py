@@ -28,6 +28,7 @@ from pathlib import Path
 # %%
 #| export
 from moral_sc.foundation.errors import ConfigError, MoralScError, unknown_name_message
+from moral_sc.lab.paths import visible_notebooks
 
 # %%
 #| hide
@@ -87,9 +88,7 @@ def find_notebooks(
 )->list:
     "List the notebooks that belong to files"
     nbs = root/'nbs'
-    if files is None:
-        hidden = lambda p: any(part[0] in '_.' for part in p.relative_to(nbs).parts)
-        return sorted(p for p in nbs.rglob('*.ipynb') if not hidden(p))
+    if files is None: return visible_notebooks(nbs)
     paths = [(root/f).resolve() for f in files]
     pairs = {p: nbs/p.relative_to(nbs/'_py').with_suffix('.ipynb') for p in paths
              if p.suffix=='.py' and p.is_relative_to(nbs/'_py')}
@@ -219,8 +218,9 @@ def _settings(root):
     return config['DEFAULT']
 
 def _allowed(root):
+    settings = _settings(root)
     keys = ('allowed_metadata_keys', 'allowed_cell_metadata_keys')
-    return {k: _settings(root).get(k, '').split() for k in keys}
+    return {k: settings.get(k, '').split() for k in keys}
 
 def _cleaned(root, text):
     from nbdev.clean import clean_nb

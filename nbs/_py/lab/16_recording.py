@@ -21,10 +21,10 @@ import tempfile
 
 # %%
 #| export
-from moral_sc.foundation.errors import ConfigError, unknown_name_message
-from moral_sc.lab.claims import claims_mime
+from moral_sc.foundation.errors import ConfigError
+from moral_sc.lab.claims import claims_of
 from moral_sc.lab.execution import Result, execute, read_notebook
-from moral_sc.lab.scales import SCALES
+from moral_sc.lab.scales import SCALES, validate_scale
 
 # %%
 #| hide
@@ -59,10 +59,8 @@ def recorded_scale(
     nb, # A notebook, as read
 )->str: # '' if the page records none
     "Return the scale at which the outputs of a page were made"
-    outputs = [o for c in nb.cells for o in c.get('outputs', [])]
-    claims = [r for o in outputs for r in o.get('data', {}).get(claims_mime, {}).get('claims', [])]
     recorded = nb.metadata.get('moral_sc', {}).get('scale', '')
-    return max((r['scale'] for r in claims), key=SCALES.index, default=recorded)
+    return max((r['scale'] for r in claims_of(nb)), key=SCALES.index, default=recorded)
 
 def check_scale(
     name,      # Of the page, for the message
@@ -70,8 +68,7 @@ def check_scale(
     scale,     # Scale of the outputs that would replace them, '' if unknown
 ):
     "Raise a `ConfigError` if a scale is unknown or smaller than the recorded one"
-    for s in filter(None, (recorded, scale)):
-        if s not in SCALES: raise ConfigError(unknown_name_message('scale', s, list(SCALES)))
+    for s in filter(None, (recorded, scale)): validate_scale(s)
     if recorded and scale and SCALES.index(scale)<SCALES.index(recorded):
         raise ConfigError(f'{name} is recorded at scale {recorded}, which is larger than {scale}: '
                           f'run `moral_sc record {name} --scale {recorded}`, or add '
@@ -136,6 +133,8 @@ test_eq(broken.read_bytes(), before)
 # scale it had.
 
 # %%
+from moral_sc.lab.claims import claims_mime
+
 claim = nbformat.v4.new_output('display_data', data={claims_mime: dict(claims=[dict(scale='cpu')])})
 nb = read_notebook(noisy)
 nb.cells[-1].outputs.append(claim)

@@ -35,7 +35,7 @@ from moral_sc.foundation.runs import provenance
 from moral_sc.lab.execution import (Result, declared_parameters, execute, read_notebook,
                                     stop_kernels, write_atomic)
 from moral_sc.lab.paths import notebook_paths, page_name
-from moral_sc.lab.scales import SCALES
+from moral_sc.lab.scales import validate_scale
 
 # %%
 #| hide
@@ -356,7 +356,7 @@ class Report:
         return f'{passed}, {self.fresh} run now: {self.index}'
 
 def _checked(scale, jobs, seed):
-    if scale not in SCALES: raise ConfigError(unknown_name_message('scale', scale, list(SCALES)))
+    validate_scale(scale)
     for k,v,low in (('jobs', jobs, 1), ('seed', seed, 0)):
         if not isinstance(v, int) or v<low:
             raise ConfigError(f'{k} is {v!r}: give {low} or more.')

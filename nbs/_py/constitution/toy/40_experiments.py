@@ -41,6 +41,7 @@ from moral_sc.constitution.toy.environment import (
     DEEDS, PRINCIPLES, features, harmlessness, helpfulness, model_labels, pretrain, rater_labels,
     requests)
 from moral_sc.constitution.toy.judge_model import simulate_votes, vote_margins
+from moral_sc.constitution.toy.labellers import harm_gaps
 from moral_sc.foundation.statistics import Estimate, cluster_bootstrap, lower_tail
 from moral_sc.language.generation import sample
 from moral_sc.language.loading import load
@@ -496,8 +497,8 @@ def true_side(
 )->tuple:              # 1 where the label is on the side of the truth, else 0 or 0.5; prompts
     "Compare labels of red-team pairs with the truth where harmlessness differs"
     rows = select_kind(labels, 'red_team')
-    prompts,a,b = pair_columns(rows)
-    gap = harmlessness(prompts, a)-harmlessness(prompts, b)
+    prompts = [r['prompt'] for r in rows]
+    gap = harm_gaps(rows)
     correct = (1+np.sign(gap)*np.sign([r['p']-.5 for r in rows]))/2
     return correct[gap!=0], np.array(prompts)[gap!=0]
 
@@ -614,7 +615,7 @@ class MeasuredPreference:
                  pairs:list): # prompt, a, b; not used in training
         self.models = models
         self.prompts,a,b = pair_columns(pairs)
-        gap = harmlessness(self.prompts, a)-harmlessness(self.prompts, b)
+        gap = harm_gaps(pairs)
         self.margins = np.array([m(self.prompts, a)-m(self.prompts, b) for m in models])
         self.divergences = divergence(self.margins, 1/(1+np.exp(-gap))) # [seed, pair]
         self.divergence = self.divergences.mean(0)

@@ -413,6 +413,14 @@ def _convert_code(cell, options, body, figures, paper):
     cell.metadata['tags'] = tags + ['hide-cell']*bool(title)
     if settings: cell.metadata['mystnb'] = settings
 
+def title_and_line(
+    text:str, # Markdown of a page's beginning
+)->tuple:     # '' for what is missing
+    "Return the title and the > line of a page."
+    title = re.search(r'^# +(.+)', text, re.M)
+    line = re.search(r'^> ?(.+(?:\n> ?.+)*)', text, re.M)
+    return title[1].strip() if title else '', re.sub(r'\n> ?', ' ', line[1]) if line else ''
+
 def caption_text(
     markdown:str, # A caption
 )->str:           # 'Figure' where it is empty

@@ -27,6 +27,7 @@ from pathlib import Path
 #| export
 from moral_sc.foundation.errors import ConfigError
 from moral_sc.foundation.runs import provenance
+from moral_sc.lab.paths import visible_notebooks
 from moral_sc.lab.site.pages import is_paper_page, plotly_mime
 
 # %%
@@ -97,7 +98,7 @@ def add_pictures(
 )->dict[Path, int]:    # Pages that changed, and bytes of PNG in each
     "Add a PNG to each plotly output of recorded pages, without running them."
     import nbformat
-    inside = lambda f: sorted(f.rglob('*.ipynb')) if f.is_dir() else [f]
+    inside = lambda f: visible_notebooks(f) if f.is_dir() else [f]
     paths = [p for f in map(Path, pages) for p in inside(f)]
     sizes = {}
     with drawing_browser():

@@ -28,7 +28,7 @@ from moral_sc.foundation.datasets import data_dir, read_toml
 from moral_sc.foundation.errors import ConfigError, DataError
 from moral_sc.lab.claims import format_estimate, ledger, verdicts
 from moral_sc.lab.paths import notebooks_dir
-from moral_sc.lab.site.pages import directives, plotly_mime, verdict_class
+from moral_sc.lab.site.pages import directives, plotly_mime, title_and_line, verdict_class
 
 # %%
 #| hide
@@ -216,8 +216,7 @@ def _title_and_line(page, folder):
     import nbformat
     nb = nbformat.read(Path(folder or notebooks_dir())/f'{page}.ipynb', 4)
     text = next(c.source for c in nb.cells if c.cell_type=='markdown')
-    line = re.search(r'^> ?(.+)', text, re.M)
-    return re.search(r'^# +(.+)', text, re.M)[1], line[1] if line else ''
+    return title_and_line(text)
 
 def _thumbnail(entry, folder):
     png = _figure_data(entry['page'], entry['figure'], folder).get('image/png')

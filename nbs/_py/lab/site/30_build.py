@@ -29,7 +29,7 @@ from moral_sc.lab.claims import verdicts
 from moral_sc.lab.paths import checkout_root
 from moral_sc.lab.site import crossrefs
 from moral_sc.lab.site.pages import (SITE, cell_problems, directives, is_paper_page, plotly_mime,
-                                     verdict_class)
+                                     title_and_line, verdict_class)
 from moral_sc.lab.site.papers import (claims_table, fill_index_blocks, paper_index,
                                       plain_paper_index)
 
@@ -288,9 +288,8 @@ def _page_summary(root, name):
     else:
         cells = json.loads(path.with_suffix('.ipynb').read_text(encoding='utf-8'))['cells']
         text = ''.join(next((c['source'] for c in cells if c['cell_type']=='markdown'), ''))
-    title = re.search(r'^# +(.+)', text, re.M)
-    line = re.search(r'^> ?(.+(?:\n> ?.+)*)', text, re.M)
-    return title[1] if title else name, re.sub(r'\n> ?', ' ', line[1]) if line else ''
+    title,line = title_and_line(text)
+    return title or name, line
 
 def _llms_line(root, name):
     title,line = _page_summary(root, name)

@@ -29,7 +29,7 @@ from moral_sc.lab.claims import ledger, format_estimate, verdicts
 from moral_sc.lab.execution import strip_escapes, read_notebook, write_atomic
 from moral_sc.lab.paths import notebook_paths
 from moral_sc.lab.site.pages import (SITE, caption_text, directives, folded, plotly_mime,
-                                     style_table, verdict_class)
+                                     style_table, title_and_line, verdict_class)
 
 # %%
 #| hide
@@ -322,9 +322,7 @@ def page_heading(
 )->tuple:
     "Return the title and the > line of a page."
     text = next((c.source for c in nb.cells if c.cell_type=='markdown'), '')
-    title = re.search(r'^# +(.+)$', text, re.M)
-    line = re.search(r'^> ?(.+(?:\n> ?.+)*)', text, re.M)
-    return title[1].strip() if title else '', re.sub(r'\n> ?', ' ', line[1]) if line else ''
+    return title_and_line(text)
 
 def page_html(
     nb,         # An executed notebook of the report
