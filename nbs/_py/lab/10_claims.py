@@ -20,11 +20,13 @@ import math
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
+from typing import NamedTuple
 
 # %%
 #| export
 from moral_sc.foundation.datasets import read_toml
 from moral_sc.foundation.errors import ConfigError, DataError, unknown_name_message
+from moral_sc.lab.execution import read_notebook
 from moral_sc.lab.paths import claims_dir, notebooks_dir, visible_notebooks
 from moral_sc.lab.scales import SCALES, validate_scale
 
@@ -32,6 +34,7 @@ from moral_sc.lab.scales import SCALES, validate_scale
 #| hide
 import json
 import tempfile
+from dataclasses import replace
 
 import nbformat
 from fastcore.test import *
@@ -42,7 +45,7 @@ tmp = Path(tempfile.mkdtemp())
 # A reproduction that chooses its criterion after the measurement always succeeds. Each claim of a paper is
 # therefore first written to a file: a sentence, the quantity to measure, and the bound that decides. The
 # notebook that measures it supplies only the number; the verdict is computed here. A failed claim is a result and
-# is shown like any other. Criteria are never loosened: a changed criterion is a new claim.
+# is shown like any other. Criteria are never edited: a changed criterion is a new claim that names the old one.
 #
 # ## Criteria
 #
@@ -61,6 +64,8 @@ criterion = "Heavy over light period lies within 2% of one."
 quantity = "ratio of periods"
 within = [0.98, 1.02]
 scale = "quick"
+whose = "paper"
+draws = "swings"
 
 [[claim]]
 id = "pendulum/damping"
@@ -71,6 +76,9 @@ criterion = "The large bob loses at least 1.5 times as much per swing."
 quantity = "ratio of losses"
 at_least = 1.5
 scale = "cpu"
+whose = "ours"
+draws = "swings"
+replaces = "pendulum/damping-at-all"
 
 [[claim]]
 id = "pendulum/chaos"
@@ -81,31 +89,52 @@ criterion = "Two starts 1e-6 apart differ by at least 1 rad after a minute."
 quantity = "distance, rad"
 at_least = 1
 scale = "quick"
-size = "needs a driven pendulum"
+whose = "paper"
+draws = "nothing"
+min_parameters = 3
+
+[[claim]]
+id = "pendulum/damping-at-all"
+paper = "pendulum"
+section = "3"
+sentence = "The bob is damped."
+criterion = "It loses energy."
+quantity = "loss per swing, J"
+at_least = 0
+scale = "quick"
+whose = "paper"
+draws = "nothing"
+closed = "every pendulum loses energy, so it cannot fail"
 ''')
 
 # %% [markdown]
-# `at_least`, `at_most` and `within` define an interval for the quantity. `scale` is the smallest scale that can
-# decide the claim. `size` names what a run needs before a claim can fail.
+# `at_least`, `at_most` and `within` define an interval for the quantity. The other fields are those of `Claim`.
 
 # %%
 #| export
-verdicts = ('holds', 'fails', 'not at this size', 'not run')
+verdicts = ('holds', 'fails', 'undecided', 'needs a larger model', 'error')
 claims_mime = 'application/vnd.moral_sc.claims+json'
 
 @dataclass(frozen=True)
 class Claim:
-    "One claim of a paper and the criterion that decides it"
+    "One claim and the criterion that decides it"
     id:str        # paper/slug
     paper:str
     section:str   # Where in the paper
-    sentence:str  # What the paper claims, in our words
+    sentence:str  # What is claimed, in our words
     criterion:str # What must be seen, in words
     quantity:str  # What is measured, with its unit
     scale:str     # Smallest scale at which a verdict may be given
+    whose:str     # 'paper' if the paper says it, otherwise 'ours'
+    draws:str     # What the interval draws ('trainings', 'prompts', ...) or 'nothing'
     low:float     # The criterion as an interval that holds the quantity
     high:float
-    size:str = '' # What a run needs before a miss counts, '' if nothing
+    min_parameters:float = 0 # A smaller model cannot refute the claim
+    compare:str = ''      # Smallest scale that measures the recorded quantity; default: `scale`
+    tolerance:float = .05 # Relative difference that counts as agreement where nothing is drawn
+    setting:str = ''      # For example 'toy environment'
+    replaces:str = ''     # Id of the claim whose criterion this one changes
+    closed:str = ''       # Why the claim is no longer counted
 
 
 # %% [markdown]
@@ -113,7 +142,9 @@ class Claim:
 
 # %%
 #| export
-_text = ('id', 'paper', 'section', 'sentence', 'criterion', 'quantity', 'scale')
+_text = ('id', 'paper', 'section', 'sentence', 'criterion', 'quantity', 'scale', 'whose', 'draws')
+_optional = dict(min_parameters=(int, float), tolerance=(int, float), compare=str, setting=str,
+                 replaces=str, closed=str)
 _bounds = dict(at_least=lambda x: (x, math.inf), at_most=lambda x: (-math.inf, x),
                within=lambda x: tuple(x))
 
@@ -123,8 +154,10 @@ def _problem(row, stem):
     "Describe the mistake in a row of the file `stem`.toml, or return None"
     missing = [k for k in _text if not str(row.get(k, '')).strip()]
     if missing: return f'lacks {", ".join(missing)}; add it'
-    extra = set(row) - {*_text, *_bounds, 'size'}
+    extra = set(row) - {*_text, *_bounds, *_optional}
     if extra: return f'has the unknown field {", ".join(sorted(extra))}; rename it'
+    wrong = [k for k,t in _optional.items() if k in row and not isinstance(row[k], t)]
+    if wrong: return f'has {wrong[0]} = {row[wrong[0]]!r}, which has the wrong type'
     given = [k for k in _bounds if k in row]
     if len(given)!=1: return f'needs exactly one of {", ".join(_bounds)}'
     value = row[given[0]]
@@ -132,8 +165,10 @@ def _problem(row, stem):
     if not all(map(_number, numbers)) or len(numbers)!=1+(given[0]=='within'):
         return f'has {given[0]} = {value!r}, which is not a number or a [low, high]'
     if numbers!=sorted(numbers): return f'has within = {value!r}; put the lower bound first'
-    if row['scale'] not in SCALES:
-        return f'has scale {row["scale"]!r}; use {", ".join(SCALES)}'
+    allowed = dict(scale=SCALES, compare=SCALES, whose=('paper', 'ours'))
+    for k,values in allowed.items():
+        if k in row and row[k] not in values:
+            return f'has {k} {row[k]!r}; use {", ".join(values)}'
     paper = row['paper']
     if not f'{stem}_'.startswith(f'{paper}_') or not row['id'].startswith(f'{paper}/'):
         return f'belongs to {paper!r}; ids of this file start with {stem!r}'
@@ -143,8 +178,8 @@ def _problem(row, stem):
 #| export
 def _claim(row):
     low,high = next(f(row[k]) for k,f in _bounds.items() if k in row)
-    text = {k: row[k] for k in _text}
-    return Claim(**text, low=float(low), high=float(high), size=row.get('size', ''))
+    given = {k: row[k] for k in (*_text, *_optional) if k in row}
+    return Claim(**dict(compare=row['scale']) | given, low=float(low), high=float(high))
 
 def criteria(
     path=None,         # Folder of `paper.toml`, `paper_topic.toml`; default: ours
@@ -157,6 +192,9 @@ def criteria(
             problem = 'appears twice; rename one' if name in res else _problem(row, f.stem)
             if problem: raise DataError(f'{f.name}: {name} {problem}.')
             res[name] = _claim(row)
+    for c in res.values():
+        if c.replaces and c.replaces not in res:
+            raise DataError(f'{c.id} replaces {c.replaces}, which is in no file: correct the id.')
     return res
 
 
@@ -170,7 +208,7 @@ claims['pendulum/period']
 
 # %%
 good = dict(id='"p/a"', paper='"p"', section='"1"', sentence='"s"', criterion='"c"',
-            quantity='"q"', scale='"quick"', at_least=1)
+            quantity='"q"', scale='"quick"', whose='"paper"', draws='"nothing"', at_least=1)
 bad = tmp/'bad'
 bad.mkdir(exist_ok=True)
 def refused(contains, **change):
@@ -188,38 +226,77 @@ refused("has scale 'huge'", scale='"huge"')
 refused("belongs to 'other'", paper='"other"')
 refused("belongs to 'p'", id='"q/a"')
 refused('has the unknown field at_lest', at_lest=1)
+refused("has whose 'both'; use paper, ours", whose='"both"')
+refused('lacks draws', draws=None)
+refused('which has the wrong type', min_parameters='"22B"')
+refused('p/a replaces p/b, which is in no file', replaces='"p/b"')
 refused('not valid TOML', id='p/a')
 
 
 # %% [markdown]
 # ## Verdicts
 #
-# The whole interval of an estimate is judged. The claim *holds* if all of the interval meets the criterion and *fails* if none
-# of it does. An interval that contains the bound decides nothing; more items might. A plain number, for a quantity
-# without sampling error, is an interval of width zero.
+# The whole interval of an estimate is judged.
+#
+# | Verdict | Meaning |
+# | --- | --- |
+# | holds | all of the interval meets the criterion |
+# | fails | none of it does |
+# | undecided | the interval contains the bound, or the run was too small: more seeds or a larger scale decide |
+# | needs a larger model | missed by a model with fewer than `min_parameters` parameters |
+# | error | the estimate is not a number, or there is none |
+#
+# A plain number, for a quantity without sampling error, is an interval of width zero. `Estimate` adds the parameters of the
+# model that was judged, and a precondition of the paper that the run did not meet: its verdict is *undecided*.
 
 # %%
 #| export
+class Estimate(NamedTuple):
+    "An estimate and what a verdict on it depends on"
+    value:float
+    low:float|None = None  # Interval; default: `value`
+    high:float|None = None
+    unmet:str = ''         # Precondition of the paper that this run does not meet, with its number
+    parameters:float|None = None # Number of parameters of the model that was judged
+
+def as_estimate(
+    estimate, # `Estimate`, (value, low, high), or a number
+)->Estimate:  # With floats
+    "Return an estimate with its interval"
+    e = Estimate(*estimate) if isinstance(estimate, tuple) else Estimate(estimate)
+    if (e.low is None)!=(e.high is None):
+        raise ConfigError(f'{e} has one end of an interval: give both.')
+    ends = (e.value, e.value) if e.low is None else (e.low, e.high)
+    value,low,high = (float(x) for x in (e.value, *ends))
+    return e._replace(value=value, low=low, high=high)
+
 def judge(
     claim:Claim,
-    estimate,   # (value, low, high), or a number
+    estimate,   # `Estimate`, (value, low, high), or a number
     scale:str,  # Scale of the run
-)->tuple:       # Verdict, and the reason if it is undecided
+)->tuple:       # Verdict, and its reason where it needs one
     "Return the verdict on a claim"
-    _,low,high = estimate_interval(estimate)
+    e = as_estimate(estimate)
+    if any(math.isnan(x) for x in e[:3]) or e.low>e.high: return 'error', 'not a number'
     if SCALES.index(scale)<SCALES.index(claim.scale):
-        return 'not at this size', f'judged from scale {claim.scale} on'
-    if claim.low<=low and high<=claim.high: return 'holds', ''
-    if claim.size: return 'not at this size', claim.size
-    if high<claim.low or low>claim.high: return 'fails', ''
-    return 'not at this size', 'the interval does not decide'
+        return 'undecided', f'judged from scale {claim.scale} on'
+    if e.unmet: return 'undecided', e.unmet
+    if claim.low<=e.low and e.high<=claim.high: return 'holds', ''
+    if claim.min_parameters and e.parameters is None:
+        return 'error', 'the number of parameters of the model is missing'
+    if claim.min_parameters>(e.parameters or 0):
+        least,size = (format_count(n) for n in (claim.min_parameters, e.parameters))
+        return 'needs a larger model', f'{least} parameters; this one has {size}'
+    if e.high<claim.low or e.low>claim.high: return 'fails', ''
+    return 'undecided', 'the interval does not decide'
 
-def estimate_interval(
-    estimate, # (value, low, high), or a number
-)->tuple:
-    "Return value and interval as three floats"
-    parts = estimate if isinstance(estimate, tuple) else (estimate,)*3
-    return tuple(float(x) for x in parts)
+def format_count(
+    n:float,
+)->str: # For example '22 billion'
+    "Format a large number in words"
+    for size,name in ((1e9, 'billion'), (1e6, 'million')):
+        if n>=size: return f'{n/size:.3g} {name}'
+    return f'{n:,.0f}'
 
 
 # %%
@@ -229,28 +306,49 @@ cases = [(1.001, .995, 1.01), (1.001, .95, 1.05), (1.4, 1.3, 1.5), (.5, .4, .6),
 
 # %%
 test_eq([judge(period, c, 'quick')[0] for c in cases],
-        ['holds', 'not at this size', 'fails', 'fails', 'holds', 'fails'])
+        ['holds', 'undecided', 'fails', 'fails', 'holds', 'fails'])
 
 # %% [markdown]
-# An estimate on the bound meets the criterion. An estimate that is not a number decides nothing.
+# An estimate on the bound meets the criterion. An estimate that is not a number is an error at every scale, for every model.
 
 # %%
 damping = claims['pendulum/damping']
 test_eq(judge(damping, 1.5, 'cpu'), ('holds', ''))
 test_eq(judge(damping, 1.4999, 'gpu'), ('fails', ''))
-judge(damping, (float('nan'),)*3, 'cpu')
+for scale in SCALES: test_eq(judge(damping, float('nan'), scale)[0], 'error')
+for bounds in [(float('nan'), 2), (1, float('nan')), (2, 1)]:
+    test_eq(judge(damping, (1.6, *bounds), 'cpu')[0], 'error')
+judge(damping, float('nan'), 'cpu')
 
 # %% [markdown]
-# Below its scale, a claim neither holds nor fails, whatever the number. A claim with `size` can hold in a small run but
-# cannot fail in it.
+# Below its scale, a claim is undecided, whatever the number. So it is if a precondition is not met.
 
 # %%
-chaos = claims['pendulum/chaos']
-judge(damping, 9., 'quick'), judge(chaos, .1, 'gpu'), judge(chaos, 2., 'quick')
+chance = Estimate(1., unmet='accuracy .33: the paper needs more')
+[judge(damping, 9., 'quick'), judge(period, chance, 'cpu')]
 
 # %%
-small = [judge(damping, 9., 'quick'), judge(chaos, .1, 'gpu'), judge(chaos, 2., 'quick')]
-test_eq([verdict for verdict,_ in small], ['not at this size', 'not at this size', 'holds'])
+test_eq([judge(damping, 9., 'quick')[0], judge(period, chance, 'cpu')[0]], ['undecided']*2)
+
+# %% [markdown]
+# A claim with `min_parameters` can hold for a smaller model but cannot fail for it. From that size on a miss fails. Here a
+# 70-billion-parameter model goes the wrong way in a claim about models of 22 billion or more.
+
+# %%
+reduced = replace(damping, low=-math.inf, high=-.05, min_parameters=22e9)
+rises = (.2, .15, .25)
+small,large,held = (Estimate(*found, parameters=n) for found,n in
+                    ((rises, 135e6), (rises, 70e9), ((-.1, -.12, -.08), 135e6)))
+[judge(reduced, e, 'cpu') for e in (small, large, held)]
+
+# %%
+test_eq([judge(reduced, e, 'cpu')[0] for e in (small, large, held)],
+        ['needs a larger model', 'fails', 'holds'])
+straddles = (0., -.1, .1)
+test_eq(judge(reduced, Estimate(*straddles, parameters=22e9), 'cpu')[0], 'undecided')
+test_eq(judge(reduced, Estimate(*straddles, parameters=1e9), 'cpu')[0], 'needs a larger model')
+test_eq(judge(reduced, Estimate(float('nan'), parameters=1e9), 'cpu')[0], 'error')
+test_eq(judge(reduced, rises, 'cpu')[0], 'error')  # whose result is it?
 
 
 # %% [markdown]
@@ -261,21 +359,33 @@ test_eq([verdict for verdict,_ in small], ['not at this size', 'not at this size
 
 # %%
 #| export
+def _json(x): return x if x is None or math.isfinite(x) else None if math.isnan(x) else str(x)
+
 def _row(claim, estimate, scale):
-    value,low,high = estimate_interval(estimate)
-    verdict,reason = judge(claim, estimate, scale)
-    num = lambda x: x if math.isfinite(x) else None
-    criterion = dict(quantity=claim.quantity, criterion=claim.criterion,
-                     bounds=[num(claim.low), num(claim.high)])
-    return dict(id=claim.id, verdict=verdict, why=reason, estimate=num(value), low=num(low),
-                high=num(high), scale=scale) | criterion
+    e = as_estimate(estimate)
+    verdict,why = judge(claim, e, scale)
+    return dict(id=claim.id, verdict=verdict, why=why, estimate=_json(e.value), low=_json(e.low),
+                high=_json(e.high), scale=scale, unmet=e.unmet, parameters=e.parameters,
+                quantity=claim.quantity, criterion=claim.criterion, bounds=_bounds_of(claim))
+
+def _bounds_of(claim): return [x if math.isfinite(x) else None for x in (claim.low, claim.high)]
+
+def stored_estimate(
+    row:dict, # A claim as a page stores it
+)->Estimate:
+    "Return the estimate of a recorded claim"
+    number = lambda k: math.nan if row.get(k) is None else float(row[k])
+    return Estimate(*map(number, ('estimate', 'low', 'high')), row.get('unmet', ''),
+                    row.get('parameters'))
 
 class Outcomes(list):
     "Judged claims, displayed as a table and stored as JSON"
     def __init__(self, rows, claims): super().__init__(rows); self.claims = claims
     def _cells(self):
-        for r in self: yield (self.claims[r['id']].sentence, r['criterion'],
-                              format_estimate(r['estimate'], r['low'], r['high']), verdict_text(r))
+        for r in self:
+            claim,e = self.claims[r['id']], stored_estimate(r)
+            yield (claim_text(claim), r['criterion'],
+                   format_estimate(*e[:3], draws=claim.draws), verdict_text(r, claim.closed))
     def _repr_markdown_(self):
         flat = lambda c: str(c).replace('|', '\\|').replace('\n', ' ')
         rows = [map(flat, r) for r in self._cells()]
@@ -292,20 +402,32 @@ class Outcomes(list):
 #| export
 _columns = ['Claim', 'Criterion', 'Found', 'Verdict']
 
+def claim_text(
+    claim, # `Claim` or row of the ledger
+)->str:
+    "Return the sentence of a claim, marked if it is ours or of a special setting"
+    marks = ', '.join(filter(None, ('ours' if claim.whose=='ours' else '', claim.setting)))
+    return f'{claim.sentence} ({marks})' if marks else claim.sentence
+
 def verdict_text(
-    row:dict, # With 'verdict' and 'why'
+    row:dict,  # With 'verdict' and 'why'
+    closed='', # Why the claim is no longer counted
 )->str:
     "Return the verdict with its reason"
-    return f'{row["verdict"]} ({row["why"]})' if row['why'] else row['verdict']
+    text = f'{row["verdict"]} ({row["why"]})' if row['why'] else row['verdict']
+    return f'closed: {closed}. By its criterion: {text}' if closed else text
 
 def format_estimate(
     value, low, high, # Numbers, or None where there is none
     digits:int=3,     # Significant digits
+    draws='',         # What the interval draws
 )->str:
     "Format an estimate and its interval"
     if value is None or value!=value: return 'none'
     f = lambda x: 'none' if x is None else f'{x:.{digits}g}'
-    return f(value) if low==high==value else f'{f(value)} [{f(low)},\xa0{f(high)}]'
+    if low==high==value: return f(value)
+    over = f' over {draws}' if draws and draws!='nothing' else ''
+    return f'{f(value)} [{f(low)},\xa0{f(high)}]{over}'
 
 def html_table(
     head:list, # Names of the columns
@@ -322,36 +444,57 @@ def html_table(
 #| export
 def judge_all(
     scale:str,     # Scale of the run
-    outcomes:dict, # Claim id to estimate: (value, low, high) or a number
+    outcomes:dict, # Claim id to estimate: `Estimate`, (value, low, high) or a number
     path=None,     # Folder of criteria, default: ours
+    parameters=None, # Number of parameters of the model, where an `Estimate` gives none
 )->Outcomes:
     "Judge several estimates"
     known = criteria(path)
     validate_scale(scale)
     for k in outcomes:
         if k not in known: raise ConfigError(unknown_name_message('claim', k, list(known)))
-    return Outcomes([_row(known[k], e, scale) for k,e in outcomes.items()], known)
+    found = {k: as_estimate(e) for k,e in outcomes.items()}
+    for k,e in found.items():
+        if e.parameters is None: found[k] = e._replace(parameters=parameters)
+        if known[k].min_parameters and found[k].parameters is None:
+            raise ConfigError(f'{k} depends on the size of the model: give record(..., '
+                              'parameters=number).')
+    return Outcomes([_row(known[k], e, scale) for k,e in found.items()], known)
 
 def record(
     scale:str,     # Scale of the run
-    outcomes:dict, # Claim id to estimate: (value, low, high) or a number
+    outcomes:dict, # Claim id to estimate: `Estimate`, (value, low, high) or a number
     path=None,     # Folder of criteria, default: ours
+    parameters=None, # Number of parameters of the model, where an `Estimate` gives none
 ):
     "Judge estimates and display the verdicts, with the numbers stored in the output"
     from IPython.display import display
-    display(judge_all(scale, outcomes, path))
+    display(judge_all(scale, outcomes, path, parameters))
 
 
 # %%
 record('quick', {'pendulum/period': (1.001, .995, 1.01), 'pendulum/damping': 2.1}, example)
 
 # %% [markdown]
-# `record` accepts only claims that have a criterion. A page need not record all of them.
+# `record` accepts only claims that have a criterion. A page need not record all of them. A claim about large models needs
+# the size of the model.
 
 # %%
 with expect_fail(ConfigError, contains="did you mean 'pendulum/period'?"):
     record('quick', {'pendulum/perod': 1.}, example)
 with expect_fail(ConfigError, contains="no scale 'large'"): record('large', {}, example)
+with expect_fail(ConfigError, contains='depends on the size of the model'):
+    record('quick', {'pendulum/chaos': 1.}, example)
+with expect_fail(ConfigError, contains='one end'): as_estimate(Estimate(1., low=.5))
+
+# %% [markdown]
+# Numbers survive JSON, infinite ends of an interval included.
+
+# %%
+half_open = judge_all('cpu', {'pendulum/damping': (2., 1.6, math.inf)}, example)
+stored = json.loads(json.dumps(half_open))[0]
+test_eq(stored_estimate(stored)[:3], (2., 1.6, math.inf))
+test_eq(stored['verdict'], 'holds')
 
 # %% [markdown]
 # Text in the table is escaped.
@@ -367,7 +510,7 @@ test_eq(r._repr_markdown_().splitlines()[-1].replace('\\|', '').count('|'), 5)
 # ## Ledger
 #
 # The ledger lists all claims with what the pages found. If several pages or scales measured a claim, the largest
-# scale counts.
+# scale counts. Verdicts are computed anew from the recorded estimates.
 
 # %%
 #| export
@@ -377,13 +520,6 @@ def claims_of(
     "Return the claims in the outputs of a page"
     outs = [o for c in nb.cells for o in c.get('outputs', [])]
     return [r for o in outs for r in o.get('data', {}).get(claims_mime, {}).get('claims', [])]
-
-def recorded_claims(
-    path, # An executed notebook
-)->list:  # One dict per recorded claim
-    "Return the claims that an executed page recorded"
-    import nbformat
-    return claims_of(nbformat.read(path, 4))
 
 def _pages(folder):
     "Return name and path of the notebooks in a folder or list"
@@ -399,16 +535,19 @@ def _pages(folder):
 #| export
 def _ledger_row(claim, row, page):
     "Return the ledger's row of a claim, given the row of a page or None"
-    fields = 'id paper section sentence criterion quantity'.split()
-    none = dict.fromkeys(('estimate', 'low', 'high'), math.nan)
-    none |= dict(verdict='not run', why='', scale='', page='')
-    res = {k: getattr(claim, k) for k in fields} | none
-    if row is None: return res
-    bounds = [b if math.isfinite(b) else None for b in (claim.low, claim.high)]
-    if row['bounds']!=bounds or row['criterion']!=claim.criterion:
-        return res | dict(why='judged by another criterion: run the page again', page=page)
-    nums = {k: math.nan if row[k] is None else row[k] for k in ('estimate', 'low', 'high')}
-    return res | nums | {k: row[k] for k in ('verdict', 'why', 'scale')} | dict(page=page)
+    fields = 'id paper section whose setting sentence criterion quantity draws closed replaces'
+    res = {k: getattr(claim, k) for k in fields.split()}
+    missing = Estimate(math.nan, math.nan, math.nan, parameters=math.nan)
+    found = dict(verdict='error', why='not run', scale='')
+    e = missing
+    if row and (row['bounds']!=_bounds_of(claim) or row['criterion']!=claim.criterion):
+        found['why'] = 'judged by another criterion: run the page again'
+    elif row:
+        e = stored_estimate(row)
+        verdict,why = judge(claim, e, row['scale'])
+        found = dict(verdict=verdict, why=why, scale=row['scale'])
+    return res | dict(estimate=e.value, low=e.low, high=e.high, parameters=e.parameters,
+                      page=page) | found
 
 def ledger(
     folder=None, # Folder or list of executed notebooks, default: the papers' pages
@@ -418,13 +557,12 @@ def ledger(
     import pandas as pd
     best = {}
     for name,p in _pages(notebooks_dir() if folder is None else folder):
-        for row in recorded_claims(p):
+        for row in claims_of(read_notebook(p)):
             old = best.get(row['id'])
             if not old or SCALES.index(row['scale'])>=SCALES.index(old[0]['scale']):
                 best[row['id']] = row, name
-    known = criteria(path)
-    rows = [_ledger_row(c, *best.get(c.id, (None, ''))) for c in known.values()]
-    return pd.DataFrame(rows, columns=list(_ledger_row(Claim(*['']*7, 0., 0.), None, '')))
+    rows = [_ledger_row(c, *best.get(c.id, (None, ''))) for c in criteria(path).values()]
+    return pd.DataFrame(rows, columns=list(_ledger_row(Claim(*['']*9, 0., 0.), None, '')))
 
 
 # %% [markdown]
@@ -448,7 +586,8 @@ found = ledger(tmp/'report', example)
 found[['id', 'estimate', 'low', 'high', 'verdict', 'scale', 'page']]
 
 # %%
-test_eq(list(found.verdict), ['holds', 'fails', 'not run'])
+test_eq(list(found.verdict), ['holds', 'fails', 'error', 'error'])
+test_eq(list(found.why), ['', '', 'not run', 'not run'])
 
 # %% [markdown]
 # If a criterion changes, rows that were judged by the old one do not count.
@@ -457,7 +596,7 @@ test_eq(list(found.verdict), ['holds', 'fails', 'not run'])
 f = example/'pendulum.toml'
 _ = f.write_text(f.read_text().replace('[0.98, 1.02]', '[0.9, 1.1]'))
 changed = ledger(tmp/'report', example).iloc[0]
-test_eq(changed.verdict, 'not run')
+test_eq(changed.verdict, 'error')
 changed.why
 
 # %% [markdown]
@@ -472,4 +611,4 @@ p = tmp/'report'/'swing.ipynb'
 nb = json.loads(p.read_text())
 clean_nb(nb, clean_ids=True)
 _ = p.write_text(json.dumps(nb))
-test_eq([r['id'] for r in recorded_claims(p)], ['pendulum/period', 'pendulum/damping'])
+test_eq([r['id'] for r in claims_of(nbformat.read(p, 4))], ['pendulum/period', 'pendulum/damping'])
