@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['verdicts', 'claims_mime', 'Claim', 'criteria', 'Estimate', 'as_estimate', 'judge', 'format_count', 'stored_estimate',
-           'Outcomes', 'claim_text', 'verdict_text', 'format_estimate', 'html_table', 'judge_all', 'record',
+           'Outcomes', 'claim_text', 'verdict_text', 'format_estimate', 'html_table', 'judge_all', 'record', 'rejudge',
            'claims_of', 'ledger']
 
 # %% ../../nbs/lab/10_claims.ipynb #b3ad4237
@@ -173,7 +173,8 @@ class Outcomes(list):
     def __init__(self, rows, claims): super().__init__(rows); self.claims = claims
     def _cells(self):
         for r in self:
-            claim,e = self.claims[r['id']], stored_estimate(r)
+            claim,e = self.claims.get(r['id']), stored_estimate(r)
+            if claim is None: yield r['id'], r['criterion'], format_estimate(*e[:3]), 'deleted'; continue
             yield (claim_text(claim), r['criterion'],
                    format_estimate(*e[:3], draws=claim.draws), verdict_text(r, claim.closed))
     def _repr_markdown_(self):
@@ -257,6 +258,20 @@ def record(
     from IPython.display import display
     display(judge_all(scale, outcomes, path, parameters))
 
+
+def rejudge(
+    rows:list, # Claims as a page stores them
+    path=None, # Folder of criteria, default: ours
+)->Outcomes:   # Rows of changed or deleted criteria are left as they are
+    "Judge recorded estimates again"
+    known = criteria(path)
+    kept = lambda r: r['id'] in known and _same_criterion(known[r['id']], r)
+    again = lambda r: _row(known[r['id']], stored_estimate(r), r['scale'])
+    return Outcomes([again(r) if kept(r) else r for r in rows], known)
+
+def _same_criterion(claim, row):
+    return row['bounds']==_bounds_of(claim) and row['criterion']==claim.criterion
+
 # %% ../../nbs/lab/10_claims.ipynb #896e801f
 def claims_of(
     nb, # A notebook, as read
@@ -279,7 +294,7 @@ def _ledger_row(claim, row, page):
     missing = Estimate(math.nan, math.nan, math.nan, parameters=math.nan)
     found = dict(verdict='error', why='not run', scale='')
     e = missing
-    if row and (row['bounds']!=_bounds_of(claim) or row['criterion']!=claim.criterion):
+    if row and not _same_criterion(claim, row):
         found['why'] = 'judged by another criterion: run the page again'
     elif row:
         e = stored_estimate(row)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['WIDTH', 'twin_of', 'find_notebooks', 'take_notebook', 'take_twin', 'clean_notebook', 'edited_side', 'sync',
            'check_pair', 'merge_pair', 'check_notebook', 'check_modules', 'check_recorded_scale', 'check_layout',
-           'run_hook']
+           'show_verdicts', 'run_hook']
 
 # %% ../../nbs/lab/14_hooks.ipynb #961edcfa
 import configparser
@@ -287,10 +287,17 @@ def check_layout(root:Path, page:Path)->list:
     return res
 
 # %% ../../nbs/lab/14_hooks.ipynb #f3a2656d
+def show_verdicts(root:Path, page:Path):
+    "Show the recorded claims of a paper page as the criteria files judge and word them today"
+    from moral_sc.lab.recording import render_claims
+    if not page.is_relative_to(root/'nbs'/'papers'): return
+    render_claims(page, root/'data'/'claims')
+    clean_notebook(root, page)
+
 _CHECKS = dict(notebooks=check_notebook, pairs=check_pair, scale=check_recorded_scale,
                layout=check_layout)
 _COMMANDS = {'clean': clean_notebook, 'sync': sync, 'take-twin': take_twin,
-             'take-notebook': take_notebook, 'merge': merge_pair}
+             'take-notebook': take_notebook, 'merge': merge_pair, 'claims': show_verdicts}
 
 def _problems(root, name, page):
     try: problems = (_CHECKS|_COMMANDS)[name](root, page)

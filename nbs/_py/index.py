@@ -74,8 +74,10 @@ evaluation.score('q')[['questions', 'bias_ambig']].tail(1)
 #
 # ## Claims
 #
-# A claim that fails stays in the table of its paper. *Not at this size* counts claims that models of
-# the recorded scale cannot decide.
+# Each criterion is written down before the run that judges it. *Undecided* means that the interval
+# contains the criterion's bound; *needs a larger model*, that a small model missed a claim about
+# large ones; *error*, that the row was not run. What the papers do not say is counted as ours.
+# Closed rows no longer count; each is listed with its reason on the page of its paper.
 
 # %%
 #| echo: false

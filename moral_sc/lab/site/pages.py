@@ -143,11 +143,12 @@ def style_table(
     html = re.sub(r'<style scoped>.*?</style>\s*', '', html, flags=re.S)
     html = html.replace(' border="1"', '')
     if 'class="claims"' not in html: return html
-    words = '|'.join(sorted(verdicts, key=len, reverse=True))
+    words = '|'.join(sorted((*verdicts, 'closed'), key=len, reverse=True))
     return re.sub(rf'<td>({words})\b(.*?)</td>', _badge, html)
 
 def _badge(m):
-    rest = f'<br><small>{m[2].strip(" ()")}</small>' if m[2].strip(' ()') else ''
+    rest = re.sub(r'^: |^ \(|\)$', '', m[2])
+    rest = f'<br><small>{rest}</small>' if rest else ''
     return f'<td><span class="verdict {verdict_class(m[1])}">{m[1]}</span>{rest}</td>'
 
 def verdict_class(

@@ -16,7 +16,7 @@ from pathlib import Path
 # %% ../../../nbs/lab/site/26_papers.ipynb #ba01d73a
 from ...foundation.datasets import data_dir, read_toml
 from ...foundation.errors import ConfigError, DataError
-from ..claims import format_estimate, ledger, verdicts
+from ..claims import claim_text, format_estimate, ledger, verdict_text, verdicts
 from ..paths import notebooks_dir
 from .pages import directives, plotly_mime, title_and_line, verdict_class
 
@@ -36,11 +36,15 @@ class ClaimsTable:
     def _row(self, r):
         unit = r.quantity.split(' (')[0]
         number = format_estimate(r.estimate, r.low, r.high)
-        value = '' if r.verdict=='not run' else f'{number} {unit}'
-        text = f'[{r.sentence}]({self.pages}/{r.page}.ipynb)' if r.page else r.sentence
-        return [text, value, f'**{r.verdict}**' + (f' ({r.why})' if r.why else '')]
+        value = f'{number} {unit}' if r.scale else ''
+        text = f'[{claim_text(r)}]({self.pages}/{r.page}.ipynb)' if r.page else claim_text(r)
+        verdict = verdict_text(dict(verdict=r.verdict, why=r.why), r.closed)
+        word = 'closed' if r.closed else r.verdict
+        return [text, value, f'**{word}**{verdict.removeprefix(word)}']
     def _table(self, paper):
-        rows = [self._row(r) for r in self.rows[self.rows.paper==paper].itertuples()]
+        found = self.rows[self.rows.paper==paper]
+        order = (found.whose!='paper')+2*(found.closed!='')  # the paper's, ours, closed
+        rows = [self._row(r) for r in found.loc[order.sort_values(kind='stable').index].itertuples()]
         cells = [[str(c).replace('|', '\\|').replace('<', '&lt;') for c in r] for r in rows]
         head = [PAPER_TITLES.get(paper, paper), 'Found', 'Verdict']
         return '\n'.join('| '+' | '.join(l)+' |' for l in [head, ['---']*3, *cells])
@@ -60,16 +64,25 @@ def claims_table(
     rows = ledger(**kwargs)
     return ClaimsTable(rows[rows.paper==paper] if paper else rows, pages)
 
-# %% ../../../nbs/lab/site/26_papers.ipynb #f5b9faf6
+# %% ../../../nbs/lab/site/26_papers.ipynb #0ce07e9a
 class ClaimCounts(ClaimsTable):
-    "Claims counted by paper and verdict, as a Markdown table."
-    def _count(self, paper):
-        counts = self.rows[self.rows.paper==paper].verdict.value_counts()
-        name = f'[{PAPER_TITLES.get(paper, paper)}]({self.pages}/{paper}.md)'
-        return [name, *(str(counts.get(v, 0)) for v in verdicts[:3])]
+    "Claims counted by paper, whose they are, and verdict, as a Markdown table."
+    def _count(self, paper, whose):
+        rows = self.rows[(self.rows.paper==paper) & (self.rows.whose==whose)]
+        counts = rows[rows.closed==''].verdict.value_counts()
+        title = PAPER_TITLES.get(paper, paper)
+        name = f'[{title}]({self.pages}/{paper}.md)' if whose=='paper' else f'{title}, our additions'
+        numbers = [*(counts.get(v, 0) for v in verdicts), (rows.closed!='').sum()]
+        return [name, *map(str, numbers)]
+    @property
+    def table(self):
+        "Title and counts, one list for each paper and whose claims they are"
+        return [self._count(p, w) for p in self.papers for w in ('paper', 'ours')]
     def _repr_markdown_(self):
-        lines = [['Claims of', *verdicts[:3]], ['---']+['---:']*3, *map(self._count, self.papers)]
+        head = ['Claims of', *verdicts, 'closed']
+        lines = [head, ['---']+['---:']*(len(head)-1), *self.table]
         return '\n'.join('| '+' | '.join(l)+' |' for l in lines)
+    def __repr__(self): return '\n'.join(f'{n[0]}: {", ".join(n[1:])}' for n in self.table)
 
 def claim_counts(**kwargs)->ClaimCounts: # Arguments of `claims_table`
     "Count claims by paper and verdict."
@@ -128,7 +141,7 @@ def _thumbnail(entry, folder):
             f'<img src="data:image/png;base64,{png}" alt="" loading="lazy"></a>')
 
 def _badges(page, rows):
-    counts = rows[rows.page==page].verdict.value_counts()
+    counts = rows[(rows.page==page) & (rows.closed=='')].verdict.value_counts()
     return ' '.join(f'<span class="verdict {verdict_class(v)}">{counts[v]} {v}</span>'
                     for v in verdicts if v in counts)
 

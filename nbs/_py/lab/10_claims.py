@@ -383,7 +383,8 @@ class Outcomes(list):
     def __init__(self, rows, claims): super().__init__(rows); self.claims = claims
     def _cells(self):
         for r in self:
-            claim,e = self.claims[r['id']], stored_estimate(r)
+            claim,e = self.claims.get(r['id']), stored_estimate(r)
+            if claim is None: yield r['id'], r['criterion'], format_estimate(*e[:3]), 'deleted'; continue
             yield (claim_text(claim), r['criterion'],
                    format_estimate(*e[:3], draws=claim.draws), verdict_text(r, claim.closed))
     def _repr_markdown_(self):
@@ -472,6 +473,20 @@ def record(
     display(judge_all(scale, outcomes, path, parameters))
 
 
+def rejudge(
+    rows:list, # Claims as a page stores them
+    path=None, # Folder of criteria, default: ours
+)->Outcomes:   # Rows of changed or deleted criteria are left as they are
+    "Judge recorded estimates again"
+    known = criteria(path)
+    kept = lambda r: r['id'] in known and _same_criterion(known[r['id']], r)
+    again = lambda r: _row(known[r['id']], stored_estimate(r), r['scale'])
+    return Outcomes([again(r) if kept(r) else r for r in rows], known)
+
+def _same_criterion(claim, row):
+    return row['bounds']==_bounds_of(claim) and row['criterion']==claim.criterion
+
+
 # %%
 record('quick', {'pendulum/period': (1.001, .995, 1.01), 'pendulum/damping': 2.1}, example)
 
@@ -540,7 +555,7 @@ def _ledger_row(claim, row, page):
     missing = Estimate(math.nan, math.nan, math.nan, parameters=math.nan)
     found = dict(verdict='error', why='not run', scale='')
     e = missing
-    if row and (row['bounds']!=_bounds_of(claim) or row['criterion']!=claim.criterion):
+    if row and not _same_criterion(claim, row):
         found['why'] = 'judged by another criterion: run the page again'
     elif row:
         e = stored_estimate(row)

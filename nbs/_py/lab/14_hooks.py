@@ -59,6 +59,7 @@ from fastcore.test import *
 # | `sync` | the twin or notebook that was not edited |
 # | `take-twin` | notebooks from their twins; outputs are kept |
 # | `take-notebook` | twins from their notebooks |
+# | `claims` | recorded verdicts, as the criteria files judge and word them today |
 # | `merge` | both, from the edits of both |
 #
 # ## Files
@@ -612,15 +613,23 @@ check_layout(root, page)
 test_eq(len(check_layout(root, page)), 2)
 _git(root, 'checkout', 'nbs')
 
+
 # %% [markdown]
 # ## Command
 
 # %%
 #| export
+def show_verdicts(root:Path, page:Path):
+    "Show the recorded claims of a paper page as the criteria files judge and word them today"
+    from moral_sc.lab.recording import render_claims
+    if not page.is_relative_to(root/'nbs'/'papers'): return
+    render_claims(page, root/'data'/'claims')
+    clean_notebook(root, page)
+
 _CHECKS = dict(notebooks=check_notebook, pairs=check_pair, scale=check_recorded_scale,
                layout=check_layout)
 _COMMANDS = {'clean': clean_notebook, 'sync': sync, 'take-twin': take_twin,
-             'take-notebook': take_notebook, 'merge': merge_pair}
+             'take-notebook': take_notebook, 'merge': merge_pair, 'claims': show_verdicts}
 
 def _problems(root, name, page):
     try: problems = (_CHECKS|_COMMANDS)[name](root, page)

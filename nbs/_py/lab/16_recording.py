@@ -22,8 +22,8 @@ import tempfile
 # %%
 #| export
 from moral_sc.foundation.errors import ConfigError
-from moral_sc.lab.claims import claims_of
-from moral_sc.lab.execution import Result, execute, read_notebook
+from moral_sc.lab.claims import claims_mime, claims_of, rejudge
+from moral_sc.lab.execution import Result, execute, notebook_text, read_notebook, write_atomic
 from moral_sc.lab.scales import SCALES, validate_scale
 
 # %%
@@ -133,8 +133,6 @@ test_eq(broken.read_bytes(), before)
 # scale it had.
 
 # %%
-from moral_sc.lab.claims import claims_mime
-
 claim = nbformat.v4.new_output('display_data', data={claims_mime: dict(claims=[dict(scale='cpu')])})
 nb = read_notebook(noisy)
 nb.cells[-1].outputs.append(claim)
@@ -142,3 +140,48 @@ nbformat.write(nb, noisy)
 with expect_fail(ConfigError, contains='recorded at scale cpu'): record_page(noisy, 'quick')
 record_page(noisy)
 test_eq(read_notebook(noisy).cells[-1].outputs[0].data['text/plain'], "'cpu'")
+
+
+# %% [markdown]
+# ## Verdicts
+#
+# A page stores estimates and shows the verdicts of the day it ran. When the wording of a claim or the
+# way of judging changes, the verdicts are computed anew from the stored estimates. A claim
+# whose criterion changed keeps its output: its page has to run again.
+
+# %%
+#| export
+def render_claims(
+    notebook, # Recorded page
+    path=None, # Folder of criteria, default: ours
+):
+    "Show the claims of a recorded page as the criteria files judge and word them today"
+    nb = read_notebook(notebook)
+    for out in (o for c in nb.cells for o in c.get('outputs', [])):
+        rows = out.get('data', {}).get(claims_mime, {}).get('claims')
+        if rows: out.data.update(rejudge(rows, path)._repr_mimebundle_())
+    write_atomic(notebook, notebook_text(nb))
+
+
+# %%
+criterion = dict(id='p/a', paper='p', section='1', sentence='It is large.', criterion='At least 2.',
+                 quantity='size', at_least=2, scale='quick', whose='paper', draws='nothing')
+def criteria_of(**change):
+    lines = [f'{k} = {v!r}' for k,v in (criterion|change).items()]
+    write_atomic(tmp/'claims'/'p.toml', '\n'.join(['[[claim]]', *lines]))
+    return tmp/'claims'
+
+from moral_sc.lab.claims import judge_all
+
+out = judge_all('quick', {'p/a': 3.}, criteria_of())._repr_mimebundle_()
+nb = read_notebook(noisy)
+nb.cells[-1].outputs = [nbformat.v4.new_output('display_data', data=out)]
+nbformat.write(nb, noisy)
+render_claims(noisy, criteria_of(sentence='It is very large.', closed='too easy'))
+shown = read_notebook(noisy).cells[-1].outputs[0].data['text/markdown']
+print(shown)
+
+# %%
+assert 'It is very large.' in shown and 'closed: too easy. By its criterion: holds' in shown
+render_claims(noisy, criteria_of(at_least=4))
+assert 'fails' not in read_notebook(noisy).cells[-1].outputs[0].data['text/markdown']

@@ -26,7 +26,7 @@ from pathlib import Path
 #| export
 from moral_sc.foundation.datasets import data_dir, read_toml
 from moral_sc.foundation.errors import ConfigError, DataError
-from moral_sc.lab.claims import format_estimate, ledger, verdicts
+from moral_sc.lab.claims import claim_text, format_estimate, ledger, verdict_text, verdicts
 from moral_sc.lab.paths import notebooks_dir
 from moral_sc.lab.site.pages import directives, plotly_mime, title_and_line, verdict_class
 
@@ -50,7 +50,7 @@ prose = nbformat.v4.new_markdown_cell
 #
 # ## Claims
 #
-# The ledger has fourteen columns. A reader needs four: the claim, the measurement, the verdict and
+# The ledger has many columns. A reader needs four: the claim, the measurement, the verdict and
 # a link to the page.
 
 # %%
@@ -70,11 +70,15 @@ class ClaimsTable:
     def _row(self, r):
         unit = r.quantity.split(' (')[0]
         number = format_estimate(r.estimate, r.low, r.high)
-        value = '' if r.verdict=='not run' else f'{number} {unit}'
-        text = f'[{r.sentence}]({self.pages}/{r.page}.ipynb)' if r.page else r.sentence
-        return [text, value, f'**{r.verdict}**' + (f' ({r.why})' if r.why else '')]
+        value = f'{number} {unit}' if r.scale else ''
+        text = f'[{claim_text(r)}]({self.pages}/{r.page}.ipynb)' if r.page else claim_text(r)
+        verdict = verdict_text(dict(verdict=r.verdict, why=r.why), r.closed)
+        word = 'closed' if r.closed else r.verdict
+        return [text, value, f'**{word}**{verdict.removeprefix(word)}']
     def _table(self, paper):
-        rows = [self._row(r) for r in self.rows[self.rows.paper==paper].itertuples()]
+        found = self.rows[self.rows.paper==paper]
+        order = (found.whose!='paper')+2*(found.closed!='')  # the paper's, ours, closed
+        rows = [self._row(r) for r in found.loc[order.sort_values(kind='stable').index].itertuples()]
         cells = [[str(c).replace('|', '\\|').replace('<', '&lt;') for c in r] for r in rows]
         head = [PAPER_TITLES.get(paper, paper), 'Found', 'Verdict']
         return '\n'.join('| '+' | '.join(l)+' |' for l in [head, ['---']*3, *cells])
@@ -98,7 +102,7 @@ def claims_table(
 # %%
 row = dict(id='pendulum/period', paper='Pendulum', sentence='Weight | does not matter.',
            quantity='ratio (heavy over light)', estimate=1.001, low=.995, high=1.01,
-           verdict='holds', why='', page='')
+           verdict='holds', why='', page='', scale='quick', whose='paper', setting='', closed='')
 ClaimsTable(pd.DataFrame([row]))
 
 # %%
@@ -106,21 +110,37 @@ linked = ClaimsTable(pd.DataFrame([row | dict(page='p/swing')]))._repr_markdown_
 test_eq(linked.splitlines()[2], '| [Weight \\| does not matter.](papers/p/swing.ipynb) | '
                                 f'{format_estimate(1.001, .995, 1.01)} ratio | **holds** |')
 
+# %%
+shut = row | dict(whose='ours', closed='it cannot fail')
+marked = ClaimsTable(pd.DataFrame([shut, row]))._repr_markdown_().splitlines()[2:]
+assert 'closed' not in marked[0] and '(ours)' in marked[1]
+assert '**closed**: it cannot fail. By its criterion: holds' in marked[1]
+
 
 # %% [markdown]
-# The front page shows the counts.
+# The front page shows the counts: what the paper says apart from what we add, and closed claims
+# apart from those that count.
 
 # %%
 #| export
 class ClaimCounts(ClaimsTable):
-    "Claims counted by paper and verdict, as a Markdown table."
-    def _count(self, paper):
-        counts = self.rows[self.rows.paper==paper].verdict.value_counts()
-        name = f'[{PAPER_TITLES.get(paper, paper)}]({self.pages}/{paper}.md)'
-        return [name, *(str(counts.get(v, 0)) for v in verdicts[:3])]
+    "Claims counted by paper, whose they are, and verdict, as a Markdown table."
+    def _count(self, paper, whose):
+        rows = self.rows[(self.rows.paper==paper) & (self.rows.whose==whose)]
+        counts = rows[rows.closed==''].verdict.value_counts()
+        title = PAPER_TITLES.get(paper, paper)
+        name = f'[{title}]({self.pages}/{paper}.md)' if whose=='paper' else f'{title}, our additions'
+        numbers = [*(counts.get(v, 0) for v in verdicts), (rows.closed!='').sum()]
+        return [name, *map(str, numbers)]
+    @property
+    def table(self):
+        "Title and counts, one list for each paper and whose claims they are"
+        return [self._count(p, w) for p in self.papers for w in ('paper', 'ours')]
     def _repr_markdown_(self):
-        lines = [['Claims of', *verdicts[:3]], ['---']+['---:']*3, *map(self._count, self.papers)]
+        head = ['Claims of', *verdicts, 'closed']
+        lines = [head, ['---']+['---:']*(len(head)-1), *self.table]
         return '\n'.join('| '+' | '.join(l)+' |' for l in lines)
+    def __repr__(self): return '\n'.join(f'{n[0]}: {", ".join(n[1:])}' for n in self.table)
 
 def claim_counts(**kwargs)->ClaimCounts: # Arguments of `claims_table`
     "Count claims by paper and verdict."
@@ -130,12 +150,13 @@ def claim_counts(**kwargs)->ClaimCounts: # Arguments of `claims_table`
 
 # %%
 other = row | dict(id='pendulum/amplitude', sentence='Nor does amplitude.', verdict='fails')
-counts = ClaimCounts(pd.DataFrame([row, other]).assign(paper='superposition'), '../papers')
+counts = ClaimCounts(pd.DataFrame([row, other, shut]).assign(paper='superposition'), '../papers')
 counts
 
 # %%
-test_eq(counts._repr_markdown_().splitlines()[2],
-        '| [Toy Models of Superposition](../papers/superposition.md) | 1 | 1 | 0 |')
+test_eq(counts._repr_markdown_().splitlines()[2:],
+        ['| [Toy Models of Superposition](../papers/superposition.md) | 1 | 1 | 0 | 0 | 0 | 0 |',
+         '| Toy Models of Superposition, our additions | 0 | 0 | 0 | 0 | 0 | 1 |'])
 
 
 # %% [markdown]
@@ -226,7 +247,7 @@ def _thumbnail(entry, folder):
             f'<img src="data:image/png;base64,{png}" alt="" loading="lazy"></a>')
 
 def _badges(page, rows):
-    counts = rows[rows.page==page].verdict.value_counts()
+    counts = rows[(rows.page==page) & (rows.closed=='')].verdict.value_counts()
     return ' '.join(f'<span class="verdict {verdict_class(v)}">{counts[v]} {v}</span>'
                     for v in verdicts if v in counts)
 
