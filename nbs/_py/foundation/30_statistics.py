@@ -114,6 +114,37 @@ with expect_fail(DataError, contains='at least one trial'): wilson(0, 0)
 
 
 # %% [markdown]
+# ## Means of a few trainings
+#
+# A bootstrap of three values cannot leave their range. Student's interval can, and it covers the mean of normal values
+# at every number of them.
+
+# %%
+#| export
+def t_interval(
+    values,          # One value for each independent training
+    level:float=.95, # Confidence
+)->Estimate:
+    "Return a mean of independent values and its Student interval"
+    from scipy.stats import t
+    v = np.asarray(values, float)
+    if v.ndim!=1 or len(v)<2:
+        raise DataError(f'An interval of a mean needs at least two values; got shape {v.shape}.')
+    half = t.ppf((1+level)/2, len(v)-1)*v.std(ddof=1)/np.sqrt(len(v))
+    return Estimate(float(v.mean()), float(v.mean()-half), float(v.mean()+half))
+
+
+# %%
+t_interval([1., 2., 3.])
+
+# %%
+draws = np.random.default_rng(0).normal(size=(2000,3))
+ends = np.array([t_interval(v) for v in draws])
+assert .94 < ((ends[:,1]<0) & (0<ends[:,2])).mean() < .96
+with expect_fail(DataError, contains='at least two values'): t_interval([1.])
+
+
+# %% [markdown]
 # ## Cluster bootstrap
 #
 # BBQ has 58,492 rows and 343 templates. Rows from one template share their text, so a model that fails on one row fails
