@@ -246,24 +246,26 @@ refused('not valid TOML', id='p/a')
 # | needs a larger model | missed by a model with fewer than `min_parameters` parameters |
 # | error | the estimate is not a number, or there is none |
 #
-# A plain number, for a quantity without sampling error, is an interval of width zero. `Estimate` adds the parameters of the
+# A plain number, for a quantity without sampling error, is an interval of width zero. `Measurement` adds the parameters of the
 # model that was judged, and a precondition of the paper that the run did not meet: its verdict is *undecided*.
 
 # %%
 #| export
-class Estimate(NamedTuple):
-    "An estimate and what a verdict on it depends on"
+class Measurement(NamedTuple):
+    "An estimate, and what a verdict depends on beside it"
     value:float
     low:float|None = None  # Interval; default: `value`
     high:float|None = None
     unmet:str = ''         # Precondition of the paper that this run does not meet, with its number
     parameters:float|None = None # Number of parameters of the model that was judged
 
-def as_estimate(
-    estimate, # `Estimate`, (value, low, high), or a number
-)->Estimate:  # With floats
+Estimate = Measurement
+
+def as_measurement(
+    estimate, # `Measurement`, (value, low, high), or a number
+)->Measurement:  # With floats
     "Return an estimate with its interval"
-    e = Estimate(*estimate) if isinstance(estimate, tuple) else Estimate(estimate)
+    e = Measurement(*estimate) if isinstance(estimate, tuple) else Measurement(estimate)
     if (e.low is None)!=(e.high is None):
         raise ConfigError(f'{e} has one end of an interval: give both.')
     ends = (e.value, e.value) if e.low is None else (e.low, e.high)
@@ -272,11 +274,11 @@ def as_estimate(
 
 def judge(
     claim:Claim,
-    estimate,   # `Estimate`, (value, low, high), or a number
+    estimate,   # `Measurement`, (value, low, high), or a number
     scale:str,  # Scale of the run
 )->tuple:       # Verdict, and its reason where it needs one
     "Return the verdict on a claim"
-    e = as_estimate(estimate)
+    e = as_measurement(estimate)
     if any(math.isnan(x) for x in e[:3]) or e.low>e.high: return 'error', 'not a number'
     if SCALES.index(scale)<SCALES.index(claim.scale):
         return 'undecided', f'judged from scale {claim.scale} on'
@@ -324,7 +326,7 @@ judge(damping, float('nan'), 'cpu')
 # Below its scale, a claim is undecided, whatever the number. So it is if a precondition is not met.
 
 # %%
-chance = Estimate(1., unmet='accuracy .33: the paper needs more')
+chance = Measurement(1., unmet='accuracy .33: the paper needs more')
 [judge(damping, 9., 'quick'), judge(period, chance, 'cpu')]
 
 # %%
@@ -337,7 +339,7 @@ test_eq([judge(damping, 9., 'quick')[0], judge(period, chance, 'cpu')[0]], ['und
 # %%
 reduced = replace(damping, low=-math.inf, high=-.05, min_parameters=22e9)
 rises = (.2, .15, .25)
-small,large,held = (Estimate(*found, parameters=n) for found,n in
+small,large,held = (Measurement(*found, parameters=n) for found,n in
                     ((rises, 135e6), (rises, 70e9), ((-.1, -.12, -.08), 135e6)))
 [judge(reduced, e, 'cpu') for e in (small, large, held)]
 
@@ -345,9 +347,9 @@ small,large,held = (Estimate(*found, parameters=n) for found,n in
 test_eq([judge(reduced, e, 'cpu')[0] for e in (small, large, held)],
         ['needs a larger model', 'fails', 'holds'])
 straddles = (0., -.1, .1)
-test_eq(judge(reduced, Estimate(*straddles, parameters=22e9), 'cpu')[0], 'undecided')
-test_eq(judge(reduced, Estimate(*straddles, parameters=1e9), 'cpu')[0], 'needs a larger model')
-test_eq(judge(reduced, Estimate(float('nan'), parameters=1e9), 'cpu')[0], 'error')
+test_eq(judge(reduced, Measurement(*straddles, parameters=22e9), 'cpu')[0], 'undecided')
+test_eq(judge(reduced, Measurement(*straddles, parameters=1e9), 'cpu')[0], 'needs a larger model')
+test_eq(judge(reduced, Measurement(float('nan'), parameters=1e9), 'cpu')[0], 'error')
 test_eq(judge(reduced, rises, 'cpu')[0], 'error')  # whose result is it?
 
 
@@ -362,7 +364,7 @@ test_eq(judge(reduced, rises, 'cpu')[0], 'error')  # whose result is it?
 def _json(x): return x if x is None or math.isfinite(x) else None if math.isnan(x) else str(x)
 
 def _row(claim, estimate, scale):
-    e = as_estimate(estimate)
+    e = as_measurement(estimate)
     verdict,why = judge(claim, e, scale)
     return dict(id=claim.id, verdict=verdict, why=why, estimate=_json(e.value), low=_json(e.low),
                 high=_json(e.high), scale=scale, unmet=e.unmet, parameters=e.parameters,
@@ -370,12 +372,12 @@ def _row(claim, estimate, scale):
 
 def _bounds_of(claim): return [x if math.isfinite(x) else None for x in (claim.low, claim.high)]
 
-def stored_estimate(
+def stored_measurement(
     row:dict, # A claim as a page stores it
-)->Estimate:
+)->Measurement:
     "Return the estimate of a recorded claim"
     number = lambda k: math.nan if row.get(k) is None else float(row[k])
-    return Estimate(*map(number, ('estimate', 'low', 'high')), row.get('unmet', ''),
+    return Measurement(*map(number, ('estimate', 'low', 'high')), row.get('unmet', ''),
                     row.get('parameters'))
 
 class Outcomes(list):
@@ -383,7 +385,7 @@ class Outcomes(list):
     def __init__(self, rows, claims): super().__init__(rows); self.claims = claims
     def _cells(self):
         for r in self:
-            claim,e = self.claims.get(r['id']), stored_estimate(r)
+            claim,e = self.claims.get(r['id']), stored_measurement(r)
             if claim is None: yield r['id'], r['criterion'], format_estimate(*e[:3]), 'deleted'; continue
             yield (claim_text(claim), r['criterion'],
                    format_estimate(*e[:3], draws=claim.draws), verdict_text(r, claim.closed))
@@ -445,16 +447,16 @@ def html_table(
 #| export
 def judge_all(
     scale:str,     # Scale of the run
-    outcomes:dict, # Claim id to estimate: `Estimate`, (value, low, high) or a number
+    outcomes:dict, # Claim id to estimate: `Measurement`, (value, low, high) or a number
     path=None,     # Folder of criteria, default: ours
-    parameters=None, # Number of parameters of the model, where an `Estimate` gives none
+    parameters=None, # Number of parameters of the model, where an `Measurement` gives none
 )->Outcomes:
     "Judge several estimates"
     known = criteria(path)
     validate_scale(scale)
     for k in outcomes:
         if k not in known: raise ConfigError(unknown_name_message('claim', k, list(known)))
-    found = {k: as_estimate(e) for k,e in outcomes.items()}
+    found = {k: as_measurement(e) for k,e in outcomes.items()}
     for k,e in found.items():
         if e.parameters is None: found[k] = e._replace(parameters=parameters)
         if known[k].min_parameters and found[k].parameters is None:
@@ -464,9 +466,9 @@ def judge_all(
 
 def record(
     scale:str,     # Scale of the run
-    outcomes:dict, # Claim id to estimate: `Estimate`, (value, low, high) or a number
+    outcomes:dict, # Claim id to estimate: `Measurement`, (value, low, high) or a number
     path=None,     # Folder of criteria, default: ours
-    parameters=None, # Number of parameters of the model, where an `Estimate` gives none
+    parameters=None, # Number of parameters of the model, where an `Measurement` gives none
 ):
     "Judge estimates and display the verdicts, with the numbers stored in the output"
     from IPython.display import display
@@ -480,7 +482,7 @@ def rejudge(
     "Judge recorded estimates again"
     known = criteria(path)
     kept = lambda r: r['id'] in known and _same_criterion(known[r['id']], r)
-    again = lambda r: _row(known[r['id']], stored_estimate(r), r['scale'])
+    again = lambda r: _row(known[r['id']], stored_measurement(r), r['scale'])
     return Outcomes([again(r) if kept(r) else r for r in rows], known)
 
 def _same_criterion(claim, row):
@@ -500,7 +502,7 @@ with expect_fail(ConfigError, contains="did you mean 'pendulum/period'?"):
 with expect_fail(ConfigError, contains="no scale 'large'"): record('large', {}, example)
 with expect_fail(ConfigError, contains='depends on the size of the model'):
     record('quick', {'pendulum/chaos': 1.}, example)
-with expect_fail(ConfigError, contains='one end'): as_estimate(Estimate(1., low=.5))
+with expect_fail(ConfigError, contains='one end'): as_measurement(Measurement(1., low=.5))
 
 # %% [markdown]
 # Numbers survive JSON, infinite ends of an interval included.
@@ -508,7 +510,7 @@ with expect_fail(ConfigError, contains='one end'): as_estimate(Estimate(1., low=
 # %%
 half_open = judge_all('cpu', {'pendulum/damping': (2., 1.6, math.inf)}, example)
 stored = json.loads(json.dumps(half_open))[0]
-test_eq(stored_estimate(stored)[:3], (2., 1.6, math.inf))
+test_eq(stored_measurement(stored)[:3], (2., 1.6, math.inf))
 test_eq(stored['verdict'], 'holds')
 
 # %% [markdown]
@@ -552,13 +554,13 @@ def _ledger_row(claim, row, page):
     "Return the ledger's row of a claim, given the row of a page or None"
     fields = 'id paper section whose setting sentence criterion quantity draws closed replaces'
     res = {k: getattr(claim, k) for k in fields.split()}
-    missing = Estimate(math.nan, math.nan, math.nan, parameters=math.nan)
+    missing = Measurement(math.nan, math.nan, math.nan, parameters=math.nan)
     found = dict(verdict='error', why='not run', scale='')
     e = missing
     if row and not _same_criterion(claim, row):
         found['why'] = 'judged by another criterion: run the page again'
     elif row:
-        e = stored_estimate(row)
+        e = stored_measurement(row)
         verdict,why = judge(claim, e, row['scale'])
         found = dict(verdict=verdict, why=why, scale=row['scale'])
     return res | dict(estimate=e.value, low=e.low, high=e.high, parameters=e.parameters,

@@ -16,6 +16,7 @@
 
 # %%
 #| export
+import ast
 import os
 import re
 import signal
@@ -77,12 +78,27 @@ def read_notebook(
 
 def _first(e): return (str(e).splitlines() or [type(e).__name__])[0]
 
+def _assignments(cells):
+    "Plain assignments of literals in cells, by name"
+    values = {}
+    for node in ast.parse('\n'.join(c.source for c in cells)).body:
+        if not isinstance(node, ast.Assign): continue
+        with suppress(ValueError, AttributeError):
+            values |= {t.id: ast.literal_eval(node.value) for t in node.targets}
+    return values
+
 def declared_parameters(
     nb, # A notebook, as read
-)->list:
-    "Names of the parameters that a notebook declares"
-    cells = [c.source for c in nb.cells if 'parameters' in c.metadata.get('tags', [])]
-    return re.findall(r'^(\w+) *=', '\n'.join(cells), re.M)
+)->dict:
+    "Return the parameters that a notebook declares and their defaults"
+    return _assignments([c for c in nb.cells if 'parameters' in c.metadata.get('tags', [])])
+
+def parameter_values(
+    nb, # A notebook
+)->dict:
+    "Return the values of its parameters; injected ones come last and count"
+    tags = {'parameters', 'injected-parameters'}
+    return _assignments([c for c in nb.cells if tags & set(c.metadata.get('tags', []))])
 
 
 # %%

@@ -16,6 +16,7 @@
 
 # %%
 #| export
+import ast
 import errno
 import hashlib
 import json
@@ -111,6 +112,76 @@ test_eq(short(['superposition', 'phases']), ['pentagon', 'phases'])
 test_eq(short([str(shelf/'superposition'/'phases.ipynb')]), ['phases'])
 with expect_fail(ConfigError, contains="did you mean 'superposition'?"):
     short(['superpositon'])
+
+
+# %% [markdown]
+# ## Parameters of pages
+#
+# A page declares its parameters, with defaults, in its cell of parameters. Every page has `scale` and `seed`; pages that load
+# language models have `models`. Others are set by name. A parameter that none of the pages declares is refused, and so
+# is a value of another type than the default's.
+
+# %%
+#| export
+def _typed(name, value, default):
+    "Check a value against the default of a parameter; text is read as a Python literal"
+    if isinstance(default, str): return str(value)
+    given = value
+    if isinstance(value, str):
+        try: value = ast.literal_eval(value)
+        except (ValueError, SyntaxError): pass
+    kinds = {bool: bool, int: int, float: (int, float), tuple: (tuple, list), list: (tuple, list)}
+    kind = kinds.get(type(default), object)
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise ConfigError(f'{name} is {given!r}: give a value like {default!r}.')
+    return list(value) if isinstance(value, tuple) else value
+
+def page_parameters(
+    pages:list,   # Paths
+    scale:str,
+    seed:int,
+    models=(),    # Of the pages that load language models; default: those of the scale
+    settings=None, # Other parameters, name to value
+)->dict:
+    "Check parameters against those that the pages declare"
+    declared = [declared_parameters(read_notebook(p)) for p in pages]
+    res = dict(scale=scale, seed=seed)
+    if models: res['models'] = [models] if isinstance(models, str) else list(models)
+    if models and not any('models' in d for d in declared):
+        raise ConfigError('None of these pages loads a model: omit --model.')
+    known = sorted({k for d in declared for k in d}-{'scale', 'seed', 'models'})
+    for name,value in (settings or {}).items():
+        if name in ('scale', 'seed', 'models'):
+            raise ConfigError(f'{name} has an option of its own: use --{name.removesuffix("s")}.')
+        if not known: raise ConfigError(f'These pages have no parameter {name!r}: omit --set.')
+        if name not in known: raise ConfigError(unknown_name_message('parameter', name, known))
+        for d in declared:
+            if name in d: res[name] = _typed(name, value, d[name])
+    return res
+
+
+# %%
+def shelf_page(name, parameters):
+    cell = nbformat.v4.new_code_cell(parameters, metadata=dict(tags=['parameters']))
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), shelf/f'{name}.ipynb')
+    return shelf/f'{name}.ipynb'
+
+trained = shelf_page('superposition/pentagon', "scale = 'quick'\nseed = 0\nsteps = 100\nrate = .1")
+asked = shelf_page('constitution/revision', "scale = 'quick'\nseed = 0\nmodels = ()\nhard = False")
+page_parameters([trained, asked], 'cpu', 1, 'a-model', dict(steps='300', rate='1', hard='True'))
+
+# %%
+test_eq(page_parameters([asked], 'cpu', 1, ['a', 'b']), dict(scale='cpu', seed=1, models=['a', 'b']))
+for pages,models,settings,words in [
+        ([trained], ['a'], {}, 'loads a model'),
+        ([trained], (), dict(step='3'), "did you mean 'steps'?"),
+        ([trained], (), dict(hard='True'), 'hard'),
+        ([trained], (), dict(steps='many'), "steps is 'many': give a value like 100"),
+        ([trained], (), dict(steps='True'), 'like 100'), ([trained], (), dict(steps='1.5'), 'like 100'),
+        ([asked], (), dict(hard='1'), 'like False'),
+        ([asked], (), dict(seed='1'), 'use --seed'), ([asked], (), dict(models='a'), 'use --model')]:
+    with expect_fail(ConfigError, contains=words):
+        page_parameters(pages, 'quick', 0, models, settings)
 
 
 # %% [markdown]
@@ -346,8 +417,11 @@ class Report:
     out:Path
     results:list = field(default_factory=list) # One for each requested page
     fresh:int = 0                              # How many were run by this call
+    compared:object = None                     # DataFrame of `lab.agreement.compare_report`
     @property
     def failed(self): return [r for r in self.results if not r.ok]
+    @property
+    def slowest(self): return sorted(self.results, key=lambda r: -r.seconds)[:2]
     @property
     def index(self): return self.out/'index.html'
     def __repr__(self):
@@ -373,22 +447,27 @@ def reproduce(
     seed:int=0,
     show=None,       # `ProgressListener`
     folder=None,     # Of the pages; default: the paper pages of this package
+    models=(),       # Names or folders, for the pages that load models; default: those of the scale
+    settings=None,   # Other parameters that the pages declare, name to value
 )->Report:
-    "Run pages into a report, except those that are finished"
+    "Run pages into a report, except those that are finished; compare it with the record"
+    from moral_sc.lab.agreement import compare_report
     from moral_sc.lab.site.report import write_report
     if jobs is None: jobs = min(4, available_cores())
     config = _checked(scale, jobs, seed)
     todo = find_pages(names, folder)
-    out = prepare_report(out, config)
-    params = dict(scale=scale, seed=seed)
+    params = page_parameters(todo, scale, seed, models, settings)
+    out = prepare_report(out, config|params)
     with report_lock(out), explain_disk_errors(out):
         stored = {page_name(p): r for p in todo if (r := finished_result(out, p, params))}
         rest = [p for p in todo if page_name(p) not in stored]
-        with show or ProgressListener() as show:
-            show.begin([page_name(p) for p in rest], list(stored.values()))
-            new = _run_all(out, rest, params, jobs, show)
-        write_report(out)
-    return Report(out, [(stored|new)[page_name(p)] for p in todo], len(new))
+        try:
+            with show or ProgressListener() as show:
+                show.begin([page_name(p) for p in rest], list(stored.values()))
+                new = _run_all(out, rest, params, jobs, show)
+        finally: write_report(out)  # of what is there, if it was interrupted
+        compared = compare_report(out)
+    return Report(out, [(stored|new)[page_name(p)] for p in todo], len(new), compared)
 
 
 # %%
@@ -476,7 +555,7 @@ test_eq(files('second'), files('third'))
 assert lines[0]!='counted 1' and lines[-1]=='counted 14'
 
 # %% [markdown]
-# Ctrl-C also stops the kernels, and leaves no result of the page that was running.
+# Ctrl-C also stops the kernels, and leaves a report of the pages that are finished, without the page that was running.
 
 # %%
 #| hide
@@ -494,6 +573,7 @@ except KeyboardInterrupt: print('stopped')
 
 # %%
 test_eq([p.name for p in Path('fourth').rglob('*.ipynb') if p.name[0]!='.'], [])
+assert Path('fourth/index.html').is_file()
 
 # %% [markdown]
 # ## Bad input
@@ -502,7 +582,8 @@ test_eq([p.name for p in Path('fourth').rglob('*.ipynb') if p.name[0]!='.'], [])
 
 # %%
 for kw,words in [(dict(jobs=0), 'jobs is 0: give 1 or more'), (dict(seed=-1), 'seed is -1'),
-                 (dict(scale='fast'), "no scale 'fast'"), (dict(names=['ko']), "'ko'")]:
+                 (dict(scale='fast'), "no scale 'fast'"), (dict(names=['ko']), "'ko'"),
+                 (dict(models=['a']), 'loads a model'), (dict(settings=dict(step=1)), 'step')]:
     with expect_fail(ConfigError, contains=words):
         reproduce(**{'names': [ok], 'out': 'fifth', **kw})
 test_eq(Path('fifth').exists(), False)

@@ -16,7 +16,6 @@
 
 # %%
 #| export
-import ast
 import base64
 import io
 import os
@@ -27,6 +26,7 @@ from pathlib import Path
 #| export
 from moral_sc.foundation.errors import ConfigError
 from moral_sc.foundation.runs import provenance
+from moral_sc.lab.execution import parameter_values
 from moral_sc.lab.paths import visible_notebooks
 from moral_sc.lab.site.pages import is_paper_page, plotly_mime
 
@@ -150,27 +150,15 @@ if browser:
 
 # %%
 #| export
-def parameter_values(
-    nb, # A notebook
-)->dict:
-    "Read the values in the cells of parameters; injected ones come last and count."
-    tags = {'parameters', 'injected-parameters'}
-    cells = [c.source for c in nb.cells if tags & set(c.metadata.get('tags', []))]
-    values = {}
-    for node in ast.parse('\n'.join(cells)).body:
-        if not isinstance(node, ast.Assign): continue
-        try: values |= {t.id: ast.literal_eval(node.value) for t in node.targets}
-        except (ValueError, AttributeError): continue
-    return values
-
 def run_record(
     nb, # An executed notebook
 )->dict:
-    "Describe a run: scale, seed, minutes, machine, commit."
+    "Describe a run: date, scale, seed, minutes, machine, commit."
     values = parameter_values(nb)
     info = provenance()
-    seconds = nb.metadata.get('moral_sc', {}).get('seconds', 0)
-    record = dict(scale=values.get('scale'), seed=values.get('seed'), minutes=round(seconds/60, 2),
+    run = nb.metadata.get('moral_sc', {})
+    record = dict(date=run.get('start', '')[:10] or None, scale=values.get('scale'),
+                  seed=values.get('seed'), minutes=round(run.get('seconds', 0)/60, 2),
                   machine=_machine(values.get('scale'), info), commit=info['commit'])
     return {k: v for k,v in record.items() if v is not None}
 

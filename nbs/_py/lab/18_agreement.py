@@ -1,0 +1,263 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: python3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Agreement
+#
+# > Compare the estimates of a run with the recorded ones.
+
+# %%
+#| default_exp lab.agreement
+
+# %%
+#| export
+import json
+import math
+from pathlib import Path
+from statistics import NormalDist
+
+# %%
+#| export
+from moral_sc.foundation.datasets import data_dir, read_toml
+from moral_sc.lab.claims import Claim, Measurement, criteria, ledger
+from moral_sc.lab.execution import read_notebook
+from moral_sc.lab.paths import notebook_paths, notebooks_dir, page_name
+from moral_sc.lab.scales import SCALES
+
+# %%
+#| hide
+import tempfile
+
+import nbformat
+from fastcore.test import *
+
+from moral_sc.lab.claims import judge_all
+
+tmp = Path(tempfile.mkdtemp())
+
+# %% [markdown]
+# You run this project to find out whether you get what we got. A verdict answers another question: a claim may hold in both
+# runs with estimates that contradict each other, or be undecided in a small run that agrees with the large one. So
+# the report of a run compares estimates.
+#
+# ## One quantity
+#
+# Two estimates *agree* if they differ by no more than their intervals allow together: by the root of the sum of the squared
+# half-widths that face each other, for all claims of the three papers at a joint level of 95 % (Bonferroni). Where neither
+# estimate has an interval, the field `tolerance` of the claim takes its place, and both must lie on one side of the criterion.
+#
+# Agreement means something only if the run could have contradicted the record. A run is *too small to tell* if its scale
+# does not measure the recorded quantity (the field `compare`), or if its interval is more than three times as wide as the
+# recorded one and does not decide what the record decides. It is *not compared* if you chose other models or settings.
+
+# %%
+#| export
+agreements = ('differs', 'agrees', 'too small to tell', 'not compared')
+
+def _joint_factor(rows):
+    "Widening of a 95 % interval that makes 95 % the level for all rows together"
+    z = NormalDist().inv_cdf
+    return z(1-.025/rows)/z(.975)
+
+def _reaches(recorded, found):
+    "Half-widths of the two intervals on the sides that face each other"
+    if found.value>recorded.value: return recorded.high-recorded.value, found.value-found.low
+    return recorded.value-recorded.low, found.high-found.value
+
+def _side(claim, m):
+    "1 if the interval meets the criterion, -1 if none of it does, 0 if it contains the bound"
+    if claim.low<=m.low and m.high<=claim.high: return 1
+    return -1 if m.high<claim.low or m.low>claim.high else 0
+
+def _compare_numbers(claim, recorded, found):
+    bounds = [abs(b) for b in (claim.low, claim.high) if math.isfinite(b)]
+    slack = claim.tolerance*max(abs(recorded.value), min(bounds))
+    if abs(found.value-recorded.value)>slack: return 'differs', f'by more than {slack:.2g}'
+    if _side(claim, recorded)!=_side(claim, found): return 'differs', 'across the criterion'
+    return 'agrees', ''
+
+def compare_measurements(
+    claim:Claim,
+    recorded:Measurement,
+    found:Measurement,
+    scale:str,   # Of the run
+    rows=200,    # Comparisons that share the level of 95 %
+)->tuple:        # One of `agreements`, and the reason where it needs one
+    "Compare the estimate of a run with the recorded one"
+    if any(map(math.isnan, recorded[:3])): return 'not compared', 'the record has no number'
+    if any(map(math.isnan, found[:3])): return 'differs', 'the run has no number'
+    if SCALES.index(scale)<SCALES.index(claim.compare):
+        return 'too small to tell', f'compared from scale {claim.compare} on'
+    widths = [m.high-m.low for m in (recorded, found)]
+    if max(widths)==0: return _compare_numbers(claim, recorded, found)
+    reaches = _reaches(recorded, found)
+    joint = _joint_factor(rows)*math.hypot(*reaches)
+    if abs(found.value-recorded.value)>joint: return 'differs', f'by more than {joint:.2g}'
+    decided = _side(claim, recorded)!=0 and _side(claim, found)==_side(claim, recorded)
+    if decided or widths[1]<=3*widths[0]: return 'agrees', ''
+    return 'too small to tell', 'the interval is wide'
+
+
+# %%
+pentagon = Claim('p/pentagon', 'p', '1', 'Most are pentagons.', 'more than half', 'share', 'cpu', 'paper',
+                 'trainings', .5, math.inf, compare='quick')
+recorded = Measurement(.7, .65, .75)
+runs = dict(near=(.72, .6, .82), far=(.2, .1, .32), wide=(.6, .2, .9), same_side=(.8, .55, 1.),
+            missing=(math.nan,)*3)
+compared = {k: compare_measurements(pentagon, recorded, Measurement(*v), 'quick') for k,v in runs.items()}
+compared
+
+# %%
+test_eq([w for w,_ in compared.values()], ['agrees', 'differs', 'too small to tell', 'agrees', 'differs'])
+late = Claim(**vars(pentagon)|dict(compare='cpu'))
+test_eq(compare_measurements(late, recorded, Measurement(.2, .1, .3), 'quick')[0], 'too small to tell')
+none = Measurement(math.nan, math.nan, math.nan)
+test_eq(compare_measurements(pentagon, none, recorded, 'quick')[0], 'not compared')
+
+# %% [markdown]
+# Numbers without intervals agree within the tolerance and on one side of the criterion.
+
+# %%
+point = lambda x: Measurement(x, x, x)
+pairs = [(2., 2.04), (2., 2.2), (.5, .499), (1e-15, 3e-15)]
+numbers = [compare_measurements(pentagon, point(a), point(b), 'quick') for a,b in pairs]
+numbers
+
+# %%
+test_eq([w for w,_ in numbers], ['agrees', 'differs', 'differs', 'agrees'])
+
+# %% [markdown]
+# If run and record draw from the same distribution, 199 of 200 comparisons and more agree, also where the run is ten times smaller.
+
+# %%
+import numpy as np
+
+rng = np.random.default_rng(0)
+def draw(n):
+    x = rng.normal(size=n)
+    half = 1.96*x.std(ddof=1)/n**.5
+    return Measurement(x.mean(), x.mean()-half, x.mean()+half)
+
+wide_open = Claim(**vars(pentagon)|dict(low=-9.))
+words = [compare_measurements(wide_open, draw(400), draw(40), 'quick')[0] for _ in range(2000)]
+share = words.count('differs')/len(words)
+share
+
+# %%
+assert share<.005
+
+
+# %% [markdown]
+# ## A report
+#
+# Rows come in the order of the papers' figures. A report shows the claims of the pages that it ran, also those that a page
+# of the record measured and this run did not.
+
+# %%
+#| export
+def paper_order(
+    folder=None, # Of the lists of figures, default: `data/papers`
+)->list:         # Names of pages
+    "List the paper pages in the order of the papers' figures"
+    lists = [Path(folder or data_dir()/'papers')/f'{p}.toml'
+             for p in ('superposition', 'constitution', 'self_correction')]
+    pages = [e['page'] for f in lists if f.is_file() for e in read_toml(f)['entries'] if 'page' in e]
+    return list(dict.fromkeys(pages))
+
+def _records(folder):
+    "What each recorded page says about its run"
+    return {page_name(p): read_notebook(p).metadata.get('moral_sc', {})
+            for p in notebook_paths(folder)}
+
+def _compare(claim, record, run, config, rows):
+    measured = lambda r: Measurement(r.estimate, r.low, r.high)
+    if another := _other_settings(config): return 'not compared', f'run with {another}'
+    if not run.scale: return 'not compared', 'not measured by this run'
+    return compare_measurements(claim, measured(record), measured(run), config['scale'], rows)
+
+def _other_settings(config):
+    "Describe settings that the record does not have"
+    given = {k: v for k,v in config.items() if k not in ('scale', 'seed', 'version')}
+    return ', '.join(f'{k} {v}' for k,v in given.items())
+
+def compare_report(
+    out,         # Folder of a report
+    folder=None, # Recorded pages, default: those of this package
+    path=None,   # Folder of criteria, default: ours
+):               # DataFrame, one row for each claim of the pages that ran
+    "Compare the claims of a report with the recorded ones"
+    import pandas as pd
+    out,folder = Path(out), folder or notebooks_dir()
+    config = json.loads((out/'config.json').read_text())
+    record,run,claims = ledger(folder, path), ledger(out/'notebooks', path), criteria(path)
+    about,order = _records(folder), paper_order()
+    ok = {page_name(p): read_notebook(p).metadata.get('moral_sc', {}).get('ok', True)
+          for p in notebook_paths(out/'notebooks')}
+    rows = []
+    for old,new in zip(record.itertuples(), run.itertuples(), strict=True):
+        page = new.page or old.page
+        if page not in ok or new.closed: continue
+        word,why = _compare(claims[new.id], old, new, config, len(claims))
+        if not ok[page] and not new.scale: word,why = 'differs', 'the page stopped'
+        recorded = {f'recorded_{k}': getattr(old, k) for k in
+                    ('estimate', 'low', 'high', 'verdict', 'why', 'scale')}
+        made = {f'recorded_{k}': about.get(old.page, {}).get(k, '') for k in ('date', 'commit')}
+        rows.append(new._asdict() | recorded | made |
+                    dict(page=page, agreement=word, difference=why))
+    rows.sort(key=lambda r: order.index(r['page']) if r['page'] in order else len(order))
+    return pd.DataFrame(rows).drop(columns='Index', errors='ignore')
+
+def summary(
+    compared, # What `compare_report` returns
+)->str:
+    "Say in one sentence how much of a report agrees with the record"
+    if not len(compared): return 'No quantity is on record for these pages.'
+    counts = compared.agreement.value_counts()
+    n = {w: counts.get(w, 0) for w in agreements}
+    told = n['agrees']+n['differs']
+    rest = [f'{n[w]} {w}' for w in agreements[2:] if n[w]]
+    return (f'{n["agrees"]} of {told} quantities agree with the record'
+            + ''.join(f'; {r}' for r in rest)+'.')
+
+
+# %%
+#| hide
+def page(folder, name, scale, found):
+    data = judge_all(scale, found, tmp/'claims')._repr_mimebundle_()
+    out = nbformat.v4.new_output('display_data', data=json.loads(json.dumps(data)))
+    nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell('record(...)', outputs=[out])])
+    nb.metadata['moral_sc'] = dict(date='2026-01-02', commit='abc')
+    path = folder/f'{name}.ipynb'
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nbformat.write(nb, path)
+
+(tmp/'claims').mkdir()
+claim = '\n'.join(['[[claim]]', 'id = "p/NAME"', 'paper = "p"', 'section = "1"', 'sentence = "Large."',
+                   'criterion = "c"', 'quantity = "q"', 'at_least = 1', 'scale = "quick"',
+                   'whose = "paper"', 'draws = "trainings"', ''])
+_ = (tmp/'claims'/'p.toml').write_text(''.join(claim.replace('NAME', n) for n in ('a', 'b', 'c', 'd')))
+
+# %% [markdown]
+# An example: of three recorded quantities one agrees, one differs and one is missing.
+
+# %%
+page(tmp/'pages', 'p/one', 'quick', {'p/a': (2., 1.8, 2.2), 'p/b': (2., 1.8, 2.2), 'p/c': 3.})
+page(tmp/'pages', 'p/two', 'quick', {'p/d': 2.})
+page(tmp/'run'/'notebooks', 'p/one', 'quick', {'p/a': (2.1, 1.5, 2.6), 'p/b': (4., 3.5, 4.4)})
+config = dict(scale='quick', seed=0, version='0')
+_ = (tmp/'run'/'config.json').write_text(json.dumps(config))
+found = compare_report(tmp/'run', tmp/'pages', tmp/'claims')
+print(summary(found))
+found[['id', 'recorded_estimate', 'estimate', 'agreement', 'difference']]
+
+# %%
+test_eq(list(found.agreement), ['agrees', 'differs', 'not compared'])
+test_eq(list(found.recorded_date), ['2026-01-02']*3)
+_ = (tmp/'run'/'config.json').write_text(json.dumps(config|dict(models=['x'])))
+other = compare_report(tmp/'run', tmp/'pages', tmp/'claims')
+test_eq(set(other.agreement), {'not compared'})
