@@ -100,6 +100,11 @@ class DimensionalitySweep:
         "Sum of the dimensionalities; [density, restart], at most `n_hidden`"
         return self.D.sum(-1)
 
+    def level_share(self, level, tolerance=.012):
+        "Share of the represented features that lie on a level of `LEVELS`; [density, restart]"
+        on_level = (nearest_level(self.D, tolerance)==list(LEVELS).index(level)) & self.stored
+        return on_level.sum(-1)/self.stored.sum(-1).clamp(min=1)
+
     def table(self, tolerance=.012)->pd.DataFrame:
         "Tabulate means over restarts, and the number of features on each level, by density"
         level = torch.where(self.stored, nearest_level(self.D, tolerance), -1)
@@ -144,6 +149,8 @@ sweep.table().round(2)
 table = sweep.table()
 assert table.digon[.33] > 6 and table.stored[.1] > table.stored[.33]
 assert (sweep.total <= 6+1e-4).all()
+test_close(sweep.level_share('digon').mean(1)*sweep.stored.sum(-1).double().mean(1),
+           table.digon.to_numpy(), eps=.5)
 sweep.total
 
 # %%
@@ -185,3 +192,49 @@ def level_jumps(
 D = torch.tensor([[2/3]*3]*4 + [[.5,.5,0]]*4)
 test_eq(level_jumps(D)[0][1], [0,1,2])
 level_jumps(D)
+
+
+# %% [markdown]
+# Does the loss fall at these moments? Almost any window early in a run has a larger fall than the median window of the
+# run, because the loss rests for most of it. The comparison must therefore stay within the phase in which features
+# move, and know when they move: `jump_falls` compares windows with a jump and windows without one in that phase,
+# and the pattern of the jumps with itself at other times.
+
+# %%
+#| export
+def jump_falls(
+    D,              # [time, feature]: dimensionalities along one run, NaN before a feature is stored
+    loss,           # [time]
+    min_change=.1,  # Smallest change of a dimensionality
+    window=2,       # Snapshots within which the change takes place
+    min_features=2, # Smallest number of features that change at once
+)->dict:            # Windows with and without jump, mean fall of either; shares of smaller falls
+    "Compare the fall of the loss at jumps with other windows of the phase in which features move"
+    D = torch.as_tensor(D)
+    loss = torch.as_tensor(loss)
+    change = (D[window:]-D[:-window]).abs().nan_to_num(0)
+    moving = (change>min_change/2).any(1).nonzero()
+    stored = (~D.isnan()).any(1).nonzero()
+    if not len(moving): return dict(jumps=0, quiet=0)
+    phase = slice(int(stored[0]), int(moving[-1])+1)
+    fall = (loss[:-window]-loss[window:])[phase]
+    jump = (change>min_change).sum(1)[phase] >= min_features
+    a,b = fall[jump],fall[~jump]
+    if not len(a) or not len(b): return dict(jumps=len(a), quiet=len(b))
+    shifted = torch.stack([fall[jump.roll(k)].mean() for k in range(1, len(jump))])
+    return dict(jumps=len(a), quiet=len(b), at_jumps=a.mean().item(), otherwise=b.mean().item(),
+                beats_quiet=(a[:,None]>b).double().mean().item(),
+                beats_shifted=(a.mean()>shifted).double().mean().item())
+
+
+# %% [markdown]
+# Two made-up runs have the jump above. In one the loss falls at the jump only; in the other it falls steadily, and
+# the jump has no part in it.
+
+# %%
+D = torch.tensor([[2/3]*3]*20 + [[.5,.5,0]]*4 + [[.45,.5,0]]*20)
+time = torch.arange(len(D))
+step = jump_falls(D, (time<20).double())
+steady = jump_falls(D, -time.double())
+test_eq((step['beats_quiet'], step['beats_shifted'], steady['beats_quiet']), (1, 1, 0))
+step, steady

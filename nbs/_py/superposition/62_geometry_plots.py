@@ -97,6 +97,7 @@ plot_dimensionality(sweep)
 #| export
 def _ring_order(G):
     "Sort the corners around the shape, by its two leading directions"
+    if len(G)==1: return np.array([0])
     values,vectors = np.linalg.eigh(G)
     return np.argsort(np.arctan2(vectors[:,-1]*values[-1], vectors[:,-2]*values[-2]))
 
