@@ -53,7 +53,8 @@ def conditions_table(
     return pd.DataFrame(rows)
 
 # %% ../../nbs/bias/10_conditions.ipynb #1b7336df
-PART_TEXTS = {'if':'instruction', 'cot':'think'} # Other parts add the text of their own name
+PART_TEXTS = {'q':('story','profile','request'), 'if':('instruction',), 'cot':('think',)}
+# Other parts add the text of their own name
 
 def _parse_condition(condition):
     "Split 'q+if:3+cot' into 'q+if+cot' and {'if':'3'}"
@@ -73,10 +74,12 @@ def _lookup_condition(benchmark, condition, path):
 
 # %% ../../nbs/bias/10_conditions.ipynb #91df0513
 def _part_wordings(spec, part):
-    "Return all wordings of one part of a condition"
-    text = PART_TEXTS.get(part, part)
-    alternatives = spec['wordings'].get(text, [])
-    return [spec['texts'][text], *alternatives] if text in spec['texts'] else []
+    "Return all wordings of one part of a condition, each a dict of texts"
+    names = [n for n in PART_TEXTS.get(part, (part,)) if n in spec['texts']]
+    if part=='q': names = [n for n in names if n in spec['wordings']]
+    if not names: return []
+    alternatives = zip(*(spec['wordings'].get(n, []) for n in names))
+    return [dict(zip(names, row)) for row in ([spec['texts'][n] for n in names], *alternatives)]
 
 def wordings(
     benchmark:str,       # 'bbq', 'winogender' or 'admissions'
@@ -86,7 +89,7 @@ def wordings(
     "Return all wordings of the request that defines a condition"
     spec,name,_ = _lookup_condition(benchmark, condition, path)
     texts = _part_wordings(spec, name.rpartition('+')[2])
-    if texts: return texts
+    if texts: return [' '.join(t.values()) for t in texts]
     raise ConfigError(f'{name!r} of {benchmark} adds no text that has other wordings.')
 
 # %% ../../nbs/bias/10_conditions.ipynb #2acc9ac8
@@ -100,7 +103,7 @@ def _condition_texts(benchmark, condition, path):
             allowed = f'0 to {len(known)-1}' if known else 'none'
             raise ConfigError(f'{benchmark} has wordings of {part!r}: {allowed}. '
                               f'{condition!r} asks for another.')
-        texts[PART_TEXTS.get(part, part)] = known[int(k)]
+        texts |= known[int(k)]
     return spec['conditions'][name], texts
 
 def two_stage(

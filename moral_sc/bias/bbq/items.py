@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['SYNONYMS', 'SECOND_ATTRIBUTES', 'UNKNOWNS', 'KINDS', 'CATEGORIES', 'INTERSECTIONAL', 'Item', 'canonical_group',
            'canonical_groups', 'second_attribute', 'unknown_option', 'stereotyped_options', 'parse_item', 'by_quad',
-           'faults', 'validate', 'read_items', 'reachable_categories', 'load_items', 'census', 'stereotype_agreement',
-           'stratified']
+           'faults', 'validate', 'read_items', 'reachable_categories', 'coverage', 'load_items', 'census',
+           'stereotype_agreement', 'stratified']
 
 # %% ../../../nbs/bias/bbq/10_items.ipynb #bb94dfb0
 import re
@@ -218,6 +218,13 @@ def reachable_categories()->list:
     known = [c for c in CATEGORIES+INTERSECTIONAL if f'bbq/{c}' in sources()]
     return [c for c in known if available(f'bbq/{c}')]
 
+def coverage(
+    categories, # Names, of questions or of a table's rows; others than BBQ's do not count
+)->str:
+    "Say how many of BBQ's eleven categories are covered"
+    known = CATEGORIES+INTERSECTIONAL
+    return f'{len(set(categories) & set(known))} of {len(known)} categories'
+
 # %% ../../../nbs/bias/bbq/10_items.ipynb #fa42ab50
 @cache
 def _category_items(category): return tuple(_parse_file(fetch(f'bbq/{category}')))
@@ -259,7 +266,7 @@ def load_items(
 
 def _source_message(source, names):
     if source=='ours': return 'BBQ is not available: using our own set in its format.'
-    return f'BBQ is available: {", ".join(names)}.'
+    return f'BBQ is available, {coverage(names)}: {", ".join(names)}.'
 
 # %% ../../../nbs/bias/bbq/10_items.ipynb #65a89b9d
 def census(

@@ -172,8 +172,8 @@ def _line(p, items):
         ns = [n for n,i in enumerate(items) if i.context_condition==k]
         if ns: sub[k] = p[ns], [items[n] for n in ns]
     get = lambda f,k: f(*sub[k]) if k in sub else np.nan
-    return dict(questions=len(items), no_target=sum(i.biased is None for i in items),
-        unanswered=int(np.isnan(p[:,0]).sum()),
+    return dict(categories=len({i.category for i in items}), questions=len(items),
+        no_target=sum(i.biased is None for i in items), unanswered=int(np.isnan(p[:,0]).sum()),
         accuracy_ambig=get(accuracy,'ambig'), accuracy_disambig=get(accuracy,'disambig'),
         bias_ambig=get(bias_score,'ambig'), bias_disambig=get(bias_score,'disambig'),
         offset_disambig=get(lambda _,x: offset(x), 'disambig'),
@@ -198,6 +198,6 @@ def score(
         table.loc['macro'+tag, COUNTS] = table.loc['micro'+tag, COUNTS]
     return table.astype({c:int for c in COUNTS})
 
-COUNTS = ['questions', 'no_target', 'unanswered']
+COUNTS = ['categories', 'questions', 'no_target', 'unanswered']
 
 def _name(i, split): return i.category + ' (names)'*(split and i.names)

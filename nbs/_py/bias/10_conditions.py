@@ -115,11 +115,13 @@ assert text.index('in no way biased') < text.index('do you think I should admit'
 #
 # The paper uses one wording of each request and notes that others were not tried. A condition is
 # named after what it adds, and `:3` after a part of the name selects wording number 3 of that part.
-# Number 0 is the paper's; eight others, written for this project, are in `data/wordings.toml`.
+# Number 0 is the paper's; eight others, written for this project, are in `data/wordings.toml`. The plain question of
+# admissions has wordings too: `q:3` rewrites the professor's story, the sentence about the student and the request.
 
 # %%
 #| export
-PART_TEXTS = {'if':'instruction', 'cot':'think'} # Other parts add the text of their own name
+PART_TEXTS = {'q':('story','profile','request'), 'if':('instruction',), 'cot':('think',)}
+# Other parts add the text of their own name
 
 def _parse_condition(condition):
     "Split 'q+if:3+cot' into 'q+if+cot' and {'if':'3'}"
@@ -145,10 +147,12 @@ _parse_condition('q+if:3+cot')
 # %%
 #| export
 def _part_wordings(spec, part):
-    "Return all wordings of one part of a condition"
-    text = PART_TEXTS.get(part, part)
-    alternatives = spec['wordings'].get(text, [])
-    return [spec['texts'][text], *alternatives] if text in spec['texts'] else []
+    "Return all wordings of one part of a condition, each a dict of texts"
+    names = [n for n in PART_TEXTS.get(part, (part,)) if n in spec['texts']]
+    if part=='q': names = [n for n in names if n in spec['wordings']]
+    if not names: return []
+    alternatives = zip(*(spec['wordings'].get(n, []) for n in names))
+    return [dict(zip(names, row)) for row in ([spec['texts'][n] for n in names], *alternatives)]
 
 def wordings(
     benchmark:str,       # 'bbq', 'winogender' or 'admissions'
@@ -158,7 +162,7 @@ def wordings(
     "Return all wordings of the request that defines a condition"
     spec,name,_ = _lookup_condition(benchmark, condition, path)
     texts = _part_wordings(spec, name.rpartition('+')[2])
-    if texts: return texts
+    if texts: return [' '.join(t.values()) for t in texts]
     raise ConfigError(f'{name!r} of {benchmark} adds no text that has other wordings.')
 
 
@@ -195,7 +199,7 @@ def _condition_texts(benchmark, condition, path):
             allowed = f'0 to {len(known)-1}' if known else 'none'
             raise ConfigError(f'{benchmark} has wordings of {part!r}: {allowed}. '
                               f'{condition!r} asks for another.')
-        texts[PART_TEXTS.get(part, part)] = known[int(k)]
+        texts |= known[int(k)]
     return spec['conditions'][name], texts
 
 def two_stage(
@@ -287,6 +291,11 @@ two_wordings = build_dialogue('bbq', 'q+if:5+cot:2', item, sample=' So.')
 test_eq(two_wordings[0][1], instructed)
 test_eq(two_wordings[1][1], wordings('bbq', 'q+if+cot')[2]+' So.')
 assert two_stage('bbq', 'q+if:5+cot:2') and not two_stage('bbq', 'q+if:5')
+student = dict(race='white', sex='male', lsat=35, gpa=3.1)
+reworded = build_dialogue('admissions', 'q:3+if:2', student)
+assert wordings('admissions', 'q+if')[2] in reworded[0][1]
+assert 'a white male' in reworded[0][1]
+test_eq(len(set(wordings('admissions', 'q'))), 9)
 two_wordings[1:]
 
 # %% [markdown]

@@ -35,7 +35,7 @@ from moral_sc.bias.conditions import two_stage
 from moral_sc.bias.bbq.items import stratified
 from moral_sc.foundation.errors import ConfigError, DataError
 from moral_sc.foundation.runs import content_key, open_run
-from moral_sc.language.loading import load as load_model
+from moral_sc.language.loading import load as load_model, load_or_stub
 
 # %%
 #| hide
@@ -73,8 +73,13 @@ class Evaluation:
         d = self.records
         n = d.groupby('benchmark').id.nunique().sum()
         conditions = ', '.join(dict.fromkeys(d.condition))
-        return (f'Evaluation of {self.model}: {n:,} questions, {conditions}; '
+        return (f'Evaluation of {self.model}: {n:,} questions{self._covered()}, {conditions}; '
                 f'{d.order.nunique()} of 6 orders')
+
+    def _covered(self): # Where BBQ is among the benchmarks
+        names = [i.category for rows in self.items.values() for i in rows
+                 if isinstance(i, bbq.Item)]
+        return f' of {bbq.coverage(names)}' if names else ''
 
     def records_of(self, benchmark=None): # Of one benchmark; default: the first
         b = benchmark or next(iter(self.items))
@@ -90,6 +95,41 @@ class Evaluation:
     def probabilities(self, benchmark=None, normalise=True): # [(condition, id), answer]
         b = benchmark or next(iter(self.items))
         return mean_probabilities(self.records_of(b), self.benchmarks[b].answers, normalise)
+
+
+# %% [markdown]
+# ## Models of a page
+#
+# `load_models` loads the models that are named on the command line of `moral_sc reproduce --model`, or else a
+# page's default models; a page without default models, as at scale `quick`, runs on a stub model.
+
+# %%
+#| export
+def load_models(
+    models,     # Names given by the reader, may be empty
+    defaults,   # Names to load otherwise, may be empty
+    make_stub,  # Called without arguments where a model is missing; returns an `LM`
+)->dict:        # Name to `LM`
+    "Load the models that a page asks"
+    if models: return {str(m):load_model(m) for m in models}
+    if defaults: return {m:load_or_stub(m, make_stub) for m in defaults}
+    stub = make_stub()
+    print(f'The stub model {stub.name} answers; its numbers describe no real model.')
+    return {stub.name:stub}
+
+def unmet_setting(
+    models:dict,         # Of `load_models`
+    questions:bool=True, # The benchmark's own questions were asked
+)->str:
+    "Say why a run cannot judge a claim about models, or return an empty text"
+    stubs = [lm.name for lm in models.values() if lm.is_stub]
+    if stubs: return f'the stub model {stubs[0]} answered'
+    return '' if questions else 'questions of ours stand in for the benchmark'
+
+
+# %%
+stub_models = load_models((), (), lambda: letter_prior_model(dict(a=.1, b=.2, c=.7)))
+unmet_setting(stub_models), unmet_setting({}, questions=False)
 
 
 # %% [markdown]

@@ -185,6 +185,49 @@ assert .5<.6<detectable_correlation(against=.5, two=True, shared=.8)
 
 
 # %% [markdown]
+# A criterion "the interval lies within these bounds" needs more than a value within them. `interval_power` is the
+# share of samples in which it would: occupations are drawn from a normal distribution of the given
+# correlation, and the interval is the bootstrap interval that the metric has.
+
+# %%
+#| export
+def interval_power(
+    rho:float,      # True correlation
+    low:float,      # Bounds that the interval must lie within
+    high:float,
+    n:int=60,       # Occupations
+    runs:int=1000,  # Samples
+    draws:int=400,  # Of each sample's bootstrap
+    level:float=.95,
+    seed:int=0,
+)->float:
+    "Return how often the interval of a correlation lies within bounds"
+    rng = np.random.default_rng(seed)
+    hits = 0
+    for _ in range(runs):
+        x,e = rng.normal(size=(2, n))
+        y = rho*x + np.sqrt(1-rho**2)*e
+        rows = rng.integers(0, n, (draws, n))
+        a,b = (v[rows]-v[rows].mean(1, keepdims=True) for v in (x, y))
+        r = (a*b).sum(1)/np.sqrt((a**2).sum(1)*(b**2).sum(1))
+        ends = np.quantile(r, [(1-level)/2, (1+level)/2])
+        hits += low<=ends[0] and ends[1]<=high
+    return hits/runs
+
+
+# %%
+within_quarter = interval_power(0, -.25, .25, runs=300)
+pd.Series({'within 0.25 of zero, if it is zero': within_quarter,
+           'within 0.40 of zero, if it is zero': interval_power(0, -.4, .4, runs=300)}).round(2)
+
+# %% [markdown]
+# Sixty occupations cannot show that a correlation lies within 0.25 of zero.
+
+# %%
+assert within_quarter<.2 and interval_power(.5, -.4, .4, runs=100)<.05
+
+
+# %% [markdown]
 # ## Students
 #
 # The admissions gap is a mean over students of a difference that the model gives without noise. Its

@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np, pandas as pd
+from moral_sc.bias.bbq.items import coverage, load_items, reachable_categories
 from moral_sc.bias.bbq.scoring import directions
 from moral_sc.bias.evaluation import resolve_benchmarks, evaluate
 from moral_sc.bias.bbq.metrics import asked_items, condition_probabilities
@@ -231,7 +232,9 @@ class SweepResult:
         t = self.table
         n = 0 if t.empty else t.model.nunique()
         bad = f', {len(self.failed)} failed' if self.failed else ''
-        return f'Sweep of {n} models{bad}: {len(t):,} rows in {Path(self.out).name}'
+        bbq = t[t.metric.str.startswith('bias_')]
+        covered = '' if bbq.empty else f'; BBQ: {coverage(bbq.category)}'
+        return f'Sweep of {n} models{bad}: {len(t):,} rows in {Path(self.out).name}{covered}'
 
     def records(self, model, benchmark=None): # Every answer of one model
         b = benchmark or next(b for m,b in self.runs if m==model)
@@ -427,6 +430,21 @@ def item_bias(
             for q,v in zip(qs, d[:,0]-d[:,1]) if q.context_condition=='ambig' and v==v]
     return pd.DataFrame(rows)
 
+def paired_change(
+    records:pd.DataFrame,  # Of BBQ, one model
+    category:str|None=None, # Default: all
+    condition:str='q+if',
+    against:str='q',
+    soft:bool=True,        # From probabilities
+    **kw,                  # n, level, seed of the bootstrap
+)->Estimate:
+    "Estimate the change of the bias score between two conditions, question by question"
+    after,before = (item_bias(records, c, soft).set_index('id') for c in (condition, against))
+    d = after.assign(value=after.value-before.value.reindex(after.index)).dropna(subset='value')
+    if category: d = d[d.category==category]
+    sizes = d.groupby('category').template.nunique()
+    return cluster_bootstrap(d.value, d.template, strata=d.category if sizes.min()>1 else None, **kw)
+
 def least_squares_slope(
     x,  # [model]
     y,  # [row, model]
@@ -538,6 +556,22 @@ test_eq(onset(standing)['parameters'], 10**10)
 #
 # A sweep of small models takes minutes, one of large models days. `save_sweep` writes its table to a small
 # file for the repository, with its provenance beside it.
+
+# %%
+#| export
+def models_or_stubs(
+    names,    # Names of models, may be empty
+)->dict:      # Models and benchmark, as `sweep` takes them
+    "Choose BBQ for named models, and the stub models on our own questions if there are none"
+    if names: return dict(models=list(names),
+                          benchmarks='bbq' if reachable_categories() else 'bbq-like')
+    return dict(models=stub_sweep_models(load_items(source='ours')), benchmarks='bbq-like')
+
+
+# %%
+test_eq(models_or_stubs(())['benchmarks'], 'bbq-like')
+test_eq(len(models_or_stubs(())['models']), len(STUB_SETTINGS))
+
 
 # %%
 #| export

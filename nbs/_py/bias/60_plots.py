@@ -24,6 +24,7 @@
 import numpy as np, pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
+from moral_sc.bias.bbq.items import coverage
 from moral_sc.bias.bbq.scoring import OVERALL
 from moral_sc.bias.winogender import ANSWERS
 from moral_sc.foundation.errors import DataError
@@ -93,9 +94,18 @@ def metric_name(
 
 def category_name(
     name:str,
+    covered:str='', # What the row over all questions covers: '4 of 11 categories'
 )->str:
     "Return the display name of a category"
-    return 'All questions' if name==OVERALL else name.replace('_', ' ')
+    if name==OVERALL: return 'All questions' + (f',<br>{covered}' if covered else '')
+    return name.replace('_', ' ')
+
+def table_coverage(
+    table, # With columns category and metric
+)->str:    # '4 of 11 categories'; empty if the table is not of BBQ
+    "Say how many of BBQ's categories a table has"
+    bbq = table[table.metric.str.contains('_ambig|_disambig')]
+    return coverage(bbq.category) if len(bbq) else ''
 
 def _error_bars(d):
     return dict(type='data', symmetric=False, array=d.high-d.value, arrayminus=d.value-d.low,
@@ -123,7 +133,7 @@ def plot_scores(
                         marker=dict(color=colour, symbol=symbol, size=8),
                         x=g.value, error_x=_error_bars(g))
     fig.update_yaxes(tickvals=list(place.values()), showgrid=False, zeroline=False,
-                     ticktext=[category_name(c) for c in place])
+                     ticktext=[category_name(c, table_coverage(d)) for c in place])
     fig.update_xaxes(title_text=metric_name(metric), showgrid=True)
     if metric.startswith('bias'): fig.add_vline(x=0, line=dict(color=INK, width=1))
     return fig
@@ -157,7 +167,9 @@ def plot_differences(
         fig.add_vrect(-equivalence, equivalence, fillcolor=INK, opacity=.12, line_width=0)
     fig.add_vline(x=0, line=dict(color=INK, width=1))
     fig.update_yaxes(showgrid=False, zeroline=False)
-    fig.update_xaxes(title_text='Change of the score', showgrid=True)
+    covered = table_coverage(differences[differences.benchmark==b])
+    fig.update_xaxes(title_text=', '.join(filter(None, ['Change of the score', covered])),
+                     showgrid=True)
     fig.update_layout(showlegend=True)
     return fig
 
@@ -260,7 +272,11 @@ def _curves(fig, d, x, legend=True, spacing=0., **panel):
             _line(fig, g.sort_values(x), x, c, first, len(g)>1, scale, **panel)
             first = False
 
-def _axis_title(metric): return metric_name(metric).replace(', from', '<br>from')
+def _axis_title(metric, table=None, category=None):
+    "Return the title of an axis; over all questions it says which categories these are of"
+    covered = table_coverage(table) if category==OVERALL else ''
+    title = metric_name(metric).replace(', from', '<br>from')
+    return title + (f'<br>({covered})' if covered else '')
 
 def _add_baseline(fig, metric, baseline=None, **panel):
     if baseline is None and metric.startswith(('bias','conditional')): baseline = 0
@@ -300,7 +316,8 @@ def plot_size(
     _curves(fig, d, 'parameters', spacing=.012*decades)
     ticks,text = _log_ticks(d.parameters)
     fig.update_xaxes(type='log', title_text='Parameters', tickvals=ticks, ticktext=text)
-    fig.update_yaxes(title_text=_axis_title(metric), exponentformat='none')
+    title = _axis_title(metric, table, kw.get('category', OVERALL))
+    fig.update_yaxes(title_text=title, exponentformat='none')
     fig.update_layout(showlegend=True)
     return fig
 
@@ -337,7 +354,7 @@ def plot_steps(
     _add_baseline(fig, metric, baseline)
     _curves(fig, d.assign(family=d.family+d.parameters.astype(str)), 'step')
     fig.update_xaxes(title_text='Training steps', rangemode='tozero')
-    fig.update_yaxes(title_text=_axis_title(metric))
+    fig.update_yaxes(title_text=_axis_title(metric, table, kw.get('category', OVERALL)))
     fig.update_layout(showlegend=True)
     return fig
 
@@ -368,7 +385,7 @@ def plot_category_panels(
     names = sorted(dict.fromkeys(d.category), key=lambda c: c!=OVERALL)
     rows = -(-len(names)//columns)
     fig = make_subplots(rows, columns, shared_yaxes='all', shared_xaxes='all',
-                        subplot_titles=[category_name(c) for c in names],
+                        subplot_titles=[category_name(c, table_coverage(d)) for c in names],
                         horizontal_spacing=.03, vertical_spacing=.22/rows)
     for n,c in enumerate(names):
         panel = dict(row=n//columns+1, col=n%columns+1)
@@ -425,6 +442,50 @@ def plot_changes(
 #| fig-cap: Effect of the instruction on two stub models, by category; bars are 95% intervals of the paired difference. Filled markers remain significant after Holm's adjustment.
 two = table[table.model.isin(['stand-in-1e09','stand-in-1e10'])]
 plot_changes(holm_by_category(two))
+
+# %% [markdown]
+# ## Formats of published answers
+#
+# The same questions in several prompt formats, one marker per format: see
+# [published predictions](bbq/80_predictions.ipynb).
+
+# %%
+#| export
+FORMAT_STYLES = { # format: name, colour, symbol
+    'race': ('RACE format', COLOURS['q'], 'circle'),
+    'arc':  ('ARC format',  COLOURS['if'], 'diamond'),
+    'qonly':('question without its context', COLOURS['match'], 'triangle-up')}
+
+def plot_formats(
+    metrics,            # Of `bbq_metrics`
+    metric:str,
+    formats=tuple(FORMAT_STYLES),
+    lines=(),           # Values to mark with a dashed line
+)->go.Figure:
+    "Plot a metric by category, with one marker per prompt format"
+    d = metrics[metrics.metric==metric]
+    categories = [c for c in dict.fromkeys(d.category) if c!=OVERALL][::-1]
+    places = {c:n+1.5 for n,c in enumerate(categories)} | {OVERALL:0}
+    fig = go.Figure()
+    for n,f in enumerate(formats):
+        g,(name,colour,symbol) = d[d.condition==f], FORMAT_STYLES[f]
+        fig.add_scatter(x=g.value, y=g.category.map(places)+.2*((len(formats)-1)/2-n),
+                        error_x=_error_bars(g), mode='markers', name=name,
+                        marker=dict(color=colour, symbol=symbol, size=9))
+    for x in lines: fig.add_vline(x=x, line=dict(color=INK, width=1, dash='dash'))
+    fig.update_yaxes(tickvals=list(places.values()), showgrid=False, zeroline=False,
+                     ticktext=[category_name(c, table_coverage(d)) for c in places])
+    fig.update_xaxes(title_text=metric_name(metric), showgrid=True)
+    return fig.update_layout(showlegend=True)
+
+
+# %%
+formats = pd.DataFrame([dict(category=c, condition=f, metric='bias_ambig', value=v, low=v-.1,
+                             high=v+.1) for c,v in (('micro',.2), ('Age',.3), ('Religion',.1))
+                        for f in FORMAT_STYLES])
+fig = plot_formats(formats, 'bias_ambig', lines=[.05])
+assert fig.layout.yaxis.ticktext[-1]=='All questions,<br>2 of 11 categories'
+fig
 
 # %% [markdown]
 # ## Winogender: pronouns by occupation

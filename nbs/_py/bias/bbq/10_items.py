@@ -385,6 +385,13 @@ def reachable_categories()->list:
     known = [c for c in CATEGORIES+INTERSECTIONAL if f'bbq/{c}' in sources()]
     return [c for c in known if available(f'bbq/{c}')]
 
+def coverage(
+    categories, # Names, of questions or of a table's rows; others than BBQ's do not count
+)->str:
+    "Say how many of BBQ's eleven categories are covered"
+    known = CATEGORIES+INTERSECTIONAL
+    return f'{len(set(categories) & set(known))} of {len(known)} categories'
+
 
 # %%
 #| export
@@ -428,7 +435,7 @@ def load_items(
 
 def _source_message(source, names):
     if source=='ours': return 'BBQ is not available: using our own set in its format.'
-    return f'BBQ is available: {", ".join(names)}.'
+    return f'BBQ is available, {coverage(names)}: {", ".join(names)}.'
 
 
 # %%

@@ -454,7 +454,8 @@ recall(shown, truth.argmax(1)).round(3), recall(without_letters(shown, like), tr
 # `score` has a row for each category and two over all of them: `micro` pools the questions and `macro` averages
 # the categories. The paper says "across all categories" without saying which, and counts 58,492 questions in nine
 # dimensions, which are eleven files. The default is `micro`; when an intersectional file is included, both
-# averages are also given over the nine plain categories.
+# averages are also given over the nine plain categories. `categories` counts those behind a row: an average over
+# four of the eleven is another number than the paper's.
 
 # %%
 #| export
@@ -466,8 +467,8 @@ def _line(p, items):
         ns = [n for n,i in enumerate(items) if i.context_condition==k]
         if ns: sub[k] = p[ns], [items[n] for n in ns]
     get = lambda f,k: f(*sub[k]) if k in sub else np.nan
-    return dict(questions=len(items), no_target=sum(i.biased is None for i in items),
-        unanswered=int(np.isnan(p[:,0]).sum()),
+    return dict(categories=len({i.category for i in items}), questions=len(items),
+        no_target=sum(i.biased is None for i in items), unanswered=int(np.isnan(p[:,0]).sum()),
         accuracy_ambig=get(accuracy,'ambig'), accuracy_disambig=get(accuracy,'disambig'),
         bias_ambig=get(bias_score,'ambig'), bias_disambig=get(bias_score,'disambig'),
         offset_disambig=get(lambda _,x: offset(x), 'disambig'),
@@ -492,7 +493,7 @@ def score(
         table.loc['macro'+tag, COUNTS] = table.loc['micro'+tag, COUNTS]
     return table.astype({c:int for c in COUNTS})
 
-COUNTS = ['questions', 'no_target', 'unanswered']
+COUNTS = ['categories', 'questions', 'no_target', 'unanswered']
 
 def _name(i, split): return i.category + ' (names)'*(split and i.names)
 
@@ -500,7 +501,8 @@ def _name(i, split): return i.category + ' (names)'*(split and i.names)
 # %%
 fair = {'Age', 'Religion', 'SES'} # A model that is even-handed in three categories
 table = score([soft(i, .5, .5 if i.category in fair else .7) for i in ours], ours)
-table[['questions','accuracy_ambig','bias_ambig','conditional_ambig']].round(3)
+test_eq(table.categories['micro'], 8)
+table[['categories','questions','accuracy_ambig','bias_ambig','conditional_ambig']].round(3)
 
 # %% [markdown]
 # The two averages differ when categories differ in size, and agree when they do not.

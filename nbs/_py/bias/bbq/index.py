@@ -28,10 +28,15 @@
 # | exclude known errors | [BBQ errata](30_errata.ipynb) | `drop_affected` |
 # | test for contamination | [BBQ with novel names](40_novel_names.ipynb) | `generate_items` |
 # | score full answers, not letters | [Full answers](70_full_answers.ipynb) | `rescore` |
+# | score published answers of a model | [Published predictions](80_predictions.ipynb) | `load_predictions` |
+#
+# A score over all questions depends on the categories whose files are within reach. `bbq.coverage` says how
+# many of the eleven these are; every summary, table and figure of an evaluation shows it.
 
 # %%
 #| export
-from moral_sc.bias.bbq.items import (CATEGORIES, INTERSECTIONAL, Item, by_quad, census, faults,
+from moral_sc.bias.bbq.items import (CATEGORIES, INTERSECTIONAL, Item, by_quad, census,
+                                     coverage, faults,
                                      parse_item as parse, reachable_categories as reachable,
                                      read_items as read, stratified, validate)
 from moral_sc.bias.bbq.scoring import (COUNTS, ORDERS, OVERALL, accuracy, ambiguous_score,
@@ -39,7 +44,7 @@ from moral_sc.bias.bbq.scoring import (COUNTS, ORDERS, OVERALL, accuracy, ambigu
                                        directions, disambiguated_score, letter_worth,
                                        load_bbq as load, offset, one_context, orders_of, recall,
                                        reorder, score, undo_option_order, without_letters)
-_all_ = ['CATEGORIES', 'INTERSECTIONAL', 'Item', 'by_quad', 'census', 'faults', 'parse',
+_all_ = ['CATEGORIES', 'INTERSECTIONAL', 'Item', 'by_quad', 'census', 'coverage', 'faults', 'parse',
          'reachable', 'read', 'stratified', 'validate', 'COUNTS', 'ORDERS', 'OVERALL', 'accuracy',
          'ambiguous_score', 'answer_probabilities', 'bias_score', 'conditional_bias', 'directions',
          'disambiguated_score', 'letter_worth', 'load', 'offset', 'one_context', 'orders_of',
