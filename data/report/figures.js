@@ -10,7 +10,7 @@
 
   function dress(layout, small) {
     const out = structuredClone(layout);
-    out.height = small ? 160 : (layout.height || 380);
+    out.height = small ? 220 : (layout.height || 380);
     delete out.width;
     out.autosize = true;
     out.paper_bgcolor = out.plot_bgcolor = 'rgba(0,0,0,0)';

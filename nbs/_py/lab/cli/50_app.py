@@ -89,14 +89,16 @@ def main():
 # %% [markdown]
 # ## Reproduce
 #
-# `reproduce` runs the paper pages into a report. Each page has a progress bar that counts its cells.
+# `reproduce` runs the paper pages into a report. One bar counts the cells of all pages and estimates the time left; each
+# page has a bar of its own while it runs.
 
 # %%
 #| export
 def _bars():
     "Return a listener with a bar for each page; rich is imported here because it is slow"
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import (BarColumn, Progress, TextColumn, TimeElapsedColumn,
+                               TimeRemainingColumn)
     from moral_sc.lab.site.report import format_duration
     from moral_sc.lab.reproduce import ProgressListener
     class Bars(ProgressListener):
@@ -105,24 +107,37 @@ def _bars():
             self.tasks = {}
             self.live = self.console.is_terminal
             columns = (TextColumn('{task.description}'), BarColumn(),
-                       TextColumn('{task.fields[at]}'), TimeElapsedColumn())
+                       TextColumn('{task.fields[at]}'), TimeElapsedColumn(), TimeRemainingColumn())
             self.progress = Progress(*columns, console=self.console, disable=not self.live)
         def __enter__(self): self.progress.start(); return self
         def __exit__(self, *exc): self.progress.stop()
         def begin(self, names, stored):
             for r in stored: print_status(f'{r.page}: finished earlier')
-            add = lambda n: self.progress.add_task(n, total=None, start=False, at='')
-            self.tasks |= {n: add(n) for n in names}
+            self.pages,self.finished = len(names), 0
+            add = lambda n, **kw: self.progress.add_task(n, total=None, at='', **kw)
+            self.total = add('all pages') if len(names)>1 else None
+            self.tasks |= {n: add(n, start=False, visible=False) for n in names}
+            self._count()
+        def _count(self):
+            "Update the bar of all pages; each page has the same share"
+            if self.total is None: return
+            parts = sum(t.completed/t.total for t in self.progress.tasks[1:] if t.total)
+            self.progress.update(self.total, completed=parts, total=self.pages,
+                                 at=f'{self.finished} of {self.pages} pages')
         def cell(self, name, cell, cells):
             if cell==0: self.progress.start_task(self.tasks[name])
             if cell==0 and not self.live: print_status(f'{name}: started, {cells} cells')
             at = f'cell {cell+1} of {cells}'
-            self.progress.update(self.tasks[name], completed=cell, total=cells, at=at)
+            self.progress.update(self.tasks[name], completed=cell, total=cells, at=at, visible=True)
+            self._count()
         def end(self, result):
-            self.progress.update(self.tasks[result.page], visible=False)
+            self.progress.update(self.tasks[result.page], completed=1, total=1, visible=False)
             r = result
+            self.finished += 1
+            self._count()
             stopped = f'stopped at cell {result.cell}: {result.error}'
             line = f'{r.page}: {format_duration(r.seconds) if r.ok else stopped}'
+            if self.pages>1: line = f'[{self.finished}/{self.pages}] {line}'
             if not self.live: print_status(line)
             else: self.progress.print(line, markup=False, highlight=False)
     return Bars()
@@ -132,36 +147,62 @@ def _bars():
 #| export
 @app.command('reproduce', epilog=help_examples(
     'moral_sc reproduce', 'moral_sc reproduce superposition --scale cpu --out report-cpu',
-    'moral_sc reproduce constitution/frontier self_correction/accuracy'))
+    'moral_sc reproduce constitution/frontier self_correction/accuracy',
+    'moral_sc reproduce bbq_first_look --model smollm2-135m-instruct --out report-smollm2'))
 def _reproduce(
     names:argument(list[str]|None, 'Papers, pages or notebook files. Default: all.', 'NAME')=None,
     scale:Scale='quick',
     seed:Seed=0,
     jobs:option(int|None, 'Pages that run at once. Default: one per core, at most 4.')=None,
     out:option(Path, 'Folder of the report.')=Path('report'),
+    model:option(list[str]|None, 'Model, folder or hub id for the pages that load models; repeat for '
+                 'several. Default: those of the scale.', metavar='NAME')=None,
+    assign:option(list[str]|None, 'Another parameter of a page; repeat for several.', '--set',
+                  metavar='KEY=VALUE')=None,
 ):
-    """Run paper pages and write a report that opens in a browser.
+    """Run paper pages and compare their estimates with the recorded ones.
 
-    If it is interrupted, run the same command again to resume."""
+    The report opens in a browser. If the run is interrupted, the report shows what is finished, and the
+    same command resumes. The exit code is 1 if a page stops or a quantity differs from the record."""
+    from moral_sc.lab.agreement import summary
     from moral_sc.lab.paths import page_name
     from moral_sc.lab.reproduce import find_pages, reproduce
     pages = [page_name(p) for p in find_pages(names or ())]
+    settings = _assignments(assign or ())
     listed = ', '.join(pages) if len(pages)<6 else f'{len(pages)} pages'
-    print_status(f'Running {listed} at scale {scale}; writing to {out}.')
-    report = reproduce(names or (), scale, jobs, out, seed, _bars())
+    given = ''.join(f', {k}={v}' for k,v in settings.items())
+    given += f', on {", ".join(model)}' if model else ''
+    print_status(f'Running {listed} at scale {scale}{given}; writing to {out}.')
+    report = reproduce(names or (), scale, jobs, out, seed, _bars(), models=model or (),
+                       settings=settings)
     if not report.fresh: print_status('All pages were finished earlier; nothing was run.')
-    _print_verdicts(out)
     n = len(report.failed)
     if n: print_status(f'{n} of {len(pages)} pages failed; the same command runs them again.')
+    differs = _print_comparison(report)
+    print_status(summary(report.compared))
     typer.echo(report.index)
-    if n: raise typer.Exit(1)
+    if n or differs: raise typer.Exit(1)
 
-def _print_verdicts(out):
-    from collections import Counter
-    from moral_sc.lab.claims import ledger
-    rows = ledger(out/'notebooks')
-    count = Counter(rows[rows.verdict!='not run'].verdict)
-    if count: print_status('Claims: '+', '.join(f'{n} {v}' for v,n in count.most_common())+'.')
+def _assignments(texts):
+    "Read key=value options"
+    for t in texts:
+        if not t.partition('=')[1]: raise ConfigError(f'--set {t} has no value: give key=value.')
+    pairs = [t.partition('=')[::2] for t in texts]
+    return {k.strip(): v for k,v in pairs}
+
+def _print_comparison(report):
+    "Print the slowest pages and each quantity that differs; return how many differ"
+    from moral_sc.lab.claims import format_estimate
+    from moral_sc.lab.site.report import format_duration
+    if report.fresh>2:
+        slow = (f'{r.page} ({format_duration(r.seconds)})' for r in report.slowest)
+        print_status(f'Slowest: {", ".join(slow)}.')
+    rows = [r for r in report.compared.itertuples() if r.agreement=='differs']
+    for r in rows:
+        old = format_estimate(r.recorded_estimate, r.recorded_low, r.recorded_high)
+        new = format_estimate(r.estimate, r.low, r.high)
+        print_status(f'Differs: {r.id}: recorded {old}, this run {new} ({r.difference})')
+    return len(rows)
 
 
 # %% [markdown]
@@ -170,22 +211,36 @@ def _print_verdicts(out):
 # %%
 #| export
 @app.command('claims', epilog=help_examples('moral_sc claims',
-                                            'moral_sc claims --report report --json'))
+                                            'moral_sc claims --of report --csv > claims.csv'))
 def _claims(
     report:option(Path|None, 'Folder that reproduce wrote. Default: our recorded pages.',
                   '--report', '--of')=None,
     as_json:option(bool, 'Print JSON, one object for each claim.', '--json')=False,
+    as_csv:option(bool, 'Print CSV, one line for each claim.', '--csv')=False,
 ):
-    "Print the papers' claims, our criteria and the verdicts."
-    from moral_sc.lab.claims import format_estimate, ledger, verdict_text
+    """Print the claims, our criteria and the verdicts, and count them by paper.
+
+    Of a report, only the claims of the pages that it ran are printed, beside the record."""
+    from moral_sc.lab.agreement import compare_report, summary
+    from moral_sc.lab.claims import ledger
+    from moral_sc.lab.site.papers import ClaimCounts
+    if as_json and as_csv: raise ConfigError('--json and --csv are both given: omit one.')
     if report and not (report/'notebooks').is_dir():
         raise ConfigError(f'{report} is not a report: give the --out of `moral_sc reproduce`.')
-    rows = ledger(report/'notebooks' if report else None)
+    rows = compare_report(report) if report else ledger()
     if as_json: typer.echo(rows.to_json(orient='records', indent=1)); return
-    for r in rows.itertuples():
-        estimate = format_estimate(r.estimate, r.low, r.high)
-        typer.echo(f'{r.id}\n  {r.sentence}\n  {verdict_text(r._asdict())}')
-        if r.scale: typer.echo(f'  {r.quantity} {estimate} at scale {r.scale}')
+    if as_csv: typer.echo(rows.to_csv(index=False), nl=False); return
+    for r in rows.itertuples(): _print_claim(r)
+    typer.echo(f'\n{summary(rows) if report else ClaimCounts(rows)}')
+
+def _print_claim(r):
+    from moral_sc.lab.claims import claim_text, format_estimate, verdict_text
+    typer.echo(f'{r.id}\n  {claim_text(r)}\n  {verdict_text(r._asdict(), r.closed)}')
+    estimate = format_estimate(r.estimate, r.low, r.high, draws=r.draws)
+    if r.scale: typer.echo(f'  {r.quantity}: {estimate} at scale {r.scale}')
+    if word := getattr(r, 'agreement', ''):
+        old = format_estimate(r.recorded_estimate, r.recorded_low, r.recorded_high)
+        typer.echo(f'  {word}; recorded {old} at scale {r.recorded_scale or "none"}')
 
 
 # %% [markdown]
@@ -509,6 +564,8 @@ test_eq((len(got), refused[0]), (4, 2))
 # %%
 before = sorted(tmp.rglob('*'))
 wrong = ['reproduce superpositon --out x', 'reproduce fine.ipynb --jobs 0 --out x',
+         'reproduce fine.ipynb --set n --out x', 'reproduce fine.ipynb --set m=2 --out x',
+         'reproduce fine.ipynb --model m --out x', 'claims --json --csv',
          'reproduce fine.ipynb --scale huge --out x', 'reproduce fine.ipynb --scale cpu',
          'reproduce fine.ipynb --out /proc/x', 'reproduce fine.ipynb --out fine.ipynb',
          'claims --report nowhere', 'data fetch', 'data fetch bbq/Agee',

@@ -140,7 +140,10 @@ class ClaimCounts(ClaimsTable):
         head = ['Claims of', *verdicts, 'closed']
         lines = [head, ['---']+['---:']*(len(head)-1), *self.table]
         return '\n'.join('| '+' | '.join(l)+' |' for l in lines)
-    def __repr__(self): return '\n'.join(f'{n[0]}: {", ".join(n[1:])}' for n in self.table)
+    def __repr__(self):
+        words = [*verdicts, 'closed']
+        counts = lambda ns: ', '.join(f'{n} {w}' for n,w in zip(ns, words, strict=True) if n!='0')
+        return '\n'.join(f'{re.sub("[][]|[(].*", "", n[0])}: {counts(n[1:])}' for n in self.table)
 
 def claim_counts(**kwargs)->ClaimCounts: # Arguments of `claims_table`
     "Count claims by paper and verdict."
@@ -166,8 +169,12 @@ test_eq(counts._repr_markdown_().splitlines()[2:],
 
 # %%
 #| export
-def _figure_data(page, label, folder):
-    "Data of the output that shows a figure"
+def figure_data(
+    page:str,  # Path below `folder`, without suffix
+    label:str, # Its `#| label:`; '' for the first figure
+    folder,    # Of executed pages; None for the recorded ones
+)->dict:       # MIME type to data
+    "Return the output that shows a figure."
     import nbformat
     path = Path(folder or notebooks_dir())/f'{page}.ipynb'
     if not path.is_file(): raise ConfigError(f'No page {page!r} at {path}: check its name.')
@@ -185,7 +192,7 @@ def recorded_figure(
 ):               # plotly Figure
     "Read a figure from a recorded page."
     import plotly.graph_objects as go
-    spec = _figure_data(page, label, folder)[plotly_mime]
+    spec = figure_data(page, label, folder)[plotly_mime]
     return go.Figure(dict(data=spec['data'], layout=spec['layout']))
 
 
@@ -240,7 +247,7 @@ def _title_and_line(page, folder):
     return title_and_line(text)
 
 def _thumbnail(entry, folder):
-    png = _figure_data(entry['page'], entry['figure'], folder).get('image/png')
+    png = figure_data(entry['page'], entry['figure'], folder).get('image/png')
     if not png: return ''
     link = f'{entry["page"]}.html'
     return (f'<a href="{link}" tabindex="-1" aria-hidden="true">'
@@ -359,7 +366,7 @@ def side_by_side(
     from IPython.display import Image as Shown
     from PIL import Image
     from moral_sc.lab.site.outputs import drawing_browser
-    datas = {title: _figure_data(*place, folder) for title,place in panels.items()}
+    datas = {title: figure_data(*place, folder) for title,place in panels.items()}
     specs = [_panel(d[plotly_mime], title, width, height) for title,d in datas.items()]
     size = round(width*scale), round(height*scale)
     sheet = Image.new('RGB', (size[0]*len(panels), size[1]), 'white')

@@ -18,18 +18,20 @@
 #| export
 import json
 import re
-from collections import Counter
 from html import escape
 from pathlib import Path, PurePosixPath
 
 # %%
 #| export
 from moral_sc.foundation.datasets import data_dir
-from moral_sc.lab.claims import ledger, format_estimate, verdicts
+from moral_sc.foundation.errors import MoralScError
+from moral_sc.lab.agreement import agreements, compare_report, paper_order, summary
+from moral_sc.lab.claims import claim_text, format_estimate
 from moral_sc.lab.execution import strip_escapes, read_notebook, write_atomic
-from moral_sc.lab.paths import notebook_paths
+from moral_sc.lab.paths import notebook_paths, notebooks_dir, page_name
 from moral_sc.lab.site.pages import (SITE, caption_text, directives, folded, plotly_mime,
                                      style_table, title_and_line, verdict_class)
+from moral_sc.lab.site.papers import PAPER_TITLES, figure_data, paper_entries
 
 # %%
 #| hide
@@ -313,8 +315,8 @@ def _fill(name, **parts):
     "Fill a template of `data/report`"
     from jinja2 import Environment, FileSystemLoader
     env = Environment(loader=FileSystemLoader(data_dir()/'report'), autoescape=True)
-    estimate = lambda row: format_estimate(row.estimate, row.low, row.high)
-    env.filters |= dict(minutes=format_duration, slug=verdict_class, found=estimate)
+    env.filters |= dict(minutes=format_duration, slug=verdict_class, text=claim_text)
+    env.globals |= dict(estimate=format_estimate)
     return env.get_template(name).render(**parts)+'\n'
 
 def page_heading(
@@ -324,17 +326,42 @@ def page_heading(
     text = next((c.source for c in nb.cells if c.cell_type=='markdown'), '')
     return title_and_line(text)
 
+def _place(page):
+    "Figure and label of a page in the list of its paper, or ('', '')"
+    paper = page.split('/')[0]
+    entries = paper_entries(paper) if paper in PAPER_TITLES else []
+    found = next((e for e in entries if e.get('page')==page), None)
+    return (f'{found["item"]}: {found["about"]}', found['figure']) if found else ('', '')
+
+def _main_figures(page, out, small):
+    "The main figure of a page, as recorded and as this run drew it"
+    label = _place(page)[1]
+    res = {}
+    for name,folder in (('Recorded', None), ('This run', Path(out)/'notebooks')):
+        try: spec = figure_data(page, label, folder)[plotly_mime]
+        except MoralScError: continue
+        res[name] = figure_html(spec, small, f'Main figure, {name.lower()}')
+    return res
+
+def _record_of(page, folder=None):
+    "Scale, date and commit of a recorded page"
+    path = Path(folder or notebooks_dir())/f'{page}.ipynb'
+    return read_notebook(path).metadata.get('moral_sc', {}) if path.is_file() else {}
+
 def page_html(
     nb,         # An executed notebook of the report
     config:dict,
     inside=(),  # Names of the pages in this report
+    out=None,   # Folder of the report, for the main figure
+    claims=(),  # Rows of `compare_report` for this page
 )->str:
     "Make a page of the report."
     run = nb.metadata['moral_sc']
     cells = cells_html(nb, run['page'], inside)
     on = run.get('machine') or {}
     return _fill('page.html', title=page_heading(nb)[0], run=run, config=config, body=cells,
-                 on=on, root=_up(run['page']))
+                 on=on, root=_up(run['page']), claims=claims, record=_record_of(run['page']),
+                 figures=_main_figures(run['page'], out, False) if out else {})
 
 
 # %%
@@ -351,36 +378,39 @@ assert evil not in made and 'stopped' in made and '<title>Squares grow</title>' 
 # %% [markdown]
 # ## The front page
 #
-# The front page lists the pages that ran, the verdicts on their claims, and the pages that stopped.
+# The front page answers whether you got what we got: how many quantities agree with the record, the differences first, then
+# the pages in the papers' order, each with its main figure as we recorded it and as this run drew it.
 
 # %%
 #| export
-def _thumb(nb):
-    "The first figure of a page, small"
-    datas = [o.get('data', {}) for c in nb.cells for o in c.get('outputs', ())]
-    return next((figure_html(d[plotly_mime], small=True) for d in datas if plotly_mime in d), '')
-
-def _card(nb, claims, inside):
+def _card(nb, rows, inside, out):
     run,(title,line) = nb.metadata['moral_sc'], page_heading(nb)
     line = markdown_html(line, page=run['page'], inside=inside)
     line = line.replace(_up(run['page'])+'pages', 'pages')  # the front page is at the root
-    return dict(run=run, title=title, line=line,
-                thumb=_thumb(nb), claims=[r for r in claims if r.page==run['page']])
+    return dict(run=run, title=title, line=line, item=_place(run['page'])[0],
+                record=_record_of(run['page']), figures=_main_figures(run['page'], out, True),
+                paper=PAPER_TITLES.get(run['page'].split('/')[0], ''),
+                claims=[r for r in rows if r.page==run['page']])
 
 def index_html(
-    nbs:list,    # Executed notebooks, in reading order
-    claims,      # Their part of the ledger
+    nbs:list,    # Executed notebooks, in the order of the report
+    compared,    # What `compare_report` returns
     config:dict,
+    out,         # Folder of the report
 )->str:
     "Make the front page of the report."
     runs = [nb.metadata['moral_sc'] for nb in nbs]
-    count = Counter(claims.verdict)
-    rows = list(claims.itertuples())
-    cards = [_card(nb, rows, [r['page'] for r in runs]) for nb in nbs]
+    rows = list(compared.itertuples())
+    counts = compared.agreement.value_counts() if rows else {}
+    cards = [_card(nb, rows, [r['page'] for r in runs], out) for nb in nbs]
+    settings = {k: v for k,v in config.items() if k not in ('scale', 'seed', 'version')}
     return _fill('index.html', root='', config=config, cards=cards, claims=rows,
+                 headline=summary(compared), settings=settings,
+                 differences=[r for r in rows if r.agreement=='differs'],
                  failed=sum(not r['ok'] for r in runs),
+                 slowest=sorted(runs, key=lambda r: -r['seconds'])[:2],
                  seconds=sum(r['seconds'] for r in runs),
-                 tally=[(v, count[v]) for v in verdicts if count[v]],
+                 tally=[(w, counts[w]) for w in agreements if w in counts],
                  on=runs[0].get('machine', {}) if runs else {})
 
 
@@ -404,12 +434,11 @@ def _provenance(nbs, config):
     pages = {r['page']: {k: r.get(k) for k in keys} for r in runs}
     return json.dumps(dict(config=config, pages=pages), indent=1)+'\n'
 
-def _claims(out, names, path):
-    "The claims of the papers that were run, in reading order"
-    papers = list(dict.fromkeys(n.split('/')[0] for n in names))
-    rows = ledger(out/'notebooks', path)
-    rows = rows[rows.paper.isin(papers)]
-    return rows.sort_values('paper', key=lambda p: p.map(papers.index), kind='stable')
+def _in_paper_order(paths):
+    "Executed notebooks in the order of the papers' figures"
+    order = paper_order()
+    place = lambda p: order.index(page_name(p)) if page_name(p) in order else len(order)
+    return [read_notebook(p) for p in sorted(paths, key=place)]
 
 
 # %%
@@ -421,15 +450,16 @@ def write_report(
     "Write the HTML, the claims and the provenance of a report."
     out = Path(out)
     config = json.loads((out/'config.json').read_text())
-    nbs = [read_notebook(p) for p in notebook_paths(out/'notebooks')]
+    nbs = _in_paper_order(notebook_paths(out/'notebooks'))
     names = [nb.metadata['moral_sc']['page'] for nb in nbs]
-    claims = _claims(out, names, path)
+    compared = compare_report(out, path=path)
     _assets(out)
     for nb,name in zip(nbs, names, strict=True):
-        write_atomic(out/'pages'/f'{name}.html', page_html(nb, config, names))
-    write_atomic(out/'claims.csv', claims.to_csv(index=False))
+        rows = [r for r in compared.itertuples() if r.page==name]
+        write_atomic(out/'pages'/f'{name}.html', page_html(nb, config, names, out, rows))
+    write_atomic(out/'claims.csv', compared.to_csv(index=False))
     write_atomic(out/'provenance.json', _provenance(nbs, config))
-    return write_atomic(out/'index.html', index_html(nbs, claims, config))
+    return write_atomic(out/'index.html', index_html(nbs, compared, config, out))
 
 
 # %%
@@ -446,6 +476,8 @@ criterion = "The last square is at least three times its number."
 quantity = "ratio"
 at_least = 3
 scale = "quick"
+whose = "paper"
+draws = "nothing"
 ''')
 
 # %%
@@ -461,7 +493,7 @@ front = write_report(out, criteria).read_text()
 sorted(p.relative_to(out).as_posix() for p in out.rglob('*.*'))
 
 # %%
-for part in ['Squares &lt;grow&gt; faster', '1 page stopped', '1 holds']:
+for part in ['Squares &lt;grow&gt; faster', '1 page stopped', '1 not compared']:
     assert part in front
 assert not re.search(r'(src|href)="https?:', front)
 
