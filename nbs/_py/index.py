@@ -37,8 +37,8 @@ side_by_side({
 # pip install ".[test]" && pytest          # run every page as a test; pytest -m smoke takes a minute
 # ```
 #
-# `reproduce` runs the pages at scale `quick` and ends with a folder to open in a browser. It
-# continues where it was interrupted. Without a GPU, install the CPU build of torch first: it saves
+# `reproduce` runs the pages at scale `quick`, compares their estimates with the recorded ones, and
+# ends with a report to open in a browser. It continues where it was interrupted. Without a GPU, install the CPU build of torch first: it saves
 # several gigabytes.
 #
 # ## Use
@@ -70,6 +70,7 @@ evaluation.score('q')[['questions', 'bias_ambig']].tail(1)
 # moral_sc reproduce superposition --scale cpu   # one paper, larger
 # moral_sc evaluate smollm2-135m-instruct --benchmark bbq-like
 # moral_sc claims                                # every claim and what was found
+# moral_sc reproduce bbq_first_look --model NAME # a page on your own model
 # ```
 #
 # ## Claims

@@ -84,9 +84,43 @@ print(jupytext.writes(toy, fmt='py:percent').split('---\n')[-1])
 # moral_sc reproduce superposition
 # ```
 #
-# One report has one scale. To replace the outputs of a page in the repository, use
+# The report opens with a count: how many of the run's estimates agree with the recorded ones. Each page
+# shows its main figure as we recorded it and as your run drew it. Two estimates *agree* if their
+# intervals allow the difference, *differ* if they do not, and a run is *too small to tell* if it
+# could not have contradicted the record. The exit code is 1 if a page stops or an estimate differs.
+#
+# Pages on language models run on other models with `--model`, at every scale. `--set` changes any
+# other parameter that a page declares. A claim about large models can fail only from a stated size
+# on; anyone who has such a model can decide it:
+#
+# ```sh
+# moral_sc reproduce bbq_first_look --model smollm2-135m-instruct --out report-smollm2
+# moral_sc claims --of report-smollm2
+# ```
+#
+# One report has one scale, one seed and one set of models. To replace the outputs of a page in the repository, use
 # `moral_sc record PATH --scale cpu`. It replaces outputs of a larger scale only with
 # `--allow-smaller`.
+#
+# ## Verdicts
+#
+# Each row of the ledger has a criterion that was fixed before the run that judges it. Rows are never
+# edited: a changed criterion is a new row that names the old one. A row that cannot fail, cannot
+# hold, or is not what the paper says is *closed*; it keeps its verdict and its reason, and is
+# counted apart.
+#
+# | Verdict | Meaning |
+# | --- | --- |
+# | holds | the whole interval meets the criterion |
+# | fails | none of it does |
+# | undecided | the interval contains the bound, the run was too small, or a precondition of the paper is not met |
+# | needs a larger model | a model below the row's number of parameters missed the criterion |
+# | error | not a number, or not run |
+#
+# `whose` separates what the paper says from what we add, and `draws` names what the interval draws:
+# trainings, prompts, templates, wordings.
+#
+# ## With papermill
 #
 # The command adds progress, resuming and the report to papermill, which you can also use directly. It
 # works on any page and takes parameters one by one:
@@ -135,7 +169,7 @@ wilson(5, 10), wilson(500, 1000)
 # %%
 from moral_sc.lab.claims import ledger
 
-ledger()[['id', 'verdict', 'scale']].head()
+ledger()[['id', 'whose', 'verdict', 'scale']].head()
 
 # %% [markdown]
 # `recorded_figure` returns a figure of a recorded page without running the page. It takes the name of
