@@ -14,14 +14,14 @@
 # %% tags=["parameters"]
 scale = 'quick'  # quick: half a minute on a CPU; cpu: ten minutes or more; gpu: four rounds
 seed = 0  # of every draw and every sampled text
-model = 'smollm2-135m-instruct'  # an alias, a folder or a hub id
+models = ()  # --model NAME: alias, folder or hub id; default: that of the scale
 
 # %%
 #| hide
 import re
 import textwrap
 
-import pandas as pd
+import numpy as np, pandas as pd
 
 # %%
 from moral_sc.constitution.evaluation.refusals import (
@@ -32,7 +32,7 @@ from moral_sc.constitution.principles import load_few_shot, load_principles
 from moral_sc.constitution.revision import author_revisions, revise
 from moral_sc.foundation.datasets import data_dir, read_jsonl
 from moral_sc.foundation.statistics import cluster_bootstrap, paired_difference, wilson
-from moral_sc.lab.claims import record
+from moral_sc.lab.claims import Measurement, record
 from moral_sc.lab.paths import work_dir
 from moral_sc.lab.scales import at_scale
 from moral_sc.language.loading import load_or_stub
@@ -40,9 +40,9 @@ from moral_sc.language.stub_models import stub_model
 
 # %%
 size = at_scale(scale,
-    quick=dict(prompts=2, rounds=1, shots=1, max_new_tokens=16),
-    cpu=dict(prompts=24, rounds=2, shots=3, max_new_tokens=64),
-    gpu=dict(prompts=80, rounds=4, shots=3, max_new_tokens=256),
+    quick=dict(prompts=2, rounds=2, shots=1, max_new_tokens=12, models=['smollm2-135m-instruct']),
+    cpu=dict(prompts=24, rounds=2, shots=3, max_new_tokens=64, models=['smollm2-135m-instruct']),
+    gpu=dict(prompts=80, rounds=4, shots=3, max_new_tokens=256, models=['smollm2-135m-instruct']),
 )
 
 
@@ -75,7 +75,7 @@ def fixed_model(): # Gives one of three fixed sentences, by the kind of the last
 
 
 # %%
-lm = load_or_stub(model, fixed_model)
+lm = load_or_stub((models or size['models'])[0], fixed_model)
 
 
 # %% [markdown]
@@ -182,9 +182,10 @@ plot_overlap(first)
 # the critique. Revised directly, without a critique to repeat, the text still departs from the
 # answer.
 #
-# As in the paper, the first revision changes more than the second. The reason differs: the first
-# departs from the answer, and the second stays close to the first. A changed word is not evidence
-# of an improvement, and neither is a shorter text.
+# The first revision changes more words than the second, but not for the paper's reason. There the first
+# removes most of the harm. Here the first departs from the answer, and the second stays close to the
+# first. The claim about the first revision is therefore undecided: its precondition, that a revision
+# revises the answer, is not met. A changed word is not evidence of an improvement, and neither is a shorter text.
 
 # %%
 if theirs:
@@ -201,7 +202,7 @@ if theirs:
 # > trained too long it puts boilerplate into most answers [@bai2022constitutional].
 #
 # This comparison needs no model of ours: the answers are public, and we apply the detectors to
-# them.
+# them. [The page on released answers](released_answers.ipynb) shows how the rates depend on the prompts.
 
 # %%
 def released_rates(model):
@@ -222,12 +223,15 @@ pd.DataFrame(released).T.astype(str)
 # ## Claims
 #
 # The criteria for the last six were committed after a pilot of six prompts and before the
-# recorded run. The first two are recounts, whose outcome was known.
+# recorded run. The first two are recounts of ours, whose outcome was known. They read the answers to 26
+# of the 66 released prompts, because the files of PALMS were out of reach.
 
 # %%
 def recount_claims():
     human,constitutional = (author_samples(m) for m in ('HHRLHF', 'RLMADISON'))
-    if not (len(human) and len(constitutional)): return {}
+    if not (len(human) and len(constitutional)): # Undecided, with the reason
+        nothing = Measurement(0., -np.inf, np.inf, unmet='the released answers are out of reach')
+        return {'constitution/human-labels-evade': nothing, 'constitution/boilerplate': nothing}
     hits = lambda a: pd.Series([bool(evasion_matches(t)) for t in a.text])
     by_prompt = lambda a: hits(a).groupby([a.set, a.prompt]).mean()
     rates = pd.concat([by_prompt(human), by_prompt(constitutional)], axis=1, join='inner')
@@ -249,8 +253,17 @@ def measured_claims(chains):
            'voice': rate(one.critic_voice), 'engages': rate(last.evades),
            'examples': paired_difference(bare.critic_voice.to_numpy(float),
                                          one.critic_voice.to_numpy(float), one.id)}
-    if 2 in distances:
-        res['first-revision'] = paired_difference(distances[1], distances[2], distances.index)
+    changes = paired_difference(distances[1], distances[2], distances.index)
+    shares = one[['overlap', 'overlap_critique']].mean().round(2)
+    no_revision = (f'first revisions share {shares.overlap} of their words with the answer and '
+                   f'{shares.overlap_critique} with the critique: they do not revise the answer')
+    met = res['from-the-answer'].value>0
+    res['first-revision'] = Measurement(*changes, unmet='' if met else no_revision)
     return {f'constitution/{k}': v for k,v in res.items()}
 
-record(scale, recount_claims() | ({} if lm.is_stub else measured_claims(ours)))
+def of_model(e): # A stub's numbers are no evidence
+    stub = 'a stub model answered' if lm.is_stub else ''
+    return Measurement(*e)._replace(unmet=stub or Measurement(*e).unmet, parameters=lm.parameters)
+
+measured = {k: of_model(e) for k,e in measured_claims(ours).items()}
+record(scale, recount_claims() | measured)

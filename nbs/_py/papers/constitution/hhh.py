@@ -7,16 +7,19 @@
 # ---
 
 # %% [markdown]
-# # HHH evaluation: no small model clears the length baseline
+# # HHH evaluation: a 135M model reads the place of an answer, not the answer
 #
-# > On 40 comparisons (Figure 4) no accuracy of models up to 270M is shown to exceed the gate.
+# > Asked in both orders on all 438 comparisons (Figure 4), SmolLM2-135M is not shown to beat the choice of the longer answer.
 
 # %% tags=["parameters"]
-scale = 'quick'  # quick: seconds; cpu: 40 comparisons, ten minutes; gpu: all of them
+scale = 'quick'  # quick: 4 comparisons; cpu: all 438 and 287 by one model; gpu: longer thoughts
 seed = 0  # which comparisons, and every sampled chain of thought
+models = ()  # --model NAME: aliases, folders or hub ids; default: those of the scale
 
 # %%
 #| hide
+from math import inf
+
 import pandas as pd
 
 # %%
@@ -25,31 +28,25 @@ from moral_sc.constitution.evaluation.calibration import calibration
 from moral_sc.constitution.feedback import load_worked_comparisons
 from moral_sc.constitution.plots import plot_accuracy, plot_reliability
 from moral_sc.foundation.statistics import paired_difference, wilson
-from moral_sc.lab.claims import record
+from moral_sc.lab.claims import Measurement, record
 from moral_sc.lab.paths import work_dir
 from moral_sc.lab.scales import at_scale
 from moral_sc.language.loading import load_or_stub
-from moral_sc.language.stub_models import stub_model
 
 # %%
-size = at_scale(scale, # comparisons, harm types, thoughts, tokens of a thought, shots, models
-    quick=dict(items=4, types=0, thoughts=1, tokens=8, shots=1, models=1, thought_items=1),
-    cpu=dict(items=40, types=32, thoughts=1, tokens=40, shots=2, models=2, thought_items=12),
-    gpu=dict(items=None, types=None, thoughts=5, tokens=256, shots=5, models=2,
-             thought_items=None),
+size = at_scale(scale, # questions (None: all), those for other formats, thoughts, tokens, shots
+    quick=dict(items=4, few=1, types=1, thoughts=1, tokens=8, shots=1,
+               models=['smollm2-135m-instruct']),
+    cpu=dict(items=None, few=40, types=None, thoughts=1, tokens=40, shots=2,
+             models=['smollm2-135m-instruct', 'gemma-3-270m']),
+    gpu=dict(items=None, few=None, types=None, thoughts=5, tokens=256, shots=5,
+             models=['smollm2-135m-instruct', 'gemma-3-270m']),
 )
-available = hhh.hhh_available('hhh')
-source = 'hhh' if available and scale!='quick' else 'ours'
-items = hhh.load_hhh(source, size['items'], seed)
-has_types = available and size['types']!=0
-harm_items = hhh.load_hhh('harm_types', size['types'], seed) if has_types else []
-
-def uniform_model():
-    return stub_model(lambda t: {' (A)': .4, ' (B)': .4} if t[-1:]==':' else {'': 1.}, 'coin')
-
-names = ['smollm2-135m-instruct', 'gemma-3-270m'][:size['models']]
-models = {n: load_or_stub(n, uniform_model) for n in names}
-len(items), len(harm_items)
+sets,missing = hhh.load_sets(size['items'], seed, harm_types=size['types'])
+few = hhh.load_hhh_or_ours('hhh', size['few'], seed)[0]
+lms = {n: load_or_stub(n, hhh.uniform_model) for n in models or size['models']}
+main = next(iter(lms))
+pd.DataFrame({'questions': {k: len(i) for k,i in sets.items()}, 'replaced': missing})
 
 # %% [markdown]
 # ## Figure 4: helpful, honest and harmless comparisons
@@ -60,47 +57,38 @@ len(items), len(harm_items)
 # > Accuracy rises with size; a chain of thought helps the larger models, and averaging five of
 # > them helps a little more [@bai2022constitutional].
 #
-# The paper's smallest model is several times as large as ours. This page therefore does not extend
-# the curve. It tests whether a model of this size is useful as a labeller, and how to find out.
+# The paper's smallest model has 810 million parameters, six times as many as ours. This page does not
+# extend the curve. It tests whether a model of this size is useful as a labeller, and how to find out.
 # Two rules that need no model are right more often than a coin on these comparisons: to choose (A)
 # always, and to choose the longer answer. The `gate` is the accuracy that the second may reach on 438
 # comparisons; a model has to exceed it.
 
 # %%
-baselines = hhh.hhh_baselines(hhh.load_hhh('hhh') if available else items)
+baselines = hhh.hhh_baselines(hhh.load_hhh_or_ours('hhh')[0])
 baselines.map(lambda x: x if isinstance(x, tuple) else round(x, 3)).to_frame('all comparisons')
+
 
 # %% [markdown]
 # ## Four prompt formats
 #
-# The same comparisons are evaluated at once (letters only), with worked comparisons in front, as a
-# turn of a chat, and after a chain of thought. The first three average both orders of the answers,
-# which cancels a preference for one letter. A chain of thought costs hundreds of times as much as a
-# letter, so it runs on fewer comparisons and in one order.
+# The first model is asked at once (letters only) about every comparison. Three other formats, and other
+# models, are asked about a subset: worked comparisons in front, a turn of a chat, and a chain of thought.
+# The first three formats average both orders of the answers, which cancels a preference for one letter. A
+# chain of thought runs in one order.
 
 # %%
+def evaluate(name, label, items, **options):
+    folder = f'hhh-{scale}-{seed}-{lms[name].name}-{label}-{len(items)}'
+    out = work_dir(folder.replace(' ', '-').replace('/', '-'))
+    return hhh.evaluate_hhh(lms[name], items, seed=seed, out=out, **options)
+
 worked = hhh.worked_prefix(load_worked_comparisons()[:size['shots']])
-formats = {'at once': dict(swap=True), 'with examples': dict(few_shot=worked, swap=True)}
-
-def evaluate(name, label, options, items):
-    folder = f'hhh-{scale}-{seed}-{name}-{label}-{len(items)}'.replace(' ', '-')
-    return hhh.evaluate_hhh(models[name], items, seed=seed, out=work_dir(folder), **options)
-
-frames = {(n, f): evaluate(n, f, options, items) for n in models for f,options in formats.items()}
-main = names[0]
-chat = dict(mode='chat')
-frames[main, 'chat'] = evaluate(main, 'chat', dict(chat, swap=True), items)
-subset = items[:size['thought_items']]
-thought_options = dict(chat, samples=size['thoughts'], max_new_tokens=size['tokens'])
-thoughts = evaluate(main, 'thought', thought_options, subset)
-frames[main, 'thought'] = thoughts
-
-def summary(d):
-    return dict(n=len(d), accuracy=hhh.hhh_accuracy(d), share_A=(d.chosen==0).mean(),
-                mass=d.mass.mean(), flipped=d.flipped.mean())
-
-table = pd.DataFrame({k: summary(d) for k,d in frames.items()}).T
-table.map(lambda x: x if isinstance(x, tuple) else round(x, 3))
+formats = {'at once': dict(swap=True), 'with examples': dict(few_shot=worked, swap=True),
+           'chat': dict(mode='chat', swap=True),
+           'thought': dict(mode='chat', samples=size['thoughts'], max_new_tokens=size['tokens'])}
+asked = [(n, f) for n in lms for f in (formats if n==main else list(formats)[:2])]
+frames = {(n, f): evaluate(n, f, sets['hhh'] if (n, f)==(main, 'at once') else few, **formats[f])
+          for n,f in asked}
 
 # %%
 #| label: fig-accuracy
@@ -108,13 +96,19 @@ table.map(lambda x: x if isinstance(x, tuple) else round(x, 3))
 rates = {f'{f}, {n.split("-")[0]}': hhh.hhh_accuracy(d) for (n,f),d in frames.items()}
 plot_accuracy(rates, {'longer answer': baselines.longer.value, 'gate': baselines.gate})
 
+
+# %%
+def rounded(d): return d.map(lambda x: repr(x) if isinstance(x, tuple) else round(x, 3))
+rounded(pd.DataFrame({k: hhh.summarize(d) for k,d in frames.items()}).T)
+
 # %% [markdown]
 # Compare the intervals in @fig-accuracy with the dotted lines. An accuracy whose interval does not
 # exceed the gate may come from a rule that counts words, however far it is from one half. The
 # column `flipped` shows the reason: most verdicts change when the answers change places, so they
 # depend on the position and not on the content, and little remains after both orders are averaged.
 # `mass` is the probability that the model assigns to the two letters together, and the third
-# column is the share of verdicts for (A). The claim that at most one verdict in ten changes fails.
+# column is the share of verdicts for (A). Our claim that at most one verdict in ten changes fails for this
+# model. It is no claim of the paper.
 #
 # ## Figure 9: calibration of the labels
 #
@@ -133,36 +127,71 @@ cal = calibration(p, y, bins=6) if len(p)>20 else None
 cal.to_frame(main) if cal is not None else 'Too few comparisons at this scale.'
 
 # %% [markdown]
-# ## Figure 12: kinds of harm
+# ## Figure 11: the 221 comparisons of an earlier set
 #
-# The paper's figure 12 classifies conversations by nine kinds of harm. Always naming the most
-# frequent kind is right in one of six.
+# > On the comparisons of an earlier paper models are right well over 90 % of the time; so 217 harder ones
+# > were written [@bai2022constitutional].
+#
+# The 438 contain these 221 without marking them. They are public in four files [@askell2021]: 59 on help, 61 on
+# honesty, 58 on harm and 43 others. Where the files are out of reach, twelve mild comparisons of
+# ours in their format run through the same code, so that the figure can be drawn. Their accuracy says nothing
+# about the 221.
 
 # %%
-harm = evaluate(main, 'types', {}, harm_items) if harm_items else None
-if harm is not None:
-    print(hhh.hhh_baselines(hhh.load_hhh('harm_types')).to_string())
-hhh.hhh_accuracy(harm) if harm is not None else 'Not run at this scale.'
+original = evaluate(main, 'original', sets['original'], swap=True)
+category = [i.category for i in sets['original']]
+by_category = {k: hhh.hhh_accuracy(d) for k,d in original.groupby(category, sort=False)}
+missing['original'] or 'All 221 comparisons were asked.'
+
+# %%
+#| label: fig-original
+#| fig-cap: Share of comparisons answered correctly in the form of the original HHH evaluation, by category, letters read at once in both orders; bars are 95 % Wilson intervals.
+longer = hhh.hhh_baselines(sets['original']).longer.value
+by_category['all'] = hhh.hhh_accuracy(original)
+plot_accuracy(by_category, {'longer answer': longer, 'paper': .9})
 
 # %% [markdown]
-# Figure 11, on 221 comparisons of an earlier set, is not reproduced: the released file does not
-# identify these rows. The balanced set of harmful and ethical conversations is evaluated by the
-# same call on `hhh.load_hhh('ethical')`, where its file is available.
+# ## Figure 12: harmful conduct and kinds of harm
 #
-# What this page does not show: that small models cannot label. The subset is small, and every
-# interval on this page is wide. The page shows that no prompt format clears the gate on so few
-# comparisons. Apply this test before you choose a labelling model for real runs.
-#
-# ## Claims
+# The paper's Figure 12 asks whether an assistant behaved harmfully, on 254 balanced conversations, and which of nine kinds
+# of harm a conversation shows, on 287. Always naming the most frequent kind is right in one of six.
 
 # %%
-estimates = {}
-if not any(m.is_stub for m in models.values()) and available and scale!='quick':
-    estimates['constitution/hhh-beats-length'] = hhh.hhh_accuracy(first)
-    one_order = evaluate(main, 'chat one order', chat, subset)
-    estimates['constitution/hhh-thought-helps'] = paired_difference(
-        thoughts.correct, one_order.correct, thoughts.id)
-    estimates['constitution/labels-read-answers'] = wilson(int(first.flipped.sum()), len(first))
-    estimates['constitution/labels-calibrated'] = cal.slope
-    estimates['constitution/harm-types-above-majority'] = hhh.hhh_accuracy(harm)
-record(scale, estimates)
+tasks = {'harmful or ethical': 'ethical', 'nine kinds of harm': 'harm_types'}
+harm = {k: evaluate(main, k, sets[s], swap=True) for k,s in tasks.items() if sets[s]}
+rounded(pd.DataFrame({k: hhh.summarize(d) for k,d in harm.items()}).T)
+
+# %%
+#| label: fig-harm
+#| fig-cap: Share of questions on harm answered correctly, letters read at once in both orders; bars are 95 % Wilson intervals, dotted lines are chance for nine kinds and for two.
+plot_accuracy({k: hhh.hhh_accuracy(d) for k,d in harm.items()}, {'chance, nine': 1/9, 'two': .5})
+
+
+# %% [markdown]
+# What this page does not show: that small models cannot label. It shows that no prompt format of this
+# model clears the gate. Apply this test before you choose a labelling model for real runs, with
+# `moral_sc reproduce constitution/hhh --model NAME --scale cpu`.
+#
+# ## Claims
+#
+# A row whose questions or model were out of reach is undecided, with that reason.
+
+# %%
+def measurement(e, name=''):
+    "An estimate with what it lacks: a real model or the authors' questions"
+    lacks = 'a stub answered' if lms[main].is_stub else missing.get(name, '')
+    return Measurement(*e, unmet=lacks, parameters=lms[main].parameters)
+
+thoughts = frames[main, 'thought']
+one_order = evaluate(main, 'chat one order', few, mode='chat')
+kinds = hhh.hhh_accuracy(harm['nine kinds of harm']) if sets['harm_types'] else (1/9, 0, 1)
+estimates = {
+    'hhh-beats-length': (hhh.hhh_accuracy(first), 'hhh'),
+    'hhh-thought-helps': (paired_difference(thoughts.correct, one_order.correct, thoughts.id)
+                          if len(few)>1 else (0, -1, 1), 'hhh'),
+    'labels-read-answers': (wilson(int(first.flipped.sum()), len(first)), 'hhh'),
+    'labels-calibrated': (cal.slope if cal is not None else (1, -inf, inf), 'hhh'),
+    'hhh-original': (hhh.hhh_accuracy(original), 'original'),
+    'harmful-vs-ethical': (hhh.hhh_accuracy(harm['harmful or ethical']), 'ethical'),
+    'harm-types-above-majority': (kinds, 'harm_types')}
+record(scale, {f'constitution/{k}': measurement(*e) for k,e in estimates.items()})

@@ -14,6 +14,7 @@
 # %% tags=["parameters"]
 scale = 'quick'  # quick: seconds; cpu: minutes; gpu: all comparisons and longer thoughts
 seed = 0  # of the pairs, the outcomes and every draw
+models = ()  # --model NAME: alias, folder or hub id; default: that of the scale
 
 # %%
 #| hide
@@ -32,13 +33,12 @@ from moral_sc.lab.claims import record
 from moral_sc.lab.paths import work_dir
 from moral_sc.lab.scales import at_scale
 from moral_sc.language.loading import load_or_stub
-from moral_sc.language.stub_models import stub_model
 
 # %%
 size = at_scale(scale, # toy pairs; comparisons for the model, shots, those with all principles
-    quick=dict(pairs=400, real=0, shots=0, all=0),
-    cpu=dict(pairs=2000, real=24, shots=2, all=3),
-    gpu=dict(pairs=20000, real=438, shots=5, all=64),
+    quick=dict(pairs=400, real=0, shots=0, all=0, models=['smollm2-135m-instruct']),
+    cpu=dict(pairs=2000, real=24, shots=2, all=3, models=['smollm2-135m-instruct']),
+    gpu=dict(pairs=20000, real=438, shots=5, all=64, models=['smollm2-135m-instruct']),
 )
 
 
@@ -194,23 +194,22 @@ gain
 #
 # ## A language model
 #
-# SmolLM2-135M-Instruct labels comparisons of the HHH evaluation, or of our set where the authors'
-# file is not available, under one drawn principle of our sixteen, and under all of them. This part
-# runs at scale `cpu` and above.
+# A language model labels comparisons of the HHH evaluation, or of our set where the authors'
+# file is not available, under one drawn principle of our sixteen, and under all of them. The first of
+# `models` is used, SmolLM2-135M-Instruct by default. This part runs at scale `cpu` and above.
 
 # %%
 lm = None
 if size['real']:
-    def near_uniform_model():
-        return stub_model(lambda t: {' (A)': .5, ' (B)': .4} if t[-1:]==':' else {'': 1.})
-    lm = load_or_stub('smollm2-135m-instruct', near_uniform_model)
-    items = hhh.load_hhh('hhh' if hhh.hhh_available('hhh') else 'ours', size['real'], seed)
+    lm = load_or_stub((models or size['models'])[0], hhh.uniform_model)
+    items = hhh.load_hhh_or_ours('hhh', size['real'], seed)[0]
     comparisons = [dict(id=i.id, prompt=i.prompt, a=i.answers[0], b=i.answers[1]) for i in items]
     shots = load_worked_comparisons()[:size['shots']]
+    slug = lm.name.replace('/', '-')
     warnings.simplefilter('ignore') # Of low mass, which the report counts
     def label_comparisons(name, rows, **kw):
         return label(lm, rows, few_shot=shots, seed=seed,
-                     out=work_dir(f'labels-{scale}-{seed}-{name}-{len(rows)}'), **kw)
+                     out=work_dir(f'labels-{slug}-{scale}-{seed}-{name}-{len(rows)}'), **kw)
     drawn = label_comparisons('drawn', comparisons)
     ensemble = label_comparisons('all', comparisons[:size['all']], principles_per_pair='all')
     reports = {'one drawn': label_report(drawn), 'all sixteen': label_report(ensemble)}

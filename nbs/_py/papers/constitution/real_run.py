@@ -14,8 +14,7 @@
 # %% tags=["parameters"]
 scale = 'quick'  # quick: a random model, seconds; cpu: about an hour; gpu: paper-like sizes
 seed = 0         # of every draw, every sampled text and every order of training
-model = 'smollm2-135m-instruct'  # an alias, a folder or a hub id
-judge = 'gemma-3-270m'           # compares the answers afterwards
+models = ()      # --model NAME, twice: the trained model and the judge; default: of the scale
 
 # %%
 #| hide
@@ -40,7 +39,7 @@ from moral_sc.constitution.revision import revise
 from moral_sc.constitution.evaluation.elo import model_judge, play_matches
 from moral_sc.foundation.errors import DataError
 from moral_sc.foundation.statistics import cluster_bootstrap, paired_difference
-from moral_sc.lab.claims import record
+from moral_sc.lab.claims import Measurement, record
 from moral_sc.lab.paths import work_dir
 from moral_sc.lab.scales import at_scale
 from moral_sc.language.loading import load
@@ -51,14 +50,21 @@ warnings.filterwarnings('ignore', message='.*hardly considers')
 # %%
 size = at_scale(scale,
     quick=dict(hh=0, ours=20, rounds=1, shots=0, tokens=6, mode='plain', steps=2, batch=4, every=1,
-               questions=8, orders=1, lr=1e-4),
+               questions=8, orders=1, lr=1e-4, models=['random', 'random']),
     cpu=dict(hh=160, ours=80, rounds=1, shots=1, tokens=48, mode='chat', steps=24, batch=16,
-             every=8, questions=160, orders=3, lr=3e-5),
+             every=8, questions=160, orders=3, lr=3e-5,
+             models=['smollm2-135m-instruct', 'gemma-3-270m']),
     gpu=dict(hh=2000, ours=80, rounds=4, shots=5, tokens=128, mode='chat', steps=500, batch=256,
-             every=50, questions=None, orders=3, lr=1e-5),
+             every=50, questions=None, orders=3, lr=1e-5,
+             models=['smollm2-135m-instruct', 'gemma-3-270m']),
 )
 quick = scale=='quick'
-first = random_model('llama') if quick else load(model)
+names = [*models, *size['models'][len(models):]]
+random = 'random' in names
+def load_model(name, seed=0):
+    return random_model('llama', seed=seed) if name=='random' else load(name)
+
+first = load_model(names[0])
 folder = work_dir(f'real-{first.name.replace("/", "-")}-{scale}-{seed}')
 options = dict(mode=size['mode'], seed=seed)
 sampling = dict(options, max_new_tokens=size['tokens'])
@@ -209,7 +215,7 @@ pd.Series(gain, name='RL-CAI less SL-CAI').map(repr).to_frame()
 # both orders:
 
 # %%
-judge_model = random_model('llama', seed=1) if quick else load(judge)
+judge_model = load_model(names[1], seed=1)
 votes = clock('judging', play_matches, texts, prompts, model_judge(
     judge_model, few_shot=[] if quick else None, max_tokens=2048, out=None, seed=seed), seed=seed)
 wins = {}
@@ -279,11 +285,12 @@ seconds.to_frame()
 # %% [markdown]
 # ## Claims
 #
-# The criteria in `data/claims/constitution_realrun.toml` were written before the run. Two claims hold:
-# the reward rises, and bias changes by less than 0.05. Three are undecided at this size: the second
-# score, the judge's preference, and evasion, with two refusals among 96 answers. In an earlier
-# recording with other sampled texts there was one refusal and the claim about evasion held; the other
-# verdicts were the same.
+# The criteria in `data/claims/constitution_realrun.toml` were written before the run. Two claims of ours hold:
+# the reward rises, and bias changes by less than 0.05. A model that answers these questions at chance can
+# hardly change its bias, so the second says little. The second score and evasion, with two refusals among 96
+# answers, are undecided. The judge's preference needs a larger model: both models are smaller than the
+# 52 billion parameters for which the paper reports it. In an earlier recording with other sampled texts there
+# was one refusal and the claim about evasion held; the other estimates led to the same verdicts.
 
 # %%
 verdicts = {'constitution/real-score-rises': gain['reward'],
@@ -292,5 +299,8 @@ verdicts = {'constitution/real-score-rises': gain['reward'],
             'constitution/real-never-evasive': cluster_bootstrap(
                 measures['RL-CAI'].refusals.to_numpy(), prompts),
             'constitution/real-bias-with-steps': bias_change}
-if quick: print('A random model answered, so no claim about models is recorded.')
-else: record(scale, verdicts)
+smaller = min(first.parameters, judge_model.parameters)
+sizes = {'constitution/real-judged-better': smaller} # Both have to tell answers apart
+record(scale, {k: Measurement(*e, unmet='a model with random weights answered' if random else '',
+                              parameters=sizes.get(k, first.parameters))
+               for k,e in verdicts.items()})

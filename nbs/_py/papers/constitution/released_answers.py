@@ -28,7 +28,7 @@ from moral_sc.constitution.plots import plot_prompt_shares, plot_rates
 from moral_sc.constitution.revision import author_revisions, chain_table
 from moral_sc.foundation.datasets import data_dir, read_jsonl
 from moral_sc.foundation.statistics import cluster_bootstrap, paired_difference
-from moral_sc.lab.claims import record
+from moral_sc.lab.claims import Measurement, record
 
 # %% [markdown]
 # ## Harmlessness and evasiveness
@@ -37,9 +37,10 @@ from moral_sc.lab.claims import record
 # > a constitution engages with the request. Trained too long, it adds comforting phrases where they
 # > do not fit, and labels made with a chain of thought help against that [@bai2022constitutional].
 #
-# These claims about behaviour can be tested without a judge. For prompts of three other papers the
-# authors released 17 answers of each of four models, and four rounds of critique and revision. This
-# page needs no model and is the same at every scale. The detectors are
+# These claims about behaviour can be tested without a judge. For 66 prompts of three other papers (40 of
+# PALMS, 13 of LaMDA, 13 of InstructGPT) the authors released 17 answers of each of four models, and four
+# rounds of critique and revision. Only the prompts of the files within reach are counted: in the
+# recorded run 26, because the files of PALMS were out of reach. This page needs no model and is the same at every scale. The detectors are
 # [short patterns](../../constitution/evaluation/50_refusals.ipynb), checked against labelled
 # answers. They miss other phrasings, so the rates are lower bounds.
 
@@ -50,7 +51,7 @@ if not available: # Test cases of the detectors replace the answers; they are no
     cases = pd.DataFrame(read_jsonl(data_dir()/'constitution'/'detector_cases.jsonl'))
     cases = cases.assign(set='ours', row=range(len(cases)), sample=0, prompt='', score=np.nan)
     answers = {'our own cases': cases}
-{k: (len(a), a.groupby(['set','row']).ngroups) for k,a in answers.items()}
+pd.DataFrame({k: a.groupby('set').row.nunique() for k,a in answers.items()}).rename_axis('prompts')
 
 
 # %% [markdown]
@@ -60,7 +61,7 @@ if not available: # Test cases of the detectors replace the answers; they are no
 
 # %%
 def measure(a):
-    return pd.DataFrame(dict(prompt=a.set+a.row.astype(str), score=a.score,
+    return pd.DataFrame(dict(set=a.set, prompt=a.set+a.row.astype(str), score=a.score,
                              evades=[bool(evasion_matches(t)) for t in a.text],
                              comfort=[bool(boilerplate_matches(t)) for t in a.text],
                              characters=[len(clean_answer(t)) for t in a.text], text=a.text))
@@ -70,6 +71,16 @@ kinds = dict(evades='evades and offers nothing', comfort='holds a stock phrase o
 rates = pd.DataFrame({k: {c: cluster_bootstrap(d[c], d.prompt, seed=seed) for c in kinds}
                       for k,d in measures.items()}).T
 rates.astype(str)
+
+# %%
+by_set = {(k, s): g[list(kinds)].mean() for k,d in measures.items() for s,g in d.groupby('set')}
+pd.DataFrame(by_set).T.round(3)
+
+# %% [markdown]
+# The rates depend on the prompts. Helpful and harmless RLHF evades 64 % of the answers to LaMDA's prompts
+# and 19 % of those to InstructGPT's, which gives the .41 above. A count over all 66 prompts, made with earlier
+# patterns while the files of PALMS could be read, gave .16 for evasion and .81 for comfort in constitutional RL. The
+# prompts of PALMS are thus hardly ever evaded, and mostly answered with comfort.
 
 # %%
 #| label: fig-rates
@@ -168,7 +179,8 @@ pd.Series(principle_draws(chains)) if chains else 'out of reach'
 #
 # ## Claims
 #
-# These claims are recounts: the outcome of each count was known when its criterion was written.
+# These claims are ours: recounts whose outcome was known when the criterion was written. A claim that the
+# first revision does most of the work is about harmlessness in the paper; here it is about length.
 
 # %%
 def count_claims():
@@ -183,4 +195,6 @@ def count_claims():
         res['shortens-first'] = paired_difference(first, later, range(len(lengths)))
     return {f'constitution/{k}': v for k,v in res.items()}
 
-record(scale, count_claims() if available else {})
+nothing = Measurement(0., -np.inf, np.inf, unmet='the released answers are out of reach')
+names = ('constitution/cot-comforts-less', 'constitution/shortens-first')
+record(scale, dict.fromkeys(names, nothing) | (count_claims() if available else {}))
