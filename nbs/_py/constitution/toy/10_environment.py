@@ -301,8 +301,8 @@ print('\n~~~\n'.join(' | '.join(_dialogue(rng, r['text'])) for r in requests(4, 
 # %%
 #| export
 SIZES = dict( # Layers, width, heads
-    tiny=(2, 64, 2), small=(3, 128, 4), medium=(4, 192, 6), large=(6, 256, 8))
-PRETRAINING_STEPS = dict(tiny=220, small=900, medium=2000, large=4000)
+    mini=(2, 32, 2), tiny=(2, 64, 2), small=(3, 128, 4), medium=(4, 192, 6), large=(6, 256, 8))
+PRETRAINING_STEPS = dict(mini=450, tiny=220, small=900, medium=2000, large=4000)
 
 def toy_tokenizer():
     "Build a tokenizer with one token per word of the environment"
@@ -323,28 +323,34 @@ def tokenize_dialogue(lm, rng, prompt):
 def pretrain(
     size:str='tiny',   # One of `SIZES`
     seed:int=0,
-    steps:int=None,    # Of 32 dialogues
+    steps:int=None,    # Default: `PRETRAINING_STEPS`
     out=None,          # Folder; a model found there is loaded, an interrupted run resumes
     device='cpu',
+    batch:int=32,      # Dialogues a step
 )->LM:
     "Train a transformer on dialogues of the environment, or load it"
     if size not in SIZES: raise ConfigError(unknown_name_message('size', size, [*SIZES]))
     steps = steps or PRETRAINING_STEPS[size]
-    folder = Path(out)/f'world-{size}-{steps}-{seed}' if out else None
-    identity = dict(name=f'world-{size}', source=f'the world, {steps} steps, seed {seed}')
+    read = f'{steps}' if batch==32 else f'{steps}x{batch}'
+    folder = Path(out)/f'world-{size}-{read}-{seed}' if out else None
+    identity = dict(name=f'world-{size}', source=f'the world, {read} steps, seed {seed}')
     if folder and (folder/'model').is_dir():
         return replace(load(folder/'model', 'float32', device), **identity)
     lm = small_llama(toy_tokenizer(), *SIZES[size], seed=seed, context=256, device=device)
     rng = np.random.default_rng([seed, 1])
-    prompts = requests(32*steps, seed=seed+10**6)
-    fit(lm.model, [tokenize_dialogue(lm, rng, r['text']) for r in prompts], answer_loss, batch=32,
-        lr=.64/SIZES[size][1], warmup=20, schedule='cosine', seed=seed, out=folder and folder/'fit')
+    prompts = requests(batch*steps, seed=seed+10**6)
+    fit(lm.model, [tokenize_dialogue(lm, rng, r['text']) for r in prompts], answer_loss,
+        batch=batch, lr=.64/SIZES[size][1], warmup=20, schedule='cosine', seed=seed,
+        out=folder and folder/'fit')
     if folder and process_rank()[0]==0: save_model(lm, folder/'model')
     return replace(lm, **identity)
 
 
 # %% [markdown]
-# The smallest model trains in about ten seconds on one core. It answers requests, harmful ones too.
+# `tiny` trains in about ten seconds on one core. It answers requests, harmful ones too. After these 220
+# steps it does not know yet which tools serve a deed: its help is negative. Between 300 and 600
+# steps it learns that, and then helps as much as the text that it reads. Experiments that measure help begin
+# with models that were trained for so long.
 
 # %%
 lm = pretrain('tiny')
