@@ -358,6 +358,10 @@ MODEL_STYLES = { # Colour and marker of each kind of model
     'SL-CAI':        ('paper', 'x'),
     'RL-CAI':        ('linear', 'diamond'),
     'RL-CAI, CoT':   ('cot', 'triangle-up'),
+    'RL-CAI, clamped':       ('cot', 'triangle-up'),
+    'HH RL, engaging rater': ('accent', 'square'),
+    'base':                  ('paper', 'star'),
+    'no model':              ('relu', 'cross'),
 }
 
 def _model_style(kind):
@@ -709,14 +713,18 @@ with expect_fail(DataError, contains="no column 'run'"):
 def plot_stages(
     stages:pd.DataFrame, # `Estimate`s: one row per model in order, one column per measure
     title:str='true score of an answer',
+    baselines:int=0,     # Last rows that are no stages: points, not joined by lines
 )->go.Figure:
     "Plot measures of each model with intervals, one line per measure"
     fig = go.Figure()
+    n = len(stages)-baselines
     for c,symbol,colour in zip(stages, ('circle', 'x', 'diamond'), ('q', 'if', 'cot')):
-        e = list(stages[c])
-        fig.add_scatter(x=list(stages.index), y=_values(e), error_y=_estimate_bars(e), name=c,
-                        mode='lines+markers', line_color=COLOURS[colour],
-                        marker=dict(symbol=symbol, size=10))
+        for rows,mode in ((stages[c][:n], 'lines+markers'), (stages[c][n:], 'markers')):
+            if not len(rows): continue
+            fig.add_scatter(x=list(rows.index), y=_values(rows), error_y=_estimate_bars(list(rows)),
+                            name=c, mode=mode, line_color=COLOURS[colour], legendgroup=c,
+                            showlegend='lines' in mode, marker=dict(symbol=symbol, size=10))
+    if baselines: fig.add_vline(n-.5, line=dict(dash='dot', width=1, color=COLOURS['paper']))
     return fig.update_yaxes(title=title, zeroline=True)
 
 
@@ -734,3 +742,4 @@ plot_stages(stages)
 # %%
 test_eq(list(plot_stages(stages).data[0].x), list(stages.index))
 test_eq([t.name for t in plot_stages(stages).data], list(stages))
+test_eq([len(t.x) for t in plot_stages(stages, baselines=1).data], [2, 1]*2)
