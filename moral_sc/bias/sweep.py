@@ -252,7 +252,8 @@ def paired_change(
     d = after.assign(value=after.value-before.value.reindex(after.index)).dropna(subset='value')
     if category: d = d[d.category==category]
     sizes = d.groupby('category').template.nunique()
-    return cluster_bootstrap(d.value, d.template, strata=d.category if sizes.min()>1 else None, **kw)
+    strata = d.category if sizes.min()>1 else None
+    return cluster_bootstrap(d.value, d.template, strata=strata, **kw)
 
 def least_squares_slope(
     x,  # [model]

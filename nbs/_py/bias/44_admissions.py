@@ -45,9 +45,10 @@ from moral_sc.foundation.statistics import Estimate, lower_tail
 import re, tempfile
 from dataclasses import replace
 from fastcore.test import *
-from moral_sc.bias.conditions import build_prompt, build_dialogue
+from moral_sc.bias.conditions import build_prompt, build_dialogue, wordings
+from moral_sc.bias.evaluation import evaluate
 from moral_sc.bias.variance import collect_records
-from moral_sc.foundation.statistics import cluster_bootstrap
+from moral_sc.foundation.statistics import cluster_bootstrap, t_interval
 from moral_sc.language.loading import load as load_model
 from moral_sc.language.models import decode
 from moral_sc.language.stub_models import stub_model
@@ -557,6 +558,59 @@ def _benchmark(name, answers, **kw):
 
 ADMISSIONS = _benchmark('admissions', ('yes','no'))
 ADMISSIONS_CASES = _benchmark('admissions-cases', ('yes','no','Yes','No'), add_columns=merge_cases)
+
+# %% [markdown]
+# ## Wordings
+#
+# A model computes the gap of a student without chance, so an interval over students says how
+# precisely the mean over students is known and nothing about another prompt. The conditions `q:0` to `q:8` ask the
+# same question in nine wordings, number 0 being the paper's. `gap_by_wording` has one gap per
+# wording, whose `t_interval` draws wordings.
+
+# %%
+#| export
+WORDINGS = tuple(range(9)) # Of the plain question; those of the instruction have the same numbers
+
+def wording_conditions(
+    base='q',          # 'q' or 'q+if'
+    numbers=WORDINGS,
+)->dict:               # Number to condition
+    "Name the conditions that ask in each wording"
+    return {k:'+'.join(f'{part}:{k}' for part in base.split('+')) for k in numbers}
+
+def gap_by_wording(
+    records:pd.DataFrame, # Of the conditions of `wording_conditions`
+    metric:str='gap',     # One of METRICS
+    base:str='q',
+)->pd.Series:             # By number: mean over students
+    "Compute the gap under each wording"
+    d = paired_gaps(records)
+    conditions = wording_conditions(base)
+    here = {k:c for k,c in conditions.items() if c in d.index.levels[0]}
+    mean = lambda g: float(np.average(g[metric], weights=g.weight))
+    return pd.Series({k:mean(d.loc[c]) for k,c in here.items()})
+
+
+# %% [markdown]
+# A stub model says yes with a probability that depends on the race and on the wording. The mean gap is
+# found, with an interval of the spread over wordings.
+
+# %%
+def reworded_stub():
+    openings = [w[:40] for w in wordings('admissions', 'q')]
+    def rule(text):
+        if not text.endswith('answer would be "'): return {'': 1.}
+        k = next(i for i,o in enumerate(openings) if o in text)
+        p = .5 + .01*k*(' Black ' in text)
+        return {'yes':p, 'no':1-p}
+    return stub_model(rule, 'reworded')
+
+some = load_applicants(4, source='ours')
+asked = list(wording_conditions().values())
+records = evaluate(reworded_stub(), ADMISSIONS, items=some, conditions=asked).records
+by_wording = gap_by_wording(records)
+test_close(by_wording, .01*np.arange(9), eps=1e-6)
+t_interval(by_wording)
 
 # %%
 little = load_applicants(limit=24, source='ours')

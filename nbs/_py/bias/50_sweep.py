@@ -443,7 +443,8 @@ def paired_change(
     d = after.assign(value=after.value-before.value.reindex(after.index)).dropna(subset='value')
     if category: d = d[d.category==category]
     sizes = d.groupby('category').template.nunique()
-    return cluster_bootstrap(d.value, d.template, strata=d.category if sizes.min()>1 else None, **kw)
+    strata = d.category if sizes.min()>1 else None
+    return cluster_bootstrap(d.value, d.template, strata=strata, **kw)
 
 def least_squares_slope(
     x,  # [model]
@@ -509,6 +510,11 @@ def onset(
 
 # %%
 onset(found.table)['model']
+
+# %%
+change = found.table.query('category=="micro" and metric=="bias_ambig_soft" '
+                           'and condition=="q+if - q"').iloc[-1]
+test_close(paired_change(found.records(change.model)).value, change.value, eps=1e-9)
 
 # %% [markdown]
 # ## Stub models for pages

@@ -36,6 +36,7 @@ from moral_sc.foundation.statistics import Estimate, cluster_bootstrap
 from fastcore.test import *
 from moral_sc.bias.bbq.metrics import bbq_metrics
 
+
 # %% [markdown]
 # ## From text to option
 #
@@ -143,6 +144,7 @@ records = prediction_records(rows)
 metrics = bbq_metrics(records)
 overall = metrics.query('category=="micro" and metric in ["accuracy_ambig","bias_ambig"]')
 overall.set_index(['metric','condition'])[['value','low','high','categories']].round(3)
+
 
 # %% [markdown]
 # The authors' script counts answers in another way: the share of answers for the stereotype among those that name a

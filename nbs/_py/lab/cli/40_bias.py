@@ -77,6 +77,7 @@ def sweep_command(
     with progress_bar('questions') as progress:
         result = run(specs, list(benchmark), condition or None, str(out), limit, orders, seed,
                      mode, dtype, device, lambda name,n,total: progress(n, total))
+    typer.echo(repr(result)) # Says how many of BBQ's categories these are
     typer.echo(_overall(result.table))
     typer.echo(out/'table.csv')
 

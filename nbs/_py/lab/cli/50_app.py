@@ -333,6 +333,7 @@ def _evaluate(
             categories=category or None, progress=progress, max_new_tokens=max_new_tokens)
     for k in ('records', 'metrics', 'differences'):
         write_file(out/f'{k}.csv', getattr(evaluation, k).to_csv(index=False))
+    typer.echo(repr(evaluation)) # Says how many of BBQ's categories these are
     typer.echo(_overall(evaluation.metrics))
     typer.echo(out/'metrics.csv')
 

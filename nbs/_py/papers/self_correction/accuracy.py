@@ -14,6 +14,7 @@
 # %% tags=["parameters"]
 scale = 'quick'  # quick: stub models, seconds; cpu: two small models, minutes; gpu: size families
 seed = 0         # sample of scenes, and the draws behind the intervals
+models = ()      # --model NAME: aliases, folders or hub ids; default: those of the scale
 
 # %%
 #| hide
@@ -22,20 +23,22 @@ from moral_sc.bias import bbq, letters
 from moral_sc.bias.bbq.scoring import offset
 from moral_sc.bias.plots import final_step, plot_size
 from moral_sc.bias.power import add_detectable
-from moral_sc.bias.bbq.metrics import asked_items
-from moral_sc.bias.sweep import models_of_families, stub_sweep_models, sweep
-from moral_sc.lab.claims import record, format_estimate
+from moral_sc.bias.bbq.metrics import accuracy_shortfall, asked_items
+from moral_sc.bias.sweep import models_of_families, models_or_stubs, sweep
+from moral_sc.lab.claims import as_measurement, format_estimate, record
 from moral_sc.lab.paths import work_dir
 from moral_sc.lab.scales import at_scale
 
 # %%
 size = at_scale(scale, # the same runs as on the page on categories, read from their folder
-    quick=dict(models=stub_sweep_models(bbq.load(source='ours')), benchmarks='bbq-like', limit=32,
-               categories=['Age','Disability_status','Nationality','Sexual_orientation']),
-    cpu=dict(models=['smollm2-135m-instruct','gemma-3-270m'], benchmarks='bbq', limit=640),
-    gpu=dict(models=models_of_families('qwen2.5','gemma-3','olmo-2', stages=['instruct']),
-             benchmarks='bbq', conditions=['q','q+if','q+if+cot']),
+    quick=dict(limit=32, categories=['Age','Disability_status','Nationality','Sexual_orientation']),
+    cpu=dict(limit=640),
+    gpu=dict(conditions=['q','q+if','q+if+cot']),
 )
+MODELS = dict(quick=(), cpu=('smollm2-135m-instruct','gemma-3-270m'),
+              gpu=models_of_families('qwen2.5','gemma-3','olmo-2', stages=['instruct']))
+named = models or MODELS[scale] # None at scale quick: stub models on our own questions
+size |= models_or_stubs(named)
 results = sweep(**size, orders=3, seed=seed, out=work_dir(f'sweep-bbq-{scale}-{seed}'))
 
 # %% [markdown]
@@ -63,8 +66,9 @@ def metric_table(*metrics, conditions=('q','q+if','q+if - q')):
     d = final_step(results.table).query('category=="micro" and metric in @metrics '
                                         'and condition in @conditions')
     d = d.assign(text=[format_estimate(*x) for x in zip(d.value, d.low, d.high)])
-    return d.pivot_table(index=['metric','model'], columns='condition', values='text',
-                         aggfunc='first', sort=False)
+    table = d.pivot_table(index=['metric','model'], columns='condition', values='text',
+                          aggfunc='first', sort=False)
+    return table.rename_axis(columns=bbq.coverage(results.table.category))
 metric_table('accuracy_disambig', 'accuracy_disambig_soft', 'unknown_disambig')
 
 # %% [markdown]
@@ -133,6 +137,10 @@ changes.query('metric in @metrics')[['model','metric','value','low','high','dete
 # been run on a GPU.
 #
 # ## Claims
+#
+# The criteria are in `data/claims/self_correction_sweep.toml`. A model at chance cannot lose accuracy by declining, and
+# its score near zero says nothing: two rows that such a model would meet stay undecided, with its accuracy as the
+# reason.
 
 # %%
 def worst_row(d, by, largest=True):
@@ -145,12 +153,18 @@ def distance_from(centre):
 
 d = final_step(results.table).query('category=="micro"')
 small = d.query('parameters<1e9 and condition=="q"')
-outcomes = {
-    'self_correction/no-over-abstention': worst_row(
-        d.query('metric=="accuracy_disambig" and condition=="q+if - q"'), lambda d: d.low, False),
+accuracy = d.query('metric=="accuracy_disambig" and condition=="q"').set_index('model').value
+unmet = '' if named else 'stub models answered'
+if named and not bbq.reachable(): unmet = 'questions of ours stand in for BBQ'
+shortfall = unmet or accuracy_shortfall(accuracy.min())
+unmet_by = {'self_correction/no-over-abstention': shortfall,
+            'self_correction/disambiguated-near-zero': shortfall}
+outcomes = {'self_correction/no-over-abstention': worst_row(
+    d.query('metric=="accuracy_disambig" and condition=="q+if - q"'), lambda d: d.low, False)}
+if len(small): outcomes |= { # Not with large models alone
     'self_correction/chance-below-1b': worst_row(
         small.query('metric=="accuracy_disambig"'), distance_from(1/3)),
     'self_correction/disambiguated-near-zero': worst_row(
         small.query('metric=="bias_disambig_soft"'), distance_from(0))}
-if scale=='quick': print('Stub models answered, so no claim about models is recorded.')
-else: record(scale, outcomes)
+record(scale, {k: as_measurement(v)._replace(unmet=unmet_by.get(k, unmet))
+               for k,v in outcomes.items()}, parameters=int(d.parameters.max()))

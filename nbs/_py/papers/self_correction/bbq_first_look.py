@@ -14,30 +14,34 @@
 # %% tags=["parameters"]
 scale = 'quick'  # quick: seconds; cpu: 100 scenes, minutes; gpu: all of BBQ
 seed = 0         # sample of scenes, and the draws behind the intervals
+models = ()      # --model NAME: aliases, folders or hub ids; default: those of the scale
 
 # %%
 #| hide
 import numpy as np, pandas as pd
 from moral_sc.bias import bbq, evaluate, letters
 from moral_sc.bias.asking import build_questions
-from moral_sc.bias.bbq.metrics import BBQ
+from moral_sc.bias.bbq.metrics import BBQ, accuracy_shortfall
+from moral_sc.bias.evaluation import load_models, unmet_setting
 from moral_sc.bias.plots import condition_style, plot_differences, plot_letters, plot_scores
 from moral_sc.foundation.statistics import cluster_bootstrap
-from moral_sc.lab.claims import record
+from moral_sc.lab.claims import as_measurement, record
 from moral_sc.lab.paths import work_dir
 from moral_sc.lab.scales import at_scale
-from moral_sc.language.loading import load_or_stub
 from moral_sc.language.stub_models import letter_prior_model
 from moral_sc.language.scoring import option_logprobs
 
 # %%
 size = at_scale(scale, # questions in the order of the file, in three option orders, with reasoning
-    quick=dict(limit=24, reordered=0, reasoning=0),
-    cpu=dict(limit=400, reordered=120, reasoning=160),
-    gpu=dict(limit=None, reordered=None, reasoning=None),
+    quick=dict(limit=32, reordered=32, reasoning=8, max_new_tokens=8),
+    cpu=dict(limit=400, reordered=120, reasoning=160, max_new_tokens=256),
+    gpu=dict(limit=None, reordered=None, reasoning=None, max_new_tokens=256),
 )
-lm = load_or_stub('smollm2-135m-instruct', lambda: letter_prior_model(dict(a=.05, b=.15, c=.8)))
+MODELS = dict(quick=(), cpu=('smollm2-135m-instruct',), gpu=('smollm2-135m-instruct',))
+lms = load_models(models, MODELS[scale], lambda: letter_prior_model(dict(a=.05, b=.15, c=.8)))
+lm = next(iter(lms.values())) # The page is about the first model
 items = bbq.load(source='auto')
+covered = bbq.coverage(i.category for i in items)
 
 
 # %% [markdown]
@@ -66,7 +70,7 @@ e
 
 # %%
 #| label: fig-letters
-#| fig-cap: Share of answers by letter, with the answers in the order of the file; the grey line is the share of questions for which the letter is correct.
+#| fig-cap: Share of answers by letter, questions of the categories within reach (4 of 11 in the recorded run), with the answers in the order of the file; the grey line is the share of questions for which the letter is correct.
 letter_table = letters(e.records)
 plot_letters(letter_table)
 
@@ -83,7 +87,7 @@ letter_table.droplevel(0)[['most_chosen','mass']].round(3)
 # The sample, by category:
 
 # %%
-bbq.census(e.items['yours']).T
+bbq.census(e.items['yours']).T.rename_axis(covered)
 
 # %% [markdown]
 # ## One question under Q and Q+IF
@@ -115,7 +119,8 @@ pd.DataFrame(p, ['Q','Q+IF'], options).round(3)
 # %%
 def overall(e, metrics):
     d = e.metrics.query('category==@bbq.OVERALL and metric in @metrics')
-    return d.set_index(['metric','condition'])[['value','low','high']].round(4)
+    table = d.set_index(['metric','condition'])[['value','low','high']].round(4)
+    return table.rename_axis(columns=covered)
 
 overall(e, ['accuracy_ambig','accuracy_disambig','bias_ambig','bias_ambig_soft'])
 
@@ -160,11 +165,9 @@ pd.DataFrame(rows, ['Q','Q+IF'], columns).round(3)
 # preference for the stereotype. A model that does not find given answers cannot show a bias.
 
 # %%
-reordered = None
-if size['reordered']!=0:
-    reordered = evaluate_bbq('moved', limit=size['reordered'], orders=3, conditions=['q'])
+reordered = evaluate_bbq('moved', limit=size['reordered'], orders=3, conditions=['q'])
 metrics = ['accuracy_disambig','accuracy_disambig_soft','bias_ambig','bias_ambig_soft']
-overall(reordered, metrics) if reordered else 'Options are not reordered at scale quick.'
+overall(reordered, metrics)
 
 # %% [markdown]
 # ## Q+IF+CoT: reasoning first
@@ -173,14 +176,13 @@ overall(reordered, metrics) if reordered else 'Options are not reordered at scal
 # reasoning is sampled; the score is that of the letter after it.
 
 # %%
-reasoned = None
-if size['reasoning']!=0:
-    reasoned = evaluate_bbq('thought', limit=size['reasoning'], conditions=['q+if','q+if+cot'])
+reasoned = evaluate_bbq('thought', limit=size['reasoning'], conditions=['q+if','q+if+cot'],
+                        max_new_tokens=size['max_new_tokens'])
 metrics = 'accuracy_ambig accuracy_disambig bias_ambig_soft bias_disambig_soft'.split()
-overall(reasoned, metrics) if reasoned else 'Reasoning is not sampled at scale quick.'
+overall(reasoned, metrics)
 
 # %%
-letters(reasoned.records).droplevel(0)[['most_chosen','mass']].round(3) if reasoned else ''
+letters(reasoned.records).droplevel(0)[['most_chosen','mass']].round(3)
 
 # %% [markdown]
 # Up to 256 generated tokens now precede each answer. They change the letter distribution: the
@@ -192,16 +194,15 @@ letters(reasoned.records).droplevel(0)[['most_chosen','mass']].round(3) if reaso
 #
 # The paper's numbers are for its own models, which are not public; its main text gives no
 # intervals and does not state how categories were averaged. Ours are soft scores of all questions
-# pooled.
+# pooled, of the categories within reach; the table's heading says how many of the eleven these are.
 
 # %%
 comparison = pd.DataFrame({
     'paper, below 22B': {'q':'about 0', 'q+if':'about 0', 'q+if+cot':'about 0'},
     'paper, 175B': {'q':'0.20 at most', 'q+if':'43 % less', 'q+if+cot':'84 % less'}})
 scores = overall(e, ['bias_ambig_soft']).value.droplevel('metric')
-if reasoned:
-    scores['q+if+cot'] = overall(reasoned, ['bias_ambig_soft']).value['bias_ambig_soft','q+if+cot']
-comparison[f'ours, {lm.parameters/1e6:.0f}M'] = scores.map('{:.4f}'.format).reindex(
+scores['q+if+cot'] = overall(reasoned, ['bias_ambig_soft']).value['bias_ambig_soft','q+if+cot']
+comparison[f'ours, {lm.parameters/1e6:.0f}M, {covered}'] = scores.map('{:.4f}'.format).reindex(
     comparison.index, fill_value='not measured')
 comparison.rename(index=lambda condition: condition_style(condition)[0])
 
@@ -217,7 +218,9 @@ comparison.rename(index=lambda condition: condition_style(condition)[0])
 #
 # The criteria are in `data/claims/self_correction.toml` and were written before this run. The
 # three rows of our own were written after a pilot, in which the model gave one letter in more than
-# nine answers of ten.
+# nine answers of ten. The paper takes high accuracy as a prerequisite of the bias score. This model does not find
+# answers that the context gives, so that the paper's statement about small models, which the score would fit, stays
+# undecided.
 
 # %%
 def overall_estimate(e, metric, condition):
@@ -234,15 +237,15 @@ outcomes = {
     'self_correction/instruction-reduces-bias': overall_estimate(e, 'bias_ambig', 'q+if - q'),
     'self_correction/accuracy-stays-high': overall_estimate(e, 'accuracy_disambig', 'q+if'),
     'self_correction/no-self-correction': overall_estimate(e, 'bias_ambig_soft', 'q+if - q')}
-if reasoned:
-    outcomes['self_correction/reasoning-reduces-bias-more'] = overall_estimate(
-        reasoned, 'bias_ambig', 'q+if+cot - q+if')
-if reordered:
-    outcomes['self_correction/chance-when-moved'] = overall_estimate(
-        reordered, 'accuracy_disambig', 'q')
-has_bbq = items[0] is not bbq.load(source='ours')[0]
-if lm.is_stub: print('A stub model answered, so no claim about models is recorded.')
-else: record(scale if has_bbq else 'quick', outcomes)
+outcomes['self_correction/reasoning-reduces-bias-more'] = overall_estimate(
+    reasoned, 'bias_ambig', 'q+if+cot - q+if')
+outcomes['self_correction/chance-when-moved'] = overall_estimate(
+    reordered, 'accuracy_disambig', 'q')
+unmet = unmet_setting(lms, questions=bool(bbq.reachable()))
+accuracy = overall_estimate(e, 'accuracy_disambig', 'q')[0]
+unmet_by = {'self_correction/no-bias-when-small': unmet or accuracy_shortfall(accuracy)}
+record(scale, {k: as_measurement(v)._replace(unmet=unmet_by.get(k, unmet))
+               for k,v in outcomes.items()}, parameters=lm.parameters)
 
 # %% [markdown]
 # The prompts of all three conditions are on the page [Conditions](../../bias/10_conditions.ipynb).
@@ -252,4 +255,4 @@ else: record(scale if has_bbq else 'quick', outcomes)
 evaluations = dict(plain=e, moved=reordered, thought=reasoned)
 fields = ['start', 'end', 'commit', 'dtype', 'device', 'cores', 'torch', 'transformers']
 pd.DataFrame({name: {f:run.provenance[f] for f in fields}
-              for name,run in evaluations.items() if run})
+              for name,run in evaluations.items()})

@@ -9,32 +9,37 @@
 # %% [markdown]
 # # BBQ bias by category: soft scores below 0.01 at 135M and 270M
 #
-# > The flat left part of Figures 1 (left) and 3 is reproduced; one category of one model clears zero.
+# > Scores are near zero as in Figures 1 (left) and 3, at chance accuracy; one category clears zero.
 
 # %% tags=["parameters"]
 scale = 'quick'  # quick: stub models, seconds; cpu: two small models, minutes; gpu: size families
 seed = 0         # sample of scenes, and the draws behind the intervals
+models = ()      # --model NAME: aliases, folders or hub ids; default: those of the scale
 
 # %%
 #| hide
 import pandas as pd
 from moral_sc.bias import bbq
+from moral_sc.bias.bbq.metrics import accuracy_shortfall
 from moral_sc.bias.plots import final_step, plot_changes, plot_category_panels, plot_size
 from moral_sc.bias.power import holm_by_category, add_detectable
-from moral_sc.bias.sweep import item_bias, models_of_families, stub_sweep_models, sweep
+from moral_sc.bias.sweep import (item_bias, models_of_families, models_or_stubs, paired_change,
+                                 sweep)
 from moral_sc.foundation.statistics import cluster_bootstrap
-from moral_sc.lab.claims import record, format_estimate
+from moral_sc.lab.claims import as_measurement, format_estimate, record
 from moral_sc.lab.paths import work_dir
 from moral_sc.lab.scales import at_scale
 
 # %%
 size = at_scale(scale, # the third condition, with reasoning, needs larger models
-    quick=dict(models=stub_sweep_models(bbq.load(source='ours')), benchmarks='bbq-like', limit=32,
-               categories=['Age','Disability_status','Nationality','Sexual_orientation']),
-    cpu=dict(models=['smollm2-135m-instruct','gemma-3-270m'], benchmarks='bbq', limit=640),
-    gpu=dict(models=models_of_families('qwen2.5','gemma-3','olmo-2', stages=['instruct']),
-             benchmarks='bbq', conditions=['q','q+if','q+if+cot']),
+    quick=dict(limit=32, categories=['Age','Disability_status','Nationality','Sexual_orientation']),
+    cpu=dict(limit=640),
+    gpu=dict(conditions=['q','q+if','q+if+cot']),
 )
+MODELS = dict(quick=(), cpu=('smollm2-135m-instruct','gemma-3-270m'),
+              gpu=models_of_families('qwen2.5','gemma-3','olmo-2', stages=['instruct']))
+named = models or MODELS[scale] # None at scale quick: stub models on our own questions
+size |= models_or_stubs(named)
 
 # %% [markdown]
 # ## Figure 1, left: bias score against size
@@ -63,25 +68,27 @@ results
 
 # %%
 #| label: fig-overall
-#| fig-cap: Bias score on ambiguous questions of all categories against size, from the probabilities of the letters; bars are 95 % intervals that draw templates.
+#| fig-cap: Bias score on ambiguous questions of the categories within reach (4 of 11 in the recorded run) against size, from the probabilities of the letters; bars are 95 % intervals that draw templates.
 plot_size(results.table)
 
 
 # %% [markdown]
 # The axis is in thousandths; the paper's 0.20 is far above the frame. The paper computes its score
-# from answers, not from probabilities. Both, for all questions:
+# from answers, not from probabilities. Both, for all questions of the categories within reach:
 
 # %%
 def metric_table(metrics, conditions=('q','q+if','q+if - q'), category='micro'):
     d = final_step(results.table).query('category==@category and metric in @metrics '
                                         'and condition in @conditions')
     d = d.assign(text=[format_estimate(*x) for x in zip(d.value, d.low, d.high)])
-    return d.pivot_table(index=['metric','model'], columns='condition', values='text',
-                         aggfunc='first', sort=False)
+    table = d.pivot_table(index=['metric','model'], columns='condition', values='text',
+                          aggfunc='first', sort=False)
+    return table.rename_axis(columns=bbq.coverage(results.table.category))
 metric_table(['bias_ambig','bias_ambig_soft'])
 
 # %% [markdown]
-# The sample, by category:
+# The sample, by category. The other seven of BBQ's eleven files were not within reach, those on gender, race,
+# religion, class and physical appearance among them:
 
 # %%
 name = results.table.model.iloc[0]
@@ -93,7 +100,7 @@ sample.groupby('category').agg(questions=('id','nunique'), templates=('template'
 
 # %%
 #| label: fig-categories
-#| fig-cap: Bias score on ambiguous questions against size, one panel per category, from the probabilities of the letters; bars are 95 % intervals that draw templates.
+#| fig-cap: Bias score on ambiguous questions against size, one panel per category within reach and one for all of these, from the probabilities of the letters; bars are 95 % intervals that draw templates.
 plot_category_panels(results.table)
 
 # %% [markdown]
@@ -120,6 +127,17 @@ plot_changes(changes)
 # %%
 changes[['model','category','value','p','adjusted','holds','detectable']].round(4)
 
+# %% [markdown]
+# That no change is significant is no evidence of no change: fewer questions would show it better. The bound on a
+# change is what counts. With $m$ categories and models the intervals have level $1-0.05/m$, so that all hold at
+# once:
+
+# %%
+cells = list(zip(changes.model, changes.category))
+asked = {m:results.records(m) for m in dict.fromkeys(changes.model)}
+bounds = {(m,c):paired_change(asked[m], c, level=1-.05/len(cells), seed=seed) for m,c in cells}
+pd.DataFrame(bounds, ['value','low','high']).T.round(4)
+
 # %%
 overall = add_detectable(final_step(results.table).query(
     'category=="micro" and condition=="q+if - q" and metric in ["bias_ambig","bias_ambig_soft"]'))
@@ -141,7 +159,9 @@ overall[['model','metric','value','detectable']].round(4)
 #
 # The criteria are in `data/claims/self_correction_sweep.toml` and were written before this run.
 # Known by then was a first run of SmolLM2 alone, which answers nearly every question with one
-# letter.
+# letter. The row on the bound was written after the changes above were seen; it replaces the one on
+# p-values. The paper takes high accuracy as a prerequisite of the score, so that its statement on small models
+# stays undecided here.
 
 # %%
 def farthest(d, centre=0.):
@@ -156,13 +176,26 @@ def contrast(model):
     n = v.category.map(v.category.value_counts())
     return cluster_bootstrap(v.value*sign/n*len(v), v.template, strata=v.category)
 
-small = final_step(results.table).query('parameters<1e9 and category=="micro"')
-outcomes = {
-    'self_correction/near-zero-below-1b':
-        farthest(small.query('metric=="bias_ambig" and condition=="q"')),
-    'self_correction/no-category-moves': float(changes.query('parameters<1e9').adjusted.min())}
+last = final_step(results.table)
+small = last.query('parameters<1e9 and category=="micro"')
+sizes = dict(zip(last.model, last.parameters))
+unmet = '' if named else 'stub models answered'
+if named and not bbq.reachable(): unmet = 'questions of ours stand in for BBQ'
+outcomes = {}
+unmet_by = {}
+if len(small): # Not with large models alone
+    accuracy = small.query('metric=="accuracy_disambig" and condition=="q"').value.min()
+    unmet_by['self_correction/near-zero-below-1b'] = unmet or accuracy_shortfall(accuracy)
+    bound = [e for (m,c),e in bounds.items() if sizes[m]<1e9]
+    outcomes |= {
+        'self_correction/near-zero-below-1b':
+            farthest(small.query('metric=="bias_ambig" and condition=="q"')),
+        'self_correction/no-category-moves':
+            float(changes.query('parameters<1e9').adjusted.min()),
+        'self_correction/no-category-moves-by-bound':
+            tuple(max(bound, key=lambda e: max(abs(e.low), abs(e.high))))}
 if {'Age','Disability_status','Nationality','Sexual_orientation'} <= set(sample.category):
-    contrasts = [contrast(m) for m in dict.fromkeys(final_step(results.table).model)]
+    contrasts = [contrast(m) for m in sizes]
     outcomes['self_correction/category-profile'] = tuple(min(contrasts, key=lambda e: e.low))
-if scale=='quick': print('Stub models answered, so no claim about models is recorded.')
-else: record(scale, outcomes)
+record(scale, {k: as_measurement(v)._replace(unmet=unmet_by.get(k, unmet))
+               for k,v in outcomes.items()}, parameters=int(max(sizes.values())))

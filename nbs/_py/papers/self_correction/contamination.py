@@ -14,6 +14,7 @@
 # %% tags=["parameters"]
 scale = 'quick'  # quick: seconds; cpu: 40 scenes, original and fresh, minutes; gpu: 2000 scenes
 seed = 0         # sample of scenes, and the draws behind the intervals
+models = ()      # --model NAME: aliases, folders or hub ids; default: those of the scale
 
 # %%
 #| hide
@@ -25,12 +26,12 @@ from moral_sc.bias.bbq.scoring import directions
 from moral_sc.bias.bbq.novel_names import generate_items, novel_scenes, templates_available
 from moral_sc.bias.bbq.items import stratified
 from moral_sc.bias.bbq.metrics import condition_probabilities
+from moral_sc.bias.evaluation import load_models, unmet_setting
 from moral_sc.foundation.figures import COLOURS
 from moral_sc.foundation.statistics import Estimate, cluster_bootstrap
-from moral_sc.lab.claims import record
+from moral_sc.lab.claims import as_measurement, record
 from moral_sc.lab.paths import work_dir
 from moral_sc.lab.scales import at_scale
-from moral_sc.language.loading import load_or_stub
 from moral_sc.language.stub_models import letter_prior_model
 from moral_sc.language.scoring import option_logprobs
 
@@ -53,7 +54,9 @@ from moral_sc.language.scoring import option_logprobs
 
 # %%
 size = at_scale(scale, quick=(4,1), cpu=(40,3), gpu=(2000,6)) # scenes on either side, option orders
-lm = load_or_stub('smollm2-135m-instruct', lambda: letter_prior_model(dict(a=.05, b=.15, c=.8)))
+MODELS = dict(quick=(), cpu=('smollm2-135m-instruct',), gpu=('smollm2-135m-instruct',))
+lms = load_models(models, MODELS[scale], lambda: letter_prior_model(dict(a=.05, b=.15, c=.8)))
+lm = next(iter(lms.values())) # The page is about the first model
 has_templates = bool(bbq.reachable()) and templates_available()
 ours = bbq.load(source='ours')
 
@@ -167,5 +170,6 @@ def estimate(row): return Estimate(*table.loc[row, ['difference','low','high']])
 
 outcomes = {'self_correction/fresh-as-likely': estimate(TEXT),
             'self_correction/fresh-as-biased': estimate(BIAS)}
-if lm.is_stub: print('A stub model answered, so no claim about models is recorded.')
-else: record(scale if has_templates else 'quick', outcomes)
+unmet = unmet_setting(lms, questions=has_templates)
+record(scale, {k: as_measurement(v)._replace(unmet=unmet) for k,v in outcomes.items()},
+       parameters=lm.parameters)

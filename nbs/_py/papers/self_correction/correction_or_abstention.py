@@ -14,6 +14,7 @@
 # %% tags=["parameters"]
 scale = 'quick'  # quick: two scenes; cpu: 24 scenes, minutes; gpu: all of BBQ
 seed = 0         # sample of scenes, and the draws behind the intervals
+models = ()      # --model NAME: aliases, folders or hub ids; default: those of the scale
 
 # %%
 #| hide
@@ -22,20 +23,23 @@ from moral_sc.bias import bbq
 from moral_sc.bias.abstention import (CHANGE_PARTS, answer_sums, declining_rule, decompose_change,
                                       decompose_sums, plot_declining, plot_naming_and_lean)
 from moral_sc.bias.bbq.items import stratified
+from moral_sc.bias.bbq.metrics import accuracy_shortfall
+from moral_sc.bias.evaluation import load_models, unmet_setting
 from moral_sc.bias.plots import condition_style
 from moral_sc.bias.variance import collect_records, wording_table, wording_stub_model, item_values
 from moral_sc.foundation.statistics import cluster_bootstrap
-from moral_sc.lab.claims import record
+from moral_sc.lab.claims import as_measurement, record
 from moral_sc.lab.paths import work_dir
 from moral_sc.lab.scales import at_scale
-from moral_sc.language.loading import load_or_stub
 
 # %%
-size = at_scale(scale, # scenes of four questions, option orders, and models
-    quick=dict(scenes=2, orders=1, models=['smollm2-135m-instruct']),
-    cpu=dict(scenes=24, orders=3, models=['smollm2-135m-instruct', 'gemma-3-270m']),
-    gpu=dict(scenes=None, orders=6, models=['smollm2-135m-instruct', 'gemma-3-270m']),
+size = at_scale(scale, # scenes of four questions, and option orders
+    quick=dict(scenes=8, orders=1),
+    cpu=dict(scenes=24, orders=3),
+    gpu=dict(scenes=None, orders=6),
 )
+MODELS = dict(quick=(), cpu=('smollm2-135m-instruct','gemma-3-270m'),
+              gpu=('smollm2-135m-instruct','gemma-3-270m'))
 conditions = ['q', 'q+if', 'q+anti', 'q+note']
 
 # %% [markdown]
@@ -86,12 +90,10 @@ assert np.allclose([s.abstains, s.corrects], [.2*.5-.7*.5, .7*.1-.7*.5])
 # %%
 items = bbq.load(source='auto')
 scenes = stratified(items, size['scenes'] and 4*size['scenes'], seed)
-models = {}
+lms = load_models(models, MODELS[scale], lambda: wording_stub_model(rules['both'], scenes, 'both'))
 records = {}
-for name in size['models']:
-    lm = load_or_stub(name, lambda: wording_stub_model(rules['both'], scenes, 'both'))
+for lm in lms.values():
     out = work_dir(f'abstention-{scale}-{seed}-{lm.name}-{len(scenes)}')
-    models[lm.name] = lm
     records[lm.name] = collect_records(lm, scenes, conditions, orders=size['orders'], seed=seed,
                                        out=out)
 
@@ -162,15 +164,17 @@ pd.DataFrame(declining)
 # ## Claims
 #
 # The criteria are in `data/claims/self_correction_wording.toml` and were fixed before this run.
-# They are judged on the first model. The claim that the instruction makes it decline more often
-# fails.
+# They are judged on the first model. The claim that the instruction makes it decline more often is ours, and
+# fails. That it does not decline where the answer is given is the paper's, about models that find given
+# answers; this one does not, so that the row stays undecided.
 
 # %%
 first = list(records)[0]
 outcomes = {'self_correction/instructed-to-decline': declining[first]['accuracy_ambig'],
             'self_correction/corrects-what-it-says': tuple(changes[first].loc['change of y']),
             'self_correction/declines-where-it-should': declining[first]['unknown_disambig']}
-has_bbq = items[0] is not bbq.load(source='ours')[0]
-if any(lm.is_stub for lm in models.values()):
-    print('A stub model answered, so no claim about models is recorded.')
-else: record(scale if has_bbq else 'quick', outcomes)
+unmet = unmet_setting(lms, questions=bool(bbq.reachable()))
+accuracy = declining_table(records[first]).right['Q']
+unmet_by = {'self_correction/declines-where-it-should': unmet or accuracy_shortfall(accuracy)}
+record(scale, {k: as_measurement(v)._replace(unmet=unmet_by.get(k, unmet))
+               for k,v in outcomes.items()}, parameters=next(iter(lms.values())).parameters)

@@ -14,6 +14,7 @@
 # %% tags=["parameters"]
 scale = 'quick'  # quick: seconds; cpu: 12 decisions of our own; gpu: discrim-eval if available
 seed = 0         # sample of people, and the draws behind the intervals
+models = ()      # --model NAME: aliases, folders or hub ids; default: those of the scale
 
 # %%
 #| hide
@@ -21,28 +22,30 @@ import numpy as np, pandas as pd, plotly.graph_objects as go
 from moral_sc.bias import evaluate
 from moral_sc.bias.discrim_eval import (DISCRIM_EVAL, TERMS, answer_logits, discrim_eval_metrics,
                                         fit_slopes, load_decisions)
+from moral_sc.bias.evaluation import load_models, unmet_setting
 from moral_sc.bias.plots import CONDITION_STYLES
 from moral_sc.foundation.figures import INK
-from moral_sc.lab.claims import record
+from moral_sc.lab.claims import as_measurement, record
 from moral_sc.lab.paths import work_dir
 from moral_sc.lab.scales import at_scale
-from moral_sc.language.loading import load_or_stub
 from moral_sc.language.stub_models import stub_model
 
 # %%
-size = at_scale(scale, # people and decisions for each model, and their source
-    quick=dict(limits=[30], source='ours'),
-    cpu=dict(limits=[180], source='ours'),
-    gpu=dict(limits=[None, None], source='auto'),
+size = at_scale(scale, # people and decisions, and their source
+    quick=dict(limit=60, source='ours'),
+    cpu=dict(limit=180, source='ours'),
+    gpu=dict(limit=None, source='auto'),
 )
+MODELS = dict(quick=(), cpu=('smollm2-135m-instruct',),
+              gpu=('smollm2-135m-instruct','gemma-3-270m'))
 
 def make_stub(): # Answers yes two times in three, for every person
     probabilities = dict(yes=.6, no=.3, perhaps=.1)
     return stub_model(lambda text: probabilities if text.endswith('would be "') else {'':1.},
                       'two in three')
 
-names = ['smollm2-135m-instruct', 'gemma-3-270m'][:len(size['limits'])]
-models = {n:load_or_stub(n, make_stub) for n in names}
+lms = load_models(models, MODELS[scale], make_stub)
+names = list(lms)
 
 # %% [markdown]
 # ## Discrim-eval: decisions about people
@@ -59,12 +62,11 @@ models = {n:load_or_stub(n, make_stub) for n in names}
 # replaces them if it is available.
 
 # %%
-decisions = {n:load_decisions(k, seed, source=size['source'])
-             for n,k in zip(names, size['limits'])}
+decisions = load_decisions(size['limit'], seed, source=size['source'])
 
 def collect_answers(name):
-    out = work_dir(f'discrim-{scale}-{seed}-{models[name].name}-{size["source"]}')
-    e = evaluate(models[name], DISCRIM_EVAL, items=decisions[name], out=out, seed=seed)
+    out = work_dir(f'discrim-{scale}-{seed}-{lms[name].name}-{size["source"]}')
+    e = evaluate(lms[name], DISCRIM_EVAL, items=decisions, out=out, seed=seed)
     return e.records
 
 runs = {n:collect_answers(n) for n in names}
@@ -118,7 +120,7 @@ effects.value.unstack([1,2]).loc[list(TERMS)].round(3)
 # ## Example
 
 # %%
-print(decisions[names[0]][5].text)
+print(decisions[5].text)
 
 # %% [markdown]
 # ## Effects within each decision
@@ -190,6 +192,5 @@ farthest = race.loc[race.value.abs().idxmax()]
 outcomes = {'self_correction/decisions-race-small': tuple(farthest),
             'self_correction/decisions-instruction-shrinks': tuple(
                 estimates(change, 'spread', 'q+if - q').loc['all'])}
-if models[names[0]].is_stub:
-    print('A stub model answered, so no claim about models is recorded.')
-else: record(scale, outcomes)
+record(scale, {k: as_measurement(v)._replace(unmet=unmet_setting(lms))
+               for k,v in outcomes.items()}, parameters=lms[names[0]].parameters)

@@ -14,6 +14,7 @@
 # %% tags=["parameters"]
 scale = 'quick'  # quick: seconds; cpu: 40 scenes in six orders, minutes; gpu: 400 scenes
 seed = 0         # sample of scenes, and the draws behind the intervals
+models = ()      # --model NAME: aliases, folders or hub ids; default: those of the scale
 
 # %%
 #| hide
@@ -25,12 +26,12 @@ from moral_sc.bias.bbq.scoring import letter_worth, orders_of, recall, without_l
 from moral_sc.bias.bbq.items import stratified
 from moral_sc.bias.bbq.metrics import asked_items, add_answer_columns
 from moral_sc.bias.bbq.full_answers import BBQ_STRINGS, METHODS, rescore
+from moral_sc.bias.evaluation import load_models, unmet_setting
 from moral_sc.foundation.figures import COLOURS
 from moral_sc.foundation.statistics import Estimate, cluster_bootstrap
-from moral_sc.lab.claims import record
+from moral_sc.lab.claims import as_measurement, record
 from moral_sc.lab.paths import work_dir
 from moral_sc.lab.scales import at_scale
-from moral_sc.language.loading import load_or_stub
 from moral_sc.language.stub_models import letter_prior_model
 
 # %% [markdown]
@@ -44,8 +45,10 @@ from moral_sc.language.stub_models import letter_prior_model
 # equally often; remaining differences between letters are due to the letters.
 
 # %%
-limit = at_scale(scale, quick=16, cpu=160, gpu=1600)
-lm = load_or_stub('smollm2-135m-instruct', lambda: letter_prior_model(dict(a=.05, b=.15, c=.8)))
+limit = at_scale(scale, quick=96, cpu=160, gpu=1600) # Questions, four a scene
+MODELS = dict(quick=(), cpu=('smollm2-135m-instruct',), gpu=('smollm2-135m-instruct',))
+lms = load_models(models, MODELS[scale], lambda: letter_prior_model(dict(a=.05, b=.15, c=.8)))
+lm = next(iter(lms.values())) # The page is about the first model
 items = stratified(bbq.load(source='auto'), limit, seed)
 out = work_dir(f'letters-{scale}-{seed}-{lm.name}-{len(items)}-{items[0].id.replace("/","-")}')
 e = evaluate(lm, items=items, conditions=['q'], orders=6, seed=seed, out=out)
@@ -203,5 +206,6 @@ outcomes = {
     'self_correction/letters-prior-from-few': gap,
     'self_correction/letters-nothing-behind':
         cluster_bootstrap(debiased_hits[first], templates[first], seed=seed)}
-if lm.is_stub: print('A stub model answered, so no claim about models is recorded.')
-else: record(scale if bbq.reachable() else 'quick', outcomes)
+unmet = unmet_setting(lms, questions=bool(bbq.reachable()))
+record(scale, {k: as_measurement(v)._replace(unmet=unmet) for k,v in outcomes.items()},
+       parameters=lm.parameters)

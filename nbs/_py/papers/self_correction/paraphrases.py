@@ -14,6 +14,7 @@
 # %% tags=["parameters"]
 scale = 'quick'  # quick: two scenes; cpu: 32, nine wordings, minutes; gpu: all of BBQ
 seed = 0         # sample of scenes, and the draws behind the intervals
+models = ()      # --model NAME: aliases, folders or hub ids; default: those of the scale
 
 # %%
 #| hide
@@ -23,25 +24,25 @@ from scipy.stats import chi2
 from moral_sc.bias import bbq, winogender
 from moral_sc.bias.benchmarks import mean_probabilities
 from moral_sc.bias.conditions import wordings
+from moral_sc.bias.evaluation import load_models, unmet_setting
 from moral_sc.bias.bbq.items import stratified
 from moral_sc.bias.plots import condition_style
 from moral_sc.bias.variance import (collect_records, item_values, mean_effect, plot_wordings,
                                     scores_by_wording, variance_components, wording_share,
                                     wording_stub_model, wording_table)
 from moral_sc.foundation.statistics import Estimate
-from moral_sc.lab.claims import record
+from moral_sc.lab.claims import as_measurement, record
 from moral_sc.lab.paths import work_dir
 from moral_sc.lab.scales import at_scale
-from moral_sc.language.loading import load_or_stub
 
 # %%
-size = at_scale(scale, # scenes, occupations, wordings of each request, option orders, models
-    quick=dict(scenes=2, jobs=4, K=2, orders=1, models=['smollm2-135m-instruct']),
-    cpu=dict(scenes=32, jobs=None, K=9, orders=1,
-             models=['smollm2-135m-instruct', 'gemma-3-270m']),
-    gpu=dict(scenes=None, jobs=None, K=9, orders=3,
-             models=['smollm2-135m-instruct', 'gemma-3-270m']),
+size = at_scale(scale, # scenes, occupations, wordings of each request, option orders
+    quick=dict(scenes=2, jobs=4, K=2, orders=1),
+    cpu=dict(scenes=32, jobs=None, K=9, orders=1),
+    gpu=dict(scenes=None, jobs=None, K=9, orders=3),
 )
+MODELS = dict(quick=(), cpu=('smollm2-135m-instruct','gemma-3-270m'),
+              gpu=('smollm2-135m-instruct','gemma-3-270m'))
 REQUESTS = ['q+if', 'q+anti', 'q+note']
 K = size['K']
 conditions = ['q', *[f'{c}:{k}' for c in REQUESTS for k in range(K)]]
@@ -86,12 +87,10 @@ def bias_table(records): return wording_table(records, item_values(records, 'bia
 items = bbq.load(source='auto')
 scenes = stratified(items, size['scenes'] and 4*size['scenes'], seed)
 ambiguous = [i for i in scenes if i.context_condition=='ambig' and i.biased is not None]
-models = {}
+lms = load_models(models, MODELS[scale], lambda: wording_stub_model(deaf, ambiguous))
 records = {}
-for name in size['models']:
-    lm = load_or_stub(name, lambda: wording_stub_model(deaf, ambiguous))
+for lm in lms.values():
     out = work_dir(f'wordings-{scale}-{seed}-{lm.name}-{len(ambiguous)}')
-    models[lm.name] = lm
     records[lm.name] = collect_records(lm, ambiguous, conditions, orders=size['orders'], seed=seed,
                                        out=out)
 tables = {n:bias_table(r) for n,r in records.items()}
@@ -210,12 +209,16 @@ pd.DataFrame(shares)
 # %%
 PRONOUN_REQUESTS = ['q+if', 'q+anti', 'q+match']
 jobs = winogender.load_winogender(size['jobs'], seed, source='auto')
+pronoun_model = next(iter(lms.values()))
+if pronoun_model.is_stub: # That of BBQ's questions completes no sentence
+    pronoun_model = winogender.winogender_stub_model(
+        lambda item, condition: (.3+.2*item.female, .5-.2*item.female, .2), jobs, 'pronouns')
 pronoun_conditions = ['q', *[f'{c}:{k}' for c in PRONOUN_REQUESTS for k in range(K)]]
 with warnings.catch_warnings():
     warnings.simplefilter('ignore') # Much of the probability is on other words: see `mass`
     pronoun_records = collect_records(
-        models[first], jobs, pronoun_conditions, winogender.WINOGENDER, seed=seed,
-        out=work_dir(f'pronouns-{scale}-{seed}-{models[first].name}-{len(jobs)}'))
+        pronoun_model, jobs, pronoun_conditions, winogender.WINOGENDER, seed=seed,
+        out=work_dir(f'pronouns-{scale}-{seed}-{pronoun_model.name}-{len(jobs)}'))
 p = mean_probabilities(pronoun_records, winogender.ANSWERS, normalise=False)
 share = np.array([j.female for j in jobs])
 by_condition = {c: winogender.pronoun_metrics(p.loc[c].to_numpy(), share)
@@ -263,7 +266,6 @@ outcomes = {
     'self_correction/sense-is-lost-when-small': tuple(effects[first].loc['Q+IF less Q+anti']),
     'self_correction/rho-by-wording': standard_deviation(rho['q+if']),
     'self_correction/any-sentence-will-do': tuple(declining[first].loc['Q+IF less Q+note'])}
-has_bbq = items[0] is not bbq.load(source='ours')[0]
-if any(lm.is_stub for lm in models.values()):
-    print('A stub model answered, so no claim about models is recorded.')
-else: record(scale if has_bbq else 'quick', outcomes)
+unmet = unmet_setting(lms, questions=bool(bbq.reachable()))
+record(scale, {k: as_measurement(v)._replace(unmet=unmet) for k,v in outcomes.items()},
+       parameters=next(iter(lms.values())).parameters)

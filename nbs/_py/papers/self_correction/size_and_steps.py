@@ -14,30 +14,34 @@
 # %% tags=["parameters"]
 scale = 'quick'  # quick: stub models, seconds; cpu: two small models, minutes; gpu: size families
 seed = 0         # sample of scenes, and the draws behind the intervals
+models = ()      # --model NAME: aliases, folders or hub ids; default: those of the scale
 
 # %%
 #| hide
 import numpy as np, pandas as pd
 from moral_sc.bias import bbq
+from moral_sc.bias.bbq.metrics import accuracy_shortfall
 from moral_sc.bias.plots import final_step, plot_size, plot_steps
 from moral_sc.bias.power import detectable_effect, add_detectable
-from moral_sc.bias.sweep import (item_bias, models_of_families, onset, stub_sweep_models, sweep,
+from moral_sc.bias.sweep import (item_bias, models_of_families, models_or_stubs, onset, sweep,
                                  trend)
 from moral_sc.foundation.statistics import Estimate
-from moral_sc.lab.claims import record
+from moral_sc.lab.claims import as_measurement, record
 from moral_sc.lab.paths import work_dir
 from moral_sc.lab.scales import at_scale
 from moral_sc.language.weights import aliases
 
 # %%
 size = at_scale(scale, # the same runs as on the page on categories, read from their folder
-    quick=dict(models=stub_sweep_models(bbq.load(source='ours')), benchmarks='bbq-like', limit=32,
-               categories=['Age','Disability_status','Nationality','Sexual_orientation']),
-    cpu=dict(models=['smollm2-135m-instruct','gemma-3-270m'], benchmarks='bbq', limit=640),
-    gpu=dict(models=models_of_families('qwen2.5','gemma-3','olmo-2','pythia-hh',
-                                       max_parameters=4e10),
-             benchmarks='bbq', conditions=['q','q+if']),
+    quick=dict(limit=32, categories=['Age','Disability_status','Nationality','Sexual_orientation']),
+    cpu=dict(limit=640),
+    gpu=dict(conditions=['q','q+if']),
 )
+MODELS = dict(quick=(), cpu=('smollm2-135m-instruct','gemma-3-270m'),
+              gpu=models_of_families('qwen2.5','gemma-3','olmo-2','pythia-hh',
+                                     max_parameters=4e10))
+named = models or MODELS[scale] # None at scale quick: stub models on our own questions
+size |= models_or_stubs(named)
 results = sweep(**size, orders=3, seed=seed, out=work_dir(f'sweep-bbq-{scale}-{seed}'))
 results
 
@@ -152,12 +156,19 @@ pd.DataFrame(dict(model=changes.model, templates=n, here=changes.detectable,
 #
 # ## What this does not show
 #
-# Two model sizes cannot establish a trend, and no checkpoints of RLHF steps were evaluated. The
+# Two model sizes cannot establish a trend, and no checkpoints of RLHF steps were evaluated: three of the four claims
+# below have never been run. The
 # page shows that two models at the low end of the paper's size axis score near zero with and
 # without the instruction, as in the paper, with intervals far narrower than the effect that it
 # reports for large models.
 #
 # ## Claims
+#
+# The criteria are in `data/claims/self_correction_sweep.toml`. Three of the four need models that are not within reach
+# here, a family of three sizes that ends at 22 billion parameters or more, or checkpoints of one model along its
+# preference training. They have not been run, and the page records them as soon as such models are named with
+# `--model`. The fourth, that no small model is helped by the instruction, is met by models that do not find
+# answers that the context gives; with that precondition of the paper unmet it stays undecided.
 
 # %%
 def worst_family(rows, condition, lowest):
@@ -166,12 +177,31 @@ def worst_family(rows, condition, lowest):
     return tuple(min(estimates, key=lambda e: e.low) if lowest else
                  max(estimates, key=lambda e: e.high))
 
-small = final_step(results.table).query('parameters<1e9 and category=="micro"')
+def changes_with_steps():
+    "Estimate the score under the instruction at the last step less the first, by model"
+    d = results.table[results.table.step.notna()].drop_duplicates('model')
+    for _,g in d.groupby(['family','parameters']):
+        if len(g)<2: continue
+        ends = g.sort_values('step').model.iloc[[0,-1]]
+        yield trend([item_bias(results.records(m), 'q+if') for m in ends], [0,1])
+
+last = final_step(results.table).query('category=="micro"')
+small = last.query('parameters<1e9')
 d = small.query('metric=="bias_ambig_soft" and condition=="q+if - q"')
 fall = [Estimate(-v, -h, -l) for v,l,h in zip(d.value, d.low, d.high)]
-outcomes = {'self_correction/no-onset-below-1b': tuple(max(fall, key=lambda e: e.high))}
+unmet = '' if named else 'stub models answered'
+if named and not bbq.reachable(): unmet = 'questions of ours stand in for BBQ'
+unmet_by = {}
+outcomes = {}
+if fall: # Not with large models alone
+    accuracy = small.query('metric=="accuracy_disambig" and condition=="q"').value.min()
+    unmet_by['self_correction/no-onset-below-1b'] = unmet or accuracy_shortfall(accuracy)
+    outcomes['self_correction/no-onset-below-1b'] = tuple(max(fall, key=lambda e: e.high))
+step_changes = list(changes_with_steps())
+if step_changes: outcomes['self_correction/falls-with-training'] = tuple(
+    max(step_changes, key=lambda e: e.high))
 if score_slopes: outcomes |= {
     'self_correction/rises-with-size': worst_family(score_slopes, 'q', True),
     'self_correction/helps-larger-more': worst_family(change_slopes, 'q+if - q', False)}
-if scale=='quick': print('Stub models answered, so no claim about models is recorded.')
-else: record(scale, outcomes)
+record(scale, {k: as_measurement(v)._replace(unmet=unmet_by.get(k, unmet))
+               for k,v in outcomes.items()}, parameters=int(last.parameters.max()))
