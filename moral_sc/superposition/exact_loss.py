@@ -13,7 +13,7 @@ from scipy.optimize import minimize
 from ..foundation.errors import ConfigError, unknown_name_message
 from .features import expand, moments
 from .integrals import cross_mean, cube_mean
-from .model import ToyConfig, initial_params
+from .model import ToyConfig, custom_functions, initial_params
 
 # %% ../../nbs/superposition/30_exact_loss.ipynb #d64985a7
 def _errors_of_size(G, b, A, weight, signed):
@@ -158,6 +158,8 @@ def closed_form_limitation(
 )->str|None:
     "Return why the population loss of these models has no closed form, or None if it has one"
     c = config
+    for name in custom_functions(c):
+        return f'No closed form for your own {name}: use batch_loss on held-out samples.'
     for name,known in dict(hidden=['linear'], target=['identity'], activation=['relu','linear'],
                            points=[None], unit=[False]).items():
         if getattr(c, name) not in known: return (

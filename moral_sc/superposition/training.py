@@ -4,19 +4,21 @@
 
 # %% auto #0
 __all__ = ['schedules', 'engines', 'adamw_update', 'ToyRun', 'objective', 'adversarial_inputs', 'attack_targets', 'eager_engine',
-           'check_finite', 'append_loss', 'find_engine', 'resolve_engine', 'train', 'save_run', 'load_run']
+           'check_finite', 'append_loss', 'find_engine', 'resolve_engine', 'train', 'check_training', 'DataSampler',
+           'save_run', 'load_run']
 
 # %% ../../nbs/superposition/40_training.ipynb #0d4898ee
-import json, math, os, torch
+import hashlib, json, math, os, torch
 from dataclasses import dataclass, replace
 from importlib import import_module
+from numbers import Integral
 from pathlib import Path
 from safetensors import safe_open
 from safetensors.torch import save_file
 from ..foundation.errors import ConfigError, DataError, ModelError, unknown_name_message
-from .features import keys, Sampler, uniform
+from .features import find_function, keys, Sampler, uniform
 from .model import (ToyConfig, check_positive_integers, decode_hidden,
-                                          encode_inputs, initial_params, targets)
+                                          encode_inputs, initial_params, losses, target_of)
 
 # %% ../../nbs/superposition/40_training.ipynb #5263126e
 def adamw_update(
@@ -84,9 +86,10 @@ def objective(
     "Return loss plus penalty of one batch"
     W,b,V,c = (params.get(k) for k in 'WbVc')
     h = encode_inputs(W, x, config.hidden, c)
-    err = (targets[config.target](x) if target is None else target) - decode_hidden(
-        W if V is None else V, b, h, config.activation)
-    loss = (imp*err.square().mean(1)).sum(-1)
+    out = decode_hidden(W if V is None else V, b, h, config.activation)
+    if target is None: target = target_of(config, x)
+    error = find_function('loss', config.loss, losses)(target, out)
+    loss = (imp*error.mean(1)).sum(-1)
     return loss if l1 is None else loss + l1*h.abs().sum(-1).mean(-1)
 
 def adversarial_inputs(
@@ -102,7 +105,7 @@ def adversarial_inputs(
     perturbation = (size*x.norm(dim=-1).mean(-1))[:,None,None]*direction
     def error(z):
         out = decode_hidden(R, b, encode_inputs(W, z, config.hidden, c), config.activation)
-        return (targets[config.target](x)-out).square().sum(-1, keepdim=True)
+        return (target_of(config, x)-out).square().sum(-1, keepdim=True)
     return torch.where(error(x+perturbation)>=error(x-perturbation), x+perturbation, x-perturbation)
 
 # %% ../../nbs/superposition/40_training.ipynb #62878c5e
@@ -133,7 +136,7 @@ def eager_engine(
     column = lambda x, t: x.view(-1, *[1]*(t.ndim-1)) if torch.is_tensor(x) else x
     for s in range(run.step, to):
         x = batch(s)
-        target = targets[c.target](x)
+        target = target_of(c, x)
         if attack is not None:
             features = attack_targets(batch, s, c.n_features)
             x = adversarial_inputs(c, params, x, attack, features)
@@ -182,10 +185,15 @@ def resolve_engine(
     engine:str,        # 'auto', 'eager', 'compiled', 'numba' or 'triton'
     config:ToyConfig,
     device='cpu',
+    own_data=False,    # Train on data of the user
 )->tuple:              # Name and function
     "Select the engine for a config and device"
     known = ['auto', *engines, *_engine_modules]
     if engine not in known: raise ConfigError(unknown_name_message('engine', engine, known))
+    if own_data:
+        if engine not in ('auto','eager'):
+            raise ConfigError(f'Engine {engine!r} draws its own data: use eager for data of yours.')
+        engine = 'eager'
     kind = torch.device(device).type
     if kind=='cuda' and not torch.cuda.is_available():
         raise ConfigError(f'There is no GPU for device {device!r} here: use cpu.')
@@ -210,22 +218,26 @@ def train(
     resume:ToyRun=None,   # Continue this run
     stop=None,            # Stop after this many updates; continue with `resume`
     device='cpu',
+    data=None,            # [row, feature] or [instance, row, feature] to train on, instead of drawn data
 )->ToyRun:
     "Train all instances of `config`; each result is independent of the others"
     check_positive_integers(steps=steps, batch_size=batch_size, log_every=log_every)
     if schedule not in schedules:
         raise ConfigError(unknown_name_message('schedule', schedule, list(schedules)))
-    engine,advance = resolve_engine(engine, config, device)
+    check_training(config, seed)
+    engine,advance = resolve_engine(engine, config, device, data is not None)
     ids = _check_instances(config, instances)
     batch_size = config.points or batch_size
     settings = dict(config=config.to_dict(), instances=ids, steps=steps, batch_size=batch_size,
                     seed=seed, lr=_to_list(lr), weight_decay=_to_list(weight_decay),
                     schedule=schedule, log_every=log_every)
+    batches = _batches(config, ids, batch_size, seed, device, data)
+    if data is not None: settings['data'] = batches.digest
     if resume is None: run = _start_run(config, ids, seed, device, settings)
     else: run = _resume_run(resume, settings)
     run.engine = engine
     to = steps if stop is None else min(stop, steps)
-    advance(run, to, _batches(config, ids, batch_size, seed, device),
+    advance(run, to, batches,
             _select_instances(lr, ids, config, device),
             _select_instances(weight_decay, ids, config, device),
             schedules[schedule], _log_steps(steps, log_every), set(snapshots))
@@ -233,6 +245,43 @@ def train(
 
 # %% ../../nbs/superposition/40_training.ipynb #a21e5ade
 def _to_list(x): return x.tolist() if hasattr(x, 'tolist') else x
+
+def check_training(config, seed):
+    "Raise an error for a config or seed of another type"
+    if not isinstance(config, ToyConfig):
+        raise ConfigError(f'config is {config!r}: give ToyConfig(n_features, n_hidden, ...).')
+    if not isinstance(seed, Integral) or isinstance(seed, bool) or not 0<=seed<2**63:
+        raise ConfigError(f'seed is {seed!r}: give an integer from 0 to 2^63-1.')
+
+class DataSampler:
+    "Return batches of rows of a data set; all of it where it has no more rows than a batch"
+    def __init__(self,
+        data:torch.Tensor, # [row, feature] or [instance, row, feature]
+        config:ToyConfig,
+        instances,         # Identities of the models
+        batch_size:int,
+        seed=0,
+        device='cpu',
+    ):
+        x = torch.as_tensor(data, dtype=torch.float32)
+        shapes = (2, (config.n_features,)), (3, (config.n_instances, config.n_features))
+        if (x.ndim, (x.shape[0], x.shape[-1]) if x.ndim==3 else tuple(x.shape[-1:])) not in shapes \
+                or not x.numel() or not torch.isfinite(x).all():
+            raise ConfigError(f'data has shape {list(x.shape)} or a value that is not finite: give '
+                              f'[row, {config.n_features}] or [{config.n_instances}, row, '
+                              f'{config.n_features}].')
+        self.data = (x if x.ndim==2 else x[instances]).to(device)
+        self.instances,self.seed = list(instances), seed
+        self.batch_size = min(batch_size, x.shape[-2])
+        self.density = self.data.new_zeros(0)  # the device of the attacked features
+        self.digest = hashlib.sha256(x.contiguous().numpy().tobytes()).hexdigest()
+
+    def __call__(self, step):
+        x,models,rows = self.data, len(self.instances), self.data.shape[-2]
+        if rows==self.batch_size: return x if x.ndim==3 else x.expand(models, -1, -1)
+        u = uniform(keys(self.seed, self.instances, [step], stream=5)[0], self.batch_size, 1)
+        i = (u[...,0]*rows).long().clamp(max=rows-1).to(x.device)
+        return x[i] if x.ndim==2 else x.gather(1, i[...,None].expand(-1, -1, x.shape[-1]))
 
 def _check_instances(config, instances):
     ids = list(range(config.n_instances)) if instances is None else [int(i) for i in instances]
@@ -264,13 +313,17 @@ def _start_run(config, ids, seed, device, settings):
 
 def _resume_run(run, settings):
     for k,v in settings.items():
-        if run.settings[k]!=v: raise ConfigError(
-            f'the run to resume has {k}={run.settings[k]!r:.80}, not {v!r:.80}: use its settings.')
+        old = run.settings.get(k)
+        if old!=v: raise ConfigError(
+            f'the run to resume has {k}={old!r:.80}, not {v!r:.80}: use its settings.')
+    if 'data' in run.settings and 'data' not in settings:
+        raise ConfigError('the run to resume was trained on data of yours: give data.')
     return replace(run, params={k: t.clone() for k,t in run.params.items()},
                    snapshots=dict(run.snapshots),
                    moments={k: tuple(t.clone() for t in v) for k,v in run.moments.items()})
 
-def _batches(config, ids, batch_size, seed, device):
+def _batches(config, ids, batch_size, seed, device, data=None):
+    if data is not None: return DataSampler(data, config, ids, batch_size, seed, device)
     if config.notebook_compat: return _notebook_batches(config, batch_size, seed, device)
     return Sampler(config.densities[ids], ids, batch_size, seed, config.features, device,
                    sets=config.sets, signed=config.signed, finite=config.points is not None,
@@ -317,8 +370,22 @@ def save_run(
     os.replace(part, path)
     return path
 
+def _with_functions(path, described, functions):
+    "A config whose own functions are given anew and checked by their source"
+    own = {k: v for k,v in described.items() if isinstance(v, str) and '#' in v}
+    for k,name in own.items():
+        if k not in functions: raise ConfigError(f'{path} was trained with your {k} {name}: give '
+                                                 f'load_run(path, {k}=function).')
+    config = ToyConfig(**described|{k: functions[k] for k in own})
+    for k,name in own.items():
+        found = str(config.to_dict()[k])
+        if found.split('#')[-1]!=name.split('#')[-1]: raise ConfigError(
+            f'{k} of {path} is {name}, not {found}: give the function it was trained with.')
+    return config
+
 def load_run(
     path, # File written by `save_run`
+    **functions, # Activation, target, ... of yours that the run was trained with
 )->ToyRun:
     "Load a run from a file"
     try:
@@ -330,7 +397,8 @@ def load_run(
         raise DataError(f'{path} is not a saved run ({problem}): train it again.') from None
     s = meta['settings']
     params = {k[6:]: v for k,v in t.items() if k.startswith('param.')}
-    return ToyRun(ToyConfig(**s['config']), s['instances'], params, meta['step'], s['steps'],
+    config = _with_functions(path, s['config'], functions)
+    return ToyRun(config, s['instances'], params, meta['step'], s['steps'],
                t['logged'], t['loss'],
                {int(k[9:]): v for k,v in t.items() if k.startswith('snapshot.')}, meta['engine'],
                {k: (t[f'moment.{k}.0'],t[f'moment.{k}.1']) for k in params}, s)

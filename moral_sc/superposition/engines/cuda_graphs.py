@@ -12,7 +12,7 @@ from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from ..features import keys, Sampler, uniform
-from ..model import ToyConfig, targets
+from ..model import ToyConfig, target_of
 from ..training import (ToyRun, adversarial_inputs, check_finite, append_loss,
                                              objective)
 
@@ -61,7 +61,7 @@ def training_step(
     "Do one update and return the loss before it"
     imp,l1,attack,lr,decay = fixed
     x = _draw(batch, data, ks)
-    target = targets[config.target](x)
+    target = target_of(config, x)
     if attack is not None:
         features = _attack_targets(ks[2], x.shape[1], x.shape[2])
         x = adversarial_inputs(config, params, x, attack, features)

@@ -20,7 +20,7 @@ from .cuda_graphs import step_chunks
 from ..features import key_roots
 from .simd import (Integer, array_memory, broadcast_scalar, loop,
                                                  n_lanes, sqrt)
-from ..model import ToyConfig
+from ..model import ToyConfig, custom_limitation
 from .codegen import Plan, gradient
 from ..training import check_finite, append_loss
 
@@ -192,6 +192,7 @@ def record_losses(run, end, logged, losses, failed):
 def numba_limitation(config:ToyConfig, device='cpu'):
     "Return why this engine cannot train `config` on `device`, or None if it can"
     if torch.device(device).type!='cpu': return 'engine numba runs on a CPU: leave device at cpu.'
+    if custom := custom_limitation(config, 'numba'): return custom
     for k in 'activation','hidden':
         if getattr(config, k) not in ('relu','linear'): return (
             f'engine numba supports {k} relu and linear, not {getattr(config, k)}: use eager.')

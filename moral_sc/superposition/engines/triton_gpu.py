@@ -11,7 +11,7 @@ import numpy as np
 from .cuda_graphs import (record_graph, replay, step_chunks,
                                                        step_factors)
 from ..features import Sampler, key_roots
-from ..model import ToyConfig
+from ..model import ToyConfig, custom_limitation
 from ..training import ToyRun, check_finite, append_loss
 
 # %% ../../../nbs/superposition/engines/50_triton_gpu.ipynb #7ac5de0b
@@ -602,6 +602,7 @@ def triton_engine(run:ToyRun, to:int, batch:Sampler, lr, decay, schedule, log:se
 
 def triton_limitation(config:ToyConfig, device='cpu'):
     "Return why this engine cannot train `config` on `device`, or None if it can"
+    if custom := custom_limitation(config, 'triton'): return custom
     unsupported = {config.activation,config.hidden} - {'relu','linear'}
     if torch.device(device).type!='cuda' and not is_interpreted(): return (
         'engine triton needs a GPU; to try it without one, set TRITON_INTERPRET=1 before '

@@ -62,7 +62,7 @@ def expand(
     try: t = t.expand(shape)
     except RuntimeError: raise ConfigError(
         f'{name} has shape {list(t.shape)}: give a number, [{n_features}] for the features, '
-        f'or {list(shape)} for instances and features.') from None
+        f'[{n_instances}, 1] for the instances, or {list(shape)} for both.') from None
     if not torch.isfinite(t).all(): raise ConfigError(
         f'{name} has a value that is not finite: give finite numbers.')
     return t
@@ -262,6 +262,18 @@ def anticorrelated(key, gate, density, batch_size, sets=1):
 distributions = {'independent': independent, 'correlated': correlated,
                  'anticorrelated': anticorrelated, 'one-hot': anticorrelated}
 
+def find_function(
+    kind:str,    # Of the function: 'activation', 'distribution'
+    name,        # A name in `known`, or a function
+    known:dict,  # Name to function
+):
+    "Return the function with a name; a function is returned as it is"
+    if callable(name): return name
+    if not isinstance(name, str) or name not in known:
+        raise ConfigError(unknown_name_message(kind, str(name), list(known)))
+    return known[name]
+
+
 # %% [markdown]
 # Two sets of two at $p=0.3$. Correlated partners are active together or not at all, and the two sets
 # are independent. Anticorrelated partners are never active together, and each has half the density of
@@ -306,7 +318,7 @@ class Sampler:
         instances,                  # Identities of the models
         batch_size:int,
         seed=0,
-        distribution='independent', # A name in `distributions`
+        distribution='independent', # A name in `distributions`, or a function like `independent`
         device='cpu',
         chunk=1024,                 # Steps whose keys are computed together
         sets=1,                     # Equal, consecutive sets of dependent features
@@ -314,10 +326,7 @@ class Sampler:
         finite=False,               # The same batch at every step
         unit=False,                 # Rescale each input to length 1
     ):
-        if distribution not in distributions:
-            raise ConfigError(
-                unknown_name_message('distribution', distribution, list(distributions)))
-        self.draw = distributions[distribution]
+        self.draw = find_function('distribution', distribution, distributions)
         self.density = density.float().to(device)
         self.instances = list(instances)
         self.batch_size = batch_size

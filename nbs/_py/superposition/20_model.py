@@ -16,11 +16,13 @@
 
 # %%
 #| export
-import torch
-from dataclasses import dataclass, asdict
+import hashlib, inspect, torch, warnings
+from dataclasses import dataclass, fields
+from functools import wraps
 from numbers import Integral
 from moral_sc.foundation.errors import ConfigError, unknown_name_message
-from moral_sc.superposition.features import expand, keys, hash32, distributions
+from moral_sc.superposition.features import (distributions, expand, find_function, hash32,
+                                              keys)
 
 # %%
 #| hide
@@ -57,6 +59,11 @@ activations = dict(
     relu=torch.relu, linear=lambda z:z, gelu=torch.nn.functional.gelu, abs=torch.abs,
     softplus=torch.nn.functional.softplus, sigmoid=torch.sigmoid, tanh=torch.tanh)
 targets = dict(identity=lambda x:x, abs=torch.abs)
+losses = dict(squared=lambda target, output: (target-output).square())
+
+_known = dict(activation=activations, hidden=activations, target=targets, features=distributions,
+              loss=losses)
+_built_in = {k: dict(functions) for k,functions in _known.items()}
 
 @dataclass(frozen=True, eq=False)
 class ToyConfig:
@@ -66,27 +73,26 @@ class ToyConfig:
     n_instances:int = 1
     density:object = 1.          # $p$; number, [feature] or [instance, feature]
     importance:object = 1.       # $I$; number, [feature] or [instance, feature]
-    activation:str = 'relu'      # Of the outputs: a name in `activations`
+    activation:object = 'relu'   # Of the outputs: a name in `activations`, or a function of a tensor
     bias:bool = True             # Learn b; without it b stays 0
-    features:str = 'independent' # A name in `distributions`
+    features:object = 'independent' # A name in `distributions`, or a function like `independent`
     init:object = 'xavier'       # 'xavier', or the standard deviation of W at the start
     notebook_compat:bool = False # Initial weights and data as in the paper's public notebook
-    hidden:str = 'linear'        # Activation of the hidden layer
+    hidden:object = 'linear'     # Activation of the hidden layer, likewise
     hidden_bias:bool = False     # Learn c, added before the hidden activation
     tied:bool = True             # Read out with W itself; otherwise with a separate matrix V
     readout:str = 'random'       # Initial V: 'random', or 'positive' for |W|
-    target:str = 'identity'      # Target of the outputs: 'identity' or 'abs'
+    target:object = 'identity'   # Of the outputs: a name in `targets`, or a function of the inputs
     signed:bool = False          # Active features uniform on [-1,1] instead of [0,1]
     sets:int = 1                 # Equal, consecutive sets of dependent features
     points:int = None            # Size of a finite data set; None: fresh samples at every step
     unit:bool = False            # Rescale each input to length 1
     l1:object = 0.               # Weight of $\sum_k |h_k|$ in the loss; number or [instance]
     attack:object = 0.           # Train against an L2 attack, in mean input lengths; likewise
+    loss:object = 'squared'      # Of an output: 'squared', or a function of target and output
 
     def __post_init__(self):
         n = self.n_features
-        allowed = dict(activation=activations, hidden=activations, target=targets,
-                       features=distributions, readout=('random','positive'))
         check_positive_integers(n_features=n, n_hidden=self.n_hidden,
                                 n_instances=self.n_instances, sets=self.sets)
         if self.points is not None: check_positive_integers(points=self.points)
@@ -94,15 +100,16 @@ class ToyConfig:
         if not ((p>0) & (p<=1)).all():
             raise ConfigError('density must lie above 0 and at most at 1.')
         if (self.importances<0).any(): raise ConfigError('importance must not be negative.')
-        for kind,known in allowed.items():
-            if getattr(self, kind) not in known:
-                raise ConfigError(unknown_name_message(kind, getattr(self, kind), list(known)))
+        for kind,known in _known.items(): find_function(kind, getattr(self, kind), known)
+        if self.readout not in ('random','positive'):
+            raise ConfigError(unknown_name_message('readout', self.readout, ['random','positive']))
         if self.init!='xavier' and not isinstance(self.init, (int,float)):
             raise ConfigError(f"init is {self.init!r}: give 'xavier' or a standard deviation.")
         if n%self.sets: raise ConfigError(
             f'{n} features do not make {self.sets} equal sets: choose sets that divide n_features.')
         by_set = p.unflatten(-1, (self.sets,-1))
-        if self.features!='independent' and (by_set!=by_set[...,:1]).any(): raise ConfigError(
+        dependent = ('correlated','anticorrelated','one-hot')
+        if self.features in dependent and (by_set!=by_set[...,:1]).any(): raise ConfigError(
             f'{self.features} features of one set have one density: give them equal values.')
         if self.features=='one-hot' and (self.sets>1 or (p<1).any()): raise ConfigError(
             'one-hot features form one set that is always present: leave sets and density at 1.')
@@ -112,6 +119,8 @@ class ToyConfig:
              'independent features: leave it off.')
         for k in 'l1','attack':
             if (self.per_instance(k)<0).any(): raise ConfigError(f'{k} must not be negative.')
+        if 'loss' in custom_functions(self) and self.per_instance('attack').any():
+            raise ConfigError('attack maximises the squared error: leave loss at squared.')
 
     @property
     def densities(self): return expand(self.density, self.n_instances, self.n_features)
@@ -136,9 +145,58 @@ class ToyConfig:
         return t.expand(self.n_instances)
 
     def to_dict(self):
-        "Return plain numbers and lists, for a file or a hash"
-        return {k: v.tolist() if hasattr(v, 'tolist') else v for k,v in asdict(self).items()}
+        "Return plain numbers and lists, for a file or a hash; functions by name and source"
+        plain = {k: v.tolist() if hasattr(v, 'tolist') else v for k,v in vars(self).items()}
+        return plain | {k: _describe(k, getattr(self, k)) for k in custom_functions(self)}
 
+def custom_functions(config:ToyConfig)->dict:
+    "Return the fields of a config that hold or name a function of the user"
+    values = {k: getattr(config, k) for k in _known}
+    return {k: v for k,v in values.items()
+            if callable(v) or _known[k][v] is not _built_in[k].get(v)}
+
+def target_of(config:ToyConfig, x:torch.Tensor)->torch.Tensor:
+    "Return what the outputs should be, [instance, batch, feature]"
+    return find_function('target', config.target, targets)(x)
+
+def custom_limitation(config:ToyConfig, engine:str)->str|None:
+    "Return why an engine with built-in functions only cannot train `config`, or None"
+    custom = custom_functions(config)
+    for k,v in custom.items():
+        name = getattr(v, '__name__', v)
+        return f'engine {engine} has no {k} {name}, which is yours: use eager or compiled.'
+
+def _describe(kind, value):
+    "Name and hash of a function's source"
+    f = find_function(kind, value, _known[kind])
+    try: source = inspect.getsource(f)
+    except (OSError, TypeError): source = getattr(getattr(f, '__code__', None), 'co_code', repr(f))
+    data = source if isinstance(source, bytes) else source.encode()
+    name = value if isinstance(value, str) else getattr(f, '__qualname__', type(f).__name__)
+    return f'{name}#{hashlib.sha256(data).hexdigest()[:12]}'
+
+_paper_words = dict(n='n_features', m='n_hidden')
+
+def _accept_paper_words(cls):
+    "Let `ToyConfig` take n, m and sparsity, and name the nearest field of an unknown one"
+    init,names = cls.__init__, [f.name for f in fields(cls)]
+    @wraps(init)
+    def __init__(self, *args, **kw):
+        if 'sparsity' in kw: kw |= dict(density=1-torch.as_tensor(kw.pop('sparsity'),
+                                                                dtype=torch.float64))
+        for word,name in _paper_words.items():
+            if word in kw: kw[name] = kw.pop(word)
+        for k in kw:
+            if k not in names: raise ConfigError(unknown_name_message('field of ToyConfig', k, names))
+        init(self, *args, **kw)
+        shape = torch.as_tensor(self.density).shape
+        if shape==(self.n_instances,) and self.n_instances==self.n_features>1: warnings.warn(
+            f'density has shape [{self.n_features}], which is read as one number for each feature: '
+            f'give [{self.n_instances}, 1] for one for each instance.', stacklevel=2)
+    cls.__init__ = __init__
+    return cls
+
+_accept_paper_words(ToyConfig)
 
 # %% [markdown]
 # Three densities with four models each, and an importance that falls by a tenth from feature to
@@ -163,6 +221,31 @@ with expect_fail(ConfigError, contains='do not make 2 equal sets'): ToyConfig(se
 with expect_fail(ConfigError, contains='leave it off'): ToyConfig(notebook_compat=True, signed=True)
 with expect_fail(ConfigError, contains='have one density'):
     ToyConfig(4, 2, features='correlated', sets=2, density=[.1,.2,.1,.1])
+
+# %% [markdown]
+# The paper's words are accepted: `n` features, `m` dimensions, `sparsity` $1-p$. Unknown fields are refused. A
+# density of as many numbers as there are features *and* instances is read by feature, with a warning.
+
+# %%
+paper = ToyConfig(n=20, m=5, n_instances=3, sparsity=[[0.], [.9], [.99]])
+test_eq((paper.n_features, paper.n_hidden), (20, 5))
+test_close(paper.densities[:,0], torch.tensor([1,.1,.01]), eps=1e-7)
+with expect_fail(ConfigError, contains="did you mean 'density'?"): ToyConfig(densty=.1)
+with expect_fail(ConfigError, contains='[10, 1] for the instances'): ToyConfig(20, 5, 10, density=[.1]*10)
+test_warns(lambda: ToyConfig(5, 2, 5, density=[1,.5,.2,.1,.05]))
+
+
+# %% [markdown]
+# Activation, target, distribution and loss may be functions of yours. They enter the description of a config by name and
+# source, and only the engines eager and compiled train them.
+
+# %%
+def squares(x): return x*x
+own = ToyConfig(5, 2, target=squares, activation=torch.nn.functional.silu)
+test_eq(list(custom_functions(own)), ['activation', 'target'])
+test_eq(custom_functions(ToyConfig()), {})
+test_ne(own.to_dict()['target'], ToyConfig(5, 2, target=lambda x: x).to_dict()['target'])
+custom_limitation(own, 'numba'), own.to_dict()['target']
 
 
 # %% [markdown]
@@ -235,12 +318,12 @@ notebook_std(20), notebook_std(1), ToyConfig(200, 20).std
 def encode_inputs(
     W:torch.Tensor,  # [instance, feature, hidden]
     x:torch.Tensor,  # [instance, batch, feature]
-    hidden='linear', # A name in `activations`
+    hidden='linear', # A name in `activations`, or a function
     c=None,          # [instance, hidden]
 )->torch.Tensor:     # [instance, batch, hidden]
     "Return the activations of the hidden layer"
     h = torch.bmm(x, W)
-    return activations[hidden](h if c is None else h + c[:,None])
+    return find_function('activation', hidden, activations)(h if c is None else h + c[:,None])
 
 def decode_hidden(
     V:torch.Tensor, # [instance, feature, hidden]; W in a tied model
@@ -249,7 +332,7 @@ def decode_hidden(
     activation='relu',
 )->torch.Tensor:    # [instance, batch, feature]
     "Return the outputs"
-    return activations[activation](torch.baddbmm(b[:,None], h, V.mT))
+    return find_function('activation', activation, activations)(torch.baddbmm(b[:,None], h, V.mT))
 
 def reconstruct(
     W:torch.Tensor, # [instance, feature, hidden]
@@ -290,11 +373,14 @@ def batch_loss(
     hidden='linear',
     V=None,                  # [instance, feature, hidden]; None: W
     c=None,                  # [instance, hidden]
-    target='identity',       # A name in `targets`
+    target='identity',       # A name in `targets`, or a function
+    loss='squared',          # A name in `losses`, or a function of target and output
 )->torch.Tensor:             # [instance]
-    "Return the importance-weighted squared error, summed over features, mean over the batch"
-    err = targets[target](x) - reconstruct(W, b, x, activation, hidden, V, c)
-    return (importance*err.square().mean(1)).sum(-1)
+    "Return the importance-weighted loss, summed over features, mean over the batch"
+    output = reconstruct(W, b, x, activation, hidden, V, c)
+    loss = find_function('loss', loss, losses)
+    error = loss(find_function('target', target, targets)(x), output)
+    return (importance*error.mean(1)).sum(-1)
 
 
 # %% [markdown]

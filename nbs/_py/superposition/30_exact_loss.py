@@ -22,7 +22,7 @@ from scipy.optimize import minimize
 from moral_sc.foundation.errors import ConfigError, unknown_name_message
 from moral_sc.superposition.features import expand, moments
 from moral_sc.superposition.integrals import cross_mean, cube_mean
-from moral_sc.superposition.model import ToyConfig, initial_params
+from moral_sc.superposition.model import ToyConfig, custom_functions, initial_params
 
 # %%
 #| hide
@@ -379,6 +379,8 @@ def closed_form_limitation(
 )->str|None:
     "Return why the population loss of these models has no closed form, or None if it has one"
     c = config
+    for name in custom_functions(c):
+        return f'No closed form for your own {name}: use batch_loss on held-out samples.'
     for name,known in dict(hidden=['linear'], target=['identity'], activation=['relu','linear'],
                            points=[None], unit=[False]).items():
         if getattr(c, name) not in known: return (

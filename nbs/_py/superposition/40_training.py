@@ -16,16 +16,17 @@
 
 # %%
 #| export
-import json, math, os, torch
+import hashlib, json, math, os, torch
 from dataclasses import dataclass, replace
 from importlib import import_module
+from numbers import Integral
 from pathlib import Path
 from safetensors import safe_open
 from safetensors.torch import save_file
 from moral_sc.foundation.errors import ConfigError, DataError, ModelError, unknown_name_message
-from moral_sc.superposition.features import keys, Sampler, uniform
+from moral_sc.superposition.features import find_function, keys, Sampler, uniform
 from moral_sc.superposition.model import (ToyConfig, check_positive_integers, decode_hidden,
-                                          encode_inputs, initial_params, targets)
+                                          encode_inputs, initial_params, losses, target_of)
 
 # %%
 #| hide
@@ -165,9 +166,10 @@ def objective(
     "Return loss plus penalty of one batch"
     W,b,V,c = (params.get(k) for k in 'WbVc')
     h = encode_inputs(W, x, config.hidden, c)
-    err = (targets[config.target](x) if target is None else target) - decode_hidden(
-        W if V is None else V, b, h, config.activation)
-    loss = (imp*err.square().mean(1)).sum(-1)
+    out = decode_hidden(W if V is None else V, b, h, config.activation)
+    if target is None: target = target_of(config, x)
+    error = find_function('loss', config.loss, losses)(target, out)
+    loss = (imp*error.mean(1)).sum(-1)
     return loss if l1 is None else loss + l1*h.abs().sum(-1).mean(-1)
 
 def adversarial_inputs(
@@ -183,7 +185,7 @@ def adversarial_inputs(
     perturbation = (size*x.norm(dim=-1).mean(-1))[:,None,None]*direction
     def error(z):
         out = decode_hidden(R, b, encode_inputs(W, z, config.hidden, c), config.activation)
-        return (targets[config.target](x)-out).square().sum(-1, keepdim=True)
+        return (target_of(config, x)-out).square().sum(-1, keepdim=True)
     return torch.where(error(x+perturbation)>=error(x-perturbation), x+perturbation, x-perturbation)
 
 
@@ -240,7 +242,7 @@ def eager_engine(
     column = lambda x, t: x.view(-1, *[1]*(t.ndim-1)) if torch.is_tensor(x) else x
     for s in range(run.step, to):
         x = batch(s)
-        target = targets[c.target](x)
+        target = target_of(c, x)
         if attack is not None:
             features = attack_targets(batch, s, c.n_features)
             x = adversarial_inputs(c, params, x, attack, features)
@@ -298,10 +300,15 @@ def resolve_engine(
     engine:str,        # 'auto', 'eager', 'compiled', 'numba' or 'triton'
     config:ToyConfig,
     device='cpu',
+    own_data=False,    # Train on data of the user
 )->tuple:              # Name and function
     "Select the engine for a config and device"
     known = ['auto', *engines, *_engine_modules]
     if engine not in known: raise ConfigError(unknown_name_message('engine', engine, known))
+    if own_data:
+        if engine not in ('auto','eager'):
+            raise ConfigError(f'Engine {engine!r} draws its own data: use eager for data of yours.')
+        engine = 'eager'
     kind = torch.device(device).type
     if kind=='cuda' and not torch.cuda.is_available():
         raise ConfigError(f'There is no GPU for device {device!r} here: use cpu.')
@@ -340,22 +347,26 @@ def train(
     resume:ToyRun=None,   # Continue this run
     stop=None,            # Stop after this many updates; continue with `resume`
     device='cpu',
+    data=None,            # [row, feature] or [instance, row, feature] to train on, instead of drawn data
 )->ToyRun:
     "Train all instances of `config`; each result is independent of the others"
     check_positive_integers(steps=steps, batch_size=batch_size, log_every=log_every)
     if schedule not in schedules:
         raise ConfigError(unknown_name_message('schedule', schedule, list(schedules)))
-    engine,advance = resolve_engine(engine, config, device)
+    check_training(config, seed)
+    engine,advance = resolve_engine(engine, config, device, data is not None)
     ids = _check_instances(config, instances)
     batch_size = config.points or batch_size
     settings = dict(config=config.to_dict(), instances=ids, steps=steps, batch_size=batch_size,
                     seed=seed, lr=_to_list(lr), weight_decay=_to_list(weight_decay),
                     schedule=schedule, log_every=log_every)
+    batches = _batches(config, ids, batch_size, seed, device, data)
+    if data is not None: settings['data'] = batches.digest
     if resume is None: run = _start_run(config, ids, seed, device, settings)
     else: run = _resume_run(resume, settings)
     run.engine = engine
     to = steps if stop is None else min(stop, steps)
-    advance(run, to, _batches(config, ids, batch_size, seed, device),
+    advance(run, to, batches,
             _select_instances(lr, ids, config, device),
             _select_instances(weight_decay, ids, config, device),
             schedules[schedule], _log_steps(steps, log_every), set(snapshots))
@@ -369,6 +380,43 @@ def train(
 # %%
 #| export
 def _to_list(x): return x.tolist() if hasattr(x, 'tolist') else x
+
+def check_training(config, seed):
+    "Raise an error for a config or seed of another type"
+    if not isinstance(config, ToyConfig):
+        raise ConfigError(f'config is {config!r}: give ToyConfig(n_features, n_hidden, ...).')
+    if not isinstance(seed, Integral) or isinstance(seed, bool) or not 0<=seed<2**63:
+        raise ConfigError(f'seed is {seed!r}: give an integer from 0 to 2^63-1.')
+
+class DataSampler:
+    "Return batches of rows of a data set; all of it where it has no more rows than a batch"
+    def __init__(self,
+        data:torch.Tensor, # [row, feature] or [instance, row, feature]
+        config:ToyConfig,
+        instances,         # Identities of the models
+        batch_size:int,
+        seed=0,
+        device='cpu',
+    ):
+        x = torch.as_tensor(data, dtype=torch.float32)
+        shapes = (2, (config.n_features,)), (3, (config.n_instances, config.n_features))
+        if (x.ndim, (x.shape[0], x.shape[-1]) if x.ndim==3 else tuple(x.shape[-1:])) not in shapes \
+                or not x.numel() or not torch.isfinite(x).all():
+            raise ConfigError(f'data has shape {list(x.shape)} or a value that is not finite: give '
+                              f'[row, {config.n_features}] or [{config.n_instances}, row, '
+                              f'{config.n_features}].')
+        self.data = (x if x.ndim==2 else x[instances]).to(device)
+        self.instances,self.seed = list(instances), seed
+        self.batch_size = min(batch_size, x.shape[-2])
+        self.density = self.data.new_zeros(0)  # the device of the attacked features
+        self.digest = hashlib.sha256(x.contiguous().numpy().tobytes()).hexdigest()
+
+    def __call__(self, step):
+        x,models,rows = self.data, len(self.instances), self.data.shape[-2]
+        if rows==self.batch_size: return x if x.ndim==3 else x.expand(models, -1, -1)
+        u = uniform(keys(self.seed, self.instances, [step], stream=5)[0], self.batch_size, 1)
+        i = (u[...,0]*rows).long().clamp(max=rows-1).to(x.device)
+        return x[i] if x.ndim==2 else x.gather(1, i[...,None].expand(-1, -1, x.shape[-1]))
 
 def _check_instances(config, instances):
     ids = list(range(config.n_instances)) if instances is None else [int(i) for i in instances]
@@ -400,13 +448,17 @@ def _start_run(config, ids, seed, device, settings):
 
 def _resume_run(run, settings):
     for k,v in settings.items():
-        if run.settings[k]!=v: raise ConfigError(
-            f'the run to resume has {k}={run.settings[k]!r:.80}, not {v!r:.80}: use its settings.')
+        old = run.settings.get(k)
+        if old!=v: raise ConfigError(
+            f'the run to resume has {k}={old!r:.80}, not {v!r:.80}: use its settings.')
+    if 'data' in run.settings and 'data' not in settings:
+        raise ConfigError('the run to resume was trained on data of yours: give data.')
     return replace(run, params={k: t.clone() for k,t in run.params.items()},
                    snapshots=dict(run.snapshots),
                    moments={k: tuple(t.clone() for t in v) for k,v in run.moments.items()})
 
-def _batches(config, ids, batch_size, seed, device):
+def _batches(config, ids, batch_size, seed, device, data=None):
+    if data is not None: return DataSampler(data, config, ids, batch_size, seed, device)
     if config.notebook_compat: return _notebook_batches(config, batch_size, seed, device)
     return Sampler(config.densities[ids], ids, batch_size, seed, config.features, device,
                    sets=config.sets, signed=config.signed, finite=config.points is not None,
@@ -506,8 +558,22 @@ def save_run(
     os.replace(part, path)
     return path
 
+def _with_functions(path, described, functions):
+    "A config whose own functions are given anew and checked by their source"
+    own = {k: v for k,v in described.items() if isinstance(v, str) and '#' in v}
+    for k,name in own.items():
+        if k not in functions: raise ConfigError(f'{path} was trained with your {k} {name}: give '
+                                                 f'load_run(path, {k}=function).')
+    config = ToyConfig(**described|{k: functions[k] for k in own})
+    for k,name in own.items():
+        found = str(config.to_dict()[k])
+        if found.split('#')[-1]!=name.split('#')[-1]: raise ConfigError(
+            f'{k} of {path} is {name}, not {found}: give the function it was trained with.')
+    return config
+
 def load_run(
     path, # File written by `save_run`
+    **functions, # Activation, target, ... of yours that the run was trained with
 )->ToyRun:
     "Load a run from a file"
     try:
@@ -519,7 +585,8 @@ def load_run(
         raise DataError(f'{path} is not a saved run ({problem}): train it again.') from None
     s = meta['settings']
     params = {k[6:]: v for k,v in t.items() if k.startswith('param.')}
-    return ToyRun(ToyConfig(**s['config']), s['instances'], params, meta['step'], s['steps'],
+    config = _with_functions(path, s['config'], functions)
+    return ToyRun(config, s['instances'], params, meta['step'], s['steps'],
                t['logged'], t['loss'],
                {int(k[9:]): v for k,v in t.items() if k.startswith('snapshot.')}, meta['engine'],
                {k: (t[f'moment.{k}.0'],t[f'moment.{k}.1']) for k in params}, s)
@@ -532,6 +599,70 @@ with tempfile.TemporaryDirectory() as d:
     resumed = train(cfg, resume=load_run(save_run(part, Path(d)/'toy.safetensors')), **args)
 test_eq(resumed.W, run.W); test_eq(resumed.loss, run.loss)
 part, resumed
+
+# %% [markdown]
+# Functions of yours are trained by eager alone; a fast engine refuses them, and `auto` leaves it out. A saved run needs
+# them again, and checks that they are the same.
+
+# %%
+from moral_sc.superposition.features import distributions, independent
+from moral_sc.superposition.model import activations, losses, targets
+
+def cube(key, gate, density, batch_size, sets=1):
+    active,values = independent(key, gate, density, batch_size, sets)
+    return active, values**3
+
+def halves(x): return x/2
+own = dict(activation=torch.nn.functional.silu, target=halves, features=cube, hidden=torch.tanh,
+           loss=lambda target, output: (target-output).abs())
+known = dict(activation=activations, target=targets, features=distributions, hidden=activations,
+             loss=losses)
+def registered(kind, function):
+    "Train with a function under a name of its own and under that of a built-in one"
+    before = dict(known[kind])
+    found = []
+    try:
+        for name in ('mine', dict(features='independent', loss='squared', target='identity',
+                                  activation='relu', hidden='tanh')[kind]):
+            known[kind][name] = function
+            found.append(train(ToyConfig(5, 2, 2, density=.2, **{kind: name}), steps=40))
+    finally:
+        known[kind].clear()
+        known[kind].update(before)
+    return found
+
+small = dict(n_features=5, n_hidden=2, n_instances=2, density=.2)
+for kind,function in own.items():
+    config = ToyConfig(**small, **{kind: function})
+    for engine in ('numba', 'triton'):
+        with expect_fail(ConfigError, contains='use'): train(config, steps=1, engine=engine)
+    direct = train(config, steps=40)
+    test_eq(direct.engine, 'eager')
+    test_ne(direct.W, train(ToyConfig(**small), steps=40, engine='eager').W)
+    for run_ in registered(kind, function): test_eq((run_.engine, run_.W), ('eager', direct.W))
+with tempfile.TemporaryDirectory() as d:
+    path = save_run(train(ToyConfig(**small, target=halves), steps=10), Path(d)/'toy.safetensors')
+    with expect_fail(ConfigError, contains='was trained with your target'): load_run(path)
+    with expect_fail(ConfigError, contains='give the function'): load_run(path, target=torch.abs)
+    test_eq(load_run(path, target=halves).config.target, halves)
+
+# %% [markdown]
+# `data` trains on rows of yours. A data set that is no larger than a batch is used whole at each step; otherwise rows are drawn.
+
+# %%
+rows = torch.rand(64, 5, generator=torch.Generator().manual_seed(0))
+fitted = train(ToyConfig(5, 2, 3), steps=30, data=rows, batch_size=64)
+each = train(ToyConfig(5, 2, 3), steps=30, data=rows.expand(3, -1, -1), batch_size=64)
+test_eq(fitted.W, each.W)
+halfway = train(ToyConfig(5, 2, 3), steps=30, data=rows, batch_size=16, stop=10)
+test_eq(train(ToyConfig(5, 2, 3), steps=30, data=rows, batch_size=16, resume=halfway).W,
+        train(ToyConfig(5, 2, 3), steps=30, data=rows, batch_size=16).W)
+for kw,words in [(dict(data=rows[:,:4]), 'give [row, 5]'), (dict(data=rows, engine='numba'), 'use eager'),
+                 (dict(data=rows*2, resume=halfway, batch_size=16), 'use its settings'),
+                 (dict(resume=halfway, batch_size=16), 'give data'), (dict(seed='a'), 'seed is'),
+                 (dict(seed=-1), 'seed is -1')]:
+    with expect_fail(ConfigError, contains=words): train(ToyConfig(5, 2, 3), steps=30, **kw)
+with expect_fail(ConfigError, contains='give ToyConfig'): train(5, 2)
 
 # %%
 with expect_fail(ConfigError, contains='has lr=0.01'): train(cfg, resume=part, **args|dict(lr=.1))

@@ -29,7 +29,7 @@ from moral_sc.superposition.engines.cuda_graphs import step_chunks
 from moral_sc.superposition.features import key_roots
 from moral_sc.superposition.engines.simd import (Integer, array_memory, broadcast_scalar, loop,
                                                  n_lanes, sqrt)
-from moral_sc.superposition.model import ToyConfig
+from moral_sc.superposition.model import ToyConfig, custom_limitation
 from moral_sc.superposition.engines.codegen import Plan, gradient
 from moral_sc.superposition.training import check_finite, append_loss
 
@@ -288,6 +288,7 @@ def record_losses(run, end, logged, losses, failed):
 def numba_limitation(config:ToyConfig, device='cpu'):
     "Return why this engine cannot train `config` on `device`, or None if it can"
     if torch.device(device).type!='cpu': return 'engine numba runs on a CPU: leave device at cpu.'
+    if custom := custom_limitation(config, 'numba'): return custom
     for k in 'activation','hidden':
         if getattr(config, k) not in ('relu','linear'): return (
             f'engine numba supports {k} relu and linear, not {getattr(config, k)}: use eager.')

@@ -21,7 +21,7 @@ from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from moral_sc.superposition.features import keys, Sampler, uniform
-from moral_sc.superposition.model import ToyConfig, targets
+from moral_sc.superposition.model import ToyConfig, target_of
 from moral_sc.superposition.training import (ToyRun, adversarial_inputs, check_finite, append_loss,
                                              objective)
 
@@ -111,7 +111,7 @@ def training_step(
     "Do one update and return the loss before it"
     imp,l1,attack,lr,decay = fixed
     x = _draw(batch, data, ks)
-    target = targets[config.target](x)
+    target = target_of(config, x)
     if attack is not None:
         features = _attack_targets(ks[2], x.shape[1], x.shape[2])
         x = adversarial_inputs(config, params, x, attack, features)
