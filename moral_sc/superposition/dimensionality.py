@@ -107,7 +107,7 @@ def level_jumps(
 
 # %% ../../nbs/superposition/54_dimensionality.ipynb #00e93170
 def jump_falls(
-    D,              # [time, feature]: dimensionalities along one run, NaN before a feature is stored
+    D,              # [time, feature]: dimensionalities of one run, NaN before a feature is stored
     loss,           # [time]
     min_change=.1,  # Smallest change of a dimensionality
     window=2,       # Snapshots within which the change takes place
