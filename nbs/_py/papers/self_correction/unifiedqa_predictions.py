@@ -90,12 +90,12 @@ overall_table(['accuracy_disambig', 'accuracy_ambig', 'bias_ambig', 'conditional
 
 
 # %% [markdown]
-# In @fig-bias the score of age and of disability is far outside the band in both formats. Pooled over the four
-# categories it is as high as the paper's highest, at half the parameters at which the paper's own models begin to
+# In @fig-bias the score of age lies far outside the band in both formats, and so does the score pooled over the four
+# categories. That is as high as the paper's highest, at half the parameters at which the paper's own models begin to
 # show bias. The onset at 22 billion parameters is therefore a property of those models and of their training, and
-# not of size alone. Without the context the score is highest: the model then has only the question and two
-# people, and declines less often. With the context, where it is needed, bias vanishes: on disambiguated questions
-# the score is near zero.
+# not of size alone. The format matters as much as the category does: 0.18 in one, 0.31 in the other, for the same
+# questions to the same model. Without its context a question gets answers as biased as those in the ARC format. Where
+# the context gives the answer, the score is near zero.
 #
 # ## Category profile
 #
@@ -114,7 +114,7 @@ profiles = {c:profile(c) for c in ('race','arc')}
 pd.DataFrame(profiles, ['value','low','high']).T.rename(index=NAMES).round(3)
 
 # %% [markdown]
-# Age and disability status are high in both formats. Nationality is not: it lies near sexual orientation.
+# The difference is that of age and of disability status. Nationality lies near sexual orientation in both formats.
 #
 # ## Published figures
 #
