@@ -78,7 +78,7 @@ class PreferenceModel:
 
     def save(self, folder):
         "Save the model, with offset and prompt format in preference.json"
-        save_reward_model(self.model, self.lm.tokenizer, folder)
+        save_reward_model(self.model, self.lm.tokenizer, folder, self.offset)
         settings = json.dumps(dict(zero=self.offset, mode=self.mode))
         (Path(folder)/'preference.json').write_text(settings)
         return Path(folder)

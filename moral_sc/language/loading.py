@@ -14,7 +14,8 @@ import torch
 from ..foundation.errors import ConfigError, ModelError, unknown_name_message
 from .api_models import connect
 from .models import LM
-from .weights import call_quietly, find_weights, can_load
+from .weights import (call_quietly, can_load, check_model_folder, find_weights,
+                                       load_weights)
 
 # %% ../../nbs/language/12_loading.ipynb #3b75d354
 _dtypes = {k: getattr(torch, k) for k in ('float32','bfloat16','float16','float64')}
@@ -47,23 +48,6 @@ def _dtype(name, device):
     return _dtypes[name]
 
 # %% ../../nbs/language/12_loading.ipynb #ce62b87d
-def _check_folder(folder):
-    "Raise an error that names what a model folder lacks"
-    names = {p.name for p in folder.iterdir()}
-    def find(*endings): return sorted(n for n in names if n.endswith(endings))
-    if 'config.json' not in names:
-        gguf = find('.gguf')
-        mend = (f'load the GGUF file {folder/gguf[0]}' if gguf else
-                'give a folder saved by transformers')
-        raise ModelError(f'{folder} is not a model folder (no config.json); {mend}.')
-    if not find('.safetensors'):
-        mend = ('convert the pickled weights with save_pretrained' if find('.bin','.pt','.pth')
-                else 'add the weights')
-        raise ModelError(f'{folder} has no safetensors; {mend}.')
-    if not names & {'tokenizer.json','tokenizer.model','vocab.json'}:
-        raise ModelError(f'{folder} has no tokenizer; save one there with '
-                         'tokenizer.save_pretrained.')
-
 def _source(folder):
     note = folder/'moral_sc.json'
     if note.is_file(): return json.loads(note.read_text())['source']
@@ -71,11 +55,10 @@ def _source(folder):
     return f'hub {snapshot[1]}' if snapshot else f'folder {folder}'
 
 def _open(folder, dtype):
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    kw = dict(local_files_only=True, trust_remote_code=False)
-    tokenizer = AutoTokenizer.from_pretrained(folder, **kw)
-    kw |= dict(dtype=dtype, use_safetensors=True)
-    return AutoModelForCausalLM.from_pretrained(folder, **kw),tokenizer
+    from transformers import AutoTokenizer
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True,
+                                              trust_remote_code=False)
+    return load_weights('AutoModelForCausalLM', folder, dtype=dtype),tokenizer
 
 def load(
     name:str|Path,     # Alias, folder, .gguf file, 'owner/name' on the hub, or 'api:NAME'
@@ -88,8 +71,9 @@ def load(
     device = _device(device)
     dtype = _dtype(dtype, device)
     folder = find_weights(name, source)
-    _check_folder(folder)
+    check_model_folder(folder)
     try: model,tokenizer = call_quietly(_open, folder, dtype)
+    except ModelError: raise
     except Exception as e:
         raise ModelError(f'{folder} cannot be loaded ({_summary(e)}); if moral_sc made it, '
                          'delete it and load again.') from e

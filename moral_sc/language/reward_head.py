@@ -21,7 +21,7 @@ from .models import LM, pad
 from .engine.batching import has_plain_lm_head
 from .engine.capabilities import copy_capabilities
 from .engine.onednn import linear_function
-from .weights import call_quietly
+from .weights import call_quietly, check_model_folder, load_weights
 
 # %% ../../nbs/language/48_reward_head.ipynb #8490531f
 HEADINGS = ('Human', 'Assistant', 'CritiqueRequest', 'Critique', 'RevisionRequest', 'Revision')
@@ -165,7 +165,6 @@ def build_reward_model(
     config = copy.deepcopy(lm.model.config)
     config.num_labels = 1
     config.tie_word_embeddings = False
-    config.pad_token_id = _padding_id(lm)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
@@ -173,10 +172,6 @@ def build_reward_model(
         nn.init.normal_(_score_head(model).weight, std=(d+1)**-.5)
     backbone(model).load_state_dict(backbone(lm.model).state_dict())
     return model.to(lm.device).eval()
-
-def _padding_id(lm):
-    t = lm.tokenizer
-    return next((i for i in (t.pad_token_id, t.unk_token_id, t.eos_token_id) if i is not None), 0)
 
 def _score_head(model):
     heads = [m for n,m in model.named_modules() if isinstance(m, nn.Linear) and m.out_features==1]
@@ -197,18 +192,65 @@ def reward_scores(
     positions = torch.tensor(positions, device=device)
     return _score_head(model)(h[torch.arange(len(rows), device=device),positions]).float()[:,0]
 
-def save_reward_model(model, tokenizer, folder):
+def _with_padding(tokenizer, model):
+    "Return a copy of a tokenizer that pads with a token no text ends with"
+    tok = copy.deepcopy(tokenizer)
+    eos = _eos_ids(tok, model)
+    n = model.get_input_embeddings().num_embeddings
+    special = {i for i,t in tok.added_tokens_decoder.items() if t.special}|{*tok.all_special_ids}
+    special = sorted(special, key=lambda i: ('pad' not in tok.convert_ids_to_tokens(i).lower(), i))
+    for i in (tok.pad_token_id, tok.unk_token_id, *special):
+        if i is None or i in eos or i>=n: continue
+        tok.pad_token = tok.convert_ids_to_tokens(i)
+        return tok
+    if len(tok)<n: # A row of the embedding that has no token
+        tok.add_special_tokens(dict(pad_token='<|padding|>'))
+        return tok
+    vocab = tok.get_vocab()
+    for zero in ('<0x00>', 'Ā', '\0'): # The byte 0
+        if zero in vocab:
+            tok.pad_token = zero
+            return tok
+    raise ModelError('This tokenizer has no token that can serve as padding; add one with '
+                     'add_special_tokens and resize the embedding.')
+
+def _eos_ids(tok, model):
+    ids = getattr(model.config.get_text_config(), 'eos_token_id', None)
+    return {tok.eos_token_id, *(ids if isinstance(ids, (list,tuple)) else [ids])}
+
+def save_reward_model(
+    model,           # From `build_reward_model`
+    tokenizer,
+    folder,
+    offset:float=0., # Subtracted from every score; stored as `reward_offset` in config.json
+):
     "Save a folder for `AutoModelForSequenceClassification`"
+    tokenizer = _with_padding(tokenizer, model)
+    model.config.pad_token_id = tokenizer.pad_token_id
+    model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+    model.config.reward_offset = float(offset)
     call_quietly(model.save_pretrained, folder); tokenizer.save_pretrained(folder)
 
 def load_reward_model(folder, device='cpu')->tuple: # The model, its tokenizer
-    "Load a reward model from its folder"
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
-    if not (Path(folder)/'config.json').is_file():
-        raise ModelError(f'{folder} has no config.json; give the folder of a saved model.')
-    from_pretrained = AutoModelForSequenceClassification.from_pretrained
-    model = call_quietly(lambda: from_pretrained(folder, dtype=torch.float32))
-    return model.to(device).eval(),AutoTokenizer.from_pretrained(folder)
+    "Load a reward model from its folder; every parameter, the head's too, comes from there"
+    from transformers import AutoTokenizer
+    check_model_folder(folder)
+    try:
+        model = load_weights('AutoModelForSequenceClassification', folder, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except ModelError: raise
+    except Exception as e:
+        raise ModelError(f'{folder} cannot be loaded ({_first_line(e)}); give the folder of a '
+                         'reward model that transformers can load.') from e
+    body = {id(p) for p in backbone(model).parameters()}
+    head = {id(p) for p in _score_head(model).parameters()}
+    others = [k for k,p in model.named_parameters() if id(p) not in body|head]
+    if others:
+        raise ModelError(f'{folder} has more layers than one above its backbone ({others[0]}); '
+                         'give a reward model with a linear head.')
+    return model.to(device).eval(),tokenizer
+
+def _first_line(e): return (str(e).strip().splitlines() or [type(e).__name__])[0][:150]
 
 # %% ../../nbs/language/48_reward_head.ipynb #049cfa95
 class ValueHead(nn.Module):

@@ -103,7 +103,7 @@ class HarmfulnessModel:
 
     def save(self, folder):
         "Save the model in a folder"
-        save_reward_model(self.model, self.lm.tokenizer, folder)
+        save_reward_model(self.model, self.lm.tokenizer, folder, self.zero)
         settings = json.dumps(dict(zero=self.zero, mode=self.mode))
         (Path(folder)/'harmfulness.json').write_text(settings)
         return Path(folder)

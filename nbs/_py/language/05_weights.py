@@ -16,7 +16,7 @@
 
 # %%
 #| export
-import json, mmap, os, shutil, struct, subprocess, sys, tomllib, zipfile
+import hashlib, json, mmap, os, re, shutil, struct, subprocess, sys, tomllib, zipfile
 from contextlib import redirect_stderr
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -36,7 +36,9 @@ from unittest import mock
 
 import numpy as np
 import pandas as pd
+import torch
 from fastcore.test import *
+from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from moral_sc.language.loading import load
@@ -125,18 +127,16 @@ def read_gguf_text(
 
 
 # %% [markdown]
-# transformers reads the vocabulary of a GGUF file but not the field that names its pre-tokenizer.
-# SmolLM's pre-tokenizer splits off each digit *first*; without it `'a  5'` becomes other tokens than
-# those the model was trained on.
+# ## Complete models
+#
+# transformers fills a parameter that it does not find with random numbers, drops a tensor that it does
+# not know, and mentions both only in a warning. `check_loaded` turns the warning into an error: each
+# parameter comes from the file, unless the configuration ties it to another one, and each tensor of the
+# file is used. Exceptions are masks and position numbers, which old files contain as constants,
+# and rotary frequencies that agree with the configuration.
 
 # %%
 #| export
-def _split_digits(tok, path):
-    if read_gguf_text(path, 'tokenizer.ggml.pre')!='smollm': return
-    from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
-    tok.backend_tokenizer.pre_tokenizer = Sequence(
-        [Digits(individual_digits=True), ByteLevel(add_prefix_space=False)])
-
 def call_quietly(f, *args, **kw):
     "Call a function without the progress bars and warnings of transformers"
     from transformers.utils import logging
@@ -149,30 +149,445 @@ def call_quietly(f, *args, **kw):
         logging.set_verbosity(level)
         if bars: logging.enable_progress_bar()
 
+_constants = re.compile(r'(^|\.)(position_ids|(attn|attention)\.(bias|masked_bias))$')
+
+def _list_names(names):
+    names = sorted(names)
+    return f'{names[0]} and {len(names)-1} more' if len(names)>1 else names[0]
+
+def check_loaded(
+    model,
+    info:dict,       # What `from_pretrained` returns with `output_loading_info=True`
+    source,          # Named in the error
+    unused=(),       # Further tensors that were not used
+    mend='save it with save_pretrained, with names that fit its configuration',
+):
+    "Raise an error unless the parameters of a model are exactly the tensors of its files"
+    shapes = [f'{k} has the shape {tuple(a)} instead of {tuple(b)}'
+              for k,a,b in info['mismatched_keys']]
+    unused = [k for k in {*info['unexpected_keys'], *unused} if not _constants.search(k)]
+    faults = [*shapes[:1], *map(str, info.get('error_msgs', [])[:1])]
+    if info['missing_keys']: faults.append(f'it lacks {_list_names(info["missing_keys"])}')
+    if unused: faults.append(f'{type(model).__name__} does not use its {_list_names(unused)}')
+    if faults:
+        raise ModelError(f'{source} does not hold the whole model: {"; ".join(faults)}; '
+                         f'{mend}.')
+
+def _named_files(folder):
+    "Return the names of the files that hold a model's weights, whether they exist or not"
+    index = folder/'model.safetensors.index.json'
+    if not index.is_file(): return ['model.safetensors']
+    try: return sorted(set(json.loads(index.read_text())['weight_map'].values()))
+    except (ValueError, KeyError, AttributeError, TypeError):
+        raise ModelError(f'{index} is not an index of weights; get it again.') from None
+
+def weight_files(
+    folder:str|Path, # Of a model
+)->list:             # Names of its safetensors
+    "Return the files that hold a model's weights; the error for a missing part names it"
+    folder = Path(folder)
+    parts = _named_files(folder)
+    exist = [(folder/p).is_file() for p in parts]
+    if 'model.safetensors' not in parts and (folder/'model.safetensors').is_file():
+        if not all(exist): return ['model.safetensors'] # The index is left from another save
+        raise ModelError(f'{folder} has two sets of weights, model.safetensors and the parts '
+                         'named in model.safetensors.index.json; delete one of them.')
+    if (folder/'adapter_config.json').is_file():
+        raise ModelError(f'{folder} has a LoRA adapter; merge it into the weights with '
+                         'merge_and_unload and save the model.')
+    if not all(exist):
+        raise ModelError(f'{folder} lacks {parts[exist.index(False)]}; get it again.')
+    return parts
+
+def check_model_folder(folder):
+    "Raise an error that names what a model folder lacks"
+    folder = Path(folder)
+    if not folder.is_dir(): raise ModelError(f'There is no folder {folder}; check the path.')
+    names = {p.name for p in folder.iterdir()}
+    def find(*endings): return sorted(n for n in names if n.endswith(endings))
+    if 'config.json' not in names:
+        gguf = find('.gguf')
+        mend = (f'load the GGUF file {folder/gguf[0]}' if gguf else
+                'give a folder saved by transformers')
+        raise ModelError(f'{folder} is not a model folder (no config.json); {mend}.')
+    if not find('.safetensors'):
+        mend = ('convert the pickled weights with save_pretrained' if find('.bin','.pt','.pth')
+                else 'add the weights')
+        raise ModelError(f'{folder} has no safetensors; {mend}.')
+    if not names & {'tokenizer.json','tokenizer.model','vocab.json'}:
+        raise ModelError(f'{folder} has no tokenizer; save one there with '
+                         'tokenizer.save_pretrained.')
+    weight_files(folder)
+
+def _check_rotary(model, folder):
+    "Raise an error if the files hold other rotary frequencies than the model computes"
+    import torch
+    from safetensors import safe_open
+    computed = [b.float() for k,b in model.named_buffers() if k.endswith('inv_freq')]
+    theta = _rope_theta(model.config)
+    for name in weight_files(folder):
+        with safe_open(folder/name, 'pt') as f:
+            for k in f.keys(): # noqa: SIM118
+                if not k.endswith('rotary_emb.inv_freq'): continue
+                x = f.get_tensor(k).float()
+                plain = theta**-(torch.arange(len(x))/len(x)) if theta else x*0
+                if any(y.shape==x.shape and torch.allclose(y, x, rtol=.01)
+                       for y in [*computed, plain]): continue
+                raise ModelError(f'{folder} does not hold the whole model: its {k} differs from '
+                                 'what config.json gives; correct the rope parameters there.')
+
+def _rope_theta(config):
+    rope = getattr(config, 'rope_parameters', None) or {}
+    rope = rope.get('full_attention') or rope # Some models have one for each kind of layer
+    return rope.get('rope_theta', getattr(config, 'rope_theta', None))
+
+def load_weights(
+    auto_class,      # 'AutoModelForCausalLM', 'AutoModelForSequenceClassification'
+    folder:str|Path, # Folder of safetensors
+    **kw             # Passed to `from_pretrained`
+):
+    "Load a transformers model of which every parameter comes from the folder"
+    import transformers
+    weight_files(folder)
+    kw |= dict(local_files_only=True, trust_remote_code=False, use_safetensors=True)
+    model,info = call_quietly(getattr(transformers, auto_class).from_pretrained, folder,
+                              output_loading_info=True, ignore_mismatched_sizes=True, **kw)
+    check_loaded(model, info, folder)
+    _check_rotary(model, Path(folder))
+    return model
+
+
+# %% [markdown]
+# Six faults of a folder that transformers loads without an error: names with the prefix of a compiled
+# model, more layers in the configuration than in the file, fewer layers, a bias that the model does
+# not have, a norm of another width, and other rotary frequencies.
+
+# %%
+def set_layers(n):
+    def edit(folder, w):
+        config = json.loads((folder/'config.json').read_text()) | dict(num_hidden_layers=n)
+        (folder/'config.json').write_text(json.dumps(config))
+        return w
+    return edit
+
+def add_tensors(**more): return lambda folder, w: w | more
+
+faults = dict(
+    prefix=lambda folder, w: {f'_orig_mod.{k}':v for k,v in w.items()},
+    deeper=set_layers(5), shallower=set_layers(2),
+    bias=add_tensors(**{'model.layers.0.self_attn.q_proj.bias': torch.ones(64)}),
+    width=add_tensors(**{'model.norm.weight': torch.ones(63)}),
+    rotary=add_tensors(**{'model.layers.0.self_attn.rotary_emb.inv_freq': torch.ones(8)}))
+
+def damage(edit, folder, auto_class='AutoModelForCausalLM', lm=random_model('llama')):
+    "Save a model, edit its tensors, and return the error that loading it raises"
+    save_lm(lm, folder)
+    w = edit(folder, load_file(folder/'model.safetensors'))
+    save_file(w, folder/'model.safetensors', metadata=dict(format='pt'))
+    try: load_weights(auto_class, folder)
+    except ModelError as e: return str(e).removeprefix(str(folder))
+
+def save_lm(lm, folder, **kw):
+    call_quietly(lm.model.save_pretrained, folder, **kw); lm.tokenizer.save_pretrained(folder)
+
+with tempfile.TemporaryDirectory() as d:
+    errors = {k: damage(edit, Path(d)/k) for k,edit in faults.items()}
+print('\n'.join(f'{k}:{e}' for k,e in errors.items()))
+
+# %% [markdown]
+# A language model has no reward head, so it is no reward model. Constants of old files are harmless,
+# and so are rotary frequencies that agree with the configuration, and an output layer that is tied.
+
+# %%
+assert all(errors.values()), errors
+frequencies = 1e4**-(torch.arange(8)/8)
+harmless = add_tensors(**{'transformer.h.0.attn.bias': torch.ones(1, 1, 8, 8).bool(),
+                          'model.layers.0.self_attn.rotary_emb.inv_freq': frequencies})
+with tempfile.TemporaryDirectory() as d:
+    test_eq(damage(harmless, Path(d)/'a'), None)
+    keep = lambda folder, w: w
+    head = damage(keep, Path(d)/'b', 'AutoModelForSequenceClassification')
+    assert 'lacks score.weight' in head, head
+    parts = Path(d)/'parts'
+    save_lm(random_model('qwen2'), parts, max_shard_size='100KB')
+    load_weights('AutoModelForCausalLM', parts)
+    n_parts = len(weight_files(parts))
+    (parts/weight_files(parts)[1]).unlink()
+    with expect_fail(ModelError, contains=f'lacks model-00002-of-0000{n_parts}'):
+        load_weights('AutoModelForCausalLM', parts)
+    save_lm(random_model('qwen2'), parts)
+    test_eq(weight_files(parts), ['model.safetensors'])
+    save_lm(random_model('qwen2'), Path(d)/'two', max_shard_size='100KB')
+    shutil.copy(Path(d)/'a'/'model.safetensors', Path(d)/'two')
+    with expect_fail(ModelError, contains='two sets of weights'): weight_files(Path(d)/'two')
+n_parts
+
+# %% [markdown]
+# ## GGUF configurations
+#
+# The fields of a GGUF file describe the architecture under other names. transformers reads some of
+# them and ignores the rest, for instance a scaled rotary embedding, which changes every number beyond
+# the first tokens. `_check_fields` therefore compares each field with the configuration that was made
+# from it, and refuses a field that it does not know.
+
+# %%
+#| export
+_eps = 'rms_norm_eps layer_norm_eps norm_eps layer_norm_epsilon'
+_attributes = { # Field without the name of the architecture -> attributes of a configuration
+    'block_count': 'num_hidden_layers', 'embedding_length': 'hidden_size',
+    'feed_forward_length': 'intermediate_size', 'vocab_size': 'vocab_size',
+    'attention.head_count': 'num_attention_heads',
+    'attention.head_count_kv': 'num_key_value_heads', 'attention.key_length': 'head_dim',
+    'attention.value_length': 'head_dim', 'attention.layer_norm_rms_epsilon': _eps,
+    'attention.layer_norm_epsilon': _eps, 'attention.sliding_window': 'sliding_window',
+    'attn_logit_softcapping': 'attn_logit_softcapping', 'logit_scale': 'logit_scale',
+    'final_logit_softcapping': 'final_logit_softcapping',
+    'use_parallel_residual': 'use_parallel_residual',
+    'expert_count': 'num_experts num_local_experts', 'expert_used_count': 'num_experts_per_tok',
+    'expert_feed_forward_length': 'moe_intermediate_size',
+    'expert_shared_feed_forward_length': 'shared_expert_intermediate_size',
+    'ssm.conv_kernel': 'conv_kernel', 'ssm.state_size': 'state_size',
+    'ssm.time_step_rank': 'time_step_rank', 'ssm.inner_size': 'intermediate_size'}
+_neutral = { # Values that mean the same as a missing field
+    'rope.scaling.type': 'none', 'rope.scaling.factor': 1, 'rope.scaling.attn_factor': 1,
+    'rope.scale_linear': 1, 'attention.causal': True, 'expert_count': 0, 'expert_used_count': 0,
+    'nextn_predict_layers': 0, 'embedding_scale': 1, 'residual_scale': 1, 'logit_scale': 1,
+    'attention.max_alibi_bias': 0, 'attention.clamp_kqv': 0, 'pooling_type': 0}
+_no_effect = {'context_length', 'rope.scaling.finetuned', 'rope.scaling.original_context_length',
+              'rope.scaling.orig_ctx_len', 'tensor_data_layout', 'interleave'}
+
+def _head_dim(c): return getattr(c, 'head_dim', None) or c.hidden_size//c.num_attention_heads
+
+def _configured(field, c):
+    "Return what a configuration says about a field; None if nothing"
+    if field in ('attention.key_length','attention.value_length'): return _head_dim(c)
+    if field=='rope.freq_base': return _rope_theta(c)
+    if field=='rope.dimension_count':
+        rope = getattr(c, 'rope_parameters', None) or {}
+        share = rope.get('partial_rotary_factor', getattr(c, 'partial_rotary_factor', 1))
+        return round(_head_dim(c)*share)
+    values = [getattr(c, a, None) for a in _attributes.get(field, '').split()]
+    return next((v for v in values if v is not None), None)
+
+def _is_equal(a, b):
+    if isinstance(a, list): return len(set(a))==1 and _is_equal(a[0], b)
+    if isinstance(a, (int,float)) and isinstance(b, (int,float)): return abs(a-b)<=1e-5*abs(b)
+    return a==b
+
+def _check_fields(fields, config, name):
+    "Raise an error if a configuration differs from the fields of the GGUF file it was made from"
+    arch = fields['general.architecture']
+    try:
+        from transformers.integrations.gguf import GGUF_CONFIG_ARCHS # Use every field
+        if arch in GGUF_CONFIG_ARCHS: return
+    except ImportError: pass
+    for k,value in fields.items():
+        if not k.startswith(f'{arch}.'): continue
+        field = k.removeprefix(f'{arch}.')
+        if field in _no_effect or _is_equal(value, _neutral.get(field)): continue
+        configured = _configured(field, config)
+        if not _is_equal(value, configured):
+            raise ModelError(f'{name} has {k} = {value}, which transformers does not read from a '
+                             'GGUF file; load the safetensors of this model.')
+
+
+# %% [markdown]
+# Llama 3 stores the factors of its rotary frequencies as a tensor. The configuration has four numbers
+# in its place, of which the file states none; the factors determine them.
+
+# %%
+#| export
+def _add_rope_factors(config, factors):
+    "Describe the factors of a GGUF file in a configuration, in the form of Llama 3"
+    config.rope_parameters = dict(
+        rope_type='llama3', rope_theta=_rope_theta(config), factor=float(factors.max()),
+        low_freq_factor=1., high_freq_factor=4., original_max_position_embeddings=8192)
+
+def _check_rope_factors(model, factors, name):
+    "Raise an error unless the frequencies of a model are divided by these factors"
+    import torch
+    d = 2*len(factors)
+    plain = _rope_theta(model.config)**-(torch.arange(0, d, 2)/d)
+    computed = [b for k,b in model.named_buffers() if k.endswith('rotary_emb.inv_freq')]
+    expected = plain/torch.tensor(factors)
+    if not any(x.shape==expected.shape and torch.allclose(x, expected, rtol=1e-3)
+               for x in computed):
+        raise ModelError(f'{name} scales its rotary frequencies in a form that transformers does '
+                         'not read from a GGUF file; load the safetensors of this model.')
+
+
+# %% [markdown]
+# ## GGUF tokenizers
+#
+# transformers reads the vocabulary of a GGUF file and not all that determines how a text is split.
+# Three more rules come from llama.cpp. The field `tokenizer.ggml.pre` names the pre-tokenizer:
+# SmolLM's splits off each digit *first*, and without it `'a  5'` becomes other tokens than those the
+# model was trained on. Where the file does not say whether texts begin with BOS, the pre-tokenizer
+# decides. Some vocabularies contain words that no merges produce.
+
+# %%
+#| export
+_pre_with_bos = {'llama3', 'llama-v3', 'llama-bpe', 'falcon3', 'falcon-h1', 'pixtral', 'midm-2.0',
+                 'lfm2', 'jina-v5-nano', 'tekken', 'chameleon'}
+_pre_whole_words = _pre_with_bos-{'chameleon'}|{'minicpm5', 'youtu'}
+_pre_digits = {'smollm', 'starcoder', 'refact', 'command-r', 'codeshell', 'exaone', 'minerva-7b'}
+_pre_gpt2 = {'gpt-2', 'phi-2', 'mpt', 'olmo', 'jais', 'exaone4', 'roberta-bpe', 'trillion',
+             'granite-docling', 'jina-es', 'jina-de', 'jina-v2-es', 'jina-v2-de', 'jina-v2-code'}
+
+def _complete_tokenizer(tok, fields, name):
+    "Add what a GGUF file and llama.cpp say about a tokenizer and transformers leaves out"
+    from tokenizers import decoders, pre_tokenizers
+    from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
+    backend = tok.backend_tokenizer
+    pre = fields.get('tokenizer.ggml.pre', 'default')
+    kind = fields.get('tokenizer.ggml.model')
+    if kind=='gpt2':
+        if pre not in _pre_digits|_pre_gpt2|{*GGUF_PRE_TOKENIZER_SPLITS, 'default'}:
+            raise ModelError(f'{name} has the pre-tokenizer {pre!r}, which transformers does not '
+                             'read from a GGUF file; load the safetensors of this model.')
+        if pre in _pre_digits:
+            backend.pre_tokenizer = pre_tokenizers.Sequence(
+                [pre_tokenizers.Digits(individual_digits=True),
+                 pre_tokenizers.ByteLevel(add_prefix_space=False)])
+        if pre in _pre_whole_words: backend.model.ignore_merges = True
+    if kind=='llama' and fields.get('tokenizer.ggml.add_space_prefix') is False:
+        backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme='never', split=False)
+        backend.decoder = decoders.Sequence([decoders.Replace('▁', ' '), decoders.ByteFallback(),
+                                             decoders.Fuse()])
+    bos = fields.get('tokenizer.ggml.add_bos_token', kind=='llama' or pre in _pre_with_bos)
+    if kind in ('gpt2', 'llama') and tok.bos_token_id is not None:
+        tok.add_bos_token = bool(bos)
+        tok.update_post_processor()
+
+
+# %% [markdown]
+# ## GGUF conversion
+#
+# A large GGUF file comes in several parts. They are joined if all of them are in one folder, and
+# the error names the missing ones otherwise.
+
+# %%
+#| export
+def gguf_parts(
+    path:str|Path, # A .gguf file, whole or a part
+)->list:           # Paths of all parts, in order
+    "Return the files that together hold a GGUF model"
+    path = Path(path)
+    match = re.fullmatch(r'(.*)-(\d{5})-of-(\d{5})', path.stem)
+    if not match: return [path]
+    n = int(match[3])
+    parts = [path.with_name(f'{match[1]}-{i:05}-of-{match[3]}.gguf') for i in range(1, n+1)]
+    missing = [p.name for p in parts if not p.is_file()]
+    if missing:
+        raise ModelError(f'{path.name} is part {int(match[2])} of {n}; put '
+                         f'{", ".join(missing[:3])} beside it.')
+    return parts
+
+def _check_magic(path):
+    with open(path, 'rb') as f: magic = f.read(4)
+    if magic!=b'GGUF':
+        raise ModelError(f"{path.name} begins with {magic!r}, not with b'GGUF'; give a GGUF file.")
+
+def _read_fields(reader): # Without vocabularies
+    return {k: f.contents() for k,f in reader.fields.items()
+            if not k.startswith('tokenizer.ggml.') or f.types[0].name!='ARRAY'}
+
+def _join_gguf(parts, dest):
+    "Write the parts of a GGUF model as one file"
+    from gguf import GGUFReader, GGUFValueType, GGUFWriter
+    readers = [GGUFReader(p) for p in parts]
+    first = readers[0].fields
+    writer = GGUFWriter(dest, first['general.architecture'].contents())
+    for k,f in first.items():
+        if k=='general.architecture' or k.startswith(('GGUF.', 'split.')): continue
+        item = f.types[-1] if f.types[0]==GGUFValueType.ARRAY else None
+        writer.add_key_value(k, f.contents(), f.types[0], item)
+    for t in (t for r in readers for t in r.tensors):
+        writer.add_tensor(t.name, t.data, raw_dtype=t.tensor_type)
+    writer.write_header_to_file(); writer.write_kv_data_to_file(); writer.write_tensors_to_file()
+    writer.close()
+    count = first.get('split.tensors.count')
+    n = sum(len(r.tensors) for r in readers)
+    if count and count.contents()!=n:
+        raise ModelError(f'The parts of {parts[0].name} hold {n} tensors, not the '
+                         f'{count.contents()} that the first one states; get them again.')
+
+def _gguf_config(path, fields, factors):
+    "Return the configuration of a GGUF file, completed by what its tensors imply"
+    from gguf import GGUFReader
+    from transformers import AutoConfig
+    arch = fields['general.architecture']
+    try: config = AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
+    except (ValueError, KeyError) as e:
+        if arch not in str(e) and 'model_type' not in str(e): raise
+        raise ModelError(f'{path.name} has the architecture {arch!r}, which transformers does not '
+                         'read from a GGUF file; load the safetensors of this model.') from None
+    _check_fields(fields, config, path.name)
+    tensors = {t.name for t in GGUFReader(path).tensors}
+    for attribute,tensor in (('attention_bias', 'blk.0.attn_q.bias'),
+                             ('mlp_bias', 'blk.0.ffn_up.bias')):
+        if hasattr(config, attribute): setattr(config, attribute, tensor in tensors)
+    if factors is not None: _add_rope_factors(config, factors)
+    return config
+
+def _unused_tensors(reader, model, arch):
+    "Return the tensors of a GGUF file that transformers drops without a word"
+    from transformers import modeling_gguf_pytorch_utils as utils
+    try:
+        from transformers.integrations.gguf import is_gguf_arch_supported
+        if is_gguf_arch_supported(arch): return [] # Then `from_pretrained` reports them
+    except ImportError: pass
+    processor = utils.TENSOR_PROCESSORS.get(arch, utils.TensorProcessor)(model.config.to_dict())
+    names = utils.get_gguf_hf_weights_map(model, processor)
+    known = {*names, *(f'{n}.weight' for n in names), 'rope_freqs.weight'}
+    return [t.name for t in reader.tensors if t.name not in known]
+
 def _dequantise(path, dest):
     import torch
+    from gguf import GGUFReader
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    reader = GGUFReader(path)
+    fields = _read_fields(reader)
+    if fields.get('split.count', 1)>1:
+        raise ModelError(f'{path.name} is part {fields.get("split.no", 0)+1} of '
+                         f'{fields["split.count"]}; give the parts their own names '
+                         '(NAME-00001-of-00002.gguf) and put them in one folder.')
+    factors = next((t.data for t in reader.tensors if t.name=='rope_freqs.weight'), None)
+    if factors is not None and (factors==1).all(): factors = None
+    config = _gguf_config(path, fields, factors)
     kw = dict(pretrained_model_name_or_path=path.parent, gguf_file=path.name)
     tok = AutoTokenizer.from_pretrained(**kw)
-    model = AutoModelForCausalLM.from_pretrained(**kw, dtype=torch.float32)
-    _split_digits(tok, path)
+    _complete_tokenizer(tok, fields, path.name)
+    model,info = AutoModelForCausalLM.from_pretrained(
+        **kw, config=config, dtype=torch.float32, output_loading_info=True,
+        ignore_mismatched_sizes=True)
+    check_loaded(model, info, path.name,
+                 _unused_tensors(reader, model, fields['general.architecture']),
+                 'get the file again, or load the safetensors of this model')
+    if factors is not None: _check_rope_factors(model, factors, path.name)
     if hasattr(model.config, 'quantization_config'): del model.config.quantization_config
     model.hf_quantizer = None # Lets save_pretrained write the dequantised weights
     model.is_quantized = False
     model.save_pretrained(dest); tok.save_pretrained(dest)
 
 def dequantise(
-    path:str|Path, # A .gguf file
+    path:str|Path, # A .gguf file, whole or the first part
     dest:str|Path, # Folder to write
     source:str='', # Origin of the file, recorded beside the weights
 ):
     "Convert a GGUF file into a folder of float32 safetensors"
     path = Path(path)
-    try: call_quietly(_dequantise, path, dest)
+    parts = gguf_parts(path)
+    joined = Path(dest)/'joined.gguf'
+    try:
+        if len(parts)>1: call_quietly(_join_gguf, parts, joined)
+        call_quietly(_dequantise, joined if len(parts)>1 else path, dest)
+    except ModelError: raise
     except OSError as e: raise _disk_error(e, dest) from e
     except Exception as e:
         raise ModelError(f'{path.name} cannot be read as GGUF ({path.stat().st_size:,} B: '
                          f'{_first_line(e)}); it may be incomplete, download it again.') from e
+    joined.unlink(missing_ok=True)
     (Path(dest)/'moral_sc.json').write_text(json.dumps(dict(source=source)))
 
 def _disk_error(e, folder):
@@ -227,30 +642,29 @@ with tempfile.TemporaryDirectory() as d, mock.patch.dict(os.environ, MORAL_SC_CA
     files = [p.name for p in folder.iterdir()]
 remains,files
 
-
 # %% [markdown]
-# Your own GGUF file gets a folder in the cache named after its contents: a hash of its size and of
-# its first and last megabyte.
+# Your own GGUF file gets a folder in the cache named after a hash of its contents and the version of
+# the conversion.
 
 # %%
 #| export
-def _fingerprint(path, n=1<<20):
-    size = path.stat().st_size
-    with open(path, 'rb') as f:
-        head = f.read(n)
-        f.seek(max(0, size-n))
-        return sha256(b'%d'%size + head + f.read(n)).hexdigest()[:12]
+_conversion = 2 # Raise it when `dequantise` gives other numbers
+
+def _fingerprint(paths):
+    h = sha256(b'%d'%_conversion)
+    for p in paths:
+        with open(p, 'rb') as f: h.update(hashlib.file_digest(f, 'sha256').digest())
+    return h.hexdigest()[:12]
 
 def weights_from_gguf(
-    path:str|Path, # A .gguf file
+    path:str|Path, # A .gguf file, whole or a part
 )->Path:           # Folder of safetensors
     "Return the dequantised copy of a GGUF file, converting it first if needed"
     path = Path(path).resolve()
-    with open(path, 'rb') as f: magic = f.read(4)
-    if magic!=b'GGUF':
-        raise ModelError(f"{path.name} begins with {magic!r}, not with b'GGUF'; give a GGUF file.")
-    name = f'{path.stem}-{_fingerprint(path)}'
-    return make_cache_folder(name, lambda d: dequantise(path, d, f'file {path.name}'))
+    parts = gguf_parts(path)
+    for p in parts: _check_magic(p)
+    name = f'{parts[0].stem}-{_fingerprint(parts)}'
+    return make_cache_folder(name, lambda d: dequantise(parts[0], d, f'file {path.name}'))
 
 
 # %% [markdown]
@@ -326,7 +740,10 @@ def weights_from_wheel(
 _hub_patterns = ['*.json', '*.safetensors', '*.model', '*.txt', '*.jinja']
 
 def _is_complete(folder):
-    return any(folder.glob('*.safetensors')) and (folder/'config.json').is_file()
+    "Return whether a snapshot has all parts of the weights; older clients left half of them"
+    if not any(folder.glob('*.safetensors')) or not (folder/'config.json').is_file(): return False
+    try: return all((folder/p).is_file() for p in _named_files(folder))
+    except ModelError: return True # `load` raises the same error
 
 def cached_hub_weights(
     repo:str,          # 'owner/name' on the hub
@@ -467,47 +884,147 @@ def can_load(
 # interleaved; a reader that ignores this gives a broken model whose output still looks fluent.
 
 # %%
-def write_gguf(lm, path):
+def write_gguf(lm, path, arch='llama', pre='smollm', fields=None, tensors=None, leave_out=(), **kw):
+    "Write a model as llama.cpp does, with further fields and tensors"
     import gguf
     cfg = lm.model.config
-    w = gguf.GGUFWriter(path, 'llama')
+    w = gguf.GGUFWriter(path, arch, **kw)
     w.add_context_length(2048); w.add_embedding_length(64); w.add_block_count(3)
     w.add_feed_forward_length(128); w.add_head_count(4); w.add_head_count_kv(2)
     w.add_layer_norm_rms_eps(cfg.rms_norm_eps); w.add_rope_dimension_count(16)
     w.add_rope_freq_base(10000.); w.add_vocab_size(cfg.vocab_size)
     vocab = lm.tokenizer.convert_ids_to_tokens(range(cfg.vocab_size))
-    w.add_tokenizer_model('gpt2'); w.add_tokenizer_pre('smollm'); w.add_token_list(vocab)
+    w.add_tokenizer_model('gpt2'); w.add_tokenizer_pre(pre); w.add_token_list(vocab)
     w.add_token_types([3]*5+[1]*(len(vocab)-5)); w.add_token_merges(['i t'])
     w.add_eos_token_id(1); w.add_bos_token_id(2)
+    for k,v in (fields or {}).items():
+        add = {str: w.add_string, float: w.add_float32, bool: w.add_bool, int: w.add_uint32}
+        add[type(v)](k, v)
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, 3)
     for k,t in lm.model.state_dict().items():
-        if k=='lm_head.weight': continue # Shared with the embedding
+        if k=='lm_head.weight' or k in leave_out: continue # Shared with the embedding
         heads = 4 if 'q_proj' in k else 2 if 'k_proj' in k else 0
-        if heads: t = t.reshape(heads, 2, -1, t.shape[-1]).swapaxes(1, 2).reshape(t.shape)
-        w.add_tensor(names.get_name(k, ('.weight',)), t.numpy())
+        if heads: t = t.reshape(heads, 2, -1, *t.shape[1:]).swapaxes(1, 2).reshape(t.shape)
+        w.add_tensor(names.get_name(k, ('.weight','.bias')), t.numpy())
+    for k,t in (tensors or {}).items(): w.add_tensor(k, np.asarray(t, dtype=np.float32))
     w.write_header_to_file(); w.write_kv_data_to_file(); w.write_tensors_to_file()
     w.close()
 
 
 # %%
-with tempfile.TemporaryDirectory() as d, mock.patch.dict(os.environ, MORAL_SC_CACHE=d):
-    tiny = random_model('llama', merges=[('i','t')])
-    path = Path(d)/'tiny.gguf'
-    write_gguf(tiny, path)
-    back = load(path, 'float32', 'cpu')
-    text = 'Is it 12 miles, or 1200?'
-    test_eq(encode(back, text), encode(tiny, text))
-    diff = np.abs(next_token_logprobs(back, [text])-next_token_logprobs(tiny, [text])).max()
-    assert diff<1e-5
-    data = path.read_bytes()
-    for size in (len(data)//2, len(data)-5000, 200):
-        path.write_bytes(data[:size])
-        with expect_fail(ModelError, contains='incomplete'): load(path)
-    path.write_bytes(b'PK\x03\x04 a zip file')
-    with expect_fail(ModelError, contains="not with b'GGUF'"): load(path)
-    folders = [p.name for p in (Path(d)/'models').iterdir() if p.name[0]!='.']
-test_eq(len(folders), 1) # No partial folder remains
+temporary = tempfile.TemporaryDirectory()
+tmp = Path(temporary.name)
+cached = mock.patch.dict(os.environ, MORAL_SC_CACHE=str(tmp))
+cached.start()
+tiny = random_model('llama', merges=[('i','t')])
+path = tmp/'tiny.gguf'
+write_gguf(tiny, path)
+back = load(path, 'float32', 'cpu')
+text = 'Is it 12 miles, or 1200?'
+test_eq(encode(back, text), encode(tiny, text))
+diff = np.abs(next_token_logprobs(back, [text])-next_token_logprobs(tiny, [text])).max()
+assert diff<1e-5
+data = path.read_bytes()
+for size in (len(data)//2, len(data)-5000, 200):
+    path.write_bytes(data[:size])
+    with expect_fail(ModelError, contains='incomplete'): load(path)
+path.write_bytes(b'PK\x03\x04 a zip file')
+with expect_fail(ModelError, contains="not with b'GGUF'"): load(path)
+def folders(): return [p.name for p in (tmp/'models').iterdir() if p.name[0]!='.']
+test_eq(len(folders()), 1) # No partial folder remains
 back.source, f'{diff:.0e}'
+
+
+# %% [markdown]
+# Each of these files loads in transformers without an error. Part of the model is not in the file, or
+# something in the file that changes the numbers is not read.
+
+# %%
+def refusal(**kw):
+    write_gguf(tiny, tmp/'tiny.gguf', **kw)
+    try: load(tmp/'tiny.gguf', 'float32', 'cpu')
+    except ModelError as e: return str(e)
+
+refusals = dict(
+    lacking=refusal(leave_out=['model.layers.1.mlp.up_proj.weight']),
+    architecture=refusal(arch='elephant'),
+    scaled=refusal(fields={'llama.rope.scaling.type': 'yarn', 'llama.rope.scaling.factor': 4.}),
+    unknown_field=refusal(fields={'llama.embedding_multiplier': 12.}),
+    unknown_tensor=refusal(tensors={'blk.0.attn_q_norm.weight': [2]*64}),
+    odd_factors=refusal(tensors={'rope_freqs.weight': [1, 2, 1, 2, 1, 2, 1, 2]}),
+    pre_tokenizer=refusal(pre='hippo'),
+    part=refusal(fields={'split.count': 2, 'split.no': 0}))
+test_eq(len(folders()), 1)
+print('\n'.join(f'{k}: {e}' for k,e in refusals.items()))
+
+# %% [markdown]
+# Fields that state what the configuration has anyway change nothing. Biases and Llama 3's rotary
+# factors are used: the model gives the numbers of the one it was written from.
+
+# %%
+assert all(refusals.values()), refusals
+neutral = {'llama.attention.key_length': 16, 'llama.rope.scaling.type': 'none'}
+test_eq(refusal(fields=neutral, tensors={'rope_freqs.weight': [1]*8}), None)
+
+def same_numbers(lm, **kw):
+    write_gguf(lm, tmp/'same.gguf', **kw)
+    loaded = load(tmp/'same.gguf', 'float32', 'cpu')
+    long = [text*9]
+    return np.abs(next_token_logprobs(loaded, long)-next_token_logprobs(lm, long)).max()
+
+def rebuilt(lm, **changes):
+    "Return a model with the same weights under another configuration"
+    config = type(lm.model.config)(**(lm.model.config.to_dict() | changes))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = type(lm.model)(config).eval()
+    model.load_state_dict(lm.model.state_dict(), strict=False)
+    for k,p in model.named_parameters():
+        if k.endswith('.bias'): torch.nn.init.normal_(p)
+    return replace(lm, model=model)
+
+llama3 = dict(rope_type='llama3', rope_theta=10000., factor=8., low_freq_factor=1.,
+              high_freq_factor=4., original_max_position_embeddings=8192)
+scaled = rebuilt(tiny, rope_parameters=llama3)
+plain = 1e4**-(torch.arange(8)/8)
+factors = plain/scaled.model.model.rotary_emb.inv_freq
+assert same_numbers(scaled, tensors={'rope_freqs.weight': factors})<1e-5
+assert same_numbers(rebuilt(tiny, attention_bias=True))<1e-5
+factors.round(decimals=2)
+
+# %% [markdown]
+# A model in three parts is joined, and any part may be named. With a part missing, the error names it.
+
+# %%
+write_gguf(tiny, tmp/'big.gguf', split_max_tensors=10)
+parts = gguf_parts(tmp/'big-00002-of-00003.gguf')
+joined = load(parts[1], 'float32', 'cpu')
+test_eq(next_token_logprobs(joined, [text]), next_token_logprobs(back, [text]))
+for k,v in back.model.state_dict().items(): assert torch.equal(v, joined.model.state_dict()[k])
+parts[2].unlink()
+with expect_fail(ModelError, contains='put big-00003-of-00003.gguf beside it'): load(parts[0])
+joined.source
+
+# %% [markdown]
+# A file of Llama 3's kind without `add_bos_token` begins its texts with BOS, as llama.cpp does, one of
+# GPT-2's kind does not, and the field decides where it is present. A change in the middle of a file
+# makes another folder in the cache.
+
+# %%
+bos = {}
+for pre,fields in (('llama-bpe', {}), ('gpt-2', {}), ('tekken', {}),
+                   ('llama-bpe', {'tokenizer.ggml.add_bos_token': False}),
+                   ('gpt-2', {'tokenizer.ggml.add_bos_token': True})):
+    write_gguf(tiny, tmp/'bos.gguf', pre=pre, fields=fields)
+    bos[pre,*fields.values()] = encode(load(tmp/'bos.gguf', 'float32', 'cpu'), 'Who?')[0]==2
+test_eq(list(bos.values()), [True, False, True, False, True])
+before = weights_from_gguf(tmp/'bos.gguf')
+data = bytearray((tmp/'bos.gguf').read_bytes())
+data[len(data)//2] ^= 1
+(tmp/'bos.gguf').write_bytes(data)
+test_ne(weights_from_gguf(tmp/'bos.gguf'), before)
+cached.stop(); temporary.cleanup()
+bos
 
 # %% [markdown]
 # The dequantised SmolLM2, if it is on this machine, tokenises as it was trained: digits are split

@@ -29,16 +29,18 @@ from moral_sc.language.models import LM, pad
 from moral_sc.language.engine.batching import has_plain_lm_head
 from moral_sc.language.engine.capabilities import copy_capabilities
 from moral_sc.language.engine.onednn import linear_function
-from moral_sc.language.weights import call_quietly
+from moral_sc.language.weights import call_quietly, check_model_folder, load_weights
 
 # %%
 #| hide
-import tempfile
+import json, tempfile
 import numpy as np
 from fastcore.test import *
+from tokenizers import Tokenizer
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from moral_sc.language.loading import load
 from moral_sc.language.models import decode, encode
-from moral_sc.language.stub_models import stub_model, random_model
+from moral_sc.language.stub_models import byte_tokenizer, random_model, stub_model
 from moral_sc.language.scoring import token_logprobs
 
 tmp = Path(tempfile.mkdtemp())
@@ -388,7 +390,6 @@ def build_reward_model(
     config = copy.deepcopy(lm.model.config)
     config.num_labels = 1
     config.tie_word_embeddings = False
-    config.pad_token_id = _padding_id(lm)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
@@ -396,10 +397,6 @@ def build_reward_model(
         nn.init.normal_(_score_head(model).weight, std=(d+1)**-.5)
     backbone(model).load_state_dict(backbone(lm.model).state_dict())
     return model.to(lm.device).eval()
-
-def _padding_id(lm):
-    t = lm.tokenizer
-    return next((i for i in (t.pad_token_id, t.unk_token_id, t.eos_token_id) if i is not None), 0)
 
 def _score_head(model):
     heads = [m for n,m in model.named_modules() if isinstance(m, nn.Linear) and m.out_features==1]
@@ -420,18 +417,65 @@ def reward_scores(
     positions = torch.tensor(positions, device=device)
     return _score_head(model)(h[torch.arange(len(rows), device=device),positions]).float()[:,0]
 
-def save_reward_model(model, tokenizer, folder):
+def _with_padding(tokenizer, model):
+    "Return a copy of a tokenizer that pads with a token no text ends with"
+    tok = copy.deepcopy(tokenizer)
+    eos = _eos_ids(tok, model)
+    n = model.get_input_embeddings().num_embeddings
+    special = {i for i,t in tok.added_tokens_decoder.items() if t.special}|{*tok.all_special_ids}
+    special = sorted(special, key=lambda i: ('pad' not in tok.convert_ids_to_tokens(i).lower(), i))
+    for i in (tok.pad_token_id, tok.unk_token_id, *special):
+        if i is None or i in eos or i>=n: continue
+        tok.pad_token = tok.convert_ids_to_tokens(i)
+        return tok
+    if len(tok)<n: # A row of the embedding that has no token
+        tok.add_special_tokens(dict(pad_token='<|padding|>'))
+        return tok
+    vocab = tok.get_vocab()
+    for zero in ('<0x00>', 'Ā', '\0'): # The byte 0
+        if zero in vocab:
+            tok.pad_token = zero
+            return tok
+    raise ModelError('This tokenizer has no token that can serve as padding; add one with '
+                     'add_special_tokens and resize the embedding.')
+
+def _eos_ids(tok, model):
+    ids = getattr(model.config.get_text_config(), 'eos_token_id', None)
+    return {tok.eos_token_id, *(ids if isinstance(ids, (list,tuple)) else [ids])}
+
+def save_reward_model(
+    model,           # From `build_reward_model`
+    tokenizer,
+    folder,
+    offset:float=0., # Subtracted from every score; stored as `reward_offset` in config.json
+):
     "Save a folder for `AutoModelForSequenceClassification`"
+    tokenizer = _with_padding(tokenizer, model)
+    model.config.pad_token_id = tokenizer.pad_token_id
+    model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+    model.config.reward_offset = float(offset)
     call_quietly(model.save_pretrained, folder); tokenizer.save_pretrained(folder)
 
 def load_reward_model(folder, device='cpu')->tuple: # The model, its tokenizer
-    "Load a reward model from its folder"
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
-    if not (Path(folder)/'config.json').is_file():
-        raise ModelError(f'{folder} has no config.json; give the folder of a saved model.')
-    from_pretrained = AutoModelForSequenceClassification.from_pretrained
-    model = call_quietly(lambda: from_pretrained(folder, dtype=torch.float32))
-    return model.to(device).eval(),AutoTokenizer.from_pretrained(folder)
+    "Load a reward model from its folder; every parameter, the head's too, comes from there"
+    from transformers import AutoTokenizer
+    check_model_folder(folder)
+    try:
+        model = load_weights('AutoModelForSequenceClassification', folder, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except ModelError: raise
+    except Exception as e:
+        raise ModelError(f'{folder} cannot be loaded ({_first_line(e)}); give the folder of a '
+                         'reward model that transformers can load.') from e
+    body = {id(p) for p in backbone(model).parameters()}
+    head = {id(p) for p in _score_head(model).parameters()}
+    others = [k for k,p in model.named_parameters() if id(p) not in body|head]
+    if others:
+        raise ModelError(f'{folder} has more layers than one above its backbone ({others[0]}); '
+                         'give a reward model with a linear head.')
+    return model.to(device).eval(),tokenizer
+
+def _first_line(e): return (str(e).strip().splitlines() or [type(e).__name__])[0][:150]
 
 
 # %%
@@ -474,6 +518,63 @@ for side in ('left', 'right'):
     ids = ids.masked_fill(on==0, tok.pad_token_id)
     out = loaded(ids, attention_mask=on, position_ids=on.cumsum(-1).sub(1).clamp(0)).logits[:,0]
     test_close(out.detach(), reward_scores(pm, rows).detach(), 1e-5)
+
+
+# %% [markdown]
+# transformers applies the head at the last token that is not padding. Where the tokenizer pads with
+# its end token, as SmolLM2's does, that would be the token before the end. The saved folder
+# therefore pads with another token, if need be with one that is only made for it. The four tokenizers
+# below have a padding token of their own; the end token in its place; no other special token, but a
+# row of the embedding without a token; and neither.
+
+# %%
+def end_padded(others=(), merges=()):
+    "Return a tokenizer that pads with its only end token"
+    from transformers import PreTrainedTokenizerFast
+    backend = byte_tokenizer(merges).backend_tokenizer
+    names = dict.fromkeys(('pad_token', 'eos_token', 'bos_token', 'unk_token'), others[-1])
+    backend = json.loads(backend.to_str())
+    backend['added_tokens'] = []
+    vocab = {'<other>' if v==3 else f'token{v}' if k.startswith('<') else k:v for k,v in backend['model']['vocab'].items()}
+    vocab = {k:v for k,v in vocab.items() if v!=1} | {others[-1]: 1}
+    backend['model']['vocab'] = vocab
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(backend)), **names,
+                                   additional_special_tokens=list(others[:-1]))
+
+def transformers_scores(folder, rows, side):
+    "Return the scores of a folder by transformers alone, padded as its tokenizer pads"
+    model = AutoModelForSequenceClassification.from_pretrained(folder)
+    tok = AutoTokenizer.from_pretrained(folder)
+    ids,on = pad(rows, side)
+    ids = ids.masked_fill(on==0, tok.pad_token_id)
+    out = model(ids, attention_mask=on, position_ids=on.cumsum(-1).sub(1).clamp(0)).logits[:,0]
+    return out.detach()-model.config.reward_offset,tok.pad_token
+
+tokenizers = dict(own=(byte_tokenizer(), 0), other=(end_padded(['<other>', '<end>']), 0),
+                  free_row=(end_padded(['<end>']), 8), neither=(end_padded(['<end>']), 0))
+padding = {}
+for name,(t,more) in tokenizers.items():
+    lm_ = small_llama(t, layers=2, width=32)
+    if more: call_quietly(lm_.model.resize_token_embeddings, len(t)+more)
+    ended = [[*encode(lm_, x), t.eos_token_id] for x in ('So?', 'It is far, said Bo.', 'é')]
+    pm_ = build_reward_model(lm_)
+    save_reward_model(pm_, t, tmp/name, offset=.25)
+    expected = reward_scores(load_reward_model(tmp/name)[0], ended).detach()-.25
+    test_close(expected, reward_scores(pm_, ended).detach()-.25, 1e-6)
+    for side in ('left', 'right'):
+        scores,padding[name] = transformers_scores(tmp/name, ended, side)
+        test_close(scores, expected, 1e-5)
+    alone = torch.cat([transformers_scores(tmp/name, [r], 'left')[0] for r in ended])
+    test_close(alone, expected, 1e-5)
+padding
+
+# %% [markdown]
+# A folder without a reward head, or with a head of several layers, is refused.
+
+# %%
+call_quietly(lm.model.save_pretrained, tmp/'no-head'); tok.save_pretrained(tmp/'no-head')
+with expect_fail(ModelError, contains='lacks score.weight'): load_reward_model(tmp/'no-head')
+with expect_fail(ModelError, contains='no config.json'): load_reward_model(tmp)
 
 # %% [markdown]
 # The backbone is a copy, and the head shares no weights with the language model.
