@@ -92,13 +92,14 @@ def made_up_predictions()->list:
 
 def load_predictions(
     categories:list|None=None, # Default: all available
-    source:str='auto',         # 'bbq', 'ours' (made up), 'auto' (ours if BBQ is not available)
+    source:str='auto', # 'bbq', 'ours' (made up), 'auto' (those available, ours if none is)
 )->list:                       # Rows in BBQ's format with the columns of `FORMATS`
     "Load published answers of UnifiedQA-11B"
     known = ['bbq','ours','auto']
     if source not in known:
         raise ConfigError(unknown_name_message('source of predictions', source, known))
-    names = list(categories or prediction_categories()) if source!='ours' else []
+    names = [] if source=='ours' else list(categories or prediction_categories())
+    if source=='auto': names = [c for c in names if c in prediction_categories()]
     if source=='bbq' and not names:
         raise DataError('No published predictions are available; set MORAL_SC_MIRROR, go online '
                         "once, or call load_predictions(source='ours').")

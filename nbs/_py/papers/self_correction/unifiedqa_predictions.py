@@ -31,8 +31,9 @@ from moral_sc.lab.claims import as_measurement, format_estimate, record
 # %%
 #| label: fig-bias
 #| fig-cap: Bias score of UnifiedQA-11B on ambiguous questions by category and prompt format, from its released answers; bars are 95 % intervals that draw templates. The grey band of ±0.05 is our bound for a small model, the dashed line the paper's highest score, 0.20, which it reports above 22 billion parameters.
-rows = load_predictions(source='auto')
-is_bbq = bool(prediction_categories())
+CATEGORIES = ['Age', 'Disability_status', 'Nationality', 'Sexual_orientation']
+rows = load_predictions(CATEGORIES)
+is_complete = set(CATEGORIES) <= set(prediction_categories())
 records = prediction_records(rows)
 metrics = bbq_metrics(records, seed=seed)
 metrics = metrics[~metrics.metric.str.endswith('_soft')]
@@ -167,6 +168,6 @@ outcomes = {
     'disambiguated-near-zero': max(estimates('bias_disambig'),
                                    key=lambda e: max(abs(e[1]), abs(e[2]))),
     'stereotype-helps': tuple(gaps['race'])}
-unmet = '' if is_bbq else 'a rule made up the answers; the released ones are not within reach'
+unmet = '' if is_complete else 'not all of the released answers are within reach'
 record(scale, {f'self_correction/unifiedqa-{k}': as_measurement(v)._replace(unmet=unmet)
                for k,v in outcomes.items()})
