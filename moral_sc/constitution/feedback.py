@@ -247,7 +247,7 @@ def label(
     settings = dict(per=principles_per_pair, swap=swap, cot=cot, mode=mode, seed=seed,
                     prefixes=prefixes, samples=samples, max_new_tokens=max_new_tokens)
     lab = Labeller(lm, comparisons, shots, engine=engine, max_tokens=max_tokens, **settings)
-    config = dict(settings, kind='label', model=lm.name, source=str(lm.source),
+    config = dict(settings, kind='label', model=lm.identity if out else '',
                   pairs=_hash(rows),
                   principles=_hash([asdict(c) for c in comparisons]),
                   few_shot=_hash([asdict(s) for s in shots]), block=block)

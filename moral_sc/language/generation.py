@@ -252,7 +252,7 @@ def sample(
         check_context_length(lm, [p.ids for p in prompts],
                              max_new_tokens+max(extra, default=0))
     options = dict(new=max_new_tokens, temperature=temperature, top_p=top_p, stop=stop,
-                   seed=seed, logprobs=logprobs, model=[lm.name, lm.source, str(lm.dtype)])
+                   seed=seed, logprobs=logprobs, model=lm.identity if run is not None else '')
     names = [content_key(sample=k, ids=p.ids, **options, **(dict(after=a) if a else {}))
              for k,p,a in zip(keys, prompts, after)]
     samples = [None if run is None else sample_from_record(run.get(n)) for n in names]

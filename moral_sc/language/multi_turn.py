@@ -152,7 +152,7 @@ class _Conversations:
         self.stop = stop
         self.eos = eos_ids(lm)
         self.options = dict(new=max_new_tokens, stop=stop, seed=seed, logprobs=False, **options,
-                            model=[lm.name, lm.source, str(lm.dtype)])
+                            model=lm.identity if run is not None else '')
         self.samples = [[] for _ in first]
         self.is_complete = [False]*len(first)
         self.unstored = []

@@ -79,7 +79,7 @@ def sample_vllm(
     stop = [stop] if isinstance(stop, str) else list(stop)
     if ps: check_context_length(lm, [p.ids for p in ps], max_new_tokens)
     options = dict(new=max_new_tokens, temperature=temperature, top_p=top_p, stop=stop,
-               seed=seed, logprobs=logprobs, model=[lm.name, lm.source, str(lm.dtype)],
+               seed=seed, logprobs=logprobs, model=lm.identity,
                 engine='vllm')
     rows = {content_key(sample=k, ids=p.ids, **options):(k,p) for k,p in zip(keys, ps)}
     with run_or_temporary(run) as r:

@@ -8,11 +8,12 @@ __all__ = ['activations', 'targets', 'losses', 'check_positive_integers', 'ToyCo
            'reconstruct', 'batch_loss']
 
 # %% ../../nbs/superposition/20_model.ipynb #09bac71a
-import hashlib, inspect, torch, warnings
+import torch, warnings
 from dataclasses import dataclass, fields
 from functools import wraps
 from numbers import Integral
 from ..foundation.errors import ConfigError, unknown_name_message
+from ..foundation.runs import function_key
 from .features import (distributions, expand, find_function, hash32,
                                               keys)
 
@@ -135,13 +136,10 @@ def custom_limitation(config:ToyConfig, engine:str)->str|None:
         return f'engine {engine} has no {k} {name}, which is yours: use eager or compiled.'
 
 def _describe(kind, value):
-    "Name and hash of a function's source"
+    "Name and key of a function"
     f = find_function(kind, value, _known[kind])
-    try: source = inspect.getsource(f)
-    except (OSError, TypeError): source = getattr(getattr(f, '__code__', None), 'co_code', repr(f))
-    data = source if isinstance(source, bytes) else source.encode()
     name = value if isinstance(value, str) else getattr(f, '__qualname__', type(f).__name__)
-    return f'{name}#{hashlib.sha256(data).hexdigest()[:12]}'
+    return f'{name}#{function_key(f)[:12]}'
 
 _paper_words = dict(n='n_features', m='n_hidden')
 

@@ -253,7 +253,7 @@ def finetune(
     model = copy.deepcopy(lm.model).float().requires_grad_(True)
     history = fit(model, examples, answer_loss, epochs=epochs, lr=lr, seed=seed,
                   out=None if out is None else Path(out)/'fit', **options)
-    key = content_key(lm=[lm.name, lm.source], examples=examples, epochs=epochs, lr=lr,
+    key = content_key(lm=lm.identity, examples=examples, epochs=epochs, lr=lr,
                       seed=seed, **{k: v for k,v in options.items() if not callable(v)})[:8]
     tuned = replace(lm, model=model.eval().requires_grad_(False), is_stub=False,
                     name=name or f'{lm.name}+{len(examples)}',

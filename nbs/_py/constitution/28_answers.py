@@ -58,7 +58,7 @@ def sample_answers(
     if n<1: raise ConfigError(f'n is {n}; give 1 or more.')
     rows = validate_prompts([p if isinstance(p, dict) else dict(id=p, text=p) for p in prompts])
     settings = dict(temperature=temperature, max_new_tokens=max_new_tokens, seed=seed)
-    config = dict(settings, kind='answers', model=[lm.name, lm.source], n=n, mode=mode,
+    config = dict(settings, kind='answers', model=lm.identity if out else '', n=n, mode=mode,
                   prompts=content_key(rows=[[r['id'], r['text']] for r in rows]))
     if stop is None: stop = NEXT_TURN if mode=='plain' else ()
     else: config['stop'] = list(stop)

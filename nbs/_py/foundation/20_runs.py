@@ -16,7 +16,8 @@
 
 # %%
 #| export
-import errno, hashlib, json, os, platform, re, sqlite3, subprocess, tempfile
+import errno, functools, hashlib, inspect, json, os, platform, re, sqlite3, subprocess, tempfile
+import warnings
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -73,6 +74,54 @@ test_eq(content_key(seed=0, prompt='Who is older?', model='smollm2-135m'),
         '72fff19072a20f703efaa8c56965b1db')
 test_ne(content_key(seed=0), content_key(seed=0.))
 with expect_fail(TypeError, contains='cannot be part of a key'): content_key(out=Path('a'))
+
+
+# %% [markdown]
+# A function of the user, such as a reward, is identified by its source and by everything that it closes over.
+
+# %%
+#| export
+def _function_parts(x, seen=()):
+    "Content of a function, and of what it closes over, as JSON"
+    inside = lambda y: _function_parts(y, (*seen, id(x)))
+    if id(x) in seen: return 'itself'
+    if x is None or isinstance(x, (str, int, float, bool)): return repr(x)
+    if hasattr(x, 'identity'): return x.identity
+    if isinstance(x, functools.partial): return [inside(v) for v in (x.func, x.args, x.keywords)]
+    if inspect.ismethod(x): return [inside(x.__self__), inside(x.__func__)]
+    if isinstance(x, dict): return [[inside(k), inside(v)] for k,v in x.items()]
+    if isinstance(x, (list, tuple)): return [inside(v) for v in x]
+    if isinstance(x, (set, frozenset)): return sorted(str(inside(v)) for v in x)
+    if inspect.isbuiltin(x) or inspect.ismodule(x): return getattr(x, '__qualname__', x.__name__)
+    if inspect.isfunction(x) or inspect.isclass(x): return _source_parts(x, inside)
+    if hasattr(x, '__array__'): return hashlib.blake2b(x.__array__().tobytes()).hexdigest()
+    if hasattr(x, '__dict__'): return [inside(type(x)), inside(vars(x))]
+    raise ConfigError(f'{type(x).__name__} {x!r:.60} cannot be identified by its content.')
+
+def _source_parts(f, inside):
+    try: source = inspect.getsource(f)
+    except (OSError, TypeError):
+        code = getattr(f, '__code__', None)
+        source = f'{code.co_code.hex()}{code.co_consts}' if code else f'{f.__module__}.{f.__qualname__}'
+    cells = [inside(c.cell_contents) for c in getattr(f, '__closure__', None) or ()]
+    return [source, cells, inside(getattr(f, '__defaults__', None))]
+
+def function_key(f)->str: # 32 hex digits
+    "Compute the key of a function from its source and what it closes over"
+    return content_key(function=_function_parts(f))
+
+
+# %%
+def bounded(limit): return lambda prompts, answers: [min(len(a), limit) for a in answers]
+test_eq(function_key(bounded(5)), function_key(bounded(5)))
+test_ne(function_key(bounded(5)), function_key(bounded(6)))
+test_ne(function_key(len), function_key(sum))
+class Counted:
+    def __init__(self, weight): self.weight = weight
+    def score(self, prompts, answers): return [self.weight]*len(answers)
+test_eq(function_key(Counted(1).score), function_key(Counted(1).score))
+test_ne(function_key(Counted(1).score), function_key(Counted(2).score))
+with expect_fail(ConfigError, contains='cannot be identified'): function_key(bounded(object()))
 
 
 # %% [markdown]
@@ -137,10 +186,13 @@ def _write_json(path, obj, new=False):
     if not (new and path.exists()): part.replace(path)
     part.unlink(missing_ok=True)
 
-def _read_json(path):
-    try: return json.loads(path.read_text())
-    except ValueError:
-        raise DataError(f'{path} is damaged; move the folder away and start again.') from None
+def _read_json(path, *fields):
+    "Read an object with some fields"
+    try:
+        obj = json.loads(path.read_text())
+        if isinstance(obj, dict) and all(k in obj for k in fields): return obj
+    except (ValueError, RecursionError): pass
+    raise DataError(f'{path} is damaged; move the folder away and start again.')
 
 
 # %% [markdown]
@@ -243,16 +295,31 @@ def _connect(path, finished):
         db = sqlite3.connect(path, timeout=60)
         db.execute('pragma journal_mode=wal')
         db.execute('pragma synchronous=full')
-        db.execute('create table if not exists items (key text primary key, row text) '
-                   'without rowid')
+        db.execute('create table if not exists items (key text primary key, row text, '
+                   'digest text) without rowid')
     return db
+
+def _row_digest(key, row): return hashlib.blake2b(f'{key}\0{row}'.encode(), digest_size=8).hexdigest()
+
+def _check_rows(path, db, finished):
+    "Check every stored row; damaged ones are removed from a run that goes on"
+    if 'digest' not in [c[1] for c in db.execute('pragma table_info(items)')]:
+        raise DataError(f'{path} was written by an earlier version; move the folder away and start '
+                        'again.')
+    rows = db.execute('select key, row, digest from items')
+    damaged = [k for k,row,digest in rows if digest!=_row_digest(k, row)]
+    if not damaged: return
+    named = f'{path}: {len(damaged)} stored items are damaged, the first is {damaged[0]}'
+    if finished: raise DataError(f'{named}; move the folder away and start again.')
+    with db: db.executemany('delete from items where key=?', [(k,) for k in damaged])
+    warnings.warn(f'{named}; they are computed again.', stacklevel=4)
 
 def _write_provenance(path, extra):
     "Store the provenance of the first start and the changes at each later one"
     rank,world = process_rank()
     current = json.loads(_canonical(provenance(processes=world, **extra)))
     if not path.exists(): _write_json(path, current|dict(resumed=[], rank=rank), new=True)
-    old = _read_json(path)
+    old = _read_json(path, 'start', 'end', 'resumed')
     if old['end'] or rank or old['start']==current['start']: return old
     if old.get('rank'): _write_json(path, current|dict(resumed=[], rank=0)) # it came first
     else:
@@ -274,7 +341,9 @@ def open_run(
         if config is not None: _check_config(path, json.loads(_canonical(config)))
         finished = config is None
         finished = finished or bool(_write_provenance(path/'provenance.json', extra)['end'])
-        return Run(path, _connect(path/'run.sqlite', finished), finished)
+        db = _connect(path/'run.sqlite', finished)
+        _check_rows(path, db, finished)
+        return Run(path, db, finished)
 
 def _check_config(path, config):
     rows = (path/'run.sqlite').exists() # checked first: other processes may create both
@@ -326,8 +395,9 @@ def put_many(self:Run,
     if self.finished:
         raise ConfigError(f'{self.path} is finished: name another folder.')
     rows = [(k, json.dumps(r, default=_jsonable)) for k,r in items]
+    rows = [(k, row, _row_digest(k, row)) for k,row in rows]
     with _explain_errors(self.path), self.db:
-        self.db.executemany('insert or ignore into items values (?,?)', rows)
+        self.db.executemany('insert or ignore into items values (?,?,?)', rows)
 
 @patch
 def put(self:Run, key:str, row:dict):
@@ -485,6 +555,40 @@ with run_or_temporary(None) as temporary:
     folder = temporary.path
     n = len(temporary)
 test_eq((n, folder.exists()), (1, False))
+
+
+# %% [markdown]
+# ## Damaged files
+#
+# Each row carries a checksum. A damaged row of a run that goes on is named and computed again; a finished run is
+# refused. So are configuration and provenance files that were replaced.
+
+# %%
+def damaged_run(finished):
+    "A run with one changed row"
+    path = Path(tempfile.mkdtemp(dir=tmp))/'run'
+    with open_run(path, dict(a=1)) as run:
+        run.put_many([(f'k{i}', dict(value=i)) for i in range(3)])
+        if finished: run.finish()
+    with sqlite3.connect(path/'run.sqlite') as db:
+        db.execute("""update items set row='{"value": 7}' where key='k1'""")
+    return path
+
+with expect_fail(DataError, contains='the first is k1'): open_run(damaged_run(True), dict(a=1))
+going_on = damaged_run(False)
+with warnings.catch_warnings(record=True) as warned:
+    warnings.simplefilter('always')
+    with open_run(going_on, dict(a=1)) as run: test_eq(run.missing(['k0', 'k1', 'k2']), ['k1'])
+str(warned[0].message).replace(str(tmp), '')
+
+# %%
+for name in ('config.json', 'provenance.json'):
+    for text in ('[]', 'null', '1', '{}', '['*100_000, 'x'):
+        path = Path(tempfile.mkdtemp(dir=tmp))/'run'
+        open_run(path, dict(a=1)).db.close()
+        (path/name).write_text(text)
+        if (name, text)==('config.json', '{}'): continue # another configuration, see above
+        with expect_fail(DataError, contains='is damaged'): open_run(path, dict(a=1))
 
 
 # %% [markdown]

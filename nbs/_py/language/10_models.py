@@ -17,6 +17,8 @@
 # %%
 #| export
 from dataclasses import dataclass
+from hashlib import blake2b
+from weakref import WeakKeyDictionary
 
 import torch
 
@@ -27,7 +29,6 @@ from moral_sc.foundation.errors import ModelError
 from fastcore.test import *
 from moral_sc.language.stub_models import random_model
 
-
 # %% [markdown]
 # Every function of `moral_sc.language` that takes a model takes an `LM`. It holds a transformers
 # model in evaluation mode, its tokenizer, and three facts that the record of a run needs: the name
@@ -37,6 +38,33 @@ from moral_sc.language.stub_models import random_model
 
 # %%
 #| export
+_digests = WeakKeyDictionary() # Model to the state of its tensors and their digest
+
+def _tensor_bytes(t):
+    return t.detach().contiguous().view(-1).view(torch.uint8).cpu().numpy()
+
+def weights_digest(
+    model:torch.nn.Module,
+)->str:                    # 32 hex digits
+    "Hash every parameter and buffer of a model; cached until a tensor changes"
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    state = [(n, t.data_ptr(), t._version, t.shape, t.dtype) for n,t in tensors]
+    known,digest = _digests.get(model, (None, ''))
+    if known==state: return digest
+    h = blake2b(digest_size=16)
+    for name,t in tensors:
+        h.update(f'{name} {tuple(t.shape)} {t.dtype}'.encode())
+        h.update(_tensor_bytes(t))
+    _digests[model] = state,h.hexdigest()
+    return h.hexdigest()
+
+def _tokenizer_digest(tok):
+    if tok is None: return ''
+    backend = getattr(tok, 'backend_tokenizer', None)
+    text = [backend.to_str() if backend else repr(tok), str(tok.chat_template),
+            str(tok.special_tokens_map)]
+    return blake2b('\0'.join(text).encode(), digest_size=16).hexdigest()
+
 @dataclass(eq=False, repr=False)
 class LM:
     "A language model and its tokenizer"
@@ -52,11 +80,31 @@ class LM:
     def dtype(self): return self.model.dtype
     @property
     def parameters(self): return sum(p.numel() for p in self.model.parameters())
+    @property
+    def identity(self)->dict:
+        "Everything that determines its answers: digests of weights and tokenizer, number type"
+        known = dict(weights=weights_digest(self.model), tokenizer=_tokenizer_digest(self.tokenizer),
+                     dtype=str(self.dtype).removeprefix('torch.'))
+        return known|dict(name=self.name, source=self.source) if self.is_stub else known
 
     def __repr__(self):
         n = self.parameters/1e6
         kind = str(self.dtype).replace('torch.', '')
         return f'LM {self.name}: {n:.1f} M parameters, {kind} on {self.device}, {self.source}'
+
+
+# %% [markdown]
+# A run that can be resumed keys its results by `identity`: the weights themselves, not the name of the model, so that a
+# changed folder of the same name gives new answers. The name counts only for stub models, whose answers are functions.
+
+# %%
+lm,same,other = random_model(seed=0), random_model(seed=0), random_model(seed=1)
+before = lm.identity
+test_eq(before, same.identity)
+test_ne(before, other.identity)
+with torch.no_grad(): lm.model.get_input_embeddings().weight[-1,-1] += 1e-3
+test_ne(lm.identity, before)
+before
 
 
 # %% [markdown]
