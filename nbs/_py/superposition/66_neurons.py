@@ -107,6 +107,16 @@ def leading_share(
     a = W.abs()**power
     return a.amax(-2)/a.sum(-2).clamp(min=1e-12)
 
+def primary_and_secondary(
+    W:torch.Tensor, # [..., feature, hidden]
+    second=.8,      # Largest size of the second weight, as a share of the largest
+    third=.15,      # Smallest size of the third weight, likewise
+)->torch.Tensor:    # [..., hidden], bool
+    "Return which neurons have one primary and at least two secondary features"
+    top = W.abs().topk(3, dim=-2).values
+    share = top/top[...,:1,:].clamp(min=1e-12)
+    return (share[...,1,:]<=second) & (share[...,2,:]>=third)
+
 def neuron_order(
     W:torch.Tensor, # [feature, hidden]
 )->torch.Tensor:    # Indices of neurons, those of the most important feature first
@@ -120,6 +130,14 @@ def neuron_order(
 mixed = torch.tensor([[0.,1,0],[1,0,1],[0,0,-.5]])
 test_eq(neuron_order(mixed), [1,0,2])
 leading_share(mixed)
+
+# %% [markdown]
+# A neuron may also serve one *primary* feature and several *secondary* ones. Of the neurons below, the
+# first does; the second has two features of about the same weight, and the third has a single one.
+
+# %%
+graded = torch.tensor([[1.,1,0],[-.5,.9,1],[.3,-.3,.1]])
+test_eq(primary_and_secondary(graded), [True,False,False])
 
 
 # %% [markdown]

@@ -53,6 +53,7 @@ _all_ = ['moments', 'ToyConfig', 'reconstruct', 'batch_loss', 'exact_loss', 'fit
 # | name the shapes of interfering features | [Feature graphs](52_feature_graphs.ipynb) | `recognise`, `overall_shape` |
 # | measure dimensionality over a sweep | [Dimensionality sweep](54_dimensionality.ipynb) | `dimensionality_sweep` |
 # | analyse models with hidden ReLUs | [Neurons](66_neurons.ipynb) | `count_neurons`, `plot_weight_stacks` |
+# | tell computing from storing | [Computation](69_computation.ipynb) | `loss_certificate`, `dedicated_bound`, `load_abs_model` |
 # | attack a model | [Adversarial examples](67_adversarial.ipynb) | `analytic_attack`, `vulnerability` |
 # | train on finite data sets | [Memorization](68_memorization.ipynb) | `memorization_sweep` |
 # | plot matrices, curves, phase diagrams | [Plots](60_plots.ipynb) | `plot_columns`, `plot_curves`, `plot_phases` |
