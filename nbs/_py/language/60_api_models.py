@@ -21,9 +21,10 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 import numpy as np
+from moral_sc.foundation.datasets import check_network_settings
 from moral_sc.foundation.errors import ConfigError, ModelError
 from moral_sc.foundation.runs import content_key, run_or_temporary
 from moral_sc.language.chat import Prompt, request_prefill
@@ -33,6 +34,7 @@ from moral_sc.language.generation import Sample
 #| hide
 import tempfile
 from pathlib import Path
+from unittest import mock
 from fastcore.test import *
 from moral_sc.foundation.runs import open_run
 from moral_sc.language.chat import render
@@ -117,16 +119,29 @@ def candidate_probabilities(
     for token,logprob,candidates in tokens:
         if not start.startswith(_fold(text)): return
         if not start.startswith(_fold(text+token)):
-            return _sum_candidates({token:logprob, **dict(candidates)}, text, options, len(start))
+            pairs = _distribution(token, logprob, candidates)
+            return _sum_candidates(pairs, text, options, len(start)) if pairs else None
         text += token
 
-def _sum_candidates(candidates, text, options, prefix_length):
+def _distribution(token, logprob, candidates):
+    "Return candidates as pairs of text and probability; none if they are no distribution"
+    pairs = [(t, math.exp(v)) for t,v in candidates or () if _is_number(v) and v<=1e-3]
+    if _is_number(logprob) and logprob<=1e-3: # The sampled token need not be among them
+        p = math.exp(logprob)
+        is_listed = any(t==token and math.isclose(q, p, rel_tol=1e-3) for t,q in pairs)
+        if not is_listed and sum(q for _,q in pairs)+p<1.01: pairs.append((token, p))
+    ranked = sorted((q for _,q in pairs), reverse=True)
+    is_one_hot = ranked and ranked[0]>1-1e-6 and all(q<1e-40 for q in ranked[1:])
+    return [] if is_one_hot or sum(ranked)>1.01 else pairs
+
+def _is_number(x): return isinstance(x, (int,float)) and not isinstance(x, bool) and x==x
+
+def _sum_candidates(pairs, text, options, prefix_length):
     p = [0.]*len(options)
-    probabilities = {t:math.exp(v) for t,v in candidates.items()}
-    for token,value in probabilities.items():
+    for token,value in pairs:
         k = _match_option(_fold(text+token), options, prefix_length)
         if k is not None: p[k] += value
-    values = probabilities.values()
+    values = [v for _,v in pairs]
     return (p, sum(values), min(values)) if any(p) else None
 
 
@@ -144,6 +159,26 @@ test_eq(candidate_probabilities([['Well', 0., []]], 'The answer is (', ['a','b',
 accent = [['Jos', 0., []], ['\udcc3', 0., []], ['\udca9', 0., []], [' is', 0., []],
           [' late', log(.5), [[' late', log(.5)], [' early', log(.4)]]]]
 test_close(candidate_probabilities(accent, 'José is', [' late',' early'])[0], [.5,.4])
+
+
+# %% [markdown]
+# Two tokens may be spelled alike, and their probabilities add up. The sampled token counts once, even
+# where it is missing among the candidates. Servers that report the sampler's probabilities show 1
+# for one token and 0 for all others at temperature zero; such a column, values above 1 and missing
+# values are no distribution.
+
+# %%
+def at_answer(logprob, *top): return candidate_probabilities(
+    [['The answer is (', 0., []], ['b', logprob, list(top)]], 'The answer is (', ['a','b','c'])
+
+twice = [['b', log(.5)], ['a', log(.35)], ['c', log(.05)], ['b', log(.05)]]
+test_close(at_answer(log(.5), *twice)[0], [.35, .55, .05])
+test_close(at_answer(log(.05), *twice[:3])[0], [.35, .55, .05])
+test_close(at_answer(0., *twice)[0], [.35, .55, .05]) # After temperature zero
+test_close(at_answer(log(.5), *twice[:2], ['c', None])[0], [.35, .5, 0])
+test_close(at_answer(log(.6), *twice[2:], ['x', -9999.])[0], [0, .65, .05])
+for top in ([['b', 0.], ['a', -9999.], ['c', -math.inf]], [['b', 3.], ['a', 2.]], [['b', .0], ['a', -.1]]):
+    test_eq(at_answer(0., *top), None)
 
 
 # %% [markdown]
@@ -209,7 +244,7 @@ test_eq([parse_answer(t, *ending) for t in texts], [1, 0, None])
 class ParsedReply:
     "Log-probabilities of the options according to one reply"
     logprobs:tuple  # One for each option; nan where the reply was not understood
-    method:str      # 'probabilities', 'text' or 'not understood'
+    method:str      # 'probabilities', 'text', 'not understood' or 'unreadable'
     unseen:float=0. # Probability outside the candidates returned
     bounded:int=0   # Number of options that got their upper bound
 
@@ -219,6 +254,7 @@ def parse_reply(
     options:list,
 )->ParsedReply:
     "Parse one reply: from its candidate tokens if possible, otherwise from its text"
+    if 'unreadable' in reply: return ParsedReply((math.nan,)*len(options), 'unreadable', 1.)
     k = parse_answer(reply['text'], prefill, options)
     is_bare = _strip_marks(reply['text']) in [_strip_marks(o) for o in options]
     tail = re.search(r'\W*$', prefill.strip())[0]
@@ -266,32 +302,144 @@ def _translate_error(lm, e):
         (openai.NotFoundError, ConfigError, f'has no model {lm.name!r}; use a name that the '
          'server lists.'),
         (openai.RateLimitError, ModelError, f'accepts no more requests for now; {retry}'),
-        (openai.BadRequestError, ConfigError, 'refuses the request ({reason}); a model without '
-         'probabilities needs logprobs=False.'),
+        ((openai.BadRequestError, openai.UnprocessableEntityError), ConfigError,
+         f'refuses the request ({{reason}}); {_advice(lm, e)}.'),
         (openai.APIConnectionError, ModelError, f'cannot be reached; {retry}'),
         (openai.OpenAIError, ModelError, 'fails ({reason}); '+retry)]
     error,text = next((k,t) for c,k,t in kinds if isinstance(e, c))
     lines = str(getattr(e, 'message', e)).replace(lm.client.api_key, '...').splitlines()
     return error(f'{lm.address} '+text.replace('{reason}', ''.join(lines[:1])[:150]))
 
-def _token_text(t): # A token may end inside a character
-    return bytes(t.bytes).decode('utf-8', 'surrogateescape') if t.bytes else t.token
+def _advice(lm, e):
+    "Return what to change after a server refused a request"
+    reason = str(getattr(e, 'message', e)).casefold()
+    option = lambda s: f"'api:{lm.name}?{s}'"
+    setting = next((k for k in ('temperature','seed','stop','max_tokens') if k in reason), None)
+    if re.search('context|too long|too many tokens', reason):
+        return 'shorten the prompts, or use a model with a longer context'
+    if 'max_completion_tokens' in reason:
+        return 'name the model '+option('max_tokens=None&max_completion_tokens=400')
+    if setting and 'logprob' not in reason:
+        return f'leave the setting out: name the model {option(f"{setting}=None")}'
+    return ('a model without probabilities needs logprobs=False: name it '+option('logprobs=False')
+            if lm.logprobs else 'use another model')
+
+def _named_limit(e, top):
+    "Return the number of candidates that a server names as its limit; None if it names none"
+    text = f'{getattr(e, "message", e)} {getattr(e, "body", "")}'
+    if not top or 'logprob' not in text: return
+    smaller = [int(n) for n in re.findall(r'(?<![\d.])\d{1,3}(?![\d.]*\d)', text)]
+    return max((n for n in smaller if 0<n<top), default=None)
+
+def _send(lm, messages, settings):
+    "Send a request; if the server names a smaller limit of candidates, send it again with that"
+    import openai
+    if lm.shown and settings.get('top_logprobs'):
+        settings = settings | dict(top_logprobs=min(settings['top_logprobs'], lm.shown))
+    try:
+        r = lm.client.chat.completions.with_raw_response.create(model=lm.name, messages=messages,
+                                                                **settings)
+        return r.http_response.text
+    except (openai.BadRequestError, openai.UnprocessableEntityError) as e:
+        limit = _named_limit(e, settings.get('top_logprobs'))
+        if not limit: raise
+        lm.shown = limit
+        return _send(lm, messages, settings)
 
 def _request(lm, messages, **settings):
     "Send one request and return the reply as a plain dict"
     import openai
-    try: r = lm.client.chat.completions.create(model=lm.name, messages=messages, **settings)
+    try: text = _send(lm, messages, settings)
     except openai.OpenAIError as e: raise _translate_error(lm, e) from None
-    if not getattr(r, 'choices', None):
-        raise ModelError(f'{lm.address} sent a reply without choices; check that {lm.name!r} is '
-                         'a chat model.')
-    c = r.choices[0]
-    content = c.logprobs.content if c.logprobs and c.logprobs.content else []
-    tokens = [[_token_text(t), t.logprob, [[_token_text(k), k.logprob] for k in t.top_logprobs]]
-              for t in content]
-    return dict(text=c.message.content or '', finish=c.finish_reason, tokens=tokens,
-                model=r.model, fingerprint=r.system_fingerprint,
-                used=r.usage.completion_tokens if r.usage else 0)
+    try: return read_reply(json.loads(text))
+    except ValueError: return dict(unreadable='no JSON')
+
+
+# %% [markdown]
+# ## Checked replies
+#
+# Any field of a reply may be missing, null, a list or not a number, and a text may end within a
+# character. `read_reply` keeps what can be used. A reply without a text is unreadable: it is counted and
+# never stored, so that the next run requests it again.
+
+# %%
+#| export
+def _valid_text(x): # Half of a surrogate pair has no UTF-8
+    return x.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')
+
+def _content_text(content):
+    "Return the text of a message, which may come in parts; None if it has none"
+    if isinstance(content, str): return _valid_text(content)
+    if not isinstance(content, list): return
+    kinds = ('text', 'output_text')
+    texts = [p if isinstance(p, str) else p.get('text') for p in content if isinstance(p, str)
+             or isinstance(p, dict) and p.get('type', 'text') in kinds]
+    return _valid_text(''.join(t for t in texts if isinstance(t, str))) if texts else None
+
+def _token_text(t): # A token may end inside a character
+    try: return bytes(t['bytes']).decode('utf-8', 'surrogateescape')
+    except (KeyError, TypeError, ValueError): pass
+    return _valid_text(t['token']) if isinstance(t.get('token'), str) else None
+
+def _token_pairs(tokens):
+    "Return text and log-probability of each token that has a text"
+    tokens = [t for t in tokens if isinstance(t, dict)] if isinstance(tokens, list) else []
+    pairs = [(t, _token_text(t), t.get('logprob')) for t in tokens]
+    return [(t, x, v if _is_number(v) else None) for t,x,v in pairs if x is not None]
+
+def read_reply(
+    body,    # The JSON of a chat completion
+)->dict:     # text, finish, tokens, model, fingerprint, used; or unreadable: the reason
+    "Return what is used of a reply, checked"
+    error = body.get('error') if isinstance(body, dict) else None
+    choices = body.get('choices') if isinstance(body, dict) else None
+    c = choices[0] if isinstance(choices, list) and choices else None
+    message = c.get('message') if isinstance(c, dict) else None
+    if not isinstance(message, dict):
+        return dict(unreadable=f'the error {str(error)[:100]!r}' if error else 'no choices')
+    text = _content_text(message.get('content'))
+    if text is None: text = _content_text(message.get('refusal'))
+    if text is None and message.get('content') is not None:
+        return dict(unreadable='a content that is no text')
+    shown = c.get('logprobs')
+    tokens = _token_pairs(shown.get('content') if isinstance(shown, dict) else None)
+    tokens = [[x, v, [[y, w] for _,y,w in _token_pairs(t.get('top_logprobs')) if w is not None]]
+              for t,x,v in tokens]
+    usage = body.get('usage')
+    used = usage.get('completion_tokens') if isinstance(usage, dict) else None
+    return dict(text=text or '', finish=str(c.get('finish_reason') or 'stop'), tokens=tokens,
+                model=body.get('model'), fingerprint=body.get('system_fingerprint'),
+                used=max(0, int(used)) if _is_number(used) and used<1e9 else 0)
+
+def _check_stored(reply):
+    "Return a stored reply as `read_reply` would have stored it"
+    if 'unreadable' in reply: return reply
+    text = _content_text(reply.get('text'))
+    tokens = [[_valid_token(t), v, [[_valid_token(k), w] for k,w in top or ()]]
+              for t,v,top in reply.get('tokens') or ()]
+    return reply | dict(text=text or '', tokens=tokens)
+
+def _valid_token(t): # Keeps the bytes that stand for part of a character
+    return ''.join(c if '\udc80'<=c<='\udcff' else _valid_text(c) for c in t)
+
+
+# %%
+def body(content='(b)', **choice):
+    return dict(choices=[dict(message=dict(content=content), **choice)])
+
+parts = [dict(type='thinking', thinking=[dict(type='text', text='Hm.')]), dict(type='text', text='(b)')]
+nulls = dict(content=[dict(token='b', logprob=None, top_logprobs=None), None, dict(token=None),
+                      dict(token='c', logprob=-1, top_logprobs=[dict(token='c', logprob=None)])])
+tests = [body(), body(parts), body('(b) \ud83d'), body(logprobs=nulls), body(None), body(7),
+         dict(choices=None), dict(error='busy'), None, [], body(logprobs=dict(content='?'))]
+[(r.get('unreadable'), r.get('text'), r.get('tokens')) for r in map(read_reply, tests)]
+
+# %%
+replies = [read_reply(t) for t in tests]
+test_eq([r.get('text') for r in replies[:5]], ['(b)', '(b)', '(b) \ufffd', '(b)', ''])
+test_eq(replies[3]['tokens'], [['b', None, []], ['c', -1, []]])
+test_eq(['unreadable' in r for r in replies], [False]*5+[True]*5+[False])
+for r in replies: json.dumps(r).encode()
 
 
 # %% [markdown]
@@ -302,19 +450,27 @@ def _request(lm, messages, **settings):
 # %%
 #| export
 def _fetch(lm, requests, run, progress=None):
-    "Make `run` hold the reply to every request, a dict from name to arguments; return them"
+    "Return the reply to every request, a dict from name to arguments; `run` holds the readable ones"
     names = list(requests)
     groups = [names[n:n+4*lm.parallel] for n in range(0, len(names), 4*lm.parallel)]
+    fresh = {}
     for n in run.blocks(groups):
         with ThreadPoolExecutor(lm.parallel) as pool:
             jobs = {pool.submit(_request, lm, **requests[k]):k for k in run.missing(groups[n])}
             try:
-                for j in as_completed(jobs): run.put(jobs[j], j.result())
+                for j in as_completed(jobs):
+                    fresh[jobs[j]] = j.result()
+                    if 'unreadable' in j.result() or run.finished: continue
+                    run.put(jobs[j], j.result())
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
         if progress: progress(len(names)-len(run.missing(names)), len(names))
-    return {k:run.get(k) for k in names}
+    unreadable = [r['unreadable'] for r in fresh.values() if 'unreadable' in r]
+    if unreadable and len(unreadable)==len(names):
+        raise ModelError(f'{lm.address} sent a reply with {unreadable[0]}; check that {lm.name!r} '
+                         'is a chat model.')
+    return {k:_check_stored(fresh.get(k) or run.get(k)) for k in names}
 
 def _replies(lm, prompts, settings, run, progress=None):
     "Return the reply to each prompt; equal requests are sent once"
@@ -331,7 +487,7 @@ def coverage(
     counts = Counter(r.method for r in replies)
     scored = [r for r in replies if r.method=='probabilities']
     return dict(answers=len(replies), **{k.replace(' ', '_'):counts[k] for k in
-                ('probabilities','text','not understood')},
+                ('probabilities','text','not understood','unreadable')},
                 bounded=sum(r.bounded>0 for r in scored),
                 unseen=max((r.unseen for r in scored), default=0.))
 
@@ -339,8 +495,9 @@ def _warn_coverage(lm, c):
     if c['answers']==c['probabilities'] and not c['bounded']: return
     parts = [f'{c["probabilities"]} read from probabilities', f'{c["text"]} from text',
              f'{c["not_understood"]} not understood']
+    if c['unreadable']: parts.append(f'{c["unreadable"]} unreadable and not kept')
     if c['bounded']:
-        parts.append(f'in {c["bounded"]} an option was not among the {lm.top_logprobs} likeliest '
+        parts.append(f'in {c["bounded"]} an option was not among the {lm.shown or lm.top_logprobs} likeliest '
                      'tokens and got its upper bound')
     warnings.warn(f'{lm.name}: {c["answers"]} answers, {", ".join(parts)}.', stacklevel=3)
 
@@ -375,6 +532,7 @@ class APIModel:
     parallel:int=8      # Requests in flight
     extra:dict=field(default_factory=dict) # Settings of each request; None: leave it out
     parsed:list=field(default_factory=list) # `ParsedReply` of every answer so far
+    shown:int=None      # The most candidates that the server shows, where it named a limit
     remote = True
     is_stub = False
     source = 'an API'
@@ -432,13 +590,18 @@ class APIModel:
                          seed=int(content_key(seed=seed, row=str(k))[:7], 16),
                          **(dict(stop=stop) if stop else {})) for k in keys]
         replies = _replies(self, prompts, settings, run, progress)
-        return [Sample(_strip_prefill(r['text'], p.prefill), (-1,)*r['used'],
-                       r['finish'] or 'stop', seed, 0) for r,p in zip(replies, prompts)]
+        lost = sum('unreadable' in r for r in replies)
+        if lost: warnings.warn(f'{self.name}: {lost} of {len(replies)} texts are unreadable and '
+                               'were not kept; they count as empty.', stacklevel=2)
+        return [Sample(_strip_prefill(r.get('text', ''), p.prefill), (-1,)*r.get('used', 0),
+                       r.get('finish', 'unreadable'), seed, 0) for r,p in zip(replies, prompts)]
 
 
 # %% [markdown]
 # Hosts differ in the settings they accept. `connect(name, max_tokens=None,
-# max_completion_tokens=400, temperature=None, logprobs=False)` suits a reasoning model.
+# max_completion_tokens=400, temperature=None, logprobs=False)` suits a reasoning model. In a name the
+# settings stand after a question mark, on the command line as well:
+# `'api:NAME?logprobs=False&max_tokens=None'`.
 
 # %%
 #| export
@@ -462,15 +625,48 @@ def connect(
     except ImportError:
         raise ConfigError(f'api:{name} needs the openai client; pip install "moral_sc[api]".'
                           ) from None
-    key = os.environ.get(key_variable)
-    base_url = base_url or os.environ.get('OPENAI_BASE_URL')
+    check_network_settings()
+    key = _read_key(key_variable)
+    base_url = _check_url(base_url, 'base_url') or _check_url(os.environ.get('OPENAI_BASE_URL'),
+                                                              'OPENAI_BASE_URL')
     if not (key or base_url):
         raise ConfigError(f'There is no key for {name!r}; set the environment variable '
                           f'{key_variable}, or OPENAI_BASE_URL for a server without keys.')
-    client = OpenAI(api_key=key or 'none', base_url=base_url, max_retries=retries,
-                    timeout=timeout)
+    try: client = OpenAI(api_key=key or 'none', base_url=base_url, max_retries=retries,
+                         timeout=timeout)
+    except Exception as e:
+        raise ConfigError(f'The client of api:{name} cannot be made ({e}); check the proxy and '
+                          'OPENAI_ variables of the environment.') from None
     return APIModel(name, client, _address(client.base_url), logprobs, top_logprobs, parallel,
                     extra)
+
+def _read_key(variable):
+    key = os.environ.get(variable, '').strip()
+    if key.isascii() and key.isprintable(): return key
+    raise ConfigError(f'The environment variable {variable} has characters that no key has; '
+                      'copy the key again.')
+
+def _check_url(url, name):
+    "Return the address of a server, None if there is none"
+    if url is None: return
+    if url.strip() and re.match(r'https?://[^/]', url): return url
+    raise ConfigError(f'{name} is {url!r}; give an address such as http://localhost:8000/v1, or '
+                      'leave it out.')
+
+def connect_by_name(
+    name:str,   # 'NAME', or 'NAME?top_logprobs=5&temperature=None'
+)->APIModel:
+    "Connect to a model whose settings follow its name"
+    name,_,query = name.partition('?')
+    values = dict(true=True, false=False, none=None)
+    def read(v):
+        try: return values[v.casefold()] if v.casefold() in values else json.loads(v)
+        except ValueError: return v
+    pairs = parse_qsl(query, keep_blank_values=True)
+    if not name or (query and not pairs):
+        raise ConfigError(f"'api:{name}?{query}' is not understood; write api:NAME or "
+                          "'api:NAME?logprobs=False'.")
+    return connect(name, **{k:read(v) for k,v in pairs})
 
 
 # %% [markdown]
@@ -509,6 +705,7 @@ def stub_server(
     logprobs:bool=True, # Returns probabilities
     status_codes=(),    # Status codes of the first replies: (429, 500)
     key:str=None,       # Refuse any other
+    answer=None,        # Request -> (status, JSON), in place of all of these
 ):                      # Yields its base URL and the list of requests received
     "Run a local server whose answers come from a function"
     from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -523,8 +720,9 @@ def stub_server(
             with lock: requests.append(body); status = failures.pop(0) if failures else 200
             token = self.headers.get('authorization', '').removeprefix('Bearer ')
             if key and token!=key and status==200: status = 401
-            reply = (_stub_reply(body, fn, follows_prefill, logprobs) if status==200 else
-                     dict(error=dict(message=f'no: {token}')))
+            if answer: status,reply = answer(body)
+            elif status==200: reply = _stub_reply(body, fn, follows_prefill, logprobs)
+            else: reply = dict(error=dict(message=f'no: {token}'))
             data = json.dumps(reply).encode()
             self.send_response(status)
             if status!=200: self.send_header('retry-after-ms', '1')
@@ -649,4 +847,54 @@ with stub_server(lambda ms: known, status_codes=[400, 404]) as (url,_):
         render(lm, conversations[0], 'x')
 saved = {k: os.environ.pop(k, None) for k in ('OPENAI_API_KEY','OPENAI_BASE_URL')}
 with expect_fail(ConfigError, contains='no key'): connect('gpt')
+for variable,value in dict(OPENAI_BASE_URL='', OPENAI_API_KEY='\u201ckey\u201d',
+                           ALL_PROXY='socks://127.0.0.1:7890/', SSL_CERT_FILE='/gone.pem').items():
+    with mock.patch.dict(os.environ, {'OPENAI_API_KEY': 'k', variable: value}), \
+         expect_fail(ConfigError, contains=variable): connect('gpt')
 os.environ.update({k:v for k,v in saved.items() if v})
+
+
+# %% [markdown]
+# ## Servers with odd replies
+#
+# A server may accept fewer candidates than were asked for and name its limit: the request is sent
+# again with that number. Unreadable replies are counted and requested again by the next run; a run
+# ends only if there is nothing else.
+
+# %%
+def serve(bodies):
+    "Run a server that answers with these bodies in turn, as (status, JSON) or JSON"
+    left = list(bodies)
+    def answer(request):
+        status,reply = left[0] if isinstance(left[0], tuple) else (200, left[0])
+        if len(left)>1: left.pop(0)
+        return status,reply
+    return stub_server(None, answer=answer)
+
+refusal = 400, dict(message='Cannot request more than 5 logprobs.', code=400)
+with serve([refusal, body('The answer is (b)')]) as (url,requests), \
+     mock.patch.dict(os.environ, OPENAI_BASE_URL=url):
+    lm = connect_by_name('few?parallel=1')
+    lp = lm.option_logprobs(prompts[:2], ['a','b','c'])
+test_eq([r['top_logprobs'] for r in requests], [20, 5, 5])
+for message,advice in {'This model\'s maximum context length is 2048 tokens': 'shorten the prompts',
+                       "Unsupported value: 'temperature'": "'api:odd?temperature=None'",
+                       'logprobs are not supported': "'api:odd?logprobs=False'",
+                       "use 'max_completion_tokens'": 'max_completion_tokens=400'}.items():
+    with serve([(400, dict(message=message))]) as (url,_), expect_fail(ConfigError, contains=advice):
+        connect('odd', url).option_logprobs(prompts[:1], ['a'])
+
+# %%
+odd = [body('The answer is (b)'), dict(choices=None), body(7), '<html>']
+with tempfile.TemporaryDirectory() as d, open_run(d, {}) as run:
+    with serve([*odd, body('The answer is (c)')]) as (url,requests):
+        lm = connect('odd', url, parallel=1)
+        with warnings.catch_warnings(record=True) as w:
+            warnings.simplefilter('always')
+            first = lm.option_logprobs(prompts[:4], ['a','b','c'], run)
+        second = lm.option_logprobs(prompts[:4], ['a','b','c'], run)
+    with serve([dict(choices=[])]) as (url,_), expect_fail(ModelError, contains='a chat model'):
+        connect('none', url).option_logprobs(prompts[:4], ['a','b','c'], run)
+test_eq(np.isnan(first[:,0]).tolist(), [False, True, True, True])
+test_eq((second.argmax(1).tolist(), len(requests)), ([1, 2, 2, 2], 7))
+print(w[0].message)
