@@ -12,7 +12,7 @@
 # > First revisions (section 3) by a 135M model share more words with the critique than with the answer.
 
 # %% tags=["parameters"]
-scale = 'quick'  # quick: half a minute on a CPU; cpu: ten minutes or more; gpu: four rounds
+scale = 'quick'  # quick: seconds; cpu: ten minutes or more; gpu: four rounds
 seed = 0  # of every draw and every sampled text
 models = ()  # --model NAME: alias, folder or hub id; default: that of the scale
 
@@ -40,7 +40,7 @@ from moral_sc.language.stub_models import stub_model
 
 # %%
 size = at_scale(scale,
-    quick=dict(prompts=2, rounds=2, shots=1, max_new_tokens=12, models=['smollm2-135m-instruct']),
+    quick=dict(prompts=2, rounds=2, shots=1, max_new_tokens=6, models=['smollm2-135m-instruct']),
     cpu=dict(prompts=24, rounds=2, shots=3, max_new_tokens=64, models=['smollm2-135m-instruct']),
     gpu=dict(prompts=80, rounds=4, shots=3, max_new_tokens=256, models=['smollm2-135m-instruct']),
 )

@@ -51,7 +51,7 @@ if not available: # Test cases of the detectors replace the answers; they are no
     cases = pd.DataFrame(read_jsonl(data_dir()/'constitution'/'detector_cases.jsonl'))
     cases = cases.assign(set='ours', row=range(len(cases)), sample=0, prompt='', score=np.nan)
     answers = {'our own cases': cases}
-pd.DataFrame({k: a.groupby('set').row.nunique() for k,a in answers.items()}).rename_axis('prompts')
+pd.DataFrame({k: a.groupby('set').row.nunique() for k,a in answers.items()}).T
 
 
 # %% [markdown]
