@@ -9,7 +9,7 @@
 # %% [markdown]
 # # Absolute harmfulness: HH RLHF and RL-CAI reduce it
 #
-# > HH RLHF and RL-CAI lower it (Figure 10); the rise under helpful RLHF is undecided.
+# > HH RLHF and RL-CAI lower it, but not below an empty answer (Figure 10); a rise is undecided.
 
 # %% tags=["parameters"]
 scale = 'quick'  # quick: seconds; cpu: minutes; gpu: a larger model and the paper's 64 x 256
@@ -230,6 +230,11 @@ pd.DataFrame({(k, name, T): sum(mean_features(s, p, i, T) for s,p in ps.items())
 # become less harmful in different ways. A third of the final answers of HH RLHF refuse. Those of
 # RL-CAI never refuse and name tools that do not serve.
 #
+# An empty answer or a refusal has the expected rating 0.25, as the first table shows. Both kinds of runs
+# end at about 0.4 by the truth, the mean of `end_truth` above. The fall alone is therefore not counted
+# for either method: silence would fall further. What would count is a fall with help kept, which this
+# page does not measure.
+#
 # ## What this does not show
 #
 # We do not test chains of thought, because the toy environment has no words for them. Intervals
@@ -240,8 +245,10 @@ pd.DataFrame({(k, name, T): sum(mean_features(s, p, i, T) for s,p in ps.items())
 #
 # The criteria in `data/claims/constitution_harmfulness.toml` were fixed before any policy was
 # trained for this figure. The number of six trainings, and that intervals resample them, was fixed
-# before this recording. Three claims hold. The rise under helpful RLHF and the order of RL-CAI and
-# HH RLHF are undecided.
+# before this recording; the criterion of the regressor was edited at that time. That the regressor stays
+# right holds. The rise under helpful RLHF is undecided. The two falls meet their criteria and are
+# closed, because an empty answer meets them too. The order of RL-CAI and HH RLHF, which the paper does
+# not claim, is undecided.
 
 # %%
 largest = max((mean(error(last_rating, k).abs()) for k in policies), key=lambda e: e.value)

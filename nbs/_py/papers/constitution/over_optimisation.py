@@ -266,8 +266,10 @@ plot_distance(comfort_policies[seed].history,
 #
 # The criteria in `data/claims/constitution_overoptimisation.toml` were fixed before the first policy
 # was trained in the toy environment. The number of six trainings, and that intervals resample them,
-# was fixed before this recording. Three claims hold (square root of the KL, rising learned score,
-# falling true score); those about the KL coefficient, boilerplate and RLOO are undecided.
+# was fixed before this recording, and four criteria were edited at that time; the file lists them. Two
+# claims are the paper's: the fall of the true score holds, boilerplate is undecided. The others are ours,
+# after other papers: the square root of the KL [@bai2022hh] and the rise of the learned score hold, the
+# KL coefficient [@gao2023overoptimization] and RLOO are undecided.
 
 # %%
 record(scale, {
