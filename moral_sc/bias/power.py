@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['standard_error', 'detectable_effect', 'cluster_components', 'detectable_correlation', 'interval_power',
-           'detectable_gap', 'add_detectable', 'holm_by_category']
+           'detectable_gap', 'add_detectable', 'holm_by_category', 'simultaneous_intervals']
 
 # %% ../../nbs/bias/34_power.ipynb #6aa17837
 import numpy as np, pandas as pd
@@ -125,3 +125,14 @@ def holm_by_category(
     ok = d.p.notna()
     d['adjusted'] = d[ok].groupby(by[ok]).p.transform(lambda p: holm(p))
     return d.assign(holds=d.adjusted<level).reset_index(drop=True)
+
+# %% ../../nbs/bias/34_power.ipynb #578747a9
+def simultaneous_intervals(
+    differences:pd.DataFrame, # With value, low and high; one row per test
+    level:float=.05,          # Of the given intervals, and of all widened ones together
+)->pd.DataFrame:              # The same with wider intervals
+    "Widen intervals so that all of them hold at once (Bonferroni)"
+    from scipy.stats import norm
+    d = differences
+    factor = norm.ppf(1-level/2/len(d))/norm.ppf(1-level/2)
+    return d.assign(low=d.value-(d.value-d.low)*factor, high=d.value+(d.high-d.value)*factor)

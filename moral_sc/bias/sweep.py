@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TABLES', 'COLUMNS', 'STUB_SETTINGS', 'ModelSpec', 'parse_step', 'expand_models', 'models_of_families',
-           'read_exact_csv', 'SweepResult', 'sweep', 'item_bias', 'paired_change', 'least_squares_slope', 'trend',
-           'onset', 'stub_sweep_models', 'models_or_stubs', 'save_sweep', 'load_sweep']
+           'read_exact_csv', 'SweepResult', 'sweep', 'item_bias', 'least_squares_slope', 'trend', 'onset',
+           'stub_sweep_models', 'models_or_stubs', 'save_sweep', 'load_sweep']
 
 # %% ../../nbs/bias/50_sweep.ipynb #cf943f74
 import gc, json, re, warnings
@@ -238,22 +238,6 @@ def item_bias(
     rows = [dict(id=q.id, template=q.template, category=q.category, value=v)
             for q,v in zip(qs, d[:,0]-d[:,1]) if q.context_condition=='ambig' and v==v]
     return pd.DataFrame(rows)
-
-def paired_change(
-    records:pd.DataFrame,  # Of BBQ, one model
-    category:str|None=None, # Default: all
-    condition:str='q+if',
-    against:str='q',
-    soft:bool=True,        # From probabilities
-    **kw,                  # n, level, seed of the bootstrap
-)->Estimate:
-    "Estimate the change of the bias score between two conditions, question by question"
-    after,before = (item_bias(records, c, soft).set_index('id') for c in (condition, against))
-    d = after.assign(value=after.value-before.value.reindex(after.index)).dropna(subset='value')
-    if category: d = d[d.category==category]
-    sizes = d.groupby('category').template.nunique()
-    strata = d.category if sizes.min()>1 else None
-    return cluster_bootstrap(d.value, d.template, strata=strata, **kw)
 
 def least_squares_slope(
     x,  # [model]

@@ -308,6 +308,24 @@ def holm_by_category(
     return d.assign(holds=d.adjusted<level).reset_index(drop=True)
 
 
+# %% [markdown]
+# That no change is significant is no evidence of no change: a smaller sample finds even less. Bounds that hold for all
+# tests at once are evidence. `simultaneous_intervals` widens 95 % intervals to level $1-0.05/m$ for $m$ tests, as those of a
+# normal estimate.
+
+# %%
+#| export
+def simultaneous_intervals(
+    differences:pd.DataFrame, # With value, low and high; one row per test
+    level:float=.05,          # Of the given intervals, and of all widened ones together
+)->pd.DataFrame:              # The same with wider intervals
+    "Widen intervals so that all of them hold at once (Bonferroni)"
+    from scipy.stats import norm
+    d = differences
+    factor = norm.ppf(1-level/2/len(d))/norm.ppf(1-level/2)
+    return d.assign(low=d.value-(d.value-d.low)*factor, high=d.value+(d.high-d.value)*factor)
+
+
 # %%
 changes = pd.DataFrame(dict(
     metric='bias_ambig_soft', condition='q+if - q', model='m',
@@ -319,6 +337,11 @@ result[['category','value','p','adjusted','holds','detectable']].round(4)
 
 # %% [markdown]
 # One change is significant on its own and no longer significant after the adjustment.
+
+# %%
+wide = simultaneous_intervals(result)
+test_close(wide.high-wide.low, (result.high-result.low)*2.4977/1.96, eps=1e-4)
+wide[['category','value','low','high']].round(4)
 
 # %%
 test_eq(list(result.holds), [True, False, False, False])

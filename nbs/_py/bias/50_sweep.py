@@ -430,22 +430,6 @@ def item_bias(
             for q,v in zip(qs, d[:,0]-d[:,1]) if q.context_condition=='ambig' and v==v]
     return pd.DataFrame(rows)
 
-def paired_change(
-    records:pd.DataFrame,  # Of BBQ, one model
-    category:str|None=None, # Default: all
-    condition:str='q+if',
-    against:str='q',
-    soft:bool=True,        # From probabilities
-    **kw,                  # n, level, seed of the bootstrap
-)->Estimate:
-    "Estimate the change of the bias score between two conditions, question by question"
-    after,before = (item_bias(records, c, soft).set_index('id') for c in (condition, against))
-    d = after.assign(value=after.value-before.value.reindex(after.index)).dropna(subset='value')
-    if category: d = d[d.category==category]
-    sizes = d.groupby('category').template.nunique()
-    strata = d.category if sizes.min()>1 else None
-    return cluster_bootstrap(d.value, d.template, strata=strata, **kw)
-
 def least_squares_slope(
     x,  # [model]
     y,  # [row, model]
@@ -510,11 +494,6 @@ def onset(
 
 # %%
 onset(found.table)['model']
-
-# %%
-change = found.table.query('category=="micro" and metric=="bias_ambig_soft" '
-                           'and condition=="q+if - q"').iloc[-1]
-test_close(paired_change(found.records(change.model)).value, change.value, eps=1e-9)
 
 # %% [markdown]
 # ## Stub models for pages

@@ -22,9 +22,8 @@ import pandas as pd
 from moral_sc.bias import bbq
 from moral_sc.bias.bbq.metrics import accuracy_shortfall
 from moral_sc.bias.plots import final_step, plot_changes, plot_category_panels, plot_size
-from moral_sc.bias.power import holm_by_category, add_detectable
-from moral_sc.bias.sweep import (item_bias, models_of_families, models_or_stubs, paired_change,
-                                 sweep)
+from moral_sc.bias.power import add_detectable, holm_by_category, simultaneous_intervals
+from moral_sc.bias.sweep import item_bias, models_of_families, models_or_stubs, sweep
 from moral_sc.foundation.statistics import cluster_bootstrap
 from moral_sc.lab.claims import as_measurement, format_estimate, record
 from moral_sc.lab.paths import work_dir
@@ -133,10 +132,8 @@ changes[['model','category','value','p','adjusted','holds','detectable']].round(
 # once:
 
 # %%
-cells = list(zip(changes.model, changes.category))
-asked = {m:results.records(m) for m in dict.fromkeys(changes.model)}
-bounds = {(m,c):paired_change(asked[m], c, level=1-.05/len(cells), seed=seed) for m,c in cells}
-pd.DataFrame(bounds, ['value','low','high']).T.round(4)
+bounds = simultaneous_intervals(changes)
+bounds[['model','category','value','low','high']].round(4)
 
 # %%
 overall = add_detectable(final_step(results.table).query(
@@ -186,14 +183,13 @@ unmet_by = {}
 if len(small): # Not with large models alone
     accuracy = small.query('metric=="accuracy_disambig" and condition=="q"').value.min()
     unmet_by['self_correction/near-zero-below-1b'] = unmet or accuracy_shortfall(accuracy)
-    bound = [e for (m,c),e in bounds.items() if sizes[m]<1e9]
     outcomes |= {
         'self_correction/near-zero-below-1b':
             farthest(small.query('metric=="bias_ambig" and condition=="q"')),
         'self_correction/no-category-moves':
             float(changes.query('parameters<1e9').adjusted.min()),
         'self_correction/no-category-moves-by-bound':
-            tuple(max(bound, key=lambda e: max(abs(e.low), abs(e.high))))}
+            farthest(bounds.query('parameters<1e9'))}
 if {'Age','Disability_status','Nationality','Sexual_orientation'} <= set(sample.category):
     contrasts = [contrast(m) for m in sizes]
     outcomes['self_correction/category-profile'] = tuple(min(contrasts, key=lambda e: e.low))
