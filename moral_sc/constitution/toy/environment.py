@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['TOOLS', 'DEEDS', 'THINGS', 'PLACES', 'TIMES', 'SAFE_TOOLS', 'DANGEROUS_TOOLS', 'REFUSAL', 'ALTERNATIVE', 'COMFORT',
-           'RATER_STYLES', 'PRINCIPLE_WEIGHTS', 'PRINCIPLES', 'SIZES', 'PRETRAINING_STEPS', 'requests', 'deed',
-           'features', 'helpfulness', 'harmlessness', 'uniform_draw', 'rater_labels', 'principle_score', 'model_labels',
-           'write_answer', 'write_revision', 'toy_tokenizer', 'tokenize_dialogue', 'pretrain', 'evaluate_toy_model']
+           'RATER_STYLES', 'PRINCIPLE_WEIGHTS', 'PRINCIPLES', 'SIZES', 'PRETRAINING_STEPS', 'HELPFUL', 'requests',
+           'deed', 'features', 'helpfulness', 'harmlessness', 'uniform_draw', 'rater_labels', 'principle_score',
+           'model_labels', 'write_answer', 'write_revision', 'toy_tokenizer', 'scale_weights', 'tokenize_dialogue',
+           'tokenize_dialogues', 'pretrain', 'evaluate_toy_model']
 
 # %% ../../../nbs/constitution/toy/10_environment.ipynb #4bfc4623
 from dataclasses import replace
@@ -199,6 +200,8 @@ SIZES = dict( # Layers, width, heads
     mini=(2, 32, 2), tiny=(2, 64, 2), small=(3, 128, 4), medium=(4, 192, 6), large=(6, 256, 8))
 PRETRAINING_STEPS = dict(mini=450, tiny=220, small=900, medium=2000, large=4000)
 
+HELPFUL = dict(steps=250, batch=16, init_std=.15) # Of `pretrain`: `mini` then helps
+
 def toy_tokenizer():
     "Build a tokenizer with one token per word of the environment"
     texts = [*COMFORT, ALTERNATIVE, REFUSAL, *PLACES, *TIMES, *THINGS, *SAFE_TOOLS,
@@ -206,6 +209,14 @@ def toy_tokenizer():
              *(w for p in PRINCIPLES for w in (p.critique, p.revision)),
              'how do i and the ? take it is cold long nothing wrong dangerous .']
     return word_tokenizer(sorted({w for t in texts for w in t.split()}))
+
+def scale_weights(
+    lm:LM,
+    std:float=None, # Standard deviation of each weight matrix; None: as they are
+):
+    "Scale initial weight matrices; small models learn to attend sooner with larger ones"
+    for w in lm.model.parameters():
+        if std and w.ndim==2: w.data.mul_(std/w.data.std())
 
 def tokenize_dialogue(lm, rng, prompt):
     "Write a dialogue and tokenize it as a training example"
@@ -215,6 +226,15 @@ def tokenize_dialogue(lm, rng, prompt):
     return [*ids, *lm.tokenizer(' '+text, add_special_tokens=False).input_ids,
             lm.tokenizer.eos_token_id], len(ids)
 
+def tokenize_dialogues(lm, rng, prompts)->list:
+    "Write dialogues and tokenize them all at once, as `tokenize_dialogue` does one by one"
+    rows = [_dialogue(rng, p) for p in prompts]
+    heads = [t if t.startswith('\n') else prompt_text([('Human', t)], 'Assistant')
+             for t,_ in rows]
+    bodies = lm.tokenizer([f' {t}' for _,t in rows], add_special_tokens=False).input_ids
+    end = lm.tokenizer.eos_token_id
+    return [([*h, *b, end], len(h)) for h,b in zip(encode(lm, heads), bodies)]
+
 def pretrain(
     size:str='tiny',   # One of `SIZES`
     seed:int=0,
@@ -222,21 +242,24 @@ def pretrain(
     out=None,          # Folder; a model found there is loaded, an interrupted run resumes
     device='cpu',
     batch:int=32,      # Dialogues a step
+    init_std:float=None, # As in `scale_weights`
 )->LM:
     "Train a transformer on dialogues of the environment, or load it"
     if size not in SIZES: raise ConfigError(unknown_name_message('size', size, [*SIZES]))
     steps = steps or PRETRAINING_STEPS[size]
     read = f'{steps}' if batch==32 else f'{steps}x{batch}'
+    if init_std: read += f'-std{init_std:g}'
     folder = Path(out)/f'world-{size}-{read}-{seed}' if out else None
     identity = dict(name=f'world-{size}', source=f'the world, {read} steps, seed {seed}')
     if folder and (folder/'model').is_dir():
         return replace(load(folder/'model', 'float32', device), **identity)
     lm = small_llama(toy_tokenizer(), *SIZES[size], seed=seed, context=256, device=device)
+    scale_weights(lm, init_std)
     rng = np.random.default_rng([seed, 1])
     prompts = requests(batch*steps, seed=seed+10**6)
-    fit(lm.model, [tokenize_dialogue(lm, rng, r['text']) for r in prompts], answer_loss,
-        batch=batch, lr=.64/SIZES[size][1], warmup=20, schedule='cosine', seed=seed,
-        out=folder and folder/'fit')
+    examples = tokenize_dialogues(lm, rng, [r['text'] for r in prompts])
+    fit(lm.model, examples, answer_loss, batch=batch, lr=.64/SIZES[size][1], warmup=20,
+        schedule='cosine', seed=seed, out=folder and folder/'fit')
     if folder and process_rank()[0]==0: save_model(lm, folder/'model')
     return replace(lm, **identity)
 

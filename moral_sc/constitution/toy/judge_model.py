@@ -104,16 +104,19 @@ def train_judge_model(
     lr:float=4e-3,                # Of each stage, decaying to zero
     out=None,                     # Folder; a model found there is loaded
     device='cpu',
+    init_std:float=None,          # As in `environment.scale_weights`
 )->LM:
     "Train a transformer on simulated votes, or load it"
     if size not in environment.SIZES:
         raise ConfigError(unknown_name_message('size', size, [*environment.SIZES]))
-    key = content_key(read=[list(curriculum), list(principles), sharpness, lr])[:8]
+    settings = [list(curriculum), list(principles), sharpness, lr, *([init_std] if init_std else [])]
+    key = content_key(read=settings)[:8]
     folder = Path(out)/f'judge-{size}-{seed}-{key}' if out else None
     identity = dict(name=f'judge-{size}', source=f'votes, {key}, seed {seed}')
     if folder and folder.is_dir(): return replace(load(folder, 'float32', device), **identity)
     lm = small_llama(judge_tokenizer(), *environment.SIZES[size], seed=seed, context=256,
                      device=device)
+    environment.scale_weights(lm, init_std)
     for steps,lengths,k in curriculum:
         n = 32*steps//len(lengths)
         rows = [r for m in lengths for r in simulate_votes(n, seed, principles[:k], m, sharpness)]

@@ -36,12 +36,11 @@ def reinforce(
     labels:list,      # Label rows for the preference model
     seed:int=0,
     *,
-    lr:float=2e-3,    # Of the preference model
-    epochs:int=3,
+    epochs:int=3,     # Of the preference model
     **kw              # Of `train_policy`
 ):                    # `TrainedPolicy`
     "Train a preference model on labels, and a model against it by RL"
-    pm = fit_preference(lm, labels, lr=lr, epochs=epochs, seed=seed)
+    pm = fit_preference(lm, labels, lr=2e-3, epochs=epochs, seed=seed)
     return train_policy(lm, prompts, pm, seed=seed, **dict(SAMPLING)|kw)
 
 def train_helpful(

@@ -304,6 +304,8 @@ SIZES = dict( # Layers, width, heads
     mini=(2, 32, 2), tiny=(2, 64, 2), small=(3, 128, 4), medium=(4, 192, 6), large=(6, 256, 8))
 PRETRAINING_STEPS = dict(mini=450, tiny=220, small=900, medium=2000, large=4000)
 
+HELPFUL = dict(steps=250, batch=16, init_std=.15) # Of `pretrain`: `mini` then helps
+
 def toy_tokenizer():
     "Build a tokenizer with one token per word of the environment"
     texts = [*COMFORT, ALTERNATIVE, REFUSAL, *PLACES, *TIMES, *THINGS, *SAFE_TOOLS,
@@ -311,6 +313,14 @@ def toy_tokenizer():
              *(w for p in PRINCIPLES for w in (p.critique, p.revision)),
              'how do i and the ? take it is cold long nothing wrong dangerous .']
     return word_tokenizer(sorted({w for t in texts for w in t.split()}))
+
+def scale_weights(
+    lm:LM,
+    std:float=None, # Standard deviation of each weight matrix; None: as they are
+):
+    "Scale initial weight matrices; small models learn to attend sooner with larger ones"
+    for w in lm.model.parameters():
+        if std and w.ndim==2: w.data.mul_(std/w.data.std())
 
 def tokenize_dialogue(lm, rng, prompt):
     "Write a dialogue and tokenize it as a training example"
@@ -320,6 +330,15 @@ def tokenize_dialogue(lm, rng, prompt):
     return [*ids, *lm.tokenizer(' '+text, add_special_tokens=False).input_ids,
             lm.tokenizer.eos_token_id], len(ids)
 
+def tokenize_dialogues(lm, rng, prompts)->list:
+    "Write dialogues and tokenize them all at once, as `tokenize_dialogue` does one by one"
+    rows = [_dialogue(rng, p) for p in prompts]
+    heads = [t if t.startswith('\n') else prompt_text([('Human', t)], 'Assistant')
+             for t,_ in rows]
+    bodies = lm.tokenizer([f' {t}' for _,t in rows], add_special_tokens=False).input_ids
+    end = lm.tokenizer.eos_token_id
+    return [([*h, *b, end], len(h)) for h,b in zip(encode(lm, heads), bodies)]
+
 def pretrain(
     size:str='tiny',   # One of `SIZES`
     seed:int=0,
@@ -327,30 +346,34 @@ def pretrain(
     out=None,          # Folder; a model found there is loaded, an interrupted run resumes
     device='cpu',
     batch:int=32,      # Dialogues a step
+    init_std:float=None, # As in `scale_weights`
 )->LM:
     "Train a transformer on dialogues of the environment, or load it"
     if size not in SIZES: raise ConfigError(unknown_name_message('size', size, [*SIZES]))
     steps = steps or PRETRAINING_STEPS[size]
     read = f'{steps}' if batch==32 else f'{steps}x{batch}'
+    if init_std: read += f'-std{init_std:g}'
     folder = Path(out)/f'world-{size}-{read}-{seed}' if out else None
     identity = dict(name=f'world-{size}', source=f'the world, {read} steps, seed {seed}')
     if folder and (folder/'model').is_dir():
         return replace(load(folder/'model', 'float32', device), **identity)
     lm = small_llama(toy_tokenizer(), *SIZES[size], seed=seed, context=256, device=device)
+    scale_weights(lm, init_std)
     rng = np.random.default_rng([seed, 1])
     prompts = requests(batch*steps, seed=seed+10**6)
-    fit(lm.model, [tokenize_dialogue(lm, rng, r['text']) for r in prompts], answer_loss,
-        batch=batch, lr=.64/SIZES[size][1], warmup=20, schedule='cosine', seed=seed,
-        out=folder and folder/'fit')
+    examples = tokenize_dialogues(lm, rng, [r['text'] for r in prompts])
+    fit(lm.model, examples, answer_loss, batch=batch, lr=.64/SIZES[size][1], warmup=20,
+        schedule='cosine', seed=seed, out=folder and folder/'fit')
     if folder and process_rank()[0]==0: save_model(lm, folder/'model')
     return replace(lm, **identity)
 
 
 # %% [markdown]
 # `tiny` trains in about ten seconds on one core. It answers requests, harmful ones too. After these 220
-# steps it does not know yet which tools serve a deed: its help is negative. Between 300 and 600
-# steps it learns that, and then helps as much as the text that it reads. Experiments that measure help begin
-# with models that were trained for so long.
+# steps it does not know yet which tools serve a deed, so its help is negative; it learns that between 300
+# and 600 steps. Initial weights of the usual size, 0.02, delay this: with `init_std=.15` even `mini`
+# helps as much as the text that it reads after 250 steps of 16 dialogues. `HELPFUL` has these
+# settings, and experiments that measure help begin with such models.
 
 # %%
 lm = pretrain('tiny')
@@ -373,6 +396,15 @@ pd.DataFrame([dict(harmless=harmlessness(asked, s).mean(), help=helpfulness(aske
 gain = paired_difference(harmlessness(asked, said[3]), harmlessness(asked, said[0]), asked)
 assert gain.low>0
 gain
+
+# %% [markdown]
+# All dialogues are tokenized at once, which is faster and gives the same examples:
+
+# %%
+few_prompts = [r['text'] for r in requests(40)]
+rng,again = (np.random.default_rng(0) for _ in 'ab')
+test_eq(tokenize_dialogues(lm, rng, few_prompts),
+        [tokenize_dialogue(lm, again, p) for p in few_prompts])
 
 # %% [markdown]
 # Loaded from a folder it is the same model, with the same name and source, which identify
