@@ -9,15 +9,16 @@
 # %% [markdown]
 # # Uniform superposition: equal features settle on the levels of polytopes
 #
-# > "Uniform Superposition" and "Feature Dimensionality": D* rests at 1/2, no tetrahedra appear, and the predicted level wins at 57 % of densities.
+# > "Uniform Superposition" and "Feature Dimensionality": with 400 features in 30 dimensions D* rests at 1/2 and 8 of 9 densities have the predicted level, but no tetrahedra appear.
 
 # %% tags=["parameters"]
-scale = 'quick'  # quick: seconds; cpu: 200 features in 20 dimensions; gpu: the paper's 400 in 30
+scale = 'quick'  # quick: seconds; cpu: the paper's 400 features in 30 dimensions; gpu: more seeds
 seed = 0         # everything random follows from it
 
 # %%
 #| hide
 import numpy as np, torch, pandas as pd
+from moral_sc.foundation.statistics import t_interval
 from moral_sc.lab.claims import record
 from moral_sc.lab.scales import at_scale
 from moral_sc.superposition import feature_dimensionality
@@ -29,16 +30,15 @@ from moral_sc.superposition.geometry_plots import plot_feature_graphs, plot_dime
 from moral_sc.superposition.polytope_gain import polytope_gain
 
 # %%
-fine = [1,.9,.8,.73,.68,.63,.58,.53,.48,.42,.36,.3,.25,.22,.2,.18,.15,.12,.08,.05]
-falling = dict(lr=.01, schedule='cosine')
+dense = [.85,.77,.73,.69]
+density = [1,*dense,.65,.5,.36,.3,.22,.2,.18,.14]
 size = at_scale(scale,
-    quick=dict(n=48, m=8, density=[1,.85,.7,.6,.45,.35,.2,.15,.1], restarts=1, pressure=(48,),
-               few=48, train=dict(steps=1200, batch_size=128) | falling,
-               vary=dict(steps=500, batch_size=128)),
-    cpu=dict(n=200, m=20, density=fine, restarts=1, pressure=(10,20,40,80,160), few=80,
-             train=dict(steps=10_000), vary=dict(steps=5000, batch_size=512)),
-    gpu=dict(n=400, m=30, density=fine, restarts=5, pressure=(10,20,40,80,160,320), few=80,
-             train=dict(steps=10_000), vary=dict(steps=20_000)),
+    quick=dict(n=48, m=8, density=[1,.85,.7,.6,.45,.35,.2,.15,.1], dense=[.85,.75], restarts=1,
+               pressure=(48,), train=dict(steps=1200, batch_size=128), vary=500),
+    cpu=dict(n=400, m=30, density=density, dense=dense, restarts=3, pressure=(10,20,40,80),
+             train=dict(steps=10_000), vary=4000),
+    gpu=dict(n=400, m=30, density=density, dense=dense, restarts=10,
+             pressure=(10,20,40,80,160,320), train=dict(steps=10_000), vary=20_000),
 )
 device = 'cuda' if scale=='gpu' and torch.cuda.is_available() else 'cpu'
 {k: v for k,v in size.items() if k!='density'}
@@ -55,13 +55,16 @@ device = 'cuda' if scale=='gpu' and torch.cuda.is_available() else 'cpu'
 # > [@elhage2022].
 #
 # The paper trains 400 features in 30 dimensions and does not state the settings. The public notebook
-# has 200 in 20, AdamW at a constant 0.001, and 10,000 steps of 1024 samples. The outputs on this page
-# use the notebook's numbers; the quick scale is only a sketch, and the paper's size is not yet run.
+# uses AdamW at a constant 0.001, and 10,000 steps of 1024 samples. The outputs on this page have the
+# paper's size, the notebook's training and three seeds at each density. The quick scale has a sketch
+# of the sweep, and one model of the paper's size.
 # [One call](../../superposition/54_dimensionality.ipynb) trains the sweep.
 
 # %%
 sweep = dimensionality_sweep(size['n'], size['m'], size['density'], size['restarts'], seed=seed,
                              device=device, **size['train'])
+plateau = dimensionality_sweep(400, 30, [.36], seed=seed,
+                               steps=10_000) if scale=='quick' else sweep
 table = sweep.table()
 table[['d_star','stored','total']].round(3)
 
@@ -71,16 +74,16 @@ table[['d_star','stored','total']].round(3)
 plot_dimensionality(sweep)
 
 # %% [markdown]
-# In @fig-shares hardly a feature leaves the line 1/2 between densities of about 0.5 and 0.28, and
-# $D^*$ stays there. On either side several levels occur at one density. Towards density 1 hardly a
-# column is longer than one half: such a model may be rotated at next to no cost.
+# In @fig-shares hardly a feature leaves the line 1/2 between densities of about 0.5 and 0.3, and $D^*$
+# stays there. On either side several levels occur at one density. In denser data stored features
+# gather a little above the line of triangles, between 2/3 and 0.7. Towards density 1 hardly a column is
+# longer than one half: such a model may be rotated at next to no cost.
 #
 # Is this specific to our program? The table compares with an independent implementation in C with the
-# notebook's settings, 200 features in 20 dimensions, one seed; our values are interpolated.
+# notebook's settings, 400 features in 30 dimensions, one seed; our values are interpolated.
 
 # %%
-reference = {1: 1.004, 1.37: .946, 1.88: .585, 2.58: .511, 3.53: .495, 4.84: .390,
-             10.6: .207, 20: .136}
+reference = {1: 1.002, 1.62: .879, 2.07: .545, 2.64: .505, 3.36: .498, 5.46: .346, 6.95: .290}
 ours = np.interp(np.log(list(reference)), -np.log(sweep.density), table.d_star)
 pd.DataFrame({'1/p': list(reference), 'here': ours, 'elsewhere': list(reference.values())}).round(3)
 
@@ -89,16 +92,44 @@ pd.DataFrame({'1/p': list(reference), 'here': ours, 'elsewhere': list(reference.
 
 # %%
 #| label: fig-levels
-#| fig-cap: Share of stored features within 0.012 of each level, against sparsity.
+#| fig-cap: Share of stored features within 0.012 of each level, against sparsity; means over seeds.
 names = ['tetrahedron','triangle','digon','pentagon','antiprism']
 on_level = table[names].div(table.stored.clip(lower=1), axis=0)
 plot_curves(1/table.index.to_numpy(), {k: on_level[k].tolist() for k in names}, 'sparsity 1/p',
             'share of stored features', logx=True, legend=True)
 
 # %% [markdown]
-# Triangles are few in @fig-levels and never the only shape, and no feature lies on the line 3/4, that
-# of tetrahedra. [Another page](polytopes.ipynb) finds tetrahedra with another training schedule.
+# Triangles, pentagons and antiprisms each hold a third of the stored features and more at some density of
+# @fig-levels, on average over three seeds. The seeds differ too much to tell whether the mean is above
+# the fifth that our criteria require, so these three claims are undecided. The point of antiprisms at
+# density 0.85 is a single feature in one model.
 #
+# ## Tetrahedra and the learning rate
+#
+# The paper states no learning rate. In [models of few dimensions](polytopes.ipynb) tetrahedra appear
+# when a high rate falls to zero. At the paper's size, in @fig-rates, they appear with neither schedule,
+# although the tetrahedron is the shape with the highest exact gain at density 0.85. Our criteria for
+# tetrahedra fail. This is a failure of two trainings that we chose, not a contradiction of the paper.
+
+# %%
+falling = dimensionality_sweep(size['n'], size['m'], size['dense'], size['restarts'], seed=seed,
+                               device=device, lr=.03, schedule='cosine', **size['train'])
+def mean_share(s, level):
+    "Return the share of stored features on a level over densities, mean over seeds"
+    return pd.Series(s.level_share(level).double().mean(1), s.density)
+
+
+# %%
+#| label: fig-rates
+#| fig-cap: Share of stored features within 0.012 of 3/4 (tetrahedra) and of 2/3 (triangles), with a constant rate of 0.001 and with one that falls from 0.03 to zero; means over seeds.
+curves = {f'{level}, {name}': mean_share(s, level).loc[lambda v: (v.index<1) & (v.index>.55)]
+          for level in ('tetrahedron','triangle')
+          for name,s in (('constant',sweep),('falling',falling))}
+plot_curves({k: v.index.tolist() for k,v in curves.items()},
+            {k: v.tolist() for k,v in curves.items()}, 'density p', 'share of stored features',
+            dashed=('tetrahedron, constant','triangle, constant'), legend=True)
+
+# %% [markdown]
 # ## The sum of dimensionalities
 #
 # > Dimensionalities add up to about the number of dimensions [@elhage2022].
@@ -141,8 +172,8 @@ counted.T.fillna(0).astype(int)
 
 
 # %% [markdown]
-# `other` counts groups without a name: distorted polytopes, and large components in which most
-# features are connected. Some of these are regular all the same. The table has the groups whose
+# The counts are of the first seed. `other` counts groups without a name: distorted polytopes, and large
+# components in which most features are connected. Some of these are regular all the same. The table has the groups whose
 # dimensionalities have a standard deviation below 0.012, and the number of dimensions that they fill:
 
 # %%
@@ -200,17 +231,17 @@ agree, judged.offer.min()
 
 # %% [markdown]
 # The digon's long plateau is where its gain leads by a wide margin, and it ends where the margin
-# closes. There the prediction of the most frequent level fails: gains lie within a few per cent of
-# each other, training mixes shapes or finds ones without a name, and shapes in four and more
-# dimensions were not among the candidates. The criterion below, fixed beforehand, requires agreement
-# at three quarters of the densities.
+# closes. The prediction of the most frequent level is right at eight of nine densities between 0.15 and
+# 0.75; it misses density 0.18, where the gains of several shapes lie within a few per cent of each
+# other. Away from the plateau most stored features are on no level. A recording with 200 features in
+# 20 dimensions and one seed agreed at 57 % of its densities, below the three quarters that the criterion
+# requires.
 #
-# ## Settings that we chose
+# ## Number of features to choose from
 #
-# The first is the number of features to choose from. Henighan and Olah remark in a comment to the
-# paper that clean polytopes need pressure (many more features than dimensions) and long training. The
-# table has eight dimensions at density 0.2 and four models each; *sharp* is the share of stored
-# features on any level.
+# Henighan and Olah remark in a comment to the paper that clean polytopes need pressure (many more
+# features than dimensions) and long training. The table has eight dimensions at density 0.2 and four
+# models each; *sharp* is the share of stored features on any level.
 
 # %%
 def sharp(s):
@@ -220,25 +251,15 @@ def sharp(s):
 
 rows = {}
 for n in size['pressure']:
-    s = dimensionality_sweep(n, 8, [.2], 4, seed=seed, device=device, **size['vary'] | falling)
+    s = dimensionality_sweep(n, 8, [.2], 4, seed=seed, device=device, steps=size['vary'],
+                             batch_size=512, lr=.01, schedule='cosine')
     rows[n] = dict(sharp=sharp(s), stored=s.stored.sum(-1).double().mean().item(),
                    total=s.total.mean().item())
 pd.DataFrame(rows).T.rename_axis('features').round(3)
 
-# %% [markdown]
-# The number stored is the same once there are enough features to choose from. We see no steady rise
-# of sharpness at this size. The second is the learning rate and its schedule, for the same number of
-# steps:
 
-# %%
-schedules = {'constant 0.001': {}, 'constant 0.01': dict(lr=.01), 'falling from 0.01': falling}
-rows = {}
-for name,schedule in schedules.items():
-    s = dimensionality_sweep(size['few'], 8, [.65,.4,.2], 2, seed=seed, device=device,
-                             **size['vary'] | schedule)
-    near = ((nearest_level(s.D)>=0) & s.stored).sum((1,2))/s.stored.sum((1,2)).clamp(min=1)
-    rows[name] = {f'sharp at {p}': v for p,v in zip(s.density, near.tolist())}
-pd.DataFrame(rows).T.round(3)
+# %% [markdown]
+# The number stored is the same once there are enough features to choose from.
 
 # %% [markdown]
 # What this does not show: that the levels survive features of unequal importance or sparsity, for
@@ -247,33 +268,42 @@ pd.DataFrame(rows).T.round(3)
 #
 # ## Claims
 #
-# Criteria were fixed before the first full run, in `data/claims/superposition_geometry.toml`. A pilot
-# with a third of the steps and a falling rate agreed with the prediction more often (73 % of
-# densities) than the public notebook's settings, which are used here because they are the paper's.
-# Intervals run from the smallest to the largest value over the densities (and restarts) that the
-# criterion names.
+# Criteria were fixed before the first full run, in `data/claims/superposition_geometry.toml`. Until
+# 30 November 2026 they were judged at 200 features in 20 dimensions with one seed. Where a criterion
+# names several densities, intervals run from the smallest to the largest value over densities and
+# seeds; where it asks for one density, they are Student's over seeds, at the density that is best on
+# average.
 
 # %%
-x = 1/np.array(size['density'])
-value_range = lambda v: (float(np.mean(v)), float(np.min(v)), float(np.max(v)))
-within = lambda low, high: (x>=low) & (x<=high)
-def highest_share(name, low, high):
-    "Return the largest share of stored features on a level over densities from low to high"
-    return float(on_level.loc[[p for p in on_level.index if low<=p<=high], name].max())
+def value_range(v):
+    "Return the mean and the range of values"
+    return (float(np.mean(v)), float(np.min(v)), float(np.max(v)))
 
-whole = [abs(s.share-round(s.share))<=.1 for p,components in shapes.items()
-         if 2.1<=1/p<=3.4 for s in components]
-star = sweep.d_star.numpy()
-digon = on_level.digon.to_numpy()
+def highest_share(s, level, low, high):
+    "Return the share of stored features on a level at the density from low to high that has most"
+    inside = [low<=p<=high for p in s.density]
+    shares = s.level_share(level).double().numpy()[inside]
+    best = shares[shares.mean(1).argmax()]
+    return t_interval(best) if len(best)>1 else float(best[0])
+
+def densities(s, low, high): return [low<=1/p<=high for p in s.density]
+
+W = plateau.W[densities(plateau, 2.1, 3.4)].flatten(0, 1)
+whole = [np.mean([abs(c.share-round(c.share))<=.1 for c in recognise(w)]) for w in W]
+digon = plateau.level_share('digon')[densities(plateau, 2.1, 3.4)].numpy()
 record(scale, {
-    'superposition/dense-needs-a-dimension-each': value_range(star[x==1]),
-    'superposition/plateau-at-one-half': value_range(star[within(2.5, 3.5)]),
-    'superposition/digons-fill-the-plateau': value_range(digon[within(2.1, 3.4)]),
-    'superposition/tetrahedra-appear': highest_share('tetrahedron', .7, .97),
-    'superposition/triangles-appear': highest_share('triangle', .55, .85),
-    'superposition/pentagons-appear': highest_share('pentagon', .15, .25),
-    'superposition/antiprisms-appear': highest_share('antiprism', .12, .25),
+    'superposition/dense-needs-a-dimension-each':
+        value_range(sweep.d_star[densities(sweep, 1, 1)].numpy()),
+    'superposition/plateau-at-one-half':
+        value_range(plateau.d_star[densities(plateau, 2.5, 3.5)].numpy()),
+    'superposition/digons-fill-the-plateau': value_range(digon),
+    'superposition/tetrahedra-appear': highest_share(sweep, 'tetrahedron', .7, .97),
+    'superposition/tetrahedra-appear-falling-rate':
+        highest_share(falling, 'tetrahedron', .7, .97),
+    'superposition/triangles-appear': highest_share(sweep, 'triangle', .55, .85),
+    'superposition/pentagons-appear': highest_share(sweep, 'pentagon', .15, .25),
+    'superposition/antiprisms-appear': highest_share(sweep, 'antiprism', .12, .25),
     'superposition/dimensions-add-up': gap.max().item(),
-    'superposition/components-span-whole-dimensions': float(np.mean(whole)),
+    'superposition/components-span-whole-dimensions': value_range(whole),
     'superposition/predicted-staircase': float(agree),
 })
