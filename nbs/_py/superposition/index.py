@@ -46,6 +46,7 @@ _all_ = ['moments', 'ToyConfig', 'reconstruct', 'batch_loss', 'exact_loss', 'fit
 # | train restarts, find optima, map phases | [Phase diagrams](48_phase_diagram.ipynb) | `train_restarts`, `exact_optima`, `phase_diagram` |
 # | compute the population loss and its optimum | [Exact loss](30_exact_loss.ipynb) | `exact_loss`, `fit_exact` |
 # | ... for up to hundreds of features | [Fourier loss](34_fourier_loss.ipynb) | `population_loss` |
+# | ... with hidden ReLUs, by quadrature | [Quadrature](36_quadrature.ipynb) | `quadrature_loss`, `minimise_quadrature` |
 # | ... from its integrals | [Integrals](25_integrals.ipynb) | `phi`, `conditional_errors` |
 # | compare with simple solutions | [Theory](32_theory.ipynb) | `linear_optimum`, `family_losses` |
 # | predict the polytope for a density | [Polytope gain](33_polytope_gain.ipynb) | `polytope_gain`, `pentagon_vs_digons` |
@@ -54,6 +55,7 @@ _all_ = ['moments', 'ToyConfig', 'reconstruct', 'batch_loss', 'exact_loss', 'fit
 # | measure dimensionality over a sweep | [Dimensionality sweep](54_dimensionality.ipynb) | `dimensionality_sweep` |
 # | analyse models with hidden ReLUs | [Neurons](66_neurons.ipynb) | `count_neurons`, `plot_weight_stacks` |
 # | tell computing from storing | [Computation](69_computation.ipynb) | `loss_certificate`, `dedicated_bound`, `load_abs_model` |
+# | find features from activations alone | [Sparse coding](70_sparse_coding.ipynb) | `fit_dictionary`, `share_found` |
 # | attack a model | [Adversarial examples](67_adversarial.ipynb) | `analytic_attack`, `vulnerability` |
 # | train on finite data sets | [Memorization](68_memorization.ipynb) | `memorization_sweep` |
 # | plot matrices, curves, phase diagrams | [Plots](60_plots.ipynb) | `plot_columns`, `plot_curves`, `plot_phases` |
