@@ -15,7 +15,7 @@ import numpy as np
 
 from ..foundation.datasets import data_dir, fetch, read_jsonl
 from ..foundation.errors import ConfigError, DataError, unknown_name_message
-from ..language.chat import Prompt, render
+from ..language.chat import Prompt, encode_after, render
 
 # %% ../../nbs/constitution/12_prompts.ipynb #c5824a66
 MAX_CHARACTERS = 100_000 # Characters
@@ -73,6 +73,7 @@ def split_turns(
     text:str, # A prompt; it may hold earlier turns
 )->list:      # (role, text) pairs; the last is human
     "Split a prompt into turns of a conversation"
+    text = text.replace('\r\n', '\n')
     text = text if re.match(r'\s*Human:', text) else f'\n\nHuman: {text}'
     parts = re.split(r'(?:^|\n\n)\s*(Human|Assistant):', text)
     return [(r.lower(), t.strip()) for r,t in zip(parts[1::2], parts[2::2])]
@@ -95,8 +96,7 @@ def tokenize_example(
     p = render_prompt(lm, text, mode)
     end = _end(lm, mode)
     body = (' ' if mode=='plain' else '')+answer.strip()
-    ids = lm.tokenizer(body, add_special_tokens=False).input_ids
-    return [*p.ids, *ids, end], len(p.ids)
+    return [*p.ids, *encode_after(lm, p.text, [body])[0], end], len(p.ids)
 
 def _end(lm, mode):
     "Return the end-of-sequence token"

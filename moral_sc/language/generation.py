@@ -14,7 +14,7 @@ import numpy as np, torch
 
 from ..foundation.errors import ConfigError
 from ..foundation.runs import content_key
-from .chat import Prompt, encode_prompt
+from .chat import Prompt, encode_after, encode_prompt
 from .models import LM, decode, eos_ids, pad
 from .engine.batching import (batches, cache_kwargs, check_context_length,
                                                forward_accepts, has_plain_lm_head, hidden_states,
@@ -319,5 +319,6 @@ def append_turn(
     p = encode_prompt(lm, p)
     ids = (*p.ids, *s.ids[:s.kept])
     tail = s.rest+text
-    new = lm.tokenizer(tail, add_special_tokens=False).input_ids if tail else []
+    before = p.text+s.text[:len(s.text)-len(s.rest)]
+    new = encode_after(lm, before, [tail])[0] if tail else []
     return Prompt(p.text+s.text+text, (*ids, *new), len(ids), tail)

@@ -24,15 +24,15 @@ import numpy as np
 
 from moral_sc.foundation.datasets import data_dir, fetch, read_jsonl
 from moral_sc.foundation.errors import ConfigError, DataError, unknown_name_message
-from moral_sc.language.chat import Prompt, render
+from moral_sc.language.chat import Prompt, encode_after, render
 
 # %%
 #| hide
 import json, tempfile
 from fastcore.test import *
 from moral_sc.foundation.datasets import available
-from moral_sc.language.models import decode
-from moral_sc.language.stub_models import random_model
+from moral_sc.language.models import decode, encode
+from moral_sc.language.stub_models import prefix_space_tokenizer, random_model
 
 tmp = Path(tempfile.mkdtemp())
 
@@ -111,6 +111,7 @@ def split_turns(
     text:str, # A prompt; it may hold earlier turns
 )->list:      # (role, text) pairs; the last is human
     "Split a prompt into turns of a conversation"
+    text = text.replace('\r\n', '\n')
     text = text if re.match(r'\s*Human:', text) else f'\n\nHuman: {text}'
     parts = re.split(r'(?:^|\n\n)\s*(Human|Assistant):', text)
     return [(r.lower(), t.strip()) for r,t in zip(parts[1::2], parts[2::2])]
@@ -133,8 +134,7 @@ def tokenize_example(
     p = render_prompt(lm, text, mode)
     end = _end(lm, mode)
     body = (' ' if mode=='plain' else '')+answer.strip()
-    ids = lm.tokenizer(body, add_special_tokens=False).input_ids
-    return [*p.ids, *ids, end], len(p.ids)
+    return [*p.ids, *encode_after(lm, p.text, [body])[0], end], len(p.ids)
 
 def _end(lm, mode):
     "Return the end-of-sequence token"
@@ -150,8 +150,8 @@ ids,start = tokenize_example(lm, p, 'The same.')
 split_turns(p), decode(lm, ids[start:])
 
 # %% [markdown]
-# Prompt and answer are tokenised separately, because a model has read
-# the prompt's tokens before it generates its first token. One token begins the text, and one ends it.
+# The prompt's tokens are those that a model has read before it generates its first token, and the
+# answer's are those that follow them in the whole text. One token begins the text, and one ends it.
 
 # %%
 for mode in ('plain', 'chat'):
@@ -159,6 +159,10 @@ for mode in ('plain', 'chat'):
     test_eq(tuple(ids[:start]), render_prompt(lm, p, mode).ids)
     test_eq((ids.count(2), ids.count(lm.tokenizer.eos_token_id)), (1, 1))
     test_eq(ids[-1], lm.tokenizer.eos_token_id)
+spaced = random_model('llama', tokenizer=prefix_space_tokenizer())
+ids,start = tokenize_example(spaced, p, 'Yes')
+test_eq(ids[:-1], encode(spaced, render_prompt(spaced, p).text+' Yes'))
+test_eq(split_turns(p.replace('\n', '\r\n')), split_turns(p))
 test_eq(decode(lm, tokenize_example(lm, 'Far?', 'No.')[0]),
         '<bos>\n\nHuman: Far?\n\nAssistant: No.<eos>')
 

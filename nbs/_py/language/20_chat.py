@@ -28,7 +28,7 @@ from fastcore.test import *
 from transformers import AutoTokenizer
 from moral_sc.language.loading import load
 from moral_sc.language.models import LM, decode
-from moral_sc.language.stub_models import random_model
+from moral_sc.language.stub_models import prefix_space_tokenizer, random_model
 from moral_sc.language.weights import cached_weights
 
 
@@ -59,6 +59,67 @@ def encode_prompt(
     if isinstance(text, Prompt): return text
     return Prompt(text, tuple(encode(lm, text)), 0, text)
 
+
+# %% [markdown]
+# An answer, or the next turn of a dialogue, follows ids that are fixed already. Its own ids are those
+# that it has within the whole text. Tokenised alone it can have others: a tokenizer of
+# SentencePiece's kind puts a space before each text, and after a prompt this space would be a token too
+# many.
+
+# %%
+#| export
+def encode_after(
+    lm,
+    text:str,   # What stands before
+    texts:list, # Strings that follow it
+)->list:        # Token ids of each string
+    "Tokenise strings as continuations of a text"
+    if not texts: return []
+    before = text[-64:] # Far more than a token
+    prefix,*whole = encode(lm, [before, *(before+t for t in texts)])
+    n = len(prefix)
+    return [ids[n:] if before and ids[:n]==prefix else _encode_inside(lm, t)
+            for ids,t in zip(whole, texts)]
+
+def _encode_inside(lm, text):
+    "Tokenise a text without the space that a tokenizer puts before it"
+    ids = lambda x: lm.tokenizer(x, add_special_tokens=False).input_ids
+    first = lm.tokenizer.convert_ids_to_tokens(ids('a')[:1])
+    if not first or first[0][:1] not in ('▁','Ġ'): return ids(text)
+    for before in ('.', '\n', 'a', '0', '"', '-'): # The first that no token joins with the text
+        prefix = ids(before)
+        whole = ids(before+text)
+        if whole[:len(prefix)]==prefix: return whole[len(prefix):]
+    return ids(text)
+
+
+# %%
+spaces = {k: random_model('llama', tokenizer=prefix_space_tokenizer(k)) for k in
+          ('prepend', 'always', 'first')}
+shown = {}
+for kind,lm in spaces.items():
+    p = encode_prompt(lm, '\n\nHuman: Go?\n\nAssistant:')
+    for text in (' Yes', 'Yes', '\n\nHuman: So?', ' (', '\n'):
+        whole = encode(lm, p.text+text)
+        test_eq([*p.ids, *encode_after(lm, p.text, [text])[0]], whole)
+        test_eq(decode(lm, whole)[-len(text):], text)
+    alone = lm.tokenizer(' Yes', add_special_tokens=False).input_ids
+    shown[kind] = [lm.tokenizer.convert_ids_to_tokens(i) for i in
+                   (alone, encode_after(lm, p.text, [' Yes'])[0])]
+    test_eq(encode_after(lm, '', ['Yes'])[0], encode_after(lm, 'Y', ['es'])[0][:0]+[
+        *lm.tokenizer.convert_tokens_to_ids(['Y', 'e', 's'])])
+shown
+
+# %% [markdown]
+# Where a token would join the two texts, the ids before stay as they are, and the text after them is
+# tokenised alone, still without a space.
+
+# %%
+merged = random_model('llama', merges=[('i','t')])
+test_eq(encode_after(merged, 'xi', ['t (']), [merged.tokenizer('t (').input_ids])
+for lm in spaces.values():
+    test_eq(lm.tokenizer.convert_ids_to_tokens(encode_after(lm, 'So ', ['Yes'])[0]),
+            ['Y', 'e', 's'])
 
 # %%
 tiny = random_model('gemma3')
@@ -106,8 +167,19 @@ def _render_chat(lm, turns, prefill, default_system):
     kw = dict(tokenize=False, add_generation_prompt=True, date_string='26 Jul 2024')
     try: return lm.tokenizer.apply_chat_template(msgs, **kw) + prefill
     except Exception as e: # Templates raise any kind of exception
-        raise ConfigError(f"The chat template of {lm.name} rejects these turns ({e}); change "
-                          "them or use mode='plain'.") from e
+        joined = _join_turns(turns)
+        if len(joined)<len(turns): return _render_chat(lm, joined, prefill, default_system)
+        raise ConfigError(f"The chat template of {lm.name} rejects the turns that end with "
+                          f"{turns[-1][1][-60:]!r} ({e}); change them or use mode='plain'."
+                          ) from e
+
+def _join_turns(turns):
+    "Join turns of one role that follow each other"
+    res = []
+    for role,text in turns:
+        if res and res[-1][0]==role: res[-1] = role,f'{res[-1][1]}\n\n{text}'
+        else: res.append((role, text))
+    return res
 
 
 # %%
@@ -227,3 +299,19 @@ d = cached_weights('gemma-3-270m')
 gemma = d and LM(None, AutoTokenizer.from_pretrained(d), d.name)
 if d: test_eq(render(gemma, turns).ids[:3], (2, 108, 36623)) # <bos>, two newlines, Human
 gemma.tokenizer.convert_ids_to_tokens(render(gemma, turns).ids[:6]) if d else 'skipped'
+
+# %% [markdown]
+# Some templates accept only human and assistant turns in alternation. Turns of one role that follow each
+# other are then joined; what remains impossible is refused with the words of its last turn.
+
+# %%
+strict = random_model('llama')
+strict.tokenizer.chat_template = (
+    "{% for m in messages %}{% if (m.role=='user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('Roles must alternate') }}{% endif %}<{{ m.role }}>{{ m.content }}"
+    "{% endfor %}<assistant>")
+two = [('human', 'Hi'), ('human', 'Are you there?')]
+test_eq(render(strict, two, mode='chat').text, '<user>Hi\n\nAre you there?<assistant>')
+with expect_fail(ConfigError, contains="end with 'And back?' (Roles must alternate)"):
+    render(strict, [('assistant', 'Hello.'), ('human', 'And back?')], mode='chat')
+render(strict, two[1:], mode='chat').text

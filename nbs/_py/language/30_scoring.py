@@ -19,7 +19,7 @@
 import numpy as np, torch
 
 from moral_sc.foundation.errors import ConfigError
-from moral_sc.language.chat import encode_prompt
+from moral_sc.language.chat import encode_after, encode_prompt
 from moral_sc.language.models import LM, encode
 from moral_sc.language.engine.prefix_tree import forward_logprobs, shared_prefix
 
@@ -109,7 +109,8 @@ def tokenize_option_lists(
             for p,os in zip(prompts, options)]
 
 def _append_options(lm, p, options): # Ids that were sampled are not tokenised again
-    tails = lm.tokenizer([p.tail+o for o in options], add_special_tokens=False).input_ids
+    before = p.text[:len(p.text)-len(p.tail)]
+    tails = encode_after(lm, before, [p.tail+o for o in options])
     return [[*p.ids[:p.n_fixed], *t] for t in tails]
 
 def _context(lm, p, options, rows):

@@ -23,7 +23,7 @@ import numpy as np, torch
 
 from moral_sc.foundation.errors import ConfigError
 from moral_sc.foundation.runs import content_key
-from moral_sc.language.chat import Prompt, encode_prompt
+from moral_sc.language.chat import Prompt, encode_after, encode_prompt
 from moral_sc.language.models import LM, decode, eos_ids, pad
 from moral_sc.language.engine.batching import (batches, cache_kwargs, check_context_length,
                                                forward_accepts, has_plain_lm_head, hidden_states,
@@ -38,13 +38,14 @@ from moral_sc.language.scoring import option_logprobs, tokenize_options
 #| hide
 import os, signal, subprocess, sys, tempfile, time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 from fastcore.test import *
 from moral_sc.foundation.runs import open_run
 from moral_sc.language.loading import load
 from moral_sc.language.models import encode
-from moral_sc.language.stub_models import stub_model, random_model
+from moral_sc.language.stub_models import prefix_space_tokenizer, random_model, stub_model
 from moral_sc.language.scoring import next_token_logprobs, token_logprobs
 from moral_sc.language.weights import cached_weights
 
@@ -539,7 +540,8 @@ def append_turn(
     p = encode_prompt(lm, p)
     ids = (*p.ids, *s.ids[:s.kept])
     tail = s.rest+text
-    new = lm.tokenizer(tail, add_special_tokens=False).input_ids if tail else []
+    before = p.text+s.text[:len(s.text)-len(s.rest)]
+    new = encode_after(lm, before, [tail])[0] if tail else []
     return Prompt(p.text+s.text+text, (*ids, *new), len(ids), tail)
 
 
@@ -550,6 +552,22 @@ test_eq(q.text, 'Well:be i\n\nAssistant: (')
 test_eq(decode(pairs, q.ids), q.text)
 test_ne(append_turn(pairs, 'x', odd, ' (').ids, encode_prompt(pairs, 'xit (').ids) # i and t, not it
 option_logprobs(pairs, [append_turn(pairs, 'x', odd, ' ('), 'xit ('], ['a', 'b']).round(2)
+
+# %% [markdown]
+# Behind a thought stand the tokens of the whole text, for a tokenizer that puts a space before each
+# text as well.
+
+# %%
+for kind in ('prepend', 'always', 'first'):
+    spaced = random_model('llama', tokenizer=prefix_space_tokenizer(kind))
+    prompt = '\n\nHuman: Go?\n\nAssistant:'
+    thought = Sample(' Yes, so', tuple(encode_after(spaced, prompt, [' Yes, so'])[0]), 'length', 0, 7)
+    thought = replace(thought, kept=len(thought.ids))
+    q = append_turn(spaced, prompt, thought, '\n\nHuman: So?')
+    test_eq(list(q.ids), encode(spaced, q.text))
+    rows,_ = tokenize_options(spaced, append_turn(spaced, prompt, thought, '\n\n('), ['Yes', ' Yes'])
+    test_eq(rows, encode(spaced, [prompt+' Yes, so\n\n('+o for o in ('Yes', ' Yes')]))
+spaced.tokenizer.convert_ids_to_tokens(q.ids[q.n_fixed:])
 
 # %% [markdown]
 # You can also give the next turn and its options to `sample` as `after`. Then they are scored

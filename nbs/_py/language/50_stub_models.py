@@ -78,6 +78,39 @@ def byte_tokenizer(
         bos_token='<bos>' if bos else None, additional_special_tokens=_special[3:])
 
 
+# %% [markdown]
+# Llama 2, Mistral and Gemma tokenise by SentencePiece, which writes a space as `▁` and puts one before
+# each text. Fast tokenizers do so in three ways.
+
+# %%
+#| export
+def prefix_space_tokenizer(
+    kind:str='always', # 'prepend' (Llama 2), 'always' or 'first' (not after special tokens)
+    merges=(('▁','Y'), ('▁Y','e'), ('▁Ye','s')),
+)->PreTrainedTokenizerFast:
+    "Make a tokenizer of SentencePiece's kind, with a token for each character and each merge"
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+    pieces = [*_special, *(f'<0x{i:02X}>' for i in range(256)), '▁', '\n',
+              *map(chr, range(33, 127)), *(a+b for a,b in merges)]
+    tok = Tokenizer(models.BPE({p: i for i,p in enumerate(pieces)}, list(merges),
+                               byte_fallback=True))
+    if kind=='prepend':
+        tok.normalizer = normalizers.Sequence([normalizers.Prepend('▁'),
+                                               normalizers.Replace(' ', '▁')])
+    else: tok.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=kind, split=False)
+    tok.decoder = decoders.Sequence([decoders.Replace('▁', ' '), decoders.ByteFallback(),
+                                     decoders.Fuse(), decoders.Strip(' ', 1, 0)])
+    tok.post_processor = processors.TemplateProcessing('<bos> $A', special_tokens=[('<bos>', 2)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tok, pad_token='<pad>', eos_token='<eos>', bos_token='<bos>',
+        chat_template=_template, additional_special_tokens=_special[3:])
+
+
+# %%
+spaced = prefix_space_tokenizer()
+test_eq(spaced.decode(spaced('Yes, naïve').input_ids, skip_special_tokens=True), 'Yes, naïve')
+spaced.convert_ids_to_tokens(spaced('Yes, it is').input_ids)
+
 # %%
 tok = byte_tokenizer([('(','a')])
 ids = tok('naïve (a) ☂').input_ids
@@ -313,10 +346,11 @@ def random_model(
     arch:str='llama', # 'llama', 'neox', 'qwen2', 'qwen3' or 'gemma3'
     seed:int=0,       # Of the weights
     merges=(),        # As in `byte_tokenizer`
+    tokenizer=None,   # In place of the byte tokenizer
 )->LM:
     "Make a model of a real architecture with three layers and random weights"
     from transformers import AutoModelForCausalLM
-    tok = byte_tokenizer(merges, bos=arch=='gemma3')
+    tok = tokenizer or byte_tokenizer(merges, bos=arch=='gemma3')
     configs = _configs(len(tok))
     if arch not in configs:
         raise ConfigError(unknown_name_message('architecture', arch, list(configs)))
