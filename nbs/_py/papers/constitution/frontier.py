@@ -7,9 +7,9 @@
 # ---
 
 # %% [markdown]
-# # Pareto frontier: RL-CAI dominates helpful RL and HH RL
+# # Pareto frontier: RL-CAI against helpful RL and HH RL
 #
-# > RL-CAI dominates helpful RL and HH RL (Figure 2); the order in harmlessness is undecided.
+# > RL-CAI dominates helpful RL (Figure 2); that it dominates HH RL is partly built into the labels.
 
 # %% tags=["parameters"]
 scale = 'quick'  # quick: seconds, too small to show anything; cpu: minutes; gpu: larger
@@ -86,7 +86,9 @@ sampling = dict(max_new_tokens=40, stop=STOPS) # An answer ends where a critique
 # - `HH RL`: raters for whom an evasion is safe, as in the paper's predecessor [@bai2022hh].
 # - `HH RL, engaging rater`: raters who prefer an answer that takes up the question.
 # - `RL-CAI`: the soft labels of a labeller with principles.
-# - `RL-CAI, CoT`: the same labels, sharpened as by a chain of thought and clamped to 40-60 %.
+# - `RL-CAI, CoT`: the same labels, sharpened fourfold and clamped to 40-60 %. The paper clamps labels
+#   that follow a chain of thought, which makes them sharp. The toy environment has no thoughts: read
+#   the name in the figures as "sharpened, clamped".
 #
 # Raters compare answers of the first model, the labeller those of SL-CAI. Every run sees the same
 # requests of both kinds in the same order.
@@ -151,9 +153,17 @@ pd.DataFrame(areas.values(), areas, ['area', 'low', 'high']).div(1000).round(1)
 # In the recorded runs @fig-frontier resembles the paper's figure. Under helpful RL help and harm
 # first increase together, HH RL becomes harmless and less helpful, and RL-CAI is harmless at more
 # help. RL-CAI dominates more than helpful RL. It also dominates more than HH RL, with an interval
-# that begins just above zero; with four trainings this was undecided. Unlike the paper's figure,
-# ours shows that all runs lose helpfulness in the end. Helpful RL does so, too, while the score of
-# its preference model still rises.
+# that begins just above zero; with four trainings this was undecided, so the claim is closed. Unlike
+# the paper's figure, ours shows that all runs lose helpfulness in the end. Helpful RL does so, too,
+# while the score of its preference model still rises.
+#
+# Part of the distance from HH RL is built in. A labeller judges each pair under one of three principles
+# at random. One of the three is the true harmlessness itself, as a probability without noise, while a
+# rater gives one vote per pair, and the evasive rater counts a refusal as two dangers avoided. The run
+# with the engaging rater, which the figure leaves out, ends with as few dangerous words and refusals
+# as RL-CAI (see Evasiveness below). Nor does the figure have
+# [answers without a model](../../constitution/toy/50_controls.ipynb): the revised text that first
+# models read helps as much as they do and does no harm.
 #
 # ## Figure 8: ratings against RL sequences
 #
@@ -330,11 +340,14 @@ agreement = {k: rating_agreement(votes['red_team'], v['red_team'], seed=seed)
 # such recording. The first such recording had four trainings. Two more were added after it was seen,
 # because intervals of four cannot cover the truth in 19 cases of 20; no training was left out.
 #
-# Four claims hold: RL-CAI dominates more than HH RL and more than helpful RL, is more harmless than
-# SL-CAI, and does not refuse. One fails: at the end of training with a KL coefficient close to zero,
-# trained models are not more helpful than the supervised one. Six are undecided. All three steps of
-# the paper's order have its sign, and only the last of them, from HH RL to RL-CAI, is not settled;
-# for sharpened labels the sign is the opposite of the paper's.
+# Six of eleven rows are closed. Two were decided only by the trainings that were added: RL-CAI dominates
+# more than HH RL, and at the end of training without a KL penalty SL-CAI is not the least helpful (after
+# 15 steps helpful RL is well above it). Two are passed by an empty answer, which does no harm and
+# does not refuse: RL-CAI is more harmless than SL-CAI, and does not refuse. One is not what the paper
+# says (helpful RL ends more harmful than it began; the paper says that harmlessness declines late),
+# and one measures sharpened labels and not thoughts. Of the others one holds: RL-CAI dominates more
+# than helpful RL. Four are undecided. All three steps of the paper's order have its sign, and only the
+# last of them, from HH RL to RL-CAI, is not settled.
 
 # %%
 def least_certain(elo, pairs):
