@@ -171,8 +171,22 @@ def process_rank(
     "Return the rank of this process and the number of processes"
     env = os.environ if env is None else env
     for rank,world in _LAUNCHERS:
-        if rank in env and world in env: return int(env[rank]), int(env[world])
+        if not env.get(rank) or not env.get(world): continue
+        numbers = _read_count(env, rank), _read_count(env, world)
+        if numbers[0]>=numbers[1]:
+            raise ConfigError(f'{rank} is {numbers[0]} and {world} is {numbers[1]}; ranks count '
+                              'from 0, so correct or unset both.')
+        if rank!='SLURM_PROCID' or _is_slurm_step(env, numbers[0]): return numbers
     return 0, 1
+
+def _read_count(env, name):
+    if env[name].strip().isdecimal(): return int(env[name])
+    raise ConfigError(f'{name} is {env[name]!r}, which is not a number; correct or unset it.')
+
+def _is_slurm_step(env, rank):
+    "Return whether srun started several processes; in a shell of an allocation there is one"
+    if env.get('SLURM_JOB_NAME') in ('bash', 'sh', 'zsh', 'interactive'): return False
+    return rank>0 or env.get('SLURM_STEP_NUM_TASKS', '1')!='1'
 
 # %% ../../nbs/foundation/20_runs.ipynb #7c19ca2a
 def _connect(path, finished):

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from urllib.parse import parse_qsl, urlsplit
 
 import numpy as np
-from ..foundation.datasets import check_network_settings
+from ..foundation.datasets import check_characters, check_network_settings
 from ..foundation.errors import ConfigError, ModelError
 from ..foundation.runs import content_key, run_or_temporary
 from .chat import Prompt, request_prefill
@@ -39,6 +39,7 @@ def build_messages(
     if prefill: text = request_prefill(text, prefill)
     messages = tuple(dict(role=_roles[r], content=t) for r,t in [*history, (role, text)])
     text = json.dumps(messages, ensure_ascii=False)
+    check_characters(text, 'A message')
     return APIPrompt(text, tuple(text.encode()), 0, text, messages, prefill)
 
 # %% ../../nbs/language/60_api_models.ipynb #ba5ab7db

@@ -12,6 +12,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 
+from ..foundation.datasets import check_characters
 from ..foundation.errors import ModelError
 
 # %% ../../nbs/language/10_models.ipynb #34dc0290
@@ -84,7 +85,10 @@ def encode(
     if lm.tokenizer is None:
         raise ModelError(f'{lm.name} has no tokenizer; give one: LM(model, tokenizer, name).')
     bos = _bos(lm.tokenizer)
-    rows = lm.tokenizer(list(texts), add_special_tokens=False)
+    try: rows = lm.tokenizer(list(texts), add_special_tokens=False)
+    except TypeError:
+        for i,t in enumerate(texts): check_characters(t, f'Text {i}')
+        raise
     return [r if bos is None or r[:1]==[bos] else [bos, *r] for r in rows.input_ids]
 
 def decode(

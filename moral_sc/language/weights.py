@@ -19,7 +19,8 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from ..foundation.datasets import cache_dir, data_dir, online
+from ..foundation.datasets import (cache_dir, check_network_settings, data_dir, hub_host,
+                                           online)
 from ..foundation.errors import ConfigError, ModelError, unknown_name_message
 
 # %% ../../nbs/language/05_weights.ipynb #9a5ad666
@@ -534,10 +535,14 @@ def cached_hub_weights(
     except Exception: return None # Not in the cache, or not a repository's name
     return folder if _is_complete(folder) else None
 
+def _offline(): return os.environ.get('MORAL_SC_OFFLINE', '').lower() in ('1','true','yes')
+
 def hub_reachable()->bool: # False without a request if HF_HUB_OFFLINE or MORAL_SC_OFFLINE is set
     "Return whether the hub responds"
     from huggingface_hub import constants
-    return not constants.is_offline_mode() and online(constants.ENDPOINT)
+    if constants.is_offline_mode() or _offline(): return False
+    check_network_settings()
+    return online(hub_host())
 
 def weights_from_hub(
     repo:str,          # 'owner/name' on the hub
@@ -551,7 +556,11 @@ def weights_from_hub(
         raise ModelError(f'{name} is not in the cache and the hub is out of reach; '
                          'go online once, or give a folder or a .gguf file.')
     try: return Path(snapshot_download(repo, allow_patterns=_hub_patterns, revision=revision))
-    except OSError as e: raise ModelError(f'{name} cannot be downloaded: {_first_line(e)}') from e
+    except Exception as e: # Each version of the client has its own
+        reason = ('its answer is no JSON, perhaps a sign-in page'
+                  if isinstance(e, json.JSONDecodeError) else f'{type(e).__name__}: {_first_line(e)}')
+        raise ModelError(f'{name} cannot be downloaded from {hub_host()} ({reason}); check the '
+                         'network and HF_ENDPOINT, or give a folder or a .gguf file.') from e
 
 def _first_line(e): return (str(e).strip().splitlines() or [type(e).__name__])[0]
 
@@ -576,8 +585,6 @@ def get_alias(
     a = aliases()[name]
     if not revision: return a
     return replace(a, name=f'{name}@{revision}', revision=revision, wheel=None)
-
-def _offline(): return os.environ.get('MORAL_SC_OFFLINE', '').lower() in ('1','true','yes')
 
 def _alias_weights(name, source):
     a = get_alias(name)

@@ -219,20 +219,24 @@ def _mirrored(src):
 
 # %%
 #| export
-def _hub_host(): # A mirror of the hub serves data sets and weights
-    host = os.environ.get('HF_ENDPOINT', '').strip().rstrip('/') or 'https://huggingface.co'
-    if host.startswith(('http://', 'https://')): return host
-    raise ConfigError(f'HF_ENDPOINT is {host!r}; give an address such as https://hub.example, or '
-                      'unset it.')
+def _host(name, default=None):
+    host = os.environ.get(name, '').strip().rstrip('/') or default
+    if host is None or host.startswith(('http://', 'https://')): return host
+    raise ConfigError(f'{name} is {host!r}; give an address such as https://hub.example, or unset '
+                      'it.')
+
+def hub_host()->str: # A mirror of the hub serves data sets and weights
+    "Return the address of the Hugging Face hub: `$HF_ENDPOINT`, or its own"
+    return _host('HF_ENDPOINT', 'https://huggingface.co')
 
 def source_url(
     src:Source,
 )->str:         # The address on GitHub or the hub, or on `$MORAL_SC_HOST`
     "Return the address of a file at its commit"
-    mirror_host = os.environ.get('MORAL_SC_HOST')
+    mirror_host = _host('MORAL_SC_HOST')
     if src.hub and not mirror_host:
         path = f'{src.repo}/resolve/{src.commit}/{src.path}'
-        return f'{_hub_host()}/datasets/{quote(path)}'
+        return f'{hub_host()}/datasets/{quote(path)}'
     host = 'media.githubusercontent.com/media' if src.lfs else 'raw.githubusercontent.com'
     return f'{mirror_host or "https://"+host}/{quote(src.relative_path.as_posix())}'
 
@@ -699,7 +703,19 @@ def read_jsonl(
     except OSError as e: raise DataError(f'{path}: {e.strerror or e}.') from None
     bad = next((i for i,r in enumerate(rows, 1) if not isinstance(r, dict)), None)
     if bad: raise DataError(f'{path}: row {bad} is not a JSON object.')
+    for i,r in enumerate(rows, 1): check_characters(r, f'{path}: row {i}')
     return rows
+
+def check_characters(
+    value,    # A string, or what JSON can hold
+    name:str, # Begins the error
+):
+    "Raise an error if a text ends within a character; no tokenizer takes half a surrogate pair"
+    try: json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as e:
+        half = ascii(e.object[e.start])[1:-1]
+        raise DataError(f'{name} has half a character ({half}) in {e.object[:e.start][-20:]!r}...; '
+                        'delete it or complete the pair.') from None
 
 
 # %%
@@ -718,6 +734,12 @@ test_eq(read_jsonl(tmp/'rows.jsonl.gz'), rows)
 (tmp/'mine.toml').write_text('wording = "Is it far?\n')
 with expect_fail(DataError, contains='not valid TOML'): read_toml(tmp/'mine.toml')
 with expect_fail(DataError, contains='cannot be read'): read_toml(tmp/'none.toml')
+
+# %%
+(tmp/'half.jsonl').write_text('{"text": "Hi"}\n{"text": "Say hello \\ud83d please."}\n')
+with expect_fail(DataError, contains='row 2 has half a character'): read_jsonl(tmp/'half.jsonl')
+(tmp/'whole.jsonl').write_text('{"text": "\\ud83d\\ude00"}\n')
+test_eq(read_jsonl(tmp/'whole.jsonl'), [dict(text='😀')])
 
 # %%
 lines = text.splitlines()

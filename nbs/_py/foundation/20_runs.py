@@ -275,14 +275,36 @@ def process_rank(
     "Return the rank of this process and the number of processes"
     env = os.environ if env is None else env
     for rank,world in _LAUNCHERS:
-        if rank in env and world in env: return int(env[rank]), int(env[world])
+        if not env.get(rank) or not env.get(world): continue
+        numbers = _read_count(env, rank), _read_count(env, world)
+        if numbers[0]>=numbers[1]:
+            raise ConfigError(f'{rank} is {numbers[0]} and {world} is {numbers[1]}; ranks count '
+                              'from 0, so correct or unset both.')
+        if rank!='SLURM_PROCID' or _is_slurm_step(env, numbers[0]): return numbers
     return 0, 1
+
+def _read_count(env, name):
+    if env[name].strip().isdecimal(): return int(env[name])
+    raise ConfigError(f'{name} is {env[name]!r}, which is not a number; correct or unset it.')
+
+def _is_slurm_step(env, rank):
+    "Return whether srun started several processes; in a shell of an allocation there is one"
+    if env.get('SLURM_JOB_NAME') in ('bash', 'sh', 'zsh', 'interactive'): return False
+    return rank>0 or env.get('SLURM_STEP_NUM_TASKS', '1')!='1'
 
 
 # %%
 test_eq(process_rank({}), (0, 1))
 test_eq(process_rank(dict(RANK='1', WORLD_SIZE='8')), (1, 8))
 test_eq(process_rank(dict(SLURM_PROCID='3', SLURM_NTASKS='4')), (3, 4))
+step = dict(SLURM_PROCID='0', SLURM_NTASKS='4', SLURM_STEP_NUM_TASKS='4')
+test_eq(process_rank(step), (0, 4))
+for alone in (dict(SLURM_PROCID='0', SLURM_NTASKS='4'), step|dict(SLURM_STEP_NUM_TASKS='1'),
+              step|dict(SLURM_JOB_NAME='bash'), dict(PMI_RANK='0', PMI_SIZE='')):
+    test_eq(process_rank(alone), (0, 1))
+for env,name in ((dict(PMI_RANK='0', PMI_SIZE='x'), "PMI_SIZE is 'x'"),
+                 (dict(RANK='2', WORLD_SIZE='2'), 'ranks count from 0')):
+    with expect_fail(ConfigError, contains=name): process_rank(env)
 
 
 # %%

@@ -22,11 +22,13 @@ from weakref import WeakKeyDictionary
 
 import torch
 
+from moral_sc.foundation.datasets import check_characters
 from moral_sc.foundation.errors import ModelError
 
 # %%
 #| hide
 from fastcore.test import *
+from moral_sc.foundation.errors import DataError
 from moral_sc.language.stub_models import random_model
 
 # %% [markdown]
@@ -131,7 +133,10 @@ def encode(
     if lm.tokenizer is None:
         raise ModelError(f'{lm.name} has no tokenizer; give one: LM(model, tokenizer, name).')
     bos = _bos(lm.tokenizer)
-    rows = lm.tokenizer(list(texts), add_special_tokens=False)
+    try: rows = lm.tokenizer(list(texts), add_special_tokens=False)
+    except TypeError:
+        for i,t in enumerate(texts): check_characters(t, f'Text {i}')
+        raise
     return [r if bos is None or r[:1]==[bos] else [bos, *r] for r in rows.input_ids]
 
 def decode(
@@ -181,4 +186,5 @@ tiny = random_model('gemma3') # One token a byte, and a BOS
 test_eq(decode(tiny, encode(tiny, 'Hi')), '<bos>Hi')
 test_eq(encode(tiny, ['<bos>Hi', 'Hi'])[0], encode(tiny, 'Hi'))
 with expect_fail(ModelError, contains='no tokenizer'): encode(LM(None, None, 'mine'), 'Hi')
+with expect_fail(DataError, contains='Text 1 has half a character'): encode(tiny, ['Hi', 'Say \ud83d'])
 eos_ids(tiny)

@@ -51,7 +51,7 @@ def _default_device(env=os.environ):
     n = torch.cuda.device_count()
     if not n: return torch.device('cpu')
     local = env.get('LOCAL_RANK', env.get('SLURM_LOCALID'))
-    return torch.device('cuda' if local is None else f'cuda:{int(local)%n}')
+    return torch.device(f'cuda:{int(local)%n}' if local and local.isdecimal() else 'cuda')
 
 def _device(name):
     if name=='auto': return _default_device()

@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from urllib.parse import parse_qsl, urlsplit
 
 import numpy as np
-from moral_sc.foundation.datasets import check_network_settings
+from moral_sc.foundation.datasets import check_characters, check_network_settings
 from moral_sc.foundation.errors import ConfigError, ModelError
 from moral_sc.foundation.runs import content_key, run_or_temporary
 from moral_sc.language.chat import Prompt, request_prefill
@@ -76,6 +76,7 @@ def build_messages(
     if prefill: text = request_prefill(text, prefill)
     messages = tuple(dict(role=_roles[r], content=t) for r,t in [*history, (role, text)])
     text = json.dumps(messages, ensure_ascii=False)
+    check_characters(text, 'A message')
     return APIPrompt(text, tuple(text.encode()), 0, text, messages, prefill)
 
 
