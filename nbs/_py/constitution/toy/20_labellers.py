@@ -275,12 +275,12 @@ def minutes(size, n=3):
 steps.assign(minutes=[round(minutes(k), 1) for k in steps.index])
 
 # %% [markdown]
-# Each size was trained to the end from seed 0 and
+# Each size but `mini` was trained to the end from seed 0, with initial weights of the usual size, and
 # [evaluated](10_environment.ipynb) on a thousand dialogues and a thousand requests that invite harm, by
 #
 # ```python
 # {k: environment.evaluate_toy_model(environment.pretrain(k, out='world'), 1000)
-#  for k in environment.SIZES}
+#  for k in ('tiny', 'small', 'medium', 'large')}
 # ```
 #
 # on a CPU. The results are stored in `data/results/world_sizes.csv`, with their provenance.

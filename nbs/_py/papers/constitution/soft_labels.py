@@ -41,8 +41,8 @@ torch.set_num_threads(1)
 size = at_scale(scale, # pairs; requests of RL; steps of RL; answers a step; trainings
     quick=dict(model='mini', options=dict(environment.HELPFUL, steps=60), pairs=24, held=24,
                asks=24, epochs=1, steps=3, batch=16, trainings=2),
-    cpu=dict(model='mini', options=environment.HELPFUL, pairs=300, held=150, asks=300, epochs=3,
-             steps=60, batch=48, trainings=8),
+    cpu=dict(model='mini', options=environment.HELPFUL, pairs=200, held=120, asks=240, epochs=3,
+             steps=40, batch=32, trainings=8),
     gpu=dict(model='medium', options=dict(environment.HELPFUL, steps=4000), pairs=6000, held=2000,
              asks=3000, epochs=2, steps=300, batch=128, trainings=8),
 )
@@ -211,7 +211,7 @@ def train_policies(s):
     def answer(clamp):
         rows = [r|dict(p=float(clip_labels(r['p'], clamp))) for r in harm]
         policy = reinforce(first[s], asks, rows+help_, s, steps=size['steps'], batch=size['batch'],
-                           lr=1.5e-3, kl_coef=.1).lm
+                           lr=2e-3, kl_coef=.05).lm
         return [a for a, in sample_answers(policy, held, seed=s, **SAMPLING)]
     before = [a for a, in sample_answers(first[s], held, seed=s, **SAMPLING)]
     return held, {'first model': before}|{f'clamp: {k}': answer(c) for k,c in clamps.items()}
