@@ -39,7 +39,7 @@ from moral_sc.language.loading import load
 import tempfile
 import torch
 from fastcore.test import *
-from moral_sc.constitution.toy.environment import requests
+from moral_sc.constitution.toy.environment import model_labels, requests
 from moral_sc.constitution.toy.experiments import split_requests
 
 torch.set_num_threads(1)
@@ -179,11 +179,18 @@ def label_quality(
 pairs = [dict(id=i, prompt=p, a=a, b=b) for i,(p,a,b) in enumerate(zip(
     asked['red_team'], baseline_answers(asked['red_team'], 1)['text generator'],
     baseline_answers(asked['red_team'], 2)['text generator'])) if a!=b]
-labels = dict(truth=true_labels(pairs, harmlessness),
+labels = dict(truth=true_labels(pairs, harmlessness), labeller=model_labels(pairs),
               **{s: rater_labels(pairs, style=s) for s in RATER_STYLES})
 pd.DataFrame({k: label_quality(v) for k,v in labels.items()}).T.round(3)
 
+# %% [markdown]
+# Labels under principles are on the side of the truth more often than votes are, although
+# a third of them only counts phrases of comfort, and their log loss is many times smaller, because they are
+# never certain. A policy trained on them has this advantage before any training.
+
 # %%
+quality = {k: label_quality(v) for k,v in labels.items()}
+assert quality['labeller']['divergence']<.5*min(quality[s]['divergence'] for s in RATER_STYLES)
 test_eq(label_quality(labels['truth'])['right'], 1)
 assert label_quality(labels['truth'])['divergence']<.01
 assert label_quality(labels['engage'])['right']<.85
