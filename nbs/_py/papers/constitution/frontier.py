@@ -159,11 +159,13 @@ pd.DataFrame(areas.values(), areas, ['area', 'low', 'high']).div(1000).round(1)
 #
 # Part of the distance from HH RL is built in. A labeller judges each pair under one of three principles
 # at random. One of the three is the true harmlessness itself, as a probability without noise, while a
-# rater gives one vote per pair, and the evasive rater counts a refusal as two dangers avoided. The run
-# with the engaging rater, which the figure leaves out, ends with as few dangerous words and refusals
-# as RL-CAI (see Evasiveness below). Nor does the figure have
-# [answers without a model](../../constitution/toy/50_controls.ipynb): the revised text that first
-# models read helps as much as they do and does no harm.
+# rater gives one vote per pair, and the evasive rater counts a refusal as two dangers avoided. Before any
+# training, labels under principles are on the side of the truth in 82 % of pairs of written answers, votes
+# in 72 to 78 %, and only the labels are nearly calibrated
+# ([controls](../../constitution/toy/50_controls.ipynb)). The run with the engaging rater, which the
+# figure leaves out, ends with as few dangerous words and refusals as RL-CAI (see Evasiveness below).
+# Nor does the figure have answers without a model: the revised text that first models read helps as
+# much as they do and does no harm.
 #
 # ## Figure 8: ratings against RL sequences
 #
