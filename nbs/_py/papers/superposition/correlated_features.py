@@ -9,7 +9,7 @@
 # %% [markdown]
 # # Correlated features: pairs that occur together become orthogonal
 #
-# > "Organization of Correlated and Anticorrelated Features": at density 0.1 correlated pairs end at right angles, but only 44 % of models put three pairs side by side.
+# > "Organization of Correlated and Anticorrelated Features": the best of five models has the paper's arrangement in 100 %, 100 % and 77 % of groups; single models in 100, 50 and 44 %.
 
 # %% tags=["parameters"]
 scale = 'quick'  # quick: seconds; cpu: a hundred models of each kind; gpu: a thousand
@@ -33,13 +33,12 @@ from moral_sc.superposition.phase_diagram import exact_optima
 
 # %%
 size = at_scale(scale,
-    quick=dict(models=12, others=6, restarts=3, train=dict(steps=1000, batch_size=256)),
-    cpu=dict(models=300, others=40, restarts=12, train=dict(steps=10_000, batch_size=1024)),
-    gpu=dict(models=1000, others=400, restarts=24,
-             train=dict(steps=10_000, batch_size=1024)),
+    quick=dict(models=30, groups=3, others=2, restarts=3),
+    cpu=dict(models=300, groups=10, others=10, restarts=8),
+    gpu=dict(models=1000, groups=100, others=400, restarts=24),
 )
 device = 'cuda' if scale=='gpu' and torch.cuda.is_available() else 'cpu'
-rate = dict(lr=.01, schedule='cosine')
+training = dict(steps=10_000, batch_size=1024, lr=.01, schedule='cosine')
 size
 
 
@@ -56,7 +55,10 @@ size
 # The reason is interference. It costs only when both features are present: always, if they are
 # correlated, and never, if they exclude each other. The figures in the paper show several models each
 # and give no density. We take 0.1 for two pairs and 0.02 for three, where the paper reports no
-# collapse. We train many models, vary the density and the start, and compute the optimum.
+# collapse. We train many models, vary the density and the start, and compute the optimum. The paper
+# states no rate: in two dimensions, it says, clean results need several fits, of which the lowest loss
+# counts. So the paper's claims are judged by the best of five models, and rates of single models are
+# our own claims.
 
 # %%
 def family(n, models, features, density, init=.1):
@@ -65,8 +67,8 @@ def family(n, models, features, density, init=.1):
     return ToyConfig(n, 2, models, density=density, features=features, init=init,
                      sets=1 if independent else n//2)
 
-def fit(config, **kw):
-    run = train(config, seed=seed, device=device, **rate | size['train'] | kw)
+def fit(config, **changes):
+    run = train(config, **dict(seed=seed, device=device) | training | changes)
     return run.W.cpu(),run.b.cpu()
 
 kinds = 'correlated','anticorrelated','independent'
@@ -225,25 +227,62 @@ def optimum(kind, densities, restarts):
     c = family(6, len(densities), kind, torch.tensor(densities)[:,None])
     return exact_optima(c, starts=starts).best()['W']
 
-densities = [.005,.02,.04]
-best = optimum('correlated', densities, 2*size['restarts'])
-independent = optimum('independent', densities, 4)
+sparse = [.01,.02,.04]
+best = optimum('correlated', sparse, 2*size['restarts'])
+independent = optimum('independent', sparse, 4)
 angle = pair_cosines(best).clamp(-1,1).arccos().rad2deg().mean(-1)
-pd.DataFrame(dict(density=densities, correlated=list(map(arrangement6, best)),
+pd.DataFrame(dict(density=sparse, correlated=list(map(arrangement6, best)),
     angle_within=angle.numpy().round(1),
     independent=[arrangement6(w, False) for w in independent],
     norm_independent=independent.norm(dim=-1).mean(-1).numpy().round(2))).set_index('density')
 
-
 # %% [markdown]
 # The best arrangement of six independent features at these densities is a regular hexagon of long
 # columns with strongly negative biases. The paper's remark is therefore about what training finds, not
-# about the optimum. The hexagon of pairs is not quite regular: partners are a little further apart than
-# neighbours from different pairs, in the direction of the right angle that two pairs have.
+# about the optimum. The table compares the exact optimum near the hexagon with the one near a pentagon
+# whose sixth feature is dropped, which is what training finds most often. The hexagon of pairs is not
+# quite regular: partners are a little further apart than neighbours from different pairs, in the
+# direction of the right angle that two pairs have.
+
+# %%
+pentagon = torch.cat([1.2*polygon(5), .01*torch.ones(1,2)])
+c = family(6, len(sparse), 'independent', torch.tensor(sparse)[:,None])
+ends = exact_optima(c, starts=torch.stack([1.3*polygon(6), pentagon]))
+hexagon_ratio = (ends.loss[:,0]/ends.loss[:,1]).numpy()
+pd.DataFrame(dict(density=sparse, hexagon=ends.loss[:,0], pentagon=ends.loss[:,1],
+                  ratio=hexagon_ratio,
+                  stored=represented(ends.params['W'][:,1]).sum(-1))).set_index('density')
+
+
+# %% [markdown]
+# ## The best of five models
 #
+# The table has the share of groups of five models in which the one with the lowest exact loss is
+# arranged as in the paper, at three densities below the one from which the paper reports collapse.
+
+# %%
+def best_of_five(kind, n, criterion):
+    "Return whether the best of each five models meets a criterion, [density, group]"
+    hits = []
+    for p in sparse:
+        c = family(n, 5*size['groups'], kind, p)
+        W,b = fit(c, seed=seed+1)
+        best = relative_losses(c, W, b).view(-1, 5).argmin(1) + 5*torch.arange(size['groups'])
+        hits.append([bool(criterion(w)) for w in W[best]])
+    return np.array(hits)
+
+right,opposite = (lambda W, s=s: arrangement(W)==s for s in ('orthogonal','opposite'))
+groups = {'correlated at right angles': best_of_five('correlated', 4, right),
+          'anticorrelated opposite': best_of_five('anticorrelated', 4, opposite),
+          'three pairs side by side': best_of_five('correlated', 6, side_by_side)}
+pd.DataFrame({k: {p: f'{sum(v)} of {len(v)}' for p,v in zip(sparse, hits)}
+              for k,hits in groups.items()}).rename_axis('density')
+
+
+# %% [markdown]
 # ## Settings varied
 #
-# How often each statement holds for other densities, starts and learning rates:
+# How often single models meet each statement at other densities, starts and learning rates:
 
 # %%
 def share(kind, n, density, criterion, **kw):
@@ -253,7 +292,6 @@ def share(kind, n, density, criterion, **kw):
     W,_ = fit(family(n, size['others'], kind, density, init), lr=lr)
     return str(wilson(count(criterion, W), len(W)))
 
-right,opposite = (lambda W, s=s: arrangement(W)==s for s in ('orthogonal','opposite'))
 def row(p, p6, **kw):
     return {'correlated at right angles': share('correlated', 4, p, right, **kw),
             'anticorrelated opposite': share('anticorrelated', 4, p, opposite, **kw),
@@ -288,26 +326,38 @@ pd.DataFrame(pair_cosines(best).clamp(-1,1).arccos().rad2deg().numpy().round(1),
 #
 # ## Claims
 #
-# Criteria in `data/claims/superposition_correlated.toml` were fixed before the first full run.
-# Two claims are undecided, because their intervals include the limit: most models put anticorrelated
-# pairs on opposites (50 % of models do), and at most one model of independent features in ten is a
-# hexagon (8 % are).
+# Criteria in `data/claims/superposition_correlated.toml` were fixed before the first full run; the rows
+# on the best of five were added on 30 November 2026, before their run, because the older ones judge
+# rates that the paper does not state. Of these rates, which are our own claims, one fails: fewer than half
+# of single models put three pairs side by side. One is undecided: half of them put anticorrelated
+# pairs on opposites. The paper's remark that six independent features do not form a hexagon is
+# undecided, too: 8 % of models do, and the limit of our criterion is one in ten.
 
 # %%
 n = size['models']
 rate_of = lambda kind, name: wilson(arrangements[kind].count(name), n)
-a = rate_of('correlated', 'orthogonal')
-c = rate_of('independent', 'orthogonal')
-# Newcombe's interval of a difference from two Wilson intervals
-difference = Estimate(a[0]-c[0], a[0]-c[0]-((a[0]-a[1])**2+(c[2]-c[0])**2)**.5,
-                      a[0]-c[0]+((a[2]-a[0])**2+(c[0]-c[1])**2)**.5)
+def difference(a, c):
+    "Newcombe's interval of a difference from two Wilson intervals"
+    return Estimate(a[0]-c[0], a[0]-c[0]-((a[0]-a[1])**2+(c[2]-c[0])**2)**.5,
+                    a[0]-c[0]+((a[2]-a[0])**2+(c[0]-c[1])**2)**.5)
+
+right_angles = rate_of('correlated', 'orthogonal')
+opposites = rate_of('anticorrelated', 'opposite')
+by_group = {k: wilson(int(v.sum()), v.size) for k,v in groups.items()}
 record(scale, {
-    'superposition/correlated-orthogonal': a,
-    'superposition/correlated-more-than-chance': difference,
-    'superposition/anticorrelated-opposite': rate_of('anticorrelated', 'opposite'),
+    'superposition/correlated-best-orthogonal': by_group['correlated at right angles'],
+    'superposition/anticorrelated-best-opposite': by_group['anticorrelated opposite'],
+    'superposition/side-by-side-best': by_group['three pairs side by side'],
+    'superposition/correlated-orthogonal': right_angles,
+    'superposition/correlated-more-than-chance':
+        difference(right_angles, rate_of('independent', 'orthogonal')),
+    'superposition/anticorrelated-opposite': opposites,
+    'superposition/anticorrelated-more-than-chance':
+        difference(opposites, rate_of('independent', 'opposite')),
     'superposition/anticorrelated-free': table['anticorrelated']['best'],
     'superposition/correlated-side-by-side':
         wilson(count(side_by_side, models6['correlated'][0]), n),
     'superposition/no-hexagon-when-independent':
         wilson(count(hexagon, models6['independent'][0]), n),
+    'superposition/independent-hexagon-is-better': float(hexagon_ratio.max()),
 })
