@@ -29,8 +29,8 @@ from moral_sc.superposition.geometry_plots import animate_learning, plot_shapes_
 
 # %%
 size = at_scale(scale,
-    quick=dict(models=16, others=8, restarts=2, maxiter=300,
-               train=dict(steps=2000, batch_size=256)),
+    quick=dict(models=16, others=6, restarts=2, maxiter=300,
+               train=dict(steps=6000, batch_size=1024)),
     cpu=dict(models=100, others=40, restarts=6, maxiter=1500,
              train=dict(steps=6000, batch_size=1024)),
     gpu=dict(models=1000, others=400, restarts=12, maxiter=3000,
@@ -279,7 +279,9 @@ pd.DataFrame(dict(density=dense, octahedron=[p**2 for p in dense], lowest_found=
 #
 # ## Claims
 #
-# Criteria were fixed before the first full run, in `data/claims/superposition_geometry.toml`.
+# Criteria were fixed before the first full run, in `data/claims/superposition_geometry.toml`. The paper
+# shows the order of the stages for one model and calls it one of a few trajectories; that nearly all
+# models follow it is our claim.
 
 # %%
 parted_first = int((stages.part<stages.open).sum())
