@@ -523,6 +523,8 @@ def _gguf_config(path, fields, factors):
         if arch not in str(e) and 'model_type' not in str(e): raise
         raise ModelError(f'{path.name} has the architecture {arch!r}, which transformers does not '
                          'read from a GGUF file; load the safetensors of this model.') from None
+    key_length = fields.get(f'{arch}.attention.key_length')
+    if key_length and hasattr(config, 'head_dim'): config.head_dim = key_length
     _check_fields(fields, config, path.name)
     tensors = {t.name for t in GGUFReader(path).tensors}
     for attribute,tensor in (('attention_bias', 'blk.0.attn_q.bias'),
