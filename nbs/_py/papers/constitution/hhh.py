@@ -12,7 +12,7 @@
 # > On all 438 comparisons of Figure 4, asked in both orders, SmolLM2-135M is right in one of two.
 
 # %% tags=["parameters"]
-scale = 'quick'  # quick: 4 comparisons; cpu: all 438 and 287 by one model; gpu: longer thoughts
+scale = 'quick'  # quick: 4 comparisons; cpu: all 438 and 287, an hour; gpu: two models
 seed = 0  # which comparisons, and every sampled chain of thought
 models = ()  # --model NAME: aliases, folders or hub ids; default: those of the scale
 
@@ -37,8 +37,8 @@ from moral_sc.language.loading import load_or_stub
 size = at_scale(scale, # questions (None: all), those for other formats, thoughts, tokens, shots
     quick=dict(items=4, few=1, types=1, thoughts=1, tokens=8, shots=1,
                models=['smollm2-135m-instruct']),
-    cpu=dict(items=None, few=24, types=None, thoughts=1, tokens=40, shots=2,
-             models=['smollm2-135m-instruct', 'gemma-3-270m']),
+    cpu=dict(items=None, few=12, types=None, thoughts=1, tokens=40, shots=2,
+             models=['smollm2-135m-instruct']),
     gpu=dict(items=None, few=None, types=None, thoughts=5, tokens=256, shots=5,
              models=['smollm2-135m-instruct', 'gemma-3-270m']),
 )
@@ -108,7 +108,8 @@ rounded(pd.DataFrame({k: hhh.summarize(d) for k,d in frames.items()}).T)
 # .65 [.50, .78]: the rest shows that this was chance. The column `flipped` gives the reason: 97 % of the verdicts
 # change when the answers change places, so they depend on the position and not on the content, and little
 # remains after both orders are averaged. `mass` is the probability that the model assigns to the two letters
-# together, and `share_A` is the share of verdicts for (A). Our claim that at most one verdict in ten changes
+# together, and `share_A` is the share of verdicts for (A). Twelve comparisons are too few to tell whether a chain of
+# thought changes anything. Our claim that at most one verdict in ten changes
 # fails for this model. It is no claim of the paper.
 #
 # ## Figure 9: calibration of the labels
@@ -156,7 +157,8 @@ plot_accuracy(by_category, {'longer answer': longer, 'paper': .9})
 # ## Figure 12: harmful conduct and kinds of harm
 #
 # The paper's Figure 12 asks whether an assistant behaved harmfully, on 254 balanced conversations, and which of nine kinds
-# of harm a conversation shows, on 287. Always naming the most frequent kind is right in one of six.
+# of harm a conversation shows, on 287. Always naming the most frequent kind is right in one of six. SmolLM2-135M
+# answers (A) in each of the 287, in either order, so its accuracy is the share in which (A) is right, .108.
 
 # %%
 tasks = {'harmful or ethical': 'ethical', 'nine kinds of harm': 'harm_types'}
