@@ -30,9 +30,9 @@ torch.set_num_threads(1)
 
 # %%
 size = at_scale(scale,
-    quick=dict(n=100, active=5, starts=3, points=[5,10,20,40,60,100,200,400],
-               m=[2,3,5,8], map_points=[5,20,60,200], map_steps=500, varied=[5,60,400],
-               five=dict(n=1000, steps=3000, lr=5e-3), train=dict(steps=1500, lr=2e-2)),
+    quick=dict(n=400, active=10, starts=2, points=[5,100,200,300,2000],
+               m=[2,3,5], map_points=[20,200], map_steps=300, varied=[5,100,200],
+               five=dict(n=1000, steps=3000, lr=5e-3), train=dict(steps=4000, lr=1e-2)),
     cpu=dict(n=400, active=10, starts=3,
              points=[5,10,30,60,100,150,200,250,300,500,1000,2000],
              m=[2,3,4,6,10,16], map_points=[10,30,100,200,400,1000], map_steps=2000,
