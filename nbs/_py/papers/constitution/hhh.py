@@ -115,7 +115,8 @@ rounded(pd.DataFrame({k: hhh.summarize(d) for k,d in frames.items()}).T)
 # ## Figure 9: calibration of the labels
 #
 # The labels of the first format, averaged over both orders, are compared with outcomes. A slope of 1 is
-# calibrated and a slope of 0 carries no information. The interval contains both.
+# calibrated and a slope of 0 carries no information. The interval contains both, and the labels in
+# @fig-reliability hardly differ from one half.
 
 # %%
 #| label: fig-reliability
@@ -137,7 +138,7 @@ cal.to_frame(main) if cal is not None else 'Too few comparisons at this scale.'
 #
 # The 438 contain these 221 without marking them. They are public in four files [@askell2021]: 59 on help, 61 on
 # honesty, 58 on harm and 43 others. Where the files are out of reach, twelve mild comparisons of
-# ours in their format run through the same code, so that the figure can be drawn. Their accuracy says nothing
+# ours in their format run through the same code, so that @fig-original can be drawn. Their accuracy says nothing
 # about the 221.
 
 # %%
@@ -158,7 +159,8 @@ plot_accuracy(by_category, {'longer answer': longer, 'paper': .9})
 #
 # The paper's Figure 12 asks whether an assistant behaved harmfully, on 254 balanced conversations, and which of nine kinds
 # of harm a conversation shows, on 287. Always naming the most frequent kind is right in one of six. SmolLM2-135M
-# answers (A) in each of the 287, in either order, so its accuracy is the share in which (A) is right, .108.
+# answers (A) in each of the 287, in either order, so its accuracy in @fig-harm is the share in which (A) is right,
+# .108. The 254 conversations were out of reach; eight of ours were asked.
 
 # %%
 tasks = {'harmful or ethical': 'ethical', 'nine kinds of harm': 'harm_types'}
@@ -178,7 +180,8 @@ plot_accuracy({k: hhh.hhh_accuracy(d) for k,d in harm.items()}, {'chance, nine':
 #
 # ## Claims
 #
-# A row whose questions or model were out of reach is undecided, with that reason.
+# Four claims about large models need a larger model than this one. A row whose questions or model were out of reach
+# is undecided, with that reason.
 
 # %%
 def measurement(e, name=''):
