@@ -41,8 +41,8 @@ torch.set_num_threads(1)
 size = at_scale(scale, # pairs; requests of RL; steps of RL; answers a step; trainings
     quick=dict(model='mini', options=dict(environment.HELPFUL, steps=60), pairs=24, held=24,
                asks=24, epochs=1, steps=3, batch=16, trainings=2),
-    cpu=dict(model='mini', options=environment.HELPFUL, pairs=200, held=120, asks=240, epochs=3,
-             steps=40, batch=32, trainings=8),
+    cpu=dict(model='mini', options=environment.HELPFUL, pairs=140, held=100, asks=160, epochs=3,
+             steps=30, batch=24, trainings=8),
     gpu=dict(model='medium', options=dict(environment.HELPFUL, steps=4000), pairs=6000, held=2000,
              asks=3000, epochs=2, steps=300, batch=128, trainings=8),
 )
