@@ -21,7 +21,7 @@ from ..foundation.errors import DataError
 from ..foundation.statistics import Estimate, cluster_bootstrap
 from ..language.reward_head import (
     build_reward_model, load_reward_model, reward_scores, save_reward_model)
-from ..language.models import LM
+from ..language.models import LM, weights_digest
 from ..language.engine import inference
 from ..language.engine.batching import batches
 from ..language.training import fit
@@ -57,6 +57,12 @@ class PreferenceModel:
             for group in batches([len(r) for r in rows], max_tokens):
                 out[group] = reward_scores(self.model, [rows[i] for i in group]).cpu().numpy()
         return out-self.offset
+
+    @property
+    def identity(self):
+        "Everything that determines its scores"
+        return self.lm.identity|dict(weights=weights_digest(self.model), offset=self.offset,
+                                     mode=self.mode)
 
     def centre(self, prompts, answers):
         "Set the offset so that the mean score of these answers is zero"

@@ -327,6 +327,19 @@ def finish(self:Run,
         self.db.execute('pragma journal_mode=delete')
     self.finished = True
 
+# %% ../../nbs/foundation/20_runs.ipynb #1b0c52e5
+@patch
+def reopen(self:Run):
+    "Let a finished run go on"
+    if not self.finished: return
+    prov = self.path/'provenance.json'
+    with _explain_errors(self.path):
+        old = _read_json(prov, 'end', 'resumed')
+        _write_json(prov, old|dict(end=None, resumed=[*old['resumed'], dict(reopened=_timestamp())]))
+        self.db.close()
+        self.db = _connect(self.path/'run.sqlite', False)
+    self.finished = False
+
 # %% ../../nbs/foundation/20_runs.ipynb #e92e79b6
 @contextmanager
 def run_or_temporary(

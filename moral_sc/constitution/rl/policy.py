@@ -11,13 +11,14 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from time import perf_counter
+from uuid import uuid4
 
 import numpy as np, pandas as pd
 from fastcore.meta import delegates
 
 from .trainer import RLConfig, RLTrainer, combine_rewards
 from ...foundation.errors import ConfigError, DataError
-from ...foundation.runs import content_key, open_run, process_rank
+from ...foundation.runs import content_key, function_key, open_run, process_rank
 from ...language.engine import training
 from ...language.loading import load
 from ...language.models import LM
@@ -102,11 +103,19 @@ class _RunFolder:
         return TrainedPolicy(replace(lm, model=model), pd.DataFrame(self.rows), self.snapshots(),
                              stopped)
 
+    def has_more_steps(self, steps):
+        "Whether a finished run lacks steps that are asked for; an error if it has more"
+        done,stopped = len(_read_history(self.out)), self._stopped()
+        if done>steps: raise ConfigError(f'{self.out} holds {done} steps, more than {steps}: use '
+                                         'one of its snapshots, or another folder.')
+        return done<steps and not stopped
+
+    def _stopped(self): return json.loads((self.out/'provenance.json').read_text())['stopped']
+
     def load_finished(self, lm):
         "Return the policy of a finished run"
         self.rows = _read_history(self.out)
-        stopped = json.loads((self.out/'provenance.json').read_text())['stopped']
-        return self.result(lm, self.load_last(lm), stopped)
+        return self.result(lm, self.load_last(lm), self._stopped())
 
 def _read_history(out):
     "Read history.jsonl, without a last line that is incomplete"
@@ -137,6 +146,19 @@ def _summary_writer(out, tensorboard):
     if not out: raise ConfigError('tensorboard=True needs a folder; give `out`.')
     return SummaryWriter(Path(out)/'tensorboard')
 
+def _run_config(lm, prompts, reward, c, value_model, reward_name, limits, out):
+    "Everything that determines the weights of a run, but the number of its steps if it may grow"
+    try: rewarded = reward_name or function_key(reward)
+    except ConfigError as e:
+        if out: raise ConfigError(f'{e} Give train_policy(..., reward_name=...).') from None
+        rewarded = uuid4().hex  # nothing is stored under this key
+    settings = asdict(c)
+    if c.schedule=='constant': del settings['steps']
+    critic = None if value_model is None else value_model.identity
+    return dict(kind='policy', model=lm.identity, reward=rewarded, value_model=critic,
+                limits=[float(x) for x in limits], **settings,
+                prompts=content_key(rows=[[r['id'], r['text']] for r in prompts]))
+
 @delegates(RLConfig)
 def train_policy(
     lm:LM,                # Initial policy and reference model; not changed
@@ -150,22 +172,29 @@ def train_policy(
     kl_max:float=np.inf,  # Early stop: nats of KL an answer
     entropy_min:float=0., # Early stop: nats of entropy a token
     value_model=None,     # Preference model from which a separate critic is initialised
+    reward_name:str='',   # Stands for the reward in the run's key; default: its source and closure
     tensorboard:bool=False, # Also write event files
     progress=None,        # progress(steps done, number of steps)
     **kwargs              # Of `RLConfig`
 )->TrainedPolicy:
-    "Train a copy of a model against a reward function"
+    """Train a copy of a model against a reward function.
+
+    The same call resumes an interrupted run. A finished run goes on if more `steps` are asked for and the
+    learning rate does not depend on their number."""
     c = RLConfig(steps=steps, **kwargs)
     prompts = _prompt_rows(prompts)
     init_distributed()
     trainer = RLTrainer(lm, reward, c, value_model, watch)
-    config = dict(kind='policy', model=[lm.name, lm.source, lm.parameters], **asdict(c),
-                  prompts=content_key(rows=[[r['id'], r['text']] for r in prompts]))
+    config = _run_config(lm, prompts, reward, c, value_model, reward_name, (kl_max, entropy_min),
+                         out)
+    key = content_key(**config|dict(steps=c.steps))
     trained = replace(lm, name=f'{lm.name}+{steps}', is_stub=False,
-                      source=f'{lm.source}, trained {content_key(**config)[:8]}'.strip(', '))
+                      source=f'{lm.source}, trained {key[:8]}'.strip(', '))
     with open_run(out, config, seed=c.seed) if out else nullcontext() as run:
         folder = _RunFolder(out)
-        if run is not None and run.finished: return folder.load_finished(trained)
+        if run is not None and run.finished:
+            if not folder.has_more_steps(c.steps): return folder.load_finished(trained)
+            run.reopen()
         with training(*trainer.computing_modules(), batch_invariant=True):
             stopped = _train(trainer, prompts, folder, _summary_writer(out, tensorboard),
                              every or max(1, steps//10), (kl_max, entropy_min), progress)

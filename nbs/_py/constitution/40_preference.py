@@ -32,7 +32,7 @@ from moral_sc.foundation.errors import DataError
 from moral_sc.foundation.statistics import Estimate, cluster_bootstrap
 from moral_sc.language.reward_head import (
     build_reward_model, load_reward_model, reward_scores, save_reward_model)
-from moral_sc.language.models import LM
+from moral_sc.language.models import LM, weights_digest
 from moral_sc.language.engine import inference
 from moral_sc.language.engine.batching import batches
 from moral_sc.language.training import fit
@@ -138,6 +138,12 @@ class PreferenceModel:
             for group in batches([len(r) for r in rows], max_tokens):
                 out[group] = reward_scores(self.model, [rows[i] for i in group]).cpu().numpy()
         return out-self.offset
+
+    @property
+    def identity(self):
+        "Everything that determines its scores"
+        return self.lm.identity|dict(weights=weights_digest(self.model), offset=self.offset,
+                                     mode=self.mode)
 
     def centre(self, prompts, answers):
         "Set the offset so that the mean score of these answers is zero"

@@ -559,6 +559,33 @@ assert open_run(tmp/'pair').table(keys).equals(a)
 # %% [markdown]
 # Functions that can run without a folder use a temporary one, so the code is the same.
 
+# %% [markdown]
+# A finished run can go on, for example with more steps.
+
+# %%
+#| export
+@patch
+def reopen(self:Run):
+    "Let a finished run go on"
+    if not self.finished: return
+    prov = self.path/'provenance.json'
+    with _explain_errors(self.path):
+        old = _read_json(prov, 'end', 'resumed')
+        _write_json(prov, old|dict(end=None, resumed=[*old['resumed'], dict(reopened=_timestamp())]))
+        self.db.close()
+        self.db = _connect(self.path/'run.sqlite', False)
+    self.finished = False
+
+
+# %%
+with open_run(tmp/'longer', dict(a=1)) as run: run.finish()
+with open_run(tmp/'longer', dict(a=1)) as run:
+    assert run.finished
+    run.reopen()
+    run.put('k', dict(value=1))
+with open_run(tmp/'longer', dict(a=1)) as run: test_eq((run.finished, len(run)), (False, 1))
+
+
 # %%
 #| export
 @contextmanager

@@ -26,13 +26,14 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from time import perf_counter
+from uuid import uuid4
 
 import numpy as np, pandas as pd
 from fastcore.meta import delegates
 
 from moral_sc.constitution.rl.trainer import RLConfig, RLTrainer, combine_rewards
 from moral_sc.foundation.errors import ConfigError, DataError
-from moral_sc.foundation.runs import content_key, open_run, process_rank
+from moral_sc.foundation.runs import content_key, function_key, open_run, process_rank
 from moral_sc.language.engine import training
 from moral_sc.language.loading import load
 from moral_sc.language.models import LM
@@ -154,11 +155,19 @@ class _RunFolder:
         return TrainedPolicy(replace(lm, model=model), pd.DataFrame(self.rows), self.snapshots(),
                              stopped)
 
+    def has_more_steps(self, steps):
+        "Whether a finished run lacks steps that are asked for; an error if it has more"
+        done,stopped = len(_read_history(self.out)), self._stopped()
+        if done>steps: raise ConfigError(f'{self.out} holds {done} steps, more than {steps}: use '
+                                         'one of its snapshots, or another folder.')
+        return done<steps and not stopped
+
+    def _stopped(self): return json.loads((self.out/'provenance.json').read_text())['stopped']
+
     def load_finished(self, lm):
         "Return the policy of a finished run"
         self.rows = _read_history(self.out)
-        stopped = json.loads((self.out/'provenance.json').read_text())['stopped']
-        return self.result(lm, self.load_last(lm), stopped)
+        return self.result(lm, self.load_last(lm), self._stopped())
 
 def _read_history(out):
     "Read history.jsonl, without a last line that is incomplete"
@@ -194,6 +203,19 @@ def _summary_writer(out, tensorboard):
     if not out: raise ConfigError('tensorboard=True needs a folder; give `out`.')
     return SummaryWriter(Path(out)/'tensorboard')
 
+def _run_config(lm, prompts, reward, c, value_model, reward_name, limits, out):
+    "Everything that determines the weights of a run, but the number of its steps if it may grow"
+    try: rewarded = reward_name or function_key(reward)
+    except ConfigError as e:
+        if out: raise ConfigError(f'{e} Give train_policy(..., reward_name=...).') from None
+        rewarded = uuid4().hex  # nothing is stored under this key
+    settings = asdict(c)
+    if c.schedule=='constant': del settings['steps']
+    critic = None if value_model is None else value_model.identity
+    return dict(kind='policy', model=lm.identity, reward=rewarded, value_model=critic,
+                limits=[float(x) for x in limits], **settings,
+                prompts=content_key(rows=[[r['id'], r['text']] for r in prompts]))
+
 @delegates(RLConfig)
 def train_policy(
     lm:LM,                # Initial policy and reference model; not changed
@@ -207,22 +229,29 @@ def train_policy(
     kl_max:float=np.inf,  # Early stop: nats of KL an answer
     entropy_min:float=0., # Early stop: nats of entropy a token
     value_model=None,     # Preference model from which a separate critic is initialised
+    reward_name:str='',   # Stands for the reward in the run's key; default: its source and closure
     tensorboard:bool=False, # Also write event files
     progress=None,        # progress(steps done, number of steps)
     **kwargs              # Of `RLConfig`
 )->TrainedPolicy:
-    "Train a copy of a model against a reward function"
+    """Train a copy of a model against a reward function.
+
+    The same call resumes an interrupted run. A finished run goes on if more `steps` are asked for and the
+    learning rate does not depend on their number."""
     c = RLConfig(steps=steps, **kwargs)
     prompts = _prompt_rows(prompts)
     init_distributed()
     trainer = RLTrainer(lm, reward, c, value_model, watch)
-    config = dict(kind='policy', model=[lm.name, lm.source, lm.parameters], **asdict(c),
-                  prompts=content_key(rows=[[r['id'], r['text']] for r in prompts]))
+    config = _run_config(lm, prompts, reward, c, value_model, reward_name, (kl_max, entropy_min),
+                         out)
+    key = content_key(**config|dict(steps=c.steps))
     trained = replace(lm, name=f'{lm.name}+{steps}', is_stub=False,
-                      source=f'{lm.source}, trained {content_key(**config)[:8]}'.strip(', '))
+                      source=f'{lm.source}, trained {key[:8]}'.strip(', '))
     with open_run(out, config, seed=c.seed) if out else nullcontext() as run:
         folder = _RunFolder(out)
-        if run is not None and run.finished: return folder.load_finished(trained)
+        if run is not None and run.finished:
+            if not folder.has_more_steps(c.steps): return folder.load_finished(trained)
+            run.reopen()
         with training(*trainer.computing_modules(), batch_invariant=True):
             stopped = _train(trainer, prompts, folder, _summary_writer(out, tensorboard),
                              every or max(1, steps//10), (kl_max, entropy_min), progress)
@@ -317,7 +346,7 @@ from moral_sc.language.stub_models import random_model
 torch.set_num_threads(1)
 prompts = [f'Is it {w}?' for w in 'far late cold dark soon over'.split()]
 letters = lambda prompts,answers: [sum(c.islower() for c in a) for a in answers]
-train_policy(random_model('llama'), prompts, letters, out=sys.argv[1], every=2,
+train_policy(random_model('llama'), prompts, letters, out=sys.argv[1], every=2, reward_name='letters',
              progress=lambda k,n: print(k, flush=True), **eval(sys.argv[2]))
 '''
 def train_and_kill(out, options, after):
@@ -330,7 +359,7 @@ def train_and_kill(out, options, after):
 def history(p): return p.history.drop(columns='seconds')
 
 test_eq(train_and_kill(tmp/'killed', small, 5), -9)
-q = train_policy(lm, prompts, letters, out=tmp/'killed', every=2, **small)
+q = train_policy(lm, prompts, letters, out=tmp/'killed', every=2, reward_name='letters', **small)
 assert same(q.lm, p.lm)
 test_eq(history(q).to_dict('list'), history(p).drop(columns='vowels').to_dict('list'))
 q
@@ -352,19 +381,37 @@ for i,options in enumerate([dict(algorithm='rloo', schedule='linear'),
     assert same(q.lm, whole.lm)
     test_eq(history(q).to_dict('list'), history(whole).to_dict('list'))
 
-
 # %% [markdown]
-# A finished run is loaded, not repeated. Another configuration is refused in the same folder.
+# A finished run is loaded, not repeated. Another configuration is refused in the same folder, and so are another reward, other
+# weights under the same name, and fewer steps.
 
 # %%
-def unused(*args): raise AssertionError('The reward function was called.')
-loaded = train_policy(lm, prompts, unused, out=tmp/'run', every=4, **small)
+loaded = train_policy(lm, prompts, letters, out=tmp/'run', every=4, **small)
 assert same(loaded.lm, p.lm)
 test_eq(loaded.lm.source, p.lm.source) # Results made with either have the same key
 test_ne(p.lm.source, lm.source)
 test_eq(len(loaded.snapshots), 3)
 with expect_fail(ConfigError, contains='lr: 0.001 stored, 0.01 requested'):
     train_policy(lm, prompts, letters, out=tmp/'run', **small|dict(lr=.01))
+def fewer(prompts, answers): return [-x for x in letters(prompts, answers)]
+with expect_fail(ConfigError, contains='reward: '):
+    train_policy(lm, prompts, fewer, out=tmp/'run', **small)
+with expect_fail(ConfigError, contains='model.weights: '):
+    train_policy(random_model('llama', seed=1), prompts, letters, out=tmp/'run', **small)
+with expect_fail(ConfigError, contains='more than 2'):
+    train_policy(lm, prompts, letters, out=tmp/'run', **small|dict(steps=2))
+with expect_fail(ConfigError, contains='reward_name'):
+    train_policy(lm, prompts, lambda p, a, box=object(): [0.]*len(a), out=tmp/'box', **small)
+
+# %% [markdown]
+# Asked for more steps, a finished run goes on from its last checkpoint and ends where a longer run ends.
+
+# %%
+train_policy(lm, prompts, letters, out=tmp/'longer', every=2, **small|dict(steps=4))
+longer = train_policy(lm, prompts, letters, out=tmp/'longer', every=2, **small|dict(steps=6))
+whole = train_policy(lm, prompts, letters, every=2, **small|dict(steps=6))
+assert same(longer.lm, whole.lm)
+test_eq(history(longer).to_dict('list'), history(whole).to_dict('list'))
 
 # %% [markdown]
 # ## LoRA
