@@ -9,11 +9,11 @@
 # %% [markdown]
 # # Pareto frontier: RL-CAI against helpful RL and HH RL
 #
-# > RL-CAI dominates helpful RL (Figure 2); that it dominates HH RL is partly built into the labels.
+# > RL-CAI dominates more than helpful RL; its lead over HH RL is undecided with eight trainings.
 
 # %% tags=["parameters"]
 scale = 'quick'  # quick: seconds, too small to show anything; cpu: minutes; gpu: larger
-seed = 0         # of every model, draw and prompt
+seed = 0         # of prompts; trainings use the seeds from 100 + seed on
 
 # %%
 #| hide
@@ -24,12 +24,15 @@ from moral_sc.constitution.plots import plot_frontier, plot_ratings
 from moral_sc.constitution.preference import fit_preference
 from moral_sc.constitution.revision import STOPS
 from moral_sc.constitution.toy import environment
+from moral_sc.constitution.toy.controls import (
+    CELLS, FACTORS, add_baselines, baseline_answers, baseline_players, factor_effects,
+    label_quality, lacks_content, measure_answers, measure_model, train_cells, worker_score)
 from moral_sc.constitution.toy.experiments import (
-    ENGAGED, RUNS, answer_requests, collect_votes, different_pairs, list_players,
-    rating_agreement, split_requests, train_models, true_scores)
+    ENGAGED, RUNS, answer_requests, collect_votes, different_pairs, label_comparisons,
+    list_players, rating_agreement, split_requests, train_models, true_scores)
 from moral_sc.foundation.runs import content_key
-from moral_sc.foundation.statistics import cluster_bootstrap, paired_difference
-from moral_sc.lab.claims import record
+from moral_sc.foundation.statistics import cluster_bootstrap, paired_difference, t_interval
+from moral_sc.lab.claims import Measurement, record
 from moral_sc.lab.paths import work_dir
 from moral_sc.lab.scales import at_scale
 
@@ -37,17 +40,17 @@ torch.set_num_threads(1)
 
 # %%
 size = at_scale(scale, # requests of each kind; steps of pretraining, RL, snapshots; seeds
-    quick=dict(more=(), train=32, test=16, steps=4, every=2, batch=16, pm=1, read=40,
+    quick=dict(more=(), train=16, test=12, steps=2, every=1, batch=8, pm=1, read=20,
                trainings=2),
-    cpu=dict(more=('small',), train=600, test=150, steps=90, every=15, batch=32, pm=2,
-             read=900, trainings=6),
+    cpu=dict(more=(), train=200, test=60, steps=40, every=10, batch=32, pm=2, read=600,
+             trainings=8),
     gpu=dict(more=('small', 'medium'), train=600, test=150, steps=300, every=50, batch=64,
-             pm=2, read=2000, trainings=6),
+             pm=2, read=2000, trainings=8),
 )
 model_size = 'tiny' # Of Figures 2 and 8; the other sizes are trained for Figure 3
 folder = work_dir(f'frontier-{scale}-{seed}-{content_key(size=size)[:8]}')
 device = 'auto' if scale=='gpu' else 'cpu'
-seeds = [seed+s for s in range(size['trainings'])]
+seeds = [100+seed+s for s in range(size['trainings'])]
 size
 
 # %% [markdown]
@@ -70,11 +73,11 @@ size
 requests = split_requests(dict(train=size['train'], judge=size['train'], test=size['test']), seed)
 train, judge, test = ({k: parts[p] for k,parts in requests.items()}
                       for p in ('train', 'judge', 'test'))
+texts = {k: [r['text'] for r in rows] for k,rows in test.items()}
 {k: {p: len(r) for p,r in parts.items()} for k,parts in requests.items()}
 
 # %%
 sampling = dict(max_new_tokens=40, stop=STOPS) # An answer ends where a critique of it would begin
-
 
 # %% [markdown]
 # ### Five kinds of runs
@@ -86,9 +89,8 @@ sampling = dict(max_new_tokens=40, stop=STOPS) # An answer ends where a critique
 # - `HH RL`: raters for whom an evasion is safe, as in the paper's predecessor [@bai2022hh].
 # - `HH RL, engaging rater`: raters who prefer an answer that takes up the question.
 # - `RL-CAI`: the soft labels of a labeller with principles.
-# - `RL-CAI, CoT`: the same labels, sharpened fourfold and clamped to 40-60 %. The paper clamps labels
-#   that follow a chain of thought, which makes them sharp. The toy environment has no thoughts: read
-#   the name in the figures as "sharpened, clamped".
+# - `RL-CAI, clamped`: the same labels, sharpened fourfold and clamped to 40-60 %. The paper clamps
+#   labels that follow a chain of thought, which makes them sharp; the toy environment has no thoughts.
 #
 # Raters compare answers of the first model, the labeller those of SL-CAI. Every run sees the same
 # requests of both kinds in the same order.
@@ -99,93 +101,199 @@ sampling = dict(max_new_tokens=40, stop=STOPS) # An answer ends where a critique
 # including the first model and the raters' votes, is repeated from several seeds.
 
 # %%
+CLAMPED = 'RL-CAI, clamped'
+KINDS = 'helpful RL', 'HH RL', ENGAGED, 'RL-CAI', CLAMPED
+
 def train_size(name, runs, seed):
     "Train all runs of one model size from one seed"
-    return train_models(name, **train, out=folder/name/str(seed), runs=runs, seed=seed,
-                        pretraining_steps=size['read'], epochs=size['pm'], device=device,
-                        steps=size['steps'], every=size['every'], batch=size['batch'], **sampling)
+    models = train_models(name, **train, out=folder/name/str(seed), runs=runs, seed=seed,
+                          pretraining_steps=size['read'], epochs=size['pm'], device=device,
+                          steps=size['steps'], every=size['every'], batch=size['batch'],
+                          **sampling)
+    for d in (models.policies, models.scores):
+        if 'RL-CAI, CoT' in d: d[CLAMPED] = d.pop('RL-CAI, CoT')
+    return models
 
 models_by_seed = {s: train_size(model_size, (*RUNS, ENGAGED), s) for s in seeds}
-columns = ['score', 'kl3', 'entropy', 'length']
-policies = {k: [t.policies[k] for t in models_by_seed.values()] for k in (*RUNS, ENGAGED)}
-pd.DataFrame({k: pd.DataFrame([p.history.iloc[-1] for p in v])[columns].mean().round(2).to_dict()
-              | dict(stopped=sum(bool(p.stopped) for p in v)) for k,v in policies.items()}).T
 
 # %% [markdown]
-# Means over trainings, at the last step. A run is stopped early when its answers are all alike or
-# its entropy is near zero; it then stays at its last good snapshot. Finished trainings are loaded
-# from disk, so the recorded duration of this page does not include them.
-#
 # ### Tournament
 #
 # Every snapshot answers every request of the tournament, and every two snapshots of one training
 # meet on each. The true helpfulness decides on ordinary requests, the true harmlessness on red-team
 # ones; with a difference of one the better answer wins with probability 73 %. The votes of all
 # trainings give one rating for each kind of run and step. Intervals resample trainings.
+#
+# Four players are [no model](../../constitution/toy/50_controls.ipynb): an empty answer, the constant
+# "i am here for you .", the generator of the text that first models read, and this text with four
+# rounds of the generator's own revisions of answers to red-team requests.
 
 # %%
 steps = range(size['every'], size['steps']+1, size['every'])
-answers = {s: answer_requests(list_players(t, RUNS, steps), test, device, seed=s, **sampling)
+answers = {s: add_baselines(answer_requests(list_players(t, KINDS, steps), test, device, seed=s,
+                                            **sampling), test, s)
            for s,t in models_by_seed.items()}
 votes = collect_votes(answers, test, true_scores(seeds))
-players = list_players(models_by_seed[seed], RUNS, steps)
-frontier = pareto_frontier(votes['helpful'], votes['red_team'], players, gauge='SL-CAI 0',
-                           seed=seed)
+snapshots = list_players(models_by_seed[seeds[0]], KINDS, steps)
+players = pd.concat([snapshots, baseline_players()], ignore_index=True)
+
+def rate_frontier(votes, players):
+    "Rate players on both axes; areas begin at the lowest rating of a snapshot"
+    rate = lambda **kw: pareto_frontier(votes['helpful'], votes['red_team'], players,
+                                        gauge='SL-CAI 0', seed=seed, **kw)
+    return rate(reference=rate(n=2).ratings[(players.run!='no model').to_numpy()].min(0))
+
+frontier = rate_frontier(votes, players)
 frontier.table[['player', 'helpful', 'harmless', 'pareto']].round(0)
 
 # %%
 #| label: fig-frontier
-#| fig-cap: True helpfulness and harmlessness Elo of every snapshot, with SL-CAI at zero; filled marks are last snapshots, bars are 95 % intervals that resample trainings.
-plot_frontier(frontier)
+#| fig-cap: True helpfulness and harmlessness Elo of every snapshot and of answers that no model wrote, with SL-CAI at zero; filled marks are last snapshots, bars are 95 % intervals that resample trainings.
+fig = plot_frontier(frontier)
+fig.update_traces(mode='markers+text', text=list(baseline_players().player),
+                  textposition='bottom center', marker_symbol='cross',
+                  selector=dict(name='no model'))
+fig
 
 # %% [markdown]
 # The area that the snapshots of a run dominate, in thousands of square Elo, from the lowest
-# rating on each axis, and how much more RL-CAI dominates than the others:
+# rating of a snapshot on each axis, and how much more RL-CAI dominates than the others:
 
 # %%
-gain = {k: frontier.gain('RL-CAI', k) for k in ('HH RL', 'helpful RL')}
-areas = ({k: frontier.area(k) for k in RUNS}
+others = 'HH RL', ENGAGED, 'helpful RL', 'no model'
+gain = {k: frontier.gain('RL-CAI', k) for k in others}
+areas = ({k: frontier.area(k) for k in (*KINDS, 'no model')}
          | {f'RL-CAI beyond {k}': difference for k,difference in gain.items()})
 pd.DataFrame(areas.values(), areas, ['area', 'low', 'high']).div(1000).round(1)
 
 
 # %% [markdown]
-# In the recorded runs @fig-frontier resembles the paper's figure. Under helpful RL help and harm
-# first increase together, HH RL becomes harmless and less helpful, and RL-CAI is harmless at more
-# help. RL-CAI dominates more than helpful RL. It also dominates more than HH RL, with an interval
-# that begins just above zero; with four trainings this was undecided, so the claim is closed. Unlike
-# the paper's figure, ours shows that all runs lose helpfulness in the end. Helpful RL does so, too,
-# while the score of its preference model still rises.
+# In @fig-frontier helpful RL gains help at first and little harmlessness, and both HH runs become
+# harmless and less helpful. RL-CAI is as harmless as they are at more help. It dominates more than helpful
+# RL. Its lead over HH RL is undecided, and over HH RL with the engaging rater it is half as large. No
+# run reaches the revised text that no model wrote: it is as harmless as the end of RL-CAI and more
+# helpful than SL-CAI. The first models have read that text, so nothing here shows more than what
+# copying it would give. The empty answer and the constant one are as harmless, too, and of no help.
 #
-# Part of the distance from HH RL is built in. A labeller judges each pair under one of three principles
-# at random. One of the three is the true harmlessness itself, as a probability without noise, while a
-# rater gives one vote per pair, and the evasive rater counts a refusal as two dangers avoided. Before any
-# training, labels under principles are on the side of the truth in 82 % of pairs of written answers, votes
-# in 72 to 78 %, and only the labels are nearly calibrated
-# ([controls](../../constitution/toy/50_controls.ipynb)). The run with the engaging rater, which the
-# figure leaves out, ends with as few dangerous words and refusals as RL-CAI (see Evasiveness below).
-# Nor does the figure have answers without a model: the revised text that first models read helps as
-# much as they do and does no harm.
+# True scores per answer, means over trainings: help on ordinary requests, harmlessness on red-team
+# requests, their sum, and the shares of answers to red-team requests that refuse, or that have no
+# content (no tool and no better course):
+
+# %%
+def last_player(run): return 'SL-CAI 0' if run=='SL-CAI' else f'{run} {size["steps"]}'
+
+def scores_of(player):
+    "Mean true scores of a player, one row per training"
+    return pd.DataFrame([measure_answers({k: answers[s][k][player] for k in test}, test)
+                         for s in seeds], seeds)
+
+shown = [*baseline_players().player, 'base 0', 'SL-CAI 0', *map(last_player, KINDS)]
+pd.DataFrame({p: scores_of(p).mean() for p in shown}).T.round(2)
+
+# %% [markdown]
+# Training at the last step, means over trainings. A run is stopped early when its answers are all
+# alike or its entropy is near zero; it then stays at its last good snapshot. Finished trainings are
+# loaded from disk, so the recorded duration of this page does not include them.
+
+# %%
+columns = ['score', 'kl3', 'entropy', 'length']
+policies = {k: [t.policies[k] for t in models_by_seed.values()] for k in KINDS}
+pd.DataFrame({k: pd.DataFrame([p.history.iloc[-1] for p in v])[columns].mean().round(2).to_dict()
+              | dict(stopped=sum(bool(p.stopped) for p in v)) for k,v in policies.items()}).T
+
+
+# %% [markdown]
+# ### What is built in
+#
+# A labeller judges a pair under one of three principles, at random. One of the three is the
+# true harmlessness itself: a probability without noise, on the same scale as the votes of the
+# tournament. A rater gives one vote for each pair, drawn from the same probability, and the evasive
+# rater counts a refusal as two dangers avoided. So the labels of harm differ before anything is trained.
+# Share of pairs on the side of the truth, and expected log loss beyond the least possible:
+
+# %%
+def quality(s):
+    "Compare the labels of harm of one training with the truth"
+    t = models_by_seed[s]
+    rows = label_comparisons(t.base, t.sl_cai, train['helpful'][:2], train['red_team'], s,
+                             **sampling)
+    harm = {k: [r for r in v if environment.deed(r['prompt']) in environment.DEEDS['red_team']]
+            for k,v in rows.items()}
+    return pd.DataFrame({k: label_quality(v) for k,v in harm.items() if v}).T
+
+sum(map(quality, seeds[:2])).div(2).rename({'RL-CAI, CoT': CLAMPED}).round(3)
+
+# %% [markdown]
+# Labels under principles are right slightly more often than the votes, and far better calibrated, so an
+# advantage of RL-CAI follows from these constants. The claims about it are marked as claims about such a
+# toy environment.
+#
+# ## Factorial design of raters
+#
+# HH RL and RL-CAI differ in the labeller, and in three things besides: the rater's taste, hard or soft
+# labels, and the model with which they begin and whose answers are compared. All eight
+# combinations are trained with raters. Means over trainings half-way through training:
+
+# %%
+half = size['steps']//2
+
+def measure_cells(s):
+    "Train the cells of one seed and measure them half-way"
+    cells = train_cells(models_by_seed[s], **train, out=folder/model_size/str(s)/'cells',
+                        steps=half, epochs=size['pm'], batch=size['batch'], seed=s, **sampling)
+    return pd.DataFrame([dict(zip(FACTORS, c), training=s)
+                         | measure_model(m, test, device, seed=s, **sampling)
+                         for c,m in cells.items()])
+
+cells = pd.concat(map(measure_cells, seeds), ignore_index=True)
+measures = ['help', 'harmless', 'both', 'refuses', 'empty']
+cells.groupby([*FACTORS])[measures].mean().round(2)
+
+# %% [markdown]
+# The main effect of each factor: engaging less evasive, soft less hard, SL-CAI less the first model.
+# The last row is RL-CAI less the cell that differs from it only in the labeller (engaging, soft,
+# SL-CAI). Intervals are Student's, over trainings:
+
+# %%
+effects = {m: factor_effects(cells, m) for m in measures}
+like_cai = cells[(cells.taste=='engage')&(cells.labels=='soft')&(cells.start=='SL')]
+like_cai = like_cai.set_index('training')
+cai_half = scores_of(f'RL-CAI {half}')
+principles = {m: t_interval((cai_half[m]-like_cai[m]).loc[seeds]) for m in measures}
+pd.DataFrame({m: {k: str(e) for k,e in effects[m].items()} | dict(principles=str(principles[m]))
+              for m in measures})
+
+
+# %% [markdown]
+# Half-way the start explains most of the harmlessness: policies that begin at SL-CAI are 0.6 more
+# harmless and 0.2 less helpful than those that begin at the first model. The taste of the rater changes
+# refusals by ten points. Soft labels of raters make no detectable difference. With all
+# three alike, RL-CAI is more helpful and less harmless than a policy of the engaging rater's soft labels,
+# and the sum does not differ detectably. So what RL-CAI has before HH RL half-way is mostly its start.
 #
 # ## Figure 8: ratings against RL sequences
 #
 # Figure 8 of the paper shows the same ratings against the number of answers sampled in RL. Runs on a
-# constitution begin at SL-CAI, where both ratings are zero, the others at the first model.
+# constitution begin at SL-CAI, where both ratings are zero, the others at the first model. Its
+# workers were asked to prefer an answer that is not evasive where both are harmless. Here workers
+# count a refusal as one danger:
 
 # %%
 def ratings_by_sequences(elo):
     "List ratings of each run from its start, against sequences"
     ratings = players.merge(elo.table)
-    start = {k: ratings[ratings.player==('SL-CAI 0' if 'CAI' in k else 'base 0')] for k in RUNS}
-    rows = [d.assign(kind=k) for k in RUNS for d in (start[k], ratings[ratings.run==k])]
+    start = {k: ratings[ratings.player==('SL-CAI 0' if 'CAI' in k else 'base 0')] for k in KINDS}
+    rows = [d.assign(kind=k) for k in KINDS for d in (start[k], ratings[ratings.run==k])]
     return pd.concat(rows).assign(sequences=lambda d: d.step*size['batch'])
 
-elo = {k: tournament(v, gauge='SL-CAI 0') for k,v in votes.items()}
+worker_votes = collect_votes(answers, test, dict(red_team=dict.fromkeys(seeds, worker_score)))
+elo = {k: tournament(v, gauge='SL-CAI 0')
+       for k,v in (votes | dict(workers=worker_votes['red_team'])).items()}
 
 # %%
 #| label: fig-harmless
-#| fig-cap: True harmlessness Elo against the number of answers sampled in RL, with SL-CAI at zero; bars are 95 % intervals that resample trainings.
-plot_ratings(ratings_by_sequences(elo['red_team']), 'sequences', 'RL sequences',
+#| fig-cap: Harmlessness Elo by workers who count a refusal as one danger, against the number of answers sampled in RL, with SL-CAI at zero; bars are 95 % intervals that resample trainings.
+plot_ratings(ratings_by_sequences(elo['workers']), 'sequences', 'RL sequences',
              'harmlessness, Elo')
 
 # %%
@@ -195,73 +303,85 @@ plot_ratings(ratings_by_sequences(elo['helpful']), 'sequences', 'RL sequences', 
 
 
 # %% [markdown]
-# In the recorded runs RL-CAI gains most of its harmlessness in the first half of training and loses
-# helpfulness until the end. The KL from the first model, in the table above, is large at the end,
-# because the KL coefficient is close to zero, as in the paper. Claims about last snapshots describe
-# this end. A KL coefficient that keeps a policy near its best snapshot is the subject of
-# [over-optimisation](over_optimisation.ipynb).
+# Changes of harmlessness from half-way to the end, by these workers and by the truth:
+
+# %%
+def late(elo, run): return elo.difference(last_player(run), f'{run} {half}')
+pd.DataFrame({k: {w: str(late(elo[w], k)) for w in ('workers', 'red_team')} for k in KINDS}).T
+
+# %% [markdown]
+# The paper's late decline does not appear within 40 steps. Harmlessness rises in the second half under
+# every kind of training, by these workers as by the truth, also under helpful RL, whose last answers
+# name 1.0 dangerous tools against 1.4 of the first model. Six earlier trainings of 90 steps had the same
+# sign (31 Elo by the truth from step 45 on). HH RL gains less by the workers than by the truth, because
+# they dislike its refusals.
 #
 # The paper's order of harmlessness, step by step, at the end of training:
 
 # %%
-def last_player(run): return 'SL-CAI 0' if run=='SL-CAI' else f'{run} {size["steps"]}'
-
 order = [last_player(k) for k in ('helpful RL', 'SL-CAI', 'HH RL', 'RL-CAI')]
 order_test(elo['red_team'], order).round(3)
 
 # %% [markdown]
-# ## Evasiveness
-#
-# Rates on red-team requests at the end of training: the share of answers that refuse, the mean
-# numbers of dangerous words and of better courses, and the share with a phrase of comfort. The
-# table includes the run with engaging raters, which the figures leave out. Its raters saw the
-# same answers as those of HH RL and differ only in their preference.
+# In the paper SL-CAI is the least helpful of the trained models. Differences of helpfulness from SL-CAI
+# at each snapshot:
 
 # %%
-red_team = dict(red_team=test['red_team'])
-texts = [p['text'] for p in test['red_team']]
-def final_answers(s, run):
-    "Return answers of the last snapshot of a run to red-team requests"
-    if run!=ENGAGED:
-        return answers[s]['red_team']['base 0' if run=='base' else last_player(run)]
-    last = list_players(models_by_seed[s], [run], steps[-1:])[-1:]
-    return answer_requests(last, red_team, device, seed=s, **sampling)['red_team'][last_player(run)]
+compared = 'helpful RL', 'HH RL', 'RL-CAI'
+def above_sl(step):
+    "Differences of helpfulness from SL-CAI at one snapshot"
+    return {k: elo['helpful'].difference(f'{k} {step}', 'SL-CAI 0') for k in compared}
 
-traits = {k: pd.concat([environment.features(texts, final_answers(s, k)).assign(training=s)
-                       for s in seeds])
-          for k in ('base', 'SL-CAI', *RUNS, ENGAGED)}
-refusals = {k: d.refusal.to_numpy(float) for k,d in traits.items()}
+pd.DataFrame({n: {k: str(e) for k,e in above_sl(n).items()} for n in steps}).T
+
+# %% [markdown]
+# After ten steps all three are above SL-CAI, helpful RL clearly, HH RL and RL-CAI not detectably. At the
+# end HH RL is below it. The KL coefficient is close to zero, as in the paper, and last snapshots are
+# further along than the best ones. A KL coefficient that keeps a policy near its best snapshot is the
+# subject of [over-optimisation](over_optimisation.ipynb).
+#
+# ## Evasiveness
+#
+# Rates on red-team requests at the end of training: the share of answers that refuse, the share
+# without content, the mean numbers of dangerous words and of better courses, and the share with a
+# phrase of comfort. The raters of both HH runs saw the same answers and differ only in their taste.
+
+# %%
+traits = {k: pd.concat([environment.features(texts['red_team'], a).assign(
+                            training=s, empty=lacks_content(a))
+                        for s in seeds for a in [answers[s]['red_team'][p]]])
+          for k,p in {**{k: last_player(k) for k in ('SL-CAI', *KINDS)}, 'base': 'base 0',
+                      'comfort': 'comfort'}.items()}
 training = traits['base'].training.to_numpy()
-rates = {k: cluster_bootstrap(r, training) for k,r in refusals.items()}
-pd.DataFrame({k: dict(refuses=str(rates[k]), danger=d.danger.mean(), better=d.better.mean(),
+def rate(k, column): return cluster_bootstrap(traits[k][column].to_numpy(float), training)
+pd.DataFrame({k: dict(refuses=str(rate(k, 'refusal')), empty=str(rate(k, 'empty')),
+                      danger=d.danger.mean(), better=d.better.mean(),
                       comfort=(d.kind>0).mean(), words=d.words.mean())
               for k,d in traits.items()}).T
 
 
 # %% [markdown]
-# Raters who accept evasion make evasive policies in some trainings and not in others. On average a
-# third of the answers of HH RL refuse; the interval, which resamples trainings, goes from none to
-# eight in ten. In trainings without refusals the policy is safe in another way: its answers are
-# short, with little danger and few better courses. With a single training the result would have
-# depended on the seed.
+# Raters who accept evasion make evasive policies in some trainings and not in others. On average a fifth
+# of the answers of HH RL refuse; the interval goes from one in a hundred to nearly half. With the engaging
+# rater hardly any answer does, as with RL-CAI. RL-CAI's answers have content: fewer than 3 % name
+# neither a tool nor a better course, which the constant answer cannot reach.
 #
 # ## Figure 3: harmlessness and model size
 #
-# Figure 3 has seven sizes; we show the sizes that were trained. At sizes other than the first we
-# train only helpful RL and RL-CAI, the two runs that differ most. The last snapshots of all sizes
-# meet in one tournament per training, so that sizes can be compared.
+# Figure 3 has seven sizes; we show the sizes that were trained, which at scale `cpu` is one. At sizes
+# other than the first we train only helpful RL and RL-CAI, the two runs that differ most. The last
+# snapshots of all sizes meet in one tournament per training, so that sizes can be compared.
 
 # %%
 def last_snapshots(name, models):
     "List players of one size: SL-CAI and the last snapshots"
-    p = list_players(models, [k for k in RUNS if k in models.policies], steps[-1:])
+    p = list_players(models, [k for k in KINDS if k in models.policies], steps[-1:])
     return p[p.run!='base'].assign(player=p.run+f' {name}', size=models.base.parameters)
 
 sizes = {model_size: models_by_seed,
          **{n: {s: train_size(n, ('helpful RL', 'RL-CAI'), s) for s in seeds}
             for n in size['more']}}
 rosters = {s: pd.concat([last_snapshots(n, t[s]) for n,t in sizes.items()]) for s in seeds}
-roster = rosters[seed]
 size_votes = collect_votes({s: answer_requests(r, test, device, seed=s, **sampling)
                             for s,r in rosters.items()}, test, true_scores(seeds))
 by_size = {k: tournament(v, gauge=f'SL-CAI {model_size}') for k,v in size_votes.items()}
@@ -269,7 +389,7 @@ by_size = {k: tournament(v, gauge=f'SL-CAI {model_size}') for k,v in size_votes.
 # %%
 #| label: fig-size
 #| fig-cap: True harmlessness Elo of last snapshots against model size, with the smallest SL-CAI at zero; bars are 95 % intervals that resample trainings.
-plot_ratings(roster.merge(by_size['red_team'].table).rename(columns=dict(run='kind'))
+plot_ratings(rosters[seeds[0]].merge(by_size['red_team'].table).rename(columns=dict(run='kind'))
              .sort_values('size'), 'size', 'parameters', 'harmlessness, Elo', log=True)
 
 
@@ -292,86 +412,137 @@ def held_out_judge(s, kind, criterion):
 judges = {k: {s: held_out_judge(s, k, c) for s in seeds}
           for k,c in (('helpful', 'helpful'), ('red_team', 'harmless'))}
 judge_votes = collect_votes(answers, test, judges)
-judge_frontier = pareto_frontier(judge_votes['helpful'], judge_votes['red_team'], players,
-                                 gauge='SL-CAI 0', seed=seed)
+judge_frontier = rate_frontier(judge_votes, players)
 
 # %%
 #| label: fig-judge
 #| fig-cap: Helpfulness and harmlessness Elo of every snapshot by two held-out preference models, with SL-CAI at zero; bars are 95 % intervals that resample trainings.
-plot_frontier(judge_frontier)
+fig = plot_frontier(judge_frontier)
+fig.update_traces(mode='markers+text', text=list(baseline_players().player),
+                  textposition='bottom center', marker_symbol='cross',
+                  selector=dict(name='no model'))
+fig
+
 
 # %% [markdown]
-# A judge could miss that a run becomes worse again. The change of RL-CAI's harmlessness over its
-# last stretch of training, by the truth and by the judge:
-
-# %%
-stretch = [f'RL-CAI {k}' for k in (size['steps']-size['every'], size['steps'])]
-ratings = dict(truth=elo['red_team'], judge=tournament(judge_votes['red_team'], gauge='SL-CAI 0'))
-{k: str(e.difference(stretch[1], stretch[0])) for k,e in ratings.items()}
-
-# %% [markdown]
-# In the recorded runs neither shows a detectable change. But @fig-judge shows errors of such a
-# judge. It rates the last snapshots of helpful RL and of RL-CAI, CoT as the most helpful, although
-# they are less helpful than SL-CAI by the truth. It gives RL-CAI a fifth of its true gain in
-# harmlessness, with intervals too wide to tell it from SL-CAI. The judge was trained on answers of
-# the first model; late-policy answers are out of distribution for it.
+# The order of the snapshots in @fig-judge is mostly that of the truth, but distances are compressed: the
+# judges give the end of RL-CAI and of the HH runs less than half their gain in harmlessness. They rate the empty
+# answer as the most harmless of all and the end of clamped RL-CAI as helpful as that of helpful RL.
+# They were trained on answers of the first model; answers of late policies are out of distribution.
 #
 # Rank correlation over all snapshots between the true harmlessness Elo and the Elo by this judge,
-# and the same for the preference model of RL-CAI itself, which is not independent:
+# and the same for the preference model of RL-CAI itself, which is not independent. As registered, the
+# interval draws prompts; the others draw trainings:
 
 # %%
+def of_snapshots(v): return v[v.a.isin(snapshots.player) & v.b.isin(snapshots.player)]
 own_scores = dict(red_team={s: t.scores['RL-CAI'] for s,t in models_by_seed.items()})
 own_votes = collect_votes(answers, test, own_scores)
-agreement = {k: rating_agreement(votes['red_team'], v['red_team'], seed=seed)
+true_votes = of_snapshots(votes['red_team'])
+agreement = {k: rating_agreement(true_votes, of_snapshots(v['red_team']), seed=seed)
              for k,v in {'held out': judge_votes, "RL-CAI's own": own_votes}.items()}
+agreement['held out, over prompts'] = rating_agreement(
+    *(v.drop(columns='cluster') for v in (true_votes, of_snapshots(judge_votes['red_team']))),
+    seed=seed)
 {k: str(v) for k,v in agreement.items()}
+
+# %% [markdown]
+# ## Four trainings and eight
+#
+# Two claims were first judged by four trainings, and decided only after two more were added. As
+# registered, by the first four of these, with the players of that time:
+
+# %%
+early_seeds = seeds[:4]
+old_players = snapshots[snapshots.run!=ENGAGED].reset_index(drop=True)
+def as_registered(v):
+    "Votes of four trainings between the players of the first recordings"
+    return v[v.cluster.isin(early_seeds) & v.a.isin(old_players.player)
+             & v.b.isin(old_players.player)]
+old_votes = {k: as_registered(v) for k,v in votes.items()}
+old_gain = pareto_frontier(old_votes['helpful'], old_votes['red_team'], old_players,
+                           gauge='SL-CAI 0', seed=seed).gain('RL-CAI', 'HH RL')
+old_elo = tournament(old_votes['helpful'], gauge='SL-CAI 0')
+old_least = min((old_elo.difference(last_player(k), 'SL-CAI 0') for k in compared),
+                key=lambda e: e.low)
+str(old_gain), str(old_least)
 
 
 # %% [markdown]
 # ## What this does not show
 #
 # The toy environment says nothing about large language models: its harm is a known function of
-# words, its raters are simulated, and two model sizes cannot establish a trend. The largest scale
-# has not yet been run on a GPU. With six trainings the intervals are wide, and a single training
-# mostly shows the effect of its seed.
+# words, its raters are simulated, and one or two model sizes cannot establish a trend. The largest
+# scale has not yet been run on a GPU. A single training mostly shows the effect of its seed.
 #
 # ## Claims
 #
-# The criteria are in `data/claims/constitution_frontier.toml` and were written before the first
-# policy was trained in the toy environment. That intervals resample trainings was fixed before any
-# such recording. The first such recording had four trainings. Two more were added after it was seen,
-# because intervals of four cannot cover the truth in 19 cases of 20; no training was left out.
+# The criteria are in `data/claims/constitution_frontier.toml`, with their history. The first eleven were
+# written before the first policy was trained in the toy environment, the others before the eight
+# trainings of this recording, whose seeds no earlier recording used.
 #
-# Six of eleven rows are closed. Two were decided only by the trainings that were added: RL-CAI dominates
-# more than HH RL, and at the end of training without a KL penalty SL-CAI is not the least helpful (after
-# 15 steps helpful RL is well above it). Two are passed by an empty answer, which does no harm and
-# does not refuse: RL-CAI is more harmless than SL-CAI, and does not refuse. One is not what the paper
-# says (helpful RL ends more harmful than it began; the paper says that harmlessness declines late),
-# and one measures sharpened labels and not thoughts. Of the others one holds: RL-CAI dominates more
-# than helpful RL. Four are undecided. All three steps of the paper's order have its sign, and only the
-# last of them, from HH RL to RL-CAI, is not settled.
+# Seven of 26 rows are closed: two had been decided by enlarging a sample, two are passed by a constant
+# answer, and of the others one measures sharpening and not thoughts, one is not what the paper says, and one
+# draws only prompts. Of the ten open claims of the paper two hold: RL-CAI dominates more than helpful RL,
+# and it is not evasive. One fails in this toy environment: the harmlessness of helpful RL does not decline
+# late. Seven are undecided: the lead over HH RL, the order of harmlessness (RL-CAI and HH RL end
+# alike), that SL-CAI is the least helpful, the late decline of HH RL, that RL-CAI ends more harmless than
+# a constant answer, the twenty points of the evasive rater, and the order at every size, because one
+# size was trained.
+#
+# Of ours, three hold: the rater's taste sets the refusals, a start at SL-CAI is more harmless, and the
+# text without a model helps and does no harm. One fails: clamped labels make RL-CAI less harmless.
+# Undecided are the lead over HH RL with the engaging rater and over answers without a model, soft
+# against hard labels, principles against an engaging rater, and the held-out judge.
+#
+# With six trainings of 90 steps from other seeds and more requests, before this recording, RL-CAI's
+# lead over HH RL had just held and helpful RL had ended less helpful than SL-CAI.
 
 # %%
-def least_certain(elo, pairs):
-    "Return the difference with the lowest lower bound"
-    return min((elo.difference(a, b) for a,b in pairs), key=lambda e: e.low)
+def least_certain(estimates):
+    "Return the estimate with the lowest lower bound"
+    return min(estimates, key=lambda e: e.low)
 
 harmless = elo['red_team']
-helpful = elo['helpful']
-above_sl = [(last_player(k), last_player('SL-CAI')) for k in ('helpful RL', 'HH RL', 'RL-CAI')]
-size_pairs = [(f'RL-CAI {n}', f'helpful RL {n}') for n in sizes]
+asked = {k: [r['text'] for r in environment.requests(1000, seed, k)] for k in test}
+written = {k: baseline_answers(t, seed)['revised text'] for k,t in asked.items()}
+scored = dict(helpful=environment.helpfulness(asked['helpful'], written['helpful'])-.5,
+              red_team=environment.harmlessness(asked['red_team'], written['red_team']))
+margins = [cluster_bootstrap(scored[k], asked[k]) for k in asked]
+rivals = 'SL-CAI 0', 'empty answer', 'comfort'
+size_difference = least_certain([by_size['red_team'].difference(f'RL-CAI {n}', f'helpful RL {n}')
+                                 for n in sizes])
+unmet = f'{len(sizes)} of seven sizes trained' if len(sizes)<3 else ''
+last_cai = last_player('RL-CAI')
+taste = effects['refuses']['taste']
 record(scale, {
-    'constitution/frontier-beats-hh': gain['HH RL'],
+    'constitution/frontier-beats-hh': old_gain,
+    'constitution/frontier-beats-hh-eight': gain['HH RL'],
+    'constitution/frontier-beats-hh-engaging': gain[ENGAGED],
     'constitution/frontier-beats-helpful': gain['helpful RL'],
-    'constitution/frontier-order': least_certain(harmless, zip(order[1:], order)),
-    'constitution/frontier-sl-least-helpful': least_certain(helpful, above_sl),
-    'constitution/frontier-cot': harmless.difference(last_player('RL-CAI, CoT'),
-                                                     last_player('RL-CAI')),
+    'constitution/frontier-beats-baselines': gain['no model'],
+    'constitution/frontier-order': least_certain([harmless.difference(b, a)
+                                                  for a,b in zip(order, order[1:])]),
+    'constitution/frontier-sl-least-helpful': old_least,
+    'constitution/frontier-sl-least-helpful-early': least_certain(above_sl(steps[0]).values()),
+    'constitution/frontier-cot': harmless.difference(last_player(CLAMPED), last_cai),
+    'constitution/frontier-clamped': harmless.difference(last_player(CLAMPED), last_cai),
     'constitution/frontier-helpful-harms': harmless.difference(last_player('helpful RL'), 'base 0'),
-    'constitution/frontier-cai-improves': harmless.difference(last_player('RL-CAI'), 'SL-CAI 0'),
+    'constitution/frontier-helpful-late': late(elo['workers'], 'helpful RL'),
+    'constitution/frontier-hh-late': late(elo['workers'], 'HH RL'),
+    'constitution/frontier-cai-improves': harmless.difference(last_cai, 'SL-CAI 0'),
+    'constitution/frontier-cai-improves-beyond': least_certain([harmless.difference(last_cai, p)
+                                                                for p in rivals]),
     'constitution/frontier-evasive-rater': paired_difference(
-        refusals['HH RL'], refusals[ENGAGED], training),
-    'constitution/frontier-not-evasive': rates['RL-CAI'],
-    'constitution/frontier-judges-agree': agreement['held out'],
-    'constitution/frontier-sizes': least_certain(by_size['red_team'], size_pairs),
+        *(traits[k].refusal.to_numpy(float) for k in ('HH RL', ENGAGED)), training),
+    'constitution/frontier-not-evasive': rate('RL-CAI', 'refusal'),
+    'constitution/frontier-not-evasive-content': rate('RL-CAI', 'empty'),
+    'constitution/frontier-judges-agree': agreement['held out, over prompts'],
+    'constitution/frontier-judges-agree-trainings': agreement['held out'],
+    'constitution/frontier-sizes': Measurement(*size_difference, unmet),
+    'constitution/frontier-factor-taste': tuple(-x for x in (taste.value, taste.high, taste.low)),
+    'constitution/frontier-factor-labels': effects['both']['labels'],
+    'constitution/frontier-factor-start': effects['harmless']['start'],
+    'constitution/frontier-factor-principles': principles['both'],
+    'constitution/frontier-text-helps': least_certain(margins),
 })
