@@ -194,7 +194,12 @@ def resolve_engine(
         if engine not in ('auto','eager'):
             raise ConfigError(f'Engine {engine!r} draws its own data: use eager for data of yours.')
         engine = 'eager'
-    kind = torch.device(device).type
+    try: kind = torch.device(device).type
+    except RuntimeError: kind = ''
+    if kind not in ('cpu','cuda','mps'):
+        raise ConfigError(f'There is no device {device!r}: use cpu or cuda.')
+    if kind=='mps' and not torch.backends.mps.is_available():
+        raise ConfigError(f'There is no device {device!r} here: use cpu.')
     if kind=='cuda' and not torch.cuda.is_available():
         raise ConfigError(f'There is no GPU for device {device!r} here: use cpu.')
     for name in _engine_order.get(kind, ['eager']) if engine=='auto' else [engine]:

@@ -16,8 +16,8 @@ import typer
 # %% ../../../nbs/lab/cli/50_app.ipynb #2ba5dd67
 import moral_sc
 from ...foundation.errors import ConfigError, DataError
-from .console import (ErrorGroup, Limit, Mode, Model, Out, Scale, Seed, argument,
-                                      command_group, format_table, help_examples, option,
+from .console import (Device, ErrorGroup, Limit, Mode, Model, Out, Scale, Seed,
+                                      argument, command_group, format_table, help_examples, option,
                                       print_status, progress_bar, run_folder, write_file)
 from .bias import bias
 from .constitution import constitution
@@ -247,7 +247,7 @@ def _evaluate(
     samples:option(int, 'Chains of thought for each question, for conditions with cot.')=1,
     max_new_tokens:option(int, 'Maximum length of a chain of thought in tokens.')=256,
     mode:Mode='plain',
-    device:option(str, 'auto, cpu, cuda, ...', metavar='NAME')='auto',
+    device:Device='auto',
     dtype:option(str, 'auto, float32, bfloat16, ...', metavar='NAME')='auto',
     seed:Seed=0,
     out:Out=None,
@@ -294,7 +294,7 @@ def _bench(
                    'BENCHMARK', _BENCHMARKS)=None,
     rows:option(str|None, 'Rows of one benchmark, separated by commas. Default: all.')=None,
     repeats:option(int, 'Number of times that each side runs.')=5,
-    seconds:option(float, 'Time for each row.')=45.,
+    seconds:option(float, 'Time for each row.', above=0)=45.,
     threads:option(int|None, 'Threads of both sides. Default: all cores.')=None,
     engine:option(str, 'Engine of the toy models: auto, eager, compiled, numba or triton.',
                   metavar='NAME')='auto',
@@ -305,9 +305,6 @@ def _bench(
 ):
     "Measure speed beside other libraries."
     names = names or _BENCHMARKS
-    if threads is not None and threads<1:
-        raise ConfigError(f'threads is {threads}: give 1 or more.')
-    if seconds<=0: raise ConfigError(f'seconds is {seconds}: give more than 0.')
     if not out.parent.is_dir(): raise ConfigError(f'{out.parent} is not a folder: make it first.')
     if rows and len(names)>1: raise ConfigError('--rows needs exactly one benchmark: name it.')
     trl = dict(ppo_python=ppo_python, rloo_python=rloo_python)

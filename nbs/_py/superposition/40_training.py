@@ -309,7 +309,12 @@ def resolve_engine(
         if engine not in ('auto','eager'):
             raise ConfigError(f'Engine {engine!r} draws its own data: use eager for data of yours.')
         engine = 'eager'
-    kind = torch.device(device).type
+    try: kind = torch.device(device).type
+    except RuntimeError: kind = ''
+    if kind not in ('cpu','cuda','mps'):
+        raise ConfigError(f'There is no device {device!r}: use cpu or cuda.')
+    if kind=='mps' and not torch.backends.mps.is_available():
+        raise ConfigError(f'There is no device {device!r} here: use cpu.')
     if kind=='cuda' and not torch.cuda.is_available():
         raise ConfigError(f'There is no GPU for device {device!r} here: use cpu.')
     for name in _engine_order.get(kind, ['eager']) if engine=='auto' else [engine]:
@@ -660,7 +665,8 @@ test_eq(train(ToyConfig(5, 2, 3), steps=30, data=rows, batch_size=16, resume=hal
 for kw,words in [(dict(data=rows[:,:4]), 'give [row, 5]'), (dict(data=rows, engine='numba'), 'use eager'),
                  (dict(data=rows*2, resume=halfway, batch_size=16), 'use its settings'),
                  (dict(resume=halfway, batch_size=16), 'give data'), (dict(seed='a'), 'seed is'),
-                 (dict(seed=-1), 'seed is -1')]:
+                 (dict(seed=-1), 'seed is -1'), (dict(device='meta'), "no device 'meta'"),
+                 (dict(device='metal'), "no device 'metal'")]:
     with expect_fail(ConfigError, contains=words): train(ToyConfig(5, 2, 3), steps=30, **kw)
 with expect_fail(ConfigError, contains='give ToyConfig'): train(5, 2)
 

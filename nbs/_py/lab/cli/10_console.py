@@ -16,10 +16,11 @@
 
 # %%
 #| export
+import math
 import re
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args
 
 import typer
 from typer.core import TyperGroup
@@ -132,7 +133,9 @@ with progress_bar('scoring') as progress:
 # ## Options
 #
 # `option` and `argument` make the type of a command's parameter. With `choices`, an unknown value is
-# answered with the nearest one, and the shell completes the value.
+# answered with the nearest one, and the shell completes the value. Every number has bounds, which are
+# checked before a command starts: by default an integer is at least 1 and at most a billion, and a
+# decimal number is finite.
 
 # %%
 #| export
@@ -150,15 +153,35 @@ def _choice_settings(choices):
     complete = lambda incomplete: [c for c in choices if c.startswith(incomplete)]
     return dict(callback=_check_choice(choices), autocompletion=complete)
 
+def _check_bounds(low, high, above):
+    allowed = f'above {above:g}' if above is not None else f'of at least {low:g}'
+    if high<math.inf: allowed += f' and at most {high:g}'
+    def check(param:typer.CallbackParam, value):
+        for v in value if isinstance(value, (list, tuple)) else [value]:
+            if v is None or v==param.default: continue
+            if not low<=v<=high or not math.isfinite(v) or (above is not None and v<=above):
+                name = param.opts[0]
+                raise ConfigError(f'{name} is {v}: give a number {allowed}.')
+        return value
+    return check
+
+def _number_settings(type, bounds, above):
+    numbers = {int, float} & {type, *get_args(type)}
+    if not numbers: return {}
+    low,high = bounds or ((1, 10**9) if int in numbers else (-math.inf, math.inf))
+    return dict(callback=_check_bounds(low, high, above))
+
 def option(
     type,
     help:str,
     *names,       # If other than the parameter's
     choices=(),   # The values that are allowed; default: any
     metavar=None, # Name of the value in the help
+    bounds=None,  # (low, high) of a number; default: 1 to a billion for integers
+    above=None,   # A number that the value must exceed
 ):
     "Make the type of a parameter that is an option"
-    settings = _choice_settings(choices)
+    settings = _number_settings(type, bounds, above) | _choice_settings(choices)
     return Annotated[type, typer.Option(*names, help=help, metavar=metavar, **settings)]
 
 def argument(
@@ -188,6 +211,19 @@ print(run('show --help').output)
 test_eq(run('show --size large').output, 'large\n')
 test_eq(run('show --size smal').output, "There is no size 'smal'; did you mean 'small'?\n")
 
+@example_app.command('count')
+def count(n:option(int|None, 'Count.')=None, rate:option(float, 'Rate.', above=0)=1.,
+          seed:option(int, 'Seed.', bounds=(0, 2**63-1))=0): typer.echo(f'{n} {rate} {seed}')
+
+test_eq(run('count').output, 'None 1.0 0\n')
+test_eq(run('count --n 3 --rate 0.5 --seed 0').output, '3 0.5 0\n')
+for args in ('--n 0', '--n -1', '--n 99999999999999', '--rate nan', '--rate inf', '--rate 0', '--rate -1',
+             '--seed -1', '--seed 99999999999999999999999'):
+    res = run(f'count {args}')
+    test_eq(res.exit_code, 2)
+    assert 'give a number' in res.output, res.output
+run('count --rate nan').output, run('count --seed -1').output
+
 # %% [markdown]
 # Options that several commands share:
 
@@ -196,7 +232,15 @@ test_eq(run('show --size smal').output, "There is no size 'smal'; did you mean '
 _MODES = ('plain', 'chat', 'chat-noprefill')
 
 Scale = option(str, 'Size of the runs: quick, cpu or gpu.', choices=SCALES, metavar='SCALE')
-Seed = option(int, 'Seed of all random numbers.')
+Seed = option(int, 'Seed of all random numbers, at least 0.', bounds=(0, 2**63-1))
+
+def _check_device(value:str):
+    if not re.fullmatch(r'auto|cpu|cuda(:\d+)?|mps', value):
+        raise ConfigError(f'There is no device {value!r}: use auto, cpu, cuda or cuda:1.')
+    return value
+
+Device = Annotated[str, typer.Option(help='auto, cpu, cuda, cuda:1, ...', metavar='NAME',
+                                     callback=_check_device)]
 Model = argument(str, 'Alias, folder, .gguf file or id on the Hugging Face hub.', 'MODEL')
 Limit = option(int|None, 'Maximum number of items. Default: all.')
 Mode = option(str, 'Format of prompts: plain, chat or chat-noprefill.', choices=_MODES,

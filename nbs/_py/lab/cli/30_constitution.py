@@ -64,9 +64,9 @@ def _preference(path):
 Prompts = option(
     str, 'helpful, red_team, hh/harmless-base/test or a .jsonl file with text and id.')
 Tokens = option(int, 'Largest number of tokens of each text.')
-Temperature = option(float, 'Sampling temperature; 0: greedy.')
+Temperature = option(float, 'Sampling temperature; 0: greedy.', bounds=(0, 100))
 Batch = option(int, 'Examples per step.')
-Rate = option(float, 'Learning rate.')
+Rate = option(float, 'Learning rate.', above=0)
 
 
 # %% [markdown]
@@ -80,7 +80,7 @@ def revise_command(
     model:Model,
     prompts:Prompts='red_team',
     principles:option(Path|None, 'TOML file of principles; default: ours.')=None,
-    rounds:option(int, 'Critiques and revisions per answer.')=1,
+    rounds:option(int, 'Critiques and revisions per answer.', bounds=(1, 1000))=1,
     critique:option(bool, 'Without: revise directly, the paper\'s ablation.')=True,
     max_new_tokens:Tokens=256,
     temperature:Temperature=1.,
@@ -166,7 +166,7 @@ def label_command(
     model:Model,
     pairs:argument(Path, 'JSON lines of id, prompt, a, b.', 'PAIRS'),
     comparisons:option(Path|None, 'TOML file of principles for choosing; default: ours.')=None,
-    principles:option(int, 'Drawn for each pair; 0: all of them, averaged.')=1,
+    principles:option(int, 'Drawn for each pair; 0: all of them, averaged.', bounds=(0, 1000))=1,
     swap:option(bool, 'Ask in both orders and average.')=True,
     cot:option(bool, 'Let the model think first; labels are then clamped to [.4, .6].')=False,
     mode:Mode='plain',
@@ -193,7 +193,7 @@ def prefer_command(
     model:Model,
     labels:argument(list[Path], 'JSON lines of prompt, a, b, p; several files are mixed.',
                     'LABELS...'),
-    test:option(float, 'Share of the prompts that is kept for testing.')=.1,
+    test:option(float, 'Share of the prompts that is kept for testing.', bounds=(0, 1))=.1,
     hard:option(bool, 'Round labels to 0 and 1: the ablation.')=False,
     epochs:option(int, 'Times that each pair is seen.')=1,
     batch:Batch=32,
@@ -235,7 +235,7 @@ def rl_command(
     algorithm:option(str, 'ppo or rloo.')='ppo',
     steps:option(int, 'Of training.')=100,
     batch:option(int, 'Answers per step.')=32,
-    kl_coef:option(float, 'Reward points a nat of KL from the initial policy.')=.001,
+    kl_coef:option(float, 'Reward points a nat of KL from the initial policy.', bounds=(0, 1e6))=.001,
     num_ppo_epochs:option(int, 'Epochs over each batch, K in the papers.')=1,
     critic:option(str, 'shared: on the policy\'s backbone; separate: its own.')='shared',
     every:option(int|None, 'Steps between snapshots; default: a tenth of all.')=None,

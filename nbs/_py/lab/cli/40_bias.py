@@ -20,7 +20,7 @@ from pathlib import Path
 
 import typer
 from moral_sc.foundation.errors import ConfigError
-from moral_sc.lab.cli.console import (Limit, Mode, Out, Seed, argument, command_group,
+from moral_sc.lab.cli.console import (Device, Limit, Mode, Out, Seed, argument, command_group,
                                       format_table, help_examples, option, print_status,
                                       progress_bar, run_folder)
 
@@ -57,14 +57,14 @@ def sweep_command(
     models:argument(list[str]|None, 'Aliases, folders, folders of checkpoints, hub ids, '
                     'name@revision.', '[MODEL ...]')=None,
     family:option(list[str]|None, 'All aliases of a family; may be repeated.')=None,
-    at_most:option(float, 'Of a family: at most so many parameters.')=float('inf'),
+    at_most:option(float, 'Of a family: at most so many parameters.', above=0)=float('inf'),
     stage:option(list[str]|None, 'Of a family: base, sft, dpo, instruct; may be repeated.')=None,
     benchmark:option(list[str], 'See moral_sc evaluate; may be repeated.')=('bbq',),
     condition:option(list[str]|None, 'q, q+if ...; may be repeated. Default: those of each.')=None,
     limit:Limit=None,
     orders:option(int, 'Orders of the options: 1, 3 or 6.')=1,
     mode:Mode='plain',
-    device:option(str, 'auto, cpu, cuda ...')='auto',
+    device:Device='auto',
     dtype:option(str, 'auto, float32, bfloat16 ...')='auto',
     seed:Seed=0,
     out:Out=None,
@@ -102,17 +102,14 @@ def _overall(d):
 @bias.command('power', epilog=help_examples(
     'moral_sc bias power --templates 100 --questions 4 --icc 0.2'))
 def power_command(
-    templates:option(int, 'Templates of the sample.')=343,
-    questions:option(float, 'Questions per template.')=4,
-    icc:option(float, 'Correlation of two questions of one template.')=.2,
-    sd:option(float, 'Standard deviation of the difference over questions.')=.5,
-    occupations:option(int, 'Points of a correlation.')=60,
+    templates:option(int, 'Templates of the sample.', bounds=(2, 10**9))=343,
+    questions:option(float, 'Questions per template.', bounds=(1, 1e9))=4,
+    icc:option(float, 'Correlation of two questions of one template.', bounds=(0, 1))=.2,
+    sd:option(float, 'Standard deviation of the difference over questions.', above=0)=.5,
+    occupations:option(int, 'Points of a correlation.', bounds=(4, 10**9))=60,
 ):
     "Compute the smallest effects that a run detects four times in five."
     from moral_sc.bias.power import detectable_effect, detectable_correlation, standard_error
-    if templates<2 or questions<1: raise ConfigError('A sample has two templates or more and '
-                                                     'one question or more of each.')
-    if not 0<=icc<=1: raise ConfigError(f'icc is {icc}: a correlation lies between 0 and 1.')
     d = detectable_effect(standard_error(sd, templates, questions, icc), templates-1)
     typer.echo(format_table([dict(effect='change of a score, paired', detectable=f'{d:.4f}'),
                       dict(effect=f'correlation over {occupations} points, from zero',
