@@ -103,16 +103,12 @@ def _safe(name): return re.sub(r'[^\w.@-]', '-', str(name))
 
 def _fingerprint(spec):
     "Identify a model without loading it"
-    if isinstance(spec.source, LM): return content_key(who=_identity(spec.source))
+    if isinstance(spec.source, LM): return content_key(model=spec.source.identity)
     d = Path(spec.source).expanduser()
     if not d.is_dir(): return str(spec.source)
     files = [(p.name, p.stat().st_size, p.stat().st_mtime_ns)
-             for p in sorted(d.glob('*.safetensors'))]
+             for p in sorted(d.glob('[!.]*')) if p.is_file()]
     return content_key(files=files)
-
-def _identity(lm):
-    from moral_sc.bias.asking import model_identity
-    return model_identity(lm)
 
 def _write_atomically(path, text):
     part = path.with_name(f'.{path.name}.part')

@@ -23,7 +23,6 @@
 #| export
 from dataclasses import dataclass, replace
 from functools import partial
-from hashlib import blake2b
 
 import numpy as np, pandas as pd
 from moral_sc.bias.bbq.scoring import orders_of
@@ -50,25 +49,14 @@ few = stratified(bbq.load(source='ours'), 96)
 # ## Questions
 #
 # An answer depends on the model, the token ids of the prompt and the strings that may follow, and is
-# saved under a hash of all three. A model is identified by its name, its number type and a digest of
-# its weights, so a folder of weights that were trained further counts as another model.
+# saved under a hash of all three. A model is identified by digests of its weights and tokenizer and by its
+# number type, so a folder of weights that were trained further counts as another model.
 
 # %%
 #| export
 def is_remote(lm)->bool:
     "Return whether a model is behind an API; see `connect`"
     return getattr(lm, 'remote', False)
-
-def model_identity(lm)->dict: # name, dtype, weights
-    "Identify a model by name, number type and a digest of its weights"
-    if is_remote(lm): return lm.identity
-    h = blake2b(digest_size=8)
-    for name,p in lm.model.named_parameters():
-        x = p.detach().flatten()
-        h.update(f'{name}{tuple(p.shape)}'.encode())
-        h.update(x[::max(1, len(x)//16)][:16].float().cpu().numpy().tobytes())
-    dtype = str(lm.dtype).removeprefix('torch.')
-    return dict(name=lm.name, dtype=dtype, weights=h.hexdigest())
 
 
 # %%
@@ -107,7 +95,7 @@ def build_questions(
 )->list:             # Of `Question`; the first stage, in conditions with two
     "Build all questions of an evaluation"
     out = []
-    identity = model_identity(lm)
+    identity = lm.identity
     for c in conditions:
         for k,order in enumerate(option_orders(b, n_orders)):
             for i in items:
@@ -248,7 +236,7 @@ def sample_reasoning(
     texts = write(list(first.values()), max_new_tokens=max_new_tokens, stop=STOP, seed=seed,
                   temperature=temperature, keys=keys, run=run, progress=progress, **kw)
     sample_of = dict(zip(first, texts))
-    identity = model_identity(lm)
+    identity = lm.identity
     for q in repeated:
         s = sample_of[q.key, q.n]
         full = build_prompt(lm, b.stimuli, q.condition, b.fields(q.displayed), sample=s.text,

@@ -28,7 +28,7 @@ from pathlib import Path
 import pandas as pd
 from moral_sc.bias import bbq
 from moral_sc.bias.bbq.metrics import condition_probabilities
-from moral_sc.bias.asking import (build_questions, build_records, model_identity, option_orders,
+from moral_sc.bias.asking import (build_questions, build_records, option_orders,
                                   sample_reasoning, score_questions)
 from moral_sc.bias.benchmarks import Benchmark, get_benchmark, mean_probabilities
 from moral_sc.bias.conditions import two_stage
@@ -192,7 +192,7 @@ def evaluate(
     for n,rows in questions.items():
         _check_unique_ids(n, [bs[n].metadata(i)['id'] for i in rows])
     settings = dict(orders=orders, mode=mode, seed=seed, samples=samples)
-    config = dict(model=model_identity(lm), limit=limit, conditions=asked, **settings,
+    config = dict(model=lm.identity, limit=limit, conditions=asked, **settings,
                   **{k:v for k,v in kw.items() if k not in ('portion','max_tokens')},
                   benchmarks={n:_digest(bs[n], rows) for n,rows in questions.items()})
     hardware = dict(device=str(lm.device), dtype=str(lm.dtype).removeprefix('torch.'), seed=seed)
