@@ -362,7 +362,7 @@ def evaluate_hhh(
     "Evaluate a model or score function on questions with a known answer"
     if not hasattr(judge, 'tokenizer'): return _evaluate_scores(judge, items)
     settings = dict(mode=mode, samples=samples, seed=seed, max_new_tokens=max_new_tokens)
-    config = dict(settings, kind='hhh', model=judge.name, source=str(judge.source), swap=swap,
+    config = dict(settings, kind='hhh', model=judge.identity if out else '', swap=swap,
                   front=content_key(x=list(few_shot)), block=block,
                   items=content_key(x=[i.text for i in items]))
     with (open_run(out, config) if out else nullcontext()) as run, run_or_temporary(run) as run:
