@@ -12,7 +12,7 @@
 # > "Basic Results" with eighty features in twenty dimensions: the squared norm of W per dimension follows the same curve as with twenty in five.
 
 # %% tags=["parameters"]
-scale = 'quick'  # quick: seconds; cpu: the paper's sizes, five seeds, minutes; gpu: many more seeds
+scale = 'quick'  # quick: short runs below p = 0.3; cpu: the paper's sizes, minutes; gpu: more seeds
 seed = 0         # everything random follows from it
 
 # %%
@@ -31,10 +31,11 @@ from moral_sc.superposition.plots import plot_curves, plot_models, plot_model
 from moral_sc.superposition.theory import linear_optimum
 
 # %%
-quick = dict(steps=400, batch_size=128, lr=.02, schedule='cosine')
-size = at_scale(scale, quick=dict(seeds=2, small=3, linear=2, terms=64, train=quick),
-            cpu=dict(seeds=5, small=20, linear=2, terms=256, train=dict(steps=10_000)),
-            gpu=dict(seeds=100, small=200, linear=20, terms=512, train=dict(steps=10_000)))
+full = dict(steps=10_000)
+brief = dict(steps=400, batch_size=128, lr=.02, schedule='cosine')
+size = at_scale(scale, quick=dict(seeds=2, small=2, linear=2, terms=64, sparse=brief),
+                cpu=dict(seeds=5, small=20, linear=2, terms=256, sparse=full),
+                gpu=dict(seeds=100, small=200, linear=20, terms=512, sparse=full))
 device = 'cuda' if scale=='gpu' and torch.cuda.is_available() else 'cpu'
 density = [1,.3,.1,.03,.01,.003,.001]
 size
@@ -52,11 +53,12 @@ size
 # %%
 imp = {20: [.7**i for i in range(20)], 80: [.9**i for i in range(80)]}
 
-def fit(config): return train(config, seed=seed, device=device, **size['train'])
-def sweep(n, seeds, **kw):
-    "Train a run at each density"
+def sweep(n, seeds, sparse=full, **kw):
+    "Train a run at each density; full training at 1 and 0.3, where single densities are judged"
     c = ToyConfig(n, n//4, seeds, importance=imp[n], init=.1, **kw)
-    return [fit(replace(c, density=p)) for p in density]
+    return [train(replace(c, density=p), seed=seed, device=device,
+                  **full if p>=.3 and not kw else sparse)
+            for p in density]
 
 small = sweep(20, size['small'])
 dense = small[density.index(1)]
@@ -109,8 +111,8 @@ pd.Series([overall_shape(w) for w in sparse.W.cpu()]).value_counts().head()
 # models are in @fig-large.
 
 # %%
-large = sweep(80, size['seeds'])
-linear = sweep(80, size['linear'], activation='linear')
+large = sweep(80, size['seeds'], size['sparse'])
+linear = sweep(80, size['linear'], size['sparse'], activation='linear')
 large[-1], linear[-1]
 
 # %%
@@ -209,7 +211,7 @@ rows = []
 variants = {'as above': (base,{}), 'Xavier start': (replace(base, init='xavier'),{}),
             'no decay': (base,dict(weight_decay=0.)), 'cosine': (base,dict(schedule='cosine'))}
 for name,(config,options) in variants.items():
-    run = train(config, seed=seed, device=device, **size['train']|options)
+    run = train(config, seed=seed, device=device, **size['sparse']|options)
     W = run.W.cpu()
     b = run.b.cpu()
     loss = exact_loss_large(W, b, .03, imp[80], terms=size['terms'])
