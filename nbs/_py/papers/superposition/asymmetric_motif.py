@@ -18,6 +18,7 @@ seed = 0         # everything random follows from it
 # %%
 #| hide
 import numpy as np, pandas as pd, torch
+from moral_sc.foundation.statistics import cluster_bootstrap, wilson
 from moral_sc.lab.claims import record
 from moral_sc.lab.scales import at_scale
 from moral_sc.superposition import ToyConfig, reconstruct, train
@@ -26,7 +27,7 @@ from moral_sc.superposition.plots import plot_curves
 
 # %%
 size = at_scale(scale,
-    quick=dict(each=10, steps=3000, batch_size=512),
+    quick=dict(each=10, steps=4000, batch_size=1024),
     cpu=dict(each=40, steps=4000, batch_size=1024),
     gpu=dict(each=1000, steps=10_000, batch_size=1024),
 )
@@ -164,6 +165,14 @@ plot_curves(values.tolist(), {'the neuron': parts[:,k].tolist(),
 # arrangements; the paper's sizes may differ from all of ours.
 #
 # ## Claims
+#
+# The rows on the inhibitor and on the mean number of motifs in a model were written after a recorded run.
 
 # %%
-record(scale, {'superposition/asymmetric-motif': float(len(motifs))})
+sparse = [r for r in range(len(W)) if settings[r//S][1] in (.3,.2)]
+per_model = motifs.model.value_counts().reindex(sparse, fill_value=0).to_numpy(float)
+record(scale, {
+    'superposition/asymmetric-motif': float(len(motifs)),
+    'superposition/asymmetric-motif-inhibitor': wilson(inhibited, len(motifs)),
+    'superposition/asymmetric-motif-frequency': cluster_bootstrap(
+        per_model, range(len(sparse)), np.mean, strata=[r//S for r in sparse], seed=seed)})
