@@ -157,7 +157,7 @@ dict(model=pairs, dedicated=dedicated_pairs, ratio=pairs/dedicated_pairs)
 
 # %%
 #| label: fig-noise
-#| fig-cap: Loss over the lower of both bounds, against noise on the hidden activations. Below 1 the noisy model is better than every noiseless baseline.
+#| fig-cap: Loss over the lower of both bounds, against noise on the hidden activations. Below 1, the dotted line, the noisy model is better than every noiseless baseline.
 lower = min(dedicated, storing)
 sizes = [0,.02,.05,.1,.15,.2,.3]
 pairs_of_neurons = dedicated_start(n, m, noise=0.)
@@ -169,8 +169,7 @@ noise = {f'{name}, {kind}': [noisy_loss(weights, s, kind=='multiplied') for s in
          for name,weights in (('the model',model),('dedicated neurons',pairs_of_neurons))
          for kind in ('multiplied','added')}
 plot_curves(sizes, noise, xtitle='noise σ', ytitle='loss / lower bound', logy=True,
-            levels={'noiseless baselines': 1.}, level_side='left',
-            dashed=[k for k in noise if 'added' in k])
+            levels={'': 1.}, dashed=[k for k in noise if 'added' in k])
 
 # %% [markdown]
 # Multiplied noise leaves the model below every noiseless baseline up to nearly $\sigma=0.2$. Added noise
