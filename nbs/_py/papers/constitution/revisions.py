@@ -7,48 +7,46 @@
 # ---
 
 # %% [markdown]
-# # Number of revisions: true harmlessness rises with every revision
+# # Number of revisions: a small model revises less well than its training text
 #
-# > Harm falls over four revisions in a toy environment (Figure 5); Figure 7 stays undecided.
+# > Four revisions of a small model remove 0.5 dangerous words, the rules of its training text 1.3 (Figure 5, toy environment).
 
 # %% tags=["parameters"]
-scale = 'quick'  # quick: seconds; cpu: two sizes of model, minutes; gpu: three sizes
+scale = 'quick'  # quick: seconds; cpu: eight trainings of two sizes, minutes; gpu: larger models
 seed = 0         # everything random follows from it
 
 # %%
 #| hide
-from dataclasses import replace
-from itertools import combinations
-
 import numpy as np, pandas as pd, torch
-from scipy.stats import page_trend_test, ttest_1samp
+from scipy.stats import page_trend_test
 from moral_sc.constitution.toy import environment
-from moral_sc.constitution.toy.experiments import revised_pairs, split_mixed_requests
+from moral_sc.constitution.toy.environment import PRINCIPLES, harmlessness, helpfulness, pretrain
+from moral_sc.constitution.toy.experiments import split_mixed_requests, true_score
+from moral_sc.constitution.toy.pipeline import CONSTANTS, write_chains
 from moral_sc.constitution.evaluation.refusals import measure_chains, distinct_ngrams
 from moral_sc.constitution.preference import fit_preference
-from moral_sc.constitution.revision import revised_answer, author_revisions, revise
+from moral_sc.constitution.revision import author_revisions, revised_answer, revise
 from moral_sc.constitution.plots import plot_means
-from moral_sc.foundation.runs import content_key
-from moral_sc.foundation.statistics import cluster_bootstrap, paired_difference
-from moral_sc.lab.claims import record
+from moral_sc.foundation.statistics import cluster_bootstrap, t_interval
+from moral_sc.lab.claims import Measurement, record
 from moral_sc.lab.paths import work_dir
 from moral_sc.lab.scales import at_scale
 
 torch.set_num_threads(1)
 
 # %%
-size = at_scale(scale, # models: size and training steps, smallest first
-    quick=dict(models=[('tiny', 30), ('tiny', 60)], prompts=24, pairs=30, subset=2),
-    cpu=dict(models=[('tiny', 220), ('tiny', 900), ('small', 900)], prompts=250, pairs=500,
-             subset=80),
-    gpu=dict(models=[('tiny', 220), ('small', 900), ('medium', 2000)], prompts=1000,
-             pairs=3000, subset=300),
+size = at_scale(scale, # sizes of models, smallest first; requests; pairs of a judge; trainings
+    quick=dict(models=('mini', 'tiny'), options=dict(environment.HELPFUL, steps=30), prompts=10,
+               subset=2, pairs=40, trainings=2),
+    cpu=dict(models=('mini', 'tiny'), options=environment.HELPFUL, prompts=30, subset=4,
+             pairs=600, trainings=8),
+    gpu=dict(models=('mini', 'small', 'medium'), options=dict(environment.HELPFUL, steps=2000),
+             prompts=1000, subset=100, pairs=5000, trainings=8),
 )
 device = 'auto' if scale=='gpu' else 'cpu'
-names = [f'{s}, {n} steps' for s,n in size['models']]
-folder = work_dir(f'revisions-{scale}-{seed}-{content_key(size=size)[:8]}')
+folder = work_dir('toy-models') # First models are shared with other pages
+ROUNDS = 4
 size
-
 
 # %% [markdown]
 # ## Figures 5 to 7: revisions, principles and critiques
@@ -61,269 +59,246 @@ size
 #
 # The paper's judges are preference models of 52 billion parameters. In the
 # [toy environment](../../constitution/toy/10_environment.ipynb) harm and help are counted, so we
-# can compare preference models with the true scores. A small transformer answers, criticises and
+# can check the judges against the truth. A small transformer answers, criticises and
 # revises. It was trained on dialogues in which revisions remove what a principle objects to, though
-# not always all of it.
+# not always all of it. So some effects are set by that text: we iterate the *generator* that wrote
+# it, without a model, on the same first answers. Each training has a model and requests of its own.
 
 # %%
-def pretrain(model_size, steps, seed):
-    "Train a model of the toy environment, or load it"
-    lm = environment.pretrain(model_size, seed, steps, folder, device)
-    return replace(lm, name=f'{model_size}-{steps}-{seed}')
+seeds = [seed+s for s in range(size['trainings'])]
 
-models = {n: pretrain(s, k, seed) for n,(s,k) in zip(names, size['models'])}
-prompts,pair_prompts = split_mixed_requests([size['prompts'], size['pairs']], seed, 'red_team')
-texts = [r['text'] for r in prompts]
-ROUNDS = 4
-options = dict(few_shot=[], seed=seed, max_new_tokens=40)
+def load_model(name, s): return pretrain(name, s, out=folder, device=device, **size['options'])
 
-def revise_prompts(name, lm, rows, principles=environment.PRINCIPLES, **kw):
-    "Chains of four revisions, stored so that a recording can be resumed"
-    return revise(lm, rows, principles, rounds=ROUNDS, out=folder/name, **options, **kw)
+def revise_prompts(lm, rows, principles=PRINCIPLES, rounds=ROUNDS, **kw):
+    return revise(lm, rows, principles, rounds=rounds, few_shot=[], max_new_tokens=40, **kw)
 
-main = models[names[-1]]
-ours = revise_prompts('main', main, prompts)
-answers = [[revised_answer(c, k) for c in ours] for k in range(ROUNDS+1)]
-[a[0] for a in answers]
+def stack_answers(chains, rounds=ROUNDS):
+    "Answers after 0 to `rounds` revisions: [revision][prompt]"
+    return [[revised_answer(c, k) for c in chains] for k in range(rounds+1)]
+
+prompts = {s: split_mixed_requests([size['prompts']], s, 'red_team')[0] for s in seeds}
+texts = {s: [r['text'] for r in rows] for s,rows in prompts.items()}
+main = {s: load_model(size['models'][0], s) for s in seeds}
+chains = {s: revise_prompts(main[s], prompts[s], seed=s) for s in seeds}
+answers = {s: stack_answers(chains[s]) for s in seeds}
+written = {s: write_chains(texts[s], ROUNDS, seed=s, answers=answers[s][0]) for s in seeds}
+[a[0] for a in answers[seed]]
+
 
 # %% [markdown]
 # ## Judges
 #
-# The judges are preference models that are independent of the model above. They start from another
-# base model and are trained on its answers and revisions to other prompts, with the choices of a
-# simulated rater. One is trained on choices for harmlessness on requests that invite harm, one on
-# choices for helpfulness on ordinary requests, as in the paper, and one on both.
+# The judges are preference models that are independent of the models above. They start from another
+# first model and are trained on answers and revisions of the generator to other prompts, with the choices of a
+# simulated rater. One is trained on choices for harmlessness, one on choices for helpfulness, and one on both.
 
 # %%
-other = pretrain(*size['models'][0], seed+1)
-ordinary = environment.requests(size['pairs'], seed=seed, kind='helpful')
-
-def labelled_pairs(name, rows, criterion):
-    "Pairs of answers of the other model, each after 0 to 2 revisions, with a rater's choice"
-    pairs = revised_pairs(other, rows, out=folder/name, **options)
+def write_pairs(kind, criterion):
+    "Pairs of written answers, each after 0 to 2 revisions, with a rater's choice"
+    rows = environment.requests(size['pairs'], seed+5*10**6, kind)
+    asked = [r['text'] for r in rows]
+    rng = np.random.default_rng(seed)
+    a,b = ([c[k][i] for i,k in enumerate(rng.integers(3, size=len(rows)))]
+           for c in (write_chains(asked, 2, seed=seed+j) for j in (1, 2)))
+    pairs = [dict(id=f'{criterion}/{r["id"]}', prompt=r['text'], a=x, b=y)
+             for r,x,y in zip(rows, a, b) if x!=y]
     return environment.rater_labels(pairs, criterion, seed=seed)
 
-harmless = labelled_pairs('pairs-harm', pair_prompts, 'harmless')
-helpful = labelled_pairs('pairs-help', ordinary, 'helpful')
+harmless = write_pairs('red_team', 'harmless')
+helpful = write_pairs(None, 'helpful')
 training = dict(harmless=harmless, helpful=helpful, both=[*harmless, *helpful])
-judges = {k: fit_preference(other, v, lr=1e-3, epochs=4, seed=seed, out=folder/f'pm-{k}')
-          for k,v in training.items()}
-truths = dict(harmless=environment.harmlessness, helpful=environment.helpfulness,
-              both=lambda p,a: environment.harmlessness(p, a)+environment.helpfulness(p, a))
+other = load_model(size['models'][0], seed+1000)
+judges = {k: fit_preference(other, v, lr=2e-3, epochs=3, seed=seed) for k,v in training.items()}
+truths = dict(harmless=harmlessness, helpful=helpfulness, both=true_score)
 
+
+# %% [markdown]
+# Before a judge is used, its rank correlation with the truth over first answers and last revisions:
 
 # %%
-def rank_correlation(name):
-    "Rank correlation of judge and true score over first answers and last revisions"
-    p = texts*2
-    a = answers[0]+answers[-1]
-    return pd.Series(judges[name](p, a)).corr(pd.Series(truths[name](p, a)), 'spearman')
+def rank_correlation(name, s):
+    asked,given = texts[s]*2,answers[s][0]+answers[s][-1]
+    return pd.Series(judges[name](asked, given)).corr(
+        pd.Series(truths[name](asked, given)), 'spearman')
 
-correlations = {k: rank_correlation(k) for k in judges}
-pd.Series(correlations, name='rank correlation with the truth').round(2)
+correlations = {k: [rank_correlation(k, s) for s in seeds] for k in judges}
+valid = {k: t_interval(v) for k,v in correlations.items()}
+pd.Series(valid, name='rank correlation with the truth').map(str)
+
 
 # %% [markdown]
 # ## Figure 5: number of revisions
 #
-# Each score is the difference from the score of the first answer, in nats of preference. Intervals
-# resample prompts.
+# Each score is the difference from the score of the first answer. Intervals draw trainings.
 
 # %%
-scorers = {'preference models': judges, 'truth': truths}
-scores = {(s, k): np.array([functions[k](texts, a) for a in answers]).T # [prompt, revisions]
-          for s,functions in scorers.items() for k in judges}
+def score(function, given): # [training, revisions]
+    return np.array([[np.mean(function(texts[s], a)) for a in given[s]] for s in seeds])
 
-def point(values, clusters=texts, **kw):
-    e = cluster_bootstrap(values, clusters)
+sources = {'truth': (truths, answers), 'truth, text generator': (truths, written),
+           'preference models': (judges, answers)}
+scores = {(panel, k): score(f[k], given) for panel,(f,given) in sources.items() for k in judges}
+
+def point(values, **kw):
+    e = t_interval(values)
     return dict(kw, value=e.value, low=e.low, high=e.high)
 
-table = pd.DataFrame([point(v[:,k]-v[:,0], panel=s, name=name, x=k)
-                      for (s,name),v in scores.items() for k in range(ROUNDS+1)])
+table = pd.DataFrame([point(v[:,k]-v[:,0], panel=panel, name=name, x=k)
+                      for (panel,name),v in scores.items() for k in range(ROUNDS+1)])
 
 # %%
 #| label: fig-revisions
-#| fig-cap: Scores after 0 to 4 revisions less the score of the first answer, on requests that invite harm; bars are 95 % intervals over prompts.
+#| fig-cap: Scores after 0 to 4 revisions less the score of the first answer, on requests that invite harm, by the truth, by the truth for revisions of the text generator, and by preference models; means and 95 % intervals over trainings.
 plot_means(table, y='score less that of the first answer')
 
 # %%
-trend = {k: page_trend_test(v).pvalue for k,v in scores.items()}
-steps = {k: [str(cluster_bootstrap(v[:,i+1]-v[:,i], texts)) for i in range(ROUNDS)]
-         for k,v in scores.items()}
-pd.DataFrame(steps, index=[f'revision {i+1}' for i in range(ROUNDS)]).T.assign(
-    page=[f'{trend[k]:.1g}' for k in steps])
+rows = {k: [str(t_interval(v[:,i])) for i in range(ROUNDS+1)] for k,v in scores.items()}
+constants = {('truth, constant', k): [f'{harmlessness(texts[seed][:1], [a])[0]:g}',
+                                      f'{helpfulness(texts[seed][:1], [a])[0]:g}']
+             for k,a in CONSTANTS.items()}
+print(pd.DataFrame(constants, index=['harmless', 'helpful']).T)
+pd.DataFrame(rows, index=[f'{i} revisions' for i in range(ROUNDS+1)]).T
 
 
 # %% [markdown]
-# The table shows what each revision adds, and the p-value of Page's test that the scores rise in
-# order. Harmlessness rises by every judge. True helpfulness falls. The preference model of
-# helpfulness nevertheless assigns rising scores: it was trained on ordinary requests, and on
-# requests that invite harm its scores are almost uncorrelated with the truth, as the correlation
-# above shows. By the criterion, which uses this model, the claim that helpfulness falls fails.
-# Without a known truth this error would not be visible.
+# In the recorded run true harmlessness rises and true helpfulness falls over four revisions, as in the paper.
+# Both are set by the environment: revisions of the training text remove dangerous words, and words that serve a
+# harmful deed are the dangerous ones. The generator without a model gains more than twice as much, so the gain does
+# not count for the model. A constant answer, *always a better course*, is the most harmless that there is.
+# None of the judges reaches the correlation of 0.8 with the truth that we require, so claims that use
+# them are undecided.
 #
-# The next values are the share of the whole gain in true harmlessness that the first revision
-# makes, and the change over four revisions in the score of the preference model of helpfulness. In
-# the recorded run the interval of the share contains one half, so whether the first revision makes
-# at least half of the gain is undecided.
+# The p-value of Page's test that the scores of a prompt's answers rise in order, the largest of the trainings:
 
 # %%
-def ratio(v): return v[:,0].mean()/v[:,1].mean()
+def page_p(function, s):
+    return page_trend_test(np.array([function(texts[s], a) for a in answers[s]]).T).pvalue
 
-h = scores['truth', 'harmless']
-gains = np.stack([h[:,1]-h[:,0], h[:,-1]-h[:,0]], 1)
-first_share = cluster_bootstrap(gains, texts, ratio)
-help_change = paired_difference(scores['preference models', 'helpful'][:,-1],
-                                scores['preference models', 'helpful'][:,0], texts)
-first_share, help_change
-
-# %% [markdown]
-# Half of the principles here do not concern danger, so a dangerous word may stay until such a
-# principle is drawn. Where every revision uses the principle of danger, the share of the first is
-# larger:
-
-# %%
-subset = prompts[:size['subset']]
-repeated = [dict(r, id=f'{r["id"]}/{k}') for r in subset for k in range(4)]
-sets = {'+'.join(p.id for p in c): [*c]
-        for n in (1, 2, 4) for c in combinations(environment.PRINCIPLES, n)}
-set_chains = {k: revise_prompts(k, main, repeated, c) for k,c in sets.items()}
-repeated_texts = [r['text'] for r in repeated]
-
-def true_harmlessness(rows, k=ROUNDS):
-    return environment.harmlessness(repeated_texts, [revised_answer(c, k) for c in rows])
-
-danger_chains = set_chains['danger']
-before = true_harmlessness(danger_chains, 0)
-danger_gains = np.stack([true_harmlessness(danger_chains, 1)-before,
-                         true_harmlessness(danger_chains)-before], 1)
-cluster_bootstrap(danger_gains, repeated_texts, ratio)
-
+trend = {(name, k): max(page_p(f[k], s) for s in seeds)
+         for name,f in (('truth', truths), ('model', judges)) for k in judges}
+gain = {k: scores[k, 'harmless'][:,-1]-scores[k, 'harmless'][:,0] for k in sources}
+first = {k: (scores[k, 'harmless'][:,1]-scores[k, 'harmless'][:,0])/gain[k] for k in sources}
+help_change = {k: t_interval(scores[k, 'helpful'][:,-1]-scores[k, 'helpful'][:,0]) for k in sources}
+beyond = t_interval(gain['truth']-gain['truth, text generator'])
+print({' '.join(k): f'{p:.1g}' for k,p in trend.items()})
+pd.DataFrame({'gain of four revisions': {k: str(t_interval(v)) for k,v in gain.items()},
+              'share of the first': {k: str(t_interval(v)) for k,v in first.items()},
+              'change of help': {k: str(v) for k,v in help_change.items()}})
 
 # %% [markdown]
 # ## Figure 6: number of principles
 #
-# We compare one, two and all four principles of the toy environment, with every set of each size
-# and four chains for each prompt. With a random set, the first revision cannot depend on the
+# We compare each single principle with all four, with four chains for each prompt. With a random set,
+# the first revision cannot depend on the
 # number: a random principle of a random set is a random principle. Only interactions between
-# revisions under different principles, in later rounds, can make a difference.
-#
-# Diversity is measured over the four answers to one prompt: the share of different pairs of
-# adjacent words (distinct-2).
+# revisions under different principles, in later rounds, can make a difference. Diversity is the share of
+# different pairs of adjacent words (distinct-2) in the four answers to one prompt.
 
 # %%
-def distinct_2(rows): # One value per prompt
-    last = [revised_answer(c) for c in rows]
-    return np.array([distinct_ngrams(last[i:i+4], 2) for i in range(0, len(last), 4)])
+sets = {p.id: [p] for p in PRINCIPLES}|{'all four': PRINCIPLES}
+subsets = {s: [dict(r, id=f'{r["id"]}/{k}') for r in prompts[s][:size['subset']] for k in range(4)]
+           for s in seeds}
+set_texts = {s: [r['text'] for r in rows] for s,rows in subsets.items()}
+set_chains = {(k, s): revise_prompts(main[s], subsets[s], c, seed=s)
+              for k,c in sets.items() for s in seeds}
+set_answers = {key: stack_answers(c) for key,c in set_chains.items()}
+set_written = {(k, s): write_chains(set_texts[s], ROUNDS, sets[k], s, set_answers[k, s][0])
+               for k,s in set_answers}
 
-def mean_by_number(f): # Number of principles -> mean over its sets, per prompt
-    values = lambda n: [f(v) for k,v in set_chains.items() if len(sets[k])==n]
-    return {n: np.mean(values(n), 0) for n in (1, 2, 4)}
+def measure_sets(given): # Column -> set -> one value per training
+    distinct = lambda last: np.mean([distinct_ngrams(last[i:i+4], 2)
+                                     for i in range(0, len(last), 4)])
+    harm = lambda k, i: np.array([harmlessness(set_texts[s], given[k, s][i]).mean() for s in seeds])
+    return dict(harmless={k: harm(k, -1) for k in sets}, first={k: harm(k, 0) for k in sets},
+                distinct={k: np.array([distinct(given[k, s][-1]) for s in seeds]) for k in sets})
 
-def judge_scores(rows): return judges['harmless'](repeated_texts, [revised_answer(c) for c in rows])
+measured = {'model': measure_sets(set_answers), 'text generator': measure_sets(set_written)}
+def number_effect(m, column): # All four less the mean of single ones
+    return m[column]['all four']-np.mean([m[column][p.id] for p in PRINCIPLES], 0)
 
-def mean_of_4(x): return x.reshape(-1, 4).mean(1)
-
-subset_texts = [r['text'] for r in subset]
-final = mean_by_number(lambda v: mean_of_4(true_harmlessness(v)))
-diversity = mean_by_number(distinct_2)
-judged = mean_by_number(lambda v: mean_of_4(judge_scores(v)))
-panels = {'true harmlessness': final, 'preference model': judged, 'distinct-2': diversity}
-principles = pd.DataFrame([point(x, subset_texts, panel=k, name='', x=str(n))
-                           for k,v in panels.items() for n,x in v.items()])
+by_number = pd.DataFrame([
+    point(v, panel=title, name=source, x=n) for source,m in measured.items()
+    for title,column in (('true harmlessness', 'harmless'), ('distinct-2', 'distinct'))
+    for n,v in (('1', m[column]['all four']-number_effect(m, column)),
+                ('4', m[column]['all four']))])
 
 # %%
 #| label: fig-principles
-#| fig-cap: Harmlessness after four revisions by the truth and by the preference model, and diversity of four such answers to one prompt, against the number of principles; bars are 95 % intervals over prompts.
-plot_means(principles, x='principles')
+#| fig-cap: True harmlessness after four revisions and diversity of four such answers to one prompt, with one principle and with four, for the model and for the text generator; means and 95 % intervals over trainings.
+plot_means(by_number, x='principles')
 
 # %%
-difference = final[4]-final[1]
-gain = final[4]-mean_of_4(before)
-same_score = cluster_bootstrap(np.stack([difference, gain], 1), subset_texts, ratio)
-margin = .2*gain.mean()
-tost = max(ttest_1samp(difference, -margin, alternative='greater').pvalue,
-           ttest_1samp(difference, margin, alternative='less').pvalue)
-more_diverse = paired_difference(diversity[4], diversity[1], subset_texts)
-dict(difference=str(cluster_bootstrap(difference, subset_texts)), margin=round(margin, 3),
-     of_the_gain=str(same_score), tost=f'{tost:.2g}', distinct=str(more_diverse))
+same_score = {k: number_effect(m, 'harmless')/(m['harmless']['all four']-m['first']['all four'])
+              for k,m in measured.items()}
+more_diverse = {k: number_effect(m, 'distinct') for k,m in measured.items()}
+print({k: str(t_interval(v)) for k,v in same_score.items()},
+      {k: str(t_interval(v)) for k,v in more_diverse.items()})
+pd.DataFrame({c: {k: v.mean() for k,v in measured['model'][c].items()}
+              for c in ('harmless', 'distinct')}).round(2)
+
 
 # %% [markdown]
-# In the recorded run four principles end higher in harmlessness than one, by about a sixth of the
-# gain of four revisions, so the run does not show that the score is the same. Four principles make
-# answers more diverse. The choice of principles matters far more than their number:
-
-# %%
-by_set = {k: dict(harmless=true_harmlessness(v).mean(), distinct=distinct_2(v).mean(),
-                  words=np.mean([len(revised_answer(c).split()) for c in v]))
-          for k,v in set_chains.items()}
-pd.DataFrame(by_set).T.round(2)
-
-# %% [markdown]
+# Four principles raise harmlessness by about a quarter of the gain in the text generator. In the model neither
+# a difference in harmlessness nor one in diversity is decided. The choice of principles matters far more than
+# their number.
+#
 # ## Figure 7: critique or direct revision
 #
-# Models of several sizes revise their first answers with and without a critique. A larger model is
-# also trained for more steps. Where the smallest size occurs twice, its second model is trained for
-# as many steps as the largest.
+# Models of each size revise their first answers once, with and without a critique. In the training text a revision
+# does not depend on whether there is a critique, so a difference is the model's own.
 
 # %%
-variants = dict(critique=True, direct=False)
+def revised_harm(name, s, critique):
+    lm = load_model(name, s)
+    rows = revise_prompts(lm, prompts[s], rounds=1, critique=critique, seed=s)
+    return [harmlessness(texts[s], a).mean() for a in stack_answers(rows, 1)]
 
-def harmlessness_by_revision(name, variant):
-    "True harmlessness of each prompt after 0 to 4 revisions"
-    file = f'{name}-{variant}'.replace(', ', '-').replace(' ', '-')
-    rows = revise_prompts(file, models[name], prompts, critique=variants[variant])
-    return np.stack([environment.harmlessness(texts, [revised_answer(c, k) for c in rows])
-                     for k in range(ROUNDS+1)], 1)
-
-harmlessness = {(m, v): harmlessness_by_revision(m, v) for m in names for v in variants}
-points = pd.DataFrame([point(h[:,k]-h[:,0], panel=f'after {k}', name=v, x=m.replace(' steps', ''))
-                       for k in (1, ROUNDS) for (m,v),h in harmlessness.items()])
+harm = {(n, c): np.array([revised_harm(n, s, c=='critique') for s in seeds])
+        for n in size['models'] for c in ('critique', 'direct')}
+points = pd.DataFrame([point(h[:,1]-h[:,0], panel='after one revision', name=c, x=n)
+                       for (n,c),h in harm.items()])
 
 # %%
 #| label: fig-critique
-#| fig-cap: Gain in true harmlessness after one and after four revisions, by model, with a critique and without; bars are 95 % intervals over prompts.
-plot_means(points, x='model, training steps', y='true harmlessness gained')
+#| fig-cap: Gain in true harmlessness after one revision, by size of the model, with a critique and without; means and 95 % intervals over trainings.
+plot_means(points, x='model', y='true harmlessness gained')
 
 # %%
-advantage = {m: harmlessness[m, 'critique'][:,1]-harmlessness[m, 'direct'][:,1] for m in names}
-small = cluster_bootstrap(advantage[names[0]], texts)
-decrease = paired_difference(advantage[names[0]], advantage[names[-1]], texts)
-pd.Series({m: str(cluster_bootstrap(x, texts)) for m,x in advantage.items()}
-          | {'smallest less largest': str(decrease)}, name='critique ahead of direct')
+advantage = {n: harm[n, 'critique'][:,1]-harm[n, 'direct'][:,1] for n in size['models']}
+small,large = (advantage[size['models'][i]] for i in (0, -1))
+pd.Series({n: str(t_interval(x)) for n,x in advantage.items()}
+          | {'smallest less largest': str(t_interval(small-large))}, name='critique ahead of direct')
 
 
 # %% [markdown]
-# In the recorded run a critique does not help the model with the fewest training steps. It helps
-# the two that were trained for longer, by about the same amount. The run therefore does not show
-# that critiques help small models and not large ones, as in the paper.
+# In the recorded run a critique makes no difference that this run could show, for either size.
 #
 # ## Inaccurate critiques
 #
 # A critique in the toy environment names a dangerous word or states that nothing is wrong, so its
 # accuracy can be checked. The table covers first answers with a dangerous word, criticised under
-# the principle of danger. It counts critiques that name a dangerous word of the answer, name
-# another one, or report nothing.
+# the principle of danger.
 
 # %%
 def dangerous_words(text): return {*text.split()}&{*environment.DANGEROUS_TOOLS}
 
 def classify_critique(c):
-    critique = c['rounds'][0]['critique']
-    named = dangerous_words(critique)
+    named = dangerous_words(c['rounds'][0]['critique'])
     if named&dangerous_words(c['response']): return 'names it'
     if named: return 'names another'
-    return 'sees nothing' if 'nothing' in critique else 'something else'
+    return 'sees nothing' if 'nothing' in c['rounds'][0]['critique'] else 'something else'
 
-risky = [i for i,c in enumerate(danger_chains) if dangerous_words(c['response'])]
-critiques = pd.DataFrame(dict(
-    prompt=[repeated_texts[i] for i in risky],
-    critique=[classify_critique(danger_chains[i]) for i in risky],
-    gain=danger_gains[risky, 0]))
-wrong = critiques[critiques.critique!='names it']
-wrong_share = cluster_bootstrap(critiques.critique!='names it', critiques.prompt)
-wrong_gain = cluster_bootstrap(wrong.gain, wrong.prompt)
-(critiques.groupby('critique').gain.agg(['size', 'mean']).round(2),
- str(wrong_share), str(wrong_gain))
+def critique_rows(s):
+    before,after = (harmlessness(set_texts[s], a) for a in set_answers['danger', s][:2])
+    return [dict(training=s, critique=classify_critique(c), gain=after[i]-before[i])
+            for i,c in enumerate(set_chains['danger', s]) if dangerous_words(c['response'])]
+
+critiques = pd.DataFrame([r for s in seeds for r in critique_rows(s)])
+critiques['wrong'] = critiques.critique!='names it'
+wrong_share = t_interval(critiques.groupby('training').wrong.mean())
+gains = critiques[critiques.wrong].groupby('training').gain.mean()
+wrong_gain = t_interval(gains) if len(gains)>1 else (np.nan,)*3
+critiques.groupby('critique').gain.agg(['size', 'mean']).round(2), str(wrong_share), str(wrong_gain)
 
 
 # %% [markdown]
@@ -338,29 +313,43 @@ def changed_words(rows):
     return {k: str(cluster_bootstrap(g.distance, g.id)) for k,g in d.groupby('round')}
 
 theirs = author_revisions()
-changes = {'ours': changed_words(ours)}
+changes = {'ours': changed_words(chains[seed])}
 if theirs: changes['authors'] = changed_words(theirs)
 pd.DataFrame(changes)
 
+
 # %% [markdown]
-# What this page does not show: the results of another training, or of language models. One trained
-# model of each size stands behind every number, and intervals resample prompts only.
+# What this page does not show: results of language models, and of models larger than `tiny`.
 #
 # ## Claims
 #
-# The criteria in `data/claims/constitution_revisions.toml` were fixed before this page was run.
-# Another training can give other results. In an earlier recording, with a larger model trained at
-# a higher learning rate and the same small models on another processor, a critique cost the
-# smallest model 0.14, the score was the same for one principle and for four, and diversity was
-# undecided. In both recordings harmlessness rises, true helpfulness falls and many critiques are
-# wrong.
+# The criteria in `data/claims/constitution_revisions.toml` were fixed before the runs that judge them. The
+# recorded run is small: 30 requests for each training, so that within a training the trend of harmlessness is not
+# significant in all eight, and that claim fails by its criterion, although the gain over trainings is clear.
+# Help falls by the truth, many critiques are wrong, and revisions after a wrong critique help. Two claims of ours
+# fail: the judges are not valid, and the model does not gain more than the generator. The others are undecided.
+#
+# An earlier recording had one larger model and 250 requests. There the trends held with p below 1e-14, more
+# principles made more diverse revisions, and the claim that help falls failed by a judge that
+# correlated 0.11 with the truth.
 
 # %%
+def unless_invalid(estimate, name):
+    "Mark an estimate as undecided where its judge is not valid"
+    if valid[name].low>=.8: return estimate
+    parts = tuple(estimate) if isinstance(estimate, tuple) else (estimate,)*3
+    text = f'the judge correlates {valid[name]} with the truth; 0.8 is required'
+    return Measurement(*parts, unmet=text)
+
+worst = min(valid, key=lambda k: valid[k].value)
 record(scale, {f'constitution/revisions-{k}': v for k,v in {
     'trend-truth': trend['truth', 'harmless'],
-    'trend-model': trend['preference models', 'harmless'],
-    'trend-both': trend['preference models', 'both'],
-    'help-falls': help_change, 'first': first_share,
-    'principles-score': same_score, 'principles-diverse': more_diverse,
-    'critique-small': small, 'critique-size': decrease,
+    'trend-model': unless_invalid(trend['model', 'harmless'], 'harmless'),
+    'trend-both': unless_invalid(trend['model', 'both'], 'both'),
+    'help-falls': unless_invalid(help_change['preference models'], 'helpful'),
+    'help-falls-truth': help_change['truth'], 'first': t_interval(first['truth']),
+    'beyond-generator': beyond, 'judges-valid': valid[worst],
+    'principles-score': t_interval(same_score['model']),
+    'principles-diverse': t_interval(more_diverse['model']),
+    'critique-small': t_interval(small), 'critique-size': t_interval(small-large),
     'critiques-wrong': wrong_share, 'wrong-help': wrong_gain}.items()})
