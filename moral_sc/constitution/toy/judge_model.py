@@ -109,7 +109,8 @@ def train_judge_model(
     "Train a transformer on simulated votes, or load it"
     if size not in environment.SIZES:
         raise ConfigError(unknown_name_message('size', size, [*environment.SIZES]))
-    settings = [list(curriculum), list(principles), sharpness, lr, *([init_std] if init_std else [])]
+    settings = [list(curriculum), list(principles), sharpness, lr]
+    if init_std: settings.append(init_std)
     key = content_key(read=settings)[:8]
     folder = Path(out)/f'judge-{size}-{seed}-{key}' if out else None
     identity = dict(name=f'judge-{size}', source=f'votes, {key}, seed {seed}')

@@ -267,7 +267,8 @@ plot_means(points, x='model', y='true harmlessness gained')
 advantage = {n: harm[n, 'critique'][:,1]-harm[n, 'direct'][:,1] for n in size['models']}
 small,large = (advantage[size['models'][i]] for i in (0, -1))
 pd.Series({n: str(t_interval(x)) for n,x in advantage.items()}
-          | {'smallest less largest': str(t_interval(small-large))}, name='critique ahead of direct')
+          | {'smallest less largest': str(t_interval(small-large))},
+          name='critique ahead of direct')
 
 
 # %% [markdown]
