@@ -199,7 +199,8 @@ def revise(
     shots = load_few_shot() if few_shot is None else few_shot
     _check_arguments(rounds, mode, principles)
     kw = dict(max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
-    config = dict(kw, kind='revise', model=lm.identity if out else '', rounds=rounds, critique=critique,
+    config = dict(kw, kind='revise', model=lm.identity if out else '', rounds=rounds,
+                  critique=critique,
                   mode=mode, prompts=_hash(rows),
                   principles=_hash([asdict(p) for p in principles]),
                   few_shot=_hash([asdict(s) for s in shots]))

@@ -55,7 +55,8 @@ def _source_parts(f, inside):
     try: source = inspect.getsource(f)
     except (OSError, TypeError):
         code = getattr(f, '__code__', None)
-        source = f'{code.co_code.hex()}{code.co_consts}' if code else f'{f.__module__}.{f.__qualname__}'
+        source = f'{f.__module__}.{f.__qualname__}'
+        if code: source = f'{code.co_code.hex()}{code.co_consts}'
     cells = [inside(c.cell_contents) for c in getattr(f, '__closure__', None) or ()]
     return [source, cells, inside(getattr(f, '__defaults__', None))]
 
@@ -201,7 +202,8 @@ def _connect(path, finished):
                    'digest text) without rowid')
     return db
 
-def _row_digest(key, row): return hashlib.blake2b(f'{key}\0{row}'.encode(), digest_size=8).hexdigest()
+def _row_digest(key, row):
+    return hashlib.blake2b(f'{key}\0{row}'.encode(), digest_size=8).hexdigest()
 
 def _check_rows(path, db, finished):
     "Check every stored row; damaged ones are removed from a run that goes on"
@@ -335,7 +337,8 @@ def reopen(self:Run):
     prov = self.path/'provenance.json'
     with _explain_errors(self.path):
         old = _read_json(prov, 'end', 'resumed')
-        _write_json(prov, old|dict(end=None, resumed=[*old['resumed'], dict(reopened=_timestamp())]))
+        resumed = [*old['resumed'], dict(reopened=_timestamp())]
+        _write_json(prov, old|dict(end=None, resumed=resumed))
         self.db.close()
         self.db = _connect(self.path/'run.sqlite', False)
     self.finished = False

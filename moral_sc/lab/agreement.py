@@ -71,8 +71,8 @@ def paper_order(
     "List the paper pages in the order of the papers' figures"
     lists = [Path(folder or data_dir()/'papers')/f'{p}.toml'
              for p in ('superposition', 'constitution', 'self_correction')]
-    pages = [e['page'] for f in lists if f.is_file() for e in read_toml(f)['entries'] if 'page' in e]
-    return list(dict.fromkeys(pages))
+    entries = [e for f in lists if f.is_file() for e in read_toml(f)['entries']]
+    return list(dict.fromkeys(e['page'] for e in entries if 'page' in e))
 
 def _records(folder):
     "What each recorded page says about its run"

@@ -270,7 +270,7 @@ def _valid_token(t): # Keeps the bytes that stand for part of a character
 
 # %% ../../nbs/language/60_api_models.ipynb #bf4d6fec
 def _fetch(lm, requests, run, progress=None):
-    "Return the reply to every request, a dict from name to arguments; `run` holds the readable ones"
+    "Return the reply to every request, from name to arguments; `run` holds the readable ones"
     names = list(requests)
     groups = [names[n:n+4*lm.parallel] for n in range(0, len(names), 4*lm.parallel)]
     fresh = {}
@@ -317,7 +317,8 @@ def _warn_coverage(lm, c):
              f'{c["not_understood"]} not understood']
     if c['unreadable']: parts.append(f'{c["unreadable"]} unreadable and not kept')
     if c['bounded']:
-        parts.append(f'in {c["bounded"]} an option was not among the {lm.shown or lm.top_logprobs} likeliest '
+        parts.append(f'in {c["bounded"]} an option was not among the '
+                     f'{lm.shown or lm.top_logprobs} likeliest '
                      'tokens and got its upper bound')
     warnings.warn(f'{lm.name}: {c["answers"]} answers, {", ".join(parts)}.', stacklevel=3)
 

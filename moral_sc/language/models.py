@@ -61,7 +61,8 @@ class LM:
     @property
     def identity(self)->dict:
         "Everything that determines its answers: digests of weights and tokenizer, number type"
-        known = dict(weights=weights_digest(self.model), tokenizer=_tokenizer_digest(self.tokenizer),
+        known = dict(weights=weights_digest(self.model),
+                     tokenizer=_tokenizer_digest(self.tokenizer),
                      dtype=str(self.dtype).removeprefix('torch.'))
         return known|dict(name=self.name, source=self.source) if self.is_stub else known
 

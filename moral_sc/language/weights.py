@@ -560,7 +560,8 @@ def weights_from_hub(
     try: return Path(snapshot_download(repo, allow_patterns=_hub_patterns, revision=revision))
     except Exception as e: # Each version of the client has its own
         reason = ('its answer is no JSON, perhaps a sign-in page'
-                  if isinstance(e, json.JSONDecodeError) else f'{type(e).__name__}: {_first_line(e)}')
+                  if isinstance(e, json.JSONDecodeError)
+                  else f'{type(e).__name__}: {_first_line(e)}')
         raise ModelError(f'{name} cannot be downloaded from {hub_host()} ({reason}); check the '
                          'network and HF_ENDPOINT, or give a folder or a .gguf file.') from e
 

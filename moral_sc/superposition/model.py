@@ -42,7 +42,7 @@ class ToyConfig:
     n_instances:int = 1
     density:object = 1.          # $p$; number, [feature] or [instance, feature]
     importance:object = 1.       # $I$; number, [feature] or [instance, feature]
-    activation:object = 'relu'   # Of the outputs: a name in `activations`, or a function of a tensor
+    activation:object = 'relu'   # Of the outputs: a name in `activations`, or a function
     bias:bool = True             # Learn b; without it b stays 0
     features:object = 'independent' # A name in `distributions`, or a function like `independent`
     init:object = 'xavier'       # 'xavier', or the standard deviation of W at the start
@@ -153,7 +153,8 @@ def _accept_paper_words(cls):
         for word,name in _paper_words.items():
             if word in kw: kw[name] = kw.pop(word)
         for k in kw:
-            if k not in names: raise ConfigError(unknown_name_message('field of ToyConfig', k, names))
+            if k not in names:
+                raise ConfigError(unknown_name_message('field of ToyConfig', k, names))
         init(self, *args, **kw)
         shape = torch.as_tensor(self.density).shape
         if shape==(self.n_instances,) and self.n_instances==self.n_features>1: warnings.warn(

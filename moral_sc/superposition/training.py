@@ -223,7 +223,7 @@ def train(
     resume:ToyRun=None,   # Continue this run
     stop=None,            # Stop after this many updates; continue with `resume`
     device='cpu',
-    data=None,            # [row, feature] or [instance, row, feature] to train on, instead of drawn data
+    data=None,            # [row, feature] or [instance, row, feature] to train on; default: drawn
 )->ToyRun:
     "Train all instances of `config`; each result is independent of the others"
     check_positive_integers(steps=steps, batch_size=batch_size, log_every=log_every)

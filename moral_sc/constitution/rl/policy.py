@@ -179,8 +179,8 @@ def train_policy(
 )->TrainedPolicy:
     """Train a copy of a model against a reward function.
 
-    The same call resumes an interrupted run. A finished run goes on if more `steps` are asked for and the
-    learning rate does not depend on their number."""
+    The same call resumes an interrupted run. A finished run goes on if more `steps` are asked for
+    and the learning rate does not depend on their number."""
     c = RLConfig(steps=steps, **kwargs)
     prompts = _prompt_rows(prompts)
     init_distributed()

@@ -21,7 +21,7 @@ from .environment import (
     ALTERNATIVE, COMFORT, DANGEROUS_TOOLS, DEEDS, PRINCIPLES, RATER_STYLES, REFUSAL, SAFE_TOOLS,
     deed, features, harmlessness, helpfulness, rater_labels, write_answer, write_revision)
 from .experiments import (
-    ENGAGED, TrainedModels, different_pairs, snapshot_at, train_models, true_labels)
+    ENGAGED, TrainedModels, different_pairs, snapshot_at, true_labels)
 from ...foundation.statistics import t_interval
 from ...language.loading import load
 

@@ -259,8 +259,6 @@ class Measurement(NamedTuple):
     unmet:str = ''         # Precondition of the paper that this run does not meet, with its number
     parameters:float|None = None # Number of parameters of the model that was judged
 
-Estimate = Measurement
-
 def as_measurement(
     estimate, # `Measurement`, (value, low, high), or a number
 )->Measurement:  # With floats
@@ -386,7 +384,9 @@ class Outcomes(list):
     def _cells(self):
         for r in self:
             claim,e = self.claims.get(r['id']), stored_measurement(r)
-            if claim is None: yield r['id'], r['criterion'], format_estimate(*e[:3]), 'deleted'; continue
+            if claim is None:
+                yield r['id'], r['criterion'], format_estimate(*e[:3]), 'deleted'
+                continue
             yield (claim_text(claim), r['criterion'],
                    format_estimate(*e[:3], draws=claim.draws), verdict_text(r, claim.closed))
     def _repr_markdown_(self):

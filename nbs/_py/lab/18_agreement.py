@@ -104,18 +104,21 @@ def compare_measurements(
 
 
 # %%
-pentagon = Claim('p/pentagon', 'p', '1', 'Most are pentagons.', 'more than half', 'share', 'cpu', 'paper',
-                 'trainings', .5, math.inf, compare='quick')
+pentagon = Claim('p/pentagon', 'p', '1', 'Most are pentagons.', 'more than half', 'share', 'cpu',
+                 'paper', 'trainings', .5, math.inf, compare='quick')
 recorded = Measurement(.7, .65, .75)
 runs = dict(near=(.72, .6, .82), far=(.2, .1, .32), wide=(.6, .2, .9), same_side=(.8, .55, 1.),
             missing=(math.nan,)*3)
-compared = {k: compare_measurements(pentagon, recorded, Measurement(*v), 'quick') for k,v in runs.items()}
+compared = {k: compare_measurements(pentagon, recorded, Measurement(*v), 'quick')
+            for k,v in runs.items()}
 compared
 
 # %%
-test_eq([w for w,_ in compared.values()], ['agrees', 'differs', 'too small to tell', 'agrees', 'differs'])
+test_eq([w for w,_ in compared.values()],
+        ['agrees', 'differs', 'too small to tell', 'agrees', 'differs'])
 late = Claim(**vars(pentagon)|dict(compare='cpu'))
-test_eq(compare_measurements(late, recorded, Measurement(.2, .1, .3), 'quick')[0], 'too small to tell')
+test_eq(compare_measurements(late, recorded, Measurement(.2, .1, .3), 'quick')[0],
+        'too small to tell')
 none = Measurement(math.nan, math.nan, math.nan)
 test_eq(compare_measurements(pentagon, none, recorded, 'quick')[0], 'not compared')
 
@@ -166,8 +169,8 @@ def paper_order(
     "List the paper pages in the order of the papers' figures"
     lists = [Path(folder or data_dir()/'papers')/f'{p}.toml'
              for p in ('superposition', 'constitution', 'self_correction')]
-    pages = [e['page'] for f in lists if f.is_file() for e in read_toml(f)['entries'] if 'page' in e]
-    return list(dict.fromkeys(pages))
+    entries = [e for f in lists if f.is_file() for e in read_toml(f)['entries']]
+    return list(dict.fromkeys(e['page'] for e in entries if 'page' in e))
 
 def _records(folder):
     "What each recorded page says about its run"
@@ -237,10 +240,19 @@ def page(folder, name, scale, found):
     nbformat.write(nb, path)
 
 (tmp/'claims').mkdir()
-claim = '\n'.join(['[[claim]]', 'id = "p/NAME"', 'paper = "p"', 'section = "1"', 'sentence = "Large."',
-                   'criterion = "c"', 'quantity = "q"', 'at_least = 1', 'scale = "quick"',
-                   'whose = "paper"', 'draws = "trainings"', ''])
-_ = (tmp/'claims'/'p.toml').write_text(''.join(claim.replace('NAME', n) for n in ('a', 'b', 'c', 'd')))
+claim = '''[[claim]]
+id = "p/NAME"
+paper = "p"
+section = "1"
+sentence = "Large."
+criterion = "c"
+quantity = "q"
+at_least = 1
+scale = "quick"
+whose = "paper"
+draws = "trainings"
+'''
+_ = (tmp/'claims'/'p.toml').write_text(''.join(claim.replace('NAME', n) for n in 'abcd'))
 
 # %% [markdown]
 # An example: of three recorded quantities one agrees, one differs and one is missing.

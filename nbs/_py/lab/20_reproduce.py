@@ -171,15 +171,18 @@ asked = shelf_page('constitution/revision', "scale = 'quick'\nseed = 0\nmodels =
 page_parameters([trained, asked], 'cpu', 1, 'a-model', dict(steps='300', rate='1', hard='True'))
 
 # %%
-test_eq(page_parameters([asked], 'cpu', 1, ['a', 'b']), dict(scale='cpu', seed=1, models=['a', 'b']))
+test_eq(page_parameters([asked], 'cpu', 1, ['a', 'b']),
+        dict(scale='cpu', seed=1, models=['a', 'b']))
 for pages,models,settings,words in [
         ([trained], ['a'], {}, 'loads a model'),
         ([trained], (), dict(step='3'), "did you mean 'steps'?"),
         ([trained], (), dict(hard='True'), 'hard'),
         ([trained], (), dict(steps='many'), "steps is 'many': give a value like 100"),
-        ([trained], (), dict(steps='True'), 'like 100'), ([trained], (), dict(steps='1.5'), 'like 100'),
+        ([trained], (), dict(steps='True'), 'like 100'),
+        ([trained], (), dict(steps='1.5'), 'like 100'),
         ([asked], (), dict(hard='1'), 'like False'),
-        ([asked], (), dict(seed='1'), 'use --seed'), ([asked], (), dict(models='a'), 'use --model')]:
+        ([asked], (), dict(seed='1'), 'use --seed'),
+        ([asked], (), dict(models='a'), 'use --model')]:
     with expect_fail(ConfigError, contains=words):
         page_parameters(pages, 'quick', 0, models, settings)
 

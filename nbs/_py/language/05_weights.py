@@ -782,7 +782,8 @@ def weights_from_hub(
     try: return Path(snapshot_download(repo, allow_patterns=_hub_patterns, revision=revision))
     except Exception as e: # Each version of the client has its own
         reason = ('its answer is no JSON, perhaps a sign-in page'
-                  if isinstance(e, json.JSONDecodeError) else f'{type(e).__name__}: {_first_line(e)}')
+                  if isinstance(e, json.JSONDecodeError)
+                  else f'{type(e).__name__}: {_first_line(e)}')
         raise ModelError(f'{name} cannot be downloaded from {hub_host()} ({reason}); check the '
                          'network and HF_ENDPOINT, or give a folder or a .gguf file.') from e
 
@@ -796,9 +797,11 @@ def _first_line(e): return (str(e).strip().splitlines() or [type(e).__name__])[0
 # %%
 sign_in = json.JSONDecodeError('Expecting value', '<html>', 0)
 broken = ConnectionResetError('the server hung up')
-for error,text in ((sign_in, 'a sign-in page'), (broken, 'hung up'), (RuntimeError('?'), 'RuntimeError')):
+for error,text in ((sign_in, 'a sign-in page'), (broken, 'hung up'),
+                   (RuntimeError('?'), 'RuntimeError')):
     with mock.patch('huggingface_hub.snapshot_download', side_effect=error), \
-         mock.patch.dict(globals(), hub_reachable=lambda: True), expect_fail(ModelError, contains=text):
+         mock.patch.dict(globals(), hub_reachable=lambda: True), \
+         expect_fail(ModelError, contains=text):
         weights_from_hub('owner/name')
 with tempfile.TemporaryDirectory() as d:
     folder = Path(d)
@@ -807,7 +810,8 @@ with tempfile.TemporaryDirectory() as d:
         complete = [cached_hub_weights('owner/name') is not None]
         (folder/weight_files(folder)[-1]).unlink()
         complete.append(cached_hub_weights('owner/name') is not None)
-with mock.patch.dict(os.environ, HF_ENDPOINT='hub'), expect_fail(ConfigError, contains='HF_ENDPOINT'):
+with mock.patch.dict(os.environ, HF_ENDPOINT='hub'), \
+     expect_fail(ConfigError, contains='HF_ENDPOINT'):
     os.environ.pop('MORAL_SC_OFFLINE', None); hub_reachable()
 test_eq(complete, [True, False])
 complete

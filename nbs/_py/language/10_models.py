@@ -85,7 +85,8 @@ class LM:
     @property
     def identity(self)->dict:
         "Everything that determines its answers: digests of weights and tokenizer, number type"
-        known = dict(weights=weights_digest(self.model), tokenizer=_tokenizer_digest(self.tokenizer),
+        known = dict(weights=weights_digest(self.model),
+                     tokenizer=_tokenizer_digest(self.tokenizer),
                      dtype=str(self.dtype).removeprefix('torch.'))
         return known|dict(name=self.name, source=self.source) if self.is_stub else known
 
@@ -186,5 +187,6 @@ tiny = random_model('gemma3') # One token a byte, and a BOS
 test_eq(decode(tiny, encode(tiny, 'Hi')), '<bos>Hi')
 test_eq(encode(tiny, ['<bos>Hi', 'Hi'])[0], encode(tiny, 'Hi'))
 with expect_fail(ModelError, contains='no tokenizer'): encode(LM(None, None, 'mine'), 'Hi')
-with expect_fail(DataError, contains='Text 1 has half a character'): encode(tiny, ['Hi', 'Say \ud83d'])
+with expect_fail(DataError, contains='Text 1 has half a character'):
+    encode(tiny, ['Hi', 'Say \ud83d'])
 eos_ids(tiny)

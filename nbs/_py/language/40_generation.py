@@ -561,11 +561,13 @@ option_logprobs(pairs, [append_turn(pairs, 'x', odd, ' ('), 'xit ('], ['a', 'b']
 for kind in ('prepend', 'always', 'first'):
     spaced = random_model('llama', tokenizer=prefix_space_tokenizer(kind))
     prompt = '\n\nHuman: Go?\n\nAssistant:'
-    thought = Sample(' Yes, so', tuple(encode_after(spaced, prompt, [' Yes, so'])[0]), 'length', 0, 7)
+    ids = tuple(encode_after(spaced, prompt, [' Yes, so'])[0])
+    thought = Sample(' Yes, so', ids, 'length', 0, 7)
     thought = replace(thought, kept=len(thought.ids))
     q = append_turn(spaced, prompt, thought, '\n\nHuman: So?')
     test_eq(list(q.ids), encode(spaced, q.text))
-    rows,_ = tokenize_options(spaced, append_turn(spaced, prompt, thought, '\n\n('), ['Yes', ' Yes'])
+    turn = append_turn(spaced, prompt, thought, '\n\n(')
+    rows,_ = tokenize_options(spaced, turn, ['Yes', ' Yes'])
     test_eq(rows, encode(spaced, [prompt+' Yes, so\n\n('+o for o in ('Yes', ' Yes')]))
 spaced.tokenizer.convert_ids_to_tokens(q.ids[q.n_fixed:])
 

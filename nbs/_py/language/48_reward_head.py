@@ -535,10 +535,12 @@ def end_padded(others=(), merges=()):
     names = dict.fromkeys(('pad_token', 'eos_token', 'bos_token', 'unk_token'), others[-1])
     backend = json.loads(backend.to_str())
     backend['added_tokens'] = []
-    vocab = {'<other>' if v==3 else f'token{v}' if k.startswith('<') else k:v for k,v in backend['model']['vocab'].items()}
+    renamed = lambda k, v: '<other>' if v==3 else f'token{v}' if k.startswith('<') else k
+    vocab = {renamed(k, v): v for k,v in backend['model']['vocab'].items()}
     vocab = {k:v for k,v in vocab.items() if v!=1} | {others[-1]: 1}
     backend['model']['vocab'] = vocab
-    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(backend)), **names,
+    rebuilt = Tokenizer.from_str(json.dumps(backend))
+    return PreTrainedTokenizerFast(tokenizer_object=rebuilt, **names,
                                    additional_special_tokens=list(others[:-1]))
 
 def transformers_scores(folder, rows, side):

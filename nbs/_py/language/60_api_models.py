@@ -178,7 +178,8 @@ test_close(at_answer(log(.05), *twice[:3])[0], [.35, .55, .05])
 test_close(at_answer(0., *twice)[0], [.35, .55, .05]) # After temperature zero
 test_close(at_answer(log(.5), *twice[:2], ['c', None])[0], [.35, .5, 0])
 test_close(at_answer(log(.6), *twice[2:], ['x', -9999.])[0], [0, .65, .05])
-for top in ([['b', 0.], ['a', -9999.], ['c', -math.inf]], [['b', 3.], ['a', 2.]], [['b', .0], ['a', -.1]]):
+for top in ([['b', 0.], ['a', -9999.], ['c', -math.inf]], [['b', 3.], ['a', 2.]],
+            [['b', .0], ['a', -.1]]):
     test_eq(at_answer(0., *top), None)
 
 
@@ -428,7 +429,8 @@ def _valid_token(t): # Keeps the bytes that stand for part of a character
 def body(content='(b)', **choice):
     return dict(choices=[dict(message=dict(content=content), **choice)])
 
-parts = [dict(type='thinking', thinking=[dict(type='text', text='Hm.')]), dict(type='text', text='(b)')]
+parts = [dict(type='thinking', thinking=[dict(type='text', text='Hm.')]),
+         dict(type='text', text='(b)')]
 nulls = dict(content=[dict(token='b', logprob=None, top_logprobs=None), None, dict(token=None),
                       dict(token='c', logprob=-1, top_logprobs=[dict(token='c', logprob=None)])])
 tests = [body(), body(parts), body('(b) \ud83d'), body(logprobs=nulls), body(None), body(7),
@@ -451,7 +453,7 @@ for r in replies: json.dumps(r).encode()
 # %%
 #| export
 def _fetch(lm, requests, run, progress=None):
-    "Return the reply to every request, a dict from name to arguments; `run` holds the readable ones"
+    "Return the reply to every request, from name to arguments; `run` holds the readable ones"
     names = list(requests)
     groups = [names[n:n+4*lm.parallel] for n in range(0, len(names), 4*lm.parallel)]
     fresh = {}
@@ -498,7 +500,8 @@ def _warn_coverage(lm, c):
              f'{c["not_understood"]} not understood']
     if c['unreadable']: parts.append(f'{c["unreadable"]} unreadable and not kept')
     if c['bounded']:
-        parts.append(f'in {c["bounded"]} an option was not among the {lm.shown or lm.top_logprobs} likeliest '
+        parts.append(f'in {c["bounded"]} an option was not among the '
+                     f'{lm.shown or lm.top_logprobs} likeliest '
                      'tokens and got its upper bound')
     warnings.warn(f'{lm.name}: {c["answers"]} answers, {", ".join(parts)}.', stacklevel=3)
 
@@ -882,7 +885,8 @@ for message,advice in {'This model\'s maximum context length is 2048 tokens': 's
                        "Unsupported value: 'temperature'": "'api:odd?temperature=None'",
                        'logprobs are not supported': "'api:odd?logprobs=False'",
                        "use 'max_completion_tokens'": 'max_completion_tokens=400'}.items():
-    with serve([(400, dict(message=message))]) as (url,_), expect_fail(ConfigError, contains=advice):
+    with serve([(400, dict(message=message))]) as (url,_), \
+         expect_fail(ConfigError, contains=advice):
         connect('odd', url).option_logprobs(prompts[:1], ['a'])
 
 # %%

@@ -74,7 +74,7 @@ class ToyConfig:
     n_instances:int = 1
     density:object = 1.          # $p$; number, [feature] or [instance, feature]
     importance:object = 1.       # $I$; number, [feature] or [instance, feature]
-    activation:object = 'relu'   # Of the outputs: a name in `activations`, or a function of a tensor
+    activation:object = 'relu'   # Of the outputs: a name in `activations`, or a function
     bias:bool = True             # Learn b; without it b stays 0
     features:object = 'independent' # A name in `distributions`, or a function like `independent`
     init:object = 'xavier'       # 'xavier', or the standard deviation of W at the start
@@ -185,7 +185,8 @@ def _accept_paper_words(cls):
         for word,name in _paper_words.items():
             if word in kw: kw[name] = kw.pop(word)
         for k in kw:
-            if k not in names: raise ConfigError(unknown_name_message('field of ToyConfig', k, names))
+            if k not in names:
+                raise ConfigError(unknown_name_message('field of ToyConfig', k, names))
         init(self, *args, **kw)
         shape = torch.as_tensor(self.density).shape
         if shape==(self.n_instances,) and self.n_instances==self.n_features>1: warnings.warn(
@@ -229,7 +230,8 @@ paper = ToyConfig(n=20, m=5, n_instances=3, sparsity=[[0.], [.9], [.99]])
 test_eq((paper.n_features, paper.n_hidden), (20, 5))
 test_close(paper.densities[:,0], torch.tensor([1,.1,.01]), eps=1e-7)
 with expect_fail(ConfigError, contains="did you mean 'density'?"): ToyConfig(densty=.1)
-with expect_fail(ConfigError, contains='[10, 1] for the instances'): ToyConfig(20, 5, 10, density=[.1]*10)
+with expect_fail(ConfigError, contains='[10, 1] for the instances'):
+    ToyConfig(20, 5, 10, density=[.1]*10)
 test_warns(lambda: ToyConfig(5, 2, 5, density=[1,.5,.2,.1,.05]))
 
 

@@ -352,7 +352,7 @@ def train(
     resume:ToyRun=None,   # Continue this run
     stop=None,            # Stop after this many updates; continue with `resume`
     device='cpu',
-    data=None,            # [row, feature] or [instance, row, feature] to train on, instead of drawn data
+    data=None,            # [row, feature] or [instance, row, feature] to train on; default: drawn
 )->ToyRun:
     "Train all instances of `config`; each result is independent of the others"
     check_positive_integers(steps=steps, batch_size=batch_size, log_every=log_every)
@@ -662,7 +662,8 @@ test_eq(fitted.W, each.W)
 halfway = train(ToyConfig(5, 2, 3), steps=30, data=rows, batch_size=16, stop=10)
 test_eq(train(ToyConfig(5, 2, 3), steps=30, data=rows, batch_size=16, resume=halfway).W,
         train(ToyConfig(5, 2, 3), steps=30, data=rows, batch_size=16).W)
-for kw,words in [(dict(data=rows[:,:4]), 'give [row, 5]'), (dict(data=rows, engine='numba'), 'use eager'),
+for kw,words in [(dict(data=rows[:,:4]), 'give [row, 5]'),
+                 (dict(data=rows, engine='numba'), 'use eager'),
                  (dict(data=rows*2, resume=halfway, batch_size=16), 'use its settings'),
                  (dict(resume=halfway, batch_size=16), 'give data'), (dict(seed='a'), 'seed is'),
                  (dict(seed=-1), 'seed is -1'), (dict(device='meta'), "no device 'meta'"),

@@ -236,8 +236,8 @@ def train_policy(
 )->TrainedPolicy:
     """Train a copy of a model against a reward function.
 
-    The same call resumes an interrupted run. A finished run goes on if more `steps` are asked for and the
-    learning rate does not depend on their number."""
+    The same call resumes an interrupted run. A finished run goes on if more `steps` are asked for
+    and the learning rate does not depend on their number."""
     c = RLConfig(steps=steps, **kwargs)
     prompts = _prompt_rows(prompts)
     init_distributed()
@@ -346,8 +346,8 @@ from moral_sc.language.stub_models import random_model
 torch.set_num_threads(1)
 prompts = [f'Is it {w}?' for w in 'far late cold dark soon over'.split()]
 letters = lambda prompts,answers: [sum(c.islower() for c in a) for a in answers]
-train_policy(random_model('llama'), prompts, letters, out=sys.argv[1], every=2, reward_name='letters',
-             progress=lambda k,n: print(k, flush=True), **eval(sys.argv[2]))
+train_policy(random_model('llama'), prompts, letters, out=sys.argv[1], every=2,
+             reward_name='letters', progress=lambda k,n: print(k, flush=True), **eval(sys.argv[2]))
 '''
 def train_and_kill(out, options, after):
     child = subprocess.Popen([sys.executable, '-c', code, out, repr(options)], text=True,

@@ -30,7 +30,7 @@ from moral_sc.constitution.toy.environment import (
     ALTERNATIVE, COMFORT, DANGEROUS_TOOLS, DEEDS, PRINCIPLES, RATER_STYLES, REFUSAL, SAFE_TOOLS,
     deed, features, harmlessness, helpfulness, rater_labels, write_answer, write_revision)
 from moral_sc.constitution.toy.experiments import (
-    ENGAGED, TrainedModels, different_pairs, snapshot_at, train_models, true_labels)
+    ENGAGED, TrainedModels, different_pairs, snapshot_at, true_labels)
 from moral_sc.foundation.statistics import t_interval
 from moral_sc.language.loading import load
 
@@ -251,6 +251,9 @@ def train_cells(
                             **kw).snapshots[-1]
     return {cell: train(cell) for cell in cells}
 
+
+# %%
+from moral_sc.constitution.toy.experiments import train_models
 
 # %%
 folder = Path(tempfile.mkdtemp())

@@ -217,8 +217,8 @@ def count(n:option(int|None, 'Count.')=None, rate:option(float, 'Rate.', above=0
 
 test_eq(run('count').output, 'None 1.0 0\n')
 test_eq(run('count --n 3 --rate 0.5 --seed 0').output, '3 0.5 0\n')
-for args in ('--n 0', '--n -1', '--n 99999999999999', '--rate nan', '--rate inf', '--rate 0', '--rate -1',
-             '--seed -1', '--seed 99999999999999999999999'):
+for args in ('--n 0', '--n -1', '--n 99999999999999', '--rate nan', '--rate inf', '--rate 0',
+             '--rate -1', '--seed -1', '--seed 99999999999999999999999'):
     res = run(f'count {args}')
     test_eq(res.exit_code, 2)
     assert 'give a number' in res.output, res.output

@@ -155,15 +155,15 @@ def _reproduce(
     seed:Seed=0,
     jobs:option(int|None, 'Pages that run at once. Default: one per core, at most 4.')=None,
     out:option(Path, 'Folder of the report.')=Path('report'),
-    model:option(list[str]|None, 'Model, folder or hub id for the pages that load models; repeat for '
-                 'several. Default: those of the scale.', metavar='NAME')=None,
+    model:option(list[str]|None, 'Model, folder or hub id for the pages that load models; repeat '
+                 'for several. Default: those of the scale.', metavar='NAME')=None,
     assign:option(list[str]|None, 'Another parameter of a page; repeat for several.', '--set',
                   metavar='KEY=VALUE')=None,
 ):
     """Run paper pages and compare their estimates with the recorded ones.
 
-    The report opens in a browser. If the run is interrupted, the report shows what is finished, and the
-    same command resumes. The exit code is 1 if a page stops or a quantity differs from the record."""
+    The report opens in a browser. If the run is interrupted, the report shows what is finished, and
+    the same command resumes. The exit code is 1 if a page stops or a quantity differs."""
     from moral_sc.lab.agreement import summary
     from moral_sc.lab.paths import page_name
     from moral_sc.lab.reproduce import find_pages, reproduce

@@ -280,7 +280,8 @@ style_table(row)
 
 # %%
 assert '<small>too few</small>' in style_table(row.replace('holds', 'fails (too few)'))
-assert '<small>It cannot (fail).</small>' in style_table(row.replace('holds', 'closed: It cannot (fail).'))
+closed = row.replace('holds', 'closed: It cannot (fail).')
+assert '<small>It cannot (fail).</small>' in style_table(closed)
 other = row.replace('claims', 'frame')
 test_eq(style_table(other), other)
 

@@ -78,7 +78,8 @@ class ClaimsTable:
     def _table(self, paper):
         found = self.rows[self.rows.paper==paper]
         order = (found.whose!='paper')+2*(found.closed!='')  # the paper's, ours, closed
-        rows = [self._row(r) for r in found.loc[order.sort_values(kind='stable').index].itertuples()]
+        found = found.loc[order.sort_values(kind='stable').index]
+        rows = [self._row(r) for r in found.itertuples()]
         cells = [[str(c).replace('|', '\\|').replace('<', '&lt;') for c in r] for r in rows]
         head = [PAPER_TITLES.get(paper, paper), 'Found', 'Verdict']
         return '\n'.join('| '+' | '.join(l)+' |' for l in [head, ['---']*3, *cells])
@@ -129,7 +130,8 @@ class ClaimCounts(ClaimsTable):
         rows = self.rows[(self.rows.paper==paper) & (self.rows.whose==whose)]
         counts = rows[rows.closed==''].verdict.value_counts()
         title = PAPER_TITLES.get(paper, paper)
-        name = f'[{title}]({self.pages}/{paper}.md)' if whose=='paper' else f'{title}, our additions'
+        link = f'[{title}]({self.pages}/{paper}.md)'
+        name = link if whose=='paper' else f'{title}, our additions'
         numbers = [*(counts.get(v, 0) for v in verdicts), (rows.closed!='').sum()]
         return [name, *map(str, numbers)]
     @property
