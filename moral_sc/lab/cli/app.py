@@ -176,7 +176,7 @@ def _claims(
     if as_json: typer.echo(rows.to_json(orient='records', indent=1)); return
     if as_csv: typer.echo(rows.to_csv(index=False), nl=False); return
     for r in rows.itertuples(): _print_claim(r)
-    typer.echo(f'\n{summary(rows) if report else ClaimCounts(rows)}')
+    typer.echo(f'\n{summary(rows) if report else ClaimCounts(rows).text}')
 
 def _print_claim(r):
     from moral_sc.lab.claims import claim_text, format_estimate, verdict_text

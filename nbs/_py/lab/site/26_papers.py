@@ -142,7 +142,9 @@ class ClaimCounts(ClaimsTable):
         head = ['Claims of', *verdicts, 'closed']
         lines = [head, ['---']+['---:']*(len(head)-1), *self.table]
         return '\n'.join('| '+' | '.join(l)+' |' for l in lines)
-    def __repr__(self):
+    @property
+    def text(self):
+        "Counts as lines of text"
         words = [*verdicts, 'closed']
         counts = lambda ns: ', '.join(f'{n} {w}' for n,w in zip(ns, words, strict=True) if n!='0')
         return '\n'.join(f'{re.sub("[][]|[(].*", "", n[0])}: {counts(n[1:])}' for n in self.table)
