@@ -112,7 +112,7 @@ print(jupytext.writes(toy, fmt='py:percent').split('---\n')[-1])
 # | Verdict | Meaning |
 # | --- | --- |
 # | holds | the whole interval meets the criterion |
-# | fails | none of it does |
+# | fails | none of it does; for a claim of a paper, only if other experiments confirm it |
 # | undecided | the interval contains the bound, the run was too small, or a precondition of the paper is not met |
 # | needs a larger model | a model below the row's number of parameters missed the criterion |
 # | error | not a number, or not run |

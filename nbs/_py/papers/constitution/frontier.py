@@ -484,8 +484,9 @@ str(old_gain), str(old_least)
 # Seven of 26 rows are closed: two had been decided by enlarging a sample, two are passed by a constant
 # answer, and of the others one measures sharpening and not thoughts, one is not what the paper says, and one
 # draws only prompts. Of the ten open claims of the paper two hold: RL-CAI dominates more than helpful RL,
-# and it is not evasive. One fails in this toy environment: the harmlessness of helpful RL does not decline
-# late. Seven are undecided: the lead over HH RL, the order of harmlessness (RL-CAI and HH RL end
+# and it is not evasive. One is missed in this toy environment: the harmlessness of helpful RL does not
+# decline late. One experiment of ours does not refute the paper, so it counts as undecided. Seven more are
+# undecided: the lead over HH RL, the order of harmlessness (RL-CAI and HH RL end
 # alike), that SL-CAI is the least helpful, the late decline of HH RL, that RL-CAI ends more harmless than
 # a constant answer, the twenty points of the evasive rater, and the order at every size, because one
 # size was trained.
