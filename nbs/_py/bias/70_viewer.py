@@ -173,7 +173,7 @@ def _load_run(run):
                         'sweep or `moral_sc evaluate` leaves it.')
     d = pd.read_csv(folder/'records.csv', float_precision='round_trip', dtype={'id':str})
     bs = {n:get_benchmark(n) for n in dict.fromkeys(d.benchmark)}
-    name = json.loads((folder/'config.json').read_text())['model']['name']
+    name = json.loads((folder/'provenance.json').read_text())['model']
     return name, d, {n:b.load() for n,b in bs.items()}, bs
 
 def view(
