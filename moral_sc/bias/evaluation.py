@@ -144,9 +144,9 @@ def evaluate(
     config = dict(model=lm.identity, limit=limit, conditions=asked, **settings,
                   **{k:v for k,v in kw.items() if k not in ('portion','max_tokens')},
                   benchmarks={n:_digest(bs[n], rows) for n,rows in questions.items()})
-    made = dict(device=str(lm.device), dtype=str(lm.dtype).removeprefix('torch.'), seed=seed,
-                model=lm.name)
-    with tempfile.TemporaryDirectory() as tmp, open_run(out or tmp, config, **made) as run:
+    details = dict(device=str(lm.device), dtype=str(lm.dtype).removeprefix('torch.'), seed=seed,
+                   model=lm.name)
+    with tempfile.TemporaryDirectory() as tmp, open_run(out or tmp, config, **details) as run:
         records = [_run_benchmark(lm, b, questions[n], asked[n], run, progress, **settings, **kw)
                    for n,b in bs.items()]
         run.finish()

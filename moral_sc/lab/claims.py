@@ -271,9 +271,9 @@ def rejudge(
 )->Outcomes:   # Rows of changed or deleted criteria are left as they are
     "Judge recorded estimates again"
     known = criteria(path)
-    kept = lambda r: r['id'] in known and _same_criterion(known[r['id']], r)
-    again = lambda r: _row(known[r['id']], stored_measurement(r), r['scale'])
-    return Outcomes([again(r) if kept(r) else r for r in rows], known)
+    unchanged = lambda r: r['id'] in known and _same_criterion(known[r['id']], r)
+    judged = lambda r: _row(known[r['id']], stored_measurement(r), r['scale'])
+    return Outcomes([judged(r) if unchanged(r) else r for r in rows], known)
 
 def _same_criterion(claim, row):
     return row['bounds']==_bounds_of(claim) and row['criterion']==claim.criterion

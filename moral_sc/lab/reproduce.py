@@ -288,6 +288,7 @@ def reproduce(
             with show or ProgressListener() as show:
                 show.begin([page_name(p) for p in rest], list(stored.values()))
                 new = _run_all(out, rest, params, jobs, show)
-        finally: write_report(out)  # of what is there, if it was interrupted
-        compared = compare_report(out)
+        finally:  # a report of what is there, if it was interrupted
+            compared = compare_report(out)
+            write_report(out, compared)
     return Report(out, [(stored|new)[page_name(p)] for p in todo], len(new), compared)

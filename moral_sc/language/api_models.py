@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['APIPrompt', 'build_messages', 'candidate_probabilities', 'parse_answer', 'ParsedReply', 'parse_reply', 'read_reply',
-           'coverage', 'APIModel', 'connect', 'connect_by_name', 'stub_server']
+           'count_replies', 'APIModel', 'connect', 'connect_by_name', 'stub_server']
 
 # %% ../../nbs/language/60_api_models.ipynb #be98aeec
 import json, math, os, re, warnings
@@ -300,7 +300,7 @@ def _replies(lm, prompts, settings, run, progress=None):
     with run_or_temporary(run) as r: replies = _fetch(lm, dict(zip(names, requests)), r, progress)
     return [replies[k] for k in names]
 
-def coverage(
+def count_replies(
     replies:list, # Of `ParsedReply`
 )->dict:          # Numbers of answers by method, of bounded ones, and the largest unseen mass
     "Count the answers by how they were obtained"
@@ -355,7 +355,7 @@ class APIModel:
 
     @property
     def coverage(self): # Counts over all answers so far
-        return coverage(self.parsed)
+        return count_replies(self.parsed)
 
     def render(self, turns, prefill='', mode='chat-noprefill'):
         if mode=='chat-noprefill': return build_messages(turns, prefill)
@@ -376,7 +376,7 @@ class APIModel:
                     for p in prompts]
         replies = _replies(self, prompts, settings, run, progress)
         parsed = [parse_reply(r, p.prefill, list(o)) for r,p,o in zip(replies, prompts, options)]
-        _warn_coverage(self, coverage(parsed))
+        _warn_coverage(self, count_replies(parsed))
         self.parsed += parsed
         return np.array([r.logprobs for r in parsed])
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FACTORS', 'CELLS', 'SHARED_CELLS', 'baseline_answers', 'mean_scores', 'add_baselines', 'baseline_players',
-           'worker_score', 'lacks_content', 'label_quality', 'rate_pairs', 'train_cells', 'measure_answers',
+           'worker_score', 'lacks_content', 'label_quality', 'rate_pairs', 'train_cells', 'mean_true_scores',
            'measure_model', 'factor_effects']
 
 # %% ../../../nbs/constitution/toy/50_controls.ipynb #b5dcc7e3
@@ -145,7 +145,7 @@ def train_cells(
     return {cell: train(cell) for cell in cells}
 
 # %% ../../../nbs/constitution/toy/50_controls.ipynb #666ac6cd
-def measure_answers(
+def mean_true_scores(
     answers:dict,  # Kind of request -> answers
     prompts:dict,  # Kind -> requests
 )->dict:           # help, harmless, their sum, and the shares that refuse or lack content
@@ -166,7 +166,7 @@ def measure_model(
     "Return mean true scores of a model's answers to both kinds of requests"
     lm = load(model, 'float32', device) if isinstance(model, Path) else model
     answers = {k: [a for a, in sample_answers(lm, rows, **kw)] for k,rows in prompts.items()}
-    return measure_answers(answers, prompts)
+    return mean_true_scores(answers, prompts)
 
 # %% ../../../nbs/constitution/toy/50_controls.ipynb #e35f52b1
 def factor_effects(

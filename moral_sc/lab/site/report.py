@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 # %% ../../../nbs/lab/site/40_report.ipynb #3af9af95
 from ...foundation.datasets import data_dir
 from ...foundation.errors import MoralScError
-from ..agreement import agreements, compare_report, paper_order, summary
+from ..agreement import agreements, paper_order, summary
 from ..claims import claim_text, format_estimate
 from ..execution import strip_escapes, read_notebook, write_atomic
 from ..paths import notebook_paths, notebooks_dir, page_name
@@ -302,15 +302,14 @@ def _in_paper_order(paths):
 
 # %% ../../../nbs/lab/site/40_report.ipynb #52700701
 def write_report(
-    out,       # Folder with `config.json` and `notebooks`
-    path=None, # Folder of criteria, default: ours
-)->Path:       # The front page
+    out,      # Folder with `config.json` and `notebooks`
+    compared, # What `compare_report` returns for it
+)->Path:      # The front page
     "Write the HTML, the claims and the provenance of a report."
     out = Path(out)
     config = json.loads((out/'config.json').read_text())
     nbs = _in_paper_order(notebook_paths(out/'notebooks'))
     names = [nb.metadata['moral_sc']['page'] for nb in nbs]
-    compared = compare_report(out, path=path)
     _assets(out)
     for nb,name in zip(nbs, names, strict=True):
         rows = [r for r in compared.itertuples() if r.page==name]

@@ -586,9 +586,9 @@ def gap_by_wording(
     "Compute the gap under each wording"
     d = paired_gaps(records)
     conditions = wording_conditions(base)
-    here = {k:c for k,c in conditions.items() if c in d.index.levels[0]}
+    asked = {k:c for k,c in conditions.items() if c in d.index.levels[0]}
     mean = lambda g: float(np.average(g[metric], weights=g.weight))
-    return pd.Series({k:mean(d.loc[c]) for k,c in here.items()})
+    return pd.Series({k:mean(d.loc[c]) for k,c in asked.items()})
 
 
 # %% [markdown]

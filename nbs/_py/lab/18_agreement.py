@@ -198,7 +198,7 @@ def compare_report(
     out,folder = Path(out), folder or notebooks_dir()
     config = json.loads((out/'config.json').read_text())
     record,run,claims = ledger(folder, path), ledger(out/'notebooks', path), criteria(path)
-    about,order = _records(folder), paper_order()
+    records,order = _records(folder), paper_order()
     ok = {page_name(p): read_notebook(p).metadata.get('moral_sc', {}).get('ok', True)
           for p in notebook_paths(out/'notebooks')}
     rows = []
@@ -209,8 +209,8 @@ def compare_report(
         if not ok[page] and not new.scale: word,why = 'differs', 'the page stopped'
         recorded = {f'recorded_{k}': getattr(old, k) for k in
                     ('estimate', 'low', 'high', 'verdict', 'why', 'scale')}
-        made = {f'recorded_{k}': about.get(old.page, {}).get(k, '') for k in ('date', 'commit')}
-        rows.append(new._asdict() | recorded | made |
+        origin = {f'recorded_{k}': records.get(old.page, {}).get(k, '') for k in ('date', 'commit')}
+        rows.append(new._asdict() | recorded | origin |
                     dict(page=page, agreement=word, difference=why))
     rows.sort(key=lambda r: order.index(r['page']) if r['page'] in order else len(order))
     return pd.DataFrame(rows).drop(columns='Index', errors='ignore')
@@ -222,9 +222,9 @@ def summary(
     if not len(compared): return 'No quantity is on record for these pages.'
     counts = compared.agreement.value_counts()
     n = {w: counts.get(w, 0) for w in agreements}
-    told = n['agrees']+n['differs']
+    decided = n['agrees']+n['differs']
     rest = [f'{n[w]} {w}' for w in agreements[2:] if n[w]]
-    return (f'{n["agrees"]} of {told} quantities agree with the record'
+    return (f'{n["agrees"]} of {decided} quantities agree with the record'
             + ''.join(f'; {r}' for r in rest)+'.')
 
 

@@ -163,9 +163,10 @@ def target_of(config:ToyConfig, x:torch.Tensor)->torch.Tensor:
 def custom_limitation(config:ToyConfig, engine:str)->str|None:
     "Return why an engine with built-in functions only cannot train `config`, or None"
     custom = custom_functions(config)
-    for k,v in custom.items():
-        name = getattr(v, '__name__', v)
-        return f'engine {engine} has no {k} {name}, which is yours: use eager or compiled.'
+    if not custom: return None
+    kind,function = next(iter(custom.items()))
+    name = getattr(function, '__name__', function)
+    return f'engine {engine} has no {kind} {name}, which is yours: use eager or compiled.'
 
 def _describe(kind, value):
     "Name and key of a function"

@@ -157,10 +157,11 @@ class _RunFolder:
 
     def has_more_steps(self, steps):
         "Whether a finished run lacks steps that are asked for; an error if it has more"
-        done,stopped = len(_read_history(self.out)), self._stopped()
-        if done>steps: raise ConfigError(f'{self.out} holds {done} steps, more than {steps}: use '
-                                         'one of its snapshots, or another folder.')
-        return done<steps and not stopped
+        finished,stopped = len(_read_history(self.out)), self._stopped()
+        if finished>steps:
+            raise ConfigError(f'{self.out} holds {finished} steps, more than {steps}: use one of '
+                              'its snapshots, or another folder.')
+        return finished<steps and not stopped
 
     def _stopped(self): return json.loads((self.out/'provenance.json').read_text())['stopped']
 

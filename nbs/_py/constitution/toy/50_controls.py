@@ -270,7 +270,7 @@ cells = train_cells(models, **train, out=folder, cells=CELLS[:4], steps=1, batch
 
 # %%
 #| export
-def measure_answers(
+def mean_true_scores(
     answers:dict,  # Kind of request -> answers
     prompts:dict,  # Kind -> requests
 )->dict:           # help, harmless, their sum, and the shares that refuse or lack content
@@ -291,7 +291,7 @@ def measure_model(
     "Return mean true scores of a model's answers to both kinds of requests"
     lm = load(model, 'float32', device) if isinstance(model, Path) else model
     answers = {k: [a for a, in sample_answers(lm, rows, **kw)] for k,rows in prompts.items()}
-    return measure_answers(answers, prompts)
+    return mean_true_scores(answers, prompts)
 
 
 # %%

@@ -97,7 +97,7 @@ def supervise(
     examples = training_examples(chains, 'all', helpful_rows)
     return finetune(base, examples, lr=lr, epochs=epochs, seed=seed)[0], examples
 
-def label_pairs(
+def label_help_and_harm(
     lm:LM,             # Answers
     judge:LM, principles:list, # Label the harm; a principle is drawn for each pair
     rows:list,         # Requests of both kinds
@@ -138,7 +138,7 @@ def train_pipeline(
     helpful = train_helpful(base, select_kind(rl_prompts, 'helpful'), seed, steps=helpful_steps,
                             **kw).lm
     sl,examples = supervise(base, helpful, sl_prompts, seed, rounds=rounds)
-    labels = label_pairs(sl, judge, principles, rl_prompts, seed)
+    labels = label_help_and_harm(sl, judge, principles, rl_prompts, seed)
     rl = reinforce(sl, rl_prompts, labels, seed, steps=steps, **kw)
     return Pipeline(dict(zip(STAGES, (base, helpful, sl, rl.lm))), examples, labels, rl.history)
 

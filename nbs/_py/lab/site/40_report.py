@@ -25,7 +25,7 @@ from pathlib import Path, PurePosixPath
 #| export
 from moral_sc.foundation.datasets import data_dir
 from moral_sc.foundation.errors import MoralScError
-from moral_sc.lab.agreement import agreements, compare_report, paper_order, summary
+from moral_sc.lab.agreement import agreements, paper_order, summary
 from moral_sc.lab.claims import claim_text, format_estimate
 from moral_sc.lab.execution import strip_escapes, read_notebook, write_atomic
 from moral_sc.lab.paths import notebook_paths, notebooks_dir, page_name
@@ -40,6 +40,8 @@ import tempfile
 import nbformat
 import plotly.graph_objects as go
 from fastcore.test import *
+
+from moral_sc.lab.agreement import compare_report
 
 tmp = Path(tempfile.mkdtemp())
 
@@ -444,15 +446,14 @@ def _in_paper_order(paths):
 # %%
 #| export
 def write_report(
-    out,       # Folder with `config.json` and `notebooks`
-    path=None, # Folder of criteria, default: ours
-)->Path:       # The front page
+    out,      # Folder with `config.json` and `notebooks`
+    compared, # What `compare_report` returns for it
+)->Path:      # The front page
     "Write the HTML, the claims and the provenance of a report."
     out = Path(out)
     config = json.loads((out/'config.json').read_text())
     nbs = _in_paper_order(notebook_paths(out/'notebooks'))
     names = [nb.metadata['moral_sc']['page'] for nb in nbs]
-    compared = compare_report(out, path=path)
     _assets(out)
     for nb,name in zip(nbs, names, strict=True):
         rows = [r for r in compared.itertuples() if r.page==name]
@@ -489,7 +490,7 @@ nb.cells.append(code('record(...)', outputs=[new('display_data', record)]))
 out = tmp/'report'
 write_atomic(out/'config.json', json.dumps(config))
 write_atomic(out/'notebooks'/'squares'/'grow.ipynb', nbformat.writes(nb))
-front = write_report(out, criteria).read_text()
+front = write_report(out, compare_report(out, path=criteria)).read_text()
 sorted(p.relative_to(out).as_posix() for p in out.rglob('*.*'))
 
 # %%
@@ -502,5 +503,5 @@ assert not re.search(r'(src|href)="https?:', front)
 
 # %%
 times = {p: p.stat().st_mtime_ns for p in out.rglob('*.*')}
-write_report(out, criteria)
+write_report(out, compare_report(out, path=criteria))
 test_eq(times, {p: p.stat().st_mtime_ns for p in out.rglob('*.*')})

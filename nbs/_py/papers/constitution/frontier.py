@@ -26,7 +26,7 @@ from moral_sc.constitution.revision import STOPS
 from moral_sc.constitution.toy import environment
 from moral_sc.constitution.toy.controls import (
     CELLS, FACTORS, add_baselines, baseline_answers, baseline_players, factor_effects,
-    label_quality, lacks_content, measure_answers, measure_model, train_cells, worker_score)
+    label_quality, lacks_content, mean_true_scores, measure_model, train_cells, worker_score)
 from moral_sc.constitution.toy.experiments import (
     ENGAGED, RUNS, answer_requests, collect_votes, different_pairs, label_comparisons,
     list_players, rating_agreement, split_requests, train_models, true_scores)
@@ -184,7 +184,7 @@ def last_player(run): return 'SL-CAI 0' if run=='SL-CAI' else f'{run} {size["ste
 
 def scores_of(player):
     "Mean true scores of a player, one row per training"
-    return pd.DataFrame([measure_answers({k: answers[s][k][player] for k in test}, test)
+    return pd.DataFrame([mean_true_scores({k: answers[s][k][player] for k in test}, test)
                          for s in seeds], seeds)
 
 shown = [*baseline_players().player, 'base 0', 'SL-CAI 0', *map(last_player, KINDS)]
