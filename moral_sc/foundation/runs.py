@@ -18,6 +18,7 @@ import moral_sc
 from fastcore.basics import patch
 from filelock import FileLock
 from .errors import ConfigError, DataError
+from .files import replace_file
 
 # %% ../../nbs/foundation/20_runs.ipynb #5c14e6f5
 def _jsonable(x):
@@ -99,12 +100,9 @@ def provenance(
 # %% ../../nbs/foundation/20_runs.ipynb #98d9790c
 def _write_json(path, obj, new=False):
     "Write JSON in one step; with `new`, keep an existing file"
-    part = path.with_name(f'.{path.name}.{os.getpid()}')
-    with open(part, 'w') as f:
+    with replace_file(path, keep=new) as part, open(part, 'w') as f:
         f.write(json.dumps(obj, indent=2, default=_jsonable)+'\n')
         f.flush(); os.fsync(f.fileno())
-    if not (new and path.exists()): part.replace(path)
-    part.unlink(missing_ok=True)
 
 def _read_json(path, *fields):
     "Read an object with some fields"

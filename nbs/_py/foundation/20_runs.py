@@ -27,6 +27,7 @@ import moral_sc
 from fastcore.basics import patch
 from filelock import FileLock
 from moral_sc.foundation.errors import ConfigError, DataError
+from moral_sc.foundation.files import replace_file
 
 # %%
 #| hide
@@ -180,12 +181,9 @@ sorted(provenance(device='cpu', dtype='float32', seed=0))
 #| export
 def _write_json(path, obj, new=False):
     "Write JSON in one step; with `new`, keep an existing file"
-    part = path.with_name(f'.{path.name}.{os.getpid()}')
-    with open(part, 'w') as f:
+    with replace_file(path, keep=new) as part, open(part, 'w') as f:
         f.write(json.dumps(obj, indent=2, default=_jsonable)+'\n')
         f.flush(); os.fsync(f.fileno())
-    if not (new and path.exists()): part.replace(path)
-    part.unlink(missing_ok=True)
 
 def _read_json(path, *fields):
     "Read an object with some fields"
