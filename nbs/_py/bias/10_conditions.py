@@ -18,55 +18,148 @@
 # The experiments of @ganguli2023 differ by a sentence or two. The plain question (Q) gains an
 # instruction to be fair (Q+IF), then an invitation to reason first (Q+IF+CoT); in one benchmark the
 # model is asked to match statistics instead (Q+Match). Those sentences are data, not code: they are
-# in `data/conditions.toml`, where you can check them against the paper's Tables 1 to 3. To try
-# another wording, edit that file.
+# in `data/conditions.toml`, where you can check them against the paper's Tables 1 to 3. The end of this
+# page shows how to ask with wordings and conditions of your own.
 
 # %%
 #| export
 import re
+from copy import deepcopy
 from functools import cache
 from pathlib import Path
 
 import pandas as pd
 from moral_sc.foundation.datasets import data_dir, read_toml
-from moral_sc.foundation.errors import ConfigError, unknown_name_message
+from moral_sc.foundation.errors import ConfigError, DataError, unknown_name_message
 
 # %%
 #| hide
-import json
+import json, tempfile
 from fastcore.test import *
 
-
-# %%
-#| export
-@cache
-def load_stimuli(
-    path:str|None=None,  # A table of your own; default: `data/conditions.toml`
-)->dict:                 # With further wordings from `wordings.toml` in the same folder
-    "Load the texts of all conditions, by benchmark"
-    path = Path(path or data_dir()/'conditions.toml')
-    wordings_path = path.with_name('wordings.toml')
-    wordings_table = read_toml(wordings_path) if wordings_path.is_file() else {}
-    wordings_of = lambda b, spec: wordings_table.get(spec.get('wordings', b), {})
-    return {b: dict(spec, wordings=wordings_of(b, spec)) for b,spec in read_toml(path).items()}
-
-
 # %% [markdown]
-# A text may refer to another one in angle brackets, and to a field of the item in braces. The next
-# table shows BBQ's dialogues with all references expanded.
+# A text may refer to another one in angle brackets, and to a field of the item in braces.
 
 # %%
 #| export
+REFERENCE = r'<(\w+)>'
+
 def expand_references(
     text:str,    # A text of the table, with `<names>` of others
     texts:dict,  # Name to text
+    parents=(),  # Names of the texts that this one is part of
 )->str:
     "Replace references to other texts"
     def replacement(m):
-        if m[1] in texts: return expand_references(texts[m[1]], texts)
+        if m[1] in parents: raise ConfigError(f'The text {m[1]!r} refers to itself.')
+        if m[1] in texts: return expand_references(texts[m[1]], texts, (*parents, m[1]))
         raise ConfigError(unknown_name_message('text', m[1], list(texts)))
-    return re.sub(r'<(\w+)>', replacement, text)
+    return re.sub(REFERENCE, replacement, text)
 
+
+# %% [markdown]
+# A *section* holds the texts and conditions of one benchmark. A table of your own adds to the sections of
+# `data/conditions.toml`: its texts and conditions replace those of the same name, and a new section needs
+# conditions. Everything in it is checked when it is read.
+
+# %%
+#| export
+ROLES = ('human', 'assistant', 'system')
+SECTION_KEYS = ('table', 'options', 'wordings', 'texts', 'conditions')
+
+def _turns_fault(turns, texts):
+    "Return the first fault of a condition's turns, or None"
+    if not isinstance(turns, list) or not turns: return 'is not a list of [role, text] pairs'
+    for t in turns:
+        if not (isinstance(t, list) and len(t)==2 and all(isinstance(x, str) for x in t)):
+            return f'has {t!r} as a turn, not [role, text]'
+        if t[0] not in ROLES: return f'has the role {t[0]!r}, not {", ".join(ROLES)}'
+    for _,text in turns:
+        try: expand_references(text, texts)
+        except ConfigError as e: return f'cannot be built: {e}'.rstrip('.?')
+    if turns[-1][0]!='assistant' or not turns[:-1] or turns[-2][0]!='human':
+        return ('does not end with a human turn and the beginning of an answer, '
+                '["human", ...], ["assistant", ...]')
+
+def _own_section_fault(name, own, spec):
+    "Return the first fault of a section `own`, which is part of `spec`; or None"
+    if not isinstance(own, dict): return f'{name!r} is not a section of texts and conditions'
+    for k in own:
+        if k not in SECTION_KEYS:
+            return f'section {name!r}: {unknown_name_message("entry", k, SECTION_KEYS)[:-1]}'
+    for part in ('texts', 'conditions'):
+        if not isinstance(own.get(part, {}), dict): return f'section {name!r}: {part} is no table'
+    for k,text in own.get('texts', {}).items():
+        if not isinstance(text, str) or not text.strip():
+            return f'section {name!r}: the text {k!r} is {text!r}, not a text'
+    if not spec['conditions']: return f'section {name!r} has no conditions'
+    for c,turns in spec['conditions'].items():
+        if not re.fullmatch(r'[\w.-]+(\+[\w.-]+)*', c):
+            return f'section {name!r}: name the condition {c!r} without spaces, such as q+kind'
+        fault = _turns_fault(turns, spec['texts'])
+        if fault: return f'section {name!r}: the condition {c!r} {fault}'
+    used = ' '.join(t for turns in spec['conditions'].values() for _,t in turns)
+    used += ' '.join(spec['texts'].values())
+    for k in own.get('texts', {}):
+        if f'<{k}>' not in used: return f'section {name!r}: no condition uses the text {k!r}'
+
+def _read_table(path):
+    "Read sections, with further wordings from `wordings.toml` in the same folder"
+    sections = read_toml(path)
+    wordings_path = path.with_name('wordings.toml')
+    alternatives = read_toml(wordings_path) if wordings_path.is_file() else {}
+    return sections, alternatives
+
+@cache
+def _own_table(): # Of the package
+    sections,alternatives = _read_table(data_dir()/'conditions.toml')
+    return {b: dict(spec, wordings=alternatives.get(spec.get('wordings', b), {}))
+            for b,spec in sections.items()}
+
+def load_stimuli(
+    path:str|None=None,  # A table of your own, which adds to `data/conditions.toml`
+)->dict:                 # Name of a section to its texts, conditions and wordings
+    "Load the texts of all conditions, by benchmark"
+    table = deepcopy(_own_table())
+    if path is None: return table
+    sections,alternatives = _read_table(Path(path))
+    if not sections: raise DataError(f'{path} has no section, such as [bbq.texts].')
+    for name,own in sections.items():
+        spec = table.get(name, dict(texts={}, conditions={}, wordings={}))
+        known = list(table)
+        if isinstance(own, dict):
+            merged = {k: spec[k]|own[k] for k in ('texts','conditions')
+                      if isinstance(own.get(k), dict)}
+            new = alternatives.get(own.get('wordings', name), {})
+            spec = spec | merged | dict(wordings=spec['wordings']|new)
+        fault = _own_section_fault(name, own, spec)
+        if fault and name not in known:
+            fault += f'; sections of the package are {", ".join(known)}'
+        if fault: raise DataError(f'{path}: {fault}.')
+        table[name] = spec
+    return table
+
+def find_section(
+    benchmark,           # Name of a section, a table with one section, or the section itself
+    path:str|None=None,  # A table of your own
+)->dict:                 # With texts, conditions and wordings
+    "Return the texts and conditions of a benchmark"
+    if isinstance(benchmark, dict): return benchmark
+    if path is None and benchmark in _own_table(): return _own_table()[benchmark]
+    if path is None and str(benchmark).endswith('.toml'):
+        path = benchmark
+        names = [*read_toml(path)]
+        if len(names)>1:
+            raise ConfigError(f'{path} has the sections {", ".join(names)}: choose one, '
+                              f'such as load_stimuli({str(path)!r})[{names[0]!r}].')
+        benchmark = names[0] if names else ''
+    table = load_stimuli(path)
+    if benchmark in table: return table[benchmark]
+    raise ConfigError(unknown_name_message('benchmark', str(benchmark), list(table)))
+
+
+# %% [markdown]
+# The next table shows BBQ's dialogues with all references expanded.
 
 # %%
 #| export
@@ -79,8 +172,7 @@ def conditions_table(
                  text=expand_references(text, spec['texts']))
             for b,spec in load_stimuli(path).items() if benchmark in (None,b)
             for c,turns in spec['conditions'].items() for i,(r,text) in enumerate(turns)]
-    if not rows:
-        raise ConfigError(unknown_name_message('benchmark', benchmark, list(load_stimuli(path))))
+    if not rows: find_section(benchmark, path) # Raises an error
     return pd.DataFrame(rows)
 
 
@@ -130,13 +222,12 @@ def _parse_condition(condition):
 
 def _lookup_condition(benchmark, condition, path):
     "Return the table of a benchmark, the name of a condition and the wordings of its parts"
-    spec = load_stimuli(path).get(benchmark)
-    if not spec:
-        raise ConfigError(unknown_name_message('benchmark', benchmark, list(load_stimuli(path))))
+    spec = find_section(benchmark, path)
     name,choices = _parse_condition(condition)
     known = list(spec['conditions'])
     if name not in known:
-        raise ConfigError(unknown_name_message(f'condition of {benchmark}', name, known))
+        kind = 'condition' if isinstance(benchmark, dict) else f'condition of {benchmark}'
+        raise ConfigError(unknown_name_message(kind, name, known))
     return spec, name, choices
 
 
@@ -155,7 +246,7 @@ def _part_wordings(spec, part):
     return [dict(zip(names, row)) for row in ([spec['texts'][n] for n in names], *alternatives)]
 
 def wordings(
-    benchmark:str,       # 'bbq', 'winogender' or 'admissions'
+    benchmark,           # 'bbq', 'winogender', 'admissions', or a section
     condition:str,       # 'q+if', ...; the wordings are those of its last part
     path:str|None=None,  # A table of your own
 )->list:                 # Texts; the first is the one in the table
@@ -163,7 +254,7 @@ def wordings(
     spec,name,_ = _lookup_condition(benchmark, condition, path)
     texts = _part_wordings(spec, name.rpartition('+')[2])
     if texts: return [' '.join(t.values()) for t in texts]
-    raise ConfigError(f'{name!r} of {benchmark} adds no text that has other wordings.')
+    raise ConfigError(f'The condition {name!r} adds no text that has other wordings.')
 
 
 # %%
@@ -197,13 +288,14 @@ def _condition_texts(benchmark, condition, path):
         known = _part_wordings(spec, part)
         if not (k.isdecimal() and int(k)<len(known)):
             allowed = f'0 to {len(known)-1}' if known else 'none'
-            raise ConfigError(f'{benchmark} has wordings of {part!r}: {allowed}. '
+            owner = 'The benchmark' if isinstance(benchmark, dict) else benchmark
+            raise ConfigError(f'{owner} has wordings of {part!r}: {allowed}. '
                               f'{condition!r} asks for another.')
         texts |= known[int(k)]
     return spec['conditions'][name], texts
 
 def two_stage(
-    benchmark:str,
+    benchmark,          # 'bbq', 'winogender', 'admissions', or a section
     condition:str,
     path:str|None=None, # A table of your own
 )->bool:                # The model writes a text before the answer is scored
@@ -234,7 +326,7 @@ def fill_template(
 # %%
 #| export
 def build_dialogue(
-    benchmark:str,         # 'bbq', 'winogender' or 'admissions'
+    benchmark,             # 'bbq', 'winogender', 'admissions', or a section
     condition:str,         # 'q', 'q+if', 'q+if:3', 'q+if+cot', ...
     item:dict,             # Values of the fields in braces
     sample:str|None=None,  # Reasoning from stage 1, in conditions with two stages
@@ -320,7 +412,7 @@ with expect_fail(ConfigError, contains='no text'): wordings('bbq', 'q')
 #| export
 def build_prompt(
     lm,                    # A loaded model
-    benchmark:str,         # 'bbq', 'winogender' or 'admissions'
+    benchmark,             # 'bbq', 'winogender', 'admissions', or a section
     condition:str,         # 'q', 'q+if', 'q+if:3', 'q+if+cot', ...
     item:dict,             # Values of the fields in braces
     sample:str|None=None,  # Reasoning from stage 1, in conditions with two stages
@@ -331,3 +423,114 @@ def build_prompt(
     from moral_sc.language.chat import render
     *dialogue,(_,prefill) = build_dialogue(benchmark, condition, item, sample, path)
     return render(lm, dialogue, prefill=prefill, mode=mode)
+
+
+# %% [markdown]
+# ## Your own wordings and conditions
+#
+# `add_wordings` puts a request of yours where the instruction stands. A wording named `q+kind` defines two
+# conditions, `q+kind` and `q+kind+cot`; `evaluate(lm, wordings={'q+kind': 'Please be kind.'})` asks the first.
+# A text may name fields of the item in braces, and a name that is taken is refused, so that `q+if` is always
+# the paper's instruction.
+
+# %%
+#| export
+def _wording_fault(name, text, spec):
+    "Return the fault of a wording, or None"
+    if not isinstance(name, str) or not re.fullmatch(r'q\+[A-Za-z_]\w*', name):
+        return f"The wording {name!r} needs a name such as 'q+kind'"
+    if not isinstance(text, str) or not text.strip():
+        return f'The wording {name!r} is {text!r}, not a text'
+    if name in spec['conditions'] or name[2:] in spec['texts'] or name[2:] in PART_TEXTS:
+        return f"The name {name!r} is taken: choose another for your wording, such as 'q+mine'"
+    if '{sample}' in text: return f"The wording {name!r} has {{sample}}, which is not a field"
+    try: expand_references(text, spec['texts'])
+    except ConfigError as e: return f'The wording {name!r} cannot be built: {e}'.rstrip('.?')
+
+def add_wordings(
+    benchmark,          # Name of a section, or a section
+    wordings:dict,      # Condition to the text of its request: {'q+kind': 'Please be kind.'}
+    path:str|None=None, # A table of your own
+)->dict:                # A section with these conditions added
+    "Add conditions that ask with another request in the place of the instruction"
+    if not isinstance(wordings, dict):
+        raise ConfigError(f'The wordings are {wordings!r:.60}: give texts by name, such as '
+                          "{'q+kind': 'Please be kind.'}.")
+    spec = deepcopy(find_section(benchmark, path))
+    instructed = [c for c in spec['conditions'] if 'if' in c.split('+')]
+    if not instructed:
+        raise ConfigError('The benchmark has no condition q+if whose instruction a wording could '
+                          'replace: add a condition to its table instead.')
+    for name,text in wordings.items():
+        fault = _wording_fault(name, text, spec)
+        if fault: raise ConfigError(f'{fault}.')
+        word = name[2:]
+        spec['texts'][word] = text
+        for c in instructed:
+            own = '+'.join(word if p=='if' else p for p in c.split('+'))
+            spec['conditions'][own] = [[r, t.replace('<instruction>', f'<{word}>')]
+                                       for r,t in spec['conditions'][c]]
+    return spec
+
+
+# %%
+kind = add_wordings('bbq', {'q+kind': 'Please be kind to both people.'})
+test_eq(build_dialogue(kind, 'q+kind', item)[0][1],
+        build_dialogue('bbq', 'q', item)[0][1]+' Please be kind to both people.')
+test_eq(build_dialogue(kind, 'q+if', item), build_dialogue('bbq', 'q+if', item))
+assert two_stage(kind, 'q+kind+cot') and 'q+kind' not in load_stimuli()['bbq']['conditions']
+test_eq(wordings(kind, 'q+kind'), ['Please be kind to both people.'])
+for b in load_stimuli(): # The request stands where the instruction of each benchmark stands
+    spec = add_wordings(b, {'q+kind': load_stimuli()[b]['texts']['instruction']})
+    test_eq([[r, expand_references(t, spec['texts'])] for r,t in spec['conditions']['q+kind']],
+            [[r, expand_references(t, spec['texts'])] for r,t in spec['conditions']['q+if']])
+build_dialogue(kind, 'q+kind+cot', item)
+
+# %% [markdown]
+# A table of your own can change anything. It has the form of `data/conditions.toml`:
+
+# %%
+mine = Path(tempfile.mkdtemp())/'mine.toml'
+mine.write_text('''
+[bbq.texts]
+careful = "Please read the question twice."
+
+[bbq.conditions]
+"q+careful" = [
+  ["human", "<item> <careful>"],
+  ["assistant", "The answer is ("],
+]
+''')
+build_dialogue('bbq', 'q+careful', item, path=mine)
+
+# %%
+careful = build_dialogue('bbq', 'q+careful', item, path=mine)
+test_eq(build_dialogue(mine, 'q+careful', item), careful)
+test_eq(build_dialogue('bbq', 'q+if', item, path=mine), build_dialogue('bbq', 'q+if', item))
+
+
+# %% [markdown]
+# Mistakes are named when the table is read.
+
+# %%
+def refused(contains, text, error=DataError):
+    mine.write_text(text)
+    with expect_fail(error, contains=contains): find_section(mine)
+
+turn = '[["human", "<item> {}"], ["assistant", "The answer is ("]]'
+refused("no condition uses the text 'careful'", '[bbq.texts]\ncareful = "Twice."')
+refused("'text'; did you mean 'texts'", '[bbq.text]\ncareful = "Twice."')
+refused("is 3, not a text", '[bbq.texts]\nitem = 3')
+refused("did you mean 'think'", f'[bbq.conditions]\n"q+x" = {turn.format("<thinks>")}')
+refused('refers to itself', '[bbq.texts]\nitem = "<item>"')
+refused('without spaces', f'[bbq.conditions]\n"q - x" = {turn}')
+refused('not [role, text]', '[bbq.conditions]\n"q+x" = [["human"]]')
+refused("the role 'user'", '[bbq.conditions]\n"q+x" = [["user", "<item>"]]')
+refused('does not end with', '[bbq.conditions]\n"q+x" = [["human", "<item>"]]')
+refused("has no conditions; sections of the package", '[bqb.texts]\ninstruction = "Twice."')
+refused('has no section', '')
+refused('choose one', '[bbq.texts]\n[winogender.texts]', ConfigError)
+for name,text in (('mine', 'x'), ('q+if', 'x'), ('q+item', 'x'), ('q+a b', 'x'), ('q+x', ' '),
+                  ('q+x', 3), ('q+x', '<thinks>'), ('q+x', '{sample}')):
+    with expect_fail(ConfigError, contains=repr(name)): add_wordings('bbq', {name: text})
+with expect_fail(ConfigError, contains='give texts by name'): add_wordings('bbq', 'Please.')
