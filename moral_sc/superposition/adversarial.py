@@ -8,6 +8,7 @@ __all__ = ['attack_directions', 'squared_errors', 'added_error', 'mean_input_nor
 
 # %% ../../nbs/superposition/67_adversarial.ipynb #c9aa9e3b
 import torch
+from ..foundation.arguments import checked
 from .features import moments
 from .model import reconstruct
 
@@ -42,6 +43,7 @@ def mean_input_norm(
     return x.norm(dim=-1).mean(-1)
 
 # %% ../../nbs/superposition/67_adversarial.ipynb #3e88a627
+@checked
 def analytic_attack(
     W:torch.Tensor, b:torch.Tensor, x:torch.Tensor,
     length,        # Of the perturbation, [instance] or a number
@@ -70,6 +72,7 @@ def orthogonal_model(
     b[:,:m] = 0
     return torch.eye(n, m)[None],b
 
+@checked
 def vulnerability(
     W:torch.Tensor, b:torch.Tensor, x:torch.Tensor,
     size=.1,       # Length of the attack in mean input lengths
@@ -84,6 +87,7 @@ def vulnerability(
     return (added*included).sum(-1)/included.sum(-1)/length**2
 
 # %% ../../nbs/superposition/67_adversarial.ipynb #ffd45a86
+@checked
 def gradient_attack(
     W:torch.Tensor, b:torch.Tensor, x:torch.Tensor,
     length,         # Of the attack, [instance] or a number

@@ -14,6 +14,7 @@ import math, numpy as np, pandas as pd, torch
 from itertools import product
 from safetensors.torch import load_file
 from scipy.stats import binom
+from ..foundation.arguments import checked
 from ..foundation.datasets import data_dir
 from ..foundation.errors import ConfigError
 from .features import moments
@@ -38,6 +39,7 @@ def storing_bound(
     "Return a lower bound for the loss of models with a linear hidden layer of any width"
     return monotone_error(density)*float(np.sum(importance))
 
+@checked
 def dedicated_bound(
     density,
     importance,    # [feature]
@@ -208,6 +210,7 @@ def largest_loss(
     output = (V.double().relu() @ reach + b.double()).relu()
     return float(output.clamp(min=1).square().sum())
 
+@checked
 def loss_certificate(
     W, V, b,         # One model: [feature, hidden] twice and [feature]
     density:float,

@@ -8,7 +8,10 @@ __all__ = ['LEVELS', 'nearest_level', 'DimensionalitySweep', 'dimensionality_swe
 # %% ../../nbs/superposition/54_dimensionality.ipynb #f12b30dd
 import pandas as pd, torch
 from dataclasses import dataclass
+from fastcore.meta import delegates
+from ..foundation.arguments import checked
 from ..foundation.errors import ConfigError
+from .features import as_numbers
 from .geometry import (dimensions_per_feature, feature_dimensionality,
                                              represented)
 from .model import ToyConfig, check_positive_integers
@@ -67,22 +70,24 @@ class DimensionalitySweep:
         return pd.DataFrame({k: v.cpu().numpy() for k,v in cols.items()},
                             index=pd.Index(self.density, name='density'))
 
+@checked
+@delegates(train, but=['instances', 'resume', 'stop', 'data'])
 def dimensionality_sweep(
-    n_features=400,
-    n_hidden=30,
+    n_features:int=400,
+    n_hidden:int=30,
     density=(1,.7,.5,.35,.25,.18,.1,.05),
-    restarts=1,      # Independent models at each density
+    restarts:int=1,  # Independent models at each density
     seed=0,
     init='xavier',   # Initial weights as in `ToyConfig`
-    **kw,            # Arguments of `train`: steps, batch_size, lr, schedule, engine, device
+    **kwargs,        # Arguments of `train`: steps, batch_size, lr, schedule, engine, device
 )->DimensionalitySweep:
     "Train equal features at every density and measure their dimensionality"
     check_positive_integers(restarts=restarts)
-    p = torch.as_tensor(density, dtype=torch.float64).flatten()
+    p = as_numbers('density', density).flatten()
     if not len(p): raise ConfigError('density is empty: give at least one.')
     config = ToyConfig(n_features, n_hidden, len(p)*restarts, init=init,
                        density=p.repeat_interleave(restarts)[:,None])
-    run = train(config, seed=seed, **kw)
+    run = train(config, seed=seed, **kwargs)
     W,b = (t.detach().cpu().unflatten(0, (len(p),restarts)) for t in (run.W,run.b))
     loss = run.loss[:,-5:].mean(1).view(len(p), restarts)
     return DimensionalitySweep(p.tolist(), W, b, loss)

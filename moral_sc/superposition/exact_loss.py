@@ -10,10 +10,12 @@ __all__ = ['relu_errors', 'supports', 'mean_covariance', 'linear_errors', 'exact
 import torch
 from itertools import combinations, product
 from scipy.optimize import minimize
+from ..foundation.arguments import checked
 from ..foundation.errors import ConfigError, unknown_name_message
-from .features import expand, moments
+from .features import as_numbers, expand, moments
 from .integrals import cross_mean, cube_mean
-from .model import ToyConfig, custom_functions, initial_params
+from .model import (ToyConfig, custom_functions, initial_params,
+                                              weights_of)
 
 # %% ../../nbs/superposition/30_exact_loss.ipynb #d64985a7
 def _errors_of_size(G, b, A, weight, signed):
@@ -94,6 +96,7 @@ def linear_errors(G, b, mu, cov):
     return ((R@mu[...,None])[...,0] - b)**2 + torch.einsum('...ij,...jk,...ik->...i', R, cov, R)
 
 # %% ../../nbs/superposition/30_exact_loss.ipynb #55cdcbb4
+@checked
 def exact_loss(
     W:torch.Tensor,    # [instance, feature, hidden], or one model [feature, hidden]
     b:torch.Tensor,    # [instance, feature], or [feature]
@@ -105,6 +108,8 @@ def exact_loss(
     V=None,            # Readout of an untied model, shape of W
 )->torch.Tensor:       # [instance], float64, summed over features; a scalar for one model
     "Return the population loss, differentiable in `W`, `b` and `V`"
+    W = weights_of(W)
+    b = as_numbers('b', b)
     single = W.ndim==2
     W,b,V = (t[None].double() if single else t.double() for t in (W, b, W if V is None else V))
     I,n,_ = W.shape
@@ -179,6 +184,7 @@ def _objective(config, R):
                              c.signed, q.get('V'))
     return losses
 
+@checked
 def fit_exact(
     config:ToyConfig,
     restarts=8,   # Independent starts for each instance

@@ -13,8 +13,10 @@ from itertools import permutations, product
 from scipy.optimize import linear_sum_assignment
 from scipy.sparse.csgraph import connected_components
 from typing import NamedTuple
-from .geometry import (compounds, feature_dimensionality, polytopes,
-                                             represented)
+from ..foundation.arguments import checked
+from .geometry import (check_one_model, compounds,
+                                             feature_dimensionality, polytopes, represented)
+from .model import weights_of
 
 # %% ../../nbs/superposition/52_feature_graphs.ipynb #bbcda308
 def feature_graph(
@@ -69,6 +71,7 @@ def _name(W, dims, tolerance, angles):
         if same_D and (angle_pattern(W)-angle_pattern(P)).abs().max()<=angles: return name
     return 'other'
 
+@checked
 def recognise(
     W:torch.Tensor,  # [feature, hidden]
     threshold=.1,    # Interference that makes an edge
@@ -77,7 +80,8 @@ def recognise(
     min_norm=.5,        # Features with shorter columns are left out
 )->list:             # Of `Shape`
     "Name the polytopes that stored features form"
-    W = W.detach().cpu().double()
+    W = weights_of(W).detach().cpu().double()
+    check_one_model(W)
     D = feature_dimensionality(W)
     shapes = []
     for group in feature_components(W, threshold, min_norm):
@@ -87,6 +91,7 @@ def recognise(
     return shapes
 
 # %% ../../nbs/superposition/52_feature_graphs.ipynb #e7d975ce
+@checked
 def overall_shape(
     W:torch.Tensor, # [feature, hidden]
     **kw,           # As for `recognise`

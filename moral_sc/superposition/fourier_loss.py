@@ -8,11 +8,12 @@ __all__ = ['characteristic_function', 'weighted_characteristic_function', 'relu_
 
 # %% ../../nbs/superposition/34_fourier_loss.ipynb #146cb245
 import torch
+from ..foundation.arguments import checked
 from ..foundation.errors import ConfigError
 from .exact_loss import closed_form_limitation, exact_loss
 from .features import expand
 from .integrals import conditional_errors
-from .model import ToyConfig
+from .model import ToyConfig, weights_of
 
 # %% ../../nbs/superposition/34_fourier_loss.ipynb #3169e123
 def characteristic_function(
@@ -136,6 +137,7 @@ def exact_loss_large(
     return loss[0] if single else loss
 
 # %% ../../nbs/superposition/34_fourier_loss.ipynb #e688c3b6
+@checked
 def population_loss(
     config:ToyConfig,
     W:torch.Tensor,   # [instance, feature, hidden]
@@ -146,6 +148,7 @@ def population_loss(
 )->torch.Tensor:      # [instance], float64
     "Return the reconstruction loss of trained models without sampling, summed over features"
     if limitation := closed_form_limitation(config): raise ConfigError(limitation)
+    W = weights_of(W)
     ids = list(range(config.n_instances)) if instances is None else list(instances)
     p = config.densities[ids]
     imp = config.importances[ids]

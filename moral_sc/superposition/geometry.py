@@ -5,21 +5,25 @@
 # %% auto #0
 __all__ = ['polytopes', 'compounds', 'overlaps', 'interference', 'feature_dimensionality', 'leverage', 'polygon', 'simplex',
            'tegum', 'antiprism', 'represented', 'dimensions_per_feature', 'sharing_in_order', 'pair_cosines',
-           'angular_gaps', 'planar_shape', 'align_to_axes']
+           'angular_gaps', 'check_one_model', 'planar_shape', 'align_to_axes']
 
 # %% ../../nbs/superposition/50_geometry.ipynb #2ab925b6
 import torch
 from torch.nn.functional import cosine_similarity
+from ..foundation.arguments import checked
 from ..foundation.errors import ConfigError
+from .model import weights_of
 
 # %% ../../nbs/superposition/50_geometry.ipynb #efb672c6
 def overlaps(
     W:torch.Tensor, # [..., feature, hidden]
 )->torch.Tensor:    # [..., feature, feature]
     "Return the squared projection of $W_j$ (columns) on the direction of $W_i$ (rows)"
+    W = weights_of(W)
     unit = W/W.norm(dim=-1, keepdim=True).clamp(min=1e-12)
     return (unit@W.mT)**2
 
+@checked
 def interference(
     W:torch.Tensor, # [..., feature, hidden]
 )->torch.Tensor:    # [..., feature]
@@ -28,18 +32,21 @@ def interference(
     return o.sum(-1) - o.diagonal(dim1=-2, dim2=-1)
 
 # %% ../../nbs/superposition/50_geometry.ipynb #c620ab5b
+@checked
 def feature_dimensionality(
     W:torch.Tensor, # [..., feature, hidden]
 )->torch.Tensor:    # [..., feature], between 0 and 1; 0 for a zero column
     "Return the fraction of a dimension that each feature has to itself"
+    W = weights_of(W)
     return W.norm(dim=-1)**2/overlaps(W).sum(-1).clamp(min=1e-24)
 
 # %% ../../nbs/superposition/50_geometry.ipynb #ac1d9b2e
+@checked
 def leverage(
     W:torch.Tensor, # [..., feature, hidden]
 )->torch.Tensor:    # [..., feature], adds up to the rank
     "Return the statistical leverage of each feature, an upper bound on its dimensionality"
-    U,S,_ = torch.linalg.svd(W, full_matrices=False)
+    U,S,_ = torch.linalg.svd(weights_of(W), full_matrices=False)
     nonzero = S > S.amax(-1, keepdim=True)*1e-12
     return (U**2*nonzero[...,None,:]).sum(-1)
 
@@ -86,17 +93,20 @@ compounds = {name: tuple(parts.split()) for name,parts in dict(
     hexagonal_bipyramid='digon hexagon').items()}
 
 # %% ../../nbs/superposition/50_geometry.ipynb #242c4510
+@checked
 def represented(
     W:torch.Tensor, # [..., feature, hidden]
     min_norm=.5,       # Shortest column that counts
 )->torch.Tensor:    # [..., feature], bool
     "Return which features the model stores"
-    return W.norm(dim=-1) > min_norm
+    return weights_of(W).norm(dim=-1) > min_norm
 
+@checked
 def dimensions_per_feature(
     W:torch.Tensor, # [..., feature, hidden]
 )->torch.Tensor:    # [...]
     "Return the hidden dimensions per stored feature, by the squared Frobenius norm"
+    W = weights_of(W)
     return W.shape[-1]/W.square().sum((-1,-2))
 
 # %% ../../nbs/superposition/50_geometry.ipynb #6c980235
@@ -125,25 +135,35 @@ def angular_gaps(
     t = torch.atan2(W[:,1], W[:,0]).rad2deg().sort().values
     return torch.cat([t, t[:1]+360]).diff()
 
+def check_one_model(W):
+    "Raise an error for weights of several models"
+    if W.ndim!=2: raise ConfigError(
+        f'W has shape {list(W.shape)}: give one model [feature, hidden], such as run.W[0].')
+
 _shapes = {2: ('orthogonal', [90,270]), 4: ('antipodal pairs', [90]*4), 5: ('pentagon', [72]*5)}
 
+@checked
 def planar_shape(
     W:torch.Tensor, # [feature, 2]
     tolerance=6.,   # Degrees
 )->str:             # 'orthogonal', 'antipodal pairs', 'pentagon' or 'other'
     "Name the shape that the represented features form"
+    W = weights_of(W)
     if W.shape[-1]!=2: raise ConfigError(
         f'planar_shape needs two hidden dimensions, not {W.shape[-1]}: use recognise.')
+    check_one_model(W)
     g = angular_gaps(W[represented(W)])
     name,expected = _shapes.get(len(g), ('other', None))
     ok = expected and (g.sort().values - torch.tensor(expected)).abs().max() <= tolerance
     return name if ok else 'other'
 
 # %% ../../nbs/superposition/50_geometry.ipynb #8b60f163
+@checked
 def align_to_axes(
     W:torch.Tensor, # [..., feature, hidden]
 )->torch.Tensor:    # Same shape
     "Rotate each model: feature $k$ within the first $k$ axes, on the positive side of axis $k$"
+    W = weights_of(W)
     Q,R = torch.linalg.qr(W[...,:W.shape[-1],:].mT, mode='complete')
     sign = torch.ones_like(W[...,0,:])
     sign[...,:R.shape[-1]][R.diagonal(dim1=-2, dim2=-1)<0] = -1

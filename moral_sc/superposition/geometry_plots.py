@@ -9,6 +9,7 @@ __all__ = ['plot_dimensionality', 'plot_feature_graphs', 'order_by_angle', 'plot
 # %% ../../nbs/superposition/62_geometry_plots.ipynb #aa97362e
 import numpy as np, plotly.graph_objects as go, torch
 from plotly.subplots import make_subplots
+from ..foundation.arguments import checked
 from ..foundation.errors import ConfigError
 from ..foundation.figures import COLOURS, INK
 from .dimensionality import LEVELS, DimensionalitySweep
@@ -28,6 +29,7 @@ def _label(name):
     below = dict(y=LEVELS[name], yanchor='top') if name=='antiprism' else {}
     return dict(text=name, font_size=11, xanchor='right') | below
 
+@checked
 def plot_dimensionality(
     sweep:DimensionalitySweep,
     levels=('tetrahedron','triangle','digon','pentagon','antiprism'), # Guide lines
@@ -74,6 +76,7 @@ def _layout(G, parts, row_width):
         row_height = max(row_height, 2*r)
     return positions
 
+@checked
 def plot_feature_graphs(
     Ws,           # Models, [feature, hidden] each
     titles,       # One for each
@@ -117,6 +120,7 @@ def order_by_angle(
         models.append(torch.cat([w[:1],w[1:][t.argsort()]]))
     return torch.stack(models)
 
+@checked
 def plot_neighbours(
     W:torch.Tensor, # [model, feature, 2], the varied feature first
     titles,         # One for each model
@@ -169,6 +173,7 @@ _blank = dict(visible=False, showbackground=False)
 _scene = dict(xaxis=_blank, yaxis=_blank, zaxis=_blank, aspectmode='cube', dragmode='orbit',
               camera=dict(eye=dict(x=1.15, y=.75, z=.55)))
 
+@checked
 def plot_shapes_3d(
     shapes,       # [corner, 3] each; corners shorter than 1/2 are left out
     titles,       # One for each
@@ -202,6 +207,7 @@ def plot_shapes_3d(
 def _points(V): return {k: _round(V[:,i]) for i,k in enumerate('xyz')}
 
 # %% ../../nbs/superposition/62_geometry_plots.ipynb #d7426b4b
+@checked
 def plot_dimensionality_over_time(
     steps,              # [time]
     W:torch.Tensor,     # [time, feature, hidden]
@@ -263,6 +269,7 @@ def _style_frame(fig, sets):
                 dict(mode='markers', marker=dict(size=6, color=c))), strict=True):
             trace.update(showlegend=False, **style)
 
+@checked
 def animate_learning(
     steps,           # [time], at most 60
     W:torch.Tensor,  # [time, feature, 3]

@@ -12,6 +12,7 @@ from dataclasses import replace
 from numba import njit
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
+from ..foundation.arguments import checked
 from ..foundation.errors import ConfigError
 from ..foundation.figures import COLOURS
 from .features import Sampler
@@ -176,6 +177,7 @@ def data_points(
     return Sampler(config.densities, range(config.n_instances), count or config.points,
                    seed+10_007*fresh, unit=config.unit)(0)
 
+@checked
 def memorization_sweep(
     points,          # Sizes of the data set
     n_features=1000,
@@ -215,6 +217,7 @@ def _measure(config, run, seed, tests, keep):
     return rows
 
 # %% ../../nbs/superposition/68_memorization.ipynb #a04e4ebf
+@checked
 def plot_memory(
     models:list, # Rows of `memorization_sweep` with W and h
 )->go.Figure:

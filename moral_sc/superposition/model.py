@@ -4,25 +4,26 @@
 
 # %% auto #0
 __all__ = ['activations', 'targets', 'losses', 'check_positive_integers', 'ToyConfig', 'custom_functions', 'target_of',
-           'custom_limitation', 'normal', 'initial_weights', 'initial_params', 'encode_inputs', 'decode_hidden',
-           'reconstruct', 'batch_loss']
+           'custom_limitation', 'normal', 'initial_weights', 'initial_params', 'weights_of', 'encode_inputs',
+           'decode_hidden', 'reconstruct', 'batch_loss']
 
 # %% ../../nbs/superposition/20_model.ipynb #09bac71a
 import torch, warnings
 from dataclasses import dataclass, fields
 from functools import wraps
 from numbers import Integral
-from ..foundation.errors import ConfigError, unknown_name_message
+from ..foundation.arguments import checked
+from ..foundation.errors import ConfigError, short_repr, unknown_name_message
 from ..foundation.runs import function_key
-from .features import (distributions, expand, find_function, hash32,
-                                              keys)
+from .features import (as_numbers, distributions, expand, find_function,
+                                              hash32, keys)
 
 # %% ../../nbs/superposition/20_model.ipynb #c34cee49
 def check_positive_integers(**named):
     "Raise an error for values that are not integers of at least 1"
     for k,v in named.items():
         if not isinstance(v, Integral) or isinstance(v, bool) or v<1:
-            raise ConfigError(f'{k} is {v!r}: give an integer of at least 1.')
+            raise ConfigError(f'{k} is {short_repr(v)}: give an integer of at least 1.')
 
 activations = dict(
     relu=torch.relu, linear=lambda z:z, gelu=torch.nn.functional.gelu, abs=torch.abs,
@@ -73,7 +74,8 @@ class ToyConfig:
         if self.readout not in ('random','positive'):
             raise ConfigError(unknown_name_message('readout', self.readout, ['random','positive']))
         if self.init!='xavier' and not isinstance(self.init, (int,float)):
-            raise ConfigError(f"init is {self.init!r}: give 'xavier' or a standard deviation.")
+            raise ConfigError(f"init is {short_repr(self.init)}: give 'xavier' or a standard "
+                              'deviation.')
         if n%self.sets: raise ConfigError(
             f'{n} features do not make {self.sets} equal sets: choose sets that divide n_features.')
         by_set = p.unflatten(-1, (self.sets,-1))
@@ -107,7 +109,7 @@ class ToyConfig:
 
     def per_instance(self, name):
         "Return `l1` or `attack` as [instance]"
-        t = torch.as_tensor(getattr(self, name), dtype=torch.float64)
+        t = as_numbers(name, getattr(self, name))
         if t.shape not in ((), (self.n_instances,)) or not torch.isfinite(t).all():
             raise ConfigError(f'{name} has shape {list(t.shape)} or a value that is not finite: '
                               f'give a number or [{self.n_instances}].')
@@ -149,18 +151,18 @@ def _accept_paper_words(cls):
     init,names = cls.__init__, [f.name for f in fields(cls)]
     @wraps(init)
     def __init__(self, *args, **kw):
-        if 'sparsity' in kw: kw |= dict(density=1-torch.as_tensor(kw.pop('sparsity'),
-                                                                dtype=torch.float64))
+        if 'sparsity' in kw: kw |= dict(density=1-as_numbers('sparsity', kw.pop('sparsity')))
         for word,name in _paper_words.items():
             if word in kw: kw[name] = kw.pop(word)
         for k in kw:
             if k not in names:
                 raise ConfigError(unknown_name_message('field of ToyConfig', k, names))
         init(self, *args, **kw)
-        shape = torch.as_tensor(self.density).shape
+        shape = as_numbers('density', self.density).shape
         if shape==(self.n_instances,) and self.n_instances==self.n_features>1: warnings.warn(
             f'density has shape [{self.n_features}], which is read as one number for each feature: '
-            f'give [{self.n_instances}, 1] for one for each instance.', stacklevel=2)
+            f'give [{self.n_instances}, 1], such as density[:, None], for one for each instance.',
+            stacklevel=2)
     cls.__init__ = __init__
     return cls
 
@@ -200,6 +202,21 @@ def initial_params(config, seed=0, instances=None)->dict:
     return params
 
 # %% ../../nbs/superposition/20_model.ipynb #90a342b3
+def weights_of(
+    W,              # A run, a tensor, an array or nested lists
+)->torch.Tensor:    # [..., feature, hidden]
+    "Return the weights of a run, or weights as a tensor"
+    W = getattr(W, 'W', W)
+    if not torch.is_tensor(W): W = as_numbers('W', W)
+    if W.ndim<2: raise ConfigError(
+        f'W has shape {list(W.shape)}: give [feature, hidden] or [instance, feature, hidden].')
+    return W if W.is_floating_point() else W.float()
+
+def _check_inputs(W, x):
+    if W.ndim!=3 or x.ndim!=3 or (len(W), W.shape[1])!=(len(x), x.shape[2]): raise ConfigError(
+        f'W has shape {list(W.shape)} and x {list(x.shape)}: give [instance, feature, hidden] and '
+        '[instance, batch, feature].')
+
 def encode_inputs(
     W:torch.Tensor,  # [instance, feature, hidden]
     x:torch.Tensor,  # [instance, batch, feature]
@@ -207,6 +224,7 @@ def encode_inputs(
     c=None,          # [instance, hidden]
 )->torch.Tensor:     # [instance, batch, hidden]
     "Return the activations of the hidden layer"
+    _check_inputs(W, x)
     h = torch.bmm(x, W)
     return find_function('activation', hidden, activations)(h if c is None else h + c[:,None])
 
@@ -219,6 +237,7 @@ def decode_hidden(
     "Return the outputs"
     return find_function('activation', activation, activations)(torch.baddbmm(b[:,None], h, V.mT))
 
+@checked
 def reconstruct(
     W:torch.Tensor, # [instance, feature, hidden]
     b:torch.Tensor, # [instance, feature]
@@ -232,6 +251,7 @@ def reconstruct(
     return decode_hidden(W if V is None else V, b, encode_inputs(W, x, hidden, c), activation)
 
 # %% ../../nbs/superposition/20_model.ipynb #a5a9d711
+@checked
 def batch_loss(
     W:torch.Tensor,          # [instance, feature, hidden]
     b:torch.Tensor,          # [instance, feature]

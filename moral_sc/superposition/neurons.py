@@ -9,6 +9,7 @@ __all__ = ['excited_neurons', 'count_neurons', 'rescale_neurons', 'leading_share
 # %% ../../nbs/superposition/66_neurons.ipynb #3419fb00
 import numpy as np, plotly.graph_objects as go, torch
 from plotly.subplots import make_subplots
+from ..foundation.arguments import checked
 
 # %% ../../nbs/superposition/66_neurons.ipynb #074d06bf
 def excited_neurons(
@@ -66,6 +67,7 @@ def neuron_order(
     return torch.as_tensor(np.lexsort((-share.numpy(), lead.numpy())))
 
 # %% ../../nbs/superposition/66_neurons.ipynb #ac8e4247
+@checked
 def plot_weight_stacks(
     Ws,             # [feature, hidden] each
     titles,         # One for each

@@ -11,13 +11,17 @@ __all__ = ['regions', 'families', 'triangle', 'replicate_config', 'held_out_loss
 # %% ../../nbs/superposition/48_phase_diagram.ipynb #cb1b6a74
 import numpy as np, pandas as pd, torch
 from dataclasses import dataclass, replace
+from fastcore.meta import delegates
+from ..foundation.arguments import checked
 from ..foundation.errors import ConfigError
+from ..foundation.progress import progress_callback
 from ..foundation.runs import process_rank
 from .exact_loss import closed_form_limitation, exact_loss
-from .features import Sampler
+from .features import as_numbers, Sampler
 from .geometry import interference
 from .model import ToyConfig, check_positive_integers, initial_params
-from .training import ToyRun, objective, resolve_engine, train
+from .training import (ToyRun, check_training, objective, resolve_engine,
+                                              train)
 
 # %% ../../nbs/superposition/48_phase_diagram.ipynb #00530b96
 def _rows(x, config, restarts):
@@ -104,6 +108,8 @@ def _score(score, config, params, ids, period):
     return torch.cat(parts).double()
 
 # %% ../../nbs/superposition/48_phase_diagram.ipynb #6b937ae5
+@checked
+@delegates(train, but=['instances', 'resume', 'stop'])
 def train_restarts(
     config:ToyConfig,
     restarts:int,
@@ -112,24 +118,33 @@ def train_restarts(
     keep_all=True,  # False: keep only the best restart
     block=None,     # Models trained at once; None: as many as fit
     engine='auto', device='cpu', batch_size=1024, lr=1e-3, weight_decay=.01,
-    **kw,           # Of `train`
+    progress=None,  # True: show a bar; a function: called with steps done and all steps
+    **kwargs,           # Of `train`
 )->RestartSweep:
     "Train every instance from several starts and rank them"
+    check_training(config, seed)
     I = config.n_instances
     replicated = replicate_config(config, restarts)
     parts = []
     repeat = lambda x: x if isinstance(x, (int,float)) else torch.as_tensor(x).repeat(restarts)
     block = block or _max_models(config, engine, device, batch_size)
-    for part in _chunks(I, max(1, block//restarts)):
-        ids = [r*I+i for i in part for r in range(restarts)]
-        parts.append(_train_block(replicated, ids, restarts, score or ranking_loss,
-                                  keep_all, I, seed=seed,
-            engine=engine, device=device, batch_size=batch_size, lr=repeat(lr),
-            weight_decay=repeat(weight_decay), **kw))
+    chunks = _chunks(I, max(1, block//restarts))
+    with progress_callback(progress, 'steps') as report:
+        for k,part in enumerate(chunks):
+            ids = [r*I+i for i in part for r in range(restarts)]
+            parts.append(_train_block(replicated, ids, restarts, score or ranking_loss,
+                                      keep_all, I, seed=seed,
+                engine=engine, device=device, batch_size=batch_size, lr=repeat(lr),
+                weight_decay=repeat(weight_decay), progress=_block_report(report, k, len(chunks)),
+                **kwargs))
     cat = lambda ts: torch.cat(ts) if torch.is_tensor(ts[0]) else {
         k: cat([t[k] for t in ts]) for k in ts[0]}
     params,loss,order,curves,snaps = map(cat, zip(*(p[:5] for p in parts)))
     return RestartSweep(config, params, loss, order, curves, parts[0][5], snaps, parts[0][6])
+
+def _block_report(report, k, blocks):
+    "Progress of block k as a part of the progress of all blocks"
+    return report and (lambda done, steps: report(k*steps+done, blocks*steps))
 
 def _train_block(config, ids, restarts, score, keep_all, period, **kw):
     run = train(config, instances=ids, **kw)
@@ -211,6 +226,7 @@ def minimise_bfgs(
     return x,f
 
 # %% ../../nbs/superposition/48_phase_diagram.ipynb #3b58345e
+@checked
 def exact_optima(
     config:ToyConfig, # Tied ReLU or linear models
     restarts=14,
@@ -245,6 +261,7 @@ def exact_optima(
 # %% ../../nbs/superposition/48_phase_diagram.ipynb #07aa2f4b
 regions = 'ignored','dedicated','superposed'
 
+@checked
 def classify_region(
     W:torch.Tensor, # [..., feature, hidden]
     feature=-1,     # Index of the feature
@@ -261,6 +278,12 @@ def logspace(
     "Return numbers with equal ratios from first to last"
     return np.geomspace(first, last, num).round(12)
 
+def _axis(name, values):
+    t = as_numbers(name, values)
+    if t.ndim==1 and len(t): return t.numpy()
+    raise ConfigError(f'{name} has shape {list(t.shape)}: give a list of numbers.')
+
+@checked
 def phase_grid(
     n_features:int, n_hidden:int,
     density,          # [row]
@@ -268,7 +291,8 @@ def phase_grid(
     **kw,             # Of `ToyConfig`
 )->ToyConfig:         # Instances run along a row first
     "Return a config with one model for each point of the map"
-    p,r = (t.flatten() for t in np.meshgrid(density, importance, indexing='ij'))
+    p,r = (_axis(k, v) for k,v in dict(density=density, importance=importance).items())
+    p,r = (t.flatten() for t in np.meshgrid(p, r, indexing='ij'))
     imp = np.ones((len(r),n_features)); imp[:,-1] = r
     return ToyConfig(n_features, n_hidden, len(p), density=torch.tensor(p)[:,None],
                      importance=torch.tensor(imp), **kw)
@@ -282,6 +306,7 @@ families = {
             'antipodal without': [[1,0],[-1,0],[0,1]]}}
 triangle = [[1,0],[-.5,_h],[-.5,-_h]]
 
+@checked
 def simple_solution_losses(
     config:ToyConfig,
     shapes:dict=None, # name -> W; None: those of `families`
@@ -309,8 +334,9 @@ def describe_grid(
     return pd.DataFrame(dict(
         density=config.densities[:,0], importance=config.importances[:,-1],
         norm=W.norm(dim=-1)[:,-1], shared=interference(W)[:,-1], region=classify_region(W),
-        loss=loss))
+        loss=loss, region_name=[regions[k] for k in classify_region(W)]))
 
+@checked
 def predict_grid(
     config:ToyConfig,
     shapes:dict=None, # As in `simple_solution_losses`
@@ -323,6 +349,7 @@ def predict_grid(
     return describe_grid(config, W[low.indices[:,0]], low.values[:,0]).assign(
         solution=[names[i] for i in low.indices[:,0]], margin=1-low.values[:,0]/lead)
 
+@checked
 def agrees_with_theory(
     config:ToyConfig,
     regions,            # Region of the last feature, [instance, ...]
@@ -336,19 +363,25 @@ def agrees_with_theory(
     return np.take_along_axis(allowed, np.asarray(regions).reshape(len(best), -1), 1).reshape(
         np.shape(regions))
 
+@checked
+@delegates(train_restarts, but=['data'])
 def phase_diagram(
-    n_features=2, n_hidden=1,
-    density=logspace(1, .01, 31),   # [row]
-    importance=logspace(.1, 10, 31),# [column], of the last feature
-    restarts=10,
+    n_features:int=2, n_hidden:int=1,
+    density=None,    # [row]; None: `points` numbers from 1 to 0.01
+    importance=None, # [column], of the last feature; None: `points` numbers from 0.1 to 10
+    restarts:int=10,
     seed=0,
-    activation='relu', bias=True,
-    steps=3000, lr=5e-3, schedule='linear',
-    **kw,                           # Of `train_restarts`
-)->tuple:                           # Table and `RestartSweep`
+    activation='relu', bias:bool=True,
+    steps:int=3000, lr=5e-3, schedule:str='linear',
+    points:int=31,   # Densities and importances of the map, where they are not given
+    **kwargs,            # Of `train_restarts`
+)->tuple:            # Table and `RestartSweep`
     "Train a map of models and tabulate the best of each point beside the prediction"
+    if points<2: raise ConfigError(f'points is {points}: give 2 or more.')
+    if density is None: density = logspace(1, .01, points)
+    if importance is None: importance = logspace(.1, 10, points)
     config = phase_grid(n_features, n_hidden, density, importance, activation=activation, bias=bias)
-    sweep = train_restarts(config, restarts, seed, steps=steps, lr=lr, schedule=schedule, **kw)
+    sweep = train_restarts(config, restarts, seed, steps=steps, lr=lr, schedule=schedule, **kwargs)
     rank = sweep.order[:,:1]
     table = describe_grid(config, sweep.best()['W'], sweep.loss.gather(1, rank)[:,0])
     if (n_features,n_hidden) not in families: return table,sweep

@@ -8,6 +8,7 @@ __all__ = ['one_sparse_loss', 'corner_loss', 'best_regular_shape', 'polytope_gai
 # %% ../../nbs/superposition/33_polytope_gain.ipynb #47b16144
 import pandas as pd, torch
 from scipy.optimize import brentq
+from ..foundation.arguments import checked
 from .exact_loss import fit_exact, minimise_lbfgs, relu_errors, supports
 from .features import expand, moments
 from .geometry import polygon, polytopes
@@ -64,6 +65,7 @@ def best_regular_shape(
     return loss,s.abs(),b
 
 # %% ../../nbs/superposition/33_polytope_gain.ipynb #22da0673
+@checked
 def polytope_gain(
     density,          # [point]
     shapes=polytopes, # name -> [corner, hidden], regular shapes

@@ -7,6 +7,7 @@ __all__ = ['nonnegative_codes', 'fit_dictionary', 'share_found']
 
 # %% ../../nbs/superposition/70_sparse_coding.ipynb #ff2e1e32
 import torch
+from ..foundation.arguments import checked
 from .geometry import represented
 
 # %% ../../nbs/superposition/70_sparse_coding.ipynb #e930524a
@@ -42,6 +43,7 @@ def _update(D, a, H):
         D[:,k] = d/d.norm(dim=-1, keepdim=True).clamp(min=1e-9)
     return D
 
+@checked
 def fit_dictionary(
     H:torch.Tensor, # Activations [sample, hidden]
     elements:int,
@@ -65,6 +67,7 @@ def fit_dictionary(
     loss = (H-a@D).square().sum(-1).mean(-1)/2 + l1*a.sum(-1).mean(-1)
     return D[loss.argmin()]
 
+@checked
 def share_found(
     D:torch.Tensor, # Dictionary [element, hidden]
     W:torch.Tensor, # Model [feature, hidden]

@@ -8,15 +8,20 @@ __all__ = ['schedules', 'engines', 'adamw_update', 'ToyRun', 'objective', 'adver
            'save_run', 'load_run']
 
 # %% ../../nbs/superposition/40_training.ipynb #0d4898ee
-import hashlib, json, math, os, torch
+import hashlib, json, math, torch
 from dataclasses import dataclass, replace
 from importlib import import_module
 from numbers import Integral
 from pathlib import Path
 from safetensors import safe_open
 from safetensors.torch import save_file
-from ..foundation.errors import ConfigError, DataError, ModelError, unknown_name_message
-from .features import find_function, keys, Sampler, uniform
+from fastcore.basics import patch
+from ..foundation.arguments import checked
+from ..foundation.errors import (ConfigError, DataError, ModelError, short_repr,
+                                        unknown_name_message)
+from ..foundation.files import replace_file
+from ..foundation.progress import progress_callback
+from .features import as_numbers, find_function, keys, Sampler, uniform
 from .model import (ToyConfig, check_positive_integers, decode_hidden,
                                           encode_inputs, initial_params, losses, target_of)
 
@@ -208,28 +213,30 @@ def resolve_engine(
     raise ConfigError(f'Engine {engine!r} cannot run this: {advance}')
 
 # %% ../../nbs/superposition/40_training.ipynb #f467e993
+@checked
 def train(
     config:ToyConfig,
-    steps=10_000,
-    batch_size=1024,      # Ignored for a finite data set, which is one batch
+    steps:int=10_000,
+    batch_size:int=1024,  # Ignored for a finite data set, which is one batch
     seed=0,
-    engine='auto',        # 'auto', 'eager', 'compiled', 'numba' or 'triton'
+    engine:str='auto',    # 'auto', 'eager', 'compiled', 'numba' or 'triton'
     lr=1e-3,              # Number or [instance]
     weight_decay=.01,     # Number or [instance]
-    schedule='constant',  # A name in `schedules`
+    schedule:str='constant', # A name in `schedules`
     snapshots=(),         # Numbers of updates after which to save W
-    log_every=100,        # Steps between logged losses
+    log_every:int=100,    # Steps between logged losses
     instances=None,       # Train only these instances of the config
     resume:ToyRun=None,   # Continue this run
-    stop=None,            # Stop after this many updates; continue with `resume`
+    stop:int|None=None,   # Stop after this many updates; continue with `resume`
     device='cpu',
     data=None,            # [row, feature] or [instance, row, feature] to train on; default: drawn
+    progress=None,        # True: show a bar; a function: called with steps done and all steps
 )->ToyRun:
     "Train all instances of `config`; each result is independent of the others"
+    check_training(config, seed)
     check_positive_integers(steps=steps, batch_size=batch_size, log_every=log_every)
     if schedule not in schedules:
         raise ConfigError(unknown_name_message('schedule', schedule, list(schedules)))
-    check_training(config, seed)
     engine,advance = resolve_engine(engine, config, device, data is not None)
     ids = _check_instances(config, instances)
     batch_size = config.points or batch_size
@@ -241,22 +248,31 @@ def train(
     if resume is None: run = _start_run(config, ids, seed, device, settings)
     else: run = _resume_run(resume, settings)
     run.engine = engine
+    arguments = (batches, _select_instances(lr, ids, config, device),
+                 _select_instances(weight_decay, ids, config, device),
+                 schedules[schedule], _log_steps(steps, log_every), set(snapshots))
     to = steps if stop is None else min(stop, steps)
-    advance(run, to, batches,
-            _select_instances(lr, ids, config, device),
-            _select_instances(weight_decay, ids, config, device),
-            schedules[schedule], _log_steps(steps, log_every), set(snapshots))
+    with progress_callback(progress, 'steps') as report:
+        for part in _progress_steps(run.step, to, steps) if report else [to]:
+            advance(run, part, *arguments)
+            if report: report(part, steps)
     return run
 
 # %% ../../nbs/superposition/40_training.ipynb #a21e5ade
 def _to_list(x): return x.tolist() if hasattr(x, 'tolist') else x
 
+def _progress_steps(step, to, steps):
+    "Steps at which progress is reported, about a hundred in a run; the last one is `to`"
+    interval = max(1, steps//100)
+    return [*range(step-step%interval+interval, to, interval), to]
+
 def check_training(config, seed):
     "Raise an error for a config or seed of another type"
     if not isinstance(config, ToyConfig):
-        raise ConfigError(f'config is {config!r}: give ToyConfig(n_features, n_hidden, ...).')
+        raise ConfigError(f'config is {short_repr(config)}: give ToyConfig(n_features, n_hidden, '
+                          '...).')
     if not isinstance(seed, Integral) or isinstance(seed, bool) or not 0<=seed<2**63:
-        raise ConfigError(f'seed is {seed!r}: give an integer from 0 to 2^63-1.')
+        raise ConfigError(f'seed is {short_repr(seed)}: give an integer from 0 to 2^63-1.')
 
 class DataSampler:
     "Return batches of rows of a data set; all of it where it has no more rows than a batch"
@@ -268,7 +284,7 @@ class DataSampler:
         seed=0,
         device='cpu',
     ):
-        x = torch.as_tensor(data, dtype=torch.float32)
+        x = as_numbers('data', data).float()
         shapes = (2, (config.n_features,)), (3, (config.n_instances, config.n_features))
         if (x.ndim, (x.shape[0], x.shape[-1]) if x.ndim==3 else tuple(x.shape[-1:])) not in shapes \
                 or not x.numel() or not torch.isfinite(x).all():
@@ -302,7 +318,7 @@ def _check_instances(config, instances):
 def _select_instances(x, ids, config, device):
     "Select the entries of this run's instances; return a number as it is"
     if isinstance(x, (int,float)): return x
-    x = torch.as_tensor(x, dtype=torch.float32)
+    x = as_numbers('lr or weight_decay', x).float()
     if x.shape != (config.n_instances,):
         raise ConfigError(f'a learning rate or decay has shape {list(x.shape)}: give a number or '
                           f'[{config.n_instances}].')
@@ -316,11 +332,19 @@ def _start_run(config, ids, seed, device, settings):
     return ToyRun(config, ids, params, 0, settings['steps'], torch.zeros(0, dtype=torch.long),
                torch.zeros(len(ids), 0), {}, '', zeros, settings)
 
+def _setting_difference(name, old, new):
+    "Describe how a setting differs, field by field if it is the config"
+    if isinstance(old, dict) and isinstance(new, dict):
+        k = next(k for k in {**old, **new} if old.get(k)!=new.get(k))
+        return _setting_difference(k, old.get(k), new.get(k))
+    if isinstance(old, list) or isinstance(new, list): return f'another {name}'
+    return f'{name}={short_repr(old)}, not {short_repr(new)}'
+
 def _resume_run(run, settings):
     for k,v in settings.items():
         old = run.settings.get(k)
         if old!=v: raise ConfigError(
-            f'the run to resume has {k}={old!r:.80}, not {v!r:.80}: use its settings.')
+            f'the run to resume has {_setting_difference(k, old, v)}: use its settings.')
     if 'data' in run.settings and 'data' not in settings:
         raise ConfigError('the run to resume was trained on data of yours: give data.')
     return replace(run, params={k: t.clone() for k,t in run.params.items()},
@@ -359,6 +383,7 @@ def _notebook_batches(config, batch_size, seed, device):
     return batch
 
 # %% ../../nbs/superposition/40_training.ipynb #3f7d39a6
+@checked
 def save_run(
     run:ToyRun,
     path,     # File to write, replaced atomically
@@ -370,10 +395,14 @@ def save_run(
     t |= {f'snapshot.{k}': v for k,v in run.snapshots.items()}
     t |= {f'moment.{k}.{i}': v for k,vs in run.moments.items() for i,v in enumerate(vs)}
     meta = dict(run=json.dumps(dict(step=run.step, engine=run.engine, settings=run.settings)))
-    part = path.with_name(f'{path.name}.{os.getpid()}.part')
-    save_file({k: v.detach().cpu().contiguous() for k,v in t.items()}, part, metadata=meta)
-    os.replace(part, path)
+    with replace_file(path) as part:
+        save_file({k: v.detach().cpu().contiguous() for k,v in t.items()}, part, metadata=meta)
     return path
+
+@patch
+def save(self:ToyRun, path)->Path: # File to write; `load_run` or `ToyRun.load` reads it
+    "Write this run as safetensors"
+    return save_run(self, path)
 
 def _with_functions(path, described, functions):
     "A config whose own functions are given anew and checked by their source"
@@ -388,6 +417,7 @@ def _with_functions(path, described, functions):
             f'{k} of {path} is {name}, not {found}: give the function it was trained with.')
     return config
 
+@checked
 def load_run(
     path, # File written by `save_run`
     **functions, # Activation, target, ... of yours that the run was trained with
@@ -407,3 +437,9 @@ def load_run(
                t['logged'], t['loss'],
                {int(k[9:]): v for k,v in t.items() if k.startswith('snapshot.')}, meta['engine'],
                {k: (t[f'moment.{k}.0'],t[f'moment.{k}.1']) for k in params}, s)
+
+
+@patch(cls_method=True)
+def load(cls:ToyRun, path, **functions)->ToyRun: # As in `load_run`
+    "Load a run from a file"
+    return load_run(path, **functions)

@@ -79,3 +79,32 @@ unknown_name_message('model', 'smolm2-135m', ['smollm2-135m-instruct', 'gemma-3-
 # %%
 test_eq(unknown_name_message('paper', 'zzz', ['bias', 'superposition']),
         "There is no paper 'zzz'; known are: bias, superposition.")
+
+
+# %% [markdown]
+# ## Values in messages
+#
+# A message shows the value that was given. A tensor or a long list is named by its shape instead.
+
+# %%
+#| export
+def short_repr(
+    value,
+    limit:int=60, # Longest text
+)->str:
+    "Describe a value in a few words"
+    shape = getattr(value, 'shape', None)
+    kind = type(value).__name__
+    if shape: return f'a {kind} of shape {list(shape)}'
+    text = repr(value)
+    if len(text)<=limit: return text
+    return f'a {kind} of {len(value)}' if hasattr(value, '__len__') else f'{text[:limit]}…'
+
+
+# %%
+import numpy as np
+short_repr(np.zeros((20, 5))), short_repr([[1.]*5]*20), short_repr('cpu')
+
+# %%
+test_eq(short_repr(np.float64(2)), repr(np.float64(2)))
+assert len(short_repr(object(), 10))==11

@@ -17,7 +17,7 @@
 # %%
 #| export
 import numpy as np, torch
-from moral_sc.foundation.errors import ConfigError, unknown_name_message
+from moral_sc.foundation.errors import ConfigError, short_repr, unknown_name_message
 
 # %%
 #| hide
@@ -50,6 +50,12 @@ moments(.1)
 
 # %%
 #| export
+def as_numbers(name:str, value)->torch.Tensor:
+    "Return numbers as a float64 tensor; anything else raises an error"
+    try: return torch.as_tensor(value, dtype=torch.float64)
+    except (TypeError, ValueError, RuntimeError):
+        raise ConfigError(f'{name} is {short_repr(value)}: give numbers.') from None
+
 def expand(
     value,           # Number, [feature] or [instance, feature]
     n_instances:int,
@@ -57,7 +63,7 @@ def expand(
     name='density',  # Name used in error messages
 )->torch.Tensor:     # [instance, feature], float64
     "Broadcast a number or a row to all instances and features"
-    t = torch.as_tensor(value, dtype=torch.float64)
+    t = as_numbers(name, value)
     shape = n_instances,n_features
     try: t = t.expand(shape)
     except RuntimeError: raise ConfigError(
@@ -73,6 +79,8 @@ expand([.9**i for i in range(4)], 2, 4)
 
 # %%
 with expect_fail(ConfigError, contains='shape [3]'): expand([1,2,3], 2, 4)
+for value in ('a', None, [[1], [2, 3]], dict(a=1)):
+    with expect_fail(ConfigError, contains='give numbers'): expand(value, 2, 4)
 
 
 # %% [markdown]

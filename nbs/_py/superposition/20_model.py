@@ -20,10 +20,11 @@ import torch, warnings
 from dataclasses import dataclass, fields
 from functools import wraps
 from numbers import Integral
-from moral_sc.foundation.errors import ConfigError, unknown_name_message
+from moral_sc.foundation.arguments import checked
+from moral_sc.foundation.errors import ConfigError, short_repr, unknown_name_message
 from moral_sc.foundation.runs import function_key
-from moral_sc.superposition.features import (distributions, expand, find_function, hash32,
-                                              keys)
+from moral_sc.superposition.features import (as_numbers, distributions, expand, find_function,
+                                              hash32, keys)
 
 # %%
 #| hide
@@ -54,7 +55,7 @@ def check_positive_integers(**named):
     "Raise an error for values that are not integers of at least 1"
     for k,v in named.items():
         if not isinstance(v, Integral) or isinstance(v, bool) or v<1:
-            raise ConfigError(f'{k} is {v!r}: give an integer of at least 1.')
+            raise ConfigError(f'{k} is {short_repr(v)}: give an integer of at least 1.')
 
 activations = dict(
     relu=torch.relu, linear=lambda z:z, gelu=torch.nn.functional.gelu, abs=torch.abs,
@@ -105,7 +106,8 @@ class ToyConfig:
         if self.readout not in ('random','positive'):
             raise ConfigError(unknown_name_message('readout', self.readout, ['random','positive']))
         if self.init!='xavier' and not isinstance(self.init, (int,float)):
-            raise ConfigError(f"init is {self.init!r}: give 'xavier' or a standard deviation.")
+            raise ConfigError(f"init is {short_repr(self.init)}: give 'xavier' or a standard "
+                              'deviation.')
         if n%self.sets: raise ConfigError(
             f'{n} features do not make {self.sets} equal sets: choose sets that divide n_features.')
         by_set = p.unflatten(-1, (self.sets,-1))
@@ -139,7 +141,7 @@ class ToyConfig:
 
     def per_instance(self, name):
         "Return `l1` or `attack` as [instance]"
-        t = torch.as_tensor(getattr(self, name), dtype=torch.float64)
+        t = as_numbers(name, getattr(self, name))
         if t.shape not in ((), (self.n_instances,)) or not torch.isfinite(t).all():
             raise ConfigError(f'{name} has shape {list(t.shape)} or a value that is not finite: '
                               f'give a number or [{self.n_instances}].')
@@ -181,18 +183,18 @@ def _accept_paper_words(cls):
     init,names = cls.__init__, [f.name for f in fields(cls)]
     @wraps(init)
     def __init__(self, *args, **kw):
-        if 'sparsity' in kw: kw |= dict(density=1-torch.as_tensor(kw.pop('sparsity'),
-                                                                dtype=torch.float64))
+        if 'sparsity' in kw: kw |= dict(density=1-as_numbers('sparsity', kw.pop('sparsity')))
         for word,name in _paper_words.items():
             if word in kw: kw[name] = kw.pop(word)
         for k in kw:
             if k not in names:
                 raise ConfigError(unknown_name_message('field of ToyConfig', k, names))
         init(self, *args, **kw)
-        shape = torch.as_tensor(self.density).shape
+        shape = as_numbers('density', self.density).shape
         if shape==(self.n_instances,) and self.n_instances==self.n_features>1: warnings.warn(
             f'density has shape [{self.n_features}], which is read as one number for each feature: '
-            f'give [{self.n_instances}, 1] for one for each instance.', stacklevel=2)
+            f'give [{self.n_instances}, 1], such as density[:, None], for one for each instance.',
+            stacklevel=2)
     cls.__init__ = __init__
     return cls
 
@@ -234,6 +236,9 @@ with expect_fail(ConfigError, contains="did you mean 'density'?"): ToyConfig(den
 with expect_fail(ConfigError, contains='[10, 1] for the instances'):
     ToyConfig(20, 5, 10, density=[.1]*10)
 test_warns(lambda: ToyConfig(5, 2, 5, density=[1,.5,.2,.1,.05]))
+for field,value in dict(density='a', importance=None, n_features='5', n_hidden=2., sets=True,
+                        points=torch.rand(30, 5), l1='a', init=[1], sparsity='b').items():
+    with expect_fail(ConfigError, contains=f'{field} '): ToyConfig(**{field: value})
 
 
 # %% [markdown]
@@ -242,8 +247,11 @@ test_warns(lambda: ToyConfig(5, 2, 5, density=[1,.5,.2,.1,.05]))
 
 # %%
 def squares(x): return x*x
-own = ToyConfig(5, 2, target=squares, activation=torch.nn.functional.silu)
+own = ToyConfig(5, 2, target=squares, activation=torch.nn.SiLU())
 test_eq(list(custom_functions(own)), ['activation', 'target'])
+slopes = [ToyConfig(activation=torch.nn.LeakyReLU(a)).to_dict()['activation'] for a in (.1,.1,.2)]
+test_eq(slopes[0], slopes[1])
+test_ne(slopes[0], slopes[2])
 test_eq(custom_functions(ToyConfig()), {})
 test_ne(own.to_dict()['target'], ToyConfig(5, 2, target=lambda x: x).to_dict()['target'])
 custom_limitation(own, 'numba'), own.to_dict()['target']
@@ -316,6 +324,21 @@ notebook_std(20), notebook_std(1), ToyConfig(200, 20).std
 
 # %%
 #| export
+def weights_of(
+    W,              # A run, a tensor, an array or nested lists
+)->torch.Tensor:    # [..., feature, hidden]
+    "Return the weights of a run, or weights as a tensor"
+    W = getattr(W, 'W', W)
+    if not torch.is_tensor(W): W = as_numbers('W', W)
+    if W.ndim<2: raise ConfigError(
+        f'W has shape {list(W.shape)}: give [feature, hidden] or [instance, feature, hidden].')
+    return W if W.is_floating_point() else W.float()
+
+def _check_inputs(W, x):
+    if W.ndim!=3 or x.ndim!=3 or (len(W), W.shape[1])!=(len(x), x.shape[2]): raise ConfigError(
+        f'W has shape {list(W.shape)} and x {list(x.shape)}: give [instance, feature, hidden] and '
+        '[instance, batch, feature].')
+
 def encode_inputs(
     W:torch.Tensor,  # [instance, feature, hidden]
     x:torch.Tensor,  # [instance, batch, feature]
@@ -323,6 +346,7 @@ def encode_inputs(
     c=None,          # [instance, hidden]
 )->torch.Tensor:     # [instance, batch, hidden]
     "Return the activations of the hidden layer"
+    _check_inputs(W, x)
     h = torch.bmm(x, W)
     return find_function('activation', hidden, activations)(h if c is None else h + c[:,None])
 
@@ -335,6 +359,7 @@ def decode_hidden(
     "Return the outputs"
     return find_function('activation', activation, activations)(torch.baddbmm(b[:,None], h, V.mT))
 
+@checked
 def reconstruct(
     W:torch.Tensor, # [instance, feature, hidden]
     b:torch.Tensor, # [instance, feature]
@@ -355,6 +380,11 @@ def reconstruct(
 W0 = torch.eye(5,2)[None]
 x = torch.rand(1,3,5)
 test_close(reconstruct(W0, torch.zeros(1,5), x)[...,:2], x[...,:2])
+test_eq(weights_of([[1, 0], [0, 1]]).dtype, torch.float64)
+for W_,words in [('a', 'give numbers'), (5, 'W has shape []'), ([1.], 'give [feature, hidden]')]:
+    with expect_fail(ConfigError, contains=words): weights_of(W_)
+with expect_fail(ConfigError, contains='x [1, 3, 4]'):
+    reconstruct(W0, torch.zeros(1,5), x[...,:4])
 reconstruct(W0, torch.zeros(1,5), x)
 
 
@@ -365,6 +395,7 @@ reconstruct(W0, torch.zeros(1,5), x)
 
 # %%
 #| export
+@checked
 def batch_loss(
     W:torch.Tensor,          # [instance, feature, hidden]
     b:torch.Tensor,          # [instance, feature]

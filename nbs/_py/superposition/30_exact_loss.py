@@ -19,10 +19,12 @@
 import torch
 from itertools import combinations, product
 from scipy.optimize import minimize
+from moral_sc.foundation.arguments import checked
 from moral_sc.foundation.errors import ConfigError, unknown_name_message
-from moral_sc.superposition.features import expand, moments
+from moral_sc.superposition.features import as_numbers, expand, moments
 from moral_sc.superposition.integrals import cross_mean, cube_mean
-from moral_sc.superposition.model import ToyConfig, custom_functions, initial_params
+from moral_sc.superposition.model import (ToyConfig, custom_functions, initial_params,
+                                              weights_of)
 
 # %%
 #| hide
@@ -170,6 +172,7 @@ mean_covariance(expand(.3, 1, 4), 'correlated', 2)[1][0]
 
 # %%
 #| export
+@checked
 def exact_loss(
     W:torch.Tensor,    # [instance, feature, hidden], or one model [feature, hidden]
     b:torch.Tensor,    # [instance, feature], or [feature]
@@ -181,6 +184,8 @@ def exact_loss(
     V=None,            # Readout of an untied model, shape of W
 )->torch.Tensor:       # [instance], float64, summed over features; a scalar for one model
     "Return the population loss, differentiable in `W`, `b` and `V`"
+    W = weights_of(W)
+    b = as_numbers('b', b)
     single = W.ndim==2
     W,b,V = (t[None].double() if single else t.double() for t in (W, b, W if V is None else V))
     I,n,_ = W.shape
@@ -400,6 +405,7 @@ def _objective(config, R):
                              c.signed, q.get('V'))
     return losses
 
+@checked
 def fit_exact(
     config:ToyConfig,
     restarts=8,   # Independent starts for each instance

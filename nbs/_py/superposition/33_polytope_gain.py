@@ -18,6 +18,7 @@
 #| export
 import pandas as pd, torch
 from scipy.optimize import brentq
+from moral_sc.foundation.arguments import checked
 from moral_sc.superposition.exact_loss import fit_exact, minimise_lbfgs, relu_errors, supports
 from moral_sc.superposition.features import expand, moments
 from moral_sc.superposition.geometry import polygon, polytopes
@@ -157,6 +158,7 @@ gons.round(4)
 
 # %%
 #| export
+@checked
 def polytope_gain(
     density,          # [point]
     shapes=polytopes, # name -> [corner, hidden], regular shapes

@@ -17,11 +17,12 @@
 # %%
 #| export
 import torch
+from moral_sc.foundation.arguments import checked
 from moral_sc.foundation.errors import ConfigError
 from moral_sc.superposition.exact_loss import closed_form_limitation, exact_loss
 from moral_sc.superposition.features import expand
 from moral_sc.superposition.integrals import conditional_errors
-from moral_sc.superposition.model import ToyConfig
+from moral_sc.superposition.model import ToyConfig, weights_of
 
 # %%
 #| hide
@@ -290,6 +291,7 @@ def seconds(n, m):
 
 # %%
 #| export
+@checked
 def population_loss(
     config:ToyConfig,
     W:torch.Tensor,   # [instance, feature, hidden]
@@ -300,6 +302,7 @@ def population_loss(
 )->torch.Tensor:      # [instance], float64
     "Return the reconstruction loss of trained models without sampling, summed over features"
     if limitation := closed_form_limitation(config): raise ConfigError(limitation)
+    W = weights_of(W)
     ids = list(range(config.n_instances)) if instances is None else list(instances)
     p = config.densities[ids]
     imp = config.importances[ids]

@@ -16,15 +16,20 @@
 
 # %%
 #| export
-import hashlib, json, math, os, torch
+import hashlib, json, math, torch
 from dataclasses import dataclass, replace
 from importlib import import_module
 from numbers import Integral
 from pathlib import Path
 from safetensors import safe_open
 from safetensors.torch import save_file
-from moral_sc.foundation.errors import ConfigError, DataError, ModelError, unknown_name_message
-from moral_sc.superposition.features import find_function, keys, Sampler, uniform
+from fastcore.basics import patch
+from moral_sc.foundation.arguments import checked
+from moral_sc.foundation.errors import (ConfigError, DataError, ModelError, short_repr,
+                                        unknown_name_message)
+from moral_sc.foundation.files import replace_file
+from moral_sc.foundation.progress import progress_callback
+from moral_sc.superposition.features import as_numbers, find_function, keys, Sampler, uniform
 from moral_sc.superposition.model import (ToyConfig, check_positive_integers, decode_hidden,
                                           encode_inputs, initial_params, losses, target_of)
 
@@ -337,28 +342,30 @@ with expect_fail(ConfigError, contains='which only engine eager does'):
 
 # %%
 #| export
+@checked
 def train(
     config:ToyConfig,
-    steps=10_000,
-    batch_size=1024,      # Ignored for a finite data set, which is one batch
+    steps:int=10_000,
+    batch_size:int=1024,  # Ignored for a finite data set, which is one batch
     seed=0,
-    engine='auto',        # 'auto', 'eager', 'compiled', 'numba' or 'triton'
+    engine:str='auto',    # 'auto', 'eager', 'compiled', 'numba' or 'triton'
     lr=1e-3,              # Number or [instance]
     weight_decay=.01,     # Number or [instance]
-    schedule='constant',  # A name in `schedules`
+    schedule:str='constant', # A name in `schedules`
     snapshots=(),         # Numbers of updates after which to save W
-    log_every=100,        # Steps between logged losses
+    log_every:int=100,    # Steps between logged losses
     instances=None,       # Train only these instances of the config
     resume:ToyRun=None,   # Continue this run
-    stop=None,            # Stop after this many updates; continue with `resume`
+    stop:int|None=None,   # Stop after this many updates; continue with `resume`
     device='cpu',
     data=None,            # [row, feature] or [instance, row, feature] to train on; default: drawn
+    progress=None,        # True: show a bar; a function: called with steps done and all steps
 )->ToyRun:
     "Train all instances of `config`; each result is independent of the others"
+    check_training(config, seed)
     check_positive_integers(steps=steps, batch_size=batch_size, log_every=log_every)
     if schedule not in schedules:
         raise ConfigError(unknown_name_message('schedule', schedule, list(schedules)))
-    check_training(config, seed)
     engine,advance = resolve_engine(engine, config, device, data is not None)
     ids = _check_instances(config, instances)
     batch_size = config.points or batch_size
@@ -370,11 +377,14 @@ def train(
     if resume is None: run = _start_run(config, ids, seed, device, settings)
     else: run = _resume_run(resume, settings)
     run.engine = engine
+    arguments = (batches, _select_instances(lr, ids, config, device),
+                 _select_instances(weight_decay, ids, config, device),
+                 schedules[schedule], _log_steps(steps, log_every), set(snapshots))
     to = steps if stop is None else min(stop, steps)
-    advance(run, to, batches,
-            _select_instances(lr, ids, config, device),
-            _select_instances(weight_decay, ids, config, device),
-            schedules[schedule], _log_steps(steps, log_every), set(snapshots))
+    with progress_callback(progress, 'steps') as report:
+        for part in _progress_steps(run.step, to, steps) if report else [to]:
+            advance(run, part, *arguments)
+            if report: report(part, steps)
     return run
 
 
@@ -386,12 +396,18 @@ def train(
 #| export
 def _to_list(x): return x.tolist() if hasattr(x, 'tolist') else x
 
+def _progress_steps(step, to, steps):
+    "Steps at which progress is reported, about a hundred in a run; the last one is `to`"
+    interval = max(1, steps//100)
+    return [*range(step-step%interval+interval, to, interval), to]
+
 def check_training(config, seed):
     "Raise an error for a config or seed of another type"
     if not isinstance(config, ToyConfig):
-        raise ConfigError(f'config is {config!r}: give ToyConfig(n_features, n_hidden, ...).')
+        raise ConfigError(f'config is {short_repr(config)}: give ToyConfig(n_features, n_hidden, '
+                          '...).')
     if not isinstance(seed, Integral) or isinstance(seed, bool) or not 0<=seed<2**63:
-        raise ConfigError(f'seed is {seed!r}: give an integer from 0 to 2^63-1.')
+        raise ConfigError(f'seed is {short_repr(seed)}: give an integer from 0 to 2^63-1.')
 
 class DataSampler:
     "Return batches of rows of a data set; all of it where it has no more rows than a batch"
@@ -403,7 +419,7 @@ class DataSampler:
         seed=0,
         device='cpu',
     ):
-        x = torch.as_tensor(data, dtype=torch.float32)
+        x = as_numbers('data', data).float()
         shapes = (2, (config.n_features,)), (3, (config.n_instances, config.n_features))
         if (x.ndim, (x.shape[0], x.shape[-1]) if x.ndim==3 else tuple(x.shape[-1:])) not in shapes \
                 or not x.numel() or not torch.isfinite(x).all():
@@ -437,7 +453,7 @@ def _check_instances(config, instances):
 def _select_instances(x, ids, config, device):
     "Select the entries of this run's instances; return a number as it is"
     if isinstance(x, (int,float)): return x
-    x = torch.as_tensor(x, dtype=torch.float32)
+    x = as_numbers('lr or weight_decay', x).float()
     if x.shape != (config.n_instances,):
         raise ConfigError(f'a learning rate or decay has shape {list(x.shape)}: give a number or '
                           f'[{config.n_instances}].')
@@ -451,11 +467,19 @@ def _start_run(config, ids, seed, device, settings):
     return ToyRun(config, ids, params, 0, settings['steps'], torch.zeros(0, dtype=torch.long),
                torch.zeros(len(ids), 0), {}, '', zeros, settings)
 
+def _setting_difference(name, old, new):
+    "Describe how a setting differs, field by field if it is the config"
+    if isinstance(old, dict) and isinstance(new, dict):
+        k = next(k for k in {**old, **new} if old.get(k)!=new.get(k))
+        return _setting_difference(k, old.get(k), new.get(k))
+    if isinstance(old, list) or isinstance(new, list): return f'another {name}'
+    return f'{name}={short_repr(old)}, not {short_repr(new)}'
+
 def _resume_run(run, settings):
     for k,v in settings.items():
         old = run.settings.get(k)
         if old!=v: raise ConfigError(
-            f'the run to resume has {k}={old!r:.80}, not {v!r:.80}: use its settings.')
+            f'the run to resume has {_setting_difference(k, old, v)}: use its settings.')
     if 'data' in run.settings and 'data' not in settings:
         raise ConfigError('the run to resume was trained on data of yours: give data.')
     return replace(run, params={k: t.clone() for k,t in run.params.items()},
@@ -547,6 +571,7 @@ test_close(alone.W[0], run.W[2], eps=1e-3)
 
 # %%
 #| export
+@checked
 def save_run(
     run:ToyRun,
     path,     # File to write, replaced atomically
@@ -558,10 +583,14 @@ def save_run(
     t |= {f'snapshot.{k}': v for k,v in run.snapshots.items()}
     t |= {f'moment.{k}.{i}': v for k,vs in run.moments.items() for i,v in enumerate(vs)}
     meta = dict(run=json.dumps(dict(step=run.step, engine=run.engine, settings=run.settings)))
-    part = path.with_name(f'{path.name}.{os.getpid()}.part')
-    save_file({k: v.detach().cpu().contiguous() for k,v in t.items()}, part, metadata=meta)
-    os.replace(part, path)
+    with replace_file(path) as part:
+        save_file({k: v.detach().cpu().contiguous() for k,v in t.items()}, part, metadata=meta)
     return path
+
+@patch
+def save(self:ToyRun, path)->Path: # File to write; `load_run` or `ToyRun.load` reads it
+    "Write this run as safetensors"
+    return save_run(self, path)
 
 def _with_functions(path, described, functions):
     "A config whose own functions are given anew and checked by their source"
@@ -576,6 +605,7 @@ def _with_functions(path, described, functions):
             f'{k} of {path} is {name}, not {found}: give the function it was trained with.')
     return config
 
+@checked
 def load_run(
     path, # File written by `save_run`
     **functions, # Activation, target, ... of yours that the run was trained with
@@ -597,11 +627,17 @@ def load_run(
                {k: (t[f'moment.{k}.0'],t[f'moment.{k}.1']) for k in params}, s)
 
 
+@patch(cls_method=True)
+def load(cls:ToyRun, path, **functions)->ToyRun: # As in `load_run`
+    "Load a run from a file"
+    return load_run(path, **functions)
+
+
 # %%
 args = dict(steps=2000, lr=.01, schedule='cosine', batch_size=256)
 with tempfile.TemporaryDirectory() as d:
     part = train(cfg, stop=400, **args)
-    resumed = train(cfg, resume=load_run(save_run(part, Path(d)/'toy.safetensors')), **args)
+    resumed = train(cfg, resume=ToyRun.load(part.save(Path(d)/'toy.safetensors')), **args)
 test_eq(resumed.W, run.W); test_eq(resumed.loss, run.loss)
 part, resumed
 
@@ -667,12 +703,21 @@ for kw,words in [(dict(data=rows[:,:4]), 'give [row, 5]'),
                  (dict(data=rows*2, resume=halfway, batch_size=16), 'use its settings'),
                  (dict(resume=halfway, batch_size=16), 'give data'), (dict(seed='a'), 'seed is'),
                  (dict(seed=-1), 'seed is -1'), (dict(device='meta'), "no device 'meta'"),
-                 (dict(device='metal'), "no device 'metal'")]:
-    with expect_fail(ConfigError, contains=words): train(ToyConfig(5, 2, 3), steps=30, **kw)
-with expect_fail(ConfigError, contains='give ToyConfig'): train(5, 2)
+                 (dict(device='metal'), "no device 'metal'"), (dict(seed=True), 'seed is True'),
+                 (dict(learning_rate=1), "did you mean 'lr'?"), (dict(step=1), "mean 'steps'?"),
+                 (dict(steps='9'), 'steps is'), (dict(batch_size=1.5), 'batch_size is 1.5'),
+                 (dict(lr='x'), 'give numbers'), (dict(data='x'), 'data is'),
+                 (dict(data=[[1], [2, 3]]), 'data is'), (dict(stop='x'), 'stop is')]:
+    with expect_fail(ConfigError, contains=words): train(**{**dict(config=ToyConfig(5, 2, 3),
+                                                                   steps=30), **kw})
+for wrong in [(5, 2), (rows,), ()]:
+    with expect_fail(ConfigError, contains='onfig'): train(*wrong)
 
 # %%
 with expect_fail(ConfigError, contains='has lr=0.01'): train(cfg, resume=part, **args|dict(lr=.1))
+denser = replace(cfg, density=cfg.densities.clamp(min=.1))
+with expect_fail(ConfigError, contains='has another density: use'):
+    train(denser, resume=part, **args)
 with expect_fail(DataError, contains='not a saved run'): load_run('nowhere.safetensors')
 
 # %% [markdown]

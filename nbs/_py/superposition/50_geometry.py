@@ -18,7 +18,9 @@
 #| export
 import torch
 from torch.nn.functional import cosine_similarity
+from moral_sc.foundation.arguments import checked
 from moral_sc.foundation.errors import ConfigError
+from moral_sc.superposition.model import weights_of
 
 # %%
 #| hide
@@ -29,8 +31,7 @@ torch.manual_seed(0);
 # %% [markdown]
 # When a model stores more features than it has dimensions, the features share dimensions.
 # Everything on this page is computed from the columns $W_i$ alone and is invariant under rotations
-# of the hidden space. Functions take `[..., feature, hidden]`, so you can pass a run's `W`
-# directly.
+# of the hidden space. Functions take `[..., feature, hidden]`, a run's `W` or the run itself.
 #
 # ## Interference
 #
@@ -44,9 +45,11 @@ def overlaps(
     W:torch.Tensor, # [..., feature, hidden]
 )->torch.Tensor:    # [..., feature, feature]
     "Return the squared projection of $W_j$ (columns) on the direction of $W_i$ (rows)"
+    W = weights_of(W)
     unit = W/W.norm(dim=-1, keepdim=True).clamp(min=1e-12)
     return (unit@W.mT)**2
 
+@checked
 def interference(
     W:torch.Tensor, # [..., feature, hidden]
 )->torch.Tensor:    # [..., feature]
@@ -73,14 +76,18 @@ interference(W)
 
 # %%
 #| export
+@checked
 def feature_dimensionality(
     W:torch.Tensor, # [..., feature, hidden]
 )->torch.Tensor:    # [..., feature], between 0 and 1; 0 for a zero column
     "Return the fraction of a dimension that each feature has to itself"
+    W = weights_of(W)
     return W.norm(dim=-1)**2/overlaps(W).sum(-1).clamp(min=1e-24)
 
 
 # %%
+test_eq(feature_dimensionality(W.tolist()), feature_dimensionality(W.double()))
+with expect_fail(ConfigError, contains='W is'): feature_dimensionality('W')
 feature_dimensionality(W)
 
 
@@ -94,11 +101,12 @@ feature_dimensionality(W)
 
 # %%
 #| export
+@checked
 def leverage(
     W:torch.Tensor, # [..., feature, hidden]
 )->torch.Tensor:    # [..., feature], adds up to the rank
     "Return the statistical leverage of each feature, an upper bound on its dimensionality"
-    U,S,_ = torch.linalg.svd(W, full_matrices=False)
+    U,S,_ = torch.linalg.svd(weights_of(W), full_matrices=False)
     nonzero = S > S.amax(-1, keepdim=True)*1e-12
     return (U**2*nonzero[...,None,:]).sum(-1)
 
@@ -218,17 +226,20 @@ for parts in compounds.values():
 
 # %%
 #| export
+@checked
 def represented(
     W:torch.Tensor, # [..., feature, hidden]
     min_norm=.5,       # Shortest column that counts
 )->torch.Tensor:    # [..., feature], bool
     "Return which features the model stores"
-    return W.norm(dim=-1) > min_norm
+    return weights_of(W).norm(dim=-1) > min_norm
 
+@checked
 def dimensions_per_feature(
     W:torch.Tensor, # [..., feature, hidden]
 )->torch.Tensor:    # [...]
     "Return the hidden dimensions per stored feature, by the squared Frobenius norm"
+    W = weights_of(W)
     return W.shape[-1]/W.square().sum((-1,-2))
 
 
@@ -292,15 +303,23 @@ def angular_gaps(
     t = torch.atan2(W[:,1], W[:,0]).rad2deg().sort().values
     return torch.cat([t, t[:1]+360]).diff()
 
+def check_one_model(W):
+    "Raise an error for weights of several models"
+    if W.ndim!=2: raise ConfigError(
+        f'W has shape {list(W.shape)}: give one model [feature, hidden], such as run.W[0].')
+
 _shapes = {2: ('orthogonal', [90,270]), 4: ('antipodal pairs', [90]*4), 5: ('pentagon', [72]*5)}
 
+@checked
 def planar_shape(
     W:torch.Tensor, # [feature, 2]
     tolerance=6.,   # Degrees
 )->str:             # 'orthogonal', 'antipodal pairs', 'pentagon' or 'other'
     "Name the shape that the represented features form"
+    W = weights_of(W)
     if W.shape[-1]!=2: raise ConfigError(
         f'planar_shape needs two hidden dimensions, not {W.shape[-1]}: use recognise.')
+    check_one_model(W)
     g = angular_gaps(W[represented(W)])
     name,expected = _shapes.get(len(g), ('other', None))
     ok = expected and (g.sort().values - torch.tensor(expected)).abs().max() <= tolerance
@@ -321,10 +340,12 @@ names
 
 # %%
 #| export
+@checked
 def align_to_axes(
     W:torch.Tensor, # [..., feature, hidden]
 )->torch.Tensor:    # Same shape
     "Rotate each model: feature $k$ within the first $k$ axes, on the positive side of axis $k$"
+    W = weights_of(W)
     Q,R = torch.linalg.qr(W[...,:W.shape[-1],:].mT, mode='complete')
     sign = torch.ones_like(W[...,0,:])
     sign[...,:R.shape[-1]][R.diagonal(dim1=-2, dim2=-1)<0] = -1
@@ -343,3 +364,4 @@ align_to_axes(W)[0]
 
 # %%
 with expect_fail(ConfigError, contains='not 3'): planar_shape(torch.eye(5,3))
+with expect_fail(ConfigError, contains='one model'): planar_shape(torch.ones(4,5,2))

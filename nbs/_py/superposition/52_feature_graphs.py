@@ -22,8 +22,10 @@ from itertools import permutations, product
 from scipy.optimize import linear_sum_assignment
 from scipy.sparse.csgraph import connected_components
 from typing import NamedTuple
-from moral_sc.superposition.geometry import (compounds, feature_dimensionality, polytopes,
-                                             represented)
+from moral_sc.foundation.arguments import checked
+from moral_sc.superposition.geometry import (check_one_model, compounds,
+                                             feature_dimensionality, polytopes, represented)
+from moral_sc.superposition.model import weights_of
 
 # %%
 #| hide
@@ -119,6 +121,7 @@ def _name(W, dims, tolerance, angles):
         if same_D and (angle_pattern(W)-angle_pattern(P)).abs().max()<=angles: return name
     return 'other'
 
+@checked
 def recognise(
     W:torch.Tensor,  # [feature, hidden]
     threshold=.1,    # Interference that makes an edge
@@ -127,7 +130,8 @@ def recognise(
     min_norm=.5,        # Features with shorter columns are left out
 )->list:             # Of `Shape`
     "Name the polytopes that stored features form"
-    W = W.detach().cpu().double()
+    W = weights_of(W).detach().cpu().double()
+    check_one_model(W)
     D = feature_dimensionality(W)
     shapes = []
     for group in feature_components(W, threshold, min_norm):
@@ -162,6 +166,7 @@ recognise(antiprism(.5604))[0], recognise(flattened)[0]
 
 # %%
 #| export
+@checked
 def overall_shape(
     W:torch.Tensor, # [feature, hidden]
     **kw,           # As for `recognise`

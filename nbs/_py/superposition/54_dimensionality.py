@@ -18,7 +18,10 @@
 #| export
 import pandas as pd, torch
 from dataclasses import dataclass
+from fastcore.meta import delegates
+from moral_sc.foundation.arguments import checked
 from moral_sc.foundation.errors import ConfigError
+from moral_sc.superposition.features import as_numbers
 from moral_sc.superposition.geometry import (dimensions_per_feature, feature_dimensionality,
                                              represented)
 from moral_sc.superposition.model import ToyConfig, check_positive_integers
@@ -114,22 +117,24 @@ class DimensionalitySweep:
         return pd.DataFrame({k: v.cpu().numpy() for k,v in cols.items()},
                             index=pd.Index(self.density, name='density'))
 
+@checked
+@delegates(train, but=['instances', 'resume', 'stop', 'data'])
 def dimensionality_sweep(
-    n_features=400,
-    n_hidden=30,
+    n_features:int=400,
+    n_hidden:int=30,
     density=(1,.7,.5,.35,.25,.18,.1,.05),
-    restarts=1,      # Independent models at each density
+    restarts:int=1,  # Independent models at each density
     seed=0,
     init='xavier',   # Initial weights as in `ToyConfig`
-    **kw,            # Arguments of `train`: steps, batch_size, lr, schedule, engine, device
+    **kwargs,        # Arguments of `train`: steps, batch_size, lr, schedule, engine, device
 )->DimensionalitySweep:
     "Train equal features at every density and measure their dimensionality"
     check_positive_integers(restarts=restarts)
-    p = torch.as_tensor(density, dtype=torch.float64).flatten()
+    p = as_numbers('density', density).flatten()
     if not len(p): raise ConfigError('density is empty: give at least one.')
     config = ToyConfig(n_features, n_hidden, len(p)*restarts, init=init,
                        density=p.repeat_interleave(restarts)[:,None])
-    run = train(config, seed=seed, **kw)
+    run = train(config, seed=seed, **kwargs)
     W,b = (t.detach().cpu().unflatten(0, (len(p),restarts)) for t in (run.W,run.b))
     loss = run.loss[:,-5:].mean(1).view(len(p), restarts)
     return DimensionalitySweep(p.tolist(), W, b, loss)
@@ -156,6 +161,8 @@ sweep.total
 # %%
 with expect_fail(ConfigError, contains='restarts is 0'): dimensionality_sweep(restarts=0)
 with expect_fail(ConfigError, contains='at least one'): dimensionality_sweep(density=[])
+with expect_fail(ConfigError, contains='density is'): dimensionality_sweep(density='a')
+with expect_fail(ConfigError, contains="did you mean 'lr'?"): dimensionality_sweep(learning_rate=1)
 
 
 # %% [markdown]

@@ -16,11 +16,14 @@
 
 # %%
 #| export
-import numpy as np, plotly.graph_objects as go, torch
+import numpy as np, pandas as pd, plotly.graph_objects as go, torch
 from plotly.colors import sample_colorscale
 from plotly.subplots import make_subplots
+from moral_sc.foundation.arguments import checked
+from moral_sc.foundation.errors import ConfigError
 from moral_sc.foundation.figures import COLOURS
-from moral_sc.superposition.geometry import interference, align_to_axes
+from moral_sc.superposition.geometry import check_one_model, interference, align_to_axes
+from moral_sc.superposition.model import weights_of
 
 # %%
 #| hide
@@ -46,19 +49,34 @@ def _round(t, digits=3): return np.round(np.asarray(t, np.float64), digits).toli
 
 def _set_title_size(fig, size=12): return fig.update_annotations(font_size=size)
 
+def _models(W):
+    W = weights_of(W).detach().cpu()
+    return W[None] if W.ndim==2 else W
+
+def _titles(titles, W):
+    if titles is None: return [str(i) for i in range(len(W))]
+    titles = [str(t) for t in titles]
+    if len(titles)==len(W): return titles
+    raise ConfigError(f'{len(titles)} titles are given for {len(W)} models: give one for each.')
+
+@checked
 def plot_columns(
-    W:torch.Tensor, # [model, feature, 2]
+    W:torch.Tensor, # [model, feature, 2], or a run
     importance,     # [feature]
-    titles,         # One for each model
+    titles=None,    # One for each model; default: their numbers
 )->go.Figure:
     "Plot the columns of W of several models side by side"
+    W = _models(W)
+    titles = _titles(titles, W)
+    if W.shape[-1]!=2: raise ConfigError(f'plot_columns needs two hidden dimensions, not '
+                                         f'{W.shape[-1]}: use plot_models.')
     W = align_to_axes(W).cpu().numpy()
     imp = np.asarray(importance, float)
     low = .85*imp.min()
     high = 1.1*imp.max()
     colours = sample_colorscale('Plasma', (imp-low)/(high-low+1e-9))
     r = max(1.25, 1.1*float(np.abs(W).max()))
-    fig = make_subplots(1, len(W), subplot_titles=list(titles), horizontal_spacing=.02)
+    fig = make_subplots(1, len(W), subplot_titles=titles, horizontal_spacing=.02)
     for c,w in enumerate(W, 1):
         fig.add_shape(type='circle', x0=-1, x1=1, y0=-1, y1=1, row=1, col=c,
                       line=dict(color=COLOURS['paper'], width=1, dash='dot'))
@@ -98,15 +116,17 @@ def _shared_colours(**kw):
     "Return a colour axis: blue for an own direction, red for a shared one"
     return dict(colorscale=[[0,'#2166ac'],[.5,'#8a7fb0'],[1,'#b2182b']], cmin=0, cmax=1, **kw)
 
+@checked
 def plot_models(
-    W:torch.Tensor, # [model, feature, hidden]
-    titles,         # One for each model
+    W:torch.Tensor,  # [model, feature, hidden], or a run
+    titles=None,     # One for each model; default: their numbers
 )->go.Figure:
     "Plot Gram matrices above norms coloured by interference"
-    W = W.detach().cpu()
+    W = _models(W)
+    titles = _titles(titles, W)
     k = len(W)
     n = W.shape[1]
-    fig = make_subplots(2, k, subplot_titles=list(titles), vertical_spacing=.05,
+    fig = make_subplots(2, k, subplot_titles=titles, vertical_spacing=.05,
                         horizontal_spacing=.012, row_heights=[.45,.55])
     for c,w in enumerate(W, 1):
         fig.add_heatmap(z=_hundredths(w@w.T), coloraxis='coloraxis', row=1, col=c,
@@ -147,12 +167,14 @@ size
 
 # %%
 #| export
+@checked
 def plot_model(
     W:torch.Tensor, # [feature, hidden]
     b:torch.Tensor, # [feature]
 )->go.Figure:
     "Plot Gram matrix, bias and norms of one model"
-    W = W.detach().cpu()
+    W = weights_of(W).detach().cpu()
+    check_one_model(W)
     b = b.detach().cpu()
     fig = make_subplots(1, 3, subplot_titles=['WᵀW','b','‖W‖'], column_widths=[.5,.25,.25],
                         horizontal_spacing=.04, shared_yaxes=True)
@@ -189,6 +211,7 @@ plot_model(W, torch.tensor([0.,0,0,0,0,.2,.2,.2]))
 
 # %%
 #| export
+@checked
 def plot_capacity(
     density,        # [density]
     lines:dict,     # name -> list of `Estimate`; 'linear' and 'relu' have fixed colours
@@ -265,6 +288,7 @@ def _guides(fig, marks, levels, logx, logy, side):
         fig.add_annotation(x=int(side=='right'), xref='paper', y=position(v, logy), text=name,
                            xanchor=side, yanchor='bottom', **text)
 
+@checked
 def plot_curves(
     x,            # [point]; or name -> [point] where curves have points of their own
     lines:dict,   # name -> values, or an `Estimate` for each point
@@ -343,12 +367,22 @@ def _ticks(v):
     v = [10.**k for k in range(-4, 5) if min(v)*.99 <= 10.**k <= max(v)*1.01]
     return dict(tickvals=np.log10(v).tolist(), ticktext=[f'{t:g}' for t in v])
 
+def check_columns(table, names):
+    "Raise an error if a table lacks a column"
+    for k in names:
+        if k not in table: raise ConfigError(f'The table has no column {k!r}: give the table of '
+                                             'phase_diagram, or one with these columns: '
+                                             f'{", ".join(names)}.')
+
+@checked
 def plot_phases(
-    tables:dict, # Title -> table with density, importance, norm, shared
+    tables,      # Table with density, importance, norm, shared; or title -> table
     lines=None,  # name -> importance and density along a boundary
     xtitle='importance of the last feature',
 )->go.Figure:
     "Plot phase diagrams side by side"
+    if isinstance(tables, pd.DataFrame): tables = {'': tables}
+    for t in tables.values(): check_columns(t, ['density', 'importance', 'norm', 'shared'])
     fig = make_subplots(1, len(tables), subplot_titles=list(tables), shared_yaxes=True,
                         horizontal_spacing=.045)
     for c,t in enumerate(tables.values(), 1):
@@ -393,6 +427,13 @@ plot_phases({'theory': predicted}, {'ties': (np.r_[tie,1/tie[::-1]], np.r_[p,p[:
 
 # %%
 test_eq(shade(np.array([0,1,1]), np.array([0,0,1])).tolist(), [0,7,63])
+test_eq(len(plot_phases(predicted).data), len(plot_phases({'theory': predicted}).data))
+with expect_fail(ConfigError, contains="no column 'shared'"):
+    plot_phases(predicted.drop(columns='shared'))
+with expect_fail(ConfigError, contains='2 titles are given for 1 models'):
+    plot_models(torch.eye(3), ['a', 'b'])
+with expect_fail(ConfigError, contains='use plot_models'): plot_columns(torch.eye(3), [1]*3)
+with expect_fail(ConfigError, contains='give one model'): plot_model(torch.ones(2,3,3), torch.ones(3))
 len(plot_phases({'theory': predicted}).to_json())
 
 
@@ -415,6 +456,7 @@ def curve_crossing(
     w = d[k]/(d[k]-d[k+1])
     return float(np.exp((1-w)*np.log(x[k]) + w*np.log(x[k+1])))
 
+@checked
 def plot_solution_losses(
     x,               # [point]
     lines:dict,      # name -> loss of a solution at each point

@@ -18,6 +18,7 @@
 #| export
 import numpy as np, plotly.graph_objects as go, torch
 from plotly.subplots import make_subplots
+from moral_sc.foundation.arguments import checked
 from moral_sc.foundation.errors import ConfigError
 from moral_sc.foundation.figures import COLOURS, INK
 from moral_sc.superposition.dimensionality import LEVELS, DimensionalitySweep
@@ -56,6 +57,7 @@ def _label(name):
     below = dict(y=LEVELS[name], yanchor='top') if name=='antiprism' else {}
     return dict(text=name, font_size=11, xanchor='right') | below
 
+@checked
 def plot_dimensionality(
     sweep:DimensionalitySweep,
     levels=('tetrahedron','triangle','digon','pentagon','antiprism'), # Guide lines
@@ -120,6 +122,7 @@ def _layout(G, parts, row_width):
         row_height = max(row_height, 2*r)
     return positions
 
+@checked
 def plot_feature_graphs(
     Ws,           # Models, [feature, hidden] each
     titles,       # One for each
@@ -179,6 +182,7 @@ def order_by_angle(
         models.append(torch.cat([w[:1],w[1:][t.argsort()]]))
     return torch.stack(models)
 
+@checked
 def plot_neighbours(
     W:torch.Tensor, # [model, feature, 2], the varied feature first
     titles,         # One for each model
@@ -254,6 +258,7 @@ _blank = dict(visible=False, showbackground=False)
 _scene = dict(xaxis=_blank, yaxis=_blank, zaxis=_blank, aspectmode='cube', dragmode='orbit',
               camera=dict(eye=dict(x=1.15, y=.75, z=.55)))
 
+@checked
 def plot_shapes_3d(
     shapes,       # [corner, 3] each; corners shorter than 1/2 are left out
     titles,       # One for each
@@ -311,6 +316,7 @@ plot_shapes_3d([simplex(3), tegum(polygon(3), polygon(2)), octahedron],
 
 # %%
 #| export
+@checked
 def plot_dimensionality_over_time(
     steps,              # [time]
     W:torch.Tensor,     # [time, feature, hidden]
@@ -390,6 +396,7 @@ def _style_frame(fig, sets):
                 dict(mode='markers', marker=dict(size=6, color=c))), strict=True):
             trace.update(showlegend=False, **style)
 
+@checked
 def animate_learning(
     steps,           # [time], at most 60
     W:torch.Tensor,  # [time, feature, 3]

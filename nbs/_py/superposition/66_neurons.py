@@ -18,6 +18,7 @@
 #| export
 import numpy as np, plotly.graph_objects as go, torch
 from plotly.subplots import make_subplots
+from moral_sc.foundation.arguments import checked
 
 # %%
 #| hide
@@ -148,6 +149,7 @@ test_eq(primary_and_secondary(graded), [True,False,False])
 
 # %%
 #| export
+@checked
 def plot_weight_stacks(
     Ws,             # [feature, hidden] each
     titles,         # One for each

@@ -17,6 +17,7 @@
 # %%
 #| export
 import torch
+from moral_sc.foundation.arguments import checked
 from moral_sc.superposition.features import moments
 from moral_sc.superposition.model import reconstruct
 
@@ -115,6 +116,7 @@ def mean_input_norm(
 
 # %%
 #| export
+@checked
 def analytic_attack(
     W:torch.Tensor, b:torch.Tensor, x:torch.Tensor,
     length,        # Of the perturbation, [instance] or a number
@@ -171,6 +173,7 @@ def orthogonal_model(
     b[:,:m] = 0
     return torch.eye(n, m)[None],b
 
+@checked
 def vulnerability(
     W:torch.Tensor, b:torch.Tensor, x:torch.Tensor,
     size=.1,       # Length of the attack in mean input lengths
@@ -204,6 +207,7 @@ plain, vulnerability(W, b, x)
 
 # %%
 #| export
+@checked
 def gradient_attack(
     W:torch.Tensor, b:torch.Tensor, x:torch.Tensor,
     length,         # Of the attack, [instance] or a number

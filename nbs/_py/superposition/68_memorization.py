@@ -21,6 +21,7 @@ from dataclasses import replace
 from numba import njit
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
+from moral_sc.foundation.arguments import checked
 from moral_sc.foundation.errors import ConfigError
 from moral_sc.foundation.figures import COLOURS
 from moral_sc.superposition.features import Sampler
@@ -269,6 +270,7 @@ def data_points(
     return Sampler(config.densities, range(config.n_instances), count or config.points,
                    seed+10_007*fresh, unit=config.unit)(0)
 
+@checked
 def memorization_sweep(
     points,          # Sizes of the data set
     n_features=1000,
@@ -322,6 +324,7 @@ assert rows[0]['points'] > rows[0]['features'] and rows[-1]['features'] > rows[-
 
 # %%
 #| export
+@checked
 def plot_memory(
     models:list, # Rows of `memorization_sweep` with W and h
 )->go.Figure:

@@ -20,6 +20,7 @@ import math, numpy as np, pandas as pd, torch
 from itertools import product
 from safetensors.torch import load_file
 from scipy.stats import binom
+from moral_sc.foundation.arguments import checked
 from moral_sc.foundation.datasets import data_dir
 from moral_sc.foundation.errors import ConfigError
 from moral_sc.superposition.features import moments
@@ -101,6 +102,7 @@ def storing_bound(
     "Return a lower bound for the loss of models with a linear hidden layer of any width"
     return monotone_error(density)*float(np.sum(importance))
 
+@checked
 def dedicated_bound(
     density,
     importance,    # [feature]
@@ -363,6 +365,7 @@ def largest_loss(
     output = (V.double().relu() @ reach + b.double()).relu()
     return float(output.clamp(min=1).square().sum())
 
+@checked
 def loss_certificate(
     W, V, b,         # One model: [feature, hidden] twice and [feature]
     density:float,

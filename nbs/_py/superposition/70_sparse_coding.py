@@ -17,6 +17,7 @@
 # %%
 #| export
 import torch
+from moral_sc.foundation.arguments import checked
 from moral_sc.superposition.geometry import represented
 
 # %%
@@ -79,6 +80,7 @@ def _update(D, a, H):
         D[:,k] = d/d.norm(dim=-1, keepdim=True).clamp(min=1e-9)
     return D
 
+@checked
 def fit_dictionary(
     H:torch.Tensor, # Activations [sample, hidden]
     elements:int,
@@ -102,6 +104,7 @@ def fit_dictionary(
     loss = (H-a@D).square().sum(-1).mean(-1)/2 + l1*a.sum(-1).mean(-1)
     return D[loss.argmin()]
 
+@checked
 def share_found(
     D:torch.Tensor, # Dictionary [element, hidden]
     W:torch.Tensor, # Model [feature, hidden]
