@@ -21,7 +21,8 @@ from pathlib import Path
 
 # %% ../../nbs/lab/12_execution.ipynb #0b89a030
 from ..foundation.errors import DataError
-from .kernel_server import fork_provisioner, kernel_server
+from ..foundation.files import private_folder, replace_file
+from .kernel_server import fork_provisioner, kernel_server, socket_folder
 
 # %% ../../nbs/lab/12_execution.ipynb #dadd0e4f
 def read_notebook(
@@ -37,13 +38,32 @@ def read_notebook(
 
 def _first(e): return (str(e).splitlines() or [type(e).__name__])[0]
 
+def _parse(cell):
+    "The syntax tree of a cell; lines of IPython's own, such as %matplotlib, are allowed"
+    from IPython.core.inputtransformer2 import TransformerManager
+    try: return ast.parse(TransformerManager().transform_cell(cell.source))
+    except SyntaxError as e:
+        line = cell.source.strip().split('\n')[0]
+        raise DataError(f'The parameters cell that begins with {line!r} is not valid Python '
+                        f'({e.msg}, line {e.lineno}): mend it.') from None
+
+def _bind(target, value):
+    "Names and values that an assignment binds: `a = ...` or `a, b = ...`"
+    if isinstance(target, ast.Name): return {target.id: value}
+    if not isinstance(target, ast.Tuple|ast.List): return {}
+    values = list(value) if isinstance(value, tuple|list) else []
+    if len(values)!=len(target.elts): return {}
+    return {k: v for t,x in zip(target.elts, values) for k,v in _bind(t, x).items()}
+
 def _assignments(cells):
-    "Plain assignments of literals in cells, by name"
+    "Assignments of literals in cells, by name, with or without a type"
     values = {}
-    for node in ast.parse('\n'.join(c.source for c in cells)).body:
-        if not isinstance(node, ast.Assign): continue
-        with suppress(ValueError, AttributeError):
-            values |= {t.id: ast.literal_eval(node.value) for t in node.targets}
+    for node in [n for c in cells for n in _parse(c).body]:
+        if not isinstance(node, ast.Assign|ast.AnnAssign) or node.value is None: continue
+        targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+        with suppress(ValueError):
+            value = ast.literal_eval(node.value)
+            for t in targets: values |= _bind(t, value)
     return values
 
 def declared_parameters(
@@ -61,16 +81,16 @@ def parameter_values(
 
 # %% ../../nbs/lab/12_execution.ipynb #5d642516
 def _kernel(sockets, env):
-    "A manager for a kernel of this interpreter that talks through files below `sockets`"
+    "A manager for a kernel of this interpreter that talks through sockets in the folder `sockets`"
     from ipykernel.kernelspec import RESOURCES, get_kernel_dict
     from jupyter_client import KernelManager
     from jupyter_client.kernelspec import KernelSpec
-    where = dict(transport='ipc', ip=str(sockets)) if os.name=='posix' else {}
+    where = dict(transport='ipc', ip=f'{sockets}/k') if sockets else {}
     km = KernelManager(kernel_name='python3', **where)
     km._kernel_spec = KernelSpec(resource_dir=RESOURCES, **get_kernel_dict())
     km.stops = _stops[0]
     km.client_class = 'jupyter_client.asynchronous.AsyncKernelClient'
-    if server := kernel_server(env): km.provisioner = fork_provisioner(km, server)
+    if sockets and (server := kernel_server(env)): km.provisioner = fork_provisioner(km, server)
     return km
 
 def _needs_new_process(nb):
@@ -196,7 +216,7 @@ def _in_thread(f, *args):
 def _environment(t):
     "Environment of a kernel that writes only below the folder `t`"
     (Path(t)/'temp').mkdir()
-    compiled = Path(tempfile.gettempdir())/'torchinductor_moral_sc'
+    compiled = private_folder('torchinductor')
     return {'TORCHINDUCTOR_CACHE_DIR': str(compiled), 'OMP_WAIT_POLICY': 'PASSIVE', **os.environ,
             'MORAL_SC_RUNS': f'{t}/runs', 'TMPDIR': f'{t}/temp'}
 
@@ -222,13 +242,13 @@ def execute(
         if progress: progress(cell_index, len(nb.cells)+bool(given))
     start = utc_now()
     t0 = time.perf_counter()
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as t:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as t, socket_folder() as sockets:
         part = dst.with_name(f'.part.{dst.name}')
         cwd = Path(t)/'work'
         cwd.mkdir()
         kernel_env = {**_environment(t), **(env or {})}
         if _needs_new_process(nb): kernel_env['MORAL_SC_ISOLATED_KERNELS'] = '1'
-        km = _kernel(f'{t}/k', kernel_env)
+        km = _kernel(sockets, kernel_env)
         e = _in_thread(_papermill, str(src), str(part), given, km, kernel_env, cwd, on_cell)
     seconds = round(time.perf_counter()-t0, 2)
     executed = _tidy(part)
@@ -253,11 +273,7 @@ def write_atomic(
     data = text if isinstance(text, bytes) else text.encode()
     if path.is_file() and path.read_bytes()==data: return path
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f'.{path.name}.{os.getpid()}.part')
-    try:
-        with open(part, 'wb') as f: f.write(data); f.flush(); os.fsync(f.fileno())
-        os.replace(part, path)
-    finally: part.unlink(missing_ok=True)
+    with replace_file(path) as part: part.write_bytes(data)
     return path
 
 def notebook_text(

@@ -37,13 +37,17 @@ import subprocess
 import sys
 import tempfile
 import threading
-from contextlib import suppress
-from pathlib import Path
+from contextlib import ExitStack, contextmanager, suppress
 
 # %%
 #| hide
 import time
+from pathlib import Path
+from unittest.mock import patch
+
 from fastcore.test import *
+
+tmp = Path(tempfile.mkdtemp())
 
 # %% [markdown]
 # ## Server
@@ -228,6 +232,31 @@ class ForkedKernel:
 # for each such environment; variables that differ from kernel to kernel are listed in
 # `PER_KERNEL` and are set after the fork.
 
+# %% [markdown]
+# The path of a Unix socket may have about 100 characters, so a long `TMPDIR` cannot hold one.
+
+# %%
+#| export
+LONGEST_FOLDER = 60 # Characters of the path of a folder for sockets
+
+@contextmanager
+def socket_folder():
+    "A temporary folder with a path short enough for Unix sockets, or None if there is none"
+    usable = (p for p in (tempfile.gettempdir(), '/tmp', '/var/tmp') # noqa: S108 private below it
+              if len(os.fsencode(p))<=LONGEST_FOLDER and os.access(p, os.W_OK))
+    base = next(usable, None) if os.name=='posix' else None
+    if not base: yield None
+    else:
+        with tempfile.TemporaryDirectory(prefix='moral_sc', dir=base,
+                                         ignore_cleanup_errors=True) as folder: yield folder
+
+
+# %%
+long = tmp/('x'*90)
+long.mkdir()
+with patch.object(tempfile, 'tempdir', str(long)), socket_folder() as folder:
+    assert len(folder)<LONGEST_FOLDER+20 and Path(folder).stat().st_mode & 0o77==0
+
 # %%
 #| export
 PER_KERNEL = ('MORAL_SC_', 'TMPDIR', 'JPY_', 'PWD', 'OLDPWD', 'PYTEST_') # Beginnings of names
@@ -238,9 +267,9 @@ class KernelServer:
     def __init__(self,
         env:dict, # Its environment
     ):
-        self._folder = tempfile.TemporaryDirectory(prefix='kernels', ignore_cleanup_errors=True)
-        self._socket = str(Path(self._folder.name)/'server')
-        command = [sys.executable, '-m', 'moral_sc.lab.kernel_server', self._socket]
+        self._folder = ExitStack()
+        self._socket = f'{self._folder.enter_context(socket_folder())}/server'
+        command = [sys.executable, '-P', '-m', 'moral_sc.lab.kernel_server', self._socket]
         self._process = subprocess.Popen( # noqa: S603 our own module
             command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
             start_new_session=True)
@@ -272,7 +301,7 @@ class KernelServer:
         with suppress(subprocess.TimeoutExpired): self._process.wait(5)
         self._process.kill()
         self._process.stdout.close()
-        self._folder.cleanup()
+        self._folder.close()
 
 
 # %%

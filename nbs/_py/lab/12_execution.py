@@ -31,7 +31,8 @@ from pathlib import Path
 # %%
 #| export
 from moral_sc.foundation.errors import DataError
-from moral_sc.lab.kernel_server import fork_provisioner, kernel_server
+from moral_sc.foundation.files import private_folder, replace_file
+from moral_sc.lab.kernel_server import fork_provisioner, kernel_server, socket_folder
 
 # %%
 #| hide
@@ -60,8 +61,8 @@ def write(name, *cells):
 #
 # ## Parameters
 #
-# A page that can be run at several sizes has a cell tagged `parameters`, with one plain
-# assignment a line. Parameters that a page does not declare are not passed to it.
+# A page that can be run at several sizes has a cell tagged `parameters`, which assigns literals
+# to names. Parameters that a page does not declare are not passed to it.
 
 # %%
 #| export
@@ -78,13 +79,32 @@ def read_notebook(
 
 def _first(e): return (str(e).splitlines() or [type(e).__name__])[0]
 
+def _parse(cell):
+    "The syntax tree of a cell; lines of IPython's own, such as %matplotlib, are allowed"
+    from IPython.core.inputtransformer2 import TransformerManager
+    try: return ast.parse(TransformerManager().transform_cell(cell.source))
+    except SyntaxError as e:
+        line = cell.source.strip().split('\n')[0]
+        raise DataError(f'The parameters cell that begins with {line!r} is not valid Python '
+                        f'({e.msg}, line {e.lineno}): mend it.') from None
+
+def _bind(target, value):
+    "Names and values that an assignment binds: `a = ...` or `a, b = ...`"
+    if isinstance(target, ast.Name): return {target.id: value}
+    if not isinstance(target, ast.Tuple|ast.List): return {}
+    values = list(value) if isinstance(value, tuple|list) else []
+    if len(values)!=len(target.elts): return {}
+    return {k: v for t,x in zip(target.elts, values) for k,v in _bind(t, x).items()}
+
 def _assignments(cells):
-    "Plain assignments of literals in cells, by name"
+    "Assignments of literals in cells, by name, with or without a type"
     values = {}
-    for node in ast.parse('\n'.join(c.source for c in cells)).body:
-        if not isinstance(node, ast.Assign): continue
-        with suppress(ValueError, AttributeError):
-            values |= {t.id: ast.literal_eval(node.value) for t in node.targets}
+    for node in [n for c in cells for n in _parse(c).body]:
+        if not isinstance(node, ast.Assign|ast.AnnAssign) or node.value is None: continue
+        targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+        with suppress(ValueError):
+            value = ast.literal_eval(node.value)
+            for t in targets: values |= _bind(t, value)
     return values
 
 def declared_parameters(
@@ -106,6 +126,18 @@ sums = write('sums', "scale = 'quick'  # quick | cpu\nseed = 0", 'total = sum(ra
              'print(scale, total)')
 declared_parameters(read_notebook(sums))
 
+# %% [markdown]
+# Types, tuples, several assignments a line and lines of IPython's own are read too.
+
+# %%
+typed = write('typed', "%pylab --no-import-all\nscale: str = 'quick'; seed: int = 0\n"
+              'n, m = 5, 2\nsizes = (2, 3)\nlater: int\nsquare = n**2', 'print(scale, n, sizes)')
+expected = dict(scale='quick', seed=0, n=5, m=2, sizes=(2, 3))
+test_eq(declared_parameters(read_notebook(typed)), expected)
+wrong = write('wrong', "scale = 'quick")
+with expect_fail(DataError, contains="begins with \"scale = 'quick\" is not valid Python"):
+    declared_parameters(read_notebook(wrong))
+
 # %%
 (tmp/'cut.ipynb').write_text('{"cells": [')
 with expect_fail(DataError, contains='cut.ipynb is not a notebook'): read_notebook(tmp/'cut.ipynb')
@@ -122,16 +154,16 @@ with expect_fail(DataError, contains='cut.ipynb is not a notebook'): read_notebo
 # %%
 #| export
 def _kernel(sockets, env):
-    "A manager for a kernel of this interpreter that talks through files below `sockets`"
+    "A manager for a kernel of this interpreter that talks through sockets in the folder `sockets`"
     from ipykernel.kernelspec import RESOURCES, get_kernel_dict
     from jupyter_client import KernelManager
     from jupyter_client.kernelspec import KernelSpec
-    where = dict(transport='ipc', ip=str(sockets)) if os.name=='posix' else {}
+    where = dict(transport='ipc', ip=f'{sockets}/k') if sockets else {}
     km = KernelManager(kernel_name='python3', **where)
     km._kernel_spec = KernelSpec(resource_dir=RESOURCES, **get_kernel_dict())
     km.stops = _stops[0]
     km.client_class = 'jupyter_client.asynchronous.AsyncKernelClient'
-    if server := kernel_server(env): km.provisioner = fork_provisioner(km, server)
+    if sockets and (server := kernel_server(env)): km.provisioner = fork_provisioner(km, server)
     return km
 
 def _needs_new_process(nb):
@@ -273,7 +305,7 @@ def _in_thread(f, *args):
 # %% [markdown]
 # Files that a page leaves in its folder, in its runs or among temporary files are deleted when
 # the run ends, unless the caller keeps them. Kernels compiled by torch are kept for the next
-# page.
+# page, in a private folder.
 #
 # OpenMP threads busy-wait for each other by default. On a loaded machine this made one training
 # step of a toy model 60 times slower with two threads than with one. `OMP_WAIT_POLICY=PASSIVE`
@@ -284,7 +316,7 @@ def _in_thread(f, *args):
 def _environment(t):
     "Environment of a kernel that writes only below the folder `t`"
     (Path(t)/'temp').mkdir()
-    compiled = Path(tempfile.gettempdir())/'torchinductor_moral_sc'
+    compiled = private_folder('torchinductor')
     return {'TORCHINDUCTOR_CACHE_DIR': str(compiled), 'OMP_WAIT_POLICY': 'PASSIVE', **os.environ,
             'MORAL_SC_RUNS': f'{t}/runs', 'TMPDIR': f'{t}/temp'}
 
@@ -312,13 +344,13 @@ def execute(
         if progress: progress(cell_index, len(nb.cells)+bool(given))
     start = utc_now()
     t0 = time.perf_counter()
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as t:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as t, socket_folder() as sockets:
         part = dst.with_name(f'.part.{dst.name}')
         cwd = Path(t)/'work'
         cwd.mkdir()
         kernel_env = {**_environment(t), **(env or {})}
         if _needs_new_process(nb): kernel_env['MORAL_SC_ISOLATED_KERNELS'] = '1'
-        km = _kernel(f'{t}/k', kernel_env)
+        km = _kernel(sockets, kernel_env)
         e = _in_thread(_papermill, str(src), str(part), given, km, kernel_env, cwd, on_cell)
     seconds = round(time.perf_counter()-t0, 2)
     executed = _tidy(part)
@@ -349,11 +381,7 @@ def write_atomic(
     data = text if isinstance(text, bytes) else text.encode()
     if path.is_file() and path.read_bytes()==data: return path
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f'.{path.name}.{os.getpid()}.part')
-    try:
-        with open(part, 'wb') as f: f.write(data); f.flush(); os.fsync(f.fileno())
-        os.replace(part, path)
-    finally: part.unlink(missing_ok=True)
+    with replace_file(path) as part: part.write_bytes(data)
     return path
 
 def notebook_text(
