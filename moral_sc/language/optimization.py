@@ -10,6 +10,7 @@ __all__ = ['schedules', 'learning_rate', 'build_optimizer', 'clipped_step', 'ini
 import math
 import os
 import random
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,8 @@ import torch
 import torch.distributed as dist
 
 from ..foundation.errors import ConfigError, ModelError, unknown_name_message
+from ..foundation.files import replace_file
+from ..foundation.manifest import Manifest
 from ..foundation.runs import process_rank
 from .fsdp import full_tensors
 
@@ -117,32 +120,46 @@ class Checkpoints:
         self.folder = Path(folder)
         self.keep = keep
         self.folder.mkdir(parents=True, exist_ok=True)
+        self.manifest = Manifest(self.folder)
 
-    def steps(self): return sorted(int(p.stem[5:]) for p in self.folder.glob('step-*.pt'))
+    def steps(self):
+        names = [p.stem[5:] for p in self.folder.glob('step-*.pt')]
+        return sorted(int(n) for n in names if n.isdecimal())
     def path(self, step): return self.folder/f'step-{step:08}.pt'
     def load(self, step): return torch.load(self.path(step), 'cpu', weights_only=True)
 
     def save(self, step:int, state:dict):
         "Write the state of a step and delete the oldest checkpoints"
-        part = self.folder/f'.{os.getpid()}.part'
-        with open(part, 'wb') as f:
+        with replace_file(self.path(step)) as part, open(part, 'wb') as f:
             torch.save(state, f)
             f.flush(); os.fsync(f.fileno())
-        part.replace(self.path(step))
-        for step in self.steps()[:-self.keep]: self.path(step).unlink(missing_ok=True)
+        old = [self.path(k) for k in self.steps()[:-self.keep]]
+        self.manifest.record(self.path(step), forget=old)
+        for path in old: path.unlink(missing_ok=True)
 
-    def latest(self)->tuple: # (step, state), or (0, None)
-        "Return the last readable checkpoint that rank 0 finds"
+    def latest(self,
+        *fields, # That a state of this training has
+    )->tuple:    # (step, state), or (0, None)
+        "Return the last checkpoint that is not damaged, as rank 0 finds it"
         first = not dist.is_initialized() or dist.get_rank()==0
-        step,state = self._latest() if first else (0, None)
+        step,state = self._latest(fields) if first else (0, None)
         step,exists = broadcast_from_rank0((step, state is not None))
         return step,self.load(step) if exists and state is None else state
 
-    def _latest(self):
+    def _latest(self, fields):
         for step in reversed(self.steps()):
-            try: return step,self.load(step)
-            except Exception: continue # noqa: S112 a damaged file: try the one before it
+            state,fault = self._read(step, fields)
+            if not fault: return step,state
+            warnings.warn(f'{self.path(step)} {fault}; it is not used.', stacklevel=5)
         return 0,None
+
+    def _read(self, step, fields):
+        "Return a state, and '' or what is wrong with its file"
+        for fault in self.manifest.damage(self.path(step)).values(): return None,fault
+        try: state = self.load(step)
+        except Exception: return None,'is not a file of tensors, numbers and text' # noqa: S112
+        lacks = [k for k in fields if not isinstance(state, dict) or k not in state]
+        return state,f'is not a checkpoint of this training (no {lacks[0]!r})' if lacks else ''
 
 def get_random_state()->dict:
     "Return the state of all random number generators"

@@ -6,6 +6,7 @@
 __all__ = ['answer_loss', 'example_length', 'accumulate_gradients', 'epoch_batches', 'split_across_ranks', 'fit']
 
 # %% ../../nbs/language/46_training.ipynb #b0ab9c2b
+import logging
 import math
 from contextlib import contextmanager
 
@@ -14,16 +15,21 @@ import pandas as pd
 import torch
 import torch.distributed as dist
 
-from ..foundation.errors import ConfigError, ModelError
-from ..foundation.runs import content_key, open_run
+from ..foundation.arguments import checked
+from ..foundation.errors import ConfigError, DataError, ModelError, unknown_name_message
+from ..foundation.progress import progress_callback
+from ..foundation.runs import content_key, function_key, open_run
 from .engine import training
 from .engine.batching import batches
 from .engine.oom import halve_on_oom
 from .fsdp import FSDPModules, fsdp_enabled, full_tensors
 from .optimization import (
     Checkpoints, build_optimizer, clipped_step, gather_objects, get_random_state,
-    init_distributed, learning_rate, reduce_gradients, set_random_state)
+    init_distributed, learning_rate, reduce_gradients, schedules, set_random_state)
+from .models import weights_digest
 from .reward_head import answer_logprobs
+
+_log = logging.getLogger(__name__)
 
 # %% ../../nbs/language/46_training.ipynb #35af8a72
 def answer_loss(
@@ -89,13 +95,23 @@ def split_across_ranks(
     order = sorted(range(len(examples)), key=lambda i: (-length(examples[i]), i))
     return [examples[i] for i in order[rank::world]]
 
-def _fingerprint(model, examples):
-    "Identify the initial weights, by a few values of each tensor, and the data"
-    values = {n: p.detach().flatten()[::max(1, p.numel()//8)].double().tolist()
-              for n,p in model.named_parameters()}
-    try: data = content_key(e=[content_key(e=e) for e in examples])
-    except TypeError: data = len(examples)
-    return dict(weights=content_key(w=values), examples=data)
+def _examples_key(examples):
+    try: return content_key(e=[content_key(e=e) for e in examples])
+    except TypeError: return function_key(list(examples)) # Other objects, by what they hold
+
+def _run_key(model, examples, loss):
+    "Identify initial weights, data and loss; each rank has all weights, so it is the same on all"
+    return dict(weights=weights_digest(model), examples=_examples_key(examples),
+                loss=function_key(loss))
+
+def _check_options(c):
+    for k in ('batch', 'epochs', 'lr', 'eps', 'max_tokens'):
+        if not c[k]>0: raise ConfigError(f'{k} is {c[k]}; give more than 0.')
+    for k in ('warmup', 'weight_decay', 'max_grad_norm', 'seed'):
+        if c[k]<0: raise ConfigError(f'{k} is {c[k]}; give 0 or more.')
+    for name,known in (('schedule', [*schedules]), ('autocast', [None, 'bfloat16', 'float16'])):
+        if c[name] not in known:
+            raise ConfigError(unknown_name_message(name, str(c[name]), [*map(str, known)]))
 
 def _history_row(step, epoch, lr, norm, sums):
     n = sums['count']
@@ -103,6 +119,7 @@ def _history_row(step, epoch, lr, norm, sums):
     return dict(step=step, epoch=epoch, lr=lr, grad_norm=norm) | means | dict(
         count=n, tokens=sums['tokens'])
 
+@checked
 def fit(
     model,                  # Trained in place; float32
     examples:list,
@@ -125,22 +142,26 @@ def fit(
     save=None,              # save(model, step), called at each checkpoint
     dropout:bool=False,
     autocast:str=None,      # 'bfloat16': compute in bfloat16, keep float32 weights
-    progress=None,          # progress(steps done, number of steps)
+    progress=None,          # True: a bar; or a function (steps done, number of steps)
 )->pd.DataFrame:            # One row a step: step, epoch, lr, grad_norm, loss, count, tokens
     "Train a model and return the history"
     if not examples: raise ConfigError('There are no examples to train on; give one or more.')
     config = dict(batch=batch, epochs=epochs, lr=lr, warmup=warmup, schedule=schedule,
                   weight_decay=weight_decay, betas=betas, eps=eps, max_grad_norm=max_grad_norm,
                   seed=seed, dropout=dropout, autocast=autocast)
+    _check_options(config|dict(max_tokens=max_tokens))
     steps_per_epoch = math.ceil(len(examples)/batch)
     every = every or max(1, steps_per_epoch*epochs//10)
     run = _Fit(model, loss, length, config, steps_per_epoch, max_tokens)
     device = next(model.parameters()).device
     rng = torch.random.fork_rng(devices=[device] if device.type=='cuda' else [])
-    with rng, training(model, run.fsdp.shards if run.fsdp else None):
-        return run.train(examples, out, every, save, progress)
+    with (rng, training(model, run.fsdp.shards if run.fsdp else None),
+          progress_callback(progress, 'steps') as report):
+        return run.train(examples, out, every, save, report)
 
 # %% ../../nbs/language/46_training.ipynb #0913f3a0
+_fields = 'model', 'rows', 'random', 'max_tokens' # Of a checkpoint; the last has no optimizer
+
 class _Fit:
     "A training in progress"
     def __init__(self, model, loss, length, config, steps_per_epoch, max_tokens):
@@ -205,6 +226,7 @@ class _Fit:
         for step in range(len(self.history), self.steps):
             if not self.step(examples, step): raise ModelError(_not_finite(step, checkpoints))
             if progress: progress(step+1, self.steps)
+            _log.info('step %d of %d: loss %.4g', step+1, self.steps, self.history[-1]['loss'])
             if (step+1)%every and step+1<self.steps: continue
             state = self.state_dict()
             if self.rank: continue
@@ -216,6 +238,20 @@ class _Fit:
         if self.fsdp: self.fsdp.gather()
         return dict(model=self.model.state_dict(), rows=self.history, random=get_random_state(),
                     optimizer=full_tensors(self.optimizer.state_dict()), max_tokens=self.max_tokens)
+
+    def resume(self, checkpoints, finished):
+        "Load the last checkpoint, if there is one; a finished run must have it"
+        step,state = checkpoints.latest(*_fields)
+        if state is None:
+            if not finished: return
+            raise DataError(f'{checkpoints.folder} is a finished run without a checkpoint that can '
+                            'be used; move it away and train again.')
+        try: self.load_state_dict(state)
+        except (RuntimeError, ValueError, KeyError, TypeError, IndexError) as e:
+            raise DataError(f'{checkpoints.path(step)} is not a checkpoint of this training '
+                            f'({str(e).splitlines()[0]:.150}); move {checkpoints.folder} away and '
+                            'train again.') from e
+        _log.info('%s goes on after step %d', checkpoints.folder, step)
 
     def load_state_dict(self, state):
         "Load model, optimizer and random state from a checkpoint"
@@ -235,14 +271,10 @@ def _not_finite(step, checkpoints):
 def _checkpointed(out, fit, examples):
     "Resume a run from its last checkpoint, and mark it as finished at the end"
     if out is None: yield; return
-    config = fit.config | _fingerprint(fit.model, examples)
-    config['loss'] = getattr(fit.loss, '__name__', '')
+    config = fit.config | _run_key(fit.model, examples, fit.loss)
     with open_run(out, config, seed=config['seed']) as run:
         checkpoints = Checkpoints(out)
-        state = checkpoints.latest()[1]
-        if state: fit.load_state_dict(state)
-        elif run.finished: raise ModelError(f'{out} is marked as finished but has no checkpoint; '
-                                        'move it away and train again.')
+        fit.resume(checkpoints, run.finished)
         if fit.world>1: dist.barrier()
         yield checkpoints
         state = fit.state_dict()

@@ -16,7 +16,7 @@
 
 # %%
 #| export
-import errno, functools, hashlib, inspect, json, os, platform, re, sqlite3, subprocess, tempfile
+import dis, errno, functools, hashlib, inspect, json, os, platform, re, sqlite3, subprocess, sys, tempfile
 import warnings
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -95,21 +95,50 @@ def _function_parts(x, seen=()):
     if isinstance(x, (set, frozenset)): return sorted(str(inside(v)) for v in x)
     if inspect.isbuiltin(x) or inspect.ismodule(x): return getattr(x, '__qualname__', x.__name__)
     if inspect.isfunction(x) or inspect.isclass(x): return _source_parts(x, inside)
-    if hasattr(x, '__array__'): return hashlib.blake2b(x.__array__().tobytes()).hexdigest()
+    if hasattr(x, '__array__'): return _array_parts(x)
     if hasattr(x, '__dict__'): return [inside(type(x)), inside(vars(x))]
     raise ConfigError(f'{type(x).__name__} {x!r:.60} cannot be identified by its content.')
 
+def _array_parts(x):
+    x = (x.detach().cpu() if hasattr(x, 'detach') else x).__array__()
+    return [str(x.dtype), list(x.shape), hashlib.blake2b(x.tobytes()).hexdigest()]
+
+def _is_library(f):
+    "Whether a function or class is identified by its name: it belongs to an installed package"
+    module = sys.modules.get(f.__module__)
+    file = getattr(module, '__file__', None) or ''
+    top = (f.__module__ or '').split('.')[0]
+    return (top=='moral_sc' or top in sys.stdlib_module_names-{'__main__'}
+            or 'site-packages' in file or 'dist-packages' in file)
+
+def _code_parts(code):
+    "Content of a code object, which is the same in each process of one version of Python"
+    def const(c):
+        if inspect.iscode(c): return _code_parts(c)
+        return sorted(map(repr, c)) if isinstance(c, frozenset) else repr(c)
+    names = [list(x) for x in (code.co_names, code.co_varnames, code.co_freevars)]
+    return [code.co_code.hex(), *names, [const(c) for c in code.co_consts]]
+
+def _global_names(code):
+    names = {i.argval for i in dis.get_instructions(code) if i.opname in ('LOAD_GLOBAL', 'LOAD_NAME')}
+    return names.union(*(_global_names(c) for c in code.co_consts if inspect.iscode(c)))
+
 def _source_parts(f, inside):
-    try: source = inspect.getsource(f)
-    except (OSError, TypeError):
-        code = getattr(f, '__code__', None)
-        source = f'{f.__module__}.{f.__qualname__}'
-        if code: source = f'{code.co_code.hex()}{code.co_consts}'
+    name = f'{f.__module__}.{f.__qualname__}'
     cells = [inside(c.cell_contents) for c in getattr(f, '__closure__', None) or ()]
-    return [source, cells, inside(getattr(f, '__defaults__', None))]
+    defaults = [inside(getattr(f, k, None)) for k in ('__defaults__', '__kwdefaults__')]
+    if _is_library(f): return [name, cells, defaults]
+    if inspect.isclass(f):
+        members = {k: getattr(v, '__func__', getattr(v, 'fget', v)) for k,v in vars(f).items()}
+        kept = {k: inside(v) for k,v in sorted(members.items()) if not k.startswith('__')
+                or inspect.isfunction(v)}
+        return [name, kept, [inside(b) for b in f.__bases__]]
+    used = {k: inside(f.__globals__[k]) for k in sorted(_global_names(f.__code__))
+            if k in f.__globals__}
+    return [_code_parts(f.__code__), cells, defaults, used]
 
 def function_key(f)->str: # 32 hex digits
-    "Compute the key of a function from its source and what it closes over"
+    "Compute the key of a function from its code and the variables outside that it uses"
     return content_key(function=_function_parts(f))
 
 
@@ -121,7 +150,18 @@ test_ne(function_key(len), function_key(sum))
 class Counted:
     def __init__(self, weight): self.weight = weight
     def score(self, prompts, answers): return [self.weight]*len(answers)
+two = [lambda p, a: [1.]*len(a), lambda p, a: [2.]*len(a)] # On one line of source
+test_ne(*map(function_key, two))
+names = {}
+exec('f = lambda a: [len(x) for x in a]\ng = lambda a: [abs(x) for x in a]\nh = lambda a: f(a)', names)
+test_ne(function_key(names['f']), function_key(names['g'])) # Without source
+before = function_key(names['h'])
+names['f'] = names['g']
+test_ne(function_key(names['h']), before) # What it calls has changed
 test_eq(function_key(Counted(1).score), function_key(Counted(1).score))
+first = function_key(Counted)
+Counted.score = lambda self, prompts, answers: [0]*len(answers)
+test_ne(function_key(Counted), first)
 test_ne(function_key(Counted(1).score), function_key(Counted(2).score))
 with expect_fail(ConfigError, contains='cannot be identified'): function_key(bounded(object()))
 

@@ -44,6 +44,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
 # | [arguments](05_arguments.ipynb) | checks of keywords and types at public functions |
 # | [datasets](10_datasets.ipynb) | public data files, pinned by commit and hash |
 # | [runs](20_runs.ipynb) | folders of finished items; an interrupted run resumes |
+# | [manifest](22_manifest.ipynb) | size and SHA-256 of the files of a run |
 # | [progress](25_progress.ipynb) | bars and callbacks of long functions |
 # | [statistics](30_statistics.ipynb) | rates, cluster bootstraps, paired differences, p-values |
 # | [figures](40_figures.ipynb) | the plotly template and the colours |

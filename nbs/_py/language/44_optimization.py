@@ -19,6 +19,7 @@
 import math
 import os
 import random
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,8 @@ import torch
 import torch.distributed as dist
 
 from moral_sc.foundation.errors import ConfigError, ModelError, unknown_name_message
+from moral_sc.foundation.files import replace_file
+from moral_sc.foundation.manifest import Manifest
 from moral_sc.foundation.runs import process_rank
 from moral_sc.language.fsdp import full_tensors
 
@@ -209,8 +212,10 @@ test_eq((init_distributed(), broadcast_from_rank0('x'), gather_objects('x')), ((
 # %% [markdown]
 # ## Checkpoints
 #
-# A checkpoint is written to a temporary file and renamed, so it is complete or absent, and the
-# previous one is deleted only afterwards. It contains tensors, numbers, text, lists and
+# A checkpoint is written to a temporary file and renamed, so it is complete or absent; then it is listed
+# with its SHA-256 in the [manifest](../foundation/22_manifest.ipynb) of the folder, and the previous one is
+# deleted. A checkpoint that is damaged, not listed, or not one of this training is named in a warning, and
+# the one before it is used. It contains tensors, numbers, text, lists and
 # dictionaries; loading one executes no code. All ranks load the checkpoint that rank 0 found:
 # another rank may look later, when rank 0 has already written the next one.
 
@@ -225,32 +230,46 @@ class Checkpoints:
         self.folder = Path(folder)
         self.keep = keep
         self.folder.mkdir(parents=True, exist_ok=True)
+        self.manifest = Manifest(self.folder)
 
-    def steps(self): return sorted(int(p.stem[5:]) for p in self.folder.glob('step-*.pt'))
+    def steps(self):
+        names = [p.stem[5:] for p in self.folder.glob('step-*.pt')]
+        return sorted(int(n) for n in names if n.isdecimal())
     def path(self, step): return self.folder/f'step-{step:08}.pt'
     def load(self, step): return torch.load(self.path(step), 'cpu', weights_only=True)
 
     def save(self, step:int, state:dict):
         "Write the state of a step and delete the oldest checkpoints"
-        part = self.folder/f'.{os.getpid()}.part'
-        with open(part, 'wb') as f:
+        with replace_file(self.path(step)) as part, open(part, 'wb') as f:
             torch.save(state, f)
             f.flush(); os.fsync(f.fileno())
-        part.replace(self.path(step))
-        for step in self.steps()[:-self.keep]: self.path(step).unlink(missing_ok=True)
+        old = [self.path(k) for k in self.steps()[:-self.keep]]
+        self.manifest.record(self.path(step), forget=old)
+        for path in old: path.unlink(missing_ok=True)
 
-    def latest(self)->tuple: # (step, state), or (0, None)
-        "Return the last readable checkpoint that rank 0 finds"
+    def latest(self,
+        *fields, # That a state of this training has
+    )->tuple:    # (step, state), or (0, None)
+        "Return the last checkpoint that is not damaged, as rank 0 finds it"
         first = not dist.is_initialized() or dist.get_rank()==0
-        step,state = self._latest() if first else (0, None)
+        step,state = self._latest(fields) if first else (0, None)
         step,exists = broadcast_from_rank0((step, state is not None))
         return step,self.load(step) if exists and state is None else state
 
-    def _latest(self):
+    def _latest(self, fields):
         for step in reversed(self.steps()):
-            try: return step,self.load(step)
-            except Exception: continue # noqa: S112 a damaged file: try the one before it
+            state,fault = self._read(step, fields)
+            if not fault: return step,state
+            warnings.warn(f'{self.path(step)} {fault}; it is not used.', stacklevel=5)
         return 0,None
+
+    def _read(self, step, fields):
+        "Return a state, and '' or what is wrong with its file"
+        for fault in self.manifest.damage(self.path(step)).values(): return None,fault
+        try: state = self.load(step)
+        except Exception: return None,'is not a file of tensors, numbers and text' # noqa: S112
+        lacks = [k for k in fields if not isinstance(state, dict) or k not in state]
+        return state,f'is not a checkpoint of this training (no {lacks[0]!r})' if lacks else ''
 
 def get_random_state()->dict:
     "Return the state of all random number generators"
@@ -279,11 +298,37 @@ test_eq(draw(), expected)
 step,checkpoints.steps()
 
 # %% [markdown]
-# A truncated file is skipped.
+# A file that differs in one bit, a truncated one, and one that holds something else are skipped.
 
 # %%
-checkpoints.path(9).write_bytes(checkpoints.path(9).read_bytes()[:900])
-test_eq(checkpoints.latest()[0], 5)
+whole = checkpoints.path(9).read_bytes()
+flipped = bytearray(whole)
+flipped[900] ^= 1
+faults = {'has another SHA-256': bytes(flipped), 'bytes, not': whole[:900], 'is missing': None}
+for fault,content in faults.items():
+    checkpoints.path(9).unlink()
+    if content: checkpoints.path(9).write_bytes(content)
+    with warnings.catch_warnings(record=True) as caught: test_eq(checkpoints.latest()[0], 5)
+    assert all(fault in str(w.message) for w in caught) and len(caught)==(content is not None)
+    checkpoints.path(9).write_bytes(whole)
+test_eq(checkpoints.latest('rng', 'x')[0], 9)
+
+
+# %%
+#| hide
+class Unpickled: # What it would run is refused
+    def __reduce__(self): return os.mkdir, (str(tmp/'executed'),)
+
+for state,fault in [([1], "no 'rng'"), (dict(x=1), "no 'rng'"), (Unpickled(), 'is not a file of')]:
+    checkpoints.save(9, state)
+    with warnings.catch_warnings(record=True) as caught: test_eq(checkpoints.latest('rng')[0], 5)
+    assert fault in str(caught[0].message)
+(tmp/'checkpoints'/'step-best.pt').touch()
+checkpoints.path(11).touch()
+with warnings.catch_warnings(record=True) as caught: test_eq(checkpoints.latest('rng')[0], 5)
+assert 'is not in manifest.json' in str(caught[0].message) and not (tmp/'executed').exists()
+checkpoints.path(11).unlink()
+test_eq((checkpoints.steps(), Checkpoints(tmp/'empty').latest()), ([5, 9], (0, None)))
 
 # %%
 #| hide

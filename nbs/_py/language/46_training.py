@@ -16,6 +16,7 @@
 
 # %%
 #| export
+import logging
 import math
 from contextlib import contextmanager
 
@@ -24,16 +25,21 @@ import pandas as pd
 import torch
 import torch.distributed as dist
 
-from moral_sc.foundation.errors import ConfigError, ModelError
-from moral_sc.foundation.runs import content_key, open_run
+from moral_sc.foundation.arguments import checked
+from moral_sc.foundation.errors import ConfigError, DataError, ModelError, unknown_name_message
+from moral_sc.foundation.progress import progress_callback
+from moral_sc.foundation.runs import content_key, function_key, open_run
 from moral_sc.language.engine import training
 from moral_sc.language.engine.batching import batches
 from moral_sc.language.engine.oom import halve_on_oom
 from moral_sc.language.fsdp import FSDPModules, fsdp_enabled, full_tensors
 from moral_sc.language.optimization import (
     Checkpoints, build_optimizer, clipped_step, gather_objects, get_random_state,
-    init_distributed, learning_rate, reduce_gradients, set_random_state)
+    init_distributed, learning_rate, reduce_gradients, schedules, set_random_state)
+from moral_sc.language.models import weights_digest
 from moral_sc.language.reward_head import answer_logprobs
+
+_log = logging.getLogger(__name__)
 
 # %%
 #| hide
@@ -192,13 +198,23 @@ def split_across_ranks(
     order = sorted(range(len(examples)), key=lambda i: (-length(examples[i]), i))
     return [examples[i] for i in order[rank::world]]
 
-def _fingerprint(model, examples):
-    "Identify the initial weights, by a few values of each tensor, and the data"
-    values = {n: p.detach().flatten()[::max(1, p.numel()//8)].double().tolist()
-              for n,p in model.named_parameters()}
-    try: data = content_key(e=[content_key(e=e) for e in examples])
-    except TypeError: data = len(examples)
-    return dict(weights=content_key(w=values), examples=data)
+def _examples_key(examples):
+    try: return content_key(e=[content_key(e=e) for e in examples])
+    except TypeError: return function_key(list(examples)) # Other objects, by what they hold
+
+def _run_key(model, examples, loss):
+    "Identify initial weights, data and loss; each rank has all weights, so it is the same on all"
+    return dict(weights=weights_digest(model), examples=_examples_key(examples),
+                loss=function_key(loss))
+
+def _check_options(c):
+    for k in ('batch', 'epochs', 'lr', 'eps', 'max_tokens'):
+        if not c[k]>0: raise ConfigError(f'{k} is {c[k]}; give more than 0.')
+    for k in ('warmup', 'weight_decay', 'max_grad_norm', 'seed'):
+        if c[k]<0: raise ConfigError(f'{k} is {c[k]}; give 0 or more.')
+    for name,known in (('schedule', [*schedules]), ('autocast', [None, 'bfloat16', 'float16'])):
+        if c[name] not in known:
+            raise ConfigError(unknown_name_message(name, str(c[name]), [*map(str, known)]))
 
 def _history_row(step, epoch, lr, norm, sums):
     n = sums['count']
@@ -206,6 +222,7 @@ def _history_row(step, epoch, lr, norm, sums):
     return dict(step=step, epoch=epoch, lr=lr, grad_norm=norm) | means | dict(
         count=n, tokens=sums['tokens'])
 
+@checked
 def fit(
     model,                  # Trained in place; float32
     examples:list,
@@ -228,20 +245,22 @@ def fit(
     save=None,              # save(model, step), called at each checkpoint
     dropout:bool=False,
     autocast:str=None,      # 'bfloat16': compute in bfloat16, keep float32 weights
-    progress=None,          # progress(steps done, number of steps)
+    progress=None,          # True: a bar; or a function (steps done, number of steps)
 )->pd.DataFrame:            # One row a step: step, epoch, lr, grad_norm, loss, count, tokens
     "Train a model and return the history"
     if not examples: raise ConfigError('There are no examples to train on; give one or more.')
     config = dict(batch=batch, epochs=epochs, lr=lr, warmup=warmup, schedule=schedule,
                   weight_decay=weight_decay, betas=betas, eps=eps, max_grad_norm=max_grad_norm,
                   seed=seed, dropout=dropout, autocast=autocast)
+    _check_options(config|dict(max_tokens=max_tokens))
     steps_per_epoch = math.ceil(len(examples)/batch)
     every = every or max(1, steps_per_epoch*epochs//10)
     run = _Fit(model, loss, length, config, steps_per_epoch, max_tokens)
     device = next(model.parameters()).device
     rng = torch.random.fork_rng(devices=[device] if device.type=='cuda' else [])
-    with rng, training(model, run.fsdp.shards if run.fsdp else None):
-        return run.train(examples, out, every, save, progress)
+    with (rng, training(model, run.fsdp.shards if run.fsdp else None),
+          progress_callback(progress, 'steps') as report):
+        return run.train(examples, out, every, save, report)
 
 
 # %% [markdown]
@@ -249,6 +268,8 @@ def fit(
 
 # %%
 #| export
+_fields = 'model', 'rows', 'random', 'max_tokens' # Of a checkpoint; the last has no optimizer
+
 class _Fit:
     "A training in progress"
     def __init__(self, model, loss, length, config, steps_per_epoch, max_tokens):
@@ -313,6 +334,7 @@ class _Fit:
         for step in range(len(self.history), self.steps):
             if not self.step(examples, step): raise ModelError(_not_finite(step, checkpoints))
             if progress: progress(step+1, self.steps)
+            _log.info('step %d of %d: loss %.4g', step+1, self.steps, self.history[-1]['loss'])
             if (step+1)%every and step+1<self.steps: continue
             state = self.state_dict()
             if self.rank: continue
@@ -324,6 +346,20 @@ class _Fit:
         if self.fsdp: self.fsdp.gather()
         return dict(model=self.model.state_dict(), rows=self.history, random=get_random_state(),
                     optimizer=full_tensors(self.optimizer.state_dict()), max_tokens=self.max_tokens)
+
+    def resume(self, checkpoints, finished):
+        "Load the last checkpoint, if there is one; a finished run must have it"
+        step,state = checkpoints.latest(*_fields)
+        if state is None:
+            if not finished: return
+            raise DataError(f'{checkpoints.folder} is a finished run without a checkpoint that can '
+                            'be used; move it away and train again.')
+        try: self.load_state_dict(state)
+        except (RuntimeError, ValueError, KeyError, TypeError, IndexError) as e:
+            raise DataError(f'{checkpoints.path(step)} is not a checkpoint of this training '
+                            f'({str(e).splitlines()[0]:.150}); move {checkpoints.folder} away and '
+                            'train again.') from e
+        _log.info('%s goes on after step %d', checkpoints.folder, step)
 
     def load_state_dict(self, state):
         "Load model, optimizer and random state from a checkpoint"
@@ -343,14 +379,10 @@ def _not_finite(step, checkpoints):
 def _checkpointed(out, fit, examples):
     "Resume a run from its last checkpoint, and mark it as finished at the end"
     if out is None: yield; return
-    config = fit.config | _fingerprint(fit.model, examples)
-    config['loss'] = getattr(fit.loss, '__name__', '')
+    config = fit.config | _run_key(fit.model, examples, fit.loss)
     with open_run(out, config, seed=config['seed']) as run:
         checkpoints = Checkpoints(out)
-        state = checkpoints.latest()[1]
-        if state: fit.load_state_dict(state)
-        elif run.finished: raise ModelError(f'{out} is marked as finished but has no checkpoint; '
-                                        'move it away and train again.')
+        fit.resume(checkpoints, run.finished)
         if fit.world>1: dist.barrier()
         yield checkpoints
         state = fit.state_dict()
@@ -444,6 +476,71 @@ _,loaded = train(tmp/'uninterrupted', lambda done,total: 1/0)
 assert loaded.equals(history)
 with expect_fail(ConfigError, contains='lr: 0.01 stored, 0.02 requested'):
     train(tmp/'uninterrupted', lr=.02)
+
+# %%
+#| hide
+import contextlib, io, warnings
+
+def refit(change=lambda model: None, examples=data, loss=answer_loss, **kw):
+    model = small_llama(tok, layers=1, width=16).model
+    change(model)
+    return fit(model, examples, loss, batch=3, out=tmp/'key', **kw)
+def change_one(model):
+    with torch.no_grad(): model.lm_head.weight[5,7] += .01
+def halved(model, examples): return [x*.5 if i==0 else x for i,x in
+                                     enumerate(answer_loss(model, examples))]
+refit()
+for kw,name in [(dict(change=change_one), 'weights: '), (dict(loss=halved), 'loss: '),
+                (dict(examples=data[:2]+[(data[2][0][::-1], 1)]), 'examples: ')]:
+    with expect_fail(ConfigError, contains=name): refit(**kw)
+
+
+# %% [markdown]
+# A damaged checkpoint is named. A run that is not finished goes on from an earlier state; a finished one
+# is not reported as done.
+
+# %%
+def flip(path, at=2000):
+    content = bytearray(path.read_bytes())
+    content[at] ^= 1
+    path.write_bytes(content)
+
+final = Checkpoints(tmp/'key').path(Checkpoints(tmp/'key').steps()[-1])
+flip(final)
+with warnings.catch_warnings(record=True) as caught, expect_fail(DataError, contains='finished run'):
+    refit()
+assert f'{final.name} has another SHA-256' in str(caught[0].message)
+job = fork(train, tmp/'flipped', kill_after(7))
+job.join()
+flip(Checkpoints(tmp/'flipped').path(6))
+with warnings.catch_warnings(record=True) as caught: model,resumed = train(tmp/'flipped')
+assert history.equals(resumed) and len(caught)==1
+pairs = zip(model.state_dict().values(), expected.state_dict().values())
+assert all(torch.equal(x, y) for x,y in pairs)
+
+# %%
+#| hide
+other = Checkpoints(tmp/'key')
+good = torch.load(Checkpoints(tmp/'uninterrupted').path(12))
+last = other.steps()[-1]
+other.save(last, good) # A checkpoint of another model
+with expect_fail(DataError, contains='is not a checkpoint of this training'): refit()
+with warnings.catch_warnings(record=True) as caught, expect_fail(DataError, contains='finished run'):
+    other.save(last, dict(a=1))
+    refit()
+assert "no 'model'" in str(caught[0].message)
+class Example: # No JSON
+    def __init__(self, ids): self.ids = ids
+test_ne(*(_examples_key([Example([1, k])]) for k in (2, 3)))
+mistakes = [(dict(learning_rate=1), "did you mean 'lr'"), (dict(lr=0.), 'lr is 0.0; give more than 0'),
+            (dict(epochs='one'), "epochs is 'one'; give a whole number"),
+            (dict(schedule='linaer'), "did you mean 'linear'"), (dict(seed=-1), 'seed is -1'),
+            (dict(autocast='float8'), "no autocast 'float8'"), (dict(batch=0), 'batch is 0')]
+for kw,message in mistakes:
+    with expect_fail(ConfigError, contains=message): fit(model, data, answer_loss, **kw)
+stderr = io.StringIO()
+with contextlib.redirect_stderr(stderr): fit(model, data, answer_loss, progress=True)
+assert 'steps: 100%' in stderr.getvalue()
 
 
 # %% [markdown]
