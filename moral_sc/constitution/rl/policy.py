@@ -7,8 +7,12 @@ __all__ = ['stop_reason', 'TrainedPolicy', 'train_policy', 'RLConfig', 'combine_
 
 # %% ../../../nbs/constitution/rl/40_policy.ipynb #cac54528
 import json
+import logging
+import os
+import shutil
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
+from inspect import signature
 from pathlib import Path
 from time import perf_counter
 from uuid import uuid4
@@ -16,16 +20,25 @@ from uuid import uuid4
 import numpy as np, pandas as pd
 from fastcore.meta import delegates
 
-from .trainer import RLConfig, RLTrainer, combine_rewards
+from ..preference import PreferenceModel
+from ..prompts import load_prompts
+from .trainer import (
+    RLConfig, RLTrainer, combine_rewards, compute_rewards)
+from ...foundation.arguments import checked
 from ...foundation.errors import ConfigError, DataError
+from ...foundation.files import replace_file
+from ...foundation.manifest import Manifest
+from ...foundation.progress import progress_callback
 from ...foundation.runs import content_key, function_key, open_run, process_rank
 from ...language.engine import training
 from ...language.loading import load
 from ...language.models import LM
-from ...language.optimization import Checkpoints, init_distributed
+from ...language.optimization import (
+    Checkpoints, get_random_state, init_distributed, set_random_state)
 from ...language.reward_head import save_model
 
 _all_ = ['RLConfig', 'combine_rewards']
+_log = logging.getLogger(__name__)
 
 # %% ../../../nbs/constitution/rl/40_policy.ipynb #fc774a43
 def stop_reason(
@@ -59,12 +72,16 @@ class TrainedPolicy:
 
 # %% ../../../nbs/constitution/rl/40_policy.ipynb #62bdc431
 class _RunFolder:
-    "History, snapshots and checkpoint of a run; without `out` nothing is written"
+    "History, snapshots, checkpoint and final model of a run; without `out` nothing is written"
     def __init__(self, out):
         self.out = out and Path(out)
         self.checkpoints = Checkpoints(out, keep=1) if out else None
+        self.manifest = Manifest(out) if out else None
         self.rows = []
         self.writes = bool(out) and process_rank()[0]==0
+
+    @property
+    def history(self): return self.out/'history.jsonl'
 
     def snapshots(self):
         return sorted((self.out/'snapshots').glob('step-*[0-9]')) if self.out else []
@@ -72,24 +89,40 @@ class _RunFolder:
     def log(self, row):
         self.rows.append(row)
         if not self.writes: return
-        with open(self.out/'history.jsonl', 'a') as f: f.write(json.dumps(row)+'\n')
+        with open(self.history, 'a') as f: f.write(json.dumps(row)+'\n')
 
     def save(self, trainer, k):
         "Save a snapshot and a checkpoint after `k` steps"
         state = trainer.state_dict() # Collective under FSDP, so on all ranks
         if not self.writes: return
         snapshot = self.out/'snapshots'/f'step-{k:06}'
-        if not snapshot.exists(): save_model(trainer.merged_policy(), snapshot)
-        self.checkpoints.save(k, state)
+        if self.manifest.damage(snapshot): # Also if it does not exist
+            shutil.rmtree(snapshot, ignore_errors=True)
+            self.manifest.record(save_model(trainer.merged_policy(), snapshot))
+        self.checkpoints.save(k, state|dict(rows=self.rows))
 
     def resume(self, trainer):
         "Load the last checkpoint; return the number of finished steps"
-        k,state = self.checkpoints.latest() if self.out else (0, None)
+        fields = 'modules', 'optimizer', 'kl_coef', 'max_tokens', 'random', 'rows'
+        k,state = self.checkpoints.latest(*fields) if self.out else (0, None)
         if state is None: self.save(trainer, 0); return 0
-        trainer.load_state_dict(state)
-        self.rows = _read_history(self.out)[:k]
-        if self.writes: _write_history(self.out/'history.jsonl', self.rows)
+        self.manifest.check(*(d for d in self.snapshots() if int(d.name[5:])<=k))
+        try: trainer.load_state_dict(state)
+        except (RuntimeError, ValueError, KeyError, TypeError, IndexError) as e:
+            raise DataError(f'{self.checkpoints.path(k)} is not a checkpoint of this training '
+                            f'({str(e).splitlines()[0]:.150}); move {self.out} away and start '
+                            'again.') from e
+        self.rows = state['rows']
+        if self.writes: _write_history(self.history, self.rows)
+        _log.info('%s goes on after step %d', self.out, k)
         return k
+
+    def finish(self, run, stopped):
+        "Write the final model where a user looks, and mark the run as finished"
+        if self.writes:
+            _copy_folder(self.snapshots()[-1], self.out/'model')
+            self.manifest.record(self.out/'model', self.history)
+        run.finish(stopped=stopped)
 
     def describe_last(self):
         last = self.snapshots()[-1:]
@@ -105,38 +138,58 @@ class _RunFolder:
 
     def has_more_steps(self, steps):
         "Whether a finished run lacks steps that are asked for; an error if it has more"
-        finished,stopped = len(_read_history(self.out)), self._stopped()
-        if finished>steps:
-            raise ConfigError(f'{self.out} holds {finished} steps, more than {steps}: use one of '
-                              'its snapshots, or another folder.')
-        return finished<steps and not stopped
+        self.manifest.check()
+        self.manifest.check(self.history, self.out/'model', *self.snapshots())
+        self.rows = _read_history(self.history)
+        if len(self.rows)>steps:
+            raise ConfigError(f'{self.out} holds {len(self.rows)} steps, more than {steps}: use '
+                              'one of its snapshots, or another folder.')
+        return len(self.rows)<steps and not self._stopped()
 
-    def _stopped(self): return json.loads((self.out/'provenance.json').read_text())['stopped']
+    def _stopped(self):
+        provenance = json.loads((self.out/'provenance.json').read_text())
+        return provenance.get('stopped', '')
 
     def load_finished(self, lm):
         "Return the policy of a finished run"
-        self.rows = _read_history(self.out)
         return self.result(lm, self.load_last(lm), self._stopped())
 
-def _read_history(out):
-    "Read history.jsonl, without a last line that is incomplete"
-    path = Path(out)/'history.jsonl'
-    lines = path.read_text().split('\n')[:-1] if path.exists() else []
-    return [json.loads(x) for x in lines]
+def _read_history(path): return [json.loads(x) for x in path.read_text().splitlines()]
 
 def _write_history(path, rows):
-    part = path.with_suffix('.part')
-    part.write_text(''.join(json.dumps(r)+'\n' for r in rows))
-    part.rename(path)
+    with replace_file(path) as part: part.write_text(''.join(json.dumps(r)+'\n' for r in rows))
+
+def _copy_folder(source, target):
+    "Replace a folder by a copy of another, with hard links where the disk has them"
+    part = target.with_name(f'.{target.name}.part')
+    for path in (part, target): shutil.rmtree(path, ignore_errors=True)
+    try: shutil.copytree(source, part, copy_function=os.link)
+    except (OSError, shutil.Error):
+        shutil.rmtree(part, ignore_errors=True)
+        shutil.copytree(source, part)
+    part.rename(target)
 
 # %% ../../../nbs/constitution/rl/40_policy.ipynb #9c75e923
-def _prompt_rows(prompts):
-    "Return prompts as rows with a unique `id` and a `text`"
-    rows = [dict(id=p, text=p) if isinstance(p, str) else p for p in prompts]
-    if not rows: raise DataError('There are no prompts to train on; give one or more.')
-    if len({r['id'] for r in rows})<len(rows):
-        raise DataError('Two prompts have the same id; give each its own.')
-    return rows
+def _as_reward(reward):
+    "Return a reward function; a path is that of a preference model"
+    if isinstance(reward, (str, Path)): return PreferenceModel.load(reward)
+    if callable(reward): return reward
+    raise ConfigError(f'The reward is {reward!r:.60}; give a function of prompts and answers, a '
+                      'preference model or its folder.')
+
+def _check_reward(reward, prompts, name='The reward function'):
+    "Call a reward function on a few short answers, before anything is sampled"
+    if isinstance(reward, PreferenceModel): return
+    texts = [prompts[0]['prompt'], prompts[-1]['prompt']]
+    answers = ['Yes.', 'I am not sure.']
+    try: signature(reward).bind(texts, answers)
+    except TypeError:
+        raise ConfigError(f'{name} cannot be called as reward(prompts, answers); it has to take a '
+                          'list of prompts and a list of answers.') from None
+    except ValueError: pass # Some builtins have no signature
+    state = get_random_state() # The function may draw random numbers
+    try: compute_rewards(reward, texts, answers, name)
+    finally: set_random_state(state)
 
 def _summary_writer(out, tensorboard):
     if not tensorboard or process_rank()[0]: return
@@ -158,13 +211,14 @@ def _run_config(lm, prompts, reward, c, value_model, reward_name, limits, out):
     critic = None if value_model is None else value_model.identity
     return dict(kind='policy', model=lm.identity, reward=rewarded, value_model=critic,
                 limits=[float(x) for x in limits], **settings,
-                prompts=content_key(rows=[[r['id'], r['text']] for r in prompts]))
+                prompts=content_key(rows=[[r['id'], r['prompt']] for r in prompts]))
 
+@checked
 @delegates(RLConfig)
 def train_policy(
-    lm:LM,                # Initial policy and reference model; not changed
-    prompts:list,         # Strings, or rows with `id` and `text`
-    reward,               # Reward function: (prompts, answers) -> one number each
+    lm,                   # Initial policy and reference model, not changed; anything `load` takes
+    prompts,              # Anything `load_prompts` takes: strings, rows, a file
+    reward,               # (prompts, answers) -> one number each; or a preference model, or its folder
     *,
     steps:int=100,
     out=None,             # Folder of a run that can be resumed
@@ -175,7 +229,7 @@ def train_policy(
     value_model=None,     # Preference model from which a separate critic is initialised
     reward_name:str='',   # Stands for the reward in the run's key; default: its source and closure
     tensorboard:bool=False, # Also write event files
-    progress=None,        # progress(steps done, number of steps)
+    progress=None,        # True: a bar; or a function (steps done, number of steps)
     **kwargs              # Of `RLConfig`
 )->TrainedPolicy:
     """Train a copy of a model against a reward function.
@@ -183,7 +237,14 @@ def train_policy(
     The same call resumes an interrupted run. A finished run goes on if more `steps` are asked for
     and the learning rate does not depend on their number."""
     c = RLConfig(steps=steps, **kwargs)
-    prompts = _prompt_rows(prompts)
+    if every is not None and every<1: raise ConfigError(f'every is {every}; give 1 or more.')
+    prompts = load_prompts(prompts)
+    reward = _as_reward(reward)
+    watch = {k: _as_reward(f) for k,f in (watch or {}).items()}
+    _check_reward(reward, prompts)
+    for k,f in watch.items(): _check_reward(f, prompts, f'The watched function {k!r}')
+    if isinstance(value_model, (str, Path)): value_model = PreferenceModel.load(value_model)
+    lm = load(lm, 'float32')
     init_distributed()
     trainer = RLTrainer(lm, reward, c, value_model, watch)
     config = _run_config(lm, prompts, reward, c, value_model, reward_name, (kl_max, entropy_min),
@@ -196,10 +257,11 @@ def train_policy(
         if run is not None and run.finished:
             if not folder.has_more_steps(c.steps): return folder.load_finished(trained)
             run.reopen()
-        with training(*trainer.computing_modules(), batch_invariant=True):
+        with (training(*trainer.computing_modules(), batch_invariant=True),
+              progress_callback(progress, 'steps') as report):
             stopped = _train(trainer, prompts, folder, _summary_writer(out, tensorboard),
-                             every or max(1, steps//10), (kl_max, entropy_min), progress)
-        if run is not None: run.finish(stopped=stopped)
+                             every or max(1, steps//10), (kl_max, entropy_min), report)
+        if run is not None: folder.finish(run, stopped)
     return folder.result(trained, trainer.merged_policy().model, stopped)
 
 def _train(trainer, prompts, folder, writer, every, limits, progress):
@@ -211,6 +273,7 @@ def _train(trainer, prompts, folder, writer, every, limits, progress):
         row = dict(step=k, answers=k*c.batch) | trainer.train_step(prompts, k-1)
         row['seconds'] = round(perf_counter()-start, 4)
         folder.log(row)
+        _log.info('step %d of %d: score %.4g, kl %.3g', k, c.steps, row['score'], row['kl'])
         if writer:
             for name,x in row.items(): writer.add_scalar(name, x, k)
         if reason := stop_reason(row, *limits, n_prompts):

@@ -16,6 +16,7 @@ from fastcore.basics import patch
 from . import ppo
 from .rollouts import (
     Rollouts, generate_rollouts, map_in_batches, prompt_schedule, rollout_logprobs)
+from ...foundation.arguments import checked
 from ...foundation.errors import ConfigError, DataError, unknown_name_message
 from ...language.chat import modes
 from ...language.engine.batching import batches
@@ -28,6 +29,7 @@ from ...language.optimization import (
 from ...language.reward_head import ValueHead, answer_outputs, answer_states, backbone
 
 # %% ../../../nbs/constitution/rl/30_trainer.ipynb #6c84fabf
+@checked
 @dataclass(frozen=True)
 class RLConfig:
     "Options of RL training"
@@ -66,9 +68,15 @@ class RLConfig:
             if getattr(self, name) not in known:
                 raise ConfigError(unknown_name_message(name, str(getattr(self, name)), list(known)))
         for name in ('batch', 'steps', 'num_ppo_epochs', 'num_mini_batches', 'max_new_tokens',
-                     'lr', 'temperature', 'cliprange'):
-            if not getattr(self, name)>0:
-                raise ConfigError(f'{name} is {getattr(self, name)}; give more than 0.')
+                     'lr', 'temperature', 'cliprange', 'cliprange_value', 'kl_target',
+                     'num_generations', 'max_tokens'):
+            x = getattr(self, name)
+            if x is not None and not x>0: raise ConfigError(f'{name} is {x}; give more than 0.')
+        for name in ('kl_coef', 'gamma', 'lam', 'vf_coef', 'warmup', 'max_grad_norm', 'seed'):
+            x = getattr(self, name)
+            if x<0: raise ConfigError(f'{name} is {x}; give 0 or more.')
+            if name in ('gamma', 'lam') and x>1:
+                raise ConfigError(f'{name} is {x}; give 1 or less.')
         if self.batch%self.group_size:
             raise ConfigError(f'batch is {self.batch}, with {self.group_size} answers to each '
                               f'prompt; give a multiple of {self.group_size}.')
@@ -101,12 +109,19 @@ def compute_rewards(
     function,     # Reward function
     prompts:list, # Texts
     answers:list,
+    name='The reward function', # In error messages
 )->np.ndarray:    # [answer], finite
     "Call a reward function and check its result"
-    x = np.asarray(function(prompts, answers), dtype=float)
+    result = function(prompts, answers)
+    result = result.detach().cpu() if isinstance(result, torch.Tensor) else result
+    try: x = np.asarray(result, dtype=float)
+    except (TypeError, ValueError):
+        raise DataError(f'{name} returned {result!r:.60}; it has to return one number for each '
+                        'answer.') from None
     if x.shape!=(len(answers),):
-        raise DataError(f'The reward function returned shape {x.shape} for {len(answers)} '
-                        'answers; it has to return one number each.')
+        given = f'{result!r:.60}' if x.ndim==0 else f'shape {x.shape}'
+        raise DataError(f'{name} returned {given} for {len(answers)} answers; it has to return one '
+                        'number for each.')
     if not np.isfinite(x).all():
         i = int(np.argmin(np.isfinite(x)))
         raise DataError(f'The reward of answer {i} of the batch is {x[i]}; rewards have to be '
@@ -371,7 +386,7 @@ def train_on_batch(self:RLTrainer, b:RolloutBatch, k:int)->dict:
 # %% ../../../nbs/constitution/rl/30_trainer.ipynb #87c3dcee
 @patch
 def train_step(self:RLTrainer,
-    prompts:list, # Rows with `id` and `text`
+    prompts:list, # Rows with `id` and `prompt`
     k:int,        # Number of the step, from 0
 )->dict:          # Numbers to log
     "Generate rollouts, compute advantages and update the policy"

@@ -22,13 +22,15 @@ from pathlib import Path
 
 import numpy as np
 
-from moral_sc.foundation.datasets import data_dir, fetch, read_jsonl
+from moral_sc.foundation.datasets import check_characters, data_dir, fetch, read_jsonl
 from moral_sc.foundation.errors import ConfigError, DataError, unknown_name_message
+from moral_sc.foundation.tables import check_fields, read_rows
 from moral_sc.language.chat import Prompt, encode_after, render
 
 # %%
 #| hide
 import json, tempfile
+import pandas as pd
 from fastcore.test import *
 from moral_sc.foundation.datasets import available
 from moral_sc.language.models import decode, encode
@@ -43,61 +45,111 @@ tmp = Path(tempfile.mkdtemp())
 #
 # ## Sources of prompts
 #
-# A prompt is a row with `id` and `text`; `kind` is `helpful` or `red_team`. We wrote forty of each,
-# all mild. The prompts of @bai2022hh are the beginnings of dialogues, many of several turns, and can be
-# fetched. Your own prompts are JSON lines.
+# A prompt is a string, or a row with `prompt`, and optionally `id`, `kind` and `topic`; `text` is read as
+# `prompt`. Every function of this package takes prompts as `load_prompts` does: a list of strings or rows, a
+# DataFrame, a file, or the name of a set. Of `helpful` and mild `red_team` requests we wrote forty each. The
+# prompts of @bai2022hh are the beginnings of dialogues, many of several turns, and can be fetched.
 
 # %%
 #| export
 MAX_CHARACTERS = 100_000 # Characters
 _own_sets = dict(helpful='helpful', red_team='mild_red_team')
 
+def get_prompt(
+    row:dict,
+    location:str='The row', # Of the row, for messages
+)->str:
+    "Return the prompt of a row, which may also be called `text`"
+    given = {k: row[k] for k in ('prompt', 'text') if row.get(k) is not None}
+    if not given: check_fields(row, location, ['prompt'])
+    if len({*map(repr, given.values())})>1:
+        raise DataError(f'{location} has both `prompt` and `text`, which differ; keep one.')
+    name,text = next(iter(given.items()))
+    if isinstance(text, str): return text
+    raise DataError(f'{location} has {text!r:.60} as `{name}`, not a string; write earlier turns '
+                    'into it as "Human: ..." and "Assistant: ...".')
+
 def _row(r, i, source):
-    text = r.get('text', r.get('prompt'))
+    if isinstance(r, str): r = dict(id=r, prompt=r)
     row = f'{source}: row {i}'
-    if not isinstance(text, str): raise DataError(f'{row} has no `text` that is a string; add it.')
+    if not isinstance(r, dict):
+        raise DataError(f'{row} is {r!r:.60}; give a string, or a dict with `prompt`.')
+    check_characters({k: r[k] for k in ('id', 'prompt', 'text') if k in r}, row)
+    text = get_prompt(r, row)
     if not text.strip(): raise DataError(f'{row} is empty; write a prompt or delete the row.')
     if len(text)>MAX_CHARACTERS:
         raise DataError(f'{row} has {len(text):,} characters; shorten it to '
                         f'{MAX_CHARACTERS:,} or fewer.')
-    return dict(id=str(r.get('id', f'{Path(source).stem}/{i}')), text=text.strip(),
-                kind=r.get('kind', '').replace('-', '_'), topic=r.get('topic', ''))
+    kind,topic = (str(r.get(k) or '') for k in ('kind', 'topic'))
+    id = f'{Path(source).stem}/{i}' if r.get('id') is None else str(r['id'])
+    return dict(id=id, prompt=text.strip(), text=text.strip(), kind=kind.replace('-', '_'),
+                topic=topic)
 
 def validate_prompts(
-    rows,          # Dicts with `text` or `prompt`
+    rows,             # Strings, or dicts with `prompt`
     source='prompts', # Named in error messages
-)->list:           # Rows of id, text, kind, topic
-    "Return prompts as rows of one form, or refuse them"
+)->list:              # Rows of id, prompt, kind, topic
+    "Return prompts as rows of one form, or raise an error that names the row and the field"
     res = [_row(r, i, str(source)) for i,r in enumerate(rows, 1)]
-    if not res: raise DataError(f'{source} holds no prompts; add one a line.')
+    if not res: raise DataError(f'{source} holds no prompts; give one or more.')
     ids = Counter(r['id'] for r in res)
     for i,n in ids.items():
-        if n>1: raise DataError(f'{source}: the id {i!r} is used {n} times; rename all but one.')
+        if n>1: raise DataError(f'{source}: {i[:60]!r} is given {n} times; rename all but one, or '
+                                'give each an `id`.')
     return res
 
 def _dialogues(id):
     "Return the prompts of a file of human comparisons, each once"
     texts = dict.fromkeys(p for p,_,_ in _comparisons(id))
-    return [dict(id=f'{id}/{i}', text=t, kind='helpful' if 'helpful' in id else 'red_team')
+    return [dict(id=f'{id}/{i}', prompt=t, kind='helpful' if 'helpful' in id else 'red_team')
             for i,t in enumerate(texts)]
 
+def read_lines(
+    path:str|Path, # A .txt file
+)->list:
+    "Read the lines of a text file; empty ones are skipped"
+    try: lines = Path(path).expanduser().read_text(encoding='utf-8-sig').split('\n')
+    except OSError as e: raise DataError(f'{path} cannot be read: {e.strerror}.') from None
+    except UnicodeDecodeError as e:
+        raise DataError(f'{path} is not UTF-8 text (byte {e.start:,}); save it as UTF-8.') from None
+    return [x.strip() for x in lines if x.strip()]
+
+_suffixes = '.jsonl', '.csv', '.tsv', '.json', '.parquet', '.gz', '.ndjson'
+
+def _read_source(source):
+    "Return the rows of a set or file by its name, not yet validated"
+    name = str(source)
+    suffix = Path(name).suffix.lower()
+    if name in _own_sets: return read_jsonl(data_dir()/'prompts'/f'{_own_sets[name]}.jsonl')
+    if name.split('/')[0]=='hh': return _dialogues(_hh(name))
+    if suffix=='.txt': return [dict(prompt=x) for x in read_lines(source)]
+    if suffix in _suffixes: return read_rows(source)
+    sets = [*_own_sets, 'hh', 'a .jsonl, .csv or .txt file']
+    message = unknown_name_message('set of prompts', name, sets)
+    raise ConfigError(message+(' Give prompts themselves as a list.' if ' ' in name else ''))
+
 def load_prompts(
-    source='red_team',     # 'helpful', 'red_team'; 'hh' or 'hh/helpful-base/test'; a .jsonl file
+    source='red_team',     # A list, DataFrame or file; 'helpful', 'red_team', 'hh/helpful-base/test'
     limit:int|None=None,   # Largest number of prompts, drawn by `seed`
     seed:int=0,
-)->list:                   # Rows of id, text, kind, topic
-    "Load prompts"
-    name = str(source)
-    if name in _own_sets: rows = read_jsonl(data_dir()/'prompts'/f'{_own_sets[name]}.jsonl')
-    elif name.split('/')[0]=='hh': rows = _dialogues(_hh(name))
-    elif Path(name).suffix in ('.jsonl', '.gz'): rows = read_jsonl(name)
-    else: raise ConfigError(unknown_name_message('set of prompts', name,
-                                                 [*_own_sets, 'hh', 'a .jsonl file']))
-    rows = validate_prompts(rows, name)
+)->list:                   # Rows of id, prompt, kind, topic
+    "Load and validate prompts"
+    named = isinstance(source, (str, Path))
+    if named: rows = _read_source(source)
+    elif hasattr(source, 'columns'): rows = read_rows(source, 'prompts')
+    else:
+        try: rows = list(source)
+        except TypeError: raise ConfigError(f'prompts is {source!r:.60}; give a list of strings, '
+                                            'rows with `prompt`, or a file.') from None
+    rows = validate_prompts(rows, source if named else 'prompts')
     if limit is None or limit>=len(rows): return rows
     if limit<1: raise ConfigError(f'limit is {limit}; give 1 or more.')
     keep = np.random.default_rng(seed).permutation(len(rows))[:limit]
     return [rows[i] for i in sorted(keep)]
+
+
+# %%
+load_prompts(['Is it far?', dict(id='7', text='And back?', kind='helpful')])
 
 
 # %% [markdown]
@@ -229,19 +281,17 @@ found
 
 # %%
 #| export
-def _text(r): return r.get('prompt', r.get('text'))
-
 def split_by_prompt(
     rows:list,   # With `prompt` or `text`
     *shares,     # Relative size of each part: .8, .2
     seed:int=0,
 )->list:         # One list per share; rows of one prompt stay together
     "Split rows into parts that share no prompt"
-    texts = sorted({_text(r) for r in rows})
+    texts = sorted({get_prompt(r) for r in rows})
     order = np.random.default_rng(seed).permutation(len(texts))
     ends = np.round(np.cumsum(shares)/sum(shares)*len(texts)).astype(int)
     part = {texts[i]: int(np.searchsorted(ends, k, side='right')) for k,i in enumerate(order)}
-    return [[r for r in rows if part[_text(r)]==n] for n in range(len(shares))]
+    return [[r for r in rows if part[get_prompt(r)]==n] for n in range(len(shares))]
 
 def check_disjoint(
     **sets, # Name -> rows
@@ -249,10 +299,10 @@ def check_disjoint(
     "Refuse sets that share a prompt"
     owner = {}
     for name,rows in sets.items():
-        for t in {_text(r) for r in rows}:
+        for t in {get_prompt(r) for r in rows}:
             if t in owner: raise DataError(f'{name} and {owner[t]} share the prompt {t[:50]!r}: '
                                            'split them with `split_by_prompt`.')
-        owner |= {_text(r): name for r in rows}
+        owner |= {get_prompt(r): name for r in rows}
 
 
 # %%
@@ -273,22 +323,51 @@ test_ne(split_by_prompt(ours, .5, .5), split_by_prompt(ours, .5, .5, seed=1))
 
 # %% [markdown]
 # ## Error messages
+#
+# A row that is not understood is named with its file and field.
 
 # %%
 def file(*rows):
     (tmp/'mine.jsonl').write_text('\n'.join(json.dumps(r) for r in rows))
     return tmp/'mine.jsonl'
 
-mistakes = [([dict(text='Hi'), dict(text=' ')], 'row 2 is empty'),
-            ([dict(text=7)], 'no `text`'), ([dict(other='x')], 'no `text`'),
-            ([dict(text='x'*100_001)], '100,001 characters'), ([], 'holds no prompts'),
-            ([dict(id='a', text='x'), dict(id='a', text='y')], "'a' is used 2 times")]
-for rows,say in mistakes:
-    with expect_fail(DataError, contains=say): load_prompts(file(*rows))
-with expect_fail(ConfigError, contains="did you mean 'helpful'"): load_prompts('helpfull')
+mistakes = [([dict(prompt='Hi'), dict(text=' ')], 'mine.jsonl: row 2 is empty'),
+            ([dict(prompt=7)], "row 1 has 7 as `prompt`, not a string"),
+            ([dict(prompt=[dict(role='user')])], 'not a string; write earlier turns'),
+            ([dict(promt='x')], "row 1 has no 'prompt'; did you mean 'promt'?"),
+            ([dict(other='x')], "has no 'prompt'; a row needs prompt"),
+            ([dict(prompt='a', text='b')], 'both `prompt` and `text`, which differ'),
+            ([dict(text='x'*100_001)], '100,001 characters'), ([], 'has no rows'),
+            ([dict(id='a', text='x'), dict(id='a', text='y')], "'a' is given 2 times")]
+for rows,message in mistakes:
+    with expect_fail(DataError, contains=message): load_prompts(file(*rows))
+lists = [(['a', 'a'], "prompts: 'a' is given 2 times"), ([], 'prompts holds no prompts'),
+         (['a', 7], 'prompts: row 2 is 7; give a string'),
+         (['\ud83d'], 'row 1 has half a character'), ([dict(id='\ud83d', prompt='x')], 'half a char')]
+for rows,message in lists:
+    with expect_fail(DataError, contains=message): load_prompts(rows)
+for source,message in [('helpfull', "did you mean 'helpful'"), (7, 'prompts is 7; give a list'),
+                       ('Is it far?', 'Give prompts themselves as a list')]:
+    with expect_fail(ConfigError, contains=message): load_prompts(source)
 with expect_fail(DataError): load_prompts(tmp/'none.jsonl')
 load_prompts(file(dict(prompt='Is it far?')))
 
+# %% [markdown]
+# The same prompts from a list, files of three kinds and a DataFrame.
+
 # %%
+texts = ['Is it far?', 'Why, "far"?']
+(tmp/'mine.txt').write_text('\ufeffIs it far?\r\n\r\nWhy, "far"?\r\n', encoding='utf-8')
+(tmp/'mine.csv').write_text('id,prompt\n1,Is it far?\n2,"Why, ""far""?"\n')
+sources = [file(*[dict(text=t) for t in texts]), tmp/'mine.txt', tmp/'mine.csv', texts,
+           [dict(prompt=t) for t in texts], pd.DataFrame(dict(prompt=texts)), iter(texts)]
+for source in sources: test_eq([r['prompt'] for r in load_prompts(source)], texts)
+
+# %%
+#| hide
 test_eq(len(load_prompts('red_team', 8)), 8)
 test_eq(load_prompts('red_team', 8), load_prompts('red_team', 8))
+test_eq(load_prompts([dict(prompt='x', kind=None, id=None)])[0]['id'], 'prompts/1')
+(tmp/'bad.txt').write_bytes(b'caf\xe9')
+with expect_fail(DataError, contains='not UTF-8'): load_prompts(tmp/'bad.txt')
+with expect_fail(DataError, contains='cannot be read'): load_prompts(tmp/'none.txt')

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 
 import numpy as np, torch
 
-from moral_sc.constitution.prompts import render_prompt
+from moral_sc.constitution.prompts import get_prompt, render_prompt
 from moral_sc.foundation.errors import ConfigError
 from moral_sc.language.reward_head import answer_logprobs
 from moral_sc.language.engine import inference
@@ -131,7 +131,7 @@ STOP_STRINGS = dict(plain=('\n\nHuman:',)) # Strings that end an answer, by mode
 
 def generate_rollouts(
     lm,                    # The policy
-    prompts:list,          # Rows with `text`
+    prompts:list,          # Rows with `prompt`
     keys:list,             # One a row; key and seed determine the random numbers of the answer
     max_new_tokens:int=128,
     temperature:float=1.,
@@ -147,7 +147,8 @@ def generate_rollouts(
         raise ConfigError(f'top_p is {top_p}; rollouts are sampled from the whole distribution, '
                           'so leave it at 1.')
     if temperature<=0: raise ConfigError(f'temperature is {temperature}; give more than 0.')
-    rendered = [render_prompt(lm, p['text'], mode) for p in prompts]
+    texts = [get_prompt(p) for p in prompts]
+    rendered = [render_prompt(lm, t, mode) for t in texts]
     stop = STOP_STRINGS.get(mode, ()) if stop is None else stop
     with torch.no_grad(), inference(lm.model, steps=max_new_tokens, batch_invariant=True,
                                     in_place=True): # As the trainer computes it
@@ -155,7 +156,7 @@ def generate_rollouts(
                       logprobs='tempered', **(dict(values=value_head) if value_head else {}), **kw)
     logp,mask = pad_values([s.logprobs for s in samples], lm.device)
     values = pad_values([s.values for s in samples], lm.device)[0] if value_head else None
-    return Rollouts(prompts=[p['text'] for p in prompts],
+    return Rollouts(prompts=texts,
                     answers=[s.text.strip() for s in samples],
                     rows=[[*p.ids, *s.ids] for p,s in zip(rendered, samples)],
                     starts=[len(p.ids) for p in rendered],
@@ -166,7 +167,7 @@ def generate_rollouts(
 # %%
 lm = random_model('llama')
 nouns = 'fruit', 'tree', 'very large animal'
-prompts = [dict(id=w, text=f'Name one {w}.') for w in nouns]*4
+prompts = [dict(id=w, prompt=f'Name one {w}.') for w in nouns]*4
 keys = [f'0/{i}' for i in range(len(prompts))]
 r = generate_rollouts(lm, prompts, keys, 24)
 r, r.logp[:2,:6]

@@ -35,6 +35,7 @@ from fastcore.basics import patch
 from moral_sc.constitution.rl import ppo
 from moral_sc.constitution.rl.rollouts import (
     Rollouts, generate_rollouts, map_in_batches, prompt_schedule, rollout_logprobs)
+from moral_sc.foundation.arguments import checked
 from moral_sc.foundation.errors import ConfigError, DataError, unknown_name_message
 from moral_sc.language.chat import modes
 from moral_sc.language.engine.batching import batches
@@ -57,6 +58,7 @@ from moral_sc.language.reward_head import ValueHead, answer_outputs, answer_stat
 
 # %%
 #| export
+@checked
 @dataclass(frozen=True)
 class RLConfig:
     "Options of RL training"
@@ -95,9 +97,15 @@ class RLConfig:
             if getattr(self, name) not in known:
                 raise ConfigError(unknown_name_message(name, str(getattr(self, name)), list(known)))
         for name in ('batch', 'steps', 'num_ppo_epochs', 'num_mini_batches', 'max_new_tokens',
-                     'lr', 'temperature', 'cliprange'):
-            if not getattr(self, name)>0:
-                raise ConfigError(f'{name} is {getattr(self, name)}; give more than 0.')
+                     'lr', 'temperature', 'cliprange', 'cliprange_value', 'kl_target',
+                     'num_generations', 'max_tokens'):
+            x = getattr(self, name)
+            if x is not None and not x>0: raise ConfigError(f'{name} is {x}; give more than 0.')
+        for name in ('kl_coef', 'gamma', 'lam', 'vf_coef', 'warmup', 'max_grad_norm', 'seed'):
+            x = getattr(self, name)
+            if x<0: raise ConfigError(f'{name} is {x}; give 0 or more.')
+            if name in ('gamma', 'lam') and x>1:
+                raise ConfigError(f'{name} is {x}; give 1 or less.')
         if self.batch%self.group_size:
             raise ConfigError(f'batch is {self.batch}, with {self.group_size} answers to each '
                               f'prompt; give a multiple of {self.group_size}.')
@@ -124,7 +132,10 @@ from fastcore.test import *
 # %%
 with expect_fail(ConfigError, contains="did you mean 'ppo'?"): RLConfig(algorithm='pop')
 with expect_fail(ConfigError, contains='a multiple of 4'): RLConfig('rloo', batch=30)
-with expect_fail(ConfigError, contains='cliprange is 0'): RLConfig(cliprange=0)
+faults = dict(cliprange=0, kl_coef=-1, gamma=1.5, lam=-.1, num_generations=0, seed=-1, kl_target=0,
+              max_tokens=0, lr='x', batch=8.5, learning_rate=1, num_train_epochs=1)
+for name,value in faults.items():
+    with expect_fail(ConfigError, contains=name): RLConfig(**{name: value})
 
 
 # %% [markdown]
@@ -151,12 +162,19 @@ def compute_rewards(
     function,     # Reward function
     prompts:list, # Texts
     answers:list,
+    name='The reward function', # In error messages
 )->np.ndarray:    # [answer], finite
     "Call a reward function and check its result"
-    x = np.asarray(function(prompts, answers), dtype=float)
+    result = function(prompts, answers)
+    result = result.detach().cpu() if isinstance(result, torch.Tensor) else result
+    try: x = np.asarray(result, dtype=float)
+    except (TypeError, ValueError):
+        raise DataError(f'{name} returned {result!r:.60}; it has to return one number for each '
+                        'answer.') from None
     if x.shape!=(len(answers),):
-        raise DataError(f'The reward function returned shape {x.shape} for {len(answers)} '
-                        'answers; it has to return one number each.')
+        given = f'{result!r:.60}' if x.ndim==0 else f'shape {x.shape}'
+        raise DataError(f'{name} returned {given} for {len(answers)} answers; it has to return one '
+                        'number for each.')
     if not np.isfinite(x).all():
         i = int(np.argmin(np.isfinite(x)))
         raise DataError(f'The reward of answer {i} of the batch is {x[i]}; rewards have to be '
@@ -170,8 +188,12 @@ exclamations = lambda prompts,answers: [a.count('!') for a in answers]
 combine_rewards(length, exclamations, weights=[.5, -2])(['']*2, ['Four', 'No!!'])
 
 # %%
-for x,message in ([0, np.nan], 'answer 1'), ([0], 'one number each'):
+faults = [([0, np.nan], 'answer 1'), ([0], 'returned shape (1,) for 2 answers'), (None, 'returned None'),
+          (1., 'returned 1.0 for 2 answers'), (['a', 'b'], "returned ['a', 'b']"),
+          ([[0], [1, 2]], 'one number for each')]
+for x,message in faults:
     with expect_fail(DataError, contains=message): compute_rewards(lambda p,a: x, '  ', 'ab')
+test_eq(compute_rewards(lambda p,a: torch.ones(2, requires_grad=True), '  ', 'ab'), np.ones(2))
 
 
 # %% [markdown]
@@ -497,7 +519,7 @@ def train_on_batch(self:RLTrainer, b:RolloutBatch, k:int)->dict:
 #| export
 @patch
 def train_step(self:RLTrainer,
-    prompts:list, # Rows with `id` and `text`
+    prompts:list, # Rows with `id` and `prompt`
     k:int,        # Number of the step, from 0
 )->dict:          # Numbers to log
     "Generate rollouts, compute advantages and update the policy"
@@ -573,7 +595,7 @@ from moral_sc.language.reward_head import build_reward_model, reward_scores
 from moral_sc.language.stub_models import random_model
 
 lm = random_model('llama')
-prompts = [dict(id=w, text=f'Is it {w}?') for w in 'far late cold dark soon over'.split()]
+prompts = [dict(id=w, prompt=f'Is it {w}?') for w in 'far late cold dark soon over'.split()]
 small = dict(batch=32, max_new_tokens=12, lr=1e-3, steps=16)
 letters = lambda prompts,answers: [sum(c.islower() for c in a) for a in answers]
 def trainer(reward=letters, **kw): return RLTrainer(lm, reward, RLConfig(**small|kw))

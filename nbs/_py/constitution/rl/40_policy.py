@@ -22,8 +22,12 @@
 # %%
 #| export
 import json
+import logging
+import os
+import shutil
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
+from inspect import signature
 from pathlib import Path
 from time import perf_counter
 from uuid import uuid4
@@ -31,16 +35,25 @@ from uuid import uuid4
 import numpy as np, pandas as pd
 from fastcore.meta import delegates
 
-from moral_sc.constitution.rl.trainer import RLConfig, RLTrainer, combine_rewards
+from moral_sc.constitution.preference import PreferenceModel
+from moral_sc.constitution.prompts import load_prompts
+from moral_sc.constitution.rl.trainer import (
+    RLConfig, RLTrainer, combine_rewards, compute_rewards)
+from moral_sc.foundation.arguments import checked
 from moral_sc.foundation.errors import ConfigError, DataError
+from moral_sc.foundation.files import replace_file
+from moral_sc.foundation.manifest import Manifest
+from moral_sc.foundation.progress import progress_callback
 from moral_sc.foundation.runs import content_key, function_key, open_run, process_rank
 from moral_sc.language.engine import training
 from moral_sc.language.loading import load
 from moral_sc.language.models import LM
-from moral_sc.language.optimization import Checkpoints, init_distributed
+from moral_sc.language.optimization import (
+    Checkpoints, get_random_state, init_distributed, set_random_state)
 from moral_sc.language.reward_head import save_model
 
 _all_ = ['RLConfig', 'combine_rewards']
+_log = logging.getLogger(__name__)
 
 
 # %% [markdown]
@@ -70,10 +83,11 @@ def stop_reason(
 
 # %%
 #| hide
-import os, signal, subprocess, sys, tempfile
+import contextlib, io, signal, subprocess, sys, tempfile, warnings
 import torch
 from importlib.util import find_spec
 from fastcore.test import *
+from moral_sc.foundation.errors import ModelError
 from moral_sc.bias.sweep import expand_models
 tmp = Path(tempfile.mkdtemp())
 torch.set_num_threads(1)
@@ -89,8 +103,9 @@ changes = [{}, dict(kl3=11.), dict(entropy=.01), dict(unique_answers=1), dict(sc
 #
 # A run folder has a file `history.jsonl` with one line a step, a folder `snapshots` with a model
 # folder every few steps, and a [checkpoint](../../language/44_optimization.ipynb) with modules,
-# optimizer, KL coefficient and random states. The number of the step determines the position in the
-# data.
+# optimizer, KL coefficient, history and random states. The number of the step determines the position in
+# the data. A finished run has the trained model in `model`. All files are listed in a
+# [manifest](../../foundation/22_manifest.ipynb) and compared with it before a run goes on or is loaded.
 
 # %%
 #| export
@@ -111,12 +126,16 @@ class TrainedPolicy:
 # %%
 #| export
 class _RunFolder:
-    "History, snapshots and checkpoint of a run; without `out` nothing is written"
+    "History, snapshots, checkpoint and final model of a run; without `out` nothing is written"
     def __init__(self, out):
         self.out = out and Path(out)
         self.checkpoints = Checkpoints(out, keep=1) if out else None
+        self.manifest = Manifest(out) if out else None
         self.rows = []
         self.writes = bool(out) and process_rank()[0]==0
+
+    @property
+    def history(self): return self.out/'history.jsonl'
 
     def snapshots(self):
         return sorted((self.out/'snapshots').glob('step-*[0-9]')) if self.out else []
@@ -124,24 +143,40 @@ class _RunFolder:
     def log(self, row):
         self.rows.append(row)
         if not self.writes: return
-        with open(self.out/'history.jsonl', 'a') as f: f.write(json.dumps(row)+'\n')
+        with open(self.history, 'a') as f: f.write(json.dumps(row)+'\n')
 
     def save(self, trainer, k):
         "Save a snapshot and a checkpoint after `k` steps"
         state = trainer.state_dict() # Collective under FSDP, so on all ranks
         if not self.writes: return
         snapshot = self.out/'snapshots'/f'step-{k:06}'
-        if not snapshot.exists(): save_model(trainer.merged_policy(), snapshot)
-        self.checkpoints.save(k, state)
+        if self.manifest.damage(snapshot): # Also if it does not exist
+            shutil.rmtree(snapshot, ignore_errors=True)
+            self.manifest.record(save_model(trainer.merged_policy(), snapshot))
+        self.checkpoints.save(k, state|dict(rows=self.rows))
 
     def resume(self, trainer):
         "Load the last checkpoint; return the number of finished steps"
-        k,state = self.checkpoints.latest() if self.out else (0, None)
+        fields = 'modules', 'optimizer', 'kl_coef', 'max_tokens', 'random', 'rows'
+        k,state = self.checkpoints.latest(*fields) if self.out else (0, None)
         if state is None: self.save(trainer, 0); return 0
-        trainer.load_state_dict(state)
-        self.rows = _read_history(self.out)[:k]
-        if self.writes: _write_history(self.out/'history.jsonl', self.rows)
+        self.manifest.check(*(d for d in self.snapshots() if int(d.name[5:])<=k))
+        try: trainer.load_state_dict(state)
+        except (RuntimeError, ValueError, KeyError, TypeError, IndexError) as e:
+            raise DataError(f'{self.checkpoints.path(k)} is not a checkpoint of this training '
+                            f'({str(e).splitlines()[0]:.150}); move {self.out} away and start '
+                            'again.') from e
+        self.rows = state['rows']
+        if self.writes: _write_history(self.history, self.rows)
+        _log.info('%s goes on after step %d', self.out, k)
         return k
+
+    def finish(self, run, stopped):
+        "Write the final model where a user looks, and mark the run as finished"
+        if self.writes:
+            _copy_folder(self.snapshots()[-1], self.out/'model')
+            self.manifest.record(self.out/'model', self.history)
+        run.finish(stopped=stopped)
 
     def describe_last(self):
         last = self.snapshots()[-1:]
@@ -157,29 +192,36 @@ class _RunFolder:
 
     def has_more_steps(self, steps):
         "Whether a finished run lacks steps that are asked for; an error if it has more"
-        finished,stopped = len(_read_history(self.out)), self._stopped()
-        if finished>steps:
-            raise ConfigError(f'{self.out} holds {finished} steps, more than {steps}: use one of '
-                              'its snapshots, or another folder.')
-        return finished<steps and not stopped
+        self.manifest.check()
+        self.manifest.check(self.history, self.out/'model', *self.snapshots())
+        self.rows = _read_history(self.history)
+        if len(self.rows)>steps:
+            raise ConfigError(f'{self.out} holds {len(self.rows)} steps, more than {steps}: use '
+                              'one of its snapshots, or another folder.')
+        return len(self.rows)<steps and not self._stopped()
 
-    def _stopped(self): return json.loads((self.out/'provenance.json').read_text())['stopped']
+    def _stopped(self):
+        provenance = json.loads((self.out/'provenance.json').read_text())
+        return provenance.get('stopped', '')
 
     def load_finished(self, lm):
         "Return the policy of a finished run"
-        self.rows = _read_history(self.out)
         return self.result(lm, self.load_last(lm), self._stopped())
 
-def _read_history(out):
-    "Read history.jsonl, without a last line that is incomplete"
-    path = Path(out)/'history.jsonl'
-    lines = path.read_text().split('\n')[:-1] if path.exists() else []
-    return [json.loads(x) for x in lines]
+def _read_history(path): return [json.loads(x) for x in path.read_text().splitlines()]
 
 def _write_history(path, rows):
-    part = path.with_suffix('.part')
-    part.write_text(''.join(json.dumps(r)+'\n' for r in rows))
-    part.rename(path)
+    with replace_file(path) as part: part.write_text(''.join(json.dumps(r)+'\n' for r in rows))
+
+def _copy_folder(source, target):
+    "Replace a folder by a copy of another, with hard links where the disk has them"
+    part = target.with_name(f'.{target.name}.part')
+    for path in (part, target): shutil.rmtree(path, ignore_errors=True)
+    try: shutil.copytree(source, part, copy_function=os.link)
+    except (OSError, shutil.Error):
+        shutil.rmtree(part, ignore_errors=True)
+        shutil.copytree(source, part)
+    part.rename(target)
 
 
 # %% [markdown]
@@ -187,13 +229,26 @@ def _write_history(path, rows):
 
 # %%
 #| export
-def _prompt_rows(prompts):
-    "Return prompts as rows with a unique `id` and a `text`"
-    rows = [dict(id=p, text=p) if isinstance(p, str) else p for p in prompts]
-    if not rows: raise DataError('There are no prompts to train on; give one or more.')
-    if len({r['id'] for r in rows})<len(rows):
-        raise DataError('Two prompts have the same id; give each its own.')
-    return rows
+def _as_reward(reward):
+    "Return a reward function; a path is that of a preference model"
+    if isinstance(reward, (str, Path)): return PreferenceModel.load(reward)
+    if callable(reward): return reward
+    raise ConfigError(f'The reward is {reward!r:.60}; give a function of prompts and answers, a '
+                      'preference model or its folder.')
+
+def _check_reward(reward, prompts, name='The reward function'):
+    "Call a reward function on a few short answers, before anything is sampled"
+    if isinstance(reward, PreferenceModel): return
+    texts = [prompts[0]['prompt'], prompts[-1]['prompt']]
+    answers = ['Yes.', 'I am not sure.']
+    try: signature(reward).bind(texts, answers)
+    except TypeError:
+        raise ConfigError(f'{name} cannot be called as reward(prompts, answers); it has to take a '
+                          'list of prompts and a list of answers.') from None
+    except ValueError: pass # Some builtins have no signature
+    state = get_random_state() # The function may draw random numbers
+    try: compute_rewards(reward, texts, answers, name)
+    finally: set_random_state(state)
 
 def _summary_writer(out, tensorboard):
     if not tensorboard or process_rank()[0]: return
@@ -215,13 +270,14 @@ def _run_config(lm, prompts, reward, c, value_model, reward_name, limits, out):
     critic = None if value_model is None else value_model.identity
     return dict(kind='policy', model=lm.identity, reward=rewarded, value_model=critic,
                 limits=[float(x) for x in limits], **settings,
-                prompts=content_key(rows=[[r['id'], r['text']] for r in prompts]))
+                prompts=content_key(rows=[[r['id'], r['prompt']] for r in prompts]))
 
+@checked
 @delegates(RLConfig)
 def train_policy(
-    lm:LM,                # Initial policy and reference model; not changed
-    prompts:list,         # Strings, or rows with `id` and `text`
-    reward,               # Reward function: (prompts, answers) -> one number each
+    lm,                   # Initial policy and reference model, not changed; anything `load` takes
+    prompts,              # Anything `load_prompts` takes: strings, rows, a file
+    reward,               # (prompts, answers) -> one number each; or a preference model, or its folder
     *,
     steps:int=100,
     out=None,             # Folder of a run that can be resumed
@@ -232,7 +288,7 @@ def train_policy(
     value_model=None,     # Preference model from which a separate critic is initialised
     reward_name:str='',   # Stands for the reward in the run's key; default: its source and closure
     tensorboard:bool=False, # Also write event files
-    progress=None,        # progress(steps done, number of steps)
+    progress=None,        # True: a bar; or a function (steps done, number of steps)
     **kwargs              # Of `RLConfig`
 )->TrainedPolicy:
     """Train a copy of a model against a reward function.
@@ -240,7 +296,14 @@ def train_policy(
     The same call resumes an interrupted run. A finished run goes on if more `steps` are asked for
     and the learning rate does not depend on their number."""
     c = RLConfig(steps=steps, **kwargs)
-    prompts = _prompt_rows(prompts)
+    if every is not None and every<1: raise ConfigError(f'every is {every}; give 1 or more.')
+    prompts = load_prompts(prompts)
+    reward = _as_reward(reward)
+    watch = {k: _as_reward(f) for k,f in (watch or {}).items()}
+    _check_reward(reward, prompts)
+    for k,f in watch.items(): _check_reward(f, prompts, f'The watched function {k!r}')
+    if isinstance(value_model, (str, Path)): value_model = PreferenceModel.load(value_model)
+    lm = load(lm, 'float32')
     init_distributed()
     trainer = RLTrainer(lm, reward, c, value_model, watch)
     config = _run_config(lm, prompts, reward, c, value_model, reward_name, (kl_max, entropy_min),
@@ -253,10 +316,11 @@ def train_policy(
         if run is not None and run.finished:
             if not folder.has_more_steps(c.steps): return folder.load_finished(trained)
             run.reopen()
-        with training(*trainer.computing_modules(), batch_invariant=True):
+        with (training(*trainer.computing_modules(), batch_invariant=True),
+              progress_callback(progress, 'steps') as report):
             stopped = _train(trainer, prompts, folder, _summary_writer(out, tensorboard),
-                             every or max(1, steps//10), (kl_max, entropy_min), progress)
-        if run is not None: run.finish(stopped=stopped)
+                             every or max(1, steps//10), (kl_max, entropy_min), report)
+        if run is not None: folder.finish(run, stopped)
     return folder.result(trained, trainer.merged_policy().model, stopped)
 
 def _train(trainer, prompts, folder, writer, every, limits, progress):
@@ -268,6 +332,7 @@ def _train(trainer, prompts, folder, writer, every, limits, progress):
         row = dict(step=k, answers=k*c.batch) | trainer.train_step(prompts, k-1)
         row['seconds'] = round(perf_counter()-start, 4)
         folder.log(row)
+        _log.info('step %d of %d: score %.4g, kl %.3g', k, c.steps, row['score'], row['kl'])
         if writer:
             for name,x in row.items(): writer.add_scalar(name, x, k)
         if reason := stop_reason(row, *limits, n_prompts):
@@ -414,6 +479,72 @@ whole = train_policy(lm, prompts, letters, every=2, **small|dict(steps=6))
 assert same(longer.lm, whole.lm)
 test_eq(history(longer).to_dict('list'), history(whole).to_dict('list'))
 
+
+# %% [markdown]
+# ## Damaged files
+#
+# A bit that flips in a file of a finished run is found before the run is reported as done, whichever file
+# it is. An interrupted run with a damaged checkpoint starts again, with a warning, and ends where it would
+# have ended. The history is part of the checkpoint, so `history.jsonl` is written anew.
+
+# %%
+def flip(path, at=-9):
+    content = bytearray(path.read_bytes())
+    content[at] ^= 1
+    path.write_bytes(content)
+
+def rerun(name, **kw): return train_policy(lm, prompts, letters, out=tmp/name, **small|kw)
+
+rerun('done', steps=1)
+def refused(p, reason):
+    with expect_fail(DataError, contains=f'{p.name} {reason}'): rerun('done', steps=1)
+
+files = [tmp/'done'/n for n in (
+    'step-00000001.pt', 'history.jsonl', 'model/tokenizer.json', 'snapshots/step-000000/model.safetensors',
+    'snapshots/step-000001/config.json')]
+for p in files:
+    flip(p)
+    refused(p, 'has another SHA-256')
+    flip(p)
+whole = files[1].read_bytes()
+files[1].write_bytes(whole[:40])
+refused(files[1], 'has 40 bytes, not')
+files[1].unlink()
+refused(files[1], 'is missing')
+files[1].write_bytes(whole)
+(files[3].parent/'model-00002.safetensors').touch()
+refused(files[3].parent/'model-00002.safetensors', 'is not in manifest.json')
+(files[3].parent/'model-00002.safetensors').unlink()
+rerun('done', steps=1)
+
+# %%
+expected = train_policy(lm, prompts, letters, **small|dict(steps=4))
+def interrupt(k, n):
+    if k==3: raise Interrupt
+
+for damage in ('step-00000002.pt', 'history.jsonl'):
+    with expect_fail(Interrupt): rerun(damage, steps=4, every=2, progress=interrupt)
+    flip(tmp/damage/damage)
+    with warnings.catch_warnings(record=True) as caught: q = rerun(damage, steps=4, every=2)
+    assert same(q.lm, expected.lm) and history(q).equals(history(expected))
+    test_eq(len(caught), int(damage.startswith('step')))
+with expect_fail(Interrupt): rerun('snapshot', steps=4, every=2, progress=interrupt)
+flip(tmp/'snapshot'/'snapshots'/'step-000002'/'model.safetensors')
+with expect_fail(DataError, contains='step-000002/model.safetensors has another SHA-256'):
+    rerun('snapshot', steps=4, every=2)
+
+# %% [markdown]
+# The trained model is in `model`, as after `finetune` and `fit_preference`.
+
+# %%
+assert same(load(tmp/'longer'/'model'), longer.lm)
+assert same(train_policy(str(tmp/'done'/'model'), prompts, letters, **small|dict(steps=1)).lm,
+            train_policy(load(tmp/'done'/'model'), prompts, letters, **small|dict(steps=1)).lm)
+stderr = io.StringIO()
+with contextlib.redirect_stderr(stderr):
+    train_policy(lm, prompts, letters, progress=True, **small|dict(steps=2))
+assert 'steps: 100%' in stderr.getvalue()
+
 # %% [markdown]
 # ## LoRA
 #
@@ -453,8 +584,21 @@ q.stopped.replace(str(tmp), '…')
 nan = lambda prompts,answers: [float('nan')]*len(answers)
 for call,kind,message in [
         (lambda: train_policy(lm, [], letters), DataError, 'no prompts'),
-        (lambda: train_policy(lm, ['a', 'a'], letters), DataError, 'same id'),
-        (lambda: train_policy(lm, prompts, nan, **small), DataError, 'is nan'),
+        (lambda: train_policy(lm, ['a', 'a'], letters), DataError, "'a' is given 2 times"),
+        (lambda: train_policy(lm, [dict(promt='a')], letters), DataError, "did you mean 'promt'"),
+        (lambda: train_policy('none', prompts, nan, **small), DataError, 'is nan'),
+        (lambda: train_policy('none', prompts, lambda answers: [0.]), ConfigError,
+         'cannot be called as reward(prompts, answers)'),
+        (lambda: train_policy('none', prompts, lambda p, a: 1.), DataError, 'returned 1.0 for 2'),
+        (lambda: train_policy('none', prompts, letters, watch=dict(w=lambda p, a: None)), DataError,
+         "The watched function 'w' returned None"),
+        (lambda: train_policy('none', prompts, 7), ConfigError, 'The reward is 7; give a function'),
+        (lambda: train_policy('none', prompts, 'gone'), ModelError, 'no folder gone'),
+        (lambda: train_policy('none', prompts, letters), ConfigError, "There is no model 'none'"),
+        (lambda: train_policy(lm, prompts, letters, learning_rate=1), ConfigError,
+         "train_policy has no argument 'learning_rate'; did you mean 'lr'?"),
+        (lambda: train_policy(lm, prompts, letters, steps='10'), ConfigError, "steps is '10'; give"),
+        (lambda: train_policy(lm, prompts, letters, every=0), ConfigError, 'every is 0'),
         (lambda: train_policy(lm, prompts, letters, algorithm='dpo'), ConfigError,
          "There is no algorithm 'dpo'")]:
     with expect_fail(kind, contains=message): call()
