@@ -19,6 +19,7 @@ seed = 0         # everything random follows from it
 #| hide
 import numpy as np, pandas as pd, torch
 from moral_sc.constitution.toy import environment
+from moral_sc.constitution.toy.controls import baseline_answers
 from moral_sc.constitution.toy.experiments import (
     answer_once, count_feature, curve_gap, held_out_change, score_snapshots,
     split_mixed_requests, true_labels, true_score)
@@ -37,8 +38,8 @@ torch.set_num_threads(1)
 
 # %%
 size = at_scale(scale, # trainings: of every model of this page; prices: KL coefficients
-    quick=dict(model='tiny', read=60, asks=60, pairs=80, epochs=2, steps=10, batch=16,
-               trainings=2, prices=[.2], held=30),
+    quick=dict(model='tiny', read=20, asks=16, pairs=40, epochs=1, steps=6, batch=8,
+               trainings=2, prices=[.2], held=12),
     cpu=dict(model='tiny', read=900, asks=300, pairs=300, epochs=4, steps=100, batch=64,
              trainings=6, prices=[.1, .3], held=200),
     gpu=dict(model='medium', read=None, asks=3000, pairs=3000, epochs=2, steps=600,
@@ -155,14 +156,54 @@ fits.round(3)
 # half. If the learned score also falls over that stretch, its change replaces the loss.
 
 # %%
-changes = pd.DataFrame({
-    s: held_out_change(score_snapshots(p, proxies[s], held, s, device))
-    for s,p in unpenalised.items()}).T
+held_scores = {s: score_snapshots(p, proxies[s], held, s, device)
+               for s,p in unpenalised.items()}
+changes = pd.DataFrame({s: held_out_change(x) for s,x in held_scores.items()}).T
 def mean(x): return Estimate(*cluster_bootstrap(np.asarray(x, float), range(len(x))))
 changes.round(2)
 
 # %%
 pd.Series({k: str(mean(changes[k])) for k in changes})
+
+# %% [markdown]
+# As registered, these changes were those of one training, with intervals over its prompts, and the
+# learned score was not to fall after the highest true score. For the first training:
+
+# %%
+table = held_scores[seed].pivot(index='prompt', columns='step', values=['proxy', 'gold'])
+def change(column, a, b):
+    "Change of a score between two snapshots, [prompt]"
+    return table[column][b]-table[column][a]
+
+steps,top = table.gold.columns,changes.top[seed]
+by_prompt = dict(proxy=change('proxy', steps[0], steps[-1]),
+                 fall=change('gold', steps[-1], top)[1::2],
+                 learned_after=change('proxy', top, steps[-1])[1::2])
+one_training = {k: Estimate(*cluster_bootstrap(x.to_numpy(), x.index))
+                for k,x in by_prompt.items()}
+turned = min((one_training[k] for k in ('fall', 'learned_after')), key=lambda e: e.low)
+{k: str(e) for k,e in one_training.items()}
+
+# %% [markdown]
+# ### Answers without a model
+#
+# What do the learned scores say about answers that [no model wrote](
+# ../../constitution/toy/50_controls.ipynb)? Mean scores on the held-out prompts, over trainings,
+# beside the first and the last policies:
+
+# %%
+texts = [r['text'] for r in held]
+fixed = baseline_answers(texts, seed)
+scored = {k: [np.mean([proxies[s](texts, a) for s in seeds]), true_score(texts, a).mean()]
+          for k,a in fixed.items()}
+by_step = pd.concat(held_scores).groupby('step')[['proxy', 'gold']].mean()
+scored |= {f'{name} policy': by_step.iloc[i].tolist() for name,i in (('first', 0), ('last', -1))}
+pd.DataFrame(scored, ['learned', 'true']).T.round(2)
+
+# %% [markdown]
+# The learned scores put the last policies far above every answer without a model. By the truth these
+# policies are no better than the constant phrase of comfort, and worse than the text generator that
+# wrote what the first models read.
 
 # %% [markdown]
 # ## KL coefficient, and RLOO
@@ -227,19 +268,21 @@ pd.DataFrame(dict(k1=steps.kl, k3=steps.kl3)).agg(['mean', 'std', 'min']).round(
 # same way:
 
 # %%
-texts = [r['text'] for r in held]
 comfort_models = {
     s: train_preference(s, environment.model_labels(sample_pairs(lm, pair_prompts, s), seed=s),
                         'warm') for s,lm in first_models.items()}
 comfort_policies = train('labels', rewards=comfort_models)
-def comfort_share(s, path):
-    "Return the share of answers of a snapshot with a phrase of comfort"
+def has_comfort(s, path):
+    "Mark answers of a snapshot with a phrase of comfort"
     answers = answer_once(load(path, 'float32', device), held, s)
-    return float((count_feature('kind')(texts, answers)>0).mean())
-share = pd.DataFrame({s: {name: comfort_share(s, p.snapshots[i])
-                          for name,i in (('first', 0), ('last', -1))}
-                      for s,p in comfort_policies.items()}).T
+    return (count_feature('kind')(texts, answers)>0).astype(float)
+comfort = {name: {s: has_comfort(s, p.snapshots[i]) for s,p in comfort_policies.items()}
+           for name,i in (('first', 0), ('last', -1))}
+share = pd.DataFrame({name: {s: x.mean() for s,x in by_seed.items()}
+                      for name,by_seed in comfort.items()})
 comfort_rise = mean(share['last']-share['first'])
+one_training['comfort'] = Estimate(*cluster_bootstrap(
+    comfort['last'][seed]-comfort['first'][seed], texts))
 share.round(2), str(comfort_rise)
 
 # %%
@@ -265,18 +308,23 @@ plot_distance(comfort_policies[seed].history,
 # ## Claims
 #
 # The criteria in `data/claims/constitution_overoptimisation.toml` were fixed before the first policy
-# was trained in the toy environment. The number of six trainings, and that intervals resample them,
-# was fixed before this recording, and four criteria were edited at that time; the file lists them. Two
-# claims are the paper's: the fall of the true score holds, boilerplate is undecided. The others are ours,
-# after other papers: the square root of the KL [@bai2022hh] and the rise of the learned score hold, the
-# KL coefficient [@gao2023overoptimization] and RLOO are undecided.
+# was trained in the toy environment. Four were edited in place later and stand again as registered;
+# three of them drew the prompts of one training. By their criteria these three hold, but they are closed,
+# because another training can end elsewhere, and are judged again over six trainings. Only the fall of
+# the true score and the boilerplate are claims of the paper; the square root of the KL [@bai2022hh], the
+# KL coefficient [@gao2023overoptimization] and RLOO are rows of ours. Three claims hold (square root of
+# the KL, rising learned score, falling true score); those about the KL coefficient, boilerplate and RLOO
+# are undecided.
 
 # %%
 record(scale, {
     'constitution/overopt-root-kl': mean(fits.in_kl-fits.line),
-    'constitution/overopt-proxy-rises': mean(changes.proxy),
-    'constitution/overopt-turns': mean(changes.turned),
+    'constitution/overopt-proxy-rises': one_training['proxy'],
+    'constitution/overopt-proxy-rises-trainings': mean(changes.proxy),
+    'constitution/overopt-turns': turned,
+    'constitution/overopt-turns-trainings': mean(changes.turned),
     'constitution/overopt-price': mean(gold_gap),
-    'constitution/overopt-boilerplate': comfort_rise,
+    'constitution/overopt-boilerplate': one_training['comfort'],
+    'constitution/overopt-boilerplate-trainings': comfort_rise,
     'constitution/overopt-rloo': mean(score_gap),
 })
