@@ -12,9 +12,10 @@ import time
 import typer
 
 # %% ../../../nbs/lab/cli/20_superposition.ipynb #d529e358
-from ...foundation.errors import ConfigError
-from .console import (Out, Seed, command_group, help_examples, option,
-                                      print_status, progress_bar, run_folder, write_file)
+from ...foundation.errors import ConfigError, short_repr
+from .console import (AsJson, Out, Seed, command_group, help_examples, option,
+                                      print_rows, print_status, progress_bar, run_folder,
+                                      write_file)
 
 # %% ../../../nbs/lab/cli/20_superposition.ipynb #4df0c7b1
 superposition = command_group('Toy models of superposition.')
@@ -22,7 +23,13 @@ superposition = command_group('Toy models of superposition.')
 def _numbers(name, text):
     try: return [float(x) for x in text.split(',')]
     except ValueError:
-        raise ConfigError(f'{name} is {text!r}: give numbers separated by commas.') from None
+        raise ConfigError(f'--{name} is {short_repr(text)}: give numbers separated by commas.'
+                          ) from None
+
+def _default_folder(out, experiment, settings):
+    "The folder given, or one named after the settings"
+    from moral_sc.foundation.runs import content_key
+    return run_folder(out, 'superposition', f'{experiment}-{content_key(**settings)[:8]}')
 
 def _train_with_progress(config, steps, progress, unfinished, **kw):
     from moral_sc.superposition.training import load_run, save_run, train
@@ -55,22 +62,26 @@ def train_toy_models(
     device:option(str, 'cpu or cuda.')='cpu',
     seed:Seed=0,
     out:Out=None,
+    as_json:AsJson=False,
 ):
-    "Train a batch of toy models."
+    "Train a batch of toy models and print their losses."
     from moral_sc.superposition.model import ToyConfig, check_positive_integers
-    from moral_sc.superposition.training import resolve_engine, save_run
+    from moral_sc.superposition.training import load_run, resolve_engine, save_run
     check_positive_integers(models=models, steps=steps, batch_size=batch_size)
     p = _numbers('density', density)
-    out = run_folder(out, 'superposition')
     densities = [[x]*features for x in p for _ in range(models)]
     importance = [decay**i for i in range(features)]
     config = ToyConfig(features, hidden, len(p)*models, densities, importance, activation)
     name,_ = resolve_engine(engine, config, device)
-    settings = dict(config=config.to_dict(), steps=steps, batch_size=batch_size, lr=lr, seed=seed)
+    settings = dict(features=features, hidden=hidden, density=p, models=models, decay=decay,
+                    activation=activation, steps=steps, batch_size=batch_size, lr=lr, seed=seed)
+    out = _default_folder(out, 'train', settings)
     _check_settings(out/'config.json', settings)
     result = out/'run.safetensors'
     unfinished = out/'unfinished.safetensors'
-    if result.is_file(): print_status('The run is complete; nothing was trained.')
+    if result.is_file():
+        run = load_run(result)
+        print_status('The run is complete; nothing was trained.')
     else:
         print_status(f'Training {features} features in {hidden} dimensions at density {density} '
                      f'with engine {name}; writing to {out}.')
@@ -79,42 +90,50 @@ def train_toy_models(
                                        batch_size=batch_size, engine=name, device=device)
         save_run(run, result)
         unfinished.unlink(missing_ok=True)
-    typer.echo(result)
+    print_rows(_losses(p, models, run), as_json)
+    (print_status if as_json else typer.echo)(str(result))
+
+def _losses(p, models, run):
+    "The last logged losses at each density"
+    last = run.loss[:,-1].view(len(p), models)
+    return [dict(density=d, models=models, mean_loss=round(l.mean().item(), 6),
+                 best_loss=round(l.min().item(), 6)) for d,l in zip(p, last)]
 
 def _check_settings(path, settings):
     "Write the settings to a folder, or raise an error if it has other settings"
     text = json.dumps(settings, indent=1)+'\n'
-    if path.is_file() and path.read_text()!=text:
+    if path.is_file() and path.read_bytes()!=text.encode():
         raise ConfigError(f'{path.parent} holds a run with other settings '
                           f'({_changed_settings(path, settings)}): give another --out.')
     write_file(path, text)
 
 def _changed_settings(path, new):
     try: old = json.loads(path.read_text())
-    except ValueError: return 'its config.json is damaged'
-    flat = lambda d: {**d.get('config', {}), **{k: v for k,v in d.items() if k!='config'}}
-    old = flat(old)
-    new = flat(new)
-    return ', '.join(f'{k}: {old.get(k)}, not {new[k]}' for k in new if old.get(k)!=new[k])
+    except (ValueError, RecursionError): old = None
+    if not isinstance(old, dict): return 'its config.json is damaged'
+    return ', '.join(f'{k}: {short_repr(old.get(k))}, not {short_repr(new[k])}' for k in new
+                     if old.get(k)!=new[k]) or 'of another version'
 
 # %% ../../../nbs/lab/cli/20_superposition.ipynb #24e9eb28
-def _run_experiment(out, settings, message, make):
-    "Write the table and figure that `make` returns, unless the folder has them"
+def _run_experiment(out, settings, message, make, as_json):
+    "Write the table and figure that `make` returns, unless the folder has them; print the table"
+    import pandas as pd
     _check_settings(out/'config.json', settings)
     if (out/'figure.html').is_file(): print_status('The run is complete; nothing was trained.')
     else:
         print_status(f'{message}; writing to {out}.')
-        table,figure = make()
+        with progress_bar('steps') as progress: table,figure = make(progress)
         write_file(out/'table.csv', table.to_csv(index='density' not in table))
         write_file(out/'figure.html', figure.to_html(include_plotlyjs=True))
-    typer.echo(out/'figure.html')
+    if as_json: print_rows(pd.read_csv(out/'table.csv'), as_json)
+    (print_status if as_json else typer.echo)(str(out/'figure.html'))
 
 @superposition.command(epilog=help_examples(
     'moral_sc superposition phase --features 3 --hidden 2 --points 21 --restarts 10'))
 def phase(
     features:option(int, 'Features; the importance of the last varies.')=2,
     hidden:option(int, 'Dimensions.')=1,
-    points:option(int, 'Number of densities, and of importances.')=31,
+    points:option(int, 'Number of densities, and of importances.', bounds=(2, 10_000))=31,
     restarts:option(int, 'Models at each point; the one with the lowest loss is shown.')=10,
     activation:option(str, 'Output activation: relu, linear, gelu and others.')='relu',
     steps:option(int, 'Updates.')=3000,
@@ -122,23 +141,21 @@ def phase(
     device:option(str, 'cpu or cuda.')='cpu',
     seed:Seed=0,
     out:Out=None,
+    as_json:AsJson=False,
 ):
     "Map the phases of a feature over density and importance."
     from moral_sc.superposition.plots import plot_phases
-    from moral_sc.superposition.model import ToyConfig, check_positive_integers
-    from moral_sc.superposition.phase_diagram import logspace, phase_diagram
+    from moral_sc.superposition.model import ToyConfig
+    from moral_sc.superposition.phase_diagram import phase_diagram
     from moral_sc.superposition.training import resolve_engine
-    check_positive_integers(points=points, restarts=restarts, steps=steps)
-    if points<2: raise ConfigError('points is 1: give 2 or more.')
     name,_ = resolve_engine(engine, ToyConfig(features, hidden, activation=activation), device)
     kw = dict(n_features=features, n_hidden=hidden, restarts=restarts, seed=seed,
-              activation=activation, steps=steps)
-    def make():
-        table,_ = phase_diagram(density=logspace(1, .01, points), engine=name, device=device,
-                                importance=logspace(.1, 10, points), **kw)
+              activation=activation, steps=steps, points=points)
+    def make(progress):
+        table,_ = phase_diagram(engine=name, device=device, progress=progress, **kw)
         return table,plot_phases({f'{features} features in {hidden}, {activation}': table})
     message = f'Training {points*points*restarts} models with engine {name}'
-    _run_experiment(run_folder(out, 'phase'), kw|dict(points=points), message, make)
+    _run_experiment(_default_folder(out, 'phase', kw), kw, message, make, as_json)
 
 @superposition.command(epilog=help_examples(
     'moral_sc superposition geometry --features 200 --hidden 20 --density 1,0.5,0.35,0.2,0.1'))
@@ -152,6 +169,7 @@ def geometry(
     device:option(str, 'cpu or cuda.')='cpu',
     seed:Seed=0,
     out:Out=None,
+    as_json:AsJson=False,
 ):
     "Measure the dimensionality of many equal features."
     from moral_sc.superposition.dimensionality import dimensionality_sweep
@@ -164,8 +182,8 @@ def geometry(
     name,_ = resolve_engine(engine, config, device)
     kw = dict(n_features=features, n_hidden=hidden, density=p, restarts=restarts, seed=seed,
               steps=steps)
-    def make():
-        sweep = dimensionality_sweep(engine=name, device=device, **kw)
+    def make(progress):
+        sweep = dimensionality_sweep(engine=name, device=device, progress=progress, **kw)
         return sweep.table(),plot_dimensionality(sweep)
     message = f'Training {len(p)*restarts} models of {features} features with engine {name}'
-    _run_experiment(run_folder(out, 'geometry'), kw, message, make)
+    _run_experiment(_default_folder(out, 'geometry', kw), kw, message, make, as_json)

@@ -9,6 +9,7 @@ __all__ = ['has_browser', 'drawing_browser', 'figure_png', 'add_pictures', 'run_
 import base64
 import io
 import os
+import subprocess
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -24,7 +25,13 @@ def has_browser()->bool:
     "Whether kaleido finds a Chromium."
     from choreographer.browsers.chromium import Chromium
     path = os.environ.get('BROWSER_PATH') or Chromium.find_browser(skip_local=False)
-    return bool(path) and Path(path).is_file()
+    return bool(path) and Path(path).is_file() and _is_chromium(path)
+
+def _is_chromium(path):
+    "Whether a program starts and calls itself Chromium or Chrome; kaleido waits for others for ever"
+    try: run = subprocess.run([path, '--version'], capture_output=True, timeout=30) # noqa: S603
+    except (OSError, subprocess.TimeoutExpired): return False
+    return b'Chrom' in run.stdout
 
 @contextmanager
 def drawing_browser():
@@ -33,7 +40,8 @@ def drawing_browser():
     except ImportError:
         raise ConfigError('Pictures need kaleido: pip install "moral_sc[docs]".') from None
     if not has_browser():
-        raise ConfigError('Pictures need Chromium: install it, or set BROWSER_PATH to it.')
+        raise ConfigError('Pictures need Chromium: install it, or set BROWSER_PATH to it. Outputs '
+                          'are kept; `moral_sc site pictures` adds the pictures later.')
     kaleido.start_sync_server(silence_warnings=True)
     try: yield
     finally: kaleido.stop_sync_server(silence_warnings=True)

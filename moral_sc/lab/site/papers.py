@@ -17,7 +17,7 @@ from pathlib import Path
 from ...foundation.datasets import data_dir, read_toml
 from ...foundation.errors import ConfigError, DataError
 from ..claims import claim_text, format_estimate, ledger, verdict_text, verdicts
-from ..paths import notebooks_dir
+from ..paths import find_pages, notebooks_dir, page_name
 from .pages import directives, plotly_mime, title_and_line, verdict_class
 
 # %% ../../../nbs/lab/site/26_papers.ipynb #e2be5ef7
@@ -97,15 +97,22 @@ def claim_counts(**kwargs)->ClaimCounts: # Arguments of `claims_table`
     return ClaimCounts(table.rows, table.pages)
 
 # %% ../../../nbs/lab/site/26_papers.ipynb #12962638
+def _page_path(page, folder):
+    path = Path(folder or notebooks_dir())/f'{page}.ipynb'
+    if path.is_file(): return path
+    pages = find_pages([page], folder)
+    if len(pages)==1: return pages[0]
+    raise ConfigError(f'{page!r} names {len(pages)} pages: give one, such as '
+                      f'{page_name(pages[0])!r}.')
+
 def figure_data(
-    page:str,  # Path below `folder`, without suffix
+    page:str,  # 'paper/page' or 'page', as `moral_sc reproduce` takes it
     label:str, # Its `#| label:`; '' for the first figure
     folder,    # Of executed pages; None for the recorded ones
 )->dict:       # MIME type to data
     "Return the output that shows a figure."
     import nbformat
-    path = Path(folder or notebooks_dir())/f'{page}.ipynb'
-    if not path.is_file(): raise ConfigError(f'No page {page!r} at {path}: check its name.')
+    path = _page_path(page, folder)
     cells = [c for c in nbformat.read(path, 4).cells if c.cell_type=='code']
     cells = [c for c in cells if label in ('', directives(c.source)[0].get('label'))]
     datas = [o.get('data', {}) for c in cells for o in c.outputs]
@@ -114,7 +121,7 @@ def figure_data(
     return datas[0]
 
 def recorded_figure(
-    page:str,    # Path below the papers' pages, without suffix
+    page:str,    # 'paper/page' or 'page', as `moral_sc reproduce` takes it
     label='',    # Its `#| label:`, default: the first figure
     folder=None, # Of the papers' pages, default: ours
 ):               # plotly Figure

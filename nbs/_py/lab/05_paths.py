@@ -9,7 +9,7 @@
 # %% [markdown]
 # # Paths
 #
-# > Locate the paper notebooks, the claims and the folders that pages write to.
+# > Locate the notebooks of the papers and guides, the claims, and the folders of pages.
 
 # %%
 #| default_exp lab.paths
@@ -23,6 +23,7 @@ from pathlib import Path
 #| export
 import moral_sc
 from moral_sc.foundation.datasets import data_dir
+from moral_sc.foundation.errors import ConfigError, unknown_name_message
 
 # %%
 #| hide
@@ -33,8 +34,8 @@ from fastcore.test import *
 
 # %% [markdown]
 # The package works from a clone and from an installed wheel. In a clone the paper notebooks are in
-# `nbs/papers` and the claims in `data/claims`. In a wheel they are in `moral_sc/notebooks` and
-# `moral_sc/data`. The functions of this module and `data_dir` hide the difference.
+# `nbs/papers`, the guides in `nbs/guides` and the claims in `data/claims`. In a wheel they are in
+# `moral_sc/notebooks`, `moral_sc/guides` and `moral_sc/data`. The functions of this module and `data_dir` hide the difference.
 #
 # ## Folders of the package
 
@@ -51,13 +52,18 @@ def notebooks_dir()->Path:
     if root: return root/'nbs'/'papers'
     return Path(moral_sc.__file__).resolve().parent/'notebooks'
 
+def guides_dir()->Path:
+    "Return the folder of the guides"
+    root = checkout_root()
+    return root/'nbs'/'guides' if root else Path(moral_sc.__file__).resolve().parent/'guides'
+
 def claims_dir()->Path:
     "Return the folder of the claims' criteria"
     return data_dir()/'claims'
 
 
 # %%
-notebooks_dir().parts[-2:], claims_dir().parts[-2:]
+notebooks_dir().parts[-2:], guides_dir().parts[-2:], claims_dir().parts[-2:]
 
 # %% [markdown]
 # ## Names of pages
@@ -75,7 +81,7 @@ def page_name(
     "Return the name `paper/page` of a notebook"
     path = Path(path).resolve()
     if path.is_relative_to(notebooks_dir()): path = path.relative_to(notebooks_dir())
-    return '/'.join(path.with_suffix('').parts[-2:])
+    return '/'.join(p for p in path.with_suffix('').parts[-2:] if p!=path.anchor)
 
 def _reading_order(path):
     name = page_name(path)
@@ -101,6 +107,7 @@ names = [page_name(p) for p in notebook_paths()]
 names[:2], len(names)
 
 # %%
+test_eq(page_name('/mine.ipynb'), 'mine')
 first = [n.split('/')[0] for n in names]
 test_eq(first, sorted(first, key=papers.index))
 
@@ -114,6 +121,57 @@ for name in ['constitution/labels', 'superposition/collapse', '_drafts/labels']:
     (tmp/f'{name}.ipynb').touch()
 found = [page_name(p) for p in notebook_paths(tmp)]
 test_eq(found, ['superposition/collapse', 'constitution/labels'])
+
+
+# %% [markdown]
+# ## Selection of pages
+#
+# You can name a paper, a page, `paper/page`, a guide, or a path.
+
+# %%
+#| export
+def find_pages(
+    names=(),    # Papers, pages ('bbq_first_look'), guides or paths; default: all papers' pages
+    folder=None, # Of the pages; default: the paper pages of this package
+)->list:
+    "Return the paths of pages given by name"
+    all_pages = notebook_paths(folder)
+    guides = notebook_paths(guides_dir()) if folder is None else []
+    names_of = lambda p: {page_name(p), *page_name(p).split('/')}
+    res = [] if names else all_pages
+    for n in map(str, [names] if isinstance(names, (str, Path)) else names):
+        hits = [p for p in all_pages+guides if n.removesuffix('.ipynb') in names_of(p)]
+        given = Path(n)
+        if not hits and given.suffix=='.ipynb' and given.is_file(): hits = [given.resolve()]
+        known = sorted({x for p in all_pages+guides for x in page_name(p).split('/')})
+        if not hits: raise ConfigError(unknown_name_message('paper or notebook', n, known))
+        res = res+[h for h in hits if h not in res]
+    return res
+
+
+# %%
+#| hide
+import nbformat
+shelf = tmp/'shelf'
+for p in ['superposition/pentagon', 'superposition/phases', 'constitution/revision']:
+    (shelf/p).parent.mkdir(parents=True, exist_ok=True)
+    nbformat.write(nbformat.v4.new_notebook(), shelf/f'{p}.ipynb')
+
+# %% [markdown]
+# Three pages of an example:
+
+# %%
+short = lambda names: [p.stem for p in find_pages(names, shelf)]
+short([]), short(['superposition']), short(['constitution/revision', 'phases'])
+
+# %%
+test_eq(short(['superposition', 'phases']), ['pentagon', 'phases'])
+test_eq(short([str(shelf/'superposition'/'phases.ipynb')]), ['phases'])
+with expect_fail(ConfigError, contains="did you mean 'superposition'?"):
+    short(['superpositon'])
+guide = 'your_own_model_and_data'
+test_eq([page_name(p) for p in find_pages([guide])], [f'guides/{guide}'])
+assert not any(page_name(p).startswith('guides') for p in find_pages())
 
 
 # %% [markdown]

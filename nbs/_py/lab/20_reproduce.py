@@ -31,11 +31,11 @@ from pathlib import Path
 #| export
 import moral_sc
 from moral_sc.foundation.datasets import data_dir
-from moral_sc.foundation.errors import ConfigError, unknown_name_message
+from moral_sc.foundation.errors import ConfigError, short_repr, unknown_name_message
 from moral_sc.foundation.runs import provenance
 from moral_sc.lab.execution import (Result, declared_parameters, execute, read_notebook,
                                     stop_kernels, write_atomic)
-from moral_sc.lab.paths import notebook_paths, page_name
+from moral_sc.lab.paths import find_pages, page_name
 from moral_sc.lab.scales import validate_scale
 
 # %%
@@ -68,50 +68,11 @@ def write(name, *cells):
 # One command makes a report with results from each paper. It may run for ten minutes or a day, so it must survive a
 # failing page, a closed laptop and a killed job. Files appear under their final names only when they are
 # complete. The same command, given again, does only what is missing.
-#
-# ## Selection of pages
-#
-# You can name a paper, a page, `paper/page`, or a path.
-
-# %%
-#| export
-def find_pages(
-    names=(),    # Papers, pages ('bbq_first_look') or paths; default: all
-    folder=None, # Of the pages; default: the paper pages of this package
-)->list:
-    "Return the paths of pages given by name"
-    all_pages = notebook_paths(folder)
-    names_of = lambda p: {page_name(p), *page_name(p).split('/')}
-    res = [] if names else all_pages
-    for n in map(str, [names] if isinstance(names, (str, Path)) else names):
-        hits = [p for p in all_pages if n.removesuffix('.ipynb') in names_of(p)]
-        given = Path(n)
-        if not hits and given.suffix=='.ipynb' and given.is_file(): hits = [given.resolve()]
-        known = sorted({x for p in all_pages for x in page_name(p).split('/')})
-        if not hits: raise ConfigError(unknown_name_message('paper or notebook', n, known))
-        res = res+[h for h in hits if h not in res]
-    return res
-
 
 # %%
 #| hide
 shelf = tmp/'shelf'
-for p in ['superposition/pentagon', 'superposition/phases', 'constitution/revision']:
-    (shelf/p).parent.mkdir(parents=True, exist_ok=True)
-    nbformat.write(nbformat.v4.new_notebook(), shelf/f'{p}.ipynb')
-
-# %% [markdown]
-# Three pages of an example:
-
-# %%
-short = lambda names: [p.stem for p in find_pages(names, shelf)]
-short([]), short(['superposition']), short(['constitution/revision', 'phases'])
-
-# %%
-test_eq(short(['superposition', 'phases']), ['pentagon', 'phases'])
-test_eq(short([str(shelf/'superposition'/'phases.ipynb')]), ['phases'])
-with expect_fail(ConfigError, contains="did you mean 'superposition'?"):
-    short(['superpositon'])
+for p in ['superposition', 'constitution']: (shelf/p).mkdir(parents=True, exist_ok=True)
 
 
 # %% [markdown]
@@ -146,6 +107,10 @@ def page_parameters(
     "Check parameters against those that the pages declare"
     declared = [declared_parameters(read_notebook(p)) for p in pages]
     res = dict(scale=scale, seed=seed)
+    for k,default in (('scale', 'quick'), ('seed', 0)):
+        if res[k]!=default and not any(k in d for d in declared): raise ConfigError(
+            f'None of these pages has a parameter {k}: omit --{k}, or declare {k} = {default!r} in '
+            'a cell tagged parameters.')
     if models: res['models'] = [models] if isinstance(models, str) else list(models)
     if models and not any('models' in d for d in declared):
         raise ConfigError('None of these pages loads a model: omit --model.')
@@ -170,11 +135,22 @@ trained = shelf_page('superposition/pentagon', "scale = 'quick'\nseed = 0\nsteps
 asked = shelf_page('constitution/revision', "scale = 'quick'\nseed = 0\nmodels = ()\nhard = False")
 page_parameters([trained, asked], 'cpu', 1, 'a-model', dict(steps='300', rate='1', hard='True'))
 
+# %% [markdown]
+# A scale or seed that no page takes is refused, since the report would name what did not run.
+
+# %%
+plain = shelf_page('constitution/plain', 'n = 3')
+test_eq(page_parameters([plain], 'quick', 0), dict(scale='quick', seed=0))
+for given,name in [(('cpu', 0), 'scale'), (('quick', 7), 'seed')]:
+    with expect_fail(ConfigError, contains=f'has a parameter {name}: omit --{name}'):
+        page_parameters([plain], *given)
+test_eq(page_parameters([plain, trained], 'cpu', 7), dict(scale='cpu', seed=7))
+
 # %%
 test_eq(page_parameters([asked], 'cpu', 1, ['a', 'b']),
         dict(scale='cpu', seed=1, models=['a', 'b']))
 for pages,models,settings,words in [
-        ([trained], ['a'], {}, 'loads a model'),
+        ([trained], ['a'], {}, 'loads a model'), ([plain], ['a'], {}, 'loads a model'),
         ([trained], (), dict(step='3'), "did you mean 'steps'?"),
         ([trained], (), dict(hard='True'), 'hard'),
         ([trained], (), dict(steps='many'), "steps is 'many': give a value like 100"),
@@ -348,6 +324,17 @@ list(machine_info(2))
 #| export
 def _executed(out, path): return out/'notebooks'/f'{page_name(path)}.ipynb'
 
+def check_unique_names(
+    pages:list, # Paths
+):
+    "Raise an error if two pages would have one name in the report"
+    found = {}
+    for p in pages:
+        other = found.setdefault(page_name(p).casefold(), p)
+        if other!=p: raise ConfigError(
+            f'{other} and {p} would both be {page_name(p)} in the report: run them into two '
+            'folders (--out), or rename one.')
+
 def finished_result(
     out:Path,        # Folder of a report
     path,            # A notebook
@@ -373,7 +360,10 @@ def run_page(
     "Run a page and store it in the report"
     name = page_name(path)
     env = dict(MORAL_SC_RUNS=str((out/'runs'/name).resolve()), OMP_NUM_THREADS=str(threads))
-    note = dict(key=page_key(read_notebook(path), parameters), machine=machine_info(threads))
+    nb = read_notebook(path)
+    declared = declared_parameters(nb)
+    note = dict(key=page_key(nb, parameters), machine=machine_info(threads),
+                parameters={k: v for k,v in parameters.items() if k in declared})
     return execute(path, _executed(out, path), parameters, progress, env, name, note)
 
 
@@ -435,8 +425,8 @@ class Report:
 def _checked(scale, jobs, seed):
     validate_scale(scale)
     for k,v,low in (('jobs', jobs, 1), ('seed', seed, 0)):
-        if not isinstance(v, int) or v<low:
-            raise ConfigError(f'{k} is {v!r}: give {low} or more.')
+        if not isinstance(v, int) or isinstance(v, bool) or not low<=v<2**63:
+            raise ConfigError(f'{k} is {short_repr(v)}: give {low} or more, at most 2^63-1.')
     return dict(scale=scale, seed=seed, version=package_version())
 
 
@@ -459,6 +449,7 @@ def reproduce(
     if jobs is None: jobs = min(4, available_cores())
     config = _checked(scale, jobs, seed)
     todo = find_pages(names, folder)
+    check_unique_names(todo)
     params = page_parameters(todo, scale, seed, models, settings)
     out = prepare_report(out, config|params)
     with report_lock(out), explain_disk_errors(out):
@@ -503,6 +494,17 @@ reproduce([ok, bad], out='first', seed=3)
 write('ok', "scale = 'quick'\nseed = 0", '3*seed')
 with expect_fail(ConfigError, contains='holds made/ok from another state'):
     reproduce([ok, bad], out='first', seed=3)
+
+# %% [markdown]
+# Two pages of one name are refused, since one would replace the other in the report.
+
+# %%
+Path('elsewhere/made').mkdir(parents=True)
+twin = Path('elsewhere/made/ok.ipynb').resolve()
+twin.write_bytes(ok.read_bytes())
+with expect_fail(ConfigError, contains='would both be made/ok'):
+    reproduce([ok, twin], out='twins')
+assert not Path('twins').exists()
 
 # %% [markdown]
 # ## Interruptions
@@ -587,7 +589,9 @@ assert Path('fourth/index.html').is_file()
 # %%
 for kw,words in [(dict(jobs=0), 'jobs is 0: give 1 or more'), (dict(seed=-1), 'seed is -1'),
                  (dict(scale='fast'), "no scale 'fast'"), (dict(names=['ko']), "'ko'"),
-                 (dict(models=['a']), 'loads a model'), (dict(settings=dict(step=1)), 'step')]:
+                 (dict(models=['a']), 'loads a model'), (dict(settings=dict(step=1)), 'step'),
+                 (dict(seed=True), 'seed is True'), (dict(seed=2**63), '2^63-1'),
+                 (dict(jobs='2'), 'jobs is')]:
     with expect_fail(ConfigError, contains=words):
         reproduce(**{'names': [ok], 'out': 'fifth', **kw})
 test_eq(Path('fifth').exists(), False)

@@ -16,6 +16,7 @@
 
 # %%
 #| export
+import json
 import math
 import re
 from contextlib import contextmanager
@@ -246,6 +247,7 @@ Limit = option(int|None, 'Maximum number of items. Default: all.')
 Mode = option(str, 'Format of prompts: plain, chat or chat-noprefill.', choices=_MODES,
               metavar='MODE')
 Out = option(Path|None, 'Folder of the run. Default: a folder below runs/.')
+AsJson = option(bool, 'Print JSON, one object for each row.', '--json')
 
 
 # %% [markdown]
@@ -265,6 +267,14 @@ def format_table(
     padded = [[f'{c:{w}}' for c,w in zip(l, widths, strict=True)] for l in lines]
     return '\n'.join('  '.join(l).rstrip() for l in padded)
 
+def print_rows(
+    rows,         # Dicts with the same keys, or a DataFrame
+    as_json=False,
+):
+    "Print a table, or JSON for other programs"
+    if hasattr(rows, 'to_json'): rows = json.loads(rows.to_json(orient='records'))
+    typer.echo(json.dumps(rows, indent=1, ensure_ascii=False) if as_json else format_table(rows))
+
 def run_folder(
     out:Path|None, # The value of --out
     *parts:str,    # Of the default folder below runs/
@@ -279,7 +289,9 @@ def write_file(path:Path, text:str)->Path:
 
 
 # %%
-print(format_table([dict(id='bbq/Age', status='ok'), dict(id='law', status='missing')]))
+rows = [dict(id='bbq/Age', status='ok'), dict(id='law', status='missing')]
+print_rows(rows)
+print_rows(rows, as_json=True)
 
 # %%
 test_eq(run_folder(None, 'evaluate', 'a/b c'), Path('runs/evaluate/a-b-c'))

@@ -27,7 +27,7 @@ from pathlib import Path
 from moral_sc.foundation.datasets import data_dir, read_toml
 from moral_sc.foundation.errors import ConfigError, DataError
 from moral_sc.lab.claims import claim_text, format_estimate, ledger, verdict_text, verdicts
-from moral_sc.lab.paths import notebooks_dir
+from moral_sc.lab.paths import find_pages, notebooks_dir, page_name
 from moral_sc.lab.site.pages import directives, plotly_mime, title_and_line, verdict_class
 
 # %%
@@ -173,15 +173,22 @@ test_eq(counts._repr_markdown_().splitlines()[2:],
 
 # %%
 #| export
+def _page_path(page, folder):
+    path = Path(folder or notebooks_dir())/f'{page}.ipynb'
+    if path.is_file(): return path
+    pages = find_pages([page], folder)
+    if len(pages)==1: return pages[0]
+    raise ConfigError(f'{page!r} names {len(pages)} pages: give one, such as '
+                      f'{page_name(pages[0])!r}.')
+
 def figure_data(
-    page:str,  # Path below `folder`, without suffix
+    page:str,  # 'paper/page' or 'page', as `moral_sc reproduce` takes it
     label:str, # Its `#| label:`; '' for the first figure
     folder,    # Of executed pages; None for the recorded ones
 )->dict:       # MIME type to data
     "Return the output that shows a figure."
     import nbformat
-    path = Path(folder or notebooks_dir())/f'{page}.ipynb'
-    if not path.is_file(): raise ConfigError(f'No page {page!r} at {path}: check its name.')
+    path = _page_path(page, folder)
     cells = [c for c in nbformat.read(path, 4).cells if c.cell_type=='code']
     cells = [c for c in cells if label in ('', directives(c.source)[0].get('label'))]
     datas = [o.get('data', {}) for c in cells for o in c.outputs]
@@ -190,7 +197,7 @@ def figure_data(
     return datas[0]
 
 def recorded_figure(
-    page:str,    # Path below the papers' pages, without suffix
+    page:str,    # 'paper/page' or 'page', as `moral_sc reproduce` takes it
     label='',    # Its `#| label:`, default: the first figure
     folder=None, # Of the papers' pages, default: ours
 ):               # plotly Figure
@@ -219,6 +226,10 @@ recorded_figure('squares', 'fig-squares', tmp).data[0].y
 # %%
 with expect_fail(ConfigError, contains="shows no figure 'fig-cubes'"):
     recorded_figure('squares', 'fig-cubes', tmp)
+test_eq(recorded_figure('demonstrating_superposition').to_json(),
+        recorded_figure('superposition/demonstrating_superposition').to_json())
+for name,words in [('demonstrating_superpositon', 'did you mean'), ('superposition', 'give one')]:
+    with expect_fail(ConfigError, contains=words): recorded_figure(name)
 
 
 # %% [markdown]
