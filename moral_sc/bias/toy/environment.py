@@ -16,8 +16,10 @@ from itertools import permutations
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 from ..bbq.items import Item, stratified
-from ..bbq.metrics import BBQ, bbq_metrics
+from ..bbq.metrics import BBQ, asked_items, condition_probabilities
+from ..bbq.scoring import OVERALL, accuracy, bias_score
 from ..benchmarks import Benchmark
 from ...foundation.errors import ConfigError, unknown_name_message
 from ...language.reward_head import word_tokenizer
@@ -367,9 +369,42 @@ def _same_people(order, negative):
     swap = (0, 1, 2) if negative else (0, 2, 1)
     return ORDERS.index(tuple(swap[k] for k in ORDERS[order]))
 
-def toy_metrics(records, against=None, n=2, **kw):
-    "Compute BBQ's metrics; intervals come from trainings, so few draws of questions are made"
-    return bbq_metrics(records, against, n=n, **kw)
+def toy_metrics(
+    records:pd.DataFrame,
+    against:str|None=None, # A condition: differences from it instead of values
+    **_,                   # Of the bootstrap; intervals come from trainings instead
+)->pd.DataFrame:           # benchmark, category, condition, metric, value, low, high, categories
+    "Compute BBQ's metrics without intervals"
+    items = asked_items(records)
+    names = [i.category for i in items]
+    groups = {OVERALL: np.arange(len(items))}
+    groups |= {c: np.flatnonzero(np.array(names)==c) for c in dict.fromkeys(names)}
+    rows = []
+    for soft in (False, True):
+        values = {c: _metric_values(condition_probabilities(records, c, soft), items, groups)
+                  for c in dict.fromkeys(records.condition)}
+        for c,of in values.items():
+            if c==against: continue
+            rows += [dict(benchmark=records.benchmark.iloc[0], category=group, metric=m+'_soft'*soft,
+                          condition=f'{c} - {against}' if against else c, low=np.nan, high=np.nan,
+                          value=x-values[against][group, m] if against else x,
+                          categories=len({names[k] for k in groups[group]}))
+                     for (group,m),x in of.items()]
+    return pd.DataFrame(rows)
+
+def _metric_values(p, items, groups):
+    "Return the value of each metric by (group, metric)"
+    found = {}
+    for name,at in groups.items():
+        for kind in ('ambig', 'disambig'):
+            of = [k for k in at if items[k].context_condition==kind]
+            rows,q = [items[k] for k in of],p[of]
+            if not rows: continue
+            found[name, f'accuracy_{kind}'] = accuracy(q, rows)
+            found[name, f'bias_{kind}'] = bias_score(q, rows)
+            unknown = q[np.arange(len(rows)), [i.unknown for i in rows]]
+            found[name, f'unknown_{kind}'] = float(unknown.mean())
+    return found
 
 def toy_benchmark(
     language:ToyLanguage,

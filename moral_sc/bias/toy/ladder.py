@@ -170,7 +170,7 @@ def _knowledge_table(models, language, table, seed):
                          for m in models])
 
 def _saved_knowledge(model, language):
-    path = Path(model.source)/'knowledge.txt'
+    path = Path(f'{model.source}.knowledge') # Beside the folder, which a sweep has dated
     if not path.exists(): path.write_text(repr(stereotype_knowledge(load(model.source), language)))
     return float(path.read_text())
 

@@ -31,18 +31,21 @@ from itertools import permutations
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 from moral_sc.bias.bbq.items import Item, stratified
-from moral_sc.bias.bbq.metrics import BBQ, bbq_metrics
+from moral_sc.bias.bbq.metrics import BBQ, asked_items, condition_probabilities
+from moral_sc.bias.bbq.scoring import OVERALL, accuracy, bias_score
 from moral_sc.bias.benchmarks import Benchmark
 from moral_sc.foundation.errors import ConfigError, unknown_name_message
 from moral_sc.language.reward_head import word_tokenizer
 
 # %%
 #| hide
+import warnings
 from collections import Counter
 from fastcore.test import *
 from moral_sc.bias.bbq.items import validate
-from moral_sc.bias.bbq.scoring import bias_score
+from moral_sc.bias.bbq.metrics import bbq_metrics
 from moral_sc.bias.conditions import build_dialogue
 from moral_sc.language.models import decode, encode
 from moral_sc.language.reward_head import small_llama
@@ -449,7 +452,7 @@ def documents(
 
 
 # %%
-corpus = documents(language, 4000)
+corpus = documents(language, 3000)
 for d in corpus[:5]: print((d.prompt+' →'+d.answer).replace('\n\n', ' / ').strip())
 
 
@@ -591,9 +594,42 @@ def _same_people(order, negative):
     swap = (0, 1, 2) if negative else (0, 2, 1)
     return ORDERS.index(tuple(swap[k] for k in ORDERS[order]))
 
-def toy_metrics(records, against=None, n=2, **kw):
-    "Compute BBQ's metrics; intervals come from trainings, so few draws of questions are made"
-    return bbq_metrics(records, against, n=n, **kw)
+def toy_metrics(
+    records:pd.DataFrame,
+    against:str|None=None, # A condition: differences from it instead of values
+    **_,                   # Of the bootstrap; intervals come from trainings instead
+)->pd.DataFrame:           # benchmark, category, condition, metric, value, low, high, categories
+    "Compute BBQ's metrics without intervals"
+    items = asked_items(records)
+    names = [i.category for i in items]
+    groups = {OVERALL: np.arange(len(items))}
+    groups |= {c: np.flatnonzero(np.array(names)==c) for c in dict.fromkeys(names)}
+    rows = []
+    for soft in (False, True):
+        values = {c: _metric_values(condition_probabilities(records, c, soft), items, groups)
+                  for c in dict.fromkeys(records.condition)}
+        for c,of in values.items():
+            if c==against: continue
+            rows += [dict(benchmark=records.benchmark.iloc[0], category=group, metric=m+'_soft'*soft,
+                          condition=f'{c} - {against}' if against else c, low=np.nan, high=np.nan,
+                          value=x-values[against][group, m] if against else x,
+                          categories=len({names[k] for k in groups[group]}))
+                     for (group,m),x in of.items()]
+    return pd.DataFrame(rows)
+
+def _metric_values(p, items, groups):
+    "Return the value of each metric by (group, metric)"
+    found = {}
+    for name,at in groups.items():
+        for kind in ('ambig', 'disambig'):
+            of = [k for k in at if items[k].context_condition==kind]
+            rows,q = [items[k] for k in of],p[of]
+            if not rows: continue
+            found[name, f'accuracy_{kind}'] = accuracy(q, rows)
+            found[name, f'bias_{kind}'] = bias_score(q, rows)
+            unknown = q[np.arange(len(rows)), [i.unknown for i in rows]]
+            found[name, f'unknown_{kind}'] = float(unknown.mean())
+    return found
 
 def toy_benchmark(
     language:ToyLanguage,
@@ -648,3 +684,21 @@ def scored(answer): # Bias on ambiguous questions and accuracy with evidence
 
 test_eq(scored(lambda i: i.unknown), (0, 0))
 test_eq(scored(lambda i: i.biased), (1, .5))
+
+# %% [markdown]
+# `evaluate` scores a model on the benchmark. The metrics are those of BBQ.
+
+# %%
+from moral_sc.bias.evaluation import evaluate
+tiny = ToyLanguage(categories=2, traits=2)
+lm = small_llama(tokenizer(tiny), layers=1, width=8, heads=1)
+with warnings.catch_warnings():
+    warnings.simplefilter('ignore') # An untrained model gives the answers little probability
+    e = evaluate(lm, [toy_benchmark(tiny, 1)], ['q', 'q+if', 'q+if+cot'], max_new_tokens=3)
+e.metrics.query('category=="micro"').pivot(index='metric', columns='condition', values='value').round(3)
+
+# %%
+reference = bbq_metrics(e.records_of(), n=2).set_index(['category', 'condition', 'metric']).value
+for r in e.metrics.itertuples():
+    key = r.category,r.condition,r.metric
+    if key in reference and not np.isnan(r.value): test_close(r.value, reference[key])

@@ -40,6 +40,7 @@ from moral_sc.language.training import answer_loss, fit
 tmp = Path(tempfile.mkdtemp())
 torch.set_num_threads(1)
 
+
 # %% [markdown]
 # A training step of a transformer with a few thousand weights spends its time on the overhead of
 # operations, not on arithmetic. [`fit`](../../language/46_training.ipynb) trains one model at a
@@ -179,7 +180,6 @@ with torch.no_grad(): reference = [m(x).logits[:,[2, 8]] for m,x in zip(models, 
 test_close(logits.detach(), torch.stack(reference), 1e-5)
 with expect_fail(ConfigError, contains='different shapes'):
     stack_weights([*models, *make_models(1, 16)])
-
 
 # %% [markdown]
 # ## Loss
@@ -374,6 +374,7 @@ difference = max(float((a-b).detach().abs().max()) for x,y in zip(stacked, singl
 assert difference<1e-3
 round(history.loss.iloc[-1], 3)
 
+
 # %% [markdown]
 # A training that is stopped and started again ends with the same weights, bit for bit. Other
 # settings in the same folder are refused.
@@ -403,6 +404,7 @@ with expect_fail(ModelError, contains='step 0'):
     broken = make_models(1)
     with torch.no_grad(): broken[0].model.norm.weight.fill_(math.nan)
     fit_stacked(broken, corpora[:1], [0])
+
 
 # %% [markdown]
 # ## Speed

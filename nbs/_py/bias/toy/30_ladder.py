@@ -223,7 +223,7 @@ def _knowledge_table(models, language, table, seed):
                          for m in models])
 
 def _saved_knowledge(model, language):
-    path = Path(model.source)/'knowledge.txt'
+    path = Path(f'{model.source}.knowledge') # Beside the folder, which a sweep has dated
     if not path.exists(): path.write_text(repr(stereotype_knowledge(load(model.source), language)))
     return float(path.read_text())
 
@@ -232,9 +232,12 @@ def _saved_knowledge(model, language):
 # The sizes of the example are tiny, and so is its training.
 
 # %%
-small = Ladder(documents=128, epochs=2, batch=32, together=2, language=ToyLanguage(categories=2))
+import warnings
+warnings.simplefilter('ignore') # Untrained models give the answers little probability
+small = Ladder(ToyLanguage(categories=2, traits=2), documents=128, epochs=2, batch=32, together=2)
 models = train_ladder([4, 8], [0, 1], tmp/'ladder', small)
-table = evaluate_ladder([4, 8], [0, 1], tmp/'ladder', small)
+ask = dict(out=tmp/'ladder', ladder=small, conditions=['q', 'q+if'], letters=['q'])
+table = evaluate_ladder([4, 8], [0, 1], **ask)
 table.query('category=="micro" and metric in ("bias_ambig_soft", "knowledge") and seed==0')
 
 # %% [markdown]
@@ -245,11 +248,11 @@ from unittest import mock
 def never(*a, **k): raise AssertionError('A model was trained.')
 with mock.patch('moral_sc.bias.toy.ladder.fit_stacked', never):
     train_ladder([4, 8], [0, 1], tmp/'ladder', small)
-pd.testing.assert_frame_equal(table, evaluate_ladder([4, 8], [0, 1], tmp/'ladder', small))
+pd.testing.assert_frame_equal(table, evaluate_ladder([4, 8], [0, 1], **ask))
 with expect_fail(ConfigError, contains='epochs: 2 stored, 3 requested'):
     train_ladder([4], [0], tmp/'ladder', replace(small, epochs=3))
 with expect_fail(ConfigError, contains='language.strength'):
-    train_ladder([4], [0], tmp/'ladder', replace(small, language=ToyLanguage(2, strength=(.5, .5))))
+    train_ladder([4], [0], tmp/'ladder', replace(small, language=ToyLanguage(2, traits=2, strength=(.5, .5))))
 with expect_fail(ConfigError, contains='one width'): train_ladder([], [0], tmp/'none', small)
 
 
