@@ -7,8 +7,8 @@ __all__ = ['content_key', 'function_key', 'provenance', 'Run', 'config_differenc
            'run_or_temporary']
 
 # %% ../../nbs/foundation/20_runs.ipynb #704198b2
-import dis, errno, functools, hashlib, inspect, json, os, platform, re, sqlite3, subprocess, sys, tempfile
-import warnings
+import dis, errno, functools, hashlib, inspect, json, os, platform, re, sqlite3, subprocess
+import sys, tempfile, warnings
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -73,7 +73,8 @@ def _code_parts(code):
     return [code.co_code.hex(), *names, [const(c) for c in code.co_consts]]
 
 def _global_names(code):
-    names = {i.argval for i in dis.get_instructions(code) if i.opname in ('LOAD_GLOBAL', 'LOAD_NAME')}
+    names = {i.argval for i in dis.get_instructions(code) if i.opname in
+             ('LOAD_GLOBAL', 'LOAD_NAME')}
     return names.union(*(_global_names(c) for c in code.co_consts if inspect.iscode(c)))
 
 def _source_parts(f, inside):
@@ -133,11 +134,12 @@ def _write_json(path, obj, new=False):
         f.write(json.dumps(obj, indent=2, default=_jsonable)+'\n')
         f.flush(); os.fsync(f.fileno())
 
-def _read_json(path, *fields):
-    "Read an object with some fields"
+def _read_json(path, **fields):
+    "Read an object with some fields of some types"
     try:
         obj = json.loads(path.read_text())
-        if isinstance(obj, dict) and all(k in obj for k in fields): return obj
+        if isinstance(obj, dict) and all(isinstance(obj.get(k, path), t) for k,t in fields.items()):
+            return obj
     except (ValueError, RecursionError): pass
     raise DataError(f'{path} is damaged; move the folder away and start again.')
 
@@ -239,18 +241,29 @@ def _check_rows(path, db, finished):
                         'again.')
     rows = db.execute('select key, row, digest from items')
     damaged = [k for k,row,digest in rows if digest!=_row_digest(k, row)]
+    if finished: _check_count(path, db)
     if not damaged: return
     named = f'{path}: {len(damaged)} stored items are damaged, the first is {damaged[0]}'
     if finished: raise DataError(f'{named}; move the folder away and start again.')
     with db: db.executemany('delete from items where key=?', [(k,) for k in damaged])
     warnings.warn(f'{named}; they are computed again.', stacklevel=4)
 
+def _check_count(path, db):
+    "Raise an error if a finished run has lost rows"
+    prov = path.with_name('provenance.json')
+    prov = _read_json(prov, end=str|None) if prov.exists() else {}
+    found = db.execute('select count(*) from items').fetchone()[0]
+    expected = prov.get('items', found)
+    if prov.get('end') and found!=expected: raise DataError(
+        f'{path} has {found} items, not the {expected} it was finished with; move the folder away '
+        'and start again.')
+
 def _write_provenance(path, extra):
     "Store the provenance of the first start and the changes at each later one"
     rank,world = process_rank()
     current = json.loads(_canonical(provenance(processes=world, **extra)))
     if not path.exists(): _write_json(path, current|dict(resumed=[], rank=rank), new=True)
-    old = _read_json(path, 'start', 'end', 'resumed')
+    old = _read_json(path, start=str, end=str|None, resumed=list)
     if old['end'] or rank or old['start']==current['start']: return old
     if old.get('rank'): _write_json(path, current|dict(resumed=[], rank=0)) # it came first
     else:
@@ -350,7 +363,7 @@ def finish(self:Run,
     if self.finished: return
     prov = self.path/'provenance.json'
     with _explain_errors(self.path):
-        _write_json(prov, _read_json(prov)|extra|dict(end=_timestamp()))
+        _write_json(prov, _read_json(prov)|extra|dict(end=_timestamp(), items=len(self)))
     with suppress(sqlite3.OperationalError):  # the log stays while others have it open
         self.db.execute('pragma busy_timeout=0')
         self.db.execute('pragma journal_mode=delete')
@@ -363,7 +376,7 @@ def reopen(self:Run):
     if not self.finished: return
     prov = self.path/'provenance.json'
     with _explain_errors(self.path):
-        old = _read_json(prov, 'end', 'resumed')
+        old = _read_json(prov, end=str|None, resumed=list)
         resumed = [*old['resumed'], dict(reopened=_timestamp())]
         _write_json(prov, old|dict(end=None, resumed=resumed))
         self.db.close()

@@ -9,12 +9,12 @@ __all__ = ['finite_gradient', 'sparse_engine', 'mean_dimensionality', 'successiv
 # %% ../../nbs/superposition/68_memorization.ipynb #0ae885bf
 import numpy as np, torch
 from dataclasses import replace
-from numba import njit
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 from ..foundation.arguments import checked
 from ..foundation.errors import ConfigError
 from ..foundation.figures import COLOURS
+from .engines.simd import cached_njit
 from .features import Sampler
 from .geometry import feature_dimensionality
 from .model import ToyConfig, batch_loss
@@ -23,7 +23,7 @@ from .training import ToyRun, check_finite, engines, append_loss, train
 # %% ../../nbs/superposition/68_memorization.ipynb #87de9977
 _loose = {'reassoc','contract','arcp','nsz'} # Sums in any order, but nan stays nan
 
-@njit(fastmath=_loose, nogil=True, cache=True)
+@cached_njit(fastmath=_loose, nogil=True)
 def finite_gradient(
     W, b,              # [hidden, feature], [feature]
     start, cols, vals, # Points as sparse rows: start of each row, its features, their values
@@ -73,7 +73,7 @@ def finite_gradient(
     return loss/T
 
 # %% ../../nbs/superposition/68_memorization.ipynb #fea299f4
-@njit(fastmath=_loose, nogil=True, cache=True)
+@cached_njit(fastmath=_loose, nogil=True)
 def _update(theta, grad, mean, square, rate, decay_factor, root, n):
     for i in range(len(theta)):
         g = grad[i]/n
@@ -81,7 +81,7 @@ def _update(theta, grad, mean, square, rate, decay_factor, root, n):
         square[i] = square[i]*np.float32(.999) + g*g*np.float32(.001)
         theta[i] = theta[i]*decay_factor - rate*mean[i]/(np.sqrt(square[i])*root + np.float32(1e-8))
 
-@njit(fastmath=_loose, nogil=True, cache=True)
+@cached_njit(fastmath=_loose, nogil=True)
 def _advance(theta, mean, square, n, start, cols, vals, schedule_table, losses):
     "Train one model; theta [hidden+1, feature] has the bias as its last row"
     grad = np.zeros_like(theta)

@@ -11,6 +11,7 @@ import os, shutil, sysconfig, torch
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
+from ...foundation.files import use_private_cache
 from ..features import keys, Sampler, uniform
 from ..model import ToyConfig, target_of
 from ..training import (ToyRun, adversarial_inputs, check_finite, append_loss,
@@ -160,6 +161,7 @@ class _RecordedStep:
 # %% ../../../nbs/superposition/engines/40_cuda_graphs.ipynb #a3b731db
 def compiled_engine(run:ToyRun, to:int, batch:Sampler, lr, decay, schedule, log:set, snap:set):
     "Train with the compiled step; arguments as in `eager_engine`"
+    use_private_cache('TORCHINDUCTOR_CACHE_DIR', 'torchinductor')
     size = max(1, min(1024, 2**21//len(run.W), to-run.step))
     with torch._dynamo.config.patch(recompile_limit=512, accumulated_recompile_limit=4096):
         recorded = _RecordedStep(run, batch, _fixed(run, lr, decay), size)

@@ -18,8 +18,8 @@ from zlib import crc32
 from . import codegen, simd
 from .cuda_graphs import step_chunks
 from ..features import key_roots
-from .simd import (Integer, array_memory, broadcast_scalar, loop,
-                                                 n_lanes, sqrt)
+from .simd import (Integer, array_memory, broadcast_scalar,
+                                                 cached_njit, loop, n_lanes, sqrt)
 from ..model import ToyConfig, custom_limitation
 from .codegen import Plan, gradient
 from ..training import check_finite, append_loss
@@ -56,7 +56,7 @@ def _mix(z):
     z = (z ^ (z >> _27))*_c
     return z ^ (z >> _31)
 
-@njit(nogil=True, cache=True)
+@cached_njit(nogil=True)
 def advance_models(
     plan, first,   # Constants of the kernel; number of the first step
     roots, finite, # [stream, instance]; whether every step uses the data of step 0

@@ -5,10 +5,12 @@
 # %% auto #0
 __all__ = ['n_lanes', 'Vector', 'fma', 'sqrt', 'absolute', 'to_floats', 'to_integers', 'logical_and', 'select', 'relu', 'Integer',
            'broadcast_constant', 'broadcast_scalar', 'FloatArray', 'Accumulator', 'loop', 'iota', 'horizontal_sums',
-           'array_memory', 'compile_kernel', 'hash_vector']
+           'array_memory', 'compile_kernel', 'cached_njit', 'hash_vector']
 
 # %% ../../../nbs/superposition/engines/10_simd.ipynb #a20d8a54
 from llvmlite import ir
+import warnings
+from functools import cache
 from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
@@ -171,6 +173,22 @@ def compile_kernel(trace):
     @njit
     def call(*arrays): run(arrays)
     return call
+
+# %% ../../../nbs/superposition/engines/10_simd.ipynb #5e575a7d
+def cached_njit(**options): # Of `njit`
+    "Compile a function by numba and keep the result for later processes, where that is possible"
+    def compile_function(f):
+        try: return njit(cache=True, **options)(f)
+        except RuntimeError as e: # There is no class of its own for this
+            if 'cannot cache' not in str(e): raise
+        _warn_of_missing_cache()
+        return njit(**options)(f)
+    return compile_function
+
+@cache
+def _warn_of_missing_cache():
+    warnings.warn('Numba has no folder for compiled functions, so each process compiles them again '
+                  '(seconds): set NUMBA_CACHE_DIR to a folder of yours.', stacklevel=3)
 
 # %% ../../../nbs/superposition/engines/10_simd.ipynb #807310c5
 def hash_vector(

@@ -8,6 +8,7 @@ __all__ = ['is_interpreted', 'power_of_two_blocks', 'pack_params', 'unpack_param
 # %% ../../../nbs/superposition/engines/50_triton_gpu.ipynb #1ac3b179
 import torch, triton, triton.language as tl
 import numpy as np
+from ...foundation.files import use_private_cache
 from .cuda_graphs import (record_graph, replay, step_chunks,
                                                        step_factors)
 from ..features import Sampler, key_roots
@@ -597,6 +598,7 @@ def _train_two_launches(run, to, batch, lr, decay, schedule, log, snap):
 # %% ../../../nbs/superposition/engines/50_triton_gpu.ipynb #13df7aaf
 def triton_engine(run:ToyRun, to:int, batch:Sampler, lr, decay, schedule, log:set, snap:set):
     "Train with the kernels of this page; arguments as in `eager_engine`"
+    use_private_cache('TRITON_CACHE_DIR', 'triton')
     advance = _train_resident if _fits_in_registers(run.config) else _train_two_launches
     advance(run, to, batch, lr, decay, schedule, log, snap)
 

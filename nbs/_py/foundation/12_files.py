@@ -145,8 +145,23 @@ def _temporary_folder(path):
     return folder
 
 
+def use_private_cache(
+    variable:str, # That names the folder of a compiler: 'TORCHINDUCTOR_CACHE_DIR'
+    name:str,     # Of the compiler
+):
+    "Set the variable to a private folder, unless it names a folder outside the shared `/tmp`"
+    path = os.environ.get(variable)
+    if not path or Path(path).parent==Path(tempfile.gettempdir()):
+        os.environ[variable] = str(private_folder(name))
+
+
 # %%
 with mock.patch.dict(os.environ, MORAL_SC_CACHE=str(tmp/'cache')):
+    for before in ('', tempfile.gettempdir()+'/torchinductor_user', '/scratch/mine'):
+        os.environ['COMPILER_CACHE'] = before
+        use_private_cache('COMPILER_CACHE', 'compiler')
+        after = os.environ['COMPILER_CACHE']
+        test_eq(after, before if before=='/scratch/mine' else str(private_folder('compiler')))
     folder = private_folder('compiler')
     test_eq(private_folder('compiler'), folder)
 folder.relative_to(tmp).parts[0], oct(folder.stat().st_mode & 0o777)

@@ -48,6 +48,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
 # | [progress](25_progress.ipynb) | bars and callbacks of long functions |
 # | [statistics](30_statistics.ipynb) | rates, cluster bootstraps, paired differences, p-values |
 # | [figures](40_figures.ipynb) | the plotly template and the colours |
+# | [damaged files](90_damaged_files.ipynb) | tests: random damage ends in the stored data or in an error |
 #
 # The example stores twelve rows of made-up answers in a run and reads them back as a rate, whose interval accounts for the
 # four templates.

@@ -382,7 +382,8 @@ def train(
                  schedules[schedule], _log_steps(steps, log_every), set(snapshots))
     to = steps if stop is None else min(stop, steps)
     with progress_callback(progress, 'steps') as report:
-        for part in _progress_steps(run.step, to, steps) if report else [to]:
+        parts = 10 if engine in ('compiled', 'triton') else 100 # These start slowly
+        for part in _progress_steps(run.step, to, max(1, steps//parts)) if report else [to]:
             advance(run, part, *arguments)
             if report: report(part, steps)
     return run
@@ -396,9 +397,8 @@ def train(
 #| export
 def _to_list(x): return x.tolist() if hasattr(x, 'tolist') else x
 
-def _progress_steps(step, to, steps):
-    "Steps at which progress is reported, about a hundred in a run; the last one is `to`"
-    interval = max(1, steps//100)
+def _progress_steps(step, to, interval):
+    "Steps at which progress is reported; the last one is `to`"
     return [*range(step-step%interval+interval, to, interval), to]
 
 def check_training(config, seed):

@@ -18,12 +18,12 @@
 #| export
 import numpy as np, torch
 from dataclasses import replace
-from numba import njit
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 from moral_sc.foundation.arguments import checked
 from moral_sc.foundation.errors import ConfigError
 from moral_sc.foundation.figures import COLOURS
+from moral_sc.superposition.engines.simd import cached_njit
 from moral_sc.superposition.features import Sampler
 from moral_sc.superposition.geometry import feature_dimensionality
 from moral_sc.superposition.model import ToyConfig, batch_loss
@@ -52,7 +52,7 @@ torch.set_num_threads(1)
 #| export
 _loose = {'reassoc','contract','arcp','nsz'} # Sums in any order, but nan stays nan
 
-@njit(fastmath=_loose, nogil=True, cache=True)
+@cached_njit(fastmath=_loose, nogil=True)
 def finite_gradient(
     W, b,              # [hidden, feature], [feature]
     start, cols, vals, # Points as sparse rows: start of each row, its features, their values
@@ -107,7 +107,7 @@ def finite_gradient(
 
 # %%
 #| export
-@njit(fastmath=_loose, nogil=True, cache=True)
+@cached_njit(fastmath=_loose, nogil=True)
 def _update(theta, grad, mean, square, rate, decay_factor, root, n):
     for i in range(len(theta)):
         g = grad[i]/n
@@ -115,7 +115,7 @@ def _update(theta, grad, mean, square, rate, decay_factor, root, n):
         square[i] = square[i]*np.float32(.999) + g*g*np.float32(.001)
         theta[i] = theta[i]*decay_factor - rate*mean[i]/(np.sqrt(square[i])*root + np.float32(1e-8))
 
-@njit(fastmath=_loose, nogil=True, cache=True)
+@cached_njit(fastmath=_loose, nogil=True)
 def _advance(theta, mean, square, n, start, cols, vals, schedule_table, losses):
     "Train one model; theta [hidden+1, feature] has the bias as its last row"
     grad = np.zeros_like(theta)

@@ -17,6 +17,8 @@
 # %%
 #| export
 from llvmlite import ir
+import warnings
+from functools import cache
 from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
@@ -261,6 +263,49 @@ x = np.random.rand(100,16).astype(np.float32)
 norms(x, out)
 test_close(out, (x**2).sum(0), eps=1e-4)
 out[:4]
+
+
+# %% [markdown]
+# ## Functions kept for later processes
+#
+# Numba stores compiled functions beside the package, or in the user's cache. Where neither can be written, for
+# example in a container with another user, functions are compiled in each process.
+
+# %%
+#| export
+def cached_njit(**options): # Of `njit`
+    "Compile a function by numba and keep the result for later processes, where that is possible"
+    def compile_function(f):
+        try: return njit(cache=True, **options)(f)
+        except RuntimeError as e: # There is no class of its own for this
+            if 'cannot cache' not in str(e): raise
+        _warn_of_missing_cache()
+        return njit(**options)(f)
+    return compile_function
+
+@cache
+def _warn_of_missing_cache():
+    warnings.warn('Numba has no folder for compiled functions, so each process compiles them again '
+                  '(seconds): set NUMBA_CACHE_DIR to a folder of yours.', stacklevel=3)
+
+
+# %%
+import importlib, subprocess, sys, tempfile
+from pathlib import Path
+
+tmp = Path(tempfile.mkdtemp())
+(tmp/'__pycache__').touch() # So that no cache beside the file can be made
+(tmp/'mine.py').write_text('''
+from moral_sc.superposition.engines.simd import cached_njit
+@cached_njit(nogil=True)
+def double(x): return 2*x
+print(double(2))
+''')
+env = dict(PATH='', HOME=str(tmp/'__pycache__'), XDG_CACHE_HOME=str(tmp/'__pycache__'),
+           PYTHONDONTWRITEBYTECODE='1', PYTHONPATH=str(Path(importlib.util.find_spec('moral_sc').origin).parents[1]))
+run = subprocess.run([sys.executable, tmp/'mine.py'], env=env, capture_output=True, text=True)
+test_eq(run.stdout.strip(), '4')
+assert 'set NUMBA_CACHE_DIR' in run.stderr and run.stderr.count('Numba has no folder')==1
 
 
 # %% [markdown]

@@ -27,8 +27,8 @@ from zlib import crc32
 from moral_sc.superposition.engines import codegen, simd
 from moral_sc.superposition.engines.cuda_graphs import step_chunks
 from moral_sc.superposition.features import key_roots
-from moral_sc.superposition.engines.simd import (Integer, array_memory, broadcast_scalar, loop,
-                                                 n_lanes, sqrt)
+from moral_sc.superposition.engines.simd import (Integer, array_memory, broadcast_scalar,
+                                                 cached_njit, loop, n_lanes, sqrt)
 from moral_sc.superposition.model import ToyConfig, custom_limitation
 from moral_sc.superposition.engines.codegen import Plan, gradient
 from moral_sc.superposition.training import check_finite, append_loss
@@ -111,7 +111,7 @@ def _mix(z):
     z = (z ^ (z >> _27))*_c
     return z ^ (z >> _31)
 
-@njit(nogil=True, cache=True)
+@cached_njit(nogil=True)
 def advance_models(
     plan, first,   # Constants of the kernel; number of the first step
     roots, finite, # [stream, instance]; whether every step uses the data of step 0

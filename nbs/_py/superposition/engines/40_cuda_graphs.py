@@ -20,6 +20,7 @@ import os, shutil, sysconfig, torch
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
+from moral_sc.foundation.files import use_private_cache
 from moral_sc.superposition.features import keys, Sampler, uniform
 from moral_sc.superposition.model import ToyConfig, target_of
 from moral_sc.superposition.training import (ToyRun, adversarial_inputs, check_finite, append_loss,
@@ -27,6 +28,7 @@ from moral_sc.superposition.training import (ToyRun, adversarial_inputs, check_f
 
 # %%
 #| hide
+import tempfile
 from fastcore.test import *
 from moral_sc.superposition.training import train
 torch.set_num_threads(1)
@@ -243,6 +245,7 @@ class _RecordedStep:
 #| export
 def compiled_engine(run:ToyRun, to:int, batch:Sampler, lr, decay, schedule, log:set, snap:set):
     "Train with the compiled step; arguments as in `eager_engine`"
+    use_private_cache('TORCHINDUCTOR_CACHE_DIR', 'torchinductor')
     size = max(1, min(1024, 2**21//len(run.W), to-run.step))
     with torch._dynamo.config.patch(recompile_limit=512, accumulated_recompile_limit=4096):
         recorded = _RecordedStep(run, batch, _fixed(run, lr, decay), size)
@@ -304,6 +307,10 @@ if not limitation:
     test_close(compiled.V, eager.V, eps=1e-5)
     test_close(compiled.snapshots[60], eager.snapshots[60], eps=1e-5)
     print(compiled, (compiled.W-eager.W).abs().max())
+
+# %%
+if not limitation: # Importing torch's compiler names a folder in /tmp, which is not used
+    assert Path(os.environ['TORCHINDUCTOR_CACHE_DIR']).parent!=Path(tempfile.gettempdir())
 
 # %% [markdown]
 # A run may change its engine between two calls, and a non-finite loss is reported at its own step,

@@ -25,6 +25,7 @@ if not torch.cuda.is_available(): os.environ['TRITON_INTERPRET'] = '1'
 #| export
 import torch, triton, triton.language as tl
 import numpy as np
+from moral_sc.foundation.files import use_private_cache
 from moral_sc.superposition.engines.cuda_graphs import (record_graph, replay, step_chunks,
                                                        step_factors)
 from moral_sc.superposition.features import Sampler, key_roots
@@ -738,6 +739,7 @@ def _train_two_launches(run, to, batch, lr, decay, schedule, log, snap):
 #| export
 def triton_engine(run:ToyRun, to:int, batch:Sampler, lr, decay, schedule, log:set, snap:set):
     "Train with the kernels of this page; arguments as in `eager_engine`"
+    use_private_cache('TRITON_CACHE_DIR', 'triton')
     advance = _train_resident if _fits_in_registers(run.config) else _train_two_launches
     advance(run, to, batch, lr, decay, schedule, log, snap)
 
