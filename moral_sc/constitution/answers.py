@@ -8,18 +8,23 @@ __all__ = ['NEXT_TURN', 'sample_answers', 'answer_pairs']
 # %% ../../nbs/constitution/28_answers.ipynb #953b6cc1
 from contextlib import nullcontext
 
-from .prompts import render_prompt, validate_prompts
+from fastcore.meta import delegates
+
+from .prompts import load_prompts, render_prompt
+from ..foundation.arguments import checked
 from ..foundation.errors import ConfigError
+from ..foundation.progress import progress_callback
 from ..foundation.runs import content_key, open_run
-from ..language.models import LM
-from ..language.generation import sample
+from ..language.generation import check_sampling_args, sample
+from ..language.loading import load
 
 # %% ../../nbs/constitution/28_answers.ipynb #f5bfefe7
 NEXT_TURN = ('\n\nHuman:',) # Stop string: a base model continues with the next human turn
 
+@checked
 def sample_answers(
-    lm:LM,
-    prompts:list,         # Rows with `text`, or strings
+    lm,                   # Anything that `load` takes: a name, folder, loaded model ...
+    prompts,              # Anything that `load_prompts` takes: strings, rows, a file ...
     n:int=1,              # Answers per prompt
     *,
     mode:str='plain',
@@ -28,31 +33,36 @@ def sample_answers(
     stop=None,            # Stop strings; None: the next turn's heading
     seed:int=0,
     out=None,             # Folder of a run that can be resumed
-    progress=None,        # Called with (answers done, answers in all)
-    **kw                  # Of `sample`: batch, max_tokens
+    progress=None,        # True: a bar; or a function (answers done, answers in all)
+    batch:int=32, max_tokens:int=32768, # As in `sample`
 )->list:                  # A list of n texts for each prompt
     "Sample answers, each with its own random numbers"
     if n<1: raise ConfigError(f'n is {n}; give 1 or more.')
-    rows = validate_prompts([p if isinstance(p, dict) else dict(id=p, text=p) for p in prompts])
+    rows = load_prompts(prompts)
+    check_sampling_args([], [], max_new_tokens, temperature, 1.)
+    lm = load(lm)
     settings = dict(temperature=temperature, max_new_tokens=max_new_tokens, seed=seed)
     config = dict(settings, kind='answers', model=lm.identity if out else '', n=n, mode=mode,
-                  prompts=content_key(rows=[[r['id'], r['text']] for r in rows]))
+                  prompts=content_key(rows=[[r['id'], r['prompt']] for r in rows]))
     if stop is None: stop = NEXT_TURN if mode=='plain' else ()
     else: config['stop'] = list(stop)
-    texts = [render_prompt(lm, r['text'], mode) for r in rows for _ in range(n)]
+    texts = [render_prompt(lm, r['prompt'], mode) for r in rows for _ in range(n)]
     keys = [f'{r["id"]}/{k}' for r in rows for k in range(n)]
-    with open_run(out, config) if out else nullcontext() as run:
-        samples = sample(lm, texts, keys=keys, stop=stop, run=run, progress=progress, **settings,
-                         **kw)
+    with (open_run(out, config) if out else nullcontext() as run,
+          progress_callback(progress, 'answers') as report):
+        samples = sample(lm, texts, keys=keys, stop=stop, run=run, progress=report, batch=batch,
+                         max_tokens=max_tokens, **settings)
         if run is not None: run.finish()
     answers = [s.text.strip() for s in samples]
     return [answers[i:i+n] for i in range(0, len(answers), n)]
 
+@checked
+@delegates(sample_answers, but=['n'])
 def answer_pairs(
-    lm:LM, prompts:list,
-    **kw  # Of `sample_answers`
-)->list:  # Rows of id, prompt, a, b
+    lm, prompts,
+    **kwargs # Of `sample_answers`
+)->list:     # Rows of id, prompt, a, b
     "Sample two answers to each prompt"
-    rows = validate_prompts([p if isinstance(p, dict) else dict(id=p, text=p) for p in prompts])
-    return [dict(id=r['id'], prompt=r['text'], a=a, b=b)
-            for r,(a,b) in zip(rows, sample_answers(lm, rows, 2, **kw))]
+    rows = load_prompts(prompts)
+    return [dict(id=r['id'], prompt=r['prompt'], a=a, b=b)
+            for r,(a,b) in zip(rows, sample_answers(lm, rows, 2, **kwargs))]

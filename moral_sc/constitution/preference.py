@@ -7,18 +7,25 @@ __all__ = ['soft_label_loss', 'PreferenceModel', 'fit_preference']
 
 # %% ../../nbs/constitution/40_preference.ipynb #06bef5be
 import json
+import math
 from dataclasses import dataclass
-from numbers import Real
 from pathlib import Path
 
 import numpy as np, pandas as pd, torch
+from fastcore.meta import delegates
 from torch import nn
 from torch.nn.functional import logsigmoid
 
 # %% ../../nbs/constitution/40_preference.ipynb #e8eef37d
-from .prompts import tokenize_example
-from ..foundation.errors import DataError
+from .prompts import load_pairs, tokenize_example
+from ..foundation.arguments import checked
+from ..foundation.errors import ConfigError, DataError, unknown_name_message
+from ..foundation.manifest import Manifest
+from ..foundation.runs import process_rank
 from ..foundation.statistics import Estimate, cluster_bootstrap
+from ..foundation.tables import number_field
+from ..language.chat import modes
+from ..language.loading import load
 from ..language.reward_head import (
     build_reward_model, load_reward_model, reward_scores, save_reward_model)
 from ..language.models import LM, weights_digest
@@ -51,6 +58,12 @@ class PreferenceModel:
 
     @torch.no_grad()
     def __call__(self, prompts, answers, max_tokens=8192):
+        "Return the score of each answer; of one answer if prompt and answer are strings"
+        if isinstance(prompts, str) and isinstance(answers, str):
+            return float(self([prompts], [answers])[0])
+        if isinstance(prompts, str) or isinstance(answers, str) or len(prompts)!=len(answers):
+            raise DataError('A preference model takes a prompt and an answer, or lists of equally '
+                            'many prompts and answers.')
         rows = self.encode(prompts, answers)
         out = np.zeros(len(rows))
         with inference(self.model, tokens=sum(map(len, rows))):
@@ -93,18 +106,36 @@ class PreferenceModel:
     def load(cls, folder, device='cpu'):
         "Load a saved preference model, or any sequence classifier with one output"
         model,tokenizer = load_reward_model(folder, device)
-        path = Path(folder)/'preference.json'
-        settings = json.loads(path.read_text()) if path.is_file() else {}
+        settings = _read_settings(Path(folder)/'preference.json')
         return cls(model, LM(model, tokenizer, str(folder)), settings.get('mode', 'plain'),
                    settings.get('zero', 0.))
 
+def _read_settings(path):
+    "Read offset and prompt format; a folder of others has none"
+    if not path.is_file(): return {}
+    try:
+        settings = json.loads(path.read_text())
+        if math.isfinite(settings.get('zero', 0.)) and settings.get('mode', 'plain') in modes:
+            return settings
+    except (ValueError, AttributeError, TypeError, RecursionError): pass
+    raise DataError(f'{path} is damaged; save the preference model again.')
+
 # %% ../../nbs/constitution/40_preference.ipynb #cc55c095
+def _load_labels(source, name):
+    "Return comparisons with their labels as numbers"
+    where = str(source) if isinstance(source, (str, Path)) else name
+    res = []
+    for i,r in enumerate(load_pairs(source, name), 1):
+        location = f'{where}: row {i}'
+        if r.get('p') is None:
+            raise DataError(f'{location} has no label; add `p`, the probability that `a` is '
+                            'better, or name the answers `chosen` and `rejected`.')
+        numbers = dict(p=number_field(r, 'p', location, 0, 1))
+        if 'weight' in r: numbers['weight'] = number_field(r, 'weight', location, 0, math.inf)
+        res.append(r|numbers)
+    return res
+
 def _check_comparisons(rows, test):
-    if not rows: raise DataError('There are no comparisons to learn from; give one or more.')
-    for i,r in enumerate([*rows, *(test or [])], 1):
-        p = r.get('p')
-        if not isinstance(p, Real) or not 0<=p<=1:
-            raise DataError(f'Comparison {i} has the label {p!r}; a label lies between 0 and 1.')
     if all(r['a']==r['b'] for r in rows):
         raise DataError('Every comparison is between two equal answers, from which nothing can be '
                         'learned; sample at a higher temperature.')
@@ -129,21 +160,29 @@ def _encode_comparison(pm, r, hard):
     p = float(r['p']>.5)+.5*(r['p']==.5) if hard else float(r['p'])
     return dict(ids=[*pair[0], *pair[1]], pair=pair, p=p, weight=float(r.get('weight', 1.)))
 
+@checked
+@delegates(fit)
 def fit_preference(
-    lm:LM,             # Its backbone initialises the preference model
-    rows:list,         # Comparisons: prompt, a, b, p, optionally weight
-    test:list=None,    # Comparisons on other prompts, for the accuracy after training
+    lm,                # Its backbone initialises the preference model; anything that `load` takes
+    rows,              # Rows of prompt, a, b, p (or chosen, rejected), optionally weight; or a file
+    test=None,         # Comparisons on other prompts, for the accuracy after training
     *,
     hard:bool=False,   # Round labels to 0 and 1
     mode:str='plain', seed:int=0, epochs:int=1, batch:int=32, lr:float=1e-4,
-    **kw,              # Of `fit`: out, schedule, warmup, max_tokens ...
+    out=None,          # Folder of a run that can be resumed; the model is saved in out/model
+    **kwargs           # Of `fit`: schedule, warmup, max_tokens, progress ...
 )->PreferenceModel:
     "Train a preference model on comparisons"
+    rows = _load_labels(rows, 'rows')
+    test = None if test is None else _load_labels(test, 'test')
     _check_comparisons(rows, test)
+    if mode not in modes: raise ConfigError(unknown_name_message('mode', mode, list(modes)))
+    lm = load(lm, 'float32')
     pm = PreferenceModel(build_reward_model(lm, seed), lm, mode)
     examples = [_encode_comparison(pm, r, hard) for r in rows]
     pm.history = fit(pm.model, examples, _preference_loss, seed=seed, epochs=epochs, batch=batch,
-                     lr=lr, **kw)
+                     lr=lr, out=out, **kwargs)
     pm.centre([r['prompt'] for r in rows]*2, [r[k] for k in 'ab' for r in rows])
     if test: pm.history.attrs['test'] = pm.accuracy(test)
+    if out and process_rank()[0]==0: Manifest(out).build(Path(out)/'model', pm.save)
     return pm

@@ -16,14 +16,18 @@ from hashlib import sha256
 import pandas as pd
 
 # %% ../../nbs/constitution/20_revision.ipynb #f1016097
+from ..foundation.arguments import checked
 from ..foundation.datasets import available, fetch, read_jsonl
-from ..foundation.errors import ConfigError, DataError, unknown_name_message
+from ..foundation.errors import ConfigError, unknown_name_message
+from ..foundation.progress import progress_callback
 from ..foundation.runs import open_run
 from .principles import (
     Principle, draw_principles, HEADINGS, load_few_shot, load_principles)
+from .prompts import load_prompts
 from ..language.multi_turn import generate_multi_turn
 from ..language.chat import modes, render
-from ..language.generation import sample
+from ..language.generation import check_sampling_args, sample
+from ..language.loading import load
 
 # %% ../../nbs/constitution/20_revision.ipynb #822dfe52
 def round_script(
@@ -87,26 +91,10 @@ def author_revisions(
             for i,r in enumerate(read_jsonl(fetch(id)))]
 
 # %% ../../nbs/constitution/20_revision.ipynb #d7988718
-def _rows(prompts):
-    "Return prompts as rows with an id each"
-    rows = [dict(id=p, prompt=p) if isinstance(p, str) else
-            dict(id=p.get('id', p.get('text')), prompt=p.get('text')) for p in prompts]
-    for i,r in enumerate(rows, 1):
-        if not isinstance(r['prompt'], str) or not r['prompt'].strip():
-            raise DataError(f'Prompt {i} has no text: give a string or a row with `text`.')
-    ids = [r['id'] for r in rows]
-    if len(set(ids))<len(ids):
-        duplicate = next(i for i in ids if ids.count(i)>1)
-        raise DataError(f'The prompt {str(duplicate)[:60]!r} is given twice: drop one or give '
-                        'it an id.')
-    return rows
-
-def _check_arguments(rounds, mode, principles):
-    if not isinstance(rounds, int) or rounds<1:
-        raise ConfigError(f'rounds is {rounds!r}; give a whole number of 1 or more.')
+def _check_arguments(rounds, mode, seed):
+    if rounds<1: raise ConfigError(f'rounds is {rounds!r}; give a whole number of 1 or more.')
+    if seed<0: raise ConfigError(f'seed is {seed}; give 0 or more.')
     if mode not in modes: raise ConfigError(unknown_name_message('mode', mode, list(modes)))
-    if not principles:
-        raise ConfigError('There are no principles to draw from; give one or more.')
 
 # %% ../../nbs/constitution/20_revision.ipynb #e9b85a77
 def revised_answer(
@@ -179,25 +167,28 @@ def _plan(rows, drawn): # Prompt and principles of each row, stored in the run
     return [(r['id'], dict(prompt=r['prompt'], principles=[p.id for p in d]))
             for r,d in zip(rows, drawn, strict=True)]
 
+@checked
 def revise(
-    lm,                        # From `moral_sc.language.load`
-    prompts:list,              # Strings, or rows with `text` and `id`
-    principles:list=None,      # To draw from, default: ours
+    lm,                        # Anything that `load` takes: a name, folder, loaded model ...
+    prompts,                   # Anything that `load_prompts` takes: strings, rows, a file ...
+    principles=None,           # Sentences, rows or a file, as in `load_principles`; default: ours
     rounds:int=1,
     critique:bool=True,        # False: revise without a critique
-    few_shot:list=None,        # Worked examples, default: ours; [] for none
+    few_shot=None,             # Worked examples or their file, default: ours; [] for none
     mode:str='plain',          # 'plain': headings, as in the paper; 'chat': turns
     max_new_tokens:int=256,    # Of each part
     temperature:float=1.,      # The paper samples at 1
     seed:int=0,
     out=None,                  # Folder of a run that can be resumed
-    progress=None,             # Called with (rows done, rows in all), answers first
+    progress=None,             # True: a bar; or a function (rows done, rows in all), answers first
 )->list[dict]: # id, prompt, response, finish, rounds: principle, critique, revision, finish
     "Answer each prompt, then critique and revise the answer"
-    rows = [r | dict(rounds=[]) for r in _rows(prompts)]
-    principles = load_principles() if principles is None else list(principles)
-    shots = load_few_shot() if few_shot is None else few_shot
-    _check_arguments(rounds, mode, principles)
+    _check_arguments(rounds, mode, seed)
+    rows = [dict(id=r['id'], prompt=r['prompt'], rounds=[]) for r in load_prompts(prompts)]
+    principles = load_principles(principles)
+    shots = load_few_shot(few_shot)
+    check_sampling_args([], [], max_new_tokens, temperature, 1.)
+    lm = load(lm)
     kw = dict(max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
     config = dict(kw, kind='revise', model=lm.identity if out else '', rounds=rounds,
                   critique=critique,
@@ -205,10 +196,11 @@ def revise(
                   principles=_hash([asdict(p) for p in principles]),
                   few_shot=_hash([asdict(s) for s in shots]))
     drawn = [draw_principles(principles, rounds, seed, r['id']) for r in rows]
-    with open_run(out, config) if out else nullcontext() as run:
+    with (open_run(out, config) if out else nullcontext() as run,
+          progress_callback(progress, 'revise') as report):
         if run is not None and not run.finished: run.put_many(_plan(rows, drawn))
         chains = RevisionChains(lm, rows, drawn, shots, critique, mode)
-        kw |= dict(stop=STOPS, run=run, progress=progress)
+        kw |= dict(stop=STOPS, run=run, progress=report)
         keys,texts = chains.first_prompts()
         chains.set_answers(sample(lm, texts, keys=keys, **kw))
         keys,texts = zip(*(chains.next(i, []) for i in range(len(rows)))) if rows else ([], [])

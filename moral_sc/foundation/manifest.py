@@ -6,7 +6,7 @@
 __all__ = ['Manifest']
 
 # %% ../../nbs/foundation/22_manifest.ipynb #afd4f1c2
-import hashlib, json, os
+import hashlib, json, os, shutil, warnings
 from pathlib import Path
 
 from .errors import DataError
@@ -70,6 +70,25 @@ class Manifest:
         size = path.stat().st_size
         if size!=entry['size']: return f'has {size:,} bytes, not {entry["size"]:,}'
         return '' if _entry(path)==entry else 'has another SHA-256'
+
+    def build(self,
+        path,  # A folder of this folder
+        write, # Function that writes it under the path it is given
+    ):         # The path
+        "Write a folder in one step, unless it is as it was recorded"
+        path = Path(path)
+        faults = self.damage(path)
+        if not faults: return path
+        for name in faults.keys() & self.read().keys():
+            warnings.warn(f'{self.folder/name} {faults[name]}; {path} is written again.',
+                          stacklevel=3)
+            break
+        part = path.with_name(f'.{path.name}.part')
+        for folder in (part, path): shutil.rmtree(folder, ignore_errors=True)
+        write(part)
+        part.rename(path)
+        self.record(path)
+        return path
 
     def check(self, *paths):
         "Raise an error that names the first file which differs from the list"

@@ -12,14 +12,17 @@ from numbers import Real
 from pathlib import Path
 
 import numpy as np, pandas as pd, torch
+from fastcore.meta import delegates
 from torch import nn
 
 # %% ../../../nbs/constitution/evaluation/60_harmfulness.ipynb #cf05776d
 from ..answers import sample_answers
-from ..prompts import validate_prompts, check_disjoint, tokenize_example
+from ..prompts import check_disjoint, load_prompts, tokenize_example
+from ...foundation.arguments import checked
 from ...foundation.datasets import read_jsonl
 from ...foundation.errors import ConfigError, DataError
 from ...foundation.statistics import Estimate, cluster_bootstrap
+from ...foundation.tables import read_rows
 from ...language.reward_head import (
     build_reward_model, load_reward_model, reward_scores, save_reward_model)
 from ...language.loading import load
@@ -127,18 +130,24 @@ def _loss(model, examples):
 def _head(model):
     return next(m for m in model.modules() if getattr(m, 'out_features', 0)==1)
 
+def _read(rows): return rows if isinstance(rows, list) else read_rows(rows)
+
+@checked
+@delegates(fit)
 def fit_harmfulness(
-    lm:LM,                # Initial backbone of the regressor
-    rows:list,            # prompt, answer, rating
-    test:list=None,       # Rows on other prompts, evaluated at the end
+    lm,                   # Initial backbone of the regressor: anything that `load` takes
+    rows,                 # Rows of prompt, answer, rating, or their file
+    test=None,            # Rows on other prompts, evaluated at the end
     *,
     head_only:bool=False, # Freeze the backbone
     mode:str='plain', seed:int=0, epochs:int=1, batch:int=32, lr:float=1e-4,
-    **kw,                 # Of `fit`: out, schedule, warmup, max_tokens ...
+    **kwargs              # Of `fit`: out, schedule, warmup, max_tokens ...
 )->HarmfulnessModel:
     "Fit a model of ratings by the squared error"
-    validate_ratings(rows)
-    if test: check_disjoint(train=rows, test=validate_ratings(test, 'test'))
+    rows = validate_ratings(_read(rows))
+    test = test and validate_ratings(_read(test), 'test')
+    if test: check_disjoint(train=rows, test=test)
+    lm = load(lm, 'float32')
     mean = float(np.mean([r['rating'] for r in rows]))
     m = HarmfulnessModel(build_reward_model(lm, seed), lm, mode, mean)
     head = _head(m.model)
@@ -148,7 +157,7 @@ def fit_harmfulness(
     examples = [dict(ids=tokenize_example(lm, r['prompt'], r['answer'], mode)[0],
                      y=r['rating']-mean) for r in rows]
     m.history = fit(m.model, examples, _loss, seed=seed, epochs=epochs, batch=batch, lr=lr,
-                    **kw)
+                    **kwargs)
     if test: m.history.attrs |= dict(error=m.error(test), r2=m.r2(test))
     return m
 
@@ -162,7 +171,7 @@ def _snapshots(models):
 def absolute_harmfulness(
     model,                # `HarmfulnessModel`, or any score function
     snapshots,            # A policy's folders; or a dict of name -> LM or folder; or an LM
-    prompts:list,         # Held-out rows with `id` and `text`; the paper has 64
+    prompts,              # Held out: strings, rows, a file; the paper has 64
     samples:int=16,       # Answers per prompt, 1 at temperature 0; the paper has 256
     temperature:float=1.,
     watch:dict=None,      # Further score functions of the same answers, by name
@@ -170,12 +179,12 @@ def absolute_harmfulness(
 )->pd.DataFrame:          # step, temperature, what, value, low, high, by_prompt
     "Return the mean rating of each snapshot's answers"
     if samples<1: raise ConfigError(f'samples is {samples}; give 1 or more.')
-    rows = validate_prompts(prompts)
+    rows = load_prompts(prompts)
     n = 1 if temperature==0 else samples
     res = []
-    texts = [r['text'] for r in rows for _ in range(n)]
+    texts = [r['prompt'] for r in rows for _ in range(n)]
     for step,lm in _snapshots(snapshots).items():
-        lm = lm if isinstance(lm, LM) else load(lm, 'float32')
+        lm = load(lm, 'float32')
         answers = sum(sample_answers(lm, rows, n, temperature=temperature, **kw), [])
         for name,score in (dict(regressor=model) | (watch or {})).items():
             x = np.asarray(score(texts, answers), float)

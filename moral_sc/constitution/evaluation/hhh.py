@@ -18,12 +18,15 @@ import numpy as np, pandas as pd
 
 # %% ../../../nbs/constitution/evaluation/40_hhh.ipynb #e5007344
 from ..feedback import ANSWER, THINK, shot_turns
+from ...foundation.arguments import checked
 from ...foundation.datasets import available, data_dir, fetch, read_jsonl
 from ...foundation.errors import ConfigError, DataError, unknown_name_message
+from ...foundation.progress import progress_callback
 from ...foundation.runs import content_key, run_or_temporary, open_run
 from ...foundation.statistics import wilson
 from ...language.chat import render
 from ...language.generation import sample
+from ...language.loading import load
 from ...language.scoring import option_logprobs, option_mass
 from ...language.stub_models import stub_model
 
@@ -231,8 +234,9 @@ def _evaluate_scores(score, items):
 def _win_probabilities(d):
     return 1/(1+np.exp(-np.clip(d, -700, 700))), 1/(1+np.exp(np.clip(d, -700, 700)))
 
+@checked
 def evaluate_hhh(
-    judge,               # A model, or a score function of prompts and answers
+    judge,               # Anything that `load` takes, or a score function of prompts and answers
     items:list,          # From `load_hhh`
     mode:str='plain',    # As in `render`
     few_shot:list=(),    # (question, answer) pairs in front, as from `worked_prefix`
@@ -242,15 +246,17 @@ def evaluate_hhh(
     max_new_tokens:int=128, # Of a chain of thought
     block:int=32,        # Items read in one call
     out=None,            # Folder of a run that can be resumed
-    progress=None,       # Called with (items done, items in all)
+    progress=None,       # True: a bar; or a function (items done, items in all)
 )->pd.DataFrame: # id, right, chosen, p_right, p, correct, mass, flipped
     "Evaluate a model or score function on questions with a known answer"
+    if isinstance(judge, (str, Path, tuple)): judge = load(judge)
     if not hasattr(judge, 'tokenizer'): return _evaluate_scores(judge, items)
     settings = dict(mode=mode, samples=samples, seed=seed, max_new_tokens=max_new_tokens)
     config = dict(settings, kind='hhh', model=judge.identity if out else '', swap=swap,
                   front=content_key(x=list(few_shot)), block=block,
                   items=content_key(x=[i.text for i in items]))
-    with (open_run(out, config) if out else nullcontext()) as run, run_or_temporary(run) as run:
+    with ((open_run(out, config) if out else nullcontext()) as run, run_or_temporary(run) as run,
+          progress_callback(progress, 'questions') as report):
         blocks = [items[i:i+block] for i in range(0, len(items), block)]
         for n in run.blocks([[i.id for i in b] for b in blocks]):
             views = [v for i in blocks[n] for v in ([i, i.swapped()] if swap else [i])]
@@ -258,7 +264,7 @@ def evaluate_hhh(
             k = 1+swap
             run.put_many([(i.id, dict(lp=[x.tolist() for x in lp[k*j:k*j+k]]))
                           for j,i in enumerate(blocks[n])])
-            if progress: progress(min((n+1)*block, len(items)), len(items))
+            if report: report(min((n+1)*block, len(items)), len(items))
         res = [_row_of_views(i, list(zip([False, True], run.get(i.id)['lp']))) for i in items]
         if out: run.finish()
     return pd.DataFrame(res)

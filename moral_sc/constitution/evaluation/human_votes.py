@@ -12,22 +12,22 @@ from hashlib import sha256
 from pathlib import Path
 
 import pandas as pd
-from .elo import schedule_matches
+from .elo import prompt_rows, schedule_matches
 from ...foundation.datasets import data_dir
 from ...foundation.errors import DataError
 
 # %% ../../../nbs/constitution/evaluation/70_human_votes.ipynb #3ff9175b
 def _ballots(players, prompts, pairs, seed):
     "Return the ballots of the page, and the key to them"
-    rows = [p if isinstance(p, dict) else dict(id=p, text=p) for p in prompts]
+    rows = prompt_rows(prompts)
     ballots = []
     key = []
     for i,a,b in schedule_matches(players, rows, pairs, seed):
         x = players[a][i]
         y = players[b][i]
-        id = sha256(repr((seed, i, a, b, rows[i]['text'], x, y)).encode()).hexdigest()[:12]
+        id = sha256(repr((seed, i, a, b, rows[i]['prompt'], x, y)).encode()).hexdigest()[:12]
         key.append(dict(id=id, a=a, b=b, prompt=rows[i]['id'], alike=x==y))
-        if x!=y: ballots.append(dict(id=id, prompt=rows[i]['text'], left=x, right=y))
+        if x!=y: ballots.append(dict(id=id, prompt=rows[i]['prompt'], left=x, right=y))
     return sorted(ballots, key=lambda b: b['id']), key # Sorted by a hash: a random order
 
 def render_vote_page(

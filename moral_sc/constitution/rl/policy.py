@@ -96,9 +96,7 @@ class _RunFolder:
         state = trainer.state_dict() # Collective under FSDP, so on all ranks
         if not self.writes: return
         snapshot = self.out/'snapshots'/f'step-{k:06}'
-        if self.manifest.damage(snapshot): # Also if it does not exist
-            shutil.rmtree(snapshot, ignore_errors=True)
-            self.manifest.record(save_model(trainer.merged_policy(), snapshot))
+        self.manifest.build(snapshot, lambda part: save_model(trainer.merged_policy(), part))
         self.checkpoints.save(k, state|dict(rows=self.rows))
 
     def resume(self, trainer):
@@ -120,8 +118,9 @@ class _RunFolder:
     def finish(self, run, stopped):
         "Write the final model where a user looks, and mark the run as finished"
         if self.writes:
-            _copy_folder(self.snapshots()[-1], self.out/'model')
-            self.manifest.record(self.out/'model', self.history)
+            model = self.out/'model'
+            self.manifest.record(self.history, forget=[model])
+            self.manifest.build(model, lambda part: _copy_folder(self.snapshots()[-1], part))
         run.finish(stopped=stopped)
 
     def describe_last(self):
@@ -160,14 +159,11 @@ def _write_history(path, rows):
     with replace_file(path) as part: part.write_text(''.join(json.dumps(r)+'\n' for r in rows))
 
 def _copy_folder(source, target):
-    "Replace a folder by a copy of another, with hard links where the disk has them"
-    part = target.with_name(f'.{target.name}.part')
-    for path in (part, target): shutil.rmtree(path, ignore_errors=True)
-    try: shutil.copytree(source, part, copy_function=os.link)
+    "Copy a folder, with hard links where the disk has them"
+    try: shutil.copytree(source, target, copy_function=os.link)
     except (OSError, shutil.Error):
-        shutil.rmtree(part, ignore_errors=True)
-        shutil.copytree(source, part)
-    part.rename(target)
+        shutil.rmtree(target, ignore_errors=True)
+        shutil.copytree(source, target)
 
 # %% ../../../nbs/constitution/rl/40_policy.ipynb #9c75e923
 def _as_reward(reward):
@@ -218,7 +214,7 @@ def _run_config(lm, prompts, reward, c, value_model, reward_name, limits, out):
 def train_policy(
     lm,                   # Initial policy and reference model, not changed; anything `load` takes
     prompts,              # Anything `load_prompts` takes: strings, rows, a file
-    reward,               # (prompts, answers) -> one number each; or a preference model, or its folder
+    reward,               # (prompts, answers) -> one number each; a preference model or its folder
     *,
     steps:int=100,
     out=None,             # Folder of a run that can be resumed

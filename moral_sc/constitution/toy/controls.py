@@ -62,7 +62,7 @@ def add_baselines(
     seed:int=0,
 )->dict:
     "Add answers without a model to those of players"
-    return {k: answers[k] | baseline_answers([r['text'] for r in prompts[k]], seed)
+    return {k: answers[k] | baseline_answers([r['prompt'] for r in prompts[k]], seed)
             for k in answers}
 
 def baseline_players()->pd.DataFrame: # run, step, player, like `list_players`
@@ -150,7 +150,7 @@ def mean_true_scores(
     prompts:dict,  # Kind -> requests
 )->dict:           # help, harmless, their sum, and the shares that refuse or lack content
     "Return mean true scores of answers to both kinds of requests"
-    texts = {k: [r['text'] for r in rows] for k,rows in prompts.items()}
+    texts = {k: [r['prompt'] for r in rows] for k,rows in prompts.items()}
     help_ = helpfulness(texts['helpful'], answers['helpful']).mean()
     harmless = harmlessness(texts['red_team'], answers['red_team']).mean()
     refuses = features(texts['red_team'], answers['red_team']).refusal.mean()

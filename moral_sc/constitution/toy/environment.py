@@ -20,7 +20,7 @@ import numpy as np, pandas as pd, torch
 from ..principles import Principle
 from ..prompts import tokenize_example
 from ..revision import revised_answer, prompt_text, revise, round_script
-from ...foundation.errors import ConfigError, unknown_name_message
+from ...foundation.errors import ConfigError, DataError, unknown_name_message
 from ...foundation.runs import process_rank
 from ...language.reward_head import save_model, small_llama, word_tokenizer
 from ...language.loading import load
@@ -58,11 +58,15 @@ def _request(seed, i, kind):
     words = [rng.choice(w) for w in (DEEDS[kind], THINGS, PLACES, TIMES)]
     text = 'how do i {} the {} {} {} ?'.format(*words)
     # Ids seed the sampling of answers, so their form never changes
-    return dict(id=f'world/{seed}/{kind}/{i}', text=text, kind=kind, topic=str(words[0]))
+    return dict(id=f'world/{seed}/{kind}/{i}', prompt=text, text=text, kind=kind,
+                topic=str(words[0]))
 
 def deed(prompt):
     "Return the deed that a request names"
-    return next(w for w in prompt.split() if w in TOOLS)
+    found = next((w for w in prompt.split() if w in TOOLS), None)
+    if found: return found
+    raise DataError(f'{prompt[:60]!r} is no request of the toy environment, so the truth '
+                    'about it is not known; make prompts with `requests`.')
 
 # %% ../../../nbs/constitution/toy/10_environment.ipynb #2a426a96
 REFUSAL = 'i can not help with that .'
@@ -257,7 +261,7 @@ def pretrain(
     scale_weights(lm, init_std)
     rng = np.random.default_rng([seed, 1])
     prompts = requests(batch*steps, seed=seed+10**6)
-    examples = tokenize_dialogues(lm, rng, [r['text'] for r in prompts])
+    examples = tokenize_dialogues(lm, rng, [r['prompt'] for r in prompts])
     fit(lm.model, examples, answer_loss, batch=batch, lr=.64/SIZES[size][1], warmup=20,
         schedule='cosine', seed=seed, out=folder and folder/'fit')
     if folder and process_rank()[0]==0: save_model(lm, folder/'model')
@@ -274,12 +278,12 @@ def evaluate_toy_model(
     rng = np.random.default_rng([seed, 2])
     dialogues = requests(n, seed+2*10**6)
     with torch.no_grad():
-        loss,count,_ = answer_loss(lm.model, [tokenize_dialogue(lm, rng, r['text'])
+        loss,count,_ = answer_loss(lm.model, [tokenize_dialogue(lm, rng, r['prompt'])
                                               for r in dialogues])
     red_team = requests(n, seed+2*10**6, 'red_team')
     chains = revise(lm, red_team, PRINCIPLES, rounds=rounds, few_shot=[], seed=seed,
                     max_new_tokens=40)
-    prompts = [r['text'] for r in red_team]
+    prompts = [r['prompt'] for r in red_team]
     res = dict(loss=loss.item()/count)
     for name,k in dict(answer=0, revision=rounds).items():
         answers = [revised_answer(c, k) for c in chains]

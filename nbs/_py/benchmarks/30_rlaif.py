@@ -313,7 +313,7 @@ def _load_in_memory(model):
     return lm
 
 def _extended_requests(n, tail):
-    return [p|dict(text=p['text']+tail) for p in _requests(n)]
+    return [p|dict(prompt=p['prompt']+tail, text=p['prompt']+tail) for p in _requests(n)]
 
 class _MeasuredTrainer(RLTrainer):
     "Our trainer; it records the peak of memory after each rollout"

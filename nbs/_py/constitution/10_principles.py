@@ -26,8 +26,9 @@ import numpy as np
 
 # %%
 #| export
-from moral_sc.foundation.errors import DataError, unknown_name_message
-from moral_sc.foundation.datasets import data_dir, fetch, read_toml
+from moral_sc.foundation.errors import ConfigError, DataError, unknown_name_message
+from moral_sc.foundation.datasets import check_characters, data_dir, fetch, read_toml
+from moral_sc.foundation.tables import read_rows
 
 # %%
 #| hide
@@ -87,37 +88,90 @@ class Shot:
 #| export
 def _toml(path, table):
     path,rows = Path(path),read_toml(path).get(table, [])
-    if not isinstance(rows, list) or not rows:
+    if not isinstance(rows, list) or not rows or not all(isinstance(r, dict) for r in rows):
         raise DataError(f'{path.name} has no [[{table}]]: add at least one.')
     return path, rows
 
-def _build(cls, required, path, table):
-    path,rows = _toml(path, table)
-    for i,r in enumerate(rows, 1):
-        bad = [k for k in required if not isinstance(r.get(k), str) or not r[k].strip()]
-        if bad: raise DataError(f'{path.name}: {table} {i} lacks {", ".join(bad)}; add it.')
-    ids = [r.get('id') for r in rows]
-    duplicate = next((i for i in ids if i and ids.count(i)>1), None)
-    if duplicate: raise DataError(f'{path.name}: the id {duplicate!r} is used twice; rename one.')
-    return [cls(**{k: r.get(k, '') for k in (*required, 'topic')}) for r in rows]
+def read_lines(
+    path:str|Path, # A .txt file
+)->list:
+    "Read the lines of a text file; empty ones are skipped"
+    try: lines = Path(path).expanduser().read_text(encoding='utf-8-sig').split('\n')
+    except OSError as e: raise DataError(f'{path} cannot be read: {e.strerror}.') from None
+    except UnicodeDecodeError as e:
+        raise DataError(f'{path} is not UTF-8 text (byte {e.start:,}); save it as UTF-8.') from None
+    return [x.strip() for x in lines if x.strip()]
+
+def _read_source(source, table='principle'):
+    "Return strings, rows or objects as they are in a list, a DataFrame or a file; and their name"
+    if isinstance(source, (str, Path)):
+        suffix = Path(source).suffix.lower()
+        if suffix=='.toml': return _toml(source, table)[1], Path(source).name
+        if suffix=='.txt': return read_lines(source), Path(source).name
+        if suffix and ' ' not in suffix: return read_rows(source), Path(source).name
+        raise ConfigError(f'{str(source)!r:.80} is no file; name a .toml, .txt, .jsonl or .csv '
+                          'file, or give a list of strings.')
+    if hasattr(source, 'columns'): return read_rows(source, 'principles'), 'principles'
+    try: return list(source), 'principles'
+    except TypeError: raise ConfigError(f'principles is {source!r:.60}; give a list of strings, or '
+                                        'a file.') from None
+
+def _is_text(x): return isinstance(x, str) and bool(x.strip())
+
+def _build(cls, required, source, from_sentence):
+    "Return principles from strings, rows or objects"
+    rows,name = _read_source(source)
+    if not rows: raise ConfigError(f'There are no principles in {name}; give one or more.')
+    res = [_build_one(cls, required, r, i, name, from_sentence) for i,r in enumerate(rows, 1)]
+    ids = [p.id for p in res]
+    duplicate = next((i for i in ids if ids.count(i)>1), None)
+    if duplicate: raise DataError(f'{name}: the id {duplicate!r} is used twice; rename one.')
+    return res
+
+def _build_one(cls, required, row, i, name, from_sentence):
+    location = f'{name}: principle {i}'
+    if isinstance(row, cls): return row
+    if isinstance(row, str): row = dict(principle=row)
+    if not isinstance(row, dict):
+        raise DataError(f'{location} is {row!r:.60}; give a sentence, a row with '
+                        f'{", ".join(required)}, or a {cls.__name__}.')
+    check_characters({k: v for k,v in row.items() if isinstance(v, str)}, location)
+    id = str(row.get('id') or f'principle{i}')
+    sentence = next((row[k] for k in ('principle', 'text') if _is_text(row.get(k))), None)
+    if sentence and not any(k in row for k in required if k!='text'):
+        row = row|from_sentence(sentence.strip())
+    bad = [k for k in required if not _is_text(row.get(k))]
+    if bad: raise DataError(f'{location} lacks {", ".join(bad)}; add it.')
+    return cls(id, *(row[k] for k in required), str(row.get('topic') or ''))
 
 
 # %%
 #| export
 def _own_file(name): return data_dir()/'constitution'/name
 
+def _requests(sentence):
+    "Return the requests for critique and revision under a principle in one sentence"
+    return dict(critique='Identify specific ways in which the last answer does not follow this '
+                         f'principle: {sentence}',
+                revision=f'Rewrite the last answer so that it follows this principle: {sentence}')
+
+def _question(sentence):
+    if sentence.endswith('?'): return dict(text=sentence)
+    return dict(text=f'Which answer follows this principle better? {sentence}')
+
 def load_principles(
-    path=None, # TOML with [[principle]] id, critique, revision, topic; default: ours
+    source=None, # Sentences, rows or a file of id, critique, revision, topic; default: ours
 )->list[Principle]:
     "Load principles for critique and revision"
-    return _build(Principle, ('id', 'critique', 'revision'),
-                  path or _own_file('critique_revision.toml'), 'principle')
+    source = _own_file('critique_revision.toml') if source is None else source
+    return _build(Principle, ('critique', 'revision'), source, _requests)
 
 def load_comparisons(
-    path=None, # TOML with [[principle]] id, text, topic; default: ours
+    source=None, # Questions, sentences, rows or a file of id, text, topic; default: ours
 )->list[Comparison]:
     "Load principles for choosing between two answers"
-    return _build(Comparison, ('id', 'text'), path or _own_file('comparison.toml'), 'principle')
+    source = _own_file('comparison.toml') if source is None else source
+    return _build(Comparison, ('text',), source, _question)
 
 
 # %%
@@ -138,6 +192,14 @@ load_comparisons()[6]
 test_eq([p.id for p in principles], [c.id for c in load_comparisons()])
 test_eq(len({p.topic for p in principles}), 16)
 assert not any('CritiqueRequest' in p.critique or '\n' in p.critique for p in principles)
+
+# %% [markdown]
+# Your own principles are sentences in a list, a text file with one on each line, rows of JSON lines or CSV, or
+# TOML as above. A sentence becomes a pair of requests, or a question, unless it is a question already.
+
+# %%
+sentences = ['Be brief.', 'Which answer is kinder?']
+load_principles(sentences)[:1]+load_comparisons(sentences)
 
 
 # %% [markdown]
@@ -164,6 +226,25 @@ with expect_fail(DataError, contains="'a' is used twice"): load_principles(writt
 with expect_fail(DataError, contains='no [[principle]]'): load_principles(written('x = 1'))
 with expect_fail(DataError, contains='not valid'): load_principles(written('[[principle'))
 with expect_fail(DataError, contains='cannot be read'): load_principles(tmp/'none.toml')
+for x in ('1', '[1]'):
+    with expect_fail(DataError, contains='no [[principle]]'):
+        load_principles(written(f'principle = {x}'))
+(tmp/'mine.txt').write_text('Be brief.\n\nWhich answer is kinder?\n')
+(tmp/'mine.csv').write_text('id,text\nprinciple1,Be brief.\nprinciple2,Which answer is kinder?\n')
+(tmp/'mine.jsonl').write_text('\n'.join(f'{{"principle": "{x}"}}' for x in sentences))
+for source in (tmp/'mine.txt', str(tmp/'mine.csv'), tmp/'mine.jsonl', tuple(sentences),
+               pd.DataFrame(dict(principle=sentences)), load_principles(sentences)):
+    test_eq(load_principles(source), load_principles(sentences))
+test_eq(load_comparisons(tmp/'mine.csv'), load_comparisons(sentences))
+faults = [(['Be kind.', ' '], DataError, 'principle 2 lacks critique, revision'),
+          (['Be kind.', 7], DataError, 'principle 2 is 7; give a sentence'),
+          ([dict(critique='c')], DataError, 'principles: principle 1 lacks revision'),
+          ([], ConfigError, 'There are no principles'), (7, ConfigError, 'principles is 7'),
+          ('Be kind.', ConfigError, "'Be kind.' is no file"), ('mine', ConfigError, 'is no file'),
+          (load_comparisons(['Is it?']), DataError, 'or a Principle'),
+          (['\ud83d'], DataError, 'half a character')]
+for source,kind,message in faults:
+    with expect_fail(kind, contains=message): load_principles(source)
 
 
 # %% [markdown]
@@ -179,7 +260,8 @@ def load_few_shot(
     path=None,       # TOML with [[shot]] principle, human, assistant, critique, revision
     principles=None, # Those the shots refer to, default: ours
 )->list[Shot]:
-    "Load worked examples of critique and revision"
+    "Load worked examples of critique and revision; a list of them is returned unchanged"
+    if isinstance(path, (list, tuple)): return list(path)
     path,rows = _toml(path or _own_file('few_shot.toml'), 'shot')
     known = {p.id: p for p in principles or load_principles()}
     return [_shot(r, known, f'{path.name}: shot {i}') for i,r in enumerate(rows, 1)]

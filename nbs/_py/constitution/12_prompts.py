@@ -22,9 +22,10 @@ from pathlib import Path
 
 import numpy as np
 
+from moral_sc.constitution.principles import read_lines
 from moral_sc.foundation.datasets import check_characters, data_dir, fetch, read_jsonl
 from moral_sc.foundation.errors import ConfigError, DataError, unknown_name_message
-from moral_sc.foundation.tables import check_fields, read_rows
+from moral_sc.foundation.tables import check_fields, read_rows, text_field
 from moral_sc.language.chat import Prompt, encode_after, render
 
 # %%
@@ -104,16 +105,6 @@ def _dialogues(id):
     return [dict(id=f'{id}/{i}', prompt=t, kind='helpful' if 'helpful' in id else 'red_team')
             for i,t in enumerate(texts)]
 
-def read_lines(
-    path:str|Path, # A .txt file
-)->list:
-    "Read the lines of a text file; empty ones are skipped"
-    try: lines = Path(path).expanduser().read_text(encoding='utf-8-sig').split('\n')
-    except OSError as e: raise DataError(f'{path} cannot be read: {e.strerror}.') from None
-    except UnicodeDecodeError as e:
-        raise DataError(f'{path} is not UTF-8 text (byte {e.start:,}); save it as UTF-8.') from None
-    return [x.strip() for x in lines if x.strip()]
-
 _suffixes = '.jsonl', '.csv', '.tsv', '.json', '.parquet', '.gz', '.ndjson'
 
 def _read_source(source):
@@ -129,7 +120,7 @@ def _read_source(source):
     raise ConfigError(message+(' Give prompts themselves as a list.' if ' ' in name else ''))
 
 def load_prompts(
-    source='red_team',     # A list, DataFrame or file; 'helpful', 'red_team', 'hh/helpful-base/test'
+    source='red_team',     # A list, DataFrame or file; 'helpful', 'red_team', 'hh/harmless-base'
     limit:int|None=None,   # Largest number of prompts, drawn by `seed`
     seed:int=0,
 )->list:                   # Rows of id, prompt, kind, topic
@@ -258,6 +249,52 @@ def human_comparisons(
             for i in keep]
 
 
+# %% [markdown]
+# Your own comparisons are rows of `prompt`, `a`, `b` and, where they are labelled, `p`, the probability that `a`
+# is better. Rows of `chosen` and `rejected`, as other libraries have them, are read too: the chosen answer is
+# `a`, and `p` is 1. Without a `prompt` both are whole dialogues that share their beginning.
+
+# %%
+#| export
+def _pair(r, location):
+    if 'chosen' in r and 'rejected' in r and not ('a' in r or 'b' in r):
+        a,b = (text_field(r, k, location) for k in ('chosen', 'rejected'))
+        if r.get('prompt', r.get('text')) is None:
+            (p,a),(q,b) = _cut(a),_cut(b)
+            if p!=q or not p:
+                raise DataError(f'{location}: the dialogues of `chosen` and `rejected` do not '
+                                'begin alike; give a `prompt`.')
+            r = r|dict(prompt=p)
+        r = {k: v for k,v in r.items() if k not in ('chosen', 'rejected')}|dict(a=a, b=b, p=1.)
+    bad = [k for k in 'ab' if not isinstance(r.get(k), str)]
+    if bad: raise DataError(f'{location} has no text in {" and ".join(bad)}; add it.')
+    return r|dict(prompt=get_prompt(r, location))
+
+def load_pairs(
+    source,       # A list of rows, a DataFrame, or a file
+    name='pairs', # In error messages
+)->list:          # Rows of prompt, a, b and what else they have
+    "Load pairs of answers to a prompt, labelled or not"
+    where = str(source) if isinstance(source, (str, Path)) else name
+    rows = read_rows(source, name)
+    return [_pair(r, f'{where}: row {i}') for i,r in enumerate(rows, 1)]
+
+
+# %%
+load_pairs([dict(prompt='Far?', chosen='Two miles.', rejected='No.')])
+
+# %%
+#| hide
+dialogues = dict(chosen='\n\nHuman: Far?\n\nAssistant: Yes.',
+                 rejected='\n\nHuman: Far?\n\nAssistant: No.')
+test_eq(load_pairs([dialogues]), [dict(prompt='Far?', a='Yes.', b='No.', p=1.)])
+(tmp/'pairs.csv').write_text('text,a,b\nFar?,yes,no\n')
+test_eq(load_pairs(tmp/'pairs.csv')[0]['prompt'], 'Far?')
+for row,message in [(dict(prompt='x', a='y'), 'pairs: row 1 has no text in b'), (
+        dict(a='x', b='y'), "no 'prompt'"), (dialogues|dict(chosen='Hi'), 'do not begin alike'),
+        (dict(prompt='x', chosen=['y'], rejected='z'), "as 'chosen', not a text")]:
+    with expect_fail(DataError, contains=message): load_pairs([row])
+
 # %%
 found = 'out of reach'
 if available('hh-rlhf/harmless-base/test'):
@@ -343,7 +380,8 @@ for rows,message in mistakes:
     with expect_fail(DataError, contains=message): load_prompts(file(*rows))
 lists = [(['a', 'a'], "prompts: 'a' is given 2 times"), ([], 'prompts holds no prompts'),
          (['a', 7], 'prompts: row 2 is 7; give a string'),
-         (['\ud83d'], 'row 1 has half a character'), ([dict(id='\ud83d', prompt='x')], 'half a char')]
+         (['\ud83d'], 'row 1 has half a character'),
+         ([dict(id='\ud83d', prompt='x')], 'half a character')]
 for rows,message in lists:
     with expect_fail(DataError, contains=message): load_prompts(rows)
 for source,message in [('helpfull', "did you mean 'helpful'"), (7, 'prompts is 7; give a list'),

@@ -26,19 +26,26 @@ import pandas as pd
 
 # %%
 #| export
+from moral_sc.foundation.arguments import checked
 from moral_sc.foundation.datasets import available, fetch, read_jsonl
-from moral_sc.foundation.errors import ConfigError, DataError, unknown_name_message
+from moral_sc.foundation.errors import ConfigError, unknown_name_message
+from moral_sc.foundation.progress import progress_callback
 from moral_sc.foundation.runs import open_run
 from moral_sc.constitution.principles import (
     Principle, draw_principles, HEADINGS, load_few_shot, load_principles)
+from moral_sc.constitution.prompts import load_prompts
 from moral_sc.language.multi_turn import generate_multi_turn
 from moral_sc.language.chat import modes, render
-from moral_sc.language.generation import sample
+from moral_sc.language.generation import check_sampling_args, sample
+from moral_sc.language.loading import load
 
 # %%
 #| hide
-import tempfile
+import contextlib, io, tempfile
 from pathlib import Path
+
+from moral_sc.foundation.errors import DataError
+from moral_sc.language.reward_head import save_model
 
 from fastcore.test import *
 
@@ -216,26 +223,10 @@ len(chains), len(trials)
 #| export
 
 
-def _rows(prompts):
-    "Return prompts as rows with an id each"
-    rows = [dict(id=p, prompt=p) if isinstance(p, str) else
-            dict(id=p.get('id', p.get('text')), prompt=p.get('text')) for p in prompts]
-    for i,r in enumerate(rows, 1):
-        if not isinstance(r['prompt'], str) or not r['prompt'].strip():
-            raise DataError(f'Prompt {i} has no text: give a string or a row with `text`.')
-    ids = [r['id'] for r in rows]
-    if len(set(ids))<len(ids):
-        duplicate = next(i for i in ids if ids.count(i)>1)
-        raise DataError(f'The prompt {str(duplicate)[:60]!r} is given twice: drop one or give '
-                        'it an id.')
-    return rows
-
-def _check_arguments(rounds, mode, principles):
-    if not isinstance(rounds, int) or rounds<1:
-        raise ConfigError(f'rounds is {rounds!r}; give a whole number of 1 or more.')
+def _check_arguments(rounds, mode, seed):
+    if rounds<1: raise ConfigError(f'rounds is {rounds!r}; give a whole number of 1 or more.')
+    if seed<0: raise ConfigError(f'seed is {seed}; give 0 or more.')
     if mode not in modes: raise ConfigError(unknown_name_message('mode', mode, list(modes)))
-    if not principles:
-        raise ConfigError('There are no principles to draw from; give one or more.')
 
 
 # %% [markdown]
@@ -337,25 +328,28 @@ def _plan(rows, drawn): # Prompt and principles of each row, stored in the run
     return [(r['id'], dict(prompt=r['prompt'], principles=[p.id for p in d]))
             for r,d in zip(rows, drawn, strict=True)]
 
+@checked
 def revise(
-    lm,                        # From `moral_sc.language.load`
-    prompts:list,              # Strings, or rows with `text` and `id`
-    principles:list=None,      # To draw from, default: ours
+    lm,                        # Anything that `load` takes: a name, folder, loaded model ...
+    prompts,                   # Anything that `load_prompts` takes: strings, rows, a file ...
+    principles=None,           # Sentences, rows or a file, as in `load_principles`; default: ours
     rounds:int=1,
     critique:bool=True,        # False: revise without a critique
-    few_shot:list=None,        # Worked examples, default: ours; [] for none
+    few_shot=None,             # Worked examples or their file, default: ours; [] for none
     mode:str='plain',          # 'plain': headings, as in the paper; 'chat': turns
     max_new_tokens:int=256,    # Of each part
     temperature:float=1.,      # The paper samples at 1
     seed:int=0,
     out=None,                  # Folder of a run that can be resumed
-    progress=None,             # Called with (rows done, rows in all), answers first
+    progress=None,             # True: a bar; or a function (rows done, rows in all), answers first
 )->list[dict]: # id, prompt, response, finish, rounds: principle, critique, revision, finish
     "Answer each prompt, then critique and revise the answer"
-    rows = [r | dict(rounds=[]) for r in _rows(prompts)]
-    principles = load_principles() if principles is None else list(principles)
-    shots = load_few_shot() if few_shot is None else few_shot
-    _check_arguments(rounds, mode, principles)
+    _check_arguments(rounds, mode, seed)
+    rows = [dict(id=r['id'], prompt=r['prompt'], rounds=[]) for r in load_prompts(prompts)]
+    principles = load_principles(principles)
+    shots = load_few_shot(few_shot)
+    check_sampling_args([], [], max_new_tokens, temperature, 1.)
+    lm = load(lm)
     kw = dict(max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
     config = dict(kw, kind='revise', model=lm.identity if out else '', rounds=rounds,
                   critique=critique,
@@ -363,10 +357,11 @@ def revise(
                   principles=_hash([asdict(p) for p in principles]),
                   few_shot=_hash([asdict(s) for s in shots]))
     drawn = [draw_principles(principles, rounds, seed, r['id']) for r in rows]
-    with open_run(out, config) if out else nullcontext() as run:
+    with (open_run(out, config) if out else nullcontext() as run,
+          progress_callback(progress, 'revise') as report):
         if run is not None and not run.finished: run.put_many(_plan(rows, drawn))
         chains = RevisionChains(lm, rows, drawn, shots, critique, mode)
-        kw |= dict(stop=STOPS, run=run, progress=progress)
+        kw |= dict(stop=STOPS, run=run, progress=report)
         keys,texts = chains.first_prompts()
         chains.set_answers(sample(lm, texts, keys=keys, **kw))
         keys,texts = zip(*(chains.next(i, []) for i in range(len(rows)))) if rows else ([], [])
@@ -525,9 +520,30 @@ with expect_fail(ConfigError, contains='rounds'):
 for bad,say in [(dict(rounds=0), 'rounds is 0'), (dict(principles=[]), 'no principles'),
                 (dict(mode='chatty'), "did you mean 'chat'?")]:
     with expect_fail(ConfigError, contains=say): revise(noisy, asks, **bad)
-for bad,say in [(['Hi', ' '], 'Prompt 2 has no text'),
-                (['Hi', 'Hi'], "'Hi' is given twice")]:
-    with expect_fail(DataError, contains=say): revise(noisy, bad)
+for bad,say in [(['Hi', ' '], 'row 2 is empty'), (['Hi', 'Hi'], "'Hi' is given 2 times"),
+                ([dict(promt='Hi')], "no 'prompt'; did you mean 'promt'?")]:
+    with expect_fail(DataError, contains=say): revise('no-such-model', bad)
+mistakes = [(dict(n_rounds=2), "no argument 'n_rounds'; did you mean 'rounds'?"),
+            (dict(rounds='2'), "rounds is '2'; give a whole number"), (dict(seed=-1), 'seed is -1'),
+            (dict(principles=7), 'principles is 7'), (dict(temperature=-1), 'temperature is -1'),
+            (dict(max_new_tokens=0), 'max_new_tokens is 0'), ({}, "no model 'no-such-model'")]
+for bad,say in mistakes:
+    with expect_fail(ConfigError, contains=say): revise('no-such-model', ['Hi'], **bad)
+
+# %% [markdown]
+# Principles are sentences, prompts a file, and the model a folder or a pair of model and tokenizer.
+
+# %%
+(tmp/'asks.csv').write_text('prompt\nIs it far?\n')
+save_model(noisy, tmp/'model')
+few = dict(few_shot=[], max_new_tokens=6)
+mine = revise(str(tmp/'model'), tmp/'asks.csv', ['Be brief.'], **few)
+test_eq(mine, revise((noisy.model, noisy.tokenizer), load_prompts(tmp/'asks.csv'),
+                     load_principles(['Be brief.']), **few))
+stderr = io.StringIO()
+with contextlib.redirect_stderr(stderr): revise(noisy, ['Is it far?'], progress=True, **few)
+assert 'revise: 100%' in stderr.getvalue()
+mine[0]['rounds'][0]['principle']
 
 
 # %% [markdown]

@@ -22,19 +22,23 @@ from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
+from fastcore.meta import delegates
 
 from moral_sc.constitution.evaluation.refusals import critic_voice, repetition, same_words
-from moral_sc.constitution.prompts import tokenize_example
+from moral_sc.constitution.prompts import get_prompt, tokenize_example
+from moral_sc.foundation.arguments import checked
 from moral_sc.foundation.errors import ConfigError, DataError, unknown_name_message
+from moral_sc.foundation.manifest import Manifest
 from moral_sc.foundation.runs import content_key, process_rank
+from moral_sc.foundation.tables import read_rows
+from moral_sc.language.loading import load
 from moral_sc.language.reward_head import save_model
-from moral_sc.language.models import LM
 from moral_sc.language.engine.batching import check_context_length
 from moral_sc.language.training import answer_loss, fit
 
 # %%
 #| hide
-import tempfile
+import json, tempfile, warnings
 
 import torch
 from fastcore.test import *
@@ -108,27 +112,48 @@ def _revisions(chain, select):
     k,text,finish,_ = next((r for r in reversed(res) if r[1].strip()), res[-1])
     return [(k, text, finish, chain['response'])]
 
+def load_examples(
+    source,       # A list of rows, a DataFrame, or a file
+    name='rows',  # In error messages
+)->list:          # Rows of prompt, answer and what else they have
+    "Load examples of finetuning: prompts with their answers"
+    where = str(source) if isinstance(source, (str, Path)) else name
+    rows = []
+    for i,r in enumerate(read_rows(source, name), 1):
+        if not isinstance(r.get('answer'), str) or (not r['answer'].strip() and not r.get('fault')):
+            raise DataError(f'{where}: row {i} has no `answer` that is a text; add it or leave the '
+                            'row out.')
+        rows.append(r|dict(prompt=get_prompt(r, f'{where}: row {i}')))
+    return rows
+
+def _load_chains(chains):
+    if not isinstance(chains, (str, Path)): return chains
+    rows = read_rows(chains)
+    for i,r in enumerate(rows, 1):
+        if not {'id', 'prompt', 'response', 'rounds'}<={*r}:
+            raise DataError(f'{chains}: row {i} is no chain of revisions; give the file that '
+                            '`revise` wrote.')
+    return rows
+
+@checked
 def training_examples(
-    chains:list,             # From `revise`
+    chains,                  # From `revise`, or their file
     select:str='all',        # 'all' revisions, or the 'final' one of each chain
-    extra:list=(),           # Further rows with `text` and `answer`: helpful answers
+    extra=(),                # Further rows of `prompt` and `answer`, or their file: helpful answers
     allow:tuple=(),          # Members of `FAULT_KINDS` that are not excluded
     max_repetition:float=.5, # As in `find_fault`
-)->list:                     # id, text, answer, round, fault
+)->list:                     # id, prompt, answer, round, fault
     "Return the examples of finetuning; `finetune` skips rows with a fault"
+    chains = _load_chains(chains)
     if select not in ('all', 'final'):
         raise ConfigError(unknown_name_message('select', select, ['all', 'final']))
     rows = [(f'{c["id"]}/{k}', c['prompt'], text, k,
              find_fault(text, finish, previous, max_repetition))
             for c in chains for k,text,finish,previous in _revisions(c, select)]
-    for i,r in enumerate(extra, 1):
-        text = r.get('text', r.get('prompt'))
-        answer = r.get('answer')
-        if not isinstance(text, str) or not isinstance(answer, str):
-            raise DataError(f'extra: row {i} needs `text` and `answer`, both strings.')
-        rows.append((r.get('id', f'extra/{i}'), text, answer, 0,
-                     find_fault(answer, r.get('finish', ''), None, max_repetition)))
-    names = 'id', 'text', 'answer', 'round', 'fault'
+    for i,r in enumerate(load_examples(extra, 'extra') if len(extra) else (), 1):
+        rows.append((r.get('id', f'extra/{i}'), r['prompt'], r['answer'], 0,
+                     find_fault(r['answer'], r.get('finish', ''), None, max_repetition)))
+    names = 'id', 'prompt', 'answer', 'round', 'fault'
     return [dict(zip(names, r[:4]), fault='' if r[4] in allow else r[4]) for r in rows]
 
 def count_faults(
@@ -150,7 +175,7 @@ chains = [dict(id='a', prompt='is it far?', response='go, no tea here.', finish=
                rounds=[step('no, it is here.'), step('', 'empty')]),
           dict(id='b', prompt='tea?', response='no tea.', finish='stop',
                rounds=[step('no tea.'), step('yes, the tea is here.')])]
-helpful = [dict(text='is the cup here?', answer='yes.')]
+helpful = [dict(prompt='is the cup here?', answer='yes.')]
 rows = training_examples(chains, extra=helpful)
 pd.DataFrame(rows)
 
@@ -177,18 +202,14 @@ with expect_fail(ConfigError, contains="did you mean 'final'"): training_example
 #| export
 def encode_examples(
     lm,
-    rows:list,          # With `text` and `answer`; rows with a fault are skipped
+    rows,               # As `load_examples` takes them; rows with a fault are skipped
     mode:str='plain',   # Format of prompts
 )->list:                # (token ids, index of the first token of the answer)
     "Encode examples for training"
-    rows = [r for r in rows if not r.get('fault')]
-    for i,r in enumerate(rows, 1):
-        if not isinstance(r.get('answer'), str) or not r['answer'].strip():
-            raise DataError(f'Row {i} has no `answer`; add it or leave the row out.')
+    rows = [r for r in load_examples(rows) if not r.get('fault')]
     if not rows:
         raise DataError('Every example has a fault; see `count_faults(rows)` for their kinds.')
-    examples = [tokenize_example(lm, r.get('text', r.get('prompt')), r['answer'], mode)
-                for r in rows]
+    examples = [tokenize_example(lm, r['prompt'], r['answer'], mode) for r in rows]
     check_context_length(lm, [ids for ids,_ in examples])
     return examples
 
@@ -208,7 +229,7 @@ targets
 test_eq(targets, [f' {r["answer"]}<eos>' for r in rows if not r['fault']])
 assert not any('Zebra' in decode(lm, ids) or '<unk>' in decode(lm, ids) for ids,_ in data)
 for (ids,s),r in zip(data, [r for r in rows if not r['fault']]):
-    test_eq(decode(lm, ids[:s]), prompt_text([('Human', r['text'])], 'Assistant'))
+    test_eq(decode(lm, ids[:s]), prompt_text([('Human', r['prompt'])], 'Assistant'))
     lp,mask = answer_logprobs(lm.model, [ids], [s])
     first = lm.model(torch.tensor([ids[:s]])).logits[0,-1].log_softmax(-1)[ids[s]]
     test_close(lp[0,0].item(), first.item(), 1e-5)
@@ -220,7 +241,7 @@ for (ids,s),r in zip(data, [r for r in rows if not r['fault']]):
 
 # %%
 bytewise = random_model('gemma3')
-ids,start = encode_examples(bytewise, [dict(text='Far?', answer='No.')])[0]
+ids,start = encode_examples(bytewise, [dict(prompt='Far?', answer='No.')])[0]
 golden = [2, 15, 15, 77, 122, 114, 102, 115, 63, 37, 75, 102, 119, 68, 15, 15, 70, 120, 120,
           110, 120, 121, 102, 115, 121, 63, 37, 83, 116, 51, 1]
 test_eq(ids, golden)
@@ -237,29 +258,34 @@ ids, start
 
 # %%
 #| export
+@checked
+@delegates(fit)
 def finetune(
-    lm:LM,
-    rows:list,        # From `training_examples`, or any with `text` and `answer`
+    lm,               # Anything that `load` takes: a name, folder, loaded model ...
+    rows,             # From `training_examples`, or rows of `prompt` and `answer`, or their file
     out=None,         # Folder of a run that can be resumed; the model is saved in out/model
     mode:str='plain', # Format of prompts
     epochs:int=1,
     lr:float=1e-4,    # Constant
     seed:int=0,
     name:str=None,    # Of the finetuned model
-    **options,        # Of `fit`: batch, max_tokens, weight_decay, autocast ...
+    **kwargs          # Of `fit`: batch, max_tokens, weight_decay, autocast ...
 )->tuple:             # The finetuned copy, the history of `fit`
     "Finetune a copy of a model on examples"
+    rows = load_examples(rows)
+    lm = load(lm, 'float32')
     examples = encode_examples(lm, rows, mode)
     model = copy.deepcopy(lm.model).float().requires_grad_(True)
     history = fit(model, examples, answer_loss, epochs=epochs, lr=lr, seed=seed,
-                  out=None if out is None else Path(out)/'fit', **options)
+                  out=None if out is None else Path(out)/'fit', **kwargs)
     key = content_key(lm=lm.identity, examples=examples, epochs=epochs, lr=lr,
-                      seed=seed, **{k: v for k,v in options.items() if not callable(v)})[:8]
+                      seed=seed, **{k: v for k,v in kwargs.items() if not callable(v)})[:8]
     tuned = replace(lm, model=model.eval().requires_grad_(False), is_stub=False,
                     name=name or f'{lm.name}+{len(examples)}',
                     source=f'{lm.source}, finetuned {key}'.strip(', '))
     folder = None if out is None else Path(out)/'model'
-    if folder and not folder.is_dir() and process_rank()[0]==0: save_model(tuned, folder)
+    if folder and process_rank()[0]==0:
+        Manifest(out).build(folder, lambda part: save_model(tuned, part))
     return tuned,history
 
 
@@ -271,7 +297,7 @@ history[['step', 'lr', 'loss', 'count']].iloc[[0, 1, 30, 79]].round(3)
 # %%
 for k,v in lm.model.state_dict().items(): assert torch.equal(v, before[k])
 test_eq(set(history.lr), {.01})
-prompts = [render_prompt(lm, r['text']) for r in rows if not r['fault']]
+prompts = [render_prompt(lm, r['prompt']) for r in rows if not r['fault']]
 samples = sample(tuned, prompts, 20, temperature=0)
 test_eq([s.text.strip() for s in samples], [r['answer'] for r in rows if not r['fault']])
 samples, tuned
@@ -287,7 +313,7 @@ samples, tuned
 tok = word_tokenizer(words)
 tok.pad_token = tok.eos_token
 one = small_llama(tok, layers=2, width=48)
-pair = [dict(text='far?', answer='no.'), dict(text='is it tea?', answer='yes, it is tea.')]
+pair = [dict(prompt='far?', answer='no.'), dict(prompt='is it tea?', answer='yes, it is tea.')]
 tuned_one,_ = finetune(one, pair, lr=.01, epochs=40)
 stopped, = sample(tuned_one, [render_prompt(tuned_one, 'far?')], 30)
 test_eq((stopped.text.strip(), stopped.finish), ('no.', 'eos'))
@@ -346,6 +372,13 @@ test_eq(resumed_history.loss.tolist(), history.loss.tolist())
 
 # %%
 loaded = load(tmp/'run/model', 'float32', 'cpu')
+damage = Manifest(tmp/'run').damage
+(tmp/'rows.jsonl').write_text('\n'.join(json.dumps(r) for r in rows))
+(tmp/'run/model/tokenizer.json').write_text('{}')
+assert damage()
+with warnings.catch_warnings(record=True) as caught:
+    finetune(lm, tmp/'rows.jsonl', tmp/'run', lr=.01, batch=2, epochs=40) # Rows from a file
+assert not damage() and 'tokenizer.json has' in str(caught[0].message)
 test_eq([s.ids for s in sample(loaded, prompts, 20, temperature=0)], [s.ids for s in samples])
 loaded
 
@@ -353,12 +386,19 @@ loaded
 # ## Refused input
 
 # %%
-with expect_fail(DataError, contains='Row 1 has no `answer`'): finetune(lm, [dict(text='far?')])
+with expect_fail(DataError, contains='row 1 has no `answer`'):
+    finetune('none', [dict(prompt='far?')])
 with expect_fail(DataError, contains='has a fault'): finetune(lm, [dict(rows[1], fault='copy')])
-with expect_fail(DataError, contains='row 1 needs'):
-    training_examples([], extra=[dict(text='far?')])
+with expect_fail(DataError, contains='extra: row 1 has no `answer`'):
+    training_examples([], extra=[dict(prompt='far?')])
+mistakes = [(dict(learning_rate=1), "finetune has no argument 'learning_rate'; did you mean 'lr'?"),
+            (dict(num_train_epochs=3), "did you mean 'epochs'?"), (dict(lr='1e-4'), "lr is '1e-4'")]
+for bad,message in mistakes:
+    with expect_fail(ConfigError, contains=message): finetune('none', pair, **bad)
+with expect_fail(DataError, contains='is no chain of revisions'):
+    training_examples(tmp/'rows.jsonl')
 with expect_fail(ConfigError, contains='512'):
-    finetune(lm, [dict(text='far? '*600, answer='no.')])
+    finetune(lm, [dict(prompt='far? '*600, answer='no.')])
 
 # %%
 #| hide

@@ -17,6 +17,7 @@
 # %%
 #| export
 import warnings
+from collections import Counter
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from hashlib import sha256
@@ -26,13 +27,16 @@ import numpy as np, pandas as pd
 # %%
 #| export
 from moral_sc.constitution.principles import draw_principles, load_comparisons
-from moral_sc.constitution.prompts import split_turns
+from moral_sc.constitution.prompts import load_pairs, split_turns
+from moral_sc.foundation.arguments import checked
 from moral_sc.foundation.datasets import data_dir, read_toml
-from moral_sc.foundation.errors import ConfigError, DataError, ModelError
+from moral_sc.foundation.errors import ConfigError, DataError, ModelError, unknown_name_message
+from moral_sc.foundation.progress import progress_callback
 from moral_sc.foundation.runs import content_key, run_or_temporary, open_run
 from moral_sc.foundation.statistics import cluster_bootstrap, wilson
-from moral_sc.language.chat import render
+from moral_sc.language.chat import modes, render
 from moral_sc.language.generation import sample
+from moral_sc.language.loading import load
 from moral_sc.language.scoring import option_logprobs, option_mass
 
 # %%
@@ -107,7 +111,8 @@ class WorkedComparison:
 def load_worked_comparisons(
     path=None, # TOML with [[shot]] human, better, worse, because; default: ours
 )->list[WorkedComparison]:
-    "Load worked comparisons"
+    "Load worked comparisons; a list of them is returned unchanged"
+    if isinstance(path, (list, tuple)): return list(path)
     path = path or data_dir()/'constitution'/'feedback_shots.toml'
     required = ('human', 'better', 'worse')
     res = []
@@ -176,15 +181,12 @@ f'p = {chisquare(list(by_text.values())).pvalue:.2f}'
 
 # %%
 #| export
-def _row(r, i):
-    bad = [k for k in ('prompt', 'a', 'b') if not isinstance(r.get(k), str)]
-    if bad: raise DataError(f'Pair {i} has no text in {", ".join(bad)}; add it.')
-    return dict(r, id=str(r.get('id', i)))
-
-def _pairs(pairs):
-    rows = [_row(r, i) for i,r in enumerate(pairs, 1)]
-    if len({r['id'] for r in rows})<len(rows):
-        raise DataError('Two pairs have the same id; give each its own.')
+def _unique_pairs(pairs):
+    "Return pairs with an id each"
+    rows = [dict(r, id=str(r.get('id', i))) for i,r in enumerate(load_pairs(pairs), 1)]
+    ids = Counter(r['id'] for r in rows)
+    double = next((k for k,n in ids.items() if n>1), None)
+    if double: raise DataError(f'Two pairs have the same id {double[:60]!r}; give each its own.')
     return rows
 
 class Labeller:
@@ -362,10 +364,11 @@ def _label_row(row, lp, lab, clamp, clamp_each):
 
 def _hash(x): return content_key(x=x)[:16]
 
+@checked
 def label(
-    lm,                         # Labelling model
-    pairs:list,                 # Rows of id, prompt, a, b
-    comparisons=None,           # Principles, default: ours
+    lm,                         # Labelling model: anything that `load` takes
+    pairs,                      # Rows of id, prompt, a, b, or their file, as in `load_pairs`
+    comparisons=None,           # Questions or a file, as in `load_comparisons`; default: ours
     *,
     principles_per_pair=1,      # Number drawn for each row, or 'all'
     swap:bool=True,             # Ask in both orders; False: in one, drawn by id
@@ -373,7 +376,7 @@ def label(
     samples:int=1,              # Chains of thought per question
     clamp='auto',               # Bounds of a label; 'auto': (.4, .6) with `cot`, else None
     clamp_each:bool=False,      # Clamp each probability before averaging
-    few_shot=None,              # `WorkedComparison` comparisons, default: ours; [] for none
+    few_shot=None,              # Worked comparisons or their file, default: ours; [] for none
     prefixes:int=4,             # Number of drawn prefixes of worked comparisons
     mode:str='plain',           # As in `render`
     max_new_tokens:int=128,     # Of a chain of thought
@@ -381,14 +384,15 @@ def label(
     block:int=256,              # Rows read in one call
     engine:str='auto', max_tokens:int=4096, # As in `option_logprobs`
     out=None,                   # Folder of a run that can be resumed
-    progress=None,              # Called with (rows done, rows in all)
+    progress=None,              # True: a bar; or a function (rows done, rows in all)
 )->list: # The rows with p, p_ab, p_ba, principle, mass, flipped, asked
     "Label each pair with the probability that `a` is the better answer"
-    rows = _pairs(pairs)
-    comparisons = load_comparisons() if comparisons is None else list(comparisons)
-    shots = load_worked_comparisons() if few_shot is None else list(few_shot)
+    rows = _unique_pairs(pairs)
+    comparisons = load_comparisons(comparisons)
+    shots = load_worked_comparisons(few_shot)
     clamp = ((.4, .6) if cot else None) if clamp=='auto' else clamp
-    _check_arguments(comparisons, principles_per_pair, clamp, samples, prefixes)
+    _check_arguments(principles_per_pair, clamp, samples, prefixes, mode, block)
+    lm = load(lm)
     settings = dict(per=principles_per_pair, swap=swap, cot=cot, mode=mode, seed=seed,
                     prefixes=prefixes, samples=samples, max_new_tokens=max_new_tokens)
     lab = Labeller(lm, comparisons, shots, engine=engine, max_tokens=max_tokens, **settings)
@@ -397,8 +401,9 @@ def label(
                   principles=_hash([asdict(c) for c in comparisons]),
                   few_shot=_hash([asdict(s) for s in shots]), block=block)
     todo = [r for r in rows if not _identical(r)]
-    with (open_run(out, config) if out else nullcontext()) as run, run_or_temporary(run) as run:
-        logprobs = _label_blocks(lab, todo, run, block, progress)
+    with ((open_run(out, config) if out else nullcontext()) as run, run_or_temporary(run) as run,
+          progress_callback(progress, 'label') as report):
+        logprobs = _label_blocks(lab, todo, run, block, report)
         if out: run.finish()
     res = [_label_row(r, logprobs.get(r['id']), lab, clamp, clamp_each) for r in rows]
     _warn(res)
@@ -413,13 +418,14 @@ def _label_blocks(lab, todo, run, block, progress):
         if progress: progress(min(len(todo), (n+1)*block), len(todo))
     return {r['id']: run.get(r['id'])['lp'] for r in todo}
 
-def _check_arguments(comparisons, per, clamp, samples, prefixes):
-    if not comparisons: raise ConfigError('There are no principles to compare by; give some.')
+def _check_arguments(per, clamp, samples, prefixes, mode, block):
+    if mode not in modes: raise ConfigError(unknown_name_message('mode', mode, list(modes)))
     if per!='all' and not (isinstance(per, int) and per>0):
         raise ConfigError(f"principles_per_pair is {per!r}; give 1 or more, or 'all'.")
     if clamp is not None and not 0<=clamp[0]<=.5<=clamp[1]<=1:
         raise ConfigError(f'clamp is {clamp}; give bounds on both sides of one half.')
-    if samples<1 or prefixes<1: raise ConfigError('samples and prefixes are 1 or more.')
+    if min(samples, prefixes, block)<1:
+        raise ConfigError('samples, prefixes and block are 1 or more.')
 
 LOW_MASS = .05
 
@@ -671,8 +677,13 @@ with expect_fail(ModelError, contains='not finite'): label(broken, asks[:1], few
 with expect_fail(DataError, contains='same id'): label(noisy, [asks[0], asks[0]])
 with expect_fail(DataError, contains='no text in b'): label(noisy, [dict(prompt='x', a='y')])
 for bad,say in [(dict(clamp=(.6, .4)), 'clamp is'), (dict(comparisons=[]), 'no principles'),
-                (dict(principles_per_pair='al'), "'all'")]:
-    with expect_fail(ConfigError, contains=say): label(noisy, asks, **bad)
+                (dict(principles_per_pair='al'), "'all'"), (dict(mode='chatty'), "mean 'chat'?"),
+                (dict(principles=['Be kind.']), "did you mean 'comparisons'?"),
+                (dict(samples=0), 'samples, prefixes and block'), ({}, "no model 'no-such'")]:
+    with expect_fail(ConfigError, contains=say): label('no-such', asks, **bad)
+one = dict(few_shot=[], progress=lambda *x: None)
+test_eq(label((noisy.model, noisy.tokenizer), pd.DataFrame(asks[:2]), ['Be brief.'], **one),
+        label(noisy, asks[:2], load_comparisons(['Be brief.']), **one))
 with expect_fail(DataError, contains='alike'): label_report(label(noisy, [same]))
 warnings.simplefilter('always')
 with warnings.catch_warnings(record=True) as said: label(noisy, asks, few_shot=[])

@@ -17,19 +17,26 @@
 # %%
 #| export
 import json
+import math
 from dataclasses import dataclass
-from numbers import Real
 from pathlib import Path
 
 import numpy as np, pandas as pd, torch
+from fastcore.meta import delegates
 from torch import nn
 from torch.nn.functional import logsigmoid
 
 # %%
 #| export
-from moral_sc.constitution.prompts import tokenize_example
-from moral_sc.foundation.errors import DataError
+from moral_sc.constitution.prompts import load_pairs, tokenize_example
+from moral_sc.foundation.arguments import checked
+from moral_sc.foundation.errors import ConfigError, DataError, unknown_name_message
+from moral_sc.foundation.manifest import Manifest
+from moral_sc.foundation.runs import process_rank
 from moral_sc.foundation.statistics import Estimate, cluster_bootstrap
+from moral_sc.foundation.tables import number_field
+from moral_sc.language.chat import modes
+from moral_sc.language.loading import load
 from moral_sc.language.reward_head import (
     build_reward_model, load_reward_model, reward_scores, save_reward_model)
 from moral_sc.language.models import LM, weights_digest
@@ -132,6 +139,12 @@ class PreferenceModel:
 
     @torch.no_grad()
     def __call__(self, prompts, answers, max_tokens=8192):
+        "Return the score of each answer; of one answer if prompt and answer are strings"
+        if isinstance(prompts, str) and isinstance(answers, str):
+            return float(self([prompts], [answers])[0])
+        if isinstance(prompts, str) or isinstance(answers, str) or len(prompts)!=len(answers):
+            raise DataError('A preference model takes a prompt and an answer, or lists of equally '
+                            'many prompts and answers.')
         rows = self.encode(prompts, answers)
         out = np.zeros(len(rows))
         with inference(self.model, tokens=sum(map(len, rows))):
@@ -174,10 +187,19 @@ class PreferenceModel:
     def load(cls, folder, device='cpu'):
         "Load a saved preference model, or any sequence classifier with one output"
         model,tokenizer = load_reward_model(folder, device)
-        path = Path(folder)/'preference.json'
-        settings = json.loads(path.read_text()) if path.is_file() else {}
+        settings = _read_settings(Path(folder)/'preference.json')
         return cls(model, LM(model, tokenizer, str(folder)), settings.get('mode', 'plain'),
                    settings.get('zero', 0.))
+
+def _read_settings(path):
+    "Read offset and prompt format; a folder of others has none"
+    if not path.is_file(): return {}
+    try:
+        settings = json.loads(path.read_text())
+        if math.isfinite(settings.get('zero', 0.)) and settings.get('mode', 'plain') in modes:
+            return settings
+    except (ValueError, AttributeError, TypeError, RecursionError): pass
+    raise DataError(f'{path} is damaged; save the preference model again.')
 
 
 # %% [markdown]
@@ -185,12 +207,21 @@ class PreferenceModel:
 
 # %%
 #| export
+def _load_labels(source, name):
+    "Return comparisons with their labels as numbers"
+    where = str(source) if isinstance(source, (str, Path)) else name
+    res = []
+    for i,r in enumerate(load_pairs(source, name), 1):
+        location = f'{where}: row {i}'
+        if r.get('p') is None:
+            raise DataError(f'{location} has no label; add `p`, the probability that `a` is '
+                            'better, or name the answers `chosen` and `rejected`.')
+        numbers = dict(p=number_field(r, 'p', location, 0, 1))
+        if 'weight' in r: numbers['weight'] = number_field(r, 'weight', location, 0, math.inf)
+        res.append(r|numbers)
+    return res
+
 def _check_comparisons(rows, test):
-    if not rows: raise DataError('There are no comparisons to learn from; give one or more.')
-    for i,r in enumerate([*rows, *(test or [])], 1):
-        p = r.get('p')
-        if not isinstance(p, Real) or not 0<=p<=1:
-            raise DataError(f'Comparison {i} has the label {p!r}; a label lies between 0 and 1.')
     if all(r['a']==r['b'] for r in rows):
         raise DataError('Every comparison is between two equal answers, from which nothing can be '
                         'learned; sample at a higher temperature.')
@@ -215,23 +246,31 @@ def _encode_comparison(pm, r, hard):
     p = float(r['p']>.5)+.5*(r['p']==.5) if hard else float(r['p'])
     return dict(ids=[*pair[0], *pair[1]], pair=pair, p=p, weight=float(r.get('weight', 1.)))
 
+@checked
+@delegates(fit)
 def fit_preference(
-    lm:LM,             # Its backbone initialises the preference model
-    rows:list,         # Comparisons: prompt, a, b, p, optionally weight
-    test:list=None,    # Comparisons on other prompts, for the accuracy after training
+    lm,                # Its backbone initialises the preference model; anything that `load` takes
+    rows,              # Rows of prompt, a, b, p (or chosen, rejected), optionally weight; or a file
+    test=None,         # Comparisons on other prompts, for the accuracy after training
     *,
     hard:bool=False,   # Round labels to 0 and 1
     mode:str='plain', seed:int=0, epochs:int=1, batch:int=32, lr:float=1e-4,
-    **kw,              # Of `fit`: out, schedule, warmup, max_tokens ...
+    out=None,          # Folder of a run that can be resumed; the model is saved in out/model
+    **kwargs           # Of `fit`: schedule, warmup, max_tokens, progress ...
 )->PreferenceModel:
     "Train a preference model on comparisons"
+    rows = _load_labels(rows, 'rows')
+    test = None if test is None else _load_labels(test, 'test')
     _check_comparisons(rows, test)
+    if mode not in modes: raise ConfigError(unknown_name_message('mode', mode, list(modes)))
+    lm = load(lm, 'float32')
     pm = PreferenceModel(build_reward_model(lm, seed), lm, mode)
     examples = [_encode_comparison(pm, r, hard) for r in rows]
     pm.history = fit(pm.model, examples, _preference_loss, seed=seed, epochs=epochs, batch=batch,
-                     lr=lr, **kw)
+                     lr=lr, out=out, **kwargs)
     pm.centre([r['prompt'] for r in rows]*2, [r[k] for k in 'ab' for r in rows])
     if test: pm.history.attrs['test'] = pm.accuracy(test)
+    if out and process_rank()[0]==0: Manifest(out).build(Path(out)/'model', pm.save)
     return pm
 
 
@@ -278,11 +317,38 @@ few.round(2)
 # %%
 with expect_fail(DataError, contains='in training and in test'):
     fit_preference(lm, train, train[:3])
-with expect_fail(DataError, contains='has the label 1.5'):
+with expect_fail(DataError, contains="rows: row 1 has 1.5 as 'p', not a number from 0 to 1"):
     fit_preference(lm, [train[0]|dict(p=1.5)])
-with expect_fail(DataError, contains='has the label nan'):
-    fit_preference(lm, [train[0]|dict(p=np.nan)])
-with expect_fail(DataError, contains='no comparisons'): fit_preference(lm, [])
+with expect_fail(DataError, contains="row 1 has nan as 'p', not a number"):
+    fit_preference('none', [train[0]|dict(p=np.nan)])
+with expect_fail(DataError, contains='row 1 has no label; add `p`'):
+    fit_preference('none', [{k: train[0][k] for k in ('prompt', 'a', 'b')}])
+with expect_fail(DataError, contains='rows has no rows'): fit_preference('none', [])
+mistakes = [(dict(learning_rate=1), "no argument 'learning_rate'; did you mean 'lr'?"),
+            (dict(num_train_epochs=1), "did you mean 'epochs'?"),
+            (dict(hard='yes'), "hard is 'yes'"),
+            (dict(mode='chatty'), "mean 'chat'?"), ({}, "no model 'none'"),
+            (dict(per_device_train_batch_size=8), "did you mean 'batch'?")]
+for bad,message in mistakes:
+    with expect_fail(ConfigError, contains=message): fit_preference('none', train[:4], **bad)
+with expect_fail(DataError, contains='equally many'): pm(['q'], ['a', 'b'])
+
+# %% [markdown]
+# One pair has one score. Rows of `chosen` and `rejected` answers are comparisons, too, and a file serves as
+# well as a list. With `out`, the model is saved in `out/model`.
+
+# %%
+test_eq(pm('is it far ?', 'good'), pm(['is it far ?'], ['good'])[0])
+chosen = [dict(prompt=r['prompt'], chosen=r['a'], rejected=r['b']) for r in train[:40]]
+pd.DataFrame(chosen).to_csv(tmp/'mine.csv', index=False)
+mine = fit_preference(lm, chosen, out=tmp/'chosen')
+again = fit_preference((lm.model, lm.tokenizer), tmp/'mine.csv', out=tmp/'chosen')
+loaded = PreferenceModel.load(tmp/'chosen'/'model')
+test_eq(mine.history.loss.tolist(), again.history.loss.tolist())
+test_close(loaded(['is it far ?'], ['good']), mine(['is it far ?'], ['good']))
+(tmp/'chosen'/'model'/'preference.json').write_text('[1]')
+with expect_fail(DataError, contains='preference.json is damaged'):
+    PreferenceModel.load(tmp/'chosen'/'model')
 with expect_fail(DataError, contains='two equal answers'):
     fit_preference(lm, [r|dict(b=r['a']) for r in train[:9]])
 

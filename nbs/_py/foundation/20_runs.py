@@ -27,7 +27,7 @@ import moral_sc
 from fastcore.basics import patch
 from filelock import FileLock
 from moral_sc.foundation.errors import ConfigError, DataError
-from moral_sc.foundation.files import replace_file
+from moral_sc.foundation.files import read_json_object, replace_file
 
 # %%
 #| hide
@@ -228,15 +228,6 @@ def _write_json(path, obj, new=False):
         f.write(json.dumps(obj, indent=2, default=_jsonable)+'\n')
         f.flush(); os.fsync(f.fileno())
 
-def _read_json(path, **fields):
-    "Read an object with some fields of some types"
-    try:
-        obj = json.loads(path.read_text())
-        if isinstance(obj, dict) and all(isinstance(obj.get(k, path), t) for k,t in fields.items()):
-            return obj
-    except (ValueError, RecursionError): pass
-    raise DataError(f'{path} is damaged; move the folder away and start again.')
-
 
 # %% [markdown]
 # Errors of the disk or the database become one sentence. Finished items are never lost.
@@ -384,7 +375,7 @@ def _check_rows(path, db, finished):
 def _check_count(path, db):
     "Raise an error if a finished run has lost rows"
     prov = path.with_name('provenance.json')
-    prov = _read_json(prov, end=str|None) if prov.exists() else {}
+    prov = read_json_object(prov, end=str|None) if prov.exists() else {}
     found = db.execute('select count(*) from items').fetchone()[0]
     expected = prov.get('items', found)
     if prov.get('end') and found!=expected: raise DataError(
@@ -396,7 +387,7 @@ def _write_provenance(path, extra):
     rank,world = process_rank()
     current = json.loads(_canonical(provenance(processes=world, **extra)))
     if not path.exists(): _write_json(path, current|dict(resumed=[], rank=rank), new=True)
-    old = _read_json(path, start=str, end=str|None, resumed=list)
+    old = read_json_object(path, start=str, end=str|None, resumed=list)
     if old['end'] or rank or old['start']==current['start']: return old
     if old.get('rank'): _write_json(path, current|dict(resumed=[], rank=0)) # it came first
     else:
@@ -428,7 +419,7 @@ def _check_config(path, config):
         if rows:
             raise ConfigError(f'{path} holds rows but no config.json; name another folder.')
         _write_json(path/'config.json', config, new=True)
-    if diff := config_difference(_read_json(path/'config.json'), config):
+    if diff := config_difference(read_json_object(path/'config.json'), config):
         raise ConfigError(f'{path} holds a run of another configuration ({diff}): use the '
                           'stored settings or another folder.')
 
@@ -523,7 +514,7 @@ def finish(self:Run,
     if self.finished: return
     prov = self.path/'provenance.json'
     with _explain_errors(self.path):
-        _write_json(prov, _read_json(prov)|extra|dict(end=_timestamp(), items=len(self)))
+        _write_json(prov, read_json_object(prov)|extra|dict(end=_timestamp(), items=len(self)))
     with suppress(sqlite3.OperationalError):  # the log stays while others have it open
         self.db.execute('pragma busy_timeout=0')
         self.db.execute('pragma journal_mode=delete')
@@ -625,7 +616,7 @@ def reopen(self:Run):
     if not self.finished: return
     prov = self.path/'provenance.json'
     with _explain_errors(self.path):
-        old = _read_json(prov, end=str|None, resumed=list)
+        old = read_json_object(prov, end=str|None, resumed=list)
         resumed = [*old['resumed'], dict(reopened=_timestamp())]
         _write_json(prov, old|dict(end=None, resumed=resumed))
         self.db.close()

@@ -16,7 +16,7 @@
 
 # %%
 #| export
-import hashlib, json, os
+import hashlib, json, os, shutil, warnings
 from pathlib import Path
 
 from moral_sc.foundation.errors import DataError
@@ -95,6 +95,25 @@ class Manifest:
         if size!=entry['size']: return f'has {size:,} bytes, not {entry["size"]:,}'
         return '' if _entry(path)==entry else 'has another SHA-256'
 
+    def build(self,
+        path,  # A folder of this folder
+        write, # Function that writes it under the path it is given
+    ):         # The path
+        "Write a folder in one step, unless it is as it was recorded"
+        path = Path(path)
+        faults = self.damage(path)
+        if not faults: return path
+        for name in faults.keys() & self.read().keys():
+            warnings.warn(f'{self.folder/name} {faults[name]}; {path} is written again.',
+                          stacklevel=3)
+            break
+        part = path.with_name(f'.{path.name}.part')
+        for folder in (part, path): shutil.rmtree(folder, ignore_errors=True)
+        write(part)
+        part.rename(path)
+        self.record(path)
+        return path
+
     def check(self, *paths):
         "Raise an error that names the first file which differs from the list"
         for name,reason in self.damage(*paths).items():
@@ -131,6 +150,24 @@ manifest.record(tmp/'model', forget=[tmp/'model'/'more'])
 test_eq([*manifest.read()], ['model/more', 'model/weights'])
 manifest.record(forget=[tmp/'model'])
 test_eq(manifest.read(), {})
+
+
+# %% [markdown]
+# `build` writes a folder unless it is already there and whole. What a killed process left is removed.
+
+# %%
+def write(folder):
+    folder.mkdir()
+    (folder/'weights').write_text('new')
+    writes.append(folder.name)
+
+writes = []
+(tmp/'.final.part').mkdir()
+for _ in range(2): manifest.build(tmp/'final', write)
+(tmp/'final'/'weights').write_text('old')
+with warnings.catch_warnings(record=True) as caught: manifest.build(tmp/'final', write)
+test_eq((writes, (tmp/'final'/'weights').read_text()), (['.final.part']*2, 'new'))
+str(caught[0].message).replace(str(tmp), '…')
 
 # %%
 #| hide

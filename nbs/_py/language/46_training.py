@@ -507,7 +507,8 @@ def flip(path, at=2000):
 
 final = Checkpoints(tmp/'key').path(Checkpoints(tmp/'key').steps()[-1])
 flip(final)
-with warnings.catch_warnings(record=True) as caught, expect_fail(DataError, contains='finished run'):
+with (warnings.catch_warnings(record=True) as caught,
+      expect_fail(DataError, contains='finished run')):
     refit()
 assert f'{final.name} has another SHA-256' in str(caught[0].message)
 job = fork(train, tmp/'flipped', kill_after(7))
@@ -525,14 +526,16 @@ good = torch.load(Checkpoints(tmp/'uninterrupted').path(12))
 last = other.steps()[-1]
 other.save(last, good) # A checkpoint of another model
 with expect_fail(DataError, contains='is not a checkpoint of this training'): refit()
-with warnings.catch_warnings(record=True) as caught, expect_fail(DataError, contains='finished run'):
+with (warnings.catch_warnings(record=True) as caught,
+      expect_fail(DataError, contains='finished run')):
     other.save(last, dict(a=1))
     refit()
 assert "no 'model'" in str(caught[0].message)
 class Example: # No JSON
     def __init__(self, ids): self.ids = ids
 test_ne(*(_examples_key([Example([1, k])]) for k in (2, 3)))
-mistakes = [(dict(learning_rate=1), "did you mean 'lr'"), (dict(lr=0.), 'lr is 0.0; give more than 0'),
+mistakes = [(dict(learning_rate=1), "did you mean 'lr'"),
+            (dict(lr=0.), 'lr is 0.0; give more than 0'),
             (dict(epochs='one'), "epochs is 'one'; give a whole number"),
             (dict(schedule='linaer'), "did you mean 'linear'"), (dict(seed=-1), 'seed is -1'),
             (dict(autocast='float8'), "no autocast 'float8'"), (dict(batch=0), 'batch is 0')]

@@ -19,6 +19,7 @@
 from dataclasses import dataclass, field
 from hashlib import sha256
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np, pandas as pd
 from scipy.sparse import csr_matrix
@@ -26,8 +27,10 @@ from scipy.sparse.csgraph import connected_components
 
 # %%
 #| export
+from moral_sc.foundation.arguments import checked
 from moral_sc.foundation.errors import ConfigError, DataError, unknown_name_message
 from moral_sc.foundation.statistics import Estimate, lower_tail
+from moral_sc.foundation.tables import read_rows
 
 # %%
 #| hide
@@ -52,10 +55,13 @@ from fastcore.test import *
 # %%
 #| export
 def score_judge(
-    score,          # prompts, answers -> [answer], higher is better
+    score,          # prompts, answers -> [answer], higher is better; or a preference model's folder
     scale:float=1., # Nats per unit of score; inf: the higher score wins outright
 ):                  # judge(prompts, a, b) -> probability that a is better
     "Make a judge that compares scores; each answer is scored once"
+    if isinstance(score, (str, Path)):
+        from moral_sc.constitution.preference import PreferenceModel
+        score = PreferenceModel.load(score)
     def judge(prompts, a, b):
         rows = [*zip(prompts, a, strict=True), *zip(prompts, b, strict=True)]
         index = {r:i for i,r in enumerate(dict.fromkeys(rows))}
@@ -72,11 +78,13 @@ def score_judge(
 # %%
 #| export
 def model_judge(
-    lm,    # From `moral_sc.language.load`
+    lm,    # Anything that `moral_sc.language.load` takes
     **kw,  # Passed on to `label`: comparisons, swap, cot, mode ...
 ):         # judge(prompts, a, b) -> probability that a is better
     "Make a judge from a language model; each pair is asked once"
     from moral_sc.constitution.feedback import label
+    from moral_sc.language.loading import load
+    lm = load(lm)
     def judge(prompts, a, b):
         rows = [*zip(prompts, a, b, strict=True)]
         pairs = {r: sha256(repr(r).encode()).hexdigest()[:16] for r in rows}
@@ -116,20 +124,28 @@ def _round(known, key, i, pairs):
     if isinstance(pairs, int): known = sorted(known, key=lambda ab: _hash_number(*key, *ab))[:pairs]
     return [(i, b, a) if _hash_number(*key, 'side', a, b)%2 else (i, a, b) for a,b in known]
 
+def prompt_rows(prompts):
+    "Return prompts as rows; a prompt may occur several times"
+    from moral_sc.constitution.prompts import get_prompt, load_prompts
+    if isinstance(prompts, (str, Path)) or hasattr(prompts, 'columns'): return load_prompts(prompts)
+    rows = [dict(id=p, prompt=p) if isinstance(p, str) else p for p in prompts]
+    return [dict(id=r.get('id', get_prompt(r)), prompt=get_prompt(r)) for r in rows]
+
+@checked
 def play_matches(
     players:dict,        # Name -> answers, one per prompt
-    prompts:list,        # Strings, or rows with `id` and `text`; may repeat
+    prompts,             # Strings, or anything that `load_prompts` takes; may repeat
     judge,               # prompts, a, b -> probability that a is better
     pairs='all',         # Or a list of pairs of names, or the number of pairs per prompt
     seed:int=0,          # Of the order of answers and the choice of pairs
 )->pd.DataFrame:         # Votes: a, b, prompt, win
     "Collect a judge's votes on the answers of players to the same prompts"
-    rows = [p if isinstance(p, dict) else dict(id=p, text=p) for p in prompts]
+    rows = prompt_rows(prompts)
     matches = schedule_matches(players, rows, pairs, seed)
     answers = [[players[m[k]][m[0]] for m in matches] for k in (1, 2)]
     if answers[0]==answers[1]:
         raise DataError('All answers are alike, so there is nothing to vote on.')
-    win = np.asarray(judge([rows[i]['text'] for i,*_ in matches], *answers), dtype=float)
+    win = np.asarray(judge([rows[i]['prompt'] for i,*_ in matches], *answers), dtype=float)
     return pd.DataFrame([(a, b, rows[i]['id']) for i,a,b in matches],
                         columns=['a', 'b', 'prompt']).assign(win=win)
 
@@ -365,11 +381,45 @@ class Elo:
 
 # %%
 #| export
+_ties = 'tie', 'draw', 'both', 'tie (bothbad)'
+
+def _win(winner, a, b, i):
+    "Return 1 if the winner of vote `i` is the first player, 0 if it is the second, 1/2 for a tie"
+    if winner in (a, b): return float(winner==a)
+    word = str(winner).strip().lower()
+    sides = dict(dict.fromkeys(_ties, .5), a=1., model_a=1., b=0., model_b=0.)
+    if word in sides: return sides[word]
+    raise DataError(f"The winner of vote {i} is {winner!r}; give {a!r}, {b!r} or 'tie'.")
+
+def load_votes(
+    votes, # A file, a DataFrame, rows, or tuples (a, b, winner) and optionally the prompt
+)->pd.DataFrame: # a, b, prompt, win
+    "Load votes between pairs of players"
+    if isinstance(votes, (list, tuple)) and votes and not isinstance(votes[0], dict):
+        names = ['a', 'b', 'winner', 'prompt']
+        for i,v in enumerate(votes, 1):
+            if not isinstance(v, (list, tuple)) or not 3<=len(v)<=4:
+                raise DataError(f'Vote {i} is {v!r:.60}; give (a, b, winner), or also the prompt.')
+        votes = pd.DataFrame([dict(zip(names, v)) for v in votes])
+    if not isinstance(votes, pd.DataFrame): votes = pd.DataFrame(read_rows(votes, 'votes'))
+    votes = votes.rename(columns=dict(model_a='a', model_b='b'))
+    for c in ('a', 'b', 'win'):
+        if c in votes or (c=='win' and 'winner' in votes): continue
+        raise DataError(f'The votes have no column {c!r}; give a, b and win or winner.')
+    if 'win' not in votes:
+        wins = [_win(*v) for v in zip(votes.winner, votes.a, votes.b, range(1, len(votes)+1))]
+        votes = votes.assign(win=wins)
+    if 'prompt' not in votes: votes = votes.assign(prompt=range(len(votes)))
+    return votes
+
 def validate_votes(votes, tie_margin=None):
     "Return votes with a cluster each, without those within `tie_margin` of one half"
-    for c in {'a','b','prompt','win'}-set(votes.columns):
-        raise DataError(f'The votes have no column {c!r}; give a, b, prompt and win.')
-    win = votes.win.to_numpy(float)
+    votes = load_votes(votes)
+    try: win = votes.win.to_numpy(float)
+    except (TypeError, ValueError):
+        raise DataError('A `win` of the votes is no number; give numbers from 0 to 1, or a column '
+                        '`winner`.') from None
+    votes = votes.assign(win=win)
     if not ((0<=win)&(win<=1)).all():
         bad = int(np.flatnonzero(~((0<=win)&(win<=1)))[0])
         raise DataError(f'Vote {bad+1} is {win[bad]}; a vote lies between 0 and 1.')
@@ -452,8 +502,9 @@ def _gauge_matrix(K, names, gauge):
 
 ERRORS = 'cluster', 'likelihood', 'bootstrap'
 
+@checked
 def tournament(
-    votes,                # As from `play_matches`: a, b, prompt, win; `cluster` is optional
+    votes,                # Tuples (a, b, winner), rows, a frame or a file, as in `load_votes`
     gauge:str='mean',     # Ratings of mean zero, or the name of the player at zero
     errors:str='cluster', # 'cluster': sandwich by prompt; 'likelihood'; 'bootstrap'
     tie_margin:float=None, # Drop votes within this distance of one half
@@ -547,6 +598,27 @@ apart = pd.concat([coins(3, 2), coins(3, 2).replace(dict(x='v', y='w'))])
 with expect_fail(DataError, contains='never met'): tournament(apart)
 with expect_fail(DataError, contains='Vote 2 is 1.5'): tournament(both([1, 1.5, 0, 0]))
 with expect_fail(DataError, contains="no column 'win'"): tournament(votes.drop(columns='win'))
+for bad,message in [([('x', 'y')], "Vote 1 is ('x', 'y'); give (a, b, winner)"), (
+        [('x', 'y', 'z')], "winner of vote 1 is 'z'; give 'x', 'y' or 'tie'"), ([], 'no rows'),
+        ([('x', 'y', None)], 'winner of vote 1 is None'), ([dict(a='x', b='y')], "no column 'win'"),
+        ([dict(a='x', b='y', win='often')], 'is no number')]:
+    with expect_fail(DataError, contains=message): tournament(bad)
+with expect_fail(ConfigError, contains="tournament has no argument 'erors'; did you mean 'errors'"):
+    tournament(votes, erors='x')
+
+# %% [markdown]
+# Votes of your own are tuples of two players and the winner, rows, a DataFrame or a file. Without a prompt,
+# each vote counts as a cluster of its own.
+
+# %%
+mine = [('x', 'y', 'x'), ('x', 'y', 'x'), ('y', 'x', 'y'), ('y', 'x', 'tie')]
+frame = pd.DataFrame(mine, columns=['model_a', 'model_b', 'winner'])
+for given in (frame, frame.replace(dict(winner=dict(x='model_b', y='model_a'))).assign(
+        winner=['model_a', 'model_a', 'model_a', 'tie']), frame.to_dict('records')):
+    test_eq(tournament(given).ratings, tournament(mine).ratings)
+tournament(mine)
+
+# %%
 with expect_fail(DataError, contains='No votes are left'): tournament(both(.5), tie_margin=0)
 with expect_fail(ConfigError, contains="did you mean 'bootstrap'"):
     tournament(votes, errors='bootstap')

@@ -22,7 +22,7 @@ from hashlib import sha256
 from pathlib import Path
 
 import pandas as pd
-from moral_sc.constitution.evaluation.elo import schedule_matches
+from moral_sc.constitution.evaluation.elo import prompt_rows, schedule_matches
 from moral_sc.foundation.datasets import data_dir
 from moral_sc.foundation.errors import DataError
 
@@ -53,15 +53,15 @@ tmp = Path(tempfile.mkdtemp())
 #| export
 def _ballots(players, prompts, pairs, seed):
     "Return the ballots of the page, and the key to them"
-    rows = [p if isinstance(p, dict) else dict(id=p, text=p) for p in prompts]
+    rows = prompt_rows(prompts)
     ballots = []
     key = []
     for i,a,b in schedule_matches(players, rows, pairs, seed):
         x = players[a][i]
         y = players[b][i]
-        id = sha256(repr((seed, i, a, b, rows[i]['text'], x, y)).encode()).hexdigest()[:12]
+        id = sha256(repr((seed, i, a, b, rows[i]['prompt'], x, y)).encode()).hexdigest()[:12]
         key.append(dict(id=id, a=a, b=b, prompt=rows[i]['id'], alike=x==y))
-        if x!=y: ballots.append(dict(id=id, prompt=rows[i]['text'], left=x, right=y))
+        if x!=y: ballots.append(dict(id=id, prompt=rows[i]['prompt'], left=x, right=y))
     return sorted(ballots, key=lambda b: b['id']), key # Sorted by a hash: a random order
 
 def render_vote_page(

@@ -188,7 +188,8 @@ exclamations = lambda prompts,answers: [a.count('!') for a in answers]
 combine_rewards(length, exclamations, weights=[.5, -2])(['']*2, ['Four', 'No!!'])
 
 # %%
-faults = [([0, np.nan], 'answer 1'), ([0], 'returned shape (1,) for 2 answers'), (None, 'returned None'),
+faults = [([0, np.nan], 'answer 1'), ([0], 'returned shape (1,) for 2 answers'),
+          (None, 'returned None'),
           (1., 'returned 1.0 for 2 answers'), (['a', 'b'], "returned ['a', 'b']"),
           ([[0], [1, 2]], 'one number for each')]
 for x,message in faults:

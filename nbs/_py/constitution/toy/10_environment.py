@@ -27,7 +27,7 @@ import numpy as np, pandas as pd, torch
 from moral_sc.constitution.principles import Principle
 from moral_sc.constitution.prompts import tokenize_example
 from moral_sc.constitution.revision import revised_answer, prompt_text, revise, round_script
-from moral_sc.foundation.errors import ConfigError, unknown_name_message
+from moral_sc.foundation.errors import ConfigError, DataError, unknown_name_message
 from moral_sc.foundation.runs import process_rank
 from moral_sc.language.reward_head import save_model, small_llama, word_tokenizer
 from moral_sc.language.loading import load
@@ -84,15 +84,30 @@ def _request(seed, i, kind):
     words = [rng.choice(w) for w in (DEEDS[kind], THINGS, PLACES, TIMES)]
     text = 'how do i {} the {} {} {} ?'.format(*words)
     # Ids seed the sampling of answers, so their form never changes
-    return dict(id=f'world/{seed}/{kind}/{i}', text=text, kind=kind, topic=str(words[0]))
+    return dict(id=f'world/{seed}/{kind}/{i}', prompt=text, text=text, kind=kind,
+                topic=str(words[0]))
 
 def deed(prompt):
     "Return the deed that a request names"
-    return next(w for w in prompt.split() if w in TOOLS)
+    found = next((w for w in prompt.split() if w in TOOLS), None)
+    if found: return found
+    raise DataError(f'{prompt[:60]!r} is no request of the toy environment, so the truth '
+                    'about it is not known; make prompts with `requests`.')
 
 
 # %%
-[r['text'] for r in requests(4)]
+[r['prompt'] for r in requests(4)]
+
+# %% [markdown]
+# The truth is known about requests of this environment only.
+
+# %%
+#| hide
+from fastcore.test import *
+
+# %%
+with expect_fail(DataError, contains="'is it far ?' is no request of the toy environment"):
+    deed('is it far ?')
 
 # %% [markdown]
 # Two requests can have the same text, because the environment is small. Split sets that must not share a prompt
@@ -290,7 +305,7 @@ def _dialogue(rng, prompt):
 
 # %%
 rng = np.random.default_rng(3)
-print('\n~~~\n'.join(' | '.join(_dialogue(rng, r['text'])) for r in requests(4, 1, 'red_team')))
+print('\n~~~\n'.join(' | '.join(_dialogue(rng, r['prompt'])) for r in requests(4, 1, 'red_team')))
 
 # %% [markdown]
 # ## The first model
@@ -361,7 +376,7 @@ def pretrain(
     scale_weights(lm, init_std)
     rng = np.random.default_rng([seed, 1])
     prompts = requests(batch*steps, seed=seed+10**6)
-    examples = tokenize_dialogues(lm, rng, [r['text'] for r in prompts])
+    examples = tokenize_dialogues(lm, rng, [r['prompt'] for r in prompts])
     fit(lm.model, examples, answer_loss, batch=batch, lr=.64/SIZES[size][1], warmup=20,
         schedule='cosine', seed=seed, out=folder and folder/'fit')
     if folder and process_rank()[0]==0: save_model(lm, folder/'model')
@@ -378,7 +393,7 @@ def pretrain(
 # %%
 lm = pretrain('tiny')
 few = requests(120, seed=5, kind='red_team')
-asked = [r['text'] for r in few]
+asked = [r['prompt'] for r in few]
 chains = revise(lm, few, PRINCIPLES, rounds=3, few_shot=[], max_new_tokens=40)
 said = [[revised_answer(c, k) for c in chains] for k in range(4)]
 said[0][:4], said[3][:4]
@@ -401,7 +416,7 @@ gain
 # All dialogues are tokenized at once, which is faster and gives the same examples:
 
 # %%
-few_prompts = [r['text'] for r in requests(40)]
+few_prompts = [r['prompt'] for r in requests(40)]
 rng,again = (np.random.default_rng(0) for _ in 'ab')
 test_eq(tokenize_dialogues(lm, rng, few_prompts),
         [tokenize_dialogue(lm, again, p) for p in few_prompts])
@@ -435,12 +450,12 @@ def evaluate_toy_model(
     rng = np.random.default_rng([seed, 2])
     dialogues = requests(n, seed+2*10**6)
     with torch.no_grad():
-        loss,count,_ = answer_loss(lm.model, [tokenize_dialogue(lm, rng, r['text'])
+        loss,count,_ = answer_loss(lm.model, [tokenize_dialogue(lm, rng, r['prompt'])
                                               for r in dialogues])
     red_team = requests(n, seed+2*10**6, 'red_team')
     chains = revise(lm, red_team, PRINCIPLES, rounds=rounds, few_shot=[], seed=seed,
                     max_new_tokens=40)
-    prompts = [r['text'] for r in red_team]
+    prompts = [r['prompt'] for r in red_team]
     res = dict(loss=loss.item()/count)
     for name,k in dict(answer=0, revision=rounds).items():
         answers = [revised_answer(c, k) for c in chains]

@@ -110,7 +110,7 @@ def pair(i, more=1):
     r = environment.requests(1, seed=3, kind='red_team', start=i)[0]
     rng = np.random.default_rng(i)
     said = [f'take the {w} .' for w in rng.permutation(environment.DANGEROUS_TOOLS)[:more+1]]
-    return dict(id=i, prompt=r['text'], a=said[0], b=' '.join(said), d=more)
+    return dict(id=i, prompt=r['prompt'], a=said[0], b=' '.join(said), d=more)
 
 pairs = [pair(i, 1+i%2) for i in range(3000)]
 d = harm_gaps(pairs)
@@ -267,7 +267,7 @@ def minutes(size, n=3):
     "Minutes of the whole training, extrapolated from `n` steps"
     lm = small_llama(environment.toy_tokenizer(), *environment.SIZES[size], context=256)
     rng = np.random.default_rng(0)
-    some = [environment.tokenize_dialogue(lm, rng, r['text']) for r in environment.requests(32*n)]
+    some = [environment.tokenize_dialogue(lm, rng, r['prompt']) for r in environment.requests(32*n)]
     start = perf_counter()
     fit(lm.model, some, answer_loss, batch=32, lr=1e-3)
     return (perf_counter()-start)/n*environment.PRETRAINING_STEPS[size]/60
@@ -301,7 +301,7 @@ pd.read_csv(data_dir()/'results'/'world_sizes.csv', index_col='size')
 
 # %%
 rng = np.random.default_rng(0)
-asks = [r['text'] for r in environment.requests(2000, kind='red_team')]
+asks = [r['prompt'] for r in environment.requests(2000, kind='red_team')]
 first = [environment.write_answer(rng, p) for p in asks]
 harm = lambda said: environment.harmlessness(asks, [' '.join(s) for s in said])
 planted = {p.id: harm([environment.write_revision(rng, s, p.id)[1] for s in first])-harm(first)

@@ -86,7 +86,7 @@ def simulate_votes(
     "Simulate votes on random answers, under principles"
     rng = np.random.default_rng([seed, max_sentences])
     rows = []
-    prompts = [r['text'] for r in environment.requests(500, seed=seed+2*10**6)]
+    prompts = [r['prompt'] for r in environment.requests(500, seed=seed+2*10**6)]
     pick = lambda xs: xs[rng.integers(len(xs))]
     draw = lambda: dict(prompt=pick(prompts), a=_random_answer(rng, max_sentences),
                         b=_random_answer(rng, max_sentences), principle=pick(principles))

@@ -79,7 +79,7 @@ def split_requests(
     ends = np.cumsum([0, *parts.values()])
     res = {}
     for kind in DEEDS:
-        rows = [*{r['text']: r for r in requests(3*n, seed, kind)}.values()]
+        rows = [*{r['prompt']: r for r in requests(3*n, seed, kind)}.values()]
         res[kind] = {p: rows[i:j] for p,i,j in zip(parts, ends, ends[1:])}
     check_disjoint(**{p: [r for rows in res.values() for r in rows[p]] for p in parts})
     return res
@@ -92,7 +92,7 @@ def split_mixed_requests(
 )->list:              # One list of requests per part
     "Generate disjoint parts of requests that mix the kinds"
     n = sum(counts)
-    rows = [*{r['text']: r for r in requests(oversample*n, seed, kind)}.values()][:n]
+    rows = [*{r['prompt']: r for r in requests(oversample*n, seed, kind)}.values()][:n]
     return split_by_prompt(rows, *(k/n for k in counts), seed=seed)
 
 def select_kind(rows, kind)->list: return [r for r in rows if r['kind']==kind]
@@ -119,7 +119,7 @@ def revised_pairs(
     a,b = ([revised_answer(c, k)
             for c,k in zip(chains[i::2], rng.integers(rounds+1, size=len(prompts)))]
            for i in (0, 1))
-    return [dict(id=r['id'], prompt=r['text'], a=x, b=y)
+    return [dict(id=r['id'], prompt=r['prompt'], a=x, b=y)
             for r,x,y in zip(prompts, a, b) if x!=y]
 
 
@@ -163,7 +163,7 @@ def train_sl_cai(
     chains = revise(base, red_team, PRINCIPLES, rounds=rounds, few_shot=[], seed=seed,
                     max_new_tokens=max_new_tokens)
     answers = sample_answers(base, helpful, seed=seed, max_new_tokens=max_new_tokens, stop=stop)
-    helpful_rows = [dict(text=r['text'], answer=a) for r,(a,) in zip(helpful, answers)]
+    helpful_rows = [dict(prompt=r['prompt'], answer=a) for r,(a,) in zip(helpful, answers)]
     rows = training_examples(chains, 'all', helpful_rows, allow=allow)
     return finetune(base, rows, out, lr=lr, epochs=epochs, seed=seed)[0]
 
@@ -409,7 +409,7 @@ def fit_rating_regressor(
 )->tuple:            # `HarmfulnessModel`, rated answers held out from it
     "Fit a regressor to simulated ratings of two answers to each prompt"
     pairs = sample_answers(lm, prompts, 2, seed=seed, **kw)
-    rows = [dict(id=f'{r["id"]}/{k}', prompt=r['text'], answer=a)
+    rows = [dict(id=f'{r["id"]}/{k}', prompt=r['prompt'], answer=a)
             for r,pair in zip(prompts, pairs) for k,a in enumerate(pair)]
     train,test = split_by_prompt(rate_answers(rows, seed), .85, .15, seed=seed)
     return fit_harmfulness(lm, train, test, lr=1e-3, epochs=epochs, seed=seed, out=out), test
@@ -426,7 +426,7 @@ def compare_answers(
     **kw          # Of `sample_answers`
 )->list:          # Label rows
     "Sample pairs; raters compare help, and `label_harm` compares harm on red-team requests"
-    red_team = {r['text'] for r in prompts if r['kind']=='red_team'}
+    red_team = {r['prompt'] for r in prompts if r['kind']=='red_team'}
     pairs = different_pairs(lm, prompts, seed=seed, **kw)
     harm = label_harm([r for r in pairs if r['prompt'] in red_team], seed)
     return harm+rater_labels([r for r in pairs if r['prompt'] not in red_team], 'helpful',
@@ -475,7 +475,7 @@ def answer_once(
     max_new_tokens:int=32,
 )->list:              # Texts
     "Sample one answer to each prompt"
-    out = sample(lm, [render_prompt(lm, r['text']) for r in rows], max_new_tokens,
+    out = sample(lm, [render_prompt(lm, r['prompt']) for r in rows], max_new_tokens,
                  stop=STOP_STRINGS['plain'], seed=seed, keys=[f'{r["id"]}{key}' for r in rows],
                  batch=128)
     return [s.text.strip() for s in out]
@@ -537,7 +537,7 @@ def score_snapshots(
     seed:int=0, device='cpu',
 )->pd.DataFrame:      # step, prompt, proxy, gold, kind (whether there is a phrase of comfort)
     "Score one answer of each snapshot to each held-out prompt"
-    prompts = [r['text'] for r in rows]
+    prompts = [r['prompt'] for r in rows]
     tables = []
     for path in policy.snapshots:
         answers = answer_once(load(path, 'float32', device), rows, seed)

@@ -93,7 +93,7 @@ def add_baselines(
     seed:int=0,
 )->dict:
     "Add answers without a model to those of players"
-    return {k: answers[k] | baseline_answers([r['text'] for r in prompts[k]], seed)
+    return {k: answers[k] | baseline_answers([r['prompt'] for r in prompts[k]], seed)
             for k in answers}
 
 def baseline_players()->pd.DataFrame: # run, step, player, like `list_players`
@@ -108,7 +108,7 @@ def worker_score(prompts, answers)->np.ndarray:
 
 
 # %%
-asked = {k: [r['text'] for r in requests(1000, kind=k)] for k in ('helpful', 'red_team')}
+asked = {k: [r['prompt'] for r in requests(1000, kind=k)] for k in ('helpful', 'red_team')}
 scores = {k: mean_scores(k, p, baseline_answers(p)) for k,p in asked.items()}
 pd.concat(scores).round(2)
 
@@ -275,7 +275,7 @@ def mean_true_scores(
     prompts:dict,  # Kind -> requests
 )->dict:           # help, harmless, their sum, and the shares that refuse or lack content
     "Return mean true scores of answers to both kinds of requests"
-    texts = {k: [r['text'] for r in rows] for k,rows in prompts.items()}
+    texts = {k: [r['prompt'] for r in rows] for k,rows in prompts.items()}
     help_ = helpfulness(texts['helpful'], answers['helpful']).mean()
     harmless = harmlessness(texts['red_team'], answers['red_team']).mean()
     refuses = features(texts['red_team'], answers['red_team']).refusal.mean()

@@ -93,7 +93,7 @@ def supervise(
                     seed=seed, max_new_tokens=40)
     helpful = select_kind(rows, 'helpful')
     answers = sample_answers(writer, helpful, seed=seed, **SAMPLING)
-    helpful_rows = [dict(text=r['text'], answer=a) for r,(a,) in zip(helpful, answers)]
+    helpful_rows = [dict(prompt=r['prompt'], answer=a) for r,(a,) in zip(helpful, answers)]
     examples = training_examples(chains, 'all', helpful_rows)
     return finetune(base, examples, lr=lr, epochs=epochs, seed=seed)[0], examples
 
@@ -104,7 +104,7 @@ def label_help_and_harm(
     seed:int=0,
 )->list:               # Label rows
     "Label pairs of answers: harm by a labelling model, help by raters"
-    kinds = {r['text']: r['kind'] for r in rows}
+    kinds = {r['prompt']: r['kind'] for r in rows}
     pairs = [p|dict(kind=kinds[p['prompt']])
              for p in different_pairs(lm, rows, seed=seed, **SAMPLING)]
     harm = label(judge, select_kind(pairs, 'red_team'), principles, few_shot=[], seed=seed)
@@ -186,7 +186,7 @@ def answer_without_model(
     seed:int=0,
 )->dict:            # Name -> answers
     "Answer requests by constants, by the generator, and by its revisions"
-    prompts = [r['text'] for r in rows]
+    prompts = [r['prompt'] for r in rows]
     chains = write_chains(prompts, rounds, seed=seed)
     revised = [chains[-1 if r['kind']=='red_team' else 0][i] for i,r in enumerate(rows)]
     return ({k: [v]*len(rows) for k,v in CONSTANTS.items()} |
@@ -194,7 +194,7 @@ def answer_without_model(
 
 
 # %%
-prompts = [r['text'] for r in requests(400, kind='red_team')]
+prompts = [r['prompt'] for r in requests(400, kind='red_team')]
 chains = write_chains(prompts)
 pd.DataFrame([dict(harmless=harmlessness(prompts, a).mean(), help=helpfulness(prompts, a).mean())
               for a in chains]).rename_axis('revisions').round(2)
@@ -222,7 +222,7 @@ def score_answers(
 )->pd.DataFrame:    # One row per name
     "Return mean true scores of answers: help, harmless, total, and shares"
     kinds = np.array([r['kind'] for r in rows])
-    texts = [r['text'] for r in rows]
+    texts = [r['prompt'] for r in rows]
     red = kinds=='red_team'
     def row(a):
         f = features(texts, a)
