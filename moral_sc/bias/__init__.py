@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING: # For editors and type checkers; at run time names are imported on first use
     from moral_sc.bias import bbq
     from moral_sc.bias.benchmarks import Benchmark, get_benchmark
+    from moral_sc.bias.comparison import compare
     from moral_sc.bias.evaluation import Evaluation, evaluate
     from moral_sc.bias.bbq.metrics import letters
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
     'benchmarks': ['Benchmark', 'get_benchmark'],
+    'comparison': ['compare'],
     'evaluation': ['Evaluation', 'evaluate'],
     'bbq.metrics': ['letters'],
 }, submodules=['bbq'])

@@ -18,7 +18,7 @@ from ..foundation.errors import ConfigError, unknown_name_message
 class Benchmark:
     "The interface of a benchmark to `evaluate`"
     name:str
-    stimuli:str       # Its section of `data/conditions.toml`
+    stimuli:str       # Its section of `data/conditions.toml`; or a file with one, or the section
     load:Callable     # (limit=None, seed=0, ...) -> list of items
     answers:tuple     # Names of the answers; the records get a column lp_NAME for each
     options:Callable  # Item -> string of each answer, as it follows the prompt
@@ -28,6 +28,10 @@ class Benchmark:
     conditions:tuple=('q','q+if')
     reorder:Callable|None=None # (item, order) -> the same item, options in another order
     add_columns:Callable|None=None # Records -> records with further columns
+    parse:Callable|None=None # (rows, location) -> items; rows are dicts, from a user's file
+    item_type:type|None=None # Dataclass of its items; saved items are read with it
+    draws:str=''             # What the intervals draw: 'templates', 'students', ...
+    base:str=''              # Its name in the registry, if its own is another
 
     def __repr__(self): return f'Benchmark {self.name}: {", ".join(self.answers)}'
 
@@ -45,7 +49,8 @@ def get_benchmark(
 )->Benchmark:
     "Return a benchmark by name"
     if isinstance(name, Benchmark): return name
-    if name not in REGISTRY:
+    if not isinstance(name, str) or name not in REGISTRY:
+        name = name if isinstance(name, str) else repr(name)[:60]
         raise ConfigError(unknown_name_message('benchmark', name, list(REGISTRY)))
     entry = REGISTRY[name]
     if isinstance(entry, Benchmark): return entry

@@ -6,14 +6,18 @@
 __all__ = ['Log', 'match_option', 'read_harness', 'read_inspect', 'read_log', 'compare_scores', 'disputed_items']
 
 # %% ../../nbs/bias/56_logs.ipynb #e3bc94e4
-import json, re, zipfile
+import json, re, struct, zipfile, zlib
+from collections import Counter
 from dataclasses import dataclass, field
+from itertools import permutations
 from pathlib import Path
 
 import numpy as np, pandas as pd
+from ..foundation.arguments import checked
 from ..foundation.errors import ConfigError, DataError
 from .bbq.scoring import score
-from .bbq.items import UNKNOWNS, parse_item
+from .bbq.items import (coverage, declines, has_declining_words, parse_item,
+                                     plain_words)
 
 # %% ../../nbs/bias/56_logs.ipynb #69462e0e
 @dataclass
@@ -27,34 +31,44 @@ class Log:
 
     def __repr__(self):
         lost = sum(a is None for a in self.answers)
-        return f'Log of {self.tool}: {len(self.items)} answers, {lost} unreadable'
+        covered = coverage([i.category for i in self.items])
+        return f'Log of {self.tool}: {len(self.items)} answers, {lost} unreadable; {covered}'
 
 # %% ../../nbs/bias/56_logs.ipynb #675a98ee
-def _normalise(text):
-    text = re.sub(r'[^\w\s\']', ' ', text.lower())
-    return re.sub(r'^(the|a|an)\s+', '', ' '.join(text.split()))
+def _normalise(text): return re.sub(r'^(the|a|an)\s+', '', plain_words(text))
 
 def match_option(
     text:str,  # A choice, or what a model wrote
     item,      # The question
 )->int|None:
     "Return the option that a text stands for; None if unclear"
-    text = _normalise(text)
+    words = _normalise(text)
     options = [_normalise(o) for o in item.options]
-    if text in options: return options.index(text)
-    if re.fullmatch('[abc]', text): return 'abc'.index(text)
-    if text in UNKNOWNS: return item.unknown
-    matches = [i for i,o in enumerate(options) if re.search(rf'\b{re.escape(o)}\b', text)]
-    if not matches and any(u in text for u in UNKNOWNS): return item.unknown
-    return matches[0] if len(matches)==1 else None
+    if words in options: return options.index(words) if options.count(words)==1 else None
+    if re.fullmatch('[abc]', words): return 'abc'.index(words)
+    if declines(text): return item.unknown
+    found = [i for i,o in enumerate(options) if o and re.search(rf'\b{re.escape(o)}\b', words)]
+    if any(re.search(rf'\bnot (the |an? )?{re.escape(options[i])}\b', words) for i in found):
+        return None
+    people = [i for i in found if i!=item.unknown]
+    if item.unknown in found or has_declining_words(text):
+        return None if len(people)==1 else item.unknown
+    return people[0] if len(people)==1 else None
 
 # %% ../../nbs/bias/56_logs.ipynb #aa4b02e0
+def _read_log_text(path):
+    try: return path.read_text(encoding='utf-8')
+    except UnicodeDecodeError: raise DataError(f'{path} is not UTF-8 text.') from None
+    except OSError as e: raise DataError(f'{path} cannot be read: {e.strerror}.') from None
+
 def _lines(path):
-    for n,line in enumerate(path.read_text(encoding='utf-8').splitlines(), 1):
+    for n,line in enumerate(_read_log_text(path).split('\n'), 1):
+        if not line.strip(): continue
         try: d = json.loads(line)
-        except ValueError as e:
+        except (ValueError, RecursionError) as e:
             raise DataError(f'{path}: line {n} is not JSON ({e}).') from e
-        if not isinstance(d, dict) or not {'doc','filtered_resps'} <= d.keys():
+        if not isinstance(d, dict) or not isinstance(d.get('doc'), dict) \
+                or not isinstance(d.get('filtered_resps'), list):
             raise DataError(f'{path}: line {n} is no sample of lm-evaluation-harness; give '
                             'the samples_*.jsonl that --log_samples writes.')
         yield d,f'{path}: line {n}'
@@ -68,6 +82,10 @@ def _harness_choice(d, item, location):
         texts = [a['arg_1'] for a in d['arguments'].values()]
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as e:
         raise DataError(f'{location} has no log-probability for each choice.') from e
+    if not lp or np.isnan(lp).any():
+        raise DataError(f'{location} has no log-probability for each choice.')
+    if not all(isinstance(t, str) for t in texts):
+        raise DataError(f'{location} has choices that are not texts.')
     options = [match_option(t, item) for t in texts]
     if len(options)!=len(lp) or None in options:
         raise DataError(f'{location} has choices that are not answers to its question.')
@@ -76,19 +94,33 @@ def _harness_choice(d, item, location):
 _names = dict(accuracy_amb='accuracy_ambig', accuracy_disamb='accuracy_disambig',
               amb_bias_score='bias_ambig', disamb_bias_score='bias_disambig')
 
-_metric = r'(accuracy_(?:dis)?amb|(?:dis)?amb_bias_score)(?:_(\w+))?,none'
+_metric = r'(accuracy_(?:dis)?amb|(?:dis)?amb_bias_score)(?:_(\w+))?,(.*)'
 
-def _harness_scores(path):
-    "Read the harness's scores from the file beside the samples"
-    stamp = path.stem.rpartition('_')[2]
-    for p in path.parent.glob(f'results_{stamp}.json'):
-        for results in json.loads(p.read_text())['results'].values():
-            hits = [(re.fullmatch(_metric, k), v) for k,v in results.items()]
-            return {(m[2] or 'micro', _names[m[1]]): v for m,v in hits
-                    if m and isinstance(v, float) and v==v}
+def _is_number(x): return isinstance(x, (int,float)) and not isinstance(x, bool) and x==x
+
+def _harness_scores(path, filter_name):
+    "Read the scores of the samples' task and filter from the file beside them"
+    task,_,stamp = path.stem.removeprefix('samples_').rpartition('_')
+    found = path.with_name(f'results_{stamp}.json')
+    if not found.is_file(): return None
+    try: results = json.loads(_read_log_text(found))['results']
+    except (ValueError, KeyError, TypeError, RecursionError) as e:
+        raise DataError(f'{found} holds no results of lm-evaluation-harness ({e!r:.60}).') from e
+    if not isinstance(results, dict) or not isinstance(results.get(task), dict):
+        tasks = ', '.join(map(str, results)) if isinstance(results, dict) else 'none'
+        raise DataError(f'{found} has results of the tasks {tasks}, and none of {task!r}, to which '
+                        f'{path.name} belongs: put the right file beside it, or move it away to '
+                        'compute the scores from the samples.')
+    matches = [(re.fullmatch(_metric, k), v) for k,v in results[task].items()]
+    return {(m[2] or 'micro', _names[m[1]]): float(v) for m,v in matches
+            if m and m[3]==filter_name and _is_number(v)}
 
 def _recompute_scores(lines):
-    "Recompute the scores by the harness's rules"
+    "Recompute the scores by the harness's rules; empty if the samples do not hold what they need"
+    try: return _sums_of_scores(lines)
+    except (TypeError, ValueError, IndexError, KeyError): return {}
+
+def _sums_of_scores(lines):
     res = {}
     cats = {'micro':''} | {c:f'_{c}' for c in {d['doc']['category'] for d in lines}}
     for c,tail in cats.items():
@@ -105,19 +137,40 @@ def _recompute_scores(lines):
             if c=='micro': res[c,f'accuracy_{name}'] = accuracy
     return res
 
-def read_harness(path)->Log: # samples_*.jsonl
+def _of_one_filter(path, pairs, name):
+    "Return the samples of one filter; the harness writes each question once per filter"
+    filters = list(dict.fromkeys(str(d.get('filter', 'none')) for d,_ in pairs))
+    if not filters: raise DataError(f'{path} holds no answers.')
+    if name is None and len(filters)>1:
+        raise DataError(f'{path} has answers of the filters {", ".join(filters)}: choose one with '
+                        f'filter_name={filters[0]}.')
+    name = filters[0] if name is None else name
+    if name not in filters:
+        raise ConfigError(f'{path} has no filter {name!r}; it has {", ".join(filters)}.')
+    return [(d,p) for d,p in pairs if str(d.get('filter', 'none'))==name], name
+
+def _check_unique(ids, path):
+    for i,n in Counter(ids).items():
+        if n>1:
+            raise DataError(f'{path} has {n} answers to the question {i}: keep one run in a file.')
+
+def read_harness(
+    path,                     # samples_*.jsonl
+    filter_name:str|None=None, # Where the harness applied several filters
+)->Log:
     "Read a log of lm-evaluation-harness"
     path = Path(path)
-    items = []
-    answers = []
-    lines = []
-    for d,location in _lines(path):
-        items.append(parse_item(d['doc'], location)); lines.append(d)
-        answers.append(_harness_choice(d, items[-1], location))
-    if not items: raise DataError(f'{path} holds no answers.')
-    reported = _harness_scores(path) or _recompute_scores(lines)
-    return Log('lm-evaluation-harness', items, answers, reported,
-               [d['doc'].get('biased_answers') for d in lines])
+    pairs,name = _of_one_filter(path, list(_lines(path)), filter_name)
+    items = [parse_item(d['doc'], location) for d,location in pairs]
+    _check_unique([i.id for i in items], path)
+    answers = [_harness_choice(d, i, location) for i,(d,location) in zip(items, pairs)]
+    lines = [d for d,_ in pairs]
+    reported = _harness_scores(path, name)
+    return Log('lm-evaluation-harness', items, answers,
+               _recompute_scores(lines) if reported is None else reported,
+               [_text_list(d['doc'].get('biased_answers')) for d in lines])
+
+def _text_list(x): return x if isinstance(x, list) and all(isinstance(t, str) for t in x) else None
 
 # %% ../../nbs/bias/56_logs.ipynb #b0728e27
 def _unpack(z, info, path):
@@ -148,60 +201,130 @@ def _archive(path):
             samples = [get(n) for n in names if n.startswith('samples/')]
             head = get('header.json') if 'header.json' in names else {}
             return head | dict(samples=samples)
-    except (zipfile.BadZipFile, ValueError, OSError) as e:
+    except (zipfile.BadZipFile, ValueError, OSError, RecursionError, KeyError, TypeError, EOFError,
+            NotImplementedError, RuntimeError, zlib.error, struct.error) as e:
         raise DataError(f'{path} is damaged or no log of Inspect ({e}).') from e
 
-def _bbq_row(s):
-    "Convert a sample of Inspect to a row of BBQ"
+def _fits(info, choice):
+    "Return whether a choice can be the answer that BBQ describes by `info`"
+    if info[-1:]==['unknown']: return declines(choice) or plain_words(choice)==plain_words(info[0])
+    person = plain_words(info[0]) if info else ''
+    return bool(person) and bool(re.search(rf'\b{re.escape(person)}\b', plain_words(choice)))
+
+def _choice_order(s):
+    "Return the choice that is each of BBQ's answers; None if the sample does not tell"
+    m = s['metadata']
+    choices = s['choices']
+    texts = [m.get(f'ans{i}') for i in range(3)]
+    if all(isinstance(t, str) for t in texts) and len(set(choices))==3:
+        if sorted(texts)!=sorted(choices): raise ValueError('other answers')
+        return tuple(choices.index(t) for t in texts)
+    infos = [m['answer_info'][f'ans{i}'] for i in range(3)]
+    fitting = [p for p in permutations(range(3))
+               if all(_fits(info, choices[k]) for info,k in zip(infos, p))]
+    return fitting[0] if len(fitting)==1 else None
+
+def _bbq_row(s, order):
+    "Convert a sample of Inspect to a row of BBQ, whose answers are the choices in `order`"
     m = s['metadata']
     n = m.get('source_id', m.get('example_id', s['id']))
     n = int(re.sub(r'\D', '', str(n)) or 0)
     context,_,question = s['input'].partition('Question:')
-    return m | dict(example_id=n, label='ABC'.index(s['target'][0]),
+    if len(s['choices'])!=3: raise ValueError('not three choices')
+    return m | dict(example_id=n, label=order.index('ABC'.index(s['target'][0])),
         context=context.removeprefix('Context:').strip(), question=question.strip(),
-        **{f'ans{i}':t for i,t in enumerate(s['choices'])})
+        **{f'ans{i}':s['choices'][k] for i,k in enumerate(order)})
 
-def read_inspect(path)->Log: # .eval or .json
+def _sample_orders(path, samples):
+    "Return the order of the choices of each sample; refuse a log that may be shuffled"
+    orders = []
+    for k,s in enumerate(samples):
+        try: orders.append(_choice_order(s))
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as e:
+            name = s.get('id', k) if isinstance(s, dict) else k
+            raise DataError(f'{path}: sample {name} is no question of BBQ with three choices.'
+                            ) from e
+    if None in orders and set(orders)-{None, (0,1,2)}:
+        lost = samples[orders.index(None)].get('id', orders.index(None))
+        raise DataError(f'{path} has shuffled choices, and sample {lost} does not tell their '
+                        'order: run the task without shuffling the choices.')
+    return [o or (0,1,2) for o in orders]
+
+def _scorer(path, samples, scorer):
+    "Return the name of the scorer whose answers are read"
+    names = list(dict.fromkeys(n for s in samples for n in (s.get('scores') or {})))
+    if scorer is not None and scorer not in names:
+        raise ConfigError(f'{path} has no scorer {scorer!r}; it has {", ".join(names) or "none"}.')
+    if scorer or len(names)<2: return scorer or (names[0] if names else None)
+    answers = lambda s: {str((v or {}).get('answer')) for v in (s.get('scores') or {}).values()}
+    if all(len(answers(s))<2 for s in samples): return names[0]
+    raise DataError(f'{path} has answers of the scorers {", ".join(names)}: choose one with '
+                    f'scorer={names[0]}.')
+
+def read_inspect(
+    path,                  # .eval or .json
+    scorer:str|None=None,  # Where several scorers read different answers
+)->Log:
     "Read a log of Inspect"
     path = Path(path)
-    items = []
-    answers = []
     d = _archive(path) if path.suffix=='.eval' else _json(path)
-    for k,s in enumerate(d.get('samples') or []):
-        location = f'{path}: sample {s.get("id", k)}'
-        try: row = _bbq_row(s)
-        except (KeyError, TypeError, ValueError, AttributeError) as e:
+    samples = d.get('samples') or []
+    if not isinstance(samples, list): raise DataError(f'{path} has no list of samples.')
+    if not samples: raise DataError(f'{path} holds no answers.')
+    orders = _sample_orders(path, samples)
+    items = []
+    for s,order in zip(samples, orders):
+        location = f'{path}: sample {s.get("id")}'
+        try: row = _bbq_row(s, order)
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as e:
             raise DataError(f'{location} is no question of BBQ with three choices.') from e
         items.append(parse_item(row, location))
-        letter = [v.get('answer') for v in (s.get('scores') or {}).values()][:1]
-        answers.append('ABC'.index(*letter) if letter and letter[0] in [*'ABC'] else None)
-    if not items: raise DataError(f'{path} holds no answers.')
+    _check_unique([f'{i.id} (epoch {s.get("epoch", 1)})' for s,i in zip(samples, items)], path)
     if any((i.label==i.unknown)!=(i.context_condition=='ambig') for i in items):
         raise DataError(f'{path} has right answers that do not fit its questions: its '
-                        'choices were shuffled. Log them as they come.')
-    return Log('Inspect', items, answers, _accuracy(d))
+                        'choices were shuffled, and it does not tell their order.')
+    try:
+        name = _scorer(path, samples, scorer)
+        answers = [_inspect_answer(s, name, o) for s,o in zip(samples, orders)]
+        return Log('Inspect', items, answers, _accuracy(path, d, name))
+    except (KeyError, TypeError, ValueError, AttributeError) as e:
+        raise DataError(f'{path} has scores of another form than Inspect writes ({e}).') from e
+
+def _inspect_answer(s, scorer, order):
+    "Return the option that a scorer read; None if it read none"
+    letter = ((s.get('scores') or {}).get(scorer) or {}).get('answer')
+    return order.index('ABC'.index(letter)) if letter in ('A','B','C') else None
 
 def _json(path):
-    try: d = json.loads(path.read_text(encoding='utf-8'))
-    except (ValueError, OSError) as e:
+    try: d = json.loads(_read_log_text(path))
+    except (ValueError, RecursionError) as e:
         raise DataError(f'{path} cannot be read as JSON ({e}).') from e
     if isinstance(d, dict) and 'samples' in d: return d
     raise DataError(f'{path} has no samples; it is no log of Inspect, or only its header.')
 
-def _accuracy(d):
-    metrics = (s['metrics'] for s in (d.get('results') or {}).get('scores') or [])
-    values = [m['accuracy']['value'] for m in metrics if 'accuracy' in m]
-    return {('micro','accuracy'): values[0]} if values else {}
+def _accuracy(path, d, scorer):
+    "Return the accuracy that the log reports for a scorer"
+    scores = [s for s in (d.get('results') or {}).get('scores') or [] if 'accuracy' in s['metrics']]
+    own = [s for s in scores if scorer in (s.get('name'), s.get('scorer'))]
+    values = {s['metrics']['accuracy']['value'] for s in own or scores}
+    if len(values)>1:
+        raise DataError(f'{path} reports several accuracies ({", ".join(map(str, values))}), and '
+                        'does not tell which belongs to its answers.')
+    numbers = [v for v in values if _is_number(v)]
+    return {('micro','accuracy'): numbers[0]} if numbers else {}
 
 # %% ../../nbs/bias/56_logs.ipynb #3016abe8
+@checked
 def read_log(
-    path, # samples_*.jsonl of lm-evaluation-harness, .eval or .json of Inspect
+    path:str, # samples_*.jsonl of lm-evaluation-harness, .eval or .json of Inspect
+    filter_name:str|None=None, # Of lm-evaluation-harness, where it applied several
+    scorer:str|None=None,      # Of Inspect, where several read different answers
 )->Log:
     "Read answers to BBQ from another tool's log"
     path = Path(path)
     if not path.is_file(): raise DataError(f'{path} is not there.')
-    kinds = {'.jsonl':read_harness, '.eval':read_inspect, '.json':read_inspect}
-    if path.suffix in kinds: return kinds[path.suffix](path)
+    if path.suffix=='.jsonl': return read_harness(path, filter_name)
+    if path.suffix in ('.eval', '.json'): return read_inspect(path, scorer)
     raise ConfigError(f'{path} is neither .jsonl (of lm-evaluation-harness) nor .eval or '
                       '.json (of Inspect).')
 

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import numpy as np, pandas as pd
 from .bbq.scoring import orders_of
-from .benchmarks import get_benchmark
 from .conditions import build_dialogue
+from .evaluation import Evaluation
+from ..foundation.arguments import checked
 from ..foundation.datasets import data_dir
 from ..foundation.errors import ConfigError, DataError
 
@@ -112,15 +113,17 @@ def _load_run(run):
     "Return model, records, items and benchmarks of an evaluation or of its folder"
     if hasattr(run, 'records') and hasattr(run, 'items'):
         return run.model, run.records, run.items, run.benchmarks
-    folder = Path(run)
-    if not (folder/'records.csv').is_file():
-        raise DataError(f'{folder} holds no records.csv: name the folder of one model, as a '
-                        'sweep or `moral_sc evaluate` leaves it.')
-    d = pd.read_csv(folder/'records.csv', float_precision='round_trip', dtype={'id':str})
-    bs = {n:get_benchmark(n) for n in dict.fromkeys(d.benchmark)}
-    name = json.loads((folder/'provenance.json').read_text())['model']
-    return name, d, {n:b.load() for n,b in bs.items()}, bs
+    if not isinstance(run, (str,Path)):
+        raise ConfigError(f'The run is of type {type(run).__name__}: give an Evaluation or its '
+                          'folder.')
+    e = Evaluation.load(run)
+    unknown = [b for b in dict.fromkeys(e.records.benchmark) if b not in e.benchmarks]
+    if unknown:
+        raise ConfigError(f'{unknown[0]} is a benchmark of your own: load the folder with '
+                          f'Evaluation.load({str(run)!r}, benchmarks=[...]) and view that.')
+    return e.model, e.records, e.items, e.benchmarks
 
+@checked
 def view(
     run,                  # An `Evaluation`, or the folder of one
     path,                 # The .html file to write

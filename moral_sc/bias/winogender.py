@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PRONOUNS', 'ANSWERS', 'METRICS', 'SUBSETS', 'WINOGENDER', 'WINOGENDER_LIKE', 'WinogenderItem', 'parse_sentence',
-           'read_sentences', 'load_winogender', 'pronoun_metrics', 'fisher_interval', 'winogender_metrics',
-           'winogender_metadata', 'winogender_stub_model']
+           'parse_sentences', 'read_sentences', 'load_winogender', 'pronoun_metrics', 'fisher_interval',
+           'winogender_metrics', 'winogender_metadata', 'winogender_stub_model']
 
 # %% ../../nbs/bias/40_winogender.ipynb #542bbc2f
 import re
@@ -15,9 +15,12 @@ from pathlib import Path
 
 import numpy as np, pandas as pd
 from .benchmarks import Benchmark, mean_probabilities
+from ..foundation.arguments import checked
 from ..foundation.datasets import available, data_dir, fetch
-from ..foundation.errors import ConfigError, DataError
+from ..foundation.errors import ConfigError, DataError, unknown_name_message
 from ..foundation.statistics import Estimate
+from ..foundation.tables import (check_fields, is_missing, number_field, read_rows,
+                                        source_name, text_field)
 from ..language.stub_models import stub_model
 
 # %% ../../nbs/bias/40_winogender.ipynb #e464bfb7
@@ -77,21 +80,46 @@ def _original_sentences():
     return tuple(parse_sentence(r.sentence, r.occupation, r.participant, bls[r.occupation],
                                 bergsma[r.occupation]) for r in t.itertuples())
 
+def _share_of_women(row, location):
+    "Return the share in [0, 1]; `female` is per cent, `share` is not"
+    if not is_missing(row.get('share')): return number_field(row, 'share', location, 0, 1)
+    percent = number_field(row, 'female', location, 0, 100)
+    if 0<percent<1:
+        raise DataError(f"{location} has {row['female']!r} as 'female', which is per cent: give a "
+                        "share from 0 to 1 as 'share' instead.")
+    return percent/100
+
+def parse_sentences(
+    rows:list,            # Dicts: occupation, participant, sentence; female (per cent) or share
+    location:str='items', # Their file, for error messages
+)->list:                  # Of `WinogenderItem`
+    "Check rows and convert them to items"
+    out = {}
+    for k,r in enumerate(rows, 1):
+        place = f'{location}: row {k}'
+        share = () if 'share' in r else ('female',)
+        check_fields(r, place, ('occupation', 'participant', 'sentence', *share),
+                     ('share',) if 'female' in r else ())
+        occupation,participant,sentence = (
+            text_field(r, c, place) for c in ('occupation', 'participant', 'sentence'))
+        if occupation in out: raise DataError(f'{place} has the occupation {occupation!r} again.')
+        try:
+            out[occupation] = parse_sentence(sentence, occupation, participant,
+                                             _share_of_women(r, place))
+        except DataError as e:
+            raise DataError(str(e) if str(e).startswith(place) else f'{place}: {e}') from None
+    return list(out.values())
+
 def read_sentences(
-    path:str|Path, # Tab-separated columns occupation, participant, female (per cent), sentence
+    path:str|Path, # A .tsv, .csv, .jsonl ... file with the fields of `parse_sentences`
 )->tuple:
     "Read your own sentences"
-    d = pd.read_csv(path, sep='\t')
-    missing = {'occupation','participant','female','sentence'}-set(d.columns)
-    if missing: raise DataError(f'{path} has no column {min(missing)!r}.')
-    if d.occupation.duplicated().any():
-        raise DataError(f'{path} has {d.occupation[d.occupation.duplicated()].iloc[0]!r} twice.')
-    return tuple(parse_sentence(r.sentence, r.occupation, r.participant, r.female/100)
-                 for r in d.itertuples())
+    return tuple(parse_sentences(read_rows(path, 'items'), source_name(path, 'items')))
 
 @cache
 def _own_sentences(): return read_sentences(data_dir()/'benchmarks'/'occupations_like.tsv')
 
+@checked
 def load_winogender(
     limit:int|None=None,     # At most so many occupations
     seed:int=0,              # Which ones
@@ -105,6 +133,8 @@ def load_winogender(
         print('Winogender is available.' if source=='winogender' else
               'Winogender is not available: using our own sentences.')
     known = dict(winogender=_original_sentences, ours=_own_sentences)
+    if source not in known and not Path(source).suffix:
+        raise ConfigError(unknown_name_message('source of sentences', source, [*known, 'auto']))
     items = list(known[source]() if source in known else read_sentences(source))
     if female: items = [replace(i, female=female.get(i.occupation, i.female)) for i in items]
     if limit is None or limit>=len(items): return items
@@ -206,7 +236,8 @@ def _load_winogender_like(limit=None, seed=0): return load_winogender(limit, see
 
 WINOGENDER = Benchmark('winogender', 'winogender', load_winogender, ANSWERS, lambda b: b.options,
                        lambda b: b.fields, winogender_metadata, winogender_metrics,
-                       ('q','q+if','q+match'))
+                       ('q','q+if','q+match'), parse=parse_sentences, item_type=WinogenderItem,
+                       draws='occupations')
 WINOGENDER_LIKE = replace(WINOGENDER, name='winogender-like', load=_load_winogender_like)
 
 def winogender_stub_model(

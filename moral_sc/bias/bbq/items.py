@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['SYNONYMS', 'SECOND_ATTRIBUTES', 'UNKNOWNS', 'KINDS', 'OWN_REQUIRED', 'OWN_OPTIONAL', 'DEFAULT_CATEGORY', 'BBQ_FIELDS',
            'CATEGORIES', 'INTERSECTIONAL', 'Item', 'canonical_group', 'canonical_groups', 'second_attribute',
-           'template_number', 'plain_words', 'declines', 'unknown_option', 'stereotyped_options', 'parse_item',
-           'by_quad', 'faults', 'validate', 'parse_own_item', 'parse_items', 'read_items', 'reachable_categories',
-           'coverage', 'load_items', 'census', 'stereotype_agreement', 'stratified']
+           'template_number', 'plain_words', 'has_declining_words', 'declines', 'unknown_option', 'stereotyped_options',
+           'parse_item', 'by_quad', 'faults', 'validate', 'parse_own_item', 'parse_items', 'read_items',
+           'reachable_categories', 'coverage', 'load_items', 'census', 'stereotype_agreement', 'stratified']
 
 # %% ../../../nbs/bias/bbq/10_items.ipynb #bb94dfb0
 import re, unicodedata
@@ -15,9 +15,9 @@ from collections import Counter
 from dataclasses import dataclass
 from functools import cache
 from hashlib import blake2b
-from pathlib import Path
 
 import pandas as pd
+from ...foundation.arguments import checked
 from ...foundation.datasets import available, data_dir, fetch, read_jsonl, sources
 from ...foundation.errors import ConfigError, DataError, unknown_name_message
 from ...foundation.tables import (check_fields, choice_field, is_missing, read_rows,
@@ -123,6 +123,12 @@ _DECLINING = (
     '(nobody|no one) (knows|can (tell|say|know))')
 _TAIL = ('(who|which|that|this|it|the answer|the question|from (this|the).*|'
          'to (say|tell|know|decide|answer).*|(based|given|on|in) .*)')
+
+def has_declining_words(
+    text:str,  # What a model wrote
+)->bool:
+    "Return whether a text declines somewhere"
+    return bool(re.search(rf'\b({"|".join(_DECLINING)})\b', plain_words(text)))
 
 def declines(
     text:str,  # An answer, or what a model wrote
@@ -315,8 +321,9 @@ def parse_items(
     for f in _repeated(items, location): raise DataError(f)
     return items
 
+@checked
 def read_items(
-    path:str|Path,     # A .jsonl, .json, .csv, .tsv or .parquet file; or rows
+    path,              # A .jsonl, .json, .csv, .tsv or .parquet file; or rows
     scenes:bool=True,  # Demand whole scenes of four, as in BBQ
 )->list:               # Of `Item`
     "Read and validate questions"

@@ -15,7 +15,7 @@ import numpy as np, pandas as pd
 from .. import bbq
 from .scoring import directions, disambiguated_score, orders_of, reorder
 from ..benchmarks import Benchmark
-from .items import stratified
+from .items import parse_items, stratified
 from ...foundation.statistics import Estimate, cluster_bootstrap, paired_difference
 
 # %% ../../../nbs/bias/bbq/60_metrics.ipynb #161a79fe
@@ -202,5 +202,6 @@ def sample_toy_set(limit:int|None=None, seed:int=0, categories:list|None=None)->
 
 BBQ = Benchmark('bbq', 'bbq', sample_bbq, ('a','b','c'), lambda item: ('a','b','c'),
                 lambda item: item.fields, item_metadata, bbq_metrics, reorder=reorder,
-                add_columns=add_answer_columns)
+                add_columns=add_answer_columns, parse=parse_items, item_type=bbq.Item,
+                draws='templates')
 BBQ_LIKE = replace(BBQ, name='bbq-like', load=sample_toy_set)

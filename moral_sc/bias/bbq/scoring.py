@@ -11,11 +11,13 @@ __all__ = ['ORDERS', 'OVERALL', 'COUNTS', 'load_bbq', 'answer_probabilities', 'd
 from dataclasses import replace
 
 import numpy as np, pandas as pd
+from ...foundation.arguments import checked
 from ...foundation.errors import ConfigError, DataError
 from .errata import drop_affected
 from .items import Item, load_items
 
 # %% ../../../nbs/bias/bbq/50_scoring.ipynb #247cba77
+@checked
 def load_bbq(
     categories:list|None=None, # Default: all available
     source:str='bbq',          # 'bbq', 'ours' (toy set), 'auto' (ours if BBQ is not available)
@@ -50,7 +52,7 @@ def directions(
     p = answer_probabilities(answers, items)
     rows = np.arange(len(items))
     columns = np.array([(-1,-1,-1) if i.biased is None else (i.biased,i.counter,i.unknown)
-                      for i in items]).reshape(-1, 3)
+                      for i in items], int).reshape(-1, 3)
     return np.where(columns>=0, p[rows[:,None], columns], np.nan)
 
 # %% ../../../nbs/bias/bbq/50_scoring.ipynb #59cfea9b

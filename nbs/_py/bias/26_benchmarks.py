@@ -41,7 +41,7 @@ from fastcore.test import *
 class Benchmark:
     "The interface of a benchmark to `evaluate`"
     name:str
-    stimuli:str       # Its section of `data/conditions.toml`
+    stimuli:str       # Its section of `data/conditions.toml`; or a file with one, or the section
     load:Callable     # (limit=None, seed=0, ...) -> list of items
     answers:tuple     # Names of the answers; the records get a column lp_NAME for each
     options:Callable  # Item -> string of each answer, as it follows the prompt
@@ -51,6 +51,10 @@ class Benchmark:
     conditions:tuple=('q','q+if')
     reorder:Callable|None=None # (item, order) -> the same item, options in another order
     add_columns:Callable|None=None # Records -> records with further columns
+    parse:Callable|None=None # (rows, location) -> items; rows are dicts, from a user's file
+    item_type:type|None=None # Dataclass of its items; saved items are read with it
+    draws:str=''             # What the intervals draw: 'templates', 'students', ...
+    base:str=''              # Its name in the registry, if its own is another
 
     def __repr__(self): return f'Benchmark {self.name}: {", ".join(self.answers)}'
 
@@ -74,7 +78,8 @@ def get_benchmark(
 )->Benchmark:
     "Return a benchmark by name"
     if isinstance(name, Benchmark): return name
-    if name not in REGISTRY:
+    if not isinstance(name, str) or name not in REGISTRY:
+        name = name if isinstance(name, str) else repr(name)[:60]
         raise ConfigError(unknown_name_message('benchmark', name, list(REGISTRY)))
     entry = REGISTRY[name]
     if isinstance(entry, Benchmark): return entry
@@ -113,6 +118,7 @@ mean_probabilities(d, ['yes','no'])
 test_close(mean_probabilities(d, ['yes','no']).yes, [(.5+.8)/2, .25])
 test_close(mean_probabilities(d, ['yes','no'], normalise=False).no, [.15, .3])
 with expect_fail(ConfigError, contains="did you mean 'winogender'"): get_benchmark('winogenders')
+with expect_fail(ConfigError, contains='no benchmark'): get_benchmark(3)
 
 
 # %% [markdown]
@@ -138,7 +144,8 @@ yes_no_values(d.assign(lp_no=d.lp_no))
 #
 # A new benchmark takes three steps:
 #
-# 1. Write its dialogues as a section of `data/conditions.toml`, or use an existing section.
+# 1. Write its dialogues as a section of a [table of conditions](10_conditions.ipynb) of your own, `stimuli='mine.toml'`,
+#    or use a section of `data/conditions.toml`.
 # 2. Write a `Benchmark`: a loader, the strings that stand for its answers, the fields of a prompt,
 #    the columns of a record, and a function from records to metrics.
 # 3. Add it to `REGISTRY`. `evaluate`, `sweep` and `moral_sc evaluate` then find it by name.

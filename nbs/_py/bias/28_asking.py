@@ -141,7 +141,8 @@ def bbq_stub_model(
         if body not in items_by_text or not text.endswith('answer is ('): return {'': 1.}
         item = items_by_text[body]
         instructed = instruction in displayed[2]
-        displayed[2] = displayed[2].removesuffix(instruction).strip().removesuffix('.')
+        shown = [o for o in item.options if displayed[2].startswith(o)] # A request may follow
+        displayed[2] = max(shown, key=len, default='')
         probabilities = zip(item.options, rule(item, instructed))
         return {'abc'[displayed.index(o)]:float(p) for o,p in probabilities if p}
     return stub_model(fn, name=name or rule.__name__)

@@ -20,29 +20,37 @@
 
 # %%
 #| export
-import json, tempfile, warnings
+import hashlib, inspect, json, tempfile, warnings
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from pathlib import Path
 
-import pandas as pd
+import numpy as np, pandas as pd
 from moral_sc.bias import bbq
-from moral_sc.bias.bbq.metrics import condition_probabilities
+from moral_sc.bias.bbq.metrics import asked_items, condition_probabilities
 from moral_sc.bias.asking import (build_questions, build_records, option_orders,
                                   sample_reasoning, score_questions)
-from moral_sc.bias.benchmarks import Benchmark, get_benchmark, mean_probabilities
-from moral_sc.bias.conditions import two_stage
+from moral_sc.bias.benchmarks import REGISTRY, Benchmark, get_benchmark, mean_probabilities
+from moral_sc.bias.conditions import (add_wordings, build_dialogue, find_section, load_stimuli,
+                                      two_stage)
 from moral_sc.bias.bbq.items import stratified
-from moral_sc.foundation.errors import ConfigError, DataError
+from moral_sc.foundation.arguments import checked
+from moral_sc.foundation.datasets import read_jsonl, read_toml
+from moral_sc.foundation.errors import ConfigError, DataError, unknown_name_message
+from moral_sc.foundation.files import replace_file
+from moral_sc.foundation.progress import progress_callback
 from moral_sc.foundation.runs import content_key, open_run
+from moral_sc.foundation.tables import read_rows, source_name
+from moral_sc.language.chat import modes
 from moral_sc.language.loading import load as load_model, load_or_stub
 
 # %%
 #| hide
 import signal, subprocess, sys
+from unittest import mock
 from fastcore.test import *
 from moral_sc.bias.asking import bbq_stub_model
-from moral_sc.bias.bbq.metrics import METRICS, letters
+from moral_sc.bias.bbq.metrics import BBQ, METRICS, letters
 from moral_sc.language.stub_models import letter_prior_model, stub_model, random_model
 
 ours = bbq.load(source='ours')
@@ -68,6 +76,8 @@ class Evaluation:
     differences:pd.DataFrame=None # The same, against the first condition
     provenance:dict=None          # Versions, machine, start and end of a saved run
     benchmarks:dict=None          # Name to `Benchmark`
+    settings:dict=field(default_factory=dict) # orders, mode, seed, samples, limit
+    asked:dict=field(default_factory=dict)    # Name of a benchmark to condition to its turns
 
     def __repr__(self):
         d = self.records
@@ -77,24 +87,49 @@ class Evaluation:
                 f'{d.order.nunique()} of 6 orders')
 
     def _covered(self): # Where BBQ is among the benchmarks
-        names = [i.category for rows in self.items.values() for i in rows
-                 if isinstance(i, bbq.Item)]
-        return f' of {bbq.coverage(names)}' if names else ''
+        d = self.records
+        names = set(d.category[d.context_condition.notna()]) if 'context_condition' in d else ()
+        known = names and set(names) & {*bbq.CATEGORIES, *bbq.INTERSECTIONAL}
+        return f' of {bbq.coverage(names)}' if known else ''
+
+    def _benchmark(self, name=None): # Default: the first
+        names = list(dict.fromkeys(self.records.benchmark))
+        if name is None or name in names: return name or names[0]
+        raise ConfigError(unknown_name_message('benchmark in this evaluation', str(name), names))
 
     def records_of(self, benchmark=None): # Of one benchmark; default: the first
-        b = benchmark or next(iter(self.items))
+        b = self._benchmark(benchmark)
         return self.records[self.records.benchmark==b].dropna(axis=1, how='all')
 
     def answer_probabilities(self, condition, benchmark=None, soft=False): # BBQ: [item, option]
-        return condition_probabilities(self.records_of(benchmark), condition, soft)
+        b = self._benchmark(benchmark)
+        d = self.records_of(b)
+        if 'p0' not in d:
+            raise ConfigError(f'{b} has no options to score: its results are in `metrics`, and its '
+                              'answers in `probabilities()`.')
+        names = list(dict.fromkeys(d.condition))
+        if condition not in names:
+            raise ConfigError(unknown_name_message(f'condition of {b}', str(condition), names))
+        return condition_probabilities(d, condition, soft)
 
     def score(self, condition, benchmark=None, soft=False): # The table of `bbq.score`
-        b = benchmark or next(iter(self.items))
-        return bbq.score(self.answer_probabilities(condition, b, soft), self.items[b])
+        b = self._benchmark(benchmark)
+        p = self.answer_probabilities(condition, b, soft)
+        return bbq.score(p, asked_items(self.records_of(b)))
 
     def probabilities(self, benchmark=None, normalise=True): # [(condition, id), answer]
-        b = benchmark or next(iter(self.items))
-        return mean_probabilities(self.records_of(b), self.benchmarks[b].answers, normalise)
+        b = self._benchmark(benchmark)
+        d = self.records_of(b)
+        names = [c[3:] for c in d if c.startswith('lp_')]
+        answers = self.benchmarks[b].answers if b in self.benchmarks else names
+        return mean_probabilities(d, answers, normalise)
+
+    def save(self, folder)->Path: # Tables as CSV, questions as JSON lines, the rest as JSON
+        return save_evaluation(self, folder)
+
+    @staticmethod
+    def load(folder, benchmarks=())->'Evaluation': # `benchmarks`: those not in `REGISTRY`
+        return load_evaluation(folder, benchmarks)
 
 
 # %% [markdown]
@@ -133,39 +168,252 @@ unmet_setting(stub_models), unmet_setting({}, questions=False)
 
 
 # %% [markdown]
+# ## Plan
+#
+# `plan_evaluation` checks every setting and loads and checks all questions, before a model is loaded.
+# `evaluate(..., items=...)` takes questions of your own: a file, a DataFrame, rows, or items of the benchmark.
+# BBQ's are described in [BBQ items](bbq/10_items.ipynb), and any number of them will do.
+
+# %%
+#| export
+def _listed(x): return [x] if isinstance(x, (str,Path,Benchmark)) else list(x)
+
+def _unique_benchmarks(benchmarks):
+    bs = [get_benchmark(b) for b in _listed(benchmarks)]
+    if not bs: raise ConfigError('No benchmark is given: give a name, such as "bbq".')
+    return list({b.name:b for b in bs}.values())
+
+def _own_section(b, path):
+    "Return the user's section for a benchmark, None if there is none, and its new conditions"
+    if isinstance(b.stimuli, dict): return b.stimuli, []
+    name = b.stimuli
+    if str(name).endswith('.toml'):
+        path = name
+        own = list(read_toml(path))
+        if len(own)!=1 and b.name not in own: find_section(path) # Raises an error
+        name = b.name if b.name in own else own[0]
+    elif path is None or name not in read_toml(path): return None, []
+    known = load_stimuli().get(name, {}).get('conditions', ())
+    spec = load_stimuli(path)[name]
+    return spec, [c for c in spec['conditions'] if c not in known]
+
+def _with_conditions(b, path, wordings):
+    "Return a benchmark whose section has the user's texts, and the names of new conditions"
+    spec,new = _own_section(b, path)
+    if wordings:
+        spec = add_wordings(spec or b.stimuli, wordings)
+        new = [*new, *wordings]
+    return (replace(b, stimuli=spec, base=b.base or b.name) if spec else b), new
+
+def _asked_conditions(bs, conditions, new):
+    "Return the conditions of each benchmark; one that a benchmark lacks is an error"
+    unique = lambda names: list(dict.fromkeys(names))
+    if conditions is None: return {b.name:unique([*b.conditions, *new[b.name]]) for b in bs}
+    if isinstance(conditions, dict):
+        for n in conditions:
+            if n in new: continue
+            raise ConfigError(unknown_name_message('benchmark among those given', n, list(new)))
+        return {b.name:unique(_listed(conditions.get(b.name, b.conditions))) for b in bs}
+    listed = unique(_listed(conditions))
+    if not listed: raise ConfigError('No condition is given: give names, such as "q" and "q+if".')
+    return {b.name:listed for b in bs}
+
+def resolve_benchmarks(
+    benchmarks,           # Names or `Benchmark`s
+    conditions,           # None: those of each benchmark; or a list; or a dict by benchmark
+    n:int,                # Option orders
+    wordings=None,        # Condition to the text of its request
+    conditions_file=None, # A table of conditions
+)->tuple:                 # Name -> `Benchmark`; name -> conditions
+    "Check and resolve the benchmarks and conditions of an evaluation"
+    bs = _unique_benchmarks(benchmarks)
+    if conditions_file is not None: _check_conditions_file(conditions_file, bs)
+    pairs = [_with_conditions(b, conditions_file, wordings) for b in bs]
+    bs = [b for b,_ in pairs]
+    asked = _asked_conditions(bs, conditions, {b.name:new for b,new in pairs})
+    for b in bs:
+        for c in asked[b.name]: _check_condition(b, c, len(bs)>1)
+        option_orders(b, n)
+    return {b.name:b for b in bs},asked
+
+def _check_conditions_file(path, bs):
+    "Check a table of conditions; it must have a section that is used"
+    load_stimuli(path)
+    own = list(read_toml(path))
+    needed = [b.stimuli for b in bs if isinstance(b.stimuli, str)]
+    if not {*own} & {*needed}:
+        raise ConfigError(f'{path} has the sections {", ".join(own)}, and the benchmark uses '
+                          f'{" or ".join(needed) or "texts of its own"}: rename the section.')
+
+def _check_condition(b, condition, several):
+    if not isinstance(condition, str):
+        raise ConfigError(f'{condition!r:.60} is no condition: give a name, such as "q+if".')
+    try: two_stage(b.stimuli, condition)
+    except ConfigError as e:
+        if several:
+            raise ConfigError(f'{b.name} cannot be asked under {condition!r}: ask it in a call of '
+                              'its own, or give conditions={name: [...]}.') from e
+        if isinstance(b.stimuli, str): raise
+        raise ConfigError(str(e).replace('condition ', f'condition of {b.name} ', 1)) from None
+
+
+# %%
+#| export
+def _load_kw(b, categories, drop_errata):
+    "Return the settings that choose among BBQ's questions"
+    kw = {k:v for k,v in dict(categories=categories, drop_errata=drop_errata).items() if v}
+    takes = inspect.signature(b.load).parameters
+    for k in kw:
+        if k in takes or any(p.kind==p.VAR_KEYWORD for p in takes.values()): continue
+        raise ConfigError(f'{k}= is given, and {b.name} has none: leave it out.')
+    return kw
+
+def _own_items(b, items):
+    "Return the user's questions as items of a benchmark"
+    if not isinstance(items, (str,Path,pd.DataFrame)):
+        if isinstance(items, dict) or not hasattr(items, '__iter__'):
+            raise ConfigError(f'items is {items!r:.60}: give a file, a DataFrame, or a list of '
+                              'questions.')
+        items = list(items)
+        if not any(isinstance(i, dict) for i in items) or not b.parse: return items
+    if not b.parse:
+        raise ConfigError(f'{b.name} has no function `parse` for rows: pass items as its `load` '
+                          'returns them.')
+    name = source_name(items, 'items')
+    return b.parse(read_rows(items, 'items'), name)
+
+def _load_items(bs, items, limit, seed, categories, drop_errata):
+    "Load the items of each benchmark"
+    if items is None:
+        return {n:b.load(limit=limit, seed=seed, **_load_kw(b, categories, drop_errata))
+                for n,b in bs.items()}
+    if len(bs)>1: raise ConfigError(f'items belong to one benchmark, but {len(bs)} are given: '
+                                    'pass benchmarks=[NAME] with one name.')
+    for k,v in dict(categories=categories, drop_errata=drop_errata).items():
+        if v: raise ConfigError(f'{k}= chooses among the questions of BBQ: leave it out where '
+                                'items= is given.')
+    (n,b), = bs.items()
+    own = _own_items(b, items)
+    _question_rows(b, own)
+    return {n:stratified(own, limit, seed) if b.reorder else own[:limit]}
+
+def _question_rows(b, items):
+    "Return what determines each question; name an item that is none"
+    rows = []
+    for k,i in enumerate(items, 1):
+        try: rows.append([b.fields(i), b.options(i), b.metadata(i)])
+        except (AttributeError, KeyError, IndexError, TypeError) as e:
+            raise DataError(f'item {k} is {i!r:.60}, no question of {b.name} '
+                            f'({type(e).__name__}: {e}).') from e
+        if b.item_type and not isinstance(i, b.item_type):
+            raise DataError(f'item {k} is a {type(i).__name__}, not a {b.item_type.__name__} of '
+                            f'{b.name}.')
+    return rows
+
+def _check_unique_ids(name, ids):
+    "Raise an error for duplicate ids, or for no questions"
+    if not ids: raise DataError(f'There are no questions of {name} to ask.')
+    for i,n in Counter(ids).items():
+        if n>1: raise DataError(f'{name} has {n} questions {i!r}: give each an id of its own.')
+
+
+# %%
+#| export
+@dataclass(repr=False)
+class EvaluationPlan:
+    "What `evaluate` will ask, checked; see `plan_evaluation`"
+    benchmarks:dict  # Name to `Benchmark`
+    conditions:dict  # Name to conditions
+    questions:dict   # Name to items
+    digests:dict     # Name to a hash of all questions
+    settings:dict    # orders, mode, seed, samples
+    limit:int|None
+    options:dict     # portion, max_tokens, max_new_tokens, temperature
+
+    def __repr__(self):
+        n = sum(map(len, self.questions.values()))
+        return f'Plan of {n:,} questions of {", ".join(self.benchmarks)}'
+
+    def split(self): # A plan for each benchmark
+        part = lambda d, n: {n:d[n]}
+        return {n:replace(self, **{k:part(getattr(self, k), n) for k in
+                                   ('benchmarks','conditions','questions','digests')})
+                for n in self.benchmarks}
+
+    @property
+    def texts(self): # Name of a benchmark to a hash of the user's own texts; None without any
+        return {n:content_key(**{c:_expanded(b, c) for c in self.conditions[n]})
+                for n,b in self.benchmarks.items() if not isinstance(b.stimuli, str)} or None
+
+    def config(self, lm): # All that determines the values of a run
+        defaults = dict(max_new_tokens=256, temperature=1.)
+        own = self.texts
+        return dict(model=lm.identity, limit=self.limit, conditions=self.conditions,
+                    **self.settings, **({'texts':own} if own else {}),
+                    **{k:self.options[k] for k,v in defaults.items() if self.options[k]!=v},
+                    benchmarks=self.digests)
+
+def _expanded(b, condition):
+    "Return the turns of a condition as text, with fields in braces"
+    class Fields(dict): # A field stands for itself
+        def __contains__(self, k): return True
+        def __getitem__(self, k): return f'{{{k}}}'
+    return build_dialogue(b.stimuli, condition, Fields(), sample='{sample}')
+
+@checked
+def plan_evaluation(
+    benchmarks=('bbq',),        # See `evaluate` for all of these
+    conditions=None,
+    limit:int|None=None,
+    orders:int=1,
+    seed:int=0,
+    mode:str='plain',
+    samples:int=1,
+    items=None,
+    categories=None,
+    drop_errata=False,
+    wordings:dict|None=None,
+    conditions_file:str|None=None,
+    portion:int=128,
+    max_tokens:int=4096,
+    max_new_tokens:int=256,
+    temperature:float=1.,
+)->EvaluationPlan:
+    "Check all settings and questions of an evaluation, without a model"
+    bs,asked = resolve_benchmarks(benchmarks, conditions, orders, wordings, conditions_file)
+    if mode not in modes: raise ConfigError(unknown_name_message('mode', mode, list(modes)))
+    least = dict(limit=limit, samples=samples, portion=portion, max_tokens=max_tokens,
+                 max_new_tokens=max_new_tokens)
+    for k,v in least.items():
+        if v is not None and v<1: raise ConfigError(f'{k} is {v}: give 1 or more.')
+    if not 0<=temperature<float('inf'):
+        raise ConfigError(f'temperature is {temperature}: give a number of at least 0.')
+    if seed<0: raise ConfigError(f'seed is {seed}: give a number of at least 0.')
+    questions = _load_items(bs, items, limit, seed, categories, drop_errata)
+    if items is not None: bs,questions,asked = _as_custom(bs, questions, asked)
+    digests = {}
+    for n,b in bs.items():
+        rows = _question_rows(b, questions[n])
+        _check_unique_ids(n, [metadata['id'] for _,_,metadata in rows])
+        for c in asked[n]: build_dialogue(b.stimuli, c, rows[0][0], sample='')
+        digests[n] = content_key(items=rows)
+    return EvaluationPlan(bs, asked, questions, digests,
+        dict(orders=orders, mode=mode, seed=seed, samples=samples), limit,
+        dict(portion=portion, max_tokens=max_tokens, max_new_tokens=max_new_tokens,
+             temperature=temperature))
+
+def _as_custom(bs, items, asked):
+    (original,b),name = next(iter(bs.items())), 'yours'
+    custom = replace(b, name=name, base=b.base or original)
+    return {name:custom}, {name:items[original]}, {name:asked[original]}
+
+
+# %% [markdown]
 # ## `evaluate`
 
 # %%
 #| export
-def resolve_benchmarks(
-    benchmarks, # Names or `Benchmark`s
-    conditions, # None: those of each benchmark
-    n:int,      # Option orders
-)->tuple:       # Name -> `Benchmark`; name -> conditions
-    "Check and resolve the benchmarks and conditions of an evaluation"
-    listed = lambda x: [x] if isinstance(x, (str,Benchmark)) else list(dict.fromkeys(x))
-    bs = [get_benchmark(b) for b in listed(benchmarks)]
-    if len(bs)==1 or conditions is None:
-        asked = {b.name:listed(conditions or b.conditions) for b in bs}
-    else: asked = {b.name:[c for c in listed(conditions) if _supports_condition(b, c)] for b in bs}
-    for b in bs:
-        for c in asked[b.name] or listed(conditions): two_stage(b.stimuli, c)
-        option_orders(b, n)
-    return {b.name:b for b in bs},asked
-
-def _supports_condition(b, condition):
-    try: two_stage(b.stimuli, condition)
-    except ConfigError: return False
-    return True
-
-def _load_items(bs, items, limit, seed, kw):
-    "Load the items of each benchmark"
-    if items is None: return {n:b.load(limit=limit, seed=seed, **kw) for n,b in bs.items()}
-    if len(bs)>1: raise ConfigError(f'items belong to one benchmark, but {len(bs)} are given: '
-                                    'pass benchmarks=[NAME] with one name.')
-    cut = stratified(items, limit, seed) if next(iter(bs.values())).reorder else items[:limit]
-    return {n:cut for n in bs}
-
+@checked
 def evaluate(
     lm,                         # A loaded model, or what `load` takes: an alias, a folder
     benchmarks=('bbq',),        # Names or `Benchmark`s; see `REGISTRY`
@@ -174,53 +422,52 @@ def evaluate(
     out:str|None=None,          # Folder of the run; without it nothing is saved
     orders:int=1,               # Option orders: 1 as in the file, 3 cyclic, 6 all
     seed:int=0,                 # Of the subset that `limit` takes, of samples and intervals
-    mode:str='plain',           # How turns are marked: 'plain', 'chat'
+    mode:str='plain',           # How turns are marked: 'plain', 'chat', 'chat-noprefill'
     samples:int=1,              # Reasoning samples per question
-    items:list|None=None,       # Your own questions instead, in the benchmark's format
+    items=None,                 # Your own questions: a file, a DataFrame, rows, or items
     categories:list|None=None,  # Of BBQ; default: all available
     drop_errata:bool|list=False,# Of BBQ: without scenes that have a known error
-    progress=None,              # Called with (saved answers, all answers)
-    **kw,                       # portion, max_tokens, max_new_tokens, temperature
+    progress=None,              # True for a bar, or a function (saved answers, all answers)
+    wordings:dict|None=None,    # Your own requests: {'q+kind': 'Please be kind.'}
+    conditions_file:str|None=None, # Your own texts and conditions, a .toml file
+    portion:int=128,            # Prompts between two writes to disk
+    max_tokens:int=4096,        # Tokens in one forward pass, padding included
+    max_new_tokens:int=256,     # Of reasoning
+    temperature:float=1.,       # Of reasoning
 )->Evaluation:
     "Evaluate a model on all questions under all conditions"
-    bs,asked = resolve_benchmarks(benchmarks, conditions, orders)
-    if samples<1: raise ConfigError(f'samples is {samples}: give 1 or more.')
+    plan = plan_evaluation(benchmarks, conditions, limit, orders, seed, mode, samples, items,
+                           categories, drop_errata, wordings, conditions_file, portion,
+                           max_tokens, max_new_tokens, temperature)
     if isinstance(lm, (str,Path)): lm = load_model(lm)
-    options = dict(categories=categories, drop_errata=drop_errata)
-    questions = _load_items(bs, items, limit, seed, {k:v for k,v in options.items() if v})
-    if items is not None: bs,questions,asked = _as_custom(bs, questions, asked)
-    for n,rows in questions.items():
-        _check_unique_ids(n, [bs[n].metadata(i)['id'] for i in rows])
-    settings = dict(orders=orders, mode=mode, seed=seed, samples=samples)
-    config = dict(model=lm.identity, limit=limit, conditions=asked, **settings,
-                  **{k:v for k,v in kw.items() if k not in ('portion','max_tokens')},
-                  benchmarks={n:_digest(bs[n], rows) for n,rows in questions.items()})
-    details = dict(device=str(lm.device), dtype=str(lm.dtype).removeprefix('torch.'), seed=seed,
-                   model=lm.name)
-    with tempfile.TemporaryDirectory() as tmp, open_run(out or tmp, config, **details) as run:
-        records = [_run_benchmark(lm, b, questions[n], asked[n], run, progress, **settings, **kw)
-                   for n,b in bs.items()]
+    return run_plan(plan, lm, out, progress)
+
+def run_plan(
+    plan:EvaluationPlan,
+    lm,                    # A loaded model
+    out:str|None=None,     # Folder of the run; without it nothing is saved
+    progress=None,         # See `evaluate`
+)->Evaluation:
+    "Ask all questions of a plan"
+    if not hasattr(lm, 'identity'):
+        raise ConfigError(f'The model is of type {type(lm).__name__}: give an alias, a folder, or '
+                          "LM(model, tokenizer, 'name') from moral_sc.language.")
+    details = dict(device=str(lm.device), dtype=str(lm.dtype).removeprefix('torch.'),
+                   seed=plan.settings['seed'], model=lm.name)
+    with tempfile.TemporaryDirectory() as tmp, \
+         open_run(out or tmp, plan.config(lm), **details) as run, \
+         progress_callback(progress, 'questions') as report:
+        records = [_run_benchmark(lm, b, plan.questions[n], plan.conditions[n], run, report,
+                                  **plan.settings, **plan.options)
+                   for n,b in plan.benchmarks.items()]
         run.finish()
-    return _compute_metrics(lm, bs, questions, asked, records, out, seed)
-
-
-# %%
-#| export
-def _as_custom(bs, items, asked):
-    (original,b),name = next(iter(bs.items())), 'yours'
-    return {name:replace(b, name=name)}, {name:items[original]}, {name:asked[original]}
-
-def _check_unique_ids(name, ids):
-    "Raise an error for duplicate ids, or for no questions"
-    if not ids: raise DataError(f'There are no questions of {name} to ask.')
-    for i,n in Counter(ids).items():
-        if n>1: raise DataError(f'{name} has {n} questions {i!r}: give each an id of its own.')
-
-def _digest(b, items):
-    return content_key(items=[[b.fields(i), b.options(i), b.metadata(i)] for i in items])
+    e = _compute_metrics(lm, plan, records, out)
+    if out: _write_evaluation(e, Path(out))
+    _warn_low_mass(e)
+    return e
 
 def _run_benchmark(lm, b, items, conditions, run, progress, orders, mode, seed, samples,
-             portion=128, max_tokens=4096, max_new_tokens=256, temperature=1.):
+                   portion, max_tokens, max_new_tokens, temperature):
     questions = build_questions(lm, b, items, conditions, orders, mode)
     direct = [q for q in questions if not two_stage(b.stimuli, q.condition)]
     reasoning = [q for q in questions if two_stage(b.stimuli, q.condition)]
@@ -231,16 +478,20 @@ def _run_benchmark(lm, b, items, conditions, run, progress, orders, mode, seed, 
     lp = score_questions(lm, asked, run, b.answers, portion, max_tokens, progress)
     return build_records(b, asked, lp)
 
-def _compute_metrics(lm, bs, items, asked, records, out, seed):
+def _compute_metrics(lm, plan, records, out):
     "Compute metrics and differences from records"
-    e = Evaluation(lm.name, items, pd.concat(records, ignore_index=True),
-                   str(out) if out else None, benchmarks=bs)
-    pairs = list(zip(bs.values(), records))
-    e.metrics = pd.concat([b.metrics(d, seed=seed) for b,d in pairs], ignore_index=True)
-    differences = [b.metrics(d, against=asked[b.name][0], seed=seed) for b,d in pairs]
+    bs,seed = plan.benchmarks.values(), plan.settings['seed']
+    e = Evaluation(lm.name, plan.questions, pd.concat(records, ignore_index=True),
+                   str(out) if out else None, benchmarks=plan.benchmarks,
+                   settings=plan.settings|dict(limit=plan.limit),
+                   asked={n:{c:_expanded(b, c) for c in plan.conditions[n]}
+                          for n,b in plan.benchmarks.items()})
+    e.metrics = pd.concat([b.metrics(d, seed=seed) for b,d in zip(bs, records)],
+                          ignore_index=True)
+    differences = [b.metrics(d, against=plan.conditions[b.name][0], seed=seed)
+                   for b,d in zip(bs, records)]
     e.differences = pd.concat(differences, ignore_index=True)
     if out: e.provenance = json.loads((Path(out)/'provenance.json').read_text())
-    _warn_low_mass(e)
     return e
 
 def _warn_low_mass(e):
@@ -250,7 +501,146 @@ def _warn_low_mass(e):
         if g['mass'].mean()<.5:
             warnings.warn(f'{e.model} gives the answers of {b} only {g["mass"].mean():.2f} of its '
                 f'probability under {c}, less than half in {g.low.sum()} of {len(g)} questions: '
-                'try another mode, such as mode="chat".', stacklevel=4)
+                'try another mode, such as mode="chat".', stacklevel=5)
+
+
+# %% [markdown]
+# ## Saving
+#
+# `Evaluation.save` writes a folder that needs no model: `records.csv`, `metrics.csv`, `differences.csv`, the
+# questions in `items.jsonl`, and `evaluation.json` with everything else and a hash of each file. A run with `out=`
+# has these files as well, and so has one from the command line. `Evaluation.load` reads them and refuses a file that
+# has changed.
+
+# %%
+#| export
+TABLES = ('records', 'metrics', 'differences')
+EVALUATION_FILE = 'evaluation.json'
+
+def _item_json(item): return asdict(item) if is_dataclass(item) else item
+
+def _items_text(e):
+    "Return the questions as JSON lines; those that are no JSON are left out"
+    lines = []
+    for n,items in e.items.items():
+        try: lines += [json.dumps(dict(benchmark=n, item=_item_json(i)), allow_nan=True)
+                       for i in items]
+        except TypeError: continue
+    return ''.join(f'{l}\n' for l in lines)
+
+def _benchmark_note(b, items):
+    categories = [i.category for i in items if isinstance(i, bbq.Item)]
+    covered = bbq.coverage(categories) if categories else None
+    return dict(base=b.base or b.name, stimuli=b.stimuli, draws=b.draws, questions=len(items),
+                digest=content_key(items=_question_rows(b, items)), coverage=covered)
+
+def _sha256(data): return hashlib.sha256(data).hexdigest()
+
+def _write_evaluation(e, folder):
+    folder.mkdir(parents=True, exist_ok=True)
+    texts = {f'{t}.csv':getattr(e, t).to_csv(index=False) for t in TABLES}
+    texts['items.jsonl'] = _items_text(e)
+    types = {t:{c:str(x) for c,x in getattr(e, t).dtypes.items()} for t in TABLES}
+    note = dict(model=e.model, settings=e.settings, asked=e.asked, columns=types,
+                benchmarks={n:_benchmark_note(b, e.items[n]) for n,b in e.benchmarks.items()},
+                provenance=e.provenance, files={n:_sha256(t.encode()) for n,t in texts.items()})
+    texts[EVALUATION_FILE] = json.dumps(note, indent=1, default=str)+'\n'
+    for name,text in texts.items():
+        with replace_file(folder/name) as part: part.write_bytes(text.encode())
+    return folder
+
+def save_evaluation(
+    e:Evaluation,
+    folder,        # A new one, or that of the same evaluation
+)->Path:
+    "Write an evaluation to a folder"
+    folder = Path(folder)
+    if (folder/EVALUATION_FILE).is_file():
+        old = load_evaluation(folder, e.benchmarks.values())
+        if old.model!=e.model or not _same_records(old.records, e.records):
+            raise ConfigError(f'{folder} holds another evaluation, of {old.model}: name a new '
+                              'folder.')
+    elif folder.is_dir() and any((folder/f'{t}.csv').exists() for t in TABLES):
+        raise ConfigError(f'{folder} holds tables of something else: name a new folder.')
+    return _write_evaluation(e, folder)
+
+def _same_records(a, b): return a.to_csv(index=False)==b.to_csv(index=False)
+
+
+# %%
+#| export
+def _read_file(folder, name, digest):
+    try: data = (folder/name).read_bytes()
+    except OSError as e: raise DataError(f'{folder/name} cannot be read: {e.strerror}.') from None
+    if _sha256(data)!=digest:
+        raise DataError(f'{folder/name} has changed since it was written: restore it, or run the '
+                        'evaluation again.')
+    return data
+
+def _column(x, kind):
+    "Convert a column of texts to the type that it had"
+    if kind.startswith(('float', 'int', 'Int')) or kind=='bool':
+        values = np.array([np.nan if v=='' else float(v) if v not in ('True','False') else v=='True'
+                           for v in x], float)
+        return pd.Series(values).astype(kind)
+    return pd.Series([None if v=='' else v for v in x], dtype=object).astype(kind)
+
+def _read_csv(path, kinds):
+    "Read a table with exactly the values that were written"
+    if not kinds: return pd.DataFrame()
+    d = pd.read_csv(path, dtype=str, keep_default_na=False)
+    return pd.DataFrame({c:_column(d[c], kind) for c,kind in kinds.items()})
+
+def _read_note(folder):
+    path = folder/EVALUATION_FILE
+    if not path.is_file():
+        raise DataError(f'{folder} holds no {EVALUATION_FILE}: name the folder of one model, as '
+                        '`evaluate` or a sweep leaves it when it is finished.')
+    try: note = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as e: raise DataError(f'{path} is damaged ({e}).') from None
+    wanted = dict(model=str, settings=dict, asked=dict, columns=dict, benchmarks=dict, files=dict)
+    if not isinstance(note, dict) or any(not isinstance(note.get(k), t) for k,t in wanted.items()):
+        raise DataError(f'{path} is damaged: it lacks a part of an evaluation.')
+    return note
+
+def _saved_benchmarks(note, given):
+    "Return the benchmarks of a folder that are known here"
+    given = {b.name:b for b in given}
+    out = {}
+    for n,x in note['benchmarks'].items():
+        b = given.get(n) or given.get(x['base'])
+        if b is None and x['base'] in REGISTRY: b = get_benchmark(x['base'])
+        if b: out[n] = replace(b, name=n, stimuli=x['stimuli'], base=x['base'])
+    return out
+
+def _saved_items(rows, bs):
+    items = {n:[] for n in bs}
+    for r in rows:
+        n,item = r['benchmark'], r['item']
+        if n not in items: continue
+        make = bs[n].item_type
+        if make: item = make(**{k:tuple(v) if isinstance(v, list) else v for k,v in item.items()})
+        items[n].append(item)
+    return items
+
+def load_evaluation(
+    folder,         # As `Evaluation.save` or `evaluate(out=...)` leaves it
+    benchmarks=(),  # `Benchmark`s of yours that are not in `REGISTRY`
+)->Evaluation:
+    "Load an evaluation from its folder, without a model"
+    folder = Path(folder)
+    note = _read_note(folder)
+    try:
+        for name,digest in note['files'].items(): _read_file(folder, name, digest)
+        bs = _saved_benchmarks(note, _listed(benchmarks))
+        tables = {t:_read_csv(folder/f'{t}.csv', note['columns'][t]) for t in TABLES}
+        items = _saved_items(read_jsonl(folder/'items.jsonl'), bs)
+        asked = {n:{c:[tuple(t) for t in turns] for c,turns in cs.items()}
+                 for n,cs in note['asked'].items()}
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as e:
+        raise DataError(f'{folder/EVALUATION_FILE} is damaged ({type(e).__name__}: {e}).') from e
+    return Evaluation(note['model'], items, **tables, out=str(folder), benchmarks=bs, asked=asked,
+                      provenance=note.get('provenance'), settings=note['settings'])
 
 
 # %% [markdown]
@@ -312,6 +702,70 @@ test_close(m.value[['bias_ambig','bias_ambig_soft']], 0)
 letters(prior.records).round(3)
 
 # %% [markdown]
+# ## Your own questions and wordings
+#
+# Two questions in a file and one wording, with a model that always says (b):
+
+# %%
+tmp = Path(tempfile.mkdtemp())
+own = tmp/'mine.csv'
+own.write_text('''context,question,ans0,ans1,ans2,label,biased
+Kim and Lee waited. Lee had the ticket.,Who could board?,Kim,Lee,Not known,1,0
+Kim and Lee waited.,Who was late?,Kim,Lee,Can’t be determined,2,1
+''')
+says_b = letter_prior_model(dict(a=.1, b=.8, c=.1))
+kind = {'q+kind':'Please be kind to both.'}
+mine = evaluate(says_b, items=own, wordings=kind, out=tmp/'mine')
+mine.metrics.query('category=="micro" and condition=="q+kind"')[['metric','value']].head(4)
+
+# %%
+test_eq(list(dict.fromkeys(mine.records.condition)), ['q', 'q+if', 'q+kind'])
+assert mine.asked['yours']['q+kind'][0][1].endswith('(c) {c}. Please be kind to both.')
+found = overall(mine).value
+test_eq(list(found[['accuracy_ambig','accuracy_disambig','bias_ambig']]), [0, 1, 1])
+rows = pd.read_csv(own)
+for source in (rows, rows.to_dict('records'), mine.items['yours']):
+    test_eq(evaluate(says_b, items=source, wordings=kind).records.to_csv(), mine.records.to_csv())
+
+# %% [markdown]
+# The texts are part of the run: another wording, another question or another table of conditions under the same
+# names is another run.
+
+# %%
+with expect_fail(ConfigError, contains='texts.yours'):
+    evaluate(says_b, items=own, wordings={'q+kind':'Please be brief.'}, out=tmp/'mine')
+with expect_fail(ConfigError, contains='benchmarks.yours'):
+    evaluate(says_b, items=rows.assign(question='Who left?'), wordings=kind, out=tmp/'mine')
+table = tmp/'conditions.toml'
+table.write_text('''[bbq.conditions]
+"q+twice" = [["human", "<item> <item>"], ["assistant", "The answer is ("]]
+''')
+twice = evaluate(says_b, items=own, conditions_file=table)
+test_eq(list(twice.asked['yours']), ['q', 'q+if', 'q+twice'])
+same = evaluate(says_b, replace(BBQ, stimuli=str(table)), items=own)
+test_eq(same.records.to_csv(), twice.records.to_csv())
+
+# %% [markdown]
+# A folder is read without the model, and holds everything that was asked.
+
+# %%
+back = Evaluation.load(tmp/'mine')
+for t in TABLES: pd.testing.assert_frame_equal(getattr(back, t), getattr(mine, t))
+test_eq((back.items, back.asked, back.settings), (mine.items, mine.asked, mine.settings))
+test_eq(repr(back), repr(mine))
+pd.testing.assert_frame_equal(back.score('q+kind'), mine.score('q+kind'))
+saved = mine.save(tmp/'saved')
+pd.testing.assert_frame_equal(Evaluation.load(saved).records, mine.records)
+sorted(p.name for p in saved.iterdir()), back
+
+# %%
+with expect_fail(ConfigError, contains='holds another evaluation'): same.save(saved)
+text = (saved/'records.csv').read_text()
+(saved/'records.csv').write_text(text.replace('Who', 'Wh0', 1)+'\n')
+with expect_fail(DataError, contains='has changed since'): Evaluation.load(saved)
+with expect_fail(DataError, contains='holds no evaluation.json'): Evaluation.load(tmp)
+
+# %% [markdown]
 # ## Resuming after a crash
 #
 # A run that is killed at any moment and started again must end in the same table. The next cells start a
@@ -327,7 +781,6 @@ from moral_sc.language.stub_models import random_model
 evaluate(random_model('llama'), items=bbq.load(source='ours'), limit=48, orders=3,
          portion=16, out=sys.argv[1], progress=lambda n,total: print(n, flush=True))
 '''
-tmp = Path(tempfile.mkdtemp())
 victim = subprocess.Popen([sys.executable, '-c', script, tmp/'cut'], text=True,
                           stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
 seen = [victim.stdout.readline().strip() for _ in range(5)]
@@ -401,3 +854,44 @@ with expect_fail(ConfigError, contains="no condition of bbq 'q+match'"):
 with expect_fail(DataError, contains='give each an id of its own'): evaluate(lm, items=few[:4]*2)
 with expect_fail(DataError, contains='no questions'): evaluate(lm, items=[])
 with expect_fail(ConfigError, contains='samples is 0'): evaluate(lm, items=few[:4], samples=0)
+
+
+# %% [markdown]
+# Everything is checked before a model is loaded; here loading would fail.
+
+# %%
+def refused(contains, *args, error=ConfigError, **kw):
+    with mock.patch('moral_sc.bias.evaluation.load_model', side_effect=AssertionError):
+        with expect_fail(error, contains=contains): evaluate('any', *args, **kw)
+
+one = dict(context='x', question='Who?', ans0='a', ans1='b', ans2='Unknown', label=2)
+refused("did you mean 'orders'", order=3)
+refused('orders is', orders='3')
+refused("did you mean 'plain'", mode='plan')
+refused('limit is 0', limit=0)
+refused('seed is -1', seed=-1)
+refused('temperature is', temperature=-1)
+refused("did you mean 'bbq-like'", 'bbq-lik')
+refused('admissions cannot be asked', ['winogender', 'admissions'], ['q', 'q+match'])
+refused("did you mean 'winogender'", ['winogender', 'admissions'], {'winogendr':['q']})
+refused('categories= is given, and winogender has none', 'winogender', categories=['Age'])
+refused('leave it out where items= is given', items=[one], categories=['Age'])
+refused('belong to one benchmark', ['bbq', 'winogender'], items=[one])
+refused("items: row 2 has no 'label'", items=[one, {k:v for k,v in one.items() if k!='label'}],
+        error=DataError)
+refused('gone.jsonl', items='gone.jsonl', error=DataError)
+refused('no table', items='gone.txt')
+refused('item 1 is 3', items=[3], error=DataError)
+refused('give a file, a DataFrame', items=3)
+refused("The wording 'kind' needs a name", items=[one], wordings={'kind':'Please.'})
+refused('gone.toml', conditions_file='gone.toml', error=DataError)
+refused('rename the section', 'winogender', conditions_file=str(table))
+refused("needs 'who'", items=[one], wordings={'q+x':'{who}'})
+with expect_fail(ConfigError, contains='LM(model, tokenizer'): evaluate(lm.model, items=[one])
+
+# %%
+wino = evaluate(stub_model(lambda text: {' she':.5, ' he':.5}, 'even'), 'winogender-like', limit=8)
+with expect_fail(ConfigError, contains='results are in `metrics`'): wino.score('q')
+with expect_fail(ConfigError, contains="did you mean 'winogender-like'"):
+    wino.records_of('winogender')
+wino.probabilities().head(2)

@@ -30,9 +30,12 @@ from pathlib import Path
 
 import numpy as np, pandas as pd
 from moral_sc.bias.benchmarks import Benchmark, mean_probabilities
+from moral_sc.foundation.arguments import checked
 from moral_sc.foundation.datasets import available, data_dir, fetch
-from moral_sc.foundation.errors import ConfigError, DataError
+from moral_sc.foundation.errors import ConfigError, DataError, unknown_name_message
 from moral_sc.foundation.statistics import Estimate
+from moral_sc.foundation.tables import (check_fields, is_missing, number_field, read_rows,
+                                        source_name, text_field)
 from moral_sc.language.stub_models import stub_model
 
 # %%
@@ -131,21 +134,46 @@ def _original_sentences():
     return tuple(parse_sentence(r.sentence, r.occupation, r.participant, bls[r.occupation],
                                 bergsma[r.occupation]) for r in t.itertuples())
 
+def _share_of_women(row, location):
+    "Return the share in [0, 1]; `female` is per cent, `share` is not"
+    if not is_missing(row.get('share')): return number_field(row, 'share', location, 0, 1)
+    percent = number_field(row, 'female', location, 0, 100)
+    if 0<percent<1:
+        raise DataError(f"{location} has {row['female']!r} as 'female', which is per cent: give a "
+                        "share from 0 to 1 as 'share' instead.")
+    return percent/100
+
+def parse_sentences(
+    rows:list,            # Dicts: occupation, participant, sentence; female (per cent) or share
+    location:str='items', # Their file, for error messages
+)->list:                  # Of `WinogenderItem`
+    "Check rows and convert them to items"
+    out = {}
+    for k,r in enumerate(rows, 1):
+        place = f'{location}: row {k}'
+        share = () if 'share' in r else ('female',)
+        check_fields(r, place, ('occupation', 'participant', 'sentence', *share),
+                     ('share',) if 'female' in r else ())
+        occupation,participant,sentence = (
+            text_field(r, c, place) for c in ('occupation', 'participant', 'sentence'))
+        if occupation in out: raise DataError(f'{place} has the occupation {occupation!r} again.')
+        try:
+            out[occupation] = parse_sentence(sentence, occupation, participant,
+                                             _share_of_women(r, place))
+        except DataError as e:
+            raise DataError(str(e) if str(e).startswith(place) else f'{place}: {e}') from None
+    return list(out.values())
+
 def read_sentences(
-    path:str|Path, # Tab-separated columns occupation, participant, female (per cent), sentence
+    path:str|Path, # A .tsv, .csv, .jsonl ... file with the fields of `parse_sentences`
 )->tuple:
     "Read your own sentences"
-    d = pd.read_csv(path, sep='\t')
-    missing = {'occupation','participant','female','sentence'}-set(d.columns)
-    if missing: raise DataError(f'{path} has no column {min(missing)!r}.')
-    if d.occupation.duplicated().any():
-        raise DataError(f'{path} has {d.occupation[d.occupation.duplicated()].iloc[0]!r} twice.')
-    return tuple(parse_sentence(r.sentence, r.occupation, r.participant, r.female/100)
-                 for r in d.itertuples())
+    return tuple(parse_sentences(read_rows(path, 'items'), source_name(path, 'items')))
 
 @cache
 def _own_sentences(): return read_sentences(data_dir()/'benchmarks'/'occupations_like.tsv')
 
+@checked
 def load_winogender(
     limit:int|None=None,     # At most so many occupations
     seed:int=0,              # Which ones
@@ -159,6 +187,8 @@ def load_winogender(
         print('Winogender is available.' if source=='winogender' else
               'Winogender is not available: using our own sentences.')
     known = dict(winogender=_original_sentences, ours=_own_sentences)
+    if source not in known and not Path(source).suffix:
+        raise ConfigError(unknown_name_message('source of sentences', source, [*known, 'auto']))
     items = list(known[source]() if source in known else read_sentences(source))
     if female: items = [replace(i, female=female.get(i.occupation, i.female)) for i in items]
     if limit is None or limit>=len(items): return items
@@ -344,7 +374,8 @@ def _load_winogender_like(limit=None, seed=0): return load_winogender(limit, see
 
 WINOGENDER = Benchmark('winogender', 'winogender', load_winogender, ANSWERS, lambda b: b.options,
                        lambda b: b.fields, winogender_metadata, winogender_metrics,
-                       ('q','q+if','q+match'))
+                       ('q','q+if','q+match'), parse=parse_sentences, item_type=WinogenderItem,
+                       draws='occupations')
 WINOGENDER_LIKE = replace(WINOGENDER, name='winogender-like', load=_load_winogender_like)
 
 def winogender_stub_model(
@@ -412,4 +443,34 @@ t.round(3)
 with expect_fail(ConfigError, contains='needs 3 occupations'): load_winogender(2, source='ours')
 bad = Path(tempfile.mkdtemp())/'mine.tsv'
 bad.write_text('occupation\tsentence\nbaker\tThe $OCCUPATION left.\n')
-with expect_fail(DataError, contains="no column 'female'"): read_sentences(bad)
+with expect_fail(DataError, contains="row 1 has no 'participant'"): read_sentences(bad)
+with expect_fail(ConfigError, contains="did you mean 'ours'"): load_winogender(source='our')
+
+# %% [markdown]
+# In a table of your own, quotes are letters, "NA" is a word, and a share that is not clearly per cent is refused:
+
+# %%
+header = 'occupation\tparticipant\tfemale\tsentence\n'
+tail = 'The $OCCUPATION greeted the $PARTICIPANT and took off $POSS_PRONOUN hat.\n'
+def read_lines(*lines, encoding='utf-8'):
+    bad.write_bytes((header+''.join(lines)).encode(encoding))
+    return read_sentences(bad)
+
+quoted = '"Of course," the $OCCUPATION told the $PARTICIPANT before $NOM_PRONOUN left.\n'
+test_eq(read_lines('baker\tguest\t40\t'+quoted)[0].prefix,
+        '"Of course," the baker told the guest before')
+one_quote = '"The $OCCUPATION thanked the $PARTICIPANT because $NOM_PRONOUN was kind.\n'
+other = 'The $OCCUPATION waved" and $NOM_PRONOUN smiled.\n'
+test_eq(len(read_lines('porter\tguest\t20\t'+one_quote, 'tailor\tguest\t60\t'+tail,
+                       'guide\tguest\t50\t'+other)), 3)
+test_eq(read_lines('NA\tguest\t50\t'+tail)[0].occupation, 'NA')
+for share,said in (('60%', 'without %'), ('60,5', 'decimal point'), ('.6', "as 'share' instead"),
+                   ('nan', 'not a number'), ('160', 'from 0 to 100'), ('', "has no 'female'")):
+    with expect_fail(DataError, contains=said): read_lines(f'tailor\tguest\t{share}\t'+tail)
+with expect_fail(DataError, contains='line 2 is not UTF-8'):
+    read_lines('tailor\tguest\t60\t'+tail.replace('hat', 'caf\xe9'), encoding='latin-1')
+with expect_fail(DataError, contains='row 2 has the occupation'):
+    read_lines(*['tailor\tguest\t60\t'+tail]*2)
+with expect_fail(DataError, contains='row 1: ') as e: read_lines('tailor\tguest\t60\tHe left.\n')
+row = dict(occupation='tailor', participant='guest', sentence=tail)
+test_eq([parse_sentences([row | s])[0].female for s in (dict(share=.6), dict(female=60))], [.6]*2)

@@ -36,9 +36,11 @@ from pathlib import Path
 
 import numpy as np, pandas as pd
 from moral_sc.bias.benchmarks import Benchmark, yes_no_values
+from moral_sc.foundation.arguments import checked
 from moral_sc.foundation.datasets import available, data_dir, fetch
 from moral_sc.foundation.errors import ConfigError, DataError, unknown_name_message
 from moral_sc.foundation.statistics import Estimate, lower_tail
+from moral_sc.foundation.tables import is_missing, read_rows, source_name
 
 # %%
 #| hide
@@ -59,7 +61,7 @@ from moral_sc.language.weights import cached_weights
 # ## Students
 #
 # Sex is coded 1 for women and 2 for men, scores are raw LSAT scores of the time (10 to 48), and grades
-# are undergraduate averages. A value outside these ranges raises an error that names its line.
+# are undergraduate averages. A value outside these ranges raises an error that names its row.
 
 # %%
 #| export
@@ -68,28 +70,34 @@ SCALES = dict(sex=(1, 2), LSAT=(10, 48), UGPA=(0, 4.3))
 
 def _check_column(d, column, path):
     low,high = SCALES[column]
-    x = pd.to_numeric(d[column], errors='coerce')
+    numbers = d[column].map(lambda v: v if type(v) in (str, int, float) else None)
+    x = pd.to_numeric(numbers, errors='coerce')
     bad = ~x.between(low, high)
     if bad.any():
         n = int(bad.to_numpy().argmax())
-        raise DataError(f'{path}: line {n+2} has {d[column].iloc[n]!r} as {column}, not a '
+        raise DataError(f'{path}: row {n+1} has {d[column].iloc[n]!r:.60} as {column}, not a '
                         f'number from {low} to {high}.')
     return x
 
 def read_students(
-    path:str|Path, # A table with columns race, sex, LSAT and UGPA
+    path:str|Path, # A .csv, .tsv, .jsonl ... file with fields race, sex, LSAT and UGPA
 )->pd.DataFrame:   # One row per student: race, sex, lsat, gpa
     "Read and check a table of students"
-    try: d = pd.read_csv(path)
-    except (OSError, ValueError) as e:
-        raise DataError(f'{path} cannot be read as a table: {e}.') from e
+    return check_students(read_rows(path, 'items'), source_name(path, 'items'))
+
+def check_students(
+    rows:list,            # Dicts with race, sex, LSAT and UGPA
+    location:str='items', # Their file, for error messages
+)->pd.DataFrame:          # One row per student: race, sex, lsat, gpa
+    "Check rows of students"
+    d = pd.DataFrame(rows)
     missing = [c for c in ('race', *SCALES) if c not in d]
-    if missing: raise DataError(f'{path} has no column {", ".join(missing)}.')
-    if not len(d): raise DataError(f'{path} holds no students.')
-    if d.race.isna().any(): raise DataError(f'{path}: a student has no race.')
-    sex,lsat,gpa = (_check_column(d, c, path) for c in SCALES)
-    if not sex.isin(SEX).all(): raise DataError(f'{path}: sex is 1 (female) or 2 (male).')
-    return pd.DataFrame(dict(race=d.race, sex=sex.map(SEX), lsat=lsat, gpa=gpa))
+    if missing: raise DataError(f'{location} has no column {", ".join(missing)}.')
+    lacking = d.race.map(is_missing).to_numpy()
+    if lacking.any(): raise DataError(f'{location}: row {lacking.argmax()+1} has no race.')
+    sex,lsat,gpa = (_check_column(d, c, location) for c in SCALES)
+    if not sex.isin(SEX).all(): raise DataError(f'{location}: sex is 1 (female) or 2 (male).')
+    return pd.DataFrame(dict(race=d.race.astype(str), sex=sex.map(SEX), lsat=lsat, gpa=gpa))
 
 
 # %% [markdown]
@@ -128,9 +136,10 @@ def refused(contains, text):
 
 head = 'race,sex,LSAT,UGPA\n'
 refused('no column UGPA', 'race,sex,LSAT\nWhite,1,39\n')
-refused('line 3 has', head+'White,1,39,3\nBlack,2,165,3\n')
-refused('line 2 has', head+'White,3,39,3\n')
-refused('holds no students', head)
+refused('row 2 has', head+'White,1,39,3\nBlack,2,165,3\n')
+refused('row 1 has', head+'White,3,39,3\n')
+refused('row 1 has no race', head+',1,39,3\n')
+refused('has no rows', head)
 with expect_fail(DataError, contains='cannot be read'): read_students(folder/'no.csv')
 
 # %% [markdown]
@@ -275,6 +284,7 @@ with expect_fail(ConfigError, contains='less than one student'): sample_students
 
 # %%
 #| export
+@checked
 def load_applicants(
     limit:int|None=None,      # At most so many prompts, two per profile
     seed:int=0,               # Which ones
@@ -552,9 +562,17 @@ def merge_cases(
             for w in ('yes','no')}
     return records.assign(**merged)
 
+def parse_applicants(
+    rows:list,            # Dicts with race, sex, LSAT and UGPA
+    location:str='items', # Their file, for error messages
+)->list:                  # Of `Applicant`: each profile as white and as Black
+    "Check rows of students and build the applicants"
+    return build_applicants(check_students(rows, location))
+
 def _benchmark(name, answers, **kw):
     return Benchmark(name, 'admissions', load_applicants, answers, lambda a: answers,
-                     lambda a: a.fields, applicant_metadata, admissions_metrics, **kw)
+                     lambda a: a.fields, applicant_metadata, admissions_metrics,
+                     parse=parse_applicants, item_type=Applicant, draws='students', **kw)
 
 ADMISSIONS = _benchmark('admissions', ('yes','no'))
 ADMISSIONS_CASES = _benchmark('admissions-cases', ('yes','no','Yes','No'), add_columns=merge_cases)

@@ -30,9 +30,11 @@ from pathlib import Path
 
 import numpy as np, pandas as pd
 from moral_sc.bias.benchmarks import Benchmark, yes_no_values
+from moral_sc.foundation.arguments import checked
 from moral_sc.foundation.datasets import data_dir, fetch, read_jsonl, read_toml
 from moral_sc.foundation.errors import ConfigError, DataError
 from moral_sc.foundation.statistics import Estimate, cluster_bootstrap, paired_difference
+from moral_sc.foundation.tables import number_field, read_rows
 
 # %%
 #| hide
@@ -116,8 +118,13 @@ def _row_fault(r):
     for k in ('decision_question_id', 'age', 'gender', 'race', 'filled_template'):
         if k not in r: return f'has no `{k}`'
     for k,known in KINDS.items():
-        if r[k] not in known: return f'has {r[k]!r} as `{k}`, not {" or ".join(known)}'
-    if not isinstance(r['age'], (int,float)): return f'has {r["age"]!r} as `age`'
+        if r[k] not in known: return f'has {r[k]!r:.60} as `{k}`, not {" or ".join(known)}'
+    try: number_field(r, 'age', 'row', 0, 150)
+    except DataError: return f'has {r["age"]!r:.60} as `age`'
+    if not isinstance(r['decision_question_id'], (int,str)):
+        return f'has {r["decision_question_id"]!r:.60} as `decision_question_id`'
+    if not isinstance(r['filled_template'], str): return 'has no text as `filled_template`'
+    if not isinstance(r.get('fill_type') or '', str): return 'has no text as `fill_type`'
     if not str(r['filled_template']).strip(): return 'has an empty `filled_template`'
 
 def parse_decisions(
@@ -131,7 +138,7 @@ def parse_decisions(
         fault = _row_fault(r)
         if fault: raise DataError(f'{location} {n} {fault}.')
         f = r.get('fill_type') or fill
-        out.append(Decision(f'{f}/{n}', str(r['decision_question_id']), f, int(r['age']),
+        out.append(Decision(f'{f}/{n}', str(r['decision_question_id']), f, int(float(r['age'])),
                             r['gender'], r['race'], r['filled_template']))
     return out
 
@@ -200,7 +207,7 @@ def _cached_decisions(source):
     if source in ('explicit','implicit'):
         path = fetch(f'discrim/{source}')
         return parse_decisions(read_jsonl(path), source, f'{path}: row')
-    return parse_decisions(read_jsonl(source), location=f'{source}: row')
+    return parse_decisions(read_rows(source), location=f'{source}: row')
 
 def _available_decisions():
     "Return the authors' decisions if available, or else our own, with a message"
@@ -208,6 +215,7 @@ def _available_decisions():
     except DataError:
         return _cached_decisions('ours'), 'discrim-eval is not available: using our own decisions.'
 
+@checked
 def load_decisions(
     limit:int|None=None,     # At most so many
     seed:int=0,              # Which ones
@@ -418,9 +426,12 @@ def discrim_eval_metrics(
                 for cat,m,e in _estimates(rows, reference, n, level, seed)]
     return pd.DataFrame(out)
 
+def _parse_rows(rows, location): return parse_decisions(rows, location=f'{location}: row')
+
 DISCRIM_EVAL = Benchmark('discrim-eval', 'discrim', load_decisions, ('yes','no'),
                          lambda i: ('yes','no'), lambda i: i.fields, decision_metadata,
-                         discrim_eval_metrics)
+                         discrim_eval_metrics, parse=_parse_rows, item_type=Decision,
+                         draws='decisions')
 
 
 # %% [markdown]

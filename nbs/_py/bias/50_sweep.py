@@ -22,16 +22,18 @@
 
 # %%
 #| export
-import gc, json, re, warnings
+import gc, inspect, json, re, warnings
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np, pandas as pd
 from moral_sc.bias.bbq.items import coverage, load_items, reachable_categories
 from moral_sc.bias.bbq.scoring import directions
-from moral_sc.bias.evaluation import resolve_benchmarks, evaluate
+from moral_sc.bias.evaluation import TABLES, plan_evaluation, run_plan
 from moral_sc.bias.bbq.metrics import asked_items, condition_probabilities
+from moral_sc.foundation.arguments import checked, unknown_argument_message
 from moral_sc.foundation.errors import ConfigError, DataError, ModelError, unknown_name_message
+from moral_sc.foundation.files import replace_file
 from moral_sc.foundation.runs import content_key, provenance
 from moral_sc.foundation.statistics import Estimate, cluster_bootstrap
 from moral_sc.language.loading import load as load_model
@@ -162,6 +164,7 @@ def models_of_families(
 # %%
 with expect_fail(ConfigError, contains="did you mean 'qwen3'"): models_of_families('qwen4')
 
+
 # %% [markdown]
 # ## Folders
 #
@@ -172,8 +175,6 @@ with expect_fail(ConfigError, contains="did you mean 'qwen3'"): models_of_famili
 
 # %%
 #| export
-TABLES = ('records', 'metrics', 'differences')
-
 def _safe(name): return re.sub(r'[^\w.@-]', '-', str(name))
 
 def _fingerprint(spec):
@@ -186,9 +187,7 @@ def _fingerprint(spec):
     return content_key(files=files)
 
 def _write_atomically(path, text):
-    part = path.with_name(f'.{path.name}.part')
-    part.write_text(text, encoding='utf-8')
-    part.replace(path)
+    with replace_file(path) as part: part.write_text(text, encoding='utf-8')
 
 def _read_note(folder, asked):
     "Read the note of a finished folder; None if it is not finished"
@@ -248,6 +247,7 @@ def _result_rows(note, folder):
 
 # %%
 #| export
+@checked
 def sweep(
     models,                   # See `expand_models`
     benchmarks=('bbq',),      # See `evaluate`
@@ -259,39 +259,49 @@ def sweep(
     mode:str='plain',
     dtype='auto',
     device='auto',
-    progress=None,            # Called with (model, saved answers, all answers)
-    **kw,                     # samples, categories, max_new_tokens, ... of `evaluate`
+    progress=None,            # True for bars, or a function (model, saved answers, all answers)
+    **kw,                     # items, wordings, samples, categories, ... of `evaluate`
 )->SweepResult:
     "Evaluate many models; an interrupted sweep resumes"
+    known = list(inspect.signature(plan_evaluation).parameters)
+    for k in kw:
+        if k not in known: raise ConfigError(unknown_argument_message('sweep', k, known))
     specs = expand_models(models)
-    bs,asked = resolve_benchmarks(benchmarks, conditions, orders)
+    plans = plan_evaluation(benchmarks, conditions, limit, orders, seed, mode, **kw).split()
     settings = dict(limit=limit, orders=orders, seed=seed, mode=mode, dtype=str(dtype)) | {
-        k:v for k,v in kw.items() if k not in ('portion','max_tokens')}
+        k:v for k,v in kw.items() if k not in ('portion','max_tokens',*_TEXTS)}
+    asked = {n:settings|dict(conditions=p.conditions[n])|_own_texts(p, n, kw)
+             for n,p in plans.items()}
     runs = {}
     failed = {}
     for s in specs:
-        plan = {n:(Path(out)/_safe(s.name)/_safe(n),
-                   settings|dict(conditions=asked[n], weights=_fingerprint(s))) for n in bs}
+        todo = {n:(Path(out)/_safe(s.name)/_safe(n), a|dict(weights=_fingerprint(s)))
+                for n,a in asked.items()}
         report = _report_for(progress, s)
-        try: _evaluate_model(s, bs, plan, dtype, device, report, **kw)
+        try: _evaluate_model(s, plans, todo, dtype, device, report)
         except ModelError as e: failed[s.name] = str(e)
-        runs |= {(s.name, n):str(d) for n,(d,a) in plan.items() if _read_note(d, a)}
+        runs |= {(s.name, n):str(d) for n,(d,a) in todo.items() if _read_note(d, a)}
     return _collect_results(out, runs, failed)
 
-def _report_for(progress, s):
-    return progress and (lambda n,total: progress(s.name, n, total))
+_TEXTS = ('items', 'wordings', 'conditions_file')
 
-def _evaluate_model(s, bs, plan, dtype, device, progress, **kw):
+def _own_texts(plan, name, kw):
+    "Return what identifies the user's questions and texts"
+    out = {} if kw.get('items') is None else dict(questions=plan.digests[name])
+    return out if plan.texts is None else out|dict(texts=plan.texts[name])
+
+def _report_for(progress, s):
+    return (lambda n,total: progress(s.name, n, total)) if callable(progress) else progress
+
+def _evaluate_model(s, plans, todo, dtype, device, progress):
     "Evaluate one model on the benchmarks that are not finished"
-    left = {n:x for n,x in plan.items() if not _read_note(*x)}
+    left = {n:x for n,x in todo.items() if not _read_note(*x)}
     if not left: return
     lm = s.source if isinstance(s.source, LM) else load_model(s.source, dtype, device)
     model = dict(model=s.name, family=s.family, stage=s.stage, step=s.step,
                  parameters=s.parameters or lm.parameters)
     for n,(folder,a) in left.items():
-        e = evaluate(lm, bs[n], a['conditions'], a['limit'], folder, a['orders'], a['seed'],
-                     a['mode'], progress=progress, **kw)
-        for t in TABLES: _write_atomically(folder/f'{t}.csv', getattr(e, t).to_csv(index=False))
+        e = run_plan(plans[n], lm, folder, progress)
         note = dict(model=model, asked=a, source=lm.source, is_stub=lm.is_stub,
                     provenance=e.provenance)
         _write_atomically(folder/'sweep.json', json.dumps(note, indent=1))
@@ -346,7 +356,7 @@ def never(*a, **k): raise AssertionError('A model was loaded.')
 
 from unittest import mock
 with mock.patch('moral_sc.bias.sweep.load_model', never), \
-     mock.patch('moral_sc.bias.sweep.evaluate', never):
+     mock.patch('moral_sc.bias.sweep.run_plan', never):
     again = sweep(models, **ask)
 pd.testing.assert_frame_equal(again.table, found.table)
 
@@ -355,9 +365,14 @@ test_eq(more.table.model.nunique(), 6)
 more
 
 # %% [markdown]
-# Other settings in the same folder raise an error, and so do weights that have changed.
+# Other settings in the same folder raise an error, and so do weights that have changed. Settings are checked before a
+# model is loaded.
 
 # %%
+with mock.patch('moral_sc.bias.sweep.load_model', never):
+    for wrong,said in ((dict(order=3), "did you mean 'orders'"), (dict(limit='8'), 'whole number'),
+                       (dict(wordings={'kind':'x'}), "'kind' needs a name")):
+        with expect_fail(ConfigError, contains=said): sweep(tmp/'mine', 'bbq-like', **wrong)
 with expect_fail(ConfigError, contains='limit: 32 there, 48 now'):
     sweep(models, **ask|dict(limit=48))
 lm.model.save_pretrained(tmp/'mine'/'checkpoint-50')

@@ -79,6 +79,19 @@ def condition_style(
     name,colour,symbol = CONDITION_STYLES.get(bare, (bare, COLOURS['paper'], 'circle-open'))
     return name+(f', wording {k}' if k else ''), colour, symbol
 
+def condition_styles(
+    conditions, # Names, in the order of the figure
+)->dict:        # To name, colour, symbol; conditions of your own get colours in turn
+    "Return the styles of several conditions, all different where possible"
+    styles = {c:condition_style(c) for c in conditions}
+    own = [c for c in styles if c.partition(':')[0] not in CONDITION_STYLES]
+    used = {colour for c,(_,colour,_) in styles.items() if c not in own}
+    left = [c for c in COLOURS['sequence'] if c not in used] or COLOURS['sequence']
+    symbols = ('star', 'hexagon', 'pentagon', 'hourglass', 'bowtie')
+    for n,c in enumerate(own):
+        styles[c] = styles[c][0], left[n%len(left)], symbols[n%len(symbols)]
+    return styles
+
 METRIC_NAMES = dict(bias_ambig='Bias score, ambiguous', bias_disambig='Bias score, disambiguated',
              accuracy_ambig='Accuracy, ambiguous',
              accuracy_disambig='Accuracy, disambiguated',
@@ -114,21 +127,35 @@ def _error_bars(d):
 
 # %%
 #| export
+def _model_names(d):
+    "Return the model of each row, told apart by its training step; empty if there is one model"
+    if 'model' not in d: return pd.Series('', d.index)
+    steps = d.groupby('model').step.nunique() if 'step' in d else pd.Series(dtype=int)
+    names = [f'{m}, step {s}' if steps.get(m, 0)>1 and pd.notna(s) else m
+             for m,s in zip(d.model, d.get('step', pd.Series(None, d.index)))]
+    return pd.Series(names if len(set(names))>1 else '', d.index)
+
 def plot_scores(
-    metrics,                     # `Evaluation.metrics`
+    metrics,                     # `Evaluation.metrics`, or the table of a sweep
     metric:str='bias_ambig_soft',
     benchmark:str|None=None,     # By default the first
 )->go.Figure:
-    "Plot a metric by category, with one marker per condition and its interval"
-    b = benchmark or metrics.benchmark.iloc[0]
-    d = metrics[(metrics.benchmark==b) & (metrics.metric==metric)]
+    "Plot a metric by category, with one marker per model and condition and its interval"
+    d = select_sweep_rows(metrics, metric, None, benchmark=benchmark)
     cats = [c for c in dict.fromkeys(d.category) if c!=OVERALL][::-1]
     place = {c:n+1.5 for n,c in enumerate(cats)} | {OVERALL:0}
     fig = go.Figure()
-    conds = list(dict.fromkeys(d.condition))
-    for n,c in enumerate(conds):
-        g,(name,colour,symbol) = d[d.condition==c], condition_style(c)
-        shift = .18*((len(conds)-1)/2-n)
+    d = d.assign(shown=_model_names(d))
+    series = list(d.groupby(['shown','condition'], sort=False))
+    styles = condition_styles(dict.fromkeys(d.condition))
+    models = list(dict.fromkeys(d.shown))
+    step = min(.18, .7/len(series))
+    for n,((model,condition),g) in enumerate(series):
+        name,colour,symbol = styles[condition]
+        if model: # One colour per model, one symbol per condition
+            name = f'{model}, {name}'
+            colour = COLOURS['sequence'][models.index(model)%len(COLOURS['sequence'])]
+        shift = step*((len(series)-1)/2-n)
         fig.add_scatter(y=g.category.map(place)+shift, mode='markers', name=name,
                         marker=dict(color=colour, symbol=symbol, size=8),
                         x=g.value, error_x=_error_bars(g))
@@ -157,8 +184,9 @@ def plot_differences(
     b = benchmark or differences.benchmark.iloc[0]
     d = differences[(differences.benchmark==b) & (differences.category==OVERALL)]
     fig = go.Figure()
+    styles = condition_styles([c.partition(' - ')[0] for c in dict.fromkeys(d.condition)])
     for c,g in d.groupby('condition', sort=False):
-        name,colour,symbol = condition_style(c.partition(' - ')[0])
+        name,colour,symbol = styles[c.partition(' - ')[0]]
         g = g.set_index('metric').loc[list(metrics)][::-1]
         fig.add_scatter(y=[metric_name(m) for m in g.index], name=f'{name} less Q',
                         mode='markers', x=g.value, error_x=_error_bars(g),
@@ -188,8 +216,9 @@ def plot_letters(
     "Plot how often each letter is chosen, and how often it is correct"
     fig = go.Figure()
     abc = ['a','b','c']
+    styles = condition_styles([c for _,c in table.index])
     for (_,c),row in table.iterrows():
-        name,colour,_ = condition_style(c)
+        name,colour,_ = styles[c]
         fig.add_bar(x=[f'({k})' for k in abc], y=[row[f'chosen_{k}'] for k in abc],
                     name=name, marker_color=colour)
     right = [table[f'right_{k}'].mean() for k in abc]
@@ -205,6 +234,24 @@ def plot_letters(
 #| fig-cap: Share of answers by letter for a stub model that answers by letter only; the grey line is the share of questions for which the letter is correct.
 prior = evaluate(letter_prior_model(dict(a=.1, b=.2, c=.7)), items=ours, limit=48)
 plot_letters(letters(prior.records))
+
+# %% [markdown]
+# With the table of a [sweep](50_sweep.ipynb), models have different colours and conditions different symbols;
+# differences between conditions are left out.
+
+# %%
+both = pd.concat([pd.concat([e.metrics, e.differences]).assign(model='leans', step=pd.NA),
+                  e.metrics.assign(model='other', step=pd.NA, value=-e.metrics.value,
+                                   low=-e.metrics.high, high=-e.metrics.low)])
+several = plot_scores(both)
+test_eq([t.name for t in several.data], ['leans, Q', 'leans, Q+IF', 'other, Q', 'other, Q+IF'])
+test_eq(len({(t.marker.color, t.marker.symbol) for t in several.data}), 4)
+test_eq(several.data[0].marker.color, several.data[1].marker.color)
+test_ne(several.data[0].marker.color, several.data[2].marker.color)
+styles = condition_styles(['q', 'q+if', 'q+kind', 'q+mine'])
+test_eq(len(set(styles.values())), 4)
+test_eq(len({colour for _,colour,_ in styles.values()}), 4)
+with expect_fail(DataError, contains="metric 'bais'"): plot_scores(e.metrics, 'bais')
 
 # %% [markdown]
 # Each figure has one trace per condition, and every trace has an interval.

@@ -28,8 +28,9 @@ from pathlib import Path
 
 import numpy as np, pandas as pd
 from moral_sc.bias.bbq.scoring import orders_of
-from moral_sc.bias.benchmarks import get_benchmark
 from moral_sc.bias.conditions import build_dialogue
+from moral_sc.bias.evaluation import Evaluation
+from moral_sc.foundation.arguments import checked
 from moral_sc.foundation.datasets import data_dir
 from moral_sc.foundation.errors import ConfigError, DataError
 
@@ -167,15 +168,17 @@ def _load_run(run):
     "Return model, records, items and benchmarks of an evaluation or of its folder"
     if hasattr(run, 'records') and hasattr(run, 'items'):
         return run.model, run.records, run.items, run.benchmarks
-    folder = Path(run)
-    if not (folder/'records.csv').is_file():
-        raise DataError(f'{folder} holds no records.csv: name the folder of one model, as a '
-                        'sweep or `moral_sc evaluate` leaves it.')
-    d = pd.read_csv(folder/'records.csv', float_precision='round_trip', dtype={'id':str})
-    bs = {n:get_benchmark(n) for n in dict.fromkeys(d.benchmark)}
-    name = json.loads((folder/'provenance.json').read_text())['model']
-    return name, d, {n:b.load() for n,b in bs.items()}, bs
+    if not isinstance(run, (str,Path)):
+        raise ConfigError(f'The run is of type {type(run).__name__}: give an Evaluation or its '
+                          'folder.')
+    e = Evaluation.load(run)
+    unknown = [b for b in dict.fromkeys(e.records.benchmark) if b not in e.benchmarks]
+    if unknown:
+        raise ConfigError(f'{unknown[0]} is a benchmark of your own: load the folder with '
+                          f'Evaluation.load({str(run)!r}, benchmarks=[...]) and view that.')
+    return e.model, e.records, e.items, e.benchmarks
 
+@checked
 def view(
     run,                  # An `Evaluation`, or the folder of one
     path,                 # The .html file to write
@@ -277,12 +280,15 @@ assert not any(x in whole for x in ('http://','https://','//cdn','@import','url(
 # %% [markdown]
 # ## Pages from a folder
 #
-# The folder of one model and benchmark is enough; the items come from the benchmark itself.
+# The folder of one model and benchmark is enough; it holds the questions, so BBQ's files and yours are not needed.
 
 # %%
-swept = sweep(bbq_stub_model(leans, bbq.load(source='ours')), 'bbq-like', limit=32, out=tmp/'s')
+leaner = bbq_stub_model(leans, bbq.load(source='ours'))
+swept = sweep(leaner, 'bbq-like', limit=32, wordings={'q+kind':'Please be kind.'}, out=tmp/'s')
 again = view(next(iter(swept.runs.values())), tmp/'again.html', limit=8)
 shown = json.loads(again.read_text().split('id="data">')[1].split('</script>')[0])
 test_eq(len({r['category'] for r in shown['rows']}), 8)
-test_eq(len(shown['rows']), 16)
-with expect_fail(DataError, contains='no records.csv'): view(tmp, tmp/'x.html')
+test_eq(len(shown['rows']), 24)
+assert any('Please be kind.' in turn[1] for p in shown['prompts'] for turn in p)
+with expect_fail(DataError, contains='no evaluation.json'): view(tmp, tmp/'x.html')
+with expect_fail(ConfigError, contains='give an Evaluation'): view(3, tmp/'x.html')

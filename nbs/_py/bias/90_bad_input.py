@@ -120,7 +120,10 @@ show_errors(no_such_category=lambda: bbq.load(['Ages'], source='ours'),
     an_empty_file=lambda: file(lambda rows: []))
 
 # %%
-show_errors(two_orders=lambda: evaluate(tiny, orders=2, **ask),
+show_errors(an_unknown_argument=lambda: evaluate(tiny, order=3, **ask),
+    a_number_as_text=lambda: evaluate(tiny, orders='3', **ask),
+    an_argument_of_the_loader=lambda: bbq.load(category='Age'),
+    two_orders=lambda: evaluate(tiny, orders=2, **ask),
     less_than_a_scene=lambda: evaluate(tiny, items=ours, limit=2))
 
 # %% [markdown]

@@ -23,7 +23,9 @@
 # | --- | --- | --- |
 # | evaluate one model | [Evaluation](30_evaluation.ipynb) | `evaluate` |
 # | evaluate many models or checkpoints | [Sweep](50_sweep.ipynb) | `sweep` |
-# | read or change the prompts | [Conditions](10_conditions.ipynb) | `conditions_table` |
+# | save, load and compare results | [Comparison](32_comparison.ipynb) | `Evaluation.save`, `Evaluation.load`, `compare` |
+# | ask your own questions | [BBQ items](bbq/10_items.ipynb) | `evaluate(lm, items='mine.jsonl')` |
+# | read or change the prompts | [Conditions](10_conditions.ipynb) | `conditions_table`, `add_wordings` |
 # | work with BBQ | [BBQ](bbq/index.ipynb) | `bbq.load`, `bbq.score` |
 # | measure pronouns by occupation | [Winogender](40_winogender.ipynb) | `load_winogender` |
 # | measure a gap in admissions | [Admissions](44_admissions.ipynb) | `load_applicants` |
@@ -47,11 +49,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING: # For editors and type checkers; at run time names are imported on first use
     from moral_sc.bias import bbq
     from moral_sc.bias.benchmarks import Benchmark, get_benchmark
+    from moral_sc.bias.comparison import compare
     from moral_sc.bias.evaluation import Evaluation, evaluate
     from moral_sc.bias.bbq.metrics import letters
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
     'benchmarks': ['Benchmark', 'get_benchmark'],
+    'comparison': ['compare'],
     'evaluation': ['Evaluation', 'evaluate'],
     'bbq.metrics': ['letters'],
 }, submodules=['bbq'])

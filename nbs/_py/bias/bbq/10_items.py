@@ -29,9 +29,9 @@ from collections import Counter
 from dataclasses import dataclass
 from functools import cache
 from hashlib import blake2b
-from pathlib import Path
 
 import pandas as pd
+from moral_sc.foundation.arguments import checked
 from moral_sc.foundation.datasets import available, data_dir, fetch, read_jsonl, sources
 from moral_sc.foundation.errors import ConfigError, DataError, unknown_name_message
 from moral_sc.foundation.tables import (check_fields, choice_field, is_missing, read_rows,
@@ -40,6 +40,7 @@ from moral_sc.foundation.tables import (check_fields, choice_field, is_missing, 
 # %%
 #| hide
 import json, tempfile
+from pathlib import Path
 from fastcore.test import *
 
 
@@ -186,6 +187,12 @@ _DECLINING = (
     '(nobody|no one) (knows|can (tell|say|know))')
 _TAIL = ('(who|which|that|this|it|the answer|the question|from (this|the).*|'
          'to (say|tell|know|decide|answer).*|(based|given|on|in) .*)')
+
+def has_declining_words(
+    text:str,  # What a model wrote
+)->bool:
+    "Return whether a text declines somewhere"
+    return bool(re.search(rf'\b({"|".join(_DECLINING)})\b', plain_words(text)))
 
 def declines(
     text:str,  # An answer, or what a model wrote
@@ -509,8 +516,9 @@ def parse_items(
     for f in _repeated(items, location): raise DataError(f)
     return items
 
+@checked
 def read_items(
-    path:str|Path,     # A .jsonl, .json, .csv, .tsv or .parquet file; or rows
+    path,              # A .jsonl, .json, .csv, .tsv or .parquet file; or rows
     scenes:bool=True,  # Demand whole scenes of four, as in BBQ
 )->list:               # Of `Item`
     "Read and validate questions"

@@ -33,6 +33,7 @@
 from dataclasses import replace
 
 import numpy as np, pandas as pd
+from moral_sc.foundation.arguments import checked
 from moral_sc.foundation.errors import ConfigError, DataError
 from moral_sc.bias.bbq.errata import drop_affected
 from moral_sc.bias.bbq.items import Item, load_items
@@ -50,6 +51,7 @@ from moral_sc.bias.bbq.novel_names import generate_items, templates_available
 
 # %%
 #| export
+@checked
 def load_bbq(
     categories:list|None=None, # Default: all available
     source:str='bbq',          # 'bbq', 'ours' (toy set), 'auto' (ours if BBQ is not available)
@@ -88,7 +90,7 @@ def directions(
     p = answer_probabilities(answers, items)
     rows = np.arange(len(items))
     columns = np.array([(-1,-1,-1) if i.biased is None else (i.biased,i.counter,i.unknown)
-                      for i in items]).reshape(-1, 3)
+                      for i in items], int).reshape(-1, 3)
     return np.where(columns>=0, p[rows[:,None], columns], np.nan)
 
 

@@ -27,7 +27,7 @@ import numpy as np, pandas as pd
 from moral_sc.bias import bbq
 from moral_sc.bias.bbq.scoring import directions, disambiguated_score, orders_of, reorder
 from moral_sc.bias.benchmarks import Benchmark
-from moral_sc.bias.bbq.items import stratified
+from moral_sc.bias.bbq.items import parse_items, stratified
 from moral_sc.foundation.statistics import Estimate, cluster_bootstrap, paired_difference
 
 # %%
@@ -292,5 +292,6 @@ def sample_toy_set(limit:int|None=None, seed:int=0, categories:list|None=None)->
 
 BBQ = Benchmark('bbq', 'bbq', sample_bbq, ('a','b','c'), lambda item: ('a','b','c'),
                 lambda item: item.fields, item_metadata, bbq_metrics, reorder=reorder,
-                add_columns=add_answer_columns)
+                add_columns=add_answer_columns, parse=parse_items, item_type=bbq.Item,
+                draws='templates')
 BBQ_LIKE = replace(BBQ, name='bbq-like', load=sample_toy_set)
