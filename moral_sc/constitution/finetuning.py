@@ -62,7 +62,7 @@ def load_examples(
     where = str(source) if isinstance(source, (str, Path)) else name
     rows = []
     for i,r in enumerate(read_rows(source, name), 1):
-        if not isinstance(r.get('answer'), str) or (not r['answer'].strip() and not r.get('fault')):
+        if not isinstance(r.get('answer'), str):
             raise DataError(f'{where}: row {i} has no `answer` that is a text; add it or leave the '
                             'row out.')
         rows.append(r|dict(prompt=get_prompt(r, f'{where}: row {i}')))
@@ -113,6 +113,8 @@ def encode_examples(
 )->list:                # (token ids, index of the first token of the answer)
     "Encode examples for training"
     rows = [r for r in load_examples(rows) if not r.get('fault')]
+    empty = next((i for i,r in enumerate(rows, 1) if not r['answer'].strip()), None)
+    if empty: raise DataError(f'Row {empty} of the examples has an empty `answer`; leave it out.')
     if not rows:
         raise DataError('Every example has a fault; see `count_faults(rows)` for their kinds.')
     examples = [tokenize_example(lm, r['prompt'], r['answer'], mode) for r in rows]

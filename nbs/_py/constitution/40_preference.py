@@ -207,8 +207,11 @@ def _read_settings(path):
 
 # %%
 #| export
-def _load_labels(source, name):
-    "Return comparisons with their labels as numbers"
+def load_labels(
+    source,      # A list of rows, a DataFrame, or a file, as in `load_pairs`
+    name='rows', # In error messages
+)->list:         # Rows of prompt, a, b, p and what else they have
+    "Load comparisons with their labels"
     where = str(source) if isinstance(source, (str, Path)) else name
     res = []
     for i,r in enumerate(load_pairs(source, name), 1):
@@ -259,8 +262,8 @@ def fit_preference(
     **kwargs           # Of `fit`: schedule, warmup, max_tokens, progress ...
 )->PreferenceModel:
     "Train a preference model on comparisons"
-    rows = _load_labels(rows, 'rows')
-    test = None if test is None else _load_labels(test, 'test')
+    rows = load_labels(rows, 'rows')
+    test = None if test is None else load_labels(test, 'test')
     _check_comparisons(rows, test)
     if mode not in modes: raise ConfigError(unknown_name_message('mode', mode, list(modes)))
     lm = load(lm, 'float32')

@@ -175,7 +175,7 @@ class _RunFolder:
             model = self.out/'model'
             self.manifest.record(self.history, forget=[model])
             self.manifest.build(model, lambda part: _copy_folder(self.snapshots()[-1], part))
-        run.finish(stopped=stopped)
+            run.finish(stopped=stopped)
 
     def describe_last(self):
         last = self.snapshots()[-1:]

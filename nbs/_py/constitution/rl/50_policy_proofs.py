@@ -171,9 +171,9 @@ from moral_sc.language.optimization import Checkpoints
 from moral_sc.language.stub_models import random_model
 torch.set_num_threads(1)
 latest = Checkpoints.latest
-def late(self):
+def late(self, *fields):
     if os.environ.get('RANK')=='1': time.sleep(1)
-    return latest(self)
+    return latest(self, *fields)
 Checkpoints.latest = late
 prompts = [f'Is it {w}?' for w in 'far late cold dark soon over'.split()]
 letters = lambda prompts,answers: [sum(c.islower() for c in a) for a in answers]

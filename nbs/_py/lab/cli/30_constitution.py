@@ -17,13 +17,14 @@
 # %%
 #| export
 import json
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import typer
-from moral_sc.foundation.errors import ConfigError
+from moral_sc.foundation.errors import ConfigError, unknown_name_message
 from moral_sc.lab.cli.console import (
-    Limit, Mode, Model, Out, Seed, argument, command_group, help_examples, option, print_status,
-    progress_bar, run_folder, write_file)
+    AsJson, Limit, Mode, Model, Out, Seed, argument, command_group, help_examples, option,
+    print_rows, print_status, progress_bar, run_folder, write_file)
 
 # %%
 #| hide
@@ -51,9 +52,9 @@ def _write_rows(path, rows):
     "Write rows as JSON lines, and print the path as the last line of output"
     typer.echo(write_file(path, ''.join(json.dumps(r, ensure_ascii=False)+'\n' for r in rows)))
 
-def _model(name):
+def _model(name, dtype='auto'):
     from moral_sc import language
-    lm = language.load(name)
+    lm = language.load(name, dtype)
     print_status(repr(lm))
     return lm
 
@@ -61,8 +62,27 @@ def _preference(path):
     from moral_sc.constitution.preference import PreferenceModel
     return PreferenceModel.load(path)
 
+def _reward(path):
+    "Load a preference model, or a function of a file: reward.py:length"
+    file,_,function = str(path).rpartition(':')
+    return read_function(file, function) if file.endswith('.py') else _preference(path)
+
+def read_function(
+    file,     # Path of a .py file; it is run
+    name:str, # Of the function in it
+):
+    "Load a function from a file of Python"
+    if not Path(file).is_file(): raise ConfigError(f'There is no file {file}; check the path.')
+    spec = spec_from_file_location(f'user_{Path(file).stem}', file)
+    module = module_from_spec(spec)
+    try: spec.loader.exec_module(module)
+    except Exception as e: raise ConfigError(f'{file} cannot be run ({e!r:.150}).') from e
+    functions = [k for k,v in vars(module).items() if callable(v) and not k.startswith('_')]
+    if name not in functions: raise ConfigError(unknown_name_message('function', name, functions))
+    return getattr(module, name)
+
 Prompts = option(
-    str, 'helpful, red_team, hh/harmless-base/test or a .jsonl file with text and id.')
+    str, 'helpful, red_team, hh/harmless-base/test, or a .jsonl, .csv or .txt file of prompts.')
 Tokens = option(int, 'Largest number of tokens of each text.')
 Temperature = option(float, 'Sampling temperature; 0: greedy.', bounds=(0, 100))
 Batch = option(int, 'Examples per step.')
@@ -79,7 +99,7 @@ Rate = option(float, 'Learning rate.', above=0)
 def revise_command(
     model:Model,
     prompts:Prompts='red_team',
-    principles:option(Path|None, 'TOML file of principles; default: ours.')=None,
+    principles:option(Path|None, 'File of principles: .toml, .txt, .jsonl or .csv; default: ours.')=None,
     rounds:option(int, 'Critiques and revisions per answer.', bounds=(1, 1000))=1,
     critique:option(bool, 'Without: revise directly, the paper\'s ablation.')=True,
     max_new_tokens:Tokens=256,
@@ -110,7 +130,7 @@ def finetune_command(
     model:Model,
     revisions:argument(Path, 'As revise wrote them.', 'REVISIONS'),
     select:option(str, 'all revisions of a chain, or the final one.')='all',
-    helpful:option(Path|None, 'Further rows with text and answer.')=None,
+    helpful:option(Path|None, 'File of further rows with prompt and answer.')=None,
     epochs:option(int, 'Times that each row is seen.')=1,
     batch:Batch=32,
     lr:Rate=1e-4,
@@ -119,15 +139,16 @@ def finetune_command(
     out:Out=None,
 ):
     "Finetune a copy of the model on its revisions."
-    from moral_sc.constitution.finetuning import training_examples, finetune, count_faults
-    from moral_sc.foundation.datasets import read_jsonl
-    extra = read_jsonl(helpful) if helpful else ()
-    rows = training_examples(read_jsonl(revisions), select, extra)
+    from moral_sc.constitution.finetuning import (
+        count_faults, finetune, load_examples, training_examples)
+    extra = load_examples(helpful) if helpful else ()
+    rows = training_examples(revisions, select, extra)
     out = run_folder(out, 'finetune', Path(model).name)
     print_status(f'{model}: {len(rows)} answers; writing to {out}.')
     print_status(count_faults(rows).to_string())
     with progress_bar('steps') as progress:
-        finetune(_model(model), rows, out, mode, epochs, lr, seed, batch=batch, progress=progress)
+        finetune(_model(model, 'float32'), rows, out, mode, epochs, lr, seed, batch=batch,
+                 progress=progress)
     typer.echo(out/'model')
 
 
@@ -164,8 +185,8 @@ def pairs_command(
     '--principles 16'))
 def label_command(
     model:Model,
-    pairs:argument(Path, 'JSON lines of id, prompt, a, b.', 'PAIRS'),
-    comparisons:option(Path|None, 'TOML file of principles for choosing; default: ours.')=None,
+    pairs:argument(Path, 'File of id, prompt, a, b: .jsonl or .csv.', 'PAIRS'),
+    comparisons:option(Path|None, 'File of questions: .toml, .txt, .jsonl or .csv; default: ours.')=None,
     principles:option(int, 'Drawn for each pair; 0: all of them, averaged.', bounds=(0, 1000))=1,
     swap:option(bool, 'Ask in both orders and average.')=True,
     cot:option(bool, 'Let the model think first; labels are then clamped to [.4, .6].')=False,
@@ -176,8 +197,8 @@ def label_command(
     "Ask a model which answer of each pair is better."
     from moral_sc.constitution.feedback import label, label_report
     from moral_sc.constitution.principles import load_comparisons
-    from moral_sc.foundation.datasets import read_jsonl
-    rows = read_jsonl(pairs)
+    from moral_sc.constitution.prompts import load_pairs
+    rows = load_pairs(pairs)
     given = load_comparisons(comparisons)
     out = run_folder(out, 'label', Path(model).name)
     print_status(f'{model}: {len(rows)} pairs; writing to {out}.')
@@ -191,7 +212,7 @@ def label_command(
     'moral_sc constitution prefer smollm2-135m-instruct runs/label/mine/labels.jsonl --test 0.2'))
 def prefer_command(
     model:Model,
-    labels:argument(list[Path], 'JSON lines of prompt, a, b, p; several files are mixed.',
+    labels:argument(list[Path], 'Files of prompt, a, b, p or prompt, chosen, rejected; mixed.',
                     'LABELS...'),
     test:option(float, 'Share of the prompts that is kept for testing.', bounds=(0, 1))=.1,
     hard:option(bool, 'Round labels to 0 and 1: the ablation.')=False,
@@ -203,18 +224,16 @@ def prefer_command(
     out:Out=None,
 ):
     "Train a preference model on comparisons."
-    from moral_sc.constitution.preference import fit_preference
+    from moral_sc.constitution.preference import fit_preference, load_labels
     from moral_sc.constitution.prompts import split_by_prompt
-    from moral_sc.foundation.datasets import read_jsonl
     if not 0<=test<1: raise ConfigError(f'test is {test}: give a share from 0 to below 1.')
-    rows = [r for f in labels for r in read_jsonl(f)]
+    rows = [r for f in labels for r in load_labels(f)]
     train,held = split_by_prompt(rows, 1-test, test, seed=seed) if test else (rows, [])
     out = run_folder(out, 'prefer', Path(model).name)
     print_status(f'{model}: {len(train)} comparisons, {len(held)} for testing; writing to {out}.')
     with progress_bar('steps') as progress:
-        pm = fit_preference(_model(model), train, held or None, hard=hard, mode=mode, seed=seed,
+        pm = fit_preference(_model(model, 'float32'), train, held or None, hard=hard, mode=mode, seed=seed,
                             epochs=epochs, batch=batch, lr=lr, out=str(out), progress=progress)
-    pm.save(out/'model')
     if held: print_status(f'Accuracy on the test prompts: {pm.accuracy(held)}')
     typer.echo(out/'model')
 
@@ -229,8 +248,9 @@ def prefer_command(
     'moral_sc bias sweep runs/rl/model/snapshots   # its snapshots, asked for their bias'))
 def rl_command(
     model:Model,
-    reward:option(list[Path], 'Folder of a preference model; several are averaged.')=(),
-    watch:option(list[Path]|None, 'Preference models that are only logged; repeatable.')=None,
+    reward:option(list[str], 'Folder of a preference model, or FILE.py:FUNCTION of prompts and '
+                  'answers; several are added.')=(),
+    watch:option(list[str]|None, 'Rewards that are only logged; repeatable.')=None,
     prompts:Prompts='red_team',
     algorithm:option(str, 'ppo or rloo.')='ppo',
     steps:option(int, 'Of training.')=100,
@@ -253,20 +273,24 @@ def rl_command(
     from moral_sc.constitution.rl.trainer import combine_rewards
     from moral_sc.constitution.rl.policy import train_policy
     from moral_sc.constitution.prompts import load_prompts
-    if not reward: raise ConfigError('A policy needs a reward: name a preference model, --reward.')
+    if not reward:
+        raise ConfigError('A policy needs a reward: name a preference model, or FILE.py:FUNCTION, '
+                          'with --reward.')
     rows = load_prompts(prompts, limit, seed)
     out = run_folder(out, 'rl', Path(model).name)
-    score = [_preference(r) for r in reward]
+    score = [_reward(r) for r in reward]
     score = score[0] if len(score)==1 else combine_rewards(*score)
     print_status(f'{model}: {steps} steps of {algorithm} on {len(rows)} prompts; writing to {out}.')
     with progress_bar('steps') as progress:
-        trained = train_policy(_model(model), rows, score, steps=steps, out=str(out), every=every,
-            watch={p.parent.name: _preference(p) for p in watch or ()}, tensorboard=tensorboard,
+        trained = train_policy(
+            _model(model, 'float32'), rows, score, steps=steps, out=str(out), every=every,
+            watch={Path(w).parent.name or w: _reward(w) for w in watch or ()}, tensorboard=tensorboard,
             progress=progress, algorithm=algorithm, batch=batch, kl_coef=kl_coef,
             num_ppo_epochs=num_ppo_epochs, critic=critic,
             max_new_tokens=max_new_tokens, temperature=temperature, lr=lr, mode=mode, seed=seed)
     if trained.stopped: print_status(f'Stopped: {trained.stopped}.')
     for s in trained.snapshots: typer.echo(s)
+    typer.echo(out/'model')
 
 
 # %% [markdown]
@@ -287,11 +311,13 @@ def _judge(name, mode):
 def _answers(models, prompts, limit, max_new_tokens, temperature, mode, seed, out):
     from moral_sc.constitution.answers import sample_answers
     from moral_sc.constitution.prompts import load_prompts
+    from moral_sc.language.weights import check_model_folder, find_weights
     rows = load_prompts(prompts, limit, seed)
     answers = {}
     names = [Path(m).parent.name if Path(m).name=='model' else Path(m).name for m in models]
     if len(set(names))<len(names): names = [str(m) for m in models]
     if len(set(names))<2: raise ConfigError('A comparison needs two different models or more.')
+    for m in models: check_model_folder(find_weights(m)) # Before the first one answers
     for m,name in zip(models, names):
         with progress_bar(f'answers of {name}') as progress:
             texts = sample_answers(_model(m), rows, mode=mode, temperature=temperature, seed=seed,
@@ -312,6 +338,7 @@ def tournament_command(
     limit:Limit=None,
     mode:Mode='plain',
     seed:Seed=0,
+    as_json:AsJson=False,
     out:Out=None,
 ):
     "Let models answer the same prompts and rate them by a judge's votes."
@@ -325,8 +352,20 @@ def tournament_command(
     votes = play_matches(answers, rows, ask, seed=seed)
     elo = tournament(votes, seed=seed)
     write_file(out/'votes.csv', votes.to_csv(index=False))
-    typer.echo(elo.table.round(1).to_string(index=False))
+    print_rows(elo.table.round(1), as_json)
+    if as_json: return
     typer.echo(write_file(out/'elo.csv', elo.table.to_csv(index=False)))
+
+@constitution.command('elo', epilog=help_examples(
+    'moral_sc constitution elo runs/tournament/votes.csv'))
+def elo_command(
+    votes:argument(Path, 'File of a, b and winner (or win, from 0 to 1), optionally prompt: .csv or '
+                   '.jsonl.', 'VOTES'),
+    as_json:AsJson=False,
+):
+    "Rate models by votes that you have."
+    from moral_sc.constitution.evaluation.elo import tournament
+    print_rows(tournament(votes).table.round(1), as_json)
 
 @constitution.command('vote', epilog=help_examples(
     'moral_sc constitution vote smollm2-135m-instruct runs/rl/mine/snapshots/step-000100 '
@@ -366,7 +405,7 @@ def sh(command):
     return res.exit_code, res.output.strip().splitlines()
 
 tiny = small_llama(byte_tokenizer(), layers=1, width=64, context=16_384)
-before = '\n\n'.join(f'Human: {r["text"]}' for r in load_prompts('helpful'))*2
+before = '\n\n'.join(f'Human: {r["prompt"]}' for r in load_prompts('helpful'))*2
 said = [(h, a) for h in ('Assistant', 'Critique', 'Revision') for a in ('It is so.', 'Not far.')]
 lessons = [(encode(tiny, f'{before[:n]}\n\n{h}: {a}')+[1], n+len(h)+3)
            for h,a in said for n in (40, 900, 2600)]
@@ -380,7 +419,15 @@ stages = [f'revise tiny {few}',
           'prefer tiny runs/label/tiny/labels.jsonl --test 0.5 --batch 2',
           f'rl tiny --reward runs/prefer/tiny/model --steps 2 --batch 4 --every 1 --lr 0.01 {few}',
           'tournament tiny runs/rl/tiny/snapshots/step-000002 --judge runs/prefer/tiny/model '+few,
-          f'vote tiny runs/rl/tiny/snapshots/step-000002 {few}']
+          f'vote tiny runs/rl/tiny/snapshots/step-000002 {few}',
+          'elo runs/tournament/votes.csv',
+          f'revise tiny --prompts mine.csv --principles mine.txt --out mine {few}',
+          'prefer tiny chosen.jsonl --test 0 --batch 2 --out chosen',
+          f'rl tiny --reward reward.py:length --steps 1 --batch 4 --out own {few}']
+Path('mine.csv').write_text('prompt\nIs it far?\n')
+Path('mine.txt').write_text('Be brief.\n')
+Path('chosen.jsonl').write_text('{"prompt": "Is it far?", "chosen": "Yes.", "rejected": "No."}\n')
+Path('reward.py').write_text('def length(prompts, answers): return [len(a) for a in answers]\n')
 for s in stages:
     code,said = sh(s)
     print(f'{s}\n    {said[-1]}')
@@ -391,10 +438,14 @@ for s in stages:
 
 # %%
 assert all(sh(s)[0]==0 for s in stages[:3])
+assert all(Path(p, 'config.json').is_file() for p in ('runs/rl/tiny/model', 'chosen/model'))
+test_eq(len(json.loads('\n'.join(sh('elo runs/tournament/votes.csv --json')[1]))), 2)
 wrong = ['revise tiny --limit 0', 'revise tiny --prompts red_tea', 'rl tiny',
          'tournament tiny tiny', 'tournament tiny --judge tiny', 'prefer tiny nowhere.jsonl',
          'prefer tiny runs/label/tiny/labels.jsonl --test 2', 'label tiny runs/revise/none.jsonl',
-         'finetune tiny runs/revise/tiny/revisions.jsonl --select last']
+         'finetune tiny runs/revise/tiny/revisions.jsonl --select last',
+         'tournament tiny missing --judge runs/prefer/tiny/model', 'revise none --principles mine.xls',
+         'rl none --reward reward.py:size', 'rl none --reward gone.py:size', 'elo chosen.jsonl']
 for w in wrong: print(w, sh(w)[1][-1], sep='\n    ')
 
 # %%
