@@ -123,10 +123,10 @@ accuracy = {k: np.array([m.correct.mean() for m in v]) for k,v in models.items()
 # %%
 #| label: fig-wrong
 #| fig-cap: Divergence of preference models from the true probability, in nats, for each kind of labels; means and 95 % intervals over trainings.
-rows = [dict(zip(('value', 'low', 'high'), t_interval(v)), panel=panel, name='',
-             x=x.replace(', ', ',<br>').replace(' %', '<br>%')) for (panel,x),v in errors.items()]
+rows = [dict(zip(('value', 'low', 'high'), t_interval(v)), panel=panel, name='', x=x)
+        for (panel,x),v in errors.items()]
 plot_means(pd.DataFrame(rows), x='', y='divergence, nats', join=False).update_yaxes(
-    matches='y', rangemode='tozero').update_xaxes(tickangle=0)
+    matches='y', rangemode='tozero').update_xaxes(tickangle=45)
 
 # %%
 gap = np.concatenate([harm_gaps(fresh[s]) for s in seeds])
