@@ -21,7 +21,7 @@ from pathlib import Path
 
 # %% ../../nbs/lab/12_execution.ipynb #0b89a030
 from ..foundation.errors import DataError
-from ..foundation.files import private_folder, replace_file
+from ..foundation.files import replace_file, use_private_cache
 from .kernel_server import fork_provisioner, kernel_server, socket_folder
 
 # %% ../../nbs/lab/12_execution.ipynb #dadd0e4f
@@ -216,8 +216,8 @@ def _in_thread(f, *args):
 def _environment(t):
     "Environment of a kernel that writes only below the folder `t`"
     (Path(t)/'temp').mkdir()
-    compiled = private_folder('torchinductor')
-    return {'TORCHINDUCTOR_CACHE_DIR': str(compiled), 'OMP_WAIT_POLICY': 'PASSIVE', **os.environ,
+    use_private_cache('TORCHINDUCTOR_CACHE_DIR', 'torchinductor')
+    return {'OMP_WAIT_POLICY': 'PASSIVE', **os.environ,
             'MORAL_SC_RUNS': f'{t}/runs', 'TMPDIR': f'{t}/temp'}
 
 # %% ../../nbs/lab/12_execution.ipynb #8b49b96a

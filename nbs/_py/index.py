@@ -38,8 +38,8 @@ side_by_side({
 # ```
 #
 # `reproduce` runs the pages at scale `quick`, compares their estimates with the recorded ones, and
-# ends with a report to open in a browser. It continues where it was interrupted. Without a GPU, install the CPU build of torch first: it saves
-# several gigabytes.
+# ends with a report to open in a browser. It continues where it was interrupted. Without a GPU,
+# install the CPU build of torch first: it saves several gigabytes.
 #
 # ## Use
 #

@@ -31,7 +31,7 @@ from pathlib import Path
 # %%
 #| export
 from moral_sc.foundation.errors import DataError
-from moral_sc.foundation.files import private_folder, replace_file
+from moral_sc.foundation.files import replace_file, use_private_cache
 from moral_sc.lab.kernel_server import fork_provisioner, kernel_server, socket_folder
 
 # %%
@@ -316,8 +316,8 @@ def _in_thread(f, *args):
 def _environment(t):
     "Environment of a kernel that writes only below the folder `t`"
     (Path(t)/'temp').mkdir()
-    compiled = private_folder('torchinductor')
-    return {'TORCHINDUCTOR_CACHE_DIR': str(compiled), 'OMP_WAIT_POLICY': 'PASSIVE', **os.environ,
+    use_private_cache('TORCHINDUCTOR_CACHE_DIR', 'torchinductor')
+    return {'OMP_WAIT_POLICY': 'PASSIVE', **os.environ,
             'MORAL_SC_RUNS': f'{t}/runs', 'TMPDIR': f'{t}/temp'}
 
 

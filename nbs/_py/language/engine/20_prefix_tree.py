@@ -737,15 +737,14 @@ results = {}
 for name in names:
     lm = load(name, 'float32', 'cpu')
     supports_engine(lm, 'tree')
-    sample = texts[:16]
-    rows = [encode(lm, t) for t in sample]
-    results[name] = errors_of(lm, sample) | {
+    few = texts[:6]
+    rows = [encode(lm, t) for t in few]
+    results[name] = errors_of(lm, few) | {
         'tokens, padded': token_count(lm, rows, 'padded'),
         'tokens, tree': token_count(lm, rows, 'tree'),
         'distinct prefixes': len({tuple(r[:n+1]) for r in rows for n in range(len(r))})}
     assert max(results[name][e] for e in engines)<1e-4
 pd.DataFrame(results).map('{:.3g}'.format) if names else 'No weights here: left out.'
-
 
 # %% [markdown]
 # In bfloat16 the last bits of a result depend on its batch. If the probabilities of the two best
@@ -753,6 +752,7 @@ pd.DataFrame(results).map('{:.3g}'.format) if names else 'No weights here: left 
 # items before a run in bfloat16.
 
 # %%
+sample = texts[:16]
 def letters(lm, engine):
     at = [encode(lm, c)[-1] for c in 'abc']
     p = np.exp(last_logprobs(lm, sample, engine)[:,at])
