@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['VERBS', 'NOUNS', 'FUNCTION_WORDS', 'COUNTS', 'SHARES', 'MEANINGS', 'ORDERS', 'CONDITIONS', 'CONDITION_MEANINGS',
-           'ToyLanguage', 'check_language', 'instruction_meaning', 'instructions', 'Trait', 'Lexicon', 'lexicon',
-           'tokenizer', 'Question', 'make_question', 'ideal_answer', 'Document', 'statement_prompt',
+           'METRIC_COLUMNS', 'ToyLanguage', 'check_language', 'instruction_meaning', 'instructions', 'Trait', 'Lexicon',
+           'lexicon', 'tokenizer', 'Question', 'make_question', 'ideal_answer', 'Document', 'statement_prompt',
            'statement_probabilities', 'documents', 'encoded_documents', 'ToyItem', 'toy_items', 'toy_metrics',
            'toy_benchmark', 'letter_options', 'name_options']
 
@@ -385,12 +385,16 @@ def toy_metrics(
                   for c in dict.fromkeys(records.condition)}
         for c,of in values.items():
             if c==against: continue
-            rows += [dict(benchmark=records.benchmark.iloc[0], category=group, metric=m+'_soft'*soft,
+            rows += [dict(benchmark=records.benchmark.iloc[0], category=group,
+                          metric=m+'_soft'*soft,
                           condition=f'{c} - {against}' if against else c, low=np.nan, high=np.nan,
                           value=x-values[against][group, m] if against else x,
                           categories=len({names[k] for k in groups[group]}))
                      for (group,m),x in of.items()]
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=METRIC_COLUMNS) # None, if there is one condition
+
+METRIC_COLUMNS = ['benchmark', 'category', 'condition', 'metric', 'value', 'low', 'high',
+                  'categories']
 
 def _metric_values(p, items, groups):
     "Return the value of each metric by (group, metric)"

@@ -610,12 +610,16 @@ def toy_metrics(
                   for c in dict.fromkeys(records.condition)}
         for c,of in values.items():
             if c==against: continue
-            rows += [dict(benchmark=records.benchmark.iloc[0], category=group, metric=m+'_soft'*soft,
+            rows += [dict(benchmark=records.benchmark.iloc[0], category=group,
+                          metric=m+'_soft'*soft,
                           condition=f'{c} - {against}' if against else c, low=np.nan, high=np.nan,
                           value=x-values[against][group, m] if against else x,
                           categories=len({names[k] for k in groups[group]}))
                      for (group,m),x in of.items()]
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=METRIC_COLUMNS) # None, if there is one condition
+
+METRIC_COLUMNS = ['benchmark', 'category', 'condition', 'metric', 'value', 'low', 'high',
+                  'categories']
 
 def _metric_values(p, items, groups):
     "Return the value of each metric by (group, metric)"
@@ -678,7 +682,8 @@ assert reasoned.answer.endswith('Human: so\n\nAssistant: name '+answer_of(reason
 
 # %%
 def scored(answer): # Bias on ambiguous questions and accuracy with evidence
-    ambiguous,settled = ([i for i in items if i.context_condition==k] for k in ('ambig', 'disambig'))
+    part = {k: [i for i in items if i.context_condition==k] for k in ('ambig', 'disambig')}
+    ambiguous,settled = part.values()
     return (float(bias_score([answer(i) for i in ambiguous], ambiguous)),
             np.mean([answer(i)==i.label for i in settled]))
 
@@ -695,7 +700,8 @@ lm = small_llama(tokenizer(tiny), layers=1, width=8, heads=1)
 with warnings.catch_warnings():
     warnings.simplefilter('ignore') # An untrained model gives the answers little probability
     e = evaluate(lm, [toy_benchmark(tiny, 1)], ['q', 'q+if', 'q+if+cot'], max_new_tokens=3)
-e.metrics.query('category=="micro"').pivot(index='metric', columns='condition', values='value').round(3)
+overall = e.metrics.query('category=="micro"')
+overall.pivot(index='metric', columns='condition', values='value').round(3)
 
 # %%
 reference = bbq_metrics(e.records_of(), n=2).set_index(['category', 'condition', 'metric']).value

@@ -27,7 +27,7 @@ import torch
 from filelock import FileLock
 
 from moral_sc.bias.bbq.scoring import accuracy, bias_score
-from moral_sc.bias.sweep import ModelSpec, sweep
+from moral_sc.bias.sweep import ModelSpec, read_exact_csv, sweep
 from moral_sc.bias.toy.environment import (
     CONDITION_MEANINGS, ToyLanguage, documents, encoded_documents, ideal_answer, lexicon,
     statement_prompt, tokenizer, toy_benchmark)
@@ -252,7 +252,8 @@ pd.testing.assert_frame_equal(table, evaluate_ladder([4, 8], [0, 1], **ask))
 with expect_fail(ConfigError, contains='epochs: 2 stored, 3 requested'):
     train_ladder([4], [0], tmp/'ladder', replace(small, epochs=3))
 with expect_fail(ConfigError, contains='language.strength'):
-    train_ladder([4], [0], tmp/'ladder', replace(small, language=ToyLanguage(2, traits=2, strength=(.5, .5))))
+    other = ToyLanguage(2, traits=2, strength=(.5, .5))
+    train_ladder([4], [0], tmp/'ladder', replace(small, language=other))
 with expect_fail(ConfigError, contains='one width'): train_ladder([], [0], tmp/'none', small)
 
 
@@ -270,6 +271,55 @@ train_ladder([4, 8], [0, 1], tmp/'cut', small)
 for m in models:
     a,b = (load(tmp/d/m.name).model.state_dict() for d in ('ladder', 'cut'))
     for k in a: assert torch.equal(a[k], b[k])
+
+
+# %% [markdown]
+# ## Answers one by one
+#
+# The records of an evaluation are read for one model, and `answer_changes` compares the answers of
+# two conditions question by question.
+
+# %%
+#| export
+def read_records(
+    width:int,
+    seed:int,
+    out='runs/toy-ladder',
+    benchmark:str='toy', # Or 'toy-letters'
+)->pd.DataFrame:
+    "Read the records of one evaluated model"
+    path = Path(out)/f'sweep-{seed}'/model_name(width, seed)/benchmark/'records.csv'
+    if not path.is_file():
+        raise ConfigError(f'{path} does not exist; call `evaluate_ladder` for this width and seed.')
+    return read_exact_csv(path)
+
+ANSWER_KINDS = ('biased', 'counter', 'unknown')
+
+def answer_changes(
+    records:pd.DataFrame, # Of `read_records`
+    before:str='q',
+    after:str='q+if',
+    kind:str='ambig',     # 'ambig' or 'disambig'
+)->pd.DataFrame:          # [answer before, answer after] share of questions
+    "Count how answers to the same questions change between two conditions"
+    d = records[records.context_condition==kind]
+    named = pd.Series('unknown', d.index)
+    for k in ANSWER_KINDS[:2]: named[d.answer==d[k]] = k
+    wide = pd.DataFrame(dict(id=d.id, condition=d.condition, answer=named)).pivot(
+        index='id', columns='condition', values='answer')
+    table = pd.crosstab(wide[before], wide[after], normalize='all')
+    return table.reindex(index=ANSWER_KINDS, columns=ANSWER_KINDS, fill_value=0.)
+
+
+# %%
+changes = answer_changes(read_records(8, 0, tmp/'ladder'))
+test_close(changes.to_numpy().sum(), 1)
+records = pd.DataFrame(dict(id=list('aabb'), condition=['q', 'q+if']*2, context_condition='ambig',
+                            biased=0, counter=1, unknown=2, answer=[0, 2, 1, 1]))
+test_eq(answer_changes(records).loc['biased', 'unknown'], .5)
+test_eq(answer_changes(records).loc['counter', 'counter'], .5)
+with expect_fail(ConfigError, contains='evaluate_ladder'): read_records(8, 7, tmp/'ladder')
+changes
 
 
 # %% [markdown]
@@ -337,6 +387,7 @@ def baseline_table(
     readers = dict(ideal=lambda i, c: ideal_answers(language, i, c),
                    ngram=lambda i, c: ngram_answers(ngram, i, c),
                    constant=lambda i, c: np.array([[k==x.unknown for k in range(3)] for x in i]))
+    labels = [i.label for i in part['disambig']]
     rows = []
     for name,reader in readers.items():
         for c in conditions:
@@ -344,7 +395,7 @@ def baseline_table(
             rows.append(dict(reader=name, condition=c,
                              bias=bias_score(ambiguous, part['ambig']),
                              unknown=accuracy(ambiguous, part['ambig']),
-                             accuracy=np.mean(settled.argmax(1)==[i.label for i in part['disambig']])))
+                             accuracy=np.mean(settled.argmax(1)==labels)))
     return pd.DataFrame(rows)
 
 
@@ -403,6 +454,17 @@ def slope(
     x = x-x.mean()
     return values.to_numpy()@x/(x@x)
 
+def decompose(
+    bias:tuple,    # Before and after: [seed, width] bias scores
+    unknown:tuple, # Before and after: [seed, width] shares of "unknown"
+)->tuple:          # Abstention and correction, [seed, width]
+    "Divide the change of a score into the parts of naming fewer people and of naming others"
+    naming = [1-u for u in unknown]
+    lean = [b/x for b,x in zip(bias, naming)]
+    abstention = (naming[1]-naming[0])*(lean[0]+lean[1])/2
+    correction = (lean[1]-lean[0])*(naming[0]+naming[1])/2
+    return abstention,correction
+
 def onset_size(
     change:pd.DataFrame, # [seed, width] paired differences
     parameters:dict,     # Width -> number of parameters
@@ -420,6 +482,10 @@ test_close(slope(d, [10, 100, 1000]), [.1, .1])
 test_eq(onset_size(pd.DataFrame([[-.1, .1, -.2, -.3], [-.1, 0, -.2, -.3001]],
                                 columns=[4, 8, 16, 24]), {16: 99.}), 99)
 assert np.isnan(onset_size(d, {}))
+u = pd.DataFrame([[.2, .2, .2]]*2, columns=d.columns)
+abstention,correction = decompose((d, d/2), (u, u+.4))
+test_close((abstention+correction).to_numpy(), (-d/2).to_numpy())
+test_close(decompose((d, d/2), (u, u))[0].to_numpy(), 0)
 by_size(d).round(3)
 
 # %%
