@@ -6,17 +6,17 @@
 __all__ = ['agreements', 'compare_measurements', 'paper_order', 'compare_report', 'summary']
 
 # %% ../../nbs/lab/18_agreement.ipynb #4fff05ad
-import json
 import math
 from pathlib import Path
 from statistics import NormalDist
 
 # %% ../../nbs/lab/18_agreement.ipynb #4ed2eeff
 from ..foundation.datasets import data_dir, read_toml
+from ..foundation.files import read_json_object
 from .claims import Claim, Measurement, criteria, ledger
 from .execution import read_notebook
 from .paths import notebook_paths, notebooks_dir, page_name
-from .scales import SCALES
+from .scales import SCALES, validate_scale
 
 # %% ../../nbs/lab/18_agreement.ipynb #48aa179d
 agreements = ('differs', 'agrees', 'too small to tell', 'not compared')
@@ -98,7 +98,8 @@ def compare_report(
     "Compare the claims of a report with the recorded ones"
     import pandas as pd
     out,folder = Path(out), folder or notebooks_dir()
-    config = json.loads((out/'config.json').read_text())
+    config = read_json_object(out/'config.json', scale=str, seed=int)
+    validate_scale(config['scale'])
     record,run,claims = ledger(folder, path), ledger(out/'notebooks', path), criteria(path)
     records,order = _records(folder), paper_order()
     ok = {page_name(p): read_notebook(p).metadata.get('moral_sc', {}).get('ok', True)

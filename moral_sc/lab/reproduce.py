@@ -23,6 +23,7 @@ from pathlib import Path
 import moral_sc
 from ..foundation.datasets import data_dir
 from ..foundation.errors import ConfigError, short_repr, unknown_name_message
+from ..foundation.files import read_json_object
 from ..foundation.runs import provenance
 from .execution import (Result, declared_parameters, execute, read_notebook,
                                     stop_kernels, write_atomic)
@@ -115,9 +116,7 @@ def prepare_report(
         raise ConfigError(f'{out} holds something other than a report: give another --out.')
     with explain_disk_errors(out):
         if not path.is_file(): write_atomic(path, json.dumps(config, indent=1)+'\n')
-    try: old = json.loads(path.read_text())
-    except ValueError:
-        raise ConfigError(f'{path} is damaged: give another --out.') from None
+    old = read_json_object(path)
     if old!=config: raise ConfigError(f'{out} holds a run with {_difference(old, config)}: '
                                       'give another --out, or the same settings.')
     return out

@@ -13,7 +13,7 @@ import numpy as np, pandas as pd, torch
 from dataclasses import dataclass, replace
 from fastcore.meta import delegates
 from ..foundation.arguments import checked
-from ..foundation.errors import ConfigError
+from ..foundation.errors import ConfigError, short_repr
 from ..foundation.progress import progress_callback
 from ..foundation.runs import process_rank
 from .exact_loss import closed_form_limitation, exact_loss
@@ -115,8 +115,8 @@ def train_restarts(
     restarts:int,
     seed=0,
     score=None,     # `f(config, params, ids, period=)` -> [model]; None: `ranking_loss`
-    keep_all=True,  # False: keep only the best restart
-    block=None,     # Models trained at once; None: as many as fit
+    keep_all:bool=True,  # False: keep only the best restart
+    block:int|None=None, # Models trained at once; None: as many as fit
     engine='auto', device='cpu', batch_size=1024, lr=1e-3, weight_decay=.01,
     progress=None,  # True: show a bar; a function: called with steps done and all steps
     **kwargs,           # Of `train`
@@ -126,7 +126,11 @@ def train_restarts(
     I = config.n_instances
     replicated = replicate_config(config, restarts)
     parts = []
-    repeat = lambda x: x if isinstance(x, (int,float)) else torch.as_tensor(x).repeat(restarts)
+    def repeat(name, x):
+        return x if isinstance(x, (int,float)) else as_numbers(name, x).repeat(restarts)
+    if score is not None and not callable(score):
+        raise ConfigError(f'score is {short_repr(score)}: give f(config, params, ids, period).')
+    if block is not None: check_positive_integers(block=block)
     block = block or _max_models(config, engine, device, batch_size)
     chunks = _chunks(I, max(1, block//restarts))
     with progress_callback(progress, 'steps') as report:
@@ -134,9 +138,9 @@ def train_restarts(
             ids = [r*I+i for i in part for r in range(restarts)]
             parts.append(_train_block(replicated, ids, restarts, score or ranking_loss,
                                       keep_all, I, seed=seed,
-                engine=engine, device=device, batch_size=batch_size, lr=repeat(lr),
-                weight_decay=repeat(weight_decay), progress=_block_report(report, k, len(chunks)),
-                **kwargs))
+                engine=engine, device=device, batch_size=batch_size, lr=repeat('lr', lr),
+                weight_decay=repeat('weight_decay', weight_decay),
+                progress=_block_report(report, k, len(chunks)), **kwargs))
     cat = lambda ts: torch.cat(ts) if torch.is_tensor(ts[0]) else {
         k: cat([t[k] for t in ts]) for k in ts[0]}
     params,loss,order,curves,snaps = map(cat, zip(*(p[:5] for p in parts)))

@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 # %% ../../../nbs/lab/site/40_report.ipynb #3af9af95
 from ...foundation.datasets import data_dir
 from ...foundation.errors import MoralScError
+from ...foundation.files import read_json_object
 from ..agreement import agreements, paper_order, summary
 from ..claims import claim_text, format_estimate
 from ..execution import strip_escapes, read_notebook, write_atomic
@@ -307,7 +308,7 @@ def write_report(
 )->Path:      # The front page
     "Write the HTML, the claims and the provenance of a report."
     out = Path(out)
-    config = json.loads((out/'config.json').read_text())
+    config = read_json_object(out/'config.json', scale=str, seed=int)
     nbs = _in_paper_order(notebook_paths(out/'notebooks'))
     names = [nb.metadata['moral_sc']['page'] for nb in nbs]
     _assets(out)

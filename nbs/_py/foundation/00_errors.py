@@ -49,37 +49,6 @@ class ModelError(MoralScError):
 with expect_fail(MoralScError, contains='Age.jsonl'):
     raise DataError('Age.jsonl ends after 12 of 3680 rows: delete it and fetch it again.')
 
-# %% [markdown]
-# ## Misspelt names
-#
-# An unknown name is answered with the nearest known one.
-
-# %%
-#| export
-from difflib import get_close_matches
-
-
-# %%
-#| export
-def unknown_name_message(
-    kind:str,    # Of the thing, in the singular: 'model', 'notebook'
-    name:str,    # The unknown name
-    known:list,  # Known names
-)->str:
-    "Return the message for an unknown name, with the nearest known one"
-    matches = get_close_matches(name.lower(), [k.lower() for k in known], n=1, cutoff=.5)
-    nearest = next((k for k in known if matches and k.lower()==matches[0]), None)
-    end = f'did you mean {nearest!r}?' if nearest else f'known are: {", ".join(sorted(known))}.'
-    return f'There is no {kind} {name!r}; {end}'
-
-
-# %%
-unknown_name_message('model', 'smolm2-135m', ['smollm2-135m-instruct', 'gemma-3-270m'])
-
-# %%
-test_eq(unknown_name_message('paper', 'zzz', ['bias', 'superposition']),
-        "There is no paper 'zzz'; known are: bias, superposition.")
-
 
 # %% [markdown]
 # ## Values in messages
@@ -108,3 +77,36 @@ short_repr(np.zeros((20, 5))), short_repr([[1.]*5]*20), short_repr('cpu')
 # %%
 test_eq(short_repr(np.float64(2)), repr(np.float64(2)))
 assert len(short_repr(object(), 10))==11
+
+# %% [markdown]
+# ## Misspelt names
+#
+# An unknown name is answered with the nearest known one.
+
+# %%
+#| export
+from difflib import get_close_matches
+
+
+# %%
+#| export
+def unknown_name_message(
+    kind:str,    # Of the thing, in the singular: 'model', 'notebook'
+    name:str,    # The unknown name
+    known:list,  # Known names
+)->str:
+    "Return the message for an unknown name, with the nearest known one"
+    if not isinstance(name, str): name = short_repr(name)
+    matches = get_close_matches(name.lower(), [k.lower() for k in known], n=1, cutoff=.5)
+    nearest = next((k for k in known if matches and k.lower()==matches[0]), None)
+    end = f'did you mean {nearest!r}?' if nearest else f'known are: {", ".join(sorted(known))}.'
+    return f'There is no {kind} {name!r}; {end}'
+
+
+# %%
+unknown_name_message('model', 'smolm2-135m', ['smollm2-135m-instruct', 'gemma-3-270m'])
+
+# %%
+test_eq(unknown_name_message('paper', 'zzz', ['bias', 'superposition']),
+        "There is no paper 'zzz'; known are: bias, superposition.")
+assert unknown_name_message('paper', None, ['bias']).startswith("There is no paper 'None'")

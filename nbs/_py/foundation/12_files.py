@@ -16,11 +16,12 @@
 
 # %%
 #| export
-import atexit, functools, os, platform, re, shutil, stat, tempfile, time, warnings, zlib
+import atexit, functools, json, os, platform, re, shutil, stat, tempfile, time, warnings, zlib
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from moral_sc.foundation.datasets import cache_dir
+from moral_sc.foundation.errors import DataError
 
 # %%
 #| hide
@@ -101,6 +102,37 @@ test_eq((left, sorted(p.name for p in tmp.iterdir())), (2, [other.name, 'table.c
 os.utime(other, (0, 0))
 with replace_file(tmp/'table.csv') as part: part.write_text('a,b\n3,4\n')
 test_eq([p.name for p in tmp.iterdir()], ['table.csv'])
+
+
+# %% [markdown]
+# ## JSON of a run
+#
+# The settings of a run are read back when it is resumed. Text that is not an object with these fields is refused.
+
+# %%
+#| export
+def read_json_object(
+    path:Path,
+    **fields,  # Name and type of fields that it must have
+)->dict:
+    "Read a JSON object from the folder of a run"
+    try:
+        obj = json.loads(path.read_text(encoding='utf-8'))
+        if isinstance(obj, dict) and all(isinstance(obj.get(k, path), t) for k,t in fields.items()):
+            return obj
+    except (ValueError, RecursionError): pass
+    raise DataError(f'{path} is damaged; move the folder away and start again.')
+
+
+# %%
+(tmp/'config.json').write_text('{"seed": 0, "end": null}')
+test_eq(read_json_object(tmp/'config.json', seed=int, end=str|None), dict(seed=0, end=None))
+for text in ('[]', 'null', '1', '{}', 'x', '{"seed": "0", "end": null}', '['*100_000):
+    (tmp/'config.json').write_text(text)
+    with expect_fail(DataError, contains='is damaged'):
+        read_json_object(tmp/'config.json', seed=int, end=str|None)
+(tmp/'config.json').write_bytes('{"seed": 0, "end": null}'.encode('utf-16'))
+with expect_fail(DataError): read_json_object(tmp/'config.json')
 
 
 # %% [markdown]

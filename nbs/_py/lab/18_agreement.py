@@ -16,7 +16,6 @@
 
 # %%
 #| export
-import json
 import math
 from pathlib import Path
 from statistics import NormalDist
@@ -24,13 +23,15 @@ from statistics import NormalDist
 # %%
 #| export
 from moral_sc.foundation.datasets import data_dir, read_toml
+from moral_sc.foundation.files import read_json_object
 from moral_sc.lab.claims import Claim, Measurement, criteria, ledger
 from moral_sc.lab.execution import read_notebook
 from moral_sc.lab.paths import notebook_paths, notebooks_dir, page_name
-from moral_sc.lab.scales import SCALES
+from moral_sc.lab.scales import SCALES, validate_scale
 
 # %%
 #| hide
+import json
 import tempfile
 
 import nbformat
@@ -196,7 +197,8 @@ def compare_report(
     "Compare the claims of a report with the recorded ones"
     import pandas as pd
     out,folder = Path(out), folder or notebooks_dir()
-    config = json.loads((out/'config.json').read_text())
+    config = read_json_object(out/'config.json', scale=str, seed=int)
+    validate_scale(config['scale'])
     record,run,claims = ledger(folder, path), ledger(out/'notebooks', path), criteria(path)
     records,order = _records(folder), paper_order()
     ok = {page_name(p): read_notebook(p).metadata.get('moral_sc', {}).get('ok', True)

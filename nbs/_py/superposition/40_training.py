@@ -20,13 +20,14 @@ import hashlib, json, math, torch
 from dataclasses import dataclass, replace
 from importlib import import_module
 from numbers import Integral
+from operator import index
 from pathlib import Path
 from safetensors import safe_open
 from safetensors.torch import save_file
 from fastcore.basics import patch
 from moral_sc.foundation.arguments import checked
-from moral_sc.foundation.errors import (ConfigError, DataError, ModelError, short_repr,
-                                        unknown_name_message)
+from moral_sc.foundation.errors import (ConfigError, DataError, ModelError, MoralScError,
+                                        short_repr, unknown_name_message)
 from moral_sc.foundation.files import replace_file
 from moral_sc.foundation.progress import progress_callback
 from moral_sc.superposition.features import as_numbers, find_function, keys, Sampler, uniform
@@ -315,9 +316,9 @@ def resolve_engine(
             raise ConfigError(f'Engine {engine!r} draws its own data: use eager for data of yours.')
         engine = 'eager'
     try: kind = torch.device(device).type
-    except RuntimeError: kind = ''
+    except (RuntimeError, TypeError): kind = ''
     if kind not in ('cpu','cuda','mps'):
-        raise ConfigError(f'There is no device {device!r}: use cpu or cuda.')
+        raise ConfigError(f'There is no device {short_repr(device)}: use cpu or cuda.')
     if kind=='mps' and not torch.backends.mps.is_available():
         raise ConfigError(f'There is no device {device!r} here: use cpu.')
     if kind=='cuda' and not torch.cuda.is_available():
@@ -366,8 +367,11 @@ def train(
     check_positive_integers(steps=steps, batch_size=batch_size, log_every=log_every)
     if schedule not in schedules:
         raise ConfigError(unknown_name_message('schedule', schedule, list(schedules)))
+    if resume is not None and not isinstance(resume, ToyRun):
+        raise ConfigError(f'resume is {short_repr(resume)}: give a run, such as load_run(path).')
     engine,advance = resolve_engine(engine, config, device, data is not None)
     ids = _check_instances(config, instances)
+    snapshots = _integers('snapshots', () if snapshots is None else snapshots)
     batch_size = config.points or batch_size
     settings = dict(config=config.to_dict(), instances=ids, steps=steps, batch_size=batch_size,
                     seed=seed, lr=_to_list(lr), weight_decay=_to_list(weight_decay),
@@ -377,8 +381,9 @@ def train(
     if resume is None: run = _start_run(config, ids, seed, device, settings)
     else: run = _resume_run(resume, settings)
     run.engine = engine
-    arguments = (batches, _select_instances(lr, ids, config, device),
-                 _select_instances(weight_decay, ids, config, device),
+    rates = [_select_instances(k, v, ids, config, device)
+             for k,v in dict(lr=lr, weight_decay=weight_decay).items()]
+    arguments = (batches, *rates,
                  schedules[schedule], _log_steps(steps, log_every), set(snapshots))
     to = steps if stop is None else min(stop, steps)
     with progress_callback(progress, 'steps') as report:
@@ -439,8 +444,15 @@ class DataSampler:
         i = (u[...,0]*rows).long().clamp(max=rows-1).to(x.device)
         return x[i] if x.ndim==2 else x.gather(1, i[...,None].expand(-1, -1, x.shape[-1]))
 
+def _integers(name, values):
+    "Return a list of integers"
+    if hasattr(values, 'tolist'): values = values.tolist()
+    try: return [index(v) for v in values]
+    except TypeError:
+        raise ConfigError(f'{name} is {short_repr(values)}: give a list of integers.') from None
+
 def _check_instances(config, instances):
-    ids = list(range(config.n_instances)) if instances is None else [int(i) for i in instances]
+    ids = _integers('instances', range(config.n_instances) if instances is None else instances)
     unknown = [i for i in ids if not 0<=i<config.n_instances]
     if not ids: raise ConfigError('instances is empty: give at least one.')
     if unknown: raise ConfigError(
@@ -450,14 +462,15 @@ def _check_instances(config, instances):
         'notebook_compat draws all instances from one generator: train them together.')
     return ids
 
-def _select_instances(x, ids, config, device):
+def _select_instances(name, x, ids, config, device):
     "Select the entries of this run's instances; return a number as it is"
+    t = as_numbers(name, x)
+    if not torch.isfinite(t).all() or (t<0).any():
+        raise ConfigError(f'{name} is {short_repr(x)}: give finite numbers of at least 0.')
     if isinstance(x, (int,float)): return x
-    x = as_numbers('lr or weight_decay', x).float()
-    if x.shape != (config.n_instances,):
-        raise ConfigError(f'a learning rate or decay has shape {list(x.shape)}: give a number or '
-                          f'[{config.n_instances}].')
-    return x[ids].to(device)
+    if t.shape != (config.n_instances,): raise ConfigError(
+        f'{name} has shape {list(t.shape)}: give a number or [{config.n_instances}].')
+    return t.float()[ids].to(device)
 
 def _start_run(config, ids, seed, device, settings):
     params = (dict(zip('Wb', _notebook_start(config, seed))) if config.notebook_compat
@@ -582,10 +595,19 @@ def save_run(
     t |= {f'param.{k}': v for k,v in run.params.items()}
     t |= {f'snapshot.{k}': v for k,v in run.snapshots.items()}
     t |= {f'moment.{k}.{i}': v for k,vs in run.moments.items() for i,v in enumerate(vs)}
-    meta = dict(run=json.dumps(dict(step=run.step, engine=run.engine, settings=run.settings)))
+    meta = json.dumps(dict(step=run.step, engine=run.engine, settings=run.settings))
+    t = {k: v.detach().cpu().contiguous() for k,v in t.items()}
     with replace_file(path) as part:
-        save_file({k: v.detach().cpu().contiguous() for k,v in t.items()}, part, metadata=meta)
+        save_file(t, part, metadata=dict(run=meta, digest=_digest(t, meta)))
     return path
+
+def _digest(tensors, meta):
+    "SHA-256 of tensors and settings; a file with another one is damaged"
+    h = hashlib.sha256(meta.encode())
+    for k in sorted(tensors):
+        h.update(f'{k} {tensors[k].dtype} {list(tensors[k].shape)}'.encode())
+        h.update(tensors[k].numpy().tobytes())
+    return h.hexdigest()
 
 @patch
 def save(self:ToyRun, path)->Path: # File to write; `load_run` or `ToyRun.load` reads it
@@ -614,10 +636,15 @@ def load_run(
     try:
         with safe_open(path, 'pt') as f:
             t = {k: f.get_tensor(k) for k in f.keys()}
-            meta = json.loads(f.metadata()['run'])
+            text,digest = (f.metadata().get(k) for k in ('run', 'digest'))
+        if digest not in (None, _digest(t, text)): raise ValueError # None: of an earlier version
+        return _stored_run(path, t, json.loads(text), functions)
+    except MoralScError: raise
     except Exception as e:
-        problem = type(e).__name__
-        raise DataError(f'{path} is not a saved run ({problem}): train it again.') from None
+        raise DataError(f'{path} is damaged or not a saved run ({type(e).__name__}): delete it and '
+                        'train again.') from None
+
+def _stored_run(path, t, meta, functions):
     s = meta['settings']
     params = {k[6:]: v for k,v in t.items() if k.startswith('param.')}
     config = _with_functions(path, s['config'], functions)
@@ -706,7 +733,10 @@ for kw,words in [(dict(data=rows[:,:4]), 'give [row, 5]'),
                  (dict(device='metal'), "no device 'metal'"), (dict(seed=True), 'seed is True'),
                  (dict(learning_rate=1), "did you mean 'lr'?"), (dict(step=1), "mean 'steps'?"),
                  (dict(steps='9'), 'steps is'), (dict(batch_size=1.5), 'batch_size is 1.5'),
-                 (dict(lr='x'), 'give numbers'), (dict(data='x'), 'data is'),
+                 (dict(lr='x'), 'give numbers'), (dict(lr=-1), 'lr is -1'),
+                 (dict(snapshots='a'), 'snapshots is'), (dict(resume=1), 'resume is 1'),
+                 (dict(weight_decay=[.1]), 'weight_decay has shape [1]'),
+                 (dict(data='x'), 'data is'),
                  (dict(data=[[1], [2, 3]]), 'data is'), (dict(stop='x'), 'stop is')]:
     with expect_fail(ConfigError, contains=words): train(**{**dict(config=ToyConfig(5, 2, 3),
                                                                    steps=30), **kw})
@@ -719,6 +749,10 @@ denser = replace(cfg, density=cfg.densities.clamp(min=.1))
 with expect_fail(ConfigError, contains='has another density: use'):
     train(denser, resume=part, **args)
 with expect_fail(DataError, contains='not a saved run'): load_run('nowhere.safetensors')
+from safetensors.torch import save_file as save_tensors
+with tempfile.TemporaryDirectory() as d:
+    save_tensors(dict(x=torch.ones(3)), Path(d)/'other.safetensors')
+    with expect_fail(DataError, contains='not a saved run'): load_run(Path(d)/'other.safetensors')
 
 # %% [markdown]
 # A non-finite loss stops the run and reports the step:

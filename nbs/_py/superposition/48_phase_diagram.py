@@ -20,7 +20,7 @@ import numpy as np, pandas as pd, torch
 from dataclasses import dataclass, replace
 from fastcore.meta import delegates
 from moral_sc.foundation.arguments import checked
-from moral_sc.foundation.errors import ConfigError
+from moral_sc.foundation.errors import ConfigError, short_repr
 from moral_sc.foundation.progress import progress_callback
 from moral_sc.foundation.runs import process_rank
 from moral_sc.superposition.exact_loss import closed_form_limitation, exact_loss
@@ -179,8 +179,8 @@ def train_restarts(
     restarts:int,
     seed=0,
     score=None,     # `f(config, params, ids, period=)` -> [model]; None: `ranking_loss`
-    keep_all=True,  # False: keep only the best restart
-    block=None,     # Models trained at once; None: as many as fit
+    keep_all:bool=True,  # False: keep only the best restart
+    block:int|None=None, # Models trained at once; None: as many as fit
     engine='auto', device='cpu', batch_size=1024, lr=1e-3, weight_decay=.01,
     progress=None,  # True: show a bar; a function: called with steps done and all steps
     **kwargs,           # Of `train`
@@ -190,7 +190,11 @@ def train_restarts(
     I = config.n_instances
     replicated = replicate_config(config, restarts)
     parts = []
-    repeat = lambda x: x if isinstance(x, (int,float)) else torch.as_tensor(x).repeat(restarts)
+    def repeat(name, x):
+        return x if isinstance(x, (int,float)) else as_numbers(name, x).repeat(restarts)
+    if score is not None and not callable(score):
+        raise ConfigError(f'score is {short_repr(score)}: give f(config, params, ids, period).')
+    if block is not None: check_positive_integers(block=block)
     block = block or _max_models(config, engine, device, batch_size)
     chunks = _chunks(I, max(1, block//restarts))
     with progress_callback(progress, 'steps') as report:
@@ -198,9 +202,9 @@ def train_restarts(
             ids = [r*I+i for i in part for r in range(restarts)]
             parts.append(_train_block(replicated, ids, restarts, score or ranking_loss,
                                       keep_all, I, seed=seed,
-                engine=engine, device=device, batch_size=batch_size, lr=repeat(lr),
-                weight_decay=repeat(weight_decay), progress=_block_report(report, k, len(chunks)),
-                **kwargs))
+                engine=engine, device=device, batch_size=batch_size, lr=repeat('lr', lr),
+                weight_decay=repeat('weight_decay', weight_decay),
+                progress=_block_report(report, k, len(chunks)), **kwargs))
     cat = lambda ts: torch.cat(ts) if torch.is_tensor(ts[0]) else {
         k: cat([t[k] for t in ts]) for k in ts[0]}
     params,loss,order,curves,snaps = map(cat, zip(*(p[:5] for p in parts)))
@@ -562,7 +566,8 @@ with expect_fail(ConfigError, contains='give shapes'): simple_solution_losses(To
 with expect_fail(ConfigError, contains='restarts is 0'): train_restarts(ToyConfig(), 0)
 for kw,words in [(dict(points=1), 'points is 1'), (dict(points='3'), 'points is'),
                  (dict(densities=.1), "did you mean 'density'?"), (dict(stop=3), "argument 'stop'"),
-                 (dict(learning_rate=.1), "did you mean 'lr'?"), (dict(density=['a']), 'density is'),
+                 (dict(learning_rate=.1), "did you mean 'lr'?"),
+                 (dict(density=['a']), 'density is'),
                  (dict(importance=[[1]]), 'importance has shape [1, 1]'),
                  (dict(activation='rely'), "did you mean 'relu'?")]:
     with expect_fail(ConfigError, contains=words): phase_diagram(**kw)

@@ -25,6 +25,7 @@ from pathlib import Path, PurePosixPath
 #| export
 from moral_sc.foundation.datasets import data_dir
 from moral_sc.foundation.errors import MoralScError
+from moral_sc.foundation.files import read_json_object
 from moral_sc.lab.agreement import agreements, paper_order, summary
 from moral_sc.lab.claims import claim_text, format_estimate
 from moral_sc.lab.execution import strip_escapes, read_notebook, write_atomic
@@ -451,7 +452,7 @@ def write_report(
 )->Path:      # The front page
     "Write the HTML, the claims and the provenance of a report."
     out = Path(out)
-    config = json.loads((out/'config.json').read_text())
+    config = read_json_object(out/'config.json', scale=str, seed=int)
     nbs = _in_paper_order(notebook_paths(out/'notebooks'))
     names = [nb.metadata['moral_sc']['page'] for nb in nbs]
     _assets(out)
