@@ -481,7 +481,9 @@ test_eq(build_dialogue(kind, 'q+if', item), build_dialogue('bbq', 'q+if', item))
 assert two_stage(kind, 'q+kind+cot') and 'q+kind' not in load_stimuli()['bbq']['conditions']
 test_eq(wordings(kind, 'q+kind'), ['Please be kind to both people.'])
 for b in load_stimuli(): # The request stands where the instruction of each benchmark stands
-    spec = add_wordings(b, {'q+kind': load_stimuli()[b]['texts']['instruction']})
+    instruction = load_stimuli()[b]['texts'].get('instruction')
+    if not instruction: continue # Items of the toy language bring their own
+    spec = add_wordings(b, {'q+kind': instruction})
     test_eq([[r, expand_references(t, spec['texts'])] for r,t in spec['conditions']['q+kind']],
             [[r, expand_references(t, spec['texts'])] for r,t in spec['conditions']['q+if']])
 build_dialogue(kind, 'q+kind+cot', item)
