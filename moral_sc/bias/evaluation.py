@@ -427,6 +427,7 @@ def _compute_metrics(lm, plan, records, out):
     differences = [b.metrics(d, against=plan.conditions[b.name][0], seed=seed)
                    for b,d in zip(bs, records)]
     e.differences = pd.concat(differences, ignore_index=True)
+    if e.differences.empty: e.differences = e.metrics.iloc[:0] # One condition; with columns
     if out: e.provenance = json.loads((Path(out)/'provenance.json').read_text())
     return e
 

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['CONDITION_STYLES', 'METRIC_NAMES', 'FORMAT_STYLES', 'PRONOUN_COLOURS', 'condition_style', 'condition_styles',
-           'metric_name', 'category_name', 'table_coverage', 'plot_scores', 'plot_differences', 'plot_letters',
-           'select_sweep_rows', 'final_step', 'format_parameters', 'plot_size', 'plot_steps', 'plot_category_panels',
+           'metric_name', 'category_name', 'table_coverage', 'select_sweep_rows', 'plot_scores', 'plot_differences',
+           'plot_letters', 'final_step', 'format_parameters', 'plot_size', 'plot_steps', 'plot_category_panels',
            'plot_changes', 'plot_formats', 'plot_pronouns', 'plot_female_shares', 'plot_correlations']
 
 # %% ../../nbs/bias/60_plots.ipynb #a15c6489
@@ -75,6 +75,24 @@ def table_coverage(
     "Say how many of BBQ's categories a table has"
     bbq = table[table.metric.str.contains('_ambig|_disambig')]
     return coverage(bbq.category) if len(bbq) else ''
+
+def select_sweep_rows(
+    table:pd.DataFrame,        # Of `sweep`, or metrics of an evaluation
+    metric:str,
+    category:str|None=OVERALL, # None for all
+    conditions=None,           # By default every plain one, without the differences
+    benchmark:str|None=None,   # By default the first
+)->pd.DataFrame:
+    "Select the rows of a table that a figure shows"
+    b = benchmark or table.benchmark.iloc[0]
+    d = table[(table.benchmark==b) & (table.metric==metric)]
+    if category: d = d[d.category==category]
+    plain = [c for c in dict.fromkeys(d.condition) if ' - ' not in c]
+    d = d[d.condition.isin(list(conditions or plain))]
+    if d.empty:
+        raise DataError(f'The table has no metric {metric!r} of {b}; it has '
+                        f'{", ".join(dict.fromkeys(table.metric))}.')
+    return d
 
 def _error_bars(d):
     return dict(type='data', symmetric=False, array=d.high-d.value, arrayminus=d.value-d.low,
@@ -167,24 +185,6 @@ def plot_letters(
     return fig
 
 # %% ../../nbs/bias/60_plots.ipynb #16256859
-def select_sweep_rows(
-    table:pd.DataFrame,        # Of `sweep`
-    metric:str,
-    category:str|None=OVERALL, # None for all
-    conditions=None,           # By default every plain one, without the differences
-    benchmark:str|None=None,   # By default the first
-)->pd.DataFrame:
-    "Select the rows of a sweep's table that a figure shows"
-    b = benchmark or table.benchmark.iloc[0]
-    d = table[(table.benchmark==b) & (table.metric==metric)]
-    if category: d = d[d.category==category]
-    plain = [c for c in dict.fromkeys(d.condition) if ' - ' not in c]
-    d = d[d.condition.isin(list(conditions or plain))]
-    if d.empty:
-        raise DataError(f'The table has no metric {metric!r} of {b}; it has '
-                        f'{", ".join(dict.fromkeys(table.metric))}.')
-    return d
-
 def final_step(
     table:pd.DataFrame,
 )->pd.DataFrame:

@@ -491,6 +491,7 @@ def _compute_metrics(lm, plan, records, out):
     differences = [b.metrics(d, against=plan.conditions[b.name][0], seed=seed)
                    for b,d in zip(bs, records)]
     e.differences = pd.concat(differences, ignore_index=True)
+    if e.differences.empty: e.differences = e.metrics.iloc[:0] # One condition; with columns
     if out: e.provenance = json.loads((Path(out)/'provenance.json').read_text())
     return e
 
@@ -757,6 +758,14 @@ pd.testing.assert_frame_equal(back.score('q+kind'), mine.score('q+kind'))
 saved = mine.save(tmp/'saved')
 pd.testing.assert_frame_equal(Evaluation.load(saved).records, mine.records)
 sorted(p.name for p in saved.iterdir()), back
+
+# %% [markdown]
+# With one condition there are no differences, and the folder is read all the same.
+
+# %%
+plain = evaluate(says_b, items=own, conditions='q', out=tmp/'plain')
+test_eq(len(Evaluation.load(tmp/'plain').differences), 0)
+test_eq(list(plain.differences), list(plain.metrics))
 
 # %%
 with expect_fail(ConfigError, contains='holds another evaluation'): same.save(saved)

@@ -379,6 +379,14 @@ lm.model.save_pretrained(tmp/'mine'/'checkpoint-50')
 with expect_fail(ConfigError, contains='weights'): sweep(tmp/'mine', **ask)
 
 # %% [markdown]
+# A sweep of one condition has no differences, and is read again all the same.
+
+# %%
+single = dict(benchmarks='bbq-like', conditions=['q'], limit=4, out=tmp/'single')
+one,two = (sweep(models[0], **single).table for _ in range(2))
+pd.testing.assert_frame_equal(one, two)
+
+# %% [markdown]
 # A model that cannot be loaded is skipped with a warning.
 
 # %%

@@ -120,6 +120,24 @@ def table_coverage(
     bbq = table[table.metric.str.contains('_ambig|_disambig')]
     return coverage(bbq.category) if len(bbq) else ''
 
+def select_sweep_rows(
+    table:pd.DataFrame,        # Of `sweep`, or metrics of an evaluation
+    metric:str,
+    category:str|None=OVERALL, # None for all
+    conditions=None,           # By default every plain one, without the differences
+    benchmark:str|None=None,   # By default the first
+)->pd.DataFrame:
+    "Select the rows of a table that a figure shows"
+    b = benchmark or table.benchmark.iloc[0]
+    d = table[(table.benchmark==b) & (table.metric==metric)]
+    if category: d = d[d.category==category]
+    plain = [c for c in dict.fromkeys(d.condition) if ' - ' not in c]
+    d = d[d.condition.isin(list(conditions or plain))]
+    if d.empty:
+        raise DataError(f'The table has no metric {metric!r} of {b}; it has '
+                        f'{", ".join(dict.fromkeys(table.metric))}.')
+    return d
+
 def _error_bars(d):
     return dict(type='data', symmetric=False, array=d.high-d.value, arrayminus=d.value-d.low,
                 thickness=1.5, width=3)
@@ -274,24 +292,6 @@ table = sweep(stub_sweep_models(ours), 'bbq-like', limit=48, out=tempfile.mkdtem
 
 # %%
 #| export
-def select_sweep_rows(
-    table:pd.DataFrame,        # Of `sweep`
-    metric:str,
-    category:str|None=OVERALL, # None for all
-    conditions=None,           # By default every plain one, without the differences
-    benchmark:str|None=None,   # By default the first
-)->pd.DataFrame:
-    "Select the rows of a sweep's table that a figure shows"
-    b = benchmark or table.benchmark.iloc[0]
-    d = table[(table.benchmark==b) & (table.metric==metric)]
-    if category: d = d[d.category==category]
-    plain = [c for c in dict.fromkeys(d.condition) if ' - ' not in c]
-    d = d[d.condition.isin(list(conditions or plain))]
-    if d.empty:
-        raise DataError(f'The table has no metric {metric!r} of {b}; it has '
-                        f'{", ".join(dict.fromkeys(table.metric))}.')
-    return d
-
 def final_step(
     table:pd.DataFrame,
 )->pd.DataFrame:

@@ -46,7 +46,8 @@ rows = read_jsonl(data_dir()/'benchmarks'/'bbq_like.jsonl')[:8]
 
 # %%
 ODD = [None, True, -1, 3, 2.5, 1e400, float('nan'), 10**30, '', ' ', '0', 'NA', 'nan', '60%',
-       '.6', '\u2019', '\u2028', 'a\tb', '"', [], {}, [[]], [1], ['unknown'], {'ans0':None}, 'x'*300]
+       '.6', '\u2019', '\u2028', 'a\tb', '"', [], {}, [[]], [1], ['unknown'], {'ans0':None},
+       'x'*300]
 
 def mutate_bytes(data, r):
     "Replace, delete, repeat or insert some bytes"
@@ -181,7 +182,8 @@ def harness(row):
 def inspected(row):
     keep = ('category', 'question_index', 'question_polarity', 'context_condition',
             'answer_info', 'additional_metadata')
-    return dict(id=f"{row['category']}_{row['example_id']:05d}", epoch=1, target='ABC'[row['label']],
+    return dict(id=f"{row['category']}_{row['example_id']:05d}", epoch=1,
+                target='ABC'[row['label']],
                 input=f"Context: {row['context']}\n\nQuestion: {row['question']}",
                 choices=[row[f'ans{i}'] for i in range(3)],
                 metadata=dict(source_id=row['example_id'], **{k:row[k] for k in keep}),

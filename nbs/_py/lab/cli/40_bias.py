@@ -16,22 +16,74 @@
 
 # %%
 #| export
+import re
+import warnings
+from contextlib import contextmanager
 from pathlib import Path
 
 import typer
-from moral_sc.foundation.errors import ConfigError
-from moral_sc.lab.cli.console import (Device, Limit, Mode, Out, Seed, argument, command_group,
-                                      format_table, help_examples, option, print_status,
-                                      progress_bar, run_folder)
+from moral_sc.foundation.errors import ConfigError, MoralScError
+from moral_sc.lab.cli.console import (AsJson, Device, Limit, Mode, Out, Seed, argument,
+                                      command_group, help_examples, option, print_rows,
+                                      print_status, progress_bar, run_folder)
 
 # %%
 #| hide
-import os, shlex, tempfile, warnings
+import json, os, shlex, tempfile
 from fastcore.test import *
 from typer.testing import CliRunner
 from moral_sc.lab.cli.console import ErrorGroup
 from moral_sc.language.stub_models import random_model
 os.chdir(tempfile.mkdtemp())
+
+
+# %% [markdown]
+# Functions of the package speak of Python arguments. `shell_messages` rewrites those that a command has as options, in
+# errors and in warnings, and prints each warning once, without the line of source that raised it.
+
+# %%
+#| export
+def shell_words(
+    text:str,
+    flags:dict,  # Python argument to option: dict(limit='--limit')
+)->str:
+    "Rewrite Python arguments in a message as options of a command"
+    text = text.replace("or call load(source='ours')", 'or use --benchmark bbq-like')
+    text = re.sub(r', or give conditions=\{.*?\}', '', text)
+    def rewrite(m):
+        value = m[2].strip('[]').strip('\'"')
+        return f'{flags[m[1]]} {value}'.strip() if m[1] in flags else m[0]
+    return re.sub(r'\b(\w+)=(\[?(?:"[^"]*"|\'[^\']*\'|[\w./+-]*\w)?\]?)', rewrite, text)
+
+@contextmanager
+def shell_messages(
+    **flags:str, # Python argument to option
+):
+    "Raise errors and print warnings in the words of the command line"
+    seen = set()
+    def show(message, *a, **k):
+        text = shell_words(str(message), flags)
+        if text not in seen: print_status(f'Warning: {text}')
+        seen.add(text)
+    with warnings.catch_warnings():
+        warnings.simplefilter('always', UserWarning)
+        warnings.showwarning = show
+        try: yield
+        except MoralScError as e: raise type(e)(shell_words(str(e), flags)) from e
+
+
+# %%
+words = {'try mode="chat".':'try --mode chat.', 'give out=.':'give --out.',
+         'limit=2 is less; see x=3':'--limit 2 is less; see x=3',
+         'pass benchmarks=[NAME] now':'pass --benchmark NAME now',
+         "offline, or call load(source='ours').":'offline, or use --benchmark bbq-like.'}
+named = dict(mode='--mode', limit='--limit', out='--out', benchmarks='--benchmark')
+for python,shell in words.items(): test_eq(shell_words(python, named), shell)
+
+with expect_fail(ConfigError, contains='--mode chot is unknown'):
+    with shell_messages(mode='--mode'):
+        for _ in range(3): warnings.warn('Few answers: try mode="chat".', stacklevel=2)
+        raise ConfigError("mode='chot' is unknown.")
 
 # %% [markdown]
 # Each command calls one function of the package [bias](../../bias/index.ipynb). An interrupted sweep
@@ -40,6 +92,39 @@ os.chdir(tempfile.mkdtemp())
 # %%
 #| export
 bias = command_group('Bias benchmarks: many models, single questions, power.')
+
+Benchmarks = option(list[str], 'bbq, bbq-like, winogender, admissions or discrim-eval; repeat for '
+                    'several.', metavar='NAME')
+Conditions = option(list[str]|None, 'q, q+if, q+if+cot, ...; repeat for several. Default: the '
+                    'conditions of each benchmark.', metavar='NAME')
+Categories = option(list[str]|None, 'Category of BBQ; repeat for several. Default: all that are '
+                    'available.', metavar='NAME')
+Items = option(Path|None, 'Your own questions, in the format of the benchmark: a .jsonl, .json, '
+               '.csv, .tsv or .parquet file.', metavar='FILE')
+Wordings = option(list[str]|None, 'A request of your own in the place of the instruction, as a '
+                  'condition: "q+kind=Please be kind."; repeat for several.', metavar='NAME=TEXT')
+ConditionsFile = option(Path|None, 'Texts and conditions of your own, a .toml file in the form of '
+                        'data/conditions.toml.', metavar='FILE')
+
+EVALUATION_FLAGS = dict( # Python argument to option, for messages
+    benchmarks='--benchmark', conditions='--condition', categories='--category', items='--items',
+    wordings='--wording', conditions_file='--conditions-file', limit='--limit', orders='--orders',
+    samples='--samples', mode='--mode', seed='--seed', out='--out', device='--device',
+    dtype='--dtype', max_new_tokens='--max-new-tokens')
+
+def parse_wordings(
+    texts,    # Of --wording: 'q+kind=Please be kind.'
+)->dict|None: # Name to text
+    "Read the values of --wording"
+    out = {}
+    for t in texts or ():
+        name,equals,text = t.partition('=')
+        if not equals or not text.strip():
+            raise ConfigError(f'--wording {t} has no text: give NAME=TEXT, such as '
+                              '"q+kind=Please be kind.".')
+        if name in out: raise ConfigError(f'--wording {name} is given twice: name each once.')
+        out[name.strip()] = text.strip()
+    return out or None
 
 def _models(named, families, at_most, stages):
     from moral_sc.bias.sweep import models_of_families
@@ -59,8 +144,12 @@ def sweep_command(
     family:option(list[str]|None, 'All aliases of a family; may be repeated.')=None,
     at_most:option(float, 'Of a family: at most so many parameters.', above=0)=float('inf'),
     stage:option(list[str]|None, 'Of a family: base, sft, dpo, instruct; may be repeated.')=None,
-    benchmark:option(list[str], 'See moral_sc evaluate; may be repeated.')=('bbq',),
-    condition:option(list[str]|None, 'q, q+if ...; may be repeated. Default: those of each.')=None,
+    benchmark:Benchmarks=('bbq',),
+    condition:Conditions=None,
+    category:Categories=None,
+    items:Items=None,
+    wording:Wordings=None,
+    conditions_file:ConditionsFile=None,
     limit:Limit=None,
     orders:option(int, 'Orders of the options: 1, 3 or 6.')=1,
     mode:Mode='plain',
@@ -68,18 +157,36 @@ def sweep_command(
     dtype:option(str, 'auto, float32, bfloat16 ...')='auto',
     seed:Seed=0,
     out:Out=None,
+    as_json:AsJson=False,
 ):
     "Evaluate many models on the same questions; one table."
     from moral_sc.bias.sweep import expand_models, sweep as run
     specs = expand_models(_models(models, family, at_most, stage))
     out = run_folder(out, 'sweep')
     print_status(f'Evaluating {len(specs)} models on {", ".join(benchmark)}; writing to {out}.')
-    with progress_bar('questions') as progress:
+    own = dict(items=items, categories=category or None, wordings=parse_wordings(wording),
+               conditions_file=conditions_file and str(conditions_file))
+    with shell_messages(**EVALUATION_FLAGS), progress_bar('questions') as progress:
         result = run(specs, list(benchmark), condition or None, str(out), limit, orders, seed,
-                     mode, dtype, device, lambda name,n,total: progress(n, total))
+                     mode, dtype, device, _named_progress(progress, len(specs)),
+                     **{k:v for k,v in own.items() if v is not None})
+    if as_json:
+        print_rows(result.table, True)
+        print_status(f'{result}\n{out/"table.csv"}')
+        return
     typer.echo(repr(result)) # Says how many of BBQ's categories these are
-    typer.echo(_overall(result.table))
+    print_rows(_overall(result.table), False)
     typer.echo(out/'table.csv')
+
+def _named_progress(progress, count):
+    "Return a callback that prints each model's name before its progress"
+    seen = []
+    def report(name, n, total):
+        if name not in seen:
+            seen.append(name)
+            print_status(f'{name} (model {len(seen)} of {count} to be asked)')
+        progress(n, total)
+    return report
 
 def _overall(d):
     "Return a table of the soft bias score, or of a benchmark's first metric"
@@ -91,7 +198,51 @@ def _overall(d):
         rows += [dict(model=r.model, step=r.step, benchmark=b, condition=r.condition,
                       metric=metric, value=format_estimate(r.value, r.low, r.high))
                  for r in g.assign(step=g.step.astype('string').fillna('')).itertuples()]
-    return format_table(rows)
+    return rows
+
+
+# %% [markdown]
+# `moral_sc bias compare` subtracts the metrics of one evaluation from those of another, question by question.
+# `moral_sc bias logs` scores the log of another tool.
+
+# %%
+#| export
+@bias.command('compare', epilog=help_examples(
+    'moral_sc bias compare runs/evaluate/model-a runs/evaluate/model-b --json'))
+def compare_command(
+    a:argument(Path, 'Folder of an evaluation.'),
+    b:argument(Path, 'Another of the same questions; its metrics are subtracted.'),
+    seed:Seed=0,
+    as_json:AsJson=False,
+):
+    """Compare two evaluations of the same questions, A minus B.
+
+    The intervals draw what the benchmark's own draw, for both at once: templates, occupations,
+    students or decisions. The table shows all questions; --json has every category."""
+    from moral_sc.bias.comparison import compare
+    from moral_sc.lab.claims import format_estimate
+    with shell_messages(): d = compare(a, b, seed)
+    if as_json: print_rows(d, True); return
+    first = d[d.category==d.groupby('benchmark').category.transform('first')]
+    typer.echo(f'{d.difference.iloc[0]}; intervals draw {d.draws.iloc[0]}')
+    covered = first.categories if 'categories' in first else None
+    if covered is not None: typer.echo(f'over {int(covered.max())} categories')
+    print_rows([dict(benchmark=r.benchmark, condition=r.condition, metric=r.metric,
+                     difference=format_estimate(r.value, r.low, r.high))
+                for r in first.itertuples()], False)
+
+@bias.command('logs', epilog=help_examples('moral_sc bias logs samples_bbq_2026-01-02.jsonl'))
+def logs_command(
+    log:argument(Path, 'samples_*.jsonl of lm-evaluation-harness, or .eval or .json of Inspect.'),
+    as_json:AsJson=False,
+):
+    "Score the answers to BBQ in another tool's log, beside the scores that it reports."
+    from moral_sc.bias.logs import compare_scores, read_log
+    with shell_messages():
+        read = read_log(log)
+        d = compare_scores(read)
+    print_status(repr(read))
+    print_rows(d if as_json else d.round(4), as_json)
 
 
 # %% [markdown]
@@ -107,13 +258,16 @@ def power_command(
     icc:option(float, 'Correlation of two questions of one template.', bounds=(0, 1))=.2,
     sd:option(float, 'Standard deviation of the difference over questions.', above=0)=.5,
     occupations:option(int, 'Points of a correlation.', bounds=(4, 10**9))=60,
+    as_json:AsJson=False,
 ):
     "Compute the smallest effects that a run detects four times in five."
     from moral_sc.bias.power import detectable_effect, detectable_correlation, standard_error
     d = detectable_effect(standard_error(sd, templates, questions, icc), templates-1)
-    typer.echo(format_table([dict(effect='change of a score, paired', detectable=f'{d:.4f}'),
-                      dict(effect=f'correlation over {occupations} points, from zero',
-                           detectable=f'{detectable_correlation(occupations):.3f}')]))
+    r = detectable_correlation(occupations)
+    rows = [dict(effect='change of a score, paired', detectable=d if as_json else f'{d:.4f}'),
+            dict(effect=f'correlation over {occupations} points, from zero',
+                 detectable=r if as_json else f'{r:.3f}')]
+    print_rows(rows, as_json)
 
 
 # %% [markdown]
@@ -130,7 +284,7 @@ def view_command(
 ):
     "Make an offline page of single questions: prompt, probabilities, verdict."
     from moral_sc.bias.viewer import view as page
-    typer.echo(page(run, out or run/'view.html', limit))
+    with shell_messages(limit='--limit'): typer.echo(page(run, out or run/'view.html', limit))
 
 
 # %%
@@ -138,9 +292,7 @@ def sh(command):
     "Run a command; return its exit code and output lines"
     app = command_group('', cls=ErrorGroup)
     app.add_typer(bias, name='bias')
-    with warnings.catch_warnings(): # Random models give letters next to nothing, and are told
-        warnings.simplefilter('ignore')
-        res = CliRunner().invoke(app, shlex.split(f'bias {command}'))
+    res = CliRunner().invoke(app, shlex.split(f'bias {command}'))
     assert res.exception is None or isinstance(res.exception, SystemExit), res.exception
     return res.exit_code, res.output.strip().splitlines()
 
@@ -165,10 +317,36 @@ code, said[-1], Path(said[-1]).stat().st_size
 # %%
 print(*sh('power --templates 100')[1], sep='\n')
 
+# %% [markdown]
+# Your own questions and wording, as JSON; and the difference of two models:
+
+# %%
+own = Path('own.csv')
+own.write_text('context,question,ans0,ans1,ans2,label,biased\n'
+               'Kim and Lee met. Lee won.,Who won?,Kim,Lee,Unknown,1,0\n'
+               'Kim and Lee met.,Who won?,Kim,Lee,Unknown,2,0\n')
+code,said = sh('sweep mine --items own.csv --wording "q+kind=Please be kind." --out own --json')
+rows = json.loads('\n'.join(said[said.index('['):said.index(']')+1]))
+test_eq((code, {r['condition'] for r in rows if ' - ' not in r['condition']}),
+        (0, {'q', 'q+if', 'q+kind'}))
+code,said = sh('compare own/mine-checkpoint-100/yours own/mine-checkpoint-200/yours')
+print(*said[:5], sep='\n')
+
+# %%
+code,said = sh('compare own/mine-checkpoint-100/yours own/mine-checkpoint-200/yours --json')
+rows = json.loads('\n'.join(said[said.index('['):said.index(']')+1]))
+test_eq((code, rows[0]['questions'], rows[0]['draws']), (0, 2, 'templates'))
+code,said = sh('power --templates 100 --json')
+test_eq(set(json.loads('\n'.join(said))[0]), {'effect', 'detectable'})
+
 # %%
 wrong = ['sweep', 'sweep --family qwen9', 'sweep pythia-70', 'sweep mine --benchmark bqb',
          'sweep mine --condition q+fi', 'sweep mine --benchmark bbq-like --orders 2',
-         'view nowhere',
+         'view nowhere', 'compare own nowhere', 'logs own.csv', 'sweep mine --items nowhere.csv',
+         'sweep mine --items own.csv --wording "q+kind"', 'sweep mine --items own.csv --limit 0',
+         'sweep mine --items own.csv --wording "kind=Be kind."', 'sweep mine --category Agee',
+         'sweep mine --items own.csv --category Age', 'sweep mine --conditions-file own.csv',
+         'sweep mine --benchmark winogender --benchmark admissions --condition q+match',
          'power --icc 2', 'power --templates 1']
 for w in wrong: print(w, sh(w)[1][-1], sep='\n    ')
 

@@ -27,16 +27,20 @@ import typer
 #| export
 import moral_sc
 from moral_sc.foundation.errors import ConfigError, DataError
-from moral_sc.lab.cli.console import (Device, ErrorGroup, Limit, Mode, Model, Out, Scale, Seed,
-                                      argument, command_group, format_table, help_examples, option,
-                                      print_status, progress_bar, run_folder, write_file)
-from moral_sc.lab.cli.bias import bias
+from moral_sc.lab.cli.console import (AsJson, Device, ErrorGroup, Limit, Mode, Model, Out, Scale,
+                                      Seed, argument, command_group, help_examples, option,
+                                      print_rows, print_status, progress_bar, run_folder)
+from moral_sc.lab.cli.bias import (EVALUATION_FLAGS, Benchmarks, Categories, Conditions,
+                                   ConditionsFile, Items, Wordings, bias, parse_wordings,
+                                   shell_messages)
+from moral_sc.lab.cli.bias_toy import toy
 from moral_sc.lab.cli.constitution import constitution
 from moral_sc.lab.cli.superposition import superposition
 from moral_sc.lab.scales import SCALES
 
 # %%
 #| hide
+import json
 import re
 import shlex
 import subprocess
@@ -46,6 +50,7 @@ import time
 import nbformat
 from fastcore.test import *
 from typer.testing import CliRunner
+from moral_sc.foundation.datasets import data_list
 from moral_sc.language.api_models import stub_server
 
 tmp = Path(tempfile.mkdtemp())/'made'
@@ -94,8 +99,8 @@ def main():
 
 # %%
 #| export
-def _bars():
-    "Return a listener with a bar for each page; rich is imported here because it is slow"
+def _bars(message):
+    "Return a listener that prints a message and shows a bar for each page; rich is slow to import"
     from rich.console import Console
     from rich.progress import (BarColumn, Progress, TextColumn, TimeElapsedColumn,
                                TimeRemainingColumn)
@@ -112,6 +117,7 @@ def _bars():
         def __enter__(self): self.progress.start(); return self
         def __exit__(self, *exc): self.progress.stop()
         def begin(self, names, stored):
+            if names: print_status(message)
             for r in stored: print_status(f'{r.page}: finished earlier')
             self.pages,self.finished = len(names), 0
             add = lambda n, **kw: self.progress.add_task(n, total=None, at='', **kw)
@@ -165,15 +171,15 @@ def _reproduce(
     The report opens in a browser. If the run is interrupted, the report shows what is finished, and
     the same command resumes. The exit code is 1 if a page stops or a quantity differs."""
     from moral_sc.lab.agreement import summary
-    from moral_sc.lab.paths import page_name
-    from moral_sc.lab.reproduce import find_pages, reproduce
+    from moral_sc.lab.paths import find_pages, page_name
+    from moral_sc.lab.reproduce import reproduce
     pages = [page_name(p) for p in find_pages(names or ())]
     settings = _assignments(assign or ())
     listed = ', '.join(pages) if len(pages)<6 else f'{len(pages)} pages'
     given = ''.join(f', {k}={v}' for k,v in settings.items())
     given += f', on {", ".join(model)}' if model else ''
-    print_status(f'Running {listed} at scale {scale}{given}; writing to {out}.')
-    report = reproduce(names or (), scale, jobs, out, seed, _bars(), models=model or (),
+    message = f'Running {listed} at scale {scale}{given}; writing to {out}.'
+    report = reproduce(names or (), scale, jobs, out, seed, _bars(message), models=model or (),
                        settings=settings)
     if not report.fresh: print_status('All pages were finished earlier; nothing was run.')
     n = len(report.failed)
@@ -203,6 +209,37 @@ def _print_comparison(report):
         new = format_estimate(r.estimate, r.low, r.high)
         print_status(f'Differs: {r.id}: recorded {old}, this run {new} ({r.difference})')
     return len(rows)
+
+
+# %% [markdown]
+# ## Pages
+#
+# `page` names the notebook of a page, which in an installed package is not easy to find, or copies it.
+
+# %%
+#| export
+@app.command('page', epilog=help_examples('moral_sc page phase_change',
+                                          'moral_sc page your_own_model_and_data --copy .'))
+def _page(
+    names:argument(list[str]|None, 'Papers, pages or guides. Default: all.', 'NAME')=None,
+    copy:option(Path|None, 'Copy the notebooks into this folder, to read and change them.')=None,
+):
+    "Print the paths of pages and guides, or copy them."
+    import shutil
+    from moral_sc.lab.paths import find_pages, guides_dir, notebook_paths
+    pages = find_pages(names) if names else find_pages()+notebook_paths(guides_dir())
+    if copy is None:
+        for p in pages: typer.echo(p)
+        return
+    if not copy.is_dir(): raise ConfigError(f'{copy} is not a folder: make it first.')
+    copies = [copy/p.name for p in pages]
+    for c in copies:
+        if c.exists(): raise ConfigError(f'{c} exists already: give another folder.')
+    if len(set(copies))<len(copies):
+        raise ConfigError('Two of these pages have one file name: copy them one by one.')
+    for p,c in zip(pages, copies):
+        shutil.copyfile(p, c)
+        typer.echo(c)
 
 
 # %% [markdown]
@@ -252,10 +289,10 @@ data = command_group('List, download and verify public data files.')
 app.add_typer(data, name='data')
 
 @data.command('list', epilog=help_examples('moral_sc data list'))
-def _list():
+def _list(as_json:AsJson=False):
     "List the files, their licences and the local copies."
     from moral_sc.foundation.datasets import data_list
-    typer.echo(format_table(data_list()))
+    print_rows(data_list(), as_json)
 
 Ids = argument(list[str]|None, 'Ids that `moral_sc data list` prints.', 'ID')
 
@@ -278,13 +315,13 @@ def _fetch_one(id, fetch):
 
 @data.command('verify', epilog=help_examples('moral_sc data verify',
                                              'moral_sc data verify bbq/Age'))
-def _verify(ids:Ids=None):
+def _verify(ids:Ids=None, as_json:AsJson=False):
     """Check local copies against their hashes.
 
     The exit code is 1 if a file is damaged."""
     from moral_sc.foundation.datasets import verify
     rows = verify(ids or None)
-    typer.echo(format_table(rows))
+    print_rows(rows, as_json)
     bad = [r for r in rows if r['status'] not in ('ok', 'missing', 'unpinned')]
     if not bad: return
     print_status(f'{len(bad)} files are damaged: fetch them again, or replace them in the mirror.')
@@ -301,15 +338,16 @@ def _verify(ids:Ids=None):
 #| export
 @app.command('evaluate', epilog=help_examples(
     'moral_sc evaluate smollm2-135m-instruct --benchmark bbq-like --limit 40',
-    'moral_sc evaluate gemma-3-270m --benchmark winogender --condition q'))
+    'moral_sc evaluate gemma-3-270m --benchmark winogender --condition q',
+    'moral_sc evaluate my-model --items mine.csv --wording "q+kind=Please be kind." --json'))
 def _evaluate(
     model:Model,
-    benchmark:option(list[str], 'bbq, bbq-like, winogender, admissions or discrim-eval; '
-                     'repeat for several.', metavar='NAME')=('bbq',),
-    condition:option(list[str]|None, 'q, q+if, q+if+cot, ...; repeat for several. '
-                     'Default: the conditions of each benchmark.', metavar='NAME')=None,
-    category:option(list[str]|None, 'Category of BBQ; repeat for several. Default: all that are '
-                    'available.', metavar='NAME')=None,
+    benchmark:Benchmarks=('bbq',),
+    condition:Conditions=None,
+    category:Categories=None,
+    items:Items=None,
+    wording:Wordings=None,
+    conditions_file:ConditionsFile=None,
     limit:Limit=None,
     orders:option(int, 'Number of orders of the answer options: 1, 3 or 6.')=1,
     samples:option(int, 'Chains of thought for each question, for conditions with cot.')=1,
@@ -319,36 +357,50 @@ def _evaluate(
     dtype:option(str, 'auto, float32, bfloat16, ...', metavar='NAME')='auto',
     seed:Seed=0,
     out:Out=None,
+    as_json:AsJson=False,
 ):
-    "Measure the bias of a model on one or more benchmarks."
-    from moral_sc import bias, language
+    """Measure the bias of a model on one or more benchmarks.
+
+    --items asks your own questions: a .jsonl, .json, .csv, .tsv or .parquet file with the fields of
+    BBQ, or with context, question, ans0, ans1, ans2, label (number of the right answer) and, if you
+    like, biased (of the stereotyped answer), unknown (of the answer that declines), id, category,
+    template, scene. Of another --benchmark, they have that one's fields."""
+    from moral_sc import language
+    from moral_sc.bias.evaluation import plan_evaluation, run_plan
     out = run_folder(out, 'evaluate', Path(model).name)
-    conditions = f' under {", ".join(condition)}' if condition else ''
-    print_status(f'Evaluating {model} on {", ".join(benchmark)}{conditions}; writing to {out}.')
-    lm = language.load(model, dtype, device)
-    print_status(repr(lm))
-    with progress_bar('questions') as progress:
-        evaluation = bias.evaluate(
-            lm, list(benchmark), condition or None, limit, str(out), orders, seed, mode, samples,
-            categories=category or None, progress=progress, max_new_tokens=max_new_tokens)
-    for k in ('records', 'metrics', 'differences'):
-        write_file(out/f'{k}.csv', getattr(evaluation, k).to_csv(index=False))
-    typer.echo(repr(evaluation)) # Says how many of BBQ's categories these are
-    typer.echo(_overall(evaluation.metrics))
-    typer.echo(out/'metrics.csv')
+    with shell_messages(**EVALUATION_FLAGS):
+        plan = plan_evaluation(
+            list(benchmark), condition or None, limit, orders, seed, mode, samples, items,
+            category or None, wordings=parse_wordings(wording), conditions_file=conditions_file,
+            max_new_tokens=max_new_tokens)
+        asked = dict.fromkeys(c for cs in plan.conditions.values() for c in cs)
+        print_status(f'Evaluating {model}: {plan} under {", ".join(asked)}; writing to {out}.')
+        lm = language.load(model, dtype, device)
+        print_status(repr(lm))
+        with progress_bar('questions') as progress: e = run_plan(plan, lm, str(out), progress)
+    if as_json: print_rows(_all_metrics(e), True)
+    # The first line says how many of BBQ's categories these are
+    print_status(repr(e)) if as_json else typer.echo(repr(e))
+    if not as_json: print_rows(_overall(e.metrics), False)
+    print_status(f'{out/"metrics.csv"}') if as_json else typer.echo(out/'metrics.csv')
+
+def _all_metrics(e):
+    import pandas as pd
+    return pd.concat([e.metrics, e.differences], ignore_index=True).assign(model=e.model)
 
 def _overall(metrics):
-    "Format the metrics over all categories"
+    "Return the metrics over all categories, formatted"
     from moral_sc.lab.claims import format_estimate
     first = metrics.groupby('benchmark').category.transform('first')
     rows = metrics[metrics.category==first]
-    return format_table([dict(benchmark=r.benchmark, condition=r.condition, metric=r.metric,
-                        value=format_estimate(r.value, r.low, r.high)) for r in rows.itertuples()])
+    return [dict(benchmark=r.benchmark, condition=r.condition, metric=r.metric,
+                 value=format_estimate(r.value, r.low, r.high)) for r in rows.itertuples()]
 
 
 # %%
 #| export
 app.add_typer(superposition, name='superposition')
+bias.add_typer(toy, name='toy')
 app.add_typer(bias, name='bias')
 app.add_typer(constitution, name='constitution')
 
@@ -429,7 +481,9 @@ def _record(
     allow_smaller:option(bool, 'Replace outputs of a larger scale.', '--allow-smaller')=False,
 ):
     "Run pages and store their outputs in the notebooks."
+    from moral_sc.lab.execution import read_notebook
     from moral_sc.lab.recording import record_page
+    for n in notebooks: read_notebook(n)
     failed = 0
     for n in notebooks:
         print_status(f'Running {n}; its outputs are stored in it.')
@@ -529,6 +583,18 @@ test_eq(sh('reproduce fine.ipynb broken.ipynb'), (1, 'report/index.html'))
 test_eq(sh('reproduce fine.ipynb'), (0, 'report/index.html'))
 
 # %% [markdown]
+# A page of the package, and a copy of it:
+
+# %%
+code,path = sh('page phase_change')
+test_eq((code, Path(path).is_file()), (0, True))
+test_eq(sh('page phase_change --copy .'), (0, 'phase_change.ipynb'))
+test_eq(Path('phase_change.ipynb').read_bytes(), Path(path).read_bytes())
+test_eq(sh('page phase_change --copy .')[0], 2)
+Path('phase_change.ipynb').unlink()
+len(CliRunner().invoke(app, ['page']).output.split())
+
+# %% [markdown]
 # A finished training is not repeated:
 
 # %%
@@ -555,6 +621,29 @@ len(got), refused
 test_eq((len(got), refused[0]), (4, 2))
 
 # %% [markdown]
+# Your own questions under a wording of your own, as JSON for another program:
+
+# %%
+Path('own.csv').write_text('context,question,ans0,ans1,ans2,label,biased\n'
+                           'Kim and Lee met. Lee won.,Who won?,Kim,Lee,Unknown,1,0\n'
+                           'Kim and Lee met.,Who lost?,Kim,Lee,Unknown,2,1\n')
+own = ('evaluate api:fake --items own.csv --wording "q+kind=Please be kind." --condition q '
+       '--condition q+kind --mode chat-noprefill --out own --json')
+with stub_server(lambda messages: dict(a=.2, b=.5, c=.25)) as (url,got):
+    os.environ.update(OPENAI_BASE_URL=url, OPENAI_API_KEY='none')
+    res = CliRunner().invoke(app, shlex.split(own), prog_name='moral_sc')
+rows = json.loads(res.stdout)
+test_eq(res.exit_code, 0)
+assert 'Please be kind.' in str(got)
+[r for r in rows if r['metric']=='accuracy_disambig' and r['category']=='micro']
+
+# %%
+test_eq({(r['condition'], r['value']) for r in rows if r['metric']=='accuracy_ambig'},
+        {('q', 0.), ('q+kind', 0.), ('q+kind - q', 0.)})
+test_eq(json.loads(CliRunner().invoke(app, ['data', 'list', '--json']).stdout)[0].keys(),
+        dict.fromkeys(data_list()[0]).keys())
+
+# %% [markdown]
 # ## Bad input
 #
 # Bad input is answered with one sentence, and nothing is written.
@@ -565,18 +654,28 @@ wrong = ['reproduce superpositon --out x', 'reproduce fine.ipynb --jobs 0 --out 
          'reproduce fine.ipynb --set n --out x', 'reproduce fine.ipynb --set m=2 --out x',
          'reproduce fine.ipynb --model m --out x', 'claims --json --csv',
          'reproduce fine.ipynb --scale huge --out x', 'reproduce fine.ipynb --scale cpu',
-         'reproduce fine.ipynb --out /proc/x', 'reproduce fine.ipynb --out fine.ipynb',
+         'page nowhere', 'page fine --copy nowhere', 'page superposition --copy report.txt',
+         'reproduce fine.ipynb --seed 7 --out x', 'reproduce fine.ipynb --out /proc/x',
+         'reproduce fine.ipynb --out fine.ipynb',
          'claims --report nowhere', 'data fetch', 'data fetch bbq/Agee',
-         'evaluate no-such-model --out x',
+         'evaluate no-such-model --benchmark bbq-like --out x',
+         'evaluate m --benchmark own.csv --out x', 'evaluate m --condition q+if:9 --out x',
+         'evaluate m --orders 2 --out x', 'evaluate m --items nowhere.csv --out x',
+         'evaluate m --items own.csv --wording q+kind --out x',
+         'evaluate m --items own.csv --wording q+if=x --out x',
+         'evaluate m --items own.csv --category Age --out x',
+         'evaluate m --conditions-file own.csv --out x',
          'constitution revise smollm2-135m-instruct --limit 0 --out x',
          'superposition train --density a,b --out x', 'record nowhere.ipynb',
          'bench superpositon', 'bench --rows n6', 'bench --seconds 0', 'bench --out no/where.json',
          'bench --engine numbat', 'bench --threads 0', 'bench --device cuda',
          'bench rlaif --rows chain', 'bench rlaif --ppo-python nowhere']
+refused = {w: CliRunner().invoke(app, shlex.split(w), prog_name='moral_sc') for w in wrong}
 for w in wrong: print(w, *sh(w), sep='\n    ')
 
 # %%
 test_eq({sh(w)[0] for w in wrong}, {2})
+assert not any('Running' in r.output for r in refused.values())
 test_eq(sorted(tmp.rglob('*')), before)
 
 
