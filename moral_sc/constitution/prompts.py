@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from .principles import read_lines
+from ..foundation.arguments import checked
 from ..foundation.datasets import check_characters, data_dir, fetch, read_jsonl
 from ..foundation.errors import ConfigError, DataError, unknown_name_message
 from ..foundation.tables import check_fields, read_rows, text_field
@@ -86,6 +87,7 @@ def _read_source(source):
     message = unknown_name_message('set of prompts', name, sets)
     raise ConfigError(message+(' Give prompts themselves as a list.' if ' ' in name else ''))
 
+@checked
 def load_prompts(
     source='red_team',     # A list, DataFrame or file; 'helpful', 'red_team', 'hh/harmless-base'
     limit:int|None=None,   # Largest number of prompts, drawn by `seed`
@@ -156,6 +158,7 @@ def _comparisons(id):
         (p,chosen),(q,rejected) = _cut(r['chosen']),_cut(r['rejected'])
         if p==q and p and chosen and rejected: yield p, chosen, rejected
 
+@checked
 def human_comparisons(
     source='hh',         # For instance 'hh/harmless-base/test'
     limit:int|None=None,
@@ -196,6 +199,7 @@ def load_pairs(
     return [_pair(r, f'{where}: row {i}') for i,r in enumerate(rows, 1)]
 
 # %% ../../nbs/constitution/12_prompts.ipynb #a996a373
+@checked
 def split_by_prompt(
     rows:list,   # With `prompt` or `text`
     *shares,     # Relative size of each part: .8, .2

@@ -69,6 +69,8 @@ def _alternatives(annotation):
 
 def _check_type(function, p, value):
     "Raise an error if a value is not of the annotated type, where that is a simple one"
+    if p.name=='seed' and _is_int(value) and not 0<=value<2**63:
+        raise ConfigError(f'{function}: seed is {value}; give a whole number from 0 to 2**63-1.')
     kinds = _alternatives(p.annotation)
     if value is None and (p.default is None or type(None) in kinds): return
     known = [_kinds[k] for k in kinds if k in _kinds]

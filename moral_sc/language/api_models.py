@@ -16,10 +16,11 @@ from urllib.parse import parse_qsl, urlsplit
 
 import numpy as np
 from ..foundation.datasets import check_characters, check_network_settings
+from ..foundation.arguments import checked
 from ..foundation.errors import ConfigError, ModelError
 from ..foundation.runs import content_key, run_or_temporary
 from .chat import Prompt, request_prefill
-from .generation import Sample
+from .generation import Sample, check_sampling_args
 
 # %% ../../nbs/language/60_api_models.ipynb #737076de
 _roles = dict(human='user', assistant='assistant', system='system')
@@ -380,8 +381,9 @@ class APIModel:
         self.parsed += parsed
         return np.array([r.logprobs for r in parsed])
 
+    @checked
     def sample(self,
-        prompts:list,           # Of `APIPrompt`
+        prompts,                # Of `APIPrompt`
         max_new_tokens:int=256,
         temperature:float=1.,
         stop=(),                # At most four strings
@@ -393,6 +395,8 @@ class APIModel:
         "Sample a text for each prompt"
         keys = list(range(len(prompts))) if keys is None else keys
         stop = [stop] if isinstance(stop, str) else list(stop)
+        check_sampling_args(prompts, keys, max_new_tokens, temperature, 1.)
+        if len(stop)>4: raise ConfigError(f'sample: {len(stop)} stop strings; an API takes four.')
         settings = [dict(temperature=temperature, max_tokens=max_new_tokens,
                          seed=int(content_key(seed=seed, row=str(k))[:7], 16),
                          **(dict(stop=stop) if stop else {})) for k in keys]

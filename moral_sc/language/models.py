@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 import torch
 
 from ..foundation.datasets import check_characters
-from ..foundation.errors import ModelError
+from ..foundation.errors import ConfigError, ModelError
 
 # %% ../../nbs/language/10_models.ipynb #34dc0290
 _digests = WeakKeyDictionary() # Model to the state of its tensors and their digest
@@ -83,6 +83,9 @@ def encode(
     "Tokenise texts, with exactly one BOS each if the model uses one"
     if isinstance(texts, str): return encode(lm, [texts])[0]
     if not texts: return []
+    if getattr(lm, 'remote', False):
+        raise ConfigError(f'{lm.name} is behind an API, and this needs its weights; give a model '
+                          'that runs here.')
     if lm.tokenizer is None:
         raise ModelError(f'{lm.name} has no tokenizer; give one: LM(model, tokenizer, name).')
     bos = _bos(lm.tokenizer)

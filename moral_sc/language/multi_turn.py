@@ -11,6 +11,7 @@ from time import monotonic
 import torch
 from fastcore.basics import patch
 
+from ..foundation.progress import progress_callback
 from ..foundation.runs import content_key, process_rank, run_or_temporary
 from .chat import encode_prompt
 from .models import LM, eos_ids, pad
@@ -169,7 +170,7 @@ class _Conversations:
         while turn:
             key = turn[0]
             p = encode_prompt(self.lm, turn[1])
-            check_context_length(self.lm, [p.ids], self.max_new_tokens)
+            check_context_length(self.lm, [p.ids], self.max_new_tokens, [key])
             name = content_key(sample=key, ids=p.ids, **self.options)
             s = sample_from_record(self.run.get(name))
             if s is None: return _Turn(i, (key, name), self.lm, p,
@@ -207,7 +208,7 @@ def generate_multi_turn(
     seed:int=0,
     keys:list=None,         # Names of the first texts; those of others come from `next_prompt`
     run=None,
-    progress=None,          # Called with (rows complete, rows in all)
+    progress=None,          # True: a bar; or a function (rows complete, rows in all)
     batch:int=32,
     max_tokens:int=32768,
 )->list:                    # For each prompt the list of its `Sample`s
@@ -219,8 +220,8 @@ def generate_multi_turn(
     sizes = [len(p.ids)+3*max_new_tokens for _,p in first] # Typical columns of a row
     groups = batches(sizes, 4*max_tokens, 4*batch)
     choose = token_chooser(temperature, top_p)
-    with run_or_temporary(run) as run:
-        c = _Conversations(lm, first, next_prompt, max_new_tokens, seed, stop, run, progress,
+    with run_or_temporary(run) as run, progress_callback(progress, 'rows') as report:
+        c = _Conversations(lm, first, next_prompt, max_new_tokens, seed, stop, run, report,
                            temperature=temperature, top_p=top_p)
         def generate(rows, size):
             rows = [r for i in rows if (r:=c.start(i))]

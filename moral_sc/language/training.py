@@ -186,7 +186,8 @@ class _Fit:
 
     def backward(self, examples, step):
         "Compute the gradient of a step, summed over all ranks; return the sums to log"
-        torch.manual_seed(1_000_003*self.config['seed'] + step*self.world + self.rank)
+        seed = 1_000_003*self.config['seed'] + step*self.world + self.rank
+        torch.manual_seed(seed%2**63)
         share = split_across_ranks(examples, self.rank, self.world, self.length)
         with self.autocast():
             if self.fsdp: sums = self._fsdp_backward(share, examples)

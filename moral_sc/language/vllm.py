@@ -8,10 +8,13 @@ __all__ = ['start_vllm', 'sample_vllm', 'use_vllm']
 # %% ../../nbs/language/62_vllm.ipynb #508a6251
 from functools import partial
 
+from ..foundation.arguments import checked
 from ..foundation.errors import ConfigError
+from ..foundation.progress import progress_callback
 from ..foundation.runs import content_key, run_or_temporary
 from .chat import encode_prompt
-from .models import eos_ids
+from .loading import load
+from .models import eos_ids, weights_digest
 from .engine.batching import check_context_length
 from .generation import (GenerationRow, check_sampling_args, sample_from_record,
                                           sample_record)
@@ -29,6 +32,10 @@ def start_vllm(
         raise ConfigError('This needs vLLM, which needs a GPU: pip install '
                           '"moral_sc[vllm]".') from None
     dtype = str(lm.dtype).removeprefix('torch.')
+    served = load(lm.name, dtype, 'cpu')
+    if weights_digest(served.model)!=weights_digest(lm.model):
+        raise ConfigError(f'The weights of {lm.name} were changed after loading, and vLLM would '
+                          'load the old ones; save the model with save_model and load its folder.')
     return LLM(model=str(find_weights(lm.name)), dtype=dtype, enable_prefix_caching=True,
                gpu_memory_utilization=memory, **kw)
 
@@ -57,6 +64,7 @@ def _sample_rows(llm, lm, rows, options):
     outs = llm.generate(ids, [_params(k, options) for k in rows], use_tqdm=False)
     return {k:_to_sample(lm, p, o.outputs[0], options) for (k,p),o in zip(rows.items(), outs)}
 
+@checked
 def sample_vllm(
     llm,                    # From `start_vllm`
     lm,
@@ -68,13 +76,16 @@ def sample_vllm(
     seed:int=0,
     keys:list=None,
     run=None,
-    progress=None,
-    logprobs:bool=False,
+    progress=None,          # True: a bar; or a function (rows done, rows in all)
+    logprobs=False,         # True: keep log-probabilities at temperature 1
     portion:int=1024,       # Rows stored at a time
 )->list:                    # One `Sample` a prompt, in order
     "Sample an answer to each prompt by vLLM, as `sample` does"
     keys = [str(k) for k in (range(len(prompts)) if keys is None else keys)]
-    check_sampling_args(prompts, keys, max_new_tokens, temperature, top_p)
+    check_sampling_args(prompts, keys, max_new_tokens, temperature, top_p, logprobs)
+    if logprobs=='tempered':
+        raise ConfigError('sample_vllm: vLLM returns log-probabilities at temperature 1 only; give '
+                          'logprobs=True, or use `sample`.')
     ps = [encode_prompt(lm, p) for p in prompts]
     stop = [stop] if isinstance(stop, str) else list(stop)
     if ps: check_context_length(lm, [p.ids for p in ps], max_new_tokens)
@@ -82,8 +93,8 @@ def sample_vllm(
                seed=seed, logprobs=logprobs, model=lm.identity,
                 engine='vllm')
     rows = {content_key(sample=k, ids=p.ids, **options):(k,p) for k,p in zip(keys, ps)}
-    with run_or_temporary(run) as r:
-        _sample_missing(llm, lm, r, rows, options, portion, progress)
+    with run_or_temporary(run) as r, progress_callback(progress, 'texts') as report:
+        _sample_missing(llm, lm, r, rows, options, portion, report)
         return [sample_from_record(r.get(n)) for n in rows]
 
 def _sample_missing(llm, lm, run, rows, options, portion, progress):

@@ -67,7 +67,8 @@ Rate = option(float, 'Learning rate.', above=0)
 def revise_command(
     model:Model,
     prompts:Prompts='red_team',
-    principles:option(Path|None, 'File of principles: .toml, .txt, .jsonl or .csv; default: ours.')=None,
+    principles:option(Path|None, 'File of principles: .toml, .txt, .jsonl or .csv; default: '
+                      'ours.')=None,
     rounds:option(int, 'Critiques and revisions per answer.', bounds=(1, 1000))=1,
     critique:option(bool, 'Without: revise directly, the paper\'s ablation.')=True,
     max_new_tokens:Tokens=256,
@@ -149,7 +150,8 @@ def pairs_command(
 def label_command(
     model:Model,
     pairs:argument(Path, 'File of id, prompt, a, b: .jsonl or .csv.', 'PAIRS'),
-    comparisons:option(Path|None, 'File of questions: .toml, .txt, .jsonl or .csv; default: ours.')=None,
+    comparisons:option(Path|None, 'File of questions: .toml, .txt, .jsonl or .csv; default: '
+                       'ours.')=None,
     principles:option(int, 'Drawn for each pair; 0: all of them, averaged.', bounds=(0, 1000))=1,
     swap:option(bool, 'Ask in both orders and average.')=True,
     cot:option(bool, 'Let the model think first; labels are then clamped to [.4, .6].')=False,
@@ -195,7 +197,8 @@ def prefer_command(
     out = run_folder(out, 'prefer', Path(model).name)
     print_status(f'{model}: {len(train)} comparisons, {len(held)} for testing; writing to {out}.')
     with progress_bar('steps') as progress:
-        pm = fit_preference(_model(model, 'float32'), train, held or None, hard=hard, mode=mode, seed=seed,
+        pm = fit_preference(_model(model, 'float32'), train, held or None, hard=hard, mode=mode,
+                            seed=seed,
                             epochs=epochs, batch=batch, lr=lr, out=str(out), progress=progress)
     if held: print_status(f'Accuracy on the test prompts: {pm.accuracy(held)}')
     typer.echo(out/'model')
@@ -242,7 +245,8 @@ def rl_command(
     with progress_bar('steps') as progress:
         trained = train_policy(
             _model(model, 'float32'), rows, score, steps=steps, out=str(out), every=every,
-            watch={Path(w).parent.name or w: _reward(w) for w in watch or ()}, tensorboard=tensorboard,
+            watch={Path(w).parent.name or w: _reward(w) for w in watch or ()},
+            tensorboard=tensorboard,
             progress=progress, algorithm=algorithm, batch=batch, kl_coef=kl_coef,
             num_ppo_epochs=num_ppo_epochs, critic=critic,
             max_new_tokens=max_new_tokens, temperature=temperature, lr=lr, mode=mode, seed=seed)
@@ -310,8 +314,8 @@ def tournament_command(
 @constitution.command('elo', epilog=help_examples(
     'moral_sc constitution elo runs/tournament/votes.csv'))
 def elo_command(
-    votes:argument(Path, 'File of a, b and winner (or win, from 0 to 1), optionally prompt: .csv or '
-                   '.jsonl.', 'VOTES'),
+    votes:argument(Path, 'File of a, b, winner (or win, from 0 to 1), optionally prompt: .csv '
+                   'or .jsonl.', 'VOTES'),
     as_json:AsJson=False,
 ):
     "Rate models by votes that you have."

@@ -74,13 +74,16 @@ def check_context_length(
     lm,
     rows:list,    # Lists of token ids
     new_tokens=0, # To be added to each
+    names=None,   # Of the rows, for the error
 ):
     "Refuse rows that are longer than the model's context"
     limit = getattr(lm.model.config, 'max_position_embeddings', None)
-    n = max(map(len, rows), default=0)+new_tokens
-    if limit and n>limit:
-        raise ConfigError(f'A text has {n} tokens, but the context of {lm.name} is {limit}; '
-                          'shorten it.')
+    lengths = [len(r)+new_tokens for r in rows]
+    if not limit or max(lengths, default=0)<=limit: return
+    i = lengths.index(max(lengths))
+    text = f'The text {names[i]!r:.80}' if names else 'A text'
+    raise ConfigError(f'{text} has {lengths[i]} tokens, but the context of {lm.name} is {limit}; '
+                      'shorten it.')
 
 # %% ../../../nbs/language/engine/10_batching.ipynb #c290520d
 def hidden_states(

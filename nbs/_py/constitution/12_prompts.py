@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from moral_sc.constitution.principles import read_lines
+from moral_sc.foundation.arguments import checked
 from moral_sc.foundation.datasets import check_characters, data_dir, fetch, read_jsonl
 from moral_sc.foundation.errors import ConfigError, DataError, unknown_name_message
 from moral_sc.foundation.tables import check_fields, read_rows, text_field
@@ -119,6 +120,7 @@ def _read_source(source):
     message = unknown_name_message('set of prompts', name, sets)
     raise ConfigError(message+(' Give prompts themselves as a list.' if ' ' in name else ''))
 
+@checked
 def load_prompts(
     source='red_team',     # A list, DataFrame or file; 'helpful', 'red_team', 'hh/harmless-base'
     limit:int|None=None,   # Largest number of prompts, drawn by `seed`
@@ -233,6 +235,7 @@ def _comparisons(id):
         (p,chosen),(q,rejected) = _cut(r['chosen']),_cut(r['rejected'])
         if p==q and p and chosen and rejected: yield p, chosen, rejected
 
+@checked
 def human_comparisons(
     source='hh',         # For instance 'hh/harmless-base/test'
     limit:int|None=None,
@@ -318,6 +321,7 @@ found
 
 # %%
 #| export
+@checked
 def split_by_prompt(
     rows:list,   # With `prompt` or `text`
     *shares,     # Relative size of each part: .8, .2
@@ -404,6 +408,7 @@ for source in sources: test_eq([r['prompt'] for r in load_prompts(source)], text
 # %%
 #| hide
 test_eq(len(load_prompts('red_team', 8)), 8)
+with expect_fail(ConfigError, contains='seed is -1'): load_prompts('red_team', 8, seed=-1)
 test_eq(load_prompts('red_team', 8), load_prompts('red_team', 8))
 test_eq(load_prompts([dict(prompt='x', kind=None, id=None)])[0]['id'], 'prompts/1')
 (tmp/'bad.txt').write_bytes(b'caf\xe9')

@@ -77,6 +77,7 @@ def unknown_argument_message(
 # %%
 unknown_argument_message('finetune', 'learning_rate', ['rows', 'lr', 'epochs'])
 
+
 # %%
 #| export
 def _is_bool(x): return isinstance(x, bool) or type(x).__name__=='bool_'
@@ -97,6 +98,8 @@ def _alternatives(annotation):
 
 def _check_type(function, p, value):
     "Raise an error if a value is not of the annotated type, where that is a simple one"
+    if p.name=='seed' and _is_int(value) and not 0<=value<2**63:
+        raise ConfigError(f'{function}: seed is {value}; give a whole number from 0 to 2**63-1.')
     kinds = _alternatives(p.annotation)
     if value is None and (p.default is None or type(None) in kinds): return
     known = [_kinds[k] for k in kinds if k in _kinds]
@@ -153,7 +156,7 @@ def _checked(f, name, signature, n_self=0):
 
 # %% [markdown]
 # Annotations may allow several types, and `None` where it is the default. Numbers of numpy are numbers, `True`
-# is none, and `nan` is refused.
+# is none, and `nan` is refused. A `seed` is at least 0 in every function.
 
 # %%
 @checked
@@ -163,6 +166,7 @@ def fit(rows, lr:float=1e-4, epochs:int=1, *, every:int|None=None, name:str=None
 
 fit([1, 2], 1, every=None)
 
+
 # %%
 @checked
 @dataclass(frozen=True)
@@ -170,6 +174,7 @@ class Options:
     "Options of a training"
     lr:float=1e-4
     mode:str='plain'
+    seed:int=0
 
 faults = {
     lambda: fit([], learning_rate=1): "fit has no argument 'learning_rate'; did you mean 'lr'?",
@@ -187,10 +192,12 @@ faults = {
     lambda: fit([], lr=1, rows=[]): 'rows is given twice',
     lambda: fit([], 1, 1, 1): 'fit takes 3 arguments without a name (rows, lr, epochs) and got 4',
     lambda: Options(learning_rate=1): "Options has no argument 'learning_rate'; did you mean 'lr'?",
+    lambda: Options(seed=-1): 'Options: seed is -1; give a whole number from 0 to 2**63-1.',
     lambda: Options(mode=7): "Options: mode is 7; give a string, such as 'plain'."}
 for call,message in faults.items():
     with expect_fail(ConfigError, contains=message): call()
 len(faults)
+
 
 # %% [markdown]
 # A function that passes its keywords on shows those of the other function, by fastcore's `delegates`, and its
@@ -212,6 +219,6 @@ import numpy as np
 
 test_eq(fit([1], np.float32(.5), np.int64(2)), (1, .5, 2))
 test_eq((fit.__name__, fit.__doc__, Options().lr), ('fit', 'Train', 1e-4))
-test_eq(list(inspect.signature(Options).parameters), ['lr', 'mode'])
+test_eq(list(inspect.signature(Options).parameters), ['lr', 'mode', 'seed'])
 def fails(): return checked(lambda x: x+'a')(1)
 with expect_fail(TypeError): fails()

@@ -681,7 +681,8 @@ def weights_from_gguf(
 #| export
 def _run_pip(*args, timeout=None, show=False):
     "Run pip; `show` prints its progress to a terminal"
-    cmd = [sys.executable, '-m', 'pip', *args, '--disable-pip-version-check']
+    # -P: not a pip.py of the current folder
+    cmd = [sys.executable, '-P', '-m', 'pip', *args, '--disable-pip-version-check']
     out = sys.stderr if show and sys.stderr.isatty() else subprocess.PIPE
     return subprocess.run(cmd, stdout=out, stderr=subprocess.PIPE, text=True, # noqa: S603
                           timeout=timeout)

@@ -21,7 +21,9 @@ from hashlib import blake2b
 
 import numpy as np, torch
 
+from moral_sc.foundation.arguments import checked
 from moral_sc.foundation.errors import ConfigError
+from moral_sc.foundation.progress import progress_callback
 from moral_sc.foundation.runs import content_key
 from moral_sc.language.chat import Prompt, encode_after, encode_prompt
 from moral_sc.language.models import LM, decode, eos_ids, pad
@@ -327,9 +329,10 @@ def token_chooser(temperature, top_p, logprobs=False, values=None):
 
 # %%
 #| export
+@checked
 def sample(
-    lm:LM,
-    prompts:list,           # Strings or `Prompt`s
+    lm,                     # An `LM`, from `load`
+    prompts,                # List of strings or `Prompt`s
     max_new_tokens:int=256,
     temperature:float=1.,   # 0: always the most likely token
     top_p:float=1.,         # Sample from the most likely tokens with this much probability
@@ -337,16 +340,17 @@ def sample(
     seed:int=0,
     keys:list=None,         # Unique names of the rows; default: their numbers
     run=None,               # A `Run`: rows that it contains are not sampled again
-    progress=None,          # Called with (rows done, rows in all)
+    progress=None,          # True: a bar; or a function (rows done, rows in all)
     batch:int=32,           # Rows side by side, at most
     max_tokens:int=32768,   # Rows times (prompt + new tokens), at most
-    logprobs:bool|str=False,# Keep log-probabilities: True at temperature 1, 'tempered' as sampled
+    logprobs=False,         # Keep log-probabilities: True at temperature 1, 'tempered' as sampled
     values=None,            # Value head, [row, width] -> [row]: keep its output at each state
     after:list=None,        # For each prompt (text of the next turn, options to score there)
 )->list:                    # One `Sample` a prompt, in order
     "Sample an answer to each prompt; it depends on seed, key and prompt alone"
     keys = [str(k) for k in (range(len(prompts)) if keys is None else keys)]
     check_sampling_args(prompts, keys, max_new_tokens, temperature, top_p, logprobs)
+    if min(batch, max_tokens)<1: raise ConfigError('sample: batch and max_tokens are 1 or more.')
     _check_values(lm, values, run)
     prompts = [encode_prompt(lm, p) for p in prompts]
     eos = eos_ids(lm)
@@ -355,7 +359,7 @@ def sample(
     extra = [len(lm.tokenizer(a[0]+a[1][0]).input_ids) for a in after if a]
     if prompts:
         check_context_length(lm, [p.ids for p in prompts],
-                             max_new_tokens+max(extra, default=0))
+                             max_new_tokens+max(extra, default=0), keys)
     options = dict(new=max_new_tokens, temperature=temperature, top_p=top_p, stop=stop,
                    seed=seed, logprobs=logprobs, model=lm.identity if run is not None else '')
     names = [content_key(sample=k, ids=p.ids, **options, **(dict(after=a) if a else {}))
@@ -366,16 +370,17 @@ def sample(
     groups = batches(sizes, 4*max_tokens, 4*batch)
     todo = range(len(groups)) if run is None \
         else run.blocks([[names[i] for i in g] for g in groups])
-    for n in todo:
-        g = groups[n]
-        rows = [GenerationRow(lm, prompts[i], noise(seed, keys[i], max_new_tokens), stop, eos,
-                              after[i]) for i in g]
-        with torch.inference_mode(), inference(lm.model, **generation_size(rows)):
-            _generate(lm, rows, min(batch, max(1, max_tokens//sizes[g[0]])), choose)
-        for i,r in zip(g, rows): samples[i] = samples[i] or r.sample(seed)
-        if run is not None:
-            run.put_many([(names[i], sample_record(keys[i], samples[i])) for i in g])
-        if progress: progress(sum(s is not None for s in samples), len(samples))
+    with progress_callback(progress, 'texts') as report:
+        for n in todo:
+            g = groups[n]
+            rows = [GenerationRow(lm, prompts[i], noise(seed, keys[i], max_new_tokens), stop,
+                                  eos, after[i]) for i in g]
+            with torch.inference_mode(), inference(lm.model, **generation_size(rows)):
+                _generate(lm, rows, min(batch, max(1, max_tokens//sizes[g[0]])), choose)
+            for i,r in zip(g, rows): samples[i] = samples[i] or r.sample(seed)
+            if run is not None:
+                run.put_many([(names[i], sample_record(keys[i], samples[i])) for i in g])
+            if report: report(sum(s is not None for s in samples), len(samples))
     if run is None: return samples
     return [sample_from_record(run.get(n)) for n in names] # Some may be another process's
 
@@ -395,6 +400,8 @@ def sample_from_record(record):
 def check_sampling_args(prompts, keys, n, temperature, top_p, logprobs=False):
     "Refuse arguments of `sample` that are out of range"
     if isinstance(prompts, str): raise ConfigError('sample: give a list of prompts.')
+    if logprobs not in (False, True, 'tempered'):
+        raise ConfigError(f"sample: logprobs is {logprobs!r}; give True, False or 'tempered'.")
     if len(keys)!=len(prompts) or len(set(keys))<len(keys):
         raise ConfigError(f'sample: {len(keys)} keys for {len(prompts)} prompts, or two keys '
                           'alike; '
@@ -692,7 +699,14 @@ with tempfile.TemporaryDirectory() as d, open_run(d, {}) as run:
     test_eq(len(run), 2)
 with expect_fail(ConfigError, contains='alike'): sample(lm, ['x','y'], keys=['k','k'])
 with expect_fail(ConfigError, contains='top_p'): sample(lm, ['x'], top_p=0)
-with expect_fail(ConfigError, contains='2048'): sample(lm, ['x'*2000], 256)
+with expect_fail(ConfigError, contains="The text 'long' has 2256 tokens, but the context"):
+    sample(lm, ['x', 'x'*2000], 256, keys=['short', 'long'])
+faults = [(dict(logprobs='always'), "give True, False or 'tempered'"),
+          (dict(seed=-1), 'seed is -1'),
+          (dict(num_return_sequences=2), "no argument 'num_return_sequences'"),
+          (dict(temp=1), "did you mean 'temperature'?"), (dict(batch=0), 'batch and max_tokens')]
+for bad,message in faults:
+    with expect_fail(ConfigError, contains=message): sample(lm, ['x'], **bad)
 
 # %% [markdown]
 # ## On a real model

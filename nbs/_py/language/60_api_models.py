@@ -25,10 +25,11 @@ from urllib.parse import parse_qsl, urlsplit
 
 import numpy as np
 from moral_sc.foundation.datasets import check_characters, check_network_settings
+from moral_sc.foundation.arguments import checked
 from moral_sc.foundation.errors import ConfigError, ModelError
 from moral_sc.foundation.runs import content_key, run_or_temporary
 from moral_sc.language.chat import Prompt, request_prefill
-from moral_sc.language.generation import Sample
+from moral_sc.language.generation import Sample, check_sampling_args
 
 # %%
 #| hide
@@ -38,6 +39,7 @@ from unittest import mock
 from fastcore.test import *
 from moral_sc.foundation.runs import open_run
 from moral_sc.language.chat import render
+from moral_sc.language.models import encode
 
 # %% [markdown]
 # A hosted model keeps its weights, so three things cannot be had. The answer cannot be prefilled:
@@ -577,8 +579,9 @@ class APIModel:
         self.parsed += parsed
         return np.array([r.logprobs for r in parsed])
 
+    @checked
     def sample(self,
-        prompts:list,           # Of `APIPrompt`
+        prompts,                # Of `APIPrompt`
         max_new_tokens:int=256,
         temperature:float=1.,
         stop=(),                # At most four strings
@@ -590,6 +593,8 @@ class APIModel:
         "Sample a text for each prompt"
         keys = list(range(len(prompts))) if keys is None else keys
         stop = [stop] if isinstance(stop, str) else list(stop)
+        check_sampling_args(prompts, keys, max_new_tokens, temperature, 1.)
+        if len(stop)>4: raise ConfigError(f'sample: {len(stop)} stop strings; an API takes four.')
         settings = [dict(temperature=temperature, max_tokens=max_new_tokens,
                          seed=int(content_key(seed=seed, row=str(k))[:7], 16),
                          **(dict(stop=stop) if stop else {})) for k in keys]
@@ -809,6 +814,12 @@ with stub_server(lambda ms: {' Nobody said who.':1.}) as (url,requests):
     p = render(lm, conversations[0], prefill, 'chat-noprefill')
     samples = lm.sample([p, p], stop=['\n\nHuman:'], keys=['x','y'])
 assert requests[0]['seed']!=requests[1]['seed']
+refused = dict(max_new_tokens=0, temperature=-1, top_p=.9, stop=list('abcde'), seed=-1, keys=['x'],
+               batch=8, max_tokens=99, logprobs=True, values=len, after=[None]*2)
+for k,v in refused.items(): # Options of `sample` that an API cannot honour, or out of range
+    with expect_fail(ConfigError): lm.sample([p, p], **{k: v})
+with expect_fail(ConfigError, contains='is behind an API, and this needs its weights'):
+    encode(lm, 'Hi')
 samples[0].text, samples[0].finish, len(samples[0].ids)
 
 # %% [markdown]

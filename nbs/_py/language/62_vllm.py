@@ -18,10 +18,13 @@
 #| export
 from functools import partial
 
+from moral_sc.foundation.arguments import checked
 from moral_sc.foundation.errors import ConfigError
+from moral_sc.foundation.progress import progress_callback
 from moral_sc.foundation.runs import content_key, run_or_temporary
 from moral_sc.language.chat import encode_prompt
-from moral_sc.language.models import eos_ids
+from moral_sc.language.loading import load
+from moral_sc.language.models import eos_ids, weights_digest
 from moral_sc.language.engine.batching import check_context_length
 from moral_sc.language.generation import (GenerationRow, check_sampling_args, sample_from_record,
                                           sample_record)
@@ -29,12 +32,16 @@ from moral_sc.language.weights import find_weights
 
 # %%
 #| hide
-import sys, tempfile, types
+import inspect, sys, tempfile, types
+from pathlib import Path
+
+import torch
 from fastcore.test import *
 from moral_sc.foundation.runs import open_run
 from moral_sc.language.chat import Prompt
 from moral_sc.language.stub_models import random_model
 from moral_sc.language.generation import sample
+from moral_sc.language.reward_head import save_model
 
 
 # %% [markdown]
@@ -65,6 +72,10 @@ def start_vllm(
         raise ConfigError('This needs vLLM, which needs a GPU: pip install '
                           '"moral_sc[vllm]".') from None
     dtype = str(lm.dtype).removeprefix('torch.')
+    served = load(lm.name, dtype, 'cpu')
+    if weights_digest(served.model)!=weights_digest(lm.model):
+        raise ConfigError(f'The weights of {lm.name} were changed after loading, and vLLM would '
+                          'load the old ones; save the model with save_model and load its folder.')
     return LLM(model=str(find_weights(lm.name)), dtype=dtype, enable_prefix_caching=True,
                gpu_memory_utilization=memory, **kw)
 
@@ -100,6 +111,7 @@ def _sample_rows(llm, lm, rows, options):
     outs = llm.generate(ids, [_params(k, options) for k in rows], use_tqdm=False)
     return {k:_to_sample(lm, p, o.outputs[0], options) for (k,p),o in zip(rows.items(), outs)}
 
+@checked
 def sample_vllm(
     llm,                    # From `start_vllm`
     lm,
@@ -111,13 +123,16 @@ def sample_vllm(
     seed:int=0,
     keys:list=None,
     run=None,
-    progress=None,
-    logprobs:bool=False,
+    progress=None,          # True: a bar; or a function (rows done, rows in all)
+    logprobs=False,         # True: keep log-probabilities at temperature 1
     portion:int=1024,       # Rows stored at a time
 )->list:                    # One `Sample` a prompt, in order
     "Sample an answer to each prompt by vLLM, as `sample` does"
     keys = [str(k) for k in (range(len(prompts)) if keys is None else keys)]
-    check_sampling_args(prompts, keys, max_new_tokens, temperature, top_p)
+    check_sampling_args(prompts, keys, max_new_tokens, temperature, top_p, logprobs)
+    if logprobs=='tempered':
+        raise ConfigError('sample_vllm: vLLM returns log-probabilities at temperature 1 only; give '
+                          'logprobs=True, or use `sample`.')
     ps = [encode_prompt(lm, p) for p in prompts]
     stop = [stop] if isinstance(stop, str) else list(stop)
     if ps: check_context_length(lm, [p.ids for p in ps], max_new_tokens)
@@ -125,8 +140,8 @@ def sample_vllm(
                seed=seed, logprobs=logprobs, model=lm.identity,
                 engine='vllm')
     rows = {content_key(sample=k, ids=p.ids, **options):(k,p) for k,p in zip(keys, ps)}
-    with run_or_temporary(run) as r:
-        _sample_missing(llm, lm, r, rows, options, portion, progress)
+    with run_or_temporary(run) as r, progress_callback(progress, 'texts') as report:
+        _sample_missing(llm, lm, r, rows, options, portion, report)
         return [sample_from_record(r.get(n)) for n in rows]
 
 def _sample_missing(llm, lm, run, rows, options, portion, progress):
@@ -210,6 +225,30 @@ with tempfile.TemporaryDirectory() as d, open_run(d, {}) as run:
     test_eq((a, b, c), (ours[:2], ours, ours))
     test_eq((LLM.calls, len(run)), (2, 6))
 test_eq(use_vllm(random_model('llama'), LLM(tiny)).sample(texts, **options), ours)
+
+
+# %% [markdown]
+# Every option of `sample` is honoured or refused: `after`, `values`, `batch`, `max_tokens` and tempered
+# log-probabilities are those of our sampler only. vLLM loads the weights by name, so a model that was
+# changed in memory is refused.
+
+# %%
+def is_refused(f, k, value):
+    "Return whether an option is refused before anything is sampled"
+    try: f(texts, **{k: value})
+    except ConfigError: return True
+    return False
+
+given = dict(max_new_tokens=0, temperature=-1, top_p=2, stop=(), seed=-1, keys=['a'], run=None,
+             progress='x', batch=8, max_tokens=99, logprobs='tempered', values=len, after=[None]*3)
+test_eq({*given}, {*inspect.signature(sample).parameters}-{'lm', 'prompts'})
+for k,v in given.items():
+    if k in ('stop', 'run'): continue # Honoured, as the comparison above shows
+    assert is_refused(partial(sample_vllm, LLM(tiny), tiny), k, v), k
+with tempfile.TemporaryDirectory() as d:
+    saved = load(save_model(random_model('llama'), Path(d)/'model'))
+    with torch.no_grad(): saved.model.lm_head.weight[0,0] += 1
+    with expect_fail(ConfigError, contains='were changed after loading'): start_vllm(saved)
 
 # %%
 #| hide
