@@ -558,12 +558,12 @@ def through(items):
         out[name] = m.groupby('metric').value.agg(['min','max']).stack()
     return pd.DataFrame(out).T
 
-few = stratified([i for i in twin if i.biased is not None], 176)
+few = stratified([i for i in twin if i.biased is not None], 88)
 far = through(few)
 len({i.category for i in few}), far.round(6)
 
 # %%
-near = through(stratified(real, 160)) if real else far
+near = through(stratified(real, 80)) if real else far
 for t in (far, near):
     for name,want in {'always biased':1, 'always counter':-1, 'blind to polarity':0,
                       'all alike':0}.items():
