@@ -287,7 +287,7 @@ LOW_MASS = .05
 def _warn(res):
     low = sum(r['asked'] and r['mass']<LOW_MASS for r in res)
     if low: warnings.warn(f'{low} of {len(res)} labels rest on letters that the model hardly '
-                          f'considers (mass below {LOW_MASS}).', stacklevel=3)
+                          f'considers (mass below {LOW_MASS}).', stacklevel=4)
 
 # %% ../../nbs/constitution/30_feedback.ipynb #57cc3469
 def label_report(

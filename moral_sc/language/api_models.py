@@ -403,7 +403,7 @@ class APIModel:
         replies = _replies(self, prompts, settings, run, progress)
         lost = sum('unreadable' in r for r in replies)
         if lost: warnings.warn(f'{self.name}: {lost} of {len(replies)} texts are unreadable and '
-                               'were not kept; they count as empty.', stacklevel=2)
+                               'were not kept; they count as empty.', stacklevel=3)
         return [Sample(_strip_prefill(r.get('text', ''), p.prefill), (-1,)*r.get('used', 0),
                        r.get('finish', 'unreadable'), seed, 0) for r,p in zip(replies, prompts)]
 

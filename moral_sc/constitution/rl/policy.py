@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import shutil
+import warnings
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from inspect import signature
@@ -149,8 +150,12 @@ class _RunFolder:
         provenance = json.loads((self.out/'provenance.json').read_text())
         return provenance.get('stopped', '')
 
-    def load_finished(self, lm):
+    def load_finished(self, lm, watch):
         "Return the policy of a finished run"
+        lacking = [k for k in watch if self.rows and k not in self.rows[-1]]
+        if lacking:
+            warnings.warn(f'{self.out} is finished, and its history has no {lacking[0]!r}; name '
+                          'another folder to train again.', stacklevel=4)
         return self.result(lm, self.load_last(lm), self._stopped())
 
 def _read_history(path): return [json.loads(x) for x in path.read_text().splitlines()]
@@ -251,7 +256,7 @@ def train_policy(
     with open_run(out, config, seed=c.seed) if out else nullcontext() as run:
         folder = _RunFolder(out)
         if run is not None and run.finished:
-            if not folder.has_more_steps(c.steps): return folder.load_finished(trained)
+            if not folder.has_more_steps(c.steps): return folder.load_finished(trained, watch)
             run.reopen()
         with (training(*trainer.computing_modules(), batch_invariant=True),
               progress_callback(progress, 'steps') as report):

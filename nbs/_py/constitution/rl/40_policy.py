@@ -25,6 +25,7 @@ import json
 import logging
 import os
 import shutil
+import warnings
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from inspect import signature
@@ -83,7 +84,7 @@ def stop_reason(
 
 # %%
 #| hide
-import contextlib, io, signal, subprocess, sys, tempfile, warnings
+import contextlib, io, signal, subprocess, sys, tempfile
 import torch
 from importlib.util import find_spec
 from fastcore.test import *
@@ -203,8 +204,12 @@ class _RunFolder:
         provenance = json.loads((self.out/'provenance.json').read_text())
         return provenance.get('stopped', '')
 
-    def load_finished(self, lm):
+    def load_finished(self, lm, watch):
         "Return the policy of a finished run"
+        lacking = [k for k in watch if self.rows and k not in self.rows[-1]]
+        if lacking:
+            warnings.warn(f'{self.out} is finished, and its history has no {lacking[0]!r}; name '
+                          'another folder to train again.', stacklevel=4)
         return self.result(lm, self.load_last(lm), self._stopped())
 
 def _read_history(path): return [json.loads(x) for x in path.read_text().splitlines()]
@@ -310,7 +315,7 @@ def train_policy(
     with open_run(out, config, seed=c.seed) if out else nullcontext() as run:
         folder = _RunFolder(out)
         if run is not None and run.finished:
-            if not folder.has_more_steps(c.steps): return folder.load_finished(trained)
+            if not folder.has_more_steps(c.steps): return folder.load_finished(trained, watch)
             run.reopen()
         with (training(*trainer.computing_modules(), batch_invariant=True),
               progress_callback(progress, 'steps') as report):
@@ -453,6 +458,9 @@ assert same(loaded.lm, p.lm)
 test_eq(loaded.lm.source, p.lm.source) # Results made with either have the same key
 test_ne(p.lm.source, lm.source)
 test_eq(len(loaded.snapshots), 3)
+with warnings.catch_warnings(record=True) as caught:
+    train_policy(lm, prompts, letters, out=tmp/'run', watch=dict(words=vowels), **small)
+assert "history has no 'words'" in str(caught[0].message)
 with expect_fail(ConfigError, contains='lr: 0.001 stored, 0.01 requested'):
     train_policy(lm, prompts, letters, out=tmp/'run', **small|dict(lr=.01))
 def fewer(prompts, answers): return [-x for x in letters(prompts, answers)]
