@@ -1,0 +1,218 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: python3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Size in a toy language: bias and its reduction both grow
+#
+# > Bias grows with size from 0.01 to 0.33; an instruction in unseen words removes 72 % of it.
+
+# %% tags=["parameters"]
+scale = 'quick'  # quick: two tiny sizes, seconds; cpu: six sizes; gpu: sizes up to millions
+seed = 0         # of the questions asked; trainings have seeds of their own
+
+# %%
+#| hide
+from dataclasses import replace
+import numpy as np, pandas as pd
+from moral_sc.bias.bbq.metrics import accuracy_shortfall
+from moral_sc.bias.toy.environment import ToyLanguage, lexicon, toy_benchmark
+from moral_sc.bias.toy.ladder import (Ladder, baseline_table, by_size, evaluate_ladder, onset_size,
+                                      select, slope, train_ladder)
+from moral_sc.bias.toy.plots import plot_abilities, plot_bias_by_size, size_of
+from moral_sc.foundation.statistics import t_interval
+from moral_sc.lab.claims import as_measurement, record
+from moral_sc.lab.paths import work_dir
+from moral_sc.lab.scales import at_scale
+
+# %%
+size = at_scale(scale,
+    quick=dict(widths=[4, 8], seeds=[0, 1], ablation=8, ladder=Ladder(
+        ToyLanguage(categories=2, traits=2), documents=256, epochs=1, together=2)),
+    cpu=dict(widths=[4, 8, 12, 16, 24, 32], seeds=[0, 1, 2, 3, 4], ablation=16,
+             ladder=Ladder()),
+    gpu=dict(widths=[4, 8, 16, 32, 64, 128, 256, 512], seeds=range(10), ablation=32,
+             ladder=Ladder(documents=128_000)),
+)
+out = work_dir(f'toy-ladder-{scale}-{seed}')
+run = {k: size[k] for k in ('widths', 'seeds', 'ladder')}
+train_ladder(out=out, **run)
+table = evaluate_ladder(out=out, **run)
+languages = [replace(size['ladder'].language, seed=s) for s in size['seeds']]
+each = [baseline_table(l, toy_benchmark(l).load(), 2000) for l in languages]
+baselines = pd.concat(each).groupby(['reader', 'condition'], sort=False).mean().reset_index()
+
+# %% [markdown]
+# ## Figures 1, left, and 3: bias against size
+#
+# > Bias under the plain question grows with size, and so does the reduction by an instruction to be
+# > unbiased; reasoning reduces it further. Both begin at about 22 billion parameters [@ganguli2023].
+#
+# Those models are out of reach. Here transformers of two layers learn an
+# [invented language](../../bias/toy/10_environment.ipynb) from scratch, in several widths. Documents
+# state stereotypes as frequencies, answer questions in the shape of BBQ, and some carry an
+# instruction. The instructions of the benchmark are pairs of words that occur together in no
+# document, and in one category no document has an instruction.
+
+# %%
+#| label: fig-bias
+#| fig-cap: Bias score on ambiguous questions against size, from probabilities, answers in words. Bars are 95 % intervals over trainings, dotted lines an ideal reader of the documents, the dashed line a 4-gram model.
+plot_bias_by_size(table, baselines)
+
+# %%
+parameters = size_of(table)
+columns = {c: by_size(select(table, c)).value for c in ('q', 'q+if', 'q+if+cot', 'q+cot', 'q+anti',
+                                                        'q+note')}
+columns['evidence'] = by_size(select(table, 'q', 'accuracy_disambig')).value
+pd.DataFrame(columns).rename(index=parameters).rename_axis('parameters').round(3)
+
+# %% [markdown]
+# Bias grows from 0.01 to 0.33, and the instruction lowers it to 0.09 or less at every size. Reasoning
+# adds nothing that five seeds could detect: models that do not follow the instruction without it do
+# not follow it with it. Reasoning without the instruction leaves bias where it was.
+#
+# The bias score is a product of abilities: to read the question, to know the stereotype, and to
+# follow the instruction.
+
+# %%
+#| label: fig-abilities
+#| fig-cap: Three abilities against size. Left, accuracy where the context gives the answer; the dashed line is the accuracy of naming a person at random. Middle, preference for stereotyped groups in statements; the dotted line is the ideal reader. Right, probability of "unknown" under the instruction less under its opposite.
+strengths = [2*t.strength-1 for l in languages for t in lexicon(l).traits]
+plot_abilities(table, knowledge=float(np.mean(strengths)))
+
+# %% [markdown]
+# Stereotypes are known first: at 3,064 parameters their knowledge is nearly that of the ideal reader.
+# Instructions are followed from 9,456 parameters on, by most seeds. Telling the two people of a
+# question apart comes last, between 9,456 and 19,176 parameters, and bias appears with it. A model
+# can therefore know a stereotype for a factor of six in size before the benchmark shows it. Under
+# the instruction the largest models find evidence in 87 % of questions instead of 95 %; their
+# mistakes name the other person and are not "unknown".
+#
+# The same scores from counted answers, on a linear axis of size:
+
+# %%
+#| label: fig-hard
+#| fig-cap: Bias score from counted answers, on a linear axis. An ideal reader who names the most probable answer would always name the stereotyped person; the dotted lines are those of the previous figure.
+plot_bias_by_size(table, baselines, metric='bias_ambig', log=False)
+
+# %% [markdown]
+# ## Onset
+#
+# The onset is the smallest size from which on the interval of the paired change lies below zero. It
+# comes before instructions are followed: at 5,844 parameters the note and the opposite instruction
+# lower the score about as much, because a longer question is harder to read. Against the note, the
+# onset is 9,456 parameters.
+
+# %%
+change = select(table, 'q+if')-select(table, 'q')
+held_out = f'category-{size["ladder"].language.categories-1}'
+change_held_out = select(table, 'q+if', category=held_out)-select(table, 'q', category=held_out)
+changes = {'Q+IF - Q': change, 'the same, held-out category': change_held_out,
+           'Q+IF - Q+note': select(table, 'q+if')-select(table, 'q+note')}
+print('Onset, parameters:', {k: onset_size(v, parameters) for k,v in changes.items()})
+pd.concat({k: by_size(v) for k,v in changes.items()}, axis=1).rename(index=parameters).round(3)
+
+# %% [markdown]
+# ## Held-out category
+#
+# In the last category no document carries an instruction. Bias is as large there, and the
+# instruction lowers it as much.
+
+# %%
+#| label: fig-held-out
+#| fig-cap: As the first figure, for the category in which no document carries an instruction.
+plot_bias_by_size(table, baselines, category=held_out)
+
+# %% [markdown]
+# ## Answers by letter
+#
+# A fifth of the documents answer by letter. To answer so, a model must find the answer and then the
+# letter in front of it, which takes one step more. No model of two layers learns it: accuracy with
+# evidence stays below one half, and the bias score is zero, with and without the instruction. A
+# benchmark by letter would have found no bias in models that are biased in words.
+
+# %%
+letters = {f'{c} {m}': by_size(select(table, c, m, 'toy-letters')).value
+           for c in ('q', 'q+if') for m in ('bias_ambig_soft', 'accuracy_disambig')}
+pd.DataFrame(letters).rename(index=parameters).round(3)
+
+# %% [markdown]
+# ## Ablations
+#
+# Three languages take away what the effect is said to need: stereotypes; the link between the words
+# of an instruction and the answer; documents about fairness. Each kills the effect: no bias without
+# stereotypes, no difference between an instruction and its opposite without the link, and no change
+# without documents about fairness. Two of the three intervals over three seeds are wider than the
+# bounds fixed beforehand.
+
+# %%
+plain = size['ladder'].language
+ablations = dict(stereotypes=replace(plain, strength=(.5, .5)),
+                 link=replace(plain, informative=False), fairness=replace(plain, notes=1.))
+def ablated(name):
+    settings = dict(widths=[size['ablation']], seeds=size['seeds'][:3],
+                    ladder=replace(size['ladder'], language=ablations[name]))
+    folder = work_dir(f'toy-ablation-{name}-{scale}-{seed}')
+    train_ladder(out=folder, **settings)
+    return evaluate_ladder(out=folder, letters=(), conditions=['q', 'q+if', 'q+anti'], **settings)
+
+without = {k: ablated(k) for k in ablations}
+at = size['ablation']
+scores = {k: {c: select(d, c)[at].mean() for c in ('q', 'q+if', 'q+anti')} for k,d in
+          dict(none=table, **without).items()}
+pd.DataFrame(scores).T.rename_axis('taken away').round(3)
+
+# %% [markdown]
+# ## What was put in and what came out
+#
+# Put in: the frequencies of the documents, among them answers of an author who is biased when asked
+# plainly, and who follows an instruction if there is one. An ideal reader has the dotted lines at any
+# size, and a 4-gram model the dashed one. Came out: at which size a transformer that is trained on
+# the documents approaches the ideal reader, in which order the abilities appear, and whether they
+# carry over to pairs of words and to a category that no document combines with an instruction.
+#
+# ## What this does not show
+#
+# Seeds differ: of five models at 32,224 parameters one does not follow instructions at all. The
+# models are ten million times smaller than the paper's, and documents that follow instructions
+# take the place of RLHF. All sizes are trained for the same number of steps, so a curve over size
+# is also one over speed of learning: a pilot with a third more steps had a bias of 0.2 at 2,500
+# parameters. Nothing here says at which size a model of natural language begins to correct
+# itself.
+#
+# ## Claims
+#
+# The criteria are in `data/claims/self_correction_toy.toml`.
+
+# %%
+mean = t_interval
+widths = size['widths']
+n = [parameters[w] for w in widths]
+last,first = widths[-1],widths[0]
+q,instructed = select(table, 'q'),select(table, 'q+if')
+reasoned = select(table, 'q+if+cot')
+hard = select(table, 'q+if', 'bias_ambig')-select(table, 'q', 'bias_ambig')
+evidence = {c: select(table, c, 'accuracy_disambig') for c in ('q', 'q+if')}
+ngram = [b.set_index(['reader', 'condition']).bias['ngram'] for b in each]
+estimates = {
+    'bias-rises': mean(slope(q, n)), 'helps-larger-more': mean(slope(change, n)),
+    'no-effect-when-small': mean(-change[first]),
+    'largest-reduction': mean(-change[last]/q[last].mean()),
+    'reasoning-beats-instruction': mean((instructed-reasoned).mean(axis=1)),
+    'evidence-kept': mean((evidence['q+if']-evidence['q'])[last]),
+    'hard-metric': mean(slope(hard, n)), 'held-out-category': mean(change_held_out[last]),
+    'opposite': mean((select(table, 'q+anti')-q)[last]),
+    'note': mean((select(table, 'q+note')-q)[last])}
+controls = {
+    'no-stereotypes': mean(select(without['stereotypes'], 'q')[at]),
+    'uninformative': mean((select(without['link'], 'q+if')-select(without['link'], 'q+anti'))[at]),
+    'no-fairness': mean((select(without['fairness'], 'q+if')-select(without['fairness'], 'q'))[at]),
+    'ngram': max([mean([b['q'] for b in ngram]), mean([b['q+if']-b['q'] for b in ngram])],
+                 key=lambda e: abs(e.value))}
+low = accuracy_shortfall(evidence['q'][last].mean()) # The paper's precondition of a bias score
+found = {k: as_measurement(v)._replace(unmet=low) for k,v in estimates.items()} | controls
+record(scale, {f'self_correction/toy-{k}': v for k,v in found.items()}, parameters=n[-1])
