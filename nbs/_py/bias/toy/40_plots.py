@@ -105,7 +105,7 @@ def plot_abilities(
               COLOURS['accent'], row=1, col=3)
     add_level(fig, 1, row=1, col=3)
     fig.update_xaxes(type='log', title_text='Parameters')
-    fig.update_layout(width=860, height=340)
+    fig.update_layout(width=860, height=370, margin_t=80, legend_y=1.15)
     return fig
 
 
