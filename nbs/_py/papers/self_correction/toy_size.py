@@ -186,7 +186,8 @@ pd.DataFrame(scores).T.rename_axis('taken away').round(3)
 #
 # ## Claims
 #
-# The criteria are in `data/claims/self_correction_toy.toml`.
+# The criteria are in `data/claims/self_correction_toy.toml`, the recorded metrics of all models in
+# `data/results/toy_ladder.csv`.
 
 # %%
 mean = t_interval
