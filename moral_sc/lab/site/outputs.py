@@ -28,7 +28,7 @@ def has_browser()->bool:
     return bool(path) and Path(path).is_file() and _is_chromium(path)
 
 def _is_chromium(path):
-    "Whether a program starts and calls itself Chromium or Chrome; kaleido waits for others for ever"
+    "Whether a program calls itself Chromium or Chrome; kaleido waits for others for ever"
     try: run = subprocess.run([path, '--version'], capture_output=True, timeout=30) # noqa: S603
     except (OSError, subprocess.TimeoutExpired): return False
     return b'Chrom' in run.stdout

@@ -148,7 +148,8 @@ outcomes
 # drops a line silently: the number of rows is the number of lines that are not empty.
 
 # %%
-lines = ''.join(json.dumps(dict(q=f'Who is {i}?', n=i, é=[1, None]))+'\n' for i in range(5)).encode()
+lines = ''.join(json.dumps(dict(q=f'Who is {i}?', n=i, é=[1, None]))+'\n'
+                for i in range(5)).encode()
 
 @fuzz(100)
 @given(st.booleans(), damaged(lines))

@@ -43,6 +43,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
 # | [errors](00_errors.ipynb) | errors of bad input, with a one-sentence message |
 # | [arguments](05_arguments.ipynb) | checks of keywords and types at public functions |
 # | [datasets](10_datasets.ipynb) | public data files, pinned by commit and hash |
+# | [files](12_files.ipynb) | files replaced in one step, private folders of compiled code |
+# | [tables](14_tables.ipynb) | rows of a file, a DataFrame or a list of dicts |
 # | [runs](20_runs.ipynb) | folders of finished items; an interrupted run resumes |
 # | [manifest](22_manifest.ipynb) | size and SHA-256 of the files of a run |
 # | [progress](25_progress.ipynb) | bars and callbacks of long functions |

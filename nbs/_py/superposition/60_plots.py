@@ -433,7 +433,8 @@ with expect_fail(ConfigError, contains="no column 'shared'"):
 with expect_fail(ConfigError, contains='2 titles are given for 1 models'):
     plot_models(torch.eye(3), ['a', 'b'])
 with expect_fail(ConfigError, contains='use plot_models'): plot_columns(torch.eye(3), [1]*3)
-with expect_fail(ConfigError, contains='give one model'): plot_model(torch.ones(2,3,3), torch.ones(3))
+with expect_fail(ConfigError, contains='give one model'):
+    plot_model(torch.ones(2,3,3), torch.ones(3))
 len(plot_phases({'theory': predicted}).to_json())
 
 

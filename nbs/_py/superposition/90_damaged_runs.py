@@ -92,7 +92,8 @@ def test_train(changes):
     try: train(config, **(dict(steps=2, engine='eager', batch_size=4) | changes))
     except MoralScError as e: assert len(str(e))<400, str(e)
 
-maps = 'density importance restarts seed activation bias steps lr points score keep_all block'.split()
+maps = 'density importance restarts seed activation bias steps lr points score keep_all '\
+       'block'.split()
 @settings(fuzz, max_examples=40)
 @given(st.dictionaries(st.sampled_from(maps), values, min_size=1, max_size=2))
 def test_map(changes):

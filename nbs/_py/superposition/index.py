@@ -59,6 +59,7 @@ _all_ = ['moments', 'ToyConfig', 'reconstruct', 'batch_loss', 'exact_loss', 'fit
 # | attack a model | [Adversarial examples](67_adversarial.ipynb) | `analytic_attack`, `vulnerability` |
 # | train on finite data sets | [Memorization](68_memorization.ipynb) | `memorization_sweep` |
 # | plot matrices, curves, phase diagrams | [Plots](60_plots.ipynb) | `plot_columns`, `plot_curves`, `plot_phases` |
+# | know what happens to a damaged run | [Damaged runs](90_damaged_runs.ipynb) | `load_run` |
 # | plot polytopes and dimensionality | [Geometry plots](62_geometry_plots.ipynb) | `plot_dimensionality`, `plot_shapes_3d` |
 #
 # The engines train the same models with the same data; `train(..., engine='auto')` selects one.

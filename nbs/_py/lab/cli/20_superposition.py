@@ -296,7 +296,8 @@ print(Path('map/table.csv').read_text()[:150], Path('shares/table.csv').read_tex
 # %%
 invalid = ['train --density a,b', 'train --density 2', 'train --features 0', 'train --hidden 0',
            'train --features 99999999999999999999999', 'train --seed -1', 'train --device meta',
-           'train --device mps', 'train --lr nan', 'train --steps 0', 'train --models 0', 'train --decay nan', 'train --engine tritn',
+           'train --device mps', 'train --lr nan', 'train --steps 0', 'train --models 0',
+           'train --decay nan', 'train --engine tritn',
            'train --engine triton', 'train --device cuda', 'train --activation rely',
            'phase --points 1', 'phase --restarts 0', 'phase --activation rely',
            'phase --engine numbat', 'geometry --density 0', 'geometry --density x',

@@ -302,7 +302,8 @@ def double(x): return 2*x
 print(double(2))
 ''')
 env = dict(PATH='', HOME=str(tmp/'__pycache__'), XDG_CACHE_HOME=str(tmp/'__pycache__'),
-           PYTHONDONTWRITEBYTECODE='1', PYTHONPATH=str(Path(importlib.util.find_spec('moral_sc').origin).parents[1]))
+           PYTHONDONTWRITEBYTECODE='1',
+           PYTHONPATH=str(Path(importlib.util.find_spec('moral_sc').origin).parents[1]))
 run = subprocess.run([sys.executable, tmp/'mine.py'], env=env, capture_output=True, text=True)
 test_eq(run.stdout.strip(), '4')
 assert 'set NUMBA_CACHE_DIR' in run.stderr and run.stderr.count('Numba has no folder')==1
