@@ -40,7 +40,7 @@ torch.set_num_threads(1)
 
 # %%
 size = at_scale(scale, # requests of each kind; steps of pretraining, RL, snapshots; seeds
-    quick=dict(more=(), train=16, test=12, steps=2, every=1, batch=8, pm=1, read=20,
+    quick=dict(more=(), train=8, test=6, steps=2, every=1, batch=4, pm=1, read=15,
                trainings=2),
     cpu=dict(more=(), train=200, test=60, steps=40, every=10, batch=32, pm=2, read=600,
              trainings=8),

@@ -39,13 +39,16 @@ torch.set_num_threads(1)
 start = perf_counter()
 
 # %%
-size = at_scale(scale, # requests; steps of the judge and of RL; answers a step; trainings
-    quick=dict(model='mini', options=dict(environment.HELPFUL, steps=60), lessons=60, rounds=2,
-               revise=16, asks=40, helpful_steps=3, steps=6, batch=16, held=20, trainings=2),
+size = at_scale(scale, # requests; steps of the judge, of RL; answers a step; trainings; votes
+    quick=dict(model='mini', options=dict(environment.HELPFUL, steps=30), lessons=30, rounds=1,
+               revise=8, asks=20, helpful_steps=2, steps=3, batch=8, held=10, trainings=2,
+               votes=10),
     cpu=dict(model='mini', options=environment.HELPFUL, lessons=400, rounds=4, revise=100, asks=300,
-             helpful_steps=10, steps=60, batch=48, held=60, trainings=8),
+             helpful_steps=10, steps=60, batch=48, held=60, trainings=8,
+             votes=200),
     gpu=dict(model='medium', options=dict(environment.HELPFUL, steps=4000), lessons=2000, rounds=4,
-             revise=3000, asks=5000, helpful_steps=30, steps=300, batch=256, held=500, trainings=8),
+             revise=3000, asks=5000, helpful_steps=30, steps=300, batch=256, held=500, trainings=8,
+             votes=200),
 )
 device = 'auto' if scale=='gpu' else 'cpu'
 folder = work_dir('toy-models') # First models and the judge are shared with other pages
@@ -152,7 +155,7 @@ count_faults(first.examples)
 
 # %%
 correct = [true_side(r[0].labels)[0].mean() for r in runs]
-({c.id: str(principle_agreement(judge, c, seed+1)) for c in COMPARISONS},
+({c.id: str(principle_agreement(judge, c, seed+1, size['votes'])) for c in COMPARISONS},
  np.round(correct, 3).tolist())
 
 # %% [markdown]
