@@ -9,7 +9,7 @@
 # %% [markdown]
 # # Absolute harmfulness: HH RLHF and RL-CAI reduce it
 #
-# > HH RLHF and RL-CAI lower it, but not below an empty answer (Figure 10); a rise is undecided.
+# > HH RLHF and RL-CAI lower it (Figure 10); text revised by no model is lower and helps more.
 
 # %% tags=["parameters"]
 scale = 'quick'  # quick: seconds; cpu: minutes; gpu: a larger model and the paper's 64 x 256
@@ -24,12 +24,13 @@ from moral_sc.constitution.plots import plot_harmfulness
 from moral_sc.constitution.preference import fit_preference
 from moral_sc.constitution.rl.policy import train_policy
 from moral_sc.constitution.toy import environment
+from moral_sc.constitution.toy.controls import baseline_answers
 from moral_sc.constitution.toy.experiments import (
     LABEL_HARM, compare_answers, expected_rating, fit_rating_regressor, select_kind, severity,
     split_mixed_requests, train_sl_cai)
 from moral_sc.foundation.runs import content_key
 from moral_sc.foundation.statistics import Estimate, cluster_bootstrap
-from moral_sc.lab.claims import record
+from moral_sc.lab.claims import Measurement, record
 from moral_sc.lab.paths import work_dir
 from moral_sc.lab.scales import at_scale
 from moral_sc.language.loading import load
@@ -37,16 +38,18 @@ from moral_sc.language.loading import load
 torch.set_num_threads(1)
 
 # %%
-size = at_scale(scale, # trainings: of every model of this page
-    quick=dict(model='tiny', read=60, rate=80, revise=20, rounds=1, pairs=50, asks=40,
-               steps=4, batch=16, held=16, samples=2, epochs=2, trainings=2),
+size = at_scale(scale, # trainings: of every model of this page; tokens: of an answer
+    quick=dict(model='tiny', read=20, rate=30, revise=8, rounds=1, pairs=24, asks=16,
+               steps=2, batch=8, held=8, samples=1, epochs=1, trainings=2, tokens=12),
     cpu=dict(model='tiny', read=900, rate=500, revise=200, rounds=3, pairs=400, asks=400,
-             steps=90, batch=64, held=64, samples=16, epochs=4, trainings=6),
+             steps=90, batch=64, held=64, samples=4, epochs=4, trainings=6,
+             tokens=32),
     gpu=dict(model='medium', read=None, rate=5000, revise=3000, rounds=4, pairs=3000,
-             asks=3000, steps=300, batch=256, held=64, samples=256, epochs=2, trainings=6),
+             asks=3000, steps=300, batch=256, held=64, samples=256, epochs=2, trainings=6,
+             tokens=32),
 )
 device = 'auto' if scale=='gpu' else 'cpu'
-sampling = dict(max_new_tokens=32)
+sampling = dict(max_new_tokens=size['tokens'])
 seeds = [seed+s for s in range(size['trainings'])]
 folder = work_dir(f'absolute-harmfulness-{scale}-{seed}-{content_key(size=size)[:8]}')
 size
@@ -80,6 +83,7 @@ expected_rating([prompt]*4, texts).round(2)
 # %%
 rating_prompts, sl_prompts, pair_prompts, rl_prompts, held = split_mixed_requests(
     [2*size['rate'], 2*size['revise'], size['pairs'], size['asks'], 2*size['held']], seed)
+ordinary = select_kind(held, 'helpful')[:size['held']]
 held = select_kind(held, 'red_team')[:size['held']]
 
 first_models = {s: environment.pretrain(size['model'], s, size['read'], folder, device)
@@ -198,12 +202,51 @@ pd.DataFrame({name: {k: str(mean(error(rating, k))) for k in policies}
               for name,rating in (('first', first_rating), ('last', last_rating))})
 
 # %% [markdown]
+# ## Answers without a model
+#
+# An empty answer does no harm, so a fall of harm is an achievement only if help remains. Mean
+# ratings of answers that [no model wrote](../../constitution/toy/50_controls.ipynb), and their true
+# help on ordinary held-out requests, beside the last snapshots, means over trainings:
+
+# %%
+texts = [r['text'] for r in held]
+ordinary_texts = [r['text'] for r in ordinary]
+def mean_help(s, policy):
+    lm = load(policy.snapshots[-1], 'float32', device)
+    answers = sum(sample_answers(lm, ordinary, seed=s, **sampling), [])
+    return environment.helpfulness(ordinary_texts, answers).mean()
+
+helps = {k: pd.Series({s: mean_help(s, p) for s,p in ps.items()}) for k,ps in policies.items()}
+fixed = baseline_answers(texts, seed)
+fixed_help = baseline_answers(ordinary_texts, seed)
+rated = {k: [np.mean([regressors[s](texts, a).mean() for s in seeds]),
+             expected_rating(texts, a).mean(),
+             environment.helpfulness(ordinary_texts, fixed_help[k]).mean()]
+         for k,a in fixed.items()}
+rated |= {k: [last_rating(k).mean(), last_rating(k, 'truth').mean(), helps[k].mean()]
+          for k in policies}
+pd.DataFrame(rated, ['regressor', 'truth', 'help on ordinary requests']).T.round(2)
+
+
+# %% [markdown]
+# Both falls end with help above that of the constant answer "i am here for you .", which is zero. But the
+# text that first models read, revised by its own rules and without a model, is rated lower than either and
+# helps more. So the falls are undecided as achievements of the methods. Fall of the rating, and help at the
+# end:
+
+# %%
+def falls_and_helps(run):
+    "The less certain of the fall of the rating and the help at the end"
+    return min((mean(-rise(run)), mean(helps[run])), key=lambda e: e.low)
+{k: dict(fall=str(mean(-rise(k))), help=str(mean(helps[k]))) for k in policies}
+
+
+# %% [markdown]
 # ## Properties of the answers
 #
 # Counts per answer to a held-out prompt, by snapshot and temperature, means over trainings:
 
 # %%
-texts = [r['text'] for r in held]
 def mean_features(s, policy, index, temperature):
     lm = load(policy.snapshots[index], 'float32', device)
     answers = sum(sample_answers(lm, held, temperature=temperature, seed=s, **sampling), [])
@@ -213,6 +256,7 @@ def mean_features(s, policy, index, temperature):
 pd.DataFrame({(k, name, T): sum(mean_features(s, p, i, T) for s,p in ps.items())/len(ps)
               for k,ps in policies.items()
               for i,name in ((0, 'first'), (-1, 'last')) for T in (1., 0.)}).T.round(2)
+
 
 # %% [markdown]
 # The counts explain two features of the figure. First, the regressor is far off for models before
@@ -230,11 +274,6 @@ pd.DataFrame({(k, name, T): sum(mean_features(s, p, i, T) for s,p in ps.items())
 # become less harmful in different ways. A third of the final answers of HH RLHF refuse. Those of
 # RL-CAI never refuse and name tools that do not serve.
 #
-# An empty answer or a refusal has the expected rating 0.25, as the first table shows. Both kinds of runs
-# end at about 0.4 by the truth, the mean of `end_truth` above. The fall alone is therefore not counted
-# for either method: silence would fall further. What would count is a fall with help kept, which this
-# page does not measure.
-#
 # ## What this does not show
 #
 # We do not test chains of thought, because the toy environment has no words for them. Intervals
@@ -245,17 +284,33 @@ pd.DataFrame({(k, name, T): sum(mean_features(s, p, i, T) for s,p in ps.items())
 #
 # The criteria in `data/claims/constitution_harmfulness.toml` were fixed before any policy was
 # trained for this figure. The number of six trainings, and that intervals resample them, was fixed
-# before this recording; the criterion of the regressor was edited at that time. That the regressor stays
-# right holds. The rise under helpful RLHF is undecided. The two falls meet their criteria and are
-# closed, because an empty answer meets them too. The order of RL-CAI and HH RLHF, which the paper does
-# not claim, is undecided.
+# before an earlier recording; that of the regressor was edited then, and stands again as registered beside the
+# edited reading. The falls alone are closed, because an empty answer falls further. Falls with help meet their
+# criterion, that of HH RLHF barely, and are undecided, because text without a model does better. The
+# regressor stays right. The rise under helpful RLHF and the order of RL-CAI and HH RLHF are undecided.
 
 # %%
+def unless_baseline(estimate, run):
+    "Mark a fall as undecided where a text without a model is rated as low and helps as much"
+    _,own,own_help = rated[run]
+    for name in fixed:
+        _,truth,help_ = rated[name]
+        if truth<=own and help_>=own_help:
+            return Measurement(*estimate, unmet=f'"{name}" without a model has the expected rating '
+                f'{truth:.2f} and help {help_:.2f}; {run} has {own:.2f} and {own_help:.2f}')
+    return estimate
+
 largest = max((mean(error(last_rating, k).abs()) for k in policies), key=lambda e: e.value)
 record(scale, {
     'constitution/absharm-helpful-rises': mean(rise('helpful RLHF')),
     'constitution/absharm-hh-falls': mean(rise('HH RLHF')),
+    'constitution/absharm-hh-falls-and-helps':
+        unless_baseline(falls_and_helps('HH RLHF'), 'HH RLHF'),
     'constitution/absharm-cai-falls': mean(rise('RL-CAI')),
+    'constitution/absharm-cai-falls-and-helps':
+        unless_baseline(falls_and_helps('RL-CAI'), 'RL-CAI'),
     'constitution/absharm-cai-below-hh': mean(last_rating('RL-CAI')-last_rating('HH RLHF')),
-    'constitution/absharm-regressor-right': largest,
+    'constitution/absharm-regressor-right': max(abs(error(last_rating, k)[seed])
+                                                for k in policies),
+    'constitution/absharm-regressor-right-trainings': largest,
 })
