@@ -38,6 +38,7 @@
 # | read single answers | [Answer viewer](70_viewer.ipynb) | `view` |
 # | check another tool's score | [Logs of other tools](56_logs.ipynb) | `compare_scores` |
 # | build prompts and save answers | [Scoring questions](28_asking.ipynb) | `build_questions` |
+# | train small models on an invented language | [Toy language](toy/10_environment.ipynb), [Ladder](toy/30_ladder.ipynb) | `train_ladder`, `evaluate_ladder` |
 # | understand an error | [Error messages](90_bad_input.ipynb) | |
 # | compare speed | [Scoring benchmark](../benchmarks/20_scoring.ipynb) | `bench_scoring` |
 
