@@ -111,7 +111,8 @@ row['rounds'][0]['principle'], sorted(row)
 
 # %% [markdown]
 # ```sh
-# moral_sc constitution revise my-model --prompts prompts.jsonl --principles mine.toml
+# printf 'Be kind.\nBe brief.\n' > principles.txt
+# moral_sc constitution revise my-model --prompts prompts.txt --principles principles.txt
 # ```
 #
 # ## 5. Your own pairs
@@ -149,7 +150,8 @@ policy
 
 # %% [markdown]
 # ```sh
-# moral_sc constitution rl my-model runs/preference/model --prompts prompts.jsonl
+# moral_sc constitution rl my-model --reward reward.py:brevity --prompts prompts.txt
+# moral_sc constitution rl my-model --reward runs/preference/model --prompts prompts.txt
 # ```
 #
 # ## 7. Votes
@@ -165,7 +167,7 @@ elo
 
 # %% [markdown]
 # ```sh
-# moral_sc constitution tournament --votes votes.csv
+# moral_sc constitution elo votes.csv
 # ```
 #
 # ## 8. Toy models of your own
