@@ -11,6 +11,7 @@ __all__ = ['Scale', 'Seed', 'Device', 'Model', 'Limit', 'Mode', 'Out', 'AsJson',
 import json
 import math
 import re
+import warnings
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, get_args
@@ -27,10 +28,22 @@ def print_status(text:str):
     "Print a message to stderr"
     typer.echo(text, err=True)
 
+@contextmanager
+def _plain_warnings():
+    "Print each warning once, as a sentence without its line of code"
+    seen = set()
+    def show(message, *args, **kwargs):
+        if str(message) not in seen: print_status(f'Warning: {message}')
+        seen.add(str(message))
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield
+
 class ErrorGroup(TyperGroup):
     "Group of commands that prints errors as sentences and sets the exit code"
     def invoke(self, ctx):
-        try: return super().invoke(ctx)
+        try:
+            with _plain_warnings(): return super().invoke(ctx)
         except MoralScError as e: print_status(f'{e}')
         except KeyboardInterrupt:
             print_status('Interrupted. Run the same command again to resume.')

@@ -19,6 +19,7 @@
 import json
 import math
 import re
+import warnings
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, get_args
@@ -60,10 +61,22 @@ def print_status(text:str):
     "Print a message to stderr"
     typer.echo(text, err=True)
 
+@contextmanager
+def _plain_warnings():
+    "Print each warning once, as a sentence without its line of code"
+    seen = set()
+    def show(message, *args, **kwargs):
+        if str(message) not in seen: print_status(f'Warning: {message}')
+        seen.add(str(message))
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield
+
 class ErrorGroup(TyperGroup):
     "Group of commands that prints errors as sentences and sets the exit code"
     def invoke(self, ctx):
-        try: return super().invoke(ctx)
+        try:
+            with _plain_warnings(): return super().invoke(ctx)
         except MoralScError as e: print_status(f'{e}')
         except KeyboardInterrupt:
             print_status('Interrupted. Run the same command again to resume.')
@@ -88,8 +101,13 @@ def bad(): raise ConfigError('density is 2: give a number above 0 and at most 1.
 @example_app.command()
 def stop(): raise KeyboardInterrupt
 
+@example_app.command()
+def odd():
+    for _ in range(2): warnings.warn('Only 2 of 11 categories are here.', stacklevel=1)
+
 run = lambda command: CliRunner().invoke(example_app, shlex.split(command))
 test_eq([run(c).exit_code for c in ('bad', 'stop')], [2, 130])
+test_eq(run('odd').output, 'Warning: Only 2 of 11 categories are here.\n')
 run('bad').output, run('stop').output
 
 
