@@ -53,7 +53,7 @@ def _run_kernel(request, connection):
         os.environ.clear()
         os.environ.update(request['env'])
         os.chdir(request['cwd'])
-        sys.path[0] = ''
+        sys.path.insert(0, '') # The working folder, as in a kernel of Jupyter's
         sys.argv = ['ipykernel_launcher', *request['argv']]
         tempfile.tempdir = None
         for name in [m for m in sys.modules if m.split('.')[0]=='moral_sc']: del sys.modules[name]
