@@ -103,6 +103,7 @@ def test_file(name, data):
 
 test_file()
 
+
 # %% [markdown]
 # Dialogues keep all their words; settings of preference models and checkpoints are refused or unchanged.
 
