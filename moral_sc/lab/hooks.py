@@ -240,8 +240,19 @@ def _is_export(root, name, page):
         return module.read_bytes()==staged
     finally: module.write_bytes(staged)
 
+def _unlisted_packages(root):
+    "List packages of `moral_sc` that a wheel would leave out"
+    import tomllib
+    file = root/'pyproject.toml'
+    if not file.is_file(): return []
+    listed = tomllib.loads(file.read_text())['tool']['setuptools']['packages']
+    found = {'.'.join(p.parent.relative_to(root).parts)
+             for p in (root/'moral_sc').rglob('__init__.py')}
+    return [f'pyproject.toml does not list {p}: add it to the packages of setuptools.'
+            for p in sorted(found-{*listed})]
+
 def check_modules(root:Path)->list:
-    "List staged modules that are not what their pages export"
+    "List staged modules that are not what their pages export, and packages missing in the wheel"
     staged = (_git(root, 'diff', '--cached', '--name-only', '--diff-filter=AM') or '').splitlines()
     staged_pages = {p.relative_to(root).as_posix() for p in find_notebooks(root, staged)}
     res = []
@@ -252,7 +263,7 @@ def check_modules(root:Path)->list:
         if page and page not in staged_pages and not _is_export(root, name, page):
             res.append(f'{name} was edited and its page {page} was not: run `nbdev_update --fname '
                        f'{name}`, then `git add nbs`.')
-    return res
+    return res+_unlisted_packages(root)
 
 # %% ../../nbs/lab/14_hooks.ipynb #0bf0a6a4
 def check_recorded_scale(root:Path, page:Path)->str:

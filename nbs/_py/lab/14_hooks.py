@@ -32,6 +32,8 @@ from moral_sc.lab.paths import visible_notebooks
 
 # %%
 #| hide
+import shutil
+
 import nbformat
 from fastcore.test import *
 
@@ -502,8 +504,19 @@ def _is_export(root, name, page):
         return module.read_bytes()==staged
     finally: module.write_bytes(staged)
 
+def _unlisted_packages(root):
+    "List packages of `moral_sc` that a wheel would leave out"
+    import tomllib
+    file = root/'pyproject.toml'
+    if not file.is_file(): return []
+    listed = tomllib.loads(file.read_text())['tool']['setuptools']['packages']
+    found = {'.'.join(p.parent.relative_to(root).parts)
+             for p in (root/'moral_sc').rglob('__init__.py')}
+    return [f'pyproject.toml does not list {p}: add it to the packages of setuptools.'
+            for p in sorted(found-{*listed})]
+
 def check_modules(root:Path)->list:
-    "List staged modules that are not what their pages export"
+    "List staged modules that are not what their pages export, and packages missing in the wheel"
     staged = (_git(root, 'diff', '--cached', '--name-only', '--diff-filter=AM') or '').splitlines()
     staged_pages = {p.relative_to(root).as_posix() for p in find_notebooks(root, staged)}
     res = []
@@ -514,7 +527,7 @@ def check_modules(root:Path)->list:
         if page and page not in staged_pages and not _is_export(root, name, page):
             res.append(f'{name} was edited and its page {page} was not: run `nbdev_update --fname '
                        f'{name}`, then `git add nbs`.')
-    return res
+    return res+_unlisted_packages(root)
 
 
 # %%
@@ -533,6 +546,15 @@ check_modules(root)
 test_eq(len(check_modules(root)), 1)
 assert 'period = 1.0' in module.read_text()
 _git(root, 'checkout', 'HEAD', 'lib')
+
+# %%
+(root/'moral_sc/new').mkdir(parents=True)
+(root/'moral_sc/new/__init__.py').touch()
+(root/'pyproject.toml').write_text('[tool.setuptools]\npackages = ["moral_sc"]\n')
+test_eq(check_modules(root), ['pyproject.toml does not list moral_sc.new: add it to the packages '
+                              'of setuptools.'])
+shutil.rmtree(root/'moral_sc')
+(root/'pyproject.toml').unlink()
 
 
 # %% [markdown]
