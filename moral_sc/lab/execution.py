@@ -30,11 +30,19 @@ def read_notebook(
 ):
     "Read a notebook; a `DataError` says what is wrong with it"
     import nbformat
-    try: return nbformat.read(path, 4)
+    try: nb = nbformat.read(path, 4)
     except FileNotFoundError:
         raise DataError(f'{path} does not exist: check the name.') from None
     except Exception as e:
         raise DataError(f'{path} is not a notebook ({_first(e)}): restore it.') from None
+    bad = next((i for i,c in enumerate(nb.cells) if not _is_cell(c)), None)
+    if bad is not None:
+        raise DataError(f'{path}: cell {bad} has no source, or wrong metadata: restore it.')
+    return nb
+
+def _is_cell(c): # nbformat only logs what it finds wrong
+    return isinstance(c.get('source'), str) and isinstance(c.get('metadata'), dict) and \
+        isinstance(c.metadata.get('tags', []), list)
 
 def _first(e): return (str(e).splitlines() or [type(e).__name__])[0]
 

@@ -112,6 +112,7 @@ test_claims()
 new = nbformat.v4.new_code_cell
 page = nbformat.v4.new_notebook(cells=[new("scale: str = 'quick'\nseed, steps = 0, 5")])
 page.cells[0].metadata['tags'] = ['parameters']
+page.cells[0].id = 'parameters' # Random otherwise, and the damage with it
 text = nbformat.writes(page)
 
 def read_page(data):
