@@ -78,7 +78,9 @@ evaluation.score('q')[['questions', 'bias_ambig']].tail(1)
 # Each criterion is written down before the run that judges it. *Undecided* means that the interval
 # contains the criterion's bound; *needs a larger model*, that a small model missed a claim about
 # large ones; *error*, that the row was not run. What the papers do not say is counted as ours.
-# Closed rows no longer count; each is listed with its reason on the page of its paper.
+# Some rows, most of those that hold for moral self-correction, test the shape of a paper's curve in
+# a toy environment and are marked so. Closed rows no longer count; each is listed with its reason
+# on the page of its paper.
 
 # %%
 #| echo: false
