@@ -691,11 +691,11 @@ for name in ('config.json', 'provenance.json'):
 # ## Keys of runs
 #
 # A finished item is used again only if its key is equal. This table lists what is in the key of every function that stores or resumes, and what is left out. *Identity* of a model is a digest of all
-# weights, buffers and the tokenizer (with chat template and special tokens) and the number type; the identity of a preference model adds its offset and prompt format.
+# weights and buffers, the settings of the architecture, the tokens that end an answer, the tokenizer (with chat template and special tokens) and the number type; the identity of a preference model adds its offset and prompt format.
 #
 # | function | in the key | not in the key, and why |
 # | --- | --- | --- |
-# | `sample`, `generate_multi_turn` (each text) | identity, token ids of the prompt, row key, `max_new_tokens`, temperature, `top_p`, stop strings, seed, `logprobs`, options of `after` | `batch`, `max_tokens`: texts do not depend on them (proved on the page); `values`: refused with a run; *end tokens of the generation config: see below* |
+# | `sample`, `generate_multi_turn` (each text) | identity, token ids of the prompt, row key, `max_new_tokens`, temperature, `top_p`, stop strings, seed, `logprobs`, options of `after` | `batch`, `max_tokens`: texts do not depend on them (proved on the page); `values`: refused with a run |
 # | `sample_vllm` | the same, and the engine; its weights are compared with the model's | version of vLLM: in provenance.json |
 # | API models | name, address, all settings, the whole request | the server's weights: they cannot be known; the reply stores the model and fingerprint that it names |
 # | `revise` | identity, all prompts with ids, texts of principles and examples, rounds, critique, mode, sampling settings | `progress` |
@@ -715,9 +715,6 @@ for name in ('config.json', 'provenance.json'):
 # Byte code differs between versions of Python, so a run started under another one asks for `reward_name`.
 #
 # Files of a run (checkpoints, snapshots, models, histories) are listed with size and SHA-256 in `manifest.json` and compared before the run goes on or is reported as done; rows of `run.sqlite` carry checksums.
-#
-# Known gap: the identity of a model does not hold its `config.json` and `generation_config.json`. A changed activation function or end token with the same weights has the same key. Rotary frequencies are
-# buffers and are in it.
 
 # %% [markdown]
 # ## Several processes
