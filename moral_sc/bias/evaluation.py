@@ -92,10 +92,12 @@ class Evaluation:
         return mean_probabilities(d, answers, normalise)
 
     def save(self, folder)->Path: # Tables as CSV, questions as JSON lines, the rest as JSON
+        "Write the results to a folder that `load` reads without the model"
         return save_evaluation(self, folder)
 
     @staticmethod
     def load(folder, benchmarks=())->'Evaluation': # `benchmarks`: those not in `REGISTRY`
+        "Read the results in a folder, without the model"
         return load_evaluation(folder, benchmarks)
 
 # %% ../../nbs/bias/30_evaluation.ipynb #b75ba5d8
