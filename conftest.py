@@ -13,9 +13,9 @@ os.environ['IN_TEST'] = '1'
 # `pytest -m smoke`: a page of each package, the command line, and one page of each paper
 SMOKE = {
     'foundation/30_statistics', 'language/20_chat', 'superposition/20_model',
-    'constitution/10_principles', 'bias/bbq/50_scoring', 'lab/cli/50_app',
-    'papers/superposition/mathematics', 'papers/constitution/soft_labels',
-    'papers/self_correction/letter_bias',
+    'constitution/10_principles', 'bias/bbq/10_items', 'lab/cli/20_superposition',
+    'lab/cli/40_bias', 'papers/superposition/mathematics', 'papers/constitution/pipeline',
+    'papers/self_correction/toy_size',
 }
 
 
