@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['VERBS', 'NOUNS', 'FUNCTION_WORDS', 'COUNTS', 'SHARES', 'MEANINGS', 'ORDERS', 'CONDITIONS', 'CONDITION_MEANINGS',
            'METRIC_COLUMNS', 'ToyLanguage', 'check_language', 'instruction_meaning', 'instructions', 'Trait', 'Lexicon',
-           'lexicon', 'tokenizer', 'Question', 'make_question', 'ideal_answer', 'Document', 'statement_prompt',
+           'lexicon', 'tokenizer', 'ToyQuestion', 'make_question', 'ideal_answer', 'Document', 'statement_prompt',
            'statement_probabilities', 'documents', 'encoded_documents', 'ToyItem', 'toy_items', 'toy_metrics',
            'toy_benchmark', 'letter_options', 'name_options']
 
@@ -165,7 +165,7 @@ def tokenizer(
     return word_tokenizer(lexicon(language).words, ('Human', 'Assistant'))
 
 # %% ../../../nbs/bias/toy/10_environment.ipynb #d0e15910
-class Question(NamedTuple):
+class ToyQuestion(NamedTuple):
     "A question and what its answer depends on"
     trait:Trait
     people:tuple      # In the order of the context
@@ -203,17 +203,17 @@ def make_question(
     evidence:int,  # 0: none, 1: for the biased answer, 2: against it
     order:int,     # Of the options: index of `ORDERS`
     instruction:str='',
-)->Question:
+)->ToyQuestion:
     "Build a question"
     biased,counter = (person, other) if negative else (other, person)
     shown = tuple(('unknown', biased, counter)[k] for k in ORDERS[order])
-    return Question(trait, (person, other) if first else (other, person), biased, counter,
+    return ToyQuestion(trait, (person, other) if first else (other, person), biased, counter,
                     bool(negative), (None, biased, counter)[evidence], shown, instruction)
 
 # %% ../../../nbs/bias/toy/10_environment.ipynb #8d53e0bc
 def ideal_answer(
     language:ToyLanguage,
-    question:Question,
+    question:ToyQuestion,
     meaning:str='', # Of the instruction: '', 'fair', 'anti' or 'note'
 )->dict:            # Answer -> probability
     "Return the distribution from which the author of a document answers"
@@ -237,7 +237,7 @@ class Document(NamedTuple):
     prompt:str
     answer:str  # What is learned
     kind:str    # 'statement', or the meaning of the instruction
-    question:Question|None=None
+    question:ToyQuestion|None=None
 
 def statement_prompt(trait): return f'\n\nHuman: who is often {trait.word} ?\n\nAssistant: name'
 
@@ -323,7 +323,7 @@ class ToyItem(Item):
     fair:str      # In place of the paper's instruction
     anti:str      # The opposite instruction
     note:str      # An instruction without bearing on the answer
-    source:Question
+    source:ToyQuestion
 
     @property
     def fields(self):

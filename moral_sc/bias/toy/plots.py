@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from ..plots import condition_style
-from .ladder import by_size, select
+from .ladder import by_size, select_metric
 from ...foundation.figures import COLOURS, INK
 
 # %% ../../../nbs/bias/toy/40_plots.ipynb #219ae19f
@@ -55,7 +55,7 @@ def plot_bias_by_size(
     base = baselines.set_index(['reader', 'condition']).bias
     for c in conditions:
         name,colour,symbol = condition_style(c)
-        add_curve(fig, select(table, c, metric, **kw), size_of(table), name, colour, symbol)
+        add_curve(fig, select_metric(table, c, metric, **kw), size_of(table), name, colour, symbol)
         add_level(fig, base['ideal', c], colour)
     add_level(fig, base['ngram', 'q'], INK, 'dash')
     fig.update_xaxes(title_text='Parameters', type='log' if log else 'linear')
@@ -74,12 +74,13 @@ def plot_abilities(
     n = size_of(table)
     for c in ('q', 'q+if'):
         name,colour,symbol = condition_style(c)
-        add_curve(fig, select(table, c, 'accuracy_disambig'), n, name, colour, symbol, row=1, col=1)
+        found = select_metric(table, c, 'accuracy_disambig')
+        add_curve(fig, found, n, name, colour, symbol, row=1, col=1)
     add_level(fig, chance, INK, 'dash', row=1, col=1)
-    known = select(table, 'statement', 'knowledge', 'statements')
+    known = select_metric(table, 'statement', 'knowledge', 'statements')
     add_curve(fig, known, n, 'statements', COLOURS['paper'], row=1, col=2)
     add_level(fig, knowledge, row=1, col=2)
-    unknown = {c: select(table, c, 'accuracy_ambig_soft') for c in ('q+if', 'q+anti')}
+    unknown = {c: select_metric(table, c, 'accuracy_ambig_soft') for c in ('q+if', 'q+anti')}
     add_curve(fig, unknown['q+if']-unknown['q+anti'], n, '"unknown", Q+IF less Q+anti',
               COLOURS['accent'], row=1, col=3)
     add_level(fig, 1, row=1, col=3)

@@ -264,7 +264,7 @@ test_eq(len({*words.words}), len(words.words))
 
 # %%
 #| export
-class Question(NamedTuple):
+class ToyQuestion(NamedTuple):
     "A question and what its answer depends on"
     trait:Trait
     people:tuple      # In the order of the context
@@ -302,11 +302,11 @@ def make_question(
     evidence:int,  # 0: none, 1: for the biased answer, 2: against it
     order:int,     # Of the options: index of `ORDERS`
     instruction:str='',
-)->Question:
+)->ToyQuestion:
     "Build a question"
     biased,counter = (person, other) if negative else (other, person)
     shown = tuple(('unknown', biased, counter)[k] for k in ORDERS[order])
-    return Question(trait, (person, other) if first else (other, person), biased, counter,
+    return ToyQuestion(trait, (person, other) if first else (other, person), biased, counter,
                     bool(negative), (None, biased, counter)[evidence], shown, instruction)
 
 
@@ -345,7 +345,7 @@ for negative in (True, False):
 #| export
 def ideal_answer(
     language:ToyLanguage,
-    question:Question,
+    question:ToyQuestion,
     meaning:str='', # Of the instruction: '', 'fair', 'anti' or 'note'
 )->dict:            # Answer -> probability
     "Return the distribution from which the author of a document answers"
@@ -388,7 +388,7 @@ class Document(NamedTuple):
     prompt:str
     answer:str  # What is learned
     kind:str    # 'statement', or the meaning of the instruction
-    question:Question|None=None
+    question:ToyQuestion|None=None
 
 def statement_prompt(trait): return f'\n\nHuman: who is often {trait.word} ?\n\nAssistant: name'
 
@@ -548,7 +548,7 @@ class ToyItem(Item):
     fair:str      # In place of the paper's instruction
     anti:str      # The opposite instruction
     note:str      # An instruction without bearing on the answer
-    source:Question
+    source:ToyQuestion
 
     @property
     def fields(self):

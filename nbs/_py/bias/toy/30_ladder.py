@@ -33,6 +33,7 @@ from moral_sc.bias.toy.environment import (
     statement_prompt, tokenizer, toy_benchmark)
 from moral_sc.bias.toy.training import fit_stacked
 from moral_sc.foundation.errors import ConfigError
+from moral_sc.foundation.files import replace_file
 from moral_sc.foundation.runs import open_run
 from moral_sc.foundation.statistics import t_interval
 from moral_sc.language.loading import load
@@ -79,6 +80,8 @@ def head_count(
         raise ConfigError(f'width {width} does not fit: give 4 or more, a multiple of {2*heads}.')
     return heads
 
+def model_name(width, seed): return f'width-{width}-seed-{seed}'
+
 def new_model(
     ladder:Ladder,
     width:int,
@@ -86,7 +89,7 @@ def new_model(
 ):                   # An `LM`
     "Return a small Llama model with random weights"
     lm = small_llama(tokenizer(ladder.language), ladder.layers, width, head_count(width), seed,
-                     context=64, name=f'width-{width}-seed-{seed}')
+                     context=64, name=model_name(width, seed))
     with torch.no_grad():
         for p in lm.model.parameters():
             if p.ndim==2: p.mul_(ladder.init/lm.model.config.initializer_range)
@@ -111,8 +114,6 @@ with expect_fail(ConfigError, contains='width 2 does not fit'): head_count(2)
 
 # %%
 #| export
-def model_name(width, seed): return f'width-{width}-seed-{seed}'
-
 def ladder_models(
     out,     # Folder of a ladder
     widths,
@@ -224,7 +225,9 @@ def _knowledge_table(models, language, table, seed):
 
 def _saved_knowledge(model, language):
     path = Path(f'{model.source}.knowledge') # Beside the folder, which a sweep has dated
-    if not path.exists(): path.write_text(repr(stereotype_knowledge(load(model.source), language)))
+    if not path.exists():
+        knowledge = stereotype_knowledge(load(model.source), language)
+        with replace_file(path) as part: part.write_text(repr(knowledge))
     return float(path.read_text())
 
 
@@ -424,7 +427,7 @@ assert abs(of.bias['ngram']).max()<.1
 
 # %%
 #| export
-def select(
+def select_metric(
     table:pd.DataFrame, # Of `evaluate_ladder`
     condition:str,
     metric:str='bias_ambig_soft',

@@ -22,7 +22,7 @@ import plotly.graph_objects as go
 from moral_sc.bias.bbq.metrics import accuracy_shortfall
 from moral_sc.bias.toy.environment import ToyLanguage
 from moral_sc.bias.toy.ladder import (Ladder, answer_changes, by_size, decompose, evaluate_ladder,
-                                      read_records, select, train_ladder)
+                                      read_records, select_metric, train_ladder)
 from moral_sc.bias.toy.plots import add_curve, size_of
 from moral_sc.foundation.figures import COLOURS
 from moral_sc.foundation.statistics import t_interval
@@ -59,8 +59,8 @@ last = size['widths'][-1]
 
 # %%
 def parts(condition):
-    bias = tuple(select(table, c) for c in ('q', condition))
-    unknown = tuple(select(table, c, 'accuracy_ambig_soft') for c in ('q', condition))
+    bias = tuple(select_metric(table, c) for c in ('q', condition))
+    unknown = tuple(select_metric(table, c, 'accuracy_ambig_soft') for c in ('q', condition))
     return decompose(bias, unknown)
 
 
@@ -104,7 +104,7 @@ def wavering(width): # Answers that go from one person to the other
 waver = pd.DataFrame({w: wavering(w) for w in size['widths']})
 fig = go.Figure()
 add_curve(fig, waver, parameters, 'from one person to the other', COLOURS['accent'])
-declined = {c: select(table, c, 'unknown_disambig') for c in ('q', 'q+if')}
+declined = {c: select_metric(table, c, 'unknown_disambig') for c in ('q', 'q+if')}
 add_curve(fig, declined['q+if'], parameters, '"unknown" in spite of evidence, Q+IF', COLOURS['if'])
 add_curve(fig, declined['q'], parameters, '"unknown" in spite of evidence, Q', COLOURS['q'])
 fig.update_xaxes(type='log', title_text='Parameters')
@@ -119,7 +119,7 @@ fig
 # are not learned at these sizes, so that a benchmark by letter finds no bias at any of them.
 
 # %%
-columns = {f'{b}, {name}, {c}': by_size(select(table, c, m, b)).value
+columns = {f'{b}, {name}, {c}': by_size(select_metric(table, c, m, b)).value
            for name,m in (('accuracy', 'accuracy_disambig'), ('bias', 'bias_ambig_soft'))
            for b in ('toy', 'toy-letters') for c in ('q', 'q+if')}
 pd.DataFrame(columns).rename(index=parameters).T.round(3)
@@ -145,7 +145,7 @@ pd.DataFrame(columns).rename(index=parameters).T.round(3)
 # %%
 total = abstention+correction
 share = abstention[last]/total[last].mean() # Ratio of means; the denominator is taken as fixed
-unmet = accuracy_shortfall(select(table, 'q', 'accuracy_disambig')[last].mean())
+unmet = accuracy_shortfall(select_metric(table, 'q', 'accuracy_disambig')[last].mean())
 estimates = {'abstains': t_interval(share),
              'no-over-abstention': t_interval((declined['q+if']-declined['q'])[last])}
 record(scale, {f'self_correction/toy-{k}': as_measurement(v)._replace(unmet=unmet)

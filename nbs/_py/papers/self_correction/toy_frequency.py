@@ -21,7 +21,7 @@ from dataclasses import replace
 import numpy as np, pandas as pd
 import plotly.graph_objects as go
 from moral_sc.bias.toy.environment import ToyLanguage
-from moral_sc.bias.toy.ladder import (Ladder, by_size, evaluate_ladder, select, slope,
+from moral_sc.bias.toy.ladder import (Ladder, by_size, evaluate_ladder, select_metric, slope,
                                       train_ladder)
 from moral_sc.bias.toy.plots import add_curve, size_of
 from moral_sc.foundation.figures import COLOURS
@@ -65,7 +65,7 @@ parameters = size_of(next(iter(tables.values())))
 
 # %%
 def following(table):
-    unknown = {c: select(table, c, 'accuracy_ambig_soft') for c in ('q+if', 'q+anti')}
+    unknown = {c: select_metric(table, c, 'accuracy_ambig_soft') for c in ('q+if', 'q+anti')}
     return unknown['q+if']-unknown['q+anti']
 
 
@@ -101,8 +101,8 @@ fig
 # %%
 rows = {}
 for share,t in tables.items():
-    q,instructed = (select(t, c) for c in ('q', 'q+if'))
-    evidence = select(t, 'q', 'accuracy_disambig')
+    q,instructed = (select_metric(t, c) for c in ('q', 'q+if'))
+    evidence = select_metric(t, 'q', 'accuracy_disambig')
     rows[f'{share:.0%}'] = {f'{name} {parameters[w]:,}': v[w].mean() for name,v in
         (('Q', q), ('Q+IF - Q', instructed-q), ('evidence', evidence)) for w in size['widths']}
 pd.DataFrame(rows).T.round(3)
@@ -129,6 +129,6 @@ low,high = (tables[s] for s in (size['shares'][0], size['shares'][-1]))
 gain = (following(high)-following(low)).sum(axis=1)
 n = [parameters[w] for w in size['widths']]
 estimates = {'frequency-moves-onset': t_interval(gain),
-             'bias-needs-no-instruction': t_interval(slope(select(low, 'q'), n))}
+             'bias-needs-no-instruction': t_interval(slope(select_metric(low, 'q'), n))}
 record(scale, {f'self_correction/toy-{k}': as_measurement(v) for k,v in estimates.items()},
        parameters=n[-1])

@@ -22,7 +22,7 @@ import numpy as np, pandas as pd
 from moral_sc.bias.bbq.metrics import accuracy_shortfall
 from moral_sc.bias.toy.environment import ToyLanguage, lexicon, toy_benchmark
 from moral_sc.bias.toy.ladder import (Ladder, baseline_table, by_size, evaluate_ladder, onset_size,
-                                      select, slope, train_ladder)
+                                      select_metric, slope, train_ladder)
 from moral_sc.bias.toy.plots import plot_abilities, plot_bias_by_size, size_of
 from moral_sc.foundation.statistics import t_interval
 from moral_sc.lab.claims import as_measurement, record
@@ -65,9 +65,9 @@ plot_bias_by_size(table, baselines)
 
 # %%
 parameters = size_of(table)
-columns = {c: by_size(select(table, c)).value for c in ('q', 'q+if', 'q+if+cot', 'q+cot', 'q+anti',
-                                                        'q+note')}
-columns['evidence'] = by_size(select(table, 'q', 'accuracy_disambig')).value
+columns = {c: by_size(select_metric(table, c)).value
+           for c in ('q', 'q+if', 'q+if+cot', 'q+cot', 'q+anti', 'q+note')}
+columns['evidence'] = by_size(select_metric(table, 'q', 'accuracy_disambig')).value
 pd.DataFrame(columns).rename(index=parameters).rename_axis('parameters').round(3)
 
 # %% [markdown]
@@ -108,11 +108,12 @@ plot_bias_by_size(table, baselines, metric='bias_ambig', log=False)
 # onset is 9,456 parameters.
 
 # %%
-change = select(table, 'q+if')-select(table, 'q')
+change = select_metric(table, 'q+if')-select_metric(table, 'q')
 held_out = f'category-{size["ladder"].language.categories-1}'
-change_held_out = select(table, 'q+if', category=held_out)-select(table, 'q', category=held_out)
+change_held_out = (select_metric(table, 'q+if', category=held_out)
+                   - select_metric(table, 'q', category=held_out))
 changes = {'Q+IF - Q': change, 'the same, held-out category': change_held_out,
-           'Q+IF - Q+note': select(table, 'q+if')-select(table, 'q+note')}
+           'Q+IF - Q+note': select_metric(table, 'q+if')-select_metric(table, 'q+note')}
 print('Onset, parameters:', {k: onset_size(v, parameters) for k,v in changes.items()})
 pd.concat({k: by_size(v) for k,v in changes.items()}, axis=1).rename(index=parameters).round(3)
 
@@ -136,7 +137,7 @@ plot_bias_by_size(table, baselines, category=held_out)
 # benchmark by letter would have found no bias in models that are biased in words.
 
 # %%
-letters = {f'{c} {m}': by_size(select(table, c, m, 'toy-letters')).value
+letters = {f'{c} {m}': by_size(select_metric(table, c, m, 'toy-letters')).value
            for c in ('q', 'q+if') for m in ('bias_ambig_soft', 'accuracy_disambig')}
 pd.DataFrame(letters).rename(index=parameters).round(3)
 
@@ -162,7 +163,7 @@ def ablated(name):
 
 without = {k: ablated(k) for k in ablations}
 at = size['ablation']
-scores = {k: {c: select(d, c)[at].mean() for c in ('q', 'q+if', 'q+anti')} for k,d in
+scores = {k: {c: select_metric(d, c)[at].mean() for c in ('q', 'q+if', 'q+anti')} for k,d in
           dict(none=table, **without).items()}
 pd.DataFrame(scores).T.rename_axis('taken away').round(3)
 
@@ -194,10 +195,10 @@ mean = t_interval
 widths = size['widths']
 n = [parameters[w] for w in widths]
 last,first = widths[-1],widths[0]
-q,instructed = select(table, 'q'),select(table, 'q+if')
-reasoned = select(table, 'q+if+cot')
-hard = select(table, 'q+if', 'bias_ambig')-select(table, 'q', 'bias_ambig')
-evidence = {c: select(table, c, 'accuracy_disambig') for c in ('q', 'q+if')}
+q,instructed = select_metric(table, 'q'),select_metric(table, 'q+if')
+reasoned = select_metric(table, 'q+if+cot')
+hard = select_metric(table, 'q+if', 'bias_ambig')-select_metric(table, 'q', 'bias_ambig')
+evidence = {c: select_metric(table, c, 'accuracy_disambig') for c in ('q', 'q+if')}
 ngram = [b.set_index(['reader', 'condition']).bias['ngram'] for b in each]
 estimates = {
     'bias-rises': mean(slope(q, n)), 'helps-larger-more': mean(slope(change, n)),
@@ -206,12 +207,14 @@ estimates = {
     'reasoning-beats-instruction': mean((instructed-reasoned).mean(axis=1)),
     'evidence-kept': mean((evidence['q+if']-evidence['q'])[last]),
     'hard-metric': mean(slope(hard, n)), 'held-out-category': mean(change_held_out[last]),
-    'opposite': mean((select(table, 'q+anti')-q)[last]),
-    'note': mean((select(table, 'q+note')-q)[last])}
+    'opposite': mean((select_metric(table, 'q+anti')-q)[last]),
+    'note': mean((select_metric(table, 'q+note')-q)[last])}
 controls = {
-    'no-stereotypes': mean(select(without['stereotypes'], 'q')[at]),
-    'uninformative': mean((select(without['link'], 'q+if')-select(without['link'], 'q+anti'))[at]),
-    'no-fairness': mean((select(without['fairness'], 'q+if')-select(without['fairness'], 'q'))[at]),
+    'no-stereotypes': mean(select_metric(without['stereotypes'], 'q')[at]),
+    'uninformative': mean((select_metric(without['link'], 'q+if')
+                           - select_metric(without['link'], 'q+anti'))[at]),
+    'no-fairness': mean((select_metric(without['fairness'], 'q+if')
+                         - select_metric(without['fairness'], 'q'))[at]),
     'ngram': max([mean([b['q'] for b in ngram]), mean([b['q+if']-b['q'] for b in ngram])],
                  key=lambda e: abs(e.value))}
 low = accuracy_shortfall(evidence['q'][last].mean()) # The paper's precondition of a bias score
