@@ -110,7 +110,7 @@ def load_prompts(
 # %% ../../nbs/constitution/12_prompts.ipynb #91d0e656
 def split_turns(
     text:str, # A prompt; it may hold earlier turns
-)->list:      # (role, text) pairs; the last is human
+)->list:      # (role, text) pairs
     "Split a prompt into turns of a conversation"
     text = text.replace('\r\n', '\n')
     text = text if re.match(r'\s*Human:', text) else f'\n\nHuman: {text}'
@@ -122,8 +122,10 @@ def render_prompt(
     text:str,          # A prompt
     mode:str='plain',  # 'plain': headings, 'chat': the chat template; as in `render`
 )->Prompt:
-    "Render a prompt up to where the answer begins"
-    return render(lm, split_turns(text), mode=mode)
+    "Render a prompt up to where the model goes on"
+    turns = split_turns(text)
+    first_words = turns.pop()[1] if turns[-1][0]=='assistant' else ''
+    return render(lm, turns, first_words, mode)
 
 def tokenize_example(
     lm,

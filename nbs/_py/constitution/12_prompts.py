@@ -148,13 +148,14 @@ load_prompts(['Is it far?', dict(id='7', text='And back?', kind='helpful')])
 # %% [markdown]
 # ## Dialogues
 #
-# Earlier turns are part of a prompt's text, under their headings.
+# Earlier turns are part of a prompt's text, under their headings. A prompt that ends with a turn of the
+# assistant gives the first words of the answer; the model goes on from there.
 
 # %%
 #| export
 def split_turns(
     text:str, # A prompt; it may hold earlier turns
-)->list:      # (role, text) pairs; the last is human
+)->list:      # (role, text) pairs
     "Split a prompt into turns of a conversation"
     text = text.replace('\r\n', '\n')
     text = text if re.match(r'\s*Human:', text) else f'\n\nHuman: {text}'
@@ -166,8 +167,10 @@ def render_prompt(
     text:str,          # A prompt
     mode:str='plain',  # 'plain': headings, 'chat': the chat template; as in `render`
 )->Prompt:
-    "Render a prompt up to where the answer begins"
-    return render(lm, split_turns(text), mode=mode)
+    "Render a prompt up to where the model goes on"
+    turns = split_turns(text)
+    first_words = turns.pop()[1] if turns[-1][0]=='assistant' else ''
+    return render(lm, turns, first_words, mode)
 
 def tokenize_example(
     lm,
@@ -208,6 +211,11 @@ spaced = random_model('llama', tokenizer=prefix_space_tokenizer())
 ids,start = tokenize_example(spaced, p, 'Yes')
 test_eq(ids[:-1], encode(spaced, render_prompt(spaced, p).text+' Yes'))
 test_eq(split_turns(p.replace('\n', '\r\n')), split_turns(p))
+begun = 'Far?\n\nAssistant: Two'
+test_eq(render_prompt(lm, begun).text, f'\n\nHuman: {begun}')
+ids,start = tokenize_example(lm, begun, 'miles.')
+test_eq(decode(lm, ids), f'<bos>\n\nHuman: {begun} miles.<eos>')
+test_eq(ids[:start], [*render_prompt(lm, begun).ids])
 test_eq(decode(lm, tokenize_example(lm, 'Far?', 'No.')[0]),
         '<bos>\n\nHuman: Far?\n\nAssistant: No.<eos>')
 
