@@ -37,6 +37,7 @@
 # | plot results | [Bias plots](60_plots.ipynb) | `plot_scores`, `plot_size` |
 # | read single answers | [Answer viewer](70_viewer.ipynb) | `view` |
 # | check another tool's score | [Logs of other tools](56_logs.ipynb) | `compare_scores` |
+# | test a scorer on answers with known scores | [Answer files](57_answer_files.ipynb), [Conformance](58_conformance.ipynb) | `load_cases`, `check_scorer` |
 # | build prompts and save answers | [Scoring questions](28_asking.ipynb) | `build_questions` |
 # | train small models on an invented language | [Toy language](toy/10_environment.ipynb), [Ladder](toy/30_ladder.ipynb) | `train_ladder`, `evaluate_ladder` |
 # | understand an error | [Error messages](90_bad_input.ipynb) | |
