@@ -20,7 +20,7 @@ import functools, inspect, types, typing
 from numbers import Integral, Real
 from pathlib import Path
 
-from moral_sc.foundation.errors import ConfigError, unknown_name_message
+from moral_sc.foundation.errors import ConfigError, short_repr, unknown_name_message
 
 # %%
 #| hide
@@ -90,6 +90,17 @@ _kinds = { # Annotation -> test, and what to give
     str: (lambda x: isinstance(x, (str, Path)), 'a string'), Path: (
         lambda x: isinstance(x, (str, Path)), 'a path')}
 
+MAX_SEED = 2**63-1
+
+def check_seed(
+    function:str, # Name of the function that takes it
+    seed,
+):
+    "Raise an error unless a seed is a whole number from 0 to `MAX_SEED`"
+    if not _is_int(seed) or not 0<=seed<=MAX_SEED:
+        raise ConfigError(f'{function}: seed is {short_repr(seed)}; give a whole number from 0 to '
+                          '2**63-1.')
+
 def _alternatives(annotation):
     "Return the types that an annotation allows"
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
@@ -98,19 +109,17 @@ def _alternatives(annotation):
 
 def _check_type(function, p, value):
     "Raise an error if a value is not of the annotated type, where that is a simple one"
-    if p.name=='seed' and _is_int(value) and not 0<=value<2**63:
-        raise ConfigError(f'{function}: seed is {value}; give a whole number from 0 to 2**63-1.')
     kinds = _alternatives(p.annotation)
     if value is None and (p.default is None or type(None) in kinds): return
+    if p.name=='seed': check_seed(function, value)
     known = [_kinds[k] for k in kinds if k in _kinds]
     if len(known)<len([k for k in kinds if k is not type(None)]): return
     if not known or any(test(value) for test,_ in known): return
     text = ' or '.join(text for _,text in known)
     default = f', such as {p.default!r}' if _has_default(p) and p.default not in (None, '') else ''
-    raise ConfigError(f'{function}: {p.name} is {_shown(value)}; give {text}{default}.')
+    raise ConfigError(f'{function}: {p.name} is {short_repr(value)}; give {text}{default}.')
 
 def _has_default(p): return p.default is not p.empty
-def _shown(x): return repr(x) if len(repr(x))<60 else f'of type {type(x).__name__}'
 
 def _bind(function, signature, args, kwargs):
     "Bind arguments to a signature; the error names the argument that does not fit"
@@ -187,7 +196,7 @@ faults = {
     lambda: fit([], lr=float('nan')): 'lr is nan; give a number, such as 0.0001.',
     lambda: fit([], every='x'): "every is 'x'; give a whole number.",
     lambda: fit([], hard='no'): "hard is 'no'; give True or False, such as False.",
-    lambda: fit([], name=[7]*99): 'name is of type list; give a string.',
+    lambda: fit([], name=[7]*99): 'name is a list of 99; give a string.',
     lambda: fit(): 'fit needs rows: fit(rows).',
     lambda: fit([], lr=1, rows=[]): 'rows is given twice',
     lambda: fit([], 1, 1, 1): 'fit takes 3 arguments without a name (rows, lr, epochs) and got 4',

@@ -73,11 +73,30 @@ def replace_file(
         if not (keep and path.exists()): os.replace(part, path)
     finally: part.unlink(missing_ok=True)
 
+def write_file(
+    path:str|Path,   # The file; its folder is made if it is missing
+    data:str|bytes,
+)->Path:
+    "Write a file in one step; leave it alone if it already has this content"
+    path = Path(path)
+    if isinstance(data, str): data = data.encode()
+    if path.is_file() and path.read_bytes()==data: return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replace_file(path) as part: part.write_bytes(data)
+    return path
+
 
 # %%
 with replace_file(tmp/'table.csv') as part: part.write_text('a,b\n1,2\n')
 with replace_file(tmp/'table.csv', keep=True) as part: part.write_text('other')
 part.name.replace(str(os.getpid()), 'PID'), (tmp/'table.csv').read_text()
+
+# %%
+note = write_file(tmp/'notes'/'a.txt', 'naïve\n')
+before = note.stat().st_mtime_ns
+test_eq(write_file(note, 'naïve\n'.encode()).stat().st_mtime_ns, before)
+test_eq(write_file(note, 'other').read_bytes(), b'other')
+shutil.rmtree(note.parent)
 
 # %% [markdown]
 # An error keeps the old file. A process that is killed while it writes leaves a file, which the next write deletes.
