@@ -6,26 +6,40 @@
 __all__ = ['progress_callback']
 
 # %% ../../nbs/foundation/25_progress.ipynb #71da8743
-import sys
+import logging, sys
 from contextlib import contextmanager
 
 from .errors import ConfigError
 
 # %% ../../nbs/foundation/25_progress.ipynb #ef5972de
+_log = logging.getLogger(__name__)
+
 @contextmanager
 def progress_callback(
     progress, # True: a bar; a function (done, total); None or False: nothing
     label='', # Shown beside the bar
 ):            # Yields a function (done, total), or None
     "Turn the argument `progress` of a function into a callback"
-    if progress is None or progress is False: yield None
-    elif callable(progress): yield progress
+    if progress is None or progress is False: yield _with_log(None, label)
+    elif callable(progress): yield _with_log(progress, label)
     elif progress is True:
         from tqdm import tqdm
-        with tqdm(desc=label, file=sys.stderr) as bar: yield lambda *x: _update(bar, *x)
+        with tqdm(desc=label, file=sys.stderr) as bar:
+            yield _with_log(lambda *x: _update(bar, *x), label)
     else:
         raise ConfigError(f'progress is {progress!r}; give True for a bar, or a function of the '
                           'numbers of finished and of all items.')
+
+def _with_log(report, label):
+    "Return a callback that logs each tenth as well, if such messages are wanted"
+    if not _log.isEnabledFor(logging.INFO): return report
+    logged = set()
+    def report_and_log(done, total):
+        tenth = 10*done//max(total, 1)
+        if tenth not in logged: _log.info('%s: %d of %d', label, done, total)
+        logged.add(tenth)
+        if report: report(done, total)
+    return report_and_log
 
 def _update(bar, done, total):
     bar.total = total
