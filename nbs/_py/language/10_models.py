@@ -16,15 +16,17 @@
 
 # %%
 #| export
-from dataclasses import dataclass
 import json
+from dataclasses import dataclass
 from hashlib import blake2b
+from uuid import uuid4
 from weakref import WeakKeyDictionary
 
 import torch
 
 from moral_sc.foundation.datasets import check_characters
 from moral_sc.foundation.errors import ConfigError, ModelError
+from moral_sc.foundation.runs import function_key
 
 # %%
 #| hide
@@ -46,9 +48,14 @@ _digests = WeakKeyDictionary() # Model to the state of its tensors and their dig
 def _flat_bytes(t): return t.detach().contiguous().view(-1).view(torch.uint8)
 
 def _checksum(t):
-    "The sum of a tensor's bits, which takes a tenth of a hash's time"
+    "Sum a tensor's bits, weighted by row and column, in a fifth of a hash's time"
     raw = _flat_bytes(t)
-    return int((raw.view(torch.int32) if len(raw)%4==0 else raw).sum(dtype=torch.int64))
+    if raw.storage_offset()%8: raw = raw.clone()
+    x = raw.view(torch.int64) if len(raw)%8==0 else raw.long()
+    n = len(x)//1024*1024
+    body = x[:n].view(-1, 1024)
+    sums = (body.sum(1), body.sum(0), x[n:])
+    return [int((s*torch.arange(1, len(s)+1, device=s.device)).sum()) for s in sums]
 
 def weights_digest(
     model:torch.nn.Module,
@@ -86,6 +93,57 @@ def _config_digest(model):
     text = json.dumps([kept, ends], sort_keys=True, default=str)
     return blake2b(text.encode(), digest_size=16).hexdigest()
 
+_libraries = {'torch', 'transformers', 'accelerate', 'moral_sc'}
+
+def _is_own(f):
+    "Tell whether a function was written by the user"
+    f = getattr(f, 'func', f) # Of a partial
+    return (getattr(f, '__module__', None) or '').split('.')[0] not in _libraries
+
+def _own_functions(module):
+    "Return the hooks of a module and its replaced `forward` that no library put there"
+    hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
+    replaced = vars(module).get('forward')
+    return [f for f in [*hooks, replaced] if f is not None and _is_own(f)]
+
+def _key(f):
+    try: return function_key(f)
+    except ConfigError: return uuid4().hex # Never reused
+
+def _settings(model):
+    "Return the class and the plain attributes of each module"
+    kinds = (bool, int, float, str)
+    # A layer whose weights are packed has a class of the engine for a while
+    kind = lambda m: next(c.__name__ for c in type(m).__mro__ if '.engine.' not in c.__module__)
+    return {n: [kind(m), {k:v for k,v in vars(m).items() if isinstance(v, kinds)
+                                   and k[0]!='_' and k not in ('training', 'name_or_path')}]
+            for n,m in model.named_modules()}
+
+_configured = WeakKeyDictionary() # Model to the settings that its configuration gives
+
+def _changed_settings(model):
+    now = _settings(model)
+    if model not in _configured:
+        try:
+            with torch.random.fork_rng(devices=[]), torch.device('meta'):
+                _configured[model] = _settings(type(model)(model.config))
+        except Exception: _configured[model] = now # Not made from a configuration alone
+    known = _configured[model]
+    return {n: now.get(n) for n in sorted({*known, *now}) if now.get(n)!=known.get(n)}
+
+_entered = set() # Models whose functions are being identified, which may refer to the model
+
+def _changes(model):
+    "Return what was changed in a model in memory other than its weights; empty if nothing was"
+    if id(model) in _entered or not hasattr(model, 'named_modules'): return {}
+    _entered.add(id(model))
+    try:
+        functions = {n: [_key(f) for f in _own_functions(m)] for n,m in model.named_modules()}
+        found = dict(functions={n:f for n,f in functions.items() if f},
+                     settings=_changed_settings(model))
+    finally: _entered.remove(id(model))
+    return {k:v for k,v in found.items() if v}
+
 @dataclass(eq=False, repr=False)
 class LM:
     "A language model and its tokenizer"
@@ -107,6 +165,7 @@ class LM:
         known = dict(weights=weights_digest(self.model), config=_config_digest(self.model),
                      tokenizer=_tokenizer_digest(self.tokenizer),
                      dtype=str(self.dtype).removeprefix('torch.'))
+        if changes := _changes(self.model): known['changes'] = changes
         return known|dict(name=self.name, source=self.source) if self.is_stub else known
 
     def __repr__(self):
@@ -143,6 +202,47 @@ test_ne(other.identity, before)
 before = other.identity
 other.model.generation_config.eos_token_id = [1, 2]
 test_ne(other.identity, before)
+
+# %% [markdown]
+# A model can be changed in memory without a change of weights or configuration: by a hook that adds a steering vector,
+# by another `forward`, another activation, another temperature of attention, or neurons exchanged through numpy. Each
+# change gives another identity, and undoing it gives the first one again. Hooks of transformers and accelerate do not
+# count. A function that cannot be identified by its content is never reused.
+
+# %%
+lm = random_model('llama')
+before = lm.identity
+layer = lm.model.model.layers[1]
+settings = layer.mlp.act_fn,layer.self_attn.scaling,layer.input_layernorm.variance_epsilon
+strength = 3.
+def steer(module, args, output): return output*strength
+def double(x): return 2*x
+def exchange(w=layer.mlp.up_proj.weight.detach().numpy()): w[[0,1]] = w[[1,0]]
+def restore():
+    layer.mlp.act_fn,layer.self_attn.scaling,layer.input_layernorm.variance_epsilon = settings
+def set_activation(): layer.mlp.act_fn = torch.nn.GELU()
+def set_scaling(): layer.self_attn.scaling = 1.
+def set_epsilon(): layer.input_layernorm.variance_epsilon = 1e3
+def set_forward(): layer.mlp.forward = double
+def unset_forward(): del layer.mlp.forward
+hooks = []
+def hook(f=steer): hooks.append(layer.mlp.register_forward_hook(f))
+def unhook(): hooks.pop().remove()
+def with_model(module, args, output): return output*lm.parameters # Refers to the model itself
+seen = []
+for change,undo in ((hook, unhook), (lambda: hook(with_model), unhook), (exchange, exchange),
+                    (set_activation, restore), (set_scaling, restore), (set_epsilon, restore),
+                    (set_forward, unset_forward)):
+    change(); seen.append(lm.identity); undo()
+    test_eq(lm.identity, before)
+test_eq(len({json.dumps(s) for s in [before, *seen]}), 8)
+hook()
+test_eq(lm.identity, seen[0])
+strength = -3.
+test_ne(lm.identity, seen[0])
+unhook(); hook(lambda *x, f=iter([]): None)
+test_ne(lm.identity, lm.identity)
+seen[0]['changes'], seen[3]['changes']
 
 # %%
 from tempfile import TemporaryDirectory
