@@ -19,6 +19,7 @@ from pathlib import Path
 
 # %% ../../nbs/lab/14_hooks.ipynb #8433761a
 from ..foundation.errors import ConfigError, MoralScError, unknown_name_message
+from ..foundation.files import write_file
 from .paths import visible_notebooks
 
 # %% ../../nbs/lab/14_hooks.ipynb #ddf723f2
@@ -83,13 +84,12 @@ def _is_notebook(text):
 
 def take_notebook(root:Path, page:Path):
     "Write the twin from its notebook"
-    from moral_sc.lab.execution import write_atomic
-    write_atomic(twin_of(root, page), _as_twin(root, _read_notebook(page.read_text())))
+    write_file(twin_of(root, page), _as_twin(root, _read_notebook(page.read_text())))
 
 def take_twin(root:Path, page:Path):
     "Write the notebook from its twin; outputs of unchanged cells are kept"
     from jupytext.combine import combine_inputs_with_outputs
-    from moral_sc.lab.execution import notebook_text, write_atomic
+    from moral_sc.lab.execution import notebook_text
     text = twin_of(root, page).read_text()
     if _MARKER.search(text):
         name = twin_of(root, page).relative_to(root)
@@ -98,7 +98,7 @@ def take_twin(root:Path, page:Path):
     texts = [page.read_text() if page.is_file() else '', _text_at_head(root, page)]
     recorded = next((_read_notebook(t) for t in texts if _is_notebook(t)), None)
     if recorded: nb = combine_inputs_with_outputs(nb, recorded, 'py:percent')
-    write_atomic(page, _cleaned(root, notebook_text(_with_ids(nb))))
+    write_file(page, _cleaned(root, notebook_text(_with_ids(nb))))
     take_notebook(root, page)
 
 def _with_ids(nb):
@@ -135,8 +135,7 @@ def _cleaned(root, text):
 
 def clean_notebook(root:Path, page:Path):
     "Remove what JupyterLab adds to a notebook"
-    from moral_sc.lab.execution import write_atomic
-    write_atomic(page, _cleaned(root, page.read_text()))
+    write_file(page, _cleaned(root, page.read_text()))
 
 # %% ../../nbs/lab/14_hooks.ipynb #f158d6c8
 def _cells(nb):
@@ -196,13 +195,12 @@ def check_pair(root:Path, page:Path)->str:
 
 def merge_pair(root:Path, page:Path):
     "Merge the edits of notebook and twin into both"
-    from moral_sc.lab.execution import write_atomic
     twin = twin_of(root, page)
     base = _text_at_head(root, page)
     base = _as_twin(root, _read_notebook(base)) if base else ''
     text = _as_twin(root, _read_notebook(page.read_text()))
     merged,conflicts = _merged_text(base, text, twin.read_text())
-    write_atomic(twin, merged)
+    write_file(twin, merged)
     if not conflicts: take_twin(root, page); return
     name = twin.relative_to(root).as_posix()
     raise ConfigError(f'{name} now has {conflicts} conflicts: resolve them there, then run '

@@ -11,8 +11,9 @@ import tempfile
 
 # %% ../../nbs/lab/16_recording.ipynb #87d16d17
 from ..foundation.errors import ConfigError
+from ..foundation.files import write_file
 from .claims import claims_mime, claims_of, rejudge
-from .execution import Result, execute, notebook_text, read_notebook, write_atomic
+from .execution import Result, execute, notebook_text, read_notebook
 from .scales import SCALES, validate_scale
 
 # %% ../../nbs/lab/16_recording.ipynb #ca1e9669
@@ -65,4 +66,4 @@ def render_claims(
     for out in (o for c in nb.cells for o in c.get('outputs', [])):
         rows = out.get('data', {}).get(claims_mime, {}).get('claims')
         if rows: out.data.update(rejudge(rows, path)._repr_mimebundle_())
-    write_atomic(notebook, notebook_text(nb))
+    write_file(notebook, notebook_text(nb))

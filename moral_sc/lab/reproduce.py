@@ -21,12 +21,13 @@ from pathlib import Path
 
 # %% ../../nbs/lab/20_reproduce.ipynb #e96abd26
 import moral_sc
+from ..foundation.arguments import check_seed
 from ..foundation.datasets import data_dir
 from ..foundation.errors import ConfigError, short_repr, unknown_name_message
-from ..foundation.files import read_json_object
+from ..foundation.files import read_json_object, write_file
 from ..foundation.runs import provenance
 from .execution import (Result, declared_parameters, execute, read_notebook,
-                                    stop_kernels, write_atomic)
+                                    stop_kernels)
 from .paths import find_pages, page_name
 from .scales import validate_scale
 
@@ -115,7 +116,7 @@ def prepare_report(
     if not path.is_file() and out.is_dir() and any(p.name[0]!='.' for p in out.iterdir()):
         raise ConfigError(f'{out} holds something other than a report: give another --out.')
     with explain_disk_errors(out):
-        if not path.is_file(): write_atomic(path, json.dumps(config, indent=1)+'\n')
+        if not path.is_file(): write_file(path, json.dumps(config, indent=1)+'\n')
     old = read_json_object(path)
     if old!=config: raise ConfigError(f'{out} holds a run with {_difference(old, config)}: '
                                       'give another --out, or the same settings.')
@@ -255,9 +256,9 @@ class Report:
 
 def _checked(scale, jobs, seed):
     validate_scale(scale)
-    for k,v,low in (('jobs', jobs, 1), ('seed', seed, 0)):
-        if not isinstance(v, int) or isinstance(v, bool) or not low<=v<2**63:
-            raise ConfigError(f'{k} is {short_repr(v)}: give {low} or more, at most 2^63-1.')
+    check_seed('reproduce', seed)
+    if not isinstance(jobs, int) or isinstance(jobs, bool) or jobs<1:
+        raise ConfigError(f'jobs is {short_repr(jobs)}: give 1 or more.')
     return dict(scale=scale, seed=seed, version=package_version())
 
 # %% ../../nbs/lab/20_reproduce.ipynb #924f66eb

@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['Scale', 'Seed', 'Device', 'Model', 'Limit', 'Mode', 'Out', 'AsJson', 'print_status', 'ErrorGroup', 'command_group',
-           'progress_bar', 'option', 'argument', 'help_examples', 'format_table', 'print_rows', 'run_folder',
-           'write_file']
+           'progress_bar', 'option', 'argument', 'help_examples', 'format_table', 'print_rows', 'run_folder']
 
 # %% ../../../nbs/lab/cli/10_console.ipynb #07f9294c
 import json
@@ -20,6 +19,7 @@ import typer
 from typer.core import TyperGroup
 
 # %% ../../../nbs/lab/cli/10_console.ipynb #1572f016
+from ...foundation.arguments import MAX_SEED
 from ...foundation.errors import ConfigError, MoralScError, unknown_name_message
 from ..scales import SCALES
 
@@ -149,7 +149,7 @@ def help_examples(
 _MODES = ('plain', 'chat', 'chat-noprefill')
 
 Scale = option(str, 'Size of the runs: quick, cpu or gpu.', choices=SCALES, metavar='SCALE')
-Seed = option(int, 'Seed of all random numbers, at least 0.', bounds=(0, 2**63-1))
+Seed = option(int, 'Seed of all random numbers, at least 0.', bounds=(0, MAX_SEED))
 
 def _check_device(value:str):
     if not re.fullmatch(r'auto|cpu|cuda(:\d+)?|mps', value):
@@ -190,8 +190,3 @@ def run_folder(
 )->Path:
     "Return the folder of a run"
     return out or Path('runs', *(re.sub(r'[^\w.-]', '-', p) for p in parts))
-
-def write_file(path:Path, text:str)->Path:
-    "Write a file in one step, so that it is never half written"
-    from moral_sc.lab.execution import write_atomic
-    return write_atomic(path, text)

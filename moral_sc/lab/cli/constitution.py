@@ -14,9 +14,10 @@ from pathlib import Path
 
 import typer
 from ...foundation.errors import ConfigError, unknown_name_message
+from ...foundation.files import write_file
 from .console import (
     AsJson, Limit, Mode, Model, Out, Seed, argument, command_group, help_examples, option,
-    print_rows, print_status, progress_bar, run_folder, write_file)
+    print_rows, print_status, progress_bar, run_folder)
 
 # %% ../../../nbs/lab/cli/30_constitution.ipynb #b6a603bf
 constitution = command_group('Constitutional AI, stage by stage.')

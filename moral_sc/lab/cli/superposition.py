@@ -13,9 +13,9 @@ import typer
 
 # %% ../../../nbs/lab/cli/20_superposition.ipynb #d529e358
 from ...foundation.errors import ConfigError, short_repr
+from ...foundation.files import write_file
 from .console import (AsJson, Out, Seed, command_group, help_examples, option,
-                                      print_rows, print_status, progress_bar, run_folder,
-                                      write_file)
+                                      print_rows, print_status, progress_bar, run_folder)
 
 # %% ../../../nbs/lab/cli/20_superposition.ipynb #4df0c7b1
 superposition = command_group('Toy models of superposition.')

@@ -28,6 +28,7 @@ from pathlib import Path
 # %%
 #| export
 from moral_sc.foundation.errors import ConfigError, MoralScError, unknown_name_message
+from moral_sc.foundation.files import write_file
 from moral_sc.lab.paths import visible_notebooks
 
 # %%
@@ -175,13 +176,12 @@ def _is_notebook(text):
 
 def take_notebook(root:Path, page:Path):
     "Write the twin from its notebook"
-    from moral_sc.lab.execution import write_atomic
-    write_atomic(twin_of(root, page), _as_twin(root, _read_notebook(page.read_text())))
+    write_file(twin_of(root, page), _as_twin(root, _read_notebook(page.read_text())))
 
 def take_twin(root:Path, page:Path):
     "Write the notebook from its twin; outputs of unchanged cells are kept"
     from jupytext.combine import combine_inputs_with_outputs
-    from moral_sc.lab.execution import notebook_text, write_atomic
+    from moral_sc.lab.execution import notebook_text
     text = twin_of(root, page).read_text()
     if _MARKER.search(text):
         name = twin_of(root, page).relative_to(root)
@@ -190,7 +190,7 @@ def take_twin(root:Path, page:Path):
     texts = [page.read_text() if page.is_file() else '', _text_at_head(root, page)]
     recorded = next((_read_notebook(t) for t in texts if _is_notebook(t)), None)
     if recorded: nb = combine_inputs_with_outputs(nb, recorded, 'py:percent')
-    write_atomic(page, _cleaned(root, notebook_text(_with_ids(nb))))
+    write_file(page, _cleaned(root, notebook_text(_with_ids(nb))))
     take_notebook(root, page)
 
 def _with_ids(nb):
@@ -236,8 +236,7 @@ def _cleaned(root, text):
 
 def clean_notebook(root:Path, page:Path):
     "Remove what JupyterLab adds to a notebook"
-    from moral_sc.lab.execution import write_atomic
-    write_atomic(page, _cleaned(root, page.read_text()))
+    write_file(page, _cleaned(root, page.read_text()))
 
 
 # %%
@@ -355,13 +354,12 @@ def check_pair(root:Path, page:Path)->str:
 
 def merge_pair(root:Path, page:Path):
     "Merge the edits of notebook and twin into both"
-    from moral_sc.lab.execution import write_atomic
     twin = twin_of(root, page)
     base = _text_at_head(root, page)
     base = _as_twin(root, _read_notebook(base)) if base else ''
     text = _as_twin(root, _read_notebook(page.read_text()))
     merged,conflicts = _merged_text(base, text, twin.read_text())
-    write_atomic(twin, merged)
+    write_file(twin, merged)
     if not conflicts: take_twin(root, page); return
     name = twin.relative_to(root).as_posix()
     raise ConfigError(f'{name} now has {conflicts} conflicts: resolve them there, then run '

@@ -22,8 +22,9 @@ import tempfile
 # %%
 #| export
 from moral_sc.foundation.errors import ConfigError
+from moral_sc.foundation.files import write_file
 from moral_sc.lab.claims import claims_mime, claims_of, rejudge
-from moral_sc.lab.execution import Result, execute, notebook_text, read_notebook, write_atomic
+from moral_sc.lab.execution import Result, execute, notebook_text, read_notebook
 from moral_sc.lab.scales import SCALES, validate_scale
 
 # %%
@@ -160,7 +161,7 @@ def render_claims(
     for out in (o for c in nb.cells for o in c.get('outputs', [])):
         rows = out.get('data', {}).get(claims_mime, {}).get('claims')
         if rows: out.data.update(rejudge(rows, path)._repr_mimebundle_())
-    write_atomic(notebook, notebook_text(nb))
+    write_file(notebook, notebook_text(nb))
 
 
 # %%
@@ -168,7 +169,7 @@ criterion = dict(id='p/a', paper='p', section='1', sentence='It is large.', crit
                  quantity='size', at_least=2, scale='quick', whose='paper', draws='nothing')
 def criteria_of(**change):
     lines = [f'{k} = {v!r}' for k,v in (criterion|change).items()]
-    write_atomic(tmp/'claims'/'p.toml', '\n'.join(['[[claim]]', *lines]))
+    write_file(tmp/'claims'/'p.toml', '\n'.join(['[[claim]]', *lines]))
     return tmp/'claims'
 
 from moral_sc.lab.claims import judge_all

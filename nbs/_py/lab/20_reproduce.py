@@ -30,12 +30,13 @@ from pathlib import Path
 # %%
 #| export
 import moral_sc
+from moral_sc.foundation.arguments import check_seed
 from moral_sc.foundation.datasets import data_dir
 from moral_sc.foundation.errors import ConfigError, short_repr, unknown_name_message
-from moral_sc.foundation.files import read_json_object
+from moral_sc.foundation.files import read_json_object, write_file
 from moral_sc.foundation.runs import provenance
 from moral_sc.lab.execution import (Result, declared_parameters, execute, read_notebook,
-                                    stop_kernels, write_atomic)
+                                    stop_kernels)
 from moral_sc.lab.paths import find_pages, page_name
 from moral_sc.lab.scales import validate_scale
 
@@ -231,7 +232,7 @@ def prepare_report(
     if not path.is_file() and out.is_dir() and any(p.name[0]!='.' for p in out.iterdir()):
         raise ConfigError(f'{out} holds something other than a report: give another --out.')
     with explain_disk_errors(out):
-        if not path.is_file(): write_atomic(path, json.dumps(config, indent=1)+'\n')
+        if not path.is_file(): write_file(path, json.dumps(config, indent=1)+'\n')
     old = read_json_object(path)
     if old!=config: raise ConfigError(f'{out} holds a run with {_difference(old, config)}: '
                                       'give another --out, or the same settings.')
@@ -423,9 +424,9 @@ class Report:
 
 def _checked(scale, jobs, seed):
     validate_scale(scale)
-    for k,v,low in (('jobs', jobs, 1), ('seed', seed, 0)):
-        if not isinstance(v, int) or isinstance(v, bool) or not low<=v<2**63:
-            raise ConfigError(f'{k} is {short_repr(v)}: give {low} or more, at most 2^63-1.')
+    check_seed('reproduce', seed)
+    if not isinstance(jobs, int) or isinstance(jobs, bool) or jobs<1:
+        raise ConfigError(f'jobs is {short_repr(jobs)}: give 1 or more.')
     return dict(scale=scale, seed=seed, version=package_version())
 
 
@@ -589,7 +590,7 @@ assert Path('fourth/index.html').is_file()
 for kw,words in [(dict(jobs=0), 'jobs is 0: give 1 or more'), (dict(seed=-1), 'seed is -1'),
                  (dict(scale='fast'), "no scale 'fast'"), (dict(names=['ko']), "'ko'"),
                  (dict(models=['a']), 'loads a model'), (dict(settings=dict(step=1)), 'step'),
-                 (dict(seed=True), 'seed is True'), (dict(seed=2**63), '2^63-1'),
+                 (dict(seed=True), 'seed is True'), (dict(seed=2**63), '2**63-1'),
                  (dict(jobs='2'), 'jobs is')]:
     with expect_fail(ConfigError, contains=words):
         reproduce(**{'names': [ok], 'out': 'fifth', **kw})

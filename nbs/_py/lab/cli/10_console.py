@@ -29,6 +29,7 @@ from typer.core import TyperGroup
 
 # %%
 #| export
+from moral_sc.foundation.arguments import MAX_SEED
 from moral_sc.foundation.errors import ConfigError, MoralScError, unknown_name_message
 from moral_sc.lab.scales import SCALES
 
@@ -232,7 +233,7 @@ test_eq(run('show --size smal').output, "There is no size 'smal'; did you mean '
 
 @example_app.command('count')
 def count(n:option(int|None, 'Count.')=None, rate:option(float, 'Rate.', above=0)=1.,
-          seed:option(int, 'Seed.', bounds=(0, 2**63-1))=0): typer.echo(f'{n} {rate} {seed}')
+          seed:option(int, 'Seed.', bounds=(0, MAX_SEED))=0): typer.echo(f'{n} {rate} {seed}')
 
 test_eq(run('count').output, 'None 1.0 0\n')
 test_eq(run('count --n 3 --rate 0.5 --seed 0').output, '3 0.5 0\n')
@@ -251,7 +252,7 @@ run('count --rate nan').output, run('count --seed -1').output
 _MODES = ('plain', 'chat', 'chat-noprefill')
 
 Scale = option(str, 'Size of the runs: quick, cpu or gpu.', choices=SCALES, metavar='SCALE')
-Seed = option(int, 'Seed of all random numbers, at least 0.', bounds=(0, 2**63-1))
+Seed = option(int, 'Seed of all random numbers, at least 0.', bounds=(0, MAX_SEED))
 
 def _check_device(value:str):
     if not re.fullmatch(r'auto|cpu|cuda(:\d+)?|mps', value):
@@ -299,11 +300,6 @@ def run_folder(
 )->Path:
     "Return the folder of a run"
     return out or Path('runs', *(re.sub(r'[^\w.-]', '-', p) for p in parts))
-
-def write_file(path:Path, text:str)->Path:
-    "Write a file in one step, so that it is never half written"
-    from moral_sc.lab.execution import write_atomic
-    return write_atomic(path, text)
 
 
 # %%

@@ -24,9 +24,9 @@ import typer
 # %%
 #| export
 from moral_sc.foundation.errors import ConfigError, short_repr
+from moral_sc.foundation.files import write_file
 from moral_sc.lab.cli.console import (AsJson, Out, Seed, command_group, help_examples, option,
-                                      print_rows, print_status, progress_bar, run_folder,
-                                      write_file)
+                                      print_rows, print_status, progress_bar, run_folder)
 
 # %%
 #| hide

@@ -22,9 +22,10 @@ from pathlib import Path
 
 import typer
 from moral_sc.foundation.errors import ConfigError, unknown_name_message
+from moral_sc.foundation.files import write_file
 from moral_sc.lab.cli.console import (
     AsJson, Limit, Mode, Model, Out, Seed, argument, command_group, help_examples, option,
-    print_rows, print_status, progress_bar, run_folder, write_file)
+    print_rows, print_status, progress_bar, run_folder)
 
 # %%
 #| hide
