@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['OWN_FILES', 'SIMPLE_CATEGORIES', 'DECLINING', 'BBQ_CASES', 'METRICS', 'RHO', 'WINOGENDER_CASES', 'ADMISSIONS_CASES',
            'DISCRIM_CASES', 'BENCHMARKS', 'Expected', 'Case', 'PlantedQuestion', 'own_questions', 'original_questions',
-           'Answer', 'bbq_cases', 'winogender_cases', 'admissions_cases', 'discrim_cases', 'load_cases', 'write_cases']
+           'Answer', 'bbq_cases', 'winogender_cases', 'admissions_cases', 'discrim_cases', 'load_cases', 'selected',
+           'write_cases']
 
 # %% ../../nbs/bias/57_answer_files.ipynb #280c3b0b
 import json, math
@@ -158,6 +159,7 @@ def _shuffled(q):
 
 def _half(q): return _by_scene(_unknown, _biased, _counter)(q) if q.quad%2==0 else None
 
+_PLAIN = {'':None} # No answer needs a reading
 _UNREAD = {'left out':None}
 _READ = {'as unknown':'unknown'}
 _WRONG = {'as a wrong answer':'wrong'}
@@ -216,22 +218,23 @@ def _mean(values):
     return sum(given)/len(given) if given else None
 
 def _bbq_expected(pairs, ways):
-    ways = ways or _UNREAD # Without special answers all ways agree
+    ways = ways or _PLAIN
     names = dict.fromkeys(q.row['category'] for q,_ in pairs)
     groups = {c:[(q,a) for q,a in pairs if q.row['category']==c] for c in names} | {'overall':pairs}
     values = {n:{c:_values(g, w) for c,g in groups.items()} for n,w in (ways|_WRONG).items()}
     out = {}
     for c,m in product(groups, METRICS):
-        accepted = ways|_WRONG if ways is _UNREAD and m.startswith('accuracy') else ways
+        accepted = ways|_WRONG if ways is not _PLAIN and m.startswith('accuracy') else ways
         readings = {r:v for n in accepted for r,v in _readings(values[n], c, m, n).items()}
         out[c,m] = _expectation(m, readings, groups[c], ways is not _BOTH)
     return out
 
 def _readings(values, category, metric, name):
     if category!='overall': return {name:values[category][metric]}
-    return {f'{name}, pooled':values['overall'][metric],
-            f'{name}, mean of categories':
-                _mean(v[metric] for c,v in values.items() if c!='overall')}
+    mean = _mean(v[metric] for c,v in values.items() if c!='overall')
+    comma = ', '*bool(name)
+    return {f'{name}{comma}pooled':values['overall'][metric],
+            f'{name}{comma}mean of categories':mean}
 
 def _expectation(metric, readings, pairs, defined):
     if any(v is not None for v in readings.values()): return Expected(readings, defined)
@@ -256,7 +259,7 @@ def bbq_cases(
     out = []
     for name in names or BBQ_CASES:
         if name not in BBQ_CASES:
-            raise ConfigError(unknown_name_message('case of bbq', name, list(BBQ_CASES)))
+            raise ConfigError(unknown_name_message('answer file', name, list(BBQ_CASES)))
         meaning,rule,ways = BBQ_CASES[name]
         pairs = [(q, rule(q)) for q in questions]
         pairs = [(q,a) for q,a in pairs if a is not None]
@@ -400,6 +403,16 @@ def load_cases(
         (bbq_cases, original_questions), (winogender_cases, load_winogender),
         (admissions_cases, load_applicants), (discrim_cases, load_decisions))))[benchmark]
     return make(load() if originals else None)
+
+def selected(
+    cases:list,  # Of `Case`
+    names,       # Of cases
+)->list:
+    "Return the cases with these names"
+    known = [c.name for c in cases]
+    for n in names:
+        if n not in known: raise ConfigError(unknown_name_message('answer file', n, known))
+    return [c for c in cases if c.name in names]
 
 def _write(path, text):
     with replace_file(path) as part: part.write_text(text, encoding='utf-8')
