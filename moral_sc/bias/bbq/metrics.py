@@ -13,10 +13,11 @@ from typing import NamedTuple
 
 import numpy as np, pandas as pd
 from .. import bbq
-from .scoring import directions, disambiguated_score, orders_of, reorder
+from .scoring import directions, orders_of, reorder
 from ..benchmarks import Benchmark
 from .items import parse_items, stratified
-from ...foundation.statistics import Estimate, cluster_bootstrap, paired_difference
+from ...foundation.statistics import (Estimate, FunctionOfMeans, cluster_bootstrap,
+                                           paired_difference)
 
 # %% ../../../nbs/bias/bbq/60_metrics.ipynb #161a79fe
 class ItemMetadata(NamedTuple):
@@ -90,7 +91,11 @@ def _by_template(d, items):
     sums = np.zeros((len(names), d.shape[1]))
     np.add.at(sums, at, np.nan_to_num(d))
     first = {i.template:i for i in reversed(items)}
-    return sums, disambiguated_score, [first[t] for t in names]
+    return sums, FunctionOfMeans(_balance), [first[t] for t in names]
+
+def _balance(m):
+    "Return `disambiguated_score` of mean directions, [draw, 3]"
+    with np.errstate(invalid='ignore'): return (m[:,0]-m[:,1])/(m[:,0]+m[:,1])
 
 def _row_values(p, items, metric):
     "Return row values of a metric (nan where undefined), their statistic, and the item of each row"

@@ -14,7 +14,7 @@ from .items import coverage, parse_item, reachable_categories
 from .metrics import item_metadata
 from ...foundation.datasets import available, data_dir, fetch, read_jsonl
 from ...foundation.errors import ConfigError, DataError, unknown_name_message
-from ...foundation.statistics import Estimate, cluster_bootstrap
+from ...foundation.statistics import Estimate, FunctionOfMeans, cluster_bootstrap
 
 # %% ../../../nbs/bias/bbq/80_predictions.ipynb #cb00f77a
 def _plain(text): return re.sub(r'[\s.}]+$', '', ' '.join(text.lower().split()))
@@ -110,9 +110,9 @@ def alignment_gap(
     d = d[d.biased.notna()]
     agrees = (d.label==d.biased).to_numpy(float)
     right = (d.answer==d.label).to_numpy(float)
-    def gap(v): # Nan in a draw that lacks one of the two kinds
-        a,r = v[:,0]>0, v[:,1]
-        return r[a].mean()-r[~a].mean() if a.any() and not a.all() else np.nan
+    def gap(m): # Nan in a draw that lacks one of the two kinds
+        with np.errstate(invalid='ignore'): return m[:,0]/m[:,1]-m[:,2]/m[:,3]
+    columns = np.stack([right*agrees, agrees, right*(1-agrees), 1-agrees], 1)
     sizes = d.groupby('category').template.nunique()
     strata = d.category if sizes.min()>1 else None
-    return cluster_bootstrap(np.stack([agrees, right], 1), d.template, gap, strata=strata, **kw)
+    return cluster_bootstrap(columns, d.template, FunctionOfMeans(gap), strata=strata, **kw)

@@ -208,12 +208,19 @@ def lower_tail(
 
 
 # %% [markdown]
-# The statistic is any function of rows. For the mean, each draw needs only the sum and size of each cluster; other
-# statistics are evaluated for each draw. Draws in which the statistic is undefined, such as a rate of no rows, are
-# left out.
+# The statistic is any function of rows. For the mean, each draw needs only the sum and size of each cluster, and
+# likewise for a `FunctionOfMeans`, such as a ratio of sums; other statistics are evaluated for each draw. Draws in
+# which the statistic is undefined, such as a rate of no rows, are left out.
 
 # %%
 #| export
+class FunctionOfMeans:
+    "A statistic that depends on the rows only by the means of their columns"
+    def __init__(self,
+        f, # [draw, column] means -> [draw] values
+    ): self.f = f
+    def __call__(self, values): return self.f(np.mean(values, 0)[None])[0]
+
 def cluster_bootstrap(
     values,            # Row values, [row] or [row, column]
     clusters,          # Cluster of each row: template, prompt, pair
@@ -242,6 +249,8 @@ def _sampled(values, clusters, statistic, strata, n, seed):
         return value, np.empty(0), C, K
     picks = _picks(sizes, n, np.random.default_rng(seed))
     if statistic is np.mean and values.ndim==1: draws = _means(values, code, picks)
+    elif isinstance(statistic, FunctionOfMeans):
+        draws = statistic.f(_column_means(values, code, picks))
     else: draws = _draws(values, code, picks, statistic)
     return value, draws[np.isfinite(draws)], C, K
 
@@ -257,6 +266,18 @@ def _means(values, code, picks):
     sums = np.bincount(code, values)
     rows = np.bincount(code)
     return np.concatenate([sums[p].sum(1)/rows[p].sum(1) for p in picks])
+
+def _column_means(values, code, picks):
+    C = code.max()+1
+    sums = np.zeros((C, values[0].size))
+    np.add.at(sums, code, values.reshape(len(values), -1))
+    size = np.bincount(code)
+    means = []
+    for p in picks:
+        cells = p+C*np.arange(len(p))[:,None]
+        times = np.bincount(cells.ravel(), minlength=len(p)*C).reshape(len(p), C)
+        means.append(times@sums/(times@size)[:,None])
+    return np.concatenate(means).reshape(-1, *values.shape[1:])
 
 def _draws(values, code, picks, statistic):
     rows = np.arange(len(code))
@@ -289,8 +310,8 @@ Estimate(means.mean(), low, high), drawn
 test_close(drawn, (means.mean(), low, high), eps=1e-9)
 
 # %% [markdown]
-# The general code and the fast code for means give the same draws. The order of rows and the names of clusters do not
-# matter.
+# The general code and the fast code for means and for functions of means give the same draws. The order of rows and
+# the names of clusters do not matter.
 
 # %%
 rng = np.random.default_rng(1)
@@ -306,6 +327,12 @@ fast, slow, moved
 # %%
 test_close(fast, slow, eps=1e-12)
 test_close(fast, moved, eps=1e-12)
+xy = np.stack([x+2, rng.uniform(1, 2, 300)], 1)
+ratio = FunctionOfMeans(lambda m: m[:,0]/m[:,1])
+fast = cluster_bootstrap(xy, c, ratio, strata=st)
+slow = cluster_bootstrap(xy, c, lambda v: v[:,0].sum()/v[:,1].sum(), strata=st)
+test_close(fast, slow, eps=1e-12)
+fast
 
 # %% [markdown]
 # With many clusters of equal size, the interval of a mean is the textbook interval of the cluster means.
@@ -389,7 +416,9 @@ def paired_difference(
     if a.shape!=b.shape:
         raise DataError(f'Paired values need the same rows; got {a.shape} and {b.shape}.')
     if statistic is np.mean and a.ndim==1: return cluster_bootstrap(a*1.-b, clusters, **kw)
-    difference = lambda v: statistic(v[:,0])-statistic(v[:,1])
+    if isinstance(statistic, FunctionOfMeans):
+        difference = FunctionOfMeans(lambda m: statistic.f(m[:,0])-statistic.f(m[:,1]))
+    else: difference = lambda v: statistic(v[:,0])-statistic(v[:,1])
     return cluster_bootstrap(np.stack([a, b], 1), clusters, difference, **kw)
 
 
@@ -411,6 +440,10 @@ assert paired.low>0>unpaired.low
 test_close(paired.value, unpaired.value, eps=1e-8)
 slow = paired_difference(instructed, plain, range(100), lambda v: v.mean())
 test_close(slow, paired, eps=1e-8)
+both = np.stack([instructed, plain], 1)
+pair = both, both+rng.normal(size=(100, 2)), range(100)
+test_close(paired_difference(*pair, FunctionOfMeans(lambda m: np.exp(m[:,0])+m[:,1])),
+           paired_difference(*pair, lambda v: np.exp(v[:,0].mean())+v[:,1].mean()), eps=1e-12)
 paired_difference(instructed, plain, range(100), np.median)
 
 

@@ -205,9 +205,8 @@ def unknown_option(
     row:dict,   # One line of a BBQ file
 )->int|None:    # None if no answer does, or more than one
     "Return the answer that declines to name a person"
-    marked = [i for i in range(3) if row['answer_info'][f'ans{i}'][-1:]==['unknown']]
-    worded = [i for i in range(3) if declines(row[f'ans{i}'])]
-    hits = marked or worded
+    hits = [i for i in range(3) if row['answer_info'][f'ans{i}'][-1:]==['unknown']]
+    if not hits: hits = [i for i in range(3) if declines(row[f'ans{i}'])]
     return hits[0] if len(hits)==1 else None
 
 
@@ -224,7 +223,8 @@ def stereotyped_options(
         if row['category']=='Race_x_gender': mine |= {canonical_group(w) for w in text.split()[-1:]}
         return bool(mine & stereotyped) and second in (None, *mine)
     infos = [row['answer_info'][f'ans{i}'] or [''] for i in range(3)]
-    return [i for i,a in enumerate(infos) if i!=unknown_option(row) and hit(a[0], a[-1])]
+    unknown = unknown_option(row)
+    return [i for i,a in enumerate(infos) if i!=unknown and hit(a[0], a[-1])]
 
 
 # %% [markdown]
