@@ -16,11 +16,12 @@
 
 # %%
 #| export
-import dis, errno, functools, hashlib, inspect, json, os, platform, re, sqlite3, subprocess
-import sys, tempfile, warnings
+import dis, errno, functools, hashlib, inspect, json, os, platform, re, socket, sqlite3
+import subprocess, sys, tempfile, warnings
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
+from multiprocessing import get_context
 from pathlib import Path
 
 import moral_sc
@@ -341,6 +342,39 @@ for env,name in ((dict(PMI_RANK='0', PMI_SIZE='x'), "PMI_SIZE is 'x'"),
     with expect_fail(ConfigError, contains=name): process_rank(env)
 
 
+# %% [markdown]
+# `start_ranks` stands in for a launcher where several processes are tested: it forks this process, which takes
+# milliseconds, while a launcher starts Python and imports torch for each rank.
+
+# %%
+#| export
+def start_ranks(
+    f,         # Called without arguments in each process
+    n:int,     # Number of processes
+    **env:str, # More variables of their environment
+)->list:       # Of `multiprocessing.Process`
+    "Fork processes with the environment that a launcher gives to the ranks of one machine"
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        port = s.getsockname()[1]
+    common = dict(WORLD_SIZE=str(n), MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
+    def run(rank):
+        os.environ.update(common, RANK=str(rank), LOCAL_RANK=str(rank), **env)
+        f()
+    jobs = [get_context('fork').Process(target=run, args=(k,)) for k in range(n)]
+    for j in jobs: j.start()
+    return jobs
+
+
+# %%
+def write_rank(): (tmp/f'rank{process_rank()[0]}').write_text(os.environ['COLOUR'])
+
+jobs = start_ranks(write_rank, 3, COLOUR='blue')
+for j in jobs: j.join()
+test_eq([j.exitcode for j in jobs], [0, 0, 0])
+{p.name: p.read_text() for p in sorted(tmp.glob('rank*'))}
+
+
 # %%
 #| export
 def _connect(path, finished):
@@ -546,32 +580,41 @@ sorted(p.name for p in (tmp/'demo').iterdir())
 # %% [markdown]
 # ## Interrupted runs
 #
-# A program with 200 items prints each item that it computes. It is killed five times with `SIGKILL`, then it runs
+# A program with 200 items tells each item that it computes. It is killed five times with `SIGKILL`, then it runs
 # to the end.
 
 # %%
-import signal, sys
+import signal
 
-code = """
-import sys
-from moral_sc.foundation.runs import *
-with open_run(sys.argv[1], dict(n=200)) as run:
-    keys = [content_key(item=i) for i in range(200)]
-    for k in run.missing(keys):
-        i = keys.index(k)
-        print(i, flush=True)
-        run.put(k, dict(item=i, value=(i*.1)**.5))
-    run.finish()
-"""
+keys = [content_key(item=i) for i in range(200)]
+def compute(out, pipe):
+    "The program"
+    with open_run(out, dict(n=200)) as run:
+        for k in run.missing(keys):
+            i = keys.index(k)
+            pipe.send(i)
+            run.put(k, dict(item=i, value=(i*.1)**.5))
+        run.finish()
+
+fork = get_context('fork')
+def start(out):
+    "Start the program; return its process and the end of a pipe that tells its items"
+    ours,theirs = fork.Pipe(False)
+    job = fork.Process(target=compute, args=(out, theirs))
+    job.start()
+    theirs.close()
+    return job,ours
+
 def work(out, stop=None):
     "Run the program; kill it after `stop` items"
-    cmd = [sys.executable, '-c', code, out]
-    job = subprocess.Popen(cmd, stdout=subprocess.PIPE, text=True)
+    job,pipe = start(out)
     done = []
-    for line in job.stdout:
-        done.append(int(line))
-        if len(done)==stop: job.send_signal(signal.SIGKILL)
-    return job.wait(), done
+    with suppress(EOFError, OSError):
+        while True:
+            done.append(pipe.recv())
+            if len(done)==stop: job.kill()
+    job.join()
+    return job.exitcode,done
 
 calm = work(tmp/'calm')
 storm = [work(tmp/'storm', stop) for stop in (1, 20, 33, 40, 7)] + [work(tmp/'storm')]
@@ -584,7 +627,6 @@ storm = [work(tmp/'storm', stop) for stop in (1, 20, 33, 40, 7)] + [work(tmp/'st
 # %%
 test_eq([code for code,_ in storm], [-9]*5+[0])
 assert 200 <= sum(len(d) for _,d in storm) <= 205
-keys = [content_key(item=i) for i in range(200)]
 a,b = (open_run(tmp/name, dict(n=200)).table(keys) for name in ('calm', 'storm'))
 assert a.equals(b)
 
@@ -595,11 +637,10 @@ test_eq(len(prov['resumed']), 5)
 # Two processes can work on one run at the same time.
 
 # %%
-jobs = [subprocess.Popen([sys.executable, '-c', code, tmp/'pair'], stdout=subprocess.PIPE)
-        for _ in range(2)]
-outs = [j.communicate()[0] for j in jobs]
+jobs,pipes = zip(*(start(tmp/'pair') for _ in range(2)))
+for j in jobs: j.join()
 assert open_run(tmp/'pair').table(keys).equals(a)
-[j.returncode for j in jobs]
+[j.exitcode for j in jobs]
 
 
 # %% [markdown]
@@ -772,45 +813,41 @@ computed
 # finish the work.
 
 # %%
-code = """
-import sys, time
-from moral_sc.foundation.runs import *
+import time
+
 todo = [[content_key(block=b, item=i) for i in range(5)] for b in range(40)]
-with open_run(sys.argv[1], dict(n=200)) as run:
-    for n in run.blocks(todo):
-        time.sleep(.01)
-        run.put_many([(k, dict(item=[n, i])) for i,k in enumerate(todo[n])])
-        print(n, flush=True)
-    assert len(run)==200
-    run.finish()
-"""
-def start(rank):
-    env = os.environ|dict(RANK=str(rank), WORLD_SIZE='3')
-    return subprocess.Popen([sys.executable, '-c', code, tmp/'three'], env=env, text=True,
-                            stdout=subprocess.PIPE)
-jobs = [start(r) for r in range(3)]
-for _ in range(3): jobs[2].stdout.readline()
-jobs[2].send_signal(signal.SIGKILL)
-computed = [[int(x) for x in j.communicate()[0].split()] for j in jobs[:2]]
-test_eq([j.wait() for j in jobs], [0, 0, -9])
+def share_blocks():
+    rank = process_rank()[0]
+    with open_run(tmp/'three', dict(n=200)) as run, open(tmp/f'blocks{rank}', 'w') as computed:
+        for count,n in enumerate(run.blocks(todo), 1):
+            time.sleep(.01)
+            run.put_many([(k, dict(item=[n, i])) for i,k in enumerate(todo[n])])
+            print(n, file=computed, flush=True)
+            if rank==2 and count==3: os.kill(os.getpid(), signal.SIGKILL)
+        assert len(run)==200
+        run.finish()
+
+jobs = start_ranks(share_blocks, 3)
+for j in jobs: j.join()
+test_eq([j.exitcode for j in jobs], [0, 0, -9])
+computed = [[int(x) for x in (tmp/f'blocks{r}').read_text().split()] for r in (0, 1)]
 with open_run(tmp/'three') as run: test_eq((len(run), run.finished), (200, True))
 prov = json.loads((tmp/'three/provenance.json').read_text())
 test_eq((prov['processes'], prov['resumed']), (3, []))
 own_blocks = [sum(n%3==r for n in d) for r,d in enumerate(computed)]
 [len(d) for d in computed], own_blocks
 
+
 # %% [markdown]
 # Several processes can create the same run at the same time. SQLite does not wait while a database is created,
 # so they take turns.
 
 # %%
-from multiprocessing import get_context
 def meet(gate, out):
     for i in range(40):
         gate.wait(60)
         with open_run(out/str(i), {}): pass
 
-fork = get_context('fork')
 gate = fork.Barrier(3)
 jobs = [fork.Process(target=meet, args=(gate, tmp/'meet')) for _ in range(3)]
 for j in jobs: j.start()
