@@ -844,7 +844,7 @@ own_blocks = [sum(n%3==r for n in d) for r,d in enumerate(computed)]
 
 # %%
 def meet(gate, out):
-    for i in range(40):
+    for i in range(12):
         gate.wait(60)
         with open_run(out/str(i), {}): pass
 

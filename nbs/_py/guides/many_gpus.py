@@ -50,20 +50,13 @@ from pathlib import Path
 from fastcore.test import *
 
 tmp = Path(tempfile.mkdtemp())
-def launch(script, *args, processes=2):
-    "Run a script as several processes on this machine"
-    (tmp/'script.py').write_text(script)
-    options = ['--multi_gpu', '--num_processes', str(processes), '--num_machines', '1',
-               '--mixed_precision', 'no', '--dynamo_backend', 'no', '--main_process_port', '0']
-    if processes==1: options.remove('--multi_gpu')
-    cmd = [sys.executable, '-m', 'accelerate.commands.launch', *options,
-           tmp/'script.py', *args]
-    done = subprocess.run(cmd, capture_output=True, text=True,
-                          env=os.environ | dict(OMP_NUM_THREADS='1'))
-    assert done.returncode==0, done.stderr
-    return done.stdout
-
-launch(script, tmp)
+(tmp/'script.py').write_text(script)
+options = ['--multi_gpu', '--num_processes', '2', '--num_machines', '1', '--mixed_precision', 'no',
+           '--dynamo_backend', 'no', '--main_process_port', '0']
+command = [sys.executable, '-m', 'accelerate.commands.launch', *options, tmp/'script.py', tmp]
+done = subprocess.run(command, capture_output=True, text=True,
+                      env=os.environ | dict(OMP_NUM_THREADS='1'))
+assert done.returncode==0, done.stderr
 sorted(p.name for p in tmp.glob('*.safetensors'))
 
 # %% [markdown]
@@ -94,20 +87,30 @@ whole
 # samples are shared in the same way.
 
 # %%
-script = '''
-import sys
 from moral_sc.bias import bbq, evaluate
-from moral_sc.foundation.runs import process_rank
+from moral_sc.foundation.runs import process_rank, start_ranks
 from moral_sc.language.stub_models import random_model
 
-lm = random_model('llama')           # on GPUs: load('smollm2-135m-instruct')
-result = evaluate(lm, items=bbq.load(source='ours'), limit=24, conditions=['q', 'q+if+cot'],
-                  orders=3, portion=16, max_new_tokens=12, out=sys.argv[1],
-                  progress=lambda n,total: print(n, flush=True))
-if process_rank()[0]==0: result.records.to_pickle(sys.argv[1]+'.pkl')
-'''
-launch(script, tmp/'two')
-launch(script, tmp/'one', processes=1);
+def score(out, portion=16, progress=None):
+    lm = random_model('llama')           # on GPUs: load('smollm2-135m-instruct')
+    result = evaluate(lm, items=bbq.load(source='ours'), limit=24, conditions=['q', 'q+if+cot'],
+                      orders=3, portion=portion, max_new_tokens=12, out=out, progress=progress)
+    if process_rank()[0]==0: result.records.to_pickle(f'{out}.pkl')
+
+
+# %% [markdown]
+# To save time this page forks the ranks from its own process, with the environment that
+# `accelerate launch` gives them. Your script calls `score` and is launched as above.
+
+# %%
+def launch(n, *args):
+    "Call `score` on several ranks; return their exit codes"
+    jobs = start_ranks(lambda: score(*args), n)
+    for j in jobs: j.join()
+    return [j.exitcode for j in jobs]
+
+test_eq(launch(2, tmp/'two'), [0, 0])
+score(tmp/'one')
 
 # %% [markdown]
 # Two processes and one process return the same table, sampled reasoning included.
@@ -139,25 +142,20 @@ f'{len(pd.read_pickle(one))} rows, largest difference {compare(one, two):.0e}'
 import shutil, signal
 from moral_sc.foundation.runs import open_run
 
-(tmp/'script.py').write_text(script.replace('portion=16', 'portion=8'))
-def start(rank, world, out):
-    env = os.environ | dict(RANK=str(rank), WORLD_SIZE=str(world), OMP_NUM_THREADS='1')
-    return subprocess.Popen([sys.executable, tmp/'script.py', out], env=env, text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+def kill_after(blocks):
+    "Make a callback that kills its process at the end of some block"
+    calls = iter(range(1, blocks))
+    return lambda done,total: next(calls, 0) or os.kill(os.getpid(), signal.SIGKILL)
 
 def rows(out):
     with open_run(out) as run: return len(run)
 
-jobs = [start(r, 2, tmp/'killed') for r in (0,1)]
-for j in jobs*6: j.stdout.readline()
-for j in jobs: j.send_signal(signal.SIGKILL); j.wait()
+test_eq(launch(2, tmp/'killed', 8, kill_after(6)), [-9, -9])
 finished = rows(tmp/'killed')
 shutil.copytree(tmp/'killed', tmp/'killed3')
 
-launch(script, tmp/'killed', processes=1)
-jobs = [start(r, 3, tmp/'killed3') for r in range(3)]
-for j in jobs: j.communicate()
-test_eq([j.returncode for j in jobs], [0, 0, 0])
+score(tmp/'killed', 8)
+test_eq(launch(3, tmp/'killed3', 8), [0, 0, 0])
 finished, rows(tmp/'killed'), rows(tmp/'killed3'), rows(tmp/'one')
 
 # %%

@@ -573,24 +573,21 @@ test_eq(Checkpoints(tmp/'nan').steps(), [2, 4])
 # an epoch has 1, so one rank has none. The result is that of one process, to rounding.
 
 # %%
-import socket, sys
-def run_rank(out, rank, world, port, die):
-    "Train as one of several ranks"
-    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), MASTER_ADDR='127.0.0.1',
-                      MASTER_PORT=str(port))
-    if die: sys.stderr = open(os.devnull, 'w') # Hides the errors of the surviving rank
-    model = small_llama(tok, layers=2, width=32).model.double()
-    history = fit(model, data, answer_loss, batch=3, epochs=4, lr=.01, every=2, out=out/'run',
-                  progress=kill_after(die))
-    history.to_pickle(out/f'{rank}.pkl')
-    torch.save(model.state_dict(), out/f'{rank}.pt')
+import sys
+from moral_sc.foundation.runs import process_rank, start_ranks
 
 def launch(name, world, die=0):
+    "Train as one of several ranks"
     (tmp/name).mkdir(exist_ok=True)
-    with socket.socket() as s:
-        s.bind(('127.0.0.1', 0))
-        port = s.getsockname()[1]
-    jobs = [fork(run_rank, tmp/name, r, world, port, die) for r in range(world)]
+    def train_rank():
+        rank = process_rank()[0]
+        if die: sys.stderr = open(os.devnull, 'w') # Hides the errors of the surviving rank
+        model = small_llama(tok, layers=2, width=32).model.double()
+        history = fit(model, data, answer_loss, batch=3, epochs=4, lr=.01, every=2,
+                      out=tmp/name/'run', progress=kill_after(die))
+        history.to_pickle(tmp/name/f'{rank}.pkl')
+        torch.save(model.state_dict(), tmp/name/f'{rank}.pt')
+    jobs = start_ranks(train_rank, world)
     for j in jobs: j.join()
     if not die: test_eq([j.exitcode for j in jobs], [0]*world)
 

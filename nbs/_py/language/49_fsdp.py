@@ -36,6 +36,7 @@ from pathlib import Path
 import pandas as pd, yaml
 from fastcore.test import *
 from moral_sc.foundation.datasets import data_dir
+from moral_sc.foundation.runs import start_ranks
 from moral_sc.language.stub_models import random_model
 
 
@@ -204,41 +205,50 @@ history = fit(model, data, answer_loss, batch=3, epochs=epochs, lr=.01, every=2,
 history.to_pickle(f'{out}/{process_rank()[0]}.pkl')
 torch.save(model.state_dict(), f'{out}/{process_rank()[0]}.pt')
 '''
-(tmp/'script.py').write_text(script)
-def run(name, n=2, epochs=3, stop=0):
-    "Run the script as `n` processes; one is this process"
+def run(name, epochs=3, stop=0):
+    "Run the script in this process"
     (tmp/name).mkdir(exist_ok=True)
-    args = [tmp/'script.py', tmp/name, str(epochs), str(stop)]
-    if n==1:
-        sys.argv = args
-        return exec(script, {})
-    launch = ['-m', 'accelerate.commands.launch', '--config_file', data_dir()/'fsdp.yaml',
-              '--num_processes', str(n), '--main_process_port', '0']
-    done = subprocess.run([sys.executable, *launch, *args], text=True, capture_output=True,
+    sys.argv = ['script.py', tmp/name, str(epochs), str(stop)]
+    exec(script, {})
+
+def launch(name, epochs=3):
+    "Run the script as two ranks with the file"
+    (tmp/name).mkdir()
+    (tmp/'script.py').write_text(script)
+    options = ['--config_file', data_dir()/'fsdp.yaml', '--main_process_port', '0']
+    command = ['-m', 'accelerate.commands.launch', *options, tmp/'script.py', tmp/name,
+               str(epochs), '0']
+    done = subprocess.run([sys.executable, *command], text=True, capture_output=True,
                           env=os.environ|dict(OMP_NUM_THREADS='1'))
-    assert (done.returncode==0)==(not stop), done.stderr
+    assert done.returncode==0, done.stderr
 
 def max_difference(a, b):
     "Return the largest differences of histories and of weights"
     (x,u),(y,v) = ((pd.read_pickle(tmp/f'{n}.pkl'), torch.load(tmp/f'{n}.pt')) for n in (a, b))
     return float((x-y).abs().max(axis=None)),max((u[k]-v[k]).abs().max().item() for k in u)
 
-run('one', 1)
-run('two')
+launch('two')
+run('one')
 test_eq(max_difference('two/0', 'two/1'), (0, 0))
 test_close(max_difference('one/0', 'two/0'), (0, 0), 1e-9)
 max_difference('one/0', 'two/0')
 
 # %% [markdown]
 # Checkpoints contain full tensors. Two ranks stop after step 3, past the checkpoint of step 2; the
-# run is resumed by two ranks and by one process.
+# run is resumed by two ranks and by one process. These ranks are forked, with the variable by
+# which the launcher switches FSDP on.
 
 # %%
 import shutil
-run('stopped', stop=3)
+def fork_two(name, stop=0):
+    jobs = start_ranks(lambda: run(name, stop=stop), 2, ACCELERATE_USE_FSDP='true')
+    for j in jobs: j.join()
+    return [j.exitcode for j in jobs]
+
+test_eq(fork_two('stopped', stop=3), [9, 9])
 shutil.copytree(tmp/'stopped', tmp/'alone')
-run('stopped')
-run('alone', 1)
+test_eq(fork_two('stopped'), [0, 0])
+run('alone')
 test_close(max_difference('one/0', 'stopped/0'), (0, 0), 1e-9)
 test_close(max_difference('one/0', 'alone/0'), (0, 0), 1e-9)
 max_difference('one/0', 'stopped/0')

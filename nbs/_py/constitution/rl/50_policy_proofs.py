@@ -150,47 +150,43 @@ reported = {k: p.history.kl3.iloc[-10:].mean() for k,p in policies.items()}
 # %% [markdown]
 # ## Two ranks
 #
-# `accelerate launch` starts several ranks. Each generates its share of the answers, gradients are
-# summed, and the result is that of one process up to the order of summation. Here rank 1 looks for
-# a checkpoint one second after rank 0, which has written one by then; the ranks agree because rank
-# 0 decides.
+# Each rank generates its share of the answers, gradients are summed, and the result is that of one
+# process up to the order of summation. Here rank 1 looks for a checkpoint one second after rank 0,
+# which has written one by then; the ranks agree because rank 0 decides. The ranks are forked with
+# the environment of `accelerate launch`.
 
 # %%
 #| hide
-import os, subprocess, sys, tempfile
+import tempfile, time
 from pathlib import Path
-from moral_sc.foundation.datasets import data_dir
+from moral_sc.foundation.runs import process_rank, start_ranks
 from moral_sc.language.loading import load
+from moral_sc.language.optimization import Checkpoints
+from moral_sc.language.stub_models import random_model
 tmp = Path(tempfile.mkdtemp())
 
 # %%
-script = '''
-import os, sys, time, torch
-from moral_sc.constitution.rl.policy import train_policy
-from moral_sc.language.optimization import Checkpoints
-from moral_sc.language.stub_models import random_model
-torch.set_num_threads(1)
-latest = Checkpoints.latest
-def late(self, *fields):
-    if os.environ.get('RANK')=='1': time.sleep(1)
-    return latest(self, *fields)
-Checkpoints.latest = late
 prompts = [f'Is it {w}?' for w in 'far late cold dark soon over'.split()]
 letters = lambda prompts,answers: [sum(c.islower() for c in a) for a in answers]
 configs = dict(ppo=dict(num_ppo_epochs=2, num_mini_batches=2), rloo=dict(algorithm='rloo'),
                separate=dict(critic='separate', max_tokens=200))
-for name,kw in configs.items():
-    train_policy(random_model('llama'), prompts, letters, batch=24, max_new_tokens=8, lr=1e-3,
-                 steps=6, out=f'{sys.argv[1]}/{name}', **kw)
-'''
-(tmp/'script.py').write_text(script)
-def launch(name, *options):
-    "Run the script on two ranks"
-    args = ['-m', 'accelerate.commands.launch', *options, '--num_processes', '2',
-            '--main_process_port', '0']
-    done = subprocess.run([sys.executable, *args, tmp/'script.py', tmp/name], text=True,
-                          capture_output=True, env=os.environ|dict(OMP_NUM_THREADS='1'))
-    assert done.returncode==0, done.stderr
+def train(name):
+    for a,kw in configs.items():
+        train_policy(random_model('llama'), prompts, letters, batch=24, max_new_tokens=8, lr=1e-3,
+                     steps=4, out=tmp/name/a, **kw)
+
+def launch(name, **env):
+    "Train on two ranks"
+    def rank():
+        latest = Checkpoints.latest
+        def late(self, *fields):
+            if process_rank()[0]==1: time.sleep(1)
+            return latest(self, *fields)
+        Checkpoints.latest = late
+        train(name)
+    jobs = start_ranks(rank, 2, **env)
+    for j in jobs: j.join()
+    test_eq([j.exitcode for j in jobs], [0, 0])
 
 columns = ['score', 'kl', 'loss', 'entropy', 'clip_fraction', 'grad_norm']
 def history(name): return {a: pd.read_json(tmp/name/a/'history.jsonl', lines=True)[columns]
@@ -200,10 +196,8 @@ def max_difference(a, b):
     "Return the largest difference of any number of any step"
     return {k: float((x-b[k]).abs().max().max()) for k,x in a.items()}
 
-exec(script.replace('sys.argv[1]', 'str(tmp/"one")')) # In this process
-Checkpoints.latest = latest
-launch('two', '--multi_gpu', '--num_machines', '1', '--mixed_precision', 'no',
-       '--dynamo_backend', 'no')
+train('one')
+launch('two')
 one = history('one')
 two = history('two')
 assert max(max_difference(one, two).values())<1e-4
@@ -212,7 +206,7 @@ one['ppo'].round(4), {a: f'{x:.0e}' for a,x in max_difference(one, two).items()}
 # %% [markdown]
 # ## FSDP
 #
-# With the file `fsdp.yaml` each rank trains
+# As with the file `fsdp.yaml`, each rank trains
 # [a shard](../../language/49_fsdp.ipynb) of policy, value
 # head and critic. The metrics are the same. The update, from the first model to the last snapshot,
 # differs by at most a ten-thousandth of its norm. Two ranks without FSDP differ by as much, so the
@@ -220,13 +214,13 @@ one['ppo'].round(4), {a: f'{x:.0e}' for a,x in max_difference(one, two).items()}
 # weights: where a gradient is near zero, rounding decides the direction of a full-sized Adam step.)
 
 # %%
-launch('fsdp', '--config_file', data_dir()/'fsdp.yaml')
+launch('fsdp', ACCELERATE_USE_FSDP='true')
 fsdp = history('fsdp')
 assert max(max_difference(one, fsdp).values())<1e-4
 def update(name, a):
     "Return the difference of the last snapshot and the initial model, [weight]"
     flat = lambda m: torch.cat([x.detach().double().flatten() for x in m.model.parameters()])
-    return flat(load(tmp/name/a/'snapshots'/'step-000006'))-flat(random_model('llama'))
+    return flat(load(tmp/name/a/'snapshots'/'step-000004'))-flat(random_model('llama'))
 
 def relative_difference(a, name):
     "Return the distance of two updates divided by the norm of the one-process update"
