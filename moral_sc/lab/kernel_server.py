@@ -18,10 +18,10 @@ import threading
 from contextlib import ExitStack, contextmanager, suppress
 
 # %% ../../nbs/lab/11_kernel_server.ipynb #07810483
-PRELOADED = ['IPython', 'ipykernel.kernelapp', 'numpy', 'pandas', 'scipy.stats',
-             'scipy.optimize', 'torch', 'numba', 'plotly.graph_objects', 'transformers',
-             'transformers.models.llama.modeling_llama', 'transformers.generation.utils',
-             'nbformat'] # Libraries that are imported before the fork
+PRELOADED = [ # Libraries that are imported before the fork
+    'IPython', 'ipykernel.kernelapp', 'ipykernel.debugger', 'numpy', 'pandas', 'scipy.stats',
+    'scipy.optimize', 'torch', 'numba', 'plotly.graph_objects', 'transformers',
+    'transformers.models.llama.modeling_llama', 'transformers.generation.utils', 'nbformat']
 
 def _import_libraries():
     import warnings
@@ -30,6 +30,12 @@ def _import_libraries():
         warnings.simplefilter('ignore')
         for name in PRELOADED:
             with suppress(ImportError): import_module(name)
+        with suppress(Exception): _use_once(sys.modules['numba'], sys.modules['plotly'])
+
+def _use_once(numba, plotly):
+    "Do what a kernel would otherwise do at its first compiled function and its first figure"
+    numba.njit(lambda: 0)()
+    plotly.graph_objects.Figure(plotly.graph_objects.Scatter(y=[0]))._repr_mimebundle_()
 
 def _unsafe()->str:
     "Why this process must not be forked, or an empty string"
@@ -196,7 +202,8 @@ class KernelServer:
     ):
         self._folder = ExitStack()
         self._socket = f'{self._folder.enter_context(socket_folder())}/server'
-        command = [sys.executable, '-P', '-m', 'moral_sc.lab.kernel_server', self._socket]
+        command = [sys.executable, '-P', '-X', 'frozen_modules=off', # As Jupyter's kernels
+                   '-m', 'moral_sc.lab.kernel_server', self._socket]
         self._process = subprocess.Popen( # noqa: S603 our own module
             command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
             start_new_session=True)
