@@ -81,7 +81,7 @@ def _update(D, a, H):
     return D
 
 @checked
-def fit_dictionary(
+def fit_sparse_code(
     H:torch.Tensor, # Activations [sample, hidden]
     elements:int,
     l1=.05,
@@ -124,6 +124,6 @@ from moral_sc.superposition.geometry import polygon
 pentagon = polygon(5).float()
 x = Sampler(torch.full((1,5), .05), [0], 2000)(0)[0]
 H = (x@pentagon)[(x>0).any(1)]
-D = fit_dictionary(H, 5)
+D = fit_sparse_code(H, 5)
 test_eq(share_found(D, pentagon, .99), 1)
 D.numpy().round(3)

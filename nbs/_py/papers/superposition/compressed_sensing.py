@@ -26,7 +26,7 @@ from moral_sc.superposition import ToyConfig, represented, train
 from moral_sc.superposition.features import Sampler
 from moral_sc.superposition.geometry import polygon, tegum
 from moral_sc.superposition.plots import plot_curves
-from moral_sc.superposition.sparse_coding import fit_dictionary, share_found
+from moral_sc.superposition.sparse_coding import fit_sparse_code, share_found
 torch.set_num_threads(1)
 rng = np.random.default_rng(seed)
 
@@ -264,7 +264,7 @@ for p in size['sparsities']:
 
 def found(W, H, elements=None):
     "Return the share of stored features found, and of elements that are no feature"
-    D = fit_dictionary(H, elements or int(represented(W).sum()), seed=seed)
+    D = fit_sparse_code(H, elements or int(represented(W).sum()), seed=seed)
     w = W[represented(W)]
     near = (D@(w/w.norm(dim=-1, keepdim=True)).T).amax(1)>.9
     return share_found(D, W), 1-near.double().mean().item()
@@ -288,7 +288,7 @@ pd.DataFrame(by_size, index=['found','elements_without_feature']).T.rename_axis(
 #| label: fig-dictionary
 #| fig-cap: Cosine of every element of a dictionary, twice as large as the number of stored features, with the direction of every stored feature, for one model at density 0.05; elements are sorted by the feature that they are closest to.
 w = W[represented(W)]
-C = fit_dictionary(H, 2*count, seed=seed)@(w/w.norm(dim=-1, keepdim=True)).T
+C = fit_sparse_code(H, 2*count, seed=seed)@(w/w.norm(dim=-1, keepdim=True)).T
 rows = np.lexsort((-C.amax(1).numpy(), C.argmax(1).numpy()))
 go.Figure(go.Heatmap(z=C.numpy()[rows].round(2), zmin=-1, zmax=1, colorscale='RdBu',
     colorbar=dict(title='cosine'))).update_layout(width=520, xaxis_title='stored feature',
