@@ -8,7 +8,7 @@ __all__ = ['HEADINGS', 'word_tokenizer', 'small_llama', 'backbone', 'pad_right',
            'load_reward_model', 'ValueHead', 'save_model']
 
 # %% ../../nbs/language/48_reward_head.ipynb #720c8077
-import copy
+import copy, shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -271,6 +271,8 @@ def save_model(
 )->Path:
     "Save model and tokenizer; a new folder appears only when it is complete"
     folder = Path(folder)
+    if folder.is_file(): raise ConfigError(f'{folder} is a file: name a folder.')
     part = folder if folder.exists() else folder.with_name(f'.{folder.name}.part')
+    if part!=folder: shutil.rmtree(part, ignore_errors=True) # Of a process that was killed
     call_quietly(lm.model.save_pretrained, part); lm.tokenizer.save_pretrained(part)
     return part if part==folder else part.rename(folder)

