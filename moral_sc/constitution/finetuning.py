@@ -23,7 +23,7 @@ from ..foundation.runs import content_key, process_rank
 from ..foundation.tables import read_rows
 from ..language.loading import load
 from ..language.reward_head import save_model
-from ..language.engine.batching import check_context_length
+from ..language.engine.batching import check_rows
 from ..language.training import answer_loss, fit
 
 # %% ../../nbs/constitution/24_finetuning.ipynb #836077cf
@@ -118,7 +118,7 @@ def encode_examples(
     if not rows:
         raise DataError('Every example has a fault; see `count_faults(rows)` for their kinds.')
     examples = [tokenize_example(lm, r['prompt'], r['answer'], mode) for r in rows]
-    check_context_length(lm, [ids for ids,_ in examples])
+    check_rows(lm, [ids for ids,_ in examples])
     return examples
 
 # %% ../../nbs/constitution/24_finetuning.ipynb #3fc31696

@@ -18,7 +18,7 @@ from ..foundation.progress import progress_callback
 from ..foundation.runs import content_key
 from .chat import Prompt, encode_after, encode_prompt
 from .models import LM, decode, eos_ids, pad
-from .engine.batching import (batches, cache_kwargs, check_context_length,
+from .engine.batching import (batches, cache_kwargs, check_rows,
                                                forward_accepts, has_plain_lm_head, hidden_states,
                                                lm_head_logits, merge_prefixes)
 from .engine.contexts import inference
@@ -253,7 +253,7 @@ def sample(
     after = [None]*len(prompts) if after is None else [(t, list(o)) for t,o in after]
     extra = [len(lm.tokenizer(a[0]+a[1][0]).input_ids) for a in after if a]
     if prompts:
-        check_context_length(lm, [p.ids for p in prompts],
+        check_rows(lm, [p.ids for p in prompts],
                              max_new_tokens+max(extra, default=0), keys)
     options = dict(new=max_new_tokens, temperature=temperature, top_p=top_p, stop=stop,
                    seed=seed, logprobs=logprobs, model=lm.identity if run is not None else '')

@@ -15,7 +15,7 @@ from ..foundation.progress import progress_callback
 from ..foundation.runs import content_key, process_rank, run_or_temporary
 from .chat import encode_prompt
 from .models import LM, eos_ids, pad
-from .engine.batching import batches, check_context_length
+from .engine.batching import batches, check_rows
 from .engine.contexts import inference
 from .engine.continuous_batching import (ContinuousBatch, common_prefix_length,
                                                           generation_size, next_logits)
@@ -170,7 +170,7 @@ class _Conversations:
         while turn:
             key = turn[0]
             p = encode_prompt(self.lm, turn[1])
-            check_context_length(self.lm, [p.ids], self.max_new_tokens, [key])
+            check_rows(self.lm, [p.ids], self.max_new_tokens, [key])
             name = content_key(sample=key, ids=p.ids, **self.options)
             s = sample_from_record(self.run.get(name))
             if s is None: return _Turn(i, (key, name), self.lm, p,

@@ -6,38 +6,35 @@
 __all__ = ['start_vllm', 'sample_vllm', 'use_vllm']
 
 # %% ../../nbs/language/62_vllm.ipynb #508a6251
+import tempfile
 from functools import partial
+from pathlib import Path
 
 from ..foundation.arguments import checked
 from ..foundation.errors import ConfigError
 from ..foundation.progress import progress_callback
 from ..foundation.runs import content_key, run_or_temporary
 from .chat import encode_prompt
-from .loading import load
-from .models import eos_ids, weights_digest
-from .engine.batching import check_context_length
+from .models import eos_ids
+from .engine.batching import check_rows
 from .generation import (GenerationRow, check_sampling_args, sample_from_record,
                                           sample_record)
-from .weights import find_weights
+from .reward_head import save_model
 
 # %% ../../nbs/language/62_vllm.ipynb #da87960e
 def start_vllm(
-    lm,                 # A loaded model; vLLM loads the same weights once more
+    lm,                 # A loaded model
     memory:float=.5,    # Share of the GPU's memory that vLLM may take
     **kw,               # Further arguments of vLLM's `LLM`
 ):                      # A vLLM `LLM`
-    "Start vLLM on the weights of a model"
+    "Start vLLM on the weights of a model as they are in memory, by a temporary copy on disk"
     try: from vllm import LLM
     except ImportError:
         raise ConfigError('This needs vLLM, which needs a GPU: pip install '
                           '"moral_sc[vllm]".') from None
-    dtype = str(lm.dtype).removeprefix('torch.')
-    served = load(lm.name, dtype, 'cpu')
-    if weights_digest(served.model)!=weights_digest(lm.model):
-        raise ConfigError(f'The weights of {lm.name} were changed after loading, and vLLM would '
-                          'load the old ones; save the model with save_model and load its folder.')
-    return LLM(model=str(find_weights(lm.name)), dtype=dtype, enable_prefix_caching=True,
-               gpu_memory_utilization=memory, **kw)
+    with tempfile.TemporaryDirectory() as d:
+        return LLM(model=str(save_model(lm, Path(d)/'model')), enable_prefix_caching=True,
+                   dtype=str(lm.dtype).removeprefix('torch.'), gpu_memory_utilization=memory, **kw)
 
 # %% ../../nbs/language/62_vllm.ipynb #b0a36057
 def _params(name, options):
@@ -88,7 +85,7 @@ def sample_vllm(
                           'logprobs=True, or use `sample`.')
     ps = [encode_prompt(lm, p) for p in prompts]
     stop = [stop] if isinstance(stop, str) else list(stop)
-    if ps: check_context_length(lm, [p.ids for p in ps], max_new_tokens)
+    if ps: check_rows(lm, [p.ids for p in ps], max_new_tokens)
     options = dict(new=max_new_tokens, temperature=temperature, top_p=top_p, stop=stop,
                seed=seed, logprobs=logprobs, model=lm.identity,
                 engine='vllm')

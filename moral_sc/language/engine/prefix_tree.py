@@ -17,7 +17,7 @@ from transformers import DynamicCache
 from ...foundation.errors import ConfigError, unknown_name_message
 from ..models import LM, pad
 from .batching import (batched_logprobs, batches, cache_kwargs,
-                                               check_context_length, forward_accepts,
+                                               check_rows, forward_accepts,
                                                merge_prefixes, padding_budget, plan_padded,
                                                run_batches, run_padded, states_at)
 from .capabilities import capability
@@ -392,7 +392,7 @@ def forward_logprobs(
     engine:str='auto', # 'auto', 'prefix', 'tree', 'cascade' or 'padded'
 ):
     "Compute next-token log-probabilities at selected positions"
-    check_context_length(lm, rows)
+    check_rows(lm, rows)
     prompts,owner = merge_prefixes(rows)
     todo = [{} for _ in prompts]
     done = 0

@@ -33,7 +33,7 @@ from moral_sc.foundation.runs import content_key, process_rank
 from moral_sc.foundation.tables import read_rows
 from moral_sc.language.loading import load
 from moral_sc.language.reward_head import save_model
-from moral_sc.language.engine.batching import check_context_length
+from moral_sc.language.engine.batching import check_rows
 from moral_sc.language.training import answer_loss, fit
 
 # %%
@@ -212,7 +212,7 @@ def encode_examples(
     if not rows:
         raise DataError('Every example has a fault; see `count_faults(rows)` for their kinds.')
     examples = [tokenize_example(lm, r['prompt'], r['answer'], mode) for r in rows]
-    check_context_length(lm, [ids for ids,_ in examples])
+    check_rows(lm, [ids for ids,_ in examples])
     return examples
 
 

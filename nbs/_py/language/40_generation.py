@@ -27,7 +27,7 @@ from moral_sc.foundation.progress import progress_callback
 from moral_sc.foundation.runs import content_key
 from moral_sc.language.chat import Prompt, encode_after, encode_prompt
 from moral_sc.language.models import LM, decode, eos_ids, pad
-from moral_sc.language.engine.batching import (batches, cache_kwargs, check_context_length,
+from moral_sc.language.engine.batching import (batches, cache_kwargs, check_rows,
                                                forward_accepts, has_plain_lm_head, hidden_states,
                                                lm_head_logits, merge_prefixes)
 from moral_sc.language.engine.contexts import inference
@@ -38,13 +38,13 @@ from moral_sc.language.scoring import option_logprobs, tokenize_options
 
 # %%
 #| hide
-import os, signal, subprocess, sys, tempfile, time
+import os, signal, tempfile
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
 from fastcore.test import *
-from moral_sc.foundation.runs import open_run
+from moral_sc.foundation.runs import open_run, start_ranks
 from moral_sc.language.loading import load
 from moral_sc.language.models import encode
 from moral_sc.language.stub_models import prefix_space_tokenizer, random_model, stub_model
@@ -358,7 +358,7 @@ def sample(
     after = [None]*len(prompts) if after is None else [(t, list(o)) for t,o in after]
     extra = [len(lm.tokenizer(a[0]+a[1][0]).input_ids) for a in after if a]
     if prompts:
-        check_context_length(lm, [p.ids for p in prompts],
+        check_rows(lm, [p.ids for p in prompts],
                              max_new_tokens+max(extra, default=0), keys)
     options = dict(new=max_new_tokens, temperature=temperature, top_p=top_p, stop=stop,
                    seed=seed, logprobs=logprobs, model=lm.identity if run is not None else '')
@@ -619,10 +619,10 @@ worked = [shots+t for t in texts]+[shots+'z'*90, shots+'?']
 for arch in ('llama', 'neox', 'qwen2', 'qwen3'):
     lm = random_model(arch)
     kw = dict(seed=3, logprobs=True)
+    single = [sample(lm, [t], 20, keys=[k], after=[(turn, options)], **kw)[0]
+              for k,t in enumerate(worked)]
     for b in (2, 32):
-        together = sample(lm, worked, 30, batch=b, after=[(turn, options)]*7, **kw)
-        single = [sample(lm, [t], 30, keys=[k], after=[(turn, options)], **kw)[0]
-                for k,t in enumerate(worked)]
+        together = sample(lm, worked, 20, batch=b, after=[(turn, options)]*7, **kw)
         test_eq([s.ids for s in together], [s.ids for s in single])
         test_close(np.concatenate([s.logprobs for s in together]),
                    np.concatenate([s.logprobs for s in single]), 1e-5)
@@ -631,7 +631,7 @@ rows = [GenerationRow(lm, encode_prompt(lm, t), np.zeros(9), [], set()) for t in
 [common_prefix_length(*x) for x in ((lm, rows), (lm, rows[:1]), (random_model('gemma3'), rows))]
 
 # %% [markdown]
-# In two hundred random sets of prompts, some a prefix of others, the common prefix is found, and
+# In fifty random sets of prompts, some a prefix of others, the common prefix is found, and
 # log-probabilities after it are those without prefix caching; in float64, where rounding hides
 # less.
 
@@ -639,7 +639,7 @@ rows = [GenerationRow(lm, encode_prompt(lm, t), np.zeros(9), [], set()) for t in
 rng = np.random.default_rng(0)
 gap = 0
 lm.model.double()
-for _ in range(200):
+for _ in range(50):
     prefix = rng.integers(5, 200, rng.integers(32, 64)).tolist()
     tails = [rng.integers(5, 200, rng.integers(1, 9)).tolist() for _ in range(4)]
     ps = [Prompt('', tuple(prefix+t)) for t in tails]
@@ -657,29 +657,23 @@ f'{gap:.0e}'
 # %% [markdown]
 # ## Resuming a killed run
 #
-# A child process samples 40 rows into a run, four at a time, and is killed with signal 9 after
+# A forked process samples 40 rows into a run, four at a time, and is killed with signal 9 after
 # some of them. The same call finds the finished groups and samples the rest. The result is that
 # of a call without interruption.
 
 # %%
-code = '''
-import sys, time
-from moral_sc.foundation.runs import open_run
-from moral_sc.language.stub_models import random_model
-from moral_sc.language.generation import sample
-lm = random_model('qwen2')
-with open_run(sys.argv[1], dict(seed=5)) as run:
-    def slow(done, n): print(done, flush=True); time.sleep(.2)
-    rows = [f'Row {i}:' for i in range(40)]
-    sample(lm, rows, 20, seed=5, run=run, batch=4, progress=slow)
-'''
 lm = random_model('qwen2')
 rows = [f'Row {i}:' for i in range(40)]
+def die(done, n):
+    if done>=12: os.kill(os.getpid(), signal.SIGKILL)
+
 with tempfile.TemporaryDirectory() as d:
-    child = subprocess.Popen([sys.executable, '-c', code, d], stdout=-1, text=True)
-    for line in child.stdout:
-        if int(line)>=12: os.kill(child.pid, signal.SIGKILL); break
-    child.wait()
+    def killed():
+        with open_run(d, dict(seed=5)) as run:
+            sample(lm, rows, 20, seed=5, run=run, batch=4, progress=die)
+    child, = start_ranks(killed, 1)
+    child.join()
+    test_eq(child.exitcode, -signal.SIGKILL)
     with open_run(d, dict(seed=5)) as run:
         before = len(run)
         resumed = sample(lm, rows, 20, seed=5, run=run, batch=4)

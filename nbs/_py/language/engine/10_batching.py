@@ -16,7 +16,7 @@
 
 # %%
 #| export
-import inspect
+import inspect, math
 from contextlib import contextmanager
 from functools import lru_cache
 
@@ -107,13 +107,26 @@ def _inputs(lm, rows, side):
         kw['position_ids'] = mask.cumsum(-1).sub(1).clamp(0)
     return kw
 
-def check_context_length(
+def _vocabulary_size(model):
+    try: return getattr(model.get_input_embeddings(), 'num_embeddings', math.inf)
+    except (AttributeError, NotImplementedError): return math.inf
+
+def check_rows(
     lm,
     rows:list,    # Lists of token ids
     new_tokens=0, # To be added to each
     names=None,   # Of the rows, for the error
 ):
-    "Refuse rows that are longer than the model's context"
+    "Refuse rows that a model cannot take, and a model in training mode"
+    if lm.model.training:
+        raise ConfigError(f'{lm.name} is in training mode, in which dropout makes its answers '
+                          'random; call model.eval() first.')
+    size = _vocabulary_size(lm.model)
+    top = max((max(r) for r in rows if len(r)), default=0)
+    if top>=size:
+        raise ConfigError(f'A text of {lm.name} has the token {top}, but the model has {size} '
+                          'tokens: its tokenizer belongs to another model, or has tokens that were '
+                          'added without resize_token_embeddings.')
     limit = getattr(lm.model.config, 'max_position_embeddings', None)
     lengths = [len(r)+new_tokens for r in rows]
     if not limit or max(lengths, default=0)<=limit: return
@@ -121,6 +134,15 @@ def check_context_length(
     text = f'The text {names[i]!r:.80}' if names else 'A text'
     raise ConfigError(f'{text} has {lengths[i]} tokens, but the context of {lm.name} is {limit}; '
                       'shorten it.')
+
+
+# %%
+strict = random_model('neox')
+check_rows(strict, [[1, 2], []])
+with expect_fail(ConfigError, contains='has the token 261'): check_rows(strict, [[1, 261]])
+with expect_fail(ConfigError, contains='has 5000 tokens'): check_rows(strict, [[1]*5000])
+strict.model.train()
+with expect_fail(ConfigError, contains='call model.eval()'): check_rows(strict, [[1]])
 
 
 # %% [markdown]
