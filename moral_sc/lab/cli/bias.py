@@ -186,12 +186,16 @@ def compare_command(
 @bias.command('logs', epilog=help_examples('moral_sc bias logs samples_bbq_2026-01-02.jsonl'))
 def logs_command(
     log:argument(Path, 'samples_*.jsonl of lm-evaluation-harness, or .eval or .json of Inspect.'),
+    filter_name:option(str|None, 'Filter of lm-evaluation-harness, if it applied several.',
+                       '--filter', metavar='NAME')=None,
+    scorer:option(str|None, 'Scorer of Inspect, if several read different answers.',
+                  metavar='NAME')=None,
     as_json:AsJson=False,
 ):
     "Score the answers to BBQ in another tool's log, beside the scores that it reports."
     from moral_sc.bias.logs import compare_scores, read_log
-    with shell_messages():
-        read = read_log(log)
+    with shell_messages(filter_name='--filter', scorer='--scorer'):
+        read = read_log(log, filter_name, scorer)
         d = compare_scores(read)
     print_status(repr(read))
     print_rows(d if as_json else d.round(4), as_json)

@@ -459,8 +459,14 @@ def read_log(
     "Read answers to BBQ from another tool's log"
     path = Path(path)
     if not path.is_file(): raise DataError(f'{path} is not there.')
-    if path.suffix=='.jsonl': return read_harness(path, filter_name)
-    if path.suffix in ('.eval', '.json'): return read_inspect(path, scorer)
+    if path.suffix=='.jsonl':
+        if scorer: raise ConfigError(f'{path} is a log of lm-evaluation-harness: omit '
+                                     f'scorer={scorer}.')
+        return read_harness(path, filter_name)
+    if path.suffix in ('.eval', '.json'):
+        if filter_name: raise ConfigError(f'{path} is a log of Inspect: omit '
+                                          f'filter_name={filter_name}.')
+        return read_inspect(path, scorer)
     raise ConfigError(f'{path} is neither .jsonl (of lm-evaluation-harness) nor .eval or '
                       '.json (of Inspect).')
 
@@ -605,3 +611,5 @@ with expect_fail(DataError, contains='has 2 answers to the question'): read_log(
 both = [s | dict(scores=s['scores'] | dict(model=dict(value='I', answer='A'))) for s in samples]
 with expect_fail(DataError, contains='the scorers choice, model'): read_log(save('two.json', both))
 test_eq(read_log(folder/'two.json', scorer='choice').answers, plain.answers)
+for f,kw in (('two.json', dict(filter_name='none')), (path.name, dict(scorer='choice'))):
+    with expect_fail(ConfigError, contains='omit'): read_log(folder/f, **kw)

@@ -234,12 +234,16 @@ def compare_command(
 @bias.command('logs', epilog=help_examples('moral_sc bias logs samples_bbq_2026-01-02.jsonl'))
 def logs_command(
     log:argument(Path, 'samples_*.jsonl of lm-evaluation-harness, or .eval or .json of Inspect.'),
+    filter_name:option(str|None, 'Filter of lm-evaluation-harness, if it applied several.',
+                       '--filter', metavar='NAME')=None,
+    scorer:option(str|None, 'Scorer of Inspect, if several read different answers.',
+                  metavar='NAME')=None,
     as_json:AsJson=False,
 ):
     "Score the answers to BBQ in another tool's log, beside the scores that it reports."
     from moral_sc.bias.logs import compare_scores, read_log
-    with shell_messages():
-        read = read_log(log)
+    with shell_messages(filter_name='--filter', scorer='--scorer'):
+        read = read_log(log, filter_name, scorer)
         d = compare_scores(read)
     print_status(repr(read))
     print_rows(d if as_json else d.round(4), as_json)
@@ -338,6 +342,32 @@ rows = json.loads('\n'.join(said[said.index('['):said.index(']')+1]))
 test_eq((code, rows[0]['questions'], rows[0]['draws']), (0, 2, 'templates'))
 code,said = sh('power --templates 100 --json')
 test_eq(set(json.loads('\n'.join(said))[0]), {'effect', 'detectable'})
+
+
+# %% [markdown]
+# Where a log holds answers read in two ways, a flag chooses one:
+
+# %%
+def sample(n, polarity, context, letters):
+    scores = {k: dict(value='C', answer=v) for k,v in letters.items()}
+    return dict(id=n, epoch=1, input=f'Context: {context}\n\nQuestion: Who won?', target='C',
+                choices=['Kim', 'Lee', 'Unknown'], scores=scores,
+                metadata=dict(source_id=n, category='Own', question_index='1',
+                              question_polarity=polarity, context_condition='ambig',
+                              answer_info=dict(ans0=['Kim', 'x'], ans1=['Lee', 'y'],
+                                               ans2=['Unknown', 'unknown']),
+                              additional_metadata=dict(stereotyped_groups=['x'])))
+
+Path('two.json').write_text(json.dumps(dict(samples=[
+    sample(n, p, f'{n} were there.', dict(last='C', first='A'))
+    for n,p in enumerate(('neg', 'nonneg'))])))
+ambiguous = sh('logs two.json')
+chosen = {k: sh(f'logs two.json --scorer {k} --json') for k in ('last', 'first')}
+accuracy = {k: json.loads('\n'.join(said[said.index('['):]))[0]['ours']
+            for k,(_,said) in chosen.items()}
+test_eq((ambiguous[0], accuracy), (2, dict(last=1., first=0.)))
+test_eq([sh(f'logs two.json {w}')[0] for w in ('--scorer none', '--filter x')], [2, 2])
+ambiguous[1][-1]
 
 # %%
 wrong = ['sweep', 'sweep --family qwen9', 'sweep pythia-70', 'sweep mine --benchmark bqb',
