@@ -20,7 +20,10 @@ def moments(
 # %% ../../nbs/superposition/10_features.ipynb #e94a9b5e
 def as_numbers(name:str, value)->torch.Tensor:
     "Return numbers as a float64 tensor; anything else raises an error"
-    try: return torch.as_tensor(value, dtype=torch.float64)
+    if hasattr(value, 'to_numpy'): value = value.to_numpy()  # a DataFrame
+    try:
+        if 'complex' in str(getattr(value, 'dtype', '')): raise TypeError
+        return torch.as_tensor(value, dtype=torch.float64)
     except (TypeError, ValueError, RuntimeError):
         raise ConfigError(f'{name} is {short_repr(value)}: give numbers.') from None
 

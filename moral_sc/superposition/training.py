@@ -11,20 +11,20 @@ __all__ = ['schedules', 'engines', 'adamw_update', 'ToyRun', 'objective', 'adver
 import hashlib, json, math, torch
 from dataclasses import dataclass, replace
 from importlib import import_module
-from numbers import Integral
 from operator import index
 from pathlib import Path
 from safetensors import safe_open
 from safetensors.torch import save_file
 from fastcore.basics import patch
-from ..foundation.arguments import checked
+from ..foundation.arguments import check_seed, checked
 from ..foundation.errors import (ConfigError, DataError, ModelError, MoralScError,
                                         short_repr, unknown_name_message)
 from ..foundation.files import replace_file
 from ..foundation.progress import progress_callback
 from .features import as_numbers, find_function, keys, Sampler, uniform
-from .model import (ToyConfig, check_positive_integers, decode_hidden,
-                                          encode_inputs, initial_params, losses, target_of)
+from .model import (ToyConfig, check_functions, check_positive_integers,
+                                          decode_hidden, encode_inputs, initial_params, losses,
+                                          target_of)
 
 # %% ../../nbs/superposition/40_training.ipynb #5263126e
 def adamw_update(
@@ -235,12 +235,14 @@ def train(
 )->ToyRun:
     "Train all instances of `config`; each result is independent of the others"
     check_training(config, seed)
+    seed = int(seed)
     check_positive_integers(steps=steps, batch_size=batch_size, log_every=log_every)
     if schedule not in schedules:
         raise ConfigError(unknown_name_message('schedule', schedule, list(schedules)))
     if resume is not None and not isinstance(resume, ToyRun):
         raise ConfigError(f'resume is {short_repr(resume)}: give a run, such as load_run(path).')
     engine,advance = resolve_engine(engine, config, device, data is not None)
+    check_functions(config, device)
     ids = _check_instances(config, instances)
     snapshots = _integers('snapshots', () if snapshots is None else snapshots)
     batch_size = config.points or batch_size
@@ -276,8 +278,7 @@ def check_training(config, seed):
     if not isinstance(config, ToyConfig):
         raise ConfigError(f'config is {short_repr(config)}: give ToyConfig(n_features, n_hidden, '
                           '...).')
-    if not isinstance(seed, Integral) or isinstance(seed, bool) or not 0<=seed<2**63:
-        raise ConfigError(f'seed is {short_repr(seed)}: give an integer from 0 to 2^63-1.')
+    check_seed('train', seed)
 
 class DataSampler:
     "Return batches of rows of a data set; all of it where it has no more rows than a batch"
@@ -289,7 +290,7 @@ class DataSampler:
         seed=0,
         device='cpu',
     ):
-        x = as_numbers('data', data).float()
+        x = as_numbers('data', data).detach().float()
         shapes = (2, (config.n_features,)), (3, (config.n_instances, config.n_features))
         if (x.ndim, (x.shape[0], x.shape[-1]) if x.ndim==3 else tuple(x.shape[-1:])) not in shapes \
                 or not x.numel() or not torch.isfinite(x).all():
@@ -399,10 +400,12 @@ def _notebook_batches(config, batch_size, seed, device):
 @checked
 def save_run(
     run:ToyRun,
-    path,     # File to write, replaced atomically
+    path:str, # File to write, replaced atomically
 )->Path:
     "Write a run as safetensors"
-    path = Path(path)
+    path = Path(path).expanduser()
+    if path.is_dir() or not path.parent.is_dir():
+        raise ConfigError(f'{path} cannot be written: name a file in a folder that exists.')
     t = dict(logged=run.logged, loss=run.loss)
     t |= {f'param.{k}': v for k,v in run.params.items()}
     t |= {f'snapshot.{k}': v for k,v in run.snapshots.items()}

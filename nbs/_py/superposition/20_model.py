@@ -158,6 +158,28 @@ def custom_functions(config:ToyConfig)->dict:
     return {k: v for k,v in values.items()
             if callable(v) or _known[k][v] is not _built_in[k].get(v)}
 
+def check_functions(
+    config:ToyConfig,
+    device='cpu',
+):
+    "Raise an error for a function of the user that returns another shape or changes its argument"
+    custom = custom_functions(config)
+    for kind in custom.keys()-{'features'}:
+        m = config.n_hidden if kind=='hidden' else config.n_features
+        x = torch.linspace(-1, 1, 2*m, device=device).expand(config.n_instances, 2*m)
+        args = [x.reshape(-1, 2, m)]*(2 if kind=='loss' else 1)
+        given = [a.clone() for a in args]
+        with torch.no_grad(): y = find_function(kind, custom[kind], _known[kind])(*given)
+        if not isinstance(y, torch.Tensor):
+            raise ConfigError(f'{kind} returned a {type(y).__name__}: give a function of tensors, such '
+                              'as torch.tanh or torch.nn.SiLU().')
+        if y.shape!=args[0].shape:
+            raise ConfigError(f'{kind} makes the shape {list(y.shape)} of {list(args[0].shape)}: '
+                              'return a number for each output'
+                              f'{", without the mean over them" if kind=="loss" else ""}.')
+        if kind in ('target', 'loss') and not all(map(torch.equal, args, given)):
+            raise ConfigError(f'{kind} changes its argument: return a new tensor.')
+
 def target_of(config:ToyConfig, x:torch.Tensor)->torch.Tensor:
     "Return what the outputs should be, [instance, batch, feature]"
     return find_function('target', config.target, targets)(x)
@@ -183,9 +205,12 @@ def _accept_paper_words(cls):
     init,names = cls.__init__, [f.name for f in fields(cls)]
     @wraps(init)
     def __init__(self, *args, **kw):
-        if 'sparsity' in kw: kw |= dict(density=1-as_numbers('sparsity', kw.pop('sparsity')))
-        for word,name in _paper_words.items():
-            if word in kw: kw[name] = kw.pop(word)
+        for word,name in (_paper_words|dict(sparsity='density')).items():
+            if word not in kw: continue
+            if name in kw:
+                raise ConfigError(f'{word} and {name} are both given: give one of them.')
+            value = kw.pop(word)
+            kw[name] = 1-as_numbers('sparsity', value) if word=='sparsity' else value
         for k in kw:
             if k not in names:
                 raise ConfigError(unknown_name_message('field of ToyConfig', k, names))
@@ -233,6 +258,8 @@ paper = ToyConfig(n=20, m=5, n_instances=3, sparsity=[[0.], [.9], [.99]])
 test_eq((paper.n_features, paper.n_hidden), (20, 5))
 test_close(paper.densities[:,0], torch.tensor([1,.1,.01]), eps=1e-7)
 with expect_fail(ConfigError, contains="did you mean 'density'?"): ToyConfig(densty=.1)
+with expect_fail(ConfigError, contains='both given'): ToyConfig(sparsity=.9, density=.5)
+with expect_fail(ConfigError, contains='both given'): ToyConfig(n=5, n_features=6)
 with expect_fail(ConfigError, contains='[10, 1] for the instances'):
     ToyConfig(20, 5, 10, density=[.1]*10)
 test_warns(lambda: ToyConfig(5, 2, 5, density=[1,.5,.2,.1,.05]))
@@ -255,6 +282,23 @@ test_ne(slopes[0], slopes[2])
 test_eq(custom_functions(ToyConfig()), {})
 test_ne(own.to_dict()['target'], ToyConfig(5, 2, target=lambda x: x).to_dict()['target'])
 custom_limitation(own, 'numba'), own.to_dict()['target']
+
+# %% [markdown]
+# Such a function is tried before a training: one that returns another shape would be broadcast, and one that changes its
+# argument would change the inputs of the model.
+
+# %%
+check_functions(own)
+check_functions(ToyConfig(6, 2, 3, hidden=torch.nn.ReLU(inplace=True), loss=torch.nn.L1Loss(
+    reduction='none')))
+for kind,function,words in (
+        ('activation', torch.nn.ReLU, 'returned a ReLU: give a function'),
+        ('activation', lambda x: x[:1], 'the shape [1, 2, 6] of [3, 2, 6]'),
+        ('hidden', lambda x: x.sum(-1), 'the shape [3, 2] of [3, 2, 2]'),
+        ('target', lambda x: x.mul_(2), 'target changes its argument'),
+        ('loss', torch.nn.MSELoss(), 'without the mean over them')):
+    with expect_fail(ConfigError, contains=words):
+        check_functions(ToyConfig(6, 2, 3, **{kind: function}))
 
 
 # %% [markdown]

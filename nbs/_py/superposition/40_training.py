@@ -19,25 +19,25 @@
 import hashlib, json, math, torch
 from dataclasses import dataclass, replace
 from importlib import import_module
-from numbers import Integral
 from operator import index
 from pathlib import Path
 from safetensors import safe_open
 from safetensors.torch import save_file
 from fastcore.basics import patch
-from moral_sc.foundation.arguments import checked
+from moral_sc.foundation.arguments import check_seed, checked
 from moral_sc.foundation.errors import (ConfigError, DataError, ModelError, MoralScError,
                                         short_repr, unknown_name_message)
 from moral_sc.foundation.files import replace_file
 from moral_sc.foundation.progress import progress_callback
 from moral_sc.superposition.features import as_numbers, find_function, keys, Sampler, uniform
-from moral_sc.superposition.model import (ToyConfig, check_positive_integers, decode_hidden,
-                                          encode_inputs, initial_params, losses, target_of)
+from moral_sc.superposition.model import (ToyConfig, check_functions, check_positive_integers,
+                                          decode_hidden, encode_inputs, initial_params, losses,
+                                          target_of)
 
 # %%
 #| hide
 import tempfile
-import numpy as np
+import numpy as np, pandas as pd
 from fastcore.test import *
 from moral_sc.superposition.exact_loss import exact_loss
 from moral_sc.superposition.features import moments
@@ -364,12 +364,14 @@ def train(
 )->ToyRun:
     "Train all instances of `config`; each result is independent of the others"
     check_training(config, seed)
+    seed = int(seed)
     check_positive_integers(steps=steps, batch_size=batch_size, log_every=log_every)
     if schedule not in schedules:
         raise ConfigError(unknown_name_message('schedule', schedule, list(schedules)))
     if resume is not None and not isinstance(resume, ToyRun):
         raise ConfigError(f'resume is {short_repr(resume)}: give a run, such as load_run(path).')
     engine,advance = resolve_engine(engine, config, device, data is not None)
+    check_functions(config, device)
     ids = _check_instances(config, instances)
     snapshots = _integers('snapshots', () if snapshots is None else snapshots)
     batch_size = config.points or batch_size
@@ -411,8 +413,7 @@ def check_training(config, seed):
     if not isinstance(config, ToyConfig):
         raise ConfigError(f'config is {short_repr(config)}: give ToyConfig(n_features, n_hidden, '
                           '...).')
-    if not isinstance(seed, Integral) or isinstance(seed, bool) or not 0<=seed<2**63:
-        raise ConfigError(f'seed is {short_repr(seed)}: give an integer from 0 to 2^63-1.')
+    check_seed('train', seed)
 
 class DataSampler:
     "Return batches of rows of a data set; all of it where it has no more rows than a batch"
@@ -424,7 +425,7 @@ class DataSampler:
         seed=0,
         device='cpu',
     ):
-        x = as_numbers('data', data).float()
+        x = as_numbers('data', data).detach().float()
         shapes = (2, (config.n_features,)), (3, (config.n_instances, config.n_features))
         if (x.ndim, (x.shape[0], x.shape[-1]) if x.ndim==3 else tuple(x.shape[-1:])) not in shapes \
                 or not x.numel() or not torch.isfinite(x).all():
@@ -587,10 +588,12 @@ test_close(alone.W[0], run.W[2], eps=1e-3)
 @checked
 def save_run(
     run:ToyRun,
-    path,     # File to write, replaced atomically
+    path:str, # File to write, replaced atomically
 )->Path:
     "Write a run as safetensors"
-    path = Path(path)
+    path = Path(path).expanduser()
+    if path.is_dir() or not path.parent.is_dir():
+        raise ConfigError(f'{path} cannot be written: name a file in a folder that exists.')
     t = dict(logged=run.logged, loss=run.loss)
     t |= {f'param.{k}': v for k,v in run.params.items()}
     t |= {f'snapshot.{k}': v for k,v in run.snapshots.items()}
@@ -722,6 +725,8 @@ rows = torch.rand(64, 5, generator=torch.Generator().manual_seed(0))
 fitted = train(ToyConfig(5, 2, 3), steps=30, data=rows, batch_size=64)
 each = train(ToyConfig(5, 2, 3), steps=30, data=rows.expand(3, -1, -1), batch_size=64)
 test_eq(fitted.W, each.W)
+for same in (pd.DataFrame(rows.numpy()), rows.clone().requires_grad_()):
+    test_eq(train(ToyConfig(5, 2, 3), steps=30, data=same, batch_size=64).W, fitted.W)
 halfway = train(ToyConfig(5, 2, 3), steps=30, data=rows, batch_size=16, stop=10)
 test_eq(train(ToyConfig(5, 2, 3), steps=30, data=rows, batch_size=16, resume=halfway).W,
         train(ToyConfig(5, 2, 3), steps=30, data=rows, batch_size=16).W)
@@ -736,7 +741,7 @@ for kw,words in [(dict(data=rows[:,:4]), 'give [row, 5]'),
                  (dict(lr='x'), 'give numbers'), (dict(lr=-1), 'lr is -1'),
                  (dict(snapshots='a'), 'snapshots is'), (dict(resume=1), 'resume is 1'),
                  (dict(weight_decay=[.1]), 'weight_decay has shape [1]'),
-                 (dict(data='x'), 'data is'),
+                 (dict(data='x'), 'data is'), (dict(data=rows.cfloat()), 'data is'),
                  (dict(data=[[1], [2, 3]]), 'data is'), (dict(stop='x'), 'stop is')]:
     with expect_fail(ConfigError, contains=words): train(**{**dict(config=ToyConfig(5, 2, 3),
                                                                    steps=30), **kw})
@@ -753,6 +758,9 @@ from safetensors.torch import save_file as save_tensors
 with tempfile.TemporaryDirectory() as d:
     save_tensors(dict(x=torch.ones(3)), Path(d)/'other.safetensors')
     with expect_fail(DataError, contains='not a saved run'): load_run(Path(d)/'other.safetensors')
+    for path in (d, Path(d)/'no'/'toy.safetensors', '', None):
+        with expect_fail(ConfigError): save_run(part, path)
+    save_run(train(ToyConfig(5, 2), steps=2, seed=np.int64(3)), Path(d)/'toy.safetensors')
 
 # %% [markdown]
 # A non-finite loss stops the run and reports the step:
