@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Source', 'data_dir', 'sources', 'source', 'git_blob', 'check_file', 'cache_dir', 'hub_host', 'source_url',
-           'check_network_settings', 'online', 'fetch', 'available', 'data_list', 'verify', 'read_toml', 'read_jsonl',
-           'check_characters']
+           'check_network_settings', 'online', 'fetch', 'available', 'data_list', 'verify', 'read_toml',
+           'unique_fields', 'read_jsonl', 'check_characters']
 
 # %% ../../nbs/foundation/10_datasets.ipynb #8fb3001c
 import gzip, hashlib, json, os, ssl, sys, threading, time, tomllib, uuid
@@ -293,6 +293,15 @@ def read_toml(
     except ValueError as e: raise DataError(f'{path} is not valid TOML: {e}.') from e
 
 # %% ../../nbs/foundation/10_datasets.ipynb #3aa05bb3
+def unique_fields(
+    pairs:list, # (name, value) of a JSON object
+)->dict:
+    "Make a dict of the fields of a JSON object, none of which may occur twice"
+    fields = dict(pairs)
+    if len(fields)==len(pairs): return fields
+    names = [k for k,_ in pairs]
+    raise ValueError(f'the field {next(k for k in names if names.count(k)>1)!r} occurs twice')
+
 def read_jsonl(
     path:str|Path, # One JSON object a line; compressed if the name ends in .gz
 )->list:           # One dict a line; empty lines are skipped
@@ -304,7 +313,8 @@ def read_jsonl(
         if path.suffix=='.gz' and not path.stat().st_size: raise EOFError # gzip reads no lines
         with (gzip.open if path.suffix=='.gz' else open)(path, 'rt', encoding='utf-8') as f:
             for k,line in enumerate(f, 1):  # noqa: B007 (the messages below use k)
-                if line.strip(): rows.append(json.loads(line.strip()))
+                if line.strip():
+                    rows.append(json.loads(line.strip(), object_pairs_hook=unique_fields))
     except json.JSONDecodeError as e:
         reason = f'{e.msg}, column {e.colno}'
         raise DataError(f'{path}: line {k} is not valid JSON ({reason}).') from None
@@ -314,6 +324,8 @@ def read_jsonl(
         raise DataError(f'{path}: the compressed file is truncated or damaged after line {k}; '
                         'delete it and fetch it again.') from None
     except OSError as e: raise DataError(f'{path}: {e.strerror or e}.') from None
+    except RecursionError: raise DataError(f'{path}: line {k} is nested too deeply.') from None
+    except ValueError as e: raise DataError(f'{path}: line {k}: {e}.') from None
     bad = next((i for i,r in enumerate(rows, 1) if not isinstance(r, dict)), None)
     if bad: raise DataError(f'{path}: row {bad} is not a JSON object.')
     for i,r in enumerate(rows, 1): check_characters(r, f'{path}: row {i}')

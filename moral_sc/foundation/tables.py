@@ -11,14 +11,16 @@ from difflib import get_close_matches
 from pathlib import Path
 
 import pandas as pd
-from .datasets import check_characters, read_jsonl
+from .datasets import check_characters, read_jsonl, unique_fields
 from .errors import ConfigError, DataError
 
 # %% ../../nbs/foundation/14_tables.ipynb #fb2f956a
 def _read_text(path):
     "Read a text file, or name the line that is not UTF-8"
     try: data = Path(path).read_bytes()
-    except OSError as e: raise DataError(f'{path} cannot be read: {e.strerror}.') from None
+    except (OSError, ValueError) as e: # A name with a null character
+        reason = getattr(e, 'strerror', None) or e
+        raise DataError(f'{str(path)!r:.200} cannot be read: {reason}.') from None
     try: return data.decode('utf-8-sig')
     except UnicodeDecodeError as e:
         line = data[:e.start].count(b'\n')+1
@@ -51,7 +53,7 @@ def _check_header(path, header, delimiter):
     if repeated is not None: raise DataError(f'{path} has two columns {repeated!r}.')
 
 def _read_json(path):
-    try: rows = json.loads(_read_text(path))
+    try: rows = json.loads(_read_text(path), object_pairs_hook=unique_fields)
     except (ValueError, RecursionError) as e:
         raise DataError(f'{path} is not valid JSON ({e}).') from None
     if isinstance(rows, list) and all(isinstance(r, dict) for r in rows): return rows
@@ -73,9 +75,10 @@ def _plain(value):
     return value
 
 def is_missing(value)->bool:
-    "Return whether a field is empty: None, NaN or an empty text"
+    "Return whether a field is empty: None, NaN or a text without characters"
     if value is None or value is pd.NA or value is pd.NaT: return True
-    return value=='' if isinstance(value, str) else isinstance(value, float) and math.isnan(value)
+    if isinstance(value, str): return not value.strip()
+    return isinstance(value, float) and math.isnan(value)
 
 def _frame_rows(d):
     if d.columns.has_duplicates:

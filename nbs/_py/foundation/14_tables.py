@@ -26,12 +26,13 @@ from difflib import get_close_matches
 from pathlib import Path
 
 import pandas as pd
-from moral_sc.foundation.datasets import check_characters, read_jsonl
+from moral_sc.foundation.datasets import check_characters, read_jsonl, unique_fields
 from moral_sc.foundation.errors import ConfigError, DataError
 
 # %%
 #| hide
 import tempfile
+from importlib.util import find_spec
 from fastcore.test import *
 
 
@@ -40,7 +41,9 @@ from fastcore.test import *
 def _read_text(path):
     "Read a text file, or name the line that is not UTF-8"
     try: data = Path(path).read_bytes()
-    except OSError as e: raise DataError(f'{path} cannot be read: {e.strerror}.') from None
+    except (OSError, ValueError) as e: # A name with a null character
+        reason = getattr(e, 'strerror', None) or e
+        raise DataError(f'{str(path)!r:.200} cannot be read: {reason}.') from None
     try: return data.decode('utf-8-sig')
     except UnicodeDecodeError as e:
         line = data[:e.start].count(b'\n')+1
@@ -73,7 +76,7 @@ def _check_header(path, header, delimiter):
     if repeated is not None: raise DataError(f'{path} has two columns {repeated!r}.')
 
 def _read_json(path):
-    try: rows = json.loads(_read_text(path))
+    try: rows = json.loads(_read_text(path), object_pairs_hook=unique_fields)
     except (ValueError, RecursionError) as e:
         raise DataError(f'{path} is not valid JSON ({e}).') from None
     if isinstance(rows, list) and all(isinstance(r, dict) for r in rows): return rows
@@ -95,9 +98,10 @@ def _plain(value):
     return value
 
 def is_missing(value)->bool:
-    "Return whether a field is empty: None, NaN or an empty text"
+    "Return whether a field is empty: None, NaN or a text without characters"
     if value is None or value is pd.NA or value is pd.NaT: return True
-    return value=='' if isinstance(value, str) else isinstance(value, float) and math.isnan(value)
+    if isinstance(value, str): return not value.strip()
+    return isinstance(value, float) and math.isnan(value)
 
 def _frame_rows(d):
     if d.columns.has_duplicates:
@@ -183,7 +187,12 @@ refused('has no rows', 'x.csv', 'id,text\n')
 refused('not valid JSON', 'x.json', '[{]')
 refused('not a list of objects', 'x.json', '{"a": 1}')
 refused('line 2 is not valid JSON', 'x.jsonl', '{"a": 1}\n{')
+refused("line 2: the field 'a' occurs twice", 'x.jsonl', '{"a": 1}\n{"a": 1, "a": 2}')
+refused("the field 'a' occurs twice", 'x.json', '[{"a": 1, "a": 2}]')
+refused('nested too deeply', 'x.jsonl', '['*100_000)
 refused('cannot be read: No such file', folder/'gone.csv')
+refused('null', 'a\0.csv')
+refused('null', 'a\0.jsonl')
 refused('name a .jsonl', folder/'a.xlsx', error=ConfigError)
 for wrong,said in (([], 'has no rows'), (['Who?'], "row 1 is 'Who?', not a dict"),
                    ([rows[0], dict(id={1})], 'row 2 holds a value'),
@@ -279,5 +288,20 @@ for f,args,said in ((choice_field, ('yes', 'row 1', (0,1)), 'not 0 or 1'),
     with expect_fail(DataError, contains=said): f(row, *args)
 with expect_fail(DataError, contains="no 'label'; did you mean 'lable'"):
     check_fields(dict(text='a', lable=1), 'row 1', ['text'], ['label'])
-with expect_fail(DataError, contains="no 'text'; a row needs text"):
-    check_fields(dict(label=1), 'row 1', ['text'], ['label'])
+for row in (dict(label=1), dict(label=1, text=' ')):
+    with expect_fail(DataError, contains="no 'text'; a row needs text"):
+        check_fields(row, 'row 1', ['text'], ['label'])
+
+# %% [markdown]
+# Parquet keeps the types of its columns. Text, whole numbers with gaps and lists come back as they were.
+
+# %%
+typed = [dict(id='1', label=2, scores=[.5, 1.]), dict(id='NA', text='Fini, déjà')]
+if find_spec('pyarrow'):
+    pd.DataFrame(typed).convert_dtypes().to_parquet(folder/'a.parquet')
+    test_eq(read_rows(folder/'a.parquet'), typed)
+    data = (folder/'a.parquet').read_bytes()
+    for damaged in (data[:-10], data[:len(data)//2], b'PAR1', b''):
+        (folder/'b.parquet').write_bytes(damaged)
+        refused('cannot be read as Parquet', folder/'b.parquet')
+else: refused('pip install pyarrow', save('a.parquet', ''), error=ConfigError)
