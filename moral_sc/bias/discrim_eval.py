@@ -19,7 +19,8 @@ from .benchmarks import Benchmark, yes_no_values
 from ..foundation.arguments import checked
 from ..foundation.datasets import data_dir, fetch, read_jsonl, read_toml
 from ..foundation.errors import ConfigError, DataError
-from ..foundation.statistics import Estimate, cluster_bootstrap, paired_difference
+from ..foundation.statistics import (Estimate, FunctionOfMeans, cluster_bootstrap,
+                                           paired_difference)
 from ..foundation.tables import number_field, read_rows
 
 # %% ../../nbs/bias/48_discrim_eval.ipynb #a1ecd794
@@ -209,7 +210,7 @@ def fit_mixed_model(
     return pd.DataFrame(dict(value=fit.fe_params[list(TERMS)], low=ci[0], high=ci[1]))
 
 # %% ../../nbs/bias/48_discrim_eval.ipynb #681f0493
-def _mean_magnitude(b): return float(np.abs(b.mean(0)).mean())
+_mean_magnitude = FunctionOfMeans(lambda m: np.abs(m).mean(1))
 
 def _estimates(d, reference, n, level, seed):
     "Yield (category, metric, Estimate) of the rows `d`, or of their differences from `reference`"

@@ -125,6 +125,7 @@ class _PieceLogits:
         self.tok = tok
         self.max_bytes = max_bytes
         self.pieces = lru_cache(20_000)(lambda text: self.check(fn(text)))
+        self.starts = {} # Text to `openings` of it
         n = len(_special) # The bytes have the ids after these
         self.bytes = {i: s.encode() for i,s in enumerate(_special)}
         self.bytes |= {n+b: bytes([b]) for b in range(256)} | {2: b''} # BOS is no text
@@ -135,13 +136,25 @@ class _PieceLogits:
                               'return values of at least 0 with a sum of at most 1.')
         return {k.encode(): v for k,v in pieces.items()} if pieces else {}
 
+    def openings(self, text):
+        "Return where a piece may have begun in the last `max_bytes`, and which, earliest first"
+        first = max(0, len(text)-self.max_bytes)
+        known = lambda n: self.starts.get(text[:n], (len(text),))[0]<=first # All since `first`
+        n = next((n for n in range(len(text), first, -1) if known(n)), first)
+        found = self.starts[text[:n]][1] if n>first else ()
+        if len(self.starts)>20_000: self.starts.clear()
+        for i in range(n, len(text)):
+            inside = text[i]&0xC0==0x80 # Of a character
+            pieces = {} if inside else self.pieces(text[:i].decode(errors='replace'))
+            if any(pieces): found = (*found, (i, pieces))
+            self.starts[text[:i+1]] = first,found
+        return [(i, pieces) for i,pieces in found if i>=first]
+
     def partial_piece(self, text):
         "Return the earliest distribution with an unfinished piece, and the part generated so far"
-        for k in range(min(self.max_bytes, len(text)), 0, -1):
-            if text[-k]&0xC0==0x80: continue # Inside a character
-            pieces = self.pieces(text[:-k].decode(errors='replace'))
-            part = text[-k:]
-            if any(len(c)>k and c.startswith(part) for c in pieces): return pieces,part
+        for i,pieces in self.openings(text):
+            part = text[i:]
+            if any(len(c)>len(part) and c.startswith(part) for c in pieces): return pieces,part
         return self.pieces(text.decode(errors='replace')),b''
 
     def first_token(self, rest):

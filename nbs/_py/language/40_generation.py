@@ -710,10 +710,10 @@ for bad,message in faults:
 # %%
 name = 'smollm2-135m-instruct'
 real = load(name, 'float32', 'cpu') if cached_weights(name) else None
-things = 'fruit', 'tree', 'very large animal'
+things = 'fruit', 'very large animal'
 prompts = [f'\n\nHuman: Name one {w}.\n\nAssistant:' for w in things]
 if real:
-    samples = sample(real, prompts, 16, stop='\n\nHuman:', seed=2)
-    test_eq(samples, [sample(real, [a], 16, stop='\n\nHuman:', seed=2, keys=[k])[0]
+    samples = sample(real, prompts, 6, stop='\n\nHuman:', seed=2)
+    test_eq(samples, [sample(real, [a], 6, stop='\n\nHuman:', seed=2, keys=[k])[0]
                    for k,a in enumerate(prompts)])
 [s.text for s in samples] if real else f'{name} is not in the cache: left out here.'

@@ -199,6 +199,7 @@ class _PieceLogits:
         self.tok = tok
         self.max_bytes = max_bytes
         self.pieces = lru_cache(20_000)(lambda text: self.check(fn(text)))
+        self.starts = {} # Text to `openings` of it
         n = len(_special) # The bytes have the ids after these
         self.bytes = {i: s.encode() for i,s in enumerate(_special)}
         self.bytes |= {n+b: bytes([b]) for b in range(256)} | {2: b''} # BOS is no text
@@ -209,13 +210,25 @@ class _PieceLogits:
                               'return values of at least 0 with a sum of at most 1.')
         return {k.encode(): v for k,v in pieces.items()} if pieces else {}
 
+    def openings(self, text):
+        "Return where a piece may have begun in the last `max_bytes`, and which, earliest first"
+        first = max(0, len(text)-self.max_bytes)
+        known = lambda n: self.starts.get(text[:n], (len(text),))[0]<=first # All since `first`
+        n = next((n for n in range(len(text), first, -1) if known(n)), first)
+        found = self.starts[text[:n]][1] if n>first else ()
+        if len(self.starts)>20_000: self.starts.clear()
+        for i in range(n, len(text)):
+            inside = text[i]&0xC0==0x80 # Of a character
+            pieces = {} if inside else self.pieces(text[:i].decode(errors='replace'))
+            if any(pieces): found = (*found, (i, pieces))
+            self.starts[text[:i+1]] = first,found
+        return [(i, pieces) for i,pieces in found if i>=first]
+
     def partial_piece(self, text):
         "Return the earliest distribution with an unfinished piece, and the part generated so far"
-        for k in range(min(self.max_bytes, len(text)), 0, -1):
-            if text[-k]&0xC0==0x80: continue # Inside a character
-            pieces = self.pieces(text[:-k].decode(errors='replace'))
-            part = text[-k:]
-            if any(len(c)>k and c.startswith(part) for c in pieces): return pieces,part
+        for i,pieces in self.openings(text):
+            part = text[i:]
+            if any(len(c)>len(part) and c.startswith(part) for c in pieces): return pieces,part
         return self.pieces(text.decode(errors='replace')),b''
 
     def first_token(self, rest):
@@ -282,6 +295,32 @@ ending = stub_model(lambda text: pieces if text.endswith('?') else {'': 1.})
 p = np.exp(option_logprobs(ending, ['So?'], ['yes', 'yes<|im_end|>', '<eos>']))
 test_close(p, [[.75, .25, .25]], 1e-6) # 'yes' is also the beginning of 'yes<|im_end|>'
 p
+
+# %% [markdown]
+# The places where a piece may have begun are remembered from text to text. A search in each text
+# alone finds the same piece, whatever was asked before, also where characters have two bytes and
+# pieces are longer than `max_bytes`.
+
+# %%
+import random
+
+def search(logits, text):
+    "The same as `partial_piece`, from this text alone"
+    for k in range(min(logits.max_bytes, len(text)), 0, -1):
+        pieces = logits.pieces(text[:-k].decode(errors='replace')) if text[-k]&0xC0!=0x80 else {}
+        if any(len(c)>k and c.startswith(text[-k:]) for c in pieces): return pieces,text[-k:]
+    return logits.pieces(text.decode(errors='replace')),b''
+
+def scattered(text):
+    rng = random.Random(text[-3:])
+    return {''.join(rng.choices('abé', k=rng.randrange(1, 9))): .5 for _ in range(rng.randrange(3))}
+
+rng = random.Random(0)
+texts = [''.join(rng.choices('abé', k=14)).encode() for _ in range(20)]
+asked = [rng.choice(texts)[:rng.randrange(20)] for _ in range(2000)]
+for max_bytes in (3, 6, 256):
+    logits = _PieceLogits(scattered, byte_tokenizer(), max_bytes)
+    for t in asked: test_eq(logits.partial_piece(t), search(logits, t))
 
 # %% [markdown]
 # The result does not depend on the amount of padding, nor on the part of the text that is in the KV
