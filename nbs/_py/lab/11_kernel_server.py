@@ -72,12 +72,11 @@ def _import_libraries():
         warnings.simplefilter('ignore')
         for name in PRELOADED:
             with suppress(ImportError): import_module(name)
-        with suppress(Exception): _use_once(sys.modules['numba'], sys.modules['plotly'])
+        with suppress(Exception): _use_once(sys.modules['numba'])
 
-def _use_once(numba, plotly):
-    "Do what a kernel would otherwise do at its first compiled function and its first figure"
+def _use_once(numba): # Not plotly: it would look for a notebook here, find none and draw nothing
+    "Do what a kernel would otherwise do at its first compiled function"
     numba.njit(lambda: 0)()
-    plotly.graph_objects.Figure(plotly.graph_objects.Scatter(y=[0]))._repr_mimebundle_()
 
 def _unsafe()->str:
     "Why this process must not be forked, or an empty string"
