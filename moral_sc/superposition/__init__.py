@@ -6,7 +6,7 @@
 __all__ = ['moments', 'ToyConfig', 'reconstruct', 'batch_loss', 'exact_loss', 'fit_exact', 'ToyRun', 'train', 'save_run',
            'load_run', 'feature_dimensionality', 'interference', 'leverage', 'represented', 'dimensions_per_feature',
            'planar_shape', 'recognise', 'train_restarts', 'phase_diagram', 'dimensionality_sweep', 'population_loss',
-           'polytope_gain', 'Dictionary', 'fit_dictionary', 'score_dictionary']
+           'polytope_gain', 'Dictionary', 'fit_dictionary', 'score_dictionary', 'learning_coefficient']
 
 # %% ../../nbs/superposition/index.ipynb #2e08e9cb
 from .features import moments
@@ -21,9 +21,10 @@ from .dimensionality import dimensionality_sweep
 from .fourier_loss import population_loss
 from .polytope_gain import polytope_gain
 from .dictionaries import Dictionary, fit_dictionary, score_dictionary
+from .learning_coefficient import learning_coefficient
 
 _all_ = ['moments', 'ToyConfig', 'reconstruct', 'batch_loss', 'exact_loss', 'fit_exact', 'ToyRun',
          'train', 'save_run', 'load_run', 'feature_dimensionality', 'interference', 'leverage',
          'represented', 'dimensions_per_feature', 'planar_shape', 'recognise', 'train_restarts',
          'phase_diagram', 'dimensionality_sweep', 'population_loss', 'polytope_gain',
-         'Dictionary', 'fit_dictionary', 'score_dictionary']
+         'Dictionary', 'fit_dictionary', 'score_dictionary', 'learning_coefficient']

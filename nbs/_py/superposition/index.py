@@ -28,12 +28,13 @@ from moral_sc.superposition.dimensionality import dimensionality_sweep
 from moral_sc.superposition.fourier_loss import population_loss
 from moral_sc.superposition.polytope_gain import polytope_gain
 from moral_sc.superposition.dictionaries import Dictionary, fit_dictionary, score_dictionary
+from moral_sc.superposition.learning_coefficient import learning_coefficient
 
 _all_ = ['moments', 'ToyConfig', 'reconstruct', 'batch_loss', 'exact_loss', 'fit_exact', 'ToyRun',
          'train', 'save_run', 'load_run', 'feature_dimensionality', 'interference', 'leverage',
          'represented', 'dimensions_per_feature', 'planar_shape', 'recognise', 'train_restarts',
          'phase_diagram', 'dimensionality_sweep', 'population_loss', 'polytope_gain',
-         'Dictionary', 'fit_dictionary', 'score_dictionary']
+         'Dictionary', 'fit_dictionary', 'score_dictionary', 'learning_coefficient']
 
 # %% [markdown]
 # A model with fewer dimensions than features can still keep them apart if they are rarely active
@@ -59,6 +60,7 @@ _all_ = ['moments', 'ToyConfig', 'reconstruct', 'batch_loss', 'exact_loss', 'fit
 # | tell computing from storing | [Computation](69_computation.ipynb) | `loss_certificate`, `dedicated_bound`, `load_abs_model` |
 # | find features from activations alone | [Sparse coding](70_sparse_coding.ipynb) | `fit_sparse_code`, `share_found` |
 # | ... by sparse autoencoders, scored against the truth | [Dictionaries](72_dictionaries.ipynb) | `fit_dictionary`, `score_dictionary` |
+# | measure how flat a minimum is | [Learning coefficient](74_learning_coefficient.ipynb) | `learning_coefficient` |
 # | attack a model | [Adversarial examples](67_adversarial.ipynb) | `analytic_attack`, `vulnerability` |
 # | train on finite data sets | [Memorization](68_memorization.ipynb) | `memorization_sweep` |
 # | plot matrices, curves, phase diagrams | [Plots](60_plots.ipynb) | `plot_columns`, `plot_curves`, `plot_phases` |
