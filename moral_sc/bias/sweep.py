@@ -19,9 +19,9 @@ from .evaluation import TABLES, plan_evaluation, run_plan
 from .bbq.metrics import asked_items, condition_probabilities
 from ..foundation.arguments import checked, unknown_argument_message
 from ..foundation.errors import ConfigError, DataError, ModelError, unknown_name_message
-from ..foundation.files import replace_file
+from ..foundation.files import write_file
 from ..foundation.runs import content_key, provenance
-from ..foundation.statistics import Estimate, cluster_bootstrap
+from ..foundation.statistics import Estimate, FunctionOfMeans, cluster_bootstrap
 from ..language.loading import load as load_model
 from ..language.models import LM
 from ..language.weights import get_alias, aliases
@@ -109,9 +109,6 @@ def _fingerprint(spec):
     files = [(p.name, p.stat().st_size, p.stat().st_mtime_ns)
              for p in sorted(d.glob('[!.]*')) if p.is_file()]
     return content_key(files=files)
-
-def _write_atomically(path, text):
-    with replace_file(path) as part: part.write_text(text, encoding='utf-8')
 
 def _read_note(folder, asked):
     "Read the note of a finished folder; None if it is not finished"
@@ -218,7 +215,7 @@ def _evaluate_model(s, plans, todo, dtype, device, progress):
         e = run_plan(plans[n], lm, folder, progress)
         note = dict(model=model, asked=a, source=lm.source, is_stub=lm.is_stub,
                     provenance=e.provenance)
-        _write_atomically(folder/'sweep.json', json.dumps(note, indent=1))
+        write_file(folder/'sweep.json', json.dumps(note, indent=1))
     del lm; gc.collect() # The next model may need the memory
 
 def _collect_results(out, runs, failed):
@@ -228,7 +225,7 @@ def _collect_results(out, runs, failed):
     for m,message in failed.items(): warnings.warn(f'{m} was left out: {message}', stacklevel=3)
     if not rows: raise ModelError(f'No model could be asked; {next(iter(failed.values()))}')
     result = SweepResult(pd.concat(rows, ignore_index=True), str(out), runs, failed)
-    _write_atomically(Path(out)/'table.csv', result.table.to_csv(index=False))
+    write_file(Path(out)/'table.csv', result.table.to_csv(index=False))
     return result
 
 # %% ../../nbs/bias/50_sweep.ipynb #bce3c211
@@ -246,12 +243,11 @@ def item_bias(
 
 def least_squares_slope(
     x,  # [model]
-    y,  # [row, model]
-)->float:
-    "Return the least-squares slope of the column means of `y` over `x`"
+    y,  # [model] or [model, draw]
+):      # A number, or one a draw
+    "Return the least-squares slope of `y` over `x`"
     x = np.asarray(x, float)-np.mean(x)
-    m = y.mean(0)
-    return float(x@m/(x@x))
+    return x@y/(x@x)
 
 def trend(
     values,    # Tables of `item_bias`, one per model, in the order of `x`
@@ -265,8 +261,8 @@ def trend(
     at = values[0].set_index('id').loc[wide.index]
     sizes = at.groupby('category').template.nunique()
     strata = at.category if sizes.min()>1 else None
-    return cluster_bootstrap(wide.to_numpy(), at.template, lambda v: least_squares_slope(x, v),
-                             strata=strata, **kw)
+    slopes = FunctionOfMeans(lambda m: least_squares_slope(x, m.T))
+    return cluster_bootstrap(wide.to_numpy(), at.template, slopes, strata=strata, **kw)
 
 # %% ../../nbs/bias/50_sweep.ipynb #832c2a3c
 def onset(
@@ -325,8 +321,8 @@ def save_sweep(
              for (m,b),d in result.runs.items()}
     sidecar = dict(made=provenance(), failed=result.failed, runs={
         k:{x:n[x] for x in ('source','asked','provenance')} for k,n in notes.items()})
-    _write_atomically(path, result.table.round(digits).to_csv(index=False))
-    _write_atomically(path.with_suffix('.json'), json.dumps(sidecar, indent=1, default=str)+'\n')
+    write_file(path, result.table.round(digits).to_csv(index=False))
+    write_file(path.with_suffix('.json'), json.dumps(sidecar, indent=1, default=str)+'\n')
     return path
 
 def load_sweep(

@@ -22,6 +22,7 @@
 #| export
 import hashlib, inspect, json, tempfile, warnings
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from pathlib import Path
 
@@ -36,7 +37,7 @@ from moral_sc.bias.conditions import (add_wordings, build_dialogue, find_section
 from moral_sc.bias.bbq.items import stratified
 from moral_sc.foundation.arguments import checked
 from moral_sc.foundation.datasets import read_jsonl, read_toml
-from moral_sc.foundation.errors import ConfigError, DataError, unknown_name_message
+from moral_sc.foundation.errors import ConfigError, DataError, short_repr, unknown_name_message
 from moral_sc.foundation.files import replace_file
 from moral_sc.foundation.progress import progress_callback
 from moral_sc.foundation.runs import content_key, open_run
@@ -46,11 +47,12 @@ from moral_sc.language.loading import load as load_model, load_or_stub
 
 # %%
 #| hide
-import signal, subprocess, sys
+import os, signal
 from unittest import mock
 from fastcore.test import *
 from moral_sc.bias.asking import bbq_stub_model
 from moral_sc.bias.bbq.metrics import BBQ, METRICS, letters
+from moral_sc.foundation.runs import start_ranks
 from moral_sc.language.stub_models import letter_prior_model, stub_model, random_model
 
 ours = bbq.load(source='ours')
@@ -178,7 +180,14 @@ unmet_setting(stub_models), unmet_setting({}, questions=False)
 
 # %%
 #| export
-def _listed(x): return [x] if isinstance(x, (str,Path,Benchmark)) else list(x)
+def _listed(x):
+    "Return one name or several as a list of names"
+    if isinstance(x, (str,Path,Benchmark)): return [x]
+    names = list(x) if isinstance(x, Iterable) else None
+    if names is None or any(isinstance(n, (list,tuple,set)) for n in names):
+        raise ConfigError(f'{short_repr(x)} is no list of names: give names, such as '
+                          '["q", "q+if"].')
+    return names
 
 def _unique_benchmarks(benchmarks):
     bs = [get_benchmark(b) for b in _listed(benchmarks)]
@@ -776,36 +785,28 @@ text = (saved/'records.csv').read_text()
 with expect_fail(DataError, contains='has changed since'): Evaluation.load(saved)
 with expect_fail(DataError, contains='holds no evaluation.json'): Evaluation.load(tmp)
 
+
 # %% [markdown]
 # ## Resuming after a crash
 #
-# A run that is killed at any moment and started again must end in the same table. The next cells start a
-# process on a randomly initialised model and kill it without warning once some answers are saved. Then
+# A run that is killed at any moment and started again must end in the same table. The next cells fork a
+# process with a randomly initialised model and kill it without warning once some answers are saved. Then
 # they make the same call in that folder and in a new one.
 
 # %%
-script = '''
-import sys
-from moral_sc.bias import bbq
-from moral_sc.bias.evaluation import evaluate
-from moral_sc.language.stub_models import random_model
-evaluate(random_model('llama'), items=bbq.load(source='ours'), limit=48, orders=3,
-         portion=16, out=sys.argv[1], progress=lambda n,total: print(n, flush=True))
-'''
-victim = subprocess.Popen([sys.executable, '-c', script, tmp/'cut'], text=True,
-                          stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-seen = [victim.stdout.readline().strip() for _ in range(5)]
-victim.send_signal(signal.SIGKILL)
-victim.wait()
-with open_run(tmp/'cut') as run: kept = len(run)
-kept, victim.returncode
+def again(out, **kw):
+    return evaluate(random_model('llama'), items=ours, limit=16, orders=3, portion=8,
+                    out=out, **kw).records
 
+def die(done, total):
+    if done>=40: os.kill(os.getpid(), signal.SIGKILL)
+
+victim, = start_ranks(lambda: again(tmp/'cut', progress=die), 1)
+victim.join()
+with open_run(tmp/'cut') as run: kept = len(run)
+kept, victim.exitcode
 
 # %%
-def again(out):
-    return evaluate(random_model('llama'), items=ours, limit=48, orders=3, portion=16,
-                    out=out).records
-
 cut = again(tmp/'cut')
 whole = again(tmp/'whole')
 assert cut.equals(whole)
@@ -817,9 +818,9 @@ cut[['id','condition','order','lp_a','lp_b','lp_c']].tail(3)
 
 # %%
 with expect_fail(ConfigError, contains='orders: 3 stored, 1 requested'):
-    evaluate(random_model('llama'), items=ours, limit=48, portion=16, out=tmp/'cut')
+    evaluate(random_model('llama'), items=ours, limit=16, portion=8, out=tmp/'cut')
 with expect_fail(ConfigError, contains='weights'):
-    evaluate(random_model('llama', seed=1), items=ours, limit=48, orders=3, portion=16,
+    evaluate(random_model('llama', seed=1), items=ours, limit=16, orders=3, portion=8,
              out=tmp/'cut')
 
 
@@ -858,6 +859,8 @@ test_eq(cot.score('q+if+cot').accuracy_ambig['micro'], 1)
 # %%
 lm = letter_prior_model(dict(a=.5, b=.5))
 with expect_fail(ConfigError, contains="did you mean 'bbq'"): evaluate(lm, ['bqb'])
+for kw in (dict(benchmarks=None), dict(conditions=5), dict(conditions=[['q']])):
+    with expect_fail(ConfigError, contains='is no list of names'): evaluate(lm, **kw)
 with expect_fail(ConfigError, contains='known are: q, q+anti'):
     evaluate(lm, conditions=['match'])
 with expect_fail(ConfigError, contains="no condition of bbq 'q+match'"):

@@ -33,19 +33,20 @@ from moral_sc.bias.evaluation import TABLES, plan_evaluation, run_plan
 from moral_sc.bias.bbq.metrics import asked_items, condition_probabilities
 from moral_sc.foundation.arguments import checked, unknown_argument_message
 from moral_sc.foundation.errors import ConfigError, DataError, ModelError, unknown_name_message
-from moral_sc.foundation.files import replace_file
+from moral_sc.foundation.files import write_file
 from moral_sc.foundation.runs import content_key, provenance
-from moral_sc.foundation.statistics import Estimate, cluster_bootstrap
+from moral_sc.foundation.statistics import Estimate, FunctionOfMeans, cluster_bootstrap
 from moral_sc.language.loading import load as load_model
 from moral_sc.language.models import LM
 from moral_sc.language.weights import get_alias, aliases
 
 # %%
 #| hide
-import shutil, signal, subprocess, sys, tempfile
+import os, shutil, signal, tempfile
 from fastcore.test import *
 from moral_sc.bias import bbq
 from moral_sc.bias.asking import bbq_stub_model
+from moral_sc.foundation.runs import start_ranks
 from moral_sc.language.stub_models import letter_prior_model, random_model
 
 tmp = Path(tempfile.mkdtemp())
@@ -186,9 +187,6 @@ def _fingerprint(spec):
              for p in sorted(d.glob('[!.]*')) if p.is_file()]
     return content_key(files=files)
 
-def _write_atomically(path, text):
-    with replace_file(path) as part: part.write_text(text, encoding='utf-8')
-
 def _read_note(folder, asked):
     "Read the note of a finished folder; None if it is not finished"
     note = folder/'sweep.json'
@@ -304,7 +302,7 @@ def _evaluate_model(s, plans, todo, dtype, device, progress):
         e = run_plan(plans[n], lm, folder, progress)
         note = dict(model=model, asked=a, source=lm.source, is_stub=lm.is_stub,
                     provenance=e.provenance)
-        _write_atomically(folder/'sweep.json', json.dumps(note, indent=1))
+        write_file(folder/'sweep.json', json.dumps(note, indent=1))
     del lm; gc.collect() # The next model may need the memory
 
 def _collect_results(out, runs, failed):
@@ -314,7 +312,7 @@ def _collect_results(out, runs, failed):
     for m,message in failed.items(): warnings.warn(f'{m} was left out: {message}', stacklevel=3)
     if not rows: raise ModelError(f'No model could be asked; {next(iter(failed.values()))}')
     result = SweepResult(pd.concat(rows, ignore_index=True), str(out), runs, failed)
-    _write_atomically(Path(out)/'table.csv', result.table.to_csv(index=False))
+    write_file(Path(out)/'table.csv', result.table.to_csv(index=False))
     return result
 
 
@@ -328,7 +326,7 @@ def heeds(item, instructed):
     p = {item.unknown:.8} if instructed else {item.unknown:.4, item.biased:.4}
     return [p.get(k, .1 if instructed else .2) for k in range(3)]
 
-ask = dict(benchmarks='bbq-like', limit=32, orders=3, out=tmp/'sweep')
+ask = dict(benchmarks='bbq-like', limit=16, orders=3, out=tmp/'sweep')
 models = [bbq_stub_model(leans, ours), bbq_stub_model(heeds, ours), tmp/'mine']
 found = sweep(models, **ask)
 found
@@ -373,7 +371,7 @@ with mock.patch('moral_sc.bias.sweep.load_model', never):
     for wrong,said in ((dict(order=3), "did you mean 'orders'"), (dict(limit='8'), 'whole number'),
                        (dict(wordings={'kind':'x'}), "'kind' needs a name")):
         with expect_fail(ConfigError, contains=said): sweep(tmp/'mine', 'bbq-like', **wrong)
-with expect_fail(ConfigError, contains='limit: 32 there, 48 now'):
+with expect_fail(ConfigError, contains='limit: 16 there, 48 now'):
     sweep(models, **ask|dict(limit=48))
 lm.model.save_pretrained(tmp/'mine'/'checkpoint-50')
 with expect_fail(ConfigError, contains='weights'): sweep(tmp/'mine', **ask)
@@ -404,22 +402,16 @@ str(messages[-1].message).replace(f'{tmp}/', '')
 # here. The table equals that of an uninterrupted sweep, in whatever order models are given.
 
 # %%
-script = '''
-import sys
-from moral_sc.bias.sweep import sweep
-sweep(sys.argv[1], 'bbq-like', limit=32, orders=3, portion=16, out=sys.argv[2],
-      progress=lambda who,n,total: print(who, n, flush=True))
-'''
-victim = subprocess.Popen([sys.executable, '-c', script, tmp/'mine', tmp/'cut'], text=True,
-                          stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-for line in victim.stdout:
-    if 'checkpoint-200' in line: break
-victim.send_signal(signal.SIGKILL); victim.wait(); victim.stdout.close()
+ask = dict(benchmarks='bbq-like', limit=16, orders=3, portion=8)
+def die(model, done, total):
+    if 'checkpoint-200' in model: os.kill(os.getpid(), signal.SIGKILL)
+
+victim, = start_ranks(lambda: sweep(tmp/'mine', out=tmp/'cut', progress=die, **ask), 1)
+victim.join()
 done = sorted(p.parent.parent.name for p in (tmp/'cut').rglob('sweep.json'))
-done, victim.returncode
+done, victim.exitcode
 
 # %%
-ask = dict(benchmarks='bbq-like', limit=32, orders=3, portion=16)
 cut = sweep(tmp/'mine', out=tmp/'cut', **ask)
 whole = sweep(tmp/'mine', out=tmp/'whole', **ask)
 test_eq(done, ['mine-checkpoint-50'])
@@ -451,12 +443,11 @@ def item_bias(
 
 def least_squares_slope(
     x,  # [model]
-    y,  # [row, model]
-)->float:
-    "Return the least-squares slope of the column means of `y` over `x`"
+    y,  # [model] or [model, draw]
+):      # A number, or one a draw
+    "Return the least-squares slope of `y` over `x`"
     x = np.asarray(x, float)-np.mean(x)
-    m = y.mean(0)
-    return float(x@m/(x@x))
+    return x@y/(x@x)
 
 def trend(
     values,    # Tables of `item_bias`, one per model, in the order of `x`
@@ -470,8 +461,8 @@ def trend(
     at = values[0].set_index('id').loc[wide.index]
     sizes = at.groupby('category').template.nunique()
     strata = at.category if sizes.min()>1 else None
-    return cluster_bootstrap(wide.to_numpy(), at.template, lambda v: least_squares_slope(x, v),
-                             strata=strata, **kw)
+    slopes = FunctionOfMeans(lambda m: least_squares_slope(x, m.T))
+    return cluster_bootstrap(wide.to_numpy(), at.template, slopes, strata=strata, **kw)
 
 
 # %% [markdown]
@@ -489,7 +480,7 @@ trend(grown, [6,7,8]), Estimate(*cluster_bootstrap(grown[2].value, template))
 # %%
 est = trend(grown, [6,7,8])
 assert est.low<.05<est.high and est.high-est.low<.05
-test_close(least_squares_slope([0,1,3], np.array([[0,2,6.]])), 2)
+test_close(least_squares_slope([0,1,3], [0,2,6.]), 2)
 with expect_fail(ConfigError, contains='two models or more'): trend(grown[:1], [6])
 
 
@@ -591,8 +582,8 @@ def save_sweep(
              for (m,b),d in result.runs.items()}
     sidecar = dict(made=provenance(), failed=result.failed, runs={
         k:{x:n[x] for x in ('source','asked','provenance')} for k,n in notes.items()})
-    _write_atomically(path, result.table.round(digits).to_csv(index=False))
-    _write_atomically(path.with_suffix('.json'), json.dumps(sidecar, indent=1, default=str)+'\n')
+    write_file(path, result.table.round(digits).to_csv(index=False))
+    write_file(path.with_suffix('.json'), json.dumps(sidecar, indent=1, default=str)+'\n')
     return path
 
 def load_sweep(

@@ -41,12 +41,13 @@ from moral_sc.language.scoring import option_logprobs, option_mass
 
 # %%
 #| hide
-import os, re, signal, subprocess, sys, tempfile
+import os, re, signal, tempfile
 from pathlib import Path
 
 import torch
 from fastcore.test import *
 from moral_sc.constitution.principles import Comparison
+from moral_sc.foundation.runs import start_ranks
 from scipy.stats import chisquare
 from moral_sc.language.models import encode
 from moral_sc.language.stub_models import stub_model, random_model
@@ -505,15 +506,13 @@ def labeller(lm, **kw):
 
 merges = [('Ġ','('), ('Ġ(','A'), ('A',')'), (':','Ġ')]
 gaps = {}
-for arch in ('llama', 'qwen2', 'gemma3'):
-    for m in ((), merges):
-        lm = random_model(arch, merges=m)
-        lab = labeller(lm)
-        flat = [q for r in asks[:2] for q in lab.questions(r)]
-        want = np.array([slow(lm, q) for q in flat])
-        for e in ('auto', 'prefix', 'tree', 'cascade', 'padded'):
-            read = np.concatenate(labeller(lm, engine=e).letter_logprobs(asks[:2]))[:,0]
-            gaps[arch, bool(m), e] = abs(read-want).max()
+for arch,m in (('llama', ()), ('llama', merges), ('qwen2', merges), ('gemma3', ())):
+    lm = random_model(arch, merges=m)
+    flat = [q for r in asks[:2] for q in labeller(lm).questions(r)]
+    want = np.array([slow(lm, q) for q in flat])
+    for e in ('auto', 'prefix', 'tree', 'cascade', 'padded'):
+        read = np.concatenate(labeller(lm, engine=e).letter_logprobs(asks[:2]))[:,0]
+        gaps[arch, bool(m), e] = abs(read-want).max()
 assert max(gaps.values())<1e-4
 f'largest difference in nats: {max(gaps.values()):.0e}'
 
@@ -647,22 +646,15 @@ test_eq(even.flips.value, 0)
 # then loads the finished blocks and returns labels that are bitwise equal to those of an uninterrupted call.
 
 # %%
-code = '''
-import sys, time, warnings
-warnings.simplefilter('ignore')
-from moral_sc.constitution.feedback import label
-from moral_sc.language.stub_models import random_model
-asks = [dict(id=f'q{k}', prompt=f'How far is {k}?', a=f'{k} miles.', b='No.') for k in range(10)]
-def slow(done, n): print(done, flush=True); time.sleep(.3)
-label(random_model(), asks, few_shot=[], out=sys.argv[1], block=2, progress=slow)
-'''
 rows = [dict(id=f'q{k}', prompt=f'How far is {k}?', a=f'{k} miles.', b='No.') for k in range(10)]
-child = subprocess.Popen([sys.executable, '-c', code, tmp/'killed'], stdout=-1, text=True)
-for line in child.stdout:
-    if int(line)>=4: os.kill(child.pid, signal.SIGKILL); break
-child.wait()
-with open_run(tmp/'killed') as run: before = len(run)
 kw = dict(few_shot=[], block=2)
+def die(done, n):
+    if done>=4: os.kill(os.getpid(), signal.SIGKILL)
+
+child, = start_ranks(lambda: label(noisy, rows, out=tmp/'killed', progress=die, **kw), 1)
+child.join()
+test_eq(child.exitcode, -signal.SIGKILL)
+with open_run(tmp/'killed') as run: before = len(run)
 test_eq(label(noisy, rows, out=tmp/'killed', **kw), label(noisy, rows, **kw))
 assert 0<before<10
 before
