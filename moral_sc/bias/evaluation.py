@@ -9,6 +9,7 @@ __all__ = ['TABLES', 'EVALUATION_FILE', 'Evaluation', 'load_models', 'unmet_sett
 # %% ../../nbs/bias/30_evaluation.ipynb #57ff3035
 import hashlib, inspect, json, tempfile, warnings
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from .conditions import (add_wordings, build_dialogue, find_section, load_stimul
 from .bbq.items import stratified
 from ..foundation.arguments import checked
 from ..foundation.datasets import read_jsonl, read_toml
-from ..foundation.errors import ConfigError, DataError, unknown_name_message
+from ..foundation.errors import ConfigError, DataError, short_repr, unknown_name_message
 from ..foundation.files import replace_file
 from ..foundation.progress import progress_callback
 from ..foundation.runs import content_key, open_run
@@ -123,7 +124,14 @@ def unmet_setting(
     return '' if questions else 'questions of ours stand in for the benchmark'
 
 # %% ../../nbs/bias/30_evaluation.ipynb #884c4eb0
-def _listed(x): return [x] if isinstance(x, (str,Path,Benchmark)) else list(x)
+def _listed(x):
+    "Return one name or several as a list of names"
+    if isinstance(x, (str,Path,Benchmark)): return [x]
+    names = list(x) if isinstance(x, Iterable) else None
+    if names is None or any(isinstance(n, (list,tuple,set)) for n in names):
+        raise ConfigError(f'{short_repr(x)} is no list of names: give names, such as '
+                          '["q", "q+if"].')
+    return names
 
 def _unique_benchmarks(benchmarks):
     bs = [get_benchmark(b) for b in _listed(benchmarks)]
