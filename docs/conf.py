@@ -64,6 +64,7 @@ html_static_path = [
     str(here / "style.css"),
     str(here / "figures.js"),
     str(here / "page.js"),
+    str(here.parent / "data" / "interactive"),
 ]
 html_css_files = ["style.css"]
 html_js_files = [("page.js", {"defer": "defer"})]

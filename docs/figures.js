@@ -130,10 +130,50 @@
     return out;
   }
 
+  // Plotly's slider and buttons cannot be reached by keyboard. Elements of a form take their place.
+  function layoutSlider(spec) {
+    const slider = (spec.layout.sliders || [])[0];
+    if (!slider || !spec.frames) return null;
+    const {sliders, updatemenus, ...layout} = spec.layout;
+    spec.layout = {...layout, margin: {...layout.margin, b: Math.min((layout.margin || {}).b ?? 50, 50)}};
+    return {first: slider.active || 0, prefix: (slider.currentvalue || {}).prefix || ""};
+  }
+
+  function addSlider(box, plot, spec, {first, prefix}) {
+    if (box.querySelector(".slides")) return;
+    const names = spec.frames.map(f => f.name), form = document.createElement("form");
+    const range = Object.assign(document.createElement("input"), {type: "range", min: 0, max: names.length - 1, value: first});
+    const play = Object.assign(document.createElement("button"), {type: "button", textContent: "Play"});
+    const value = document.createElement("output");
+    range.setAttribute("aria-label", "Frame of the figure");
+    form.className = "slides";
+    form.append(play, range, value);
+    box.append(form);
+    let timer = null;
+    function show() {
+      value.textContent = prefix + names[range.value];
+      range.setAttribute("aria-valuetext", value.textContent);
+      Plotly.animate(plot, [names[range.value]], {mode: "immediate", frame: {duration: 0, redraw: true}, transition: {duration: 0}});
+    }
+    function stop() { clearInterval(timer); timer = null; play.textContent = "Play"; }
+    play.onclick = () => {
+      if (timer) return stop();
+      if (+range.value === names.length - 1) range.value = 0;
+      play.textContent = "Pause";
+      timer = setInterval(() => { range.value = +range.value + 1; show(); if (+range.value === names.length - 1) stop(); },
+                          names.length > 30 ? 120 : 700);
+    };
+    range.oninput = () => { stop(); show(); };
+    form.onsubmit = event => event.preventDefault();
+    value.textContent = prefix + names[range.value];
+    range.setAttribute("aria-valuetext", value.textContent);
+  }
+
   function draw(box) {
     const spec = JSON.parse(box.querySelector("script").textContent);
     const room = box.parentElement.clientWidth || wide;
     const full = +box.dataset.width, small = room < phone;
+    const frames = layoutSlider(spec);
     let {data, layout} = spec, width = Math.min(room, full), height = +box.dataset.height;
     const diagram = layout.xaxis && layout.xaxis.visible === false && columns(layout).length === 1 &&
       (layout.annotations || []).filter(a => a.text).length > 3;
@@ -160,9 +200,10 @@
                     modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d", "zoomIn2d", "zoomOut2d"]};
     let plot = box.querySelector(".plot");
     if (!plot) { plot = document.createElement("div"); plot.className = "plot"; box.append(plot); }
-    box.style.height = height + "px";
+    box.style.height = frames ? "auto" : height + "px";
     return Plotly.react(plot, {data, layout, config, frames: spec.frames}).then(() => {
       box.dataset.drawn = Math.round(room);
+      if (frames) addSlider(box, plot, spec, frames);
       const image = plot.querySelector("svg.main-svg");
       if (image) { image.setAttribute("role", "img"); image.setAttribute("aria-label", box.getAttribute("aria-label") || "Figure"); }
     });

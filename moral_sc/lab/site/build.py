@@ -18,9 +18,10 @@ from ...foundation.errors import ConfigError
 from ..claims import verdicts
 from ..paths import checkout_root
 from . import crossrefs
+from .interactive import STYLE, myst_block, replace_blocks, scripts_of
 from .pages import (SITE, cell_problems, directives, is_paper_page, plotly_mime,
                                      title_and_line, verdict_class)
-from .papers import (claims_table, fill_index_blocks, paper_index,
+from .papers import (claims_table, fill_index_blocks, paper_entries, paper_index,
                                       plain_paper_index)
 
 # %% ../../../nbs/lab/site/30_build.ipynb #51a9b78d
@@ -204,13 +205,14 @@ def fill_directives(
     root:Path,   # A clone
     up='',       # Path from the page to the papers' pages
 )->str:
-    "Replace `{reference}` and `{claims}` blocks and the papers' plain indexes by their content."
+    "Replace blocks of a Markdown page and the papers' plain indexes by their content."
     places = dict(folder=root/'nbs'/'papers', path=root/'data'/'claims')
     def block(m):
         if m[1]=='reference': return crossrefs.reference_page(m[2], _texts())
         table = claims_table(m[2], up, **places)
         return table._repr_markdown_() if len(table.rows) else 'No claim is written down.'
     text = fill_index_blocks(text, partial(paper_index, **places))
+    text = replace_blocks(text, myst_block)
     return re.sub(r'^```\{(reference|claims)\} (\S+)\n```$', block, text, flags=re.M)
 
 # %% ../../../nbs/lab/site/30_build.ipynb #27d1e04c
@@ -221,13 +223,17 @@ def _on_source(app, doc, source):
     elif doc.startswith('papers/'): source[0] = _with_page_name(doc, source[0])
 
 def _with_page_name(doc, text):
-    "Check a notebook of a paper and store its name in its metadata"
+    "Check a notebook of a paper and store its name and main figure in its metadata"
     import nbformat
     from sphinx.util import logging
     nb = nbformat.reads(text, 4)
     for problem in cell_problems(nb, is_paper_page(nb)):
         logging.getLogger(__name__).warning(problem, location=doc)
-    nb.metadata['moral_sc'] = nb.metadata.get('moral_sc', {}) | dict(page=doc)
+    page = doc.removeprefix('papers/')
+    entries = paper_entries(page.split('/')[0]) if '/' in page else []
+    figure = next((e['figure'] for e in entries if e.get('page')==page), '')
+    record = nb.metadata.get('moral_sc', {})
+    nb.metadata['moral_sc'] = record | dict(page=doc, figure=figure)
     return nbformat.writes(nb)
 
 def _outdated(app, env, added, changed, removed):
@@ -324,6 +330,9 @@ def _on_page(app, page, template, context, tree):
     context['furo_navigation_tree'] = levelled
     body = context.get('body', '')
     context['body'] = body.replace('<summary aria-label="Toggle hidden content">', '<summary>')
+    scripts = scripts_of(body)
+    for f in scripts: app.add_js_file(f, loading_method='defer')
+    if scripts: app.add_css_file(STYLE)
     if 'class="figure-box"' not in body: return
     for f in ('plotly.min.js', 'figures.js'): app.add_js_file(f, loading_method='defer')
 

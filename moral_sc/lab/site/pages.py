@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SITE', 'REPOSITORY', 'COLAB', 'COLAB_INSTALL', 'plotly_mime', 'directives', 'has_figure', 'cell_problems', 'to_myst',
-           'figure_box', 'style_table', 'verdict_class', 'prepare_output', 'record_line', 'banner', 'folded',
-           'title_and_line', 'caption_text', 'is_paper_page', 'read_page']
+           'figure_box', 'style_table', 'verdict_class', 'prepare_output', 'record_line', 'banner', 'main_figure',
+           'folded', 'title_and_line', 'caption_text', 'is_paper_page', 'read_page']
 
 # %% ../../../nbs/lab/site/20_pages.ipynb #77cc4bd2
 import ast
@@ -16,6 +16,7 @@ from html import escape
 # %% ../../../nbs/lab/site/20_pages.ipynb #b10bf25e
 from ..claims import claims_mime, verdicts
 from .crossrefs import defined_names
+from .interactive import myst_block, replace_blocks
 
 # %% ../../../nbs/lab/site/20_pages.ipynb #cc2caac0
 SITE = 'https://moral-sc.github.io/moral_sc'
@@ -83,7 +84,7 @@ def to_myst(
     figures=None,  # Labels of the page's figures, in order, and their anchors
 )->str:
     "Convert a Markdown cell into MyST."
-    parts = re.split(_quoted, _callouts(text))
+    parts = re.split(_quoted, _callouts(replace_blocks(text, myst_block)))
     return ''.join(p if i%2 else _prose(p, figures or {}) for i,p in enumerate(parts))
 
 _quoted = re.compile(r'(^ *```.*?^ *```|^ *~~~.*?^ *~~~|`[^`\n]+`)', re.M|re.S)
@@ -204,6 +205,24 @@ def banner(
                      f'`{COLAB_INSTALL}`.\n:::')
     return '\n\n'.join(parts)
 
+def main_figure(
+    cells:list,   # Of a paper page, before they are converted
+    label:str,    # `#| label:` of its main figure
+    figures:dict, # Labels of the page's figures and their anchors
+)->str:           # MyST, '' if the page opens with the figure or has no picture of it
+    "Make the picture at the top of a paper page that links to its main figure."
+    shown = [c for c in cells if c.cell_type=='code' and not folded(c)
+             and not _removed(c, *directives(c.source))]
+    cell = next((c for c in shown[1:] if directives(c.source)[0].get('label')==label), None)
+    pngs = [o['data']['image/png'] for o in (cell.outputs if cell else [])
+            if 'image/png' in o.get('data', {})]
+    if not pngs: return ''
+    caption = directives(cell.source)[0].get('fig-cap', '')
+    png = _joined(pngs[0]).replace('\n', '')
+    return (f':::{{figure}} data:image/png;base64,{png}\n:figclass: main-figure\n'
+            f':alt: {caption_text(caption)}\n:target: "#{figures[label]}"\n\n'
+            f'[{_numbered(label, figures)}](#{figures[label]}). {to_myst(caption, figures)}\n:::')
+
 def folded(
     cell, # A code cell of a paper page
 )->str:   # '' if it is shown
@@ -289,14 +308,16 @@ def read_page(
     parts = [directives(c.source) for c in nb.cells]
     labels = [o['label'] for o,_ in parts if o.get('label', '').startswith('fig-')]
     figures = {l: f'{_page_name(nb, parts)}-{l}' for l in labels}
+    record = nb.metadata.get('moral_sc', {})
+    picture = main_figure(nb.cells, record.get('figure', ''), figures)
+    top = [banner(record), picture] if paper else []
     cells = []
     for cell,(options,body) in zip(nb.cells, parts):
         if _removed(cell, options, body): continue
         if cell.cell_type=='code': _convert_code(cell, options, body, figures, paper)
         else: cell.source = to_myst(cell.source, figures)
         cells.append(cell)
-    lines = banner(nb.metadata.get('moral_sc', {})) if paper else ''
-    if lines and cells: cells[0].source += f'\n\n{lines}'
+    for part in top if cells else []: cells[0].source += f'\n\n{part}'.rstrip()
     nb.cells = cells
     nb.metadata['language_info'] = dict(name='python', pygments_lexer='ipython3')
     return nb

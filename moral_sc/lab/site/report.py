@@ -15,11 +15,12 @@ from pathlib import Path, PurePosixPath
 # %% ../../../nbs/lab/site/40_report.ipynb #3af9af95
 from ...foundation.datasets import data_dir
 from ...foundation.errors import MoralScError
-from ...foundation.files import read_json_object
+from ...foundation.files import read_json_object, write_file
 from ..agreement import agreements, paper_order, summary
 from ..claims import claim_text, format_estimate
-from ..execution import strip_escapes, read_notebook, write_atomic
+from ..execution import strip_escapes, read_notebook
 from ..paths import notebook_paths, notebooks_dir, page_name
+from .interactive import interactive_dir, scripts_of
 from .pages import (SITE, caption_text, directives, folded, plotly_mime,
                                      style_table, title_and_line, verdict_class)
 from .papers import PAPER_TITLES, figure_data, paper_entries
@@ -82,9 +83,16 @@ def _dialect(text, figures):
 
 def _callouts(text, html):
     "Boxes, each rendered on its own, and the text around them"
-    box = re.compile(r'^::: *\{\.callout-\w+[^}\n]*\}\n(.*?)^:::+ *$', re.M|re.S)
-    boxed = lambda p: f'<div class="callout">{html(p)}</div>'
-    return ''.join((html, boxed)[i%2](p) for i,p in enumerate(box.split(text)))
+    parts = _box.split(text)  # text, then name, body and text of each box
+    made = html(parts[0])
+    for name,body,rest in zip(parts[1::3], parts[2::3], parts[3::3], strict=True):
+        if name: body = re.sub(r'!\[[^]]*\]\([^)]*\)', '', body)  # a report has no such picture
+        kind = f'interactive {name}' if name else 'callout'
+        made += f'<div class="{kind}">{html(body)}</div>{html(rest)}'
+    return made
+
+_box = re.compile(r'^::: *\{\.(?:callout-\w+|interactive +name=([\w-]+))[^}\n]*\}\n(.*?)^:::+ *$',
+                  re.M|re.S)
 
 def markdown_html(
     text:str,    # A Markdown cell
@@ -248,6 +256,7 @@ def page_html(
     cells = cells_html(nb, run['page'], inside)
     on = run.get('machine') or {}
     return _fill('page.html', title=page_heading(nb)[0], run=run, config=config, body=cells,
+                 scripts=scripts_of(cells),
                  on=on, root=_up(run['page']), claims=claims, record=_record_of(run['page']),
                  figures=_main_figures(run['page'], out, False) if out else {})
 
@@ -286,8 +295,9 @@ def index_html(
 def _assets(out):
     import plotly
     script = Path(plotly.__file__).parent/'package_data'/'plotly.min.js'
-    for f in (script, data_dir()/'report'/'style.css', data_dir()/'report'/'figures.js'):
-        write_atomic(out/'assets'/f.name, f.read_bytes())
+    own = [data_dir()/'report'/'style.css', data_dir()/'report'/'figures.js']
+    for f in (script, *own, *sorted(interactive_dir().iterdir())):
+        write_file(out/'assets'/f.name, f.read_bytes())
 
 def _provenance(nbs, config):
     keys = ('ok', 'start', 'seconds', 'key', 'error', 'machine')
@@ -314,7 +324,7 @@ def write_report(
     _assets(out)
     for nb,name in zip(nbs, names, strict=True):
         rows = [r for r in compared.itertuples() if r.page==name]
-        write_atomic(out/'pages'/f'{name}.html', page_html(nb, config, names, out, rows))
-    write_atomic(out/'claims.csv', compared.to_csv(index=False))
-    write_atomic(out/'provenance.json', _provenance(nbs, config))
-    return write_atomic(out/'index.html', index_html(nbs, compared, config, out))
+        write_file(out/'pages'/f'{name}.html', page_html(nb, config, names, out, rows))
+    write_file(out/'claims.csv', compared.to_csv(index=False))
+    write_file(out/'provenance.json', _provenance(nbs, config))
+    return write_file(out/'index.html', index_html(nbs, compared, config, out))

@@ -25,6 +25,7 @@ from html import escape
 #| export
 from moral_sc.lab.claims import claims_mime, verdicts
 from moral_sc.lab.site.crossrefs import defined_names
+from moral_sc.lab.site.interactive import myst_block, replace_blocks
 
 # %%
 #| hide
@@ -145,9 +146,10 @@ test_eq(_misplaced("text = '''\n#| label: x'''"), None)
 # %% [markdown]
 # ## Prose
 #
-# Three things in Markdown cells differ between the dialects: citations, references to figures, and
-# callouts. Code, inline or fenced, is left as it is, so a page can show an `@patch`. A line that
-# begins with a percent sign would be a comment in MyST, so the sign is escaped.
+# Four things in Markdown cells differ between the dialects: citations, references to figures, callouts
+# and [interactive figures](15_interactive.ipynb). Code, inline or fenced, is left as it is, so a page
+# can show an `@patch`. A line that begins with a percent sign would be a comment in MyST, so the sign
+# is escaped.
 
 # %%
 #| export
@@ -156,7 +158,7 @@ def to_myst(
     figures=None,  # Labels of the page's figures, in order, and their anchors
 )->str:
     "Convert a Markdown cell into MyST."
-    parts = re.split(_quoted, _callouts(text))
+    parts = re.split(_quoted, _callouts(replace_blocks(text, myst_block)))
     return ''.join(p if i%2 else _prose(p, figures or {}) for i,p in enumerate(parts))
 
 _quoted = re.compile(r'(^ *```.*?^ *```|^ *~~~.*?^ *~~~|`[^`\n]+`)', re.M|re.S)
@@ -319,8 +321,8 @@ list(prepare_output(dict(data={plotly_mime: bad, 'image/png': 'iVBO', 'text/plai
 # ## The record of a run
 #
 # `moral_sc record` stores in a page's metadata how its outputs were made: scale, seed, minutes,
-# machine and commit. The page shows them under its title, with the commands that run it again.
-# Parameters, sizes and imports are folded: they matter to readers who rerun the page.
+# machine and commit. The page shows them under its title, with the commands that run it again, and
+# with a picture of the main figure, which comes only after some code. Parameters, sizes and imports are folded: they matter to readers who rerun the page.
 
 # %%
 #| export
@@ -352,6 +354,24 @@ def banner(
         parts.append(f':::{{container}} rerun\nRerun: {command}, or in {colab} after '
                      f'`{COLAB_INSTALL}`.\n:::')
     return '\n\n'.join(parts)
+
+def main_figure(
+    cells:list,   # Of a paper page, before they are converted
+    label:str,    # `#| label:` of its main figure
+    figures:dict, # Labels of the page's figures and their anchors
+)->str:           # MyST, '' if the page opens with the figure or has no picture of it
+    "Make the picture at the top of a paper page that links to its main figure."
+    shown = [c for c in cells if c.cell_type=='code' and not folded(c)
+             and not _removed(c, *directives(c.source))]
+    cell = next((c for c in shown[1:] if directives(c.source)[0].get('label')==label), None)
+    pngs = [o['data']['image/png'] for o in (cell.outputs if cell else [])
+            if 'image/png' in o.get('data', {})]
+    if not pngs: return ''
+    caption = directives(cell.source)[0].get('fig-cap', '')
+    png = _joined(pngs[0]).replace('\n', '')
+    return (f':::{{figure}} data:image/png;base64,{png}\n:figclass: main-figure\n'
+            f':alt: {caption_text(caption)}\n:target: "#{figures[label]}"\n\n'
+            f'[{_numbered(label, figures)}](#{figures[label]}). {to_myst(caption, figures)}\n:::')
 
 def folded(
     cell, # A code cell of a paper page
@@ -461,14 +481,16 @@ def read_page(
     parts = [directives(c.source) for c in nb.cells]
     labels = [o['label'] for o,_ in parts if o.get('label', '').startswith('fig-')]
     figures = {l: f'{_page_name(nb, parts)}-{l}' for l in labels}
+    record = nb.metadata.get('moral_sc', {})
+    picture = main_figure(nb.cells, record.get('figure', ''), figures)
+    top = [banner(record), picture] if paper else []
     cells = []
     for cell,(options,body) in zip(nb.cells, parts):
         if _removed(cell, options, body): continue
         if cell.cell_type=='code': _convert_code(cell, options, body, figures, paper)
         else: cell.source = to_myst(cell.source, figures)
         cells.append(cell)
-    lines = banner(nb.metadata.get('moral_sc', {})) if paper else ''
-    if lines and cells: cells[0].source += f'\n\n{lines}'
+    for part in top if cells else []: cells[0].source += f'\n\n{part}'.rstrip()
     nb.cells = cells
     nb.metadata['language_info'] = dict(name='python', pygments_lexer='ipython3')
     return nb
@@ -494,3 +516,18 @@ assert 'Recorded at scale `cpu`' in page.cells[0].source
 test_eq(page.cells[1].metadata.defines, ['loss'])
 test_eq(page.cells[3].metadata.mystnb.figure.caption, '**Figure 1.** The loss')
 test_eq(page.cells[4].source, 'It falls, as [Figure 1](#toy-losses-fig-loss) shows.')
+
+# %% [markdown]
+# The main figure is named by the list of the paper's figures. It is shown at the top if code comes
+# before it:
+
+# %%
+png = nbformat.v4.new_output('display_data', {'image/png': 'iVBO\n'})
+nb.metadata.moral_sc.figure = 'fig-loss'
+nb.cells[-2].outputs = [png]
+top = read_page(nbformat.writes(nb)).cells[0].source
+print(top[top.index(':::{figure}'):])
+
+# %%
+nb.cells[2].source = '#| hide\nimport os'  # now the figure is the first thing shown
+assert 'base64' not in read_page(nbformat.writes(nb)).cells[0].source

@@ -18,8 +18,6 @@
 #| export
 import base64
 import io
-import os
-import subprocess
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -29,6 +27,7 @@ from moral_sc.foundation.errors import ConfigError
 from moral_sc.foundation.runs import provenance
 from moral_sc.lab.execution import parameter_values
 from moral_sc.lab.paths import visible_notebooks
+from moral_sc.lab.site.interactive import find_browser
 from moral_sc.lab.site.pages import is_paper_page, plotly_mime
 
 # %%
@@ -57,25 +56,13 @@ prose = nbformat.v4.new_markdown_cell
 
 # %%
 #| export
-def has_browser()->bool:
-    "Whether kaleido finds a Chromium."
-    from choreographer.browsers.chromium import Chromium
-    path = os.environ.get('BROWSER_PATH') or Chromium.find_browser(skip_local=False)
-    return bool(path) and Path(path).is_file() and _is_chromium(path)
-
-def _is_chromium(path):
-    "Whether a program calls itself Chromium or Chrome; kaleido waits for others for ever"
-    try: run = subprocess.run([path, '--version'], capture_output=True, timeout=30) # noqa: S603
-    except (OSError, subprocess.TimeoutExpired): return False
-    return b'Chrom' in run.stdout
-
 @contextmanager
 def drawing_browser():
     "Keep one browser open while figures are drawn."
     try: import kaleido
     except ImportError:
         raise ConfigError('Pictures need kaleido: pip install "moral_sc[docs]".') from None
-    if not has_browser():
+    if not find_browser():
         raise ConfigError('Pictures need Chromium: install it, or set BROWSER_PATH to it. Outputs '
                           'are kept; `moral_sc site pictures` adds the pictures later.')
     kaleido.start_sync_server(silence_warnings=True)
@@ -140,7 +127,7 @@ def figure_output(fig):
 # %%
 fig = go.Figure(go.Scatter(y=[1, 4, 9]), layout=dict(width=320, height=200))
 squares = page('squares', code('#| label: fig-squares\nfig', outputs=[figure_output(fig)]))
-browser = has_browser()
+browser = find_browser()
 sizes = add_pictures([squares]) if browser else {}
 [p.name for p in sizes]
 

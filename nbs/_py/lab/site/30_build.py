@@ -28,9 +28,10 @@ from moral_sc.foundation.errors import ConfigError
 from moral_sc.lab.claims import verdicts
 from moral_sc.lab.paths import checkout_root
 from moral_sc.lab.site import crossrefs
+from moral_sc.lab.site.interactive import STYLE, myst_block, replace_blocks, scripts_of
 from moral_sc.lab.site.pages import (SITE, cell_problems, directives, is_paper_page, plotly_mime,
                                      title_and_line, verdict_class)
-from moral_sc.lab.site.papers import (claims_table, fill_index_blocks, paper_index,
+from moral_sc.lab.site.papers import (claims_table, fill_index_blocks, paper_entries, paper_index,
                                       plain_paper_index)
 
 # %%
@@ -335,9 +336,10 @@ def build_site(
 # %% [markdown]
 # ## Directives
 #
-# `docs/conf.py` has the settings of Sphinx; the functions it calls are here. Three blocks of a
+# `docs/conf.py` has the settings of Sphinx; the functions it calls are here. Four blocks of a
 # Markdown page are replaced before Sphinx parses it: `{reference}` by the reference of a package,
-# `{claims}` by the claims of a paper, and the plain table of a paper's figures by one with thumbnails.
+# `{claims}` by the claims of a paper, the plain table of a paper's figures by one with thumbnails, and
+# [interactive figures](15_interactive.ipynb) by containers that their scripts fill.
 
 # %%
 #| export
@@ -352,13 +354,14 @@ def fill_directives(
     root:Path,   # A clone
     up='',       # Path from the page to the papers' pages
 )->str:
-    "Replace `{reference}` and `{claims}` blocks and the papers' plain indexes by their content."
+    "Replace blocks of a Markdown page and the papers' plain indexes by their content."
     places = dict(folder=root/'nbs'/'papers', path=root/'data'/'claims')
     def block(m):
         if m[1]=='reference': return crossrefs.reference_page(m[2], _texts())
         table = claims_table(m[2], up, **places)
         return table._repr_markdown_() if len(table.rows) else 'No claim is written down.'
     text = fill_index_blocks(text, partial(paper_index, **places))
+    text = replace_blocks(text, myst_block)
     return re.sub(r'^```\{(reference|claims)\} (\S+)\n```$', block, text, flags=re.M)
 
 
@@ -380,13 +383,17 @@ def _on_source(app, doc, source):
     elif doc.startswith('papers/'): source[0] = _with_page_name(doc, source[0])
 
 def _with_page_name(doc, text):
-    "Check a notebook of a paper and store its name in its metadata"
+    "Check a notebook of a paper and store its name and main figure in its metadata"
     import nbformat
     from sphinx.util import logging
     nb = nbformat.reads(text, 4)
     for problem in cell_problems(nb, is_paper_page(nb)):
         logging.getLogger(__name__).warning(problem, location=doc)
-    nb.metadata['moral_sc'] = nb.metadata.get('moral_sc', {}) | dict(page=doc)
+    page = doc.removeprefix('papers/')
+    entries = paper_entries(page.split('/')[0]) if '/' in page else []
+    figure = next((e['figure'] for e in entries if e.get('page')==page), '')
+    record = nb.metadata.get('moral_sc', {})
+    nb.metadata['moral_sc'] = record | dict(page=doc, figure=figure)
     return nbformat.writes(nb)
 
 def _outdated(app, env, added, changed, removed):
@@ -512,6 +519,9 @@ def _on_page(app, page, template, context, tree):
     context['furo_navigation_tree'] = levelled
     body = context.get('body', '')
     context['body'] = body.replace('<summary aria-label="Toggle hidden content">', '<summary>')
+    scripts = scripts_of(body)
+    for f in scripts: app.add_js_file(f, loading_method='defer')
+    if scripts: app.add_css_file(STYLE)
     if 'class="figure-box"' not in body: return
     for f in ('plotly.min.js', 'figures.js'): app.add_js_file(f, loading_method='defer')
 

@@ -25,11 +25,12 @@ from pathlib import Path, PurePosixPath
 #| export
 from moral_sc.foundation.datasets import data_dir
 from moral_sc.foundation.errors import MoralScError
-from moral_sc.foundation.files import read_json_object
+from moral_sc.foundation.files import read_json_object, write_file
 from moral_sc.lab.agreement import agreements, paper_order, summary
 from moral_sc.lab.claims import claim_text, format_estimate
-from moral_sc.lab.execution import strip_escapes, read_notebook, write_atomic
+from moral_sc.lab.execution import strip_escapes, read_notebook
 from moral_sc.lab.paths import notebook_paths, notebooks_dir, page_name
+from moral_sc.lab.site.interactive import interactive_dir, scripts_of
 from moral_sc.lab.site.pages import (SITE, caption_text, directives, folded, plotly_mime,
                                      style_table, title_and_line, verdict_class)
 from moral_sc.lab.site.papers import PAPER_TITLES, figure_data, paper_entries
@@ -127,9 +128,16 @@ def _dialect(text, figures):
 
 def _callouts(text, html):
     "Boxes, each rendered on its own, and the text around them"
-    box = re.compile(r'^::: *\{\.callout-\w+[^}\n]*\}\n(.*?)^:::+ *$', re.M|re.S)
-    boxed = lambda p: f'<div class="callout">{html(p)}</div>'
-    return ''.join((html, boxed)[i%2](p) for i,p in enumerate(box.split(text)))
+    parts = _box.split(text)  # text, then name, body and text of each box
+    made = html(parts[0])
+    for name,body,rest in zip(parts[1::3], parts[2::3], parts[3::3], strict=True):
+        if name: body = re.sub(r'!\[[^]]*\]\([^)]*\)', '', body)  # a report has no such picture
+        kind = f'interactive {name}' if name else 'callout'
+        made += f'<div class="{kind}">{html(body)}</div>{html(rest)}'
+    return made
+
+_box = re.compile(r'^::: *\{\.(?:callout-\w+|interactive +name=([\w-]+))[^}\n]*\}\n(.*?)^:::+ *$',
+                  re.M|re.S)
 
 def markdown_html(
     text:str,    # A Markdown cell
@@ -158,6 +166,8 @@ made = markdown_html(link, page='superposition/pentagon', inside=['superposition
 assert f'{SITE}/foundation/30_statistics.html' in made
 assert '"../../pages/superposition/phases.html"' in made
 test_eq('<b>' in markdown_html('a <b>bold</b> claim'), False)
+block = '::: {.interactive name=toy-model}\n![x](x.png)\nIt runs.\n:::'
+test_eq(markdown_html(block), '<div class="interactive toy-model"><p>It runs.</p>\n</div>')
 assert '<math' in markdown_html('$$ x = 1 $$') and 'display="block"' in markdown_html('$$\\nx\\n$$')
 
 
@@ -363,6 +373,7 @@ def page_html(
     cells = cells_html(nb, run['page'], inside)
     on = run.get('machine') or {}
     return _fill('page.html', title=page_heading(nb)[0], run=run, config=config, body=cells,
+                 scripts=scripts_of(cells),
                  on=on, root=_up(run['page']), claims=claims, record=_record_of(run['page']),
                  figures=_main_figures(run['page'], out, False) if out else {})
 
@@ -428,8 +439,9 @@ def index_html(
 def _assets(out):
     import plotly
     script = Path(plotly.__file__).parent/'package_data'/'plotly.min.js'
-    for f in (script, data_dir()/'report'/'style.css', data_dir()/'report'/'figures.js'):
-        write_atomic(out/'assets'/f.name, f.read_bytes())
+    own = [data_dir()/'report'/'style.css', data_dir()/'report'/'figures.js']
+    for f in (script, *own, *sorted(interactive_dir().iterdir())):
+        write_file(out/'assets'/f.name, f.read_bytes())
 
 def _provenance(nbs, config):
     keys = ('ok', 'start', 'seconds', 'key', 'error', 'machine')
@@ -458,10 +470,10 @@ def write_report(
     _assets(out)
     for nb,name in zip(nbs, names, strict=True):
         rows = [r for r in compared.itertuples() if r.page==name]
-        write_atomic(out/'pages'/f'{name}.html', page_html(nb, config, names, out, rows))
-    write_atomic(out/'claims.csv', compared.to_csv(index=False))
-    write_atomic(out/'provenance.json', _provenance(nbs, config))
-    return write_atomic(out/'index.html', index_html(nbs, compared, config, out))
+        write_file(out/'pages'/f'{name}.html', page_html(nb, config, names, out, rows))
+    write_file(out/'claims.csv', compared.to_csv(index=False))
+    write_file(out/'provenance.json', _provenance(nbs, config))
+    return write_file(out/'index.html', index_html(nbs, compared, config, out))
 
 
 # %%
@@ -489,8 +501,8 @@ from moral_sc.lab.claims import judge_all
 record = judge_all('quick', {'squares/growth': 3.}, criteria)._repr_mimebundle_()
 nb.cells.append(code('record(...)', outputs=[new('display_data', record)]))
 out = tmp/'report'
-write_atomic(out/'config.json', json.dumps(config))
-write_atomic(out/'notebooks'/'squares'/'grow.ipynb', nbformat.writes(nb))
+write_file(out/'config.json', json.dumps(config))
+write_file(out/'notebooks'/'squares'/'grow.ipynb', nbformat.writes(nb))
 front = write_report(out, compare_report(out, path=criteria)).read_text()
 sorted(p.relative_to(out).as_posix() for p in out.rglob('*.*'))
 
