@@ -425,10 +425,10 @@ def animate_learning(
     fig.update_scenes(**_scene|box).update_yaxes(type='log', dtick=1, title='loss').update_xaxes(
         title='step', type='log', tickvals=[s for s in (10,100,1000,10_000) if s<=max(x)])
     return fig.update_layout(showlegend=False, height=440, margin=dict(l=0, r=20, t=10, b=80),
-                             **_animation_controls([f.name for f in fig.frames]))
+                             **_animation_controls([f.name for f in fig.frames], 'step '))
 
-def _animation_controls(names):
-    "Return a play button and a slider"
+def _animation_controls(names, prefix):
+    "Return a play button and a slider; the site draws both as elements of a form"
     frame_args = lambda s, ms: [s, dict(mode='immediate', frame=dict(duration=ms, redraw=True),
                                 transition=dict(duration=0))]
     play = dict(label='▶', method='animate', args=frame_args(None, 120))
@@ -438,7 +438,7 @@ def _animation_controls(names):
                           xanchor='left', showactive=False, buttons=[play,stop])],
         sliders=[dict(active=len(names)-1, x=.16, len=.84, y=-.04, yanchor='top',
                       ticklen=0, minorticklen=0,
-                      currentvalue=dict(prefix='step ', font=dict(size=12, color=INK)),
+                      currentvalue=dict(prefix=prefix, font=dict(size=12, color=INK)),
                       font=dict(color='rgba(0,0,0,0)', size=1),
                       steps=[dict(label=s, method='animate', args=frame_args([s], 0))
                              for s in names])])
@@ -466,3 +466,69 @@ test_close(turned[:3,2].abs(), turned[3:,2].abs(), eps=1e-4)
 test_close(turned[:3,2].std(), 0, eps=1e-4)
 with expect_fail(ConfigError, contains='61 frames'):
     animate_learning(range(61), film, [0]*6, range(61))
+
+
+# %% [markdown]
+# Best models at several densities differ in kind. A slider shows one after the other, with the shares
+# of a dimension of its features.
+
+# %%
+#| export
+def _shape_data(W, p):
+    "Return edges, spokes, corners and dimensionalities of one model"
+    V = align_to_axes(W[represented(W)].double()).cpu().numpy()
+    D = _round(feature_dimensionality(W)[represented(W)])
+    hub = np.concatenate([V, np.zeros((1,3))])
+    line = lambda pairs: go.Scatter3d(**_segments(hub, pairs))
+    corners = go.Scatter3d(**_points(V), text=D, marker=dict(color=D, coloraxis='coloraxis'))
+    return [line(hull_edges(V)), line([(i,len(V)) for i in range(len(V))]), corners,
+            go.Scatter(x=[p]*len(D), y=D)]
+
+@checked
+def plot_shapes_by_density(
+    density,        # [density], at most 60
+    W:torch.Tensor, # [density, feature, 3]; columns shorter than 1/2 are left out
+    names,          # Of the shape at each density
+)->go.Figure:
+    "Plot one shape for each density, chosen by a slider, beside the dimensionalities of them all"
+    if len(density)>60: raise ConfigError(f'{len(density)} frames are too many: give at most 60.')
+    labels = [f'p = {p:g}, {name}' for p,name in zip(density, names, strict=True)]
+    frames = [_shape_data(w, p) for w,p in zip(W, density, strict=True)]
+    fig = make_subplots(1, 2, column_widths=[.56,.44], horizontal_spacing=.12,
+                        specs=[[dict(type='scene'),dict(type='xy')]])
+    every = [(x,y) for f in frames for x,y in zip(f[3].x, f[3].y, strict=True)]
+    fig.add_scatter(x=[x for x,_ in every], y=[y for _,y in every], mode='markers', row=1, col=2,
+                    marker=dict(size=5, color=COLOURS['paper']), hoverinfo='skip')
+    for t,col in zip(frames[0], (1,1,1,2), strict=True): fig.add_trace(t, 1, col)
+    edges,spokes,corners,chosen = fig.data[1:]
+    edges.update(mode='lines', hoverinfo='skip', line=dict(color=INK, width=3))
+    spokes.update(mode='lines', hoverinfo='skip', line=dict(color=COLOURS['linear'], width=5))
+    corners.update(mode='markers', marker_size=7, hovertemplate='D = %{text}<extra></extra>')
+    chosen.update(mode='markers', marker=dict(size=10, color=COLOURS['accent']),
+                  hovertemplate='D = %{y}<extra></extra>')
+    fig.frames = [go.Frame(name=label, traces=[1,2,3,4], data=f)
+                  for label,f in zip(labels, frames, strict=True)]
+    r = 1.05*float(W.abs().max())
+    box = {k: _blank|dict(range=[-r,r]) for k in ('xaxis','yaxis','zaxis')}
+    controls = _animation_controls(labels, '')
+    controls['sliders'][0]['active'] = 0
+    fig.update_xaxes(title='density p').update_yaxes(title='share of a dimension', range=[0,1.08])
+    return fig.update_scenes(**_scene|box).update_layout(showlegend=False, height=400,
+        margin=dict(l=0, r=20, t=10, b=80), **controls, coloraxis=dict(
+            colorscale='Turbo', cmin=.25, cmax=1.05, showscale=False))
+
+
+# %%
+#| label: fig-by-density
+#| fig-cap: Three shapes of five features in three dimensions (made by hand)
+shapes = torch.stack([torch.cat([simplex(3), torch.zeros(1,3)]), tegum(polygon(3), polygon(2)),
+                      torch.block_diag(polygon(2), polygon(2), torch.ones(1,1))])
+fig = plot_shapes_by_density([.8,.5,.2], shapes,
+                             ['tetrahedron','triangular bipyramid','two digons, one alone'])
+fig
+
+# %%
+assert len(fig.to_json())<30_000
+test_eq([f.name for f in fig.frames][1], 'p = 0.5, triangular bipyramid')
+test_close(sorted(fig.frames[1].data[3].y), [.5,.5,.667,.667,.667], eps=1e-3)
+with expect_fail(ValueError): plot_shapes_by_density([.8,.5], shapes, ['a','b'])
