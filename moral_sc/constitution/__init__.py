@@ -26,6 +26,7 @@ if TYPE_CHECKING: # For editors and type checkers; at run time names are importe
     from moral_sc.constitution.evaluation.elo import (model_judge, play_matches, score_judge,
                                                       tournament)
     from moral_sc.constitution.evaluation.harmfulness import absolute_harmfulness, fit_harmfulness
+    from moral_sc.constitution.evaluation.health import health
     # Modules
     from moral_sc.constitution import preference
     from moral_sc.constitution.evaluation import refusals
@@ -42,6 +43,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
     'rl.policy': ['train_policy'],
     'evaluation.elo': ['model_judge', 'play_matches', 'score_judge', 'tournament'],
     'evaluation.harmfulness': ['absolute_harmfulness', 'fit_harmfulness'],
+    'evaluation.health': ['health'],
     'evaluation': ['refusals'],
     'rl': ['ppo'],
 }, submodules=['preference'])

@@ -9,4 +9,4 @@ __all__ = []
 import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submodules=[
-    'calibration', 'elo', 'harmfulness', 'hhh', 'human_votes', 'pareto', 'refusals'])
+    'calibration', 'elo', 'harmfulness', 'health', 'hhh', 'human_votes', 'pareto', 'refusals'])

@@ -31,6 +31,7 @@
 # | Reinforcement learning (RL-CAI) | [PPO and RLOO](rl/10_ppo.ipynb), [tabular tests](rl/15_bandits.ipynb), [rollouts](rl/20_rollouts.ipynb), [trainer and its options](rl/30_trainer.ipynb), [policy training](rl/40_policy.ipynb), [tests against known optima](rl/50_policy_proofs.ipynb) | `train_policy`, `RLConfig` |
 # | Elo ratings | [Elo ratings](evaluation/10_elo.ipynb), [human votes](evaluation/70_human_votes.ipynb) | `play_matches`, `tournament`, `write_vote_page` |
 # | Helpfulness against harmlessness | [Pareto frontiers](evaluation/20_pareto.ipynb) | `pareto_frontier`, `order_test` |
+# | Health of a preference model | [Health](evaluation/80_health.ipynb) | `health` |
 # | Calibration of labels | [Calibration](evaluation/30_calibration.ipynb) | `calibration`, `reliability` |
 # | HHH comparisons | [HHH evaluation](evaluation/40_hhh.ipynb) | `load_hhh`, `evaluate_hhh` |
 # | Evasiveness and boilerplate | [Refusals and repetition](evaluation/50_refusals.ipynb) | `measure_answers`, `measure_chains` |
@@ -39,11 +40,12 @@
 #
 # The [toy environment](toy/10_environment.ipynb) has known true scores. It comes with
 # [labellers](toy/20_labellers.ipynb) of known quality, a [judge model](toy/30_judge_model.ipynb) and
-# [experiments](toy/40_experiments.ipynb) with several kinds of policies.
+# [experiments](toy/40_experiments.ipynb) with several kinds of policies, and
+# [preference models](toy/70_preference_runs.ipynb) with known defects.
 # [Known mistakes](90_traps.ipynb) lists forty-four errors and the page that tests for each.
 # [A real run](../papers/constitution/real_run.ipynb) applies all stages to a pretrained model, and
 # [`benchmarks.rlaif`](../benchmarks/30_rlaif.ipynb) measures speed. On the command line the stages are
-# `moral_sc constitution revise|finetune|pairs|label|prefer|rl|tournament|vote`.
+# `moral_sc constitution revise|finetune|pairs|label|prefer|health|rl|tournament|vote`.
 #
 # These names can be imported from `moral_sc.constitution` directly:
 
@@ -69,6 +71,7 @@ if TYPE_CHECKING: # For editors and type checkers; at run time names are importe
     from moral_sc.constitution.evaluation.elo import (model_judge, play_matches, score_judge,
                                                       tournament)
     from moral_sc.constitution.evaluation.harmfulness import absolute_harmfulness, fit_harmfulness
+    from moral_sc.constitution.evaluation.health import health
     # Modules
     from moral_sc.constitution import preference
     from moral_sc.constitution.evaluation import refusals
@@ -85,6 +88,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
     'rl.policy': ['train_policy'],
     'evaluation.elo': ['model_judge', 'play_matches', 'score_judge', 'tournament'],
     'evaluation.harmfulness': ['absolute_harmfulness', 'fit_harmfulness'],
+    'evaluation.health': ['health'],
     'evaluation': ['refusals'],
     'rl': ['ppo'],
 }, submodules=['preference'])

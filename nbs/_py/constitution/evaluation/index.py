@@ -19,7 +19,7 @@
 import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submodules=[
-    'calibration', 'elo', 'harmfulness', 'hhh', 'human_votes', 'pareto', 'refusals'])
+    'calibration', 'elo', 'harmfulness', 'health', 'hhh', 'human_votes', 'pareto', 'refusals'])
 
 # %% [markdown]
 # | You want to | Page | Function |
@@ -30,6 +30,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submodules=[
 # | choose a labeller | [HHH evaluation](40_hhh.ipynb) | `evaluate_hhh` |
 # | count refusals, evasion and repetition | [Refusals and repetition](50_refusals.ipynb) | `measure_answers` |
 # | rate the harm of whole conversations | [Absolute harmfulness](60_harmfulness.ipynb) | `absolute_harmfulness` |
+# | decide whether to optimise a preference model | [Health of a preference model](80_health.ipynb) | `health` |
 # | collect votes of people | [Human votes](70_human_votes.ipynb) | `write_vote_page` |
 
 # %%

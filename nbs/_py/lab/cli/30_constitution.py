@@ -9,7 +9,7 @@
 # %% [markdown]
 # # Constitution commands
 #
-# > Constitutional AI in eight commands, each of which reads the output of the one before.
+# > Constitutional AI in ten commands, each of which reads the output of the one before.
 
 # %%
 #| default_exp lab.cli.constitution
@@ -241,6 +241,35 @@ def prefer_command(
     if held: print_status(f'Accuracy on the test prompts: {pm.accuracy(held)}')
     typer.echo(out/'model')
 
+@constitution.command('health', epilog=help_examples(
+    'moral_sc constitution health runs/prefer/mine/model --held-out votes.jsonl '
+    '--labels runs/label/mine/labels.jsonl'))
+def health_command(
+    model:argument(str, 'Folder of a preference model, or FILE.py:FUNCTION of prompts and '
+                   'answers.', 'MODEL'),
+    held_out:option(Path|None, 'File of prompt, a, b, p or prompt, chosen, rejected, not used in '
+                    'training, with labels you trust.')=None,
+    labels:option(Path|None, 'Labels it was fitted on, as label wrote them.')=None,
+    ensemble:option(list[str]|None, 'Preference model of the same labels from another seed; '
+                    'repeatable.')=None,
+    answers:option(Path|None, 'File of prompt, answer: samples of the policy to the held-out '
+                   'prompts.')=None,
+    kl:option(float, 'Intended KL from the initial policy, nats.', above=0)=3.,
+    seed:Seed=0,
+    as_json:AsJson=False,
+):
+    """Say whether a preference model may be optimised, and why not.
+
+    The exit code is 1 if it should not."""
+    from moral_sc.constitution.evaluation.health import health
+    if not held_out:
+        raise ConfigError('The verdict needs comparisons that the model was not fitted on: name '
+                          'their file with --held-out.')
+    found = health(_reward(model), held_out, labels=labels, answers=answers, kl=kl, seed=seed,
+                   ensemble=[_reward(m) for m in ensemble or ()])
+    typer.echo(json.dumps(found.to_dict(), indent=1) if as_json else str(found))
+    if not found.ok: raise typer.Exit(1)
+
 
 # %% [markdown]
 # ## Reinforcement learning
@@ -456,3 +485,27 @@ for w in wrong: print(w, sh(w)[1][-1], sep='\n    ')
 
 # %%
 test_eq({sh(w)[0] for w in wrong}, {2})
+
+
+# %% [markdown]
+# The exit code of `health` says whether a preference model may be optimised. Here a count of the word *good* agrees
+# with the votes, and the length of an answer does not.
+
+# %%
+def answer(k): return f'{"good "*k}{"so it is "*(4-k)}.'
+rows = [dict(prompt=f'Is it {i%30}?', chosen=answer(max(i%5, i//5%5)),
+             rejected=answer(min(i%5, i//5%5))) for i in range(240) if i%5!=i//5%5]
+Path('votes.jsonl').write_text('\n'.join(map(json.dumps, rows)))
+Path('reward.py').write_text(Path('reward.py').read_text()+
+                             'def good(p, answers): return [a.count("good") for a in answers]\n')
+verdicts = {k: sh(f'health reward.py:{k} --held-out votes.jsonl --kl 1')
+            for k in ('good', 'length')}
+for code,said in verdicts.values(): print(*said, sep='\n')
+
+# %%
+test_eq([code for code,_ in verdicts.values()], [0, 1])
+code,said = sh('health reward.py:length --held-out votes.jsonl --json')
+test_eq((code, json.loads('\n'.join(said))['ok']), (1, False))
+assert sh('health runs/prefer/tiny/model --held-out votes.jsonl')[0] in (0, 1)
+print(sh('health reward.py:good')[1][-1])
+test_eq(sh('health reward.py:good')[0], 2)
