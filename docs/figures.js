@@ -140,7 +140,8 @@
   }
 
   function addSlider(box, plot, spec, {first, prefix}) {
-    if (box.querySelector(".slides")) return;
+    const known = box.querySelector(".slides");
+    if (known) return known.show(); // drawn again
     const names = spec.frames.map(f => f.name), form = document.createElement("form");
     const range = Object.assign(document.createElement("input"), {type: "range", min: 0, max: names.length - 1, value: first});
     const play = Object.assign(document.createElement("button"), {type: "button", textContent: "Play"});
@@ -164,6 +165,7 @@
                           names.length > 30 ? 120 : 700);
     };
     range.oninput = () => { stop(); show(); };
+    form.show = show;
     form.onsubmit = event => event.preventDefault();
     value.textContent = prefix + names[range.value];
     range.setAttribute("aria-valuetext", value.textContent);
