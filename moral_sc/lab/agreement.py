@@ -83,6 +83,7 @@ def _compare(claim, record, run, config, rows):
     measured = lambda r: Measurement(r.estimate, r.low, r.high)
     if another := _other_settings(config): return 'not compared', f'run with {another}'
     if not run.scale: return 'not compared', 'not measured by this run'
+    if run.unmet!=record.unmet: return 'not compared', run.unmet or f'the record: {record.unmet}'
     return compare_measurements(claim, measured(record), measured(run), config['scale'], rows)
 
 def _other_settings(config):

@@ -307,7 +307,7 @@ def _ledger_row(claim, row, page):
         verdict,why = judge(claim, e, row['scale'])
         found = dict(verdict=verdict, why=why, scale=row['scale'])
     return res | dict(estimate=e.value, low=e.low, high=e.high, parameters=e.parameters,
-                      page=page) | found
+                      unmet=e.unmet, page=page) | found
 
 def ledger(
     folder=None, # Folder or list of executed notebooks, default: the papers' pages

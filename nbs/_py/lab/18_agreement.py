@@ -54,7 +54,8 @@ tmp = Path(tempfile.mkdtemp())
 #
 # Agreement means something only if the run could have contradicted the record. A run is *too small to tell* if its scale
 # does not measure the recorded quantity (the field `compare`), or if its interval is more than three times as wide as the
-# recorded one and does not decide what the record decides. It is *not compared* if you chose other models or settings.
+# recorded one and does not decide what the record decides. It is *not compared* if you chose other models or settings, or
+# if a stub model or our own questions stood in for what the record measured.
 
 # %%
 #| export
@@ -182,6 +183,7 @@ def _compare(claim, record, run, config, rows):
     measured = lambda r: Measurement(r.estimate, r.low, r.high)
     if another := _other_settings(config): return 'not compared', f'run with {another}'
     if not run.scale: return 'not compared', 'not measured by this run'
+    if run.unmet!=record.unmet: return 'not compared', run.unmet or f'the record: {record.unmet}'
     return compare_measurements(claim, measured(record), measured(run), config['scale'], rows)
 
 def _other_settings(config):
@@ -257,12 +259,13 @@ draws = "trainings"
 _ = (tmp/'claims'/'p.toml').write_text(''.join(claim.replace('NAME', n) for n in 'abcd'))
 
 # %% [markdown]
-# An example: of three recorded quantities one agrees, one differs and one is missing.
+# An example: of four recorded quantities one agrees, one differs, one is missing, and one comes from a stub model.
 
 # %%
 page(tmp/'pages', 'p/one', 'quick', {'p/a': (2., 1.8, 2.2), 'p/b': (2., 1.8, 2.2), 'p/c': 3.})
 page(tmp/'pages', 'p/two', 'quick', {'p/d': 2.})
 page(tmp/'run'/'notebooks', 'p/one', 'quick', {'p/a': (2.1, 1.5, 2.6), 'p/b': (4., 3.5, 4.4)})
+page(tmp/'run'/'notebooks', 'p/two', 'quick', {'p/d': Measurement(9., unmet='a stub answered')})
 config = dict(scale='quick', seed=0, version='0')
 _ = (tmp/'run'/'config.json').write_text(json.dumps(config))
 found = compare_report(tmp/'run', tmp/'pages', tmp/'claims')
@@ -270,8 +273,9 @@ print(summary(found))
 found[['id', 'recorded_estimate', 'estimate', 'agreement', 'difference']]
 
 # %%
-test_eq(list(found.agreement), ['agrees', 'differs', 'not compared'])
-test_eq(list(found.recorded_date), ['2026-01-02']*3)
+test_eq(list(found.agreement), ['agrees', 'differs', 'not compared', 'not compared'])
+test_eq(list(found.difference)[2:], ['not measured by this run', 'a stub answered'])
+test_eq(list(found.recorded_date), ['2026-01-02']*4)
 _ = (tmp/'run'/'config.json').write_text(json.dumps(config|dict(models=['x'])))
 other = compare_report(tmp/'run', tmp/'pages', tmp/'claims')
 test_eq(set(other.agreement), {'not compared'})
