@@ -86,8 +86,9 @@ def bbq_stub_model(
     items_by_text = {f'{i.context} {i.question}': i for i in items}
     instruction = load_stimuli()['bbq']['texts']['instruction']
     def fn(text):
+        if not text.endswith('answer is ('): return {'': 1.}
         body,*displayed = _displayed_options(text)
-        if body not in items_by_text or not text.endswith('answer is ('): return {'': 1.}
+        if body not in items_by_text: return {'': 1.}
         item = items_by_text[body]
         instructed = instruction in displayed[2]
         shown = [o for o in item.options if displayed[2].startswith(o)] # A request may follow
