@@ -15,7 +15,7 @@ import numpy as np, pandas as pd
 
 # %% ../../../nbs/constitution/evaluation/80_health.ipynb #6e85ddeb
 from ..preference import PreferenceModel, load_labels
-from ..prompts import load_pairs
+from ..prompts import check_disjoint, load_pairs
 from ...foundation.arguments import checked
 from ...foundation.errors import ConfigError, DataError
 from ...foundation.statistics import Estimate, cluster_bootstrap, wilson
@@ -320,6 +320,9 @@ def health(
     rows = load_labels(held_out, 'held_out')
     prompts = [r['prompt'] for r in rows]
     if len(set(prompts))<2: raise DataError('held_out has one prompt; give several.')
+    if labels is not None:
+        labels = load_pairs(labels, 'labels')
+        check_disjoint(labels=labels, held_out=rows)
     p = np.array([r['p'] for r in rows])
     pairs = _pair_scores(score, rows)
     margin = pairs[:,0]-pairs[:,1]
@@ -334,7 +337,7 @@ def health(
         slope=_slope(margin, p, _cluster_draws(prompts, draws, seed)),
         length=_length_excess(margin, length, p, prompts),
         position=cluster_bootstrap(flipped.astype(float), prompts), gain=future.gain)
-    if labels is not None: measures['flips'] = label_flips(load_pairs(labels, 'labels'))
+    if labels is not None: measures['flips'] = label_flips(labels)
     if len(ensemble):
         others = [_pair_scores(_as_score(m, 'ensemble'), rows) for m in ensemble]
         measures['spread'] = Estimate(_spread([margin, *(s[:,0]-s[:,1] for s in others)]))

@@ -25,7 +25,7 @@ import numpy as np, pandas as pd
 # %%
 #| export
 from moral_sc.constitution.preference import PreferenceModel, load_labels
-from moral_sc.constitution.prompts import load_pairs
+from moral_sc.constitution.prompts import check_disjoint, load_pairs
 from moral_sc.foundation.arguments import checked
 from moral_sc.foundation.errors import ConfigError, DataError
 from moral_sc.foundation.statistics import Estimate, cluster_bootstrap, wilson
@@ -455,6 +455,9 @@ def health(
     rows = load_labels(held_out, 'held_out')
     prompts = [r['prompt'] for r in rows]
     if len(set(prompts))<2: raise DataError('held_out has one prompt; give several.')
+    if labels is not None:
+        labels = load_pairs(labels, 'labels')
+        check_disjoint(labels=labels, held_out=rows)
     p = np.array([r['p'] for r in rows])
     pairs = _pair_scores(score, rows)
     margin = pairs[:,0]-pairs[:,1]
@@ -469,7 +472,7 @@ def health(
         slope=_slope(margin, p, _cluster_draws(prompts, draws, seed)),
         length=_length_excess(margin, length, p, prompts),
         position=cluster_bootstrap(flipped.astype(float), prompts), gain=future.gain)
-    if labels is not None: measures['flips'] = label_flips(load_pairs(labels, 'labels'))
+    if labels is not None: measures['flips'] = label_flips(labels)
     if len(ensemble):
         others = [_pair_scores(_as_score(m, 'ensemble'), rows) for m in ensemble]
         measures['spread'] = Estimate(_spread([margin, *(s[:,0]-s[:,1] for s in others)]))
@@ -567,7 +570,8 @@ h
 # Labels that follow the order of the answers, and an ensemble that disagrees, are reasons too.
 
 # %%
-ordered = [r|dict(p_ab=.9, p_ba=.8 if i%10 else .1) for i,r in enumerate(held_out)]
+ordered = [dict(prompt=f'was it {i} ?', a='so', b='no', p=.5, p_ab=.9, p_ba=.8 if i%10 else .1)
+           for i in range(800)]
 h = health(truth, held_out, labels=ordered, ensemble=[noise, lambda p, a: noise(p, a[::-1])[::-1]])
 test_eq([m for m in h.measures if not h.passes(m)], ['flips', 'spread'])
 test_eq((h.measures['flips'].value, h.missing), (.9, []))
@@ -587,7 +591,9 @@ for h in kinds[1:]: pd.testing.assert_frame_equal(h.table, kinds[0].table, atol=
 for bad,message in [((pm.model, few), 'without its tokenizer'), ((7, few), 'pm is 7')]:
     with expect_fail(ConfigError, contains=message): health(*bad)
 with expect_fail(DataError, contains='one prompt'): health(truth, few[:1])
-with expect_fail(DataError, contains='no p_ab and p_ba'): health(truth, few, labels=few)
+with expect_fail(DataError, contains='share the prompt'): health(truth, few, labels=few)
+unordered = [dict(prompt='was it ?', a='so', b='no', p=1.)]
+with expect_fail(DataError, contains='no p_ab and p_ba'): health(truth, few, labels=unordered)
 with expect_fail(DataError, contains='have no answers'): health(truth, few, answers={'x': ['y']})
 with expect_fail(DataError, contains='are not finite'): health(lambda p, a: [np.nan]*len(a), few)
 with expect_fail(DataError, contains='is one half'): health(truth, [r|dict(p=.5) for r in few])
