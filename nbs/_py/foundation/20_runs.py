@@ -33,6 +33,7 @@ from moral_sc.foundation.files import read_json_object, replace_file
 # %%
 #| hide
 import shutil
+from types import ModuleType
 from fastcore.test import *
 tmp = Path(tempfile.mkdtemp())
 
@@ -105,10 +106,10 @@ def _array_parts(x):
     return [str(x.dtype), list(x.shape), hashlib.blake2b(x.tobytes()).hexdigest()]
 
 def _is_library(f):
-    "Whether a function or class is identified by its name: it belongs to an installed package"
-    module = sys.modules.get(f.__module__)
-    file = getattr(module, '__file__', None) or ''
-    top = (f.__module__ or '').split('.')[0]
+    "Whether a function, class or module is identified by its name: of an installed package"
+    name = f.__name__ if inspect.ismodule(f) else f.__module__
+    file = getattr(sys.modules.get(name), '__file__', None) or ''
+    top = (name or '').split('.')[0]
     return (top=='moral_sc' or top in sys.stdlib_module_names-{'__main__'}
             or 'site-packages' in file or 'dist-packages' in file)
 
@@ -125,6 +126,15 @@ def _global_names(code):
              ('LOAD_GLOBAL', 'LOAD_NAME')}
     return names.union(*(_global_names(c) for c in code.co_consts if inspect.iscode(c)))
 
+def _all_names(code):
+    return {*code.co_names}.union(*(_all_names(c) for c in code.co_consts if inspect.iscode(c)))
+
+def _global_parts(x, names, inside):
+    "Content of a global variable; of a module of the user, content of what the names refer to"
+    if not inspect.ismodule(x) or _is_library(x): return inside(x)
+    return {n: _global_parts(getattr(x, n), names-{n}, inside)
+            for n in sorted(names) if hasattr(x, n)}
+
 def _source_parts(f, inside):
     name = f'{f.__module__}.{f.__qualname__}'
     cells = [inside(c.cell_contents) for c in getattr(f, '__closure__', None) or ()]
@@ -135,8 +145,9 @@ def _source_parts(f, inside):
         kept = {k: inside(v) for k,v in sorted(members.items()) if not k.startswith('__')
                 or inspect.isfunction(v)}
         return [name, kept, [inside(b) for b in f.__bases__]]
-    used = {k: inside(f.__globals__[k]) for k in sorted(_global_names(f.__code__))
-            if k in f.__globals__}
+    names = _all_names(f.__code__)
+    used = {k: _global_parts(f.__globals__[k], names, inside)
+            for k in sorted(_global_names(f.__code__)) if k in f.__globals__}
     return [_code_parts(f.__code__), cells, defaults, used]
 
 def function_key(f)->str: # 32 hex digits
@@ -167,6 +178,12 @@ first = function_key(Counted)
 Counted.score = lambda self, prompts, answers: [0]*len(answers)
 test_ne(function_key(Counted), first)
 test_ne(function_key(Counted(1).score), function_key(Counted(2).score))
+rewards = sys.modules['rewards'] = ModuleType('rewards') # A module of the user, `import rewards`
+exec('scale = 1\ndef score(a): return scale*len(a)', vars(rewards))
+def by_module(answers): return [rewards.score(a) for a in answers]
+keys = []
+for rewards.scale in (1, 2, 1): keys.append(function_key(by_module))
+test_eq([k==keys[0] for k in keys], [True, False, True])
 with expect_fail(ConfigError, contains='cannot be identified'): function_key(bounded(object()))
 
 
@@ -177,7 +194,11 @@ with expect_fail(ConfigError, contains='cannot be identified'): function_key(bou
 
 # %%
 #| export
-def _timestamp(): return datetime.now(UTC).isoformat(timespec='milliseconds')
+def utc_now(
+    timespec:str='seconds', # 'seconds' or 'milliseconds'
+)->str:
+    "Return the time in UTC"
+    return datetime.now(UTC).isoformat(timespec=timespec)
 
 def _version(name):
     try: return version(name)
@@ -206,7 +227,8 @@ def provenance(
                 python=platform.python_version(), **{k: _version(k) for k in libs},
                 system=f'{platform.system()} {platform.machine()}', cpu=_processor(),
                 cores=os.cpu_count(),
-                device=None, dtype=None, seed=None, start=_timestamp(), end=None) | extra
+                device=None, dtype=None, seed=None, end=None,
+                start=utc_now('milliseconds')) | extra
 
 
 # %%
@@ -436,6 +458,7 @@ def open_run(
 )->Run:
     "Start a run, resume it, or open a finished one"
     path = Path(out)
+    if '\0' in str(path): raise ConfigError(f'out is {str(path)!r:.80}: name a folder.')
     if config is None and not (path/'config.json').exists():
         raise ConfigError(f'{path} holds no run.')
     with _explain_errors(path):
@@ -548,7 +571,8 @@ def finish(self:Run,
     if self.finished: return
     prov = self.path/'provenance.json'
     with _explain_errors(self.path):
-        _write_json(prov, read_json_object(prov)|extra|dict(end=_timestamp(), items=len(self)))
+        done = dict(end=utc_now('milliseconds'), items=len(self))
+        _write_json(prov, read_json_object(prov)|extra|done)
     with suppress(sqlite3.OperationalError):  # the log stays while others have it open
         self.db.execute('pragma busy_timeout=0')
         self.db.execute('pragma journal_mode=delete')
@@ -658,7 +682,7 @@ def reopen(self:Run):
     prov = self.path/'provenance.json'
     with _explain_errors(self.path):
         old = read_json_object(prov, end=str|None, resumed=list)
-        resumed = [*old['resumed'], dict(reopened=_timestamp())]
+        resumed = [*old['resumed'], dict(reopened=utc_now('milliseconds'))]
         _write_json(prov, old|dict(end=None, resumed=resumed))
         self.db.close()
         self.db = _connect(self.path/'run.sqlite', False)
@@ -666,6 +690,7 @@ def reopen(self:Run):
 
 
 # %%
+with expect_fail(ConfigError, contains='name a folder'): open_run('a\0b', {})
 with open_run(tmp/'longer', dict(a=1)) as run: run.finish()
 with open_run(tmp/'longer', dict(a=1)) as run:
     assert run.finished
