@@ -84,11 +84,12 @@ def stop_reason(
 
 # %%
 #| hide
-import contextlib, io, signal, subprocess, sys, tempfile
+import contextlib, io, signal, tempfile
 import torch
 from importlib.util import find_spec
 from fastcore.test import *
 from moral_sc.foundation.errors import ModelError
+from moral_sc.foundation.runs import start_ranks
 from moral_sc.bias.sweep import expand_models
 tmp = Path(tempfile.mkdtemp())
 torch.set_num_threads(1)
@@ -398,30 +399,22 @@ else:
     with expect_fail(ConfigError, contains='moral_sc[tensorboard]'):
         train_policy(lm, prompts, letters, out=tmp/'board', tensorboard=True, **small)
 
+
 # %% [markdown]
 # ## Resumed runs
 #
-# A child process trains and is killed with signal 9. The same call in another process resumes its
+# A forked process trains and is killed with signal 9. The same call in another process resumes its
 # checkpoint and obtains the weights and the history of an uninterrupted run, bit for bit: for PPO,
 # for RLOO, and for a separate critic with an adaptive KL coefficient.
 
 # %%
-code = '''
-import sys, torch
-from moral_sc.constitution.rl.policy import train_policy
-from moral_sc.language.stub_models import random_model
-torch.set_num_threads(1)
-prompts = [f'Is it {w}?' for w in 'far late cold dark soon over'.split()]
-letters = lambda prompts,answers: [sum(c.islower() for c in a) for a in answers]
-train_policy(random_model('llama'), prompts, letters, out=sys.argv[1], every=2,
-             reward_name='letters', progress=lambda k,n: print(k, flush=True), **eval(sys.argv[2]))
-'''
 def train_and_kill(out, options, after):
-    child = subprocess.Popen([sys.executable, '-c', code, out, repr(options)], text=True,
-                             stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-    for line in child.stdout:
-        if int(line)>=after: child.send_signal(signal.SIGKILL); break
-    return child.wait()
+    def die(k, n):
+        if k>=after: os.kill(os.getpid(), signal.SIGKILL)
+    child, = start_ranks(lambda: train_policy(lm, prompts, letters, out=out, every=2, progress=die,
+                                              reward_name='letters', **options), 1)
+    child.join()
+    return child.exitcode
 
 def history(p): return p.history.drop(columns='seconds')
 

@@ -259,7 +259,7 @@ from moral_sc.constitution.toy.experiments import train_models
 folder = Path(tempfile.mkdtemp())
 parts = split_requests(dict(train=12, test=6))
 train,test = ({k: v[p] for k,v in parts.items()} for p in ('train', 'test'))
-models = train_models('tiny', **train, out=folder, runs=('HH RL',), pretraining_steps=40, steps=2,
+models = train_models('mini', **train, out=folder, runs=('HH RL',), pretraining_steps=20, steps=2,
                       every=1, batch=4)
 cells = train_cells(models, **train, out=folder, cells=CELLS[:4], steps=1, batch=4)
 {k: v.relative_to(folder) for k,v in cells.items()}
