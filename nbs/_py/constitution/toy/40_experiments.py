@@ -262,8 +262,8 @@ def train_models(
 # %%
 folder = Path(tempfile.mkdtemp())
 train = {k: parts['train'] for k,parts in prompts.items()}
-models = train_models('tiny', **train, out=folder, runs=('helpful RL', 'RL-CAI'),
-                      pretraining_steps=40, steps=2, every=1, batch=4)
+models = train_models('mini', **train, out=folder, runs=('helpful RL', 'RL-CAI'),
+                      pretraining_steps=20, steps=2, every=1, batch=4)
 models.policies
 
 
@@ -333,7 +333,7 @@ tournament(votes['red_team'].assign(cluster=votes['red_team'].prompt), prior=.5)
 test_eq(len(players), 6)
 test_eq({k: len(v) for k,v in votes.items()}, dict(helpful=6*15, red_team=6*15))
 test_eq(snapshot_at(models.policies['RL-CAI'], 10), models.policies['RL-CAI'].snapshots[-1])
-again = train_models('tiny', **train, out=folder, runs=('RL-CAI',), pretraining_steps=40,
+again = train_models('mini', **train, out=folder, runs=('RL-CAI',), pretraining_steps=20,
                      steps=2, every=1, batch=4)
 test_eq(again.policies['RL-CAI'].history.score, models.policies['RL-CAI'].history.score)
 
