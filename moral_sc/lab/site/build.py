@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['docs_root', 'expand_toc', 'write_toc', 'stale_claims', 'write_readme', 'llms_text', 'build_site', 'fill_directives',
-           'cell_anchor', 'linkcode', 'mathml', 'to_rst', 'setup']
+           'cell_anchor', 'linkcode', 'mathml', 'to_rst', 'plain_signatures', 'setup']
 
 # %% ../../../nbs/lab/site/30_build.ipynb #07193dea
 import base64
@@ -324,12 +324,22 @@ def _skip(app, kind, name, obj, skip, options):
     return True if doc.startswith('Alias for field number') else None
 
 # %% ../../../nbs/lab/site/30_build.ipynb #9b110b93
+def plain_signatures(
+    html:str, # Body of a page
+)->str:
+    "Turn the parameters of long signatures into plain lists."
+    def plain(m): return m[0].replace('dl>', 'ul>').replace('dd>', 'li>').replace('<ul', _list)
+    return re.sub(r'<dl>\s*<dd><em class="sig-param">.*?</dl>', plain, html, flags=re.S)
+
+_list = '<ul class="parameters"'
+
 def _on_page(app, page, template, context, tree):
     tree_html = context.get('furo_navigation_tree', '')
     levelled = tree_html.replace('role="heading"', 'role="heading" aria-level="2"')
     context['furo_navigation_tree'] = levelled
     body = context.get('body', '')
-    context['body'] = body.replace('<summary aria-label="Toggle hidden content">', '<summary>')
+    body = body.replace('<summary aria-label="Toggle hidden content">', '<summary>')
+    context['body'] = body = plain_signatures(body)
     scripts = scripts_of(body)
     for f in scripts: app.add_js_file(f, loading_method='defer')
     if scripts: app.add_css_file(STYLE)

@@ -142,7 +142,7 @@ def style_table(
 )->str:
     "Add the site's classes to a table."
     html = re.sub(r'<style scoped>.*?</style>\s*', '', html, flags=re.S)
-    html = html.replace(' border="1"', '')
+    html = html.replace(' border="1"', '').replace('<th></th>', '<td></td>')
     if 'class="claims"' not in html: return html
     words = '|'.join(sorted((*verdicts, 'closed'), key=len, reverse=True))
     return re.sub(rf'<td>({words})\b(.*?)</td>', _badge, html)

@@ -250,7 +250,7 @@ box
 # ## Tables
 #
 # The last column of a claims table is a verdict. Its words get a class for their colour. The style
-# sheet that pandas adds to each frame is removed.
+# sheet that pandas adds to each frame is removed, and a header without text becomes a plain cell.
 
 # %%
 #| export
@@ -259,7 +259,7 @@ def style_table(
 )->str:
     "Add the site's classes to a table."
     html = re.sub(r'<style scoped>.*?</style>\s*', '', html, flags=re.S)
-    html = html.replace(' border="1"', '')
+    html = html.replace(' border="1"', '').replace('<th></th>', '<td></td>')
     if 'class="claims"' not in html: return html
     words = '|'.join(sorted((*verdicts, 'closed'), key=len, reverse=True))
     return re.sub(rf'<td>({words})\b(.*?)</td>', _badge, html)
@@ -286,6 +286,7 @@ closed = row.replace('holds', 'closed: It cannot (fail).')
 assert '<small>It cannot (fail).</small>' in style_table(closed)
 other = row.replace('claims', 'frame')
 test_eq(style_table(other), other)
+test_eq(style_table('<tr><th></th><th>n</th></tr>'), '<tr><td></td><th>n</th></tr>')
 
 
 # %% [markdown]

@@ -509,16 +509,27 @@ to_rst(':param x: the `path`s of *all* files')
 
 # %% [markdown]
 # Plotly's script is large, so only pages with a figure load it. The captions of the sidebar are
-# headings of level 2, and the summary of a folded cell is its own label.
+# headings of level 2, and the summary of a folded cell is its own label. Sphinx writes a long
+# signature as a definition list without terms; a plain list is valid HTML.
 
 # %%
 #| export
+def plain_signatures(
+    html:str, # Body of a page
+)->str:
+    "Turn the parameters of long signatures into plain lists."
+    def plain(m): return m[0].replace('dl>', 'ul>').replace('dd>', 'li>').replace('<ul', _list)
+    return re.sub(r'<dl>\s*<dd><em class="sig-param">.*?</dl>', plain, html, flags=re.S)
+
+_list = '<ul class="parameters"'
+
 def _on_page(app, page, template, context, tree):
     tree_html = context.get('furo_navigation_tree', '')
     levelled = tree_html.replace('role="heading"', 'role="heading" aria-level="2"')
     context['furo_navigation_tree'] = levelled
     body = context.get('body', '')
-    context['body'] = body.replace('<summary aria-label="Toggle hidden content">', '<summary>')
+    body = body.replace('<summary aria-label="Toggle hidden content">', '<summary>')
+    context['body'] = body = plain_signatures(body)
     scripts = scripts_of(body)
     for f in scripts: app.add_js_file(f, loading_method='defer')
     if scripts: app.add_css_file(STYLE)
@@ -537,6 +548,14 @@ def setup(app):
     app.connect('html-page-context', _on_page, priority=900)  # after the theme's
     return dict(parallel_read_safe=False, env_version=1)
 
+
+# %%
+long = 'load(<dl>\n<dd><em class="sig-param">name</em>,</dd>\n</dl>\n)<dl>\n<dt>term</dt></dl>'
+plain_signatures(long)
+
+# %%
+test_eq(plain_signatures(long).count('<dl>'), 1)
+test_eq(plain_signatures(long).count('<li>'), 1)
 
 # %% [markdown]
 # `docs/conf.py` names this module as an extension and `pages.read_page` as the reader of notebooks.
