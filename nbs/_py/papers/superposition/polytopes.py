@@ -30,7 +30,7 @@ from moral_sc.superposition.geometry import (antiprism, compounds, polygon, poly
 from moral_sc.superposition.feature_graphs import overall_shape
 from moral_sc.superposition.fourier_loss import population_loss
 from moral_sc.superposition.plots import plot_curves
-from moral_sc.superposition.geometry_plots import plot_shapes_3d
+from moral_sc.superposition.geometry_plots import plot_shapes_3d, plot_shapes_by_density
 from moral_sc.superposition.polytope_gain import polytope_gain
 
 # %%
@@ -144,6 +144,15 @@ winner = pd.Series(map(name_shape, lowest_fit), index=size['five'])
 listed = [', '.join(f'{v:.2f}' for v in stored_dimensionality(W)) for W in lowest_fit]
 pd.DataFrame(dict(winner=winner, D=listed, loss=lowest,
                   random_starts=free['loss'][:,0].numpy())).round(5)
+
+# %% [markdown]
+# @fig-by-density shows the models. Move the slider, also with the arrow keys, to see the arrangement
+# change from one density to the next, and the shares of its features with it.
+
+# %%
+#| label: fig-by-density
+#| fig-cap: Left, the arrangement of lowest exact loss at the density of the slider; colour is the share of a dimension. Right, these shares at all densities (grey), and at that one (green).
+plot_shapes_by_density(size['five'], torch.stack(lowest_fit), winner.tolist())
 
 # %%
 assert (free['loss'][:,0].numpy() > .9999*lowest.to_numpy()).all()
