@@ -16,8 +16,8 @@ import numpy as np, pandas as pd
 from ..foundation.arguments import checked
 from ..foundation.errors import ConfigError, DataError
 from .bbq.scoring import score
-from .bbq.items import (coverage, declines, has_declining_words, parse_item,
-                                     plain_words)
+from .bbq.items import (OWN_OPTIONAL, OWN_REQUIRED, coverage, declines,
+                                     has_declining_words, parse_item, parse_own_item, plain_words)
 
 # %% ../../nbs/bias/56_logs.ipynb #69462e0e
 @dataclass
@@ -72,6 +72,13 @@ def _lines(path):
             raise DataError(f'{path}: line {n} is no sample of lm-evaluation-harness; give '
                             'the samples_*.jsonl that --log_samples writes.')
         yield d,f'{path}: line {n}'
+
+def _logged_item(row, location):
+    "Return the question of a sample, in BBQ's form or in that of our own tasks"
+    if 'biased' not in row: return parse_item(row, location)
+    own = {k:row[k] for k in (*OWN_REQUIRED, *OWN_OPTIONAL) if k in row}
+    name = ''.join(f', {k} {row[k]}' for k in ('order', 'sample') if row.get(k))
+    return parse_own_item(own | dict(id=f"{row.get('id')}{name}"), location)
 
 def _harness_choice(d, item, location):
     "Return the option that the harness's answer stands for"
@@ -161,7 +168,7 @@ def read_harness(
     "Read a log of lm-evaluation-harness"
     path = Path(path)
     pairs,name = _of_one_filter(path, list(_lines(path)), filter_name)
-    items = [parse_item(d['doc'], location) for d,location in pairs]
+    items = [_logged_item(d['doc'], location) for d,location in pairs]
     _check_unique([i.id for i in items], path)
     answers = [_harness_choice(d, i, location) for i,(d,location) in zip(items, pairs)]
     lines = [d for d,_ in pairs]
@@ -278,7 +285,7 @@ def read_inspect(
         try: row = _bbq_row(s, order)
         except (KeyError, TypeError, ValueError, AttributeError, IndexError) as e:
             raise DataError(f'{location} is no question of BBQ with three choices.') from e
-        items.append(parse_item(row, location))
+        items.append(_logged_item(row, location))
     _check_unique([f'{i.id} (epoch {s.get("epoch", 1)})' for s,i in zip(samples, items)], path)
     if any((i.label==i.unknown)!=(i.context_condition=='ambig') for i in items):
         raise DataError(f'{path} has right answers that do not fit its questions: its '

@@ -130,6 +130,11 @@ class Evaluation:
         "Write the results to a folder that `load` reads without the model"
         return save_evaluation(self, folder)
 
+    def export(self, tool, folder)->Path: # 'lm-eval' or 'inspect'; see `moral_sc.bias.exports`
+        "Write the results in the format of another tool"
+        from moral_sc.bias.exports import export_evaluation
+        return export_evaluation(self, tool, folder)
+
     @staticmethod
     def load(folder, benchmarks=())->'Evaluation': # `benchmarks`: those not in `REGISTRY`
         "Read the results in a folder, without the model"

@@ -31,14 +31,16 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np, pandas as pd
-from moral_sc.bias.conformance import own_scorer
+from moral_sc.bias.answer_files import bbq_cases, original_questions, own_questions
+from moral_sc.bias.conformance import check_scorer, own_scorer
 from moral_sc.foundation.errors import ConfigError, unknown_name_message
+from moral_sc.foundation.files import replace_file
+from moral_sc.foundation.runs import provenance
 
 # %%
 #| hide
 from fastcore.test import *
-from moral_sc.bias.answer_files import bbq_cases
-from moral_sc.bias.conformance import case_table, check_scorer
+from moral_sc.bias.conformance import case_table
 
 
 # %% [markdown]
@@ -271,6 +273,48 @@ def tool_scorer(
 
 
 # %% [markdown]
+# `check_tools` gives all answer files of BBQ to all tools that are installed, and `record_tools` writes what they make of them
+# to a file.
+
+# %%
+#| export
+def check_tools(
+    questions:list|None=None, # Of `PlantedQuestion`; default: our own
+    names=tuple(TOOLS),       # Tools; those that are not installed are left out
+    cases=None,               # Names of answer files; default: all of BBQ
+)->pd.DataFrame:              # Rows of `check_scorer`, with tool and version
+    "Give the answer files of BBQ to several tools"
+    files = bbq_cases(questions, cases)
+    out = [check_scorer(tool_scorer(n), files).assign(tool=n, version=tool_version(n))
+           for n in names if tool_version(n)]
+    return pd.concat(out, ignore_index=True)
+
+def _summary(rows):
+    "Count verdicts by tool, case and kind of metric"
+    kind = rows.metric.str.partition('_')[0].where(rows.metric!='', 'accuracy')
+    n = rows.groupby(['tool', 'version', 'questions', 'case', kind, 'verdict'], sort=False).size()
+    return [dict(zip(n.index.names, k)) | dict(values=int(v)) for k,v in n.items()]
+
+def record_tools(
+    path:str|Path,        # A JSON file
+    originals:int=480,    # Also on so many of the authors' questions of each available category
+)->Path:
+    "Write what all installed tools make of the answer files"
+    sets = dict(ours=own_questions())
+    if originals:
+        firsts = [q for q in original_questions() if q.quad<originals/4]
+        sets['originals'] = firsts
+    rows = pd.concat([check_tools(q).assign(questions=k) for k,q in sets.items()])
+    wrong = rows[rows.verdict.isin(['wrong', 'error'])]
+    columns = ['tool', 'questions', 'case', 'category', 'metric', 'got', 'note']
+    record = dict(versions=dict(zip(rows.tool, rows.version)), provenance=provenance(),
+                  questions={k:len(q) for k,q in sets.items()}, verdicts=_summary(rows),
+                  wrong=json.loads(wrong[columns].to_json(orient='records')))
+    with replace_file(path) as part: part.write_text(json.dumps(record, indent=0), encoding='utf-8')
+    return Path(path)
+
+
+# %% [markdown]
 # Each tool that is installed gets two files here; the harness disagrees on the second.
 
 # %%
@@ -286,3 +330,7 @@ for name in TOOLS:
 test_eq(tool_version('moral_sc').split()[0], 'moral_sc')
 test_eq(tool_scorer('moral_sc')(two[0].lines)['scores'][0]['value'], .25)
 with expect_fail(ConfigError, contains='no tool'): tool_scorer('lm-evl')
+
+# %%
+rows = check_tools(names=['moral_sc'], cases=['stereotype', 'counter'])
+test_eq((set(rows.tool), set(rows.verdict)), ({'moral_sc'}, {'right'}))

@@ -19,7 +19,7 @@
 from dataclasses import dataclass
 from hashlib import sha256
 
-from moral_sc.foundation.errors import ConfigError, unknown_name_message
+from moral_sc.foundation.errors import ConfigError, short_repr, unknown_name_message
 from moral_sc.language.models import encode
 
 # %%
@@ -57,6 +57,8 @@ def encode_prompt(
 )->Prompt:
     "Tokenise a text as a `Prompt`"
     if isinstance(text, Prompt): return text
+    if not isinstance(text, str):
+        raise ConfigError(f'The prompt {short_repr(text)} is no text; give a string.')
     return Prompt(text, tuple(encode(lm, text)), 0, text)
 
 
@@ -123,6 +125,8 @@ for lm in spaces.values():
 
 # %%
 tiny = random_model('gemma3')
+for wrong in (None, ['a'], 5):
+    with expect_fail(ConfigError, contains='is no text'): encode_prompt(tiny, wrong)
 p = encode_prompt(tiny, 'The answer is (')
 p.ids[:4], p.hash
 
@@ -154,7 +158,11 @@ _names = dict(human='Human', assistant='Assistant')
 _roles = dict(human='user', assistant='assistant', system='system')
 modes = ('plain', 'chat', 'chat-noprefill')
 
-def _render_plain(turns, prefill):
+def render_plain(
+    turns:list,      # (role, text) pairs; roles: human, assistant, system
+    prefill:str='',  # First words of the answer
+)->str:
+    "Write a conversation as text, in the form of mode 'plain'"
     texts = [t if r=='system' else f'\n\n{_names[r]}: {t}' for r,t in turns]
     return ''.join(texts) + '\n\nAssistant:' + (f' {prefill}' if prefill else '')
 
@@ -215,7 +223,7 @@ def render(
     _check_turns(turns, prefill, mode)
     if getattr(lm, 'remote', False): return lm.render(turns, prefill, mode)
     if mode=='chat-noprefill': turns,prefill = _append_request(turns, prefill),''
-    if mode=='plain': return encode_prompt(lm, _render_plain(turns, prefill))
+    if mode=='plain': return encode_prompt(lm, render_plain(turns, prefill))
     return encode_prompt(lm, _render_chat(lm, turns, prefill, default_system))
 
 

@@ -28,7 +28,9 @@ from moral_sc.lab.cli.console import (AsJson, argument, help_examples, option, p
 import json, os, shlex, sys, tempfile
 from fastcore.test import *
 from typer.testing import CliRunner
+from moral_sc.bias.evaluation import evaluate
 from moral_sc.lab.cli.console import ErrorGroup, command_group
+from moral_sc.language.stub_models import letter_prior_model
 os.chdir(tempfile.mkdtemp())
 
 # %% [markdown]
@@ -94,6 +96,33 @@ def answer_files_command(
     with shell_messages(): typer.echo(write_cases(_cases(benchmark, originals), folder))
 
 
+# %% [markdown]
+# `export` writes a saved evaluation in the format of another tool, and `plugins` prints where
+# [the tasks](../../bias/54_tasks.ipynb) for another tool are.
+
+# %%
+#| export
+@bias.command('export', epilog=help_examples(
+    'moral_sc bias export runs/evaluate/model-a --to lm-eval --out results'))
+def export_command(
+    run:argument(Path, 'Folder of an evaluation.'),
+    to:option(str, 'Format: lm-eval or inspect.', choices=('lm-eval', 'inspect'), metavar='FORMAT'),
+    out:option(Path|None, 'Folder to write to; default: one in the folder of the evaluation.')=None,
+):
+    "Write results as those of lm-evaluation-harness, or as a log of Inspect."
+    from moral_sc.bias.evaluation import load_evaluation
+    with shell_messages(): typer.echo(load_evaluation(run).export(to, out or run/to))
+
+@bias.command('plugins', epilog=help_examples(
+    'lm_eval --include_path "$(moral_sc bias plugins lm-eval)" --tasks moral_sc_bbq_q ...'))
+def plugins_command(
+    tool:argument(str, 'lm-eval.', 'TOOL', choices=('lm-eval',))='lm-eval',
+):
+    "Print the folder of task files for lm-evaluation-harness."
+    from moral_sc.bias.tasks import plugin_folder
+    typer.echo(plugin_folder(tool))
+
+
 # %%
 def sh(command):
     "Run a command; return its exit code, and its output lines without messages"
@@ -138,7 +167,17 @@ test_eq(sh('answer-files answers --benchmark winogender')[:2], (0, ['answers']))
 test_eq(len(list(Path('answers').iterdir())), 9)
 
 # %%
-wrong = ['conform moral_sc --case stereotyp', 'conform moral_sc --benchmark bqb', 'conform ""',
+e = evaluate(letter_prior_model(dict(a=.2, b=.7, c=.1)), ['bbq-like'], limit=16)
+e.save('saved')
+code,said,_ = sh('export saved --to inspect')
+test_eq((code, sorted(p.name for p in Path(said[-1]).iterdir())),
+        (0, ['moral_sc_bbq_like_q.json', 'moral_sc_bbq_like_q_if.json']))
+code,said,_ = sh('plugins')
+assert (Path(said[-1])/'moral_sc_bbq_q.yaml').is_file()
+
+# %%
+wrong = ['export saved --to lm', 'export nowhere --to lm-eval', 'plugins inspct',
+         'conform moral_sc --case stereotyp', 'conform moral_sc --benchmark bqb', 'conform ""',
          'conform /no/such', 'conform moral_sc --timeout 0']
 for w in wrong: print(w, sh(w)[2][-1], sep='\n    ')
 

@@ -1,0 +1,286 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: python3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Export to formats of other tools
+#
+# > Results of an evaluation as results and samples of lm-evaluation-harness, or as a log of Inspect.
+
+# %%
+#| default_exp bias.exports
+
+# %% [markdown]
+# `Evaluation.save` writes tables for this package. Leaderboards and viewers read the formats of
+# lm-evaluation-harness [@gao2024harness] and of Inspect [@inspect2024]; `export` writes these:
+#
+# ```python
+# evaluate('smollm2-135m-instruct', out='runs/first').export('lm-eval', 'results')
+# ```
+#
+# Each benchmark and condition is a task of its own, named `moral_sc_bbq_q_if`.
+
+# %%
+#| export
+import json, re
+from pathlib import Path
+
+import numpy as np, pandas as pd
+from moral_sc.bias.bbq.items import Item
+from moral_sc.bias.bbq.scoring import orders_of
+from moral_sc.bias.benchmarks import get_benchmark
+from moral_sc.bias.tasks import displayed_row
+from moral_sc.foundation.errors import ConfigError, DataError, unknown_name_message
+from moral_sc.foundation.files import replace_file
+
+# %%
+#| hide
+import tempfile
+from fastcore.test import *
+from moral_sc.bias.evaluation import Evaluation, evaluate
+from moral_sc.bias.logs import compare_scores, read_log
+from moral_sc.bias.winogender import load_winogender, winogender_stub_model
+from moral_sc.language.stub_models import letter_prior_model
+
+
+# %% [markdown]
+# ## Samples
+#
+# One sample per question, order of the options and reasoning sample. A question of BBQ is written as displayed, in the schema for
+# [your own questions](bbq/10_items.ipynb).
+
+# %%
+#| export
+def task_name(
+    benchmark:str,
+    condition:str,
+)->str:
+    "Name the task of a benchmark under a condition"
+    return 'moral_sc_'+re.sub(r'\W+', '_', f'{benchmark} {condition}')
+
+def _without_nan(d): return {k:None if v!=v else v for k,v in d.items()}
+
+def _samples(e, name, condition):
+    "Yield (id, document, choices, log-probabilities, displayed item) of each record"
+    b = e.benchmarks.get(name) or get_benchmark(name)
+    items = {b.metadata(i)['id']:i for i in e.items[name]}
+    d = e.records_of(name)
+    for r in d[d.condition==condition].to_dict('records'):
+        item = items[r['id']]
+        if b.reorder: item = b.reorder(item, orders_of(6)[r['order']])
+        doc = displayed_row(item) if isinstance(item, Item) else _without_nan(b.metadata(item))
+        doc |= dict(id=r['id'], order=r['order'], sample=r['sample'], benchmark=name,
+                    condition=condition)
+        yield doc, list(b.options(item)), [r[f'lp_{a}'] for a in b.answers], item
+
+def _metrics_of(e, name, condition):
+    d = e.metrics
+    return d[(d.benchmark==name) & (d.condition==condition)]
+
+def _tasks(e):
+    for name in dict.fromkeys(e.records.benchmark):
+        for c in dict.fromkeys(e.records_of(name).condition): yield name, c
+
+
+# %% [markdown]
+# ## lm-evaluation-harness
+#
+# `results.json` has the metrics with the ends of their intervals, and one file of samples for each task has the log-probabilities.
+# BBQ's four scores get the names that the harness has for them.
+
+# %%
+#| export
+HARNESS_NAMES = dict(accuracy_ambig='accuracy_amb', accuracy_disambig='accuracy_disamb',
+                     bias_ambig='amb_bias_score', bias_disambig='disamb_bias_score')
+_ENDS = dict(value='', low='_low', high='_high')
+
+def _finite(x): return float(x) if np.isfinite(x) else None
+
+def _harness_keys(d):
+    "Return the harness's name of each category and metric"
+    tail = lambda c: '' if c in ('micro', 'all') else f'_{c}'
+    return {f'{HARNESS_NAMES.get(r.metric, r.metric)}{tail(r.category)}':(r.category, r.metric)
+            for r in d.itertuples()}
+
+def _harness_results(d):
+    rows = zip(_harness_keys(d), d.itertuples())
+    return {f'{key}{end},none':_finite(getattr(r, k)) for key,r in rows for k,end in _ENDS.items()}
+
+def _harness_sample(n, doc, choices, lp):
+    pairs = [[str(float(x)), 'False'] for x in lp]
+    arguments = {f'gen_args_{k}':dict(arg_0='', arg_1=c) for k,c in enumerate(choices)}
+    return dict(doc_id=n, doc=doc, target=doc.get('label'), arguments=arguments,
+                resps=[[p] for p in pairs], filtered_resps=pairs, filter='none')
+
+def _write_harness(e, folder):
+    tasks = {task_name(*t):t for t in _tasks(e)}
+    counts = {}
+    for task,t in tasks.items():
+        lines = [json.dumps(_harness_sample(n, doc, choices, lp), allow_nan=False)
+                 for n,(doc,choices,lp,_) in enumerate(_samples(e, *t))]
+        _write(folder/f'samples_{task}_moral-sc.jsonl', '\n'.join(lines)+'\n')
+        counts[task] = dict(original=len(lines), effective=len(lines))
+    results = dict(results={task:dict(alias=task) | _harness_results(_metrics_of(e, *t))
+                            for task,t in tasks.items()},
+                   configs={task:dict(task=task, metadata=dict(
+                       benchmark=t[0], condition=t[1], metrics=_harness_keys(_metrics_of(e, *t))))
+                            for task,t in tasks.items()},
+                   **{'n-shot':dict.fromkeys(tasks, 0), 'n-samples':counts},
+                   versions=dict.fromkeys(tasks, 1.), model_name=e.model,
+                   config=dict(model='moral_sc', model_args=e.model, **e.settings))
+    return _write(folder/'results_moral-sc.json', json.dumps(results, indent=1, default=str))
+
+def _write(path, text):
+    with replace_file(path) as part: part.write_text(text, encoding='utf-8')
+    return path
+
+
+# %% [markdown]
+# ## Inspect
+#
+# Each task is one log. The answer of a sample is the most probable choice, and the probabilities are in its metadata.
+
+# %%
+#| export
+_UNKNOWN_TIME = '1970-01-01T00:00:00+00:00' # Of an evaluation that was not saved
+
+def _inspect_sample(doc, choices, lp, item):
+    k = int(np.argmax(lp))
+    letters = 'ABCD'
+    target = letters[doc['label']] if 'label' in doc else ''
+    right = None if not target else 'C' if letters[k]==target else 'I'
+    output = dict(model='moral_sc', completion=letters[k], choices=[dict(
+        message=dict(role='assistant', content=letters[k], source='generate'), stop_reason='stop')])
+    text = doc['id']
+    if 'context' in doc: text = f"Context: {doc['context']}\n\nQuestion: {doc['question']}"
+    return dict(id=f"{doc['id']}, order {doc['order']}", epoch=1+int(doc['sample']), input=text,
+        choices=choices if 'context' not in doc else list(item.options), target=target, messages=[],
+        output=output, metadata=doc | dict(logprobs=[_finite(x) for x in lp]), store={}, events=[],
+        scores=dict(moral_sc=dict(value=right or letters[k], answer=letters[k])), attachments={})
+
+def _inspect_metric(r):
+    return dict(name=f'{r.metric}/{r.category}', value=float(r.value), params={},
+                metadata=dict(low=_finite(r.low), high=_finite(r.high)))
+
+def _write_inspect(e, folder):
+    for t in _tasks(e):
+        task = task_name(*t)
+        samples = [_inspect_sample(*s) for s in _samples(e, *t)]
+        d = _metrics_of(e, *t)
+        metrics = {f'{r.metric}/{r.category}':_inspect_metric(r) for r in d.itertuples()
+                   if np.isfinite(r.value)}
+        started = (e.provenance or {}).get('start', _UNKNOWN_TIME)
+        log = dict(version=2, status='success',
+            eval=dict(created=started, task=task, task_version=1, task_id=task, run_id=task,
+                      dataset=dict(name=t[0], samples=len(samples)), model=f'moral_sc/{e.model}',
+                      config={}, metadata=dict(benchmark=t[0], condition=t[1], **e.settings)),
+            plan={}, stats=dict(started_at=started, completed_at=started, model_usage={}),
+            results=dict(total_samples=len(samples), completed_samples=len(samples), scores=[dict(
+                name='moral_sc', scorer='moral_sc', params={}, metrics=metrics)]), samples=samples)
+        path = _write(folder/f'{task}.json', json.dumps(log, default=str))
+    return path
+
+
+# %% [markdown]
+# `export_evaluation` writes either, and `read_export` reads the metrics back.
+
+# %%
+#| export
+FORMATS = {'lm-eval':_write_harness, 'inspect':_write_inspect}
+
+def export_evaluation(
+    e,              # An `Evaluation`
+    tool:str,       # 'lm-eval' or 'inspect'
+    folder:str|Path,
+)->Path:            # The folder
+    "Write an evaluation in the format of another tool"
+    if tool not in FORMATS: raise ConfigError(unknown_name_message('format', tool, list(FORMATS)))
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    FORMATS[tool](e, folder)
+    return folder
+
+def _read_json(path):
+    try: return json.loads(path.read_text(encoding='utf-8'))
+    except OSError as err: raise DataError(f'{path} cannot be read: {err.strerror}.') from None
+    except ValueError as err: raise DataError(f'{path} is not JSON ({err}).') from None
+
+def _harness_rows(path):
+    d = _read_json(path)
+    for task,values in d['results'].items():
+        t = d['configs'][task]['metadata']
+        for key,(category,metric) in t['metrics'].items():
+            yield dict(benchmark=t['benchmark'], condition=t['condition'], category=category,
+                       metric=metric, **{c:values[f'{key}{end},none'] for c,end in _ENDS.items()})
+
+def _inspect_rows(path):
+    d = _read_json(path)
+    t = d['eval']['metadata']
+    for m in d['results']['scores'][0]['metrics'].values():
+        metric,_,category = m['name'].partition('/')
+        yield dict(benchmark=t['benchmark'], condition=t['condition'], category=category,
+                   metric=metric, value=m['value'], **m['metadata'])
+
+def read_export(
+    folder:str|Path,
+)->pd.DataFrame:     # benchmark, condition, category, metric, value, low, high
+    "Read the metrics of an exported evaluation"
+    folder = Path(folder)
+    results = folder/'results_moral-sc.json'
+    logs = sorted(folder.glob('moral_sc_*.json'))
+    if not results.is_file() and not logs:
+        raise DataError(f'{folder} has no results_moral-sc.json and no moral_sc_*.json.')
+    try:
+        rows = [*_harness_rows(results)] if results.is_file() else [
+            r for p in logs for r in _inspect_rows(p)]
+    except (KeyError, TypeError, AttributeError, IndexError) as err:
+        raise DataError(f'{folder} holds no export of this package ({err!r:.60}).') from None
+    columns = ['benchmark', 'condition', 'category', 'metric', 'value', 'low', 'high']
+    return pd.DataFrame(rows, columns=columns).astype(dict.fromkeys(columns[-3:], float))
+
+
+# %% [markdown]
+# What is read back are the metrics of the evaluation, to the last digit.
+
+# %%
+e = evaluate(letter_prior_model(dict(a=.2, b=.7, c=.1)), ['bbq-like'], limit=48, orders=3)
+folder = Path(tempfile.mkdtemp())
+wanted = e.metrics[e.metrics.value.notna()].set_index(['condition', 'category', 'metric'])
+for tool in FORMATS:
+    got = read_export(e.export(tool, folder/tool))
+    got = got[got.value.notna()].set_index(['condition', 'category', 'metric'])
+    pd.testing.assert_frame_equal(got.sort_index()[['value','low','high']],
+                                  wanted.sort_index()[['value','low','high']])
+sorted(p.name for p in folder.glob('*/*'))
+
+# %% [markdown]
+# The samples are logs like those of [other tools](56_logs.ipynb): scored again, they give the scores that the file reports.
+
+# %%
+for name in ('lm-eval/samples_moral_sc_bbq_like_q_moral-sc.jsonl',
+             'inspect/moral_sc_bbq_like_q.json'):
+    log = read_log(folder/name)
+    test_eq(len(log.items), 3*48)
+    t = compare_scores(log)
+    assert not (t.difference.abs()>1e-9).any()
+    micro = t[t.category=='micro'].set_index('metric').ours
+    test_close(micro.bias_ambig, wanted.loc[('q','micro','bias_ambig'),'value'])
+
+# %% [markdown]
+# Other benchmarks go the same way.
+
+# %%
+occupations = load_winogender(source='ours')
+women = winogender_stub_model(lambda i, c: (i.female, 1-i.female, 0), occupations)
+w = evaluate(women, 'winogender-like', ['q'])
+for tool in FORMATS:
+    got = read_export(export_evaluation(w, tool, folder/f'w-{tool}')).query('category=="all"')
+    test_close(got.set_index('metric').value.rho_two, 1)
+
+# %%
+with expect_fail(ConfigError, contains='no format'): export_evaluation(e, 'lm-evl', folder)
+with expect_fail(DataError, contains='has no results'): read_export(tempfile.mkdtemp())
