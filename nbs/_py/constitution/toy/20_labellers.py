@@ -263,7 +263,7 @@ for k in steps.index:
 # extrapolated from a few steps:
 
 # %%
-def minutes(size, n=3):
+def minutes(size, n=1):
     "Minutes of the whole training, extrapolated from `n` steps"
     lm = small_llama(environment.toy_tokenizer(), *environment.SIZES[size], context=256)
     rng = np.random.default_rng(0)

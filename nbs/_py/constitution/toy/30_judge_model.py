@@ -191,14 +191,15 @@ def train_judge_model(
 
 
 # %%
-judge = train_judge_model(curriculum=CURRICULUM[:1], principles=['danger'])
+judge = train_judge_model('mini', curriculum=[(80, (1,), 1)], principles=['danger'], lr=.01,
+                          init_std=.15)
 judge
 
 
 # %% [markdown]
-# This model had only the first stage of the curriculum. Asked with `label` about new pairs,
+# This model, of the smallest size, has read votes on single sentences only. Asked with `label` about new pairs,
 # it distinguishes single sentences, and is little better than chance on answers
-# of up to four sentences. The later stages train those; the [pipeline](../../papers/constitution/pipeline.ipynb)
+# of up to four sentences. Later stages train those; the [pipeline](../../papers/constitution/pipeline.ipynb)
 # page measures the accuracy after all three.
 
 # %%
