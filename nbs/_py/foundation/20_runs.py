@@ -757,7 +757,7 @@ for name in ('config.json', 'provenance.json'):
 # ## Keys of runs
 #
 # A finished item is used again only if its key is equal. This table lists what is in the key of every function that stores or resumes, and what is left out. *Identity* of a model is a digest of all
-# weights and buffers, the settings of the architecture, the tokens that end an answer, the tokenizer (with chat template and special tokens) and the number type; the identity of a preference model adds its offset and prompt format.
+# weights and buffers, the settings of the architecture, the tokens that end an answer, the tokenizer (with chat template and special tokens) and the number type; hooks, replaced functions and changed settings of modules in memory; the identity of a preference model adds its offset and prompt format.
 #
 # | function | in the key | not in the key, and why |
 # | --- | --- | --- |
@@ -769,7 +769,7 @@ for name in ('config.json', 'provenance.json'):
 # | `label` | identity, all rows (every field), texts of principles and examples, principles per pair, swap, chain of thought, samples, mode, seed, `block` | `clamp`, `clamp_each`: applied when labels are read; `engine`, `max_tokens`: equal to rounding |
 # | `evaluate_hhh` | identity, texts of questions, examples in front, mode, samples, swap, seed, `block` | ids and categories of questions: only reported |
 # | `fit` (`finetune`, `fit_preference`, `fit_harmfulness`, `pretrain`) | all initial weights, all examples, code of the loss with the variables it uses, all options of optimizer and schedule, seed, dropout, autocast | `max_tokens`, number of processes, `length`: equal to rounding without dropout (with dropout, the number of processes changes the random numbers); `every`, `save`, `progress` |
-# | `train_policy` | identity; reward: identity of a preference model, code and variables of a function, or `reward_name`; critic; prompts with ids; early-stop limits; all of `RLConfig` | `steps` with a constant rate: more steps continue; `every`, `watch`: do not change the weights (a column that a finished run lacks is warned of) |
+# | `train_policy` | identity; reward: identity of a preference model, code and variables of a function, of the user's modules too, or `reward_name`; critic; prompts with ids; early-stop limits; all of `RLConfig` | `steps` with a constant rate: more steps continue; `every`, `watch`: do not change the weights (a column that a finished run lacks is warned of) |
 # | `evaluate`, `sweep` | identity, token ids of each question and options; conditions and own wordings as text; items as text; orders, limit, samples, sampling settings | `portion`, `max_tokens`: equal to rounding. `sweep` also looks at names, sizes and times of a folder's files |
 # | `train`, `phase_diagram` (saved runs) | the whole configuration with functions by their code, seed, batch size, engine | own data is given again and compared |
 # | weights made from GGUF | SHA-256 of all parts, version of the conversion | version of transformers: the loader refuses what it does not read |
