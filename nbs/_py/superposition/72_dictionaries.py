@@ -267,6 +267,9 @@ def hidden_sampler(
 )->object:      # Step -> inputs [instance, batch, feature], hidden activations
     "Return a function that draws inputs and hidden activations of a run"
     c,ids = run.config, run.instances
+    if 'data' in (run.settings or {}): raise ConfigError(
+        'This run was trained on data of yours, whose distribution is not known: give a run that '
+        'drew its data.')
     draw = Sampler(c.densities[ids], ids, batch_size, seed+10**6, c.features, run.W.device,
                    sets=c.sets, signed=c.signed, finite=c.points is not None, unit=c.unit)
     def batch(step):
@@ -329,8 +332,10 @@ def fit_dictionary(
                             log_every=log_every)
     batch = hidden_sampler(run, batch_size, seed)
     x,h = (torch.cat(t, 1) for t in zip(*[batch(t) for t in range(8)]))
-    k = expected_active(run, x) if k is None else _per_model('k', k, run).long()
-    if kind=='topk' and (k<1).any(): raise ConfigError('k is below 1: give at least 1.')
+    k = expected_active(run, x) if k is None else _per_model('k', k, run)
+    if kind=='topk' and ((k<1) | (k!=k.round())).any():
+        raise ConfigError('k is below 1 or not whole: give integers of at least 1.')
+    k = k.long()
     sparsity = _per_model(*(('l1', l1) if kind=='relu' else ('l0', l0)), run).float()
     scale = root_mean_square(h)
     params = _start(run, n_latents, kind, seed, threshold)
@@ -559,7 +564,10 @@ test_eq(s.features.item(), 6); test_close(s[ones].to_numpy(), 1, 1e-6)
 
 # %%
 with expect_fail(ConfigError, contains="did you mean 'topk'"): fit_dictionary(run, 'topkk')
-with expect_fail(ConfigError, contains='k is below 1'): fit_dictionary(run, k=0)
+for k in (0, 1.5):
+    with expect_fail(ConfigError, contains='k is below 1 or not whole'): fit_dictionary(run, k=k)
+own = train(ToyConfig(5, 2), steps=1, data=torch.rand(8, 5))
+with expect_fail(ConfigError, contains='data of yours'): fit_dictionary(own)
 with expect_fail(ConfigError, contains='l1 has shape [3]'): fit_dictionary(run, 'relu', l1=[1,2,3])
 with expect_fail(ConfigError, contains='n_latents is 0'): fit_dictionary(run, n_latents=0)
 with expect_fail(ConfigError, contains='not fitted to'): score_dictionary(perfect, run)

@@ -28,7 +28,10 @@ torch.set_num_threads(1)
 # %% [markdown]
 # [Dictionaries](72_dictionaries.ipynb) trains one autoencoder for each toy model, all in one batch. This page takes the
 # parameters of one of them to SAE Lens, an independent implementation, and compares the two. It is skipped where the
-# package `sae_lens` is not installed; it was run with version 6.54.12.
+# package `sae_lens` is not installed (`pip install "moral_sc[sae]"`). The outputs are those of this version:
+
+# %%
+sae_lens.__version__
 
 # %%
 classes = dict(relu=(StandardTrainingSAE, StandardTrainingSAEConfig, dict(l1_coefficient=.3)),

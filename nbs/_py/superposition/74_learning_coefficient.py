@@ -29,7 +29,6 @@ from moral_sc.superposition.model import ToyConfig, check_positive_integers
 import numpy as np
 from fastcore.test import *
 from moral_sc.superposition.exact_loss import fit_exact
-from moral_sc.superposition.geometry import polygon
 torch.set_num_threads(1)
 
 
