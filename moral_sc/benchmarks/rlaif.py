@@ -21,7 +21,7 @@ import numpy as np, pandas as pd, torch
 from .harness import (BenchmarkRow, baseline_generate, baseline_logprobs,
                                          choose_batch_size, format_ratio, interleave, load_record,
                                          check_row_names, describe_machine, measure_rows,
-                                         recorded_row, start_record, summarise, time_stamp,
+                                         recorded_row, start_record, summarise,
                                          torch_threads)
 from ..constitution.feedback import (LETTERS, Labeller, combine_readings, label,
                                             load_comparisons, load_worked_comparisons)
@@ -32,6 +32,7 @@ from ..constitution.revision import STOPS, RevisionChains, load_few_shot, revise
 from ..constitution.rl.rollouts import generate_rollouts, rollout_logprobs
 from ..constitution.rl.trainer import RLConfig, RLTrainer
 from ..foundation.errors import ModelError
+from ..foundation.runs import utc_now
 from ..language.engine import inference, training
 from ..language.engine.batching import count_tokens
 from ..language.generation import sample
@@ -65,9 +66,9 @@ def rlaif_workload(
     "Load a model and sample two answers to each prompt"
     lm = load(lm, 'float32', 'cpu') if isinstance(lm, (str,Path)) else lm
     prompts = _requests(n)
-    rendered = [render_prompt(lm, p['text'], _mode(lm)) for p in prompts for _ in 'ab']
+    rendered = [render_prompt(lm, p['prompt'], _mode(lm)) for p in prompts for _ in 'ab']
     answers = [s.text.strip() for s in sample(lm, rendered, max_new_tokens)]
-    pairs = [dict(id=p['id'], prompt=p['text'], a=a, b=b)
+    pairs = [dict(id=p['id'], prompt=p['prompt'], a=a, b=b)
              for p,a,b in zip(prompts, answers[::2], answers[1::2])]
     return RLAIFWorkload(lm, prompts, [r for r in pairs if r['a']!=r['b']], **kw)
 
@@ -145,7 +146,7 @@ def revise_with_generate(w, prompts, size):
         texts = baseline_generate(w.lm, prompts, new, size, STOPS, do_sample=False)
         return [SimpleNamespace(text=t, finish='stop') for t in texts]
     def run():
-        rows = [dict(id=p['id'], prompt=p['text']) for p in prompts]
+        rows = [dict(id=p['id'], prompt=p['prompt']) for p in prompts]
         drawn = [draw_principles(load_principles(), rounds, 0, r['id']) for r in rows]
         chains = RevisionChains(w.lm, rows, drawn, load_few_shot(), True, 'plain')
         written = [[] for _ in rows]
@@ -193,7 +194,7 @@ def _load_in_memory(model):
     return lm
 
 def _extended_requests(n, tail):
-    return [p|dict(prompt=p['prompt']+tail, text=p['prompt']+tail) for p in _requests(n)]
+    return [p|dict(prompt=p['prompt']+tail) for p in _requests(n)]
 
 class _MeasuredTrainer(RLTrainer):
     "Our trainer; it records the peak of memory after each rollout"
@@ -265,7 +266,7 @@ def trl_ppo(timer, model, batch, new, tail='', epochs=1, rollout_only=False):
     lm = _load_in_memory(model)
     results = {}
     tokenizer = _padding_tokenizer(lm)
-    prompts = [render_prompt(lm, p['text'], _mode(lm)) for p in _extended_requests(batch, tail)]
+    prompts = [render_prompt(lm, p['prompt'], _mode(lm)) for p in _extended_requests(batch, tail)]
     begin = max(len(p.ids) for p in prompts) # All answers may end before `new` tokens
     args = PPOConfig(output_dir=tempfile.mkdtemp(), per_device_train_batch_size=batch,
         num_mini_batches=1, gradient_accumulation_steps=1, num_ppo_epochs=epochs,
@@ -293,7 +294,7 @@ def trl_rloo(timer, model, batch, new, tail='', generations=2):
         lm.model.config._name_or_path = tempfile.mkdtemp()
         lm.model.save_pretrained(lm.model.config._name_or_path)
     requests = _extended_requests(batch//generations, tail)
-    texts = {render_prompt(lm, p['text'], _mode(lm)).text: p['text'] for p in requests}
+    texts = {render_prompt(lm, p['prompt'], _mode(lm)).text: p['prompt'] for p in requests}
     def reward(prompts, completions, completion_ids, **kw):
         results['units'] = sum(map(len, completion_ids))
         return score([texts[p] for p in prompts], completions).tolist()
@@ -489,7 +490,7 @@ def bench_rlaif(
         record = start_record(out, describe_machine('cpu', threads, dtype='float32'),
                               model=repr(w.lm))
         stamp = lambda: dict(commit=record['provenance']['commit'], threads=threads,
-                             end=time_stamp())
+                             end=utc_now())
         measure = lambda name: _measure_entry(name, w, seconds, repeats)|stamp()
         return rlaif_ratios(measure_rows(record, names, measure, out, progress))
 

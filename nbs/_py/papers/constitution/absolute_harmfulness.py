@@ -209,8 +209,8 @@ pd.DataFrame({name: {k: str(mean(error(rating, k))) for k in policies}
 # help on ordinary held-out requests, beside the last snapshots, means over trainings:
 
 # %%
-texts = [r['text'] for r in held]
-ordinary_texts = [r['text'] for r in ordinary]
+texts = [r['prompt'] for r in held]
+ordinary_texts = [r['prompt'] for r in ordinary]
 def mean_help(s, policy):
     lm = load(policy.snapshots[-1], 'float32', device)
     answers = sum(sample_answers(lm, ordinary, seed=s, **sampling), [])

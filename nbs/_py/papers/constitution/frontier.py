@@ -73,7 +73,7 @@ size
 requests = split_requests(dict(train=size['train'], judge=size['train'], test=size['test']), seed)
 train, judge, test = ({k: parts[p] for k,parts in requests.items()}
                       for p in ('train', 'judge', 'test'))
-texts = {k: [r['text'] for r in rows] for k,rows in test.items()}
+texts = {k: [r['prompt'] for r in rows] for k,rows in test.items()}
 {k: {p: len(r) for p,r in parts.items()} for k,parts in requests.items()}
 
 # %%
@@ -505,7 +505,7 @@ def least_certain(estimates):
     return min(estimates, key=lambda e: e.low)
 
 harmless = elo['red_team']
-asked = {k: [r['text'] for r in environment.requests(1000, seed, k)] for k in test}
+asked = {k: [r['prompt'] for r in environment.requests(1000, seed, k)] for k in test}
 written = {k: baseline_answers(t, seed)['revised text'] for k,t in asked.items()}
 scored = dict(helpful=environment.helpfulness(asked['helpful'], written['helpful'])-.5,
               red_team=environment.harmlessness(asked['red_team'], written['red_team']))

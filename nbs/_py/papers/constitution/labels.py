@@ -70,8 +70,8 @@ def sample_answer(rng, prompt): # An answer with some harm, some comfort, some h
 
 rng = np.random.default_rng(seed)
 requests = environment.requests(size['pairs'], seed=seed, kind='red_team')
-pairs = [dict(id=r['id'], prompt=r['text'], a=sample_answer(rng, r['text']),
-              b=sample_answer(rng, r['text'])) for r in requests]
+pairs = [dict(id=r['id'], prompt=r['prompt'], a=sample_answer(rng, r['prompt']),
+              b=sample_answer(rng, r['prompt'])) for r in requests]
 pairs = [r for r in pairs if r['a']!=r['b']]
 
 def harmlessness(option):

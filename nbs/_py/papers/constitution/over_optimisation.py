@@ -78,7 +78,7 @@ pair_prompts, rl_prompts, held = split_mixed_requests(
 def sample_pairs(lm, rows, seed):
     "Sample pairs of answers and drop the identical ones"
     a,b = (answer_once(lm, rows, seed, f'/{k}') for k in 'ab')
-    return [dict(id=r['id'], prompt=r['text'], a=x, b=y) for r,x,y in zip(rows, a, b) if x!=y]
+    return [dict(id=r['id'], prompt=r['prompt'], a=x, b=y) for r,x,y in zip(rows, a, b) if x!=y]
 
 def train_preference(s, pairs, name):
     return fit_preference(first_models[s], pairs, lr=1e-3, epochs=size['epochs'], seed=s,
@@ -192,7 +192,7 @@ turned = min((one_training[k] for k in ('fall', 'learned_after')), key=lambda e:
 # beside the first and the last policies:
 
 # %%
-texts = [r['text'] for r in held]
+texts = [r['prompt'] for r in held]
 fixed = baseline_answers(texts, seed)
 scored = {k: [np.mean([proxies[s](texts, a) for s in seeds]), true_score(texts, a).mean()]
           for k,a in fixed.items()}

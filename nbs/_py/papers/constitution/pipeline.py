@@ -179,7 +179,7 @@ def ratings(kind, score):
     votes = []
     for s,(_,_,answers,rows) in zip(seeds, runs):
         chosen = [i for i,r in enumerate(rows) if r['kind']==kind]
-        prompts = [dict(id=f'{s}/{i}', text=rows[i]['text']) for i in chosen]
+        prompts = [dict(id=f'{s}/{i}', prompt=rows[i]['prompt']) for i in chosen]
         players = {k: [a[i] for i in chosen] for k,a in answers.items()}
         votes.append(play_matches(players, prompts, score_judge(score), seed=s).assign(cluster=s))
     return tournament(pd.concat(votes), gauge=STAGES[0])
@@ -195,7 +195,7 @@ pd.concat({k: e.table.set_index('player').round(0) for k,e in elo.items()}, axis
 _,_,answers,held = runs[0]
 for kind in ('helpful', 'red_team'):
     i = next(i for i,r in enumerate(held) if r['kind']==kind)
-    print(held[i]['text'], *(f'  {k}: {a[i]}' for k,a in answers.items()), sep='\n')
+    print(held[i]['prompt'], *(f'  {k}: {a[i]}' for k,a in answers.items()), sep='\n')
 
 
 # %% [markdown]

@@ -98,7 +98,7 @@ def collect_prompts():
     except DataError as e:
         print(e)
         return rows
-    short = [r for r in dialogues if len(r['text'])<200]
+    short = [r for r in dialogues if len(r['prompt'])<200]
     order = np.random.default_rng(seed).permutation(len(short))[:size['hh']]
     return rows+[short[i] for i in order]
 
@@ -129,7 +129,7 @@ chains = clock('critique and revision', revise, first, red_team, rounds=size['ro
                **sampling)
 answers = clock('helpful answers', sample_answers, first, helpful, temperature=.7,
                 out=folder/'helpful', **sampling)
-helpful_rows = [dict(text=r['text'], answer=a) for r,(a,) in zip(helpful, answers)]
+helpful_rows = [dict(prompt=r['prompt'], answer=a) for r,(a,) in zip(helpful, answers)]
 examples = training_examples(chains, 'all', helpful_rows,
                              allow=FAULT_KINDS if quick else ['no end'])
 count_faults(examples)
@@ -194,7 +194,7 @@ plot_training(policy.history, ('score', 'watched', 'kl3', 'entropy', 'length', '
 
 # %%
 models = {'first': first, 'SL-CAI': sl, 'RL-CAI': policy.lm}
-prompts = [r['text'] for r in held for _ in range(2)]
+prompts = [r['prompt'] for r in held for _ in range(2)]
 texts = {k: sum(clock('answers at the end', sample_answers, m, held, 2,
                       out=folder/f'answers-{k}', **sampling), []) for k,m in models.items()}
 measures = {k: pd.DataFrame(dict(

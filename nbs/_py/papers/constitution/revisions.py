@@ -77,7 +77,7 @@ def stack_answers(chains, rounds=ROUNDS):
     return [[revised_answer(c, k) for c in chains] for k in range(rounds+1)]
 
 prompts = {s: split_mixed_requests([size['prompts']], s, 'red_team')[0] for s in seeds}
-texts = {s: [r['text'] for r in rows] for s,rows in prompts.items()}
+texts = {s: [r['prompt'] for r in rows] for s,rows in prompts.items()}
 main = {s: load_model(size['models'][0], s) for s in seeds}
 chains = {s: revise_prompts(main[s], prompts[s], seed=s) for s in seeds}
 answers = {s: stack_answers(chains[s]) for s in seeds}
@@ -96,11 +96,11 @@ written = {s: write_chains(texts[s], ROUNDS, seed=s, answers=answers[s][0]) for 
 def write_pairs(kind, criterion):
     "Pairs of written answers, each after 0 to 2 revisions, with a rater's choice"
     rows = environment.requests(size['pairs'], seed+5*10**6, kind)
-    asked = [r['text'] for r in rows]
+    asked = [r['prompt'] for r in rows]
     rng = np.random.default_rng(seed)
     a,b = ([c[k][i] for i,k in enumerate(rng.integers(3, size=len(rows)))]
            for c in (write_chains(asked, 2, seed=seed+j) for j in (1, 2)))
-    pairs = [dict(id=f'{criterion}/{r["id"]}', prompt=r['text'], a=x, b=y)
+    pairs = [dict(id=f'{criterion}/{r["id"]}', prompt=r['prompt'], a=x, b=y)
              for r,x,y in zip(rows, a, b) if x!=y]
     return environment.rater_labels(pairs, criterion, seed=seed)
 
@@ -198,7 +198,7 @@ pd.DataFrame({'gain of four revisions': {k: str(t_interval(v)) for k,v in gain.i
 sets = {p.id: [p] for p in PRINCIPLES}|{'all four': PRINCIPLES}
 subsets = {s: [dict(r, id=f'{r["id"]}/{k}') for r in prompts[s][:size['subset']] for k in range(4)]
            for s in seeds}
-set_texts = {s: [r['text'] for r in rows] for s,rows in subsets.items()}
+set_texts = {s: [r['prompt'] for r in rows] for s,rows in subsets.items()}
 set_chains = {(k, s): revise_prompts(main[s], subsets[s], c, seed=s)
               for k,c in sets.items() for s in seeds}
 set_answers = {key: stack_answers(c) for key,c in set_chains.items()}

@@ -214,7 +214,7 @@ def least_divergence(clamp):
 def train_policies(s):
     "Train a policy for each clamp; return their answers to held-out requests"
     asks,held = split_mixed_requests([size['asks'], size['held']], s)
-    kinds = {r['text']: r['kind'] for r in asks}
+    kinds = {r['prompt']: r['kind'] for r in asks}
     rated = [p|dict(kind=kinds[p['prompt']])
              for p in different_pairs(first[s], asks, seed=s, **SAMPLING)]
     help_ = environment.rater_labels(select_kind(rated, 'helpful'), 'helpful', seed=s)
@@ -229,7 +229,7 @@ def train_policies(s):
 
 def measure(s, held, answers):
     every = answers|answer_without_model(held, seed=s)
-    texts = [r['text'] for r in held]
+    texts = [r['prompt'] for r in held]
     comfort = {k: np.mean(count_feature('kind')(texts, a)>0) for k,a in every.items()}
     return score_answers(held, every).assign(comfort=pd.Series(comfort))
 
