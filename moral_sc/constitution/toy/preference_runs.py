@@ -157,9 +157,13 @@ def measure_run(
     distance = best_of_n_kl(ns)
     gain = best_of_n_means(scores, truth, ns)-truth.mean()
     last = float(distance[-1]) # No peak beyond it can be seen
-    row = labeller|dict(true_gain=float(np.interp(min(kl, last), distance, gain)),
-                        true_peak=float(distance[gain.argmax()]))
-    return row|{k: v for name,h in found.items() for k,v in _health_columns(h, name, last).items()}
+    row = {k if k in _PLAIN else f'labeller_{k}': v for k,v in labeller.items()}
+    row |= dict(true_gain=float(np.interp(min(kl, last), distance, gain)),
+                true_peak=float(distance[gain.argmax()]))
+    for name,h in found.items(): row |= _health_columns(h, name, last)
+    return row
+
+_PLAIN = 'run', 'kind', 'half', 'pairs' # Other columns of a labeller have the names of probes
 
 def _health_columns(h, name, last):
     "Return what a run records of a verdict"
