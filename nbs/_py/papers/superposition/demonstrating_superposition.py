@@ -123,6 +123,18 @@ table.round(5)
 # The paper's three shapes are the three optima. Where the median model lies well above the optimum,
 # most single trainings stop in a worse shape.
 #
+# ## A model to train yourself
+#
+# Choose a density and press Start: up to eleven models train in your browser, from the random numbers
+# and with the settings of `train`, and their exact losses are compared with a
+# [table of optima](../../superposition/38_optima.ipynb).
+#
+# ::: {.interactive name=toy-model}
+# ![The interactive figure after 10,000 steps at density 0.1: columns of W of the optimum and of five models, and their exact losses.](../../../docs/pictures/toy-model.png)
+#
+# The figure trains models [on the site](https://moral-sc.github.io/moral_sc/papers/superposition/demonstrating_superposition.html#a-model-to-train-yourself).
+# :::
+#
 # ## How often a single training ends as a pentagon
 #
 # This rate is ours and not the paper's. If initial weights are small, features grow one after the
