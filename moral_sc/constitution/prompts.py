@@ -9,6 +9,7 @@ __all__ = ['MAX_CHARACTERS', 'get_prompt', 'validate_prompts', 'load_prompts', '
 # %% ../../nbs/constitution/12_prompts.ipynb #cf9c06c5
 import re
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -51,8 +52,7 @@ def _row(r, i, source):
                         f'{MAX_CHARACTERS:,} or fewer.')
     kind,topic = (str(r.get(k) or '') for k in ('kind', 'topic'))
     id = f'{Path(source).stem}/{i}' if r.get('id') is None else str(r['id'])
-    return dict(id=id, prompt=text.strip(), text=text.strip(), kind=kind.replace('-', '_'),
-                topic=topic)
+    return dict(id=id, prompt=text.strip(), kind=kind.replace('-', '_'), topic=topic)
 
 def validate_prompts(
     rows,             # Strings, or dicts with `prompt`
@@ -98,9 +98,10 @@ def load_prompts(
     if named: rows = _read_source(source)
     elif hasattr(source, 'columns'): rows = read_rows(source, 'prompts')
     else:
-        try: rows = list(source)
-        except TypeError: raise ConfigError(f'prompts is {source!r:.60}; give a list of strings, '
-                                            'rows with `prompt`, or a file.') from None
+        if not isinstance(source, Iterable) or isinstance(source, (dict,set,bytes)):
+            raise ConfigError(f'prompts is {source!r:.60}; give a list of strings, rows with '
+                              '`prompt`, or a file.')
+        rows = list(source)
     rows = validate_prompts(rows, source if named else 'prompts')
     if limit is None or limit>=len(rows): return rows
     if limit<1: raise ConfigError(f'limit is {limit}; give 1 or more.')

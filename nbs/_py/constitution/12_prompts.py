@@ -18,6 +18,7 @@
 #| export
 import re
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -84,8 +85,7 @@ def _row(r, i, source):
                         f'{MAX_CHARACTERS:,} or fewer.')
     kind,topic = (str(r.get(k) or '') for k in ('kind', 'topic'))
     id = f'{Path(source).stem}/{i}' if r.get('id') is None else str(r['id'])
-    return dict(id=id, prompt=text.strip(), text=text.strip(), kind=kind.replace('-', '_'),
-                topic=topic)
+    return dict(id=id, prompt=text.strip(), kind=kind.replace('-', '_'), topic=topic)
 
 def validate_prompts(
     rows,             # Strings, or dicts with `prompt`
@@ -131,9 +131,10 @@ def load_prompts(
     if named: rows = _read_source(source)
     elif hasattr(source, 'columns'): rows = read_rows(source, 'prompts')
     else:
-        try: rows = list(source)
-        except TypeError: raise ConfigError(f'prompts is {source!r:.60}; give a list of strings, '
-                                            'rows with `prompt`, or a file.') from None
+        if not isinstance(source, Iterable) or isinstance(source, (dict,set,bytes)):
+            raise ConfigError(f'prompts is {source!r:.60}; give a list of strings, rows with '
+                              '`prompt`, or a file.')
+        rows = list(source)
     rows = validate_prompts(rows, source if named else 'prompts')
     if limit is None or limit>=len(rows): return rows
     if limit<1: raise ConfigError(f'limit is {limit}; give 1 or more.')
@@ -397,6 +398,7 @@ lists = [(['a', 'a'], "prompts: 'a' is given 2 times"), ([], 'prompts holds no p
 for rows,message in lists:
     with expect_fail(DataError, contains=message): load_prompts(rows)
 for source,message in [('helpfull', "did you mean 'helpful'"), (7, 'prompts is 7; give a list'),
+                       ({'Far?': 'No.'}, 'give a list'), ({'Far?', 'Late?'}, 'give a list'),
                        ('Is it far?', 'Give prompts themselves as a list')]:
     with expect_fail(ConfigError, contains=message): load_prompts(source)
 with expect_fail(DataError): load_prompts(tmp/'none.jsonl')
