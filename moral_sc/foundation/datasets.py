@@ -136,7 +136,13 @@ def source_url(
 _proxy_variables = ('all_proxy', 'http_proxy', 'https_proxy')
 
 def _check_proxy(name, value):
-    scheme = urlsplit(value if '://' in value else f'http://{value}').scheme.lower()
+    try:
+        address = urlsplit(value if '://' in value else f'http://{value}')
+        _ = address.port # Raises an error for what is no number
+    except ValueError as e:
+        raise ConfigError(f'{name} is {value!r}, which is no address ({e}); correct or unset it.'
+                          ) from None
+    scheme = address.scheme.lower()
     if scheme in ('http', 'https'): return
     if scheme not in ('socks4', 'socks4a', 'socks5', 'socks5h'):
         raise ConfigError(f'{name} begins with {scheme}://, which names no kind of proxy; write '

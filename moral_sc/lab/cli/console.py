@@ -7,6 +7,7 @@ __all__ = ['Scale', 'Seed', 'Device', 'Model', 'Limit', 'Mode', 'Out', 'AsJson',
            'progress_bar', 'option', 'argument', 'help_examples', 'format_table', 'print_rows', 'run_folder']
 
 # %% ../../../nbs/lab/cli/10_console.ipynb #07f9294c
+import errno
 import json
 import math
 import re
@@ -49,8 +50,9 @@ class ErrorGroup(TyperGroup):
             print_status('Interrupted. Run the same command again to resume.')
             raise typer.Exit(130) from None
         except OSError as e:
-            if not e.filename or not e.strerror: raise
-            print_status(f'{e.filename}: {e.strerror}.')
+            full = e.errno in (errno.ENOSPC, errno.EDQUOT) # Of the output, for example
+            if not e.strerror or not (e.filename or full): raise
+            print_status(f'{e.filename or "The disk or the output"}: {e.strerror}.')
         raise typer.Exit(2)
 
 def command_group(help, add_completion=False, **kw):

@@ -257,7 +257,13 @@ with mock.patch.dict(os.environ):
 _proxy_variables = ('all_proxy', 'http_proxy', 'https_proxy')
 
 def _check_proxy(name, value):
-    scheme = urlsplit(value if '://' in value else f'http://{value}').scheme.lower()
+    try:
+        address = urlsplit(value if '://' in value else f'http://{value}')
+        _ = address.port # Raises an error for what is no number
+    except ValueError as e:
+        raise ConfigError(f'{name} is {value!r}, which is no address ({e}); correct or unset it.'
+                          ) from None
+    scheme = address.scheme.lower()
     if scheme in ('http', 'https'): return
     if scheme not in ('socks4', 'socks4a', 'socks5', 'socks5h'):
         raise ConfigError(f'{name} begins with {scheme}://, which names no kind of proxy; write '
@@ -288,6 +294,8 @@ def check_network_settings(
 
 # %%
 for settings,message in ((dict(all_proxy='socks://127.0.0.1:7890/'), 'all_proxy begins with socks'),
+                         (dict(https_proxy='http://[bad'), "https_proxy is 'http://[bad'"),
+                         (dict(HTTPS_PROXY='http://proxy:80a'), 'no address'),
                          (dict(SSL_CERT_FILE='/gone.pem'), 'SSL_CERT_FILE'),
                          (dict(REQUESTS_CA_BUNDLE='/gone'), 'REQUESTS_CA_BUNDLE'),
                          (dict(SSL_CERT_FILE=str(poem)), 'holds no certificates')):

@@ -16,6 +16,7 @@
 #| needs: hypothesis
 import gzip, json, shutil, tempfile, tomllib, warnings
 from pathlib import Path
+from unittest import mock
 
 from fastcore.test import *
 from hypothesis import given, settings, strategies as st
@@ -96,7 +97,12 @@ def make_run(finished):
         run.db.execute('pragma journal_mode=delete')
     return path
 
-runs = {finished: make_run(finished) for finished in (True, False)}
+def fixed_provenance(**extra): return dict(start='2026-01-01', end=None) | extra
+
+# The same bytes on each machine and day, so that the same changes are tested
+with mock.patch.multiple('moral_sc.foundation.runs', provenance=fixed_provenance,
+                         utc_now=lambda *a: '2026-01-01'):
+    runs = {finished: make_run(finished) for finished in (True, False)}
 stored = {f: {p.name: p.read_bytes() for p in path.iterdir() if p.name!='lock'}
           for f,path in runs.items()}
 

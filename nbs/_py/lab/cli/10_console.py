@@ -16,6 +16,7 @@
 
 # %%
 #| export
+import errno
 import json
 import math
 import re
@@ -83,8 +84,9 @@ class ErrorGroup(TyperGroup):
             print_status('Interrupted. Run the same command again to resume.')
             raise typer.Exit(130) from None
         except OSError as e:
-            if not e.filename or not e.strerror: raise
-            print_status(f'{e.filename}: {e.strerror}.')
+            full = e.errno in (errno.ENOSPC, errno.EDQUOT) # Of the output, for example
+            if not e.strerror or not (e.filename or full): raise
+            print_status(f'{e.filename or "The disk or the output"}: {e.strerror}.')
         raise typer.Exit(2)
 
 def command_group(help, add_completion=False, **kw):
@@ -106,8 +108,11 @@ def stop(): raise KeyboardInterrupt
 def odd():
     for _ in range(2): warnings.warn('Only 2 of 11 categories are here.', stacklevel=1)
 
+@example_app.command()
+def full(): raise OSError(errno.ENOSPC, 'No space left on device')
+
 run = lambda command: CliRunner().invoke(example_app, shlex.split(command))
-test_eq([run(c).exit_code for c in ('bad', 'stop')], [2, 130])
+test_eq([run(c).exit_code for c in ('bad', 'stop', 'full')], [2, 130, 2])
 test_eq(run('odd').output, 'Warning: Only 2 of 11 categories are here.\n')
 run('bad').output, run('stop').output
 
