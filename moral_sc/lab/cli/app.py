@@ -6,6 +6,7 @@
 __all__ = ['app', 'data', 'Ids', 'site', 'main']
 
 # %% ../../../nbs/lab/cli/50_app.ipynb #532780cc
+import json
 import os
 import sys
 from pathlib import Path
@@ -22,6 +23,7 @@ from .console import (AsJson, Device, ErrorGroup, Limit, Mode, Model, Out, Scale
 from .bias import (EVALUATION_FLAGS, Benchmarks, Categories, Conditions,
                                    ConditionsFile, Items, Wordings, bias, parse_wordings,
                                    shell_messages)
+import moral_sc.lab.cli.bias_conform # noqa: F401 adds commands to `bias`
 from .bias_toy import toy
 from .constitution import constitution
 from .superposition import superposition
@@ -345,9 +347,11 @@ def _bench(
     ppo_python:option(Path|None, 'Python that has TRL 1.9, for PPO rows of rlaif.')=None,
     rloo_python:option(Path|None, 'Python that has TRL 1.16, for RLOO rows of rlaif.')=None,
     out:option(Path, 'JSON file of the results, one for each benchmark.')=Path('bench.json'),
+    as_json:AsJson=False,
 ):
     "Measure speed beside other libraries."
     names = names or _BENCHMARKS
+    tables = {}
     if not out.parent.is_dir(): raise ConfigError(f'{out.parent} is not a folder: make it first.')
     if rows and len(names)>1: raise ConfigError('--rows needs exactly one benchmark: name it.')
     trl = dict(ppo_python=ppo_python, rloo_python=rloo_python)
@@ -361,8 +365,11 @@ def _bench(
         table = _run_benchmark(name, engine, rows.split(',') if rows else None, repeats, threads,
                                device, trl, seconds=seconds, out=path,
                                progress=lambda row: print_status(f'{row} …'))
-        typer.echo(table.to_string())
-        typer.echo(path)
+        tables[name] = table.rename_axis('row').reset_index()
+        if as_json: print_status(f'{path}')
+        else: typer.echo(f'{table.to_string()}\n{path}')
+    if as_json: print_rows([dict(benchmark=k, **r) for k,t in tables.items()
+                            for r in json.loads(t.to_json(orient='records'))], True)
 
 def _run_benchmark(name, engine, rows, repeats, threads, device, trl, **kw):
     if name=='rlaif':

@@ -16,6 +16,7 @@
 
 # %%
 #| export
+import json
 import os
 import sys
 from pathlib import Path
@@ -33,6 +34,7 @@ from moral_sc.lab.cli.console import (AsJson, Device, ErrorGroup, Limit, Mode, M
 from moral_sc.lab.cli.bias import (EVALUATION_FLAGS, Benchmarks, Categories, Conditions,
                                    ConditionsFile, Items, Wordings, bias, parse_wordings,
                                    shell_messages)
+import moral_sc.lab.cli.bias_conform # noqa: F401 adds commands to `bias`
 from moral_sc.lab.cli.bias_toy import toy
 from moral_sc.lab.cli.constitution import constitution
 from moral_sc.lab.cli.superposition import superposition
@@ -40,14 +42,15 @@ from moral_sc.lab.scales import SCALES
 
 # %%
 #| hide
-import json
 import re
 import shlex
 import subprocess
 import tempfile
 import time
+from unittest import mock
 
 import nbformat
+import pandas as pd
 from fastcore.test import *
 from typer.testing import CliRunner
 from moral_sc.foundation.datasets import data_list
@@ -430,9 +433,11 @@ def _bench(
     ppo_python:option(Path|None, 'Python that has TRL 1.9, for PPO rows of rlaif.')=None,
     rloo_python:option(Path|None, 'Python that has TRL 1.16, for RLOO rows of rlaif.')=None,
     out:option(Path, 'JSON file of the results, one for each benchmark.')=Path('bench.json'),
+    as_json:AsJson=False,
 ):
     "Measure speed beside other libraries."
     names = names or _BENCHMARKS
+    tables = {}
     if not out.parent.is_dir(): raise ConfigError(f'{out.parent} is not a folder: make it first.')
     if rows and len(names)>1: raise ConfigError('--rows needs exactly one benchmark: name it.')
     trl = dict(ppo_python=ppo_python, rloo_python=rloo_python)
@@ -446,8 +451,11 @@ def _bench(
         table = _run_benchmark(name, engine, rows.split(',') if rows else None, repeats, threads,
                                device, trl, seconds=seconds, out=path,
                                progress=lambda row: print_status(f'{row} …'))
-        typer.echo(table.to_string())
-        typer.echo(path)
+        tables[name] = table.rename_axis('row').reset_index()
+        if as_json: print_status(f'{path}')
+        else: typer.echo(f'{table.to_string()}\n{path}')
+    if as_json: print_rows([dict(benchmark=k, **r) for k,t in tables.items()
+                            for r in json.loads(t.to_json(orient='records'))], True)
 
 def _run_benchmark(name, engine, rows, repeats, threads, device, trl, **kw):
     if name=='rlaif':
@@ -642,6 +650,11 @@ test_eq({(r['condition'], r['value']) for r in rows if r['metric']=='accuracy_am
         {('q', 0.), ('q+kind', 0.), ('q+kind - q', 0.)})
 test_eq(json.loads(CliRunner().invoke(app, ['data', 'list', '--json']).stdout)[0].keys(),
         dict.fromkeys(data_list()[0]).keys())
+table = pd.DataFrame(dict(ratio=['2.0'], seconds=[float('nan')]), index=['n5'])
+with mock.patch.dict(globals(), _run_benchmark=lambda *a, **k: table):
+    printed = CliRunner().invoke(app, ['bench', 'scoring', 'rlaif', '--json']).stdout
+    test_eq(json.loads(printed), [dict(benchmark=k, row='n5', ratio='2.0', seconds=None)
+                                  for k in ('scoring', 'rlaif')])
 
 # %% [markdown]
 # ## Bad input
