@@ -20,7 +20,7 @@ from ..foundation.arguments import checked
 from ..foundation.errors import ConfigError, ModelError
 from ..foundation.runs import content_key, run_or_temporary
 from .chat import Prompt, request_prefill
-from .generation import Sample, check_sampling_args
+from .generation import Sample, check_sampling_args, stop_strings
 
 # %% ../../nbs/language/60_api_models.ipynb #737076de
 _roles = dict(human='user', assistant='assistant', system='system')
@@ -208,7 +208,7 @@ def _request(lm, messages, **settings):
     try: text = _send(lm, messages, settings)
     except openai.OpenAIError as e: raise _translate_error(lm, e) from None
     try: return read_reply(json.loads(text))
-    except ValueError: return dict(unreadable='no JSON')
+    except (ValueError, RecursionError): return dict(unreadable='no JSON')
 
 # %% ../../nbs/language/60_api_models.ipynb #7d4fbdd9
 def _valid_text(x): # Half of a surrogate pair has no UTF-8
@@ -394,7 +394,7 @@ class APIModel:
     )->list:                    # One `Sample` a prompt; ids only count the tokens
         "Sample a text for each prompt"
         keys = list(range(len(prompts))) if keys is None else keys
-        stop = [stop] if isinstance(stop, str) else list(stop)
+        stop = stop_strings(stop)
         check_sampling_args(prompts, keys, max_new_tokens, temperature, 1.)
         if len(stop)>4: raise ConfigError(f'sample: {len(stop)} stop strings; an API takes four.')
         settings = [dict(temperature=temperature, max_tokens=max_new_tokens,

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['noise', 'sample_token', 'Sample', 'GenerationRow', 'generate_static', 'token_chooser', 'sample', 'sample_record',
-           'sample_from_record', 'check_sampling_args', 'append_turn']
+           'sample_from_record', 'check_sampling_args', 'stop_strings', 'append_turn']
 
 # %% ../../nbs/language/40_generation.ipynb #1ff14fa4
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from hashlib import blake2b
 import numpy as np, torch
 
 from ..foundation.arguments import checked
-from ..foundation.errors import ConfigError
+from ..foundation.errors import ConfigError, short_repr
 from ..foundation.progress import progress_callback
 from ..foundation.runs import content_key
 from .chat import Prompt, encode_after, encode_prompt
@@ -249,7 +249,7 @@ def sample(
     _check_values(lm, values, run)
     prompts = [encode_prompt(lm, p) for p in prompts]
     eos = eos_ids(lm)
-    stop = [stop] if isinstance(stop, str) else list(stop)
+    stop = stop_strings(stop)
     after = [None]*len(prompts) if after is None else [(t, list(o)) for t,o in after]
     extra = [len(lm.tokenizer(a[0]+a[1][0]).input_ids) for a in after if a]
     if prompts:
@@ -307,6 +307,15 @@ def check_sampling_args(prompts, keys, n, temperature, top_p, logprobs=False):
         raise ConfigError(f'sample: temperature is {temperature}; give 0 or more.')
     if not 0<top_p<=1:
         raise ConfigError(f'sample: top_p is {top_p}; give a number in (0, 1].')
+
+def stop_strings(
+    stop, # A string, several, or None
+)->list:
+    "Return the texts that end an answer as a list"
+    stop = [stop] if isinstance(stop, str) else list(stop or ())
+    if not all(isinstance(s, str) and s for s in stop):
+        raise ConfigError(f'sample: stop is {short_repr(stop)}; give strings that are not empty.')
+    return stop
 
 def _check_values(lm, values, run):
     if values and not has_plain_lm_head(lm):

@@ -30,10 +30,11 @@ def _default_device(env=os.environ):
 
 def _device(name):
     if name=='auto': return _default_device()
+    known = ['auto', 'cpu', 'cuda', 'mps']
     try: d = torch.device(name)
-    except (RuntimeError, TypeError):
-        known = ['auto', 'cpu', 'cuda', 'mps']
-        raise ConfigError(unknown_name_message('device', str(name), known)) from None
+    except (RuntimeError, TypeError): d = None
+    if d is None or d.type not in known:
+        raise ConfigError(unknown_name_message('device', str(name), known))
     if d.type=='cuda' and (d.index or 0)>=torch.cuda.device_count():
         raise ConfigError(f'Device {name!r} does not exist here ({torch.cuda.device_count()} GPUs '
                           'are visible); use device="cpu".')

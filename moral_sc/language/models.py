@@ -7,6 +7,7 @@ __all__ = ['weights_digest', 'LM', 'encode', 'decode', 'eos_ids', 'pad']
 
 # %% ../../nbs/language/10_models.ipynb #6734a093
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from hashlib import blake2b
 from uuid import uuid4
@@ -15,7 +16,7 @@ from weakref import WeakKeyDictionary
 import torch
 
 from ..foundation.datasets import check_characters
-from ..foundation.errors import ConfigError, ModelError
+from ..foundation.errors import ConfigError, ModelError, short_repr
 from ..foundation.runs import function_key
 
 # %% ../../nbs/language/10_models.ipynb #34dc0290
@@ -160,6 +161,9 @@ def encode(
 )->list:            # Ids of the text, or one list of ids a text
     "Tokenise texts, with exactly one BOS each if the model uses one"
     if isinstance(texts, str): return encode(lm, [texts])[0]
+    texts = list(texts) if isinstance(texts, Iterable) else [texts]
+    wrong = next((t for t in texts if not isinstance(t, str)), '')
+    if wrong!='': raise ConfigError(f'{short_repr(wrong)} is no text; give strings.')
     if not texts: return []
     if getattr(lm, 'remote', False):
         raise ConfigError(f'{lm.name} is behind an API, and this needs its weights; give a model '
@@ -167,7 +171,7 @@ def encode(
     if lm.tokenizer is None:
         raise ModelError(f'{lm.name} has no tokenizer; give one: LM(model, tokenizer, name).')
     bos = _bos(lm.tokenizer)
-    try: rows = lm.tokenizer(list(texts), add_special_tokens=False)
+    try: rows = lm.tokenizer(texts, add_special_tokens=False)
     except TypeError:
         for i,t in enumerate(texts): check_characters(t, f'Text {i}')
         raise

@@ -8,7 +8,7 @@ __all__ = ['token_logprobs', 'tokenize_option_lists', 'tokenize_options', 'optio
 # %% ../../nbs/language/30_scoring.ipynb #b35672aa
 import numpy as np, torch
 
-from ..foundation.errors import ConfigError
+from ..foundation.errors import ConfigError, short_repr
 from .chat import encode_after, encode_prompt
 from .models import LM, encode
 from .engine.prefix_tree import forward_logprobs, shared_prefix
@@ -77,6 +77,9 @@ def _options_by_prompt(prompts, options):
         raise ConfigError(f'The options are {options!r}; give a list of strings, or one such list '
                           'a prompt.')
     by_prompt = [options]*len(prompts) if isinstance(options[0], str) else options
+    lists = all(isinstance(os, (list,tuple)) for os in by_prompt)
+    if not lists or not all(isinstance(o, str) for os in by_prompt for o in os):
+        raise ConfigError(f'The options are {short_repr(options)}; give strings.')
     if len(by_prompt)!=len(prompts) or len(set(map(len, by_prompt)))>1:
         raise ConfigError('Give one list of options a prompt, all of the same length.')
     return by_prompt

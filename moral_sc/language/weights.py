@@ -169,6 +169,17 @@ def _rope_theta(config):
     rope = rope.get('full_attention') or rope # Some models have one for each kind of layer
     return rope.get('rope_theta', getattr(config, 'rope_theta', None))
 
+def _check_types(folder):
+    "Refuse weights of 8 bits or integers, which would be read as numbers without their scales"
+    for file in weight_files(folder):
+        with open(folder/file, 'rb') as f:
+            size = int.from_bytes(f.read(8), 'little')
+            header = json.loads(f.read(size))
+        for name,t in header.items():
+            if name.endswith('weight') and t['dtype'] not in ('F64','F32','F16','BF16'):
+                raise ModelError(f'{folder} has {name} in {t["dtype"]}, and its config.json does '
+                                 'not say how it was quantised; give weights of 16 or 32 bits.')
+
 def load_weights(
     auto_class,      # 'AutoModelForCausalLM', 'AutoModelForSequenceClassification'
     folder:str|Path, # Folder of safetensors
@@ -181,6 +192,7 @@ def load_weights(
     model,info = call_quietly(getattr(transformers, auto_class).from_pretrained, folder,
                               output_loading_info=True, ignore_mismatched_sizes=True, **kw)
     check_loaded(model, info, folder)
+    if getattr(model.config, 'quantization_config', None) is None: _check_types(Path(folder))
     _check_rotary(model, Path(folder))
     return model
 
@@ -623,6 +635,7 @@ def find_weights(
     if path.suffix=='.gguf':
         if path.is_file(): return weights_from_gguf(path)
         raise ModelError(f'There is no file {path}; check the path.')
+    if path.is_file(): raise ModelError(f'{path} is a file; give the folder of the model.')
     if name.count('/')==1 and name[0] not in '/.~': return weights_from_hub(*name.split('@', 1))
     if '/' in name: raise ModelError(f'There is no folder {path}; check the path.')
     return _alias_weights(name, source) # Raises the error that suggests the nearest alias

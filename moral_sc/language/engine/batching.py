@@ -83,8 +83,11 @@ def check_rows(
     if lm.model.training:
         raise ConfigError(f'{lm.name} is in training mode, in which dropout makes its answers '
                           'random; call model.eval() first.')
+    if not all(len(r) for r in rows):
+        raise ConfigError(f'A text is empty, and {lm.name} has no token to begin with; give it '
+                          'some text.')
     size = _vocabulary_size(lm.model)
-    top = max((max(r) for r in rows if len(r)), default=0)
+    top = max(map(max, rows), default=0)
     if top>=size:
         raise ConfigError(f'A text of {lm.name} has the token {top}, but the model has {size} '
                           'tokens: its tokenizer belongs to another model, or has tokens that were '

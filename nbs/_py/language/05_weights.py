@@ -242,6 +242,17 @@ def _rope_theta(config):
     rope = rope.get('full_attention') or rope # Some models have one for each kind of layer
     return rope.get('rope_theta', getattr(config, 'rope_theta', None))
 
+def _check_types(folder):
+    "Refuse weights of 8 bits or integers, which would be read as numbers without their scales"
+    for file in weight_files(folder):
+        with open(folder/file, 'rb') as f:
+            size = int.from_bytes(f.read(8), 'little')
+            header = json.loads(f.read(size))
+        for name,t in header.items():
+            if name.endswith('weight') and t['dtype'] not in ('F64','F32','F16','BF16'):
+                raise ModelError(f'{folder} has {name} in {t["dtype"]}, and its config.json does '
+                                 'not say how it was quantised; give weights of 16 or 32 bits.')
+
 def load_weights(
     auto_class,      # 'AutoModelForCausalLM', 'AutoModelForSequenceClassification'
     folder:str|Path, # Folder of safetensors
@@ -254,14 +265,15 @@ def load_weights(
     model,info = call_quietly(getattr(transformers, auto_class).from_pretrained, folder,
                               output_loading_info=True, ignore_mismatched_sizes=True, **kw)
     check_loaded(model, info, folder)
+    if getattr(model.config, 'quantization_config', None) is None: _check_types(Path(folder))
     _check_rotary(model, Path(folder))
     return model
 
 
 # %% [markdown]
-# Six faults of a folder that transformers loads without an error: names with the prefix of a compiled
+# Seven faults of a folder that transformers loads without an error: names with the prefix of a compiled
 # model, more layers in the configuration than in the file, fewer layers, a bias that the model does
-# not have, a norm of another width, and other rotary frequencies.
+# not have, a norm of another width, other rotary frequencies, and quantised weights without scales.
 
 # %%
 def set_layers(n):
@@ -278,6 +290,7 @@ faults = dict(
     deeper=set_layers(5), shallower=set_layers(2),
     bias=add_tensors(**{'model.layers.0.self_attn.q_proj.bias': torch.ones(64)}),
     width=add_tensors(**{'model.norm.weight': torch.ones(63)}),
+    integers=add_tensors(**{'model.norm.weight': torch.ones(64, dtype=torch.int8)}),
     rotary=add_tensors(**{'model.layers.0.self_attn.rotary_emb.inv_freq': torch.ones(8)}))
 
 def damage(edit, folder, auto_class='AutoModelForCausalLM', lm=random_model('llama')):
@@ -880,6 +893,7 @@ def find_weights(
     if path.suffix=='.gguf':
         if path.is_file(): return weights_from_gguf(path)
         raise ModelError(f'There is no file {path}; check the path.')
+    if path.is_file(): raise ModelError(f'{path} is a file; give the folder of the model.')
     if name.count('/')==1 and name[0] not in '/.~': return weights_from_hub(*name.split('@', 1))
     if '/' in name: raise ModelError(f'There is no folder {path}; check the path.')
     return _alias_weights(name, source) # Raises the error that suggests the nearest alias
@@ -889,6 +903,8 @@ def find_weights(
 with expect_fail(ConfigError, contains="mean 'smollm2-135m'"): find_weights('smolm2-135m')
 with expect_fail(ModelError, contains='no folder'): find_weights('/models/mine')
 with expect_fail(ModelError, contains='no file'): find_weights('mine.gguf')
+with tempfile.NamedTemporaryFile(suffix='.safetensors') as f, \
+     expect_fail(ModelError, contains='give the folder'): find_weights(f.name)
 with mock.patch.dict(os.environ, MORAL_SC_OFFLINE='1'), \
      expect_fail(ModelError, contains='pythia-410m-deduped@step1000'):
     find_weights('pythia-410m@step1000', 'hub')

@@ -17,6 +17,7 @@
 # %%
 #| export
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from hashlib import blake2b
 from uuid import uuid4
@@ -25,7 +26,7 @@ from weakref import WeakKeyDictionary
 import torch
 
 from moral_sc.foundation.datasets import check_characters
-from moral_sc.foundation.errors import ConfigError, ModelError
+from moral_sc.foundation.errors import ConfigError, ModelError, short_repr
 from moral_sc.foundation.runs import function_key
 
 # %%
@@ -276,6 +277,9 @@ def encode(
 )->list:            # Ids of the text, or one list of ids a text
     "Tokenise texts, with exactly one BOS each if the model uses one"
     if isinstance(texts, str): return encode(lm, [texts])[0]
+    texts = list(texts) if isinstance(texts, Iterable) else [texts]
+    wrong = next((t for t in texts if not isinstance(t, str)), '')
+    if wrong!='': raise ConfigError(f'{short_repr(wrong)} is no text; give strings.')
     if not texts: return []
     if getattr(lm, 'remote', False):
         raise ConfigError(f'{lm.name} is behind an API, and this needs its weights; give a model '
@@ -283,7 +287,7 @@ def encode(
     if lm.tokenizer is None:
         raise ModelError(f'{lm.name} has no tokenizer; give one: LM(model, tokenizer, name).')
     bos = _bos(lm.tokenizer)
-    try: rows = lm.tokenizer(list(texts), add_special_tokens=False)
+    try: rows = lm.tokenizer(texts, add_special_tokens=False)
     except TypeError:
         for i,t in enumerate(texts): check_characters(t, f'Text {i}')
         raise
@@ -338,4 +342,6 @@ test_eq(encode(tiny, ['<bos>Hi', 'Hi'])[0], encode(tiny, 'Hi'))
 with expect_fail(ModelError, contains='no tokenizer'): encode(LM(None, None, 'mine'), 'Hi')
 with expect_fail(DataError, contains='Text 1 has half a character'):
     encode(tiny, ['Hi', 'Say \ud83d'])
+for wrong in (None, 5, b'x', ['a', None], float('nan')):
+    with expect_fail(ConfigError, contains='is no text'): encode(tiny, wrong)
 eos_ids(tiny)

@@ -18,7 +18,7 @@
 #| export
 import numpy as np, torch
 
-from moral_sc.foundation.errors import ConfigError
+from moral_sc.foundation.errors import ConfigError, short_repr
 from moral_sc.language.chat import encode_after, encode_prompt
 from moral_sc.language.models import LM, encode
 from moral_sc.language.engine.prefix_tree import forward_logprobs, shared_prefix
@@ -148,6 +148,9 @@ def _options_by_prompt(prompts, options):
         raise ConfigError(f'The options are {options!r}; give a list of strings, or one such list '
                           'a prompt.')
     by_prompt = [options]*len(prompts) if isinstance(options[0], str) else options
+    lists = all(isinstance(os, (list,tuple)) for os in by_prompt)
+    if not lists or not all(isinstance(o, str) for os in by_prompt for o in os):
+        raise ConfigError(f'The options are {short_repr(options)}; give strings.')
     if len(by_prompt)!=len(prompts) or len(set(map(len, by_prompt)))>1:
         raise ConfigError('Give one list of options a prompt, all of the same length.')
     return by_prompt
@@ -312,6 +315,8 @@ test_eq(rows_run(['a', 'a) of course']), 1)
 # %%
 with expect_fail(ConfigError, contains='no BOS'): option_logprobs(plain, [''], ['a'])
 with expect_fail(ConfigError, contains='empty'): option_logprobs(plain, ['x'], ['a',''])
+for wrong in ([None], ['a', 5], [['a', None]], [[['a']]]):
+    with expect_fail(ConfigError, contains='give strings'): option_logprobs(plain, ['x'], wrong)
 trims = random_model('llama') # Some tokenizers drop a space at the end
 trims.tokenizer.backend_tokenizer.normalizer = normalizers.Strip(left=False)
 with expect_fail(ConfigError, contains='nothing'): option_logprobs(trims, ['x'], ['a',' '])

@@ -22,7 +22,7 @@ from hashlib import blake2b
 import numpy as np, torch
 
 from moral_sc.foundation.arguments import checked
-from moral_sc.foundation.errors import ConfigError
+from moral_sc.foundation.errors import ConfigError, short_repr
 from moral_sc.foundation.progress import progress_callback
 from moral_sc.foundation.runs import content_key
 from moral_sc.language.chat import Prompt, encode_after, encode_prompt
@@ -354,7 +354,7 @@ def sample(
     _check_values(lm, values, run)
     prompts = [encode_prompt(lm, p) for p in prompts]
     eos = eos_ids(lm)
-    stop = [stop] if isinstance(stop, str) else list(stop)
+    stop = stop_strings(stop)
     after = [None]*len(prompts) if after is None else [(t, list(o)) for t,o in after]
     extra = [len(lm.tokenizer(a[0]+a[1][0]).input_ids) for a in after if a]
     if prompts:
@@ -414,6 +414,15 @@ def check_sampling_args(prompts, keys, n, temperature, top_p, logprobs=False):
         raise ConfigError(f'sample: temperature is {temperature}; give 0 or more.')
     if not 0<top_p<=1:
         raise ConfigError(f'sample: top_p is {top_p}; give a number in (0, 1].')
+
+def stop_strings(
+    stop, # A string, several, or None
+)->list:
+    "Return the texts that end an answer as a list"
+    stop = [stop] if isinstance(stop, str) else list(stop or ())
+    if not all(isinstance(s, str) and s for s in stop):
+        raise ConfigError(f'sample: stop is {short_repr(stop)}; give strings that are not empty.')
+    return stop
 
 def _check_values(lm, values, run):
     if values and not has_plain_lm_head(lm):
@@ -693,6 +702,10 @@ with tempfile.TemporaryDirectory() as d, open_run(d, {}) as run:
     test_eq(len(run), 2)
 with expect_fail(ConfigError, contains='alike'): sample(lm, ['x','y'], keys=['k','k'])
 with expect_fail(ConfigError, contains='top_p'): sample(lm, ['x'], top_p=0)
+for wrong in ([''], [5], ''):
+    with expect_fail(ConfigError, contains='not empty'): sample(lm, ['x'], stop=wrong)
+test_eq(sample(lm, ['x'], max_new_tokens=2, stop=None), sample(lm, ['x'], max_new_tokens=2))
+with expect_fail(ConfigError, contains='A text is empty'): sample(lm, [''])
 with expect_fail(ConfigError, contains="The text 'long' has 2256 tokens, but the context"):
     sample(lm, ['x', 'x'*2000], 256, keys=['short', 'long'])
 faults = [(dict(logprobs='always'), "give True, False or 'tempered'"),

@@ -32,7 +32,8 @@ from moral_sc.language.engine.continuous_batching import (ContinuousBatch, commo
 from moral_sc.language.engine.kv_cache import preallocated_cache
 from moral_sc.language.engine.prefix_tree import shared_prefix
 from moral_sc.language.generation import (GenerationRow, check_sampling_args, generate_static,
-                                          noise, sample_from_record, sample_record, token_chooser)
+                                          noise, sample_from_record, sample_record, stop_strings,
+                                          token_chooser)
 
 # %%
 #| hide
@@ -278,7 +279,7 @@ def generate_multi_turn(
     keys = [str(k) for k in (range(len(prompts)) if keys is None else keys)]
     check_sampling_args(prompts, keys, max_new_tokens, temperature, top_p)
     first = [(k, encode_prompt(lm, p)) for k,p in zip(keys, prompts)]
-    stop = [stop] if isinstance(stop, str) else list(stop)
+    stop = stop_strings(stop)
     sizes = [len(p.ids)+3*max_new_tokens for _,p in first] # Typical columns of a row
     groups = batches(sizes, 4*max_tokens, 4*batch)
     choose = token_chooser(temperature, top_p)

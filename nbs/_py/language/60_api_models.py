@@ -29,7 +29,7 @@ from moral_sc.foundation.arguments import checked
 from moral_sc.foundation.errors import ConfigError, ModelError
 from moral_sc.foundation.runs import content_key, run_or_temporary
 from moral_sc.language.chat import Prompt, request_prefill
-from moral_sc.language.generation import Sample, check_sampling_args
+from moral_sc.language.generation import Sample, check_sampling_args, stop_strings
 
 # %%
 #| hide
@@ -356,7 +356,7 @@ def _request(lm, messages, **settings):
     try: text = _send(lm, messages, settings)
     except openai.OpenAIError as e: raise _translate_error(lm, e) from None
     try: return read_reply(json.loads(text))
-    except ValueError: return dict(unreadable='no JSON')
+    except (ValueError, RecursionError): return dict(unreadable='no JSON')
 
 
 # %% [markdown]
@@ -444,6 +444,9 @@ replies = [read_reply(t) for t in tests]
 test_eq([r.get('text') for r in replies[:5]], ['(b)', '(b)', '(b) \ufffd', '(b)', ''])
 test_eq(replies[3]['tokens'], [['b', None, []], ['c', -1, []]])
 test_eq(['unreadable' in r for r in replies], [False]*5+[True]*5+[False])
+for text in ('<html>', '', '['*100_000):
+    with mock.patch.dict(globals(), _send=lambda *a, text=text: text):
+        test_eq(_request(None, []), dict(unreadable='no JSON'))
 for r in replies: json.dumps(r).encode()
 
 
@@ -592,7 +595,7 @@ class APIModel:
     )->list:                    # One `Sample` a prompt; ids only count the tokens
         "Sample a text for each prompt"
         keys = list(range(len(prompts))) if keys is None else keys
-        stop = [stop] if isinstance(stop, str) else list(stop)
+        stop = stop_strings(stop)
         check_sampling_args(prompts, keys, max_new_tokens, temperature, 1.)
         if len(stop)>4: raise ConfigError(f'sample: {len(stop)} stop strings; an API takes four.')
         settings = [dict(temperature=temperature, max_tokens=max_new_tokens,

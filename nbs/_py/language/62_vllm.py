@@ -28,7 +28,7 @@ from moral_sc.language.chat import encode_prompt
 from moral_sc.language.models import eos_ids
 from moral_sc.language.engine.batching import check_rows
 from moral_sc.language.generation import (GenerationRow, check_sampling_args, sample_from_record,
-                                          sample_record)
+                                          sample_record, stop_strings)
 from moral_sc.language.reward_head import save_model
 
 # %%
@@ -130,7 +130,7 @@ def sample_vllm(
         raise ConfigError('sample_vllm: vLLM returns log-probabilities at temperature 1 only; give '
                           'logprobs=True, or use `sample`.')
     ps = [encode_prompt(lm, p) for p in prompts]
-    stop = [stop] if isinstance(stop, str) else list(stop)
+    stop = stop_strings(stop)
     if ps: check_rows(lm, [p.ids for p in ps], max_new_tokens)
     options = dict(new=max_new_tokens, temperature=temperature, top_p=top_p, stop=stop,
                seed=seed, logprobs=logprobs, model=lm.identity,

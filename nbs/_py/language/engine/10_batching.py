@@ -121,8 +121,11 @@ def check_rows(
     if lm.model.training:
         raise ConfigError(f'{lm.name} is in training mode, in which dropout makes its answers '
                           'random; call model.eval() first.')
+    if not all(len(r) for r in rows):
+        raise ConfigError(f'A text is empty, and {lm.name} has no token to begin with; give it '
+                          'some text.')
     size = _vocabulary_size(lm.model)
-    top = max((max(r) for r in rows if len(r)), default=0)
+    top = max(map(max, rows), default=0)
     if top>=size:
         raise ConfigError(f'A text of {lm.name} has the token {top}, but the model has {size} '
                           'tokens: its tokenizer belongs to another model, or has tokens that were '
@@ -138,7 +141,9 @@ def check_rows(
 
 # %%
 strict = random_model('neox')
-check_rows(strict, [[1, 2], []])
+check_rows(strict, [[1, 2]])
+check_rows(strict, [])
+with expect_fail(ConfigError, contains='A text is empty'): check_rows(strict, [[1, 2], []])
 with expect_fail(ConfigError, contains='has the token 261'): check_rows(strict, [[1, 261]])
 with expect_fail(ConfigError, contains='has 5000 tokens'): check_rows(strict, [[1]*5000])
 strict.model.train()
