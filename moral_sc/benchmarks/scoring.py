@@ -18,7 +18,7 @@ from .harness import (BenchmarkRow, baseline_generate, baseline_logprobs,
                                          choose_batch_size, format_ratio, format_summary,
                                          interleave, load_record, describe_machine, measure_rows,
                                          recorded_row, check_row_names, start_record, summarise,
-                                         time_stamp, torch_threads)
+                                         torch_threads)
 from ..bias import bbq
 from ..bias.admissions import build_applicants, load_students
 from ..bias.asking import STOP
@@ -26,6 +26,7 @@ from ..bias.bbq.items import stratified
 from ..bias.conditions import build_prompt
 from ..foundation.datasets import available, fetch, read_jsonl
 from ..foundation.errors import ConfigError
+from ..foundation.runs import utc_now
 from ..language.generation import sample
 from ..language.loading import load
 from ..language.models import LM
@@ -268,6 +269,7 @@ def measure_scoring(
     row:ScoringRow, w:ScoringWorkload,
     seconds=40.,  # Approximate time for the row
     repeats=5,
+    max_units=None, # Units of work in a turn, at most; None: as the row needs
 )->dict:
     "Measure one row with the current number of threads"
     work = [units(w) for units in row.units] if row.units else [w.scenes]*2
@@ -278,7 +280,8 @@ def measure_scoring(
     per_unit = [t/row.probe for _,t in best]
     turn = seconds*.7/repeats
     fit = (turn*.75/per_unit[0], turn*.25/per_unit[1]) if row.units else [turn/sum(per_unit)]*2
-    n = [int(np.clip(k, row.min_units, min(row.max_units, len(u)))) for k,u in zip(fit, work)]
+    most = [min(row.max_units, len(u), max_units or len(u)) for u in work]
+    n = [int(np.clip(k, min(row.min_units, m), m)) for k,m in zip(fit, most)]
     runs = [f(w, u[:k], size) for f,u,k,(size,_) in zip(sides, work, n, best)]
     turns = interleave(runs, repeats)
     scale = np.array([len(u)/k for u,k in zip(work, n)])
@@ -298,6 +301,7 @@ def bench_scoring(
     threads=None,   # Of both sides; None: one, then as many as there are
     device='cpu',   # Or 'cuda'
     seconds=40.,    # Approximate time per row and number of threads; long rows take more
+    max_units=None, # Work in a turn, at most, for a trial; None: as the row needs
     model='smollm2-135m-instruct', # Or an `LM`
     out=None,       # JSON file, written after each row; other rows in it are kept
     progress=None,  # Called with the name of each row before it is measured
@@ -316,8 +320,8 @@ def bench_scoring(
         if reason: return dict(skipped=reason)
         entry = {}
         for n in counts if row.one_thread else counts[-1:]:
-            with torch_threads(n): result = measure_scoring(row, w, seconds, repeats)
-            entry[str(n)] = result | dict(commit=record['provenance']['commit'], end=time_stamp())
+            with torch_threads(n): result = measure_scoring(row, w, seconds, repeats, max_units)
+            entry[str(n)] = result | dict(commit=record['provenance']['commit'], end=utc_now())
         return entry
     return scoring_table(measure_rows(record, names, measure, out, progress))
 

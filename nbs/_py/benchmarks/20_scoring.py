@@ -32,7 +32,7 @@ from moral_sc.benchmarks.harness import (BenchmarkRow, baseline_generate, baseli
                                          choose_batch_size, format_ratio, format_summary,
                                          interleave, load_record, describe_machine, measure_rows,
                                          recorded_row, check_row_names, start_record, summarise,
-                                         time_stamp, torch_threads)
+                                         torch_threads)
 from moral_sc.bias import bbq
 from moral_sc.bias.admissions import build_applicants, load_students
 from moral_sc.bias.asking import STOP
@@ -40,6 +40,7 @@ from moral_sc.bias.bbq.items import stratified
 from moral_sc.bias.conditions import build_prompt
 from moral_sc.foundation.datasets import available, fetch, read_jsonl
 from moral_sc.foundation.errors import ConfigError
+from moral_sc.foundation.runs import utc_now
 from moral_sc.language.generation import sample
 from moral_sc.language.loading import load
 from moral_sc.language.models import LM
@@ -391,6 +392,7 @@ def measure_scoring(
     row:ScoringRow, w:ScoringWorkload,
     seconds=40.,  # Approximate time for the row
     repeats=5,
+    max_units=None, # Units of work in a turn, at most; None: as the row needs
 )->dict:
     "Measure one row with the current number of threads"
     work = [units(w) for units in row.units] if row.units else [w.scenes]*2
@@ -401,7 +403,8 @@ def measure_scoring(
     per_unit = [t/row.probe for _,t in best]
     turn = seconds*.7/repeats
     fit = (turn*.75/per_unit[0], turn*.25/per_unit[1]) if row.units else [turn/sum(per_unit)]*2
-    n = [int(np.clip(k, row.min_units, min(row.max_units, len(u)))) for k,u in zip(fit, work)]
+    most = [min(row.max_units, len(u), max_units or len(u)) for u in work]
+    n = [int(np.clip(k, min(row.min_units, m), m)) for k,m in zip(fit, most)]
     runs = [f(w, u[:k], size) for f,u,k,(size,_) in zip(sides, work, n, best)]
     turns = interleave(runs, repeats)
     scale = np.array([len(u)/k for u,k in zip(work, n)])
@@ -434,6 +437,7 @@ def bench_scoring(
     threads=None,   # Of both sides; None: one, then as many as there are
     device='cpu',   # Or 'cuda'
     seconds=40.,    # Approximate time per row and number of threads; long rows take more
+    max_units=None, # Work in a turn, at most, for a trial; None: as the row needs
     model='smollm2-135m-instruct', # Or an `LM`
     out=None,       # JSON file, written after each row; other rows in it are kept
     progress=None,  # Called with the name of each row before it is measured
@@ -452,8 +456,8 @@ def bench_scoring(
         if reason: return dict(skipped=reason)
         entry = {}
         for n in counts if row.one_thread else counts[-1:]:
-            with torch_threads(n): result = measure_scoring(row, w, seconds, repeats)
-            entry[str(n)] = result | dict(commit=record['provenance']['commit'], end=time_stamp())
+            with torch_threads(n): result = measure_scoring(row, w, seconds, repeats, max_units)
+            entry[str(n)] = result | dict(commit=record['provenance']['commit'], end=utc_now())
         return entry
     return scoring_table(measure_rows(record, names, measure, out, progress))
 
@@ -472,8 +476,9 @@ def scoring_table(
 # %%
 with tempfile.TemporaryDirectory() as d:
     path = Path(d)/'bench.json'
-    table = bench_scoring(['bfloat16','admissions'], 2, 1, seconds=.2, model=tiny.lm, out=path)
-    bench_scoring(['orders'], 1, 1, seconds=.2, model=tiny.lm, out=path)
+    trial = dict(seconds=.2, max_units=2, model=tiny.lm, out=path)
+    table = bench_scoring(['bfloat16','admissions'], 2, 1, **trial)
+    bench_scoring(['orders'], 1, 1, **trial)
     record = json.loads(path.read_text())
 test_eq(list(record['rows']), ['bfloat16','admissions','orders'])
 assert record['provenance']['cpu'] and record['rows']['admissions']['1']['repeats']==2

@@ -86,7 +86,7 @@ for kind in ('cpu','gpu'):
 
 # %%
 size = dict(quick=dict(rows=['bfloat16','admissions'], repeats=2, threads=1, seconds=.3,
-                       model=random_model('llama')),
+                       max_units=2, model=random_model('llama')),
             cpu=dict(), gpu=dict(device='cuda'))[scale]
 measured = bench_scoring(**size)
 measured.set_index('against').T

@@ -105,11 +105,11 @@ def training(
 words = 'is it far tea the cup here there . ? , yes no very hot cold and or'.split()
 lm = small_llama(word_tokenizer(words), layers=8, width=512, heads=8)
 prompts = [f'{a} {b}' for a in ('the tea is', 'is it', 'the cup')
-           for b in ('hot', 'very far ,', 'or')]
+           for b in ('hot', 'very far ,')]
 rows = [encode(lm, p+' yes, it is very hot.') for p in prompts]
 
 def scores(): return torch.tensor(option_logprobs(lm, prompts, [' yes', ' no', ' here']))
-def answers(): return [s.ids for s in sample(lm, prompts, 24, seed=2)]
+def answers(): return [s.ids for s in sample(lm, prompts, 12, seed=2)]
 def gradients(**kw):
     with training(lm.model, **kw):
         lm.model.zero_grad()
