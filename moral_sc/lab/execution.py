@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['read_notebook', 'declared_parameters', 'parameter_values', 'Stopped', 'stop_kernels', 'Result', 'strip_escapes',
-           'execute', 'utc_now', 'write_atomic', 'notebook_text']
+           'execute', 'notebook_text']
 
 # %% ../../nbs/lab/12_execution.ipynb #84f70a1a
 import ast
@@ -16,12 +16,12 @@ import threading
 import time
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
 # %% ../../nbs/lab/12_execution.ipynb #0b89a030
 from ..foundation.errors import DataError
-from ..foundation.files import replace_file, use_private_cache
+from ..foundation.files import use_private_cache, write_file
+from ..foundation.runs import utc_now
 from .kernel_server import fork_provisioner, kernel_server, socket_folder
 
 # %% ../../nbs/lab/12_execution.ipynb #dadd0e4f
@@ -155,6 +155,19 @@ def strip_escapes(
     return re.sub(r'\x1b\[[0-9;?]*[A-Za-z]', '', text)
 
 # %% ../../nbs/lab/12_execution.ipynb #b5472406
+def _engine():
+    "Register papermill's engine without its writes between cells; returns the name"
+    from papermill.engines import NBClientEngine, papermill_engines
+    class SavedAtEnd(NBClientEngine):
+        @classmethod
+        def execute_managed_notebook(cls, nb_man, *args, **kwargs):
+            path = nb_man.output_path
+            nb_man.output_path = None
+            try: super().execute_managed_notebook(nb_man, *args, **kwargs)
+            finally: nb_man.output_path = path
+    papermill_engines.register('saved at end', SavedAtEnd)
+    return 'saved at end'
+
 def _papermill(src, dst, parameters, km, env, cwd, on_cell):
     "Run `src` into `dst`; returns the exception that stopped it, or None"
     import logging
@@ -163,7 +176,7 @@ def _papermill(src, dst, parameters, km, env, cwd, on_cell):
     for k in ('papermill', 'traitlets'): logging.getLogger(k).setLevel(logging.CRITICAL)
     try:
         with _running(km, env=env, cwd=str(cwd)):
-            pm.execute_notebook(src, dst, parameters, kernel_name='python3',
+            pm.execute_notebook(src, dst, parameters, _engine(), kernel_name='python3',
                                 language='python', progress_bar=False, km=km,
                                 on_cell_start=on_cell)
     except (pm.PapermillExecutionError, DeadKernelError) as e:
@@ -263,27 +276,11 @@ def execute(
     failure = _failure(e, executed, at[0]) if e else {}
     res = Result(page or Path(src).stem, not e, start, seconds, **failure)
     executed.metadata['moral_sc'] = {**(note or {}), **asdict(res)}
-    write_atomic(dst, notebook_text(executed))
+    write_file(dst, notebook_text(executed))
     part.unlink()
     return res
 
-def utc_now()->str:
-    "The time, UTC, to the second"
-    return datetime.now(UTC).isoformat(timespec='seconds')
-
 # %% ../../nbs/lab/12_execution.ipynb #0e6a4b80
-def write_atomic(
-    path,
-    text, # str or bytes
-):
-    "Write a file atomically; leave it alone if it already has this content"
-    path = Path(path)
-    data = text if isinstance(text, bytes) else text.encode()
-    if path.is_file() and path.read_bytes()==data: return path
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replace_file(path) as part: part.write_bytes(data)
-    return path
-
 def notebook_text(
     nb, # A notebook
 )->str: # As it stands in a file
