@@ -23,6 +23,7 @@
 # %%
 #| export
 import asyncio, json, os, random, tempfile
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -144,7 +145,9 @@ def _inspect_scorer(lines):
         score = await choice()(state, Target(s.target))
         return SampleScore(score=score.model_copy(update=dict(value=float(score.value=='C'))))
     async def every(): return [await one(l) for l in lines]
-    return _scores({('overall','accuracy'):accuracy()(asyncio.run(every()))})
+    with ThreadPoolExecutor(1) as pool: # A notebook has a loop of its own
+        samples = pool.submit(asyncio.run, every()).result()
+    return _scores({('overall','accuracy'):accuracy()(samples)})
 
 def _with_question(state):
     from inspect_ai.model import ChatMessageUser
@@ -291,7 +294,7 @@ def check_tools(
 
 def _summary(rows):
     "Count verdicts by tool, case and kind of metric"
-    kind = rows.metric.str.partition('_')[0].where(rows.metric!='', 'accuracy')
+    kind = rows.metric.str.partition('_')[0].rename('kind')
     n = rows.groupby(['tool', 'version', 'questions', 'case', kind, 'verdict'], sort=False).size()
     return [dict(zip(n.index.names, k)) | dict(values=int(v)) for k,v in n.items()]
 
