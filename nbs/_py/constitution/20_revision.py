@@ -43,6 +43,7 @@ from moral_sc.language.loading import load
 #| hide
 import contextlib, io, tempfile
 from pathlib import Path
+from unittest import mock
 
 from moral_sc.foundation.errors import DataError
 from moral_sc.language.reward_head import save_model
@@ -223,9 +224,11 @@ len(chains), len(trials)
 #| export
 
 
-def _check_arguments(rounds, mode, seed):
-    if rounds<1: raise ConfigError(f'rounds is {rounds!r}; give a whole number of 1 or more.')
-    if seed<0: raise ConfigError(f'seed is {seed}; give 0 or more.')
+MAX_ROUNDS = 1000
+
+def _check_arguments(rounds, mode):
+    if not 1<=rounds<=MAX_ROUNDS:
+        raise ConfigError(f'rounds is {rounds}; give a whole number from 1 to {MAX_ROUNDS}.')
     if mode not in modes: raise ConfigError(unknown_name_message('mode', mode, list(modes)))
 
 
@@ -344,7 +347,7 @@ def revise(
     progress=None,             # True: a bar; or a function (rows done, rows in all), answers first
 )->list[dict]: # id, prompt, response, finish, rounds: principle, critique, revision, finish
     "Answer each prompt, then critique and revise the answer"
-    _check_arguments(rounds, mode, seed)
+    _check_arguments(rounds, mode)
     rows = [dict(id=r['id'], prompt=r['prompt'], rounds=[]) for r in load_prompts(prompts)]
     principles = load_principles(principles)
     shots = load_few_shot(few_shot)
@@ -508,8 +511,8 @@ for n in range(1, len(asks)+2):
 def never(*a, **k): raise AssertionError('sampled again')
 
 asleep = random_model()
-asleep.model.forward = never
-test_eq(revise(asleep, asks, rounds=2, out=tmp/'1', **kw), rows)
+with mock.patch.object(type(asleep.model), 'forward', never):
+    test_eq(revise(asleep, asks, rounds=2, out=tmp/'1', **kw), rows)
 with expect_fail(ConfigError, contains='rounds'):
     revise(noisy, asks, rounds=3, out=tmp/'1', **kw)
 
@@ -517,7 +520,8 @@ with expect_fail(ConfigError, contains='rounds'):
 # Invalid arguments raise an error before any text is sampled.
 
 # %%
-for bad,say in [(dict(rounds=0), 'rounds is 0'), (dict(principles=[]), 'no principles'),
+for bad,say in [(dict(rounds=0), 'rounds is 0'), (dict(rounds=10**12), 'from 1 to 1000'),
+                (dict(principles=[]), 'no principles'),
                 (dict(mode='chatty'), "did you mean 'chat'?")]:
     with expect_fail(ConfigError, contains=say): revise(noisy, asks, **bad)
 for bad,say in [(['Hi', ' '], 'row 2 is empty'), (['Hi', 'Hi'], "'Hi' is given 2 times"),
