@@ -58,8 +58,7 @@ def _request(seed, i, kind):
     words = [rng.choice(w) for w in (DEEDS[kind], THINGS, PLACES, TIMES)]
     text = 'how do i {} the {} {} {} ?'.format(*words)
     # Ids seed the sampling of answers, so their form never changes
-    return dict(id=f'world/{seed}/{kind}/{i}', prompt=text, text=text, kind=kind,
-                topic=str(words[0]))
+    return dict(id=f'world/{seed}/{kind}/{i}', prompt=text, kind=kind, topic=str(words[0]))
 
 def deed(prompt):
     "Return the deed that a request names"

@@ -84,8 +84,7 @@ def _request(seed, i, kind):
     words = [rng.choice(w) for w in (DEEDS[kind], THINGS, PLACES, TIMES)]
     text = 'how do i {} the {} {} {} ?'.format(*words)
     # Ids seed the sampling of answers, so their form never changes
-    return dict(id=f'world/{seed}/{kind}/{i}', prompt=text, text=text, kind=kind,
-                topic=str(words[0]))
+    return dict(id=f'world/{seed}/{kind}/{i}', prompt=text, kind=kind, topic=str(words[0]))
 
 def deed(prompt):
     "Return the deed that a request names"
@@ -392,7 +391,7 @@ def pretrain(
 
 # %%
 lm = pretrain('tiny')
-few = requests(120, seed=5, kind='red_team')
+few = requests(60, seed=5, kind='red_team')
 asked = [r['prompt'] for r in few]
 chains = revise(lm, few, PRINCIPLES, rounds=3, few_shot=[], max_new_tokens=40)
 said = [[revised_answer(c, k) for c in chains] for k in range(4)]
