@@ -646,7 +646,7 @@ assert abs(np.cov(drawn.T)-e.cov).max()<.08*e.cov.max()
 
 # %% [markdown]
 # If prompts favour one player or another, that covariance is too small. In this simulation the true
-# difference is known: the ratings that fit the expected wins. Over 600 tournaments of 50 prompts with three
+# difference is known: the ratings that fit the expected wins. Over 400 tournaments of 50 prompts with three
 # votes per pair and prompt, each kind of interval should contain it in 95 % of cases.
 
 # %%
@@ -667,7 +667,7 @@ def coverage(spread, runs, goal):
     return d.groupby('errors', sort=False)[['holds', 'width']].mean()
 
 world = expected(1.2)
-held = coverage(1.2, 600, world[3]-world[0])
+held = coverage(1.2, 400, world[3]-world[0])
 held.round(3)
 
 # %% [markdown]
