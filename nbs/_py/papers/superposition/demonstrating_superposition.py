@@ -125,9 +125,9 @@ table.round(5)
 #
 # ## A model to train yourself
 #
-# Choose a density and press Start: up to eleven models train in your browser, from the random numbers
-# and with the settings of `train`, and their exact losses are compared with a
-# [table of optima](../../superposition/38_optima.ipynb).
+# Choose a density and press Start: up to eleven models train in your browser, with the equations and the
+# random numbers of `train`, the Xavier spread of a single model and batches of 256. Their exact losses are
+# compared with a [table of optima](../../superposition/38_optima.ipynb).
 #
 # ::: {.interactive name=toy-model}
 # ![The interactive figure after 10,000 steps at density 0.1: columns of W of the optimum and of five models, and their exact losses.](../../../docs/pictures/toy-model.png)
