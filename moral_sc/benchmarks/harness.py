@@ -4,13 +4,12 @@
 
 # %% auto #0
 __all__ = ['time_call', 'interleave', 'summarise', 'format_summary', 'torch_threads', 'baseline_logprobs', 'baseline_generate',
-           'choose_batch_size', 'BenchmarkRow', 'check_row_names', 'describe_machine', 'start_record', 'time_stamp',
-           'measure_rows', 'load_record', 'recorded_row', 'format_ratio']
+           'choose_batch_size', 'BenchmarkRow', 'check_row_names', 'describe_machine', 'start_record', 'measure_rows',
+           'load_record', 'recorded_row', 'format_ratio']
 
 # %% ../../nbs/benchmarks/05_harness.ipynb #1d745a3d
 import contextlib, copy, json, re
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from time import perf_counter, process_time
 
@@ -166,10 +165,6 @@ def start_record(
     reusable = stored and stored.get('model')==extra.get('model') and all(
         stored['provenance'].get(k)==machine.get(k) for k in ('cpu','gpu','cores','torch'))
     return dict(provenance=machine, **extra, rows=stored['rows'] if reusable else {})
-
-def time_stamp()->str:
-    "Return the current time in UTC"
-    return datetime.now(UTC).isoformat(timespec='seconds')
 
 def measure_rows(
     record:dict,    # Of `start_record`

@@ -13,8 +13,8 @@ from functools import cache
 import numpy as np, pandas as pd, torch
 from .harness import (format_ratio, format_summary, interleave, load_record,
                                          check_row_names, describe_machine, measure_rows,
-                                         recorded_row, start_record, summarise, time_call,
-                                         time_stamp)
+                                         recorded_row, start_record, summarise, time_call)
+from ..foundation.runs import utc_now
 from ..superposition.engines.simd import Accumulator, compile_kernel, loop, n_lanes
 from ..superposition.features import Sampler
 from ..superposition.model import ToyConfig, batch_loss, check_positive_integers
@@ -232,7 +232,7 @@ def bench_superposition(
     def measure(name):
         result = measure_toy_size(TOY_SIZES[name], seconds, repeats, engine, device, peak,
                                   max_instances)
-        record['provenance']['end'] = time_stamp()
+        record['provenance']['end'] = utc_now()
         return result
     return superposition_table(measure_rows(record, names, measure, out, progress))
 

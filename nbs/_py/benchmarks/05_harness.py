@@ -25,7 +25,6 @@
 #| export
 import contextlib, copy, json, re
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from time import perf_counter, process_time
 
@@ -250,10 +249,6 @@ def start_record(
     reusable = stored and stored.get('model')==extra.get('model') and all(
         stored['provenance'].get(k)==machine.get(k) for k in ('cpu','gpu','cores','torch'))
     return dict(provenance=machine, **extra, rows=stored['rows'] if reusable else {})
-
-def time_stamp()->str:
-    "Return the current time in UTC"
-    return datetime.now(UTC).isoformat(timespec='seconds')
 
 def measure_rows(
     record:dict,    # Of `start_record`
