@@ -315,7 +315,8 @@ def health(
     seed:int=0,
 )->Health:
     "Probe a preference model and decide whether to optimise against it"
-    if kl<=0: raise ConfigError(f'kl is {kl}; give a number above 0.')
+    if kl<=0 or draws<2:
+        raise ConfigError(f'kl is {kl}, draws is {draws}; give kl above 0 and draws of 2 or more.')
     score = _as_score(pm)
     rows = load_labels(held_out, 'held_out')
     prompts = [r['prompt'] for r in rows]

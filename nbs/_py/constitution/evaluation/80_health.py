@@ -336,6 +336,11 @@ class Health:
 
 # %% [markdown]
 # ## The verdict
+#
+# Votes should come from somebody whom you trust more than the labels: a forecast from votes with the same defects as the labels is
+# [worth little](../../papers/constitution/preference_health.ipynb). Give `answers`, some samples of the policy to each held-out prompt, if
+# you can. Without them an answer's score is placed among those of all held-out answers, which presumes that scores of
+# different prompts can be compared.
 
 # %%
 #| export
@@ -450,7 +455,8 @@ def health(
     seed:int=0,
 )->Health:
     "Probe a preference model and decide whether to optimise against it"
-    if kl<=0: raise ConfigError(f'kl is {kl}; give a number above 0.')
+    if kl<=0 or draws<2:
+        raise ConfigError(f'kl is {kl}, draws is {draws}; give kl above 0 and draws of 2 or more.')
     score = _as_score(pm)
     rows = load_labels(held_out, 'held_out')
     prompts = [r['prompt'] for r in rows]
@@ -590,6 +596,7 @@ kinds = [health(pm, few, draws=20), health(pm.save(tmp/'pm'), tmp/'held.csv', dr
 for h in kinds[1:]: pd.testing.assert_frame_equal(h.table, kinds[0].table, atol=1e-4)
 for bad,message in [((pm.model, few), 'without its tokenizer'), ((7, few), 'pm is 7')]:
     with expect_fail(ConfigError, contains=message): health(*bad)
+with expect_fail(ConfigError, contains='draws of 2'): health(truth, few, draws=1)
 with expect_fail(DataError, contains='one prompt'): health(truth, few[:1])
 with expect_fail(DataError, contains='share the prompt'): health(truth, few, labels=few)
 unordered = [dict(prompt='was it ?', a='so', b='no', p=1.)]
