@@ -82,7 +82,7 @@ def figure_page(
 def run_in_browser(
     page:str,       # HTML
     *options,       # Command-line options of Chromium, such as `--window-size=390,800`
-    seconds=60,     # After which it is stopped
+    seconds=300,    # After which it is stopped
 )->str:             # The page after its scripts have run
     "Open a page in a Chromium without a window."
     browser = find_browser()
