@@ -1,0 +1,362 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: python3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Features in a toy language: an instruction's meaning comes before self-correction
+#
+# > Its direction is there at 9,456 parameters, bias falls at 19,176; interference does not fall.
+
+# %% tags=["parameters"]
+scale = 'quick'  # quick: two tiny sizes, seconds; cpu: six sizes; gpu: sizes up to millions
+seed = 0         # of questions and random directions; trainings have seeds of their own
+
+# %%
+#| hide
+from dataclasses import replace
+import numpy as np, pandas as pd, torch
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+from moral_sc.bias.bbq.scoring import bias_score
+from moral_sc.bias.toy.environment import ToyLanguage, toy_benchmark
+from moral_sc.bias.toy.features import (ANSWER_TOKEN, INSTRUCTION_TOKEN, condition_prompts,
+                                        feature_directions, instructed_questions, name_answers,
+                                        name_prompt, question_features, random_directions,
+                                        reading_areas, relative_interference, residual_stream)
+from moral_sc.bias.toy.ladder import Ladder, by_size, model_name, train_ladder
+from moral_sc.bias.toy.plots import add_curve, add_level
+from moral_sc.foundation.figures import COLOURS, INK
+from moral_sc.foundation.statistics import cluster_bootstrap, t_interval
+from moral_sc.lab.claims import as_measurement, record
+from moral_sc.lab.paths import work_dir
+from moral_sc.lab.scales import at_scale
+from moral_sc.language.loading import load
+from moral_sc.superposition.geometry import feature_dimensionality
+
+# %%
+size = at_scale(scale, # the models of the page on size
+    quick=dict(widths=[4, 8], seeds=[0, 1], ladder=Ladder(
+        ToyLanguage(categories=2, traits=2), documents=256, epochs=1, together=2)),
+    cpu=dict(widths=[4, 8, 12, 16, 24, 32], seeds=[0, 1, 2, 3, 4], ladder=Ladder()),
+    gpu=dict(widths=[4, 8, 16, 32, 64, 128, 256, 512], seeds=range(10),
+             ladder=Ladder(documents=128_000)),
+)
+asked = at_scale(scale, quick=dict(fit=200, test=100, random=2),
+                 cpu=dict(fit=2000, test=1000, random=10),
+                 gpu=dict(fit=20_000, test=4000, random=20))
+places = {'instruction': dict(layer=0, token=INSTRUCTION_TOKEN),
+          'answer': dict(layer=size['ladder'].layers-1, token=ANSWER_TOKEN)}
+out = work_dir(f'toy-ladder-{scale}-{seed}')
+train_ladder(out=out, **size)
+kinds = ['group', 'trait', 'stereotype', 'word', 'polarity', 'evidence', 'meaning']
+
+
+# %% [markdown]
+# ## Features, directions, dimensionality
+#
+# > Features that share dimensions interfere: the feature dimensionality
+# > $D_i = \|W_i\|^2 / \sum_j (\hat W_i \cdot W_j)^2$ is the fraction of a dimension that feature $i$
+# > has to itself [@elhage2022].
+# >
+# > The instruction not to be biased begins to help at a certain size [@ganguli2023].
+#
+# In the [toy language](../../bias/toy/10_environment.ipynb) of the [page on size](toy_size.ipynb) every
+# feature of a question is known: which groups meet, which trait is asked for, which group's name
+# agrees with the stereotype, the words of the instruction, polarity, evidence, and whether the
+# instruction means fairness or its opposite. The direction of a feature is its coefficient in a
+# [regression](../../bias/toy/35_features.ipynb) of the residual stream on all features, over
+# questions with an instruction. Read are two places: the last word of the instruction, behind the
+# first layer, and the token that predicts the answer, behind the last layer. The question:
+# does self-correction begin, over size, where the meaning of the instruction stops interfering with
+# the other features? What counts as yes and as no was registered before a model was read.
+
+# %%
+def read_place(lm, language, questions, place):
+    "Directions of features, and areas of a linear reader on unseen instructions"
+    present = [question_features(language, q) for q in questions]
+    stream = [residual_stream(lm, map(name_prompt, q), **place) for q in questions]
+    areas = reading_areas(stream[0], present[0], stream[1], present[1])
+    shuffled = [p.sample(frac=1, random_state=seed) for p in present]
+    chance = reading_areas(stream[0], shuffled[0], stream[1], shuffled[1])
+    W = feature_directions(stream[0], present[0])
+    noise = feature_directions(stream[0], shuffled[0])
+    return pd.DataFrame(W, present[0].columns),noise,areas,chance
+
+def dimensionality(W):
+    return feature_dimensionality(torch.as_tensor(np.array(W))).numpy()
+
+def bias_under(lm, items, condition, **edit):
+    return bias_score(name_answers(lm, items, condition, **edit), items)
+
+def steer(lm, items, direction, place):
+    return bias_under(lm, items, 'q+if', edit=lambda h: h-direction, **place)
+
+def replaced(lm, items, place):
+    "Bias when the token's state is that under the opposite instruction"
+    opposite = residual_stream(lm, condition_prompts(items, 'q+anti'), **place)
+    return bias_under(lm, items, 'q+if', edit=lambda h: opposite, **place)
+
+
+# %%
+def measure(width, s):
+    "All numbers of one model: by feature and place, and by model and place"
+    language = replace(size['ladder'].language, seed=s)
+    lm = load(out/model_name(width, s))
+    questions = [instructed_questions(language, asked['fit'], seed),
+                 instructed_questions(language, asked['test'], seed+1, held_out=True)]
+    items = [i for i in toy_benchmark(language, scenes=1).load() if i.context_condition=='ambig']
+    bias = {c: bias_under(lm, items, c) for c in ('q', 'q+if', 'q+anti')}
+    features,models = [],[]
+    for name,place in places.items():
+        W,noise,areas,chance = read_place(lm, language, questions, place)
+        chosen = dict(place=name, width=width, seed=s)
+        meaning = W.loc['meaning', 'fair'].to_numpy()
+        same = [dimensionality(random_directions(W.to_numpy(), k)) for k in range(asked['random'])]
+        features.append(pd.DataFrame(dict(D=dimensionality(W), area=areas.to_numpy(),
+            D_random=np.mean(same, axis=0), D_shuffled=dimensionality(noise),
+            area_shuffled=chance.to_numpy()), W.index).reset_index().assign(**chosen))
+        sham = random_directions(np.tile(meaning, (asked['random'], 1)), seed)
+        models.append(chosen | dict(parameters=lm.model.num_parameters(), **bias,
+            interference=relative_interference(meaning, W.loc['stereotype'].to_numpy()),
+            steered=steer(lm, items, meaning, place), replaced=replaced(lm, items, place),
+            sham=np.mean([steer(lm, items, v, place) for v in sham])))
+        vectors[name, width, s] = W
+    return pd.concat(features),models
+
+vectors = {}
+measured = [measure(w, s) for w in size['widths'] for s in size['seeds']]
+features = pd.concat([f for f,_ in measured], ignore_index=True)
+models = pd.DataFrame([m for _,ms in measured for m in ms])
+parameters = models.groupby('width').parameters.first().to_dict()
+
+def table_of(place, column):                  # [seed, width]
+    return models[models.place==place].pivot(index='seed', columns='width', values=column)
+
+def kind_table(kind, column='D', place='instruction'): # [seed, width], mean over features
+    d = features[(features.kind==kind) & (features.place==place)]
+    return d.groupby(['seed', 'width'])[column].mean().unstack()
+
+fall = table_of('instruction', 'q')-table_of('instruction', 'q+if')
+
+# %%
+#| label: fig-dimensions
+#| fig-cap: Feature dimensionality at the last word of the instruction, behind the first layer, by kind of feature; words and meaning are those of the instruction. Groups, traits, stereotypes and words are means over the features of the kind. Bars are 95 % intervals over trainings.
+names = dict(group='groups', trait='traits', stereotype='stereotypes', word='words',
+             polarity='polarity', evidence='evidence', meaning='meaning')
+colours = dict(zip(kinds, [COLOURS[k] for k in
+                           ('q', 'linear', 'cot', 'paper', 'match', 'accent', 'if')]))
+fig = go.Figure()
+for k in kinds: add_curve(fig, kind_table(k), parameters, names[k], colours[k])
+fig.update_xaxes(type='log', title_text='Parameters')
+fig.update_yaxes(title_text='Dimensions per feature', rangemode='tozero')
+fig
+
+# %% [markdown]
+# From 9,456 parameters on, the meaning of the instruction and the presence of evidence have 0.3 to 0.5
+# dimensions each, the words of the instruction 0.1 to 0.2. The 72 groups, traits and stereotypes share
+# what is left and have less than 0.1 each.
+#
+# ## Does interference end where self-correction begins?
+
+# %%
+#| label: fig-onset
+#| fig-cap: Left, dimensionality of the instruction's meaning; the dashed curve has random directions of the same lengths in place of all features. Middle, squared cosine of the meaning with stereotype directions, relative to random directions. Right, fall of the bias score by the instruction, ambiguous questions, from probabilities. Bars are 95 % intervals over trainings.
+titles = ('Dimensionality of the meaning', 'Interference with stereotypes', 'Bias, Q less Q+IF')
+fig = make_subplots(1, 3, subplot_titles=titles, horizontal_spacing=.08)
+meaning = kind_table('meaning')
+by_chance = kind_table('meaning', 'D_random')
+interference = table_of('instruction', 'interference')
+add_curve(fig, meaning, parameters, 'model', COLOURS['if'], row=1, col=1)
+add_curve(fig, by_chance, parameters, 'random directions', INK, 'circle-open', row=1, col=1)
+add_curve(fig, interference, parameters, 'model', COLOURS['if'], row=1, col=2)
+add_level(fig, 1, row=1, col=2)
+add_curve(fig, fall, parameters, 'fall of bias', COLOURS['q'], row=1, col=3)
+add_level(fig, 0, row=1, col=3)
+fig.update_xaxes(type='log', title_text='Parameters')
+fig.update_layout(width=860, height=370, margin_t=80, legend_y=1.15)
+fig
+
+# %%
+pd.DataFrame({'D, meaning': by_size(meaning).value, 'random': by_size(by_chance).value,
+              'interference': by_size(interference).value,
+              'squared cosine': by_size(interference/interference.columns).value,
+              'area, meaning': by_size(kind_table('meaning', 'area')).value,
+              'shuffled': by_size(kind_table('meaning', 'area_shuffled')).value,
+              'Q - Q+IF': by_size(fall).value}).rename(index=parameters).rename_axis(
+                  'parameters').round(3)
+
+# %% [markdown]
+# By what was registered, the answer is no. The models with 19,176 and 32,224 parameters have more
+# interference than the two smallest, 4.0 instead of 2.3 times that of random directions. As a squared
+# cosine it falls, from 0.41 to 0.14, but less than wider models would make it fall by themselves. The
+# meaning never has more of a dimension than chance would give it: with random directions of the same
+# lengths it would have 0.64 instead of 0.46 at the largest size.
+#
+# The order in size is another one than the question supposed. A linear reader finds the meaning of
+# unseen instructions at 5,844 parameters in some models (mean area 0.75) and at 9,456 in nearly all
+# (0.94). Bias falls by 0.06 and 0.08 there and by 0.25 from 19,176 on, because until then there is
+# little bias: to tell two people apart, without which none shows, is
+# [learned last](toy_size.ipynb). Models know what the instruction means before they have what it
+# forbids.
+#
+# ## Models of one size
+#
+# Both curves rise with size, as many things do. Seeds of one size tell more, but five of them do not
+# decide: the correlation within sizes is 0.15, with an interval from -0.92 to 0.83.
+
+# %%
+#| label: fig-models
+#| fig-cap: Each model once, by the dimensionality of the instruction's meaning and the fall of bias under the instruction.
+fig = go.Figure()
+for w,c in zip(size['widths'], COLOURS['sequence']):
+    fig.add_scatter(x=meaning[w], y=fall[w], mode='markers', marker=dict(size=9, color=c),
+                    name=f'{parameters[w]:,}')
+fig.update_xaxes(title_text="Dimensionality of the instruction's meaning")
+fig.update_yaxes(title_text='Bias score, Q less Q+IF')
+fig
+
+# %% [markdown]
+# ## Angles
+
+# %%
+#| label: fig-cosines
+#| fig-cap: Cosines between feature directions of one category and of the instruction, at the last word of the instruction, for three sizes, seed 0. Blue is opposed, red is shared.
+shown = [size['widths'][k] for k in (0, len(size['widths'])//2, -1)]
+def cosines(width, place='instruction'):
+    W = vectors[place, width, size['seeds'][0]]
+    first = question_names(W)
+    U = W.loc[first].to_numpy()
+    U = U/np.linalg.norm(U, axis=1, keepdims=True).clip(1e-12)
+    return (100*U@U.T).round().astype(np.int8),[f'{k} {n}' for k,n in first]
+
+def question_names(W):
+    "The features of the first category, and those that all categories share"
+    language = size['ladder'].language
+    count = dict(group=language.groups, trait=language.traits, stereotype=language.groups)
+    return [f for k in kinds for f in W.loc[[k]].index[:count.get(k)]]
+
+fig = make_subplots(1, 3, subplot_titles=[f'{parameters[w]:,} parameters' for w in shown],
+                    shared_yaxes=True, horizontal_spacing=.02)
+for i,w in enumerate(shown):
+    z,labels = cosines(w)
+    fig.add_heatmap(z=z/100, x=labels, y=labels, coloraxis='coloraxis', row=1, col=i+1)
+ends = {k: next(l for l in labels if l.startswith(k)) for k in kinds[:4]}
+rest = 'polarity, evidence, meaning'
+fig.update_xaxes(showticklabels=False, ticks='')
+fig.update_yaxes(tickvals=[*ends.values(), labels[-2]], autorange='reversed',
+                 ticktext=[*(names[k] for k in ends), rest])
+fig.update_layout(width=860, height=370, margin_l=180, coloraxis=dict(
+    colorscale=COLOURS['diverging'], cmin=-1, cmax=1, colorbar_title='cosine'))
+fig
+
+# %% [markdown]
+# At the smallest size all directions lie along a few axes. At 9,456 parameters the words form two
+# groups of opposite sign: verbs that tell to follow with nouns for custom, and verbs that tell to
+# ignore with nouns for the text. An instruction is fair if it has one word of each, and the direction
+# of the meaning is nearly orthogonal to both: it is not a sum of words. At 32,224 parameters most
+# features are closer to orthogonal.
+#
+# ## Steering
+#
+# If the direction carries the instruction's meaning, taking it away brings the bias back. The whole
+# effect of the meaning, the difference between fair and opposite, is subtracted from the state of
+# one token while the instruction is given, and so are random directions of the same length. As an
+# upper bound, the whole state of the token is replaced by that under the opposite instruction.
+
+# %%
+#| label: fig-steering
+#| fig-cap: Bias score on ambiguous questions, from probabilities. Left, edits at the last word of the instruction, behind the first layer; right, at the answer, behind the last layer. Bars are 95 % intervals over trainings.
+columns = {'q': ('Q', COLOURS['q'], 'circle'), 'q+if': ('Q+IF', COLOURS['if'], 'diamond'),
+           'steered': ('Q+IF, without the meaning', COLOURS['cot'], 'square'),
+           'sham': ('Q+IF, random directions', INK, 'circle-open'),
+           'replaced': ('Q+IF, state under Q+anti', COLOURS['accent'], 'x')}
+fig = make_subplots(1, 2, subplot_titles=('At the instruction', 'At the answer'),
+                    shared_yaxes=True, horizontal_spacing=.06)
+for i,place in enumerate(places):
+    for c,style in columns.items():
+        add_curve(fig, table_of(place, c), parameters, *style, row=1, col=i+1)
+fig.update_xaxes(type='log', title_text='Parameters')
+fig.update_yaxes(title_text='Bias score, ambiguous', col=1)
+fig.update_layout(width=860, height=400, margin_t=110, legend_y=1.15)
+fig
+
+# %%
+models.groupby(['place', 'width'], sort=False)[list(columns)].mean().rename(
+    index=parameters, level=1).round(3)
+
+
+# %% [markdown]
+# At the instruction, one direction undoes 62 % of the fall at 19,176 parameters and 41 % at 32,224
+# (-14 to 96 %), random directions 15 and 8 %. The whole state of the token undoes 82 and 72 %, so
+# that most of what passes through the token lies along the direction. At the answer the same is
+# seen, weaker: 23 and 30 %.
+#
+# ## What was put in and what came out
+#
+# Put in: which features a question has, and, in half of the documents' questions, an instruction of
+# two words whose pair decides. Came out: at which size the pair's meaning is found in one direction
+# of the residual stream, how much of a dimension it takes, and what becomes of the answers without
+# it. With features shuffled over questions, the reader finds nothing.
+#
+# ## What this does not show
+#
+# A regression divides what features share by a convention, and dimensionality weighs all features
+# alike, rare ones too. Where a model does not have the meaning, its direction is noise, and so are the
+# angles at the smallest sizes. Two tokens of two layers are read; the meaning may lie elsewhere as
+# well. Five trainings leave wide intervals: six of seven rows are undecided. The models were trained
+# again for this page: rounding makes trainings differ, and their bias differs from that of the page on
+# size by up to 0.07 in one model and 0.02 in the means.
+#
+# ## Claims
+#
+# The criteria are in `data/claims/self_correction_toy_superposition.toml`.
+
+# %%
+def centred(d): return (d-d.mean()).to_numpy()
+
+def rows_of(*tables):                         # [model, width index and a value of each table]
+    index = np.tile(np.arange(len(size['widths'])), len(tables[0]))
+    return np.column_stack([index, *(t.to_numpy().ravel() for t in tables)])
+
+def within_sizes(rows):
+    "Correlation of two columns, the mean of each size removed"
+    d = pd.DataFrame(rows, columns=['width', 'a', 'b'])
+    a,b = (d[k]-d.groupby('width')[k].transform('mean') for k in 'ab')
+    spread = np.sqrt((a**2).sum()*(b**2).sum())
+    return float((a*b).sum()/spread) if spread else 0. # A draw may have one seed alone
+
+def half_rise(means, x):
+    "Where means over size first reach half of the largest, linear between sizes"
+    above = means>=means.max()/2
+    k = int(above.argmax())
+    if k==0: return x[0]
+    step = (means.max()/2-means[k-1])/(means[k]-means[k-1])
+    return x[k-1]+step*(x[k]-x[k-1])
+
+def onset_gap(rows):
+    "Logarithm of the ratio of the sizes at which two columns rise"
+    means = pd.DataFrame(rows).groupby(0).mean().to_numpy()
+    x = np.log10([parameters[w] for w in size['widths']])
+    return float(half_rise(means[:,0], x)-half_rise(means[:,1], x))
+
+both = rows_of(meaning, fall)
+by_seed = np.repeat(np.arange(len(size['seeds'])), len(size['widths']))
+last = size['widths'][-1]
+few,many = size['widths'][:2],size['widths'][-2:]
+at_word = models[(models.place=='instruction') & (models.width==last)]
+rise = (at_word.steered-at_word['q+if']).to_numpy()
+estimates = {
+    'meaning-with-correction': cluster_bootstrap(both, by_seed, within_sizes, seed=seed),
+    'meaning-onset': cluster_bootstrap(both, by_seed, onset_gap, seed=seed),
+    'interference-falls': t_interval(interference[many].mean(axis=1)
+                                     - interference[few].mean(axis=1)),
+    'less-than-random': t_interval((meaning-by_chance)[last]),
+    'meaning-read': t_interval(kind_table('meaning', 'area')[last]),
+    'steering-beats-random': t_interval(at_word.steered-at_word.sham),
+    'steering-returns': t_interval(rise/fall[last].mean())}
+record(scale, {f'self_correction/toy-{k}': as_measurement(v) for k,v in estimates.items()},
+       parameters=parameters[last])
