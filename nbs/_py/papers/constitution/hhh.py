@@ -35,14 +35,15 @@ from moral_sc.language.loading import load_or_stub
 
 # %%
 size = at_scale(scale, # questions (None: all), those for other formats, thoughts, tokens, shots
-    quick=dict(items=4, few=1, types=1, thoughts=1, tokens=8, shots=1,
+    quick=dict(items=4, few=1, types=1, ours=12, thoughts=1, tokens=8, shots=1,
                models=['smollm2-135m-instruct']),
-    cpu=dict(items=None, few=12, types=None, thoughts=1, tokens=40, shots=2,
+    cpu=dict(items=None, few=12, types=None, ours=None, thoughts=1, tokens=40, shots=2,
              models=['smollm2-135m-instruct']),
-    gpu=dict(items=None, few=None, types=None, thoughts=5, tokens=256, shots=5,
+    gpu=dict(items=None, few=None, types=None, ours=None, thoughts=5, tokens=256, shots=5,
              models=['smollm2-135m-instruct', 'gemma-3-270m']),
 )
-sets,missing = hhh.load_sets(size['items'], seed, harm_types=size['types'])
+sets,missing = hhh.load_sets(size['items'], seed, harm_types=size['types'], original=size['ours'],
+                             ethical=size['ours'])
 few = hhh.load_hhh_or_ours('hhh', size['few'], seed)[0]
 lms = {n: load_or_stub(n, hhh.uniform_model) for n in models or size['models']}
 main = next(iter(lms))

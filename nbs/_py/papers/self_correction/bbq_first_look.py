@@ -33,12 +33,12 @@ from moral_sc.language.scoring import option_logprobs
 
 # %%
 size = at_scale(scale, # questions in the order of the file, in three option orders, with reasoning
-    quick=dict(limit=32, reordered=32, reasoning=8, max_new_tokens=8),
+    quick=dict(limit=16, reordered=8, reasoning=4, max_new_tokens=4),
     cpu=dict(limit=400, reordered=120, reasoning=160, max_new_tokens=256),
     gpu=dict(limit=None, reordered=None, reasoning=None, max_new_tokens=256),
 )
-MODELS = dict(quick=(), cpu=('smollm2-135m-instruct',), gpu=('smollm2-135m-instruct',))
-lms = load_models(models, MODELS[scale], lambda: letter_prior_model(dict(a=.05, b=.15, c=.8)))
+stub = lambda: letter_prior_model(dict(a=.05, b=.15, c=.8))
+lms = load_models(models, ['smollm2-135m-instruct'], stub)
 lm = next(iter(lms.values())) # The page is about the first model
 items = bbq.load(source='auto')
 covered = bbq.coverage(i.category for i in items)
