@@ -178,14 +178,15 @@ fig.update_layout(height=460, coloraxis=dict(colorscale='Viridis', cmin=0, cmax=
 # For independent features the directions are found in every cell, and likewise where importance is unequal. What
 # varies is how well a latent tells whether its feature is active. Sparse coding with the true directions (`ceiling` in
 # the table below) does hardly better: where features of one polytope are active together, the activation itself does
-# not tell. At density 0.3 models store only two features in a dimension, and F1 rises again.
+# not tell. At density 0.3 models store only two features in a dimension, and F1 rises again. All cells of independent
+# features lie within the bound of compressed sensing, so that its edge is not tested by them.
 #
 # Anticorrelated pairs are read slightly worse, not better as we expected: opposite members share a dimension, and
 # models store more features.
 #
 # Correlated pairs are different. Sparse coding with the true directions reads them as well as others, and the
 # dictionary does not. Two features that are always active together span a plane, in which any two directions on either
-# side of the pair reconstruct it exactly: the activations do not determine the directions.
+# side of the pair reconstruct it exactly. Without a penalty on the latents the loss does not determine the directions.
 
 # %%
 columns = ['features','mcc','found','f1','ceiling','dead','split','vertex','face',
@@ -195,7 +196,8 @@ rows.groupby(['condition','density'])[columns].mean().round(2)
 # %% [markdown]
 # ## Features that are active together
 #
-# A dictionary reads a feature well if the rest of its polytope is silent.
+# A dictionary reads a feature well if the rest of its polytope is silent. The features are those of all densities, which
+# is why the number varies so widely.
 
 # %%
 #| label: fig-coactive
@@ -232,7 +234,8 @@ kinds_of_latents.loc[conditions].round(3)
 # %% [markdown]
 # Two thirds of the live latents of independent features are vertices; the others are off by more than 11 degrees. For
 # correlated pairs a tenth of the latents are faces, six times as many as in the control. TopK rarely splits a feature,
-# and correlation does not change that: we expected the opposite.
+# and correlation does not change that: we expected the opposite. Importance makes no difference to the directions that
+# are found, as the next table shows.
 #
 # ## Unequal importance
 #
