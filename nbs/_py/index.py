@@ -22,12 +22,14 @@ from moral_sc.lab.site.papers import claim_counts, side_by_side
 
 # %%
 #| label: fig-three-results
-#| fig-cap: One recorded result of each paper. Left, equal features share dimensions in the fractions of polytopes. Middle, a policy trained against a preference model gains score while its true score falls. Right, at 135 and 268 million parameters the instruction not to be biased changes no bias score by 0.001 or more.
+#| fig-cap: The three papers in toy environments. Left, how much of a dimension three kinds of features have in transformers trained on an invented language: stereotypes, presence of evidence, meaning of the instruction. Middle, a policy trained against a preference model gains score while its true score falls. Right, in transformers of the same sizes, bias under the plain question (Q) grows with size, and an instruction not to be biased (Q+IF) lowers it; dotted lines are an ideal reader, the dashed line a 4-gram model. Bars are 95 % intervals over five trainings.
 #| echo: false
 side_by_side({
-    'Superposition': ('superposition/uniform_superposition', 'fig-shares'),
+    'Superposition': ('self_correction/toy_superposition', 'fig-dimensions'),
     'Constitutional AI': ('constitution/over_optimisation', 'fig-goodhart'),
-    'Moral self-correction': ('self_correction/bias_by_category', 'fig-overall')})
+    'Moral self-correction': ('self_correction/toy_size', 'fig-bias')},
+    curves={'Superposition': ['stereotypes', 'evidence', 'meaning'],
+            'Moral self-correction': ['Q', 'Q+IF']})
 
 # %% [markdown]
 # ## Install and run
