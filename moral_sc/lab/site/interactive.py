@@ -7,6 +7,8 @@ __all__ = ['FIGURES', 'STYLE', 'SCRIPTS', 'interactive_dir', 'replace_blocks', '
            'find_browser', 'figure_page', 'run_in_browser', 'draw_picture', 'results_in_browser']
 
 # %% ../../../nbs/lab/site/15_interactive.ipynb #69dff22e
+import json
+import os
 import re
 import subprocess
 import tempfile
@@ -59,7 +61,6 @@ def is_chromium(
 
 def find_browser()->str|None:
     "Return the path of a Chromium, from `BROWSER_PATH` or where kaleido finds one, or None."
-    import os
     try: from choreographer.browsers.chromium import Chromium
     except ImportError: return None
     path = os.environ.get('BROWSER_PATH') or Chromium.find_browser(skip_local=False)
@@ -130,5 +131,4 @@ def results_in_browser(
     found = re.search(r'<script type="application/json" id="result">(.*?)</script>', dom, re.S)
     if not found: raise ConfigError(f'The page of {name} ended without a result: run its script '
                                     'in a browser and look at the console.')
-    import json
     return json.loads(found[1])

@@ -16,6 +16,8 @@
 
 # %%
 #| export
+import json
+import os
 import re
 import subprocess
 import tempfile
@@ -28,9 +30,6 @@ from moral_sc.foundation.errors import ConfigError, unknown_name_message
 
 # %%
 #| hide
-import html
-import json
-
 import torch
 from fastcore.test import *
 from moral_sc.superposition import ToyConfig, exact_loss, train
@@ -117,7 +116,6 @@ def is_chromium(
 
 def find_browser()->str|None:
     "Return the path of a Chromium, from `BROWSER_PATH` or where kaleido finds one, or None."
-    import os
     try: from choreographer.browsers.chromium import Chromium
     except ImportError: return None
     path = os.environ.get('BROWSER_PATH') or Chromium.find_browser(skip_local=False)
@@ -211,7 +209,6 @@ def results_in_browser(
     found = re.search(r'<script type="application/json" id="result">(.*?)</script>', dom, re.S)
     if not found: raise ConfigError(f'The page of {name} ended without a result: run its script '
                                     'in a browser and look at the console.')
-    import json
     return json.loads(found[1])
 
 
