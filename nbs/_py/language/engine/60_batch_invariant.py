@@ -267,9 +267,8 @@ def bits(n=150):
 code = '\n'.join(['import torch', 'from hashlib import sha256',
                   'from moral_sc.language.engine.batch_invariant import invariant_attention',
                   inspect.getsource(bits), 'print(bits())'])
-for _ in range(2):
-    child = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
-    test_eq(child.stdout.strip(), bits())
+child = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
+test_eq(child.stdout.strip(), bits())
 
 
 # %% [markdown]
@@ -301,7 +300,7 @@ lm = small_llama(word_tokenizer(words), layers=8, width=512, heads=8)
 prompts = ['the tea', 'is it', 'yes, it is very far and the cup is here.', 'no',
            'the cup, is it hot?']*3
 
-def sampled_and_trained(new=24):
+def sampled_and_trained(new=12):
     "A coordinate of the state before each token, and its log-probability, by sampler and trainer"
     def first(h): return h[:,0].double()
     with torch.no_grad(), prepacked_weights(lm.model, fused=False):
