@@ -136,7 +136,7 @@ pd.DataFrame(columns).rename(index=parameters).T.round(3)
 # ## What this does not show
 #
 # A model of natural language has other ways to be fair than to decline. Questions that are asked
-# again in several rounds are not part of this page.
+# again are on the page about a [second round](toy_rounds.ipynb).
 #
 # ## Claims
 #

@@ -1,0 +1,198 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: python3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # A second round in a toy language: evidence is lost, the instruction works in part
+#
+# > In a second round accuracy with evidence falls from 0.97 to 0.60, and the instruction does less.
+
+# %% tags=["parameters"]
+scale = 'quick'  # quick: two tiny sizes, seconds; cpu: six sizes; gpu: sizes up to millions
+seed = 0         # of the questions asked; trainings have seeds of their own
+
+# %%
+#| hide
+from dataclasses import replace
+import numpy as np, pandas as pd
+import plotly.graph_objects as go
+from moral_sc.bias.bbq.metrics import accuracy_shortfall
+from moral_sc.bias.bbq.scoring import accuracy, bias_score
+from moral_sc.bias.toy.environment import ToyLanguage, toy_items
+from moral_sc.bias.toy.ladder import Ladder, by_size, train_ladder
+from moral_sc.bias.toy.plots import add_curve
+from moral_sc.foundation.figures import COLOURS
+from moral_sc.foundation.statistics import t_interval
+from moral_sc.lab.claims import as_measurement, record
+from moral_sc.lab.paths import work_dir
+from moral_sc.lab.scales import at_scale
+from moral_sc.language.loading import load
+from moral_sc.language.scoring import next_token_logprobs
+
+# %%
+size = at_scale(scale, # the models of the page on size
+    quick=dict(widths=[4, 8], seeds=[0, 1], ladder=Ladder(
+        ToyLanguage(categories=2, traits=2), documents=256, epochs=1, together=2)),
+    cpu=dict(widths=[4, 8, 12, 16, 24, 32], seeds=[0, 1, 2, 3, 4], ladder=Ladder()),
+    gpu=dict(widths=[4, 8, 16, 32, 64, 128, 256, 512], seeds=range(10),
+             ladder=Ladder(documents=128_000)),
+)
+models = train_ladder(**size, out=work_dir(f'toy-ladder-{scale}-{seed}'))
+
+
+# %% [markdown]
+# ## Rounds
+#
+# > A model is instructed before it answers; it does not see an answer of its own [@ganguli2023].
+#
+# Later work on self-correction lets a model look at its answer again. Here a question is asked a
+# first time without an instruction, and then again with the options in another order: in a new
+# dialogue, or in a second round of the same one, below the first answer. Either way it is asked
+# with and without the instruction to be fair. Documents of the
+# [toy language](../../bias/toy/10_environment.ipynb) have one question each, so a second round is
+# new to the models.
+
+# %%
+def turn(item, order, instruction=''):
+    "Return a question and the beginning of its answer, with the options in some order"
+    shown = tuple(item.options[k] for k in order)
+    text = item.source._replace(options=shown, instruction=instruction).text
+    return f'\n\nHuman: {text}\n\nAssistant: name'
+
+def answer_probabilities(lm, items, texts):
+    "Return the probabilities of the options, in the order of the item"
+    ids = [[lm.tokenizer.convert_tokens_to_ids(f' {o}') for o in i.options] for i in items]
+    p = np.exp(np.take_along_axis(next_token_logprobs(lm, texts), np.array(ids), 1))
+    return p/p.sum(1, keepdims=True)
+
+FIRST,SECOND = (0, 1, 2),(1, 2, 0)
+def ask_rounds(lm, items):
+    "Return the answers in each round"
+    first = [turn(i, FIRST) for i in items]
+    p = answer_probabilities(lm, items, first)
+    said = [f'{t} {i.options[k]}' for t,i,k in zip(first, items, p.argmax(1))]
+    again = [turn(i, SECOND) for i in items]
+    fair = [turn(i, SECOND, i.fair) for i in items]
+    asked = {'asked again': again, 'second round': [a+b for a,b in zip(said, again)],
+             'asked again, Q+IF': fair, 'second round, Q+IF': [a+b for a,b in zip(said, fair)]}
+    return {'first': p} | {k: answer_probabilities(lm, items, t) for k,t in asked.items()}
+
+def kinds(p, items):
+    "Name the answers: biased, counter or unknown"
+    names = [{i.biased: 'biased', i.counter: 'counter', i.unknown: 'unknown'} for i in items]
+    return np.array([n[k] for n,k in zip(names, p.argmax(1))])
+
+def measure(lm, items):
+    "Return scores of each round, and how the answers to ambiguous questions change"
+    ambiguous,settled = ([i for i in items if i.context_condition==k]
+                         for k in ('ambig', 'disambig'))
+    p = ask_rounds(lm, ambiguous)
+    accuracies = {k: float(np.mean(q.argmax(1)==[i.label for i in settled]))
+                  for k,q in ask_rounds(lm, settled).items()}
+    before = kinds(p['first'], ambiguous)
+    rows = []
+    for k,q in p.items():
+        after = kinds(q, ambiguous)
+        to_unknown = (after=='unknown') & (before!='unknown')
+        from_unknown = (after!='unknown') & (before=='unknown')
+        changed = after!=before
+        found = dict(bias=bias_score(q, ambiguous), unknown=accuracy(q, ambiguous),
+                     evidence=accuracies[k], changed=changed.mean(), declined=to_unknown.mean(),
+                     named=from_unknown.mean(),
+                     wavered=(changed & ~to_unknown & ~from_unknown).mean())
+        rows += [dict(round=k, metric=m, value=float(v)) for m,v in found.items()]
+    return rows
+
+order = [(w, s) for w in size['widths'] for s in size['seeds']]
+rows = []
+for spec,(w,s) in zip(models, order):
+    lm = load(spec.source, 'float32')
+    items = toy_items(replace(size['ladder'].language, seed=s), 2)
+    rows += [r|dict(width=w, seed=s, parameters=lm.parameters) for r in measure(lm, items)]
+table = pd.DataFrame(rows)
+parameters = table.groupby('width').parameters.first().to_dict()
+ROUNDS = list(table['round'].unique())
+
+def select(name, metric):
+    "Return one metric of a round as a table of seeds and widths"
+    d = table[(table['round']==name) & (table.metric==metric)]
+    return d.pivot(index='seed', columns='width', values='value')
+
+
+# %%
+#| label: fig-bias
+#| fig-cap: Bias score on ambiguous questions, from probabilities, of the first answer, of an answer to the question asked again with the options in another order, and of an answer in a second round. Bars are 95 % intervals over trainings.
+def plot(metric, title, names=ROUNDS):
+    fig = go.Figure()
+    for name,colour in zip(ROUNDS, COLOURS['sequence']):
+        if name in names: add_curve(fig, select(name, metric), parameters, name, colour)
+    fig.update_xaxes(type='log', title_text='Parameters')
+    fig.update_yaxes(title_text=title)
+    return fig
+
+plot('bias', 'Bias score, ambiguous')
+
+# %% [markdown]
+# Asked again in a new dialogue, the largest models have the same bias. In a second round it is 0.27
+# instead of 0.32, and with the instruction 0.14; a new dialogue with the instruction has 0.08.
+
+# %%
+#| label: fig-evidence
+#| fig-cap: Accuracy where the context gives the answer, in each round. A constant "unknown" has zero, naming a person at random one half.
+plot('evidence', 'Accuracy with evidence')
+
+# %% [markdown]
+# ## How answers change
+#
+# Shares of ambiguous questions, compared with the first answer: from a person to "unknown"
+# (declined), from "unknown" to a person (named), and from one person to the other (wavered).
+
+# %%
+last = size['widths'][-1]
+metrics = ['changed', 'declined', 'named', 'wavered', 'unknown', 'bias', 'evidence']
+pd.DataFrame({m: {k: select(k, m)[last].mean() for k in ROUNDS} for m in metrics}).round(3)
+
+# %%
+#| label: fig-wavering
+#| fig-cap: Share of ambiguous questions whose answer goes from one person to the other.
+plot('wavered', 'From one person to the other', ROUNDS[1:])
+
+# %% [markdown]
+# At the largest size 8 % of the answers change with the order of the options alone, nearly half of
+# them from one person to the other. In a second round 29 % change without an instruction, and
+# accuracy with evidence falls by a third. The small fall of bias there comes from models that fail
+# to read the second question, not from models that correct themselves. With the instruction most
+# changes are to "unknown": 84 % of all questions in a new dialogue, 59 % in a second round.
+#
+# ## What was put in and what came out
+#
+# Put in: documents with one question each, and authors who answer alike in every order of the
+# options, as an ideal reader does. A constant answer does so, too. Came out: at which sizes answers
+# depend on the order of the options, and that a second round is no neutral way to ask again for a
+# model that was not trained on dialogues.
+#
+# ## What this does not show
+#
+# Second rounds are longer than any document, and they contain an earlier answer. This page does not
+# separate the two. Models that were trained on dialogues of several rounds may behave otherwise.
+#
+# ## Claims
+#
+# The criteria are in `data/claims/self_correction_toy.toml`.
+
+# %%
+found = {
+    'asked-again': select('asked again', 'wavered')[last],
+    'second-round': select('second round', 'wavered')[last],
+    'second-round-evidence': (select('second round', 'evidence')
+                              - select('first', 'evidence'))[last],
+    'second-round-instructed': (select('second round, Q+IF', 'bias')
+                                - select('asked again, Q+IF', 'bias'))[last]}
+unmet = accuracy_shortfall(select('first', 'evidence')[last].mean())
+measured = {f'self_correction/toy-rounds-{k}': as_measurement(t_interval(v))._replace(unmet=unmet)
+            for k,v in found.items()}
+record(scale, measured, parameters=parameters[last])
