@@ -65,6 +65,8 @@ def read_json_object(
     **fields,  # Name and type of fields that it must have
 )->dict:
     "Read a JSON object from the folder of a run"
+    if path.exists() and not path.is_file(): # A named pipe would never end
+        raise DataError(f'{path} is no file; move the folder away and start again.')
     try:
         obj = json.loads(path.read_text(encoding='utf-8'))
         if isinstance(obj, dict) and all(isinstance(obj.get(k, path), t) for k,t in fields.items()):

@@ -135,6 +135,8 @@ def read_json_object(
     **fields,  # Name and type of fields that it must have
 )->dict:
     "Read a JSON object from the folder of a run"
+    if path.exists() and not path.is_file(): # A named pipe would never end
+        raise DataError(f'{path} is no file; move the folder away and start again.')
     try:
         obj = json.loads(path.read_text(encoding='utf-8'))
         if isinstance(obj, dict) and all(isinstance(obj.get(k, path), t) for k,t in fields.items()):
@@ -152,6 +154,10 @@ for text in ('[]', 'null', '1', '{}', 'x', '{"seed": "0", "end": null}', '['*100
         read_json_object(tmp/'config.json', seed=int, end=str|None)
 (tmp/'config.json').write_bytes('{"seed": 0, "end": null}'.encode('utf-16'))
 with expect_fail(DataError): read_json_object(tmp/'config.json')
+os.mkfifo(tmp/'pipe.json')
+for name in ('pipe.json', ''):
+    with expect_fail(DataError, contains='is no file'): read_json_object(tmp/name)
+os.remove(tmp/'pipe.json')
 
 
 # %% [markdown]
