@@ -1,5 +1,5 @@
 """Functions of the tasks in this folder, for lm-evaluation-harness."""
-from moral_sc.bias.tasks import build_documents, read_reasoning, task_metrics
+from moral_sc.bias.tasks import build_documents, read_reasoning, task_answer, task_metrics
 
 
 def load(benchmark, condition, like=False, limit=None, seed=0, orders=1, reasoning=None, **metadata):
@@ -17,7 +17,7 @@ def answer(doc, results):
     if doc['is_reasoning']:
         raise ValueError('This task needs reasoning: run the task ..._reasoning with --log_samples, '
                          'and give its log by --metadata \'{"reasoning": "samples_....jsonl"}\'.')
-    scored = [doc['benchmark'], doc['condition'], doc['id'], doc['order'], [float(r[0]) for r in results]]
+    scored = task_answer(doc, [r[0] for r in results])
     return dict.fromkeys(METRICS[doc['benchmark'].split('-')[0]], scored)
 
 def length(doc, results): return {'characters': len(results[0])}
@@ -31,7 +31,7 @@ _OVERALL = {'bbq': 'micro', 'winogender': 'all', 'admissions': 'all'}
 
 def _aggregate(metric):
     def aggregate(items):
-        overall = _OVERALL[items[0][0].split('-')[0]]
+        overall = _OVERALL[items[0]['benchmark'].split('-')[0]]
         return float(task_metrics(items)[overall, metric])
     return aggregate
 

@@ -35,6 +35,7 @@ from pathlib import Path
 import pandas as pd
 from moral_sc.bias.asking import Question, build_records, option_orders
 from moral_sc.bias.bbq.items import Item
+from moral_sc.bias.bbq.scoring import orders_of
 from moral_sc.bias.benchmarks import get_benchmark
 from moral_sc.bias.conditions import build_dialogue, two_stage
 from moral_sc.foundation.datasets import data_dir
@@ -46,6 +47,7 @@ from moral_sc.language.chat import render_plain
 import tempfile, warnings
 from fastcore.test import *
 from moral_sc.bias.evaluation import evaluate
+from moral_sc.foundation.datasets import available
 from moral_sc.language.scoring import option_logprobs
 from moral_sc.language.stub_models import random_model
 
@@ -93,8 +95,8 @@ def build_documents(
             name = b.metadata(item)['id']
             sample = _sample_of(reasoning, name, k) if reasoning is not None else None
             turns,prefill = _prompts(b, condition, displayed, sample)
-            doc = dict(benchmark=b.name, condition=condition, id=name, order=k, turns=turns,
-                       prefill=prefill, prompt=render_plain(turns, prefill),
+            doc = dict(benchmark=b.name, condition=condition, id=name, order=k, limit=limit,
+                       seed=seed, turns=turns, prefill=prefill, prompt=render_plain(turns, prefill),
                        choices=list(b.options(displayed)),
                        is_reasoning=staged and reasoning is None)
             out.append(doc | (displayed_row(displayed) if isinstance(item, Item) else {}))
@@ -119,25 +121,35 @@ doc['choices'], doc['label'], doc['biased']
 # %%
 #| export
 @cache
-def _items(benchmark):
+def _items(benchmark, limit, seed): # A sample of students has weights of its own
     b = get_benchmark(benchmark)
-    return {b.metadata(i)['id']:i for i in b.load()}
+    return {b.metadata(i)['id']:i for i in b.load(limit=limit, seed=seed)}
+
+def task_answer(
+    doc:dict,     # Of `build_documents`
+    logprobs,     # Of each choice
+)->dict:
+    "Return what `task_records` needs of an answer"
+    names = ('benchmark', 'condition', 'id', 'order', 'limit', 'seed')
+    return {k:doc[k] for k in names} | dict(logprobs=[float(x) for x in logprobs])
 
 def task_records(
-    answers,          # (benchmark, condition, id, order, [log-probability of each choice])
+    answers,          # Of `task_answer`
 )->pd.DataFrame:      # As `Evaluation.records`
     "Build records from the answers that another tool measured"
-    names = {a[0] for a in answers}
+    names = {(a['benchmark'], a['limit'], a['seed']) for a in answers}
     if len(names)!=1:
-        raise DataError(f'The answers belong to {len(names)} benchmarks; give those of one.')
-    b = get_benchmark(names.pop())
-    items = _items(b.name)
-    questions = [Question(items[i], items[i], c, int(k), None, ()) for _,c,i,k,_ in answers]
-    lp = pd.DataFrame([a[-1] for a in answers], columns=list(b.answers))
+        raise DataError(f'The answers belong to {len(names)} sets of questions; give those of one.')
+    name,limit,seed = names.pop()
+    b = get_benchmark(name)
+    items = _items(name, limit, seed)
+    questions = [Question(items[a['id']], items[a['id']], a['condition'], int(a['order']), None, ())
+                 for a in answers]
+    lp = pd.DataFrame([a['logprobs'] for a in answers], columns=list(b.answers))
     return build_records(b, questions, lp)
 
 def task_metrics(
-    answers,          # As of `task_records`
+    answers,          # Of `task_answer`
     n:int=10,         # Draws of the intervals, which are not returned
 )->dict:              # (category, metric) -> value
     "Compute the metrics of answers that another tool measured"
@@ -147,21 +159,37 @@ def task_metrics(
 
 
 # %% [markdown]
-# A model asked through documents gives the metrics of `evaluate`, on each benchmark and in three orders of BBQ's options.
+# A model asked through documents gives the metrics of `evaluate`, on each benchmark and in three orders of BBQ's options. A
+# sample of students has weights of its own.
 
 # %%
 warnings.simplefilter('ignore') # A model without training knows no letters
 lm = random_model('llama', seed=1)
 def ask(docs):
     lp = option_logprobs(lm, [d['prompt'] for d in docs], [d['choices'] for d in docs])
-    return [(d['benchmark'], d['condition'], d['id'], d['order'], row) for d,row in zip(docs, lp)]
+    return [task_answer(d, row) for d,row in zip(docs, lp)]
 
-for name,kw in {'bbq-like':dict(limit=16, orders=3), 'winogender-like':dict(limit=6)}.items():
+cases = {'bbq-like':dict(limit=16, orders=3), 'winogender-like':dict(limit=6)}
+if available('law/law_data'): cases['admissions'] = dict(limit=8)
+for name,kw in cases.items():
     direct = evaluate(lm, name, ['q+if'], **kw).metrics
     values = task_metrics(ask(build_documents(name, 'q+if', **kw)))
     for r in direct[direct.value.notna()].itertuples():
         test_close(values[r.category,r.metric], r.value, 1e-6)
 len(values)
+
+
+# %%
+#| export
+def answer_turns(
+    doc:dict,    # A document whose first stage was asked
+    sample:str,  # The model's reasoning
+)->tuple:        # Turns, and the first words of the answer
+    "Return the dialogue of the second stage"
+    b = get_benchmark(doc['benchmark'])
+    item = _items(b.name, doc['limit'], doc['seed'])[doc['id']]
+    displayed = b.reorder(item, orders_of(6)[doc['order']]) if b.reorder else item
+    return _prompts(b, doc['condition'], displayed, sample)
 
 
 # %% [markdown]
@@ -201,12 +229,13 @@ def plugin_folder(
 
 
 # %%
-first = build_documents('bbq-like', 'q+if+cot', limit=16)
+first = build_documents('bbq-like', 'q+if+cot', limit=16, orders=3)
 assert first[0]['is_reasoning']
 log = Path(tempfile.mkdtemp())/'samples.jsonl'
 lines = [json.dumps(dict(doc=d, resps=[[f' Thought {n}.']])) for n,d in enumerate(first)]
 log.write_text('\n'.join(lines))
-second = build_documents('bbq-like', 'q+if+cot', limit=16, reasoning=read_reasoning(log))
+second = build_documents('bbq-like', 'q+if+cot', limit=16, orders=3, reasoning=read_reasoning(log))
+test_eq(answer_turns(first[20], ' Thought 20.'), (second[20]['turns'], second[20]['prefill']))
 assert ' Thought 3.\n\nHuman:' in second[3]['prompt'] and not second[3]['is_reasoning']
 for c,error,said in (('q+if+cot', DataError, 'is missing'), ('q', ConfigError, 'no reasoning')):
     with expect_fail(error, contains=said): build_documents('bbq-like', c, reasoning={})
