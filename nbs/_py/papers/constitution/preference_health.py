@@ -144,7 +144,7 @@ pd.DataFrame({name: {k: np.mean([k in f for f in failures[m]]) if m.any() else n
 # The verdict is strict. It refuses every judged run whose true score falls, and three of five whose true score rises. The forecast gain alone
 # does nearly as well on the first and refuses a fifth of the others. Most of the remaining refusals are due to accuracies that 400 votes
 # cannot tell from chance. Labels that flip, and ensembles that disagree, hardly tell the runs apart: in this environment
-# averaging both orders leaves some of the truth in labels whose order flips. We keep the limits that were chosen before the runs.
+# labels whose order flips still follow the truth a little. We keep the limits that were chosen before the runs.
 #
 # Do the probes find the defects that they are named after? Mean values by the labeller's taste for length and by its bias for the first answer, all runs:
 
