@@ -137,7 +137,11 @@ def load_few_shot(
     principles=None, # Those the shots refer to, default: ours
 )->list[Shot]:
     "Load worked examples of critique and revision; a list of them is returned unchanged"
-    if isinstance(path, (list, tuple)): return list(path)
+    if isinstance(path, (list, tuple)):
+        wrong = next((s for s in path if not isinstance(s, Shot)), None)
+        if wrong is None: return list(path)
+        raise ConfigError(f'few_shot has {wrong!r:.60}; give worked examples of load_few_shot, a '
+                          'file of them, or [] for none.')
     path,rows = _toml(path or _own_file('few_shot.toml'), 'shot')
     known = {p.id: p for p in principles or load_principles()}
     return [_shot(r, known, f'{path.name}: shot {i}') for i,r in enumerate(rows, 1)]

@@ -13,7 +13,7 @@ from hashlib import blake2b
 import numpy as np, torch
 
 from ..foundation.arguments import checked
-from ..foundation.errors import ConfigError, short_repr
+from ..foundation.errors import ConfigError, ModelError, short_repr
 from ..foundation.progress import progress_callback
 from ..foundation.runs import content_key
 from .chat import Prompt, encode_after, encode_prompt
@@ -205,11 +205,17 @@ def generate_static(lm, rows, batch_size, choose):
         _score_from_scratch(lm, group)
 
 # %% ../../nbs/language/40_generation.ipynb #3ac8727e
+def _check_logits(logits):
+    if logits.numel() and torch.isnan(logits.amax(-1)).any():
+        raise ModelError('The logits of a text are not finite: the weights hold NaN, or overflow '
+                         "in this number type; load the model with dtype='float32'.")
+
 def token_chooser(temperature, top_p, logprobs=False, values=None):
     "Make the function that samples a token for each row and appends it"
     scale = temperature if logprobs=='tempered' else 1.
     def choose(rows, logits, states):
         open_rows = [i for i,r in enumerate(rows) if not r.finish]
+        _check_logits(logits if len(open_rows)==len(rows) else logits[open_rows])
         u = np.zeros(len(rows))
         u[open_rows] = [rows[i].noise[len(rows[i].ids)] for i in open_rows]
         tokens = sample_token(logits, u, temperature, top_p)

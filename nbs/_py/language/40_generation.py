@@ -22,7 +22,7 @@ from hashlib import blake2b
 import numpy as np, torch
 
 from moral_sc.foundation.arguments import checked
-from moral_sc.foundation.errors import ConfigError, short_repr
+from moral_sc.foundation.errors import ConfigError, ModelError, short_repr
 from moral_sc.foundation.progress import progress_callback
 from moral_sc.foundation.runs import content_key
 from moral_sc.language.chat import Prompt, encode_after, encode_prompt
@@ -300,11 +300,17 @@ def generate_static(lm, rows, batch_size, choose):
 
 # %%
 #| export
+def _check_logits(logits):
+    if logits.numel() and torch.isnan(logits.amax(-1)).any():
+        raise ModelError('The logits of a text are not finite: the weights hold NaN, or overflow '
+                         "in this number type; load the model with dtype='float32'.")
+
 def token_chooser(temperature, top_p, logprobs=False, values=None):
     "Make the function that samples a token for each row and appends it"
     scale = temperature if logprobs=='tempered' else 1.
     def choose(rows, logits, states):
         open_rows = [i for i,r in enumerate(rows) if not r.finish]
+        _check_logits(logits if len(open_rows)==len(rows) else logits[open_rows])
         u = np.zeros(len(rows))
         u[open_rows] = [rows[i].noise[len(rows[i].ids)] for i in open_rows]
         tokens = sample_token(logits, u, temperature, top_p)
@@ -706,6 +712,11 @@ for wrong in ([''], [5], ''):
     with expect_fail(ConfigError, contains='not empty'): sample(lm, ['x'], stop=wrong)
 test_eq(sample(lm, ['x'], max_new_tokens=2, stop=None), sample(lm, ['x'], max_new_tokens=2))
 with expect_fail(ConfigError, contains='A text is empty'): sample(lm, [''])
+broken = random_model('llama')
+with torch.no_grad(): broken.model.model.norm.weight[0] = float('nan')
+for temperature in (0, 1):
+    with expect_fail(ModelError, contains='not finite'):
+        sample(broken, ['x'], 2, temperature=temperature)
 with expect_fail(ConfigError, contains="The text 'long' has 2256 tokens, but the context"):
     sample(lm, ['x', 'x'*2000], 256, keys=['short', 'long'])
 faults = [(dict(logprobs='always'), "give True, False or 'tempered'"),
