@@ -399,8 +399,8 @@ said[0][:4], said[3][:4]
 
 # %% [markdown]
 # `revise`, the function for any model, makes it revise its own answers.
-# Each round is less harmful, and less helpful. Phrases of comfort, which only
-# one principle of four asks for, accumulate.
+# The first two rounds lower the harm; the third does not. Answers name fewer useful tools.
+# Phrases of comfort, which only one principle of four asks for, accumulate.
 
 # %%
 pd.DataFrame([dict(harmless=harmlessness(asked, s).mean(), help=helpfulness(asked, s).mean()) |
