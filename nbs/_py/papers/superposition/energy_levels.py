@@ -32,7 +32,7 @@ from moral_sc.superposition.geometry_plots import plot_dimensionality_over_time
 
 # %%
 size = at_scale(scale,
-    quick=dict(n=60, m=8, models=4, others=1, terms=64),
+    quick=dict(n=60, m=8, models=3, others=1, terms=64),
     cpu=dict(n=60, m=8, models=10, others=1, terms=64),
     gpu=dict(n=400, m=30, models=12, others=6, terms=128),
 )
