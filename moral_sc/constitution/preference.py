@@ -19,7 +19,7 @@ from torch.nn.functional import logsigmoid
 # %% ../../nbs/constitution/40_preference.ipynb #e8eef37d
 from .prompts import load_pairs, tokenize_example
 from ..foundation.arguments import checked
-from ..foundation.errors import ConfigError, DataError, unknown_name_message
+from ..foundation.errors import ConfigError, DataError, ModelError, unknown_name_message
 from ..foundation.manifest import Manifest
 from ..foundation.runs import process_rank
 from ..foundation.statistics import Estimate, cluster_bootstrap
@@ -61,14 +61,21 @@ class PreferenceModel:
         "Return the score of each answer; of one answer if prompt and answer are strings"
         if isinstance(prompts, str) and isinstance(answers, str):
             return float(self([prompts], [answers])[0])
-        if isinstance(prompts, str) or isinstance(answers, str) or len(prompts)!=len(answers):
+        if isinstance(prompts, str) or isinstance(answers, str) or prompts is None \
+                or answers is None or len(prompts)!=len(answers):
             raise DataError('A preference model takes a prompt and an answer, or lists of equally '
                             'many prompts and answers.')
+        if not all(isinstance(t, str) for t in [*prompts, *answers]):
+            raise DataError('A preference model takes texts; one of these prompts or answers is '
+                            'none.')
         rows = self.encode(prompts, answers)
         out = np.zeros(len(rows))
         with inference(self.model, tokens=sum(map(len, rows))):
             for group in batches([len(r) for r in rows], max_tokens):
                 out[group] = reward_scores(self.model, [rows[i] for i in group]).cpu().numpy()
+        if not np.isfinite(out).all():
+            raise ModelError('The scores of the preference model are not finite; train it with a '
+                             'lower learning rate.')
         return out-self.offset
 
     @property

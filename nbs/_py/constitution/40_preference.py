@@ -30,7 +30,7 @@ from torch.nn.functional import logsigmoid
 #| export
 from moral_sc.constitution.prompts import load_pairs, tokenize_example
 from moral_sc.foundation.arguments import checked
-from moral_sc.foundation.errors import ConfigError, DataError, unknown_name_message
+from moral_sc.foundation.errors import ConfigError, DataError, ModelError, unknown_name_message
 from moral_sc.foundation.manifest import Manifest
 from moral_sc.foundation.runs import process_rank
 from moral_sc.foundation.statistics import Estimate, cluster_bootstrap
@@ -142,14 +142,21 @@ class PreferenceModel:
         "Return the score of each answer; of one answer if prompt and answer are strings"
         if isinstance(prompts, str) and isinstance(answers, str):
             return float(self([prompts], [answers])[0])
-        if isinstance(prompts, str) or isinstance(answers, str) or len(prompts)!=len(answers):
+        if isinstance(prompts, str) or isinstance(answers, str) or prompts is None \
+                or answers is None or len(prompts)!=len(answers):
             raise DataError('A preference model takes a prompt and an answer, or lists of equally '
                             'many prompts and answers.')
+        if not all(isinstance(t, str) for t in [*prompts, *answers]):
+            raise DataError('A preference model takes texts; one of these prompts or answers is '
+                            'none.')
         rows = self.encode(prompts, answers)
         out = np.zeros(len(rows))
         with inference(self.model, tokens=sum(map(len, rows))):
             for group in batches([len(r) for r in rows], max_tokens):
                 out[group] = reward_scores(self.model, [rows[i] for i in group]).cpu().numpy()
+        if not np.isfinite(out).all():
+            raise ModelError('The scores of the preference model are not finite; train it with a '
+                             'lower learning rate.')
         return out-self.offset
 
     @property
@@ -334,7 +341,11 @@ mistakes = [(dict(learning_rate=1), "no argument 'learning_rate'; did you mean '
             (dict(per_device_train_batch_size=8), "did you mean 'batch'?")]
 for bad,message in mistakes:
     with expect_fail(ConfigError, contains=message): fit_preference('none', train[:4], **bad)
-with expect_fail(DataError, contains='equally many'): pm(['q'], ['a', 'b'])
+for given in ((['q'], ['a', 'b']), (None, None)):
+    with expect_fail(DataError, contains='equally many'): pm(*given)
+with expect_fail(DataError, contains='takes texts'): pm(['q'], [1])
+with expect_fail(ModelError, contains='lower learning rate'):
+    fit_preference(lm, train[:4], lr=1e12, epochs=1)
 
 # %% [markdown]
 # One pair has one score. Rows of `chosen` and `rejected` answers are comparisons, too, and a file serves as
