@@ -22,14 +22,16 @@ from moral_sc.lab.site.papers import claim_counts, side_by_side
 
 # %%
 #| label: fig-three-results
-#| fig-cap: The three papers in toy environments. Left, how much of a dimension three kinds of features have in transformers trained on an invented language: stereotypes, presence of evidence, meaning of the instruction. Middle, a policy trained against a preference model gains score while its true score falls. Right, in transformers of the same sizes, bias under the plain question (Q) grows with size, and an instruction not to be biased (Q+IF) lowers it; dotted lines are an ideal reader, the dashed line a 4-gram model. Bars are 95 % intervals over five trainings.
+#| fig-cap: The three papers in one toy environment, transformers trained on an invented language. Left, how much of a dimension three kinds of features have, by size: stereotypes, presence of evidence, meaning of the instruction. Middle, bias under the plain question (Q) and under an instruction not to be biased (Q+IF) while the largest model is trained by PPO on preferences for fair answers. Right, the same two by size, before any preference training; dotted lines are an ideal reader, the dashed line a 4-gram model. Bars are 95 % intervals over five trainings.
 #| echo: false
 side_by_side({
     'Superposition': ('self_correction/toy_superposition', 'fig-dimensions'),
-    'Constitutional AI': ('constitution/over_optimisation', 'fig-goodhart'),
+    'Constitutional AI': ('self_correction/toy_preference_training', 'fig-bias'),
     'Moral self-correction': ('self_correction/toy_size', 'fig-bias')},
-    curves={'Superposition': ['stereotypes', 'evidence', 'meaning'],
-            'Moral self-correction': ['Q', 'Q+IF']})
+    parts={'Superposition': dict(names=['stereotypes', 'evidence', 'meaning']),
+           'Constitutional AI': dict(names=['Q', 'Q+IF'], axis='x3', x='PPO steps',
+                                     y='Bias score, ambiguous'),
+           'Moral self-correction': dict(names=['Q', 'Q+IF'])})
 
 # %% [markdown]
 # ## Install and run

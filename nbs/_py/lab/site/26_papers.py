@@ -376,14 +376,15 @@ def side_by_side(
     height=330,
     scale=2.,    # Pixels of the picture per pixel
     folder=None, # Of the papers' pages, default: ours
-    curves=None, # Title to the names of the curves that are drawn; default: all
+    parts=None,  # Title to what is drawn of a figure: names of curves; one axis, as 'x3', of
+                 # several, and titles x and y. Default: all
 ):               # IPython Image
     "Draw recorded figures side by side as one PNG."
     from IPython.display import Image as Shown
     from PIL import Image
     from moral_sc.lab.site.outputs import drawing_browser
     datas = {title: figure_data(*place, folder) for title,place in panels.items()}
-    specs = [_panel(d[plotly_mime], title, width, height, (curves or {}).get(title))
+    specs = [_panel(_part(d[plotly_mime], **(parts or {}).get(title, {})), title, width, height)
              for title,d in datas.items()]
     size = round(width*scale), round(height*scale)
     sheet = Image.new('RGB', (size[0]*len(panels), size[1]), 'white')
@@ -406,23 +407,33 @@ def _stored(data, size):
     if 'image/png' not in data: raise ConfigError('Pictures need Chromium: install it.')
     return Image.open(io.BytesIO(base64.b64decode(data['image/png']))).convert('RGB').resize(size)
 
-def _panel(spec, title, width, height, names=None):
-    "A figure with a title and the size of a panel, of some of its curves"
+def _panel(spec, title, width, height):
+    "A figure with a title and the size of a panel"
     title = dict(text=title, x=.5, xanchor='center', y=.97, yanchor='top', font=dict(size=15))
     margin = dict(l=64, r=24, t=84, b=56)
     layout = spec['layout'] | dict(title=title, width=width, height=height, margin=margin)
-    return dict(data=_chosen(spec['data'], names), layout=layout)
+    return dict(data=spec['data'], layout=layout)
 
-def _chosen(data, names):
-    "The curves with these names, all if there are none"
+def _part(spec, names=None, axis=None, x='', y=''):
+    "Some curves of a figure, or of one of its panels"
+    data,layout = spec['data'],spec['layout']
+    if axis:
+        data = [t | dict(xaxis='x', yaxis='y', showlegend=True) for t in data
+                if t.get('xaxis', 'x')==axis]
+        titles = dict(xaxis=dict(title=dict(text=x)), yaxis=dict(title=dict(text=y)))
+        layout = dict(template=layout.get('template', {})) | titles
     known = [t.get('name') for t in data]
     if unknown := set(names or ())-set(known):
         raise ConfigError(f'The figure has no curve {sorted(unknown)}: give some of {known}.')
-    return [t for t in data if not names or t.get('name') in names]
+    return dict(data=[t for t in data if not names or t.get('name') in names], layout=layout)
 
 
 # %%
-two = dict(data=[dict(name='Q'), dict(name='Q+IF')], layout={})
-test_eq(_panel(two, 'Bias', 420, 330)['data'], two['data'])
-test_eq(_panel(two, 'Bias', 420, 330, ['Q+IF'])['data'], two['data'][1:])
-with expect_fail(ConfigError, contains="no curve ['CoT']"): _panel(two, 'Bias', 420, 330, ['CoT'])
+two = dict(data=[dict(name='Q'), dict(name='Q+IF'), dict(name='Q', xaxis='x2', yaxis='y2')],
+           layout=dict(xaxis2=dict(domain=[.5, 1])))
+test_eq(_part(two), two)
+test_eq([t['name'] for t in _part(two, ['Q+IF'])['data']], ['Q+IF'])
+second = _part(two, ['Q'], 'x2', 'steps', 'bias')
+test_eq([(t['name'], t['xaxis']) for t in second['data']], [('Q', 'x')])
+test_eq(second['layout']['xaxis']['title']['text'], 'steps')
+with expect_fail(ConfigError, contains="no curve ['CoT']"): _part(two, ['CoT'])
