@@ -287,7 +287,7 @@ test_eq(len(plot_scores(e.metrics).data), 2)
 # example table comes from stub models with known bias.
 
 # %%
-table = sweep(stub_sweep_models(ours), 'bbq-like', limit=48, out=tempfile.mkdtemp()).table
+table = sweep(stub_sweep_models(ours), 'bbq-like', limit=32, out=tempfile.mkdtemp()).table
 
 
 # %%
