@@ -167,7 +167,8 @@ def _harness_choice(d, item, location):
 _names = dict(accuracy_amb='accuracy_ambig', accuracy_disamb='accuracy_disambig',
               amb_bias_score='bias_ambig', disamb_bias_score='bias_disambig')
 
-_metric = r'(accuracy_(?:dis)?amb|(?:dis)?amb_bias_score)(?:_(\w+))?,(.*)'
+_metric = (r'(accuracy_(?:dis)?amb(?:ig)?|(?:dis)?amb_bias_score|bias_(?:dis)?ambig)'
+           r'(?:_(?!soft)(\w+))?,(.*)') # The harness's names, and those of our tasks for it
 
 def _is_number(x): return isinstance(x, (int,float)) and not isinstance(x, bool) and x==x
 
@@ -185,7 +186,7 @@ def _harness_scores(path, filter_name):
                         f'{path.name} belongs: put the right file beside it, or move it away to '
                         'compute the scores from the samples.')
     matches = [(re.fullmatch(_metric, k), v) for k,v in results[task].items()]
-    return {(m[2] or 'micro', _names[m[1]]): float(v) for m,v in matches
+    return {(m[2] or 'micro', _names.get(m[1], m[1])): float(v) for m,v in matches
             if m and m[3]==filter_name and _is_number(v)}
 
 def _recompute_scores(lines):
@@ -606,6 +607,9 @@ results = folder/'results_2026-01-02.json'
 results.write_text(json.dumps(dict(results=dict(bbq_generate=four(.11, .12, .13, .14),
                                                 bbq=four(1., 1., 0., 0.)))))
 test_eq(list(read_log(path).reported.values()), [1., 1., 0., 0.])
+own = {f'{k},none':v for k,v in zip(_names.values(), (1., .5, 0., .25))}
+results.write_text(json.dumps(dict(results=dict(bbq=own | {'bias_ambig_soft,none':.1}))))
+test_eq(read_log(path).reported, {('micro', k.split(',')[0]):v for k,v in own.items()})
 results.write_text(json.dumps(dict(results=dict(bbq_generate=four(.11, .12, .13, .14)))))
 with expect_fail(DataError, contains="none of 'bbq'"): read_log(path)
 results.unlink()
