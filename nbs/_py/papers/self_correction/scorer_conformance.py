@@ -24,6 +24,7 @@ from fastcore.test import *
 from moral_sc.bias.answer_files import BBQ_CASES
 from moral_sc.bias.scorers import TOOLS, check_tools, tool_version
 from moral_sc.foundation.datasets import data_dir
+from moral_sc.foundation.figures import INK
 
 # %%
 #| label: fig-conformance
@@ -46,9 +47,9 @@ names = [f"{'acc' if k=='accuracy' else k} {t}" for k,t in columns]
 fig = go.Figure(go.Heatmap(z=[[c[0] for c in r] for r in cells], x=names, y=list(BBQ_CASES),
     text=[[c[1] for c in r] for r in cells], texttemplate='%{text}', zmin=0, zmax=1, xgap=2, ygap=2,
     colorscale=[[0, '#d9825b'], [.999, '#f2dccb'], [1, '#9fc3d9']], showscale=False))
-fig.update_yaxes(autorange='reversed', title='answer file')
-fig.update_xaxes(tickangle=-45)
-fig.update_layout(height=520, width=720)
+fig.update_yaxes(autorange='reversed', title='answer file', showgrid=False)
+fig.update_xaxes(tickangle=-45, showgrid=False)
+fig.update_layout(height=520, width=720, margin=dict(t=20), font_color=INK)
 
 # %% [markdown]
 # The score of Figure 1 (left) is BBQ's [@ganguli2023; @parrish2022bbq]. Tools that many groups use compute it too, and their numbers
