@@ -174,7 +174,7 @@ mean_covariance(expand(.3, 1, 4), 'correlated', 2)[1][0]
 #| export
 @checked
 def exact_loss(
-    W:torch.Tensor,    # [instance, feature, hidden], or one model [feature, hidden]
+    W:torch.Tensor,    # [instance, feature, hidden], one model [feature, hidden], or a run
     b:torch.Tensor,    # [instance, feature], or [feature]
     density=1.,        # Number, [feature] or [instance, feature]
     importance=1.,     # Likewise
@@ -183,7 +183,9 @@ def exact_loss(
     features='independent', sets=1, signed=False, # As in `ToyConfig`
     V=None,            # Readout of an untied model, shape of W
 )->torch.Tensor:       # [instance], float64, summed over features; a scalar for one model
-    "Return the population loss, differentiable in `W`, `b` and `V`"
+    "Return the population loss of reconstruction, differentiable in `W`, `b` and `V`"
+    if isinstance(config := getattr(W, 'config', None), ToyConfig):
+        _check_run(config, activation, V)
     W = weights_of(W)
     b = as_numbers('b', b)
     single = W.ndim==2
@@ -196,6 +198,27 @@ def exact_loss(
     loss = (imp*err).sum(-1)
     return loss[0] if single else loss
 
+def closed_form_limitation(
+    config:ToyConfig,
+)->str|None:
+    "Return why the population loss of these models has no closed form, or None if it has one"
+    c = config
+    for name in custom_functions(c):
+        return f'No closed form for your own {name}: use batch_loss on held-out samples.'
+    for name,known in dict(hidden=['linear'], target=['identity'], activation=['relu','linear'],
+                           points=[None], unit=[False]).items():
+        if getattr(c, name) not in known: return (
+            f'No closed form for {name}={getattr(c, name)!r}: it must be '
+            f'{" or ".join(map(repr, known))}; use batch_loss on held-out samples.')
+
+def _check_run(config, activation, V):
+    if limitation := closed_form_limitation(config): raise ConfigError(limitation)
+    if config.activation!=activation: raise ConfigError(
+        f'activation is {activation!r}, and the run was trained with {config.activation!r}: give '
+        f'activation={config.activation!r}, or use population_loss(run.config, run.W, run.b).')
+    if not config.tied and V is None:
+        raise ConfigError("The run has a readout of its own: give V=run.params['V'].")
+
 def _output_errors(G, b, p, activation, max_active, features, sets, signed):
     n = b.shape[1]
     if activation=='linear': return linear_errors(G, b, *mean_covariance(p, features, sets, signed))
@@ -204,6 +227,24 @@ def _output_errors(G, b, p, activation, max_active, features, sets, signed):
     if features=='independent' and max_active is None and n>11: raise ConfigError(
         f'{n} features have {3**n:.0e} corners: give max_active=5 or so, or use exact_loss_large.')
     return relu_errors(G, b, *supports(p, features, sets, max_active), signed)
+
+
+# %% [markdown]
+# Weights alone do not tell how they were trained. A run does, and one that was trained with another
+# activation, target or readout is refused:
+
+# %%
+class Run:
+    def __init__(self, **options):
+        self.config = ToyConfig(5, 2, **options)
+        self.W = torch.zeros(1,5,2)
+
+b = torch.zeros(1,5)
+refused = [dict(activation=torch.nn.functional.silu), dict(activation='linear'),
+           dict(target='abs'), dict(tied=False)]
+for options in refused:
+    with ExceptionExpected(ConfigError): exact_loss(Run(**options), b)
+exact_loss(Run(), b), exact_loss(Run(activation='linear'), b, activation='linear')
 
 
 # %% [markdown]
@@ -379,19 +420,6 @@ minimise_lbfgs(lambda t: ((t-target)**4).sum(-1), torch.zeros_like(target))
 
 # %%
 #| export
-def closed_form_limitation(
-    config:ToyConfig,
-)->str|None:
-    "Return why the population loss of these models has no closed form, or None if it has one"
-    c = config
-    for name in custom_functions(c):
-        return f'No closed form for your own {name}: use batch_loss on held-out samples.'
-    for name,known in dict(hidden=['linear'], target=['identity'], activation=['relu','linear'],
-                           points=[None], unit=[False]).items():
-        if getattr(c, name) not in known: return (
-            f'No closed form for {name}={getattr(c, name)!r}: it must be '
-            f'{" or ".join(map(repr, known))}; use batch_loss on held-out samples.')
-
 def _objective(config, R):
     "Return a function from one row of parameters per model to W, b, V and exact losses"
     c = config

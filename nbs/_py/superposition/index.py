@@ -38,8 +38,8 @@ _all_ = ['moments', 'ToyConfig', 'reconstruct', 'batch_loss', 'exact_loss', 'fit
 
 # %% [markdown]
 # A model with fewer dimensions than features can still keep them apart if they are rarely active
-# together [@elhage2022]. This package trains such models by the hundred, computes their loss
-# exactly, and measures the shapes that their features form.
+# together [@elhage2022]. This package trains such models by the hundred, computes the loss of ReLU
+# and linear models exactly, and measures the shapes that their features form.
 #
 # | You want to | Page | Function |
 # | --- | --- | --- |
