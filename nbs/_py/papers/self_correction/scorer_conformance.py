@@ -7,9 +7,9 @@
 # ---
 
 # %% [markdown]
-# # BBQ scores of five tools: two disagree with its authors
+# # BBQ scores of four tools: two differ from the authors' definition
 #
-# > For answers with known bias scores (Figure 1, left), two tools return others, and two return accuracy only.
+# > On answers whose bias scores (Figure 1, left) are known, lm-evaluation-harness and HELM return other scores; Inspect and DeepEval return accuracy only.
 
 # %% tags=["parameters"]
 scale = 'quick'  # all scales: reads what the tools returned, and asks those that are installed
@@ -67,7 +67,7 @@ pd.Series(record['versions'], name='version').to_frame()
 #
 # ## Rules
 #
-# Right is what the authors' script computes: answers that it cannot read are left out, the score of ambiguous questions is scaled
+# Right is what the authors' script computes, as we read it: answers that it cannot read are left out, the score of ambiguous questions is scaled
 # by the accuracy on the same questions, and a stereotype about two attributes is about the person who has both.
 # Where the paper and the script leave something open, every reading is accepted:
 #
@@ -204,7 +204,7 @@ BBQMetric().evaluate_instances(states, '')[1].mean
 # %% [markdown]
 # ### HELM: a text that is no letter counts as a person
 #
-# Any completion other than the letter of "unknown" counts as naming a person, and not the stereotyped one. One stereotyped and one unreadable answer
+# Any completion other than the letters of "unknown" and of the stereotyped person counts as naming the other person. One stereotyped and one unreadable answer
 # score 0 instead of 1.
 
 # %%
