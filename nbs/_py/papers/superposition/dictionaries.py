@@ -7,9 +7,9 @@
 # ---
 
 # %% [markdown]
-# # Dictionaries: sparse autoencoders find vertices, and faces of correlated pairs
+# # Dictionaries: sparse autoencoders find independent features and blur correlated pairs
 #
-# > "Approach 2": TopK autoencoders find the directions of independent features (mean cosine 1.00); for pairs that are active together it is 0.90, and a tenth of the latents are averages.
+# > "Approach 2": TopK autoencoders find the directions of independent features (mean cosine 1.00); for pairs that are active together it is 0.90, a tenth of the latents are averages, and half are neither features nor averages.
 
 # %% tags=["parameters"]
 scale = 'quick'  # quick: two trainings, small models; cpu: four of each cell; gpu: twenty
@@ -84,10 +84,11 @@ def cells(run):
 
 
 # %% [markdown]
-# For every stored feature we record the cosine with its latent, the F1 score with which the latent tells when it is
-# active, the F1 of [sparse coding](../../superposition/70_sparse_coding.ipynb) with the *true* directions at the
-# better of two penalties, which no dictionary knows, and the number of other members of its polytope that are active
-# when it is. A polytope is a group of the [feature graph](../../superposition/52_feature_graphs.ipynb).
+# For every stored feature we record the cosine with its latent, the F1 of the latent as a detector of the feature,
+# the F1 of [sparse coding](../../superposition/70_sparse_coding.ipynb) with the *true* directions, which are not
+# given to the dictionary, at the better of two penalties, and the number of other members of its polytope that are
+# active when it is. A polytope is a connected component of the
+# [feature graph](../../superposition/52_feature_graphs.ipynb).
 
 # %%
 def coactive_members(W, active):
@@ -181,12 +182,13 @@ fig.update_layout(height=460, coloraxis=dict(colorscale='Viridis', cmin=0, cmax=
 # not tell. At density 0.3 models store only two features in a dimension, and F1 rises again. All cells of independent
 # features lie within the bound of compressed sensing, so that its edge is not tested by them.
 #
-# Anticorrelated pairs are read slightly worse, not better as we expected: opposite members share a dimension, and
-# models store more features.
+# Anticorrelated pairs are read slightly worse, not better as we expected; on average as many
+# features are stored.
 #
 # Correlated pairs are different. Sparse coding with the true directions reads them as well as others, and the
-# dictionary does not. Two features that are always active together span a plane, in which any two directions on either
-# side of the pair reconstruct it exactly. Without a penalty on the latents the loss does not determine the directions.
+# dictionary does not. Two features that are always active together span a plane, in which any two directions between
+# which both features lie reconstruct it exactly. Without a penalty on the latents the loss does not determine the
+# directions.
 
 # %%
 columns = ['features','mcc','found','f1','ceiling','dead','split','vertex','face',
@@ -197,7 +199,7 @@ rows.groupby(['condition','density'])[columns].mean().round(2)
 # ## Features that are active together
 #
 # A dictionary reads a feature well if the rest of its polytope is silent. The features are those of all densities, which
-# is why the number varies so widely.
+# is why the number of co-active members varies so widely.
 
 # %%
 #| label: fig-coactive
@@ -222,7 +224,7 @@ correlation
 # ## Vertices and faces
 #
 # A latent is a *vertex* if its cosine with a feature exceeds 0.98, and a *face* if it is closer than that to the mean
-# of a pair. The pairs of independent features mean nothing to the model; they are a control. A feature is *split* if
+# of a pair. Independent features are paired arbitrarily, as a control. A feature is *split* if
 # it is the closest one of several live latents, each with a cosine of 0.9 or more.
 
 # %%
@@ -233,9 +235,10 @@ kinds_of_latents.loc[conditions].round(3)
 
 # %% [markdown]
 # Two thirds of the live latents of independent features are vertices; the others are off by more than 11 degrees. For
-# correlated pairs a tenth of the latents are faces, six times as many as in the control. TopK rarely splits a feature,
-# and correlation does not change that: we expected the opposite. Importance makes no difference to the directions that
-# are found, as the next table shows.
+# correlated pairs 39 % are vertices and a tenth faces, six times as many as in the control. Half of the latents of
+# correlated pairs are neither. TopK rarely splits a feature, and correlation does not change that: we expected the
+# opposite. Importance makes no detectable difference to the directions that are found: all cosines in the next table
+# are 1.00.
 #
 # ## Unequal importance
 #
@@ -277,8 +280,8 @@ compared.groupby(['kind','density'])[['mcc','f1','precision','recall','dead','sp
 
 
 # %% [markdown]
-# A penalty finds the directions as well, but its latents are active for other features, or not at all, more often than
-# those of TopK. L1 splits more than half of the features: two weak latents for one direction cost no more than one.
+# Autoencoders with a penalty find the directions as well, but their latents are active for other features, or not at
+# all, more often than those of TopK. L1 splits more than half of the features: two weak latents for one direction cost no more than one.
 #
 # ## What this does not show
 #

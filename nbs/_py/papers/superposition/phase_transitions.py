@@ -7,7 +7,7 @@
 # ---
 
 # %% [markdown]
-# # Phase transitions: four of five jumps of the loss change the stored features
+# # Phase transitions: most jumps of the loss give up a stored feature
 #
 # > "Energy level jumps": 89 of 200 models of six features in a plane jump between plateaus, and 80 % of the jumps change how many features are stored; hexagon and pentagon have the learning coefficient 8.5.
 
@@ -143,7 +143,7 @@ minima.round(4)
 
 # %%
 #| label: fig-minima
-#| fig-cap: Columns of W at the minima that most trainings end near, with their exact loss and local learning coefficient.
+#| fig-cap: Feature directions (columns of the paper's W) at the minima that most trainings end near, with their exact loss and local learning coefficient.
 shown = minima.sort_values('trainings', ascending=False).head(4)
 first = [int(np.flatnonzero(label==k)[0]) for k in shown.index]
 plot_columns(polished[first][:,:n*m].view(-1, n, m).float(), [1]*n, [
@@ -151,15 +151,15 @@ plot_columns(polished[first][:,:n*m].view(-1, n, m).float(), [1]*n, [
 
 # %% [markdown]
 # Trainings end near three minima. Most find the pentagon, 16 of 200 the hexagon, which is the best, and 25 the square, at
-# twice the hexagon's loss. Most jumps lead from six long columns to five: the loss falls when a feature is given up. The
+# twice the hexagon's loss. Most jumps lead from six stored features to five: the loss falls when a feature is given up. The
 # others keep six.
 #
-# At the hexagon and the pentagon the coefficient is half the rank of the Hessian, 8.5, within its interval. Columns of the
-# square lie at right angles, where the ReLUs of other outputs begin: there the loss is quadratic on one side only, the
-# Hessian does not describe it, and the coefficient is larger than half the rank. Hexagon and pentagon have the same
-# coefficient, so that a lower loss does not come with a higher one here; the rank correlation below compares three
-# numbers that hardly differ, and its interval leaves out their own errors. Features that are not stored have a bias
-# of $1/12$, their mean. With a negative bias the pentagon's coefficient would be
+# At the hexagon and the pentagon the coefficient is half the rank of the Hessian, 8.5, within its interval. Feature
+# directions of the square lie at right angles, so that the inputs of the other outputs lie at the kink of the ReLU:
+# there the loss is quadratic on one side only, the Hessian does not describe it, and the coefficient is larger than
+# half the rank. Hexagon and pentagon have the same coefficient, so that a lower loss does not come with a higher one here; the rank correlation (-0.33, -0.59 to
+# 0.01) compares three numbers that hardly differ, and its interval leaves out their own errors. Features that are not
+# stored have a bias of $1/12$, the mean of their input. With a negative bias the pentagon's coefficient would be
 # [7](../../superposition/74_learning_coefficient.ipynb), at a higher loss.
 #
 # ## What this does not show
