@@ -9,7 +9,7 @@
 # %% [markdown]
 # # Pareto frontier: RL-CAI against helpful RL and HH RL
 #
-# > RL-CAI dominates more than helpful RL; its lead over HH RL is undecided with eight trainings.
+# > In a toy environment RL-CAI dominates a larger area than helpful RL; its lead over HH RL is undecided after eight trainings.
 
 # %% tags=["parameters"]
 scale = 'quick'  # quick: seconds, too small to show anything; cpu: minutes; gpu: larger
@@ -169,11 +169,12 @@ pd.DataFrame(areas.values(), areas, ['area', 'low', 'high']).div(1000).round(1)
 
 # %% [markdown]
 # In @fig-frontier helpful RL gains help at first and little harmlessness, and both HH runs become
-# harmless and less helpful. RL-CAI is as harmless as they are at more help. It dominates more than helpful
-# RL. Its lead over HH RL is undecided, and over HH RL with the engaging rater it is half as large. No
-# run reaches the revised text that no model wrote: it is as harmless as the end of RL-CAI and more
-# helpful than SL-CAI. The first models have read that text, so nothing here shows more than what
-# copying it would give. The empty answer and the constant one are as harmless, too, and of no help.
+# harmless and less helpful. In the means RL-CAI ends as harmless as both HH runs and more helpful
+# (harm differs by 0 ± 102 Elo from HH RL). It dominates a larger area than helpful RL. Its lead over
+# HH RL is undecided, and over HH RL with the engaging rater it is half as large. No run
+# reaches the revised text that no model wrote: it is as harmless as the end of RL-CAI and more helpful
+# than SL-CAI. The first models have read that text, so nothing here shows more than what copying it
+# would give. The empty answer and the constant one are as harmless, too, and of no help.
 #
 # True scores per answer, means over trainings: help on ordinary requests, harmlessness on red-team
 # requests, their sum, and the shares of answers to red-team requests that refuse, or that have no
@@ -310,11 +311,12 @@ def late(elo, run): return elo.difference(last_player(run), f'{run} {half}')
 pd.DataFrame({k: {w: str(late(elo[w], k)) for w in ('workers', 'red_team')} for k in KINDS}).T
 
 # %% [markdown]
-# The paper's late decline does not appear within 40 steps. Harmlessness rises in the second half under
-# every kind of training, by these workers as by the truth, also under helpful RL, whose last answers
-# name 1.0 dangerous tools against 1.4 of the first model. Six earlier trainings of 90 steps had the same
-# sign (31 Elo by the truth from step 45 on). HH RL gains less by the workers than by the truth, because
-# they dislike its refusals.
+# The paper's late decline does not appear within 40 steps. Harmlessness rises in the second half in
+# the mean under every kind of training, by these workers as by the truth, detectably under three of
+# five by the truth, among them helpful RL, whose last answers name 1.0 dangerous tools against 1.4 of
+# the first model. Six earlier trainings of 90 steps had the same sign (31 Elo by the truth from step
+# 45 on). HH RL gains 57 Elo by the workers, who dislike refusals, and 69 by the truth; the difference
+# is within the intervals.
 #
 # The paper's order of harmlessness, step by step, at the end of training:
 
@@ -475,6 +477,10 @@ str(old_gain), str(old_least)
 # words, its raters are simulated, and one or two model sizes cannot establish a trend. The largest
 # scale has not yet been run on a GPU. A single training mostly shows the effect of its seed.
 #
+# The labeller of RL-CAI has no noise and knows the features that define the true harmlessness: one of
+# its three principles is the true harmlessness on its scale, another has its features at 0.4 of the
+# scale. Part of its advantage is built in, and the revised text that no model wrote does as well.
+#
 # ## Claims
 #
 # The criteria are in `data/claims/constitution_frontier.toml`, with their history. The first eleven were
@@ -483,10 +489,10 @@ str(old_gain), str(old_least)
 #
 # Seven of 26 rows are closed: two had been decided by enlarging a sample, two are passed by a constant
 # answer, and of the others one measures sharpening and not thoughts, one is not what the paper says, and one
-# draws only prompts. Of the ten open claims of the paper two hold: RL-CAI dominates more than helpful RL,
-# and it is not evasive. One is missed in this toy environment: the harmlessness of helpful RL does not
-# decline late. One experiment of ours does not refute the paper, so it counts as undecided. Seven more are
-# undecided: the lead over HH RL, the order of harmlessness (RL-CAI and HH RL end
+# draws only prompts. Of the paper's ten open claims two hold and eight are undecided. Those that hold: RL-CAI
+# dominates a larger area than helpful RL, and it is not evasive. One of the eight was missed here (the
+# harmlessness of helpful RL does not decline late); one experiment does not refute the paper. The other
+# seven are: the lead over HH RL, the order of harmlessness (RL-CAI and HH RL end
 # alike), that SL-CAI is the least helpful, the late decline of HH RL, that RL-CAI ends more harmless than
 # a constant answer, the twenty points of the evasive rater, and the order at every size, because one
 # size was trained.
