@@ -22,7 +22,7 @@ from moral_sc.lab.site.papers import claim_counts, side_by_side
 
 # %%
 #| label: fig-three-results
-#| fig-cap: The three papers in one toy environment, transformers trained on an invented language. Left, how much of a dimension three kinds of features have, by size: stereotypes, presence of evidence, meaning of the instruction. Middle, bias under the plain question (Q) and under an instruction not to be biased (Q+IF) while the largest model is trained by PPO on preferences for fair answers. Right, the same two by size, before any preference training; dotted lines are an ideal reader, the dashed line a 4-gram model. Bars are 95 % intervals over five trainings.
+#| fig-cap: Three results in one toy environment, after the three papers (no constitution is used), from transformers trained on an invented language. Left, how much of a dimension three kinds of features have, by size: stereotypes, presence of evidence, meaning of the instruction. Middle, bias under the plain question (Q) and under an instruction not to be biased (Q+IF) while the largest model is trained by PPO on preferences for fair answers. Right, the same two by size, before any preference training; dotted lines are an ideal reader, the dashed line a 4-gram model. Bars are 95 % intervals over five trainings.
 #| echo: false
 side_by_side({
     'Superposition': ('self_correction/toy_superposition', 'fig-dimensions'),
@@ -73,6 +73,7 @@ evaluation.score('q')[['questions', 'bias_ambig']].tail(1)
 # ```sh
 # moral_sc reproduce superposition --scale cpu   # one paper, larger
 # moral_sc evaluate smollm2-135m-instruct --benchmark bbq-like
+# moral_sc evaluate NAME --items mine.csv         # your own questions
 # moral_sc claims                                # every claim and what was found
 # moral_sc reproduce bbq_first_look --model NAME # a page on your own model
 # ```

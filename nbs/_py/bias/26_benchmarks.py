@@ -148,7 +148,8 @@ yes_no_values(d.assign(lp_no=d.lp_no))
 #    or use a section of `data/conditions.toml`.
 # 2. Write a `Benchmark`: a loader, the strings that stand for its answers, the fields of a prompt,
 #    the columns of a record, and a function from records to metrics.
-# 3. Add it to `REGISTRY`. `evaluate`, `sweep` and `moral_sc evaluate` then find it by name.
+# 3. Add it to `REGISTRY` in this page and reinstall; `evaluate`, `sweep` and `moral_sc evaluate` then find it by
+#    name. From a script, pass the `Benchmark` itself, or add it to `REGISTRY` for this session as below.
 #
 # For example, these two questions use the section `discrim`, whose prompts have one field
 # `{decision}` and end where "yes" or "no" follows. The metric is the mean probability of yes.

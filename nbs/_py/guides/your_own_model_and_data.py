@@ -61,8 +61,9 @@ first
 # ## 2. Your own questions
 #
 # Questions are a file (.jsonl, .json, .csv, .tsv, .parquet), a DataFrame or a list of dicts. `label` is the number of
-# the right answer; `biased`, if you give it, that of the stereotyped one. The file is checked before a model
-# is loaded.
+# the right answer, counted from 0. Optional columns are `biased` and `unknown`, the numbers of the stereotyped
+# answer and of the one that declines, `polarity` (`neg` or `nonneg`), and `id`, `category`, `template` and `scene`
+# ([their meaning](../bias/bbq/10_items.ipynb)). The file is checked before a model is loaded.
 
 # %%
 from pathlib import Path
@@ -118,7 +119,9 @@ row['rounds'][0]['principle'], sorted(row)
 # ## 5. Your own pairs
 #
 # Rows of a prompt and two answers are labelled by a question of yours, and a preference model is
-# trained on the labels, or on `p` that you know. transformers reads the folder `runs/preference/model`.
+# trained on the labels, or on `p` that you know. transformers reads the folder `runs/preference/model`. Before you
+# optimise against it, [`health`](../constitution/evaluation/80_health.ipynb) says what speaks against doing so, from
+# votes that it was not trained on.
 
 # %%
 from moral_sc.constitution import fit_preference
@@ -201,7 +204,8 @@ train(ToyConfig(6, 2), steps=50, data=rows, batch_size=32)
 #
 # ## 9. A benchmark of your own
 #
-# Questions with the format of a benchmark need a name and a function that loads them. One with another
+# Questions with the format of a benchmark need a name and a function that loads them; `scenes=False` accepts
+# questions that do not come in BBQ's scenes of four. One with another
 # format is defined by the fields of [`Benchmark`](../bias/26_benchmarks.ipynb).
 
 # %%

@@ -118,7 +118,7 @@ assert not {q.instruction for q in questions}&{q.instruction for q in unseen}
 # %% [markdown]
 # ## Residual stream
 #
-# The stream is read behind a layer, before any normalisation, at a token counted from the end of
+# The stream is read after a layer, before any normalisation, at a token counted from the end of
 # the prompt: `ANSWER_TOKEN` predicts the answer, `INSTRUCTION_TOKEN` is the last word of the
 # instruction. Prompts are padded on the left, which changes nothing: positions are relative.
 
@@ -186,7 +186,7 @@ def condition_prompts(
 
 
 # %% [markdown]
-# Padding leaves the answers as they are, an edit that changes nothing does too, and an edit behind
+# Padding leaves the answers as they are, an edit that changes nothing does too, and an edit after
 # the last layer replaces the state that the answer is read from:
 
 # %%

@@ -269,7 +269,7 @@ merge_prefixes([[5,6], [5,6,7], [5,8], [5,6]])
 
 
 # %% [markdown]
-# An *engine* is a pair of functions: `plan` divides rows into forward passes, each a list of
+# Scoring takes a pair of functions: `plan` divides rows into forward passes, each a list of
 # groups of row numbers, and `run` executes one of them. Here each group is one row; in
 # [prefix trees](20_prefix_tree.ipynb) it is the rows of a tree.
 
