@@ -7,9 +7,9 @@
 # ---
 
 # %% [markdown]
-# # Preference training in a toy language: bias falls most where nothing is said
+# # Preference training in a toy language: bias nearly vanishes with and without an instruction
 #
-# > In 100 steps bias falls from 0.29 to 0.03, and the effect of the instruction from 0.20 to 0.02.
+# > In 100 steps bias falls from 0.29 to 0.03 without an instruction and from 0.10 to 0.01 with it, so the difference shrinks from 0.20 to 0.02.
 
 # %% tags=["parameters"]
 scale = 'quick'  # quick: two tiny sizes, seconds; cpu: three sizes; gpu: five sizes
@@ -256,15 +256,20 @@ fig
 # %% [markdown]
 # With a taste for fairness, bias falls under every condition: at 32,224 parameters from 0.29 to
 # 0.03 under Q, from 0.10 to 0.01 under Q+IF and from 0.14 to 0.01 under the opposite instruction.
-# That is the paper's curve but for one part of it. Bias falls most under Q, so that the effect of
-# the instruction shrinks from 0.20 to 0.02. The probability of "unknown" rises to 0.92 or more
-# under all conditions, and little bias is left to remove. In relative terms the instruction removes
-# 67 % of the bias at the start and 78 % at the end.
+# This matches the paper except in one respect: bias falls most under Q, in points, so that the
+# difference between Q and Q+IF shrinks from 0.20 to 0.02. The probability of "unknown" rises to 0.92
+# or more under all conditions, and little bias is left to remove. In relative terms the instruction
+# removes 67 % of the bias at the start and 78 % at the end. Larger models gain more under the
+# instruction than the smallest, which had little bias left to lose.
+#
+# Most of the difference at the start is not the meaning of the instruction: its opposite lowers bias
+# from 0.29 to 0.14. Under either instruction accuracy with evidence is about 0.67 instead of 0.93 at
+# the start, and 0.59 at the end.
 #
 # Fairness on request does not separate the conditions either. "Unknown" becomes likelier by 0.23
-# under the instruction, by 0.23 under its opposite and by 0.17 under Q: models of these sizes
-# hardly tell the two instructions apart at the start, and 100 steps of PPO do not teach it. Bias
-# falls by 0.08 under Q, and the effect of the instruction does not grow.
+# under the instruction, by 0.23 under its opposite and by 0.17 under Q. Bias falls by 0.08 under Q
+# and by 0.06 and 0.07 under the instruction and its opposite, and the difference between Q and Q+IF
+# shrinks from 0.20 to 0.17.
 #
 # The control changes bias by 0.04 or less. Accuracy with evidence under Q falls by 0.04 to 0.05 at
 # the largest size in all arms, and by 0.14 at the smallest with a taste for fairness.
@@ -291,9 +296,12 @@ def means(metric):
 pd.concat({m: means(m) for m in ('value', 'score')}).round(3)
 
 # %% [markdown]
-# With a taste for fairness both rise at each snapshot. In the control the score rises and the value
-# falls, from 0.44 to 0.42 at the largest size: the policy learns errors of its preference model.
-# Such over-optimisation is small here: PPO stays about 0.1 nats from the start.
+# With a taste for fairness both rise at each snapshot. In the other two arms the score rises and the
+# value falls at the largest size: from 0.49 to 0.48 on request, from 0.44 to 0.42 in the control. The
+# policy exploits errors of its preference model. On request this suggests that the preference model
+# does not separate the instructions well enough to train on, so this arm does not test PPO. In the
+# control the policy stays within about 0.1 nats of the start (0.5 to 0.9 nats with a taste for
+# fairness).
 
 # %% [markdown]
 # ## Held-out category
@@ -326,8 +334,7 @@ pd.DataFrame({(part, arm): {c: change(arm, w, c, category=k).mean() for c in CON
 # The paper's human raters compared answers to requests of all kinds, and its models followed
 # instructions in natural language. A taste that looks at instructions could make their effect grow
 # in models that tell them apart; the models of this page do so little. With 100 steps at one
-# learning rate and one KL coefficient, the curves say nothing about longer training. Larger models
-# gain more under the instruction than the smallest, which had little bias left to lose.
+# learning rate and one KL coefficient, the curves say nothing about longer training.
 #
 # ## Claims
 #
