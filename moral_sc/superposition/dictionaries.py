@@ -68,6 +68,14 @@ def dictionary_loss(
     return error + sparsity*(z if kind=='relu' else active).sum(-1).mean(-1)
 
 # %% ../../nbs/superposition/72_dictionaries.ipynb #56a386d1
+def _check_shapes(kind, params, k):
+    I,n,m = params['W_dec'].shape
+    shapes = dict(W_enc=(I,m,n), b_enc=(I,1,n), W_dec=(I,n,m), b_dec=(I,1,m))
+    if kind=='jumprelu': shapes['log_threshold'] = shapes['b_enc']
+    same = {name: tuple(v.shape) for name,v in params.items()}==shapes
+    if kind not in kinds or not same or (kind=='topk' and (k is None or k.shape!=(I,))):
+        raise ValueError
+
 @dataclass
 class Dictionary:
     "Sparse autoencoders, one for each model of a run"
@@ -103,7 +111,7 @@ class Dictionary:
                 t = {name: f.get_tensor(name) for name in f.keys()}
                 kind = f.metadata()['kind']
             rest = {name: t.pop(name, None) for name in ('k', 'logged', 'loss')}
-            if kind not in kinds or not {'W_enc','b_enc','W_dec','b_dec'}<={*t}: raise KeyError
+            _check_shapes(kind, t, rest['k'])
         except Exception as e:
             raise DataError(f'{path} is damaged or not a saved dictionary ({type(e).__name__}): '
                             'delete it and fit it again.') from None
@@ -141,7 +149,8 @@ def _start(run, n_latents, kind, seed, threshold):
     I,_,m = run.W.shape
     D = normal(keys(seed, run.instances, [0], stream=6)[0], n_latents*m).view(I, n_latents, m)
     D = (D/D.norm(dim=-1, keepdim=True)).to(run.W.device)
-    params = dict(W_enc=D.mT.contiguous(), b_enc=D.new_zeros(I, 1, n_latents), W_dec=D,
+    W_enc = D.mT.clone(memory_format=torch.contiguous_format) # Of one column: else a view of D
+    params = dict(W_enc=W_enc, b_enc=D.new_zeros(I, 1, n_latents), W_dec=D,
                   b_dec=D.new_zeros(I, 1, m))
     if kind=='jumprelu': params['log_threshold'] = torch.full_like(params['b_enc'],
                                                                    math.log(threshold))
@@ -172,10 +181,10 @@ def fit_dictionary(
     l0=.04,             # Of 'jumprelu': weight of the number of active latents, likewise
     steps:int=4000,
     batch_size:int=512,
-    lr=3e-3,            # Of Adam
+    lr:float=3e-3,      # Of Adam
     seed=0,
-    threshold=.1,       # Of 'jumprelu' at the start, in root mean squares of h
-    bandwidth=.1,       # Of 'jumprelu', likewise
+    threshold:float=.1,       # Of 'jumprelu' at the start, in root mean squares of h
+    bandwidth:float=.1, # Of 'jumprelu', likewise
     log_every:int=100,  # Steps between logged losses
     progress=None,      # True: show a bar; a function: called with steps done and all steps
 )->Dictionary:
@@ -184,6 +193,8 @@ def fit_dictionary(
     n_latents = run.W.shape[1] if n_latents is None else n_latents
     check_positive_integers(n_latents=n_latents, steps=steps, batch_size=batch_size,
                             log_every=log_every)
+    for name,v in dict(lr=lr, threshold=threshold, bandwidth=bandwidth).items():
+        if not 0<v<math.inf: raise ConfigError(f'{name} is {v}: give a number above 0.')
     batch = hidden_sampler(run, batch_size, seed)
     x,h = (torch.cat(t, 1) for t in zip(*[batch(t) for t in range(8)]))
     k = expected_active(run, x) if k is None else _per_model('k', k, run)
@@ -241,6 +252,8 @@ def true_directions(
     if not run.config.signed: return w,x
     return torch.cat([w,-w]), torch.cat([x,-x], 1).clamp(min=0)
 
+_scores = ['latent','cosine','precision','recall','f1','found','split']
+
 def match_latents(
     directions:torch.Tensor, # Unit norm, [latent, hidden]
     latents:torch.Tensor,    # [batch, latent]
@@ -250,6 +263,7 @@ def match_latents(
     cosine=.9,               # Smallest cosine of a latent that belongs to a feature
 )->pd.DataFrame:             # A row for each feature
     "Match features with latents and score each of them"
+    if not len(features): return pd.DataFrame(columns=_scores, dtype=float)
     C = features@directions.mT
     fired,active = latents>threshold, contributions>threshold
     feature,latent = linear_sum_assignment(-C.cpu().numpy())
@@ -285,9 +299,10 @@ def score_dictionary(
     run:ToyRun,
     samples:int=20_000, # Fresh inputs of each model
     seed=1,             # Of these inputs
-    cosine=.9,          # Smallest cosine of a latent that belongs to a feature
-)->pd.DataFrame:        # A row for each model
+    cosine:float=.9,    # Smallest cosine of a latent that belongs to a feature
+)->pd.DataFrame:        # A row for each model; not a number if no feature is stored
     "Score dictionaries against the true features"
+    check_positive_integers(samples=samples)
     if len(run.W)!=len(dictionary.directions) or run.W.shape[-1]!=dictionary.directions.shape[-1]:
         raise ConfigError(f'{dictionary} was not fitted to {run}: give the run of fit_dictionary.')
     x,h = hidden_sampler(run, samples, seed)(0)

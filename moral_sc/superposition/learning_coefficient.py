@@ -9,9 +9,10 @@ __all__ = ['sample_near', 'learning_coefficient', 'toy_loss']
 import math, torch
 import pandas as pd
 from ..foundation.arguments import checked
-from ..foundation.errors import ConfigError
+from ..foundation.errors import ConfigError, short_repr
 from ..foundation.statistics import t_interval
-from .exact_loss import exact_loss
+from .exact_loss import closed_form_limitation, exact_loss
+from .features import as_numbers
 from .model import ToyConfig, check_positive_integers
 
 # %% ../../nbs/superposition/74_learning_coefficient.ipynb #58c14378
@@ -44,13 +45,16 @@ def sample_near(
     "Sample parameters near a minimum by Hamiltonian Monte Carlo"
     start = start.double()
     least = loss(start[None]).detach()
+    if least.shape!=(1,) or not torch.isfinite(least).all():
+        raise ConfigError(f'loss at the start is {short_repr(least)}: return a finite number for '
+                          'each chain, [chain].')
     energy = lambda w: t*(loss(w)-least) + gamma/2*(w-start).square().sum(-1)
     g = torch.Generator().manual_seed(seed)
     w = start + torch.randn(chains, len(start), generator=g, dtype=torch.float64)/(t+gamma)**.5
     step = 1/(t+gamma)**.5
     losses,rates = [],[]
     for i in range(2*samples):
-        steps = int(torch.randint(length//2, length+1, (), generator=g))
+        steps = int(torch.randint(max(1, length//2), length+1, (), generator=g))
         w,rate = _trajectory(energy, w, step, steps, g)
         if i<samples: step *= math.exp(.1*(rate-.8))
         else:
@@ -63,28 +67,43 @@ def learning_coefficient(
     loss,               # As in `sample_near`, or a `ToyConfig` of one model
     start,              # The minimum, [parameter]; of a config: W [feature, hidden] and b [feature]
     t=(1e4,1e5),        # Inverse temperatures
-    gamma=100.,         # Strength of the Gaussian that keeps chains near the minimum
+    gamma:float=100.,   # Strength of the Gaussian that keeps chains near the minimum
     chains:int=64, samples:int=200, length:int=20, seed=0,
 )->pd.DataFrame:        # Row for each t; `lowest` below 0: the start is not a minimum
     "Estimate the local learning coefficient; intervals draw chains"
     check_positive_integers(chains=chains, samples=samples, length=length)
     if isinstance(loss, ToyConfig):
-        config = loss
-        loss,start = toy_loss(config), torch.cat([v.detach().double().flatten() for v in start])
+        loss,start = toy_loss(loss), _parameters(loss, start)
     if not (torch.is_tensor(start) and start.ndim==1):
         raise ConfigError('start has no shape [parameter]: give a vector, or W and b of a config.')
+    t = as_numbers('t', t).double().reshape(-1)
+    if not len(t) or not ((t>0) & torch.isfinite(t)).all() or gamma<0:
+        raise ConfigError(f't is {t.tolist()}, gamma is {gamma}: give t above 0, gamma of at '
+                          'least 0.')
     rows = []
-    for value in t:
+    for value in t.tolist():
         losses,rate = sample_near(loss, start, value, gamma, chains, samples, length, seed)
         estimate = t_interval(value*losses.mean(0))
         rows.append(dict(t=value, value=estimate.value, low=estimate.low, high=estimate.high,
                          lowest=losses.min().item(), acceptance=rate))
     return pd.DataFrame(rows).set_index('t')
 
+def _parameters(config, start):
+    "Return W and b of one model as a vector"
+    shapes = [[config.n_features,config.n_hidden], [config.n_features]]
+    given = [list(v.shape) for v in start] if isinstance(start, (tuple,list)) else None
+    if given!=shapes:
+        raise ConfigError(f'start has shapes {given}: give (W, b) with shapes {shapes}.')
+    return torch.cat([v.detach().double().flatten() for v in start])
+
 def toy_loss(
     config:ToyConfig, # One model; its importance and distribution
 ):                    # Function [chain, parameter] -> [chain]
     "Return the population loss as a function of W and b in one vector"
+    if limitation := closed_form_limitation(config): raise ConfigError(limitation)
+    if config.n_instances>1 or not config.tied or not config.bias:
+        raise ConfigError('The parameters are W and b of one model: give a config with '
+                          'n_instances=1, tied=True and bias=True.')
     n,m = config.n_features, config.n_hidden
     options = dict(activation=config.activation, features=config.features, sets=config.sets,
                    signed=config.signed)
