@@ -27,9 +27,9 @@ import numpy as np, pandas as pd
 from moral_sc.constitution.preference import PreferenceModel, load_labels
 from moral_sc.constitution.prompts import check_disjoint, load_pairs
 from moral_sc.foundation.arguments import checked
-from moral_sc.foundation.errors import ConfigError, DataError
+from moral_sc.foundation.errors import ConfigError, DataError, short_repr
 from moral_sc.foundation.statistics import Estimate, cluster_bootstrap, wilson
-from moral_sc.foundation.tables import read_rows, text_field
+from moral_sc.foundation.tables import number_field, read_rows, text_field
 from moral_sc.language.loading import load
 
 # %%
@@ -356,7 +356,12 @@ def _as_score(pm, name='pm'):
                       'tokenizer) or a function of prompts and answers.')
 
 def _scores(score, prompts, answers):
-    s = np.asarray(score(list(prompts), list(answers)), float)
+    s = score(list(prompts), list(answers))
+    if hasattr(s, 'detach'): s = s.detach().cpu().double()
+    try: s = np.asarray(s, float)
+    except (TypeError, ValueError):
+        raise DataError(f'The preference model returned {short_repr(s)}; return one number for '
+                        'each answer.') from None
     if s.shape!=(len(answers),) or not np.isfinite(s).all():
         raise DataError(f'The preference model returned {s.shape} scores for {len(answers)} '
                         'answers, or some that are not finite; return one number for each.')
@@ -397,10 +402,12 @@ def label_flips(
     labels:list, # Rows with p_ab and p_ba, as `label` returns them
 )->Estimate:
     "Return the share of labels that flip when the answers change places"
-    both = [r for r in labels if r.get('p_ab') is not None and r.get('p_ba') is not None]
+    both = [[number_field(r, k, f'labels: row {i}', 0, 1) for k in ('p_ab','p_ba')]
+            for i,r in enumerate(labels, 1) if r.get('p_ab') is not None
+            and r.get('p_ba') is not None]
     if not both:
         raise DataError('labels have no p_ab and p_ba; label the pairs in both orders (swap).')
-    return wilson(sum((r['p_ab']>.5)!=(r['p_ba']<.5) for r in both), len(both))
+    return wilson(sum((ab>.5)!=(ba<.5) for ab,ba in both), len(both))
 
 def _spread(margins):
     "Return the share of pairs on which two of several models disagree"
@@ -419,13 +426,17 @@ def normal_quantiles(
 
 def _load_answers(answers, rows):
     "Return prompt -> answers"
-    if isinstance(answers, dict): by_prompt = {k: list(v) for k,v in answers.items()}
+    if isinstance(answers, dict):
+        by_prompt = answers
+        for k,v in answers.items():
+            if not isinstance(v, (list, tuple)) or not all(isinstance(a, str) for a in v):
+                raise DataError(f'answers[{k!r:.60}] is {short_repr(v)}; give a list of texts.')
     else:
         by_prompt = {}
         for i,r in enumerate(read_rows(answers, 'answers'), 1):
             by_prompt.setdefault(text_field(r, 'prompt', f'answers: row {i}'), []).append(
                 text_field(r, 'answer', f'answers: row {i}'))
-    lacking = {r['prompt'] for r in rows}-{*by_prompt}
+    lacking = {r['prompt'] for r in rows}-{k for k,v in by_prompt.items() if v}
     if lacking:
         raise DataError(f'{len(lacking)} held-out prompts have no answers, the first is '
                         f'{min(lacking)[:60]!r}; sample answers to the held-out prompts.')
@@ -450,13 +461,16 @@ def health(
     labels=None,   # The labels it was fitted on, with p_ab and p_ba, as `label` returns them
     ensemble=(),   # Further preference models of the same labels, from other seeds
     answers=None,  # Prompt -> answers of the policy, or rows of prompt and answer
-    kl:float=3.,   # Intended KL from the initial policy, nats
+    kl:float=3.,   # Intended KL from the initial policy, nats, at most 30
     draws:int=200, # Of bootstraps over prompts
     seed:int=0,
 )->Health:
     "Probe a preference model and decide whether to optimise against it"
-    if kl<=0 or draws<2:
-        raise ConfigError(f'kl is {kl}, draws is {draws}; give kl above 0 and draws of 2 or more.')
+    if not 0<kl<=30 or draws<2:
+        raise ConfigError(f'kl is {kl}, draws is {draws}; give kl above 0, at most 30, and draws '
+                          'of 2 or more.')
+    if not isinstance(ensemble, (list, tuple)):
+        raise ConfigError(f'ensemble is {short_repr(ensemble)}; give a list of preference models.')
     score = _as_score(pm)
     rows = load_labels(held_out, 'held_out')
     prompts = [r['prompt'] for r in rows]
@@ -483,7 +497,7 @@ def health(
         others = [_pair_scores(_as_score(m, 'ensemble'), rows) for m in ensemble]
         measures['spread'] = Estimate(_spread([margin, *(s[:,0]-s[:,1] for s in others)]))
     found = {k: measures[k] for k in LIMITS if k in measures and not np.isnan(measures[k].value)}
-    return Health(found, future, kl, len(rows))
+    return Health(found, future, float(kl), len(rows))
 
 
 # %% [markdown]
@@ -596,11 +610,20 @@ kinds = [health(pm, few, draws=20), health(pm.save(tmp/'pm'), tmp/'held.csv', dr
 for h in kinds[1:]: pd.testing.assert_frame_equal(h.table, kinds[0].table, atol=1e-4)
 for bad,message in [((pm.model, few), 'without its tokenizer'), ((7, few), 'pm is 7')]:
     with expect_fail(ConfigError, contains=message): health(*bad)
-with expect_fail(ConfigError, contains='draws of 2'): health(truth, few, draws=1)
+with expect_fail(ConfigError, contains='of 2 or more'): health(truth, few, draws=1)
+with expect_fail(ConfigError, contains='at most 30'): health(truth, few, kl=50.)
+with expect_fail(ConfigError, contains='give a list of pref'): health(truth, few, ensemble='runs/a')
 with expect_fail(DataError, contains='one prompt'): health(truth, few[:1])
 with expect_fail(DataError, contains='share the prompt'): health(truth, few, labels=few)
 unordered = [dict(prompt='was it ?', a='so', b='no', p=1.)]
 with expect_fail(DataError, contains='no p_ab and p_ba'): health(truth, few, labels=unordered)
 with expect_fail(DataError, contains='have no answers'): health(truth, few, answers={'x': ['y']})
 with expect_fail(DataError, contains='are not finite'): health(lambda p, a: [np.nan]*len(a), few)
+with expect_fail(DataError, contains='one number for'): health(lambda p, a: [None, 'x'], few)
+for wrong in ('one text', [], [1]):
+    with expect_fail(DataError): health(truth, few, answers={r['prompt']:wrong for r in few})
+for p_ab,p_ba,flips in ((.9, .1, 0), (.9, .9, 1), (.5, .5, 0), ('.9', '.8', 1)):
+    test_eq(label_flips([dict(p_ab=p_ab, p_ba=p_ba)]).value, flips)
+for wrong in (float('nan'), 7, 'yes'):
+    with expect_fail(DataError, contains='p_ab'): label_flips([dict(p_ab=wrong, p_ba=.2)])
 with expect_fail(DataError, contains='is one half'): health(truth, [r|dict(p=.5) for r in few])
