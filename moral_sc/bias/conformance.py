@@ -32,11 +32,16 @@ def read_scores(
     for r in rows:
         if not isinstance(r, dict) or not {'category', 'metric', 'value'} <= set(r):
             raise DataError(f'The scorer wrote {r!r:.60}: give category, metric and value.')
+        key = r['category'],r['metric']
+        if not all(isinstance(k, str) for k in key) or key in out:
+            raise DataError(f'The scorer wrote {r!r:.60}: give category and metric as texts, each '
+                            'pair once.')
         v = r['value']
         is_number = isinstance(v, (int, float)) and not isinstance(v, bool)
         if v is not None and not is_number:
             raise DataError(f'The scorer wrote the value {v!r:.60}: give a number or null.')
-        out[r['category'], r['metric']] = float(v) if is_number and math.isfinite(v) else None
+        try: out[key] = None if v is None or math.isnan(v) else float(v)
+        except OverflowError: out[key] = math.inf
     return out
 
 def command_scorer(
@@ -44,14 +49,15 @@ def command_scorer(
     timeout:float=600, # Seconds for one file
 ):                     # lines -> dict
     "Return a scorer that starts a command for each file"
-    words = shlex.split(command)
+    try: words = shlex.split(command)
+    except ValueError as e: raise ConfigError(f'{command} is no command: {e}.') from None
     if not words:
         raise ConfigError('The command is empty: give one, such as "python my_scorer.py".')
     def scorer(lines):
         text = ''.join(json.dumps(l)+'\n' for l in lines)
         try:
-            done = subprocess.run(words, input=text, capture_output=True, text=True, # noqa: S603
-                                  timeout=timeout)
+            done = subprocess.run(words, input=text, capture_output=True, # noqa: S603
+                                  encoding='utf-8', errors='replace', timeout=timeout)
         except OSError as e:
             raise ConfigError(f'{words[0]} cannot be started: {e.strerror}.') from None
         except subprocess.TimeoutExpired:
@@ -60,7 +66,7 @@ def command_scorer(
             last = (done.stderr.strip().splitlines() or ['nothing'])[-1]
             raise DataError(f'{words[0]} ended with the exit code {done.returncode}: {last:.200}')
         try: return json.loads(done.stdout)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise DataError(f'{words[0]} wrote no JSON: {done.stdout!r:.60}') from None
     return scorer
 
@@ -126,15 +132,22 @@ def _verdict(expected, scores, key):
     wanted = ' or '.join(dict.fromkeys(_number(v) for v in expected.readings.values()))
     return 'wrong', f'{_number(scores[key])} instead of {wanted}'
 
+def _error(case, note):
+    row = [case.benchmark, case.name, '', '', None, 'error', note]
+    return pd.DataFrame([row], columns=COLUMNS)
+
 def check_case(
     scorer,     # lines -> dict in the form of the protocol
     case,       # `Case`
 )->pd.DataFrame: # COLUMNS
     "Give one answer file to a scorer and judge each value"
     try: scores = read_scores(scorer(case.lines))
-    except DataError as e:
-        row = [case.benchmark, case.name, '', '', None, 'error', str(e)]
-        return pd.DataFrame([row], columns=COLUMNS)
+    except DataError as e: return _error(case, str(e))
+    if isinstance(scores, dict) and not scores.keys() & case.expected.keys():
+        wanted = ', '.join(dict.fromkeys(m for _,m in case.expected))
+        note = (f'No value is one of those asked for, such as {next(iter(case.expected))}; '
+                f'metrics are {wanted}. Or write "unsupported".')
+        return _error(case, note)
     rows = []
     for (category,metric),expected in case.expected.items():
         if isinstance(scores, str): got,verdict,note = None, 'not given', scores

@@ -49,7 +49,7 @@ from moral_sc.foundation.datasets import available
 #     {"scores": [{"category": "Age", "metric": "bias_ambig", "value": 0.5}, ...]}
 #
 # `value` is a number, or null where the scorer finds that there is none. A metric that the scorer does not compute is
-# left out. A scorer that cannot take such a file writes `{"unsupported": "the reason"}`. An exit code other than
+# left out; other metrics may be added, but at least one value must be asked for. A scorer that cannot take such a file writes `{"unsupported": "the reason"}`. An exit code other than
 # 0 is an error. The fields of the lines and the names of the metrics are on
 # [the page of the answer files](57_answer_files.ipynb).
 
@@ -69,11 +69,16 @@ def read_scores(
     for r in rows:
         if not isinstance(r, dict) or not {'category', 'metric', 'value'} <= set(r):
             raise DataError(f'The scorer wrote {r!r:.60}: give category, metric and value.')
+        key = r['category'],r['metric']
+        if not all(isinstance(k, str) for k in key) or key in out:
+            raise DataError(f'The scorer wrote {r!r:.60}: give category and metric as texts, each '
+                            'pair once.')
         v = r['value']
         is_number = isinstance(v, (int, float)) and not isinstance(v, bool)
         if v is not None and not is_number:
             raise DataError(f'The scorer wrote the value {v!r:.60}: give a number or null.')
-        out[r['category'], r['metric']] = float(v) if is_number and math.isfinite(v) else None
+        try: out[key] = None if v is None or math.isnan(v) else float(v)
+        except OverflowError: out[key] = math.inf
     return out
 
 def command_scorer(
@@ -81,14 +86,15 @@ def command_scorer(
     timeout:float=600, # Seconds for one file
 ):                     # lines -> dict
     "Return a scorer that starts a command for each file"
-    words = shlex.split(command)
+    try: words = shlex.split(command)
+    except ValueError as e: raise ConfigError(f'{command} is no command: {e}.') from None
     if not words:
         raise ConfigError('The command is empty: give one, such as "python my_scorer.py".')
     def scorer(lines):
         text = ''.join(json.dumps(l)+'\n' for l in lines)
         try:
-            done = subprocess.run(words, input=text, capture_output=True, text=True, # noqa: S603
-                                  timeout=timeout)
+            done = subprocess.run(words, input=text, capture_output=True, # noqa: S603
+                                  encoding='utf-8', errors='replace', timeout=timeout)
         except OSError as e:
             raise ConfigError(f'{words[0]} cannot be started: {e.strerror}.') from None
         except subprocess.TimeoutExpired:
@@ -97,7 +103,7 @@ def command_scorer(
             last = (done.stderr.strip().splitlines() or ['nothing'])[-1]
             raise DataError(f'{words[0]} ended with the exit code {done.returncode}: {last:.200}')
         try: return json.loads(done.stdout)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise DataError(f'{words[0]} wrote no JSON: {done.stdout!r:.60}') from None
     return scorer
 
@@ -184,15 +190,22 @@ def _verdict(expected, scores, key):
     wanted = ' or '.join(dict.fromkeys(_number(v) for v in expected.readings.values()))
     return 'wrong', f'{_number(scores[key])} instead of {wanted}'
 
+def _error(case, note):
+    row = [case.benchmark, case.name, '', '', None, 'error', note]
+    return pd.DataFrame([row], columns=COLUMNS)
+
 def check_case(
     scorer,     # lines -> dict in the form of the protocol
     case,       # `Case`
 )->pd.DataFrame: # COLUMNS
     "Give one answer file to a scorer and judge each value"
     try: scores = read_scores(scorer(case.lines))
-    except DataError as e:
-        row = [case.benchmark, case.name, '', '', None, 'error', str(e)]
-        return pd.DataFrame([row], columns=COLUMNS)
+    except DataError as e: return _error(case, str(e))
+    if isinstance(scores, dict) and not scores.keys() & case.expected.keys():
+        wanted = ', '.join(dict.fromkeys(m for _,m in case.expected))
+        note = (f'No value is one of those asked for, such as {next(iter(case.expected))}; '
+                f'metrics are {wanted}. Or write "unsupported".')
+        return _error(case, note)
     rows = []
     for (category,metric),expected in case.expected.items():
         if isinstance(scores, str): got,verdict,note = None, 'not given', scores
@@ -281,7 +294,10 @@ t
 # %%
 replies = {'7':'list "scores"', '{"scores": [{"value": 1}]}':'give category',
            'oh':'wrote no JSON',
-           '{"scores": [{"category": "Age", "metric": "accuracy", "value": "1"}]}':'give a number'}
+           '{"scores": [{"category": "Age", "metric": "accuracy", "value": "1"}]}':'give a number',
+           '{"scores": [{"category": [1], "metric": "accuracy", "value": 1}]}':'as texts',
+           '{"scores": []}':'asked for', '['*9999:'wrote no JSON',
+           '{"scores": [{"category": "age", "metric": "acc", "value": 1}]}':'asked for'}
 case = bbq_cases(names=['gold'])[0]
 for reply,said in replies.items():
     script.write_text(f'print({reply!r})')
@@ -289,7 +305,14 @@ for reply,said in replies.items():
     test_eq((d.verdict[0], said in d.note[0]), ('error', True))
 script.write_text('print(\'{"unsupported": "letters only"}\')')
 test_eq(set(check_case(faulty, case).verdict), {'not given'})
+script.write_text(r"import sys; sys.stdout.buffer.write(b'\xff')")
+assert 'wrote no JSON' in check_case(faulty, case).note[0]
+value = dict(category='overall', metric='accuracy')
+for v in (math.inf, 10**400): test_eq(read_scores(dict(scores=[value|dict(value=v)])).popitem()[1],
+                                      math.inf)
+with expect_fail(DataError, contains='once'): read_scores(dict(scores=[value|dict(value=1)]*2))
 script.write_text('raise SystemExit(3)')
 assert 'exit code 3' in check_case(faulty, case).note[0]
+with expect_fail(ConfigError, contains='No closing'): command_scorer("python 'a")
 with expect_fail(ConfigError, contains='cannot be started'):
     check_case(command_scorer('/no/such'), case)
