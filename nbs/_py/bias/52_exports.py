@@ -75,15 +75,23 @@ def _samples(e, name, condition):
         doc = displayed_row(item) if isinstance(item, Item) else _without_nan(b.metadata(item))
         doc |= dict(id=r['id'], order=r['order'], sample=r['sample'], benchmark=name,
                     condition=condition)
-        yield doc, list(b.options(item)), [r[f'lp_{a}'] for a in b.answers], item
+        yield doc, list(b.options(item)), [r.get(f'lp_{a}', np.nan) for a in b.answers], item
 
 def _metrics_of(e, name, condition):
     d = e.metrics
     return d[(d.benchmark==name) & (d.condition==condition)]
 
 def _tasks(e):
+    "Return task name -> benchmark and condition"
+    out = {}
     for name in dict.fromkeys(e.records.benchmark):
-        for c in dict.fromkeys(e.records_of(name).condition): yield name, c
+        for c in dict.fromkeys(e.records_of(name).condition):
+            task = task_name(name, c)
+            if task in out:
+                raise DataError(f'{out[task]} and {(name, c)} are both called {task} in the '
+                                'export: rename one of them.')
+            out[task] = name, c
+    return out
 
 
 # %% [markdown]
@@ -103,11 +111,16 @@ def _finite(x): return float(x) if np.isfinite(x) else None
 def _harness_keys(d):
     "Return the harness's name of each category and metric"
     tail = lambda c: '' if c in ('micro', 'all') else f'_{c}'
-    return {f'{HARNESS_NAMES.get(r.metric, r.metric)}{tail(r.category)}':(r.category, r.metric)
-            for r in d.itertuples()}
+    names = {f'{HARNESS_NAMES.get(r.metric, r.metric)}{tail(r.category)}':(r.category, r.metric)
+             for r in d.itertuples()}
+    every = {f'{k}{end}' for k in names for end in _ENDS.values()}
+    if len(every)<len(_ENDS)*len(d):
+        raise DataError('Two values have the same name in the format of lm-eval: rename the '
+                        'category "low", "high", "micro" or "all", or export to inspect.')
+    return names
 
-def _harness_results(d):
-    rows = zip(_harness_keys(d), d.itertuples())
+def _harness_results(keys, d):
+    rows = zip(keys, d.itertuples())
     return {f'{key}{end},none':_finite(getattr(r, k)) for key,r in rows for k,end in _ENDS.items()}
 
 def _harness_sample(n, doc, choices, lp):
@@ -117,17 +130,18 @@ def _harness_sample(n, doc, choices, lp):
                 resps=[[p] for p in pairs], filtered_resps=pairs, filter='none')
 
 def _write_harness(e, folder):
-    tasks = {task_name(*t):t for t in _tasks(e)}
+    tasks = _tasks(e)
+    keys = {task:_harness_keys(_metrics_of(e, *t)) for task,t in tasks.items()}
     counts = {}
     for task,t in tasks.items():
         lines = [json.dumps(_harness_sample(n, doc, choices, lp), allow_nan=False)
                  for n,(doc,choices,lp,_) in enumerate(_samples(e, *t))]
         _write(folder/f'samples_{task}_moral-sc.jsonl', '\n'.join(lines)+'\n')
         counts[task] = dict(original=len(lines), effective=len(lines))
-    results = dict(results={task:dict(alias=task) | _harness_results(_metrics_of(e, *t))
+    results = dict(results={task:dict(alias=task) | _harness_results(keys[task], _metrics_of(e, *t))
                             for task,t in tasks.items()},
                    configs={task:dict(task=task, metadata=dict(
-                       benchmark=t[0], condition=t[1], metrics=_harness_keys(_metrics_of(e, *t))))
+                       benchmark=t[0], condition=t[1], metrics=keys[task]))
                             for task,t in tasks.items()},
                    **{'n-shot':dict.fromkeys(tasks, 0), 'n-samples':counts},
                    versions=dict.fromkeys(tasks, 1.), model_name=e.model,
@@ -149,26 +163,25 @@ def _write(path, text):
 _UNKNOWN_TIME = '1970-01-01T00:00:00+00:00' # Of an evaluation that was not saved
 
 def _inspect_sample(doc, choices, lp, item):
-    k = int(np.argmax(lp))
+    letter = '' if np.isnan(lp).any() else 'ABCD'[int(np.argmax(lp))] # Refused: no number
     letters = 'ABCD'
     target = letters[doc['label']] if 'label' in doc else ''
-    right = None if not target else 'C' if letters[k]==target else 'I'
-    output = dict(model='moral_sc', completion=letters[k], choices=[dict(
-        message=dict(role='assistant', content=letters[k], source='generate'), stop_reason='stop')])
+    right = None if not target else 'C' if letter==target else 'I'
+    output = dict(model='moral_sc', completion=letter, choices=[dict(
+        message=dict(role='assistant', content=letter, source='generate'), stop_reason='stop')])
     text = doc['id']
     if 'context' in doc: text = f"Context: {doc['context']}\n\nQuestion: {doc['question']}"
     return dict(id=f"{doc['id']}, order {doc['order']}", epoch=1+int(doc['sample']), input=text,
         choices=choices if 'context' not in doc else list(item.options), target=target, messages=[],
         output=output, metadata=doc | dict(logprobs=[_finite(x) for x in lp]), store={}, events=[],
-        scores=dict(moral_sc=dict(value=right or letters[k], answer=letters[k])), attachments={})
+        scores=dict(moral_sc=dict(value=right or letter, answer=letter)), attachments={})
 
 def _inspect_metric(r):
     return dict(name=f'{r.metric}/{r.category}', value=float(r.value), params={},
                 metadata=dict(low=_finite(r.low), high=_finite(r.high)))
 
 def _write_inspect(e, folder):
-    for t in _tasks(e):
-        task = task_name(*t)
+    for task,t in _tasks(e).items():
         samples = [_inspect_sample(*s) for s in _samples(e, *t)]
         d = _metrics_of(e, *t)
         metrics = {f'{r.metric}/{r.category}':_inspect_metric(r) for r in d.itertuples()
@@ -190,6 +203,7 @@ def _write_inspect(e, folder):
 
 # %%
 #| export
+_PATTERNS = ('moral_sc_*.json', 'results_moral-sc.json', 'samples_moral_sc_*_moral-sc.jsonl')
 FORMATS = {'lm-eval':_write_harness, 'inspect':_write_inspect}
 
 def export_evaluation(
@@ -200,6 +214,12 @@ def export_evaluation(
     "Write an evaluation in the format of another tool"
     if tool not in FORMATS: raise ConfigError(unknown_name_message('format', tool, list(FORMATS)))
     folder = Path(folder)
+    tasks = _tasks(e)
+    own = [f'{t}.json' for t in tasks] if tool=='inspect' else [
+        'results_moral-sc.json', *(f'samples_{t}_moral-sc.jsonl' for t in tasks)]
+    others = {p.name for k in _PATTERNS for p in folder.glob(k)}-{*own}
+    if others:
+        raise ConfigError(f'{folder} holds {min(others)} of another export: name another folder.')
     folder.mkdir(parents=True, exist_ok=True)
     FORMATS[tool](e, folder)
     return folder
@@ -237,10 +257,10 @@ def read_export(
     try:
         rows = [*_harness_rows(results)] if results.is_file() else [
             r for p in logs for r in _inspect_rows(p)]
-    except (KeyError, TypeError, AttributeError, IndexError) as err:
+        columns = ['benchmark', 'condition', 'category', 'metric', 'value', 'low', 'high']
+        return pd.DataFrame(rows, columns=columns).astype(dict.fromkeys(columns[-3:], float))
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as err:
         raise DataError(f'{folder} holds no export of this package ({err!r:.60}).') from None
-    columns = ['benchmark', 'condition', 'category', 'metric', 'value', 'low', 'high']
-    return pd.DataFrame(rows, columns=columns).astype(dict.fromkeys(columns[-3:], float))
 
 
 # %% [markdown]
@@ -282,5 +302,18 @@ for tool in FORMATS:
     test_close(got.set_index('metric').value.rho_two, 1)
 
 # %%
+from dataclasses import replace
+q = replace(e, records=e.records[e.records.condition=='q'])
+for tool in FORMATS:
+    with expect_fail(ConfigError, contains='another export'): q.export(tool, folder/tool)
+refused = replace(q, records=q.records.assign(lp_a=np.nan, lp_b=np.nan, lp_c=np.nan))
+log = read_log(refused.export('inspect', folder/'refused')/'moral_sc_bbq_like_q.json')
+test_eq({*log.answers}, {None})
+low = replace(q, metrics=q.metrics.replace({'category':{'Age':'low'}}))
+with expect_fail(DataError, contains='same name'): low.export('lm-eval', folder/'low')
+again = read_export(low.export('inspect', folder/'low'))
+test_eq(len(again), q.metrics.query('condition=="q"').value.notna().sum())
+twice = replace(e, records=e.records.assign(condition=['q+if', 'q if']*(len(e.records)//2)))
+with expect_fail(DataError, contains='rename one'): twice.export('inspect', folder/'twice')
 with expect_fail(ConfigError, contains='no format'): export_evaluation(e, 'lm-evl', folder)
 with expect_fail(DataError, contains='has no results'): read_export(tempfile.mkdtemp())
