@@ -10,10 +10,10 @@ import json, math, torch
 from pathlib import Path
 from ..foundation.arguments import checked
 from ..foundation.datasets import data_dir
-from ..foundation.errors import ConfigError
+from ..foundation.errors import ConfigError, short_repr
 from .exact_loss import exact_loss, fit_exact
 from .features import moments
-from .model import ToyConfig
+from .model import ToyConfig, check_positive_integers
 from .training import train
 
 # %% ../../nbs/superposition/38_optima.ipynb #884ba83e
@@ -52,6 +52,10 @@ def find_optima(
     seed=0,
 )->tuple:            # W [decay, density, feature, 2]; loss [decay, density], float64
     "Return the lowest exact losses found in two hidden dimensions, and their models"
+    check_positive_integers(restarts=restarts, fits=fits, maxiter=maxiter)
+    for name,v in dict(density=density, decay=decay).items():
+        if not isinstance(v, (tuple,list)) or not v:
+            raise ConfigError(f'{name} is {short_repr(v)}: give a tuple of numbers, such as (.1,).')
     grid = [(p,r) for r in decay for p in density]
     W,loss = _trained_starts(n_features, grid, restarts, steps, seed)
     found = []

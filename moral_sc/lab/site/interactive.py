@@ -35,8 +35,13 @@ def replace_blocks(
         if m[1] not in FIGURES:
             raise ConfigError(unknown_name_message('interactive figure', m[1], list(FIGURES)))
         return render(m[1], m[2].strip())
-    return _block.sub(block, text)
+    text = _block.sub(block, text)
+    if m := _opening.search(text):
+        raise ConfigError(f'{m[0]!r:.80} opens no block: write "::: {{.interactive name=NAME}}", '
+                          'the text, and ":::" on a line of its own.')
+    return text
 
+_opening = re.compile(r'^:::.*\.interactive\b.*$', re.M)
 _block = re.compile(r'^::: *\{\.interactive +name=([\w-]+)\} *\n(.*?)^:::+ *$', re.M|re.S)
 
 def myst_block(name, body):

@@ -20,10 +20,10 @@ import json, math, torch
 from pathlib import Path
 from moral_sc.foundation.arguments import checked
 from moral_sc.foundation.datasets import data_dir
-from moral_sc.foundation.errors import ConfigError
+from moral_sc.foundation.errors import ConfigError, short_repr
 from moral_sc.superposition.exact_loss import exact_loss, fit_exact
 from moral_sc.superposition.features import moments
-from moral_sc.superposition.model import ToyConfig
+from moral_sc.superposition.model import ToyConfig, check_positive_integers
 from moral_sc.superposition.training import train
 
 # %%
@@ -79,6 +79,10 @@ def find_optima(
     seed=0,
 )->tuple:            # W [decay, density, feature, 2]; loss [decay, density], float64
     "Return the lowest exact losses found in two hidden dimensions, and their models"
+    check_positive_integers(restarts=restarts, fits=fits, maxiter=maxiter)
+    for name,v in dict(density=density, decay=decay).items():
+        if not isinstance(v, (tuple,list)) or not v:
+            raise ConfigError(f'{name} is {short_repr(v)}: give a tuple of numbers, such as (.1,).')
     grid = [(p,r) for r in decay for p in density]
     W,loss = _trained_starts(n_features, grid, restarts, steps, seed)
     found = []
@@ -198,6 +202,8 @@ best_known(5, .1, .9)
 
 # %%
 test_eq(planar_shape(best_known(5, .1, .9)[1]), 'pentagon')
+for wrong in (dict(density=.1), dict(decay=()), dict(fits=0), dict(restarts=1.5)):
+    with expect_fail(ConfigError, contains='give a'): find_optima(3, **wrong)
 with expect_fail(ConfigError, contains='density is 0.11'): best_known(5, .11)
 
 # %% [markdown]
