@@ -184,8 +184,9 @@ def exact_loss(
     V=None,            # Readout of an untied model, shape of W
 )->torch.Tensor:       # [instance], float64, summed over features; a scalar for one model
     "Return the population loss of reconstruction, differentiable in `W`, `b` and `V`"
-    if isinstance(config := getattr(W, 'config', None), ToyConfig):
-        _check_run(config, activation, V)
+    if isinstance(getattr(W, 'config', None), ToyConfig):
+        _check_run(W, V, density, importance, activation=activation, features=features, sets=sets,
+                   signed=signed)
     W = weights_of(W)
     b = as_numbers('b', b)
     single = W.ndim==2
@@ -211,11 +212,23 @@ def closed_form_limitation(
             f'No closed form for {name}={getattr(c, name)!r}: it must be '
             f'{" or ".join(map(repr, known))}; use batch_loss on held-out samples.')
 
-def _check_run(config, activation, V):
+def _check_run(run, V, density, importance, **given):
+    config = run.config
     if limitation := closed_form_limitation(config): raise ConfigError(limitation)
-    if config.activation!=activation: raise ConfigError(
-        f'activation is {activation!r}, and the run was trained with {config.activation!r}: give '
-        f'activation={config.activation!r}, or use population_loss(run.config, run.W, run.b).')
+    for name,value in given.items():
+        trained = getattr(config, name)
+        if trained!=value: raise ConfigError(
+            f'{name} is {value!r}, and the run was trained with {trained!r}: give '
+            f'{name}={trained!r}, or use population_loss(run.config, run.W, run.b).')
+    I,n,_ = run.W.shape
+    ids = list(run.instances)
+    for name,value,trained in (('density', density, config.densities[ids]),
+                               ('importance', importance, config.importances[ids])):
+        if not torch.allclose(expand(value, I, n, name), trained): raise ConfigError(
+            f'{name} is not that of the run: give {name}=run.config.{name}, or run.W in place of '
+            'the run if another one is meant.')
+    if config.hidden_bias: raise ConfigError(
+        'The run has a hidden bias: use population_loss(run.config, run.W, run.b, c=run.c).')
     if not config.tied and V is None:
         raise ConfigError("The run has a readout of its own: give V=run.params['V'].")
 
@@ -231,19 +244,23 @@ def _output_errors(G, b, p, activation, max_active, features, sets, signed):
 
 # %% [markdown]
 # Weights alone do not tell how they were trained. A run does, and one that was trained with another
-# activation, target or readout is refused:
+# activation, target, readout or distribution is refused:
 
 # %%
 class Run:
     def __init__(self, **options):
         self.config = ToyConfig(5, 2, **options)
         self.W = torch.zeros(1,5,2)
+        self.instances = [0]
 
 b = torch.zeros(1,5)
 refused = [dict(activation=torch.nn.functional.silu), dict(activation='linear'),
-           dict(target='abs'), dict(tied=False)]
+           dict(target='abs'), dict(tied=False), dict(signed=True), dict(density=.1),
+           dict(importance=.5), dict(features='one-hot'), dict(hidden_bias=True)]
 for options in refused:
     with ExceptionExpected(ConfigError): exact_loss(Run(**options), b)
+rare = Run(density=.1, signed=True)
+test_eq(exact_loss(rare, b, .1, signed=True), exact_loss(rare.W, b, .1, signed=True))
 exact_loss(Run(), b), exact_loss(Run(activation='linear'), b, activation='linear')
 
 
