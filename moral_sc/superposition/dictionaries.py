@@ -98,6 +98,7 @@ class Dictionary:
 
     def save(self, path): # File to write, replaced atomically; `Dictionary.load` reads it
         "Write the dictionary as safetensors"
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
         t = dict(self.params, k=self.k, logged=self.logged, loss=self.loss)
         t = {name: v.contiguous() for name,v in t.items() if v is not None}
         with replace_file(path) as part: save_file(t, part, metadata=dict(kind=self.kind))

@@ -230,6 +230,7 @@ class Dictionary:
 
     def save(self, path): # File to write, replaced atomically; `Dictionary.load` reads it
         "Write the dictionary as safetensors"
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
         t = dict(self.params, k=self.k, logged=self.logged, loss=self.loss)
         t = {name: v.contiguous() for name,v in t.items() if v is not None}
         with replace_file(path) as part: save_file(t, part, metadata=dict(kind=self.kind))
@@ -416,7 +417,7 @@ for kind,d in dictionaries.items():
     both = fit_dictionary(run, kind, steps=40, batch_size=64)
     test_close(alone.directions[0], both.directions[1], 1e-4)
     with tempfile.TemporaryDirectory() as folder:
-        loaded = Dictionary.load(d.save(Path(folder)/'dictionary.safetensors'))
+        loaded = Dictionary.load(d.save(Path(folder)/'new'/'dictionary.safetensors'))
     test_eq(loaded.decode(loaded.encode(h)), d.decode(d.encode(h)))
     test_eq(loaded.loss, d.loss)
 loaded

@@ -79,8 +79,8 @@ def sample_near(
     start = start.double()
     least = loss(start[None]).detach()
     if least.shape!=(1,) or not torch.isfinite(least).all():
-        raise ConfigError(f'loss at the start is {short_repr(least)}: return a finite number for '
-                          'each chain, [chain].')
+        raise ConfigError(f'loss at the start is {short_repr(least.tolist())}: return a finite '
+                          'number for each chain, [chain].')
     energy = lambda w: t*(loss(w)-least) + gamma/2*(w-start).square().sum(-1)
     g = torch.Generator().manual_seed(seed)
     w = start + torch.randn(chains, len(start), generator=g, dtype=torch.float64)/(t+gamma)**.5
