@@ -6,7 +6,7 @@
 __all__ = ['COLUMNS', 'VERDICTS', 'read_scores', 'command_scorer', 'own_scorer', 'check_case', 'check_scorer', 'case_table']
 
 # %% ../../nbs/bias/58_conformance.ipynb #06f1d5ad
-import json, math, shlex, subprocess
+import json, math, os, shlex, signal, subprocess
 
 import numpy as np, pandas as pd
 from . import bbq
@@ -56,19 +56,28 @@ def command_scorer(
     def scorer(lines):
         text = ''.join(json.dumps(l)+'\n' for l in lines)
         try:
-            done = subprocess.run(words, input=text, capture_output=True, # noqa: S603
-                                  encoding='utf-8', errors='replace', timeout=timeout)
+            out,err,code = _run_command(words, text, timeout)
         except OSError as e:
             raise ConfigError(f'{words[0]} cannot be started: {e.strerror}.') from None
         except subprocess.TimeoutExpired:
             raise DataError(f'{words[0]} did not finish within {timeout:g} s.') from None
-        if done.returncode:
-            last = (done.stderr.strip().splitlines() or ['nothing'])[-1]
-            raise DataError(f'{words[0]} ended with the exit code {done.returncode}: {last:.200}')
-        try: return json.loads(done.stdout)
+        if code:
+            last = (err.strip().splitlines() or ['nothing'])[-1]
+            raise DataError(f'{words[0]} ended with the exit code {code}: {last:.200}')
+        try: return json.loads(out)
         except (ValueError, RecursionError):
-            raise DataError(f'{words[0]} wrote no JSON: {done.stdout!r:.60}') from None
+            raise DataError(f'{words[0]} wrote no JSON: {out!r:.60}') from None
     return scorer
+
+def _run_command(words, text, timeout):
+    "Return output, errors and exit code; after the timeout end its own processes as well"
+    pipes = dict.fromkeys(['stdin','stdout','stderr'], subprocess.PIPE)
+    with subprocess.Popen(words, encoding='utf-8', errors='replace', # noqa: S603
+                          start_new_session=True, **pipes) as process:
+        try: return *process.communicate(text, timeout), process.returncode
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
 
 # %% ../../nbs/bias/58_conformance.ipynb #4a033e29
 def _bbq_scores(lines):

@@ -333,6 +333,8 @@ def health(
         raise ConfigError(f'ensemble is {short_repr(ensemble)}; give a list of preference models.')
     score = _as_score(pm)
     rows = load_labels(held_out, 'held_out')
+    if any(r.get('weight', 1)!=1 for r in rows):
+        raise DataError('held_out has weights, which health does not use; leave them out.')
     prompts = [r['prompt'] for r in rows]
     if len(set(prompts))<2: raise DataError('held_out has one prompt; give several.')
     if labels is not None:

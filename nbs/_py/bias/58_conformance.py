@@ -20,7 +20,7 @@
 
 # %%
 #| export
-import json, math, shlex, subprocess
+import json, math, os, shlex, signal, subprocess
 
 import numpy as np, pandas as pd
 from moral_sc.bias import bbq
@@ -33,7 +33,7 @@ from moral_sc.foundation.errors import ConfigError, DataError
 
 # %%
 #| hide
-import sys, tempfile
+import psutil, sys, tempfile
 from pathlib import Path
 from fastcore.test import *
 from moral_sc.bias.answer_files import BENCHMARKS, bbq_cases, load_cases, original_questions
@@ -93,19 +93,40 @@ def command_scorer(
     def scorer(lines):
         text = ''.join(json.dumps(l)+'\n' for l in lines)
         try:
-            done = subprocess.run(words, input=text, capture_output=True, # noqa: S603
-                                  encoding='utf-8', errors='replace', timeout=timeout)
+            out,err,code = _run_command(words, text, timeout)
         except OSError as e:
             raise ConfigError(f'{words[0]} cannot be started: {e.strerror}.') from None
         except subprocess.TimeoutExpired:
             raise DataError(f'{words[0]} did not finish within {timeout:g} s.') from None
-        if done.returncode:
-            last = (done.stderr.strip().splitlines() or ['nothing'])[-1]
-            raise DataError(f'{words[0]} ended with the exit code {done.returncode}: {last:.200}')
-        try: return json.loads(done.stdout)
+        if code:
+            last = (err.strip().splitlines() or ['nothing'])[-1]
+            raise DataError(f'{words[0]} ended with the exit code {code}: {last:.200}')
+        try: return json.loads(out)
         except (ValueError, RecursionError):
-            raise DataError(f'{words[0]} wrote no JSON: {done.stdout!r:.60}') from None
+            raise DataError(f'{words[0]} wrote no JSON: {out!r:.60}') from None
     return scorer
+
+def _run_command(words, text, timeout):
+    "Return output, errors and exit code; after the timeout end its own processes as well"
+    pipes = dict.fromkeys(['stdin','stdout','stderr'], subprocess.PIPE)
+    with subprocess.Popen(words, encoding='utf-8', errors='replace', # noqa: S603
+                          start_new_session=True, **pipes) as process:
+        try: return *process.communicate(text, timeout), process.returncode
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+
+
+# %% [markdown]
+# A scorer that does not end is stopped, and so are the processes that it started:
+
+# %%
+with tempfile.TemporaryDirectory() as d:
+    script = f'sleep 100 & echo $! > {d}/child; wait'
+    slow = command_scorer(f'bash -c {shlex.quote(script)}', timeout=2)
+    with ExceptionExpected(DataError, 'did not finish'): slow([{}])
+    child = int(Path(f'{d}/child').read_text())
+assert not psutil.pid_exists(child) or psutil.Process(child).status()==psutil.STATUS_ZOMBIE
 
 
 # %% [markdown]

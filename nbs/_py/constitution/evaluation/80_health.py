@@ -473,6 +473,8 @@ def health(
         raise ConfigError(f'ensemble is {short_repr(ensemble)}; give a list of preference models.')
     score = _as_score(pm)
     rows = load_labels(held_out, 'held_out')
+    if any(r.get('weight', 1)!=1 for r in rows):
+        raise DataError('held_out has weights, which health does not use; leave them out.')
     prompts = [r['prompt'] for r in rows]
     if len(set(prompts))<2: raise DataError('held_out has one prompt; give several.')
     if labels is not None:
@@ -614,6 +616,8 @@ with expect_fail(ConfigError, contains='of 2 or more'): health(truth, few, draws
 with expect_fail(ConfigError, contains='at most 30'): health(truth, few, kl=50.)
 with expect_fail(ConfigError, contains='give a list of pref'): health(truth, few, ensemble='runs/a')
 with expect_fail(DataError, contains='one prompt'): health(truth, few[:1])
+weighted = [r|dict(weight=2.) for r in few]
+with expect_fail(DataError, contains='has weights'): health(truth, weighted)
 with expect_fail(DataError, contains='share the prompt'): health(truth, few, labels=few)
 unordered = [dict(prompt='was it ?', a='so', b='no', p=1.)]
 with expect_fail(DataError, contains='no p_ab and p_ba'): health(truth, few, labels=unordered)
