@@ -171,8 +171,8 @@ def check_functions(
         given = [a.clone() for a in args]
         with torch.no_grad(): y = find_function(kind, custom[kind], _known[kind])(*given)
         if not isinstance(y, torch.Tensor):
-            raise ConfigError(f'{kind} returned a {type(y).__name__}: give a function of tensors, such '
-                              'as torch.tanh or torch.nn.SiLU().')
+            raise ConfigError(f'{kind} returned a {type(y).__name__}: give a function of tensors, '
+                              'such as torch.tanh or torch.nn.SiLU().')
         if y.shape!=args[0].shape:
             raise ConfigError(f'{kind} makes the shape {list(y.shape)} of {list(args[0].shape)}: '
                               'return a number for each output'
