@@ -42,7 +42,10 @@ def _print_version(yes:bool):
 def _options(
     version:Annotated[bool, typer.Option('--version', callback=_print_version, is_eager=True,
                                          help='Print the version and exit.')]=False
-): pass
+):
+    threads = os.environ.get('NUMBA_NUM_THREADS', '1')
+    if not threads.isdecimal() or int(threads)<1: raise ConfigError(
+        f'NUMBA_NUM_THREADS is {threads!r}: give a number of threads, or unset it.')
 
 def main():
     "Run the command line"
