@@ -176,7 +176,9 @@ elo
 # ## 8. Toy models of your own
 #
 # The data, the activation, the target and the loss of [toy models](../superposition/20_model.ipynb) can be yours; engine
-# eager trains them. A density of one number for each *instance* has the shape `[instance, 1]`.
+# eager trains them. A density of one number for each *instance* has the shape `[instance, 1]`. There is no
+# exact loss for an activation, target or loss of your own: use `batch_loss` on samples that were not trained on.
+# `exact_loss` refuses such a run; given the weights alone, it takes them for those of a ReLU model.
 
 # %%
 from moral_sc.superposition import ToyConfig, ToyRun, feature_dimensionality, train
