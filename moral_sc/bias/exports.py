@@ -80,6 +80,7 @@ def _harness_results(keys, d):
 
 def _harness_sample(n, doc, choices, lp):
     pairs = [[str(float(x)), 'False'] for x in lp]
+    if np.isnan(lp).any(): pairs = [''] # A refused answer, as a text that names no option
     arguments = {f'gen_args_{k}':dict(arg_0='', arg_1=c) for k,c in enumerate(choices)}
     return dict(doc_id=n, doc=doc, target=doc.get('label'), arguments=arguments,
                 resps=[[p] for p in pairs], filtered_resps=pairs, filter='none')

@@ -125,6 +125,7 @@ def _harness_results(keys, d):
 
 def _harness_sample(n, doc, choices, lp):
     pairs = [[str(float(x)), 'False'] for x in lp]
+    if np.isnan(lp).any(): pairs = [''] # A refused answer, as a text that names no option
     arguments = {f'gen_args_{k}':dict(arg_0='', arg_1=c) for k,c in enumerate(choices)}
     return dict(doc_id=n, doc=doc, target=doc.get('label'), arguments=arguments,
                 resps=[[p] for p in pairs], filtered_resps=pairs, filter='none')
@@ -308,6 +309,9 @@ for tool in FORMATS:
     with expect_fail(ConfigError, contains='another export'): q.export(tool, folder/tool)
 refused = replace(q, records=q.records.assign(lp_a=np.nan, lp_b=np.nan, lp_c=np.nan))
 log = read_log(refused.export('inspect', folder/'refused')/'moral_sc_bbq_like_q.json')
+test_eq({*log.answers}, {None})
+refused.export('lm-eval', folder/'refused-lm')
+log = read_log(folder/'refused-lm'/'samples_moral_sc_bbq_like_q_moral-sc.jsonl')
 test_eq({*log.answers}, {None})
 low = replace(q, metrics=q.metrics.replace({'category':{'Age':'low'}}))
 with expect_fail(DataError, contains='same name'): low.export('lm-eval', folder/'low')
