@@ -7,6 +7,7 @@ __all__ = ['agreements', 'compare_measurements', 'paper_order', 'compare_report'
 
 # %% ../../nbs/lab/18_agreement.ipynb #4fff05ad
 import math
+import re
 from pathlib import Path
 from statistics import NormalDist
 
@@ -83,7 +84,9 @@ def _compare(claim, record, run, config, rows):
     measured = lambda r: Measurement(r.estimate, r.low, r.high)
     if another := _other_settings(config): return 'not compared', f'run with {another}'
     if not run.scale: return 'not compared', 'not measured by this run'
-    if run.unmet!=record.unmet: return 'not compared', run.unmet or f'the record: {record.unmet}'
+    reason = lambda r: re.sub(r'-?\d[\d.,]*', '', r.unmet)  # a measured number may differ
+    if reason(run)!=reason(record):
+        return 'not compared', run.unmet or f'the record: {record.unmet}'
     return compare_measurements(claim, measured(record), measured(run), config['scale'], rows)
 
 def _other_settings(config):
