@@ -202,16 +202,16 @@ def _score(kinds):
 
 def _values(pairs, way):
     "Count all metrics of some (question, answer)"
-    of = {'ambig':[], 'disambig':[]}
+    counted = {'ambig':[], 'disambig':[]}
     for q,a in pairs:
         x = _counted_as(q, a, way)
-        if x: of[q.row['context_condition']].append(x)
-    right = {k:_share(sum(r for _,r in v), len(v)) for k,v in of.items()}
-    s = {k:_score([kind for kind,_ in v]) for k,v in of.items()}
-    both = of['ambig']+of['disambig']
+        if x: counted[q.row['context_condition']].append(x)
+    right = {k:_share(sum(r for _,r in v), len(v)) for k,v in counted.items()}
+    s = {k:_score([kind for kind,_ in v]) for k,v in counted.items()}
+    all_counted = counted['ambig']+counted['disambig']
     scaled = None if s['ambig'] is None else (1-right['ambig'])*s['ambig']
-    return dict(zip(METRICS, (_share(sum(r for _,r in both), len(both)), right['ambig'],
-                              right['disambig'], scaled, s['disambig'])))
+    overall = _share(sum(r for _,r in all_counted), len(all_counted))
+    return dict(zip(METRICS, (overall, right['ambig'], right['disambig'], scaled, s['disambig'])))
 
 def _mean(values):
     given = [v for v in values if v is not None]

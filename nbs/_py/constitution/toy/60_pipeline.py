@@ -126,7 +126,7 @@ class Pipeline:
 
 def train_pipeline(
     base:LM,
-    judge:LM, principles:list, # As in `label_pairs`
+    judge:LM, principles:list, # As in `label`
     sl_prompts:list, rl_prompts:list, # Requests of both kinds
     seed:int=0,
     *,

@@ -65,7 +65,7 @@ def draw_labeller(
     return dict(run=run, kind=kind, half='judged' if run%2 else 'tuning',
                 pairs=int(rng.choice([30, 60, 120, 240])), **drawn)
 
-def label_pairs(
+def draw_labels(
     pairs:list,     # prompt, a, b
     labeller:dict,  # From `draw_labeller`, or `FAIR`
     rng,
@@ -100,8 +100,8 @@ def write_pairs(
 # %%
 rng = np.random.default_rng(0)
 pairs = write_pairs(rng, environment.requests(200))
-fair = label_pairs(pairs, FAIR, rng)
-first = label_pairs(pairs, FAIR|dict(position=9., swap=False), rng)
+fair = draw_labels(pairs, FAIR, rng)
+first = draw_labels(pairs, FAIR|dict(position=9., swap=False), rng)
 pd.DataFrame([draw_labeller(i) for i in range(3)])
 
 # %%
@@ -109,7 +109,7 @@ prompts,a,b = ([r[k] for r in pairs] for k in ('prompt', 'a', 'b'))
 test_close([r['p_ab'] for r in fair], 1/(1+np.exp(true_score(prompts, b)-true_score(prompts, a))))
 test_close([r['p_ab']+r['p_ba'] for r in fair], np.ones(len(fair)), 1e-9)
 assert np.mean([r['p'] for r in first])>.95
-long = label_pairs(pairs, FAIR|dict(truth=0., length=2., hard=False), rng)
+long = draw_labels(pairs, FAIR|dict(truth=0., length=2., hard=False), rng)
 longer = [len(x.split())-len(y.split()) for x,y in zip(a, b)]
 test_eq(np.sign([r['p']-.5 for r in long]), np.sign(longer))
 
@@ -196,7 +196,7 @@ def fit_run(
     run = labeller['run']
     rng = np.random.default_rng([seed, 8, run])
     train,held = split_mixed_requests([labeller['pairs'], size.prompts], 1000*seed+run)
-    rows = label_pairs(write_pairs(rng, train), labeller, rng)
+    rows = draw_labels(write_pairs(rng, train), labeller, rng)
     epochs = max(1, round(size.examples/len(rows)))
     def fit(s):
         if labeller['kind']=='words': return fit_word_model(rows, s)
@@ -217,9 +217,9 @@ def measure_run(
     answers = {r['prompt']: [_write(rng, r['prompt']) for _ in range(size.pool)] for r in held}
     first,*others = map(_Remembered, models)
     options = dict(answers=answers, kl=kl, draws=size.draws)
-    found = {'': health(first, label_pairs(pairs, FAIR, rng), labels=labels, ensemble=others,
+    found = {'': health(first, draw_labels(pairs, FAIR, rng), labels=labels, ensemble=others,
                         **options),
-             'own_': health(first, label_pairs(pairs, labeller, rng), **options)}
+             'own_': health(first, draw_labels(pairs, labeller, rng), **options)}
     flat = [p for p in answers for _ in answers[p]], [a for x in answers.values() for a in x]
     scores,truth = (f(*flat).reshape(len(answers), -1) for f in (first, true_score))
     ns = np.exp(np.linspace(0, np.log(size.pool), 60))
