@@ -48,6 +48,7 @@ nitpicky = True
 nitpick_ignore_regex = [(r"py:.*", r"(?!moral_sc).*")]
 linkcode_resolve = linkcode
 add_module_names = False
+autodoc_mock_imports = ["inspect_ai"]  # of bias.inspect_tasks; not needed to build the site
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
 autodoc_default_options = {"members": True, "member-order": "bysource"}
