@@ -23,7 +23,7 @@ from .discrim_eval import TERMS, load_decisions
 from .winogender import load_winogender
 from ..foundation.datasets import data_dir, fetch, read_jsonl
 from ..foundation.errors import ConfigError, DataError, unknown_name_message
-from ..foundation.files import replace_file
+from ..foundation.files import write_file
 
 # %% ../../nbs/bias/57_answer_files.ipynb #36a2f62e
 @dataclass
@@ -414,9 +414,6 @@ def selected(
         if n not in known: raise ConfigError(unknown_name_message('answer file', n, known))
     return [c for c in cases if c.name in names]
 
-def _write(path, text):
-    with replace_file(path) as part: part.write_text(text, encoding='utf-8')
-
 def write_cases(
     cases:list,       # Of `Case`
     folder:str|Path,
@@ -427,11 +424,11 @@ def write_cases(
     wanted = []
     for c in cases:
         name = f"{c.benchmark}-{c.name.replace(' ', '-')}.jsonl"
-        _write(folder/name, ''.join(json.dumps(l)+'\n' for l in c.lines))
+        write_file(folder/name, ''.join(json.dumps(l)+'\n' for l in c.lines))
         number = lambda v: None if v is None else float(v)
         scores = [dict(category=k, metric=m, defined=e.defined,
                        readings={r:number(v) for r,v in e.readings.items()})
                   for (k,m),e in c.expected.items()]
         wanted.append(dict(file=name, meaning=c.meaning, expected=scores))
-    _write(folder/'expected.json', json.dumps(wanted, indent=1))
+    write_file(folder/'expected.json', json.dumps(wanted, indent=1))
     return folder

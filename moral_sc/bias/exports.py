@@ -15,7 +15,7 @@ from .bbq.scoring import orders_of
 from .benchmarks import get_benchmark
 from .tasks import displayed_row
 from ..foundation.errors import ConfigError, DataError, unknown_name_message
-from ..foundation.files import replace_file
+from ..foundation.files import write_file
 
 # %% ../../nbs/bias/52_exports.ipynb #17d734ff
 def task_name(
@@ -92,7 +92,7 @@ def _write_harness(e, folder):
     for task,t in tasks.items():
         lines = [json.dumps(_harness_sample(n, doc, choices, lp), allow_nan=False)
                  for n,(doc,choices,lp,_) in enumerate(_samples(e, *t))]
-        _write(folder/f'samples_{task}_moral-sc.jsonl', '\n'.join(lines)+'\n')
+        write_file(folder/f'samples_{task}_moral-sc.jsonl', '\n'.join(lines)+'\n')
         counts[task] = dict(original=len(lines), effective=len(lines))
     results = dict(results={task:dict(alias=task) | _harness_results(keys[task], _metrics_of(e, *t))
                             for task,t in tasks.items()},
@@ -102,11 +102,9 @@ def _write_harness(e, folder):
                    **{'n-shot':dict.fromkeys(tasks, 0), 'n-samples':counts},
                    versions=dict.fromkeys(tasks, 1.), model_name=e.model,
                    config=dict(model='moral_sc', model_args=e.model, **e.settings))
-    return _write(folder/'results_moral-sc.json', json.dumps(results, indent=1, default=str))
+    return write_file(folder/'results_moral-sc.json', json.dumps(results, indent=1, default=str))
 
-def _write(path, text):
-    with replace_file(path) as part: part.write_text(text, encoding='utf-8')
-    return path
+
 
 # %% ../../nbs/bias/52_exports.ipynb #a6b0bea3
 _UNKNOWN_TIME = '1970-01-01T00:00:00+00:00' # Of an evaluation that was not saved
@@ -143,7 +141,7 @@ def _write_inspect(e, folder):
             plan={}, stats=dict(started_at=started, completed_at=started, model_usage={}),
             results=dict(total_samples=len(samples), completed_samples=len(samples), scores=[dict(
                 name='moral_sc', scorer='moral_sc', params={}, metrics=metrics)]), samples=samples)
-        path = _write(folder/f'{task}.json', json.dumps(log, default=str))
+        path = write_file(folder/f'{task}.json', json.dumps(log, default=str))
     return path
 
 # %% ../../nbs/bias/52_exports.ipynb #20170fec

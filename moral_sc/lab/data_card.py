@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ..foundation.datasets import data_dir, read_toml
 from ..foundation.errors import DataError
-from ..foundation.files import replace_file
+from ..foundation.files import write_file
 
 # %% ../../nbs/lab/24_data_card.ipynb #f2229d72
 _OWN = ('README.md', 'card.toml')
@@ -84,8 +84,6 @@ def write_card(
 )->Path:
     "Write README.md into a folder of results"
     folder = Path(folder or data_dir()/'results')
-    with replace_file(folder/'README.md') as part:
-        part.write_text(render_card(folder), encoding='utf-8')
-    return folder/'README.md'
+    return write_file(folder/'README.md', render_card(folder))
 
 if __name__=='__main__': print(write_card())

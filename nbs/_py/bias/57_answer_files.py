@@ -37,7 +37,7 @@ from moral_sc.bias.discrim_eval import TERMS, load_decisions
 from moral_sc.bias.winogender import load_winogender
 from moral_sc.foundation.datasets import data_dir, fetch, read_jsonl
 from moral_sc.foundation.errors import ConfigError, DataError, unknown_name_message
-from moral_sc.foundation.files import replace_file
+from moral_sc.foundation.files import write_file
 
 # %%
 #| hide
@@ -611,9 +611,6 @@ def selected(
         if n not in known: raise ConfigError(unknown_name_message('answer file', n, known))
     return [c for c in cases if c.name in names]
 
-def _write(path, text):
-    with replace_file(path) as part: part.write_text(text, encoding='utf-8')
-
 def write_cases(
     cases:list,       # Of `Case`
     folder:str|Path,
@@ -624,13 +621,13 @@ def write_cases(
     wanted = []
     for c in cases:
         name = f"{c.benchmark}-{c.name.replace(' ', '-')}.jsonl"
-        _write(folder/name, ''.join(json.dumps(l)+'\n' for l in c.lines))
+        write_file(folder/name, ''.join(json.dumps(l)+'\n' for l in c.lines))
         number = lambda v: None if v is None else float(v)
         scores = [dict(category=k, metric=m, defined=e.defined,
                        readings={r:number(v) for r,v in e.readings.items()})
                   for (k,m),e in c.expected.items()]
         wanted.append(dict(file=name, meaning=c.meaning, expected=scores))
-    _write(folder/'expected.json', json.dumps(wanted, indent=1))
+    write_file(folder/'expected.json', json.dumps(wanted, indent=1))
     return folder
 
 

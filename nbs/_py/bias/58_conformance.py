@@ -175,13 +175,18 @@ def _discrim_scores(lines):
 _SCORES = {'bbq':_bbq_scores, 'winogender':_winogender_scores, 'admissions':_admissions_scores,
            'discrim-eval':_discrim_scores}
 
+def build_reply(
+    values:dict, # (category, metric) -> number; nan or None: there is none
+)->dict:
+    "Return scores in the form of the protocol"
+    return dict(scores=[dict(category=c, metric=m, value=None if pd.isna(v) else float(v))
+                        for (c,m),v in values.items()])
+
 def own_scorer(
     lines:list,  # Of a `Case`
 )->dict:
     "Score an answer file with this package"
-    values = _SCORES[lines[0]['benchmark']](lines)
-    return dict(scores=[dict(category=c, metric=m, value=None if pd.isna(v) else float(v))
-                        for (c,m),v in values.items()])
+    return build_reply(_SCORES[lines[0]['benchmark']](lines))
 
 
 # %% [markdown]

@@ -33,9 +33,9 @@ from types import SimpleNamespace
 
 import numpy as np, pandas as pd
 from moral_sc.bias.answer_files import bbq_cases, original_questions, own_questions
-from moral_sc.bias.conformance import check_scorer, own_scorer
+from moral_sc.bias.conformance import build_reply, check_scorer, own_scorer
 from moral_sc.foundation.errors import ConfigError, unknown_name_message
-from moral_sc.foundation.files import replace_file
+from moral_sc.foundation.files import write_file
 from moral_sc.foundation.runs import provenance
 
 # %%
@@ -63,10 +63,6 @@ def row_as_shown(
         answer_info=infos, label=order.index(row['label']))
 
 def _reply(line): return line['letter'].upper() if line['letter'] else line['text']
-
-def _scores(values):
-    return dict(scores=[dict(category=c, metric=m, value=None if pd.isna(v) else float(v))
-                        for (c,m),v in values.items()])
 
 def _categories(lines): return list(dict.fromkeys(l['row']['category'] for l in lines))
 
@@ -107,7 +103,7 @@ def _harness_scorer(process):
             for k in ('amb_bias_score', 'disamb_bias_score'):
                 own = [r[f'{k}_{c}'] for r,l in zip(results, lines) if l['row']['category']==c]
                 values[c,_HARNESS[k]] = functions[k](own)
-        return _scores(values)
+        return build_reply(values)
     return scorer
 
 def _choice_results(utils, doc, line):
@@ -147,7 +143,7 @@ def _inspect_scorer(lines):
     async def every(): return [await one(l) for l in lines]
     with ThreadPoolExecutor(1) as pool: # A notebook has a loop of its own
         samples = pool.submit(asyncio.run, every()).result()
-    return _scores({('overall','accuracy'):accuracy()(samples)})
+    return build_reply({('overall','accuracy'):accuracy()(samples)})
 
 def _with_question(state):
     from inspect_ai.model import ChatMessageUser
@@ -200,7 +196,7 @@ def _helm_scorer(lines):
                   for i,l in zip(_helm_instances(own, c), own)]
         values |= {(c,m):v for m,v in _helm_values(states).items()}
         every += states
-    return _scores(values | {('overall',m):v for m,v in _helm_values(every).items()})
+    return build_reply(values | {('overall',m):v for m,v in _helm_values(every).items()})
 
 
 # %% [markdown]
@@ -235,7 +231,7 @@ def _deepeval_scorer(lines):
         b = Local(tasks=tasks, n_shots=0)
         b.evaluate(Planted())
     values = {(t,'accuracy'):v for t,v in zip(b.task_scores.Task, b.task_scores.Score)}
-    return _scores(values | {('overall','accuracy'):b.overall_score})
+    return build_reply(values | {('overall','accuracy'):b.overall_score})
 
 
 # %% [markdown]
@@ -313,8 +309,7 @@ def record_tools(
     record = dict(versions=dict(zip(rows.tool, rows.version)), provenance=provenance(),
                   questions={k:len(q) for k,q in sets.items()}, verdicts=_summary(rows),
                   wrong=json.loads(wrong[columns].to_json(orient='records')))
-    with replace_file(path) as part: part.write_text(json.dumps(record, indent=0), encoding='utf-8')
-    return Path(path)
+    return write_file(path, json.dumps(record, indent=0))
 
 
 # %% [markdown]

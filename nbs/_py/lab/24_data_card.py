@@ -27,7 +27,7 @@ from pathlib import Path
 
 from moral_sc.foundation.datasets import data_dir, read_toml
 from moral_sc.foundation.errors import DataError
-from moral_sc.foundation.files import replace_file
+from moral_sc.foundation.files import write_file
 
 # %%
 #| hide
@@ -109,9 +109,7 @@ def write_card(
 )->Path:
     "Write README.md into a folder of results"
     folder = Path(folder or data_dir()/'results')
-    with replace_file(folder/'README.md') as part:
-        part.write_text(render_card(folder), encoding='utf-8')
-    return folder/'README.md'
+    return write_file(folder/'README.md', render_card(folder))
 
 if __name__=='__main__': print(write_card())
 
