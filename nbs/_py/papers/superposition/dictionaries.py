@@ -22,13 +22,10 @@ from plotly.subplots import make_subplots
 from moral_sc.foundation.statistics import t_interval
 from moral_sc.lab.claims import record
 from moral_sc.lab.scales import at_scale
-from moral_sc.superposition import ToyConfig, fit_dictionary, represented, train
-from moral_sc.superposition.dictionaries import (hidden_sampler, kinds, match_latents,
-                                                 root_mean_square, score_dictionary,
-                                                 true_directions)
-from moral_sc.superposition.feature_graphs import feature_components
+from moral_sc.superposition import ToyConfig, fit_dictionary, train
+from moral_sc.superposition.dictionaries import kinds, score_dictionary
 from moral_sc.superposition.plots import plot_curves
-from moral_sc.superposition.sparse_coding import nonnegative_codes
+from moral_sc.superposition.recovery import measure_recovery
 torch.set_num_threads(1)
 
 # %%
@@ -63,7 +60,7 @@ size
 # stored features of an input that has any.
 
 # %%
-def models(condition, n):
+def train_models(condition, n):
     "Train models of all densities and trainings; instances are ordered by training, then density"
     p = torch.tensor(size['density']*size['trainings'])[:,None]
     options = dict(independent={}, correlated=dict(features='correlated', sets=n//2),
@@ -77,67 +74,23 @@ def fit(run, kind='topk', **kw):
     return fit_dictionary(run, kind, 2*run.config.n_features, steps=size['fit'], batch_size=256,
                           lr=5e-3, seed=seed, **kw)
 
-def cells(run):
-    "Return density and training of each model"
-    count = len(size['density'])
-    return [dict(density=size['density'][i%count], training=i//count) for i in range(len(run.W))]
-
 
 # %% [markdown]
-# For every stored feature we record the cosine with its latent, the F1 of the latent as a detector of the feature,
+# For every stored feature we [record](../../superposition/75_recovery.ipynb) the cosine with its latent, the F1 of the latent as a detector of the feature,
 # the F1 of [sparse coding](../../superposition/70_sparse_coding.ipynb) with the *true* directions, which are not
 # given to the dictionary, at the better of two penalties, and the number of other members of its polytope that are
 # active when it is. A polytope is a connected component of the
 # [feature graph](../../superposition/52_feature_graphs.ipynb).
 
 # %%
-def coactive_members(W, active):
-    "Mean number of other active features of the same polytope, given that a feature is active"
-    member = torch.zeros(len(W), len(W))
-    for group in feature_components(W): member[np.ix_(group, group)] = 1.
-    others = active.float()@member.fill_diagonal_(0.)
-    return (others*active).sum(0)/active.sum(0).clamp(min=1)
-
-def sparse_coding_scores(h, w, contributions, threshold, scale):
-    "Score sparse coding with the true directions at the better of two penalties"
-    tables = [match_latents(w, nonnegative_codes(h, w, l1*scale, 60), w, contributions, threshold)
-              for l1 in (.02,.1)]
-    return max(tables, key=lambda t: t.f1.mean())
-
-def closest(D, w, pairs):
-    "Return whether each latent is a vertex, a face (the mean of a pair), or neither"
-    face = torch.stack([w[i]+w[j] for i,j in pairs]) if pairs else w[:0]
-    face = face/face.norm(dim=-1, keepdim=True).clamp(min=1e-9)
-    to_vertex = (D@w.T).amax(1)
-    to_face = (D@face.T).amax(1) if pairs else torch.full_like(to_vertex, -1)
-    is_face = (to_face>.98) & (to_face>to_vertex)
-    return np.select([is_face, to_vertex>.98], ['face','vertex'], 'other')
-
 def measure(condition, n):
-    "Return rows of features, and rows of models"
-    run = models(condition, n)
-    dictionary = fit(run)
-    x,h = hidden_sampler(run, size['samples'], seed+1)(0)
-    z = dictionary.encode(h)
-    rms = root_mean_square(h)
-    scores = score_dictionary(dictionary, run, size['samples'])
-    features,rows = [],[]
-    for i,cell in enumerate(cells(run)):
-        w,contributions = true_directions(run, i, x[i])
-        stored = represented(run.W[i]).nonzero()[:,0].tolist()
-        D,threshold = dictionary.directions[i], .01*rms[i].item()
-        table = match_latents(D, z[i], w, contributions, threshold)
-        ceiling = sparse_coding_scores(h[i], w, contributions, threshold, rms[i].item())
-        cell = cell | dict(condition=condition, n=n)
-        features.append(table.assign(**cell, feature=stored, ceiling=ceiling.f1,
-            coactive=coactive_members(run.W[i][stored], contributions>threshold).numpy()))
-        place = {feature: position for position,feature in enumerate(stored)}
-        pairs = [(place[a],place[a+1]) for a in range(0, n, 2) if {a,a+1}<={*stored}]
-        kind = closest(D[(z[i]>threshold).any(0)], w, pairs)
-        active = (contributions>threshold).sum(1).float().mean().item()
-        rows.append(cell | scores.iloc[i].to_dict() | dict(face=(kind=='face').mean(),
-            vertex=(kind=='vertex').mean(), ceiling=ceiling.f1.mean(), mean_active=active))
-    return pd.concat(features), pd.DataFrame(rows)
+    "Return tables of features and of models"
+    run = train_models(condition, n)
+    tables = measure_recovery(fit(run), run, size['samples'], seed+1,
+                              pairs=[(i,i+1) for i in range(0, n, 2)])
+    count = len(size['density'])
+    return [t.assign(condition=condition, n=n, training=t.instance//count,
+                     density=np.take(size['density'], t.instance%count)) for t in tables]
 
 conditions = ['independent','correlated','anticorrelated','unequal']
 measured = [measure(c, n) for c in conditions for n in size['n']]
@@ -270,10 +223,10 @@ def best_penalty(run, kind):
     penalties = dict(topk=[{}], relu=[dict(l1=v) for v in (.1,.3,.9)],
                      jumprelu=[dict(l0=v) for v in (.02,.06,.2)])[kind]
     tables = [score_dictionary(fit(run, kind, **kw), run, size['samples']).assign(
-        density=[c['density'] for c in cells(run)], kind=kind) for kw in penalties]
+        density=size['density']*size['trainings'], kind=kind) for kw in penalties]
     return max(tables, key=lambda t: t.mcc.mean())
 
-run = models('independent', 20)
+run = train_models('independent', 20)
 compared = pd.concat([best_penalty(run, kind) for kind in kinds])
 compared.groupby(['kind','density'])[['mcc','f1','precision','recall','dead','split','active',
                                       'explained_variance']].mean().round(2)
