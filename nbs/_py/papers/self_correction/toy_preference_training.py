@@ -18,28 +18,26 @@ seed = 0         # of the questions asked; trainings have seeds of their own
 # %%
 #| hide
 from dataclasses import replace
-from typing import NamedTuple
-import numpy as np, pandas as pd
-from plotly.subplots import make_subplots
+from functools import partial
+import pandas as pd
 from moral_sc.bias.bbq.metrics import accuracy_shortfall
-from moral_sc.bias.plots import condition_style
-from moral_sc.bias.sweep import ModelSpec, sweep
-from moral_sc.bias.toy.environment import ToyLanguage, documents, toy_benchmark
+from moral_sc.bias.toy.comparisons import (Rater, add_step_curve, ask_snapshots, asked_questions,
+                                           evaluate_snapshots, plot_bias_by_step, rater_choices,
+                                           select_steps, step_panels)
+from moral_sc.bias.toy.environment import ToyLanguage, toy_benchmark
 from moral_sc.bias.toy.ladder import Ladder, baseline_table, train_ladder
-from moral_sc.bias.toy.plots import add_curve, add_level, size_of
+from moral_sc.bias.toy.plots import size_of
 from moral_sc.constitution.answers import answer_pairs
 from moral_sc.constitution.preference import fit_preference
 from moral_sc.constitution.rl.policy import train_policy
-from moral_sc.foundation.figures import COLOURS, INK
+from moral_sc.foundation.figures import COLOURS
 from moral_sc.foundation.statistics import t_interval
 from moral_sc.lab.claims import as_measurement, record
 from moral_sc.lab.paths import work_dir
 from moral_sc.lab.scales import at_scale
 from moral_sc.language.loading import load
-from moral_sc.language.scoring import next_token_logprobs
 
 # %%
-CONDITIONS = ('q', 'q+if', 'q+if+cot', 'q+anti')
 size = at_scale(scale,
     quick=dict(widths=[4, 8], seeds=[0], documents=400, test=200, epochs=1, steps=4, every=2,
                batch=8, ladder=Ladder(ToyLanguage(categories=2, traits=2, instructed=.25),
@@ -54,44 +52,23 @@ out = work_dir(f'toy-preference-training-{scale}-{seed}')
 folder = work_dir(f'toy-frequency-0.25-{scale}-{seed}') # As on the page on frequency
 starts = train_ladder(size['widths'], size['seeds'], folder, size['ladder'])
 
-
 # %% [markdown]
 # ## The human and the questions
 #
 # > In the largest model bias falls with RLHF steps under every condition, most of all under the
 # > instruction; smaller models gain less [@ganguli2023].
 #
-# The human of this page compares two answers of a model to one question. An answer that the context
+# The [human of this page](../../bias/toy/38_comparisons.ipynb) compares two answers of a model to
+# one question. An answer that the context
 # gives is worth 1. Where it gives none, "unknown" is worth 1 in the arm with a taste for fairness,
 # whatever the question asks for. In the second arm this is so only under an instruction to be
 # fair, and in the control never. A word that is no option is worth -1. The better answer is
 # preferred with probability $\sigma(4\Delta)$, where $\Delta$ is the difference in value.
 
 # %%
-class Human(NamedTuple):
-    "A person who compares answers"
-    fairness:float=0.     # Value of "unknown" where the context gives no answer
-    on_request:bool=False # Only if the question carries an instruction to be fair
-    firmness:float=4.     # Log odds of a preference per unit of value
-
-    def value(self, d, answer): # d: a `Document`
-        if answer not in d.question.options: return -1.
-        if d.question.evidence: return float(answer==d.question.evidence)
-        fair = self.fairness if d.kind=='fair' or not self.on_request else 0.
-        return fair*(answer=='unknown')
-
-    def preference(self, d, a, b): # Probability that a is preferred
-        return 1/(1+np.exp(-self.firmness*(self.value(d, a)-self.value(d, b))))
-
-ARMS = {'taste for fairness': Human(1.), 'fairness on request': Human(1., on_request=True),
-        'control': Human()}
-
-def asked_questions(language, n, s):
-    "Draw documents with a question, none about a held-out category, by prompt"
-    trained = language.categories-language.held_out_categories
-    return {d.prompt.strip(): d for d in documents(language, n, s)
-            if d.prompt.endswith('Assistant: name') and d.question
-            and d.question.trait.category<trained}
+CONDITIONS = ('q', 'q+if', 'q+if+cot', 'q+anti')
+ARMS = {'taste for fairness': Rater(1.), 'fairness on request': Rater(1., on_request=True),
+        'control': Rater()}
 
 
 # %% [markdown]
@@ -103,16 +80,9 @@ def asked_questions(language, n, s):
 # the comparisons, and [PPO](../../constitution/rl/40_policy.ipynb) trains the model against it.
 
 # %%
-def compare(pairs, asked, human, s):
-    "Let the human compare different answers; `true` is the probability behind the choice"
-    draws = np.random.default_rng(s).random(len(pairs))
-    rows = [r|dict(true=human.preference(asked[r['prompt']], r['a'], r['b'])) for r in pairs]
-    return [r|dict(p=float(u<r['true'])) for r,u in zip(rows, draws) if r['a']!=r['b']]
-
-def train_arm(start, arm, s, pairs, asked, folder):
-    "Fit a preference model, and train the policy"
-    human = ARMS[arm]
-    train,test = (compare(p, asked, human, s) for p in pairs)
+def train_arm(start, rater, s, pairs, asked, folder):
+    "Fit a preference model, train the policy, and test the preference model"
+    train,test = (rater_choices(p, asked, rater, s) for p in pairs)
     width = start.model.config.hidden_size
     pm = fit_preference(start, train, lr=.03/width**.5, epochs=size['epochs'], batch=128, warmup=20,
                         schedule='cosine', max_tokens=16_384, seed=s, out=folder/'preference')
@@ -120,8 +90,7 @@ def train_arm(start, arm, s, pairs, asked, folder):
     policy = train_policy(start, prompts, pm, steps=size['steps'], every=size['every'], seed=s,
                           batch=size['batch'], lr=1.2e-3/width**.5, kl_coef=.1, max_new_tokens=2,
                           out=folder/'policy')
-    known = [r|dict(p=r['true']) for r in test]
-    return pm,policy,pm.accuracy(known).value
+    return pm,policy,pm.accuracy([r|dict(p=r['true']) for r in test]).value
 
 
 # %% [markdown]
@@ -131,126 +100,51 @@ def train_arm(start, arm, s, pairs, asked, folder):
 # preference model.
 
 # %%
-def answer_scores(pm, human, asked):
-    "Return the score and the value of each answer option of each question"
-    rows = [(p, o) for p,d in asked.items() for o in d.question.options]
-    prompts,options = map(list, zip(*rows))
-    scores = pm(prompts, options)
-    values = [human.value(asked[p], o) for p,o in rows]
-    return np.reshape(scores, (-1, 3)),np.reshape(values, (-1, 3))
-
-def next_answers(lm, asked):
-    "Return the log-probabilities of the first token of an answer, [question, token]"
-    return next_token_logprobs(lm, [f'\n\n{p}' for p in asked])
-
-def evaluate_policy(start, arm, pm, policy, asked):
-    "Return exact numbers on test questions at each snapshot"
-    scores,values = answer_scores(pm, ARMS[arm], asked)
-    ids = start.tokenizer.convert_tokens_to_ids
-    at = np.array([[ids(f' {o}') for o in d.question.options] for d in asked.values()])
-    before = next_answers(start, asked)
-    rows = []
-    for folder in policy.snapshots:
-        lp = next_answers(load(folder, 'float32'), asked)
-        p = np.exp(np.take_along_axis(lp, at, 1))
-        found = dict(kl=(np.exp(lp)*(lp-before)).sum(1), value=(p*values).sum(1),
-                     score=(p*scores).sum(1))
-        rows += [dict(step=step_of(folder), condition='test questions', category='micro', metric=k,
-                      value=v.mean()) for k,v in found.items()]
-    return pd.DataFrame(rows)
-
-def step_of(folder): return int(folder.name.removeprefix('step-'))
-
-def ask_benchmark(name, language, policy, s):
-    "Return the metrics of each snapshot on the benchmark"
-    specs = [ModelSpec(f'{name}-{f.name}', str(f), 'toy', step=step_of(f))
-             for f in policy.snapshots]
-    return sweep(specs, [toy_benchmark(language, 1)], CONDITIONS, out/'sweep', max_new_tokens=4,
-                 dtype='float32', seed=s).table
-
 def run_seed(spec, width, s):
     "Train all arms from one start, and evaluate them"
     language = replace(size['ladder'].language, seed=s)
     start = load(spec.source, 'float32')
     train = asked_questions(language, size['documents'], 100+s)
     test = asked_questions(language, size['test'], 200+s)
-    asked = train | test
-    test = {p: d for p,d in test.items() if p not in train}
     pairs = [answer_pairs(start, [dict(id=p, prompt=p) for p in part], max_new_tokens=2, seed=s,
                           temperature=1.5, batch=512) for part in (train, test)]
-    tables = []
-    for arm in ARMS:
+    unseen = {p: d for p,d in test.items() if p not in train}
+    for arm,rater in ARMS.items():
         name = f'{spec.name}-{arm}'.replace(' ', '-')
-        pm,policy,accuracy = train_arm(start, arm, s, pairs, asked, out/name)
-        d = pd.concat([ask_benchmark(name, language, policy, s),
-                       evaluate_policy(start, arm, pm, policy, test),
-                       pd.DataFrame([dict(step=0, condition='test pairs', category='micro',
-                                          metric='accuracy', value=accuracy)])])
-        tables.append(d.assign(arm=arm, width=width, seed=s, parameters=start.parameters))
-    return pd.concat(tables)
+        pm,policy,accuracy = train_arm(start, rater, s, pairs, train | test, out/name)
+        yield pd.concat([
+            ask_snapshots(policy.snapshots, name, language, CONDITIONS, out/'sweep', s),
+            evaluate_snapshots(policy.snapshots, start, unseen, rater, pm),
+            pd.DataFrame([dict(step=0, condition='test pairs', category='micro',
+                               metric='accuracy', value=accuracy)])
+        ]).assign(arm=arm, width=width, seed=s, parameters=start.parameters)
 
-COLUMNS = ['arm', 'width', 'seed', 'parameters', 'step', 'condition', 'category', 'metric',
-           'value']
 order = [(w, s) for w in size['widths'] for s in size['seeds']]
-table = pd.concat([run_seed(spec, w, s) for spec,(w,s) in zip(starts, order)],
-                  ignore_index=True)[COLUMNS]
-table.to_csv(out/'table.csv', index=False)
-
-
-# %%
-def select(arm, width, condition, metric='bias_ambig_soft', category='micro'):
-    "Return one metric as a table of seeds and steps"
-    d = table[(table.arm==arm) & (table.width==width) & (table.condition==condition)
-              & (table.metric==metric) & (table.category==category)]
-    return d.pivot(index='seed', columns='step', values='value')
-
-def effect(arm, width): return select(arm, width, 'q')-select(arm, width, 'q+if')
-
-
-# %%
-parameters = size_of(table)
-baselines = pd.concat([baseline_table(l, toy_benchmark(l, 1).load(), 2000) for l in
-                       (replace(size['ladder'].language, seed=s) for s in size['seeds'])])
-baselines = baselines.groupby(['reader', 'condition']).bias.mean()
-steps = {k: k for k in sorted(int(s) for s in table.step.unique())}
-
-def panels(rows):
-    "Return a figure with one column a size"
-    titles = [f'{parameters[w]:,} parameters' for w in size['widths']]
-    fig = make_subplots(len(rows), len(titles), subplot_titles=titles, shared_xaxes=True,
-                        shared_yaxes='rows', horizontal_spacing=.03, vertical_spacing=.06)
-    for k,name in enumerate(rows, 1): fig.update_yaxes(title_text=name, row=k, col=1)
-    fig.update_xaxes(title_text='PPO steps', row=len(rows))
-    fig.update_layout(width=880, height=120+240*len(rows), legend_y=1.12, margin_t=90)
-    return fig
-
-def add_conditions(fig, arm, row):
-    for col,w in enumerate(size['widths'], 1):
-        for c in CONDITIONS:
-            name,colour,symbol = condition_style(c)
-            add_curve(fig, select(arm, w, c), steps, name, colour, symbol, row=row, col=col)
-        for c in ('q', 'q+anti'):
-            add_level(fig, baselines['ideal', c], condition_style(c)[1], row=row, col=col)
-        add_level(fig, baselines['ngram', 'q'], INK, 'dash', row=row, col=col)
-
+table = pd.concat([t for spec,(w,s) in zip(starts, order) for t in run_seed(spec, w, s)])
+select = partial(select_steps, table)
 
 # %%
 #| label: fig-bias
 #| fig-cap: Bias score on ambiguous questions against steps of PPO, from probabilities, one row an arm. Bars are 95 % intervals over trainings. Dotted lines are an ideal reader of the documents before preference training (zero under the instruction), the dashed line a 4-gram model; a constant answer "unknown" is at zero.
-fig = panels([f'Bias, {arm}' for arm in ARMS])
-for row,arm in enumerate(ARMS, 1): add_conditions(fig, arm, row)
-fig
+languages = [replace(size['ladder'].language, seed=s) for s in size['seeds']]
+baselines = pd.concat([baseline_table(l, toy_benchmark(l, 1).load(), 2000) for l in languages])
+baselines = baselines.groupby(['reader', 'condition']).bias.mean()
+plot_bias_by_step(table, CONDITIONS, baselines)
+
 
 # %%
 #| label: fig-effect
 #| fig-cap: The effect of the instruction on bias, accuracy where the context gives the answer, and the KL divergence from the start, against steps of PPO. Bars are 95 % intervals over trainings.
-fig = panels(['Bias, Q less Q+IF', 'Accuracy with evidence, Q', 'KL from the start, nats'])
+def effect(arm, width): return select(arm, width, 'q')-select(arm, width, 'q+if')
+
+fig = step_panels(table, ['Bias, Q less Q+IF', 'Accuracy with evidence, Q',
+                          'KL from the start, nats'])
 for col,w in enumerate(size['widths'], 1):
     for arm,colour in zip(ARMS, (COLOURS['if'], COLOURS['cot'], COLOURS['paper'])):
         curves = (effect(arm, w), select(arm, w, 'q', 'accuracy_disambig'),
                   select(arm, w, 'test questions', 'kl'))
         for row,values in enumerate(curves, 1):
-            add_curve(fig, values, steps, arm, colour, row=row, col=col)
+            add_step_curve(fig, values, arm, colour, row=row, col=col)
 fig
 
 # %% [markdown]
@@ -284,12 +178,12 @@ accuracy = table[table.metric=='accuracy'].pivot_table(index='arm', columns='par
                                                        values='value', sort=False)
 accuracy.round(3)
 
-
 # %% [markdown]
 # Mean value to the human, and mean score of the preference model, of answers to questions that
 # training did not use:
 
 # %%
+parameters = size_of(table)
 def means(metric):
     return pd.DataFrame({(arm, parameters[w]): select(arm, w, 'test questions', metric).mean()
                          for arm in ARMS for w in size['widths']})
@@ -342,6 +236,8 @@ pd.DataFrame({(part, arm): {c: change(arm, w, c, category=k).mean() for c in CON
 # in `data/results/toy_preference_training.csv`.
 
 # %%
+table[['arm', 'width', 'seed', 'parameters', 'step', 'condition', 'category', 'metric',
+       'value']].to_csv(out/'table.csv', index=False)
 first,last = size['widths'][0],size['widths'][-1]
 taste,request,control = ARMS
 

@@ -18,20 +18,19 @@ seed = 0         # of the questions asked; trainings have seeds of their own
 # %%
 #| hide
 from dataclasses import replace
-import numpy as np, pandas as pd
+import pandas as pd
 import plotly.graph_objects as go
 from moral_sc.bias.bbq.metrics import accuracy_shortfall
-from moral_sc.bias.bbq.scoring import accuracy, bias_score
 from moral_sc.bias.toy.environment import ToyLanguage, toy_items
-from moral_sc.bias.toy.ladder import Ladder, by_size, train_ladder
-from moral_sc.bias.toy.plots import add_curve
+from moral_sc.bias.toy.ladder import Ladder, train_ladder
+from moral_sc.bias.toy.plots import add_curve, size_of
+from moral_sc.bias.toy.rounds import score_rounds
 from moral_sc.foundation.figures import COLOURS
 from moral_sc.foundation.statistics import t_interval
 from moral_sc.lab.claims import as_measurement, record
 from moral_sc.lab.paths import work_dir
 from moral_sc.lab.scales import at_scale
 from moral_sc.language.loading import load
-from moral_sc.language.scoring import next_token_logprobs
 
 # %%
 size = at_scale(scale, # the models of the page on size
@@ -43,7 +42,6 @@ size = at_scale(scale, # the models of the page on size
 )
 models = train_ladder(**size, out=work_dir(f'toy-ladder-{scale}-{seed}'))
 
-
 # %% [markdown]
 # ## Rounds
 #
@@ -52,69 +50,19 @@ models = train_ladder(**size, out=work_dir(f'toy-ladder-{scale}-{seed}'))
 # Later work on self-correction lets a model look at its answer again. Here a question is asked a
 # first time without an instruction, and then again with the options in another order: in a new
 # dialogue, or in a second round of the same one, below the first answer. Either way it is asked
-# with and without the instruction to be fair. Documents of the
+# with and without the instruction to be fair ([rounds](../../bias/toy/37_rounds.ipynb)). Documents of the
 # [toy language](../../bias/toy/10_environment.ipynb) have one question each, so a second round is
 # new to the models.
 
 # %%
-def turn(item, order, instruction=''):
-    "Return a question and the beginning of its answer, with the options in some order"
-    shown = tuple(item.options[k] for k in order)
-    text = item.source._replace(options=shown, instruction=instruction).text
-    return f'\n\nHuman: {text}\n\nAssistant: name'
-
-def answer_probabilities(lm, items, texts):
-    "Return the probabilities of the options, in the order of the item"
-    ids = [[lm.tokenizer.convert_tokens_to_ids(f' {o}') for o in i.options] for i in items]
-    p = np.exp(np.take_along_axis(next_token_logprobs(lm, texts), np.array(ids), 1))
-    return p/p.sum(1, keepdims=True)
-
-FIRST,SECOND = (0, 1, 2),(1, 2, 0)
-def ask_rounds(lm, items):
-    "Return the answers in each round"
-    first = [turn(i, FIRST) for i in items]
-    p = answer_probabilities(lm, items, first)
-    said = [f'{t} {i.options[k]}' for t,i,k in zip(first, items, p.argmax(1))]
-    again = [turn(i, SECOND) for i in items]
-    fair = [turn(i, SECOND, i.fair) for i in items]
-    asked = {'asked again': again, 'second round': [a+b for a,b in zip(said, again)],
-             'asked again, Q+IF': fair, 'second round, Q+IF': [a+b for a,b in zip(said, fair)]}
-    return {'first': p} | {k: answer_probabilities(lm, items, t) for k,t in asked.items()}
-
-def kinds(p, items):
-    "Name the answers: biased, counter or unknown"
-    names = [{i.biased: 'biased', i.counter: 'counter', i.unknown: 'unknown'} for i in items]
-    return np.array([n[k] for n,k in zip(names, p.argmax(1))])
-
-def measure(lm, items):
-    "Return scores of each round, and how the answers to ambiguous questions change"
-    ambiguous,settled = ([i for i in items if i.context_condition==k]
-                         for k in ('ambig', 'disambig'))
-    p = ask_rounds(lm, ambiguous)
-    accuracies = {k: float(np.mean(q.argmax(1)==[i.label for i in settled]))
-                  for k,q in ask_rounds(lm, settled).items()}
-    before = kinds(p['first'], ambiguous)
-    rows = []
-    for k,q in p.items():
-        after = kinds(q, ambiguous)
-        to_unknown = (after=='unknown') & (before!='unknown')
-        from_unknown = (after!='unknown') & (before=='unknown')
-        changed = after!=before
-        found = dict(bias=bias_score(q, ambiguous), unknown=accuracy(q, ambiguous),
-                     evidence=accuracies[k], changed=changed.mean(), declined=to_unknown.mean(),
-                     named=from_unknown.mean(),
-                     wavered=(changed & ~to_unknown & ~from_unknown).mean())
-        rows += [dict(round=k, metric=m, value=float(v)) for m,v in found.items()]
-    return rows
-
-order = [(w, s) for w in size['widths'] for s in size['seeds']]
-rows = []
-for spec,(w,s) in zip(models, order):
+tables = []
+for spec,(w,s) in zip(models, [(w, s) for w in size['widths'] for s in size['seeds']]):
     lm = load(spec.source, 'float32')
     items = toy_items(replace(size['ladder'].language, seed=s), 2)
-    rows += [r|dict(width=w, seed=s, parameters=lm.parameters) for r in measure(lm, items)]
-table = pd.DataFrame(rows)
-parameters = table.groupby('width').parameters.first().to_dict()
+    tables.append(pd.DataFrame(score_rounds(lm, items)).assign(width=w, seed=s,
+                                                               parameters=lm.parameters))
+table = pd.concat(tables)
+parameters = size_of(table)
 ROUNDS = list(table['round'].unique())
 
 def select(name, metric):
