@@ -1,9 +1,10 @@
 "Each notebook under `nbs/` is a test: it is run from top to bottom at one scale"
+import json
 import os
 import re
+import tempfile
 from importlib.util import find_spec
 
-import nbformat
 import pytest
 
 from moral_sc.lab.execution import execute
@@ -24,6 +25,42 @@ def pytest_addoption(parser):
                      help='scale of the notebooks that have one (quick)')
     parser.addoption('--isolated', action='store_true',
                      help='start each kernel as a new process instead of forking it')
+
+
+def pytest_xdist_auto_num_workers(config):
+    "One more than cores, since a worker waits while its kernel starts and stops"
+    files = [a for a in config.args if a.endswith('.ipynb')]
+    return min((os.cpu_count() or 1)+1, 9, len(files) or 9)
+
+
+def pytest_configure(config):
+    "First models that several pages train are trained once in a session"
+    if 'PYTEST_XDIST_WORKER' in os.environ: return
+    folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+    os.environ['MORAL_SC_SHARED'] = folder.name
+    config.add_cleanup(folder.cleanup)
+
+
+SECONDS = 'pages/seconds'
+
+
+def pytest_collection_modifyitems(config, items):
+    "The longest pages of the last run come first, so that none is left alone at the end"
+    seconds = config.cache.get(SECONDS, {})
+    items.sort(key=lambda item: -seconds.get(item.nodeid, 0))
+
+
+def pytest_runtest_logreport(report):
+    if report.when=='call' and report.passed: _seconds[report.nodeid] = round(report.duration, 1)
+
+
+def pytest_sessionfinish(session):
+    if 'PYTEST_XDIST_WORKER' in os.environ or not _seconds: return
+    cache = session.config.cache
+    cache.set(SECONDS, cache.get(SECONDS, {}) | _seconds)
+
+
+_seconds = {}  # Of the pages of this session
 
 
 def pytest_collect_file(file_path, parent):
@@ -50,9 +87,10 @@ class Page(pytest.Item):
         self.needs = []
         page = self.path.relative_to(self.config.rootpath/'nbs').with_suffix('').as_posix()
         if page in SMOKE: self.add_marker('smoke')
-        for c in nbformat.read(self.path, 4).cells:
-            for m in re.findall(r'^#\| *mark: *(\w+)', c.source, re.M): self.add_marker(m)
-            for m in re.findall(r'^#\| *needs: *(\w+)', c.source, re.M): self.needs.append(m)
+        for c in json.loads(self.path.read_text('utf-8'))['cells']:
+            source = ''.join(c['source'])
+            for m in re.findall(r'^#\| *mark: *(\w+)', source, re.M): self.add_marker(m)
+            for m in re.findall(r'^#\| *needs: *(\w+)', source, re.M): self.needs.append(m)
 
     def setup(self):
         for m in self.needs:
