@@ -256,6 +256,7 @@ def bbq_cases(
 )->list:                      # Of `Case`
     "Build the answer files of BBQ"
     questions = own_questions() if questions is None else questions
+    if not questions: raise ConfigError('No question is given: leave questions out for ours.')
     out = []
     for name in names or BBQ_CASES:
         if name not in BBQ_CASES:

@@ -180,6 +180,7 @@ def check_scorer(
     "Give answer files to a scorer and judge each value"
     out = []
     cases = list(cases)
+    if not cases: raise ConfigError('No answer file is given: give some of `load_cases`.')
     for n,c in enumerate(cases, 1):
         out.append(check_case(scorer, c))
         if progress: progress(n, len(cases))

@@ -15,7 +15,7 @@ from .bbq.scoring import orders_of
 from .benchmarks import get_benchmark
 from .tasks import displayed_row
 from ..foundation.errors import ConfigError, DataError, unknown_name_message
-from ..foundation.files import write_file
+from ..foundation.files import read_json_object, write_file
 
 # %% ../../nbs/bias/52_exports.ipynb #17d734ff
 def task_name(
@@ -162,17 +162,15 @@ def export_evaluation(
     others = {p.name for k in _PATTERNS for p in folder.glob(k)}-{*own}
     if others:
         raise ConfigError(f'{folder} holds {min(others)} of another export: name another folder.')
-    folder.mkdir(parents=True, exist_ok=True)
+    try: folder.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise ConfigError(f'{folder} is no folder to write to ({e.strerror}): name another.'
+                          ) from None
     FORMATS[tool](e, folder)
     return folder
 
-def _read_json(path):
-    try: return json.loads(path.read_text(encoding='utf-8'))
-    except OSError as err: raise DataError(f'{path} cannot be read: {err.strerror}.') from None
-    except ValueError as err: raise DataError(f'{path} is not JSON ({err}).') from None
-
 def _harness_rows(path):
-    d = _read_json(path)
+    d = read_json_object(path)
     for task,values in d['results'].items():
         t = d['configs'][task]['metadata']
         for key,(category,metric) in t['metrics'].items():
@@ -180,7 +178,7 @@ def _harness_rows(path):
                        metric=metric, **{c:values[f'{key}{end},none'] for c,end in _ENDS.items()})
 
 def _inspect_rows(path):
-    d = _read_json(path)
+    d = read_json_object(path)
     t = d['eval']['metadata']
     for m in d['results']['scores'][0]['metrics'].values():
         metric,_,category = m['name'].partition('/')
@@ -201,5 +199,5 @@ def read_export(
             r for p in logs for r in _inspect_rows(p)]
         columns = ['benchmark', 'condition', 'category', 'metric', 'value', 'low', 'high']
         return pd.DataFrame(rows, columns=columns).astype(dict.fromkeys(columns[-3:], float))
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as err:
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OSError) as err:
         raise DataError(f'{folder} holds no export of this package ({err!r:.60}).') from None

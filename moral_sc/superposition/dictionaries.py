@@ -16,7 +16,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from scipy.optimize import linear_sum_assignment
 from ..foundation.arguments import checked
-from ..foundation.errors import ConfigError, DataError, ModelError, unknown_name_message
+from ..foundation.errors import (ConfigError, DataError, ModelError, short_repr,
+                                        unknown_name_message)
 from ..foundation.files import replace_file
 from ..foundation.progress import progress_callback
 from .features import Sampler, as_numbers, keys
@@ -123,12 +124,17 @@ class Dictionary:
         return f'Dictionary({self.kind}, {I} models, {n} latents for {m} dimensions)'
 
 # %% ../../nbs/superposition/72_dictionaries.ipynb #b0659a50
+def _check_run(run):
+    if not isinstance(run, ToyRun):
+        raise ConfigError(f'run is {short_repr(run)}: give toy models, as `train` returns them.')
+
 def hidden_sampler(
     run:ToyRun,
     batch_size:int,
     seed=0,     # Other data than those of a training with this seed
 )->object:      # Step -> inputs [instance, batch, feature], hidden activations
     "Return a function that draws inputs and hidden activations of a run"
+    _check_run(run)
     c,ids = run.config, run.instances
     if 'data' in (run.settings or {}): raise ConfigError(
         'This run was trained on data of yours, whose distribution is not known: give a run that '
@@ -190,6 +196,7 @@ def fit_dictionary(
     progress=None,      # True: show a bar; a function: called with steps done and all steps
 )->Dictionary:
     "Train a sparse autoencoder on the hidden activations of each model of a run"
+    _check_run(run)
     if kind not in kinds: raise ConfigError(unknown_name_message('kind', kind, list(kinds)))
     n_latents = run.W.shape[1] if n_latents is None else n_latents
     check_positive_integers(n_latents=n_latents, steps=steps, batch_size=batch_size,
@@ -304,6 +311,7 @@ def score_dictionary(
 )->pd.DataFrame:        # A row for each model; not a number if no feature is stored
     "Score dictionaries against the true features"
     check_positive_integers(samples=samples)
+    _check_run(run)
     if len(run.W)!=len(dictionary.directions) or run.W.shape[-1]!=dictionary.directions.shape[-1]:
         raise ConfigError(f'{dictionary} was not fitted to {run}: give the run of fit_dictionary.')
     x,h = hidden_sampler(run, samples, seed)(0)

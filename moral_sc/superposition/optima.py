@@ -10,7 +10,7 @@ import json, math, torch
 from pathlib import Path
 from ..foundation.arguments import checked
 from ..foundation.datasets import data_dir
-from ..foundation.errors import ConfigError, short_repr
+from ..foundation.errors import ConfigError, DataError, short_repr
 from .exact_loss import exact_loss, fit_exact
 from .features import moments
 from .model import ToyConfig, check_positive_integers
@@ -114,6 +114,15 @@ def write_optima(
     text = text.replace(']]],"', ']]],\n"')
     Path(path).write_text(f'{_head}{text};\n', encoding='utf-8')
 
+def _read_table(path):
+    try:
+        text = path.read_text(encoding='utf-8')
+        table = json.loads(text.partition('globalThis.toyOptima = ')[2].rstrip(';\n'))
+        return {k:table[k] for k in ('optima','density','decay')}
+    except OSError as e: raise DataError(f'{path} cannot be read: {e.strerror}.') from None
+    except (ValueError, KeyError, TypeError):
+        raise DataError(f'{path} holds no optima: give a file of `write_optima`.') from None
+
 def best_known(
     n_features:int,
     density=.1,    # In `DENSITIES`
@@ -121,8 +130,7 @@ def best_known(
     path=None,     # Default: the table of the package
 )->tuple:          # Loss; W [feature, 2], float64, as rounded in the table
     "Return an optimum from the table."
-    text = Path(path or optima_path()).read_text(encoding='utf-8')
-    table = json.loads(text.split('globalThis.toyOptima = ')[1].rstrip(';\n'))
+    table = _read_table(Path(path or optima_path()))
     known = dict(n_features=[int(n) for n in table['optima']], density=table['density'],
                  decay=table['decay'])
     for k,v in dict(n_features=n_features, density=density, decay=decay).items():

@@ -14,7 +14,7 @@ from .console import (AsJson, argument, help_examples, option, print_rows,
                                       print_status, progress_bar)
 
 # %% ../../../nbs/lab/cli/42_bias_conform.ipynb #b0a4f98f
-_NAMES = ('bbq', 'winogender', 'admissions', 'discrim-eval')
+_NAMES = ('bbq', 'winogender', 'admissions', 'discrim-eval') # `BENCHMARKS`, without its imports
 
 AnswerFiles = option(list[str]|None, 'Answer files of bbq, winogender, admissions or discrim-eval; '
                      'repeat for several. Default: bbq.', '--benchmark', choices=_NAMES,

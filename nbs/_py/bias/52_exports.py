@@ -35,7 +35,7 @@ from moral_sc.bias.bbq.scoring import orders_of
 from moral_sc.bias.benchmarks import get_benchmark
 from moral_sc.bias.tasks import displayed_row
 from moral_sc.foundation.errors import ConfigError, DataError, unknown_name_message
-from moral_sc.foundation.files import write_file
+from moral_sc.foundation.files import read_json_object, write_file
 
 # %%
 #| hide
@@ -218,17 +218,15 @@ def export_evaluation(
     others = {p.name for k in _PATTERNS for p in folder.glob(k)}-{*own}
     if others:
         raise ConfigError(f'{folder} holds {min(others)} of another export: name another folder.')
-    folder.mkdir(parents=True, exist_ok=True)
+    try: folder.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise ConfigError(f'{folder} is no folder to write to ({e.strerror}): name another.'
+                          ) from None
     FORMATS[tool](e, folder)
     return folder
 
-def _read_json(path):
-    try: return json.loads(path.read_text(encoding='utf-8'))
-    except OSError as err: raise DataError(f'{path} cannot be read: {err.strerror}.') from None
-    except ValueError as err: raise DataError(f'{path} is not JSON ({err}).') from None
-
 def _harness_rows(path):
-    d = _read_json(path)
+    d = read_json_object(path)
     for task,values in d['results'].items():
         t = d['configs'][task]['metadata']
         for key,(category,metric) in t['metrics'].items():
@@ -236,7 +234,7 @@ def _harness_rows(path):
                        metric=metric, **{c:values[f'{key}{end},none'] for c,end in _ENDS.items()})
 
 def _inspect_rows(path):
-    d = _read_json(path)
+    d = read_json_object(path)
     t = d['eval']['metadata']
     for m in d['results']['scores'][0]['metrics'].values():
         metric,_,category = m['name'].partition('/')
@@ -257,7 +255,7 @@ def read_export(
             r for p in logs for r in _inspect_rows(p)]
         columns = ['benchmark', 'condition', 'category', 'metric', 'value', 'low', 'high']
         return pd.DataFrame(rows, columns=columns).astype(dict.fromkeys(columns[-3:], float))
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as err:
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OSError) as err:
         raise DataError(f'{folder} holds no export of this package ({err!r:.60}).') from None
 
 
@@ -318,3 +316,7 @@ twice = replace(e, records=e.records.assign(condition=['q+if', 'q if']*(len(e.re
 with expect_fail(DataError, contains='rename one'): twice.export('inspect', folder/'twice')
 with expect_fail(ConfigError, contains='no format'): export_evaluation(e, 'lm-evl', folder)
 with expect_fail(DataError, contains='has no results'): read_export(tempfile.mkdtemp())
+file = folder/'moral_sc_file.json'
+file.write_text('[]')
+with expect_fail(DataError, contains='is damaged'): read_export(folder)
+with expect_fail(ConfigError, contains='no folder'): q.export('inspect', file)

@@ -351,6 +351,7 @@ def bbq_cases(
 )->list:                      # Of `Case`
     "Build the answer files of BBQ"
     questions = own_questions() if questions is None else questions
+    if not questions: raise ConfigError('No question is given: leave questions out for ours.')
     out = []
     for name in names or BBQ_CASES:
         if name not in BBQ_CASES:
@@ -403,6 +404,7 @@ line = cases['shuffled'].lines[0]
 assert line['shown']!=[line['row'][f'ans{k}'] for k in range(3)]
 test_eq(line['shown']['abc'.index(line['letter'])], line['text'])
 with expect_fail(ConfigError, contains="did you mean 'gold'"): bbq_cases(names=['golt'])
+with expect_fail(ConfigError, contains='No question'): bbq_cases([])
 
 # %% [markdown]
 # ## Pronouns

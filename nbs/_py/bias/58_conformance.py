@@ -249,6 +249,7 @@ def check_scorer(
     "Give answer files to a scorer and judge each value"
     out = []
     cases = list(cases)
+    if not cases: raise ConfigError('No answer file is given: give some of `load_cases`.')
     for n,c in enumerate(cases, 1):
         out.append(check_case(scorer, c))
         if progress: progress(n, len(cases))
@@ -340,5 +341,6 @@ with expect_fail(DataError, contains='once'): read_scores(dict(scores=[value|dic
 script.write_text('raise SystemExit(3)')
 assert 'exit code 3' in check_case(faulty, case).note[0]
 with expect_fail(ConfigError, contains='No closing'): command_scorer("python 'a")
+with expect_fail(ConfigError, contains='No answer file'): check_scorer(own_scorer, [])
 with expect_fail(ConfigError, contains='cannot be started'):
     check_case(command_scorer('/no/such'), case)

@@ -20,7 +20,7 @@ import json, math, torch
 from pathlib import Path
 from moral_sc.foundation.arguments import checked
 from moral_sc.foundation.datasets import data_dir
-from moral_sc.foundation.errors import ConfigError, short_repr
+from moral_sc.foundation.errors import ConfigError, DataError, short_repr
 from moral_sc.superposition.exact_loss import exact_loss, fit_exact
 from moral_sc.superposition.features import moments
 from moral_sc.superposition.model import ToyConfig, check_positive_integers
@@ -28,6 +28,7 @@ from moral_sc.superposition.training import train
 
 # %%
 #| hide
+import tempfile
 from fastcore.test import *
 from moral_sc.superposition.geometry import planar_shape
 torch.set_num_threads(1)
@@ -177,6 +178,15 @@ def write_optima(
     text = text.replace(']]],"', ']]],\n"')
     Path(path).write_text(f'{_head}{text};\n', encoding='utf-8')
 
+def _read_table(path):
+    try:
+        text = path.read_text(encoding='utf-8')
+        table = json.loads(text.partition('globalThis.toyOptima = ')[2].rstrip(';\n'))
+        return {k:table[k] for k in ('optima','density','decay')}
+    except OSError as e: raise DataError(f'{path} cannot be read: {e.strerror}.') from None
+    except (ValueError, KeyError, TypeError):
+        raise DataError(f'{path} holds no optima: give a file of `write_optima`.') from None
+
 def best_known(
     n_features:int,
     density=.1,    # In `DENSITIES`
@@ -184,8 +194,7 @@ def best_known(
     path=None,     # Default: the table of the package
 )->tuple:          # Loss; W [feature, 2], float64, as rounded in the table
     "Return an optimum from the table."
-    text = Path(path or optima_path()).read_text(encoding='utf-8')
-    table = json.loads(text.split('globalThis.toyOptima = ')[1].rstrip(';\n'))
+    table = _read_table(Path(path or optima_path()))
     known = dict(n_features=[int(n) for n in table['optima']], density=table['density'],
                  decay=table['decay'])
     for k,v in dict(n_features=n_features, density=density, decay=decay).items():
@@ -205,6 +214,10 @@ test_eq(planar_shape(best_known(5, .1, .9)[1]), 'pentagon')
 for wrong in (dict(density=.1), dict(decay=()), dict(fits=0), dict(restarts=1.5)):
     with expect_fail(ConfigError, contains='give a'): find_optima(3, **wrong)
 with expect_fail(ConfigError, contains='density is 0.11'): best_known(5, .11)
+with tempfile.TemporaryDirectory() as folder:
+    (path := Path(folder)/'other.js').write_text('globalThis.toyOptima = {};')
+    with expect_fail(DataError, contains='holds no optima'): best_known(5, path=path)
+    with expect_fail(DataError, contains='cannot be read'): best_known(5, path=folder)
 
 # %% [markdown]
 # No start proves that a loss is the lowest. These are checks that a table with a missed optimum

@@ -24,7 +24,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from scipy.optimize import linear_sum_assignment
 from moral_sc.foundation.arguments import checked
-from moral_sc.foundation.errors import ConfigError, DataError, ModelError, unknown_name_message
+from moral_sc.foundation.errors import (ConfigError, DataError, ModelError, short_repr,
+                                        unknown_name_message)
 from moral_sc.foundation.files import replace_file
 from moral_sc.foundation.progress import progress_callback
 from moral_sc.superposition.features import Sampler, as_numbers, keys
@@ -269,12 +270,17 @@ class Dictionary:
 
 # %%
 #| export
+def _check_run(run):
+    if not isinstance(run, ToyRun):
+        raise ConfigError(f'run is {short_repr(run)}: give toy models, as `train` returns them.')
+
 def hidden_sampler(
     run:ToyRun,
     batch_size:int,
     seed=0,     # Other data than those of a training with this seed
 )->object:      # Step -> inputs [instance, batch, feature], hidden activations
     "Return a function that draws inputs and hidden activations of a run"
+    _check_run(run)
     c,ids = run.config, run.instances
     if 'data' in (run.settings or {}): raise ConfigError(
         'This run was trained on data of yours, whose distribution is not known: give a run that '
@@ -336,6 +342,7 @@ def fit_dictionary(
     progress=None,      # True: show a bar; a function: called with steps done and all steps
 )->Dictionary:
     "Train a sparse autoencoder on the hidden activations of each model of a run"
+    _check_run(run)
     if kind not in kinds: raise ConfigError(unknown_name_message('kind', kind, list(kinds)))
     n_latents = run.W.shape[1] if n_latents is None else n_latents
     check_positive_integers(n_latents=n_latents, steps=steps, batch_size=batch_size,
@@ -499,6 +506,7 @@ def score_dictionary(
 )->pd.DataFrame:        # A row for each model; not a number if no feature is stored
     "Score dictionaries against the true features"
     check_positive_integers(samples=samples)
+    _check_run(run)
     if len(run.W)!=len(dictionary.directions) or run.W.shape[-1]!=dictionary.directions.shape[-1]:
         raise ConfigError(f'{dictionary} was not fitted to {run}: give the run of fit_dictionary.')
     x,h = hidden_sampler(run, samples, seed)(0)
@@ -584,6 +592,8 @@ for k in (0, 1.5):
     with expect_fail(ConfigError, contains='k is below 1 or not whole'): fit_dictionary(run, k=k)
 own = train(ToyConfig(5, 2), steps=1, data=torch.rand(8, 5))
 with expect_fail(ConfigError, contains='data of yours'): fit_dictionary(own)
+for make in (fit_dictionary, lambda r: score_dictionary(perfect, r)):
+    with expect_fail(ConfigError, contains='give toy models'): make(None)
 with expect_fail(ConfigError, contains='l1 has shape [3]'): fit_dictionary(run, 'relu', l1=[1,2,3])
 with expect_fail(ConfigError, contains='n_latents is 0'): fit_dictionary(run, n_latents=0)
 with expect_fail(ConfigError, contains='not fitted to'): score_dictionary(perfect, run)

@@ -28,6 +28,7 @@ from moral_sc.lab.cli.console import (AsJson, argument, help_examples, option, p
 import json, os, shlex, sys, tempfile
 from fastcore.test import *
 from typer.testing import CliRunner
+from moral_sc.bias.answer_files import BENCHMARKS
 from moral_sc.bias.evaluation import evaluate
 from moral_sc.lab.cli.console import ErrorGroup, command_group
 from moral_sc.language.stub_models import letter_prior_model
@@ -40,7 +41,7 @@ os.chdir(tempfile.mkdtemp())
 
 # %%
 #| export
-_NAMES = ('bbq', 'winogender', 'admissions', 'discrim-eval')
+_NAMES = ('bbq', 'winogender', 'admissions', 'discrim-eval') # `BENCHMARKS`, without its imports
 
 AnswerFiles = option(list[str]|None, 'Answer files of bbq, winogender, admissions or discrim-eval; '
                      'repeat for several. Default: bbq.', '--benchmark', choices=_NAMES,
@@ -183,3 +184,4 @@ for w in wrong: print(w, sh(w)[2][-1], sep='\n    ')
 
 # %%
 test_eq({sh(w)[0] for w in wrong}, {2})
+test_eq(_NAMES, BENCHMARKS)

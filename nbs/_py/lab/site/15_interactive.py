@@ -67,6 +67,9 @@ def replace_blocks(
     def block(m):
         if m[1] not in FIGURES:
             raise ConfigError(unknown_name_message('interactive figure', m[1], list(FIGURES)))
+        if inner := re.search('^:::.*', m[2], re.M):
+            raise ConfigError(f'The block of {m[1]} holds {inner[0]!r:.60}: move that block out of '
+                              'it and leave a picture and text.')
         return render(m[1], m[2].strip())
     text = _block.sub(block, text)
     if m := _opening.search(text):
@@ -102,6 +105,8 @@ test_eq(scripts_of('<div class="interactive toy-model docutils container">'),
 test_eq(scripts_of('<p class="interactively">interactive toy-model</p>'), [])
 with expect_fail(ConfigError, contains='toy-model'):
     replace_blocks('::: {.interactive name=toy-modle}\nx\n:::', myst_block)
+nested = '::: {.interactive name=toy-model}\n::: {.callout-note}\nx\n:::\n:::'
+with expect_fail(ConfigError, contains='.callout-note'): replace_blocks(nested, myst_block)
 
 
 # %% [markdown]
