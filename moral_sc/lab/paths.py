@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['papers', 'checkout_root', 'notebooks_dir', 'guides_dir', 'claims_dir', 'page_name', 'visible_notebooks',
-           'notebook_paths', 'find_pages', 'work_dir']
+           'notebook_paths', 'find_pages', 'work_dir', 'shared_dir']
 
 # %% ../../nbs/lab/05_paths.ipynb #669ab9d8
 import os
@@ -91,5 +91,16 @@ def work_dir(
     "Return a folder that the calling page can write to"
     default = (checkout_root() or Path.cwd())/'_runs'/'pages'
     path = Path(os.environ.get('MORAL_SC_RUNS') or default)/name
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+# %% ../../nbs/lab/05_paths.ipynb #16a9f3aa
+def shared_dir(
+    name:str, # Of the kind of models
+)->Path:      # Exists after the call
+    "Return a folder that the pages of one run share"
+    shared = os.environ.get('MORAL_SC_SHARED')
+    if not shared: return work_dir(name)
+    path = Path(shared)/name
     path.mkdir(parents=True, exist_ok=True)
     return path

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['page_parameters', 'package_key', 'page_key', 'package_version', 'prepare_report', 'explain_disk_errors',
            'report_lock', 'machine_info', 'available_cores', 'check_unique_names', 'finished_result', 'run_page',
-           'ProgressListener', 'Report', 'reproduce']
+           'expected_seconds', 'store_seconds', 'longest_first', 'ProgressListener', 'Report', 'reproduce']
 
 # %% ../../nbs/lab/20_reproduce.ipynb #4a71df44
 import ast
@@ -14,7 +14,7 @@ import hashlib
 import json
 import os
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -22,9 +22,9 @@ from pathlib import Path
 # %% ../../nbs/lab/20_reproduce.ipynb #e96abd26
 import moral_sc
 from ..foundation.arguments import check_seed
-from ..foundation.datasets import data_dir
+from ..foundation.datasets import data_dir, read_toml
 from ..foundation.errors import ConfigError, short_repr, unknown_name_message
-from ..foundation.files import read_json_object, write_file
+from ..foundation.files import file_lock, read_json_object, write_file
 from ..foundation.runs import provenance
 from .execution import (Result, declared_parameters, execute, read_notebook,
                                     stop_kernels)
@@ -140,12 +140,10 @@ def report_lock(
     out:Path, # Folder of a report
 ):
     "Hold the lock of a report"
-    try: import fcntl
-    except ImportError: yield; return  # not on Windows
-    with explain_disk_errors(out): f = open(out/'.lock', 'w')
-    with f:
-        try: fcntl.flock(f, fcntl.LOCK_EX|fcntl.LOCK_NB)
-        except OSError:
+    with ExitStack() as held:
+        try:
+            with explain_disk_errors(out): held.enter_context(file_lock(out/'.lock', wait=False))
+        except BlockingIOError:
             raise ConfigError(f'{out} is being written by another command: wait for it '
                               'or give another --out.') from None
         yield
@@ -201,7 +199,9 @@ def run_page(
 )->Result:
     "Run a page and store it in the report"
     name = page_name(path)
-    env = dict(MORAL_SC_RUNS=str((out/'runs'/name).resolve()), OMP_NUM_THREADS=str(threads))
+    runs = (out/'runs').resolve()
+    env = dict(MORAL_SC_RUNS=str(runs/name), OMP_NUM_THREADS=str(threads),
+               MORAL_SC_SHARED=str(runs/f'shared-{package_key()[:16]}'))
     nb = read_notebook(path)
     declared = declared_parameters(nb)
     note = dict(key=page_key(nb, parameters), machine=machine_info(threads),
@@ -209,6 +209,34 @@ def run_page(
     return execute(path, _executed(out, path), parameters, progress, env, name, note)
 
 # %% ../../nbs/lab/20_reproduce.ipynb #94a9daaf
+def _seconds_file(): return data_dir()/'quick_seconds.toml'
+
+def expected_seconds(
+    path=None, # Default: the file of this package
+)->dict:       # By name of the page
+    "Return the seconds that each paper page took at scale quick"
+    return read_toml(path or _seconds_file())['seconds']
+
+def store_seconds(
+    out,       # Folder of a report of all pages at scale quick
+    path=None, # Default: that of `expected_seconds`
+)->Path:
+    "Store the seconds of the pages of a report, longest first"
+    runs = read_json_object(Path(out)/'provenance.json')['pages']
+    rows = sorted(((r['seconds'], k) for k,r in runs.items() if r['ok']), reverse=True)
+    head = '# Seconds of each paper page at scale quick; from lab.reproduce.store_seconds'
+    lines = [head, '[seconds]', *(f'"{k}" = {s:.1f}' for s,k in rows)]
+    return write_file(path or _seconds_file(), '\n'.join(lines)+'\n')
+
+def longest_first(
+    pages:list, # Paths
+    path=None,  # As in `expected_seconds`
+)->list:
+    "Sort pages by their expected seconds; those of unknown duration come first"
+    known = expected_seconds(path)
+    return sorted(pages, key=lambda p: -known.get(page_name(p), float('inf')))
+
+# %% ../../nbs/lab/20_reproduce.ipynb #41a9e8f5
 class ProgressListener:
     "Base class of listeners to the progress of a run; prints nothing"
     def __enter__(self): return self
@@ -225,7 +253,7 @@ def _run_all(out, todo, parameters, jobs, show):
     run = lambda p: run_page(out, p, parameters, threads,
                              lambda i,n: show.cell(page_name(p), i, n))
     try:
-        for f in as_completed([pool.submit(run, p) for p in todo]):
+        for f in as_completed([pool.submit(run, p) for p in longest_first(todo)]):
             res[f.result().page] = f.result()
             show.end(f.result())
     except BaseException:

@@ -10,6 +10,7 @@ __all__ = ['TOOLS', 'DEEDS', 'THINGS', 'PLACES', 'TIMES', 'SAFE_TOOLS', 'DANGERO
            'tokenize_dialogues', 'pretrain', 'evaluate_toy_model']
 
 # %% ../../../nbs/constitution/toy/10_environment.ipynb #4bfc4623
+from contextlib import nullcontext
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -21,6 +22,7 @@ from ..principles import Principle
 from ..prompts import tokenize_example
 from ..revision import revised_answer, prompt_text, revise, round_script
 from ...foundation.errors import ConfigError, DataError, unknown_name_message
+from ...foundation.files import file_lock
 from ...foundation.runs import process_rank
 from ...language.reward_head import save_model, small_llama, word_tokenizer
 from ...language.loading import load
@@ -252,10 +254,20 @@ def pretrain(
     steps = steps or PRETRAINING_STEPS[size]
     read = f'{steps}' if batch==32 else f'{steps}x{batch}'
     if init_std: read += f'-std{init_std:g}'
-    folder = Path(out)/f'world-{size}-{read}-{seed}' if out else None
     identity = dict(name=f'world-{size}', source=f'the world, {read} steps, seed {seed}')
-    if folder and (folder/'model').is_dir():
-        return replace(load(folder/'model', 'float32', device), **identity)
+    folder = Path(out)/f'world-{size}-{read}-{seed}' if out else None
+    with _training_lock(folder):
+        if folder and (folder/'model').is_dir(): lm = load(folder/'model', 'float32', device)
+        else: lm = _pretrain(size, seed, steps, folder, device, batch, init_std)
+    return replace(lm, **identity)
+
+def _training_lock(folder):
+    "Lock the folder of a model that is not there yet, except between processes of one training"
+    if not folder or (folder/'model').is_dir() or process_rank()[1]>1: return nullcontext()
+    folder.mkdir(parents=True, exist_ok=True)
+    return file_lock(folder/'lock')
+
+def _pretrain(size, seed, steps, folder, device, batch, init_std):
     lm = small_llama(toy_tokenizer(), *SIZES[size], seed=seed, context=256, device=device)
     scale_weights(lm, init_std)
     rng = np.random.default_rng([seed, 1])
@@ -264,7 +276,7 @@ def pretrain(
     fit(lm.model, examples, answer_loss, batch=batch, lr=.64/SIZES[size][1], warmup=20,
         schedule='cosine', seed=seed, out=folder and folder/'fit')
     if folder and process_rank()[0]==0: save_model(lm, folder/'model')
-    return replace(lm, **identity)
+    return lm
 
 # %% ../../../nbs/constitution/toy/10_environment.ipynb #23688e3c
 def evaluate_toy_model(

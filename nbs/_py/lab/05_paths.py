@@ -28,6 +28,7 @@ from moral_sc.foundation.errors import ConfigError, unknown_name_message
 # %%
 #| hide
 import tempfile
+from unittest import mock
 
 from fastcore.test import *
 
@@ -196,14 +197,34 @@ def work_dir(
 
 
 # %%
-before = os.environ.get('MORAL_SC_RUNS')
-os.environ['MORAL_SC_RUNS'] = str(tmp)
-work_dir('bbq-quick-0').relative_to(tmp)
+with mock.patch.dict(os.environ, MORAL_SC_RUNS=str(tmp)): mine = work_dir('bbq-quick-0')
+assert mine.is_dir()
+mine.relative_to(tmp)
+
+
+# %% [markdown]
+# Several pages train the same first models. `moral_sc reproduce` sets `MORAL_SC_SHARED` to a folder of the report that
+# belongs to one state of the package, so each of these models is trained once in a run. Whatever writes to this
+# folder must name everything that determines a model, and lock it while it is trained, as `pretrain` of the toy environment does.
+# Elsewhere the folder is an ordinary work folder.
 
 # %%
-assert (tmp/'bbq-quick-0').is_dir()
+#| export
+def shared_dir(
+    name:str, # Of the kind of models
+)->Path:      # Exists after the call
+    "Return a folder that the pages of one run share"
+    shared = os.environ.get('MORAL_SC_SHARED')
+    if not shared: return work_dir(name)
+    path = Path(shared)/name
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
 
 # %%
-#| hide
-if before is None: del os.environ['MORAL_SC_RUNS']
-else: os.environ['MORAL_SC_RUNS'] = before
+with mock.patch.dict(os.environ, MORAL_SC_RUNS=str(tmp/'page'), MORAL_SC_SHARED=str(tmp/'all')):
+    ours = shared_dir('toy-models')
+    os.environ['MORAL_SC_SHARED'] = ''
+    alone = shared_dir('toy-models')
+test_eq((ours, alone), (tmp/'all'/'toy-models', tmp/'page'/'toy-models'))
+assert ours.is_dir() and alone.is_dir()

@@ -22,7 +22,7 @@ import hashlib
 import json
 import os
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -31,9 +31,9 @@ from pathlib import Path
 #| export
 import moral_sc
 from moral_sc.foundation.arguments import check_seed
-from moral_sc.foundation.datasets import data_dir
+from moral_sc.foundation.datasets import data_dir, read_toml
 from moral_sc.foundation.errors import ConfigError, short_repr, unknown_name_message
-from moral_sc.foundation.files import read_json_object, write_file
+from moral_sc.foundation.files import file_lock, read_json_object, write_file
 from moral_sc.foundation.runs import provenance
 from moral_sc.lab.execution import (Result, declared_parameters, execute, read_notebook,
                                     stop_kernels)
@@ -272,12 +272,10 @@ def report_lock(
     out:Path, # Folder of a report
 ):
     "Hold the lock of a report"
-    try: import fcntl
-    except ImportError: yield; return  # not on Windows
-    with explain_disk_errors(out): f = open(out/'.lock', 'w')
-    with f:
-        try: fcntl.flock(f, fcntl.LOCK_EX|fcntl.LOCK_NB)
-        except OSError:
+    with ExitStack() as held:
+        try:
+            with explain_disk_errors(out): held.enter_context(file_lock(out/'.lock', wait=False))
+        except BlockingIOError:
             raise ConfigError(f'{out} is being written by another command: wait for it '
                               'or give another --out.') from None
         yield
@@ -318,7 +316,8 @@ list(machine_info(2))
 #
 # The executed notebook is the record: its metadata holds the key, the result and the machine. It appears in one
 # step. What a page stores while it runs goes to a folder of the report, so an interrupted page finds its
-# finished items again.
+# finished items again. First models that several pages train go to `shared_dir`; its name holds the
+# package's hash, so models of another state of the package are not used.
 
 # %%
 #| export
@@ -359,7 +358,9 @@ def run_page(
 )->Result:
     "Run a page and store it in the report"
     name = page_name(path)
-    env = dict(MORAL_SC_RUNS=str((out/'runs'/name).resolve()), OMP_NUM_THREADS=str(threads))
+    runs = (out/'runs').resolve()
+    env = dict(MORAL_SC_RUNS=str(runs/name), OMP_NUM_THREADS=str(threads),
+               MORAL_SC_SHARED=str(runs/f'shared-{package_key()[:16]}'))
     nb = read_notebook(path)
     declared = declared_parameters(nb)
     note = dict(key=page_key(nb, parameters), machine=machine_info(threads),
@@ -371,7 +372,38 @@ def run_page(
 # ## All pages
 #
 # Several pages run at once, in kernels that share the cores: by default one for each core, at most
-# four. If a page fails, the others go on.
+# four. The longest begin first, so that all cores are busy until the end. `store_seconds` writes the
+# seconds of each page from a report to `data/quick_seconds.toml`. If a page fails, the others go on.
+
+# %%
+#| export
+def _seconds_file(): return data_dir()/'quick_seconds.toml'
+
+def expected_seconds(
+    path=None, # Default: the file of this package
+)->dict:       # By name of the page
+    "Return the seconds that each paper page took at scale quick"
+    return read_toml(path or _seconds_file())['seconds']
+
+def store_seconds(
+    out,       # Folder of a report of all pages at scale quick
+    path=None, # Default: that of `expected_seconds`
+)->Path:
+    "Store the seconds of the pages of a report, longest first"
+    runs = read_json_object(Path(out)/'provenance.json')['pages']
+    rows = sorted(((r['seconds'], k) for k,r in runs.items() if r['ok']), reverse=True)
+    head = '# Seconds of each paper page at scale quick; from lab.reproduce.store_seconds'
+    lines = [head, '[seconds]', *(f'"{k}" = {s:.1f}' for s,k in rows)]
+    return write_file(path or _seconds_file(), '\n'.join(lines)+'\n')
+
+def longest_first(
+    pages:list, # Paths
+    path=None,  # As in `expected_seconds`
+)->list:
+    "Sort pages by their expected seconds; those of unknown duration come first"
+    known = expected_seconds(path)
+    return sorted(pages, key=lambda p: -known.get(page_name(p), float('inf')))
+
 
 # %%
 #| export
@@ -391,7 +423,7 @@ def _run_all(out, todo, parameters, jobs, show):
     run = lambda p: run_page(out, p, parameters, threads,
                              lambda i,n: show.cell(page_name(p), i, n))
     try:
-        for f in as_completed([pool.submit(run, p) for p in todo]):
+        for f in as_completed([pool.submit(run, p) for p in longest_first(todo)]):
             res[f.result().page] = f.result()
             show.end(f.result())
     except BaseException:
@@ -477,6 +509,15 @@ str(report.failed[0])
 
 # %%
 sorted(str(p.relative_to('first')) for p in Path('first').rglob('*') if p.suffix)
+
+# %% [markdown]
+# The longest page comes first:
+
+# %%
+path = store_seconds('first', tmp/'seconds.toml')
+test_eq(longest_first([ok, bad], path), [bad, ok]) # Only one ran to its end
+assert set(expected_seconds())<={page_name(p) for p in find_pages()}
+list(expected_seconds(path)), [page_name(p) for p in longest_first(find_pages())][:2]
 
 # %% [markdown]
 # The same command runs only the page that failed. When all pages have run, it has nothing to do.

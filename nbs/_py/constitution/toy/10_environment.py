@@ -16,6 +16,7 @@
 
 # %%
 #| export
+from contextlib import nullcontext
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -28,6 +29,7 @@ from moral_sc.constitution.principles import Principle
 from moral_sc.constitution.prompts import tokenize_example
 from moral_sc.constitution.revision import revised_answer, prompt_text, revise, round_script
 from moral_sc.foundation.errors import ConfigError, DataError, unknown_name_message
+from moral_sc.foundation.files import file_lock
 from moral_sc.foundation.runs import process_rank
 from moral_sc.language.reward_head import save_model, small_llama, word_tokenizer
 from moral_sc.language.loading import load
@@ -37,6 +39,7 @@ from moral_sc.language.training import answer_loss, fit
 # %%
 #| hide
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from fastcore.test import *
 from moral_sc.foundation.statistics import paired_difference
 
@@ -367,10 +370,20 @@ def pretrain(
     steps = steps or PRETRAINING_STEPS[size]
     read = f'{steps}' if batch==32 else f'{steps}x{batch}'
     if init_std: read += f'-std{init_std:g}'
-    folder = Path(out)/f'world-{size}-{read}-{seed}' if out else None
     identity = dict(name=f'world-{size}', source=f'the world, {read} steps, seed {seed}')
-    if folder and (folder/'model').is_dir():
-        return replace(load(folder/'model', 'float32', device), **identity)
+    folder = Path(out)/f'world-{size}-{read}-{seed}' if out else None
+    with _training_lock(folder):
+        if folder and (folder/'model').is_dir(): lm = load(folder/'model', 'float32', device)
+        else: lm = _pretrain(size, seed, steps, folder, device, batch, init_std)
+    return replace(lm, **identity)
+
+def _training_lock(folder):
+    "Lock the folder of a model that is not there yet, except between processes of one training"
+    if not folder or (folder/'model').is_dir() or process_rank()[1]>1: return nullcontext()
+    folder.mkdir(parents=True, exist_ok=True)
+    return file_lock(folder/'lock')
+
+def _pretrain(size, seed, steps, folder, device, batch, init_std):
     lm = small_llama(toy_tokenizer(), *SIZES[size], seed=seed, context=256, device=device)
     scale_weights(lm, init_std)
     rng = np.random.default_rng([seed, 1])
@@ -379,7 +392,7 @@ def pretrain(
     fit(lm.model, examples, answer_loss, batch=batch, lr=.64/SIZES[size][1], warmup=20,
         schedule='cosine', seed=seed, out=folder and folder/'fit')
     if folder and process_rank()[0]==0: save_model(lm, folder/'model')
-    return replace(lm, **identity)
+    return lm
 
 
 # %% [markdown]
@@ -422,10 +435,11 @@ test_eq(tokenize_dialogues(lm, rng, few_prompts),
 
 # %% [markdown]
 # Loaded from a folder it is the same model, with the same name and source, which identify
-# a run.
+# a run. Of two callers at once one trains and the other waits.
 
 # %%
-with tempfile.TemporaryDirectory() as d: a,b = (pretrain('tiny', 3, 2, d) for _ in 'ab')
+with tempfile.TemporaryDirectory() as d, ThreadPoolExecutor(2) as pool:
+    a,b = pool.map(lambda _: pretrain('tiny', 3, 2, d), 'ab')
 test_eq((a.name, a.source), (b.name, b.source))
 assert all(torch.equal(x, y) for x,y in zip(a.model.parameters(), b.model.parameters()))
 a.source
