@@ -63,6 +63,7 @@ def plot_columns(
     ticks = _round([imp.min(),imp.max()], 2)
     return _set_title_size(fig).update_layout(showlegend=False, height=300,
         margin=dict(l=5, r=5, t=62, b=5), coloraxis=dict(colorscale='Plasma', cmin=low, cmax=high,
+        showscale=bool(imp.max()>imp.min()), # One colour needs no scale
         colorbar=dict(title='importance', thickness=10, len=.8, tickvals=sorted({*ticks}))))
 
 # %% ../../nbs/superposition/60_plots.ipynb #fe9950e4

@@ -91,6 +91,7 @@ def plot_columns(
     ticks = _round([imp.min(),imp.max()], 2)
     return _set_title_size(fig).update_layout(showlegend=False, height=300,
         margin=dict(l=5, r=5, t=62, b=5), coloraxis=dict(colorscale='Plasma', cmin=low, cmax=high,
+        showscale=bool(imp.max()>imp.min()), # One colour needs no scale
         colorbar=dict(title='importance', thickness=10, len=.8, tickvals=sorted({*ticks}))))
 
 
@@ -433,6 +434,8 @@ with expect_fail(ConfigError, contains="no column 'shared'"):
 with expect_fail(ConfigError, contains='2 titles are given for 1 models'):
     plot_models(torch.eye(3), ['a', 'b'])
 with expect_fail(ConfigError, contains='use plot_models'): plot_columns(torch.eye(3), [1]*3)
+scales = [plot_columns(torch.eye(2), i).layout.coloraxis.showscale for i in ([1,1], [1,.5])]
+test_eq(scales, [False,True])
 with expect_fail(ConfigError, contains='give one model'):
     plot_model(torch.ones(2,3,3), torch.ones(3))
 len(plot_phases({'theory': predicted}).to_json())
