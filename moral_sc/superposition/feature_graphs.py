@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['feature_graph', 'feature_components', 'angle_pattern', 'spanned_dimensions', 'Shape', 'recognise', 'overall_shape',
-           'procrustes', 'align', 'pair_orders', 'aligned_distance']
+           'procrustes', 'align', 'pair_orders', 'aligned_distance', 'compare_arrangements']
 
 # %% ../../nbs/superposition/52_feature_graphs.ipynb #fb2274a5
-import torch
+import numpy as np, torch
 from collections import Counter
 from itertools import permutations, product
 from scipy.optimize import linear_sum_assignment
@@ -156,3 +156,22 @@ def aligned_distance(
     reference = reference.double()
     rotated = V@procrustes(V, reference.expand_as(V))
     return (rotated-reference).square().sum((1,2)).min().sqrt().item()
+
+# %% ../../nbs/superposition/52_feature_graphs.ipynb #dec40370
+def compare_arrangements(
+    W:torch.Tensor,    # [model, feature, hidden]
+    loss:torch.Tensor, # [model]
+    names,             # Of the models' arrangements
+    orders,            # Orders of the features that are allowed
+    most:int=30,       # Models of an arrangement that are compared with its best one
+)->tuple: # Rows of arrangement, models, loss, apart, most frequent first; W of their best models
+    "Count arrangements, and measure how far apart models of one arrangement are"
+    names = np.array([*names])
+    rows,models = [],[]
+    for name,count in Counter(names).most_common():
+        at = np.where(names==name)[0]
+        first = at[loss[at].argmin()]
+        distance = max(aligned_distance(W[i], W[first], orders) for i in at[:most])
+        rows.append(dict(arrangement=name, models=count, loss=loss[first].item(), apart=distance))
+        models.append(W[first])
+    return rows,models

@@ -16,7 +16,7 @@
 
 # %%
 #| export
-import torch
+import numpy as np, torch
 from collections import Counter
 from itertools import permutations, product
 from scipy.optimize import linear_sum_assignment
@@ -295,3 +295,37 @@ W = torch.randn(4, 2, dtype=torch.float64)
 O = torch.linalg.qr(torch.randn(2, 2, dtype=torch.float64)).Q
 test_close(aligned_distance((W@O)[[3,2,0,1]], W, pair_orders(2)), 0, eps=1e-9)
 assert aligned_distance(W[[0,2,1,3]], W, pair_orders(2)) > .1
+
+
+# %% [markdown]
+# Many trainings of one setting end in a few arrangements. Models of one arrangement are compared with
+# the one of lowest loss; a distance that is not small says that the name stands for several solutions.
+
+# %%
+#| export
+def compare_arrangements(
+    W:torch.Tensor,    # [model, feature, hidden]
+    loss:torch.Tensor, # [model]
+    names,             # Of the models' arrangements
+    orders,            # Orders of the features that are allowed
+    most:int=30,       # Models of an arrangement that are compared with its best one
+)->tuple: # Rows of arrangement, models, loss, apart, most frequent first; W of their best models
+    "Count arrangements, and measure how far apart models of one arrangement are"
+    names = np.array([*names])
+    rows,models = [],[]
+    for name,count in Counter(names).most_common():
+        at = np.where(names==name)[0]
+        first = at[loss[at].argmin()]
+        distance = max(aligned_distance(W[i], W[first], orders) for i in at[:most])
+        rows.append(dict(arrangement=name, models=count, loss=loss[first].item(), apart=distance))
+        models.append(W[first])
+    return rows,models
+
+
+# %%
+three = torch.stack([W, (W@O)[[1,0,2,3]], W[[0,2,1,3]]])
+rows,models = compare_arrangements(three, torch.tensor([2.,1,3]), 'aab', pair_orders(2))
+test_close([r['apart'] for r in rows], [0, 0], eps=1e-9); test_eq(models[0], three[1])
+test_eq([(r['arrangement'], r['models'], r['loss']) for r in rows], [('a', 2, 1.), ('b', 1, 3.)])
+rows,_ = compare_arrangements(three, torch.tensor([2.,1,3]), 'aaa', pair_orders(2))
+assert rows[0]['apart']>.1

@@ -26,7 +26,7 @@ from moral_sc.lab.claims import record
 from moral_sc.lab.scales import at_scale
 from moral_sc.superposition import ToyConfig, exact_loss, represented, train
 from moral_sc.superposition.exact_loss import mean_covariance
-from moral_sc.superposition.feature_graphs import aligned_distance, pair_orders
+from moral_sc.superposition.feature_graphs import compare_arrangements, pair_orders
 from moral_sc.superposition.geometry import angular_gaps, pair_cosines, polygon
 from moral_sc.superposition.plots import plot_columns
 from moral_sc.superposition.phase_diagram import exact_optima
@@ -117,18 +117,8 @@ def describe(kind, config, W, b, name):
     "Return a row for each arrangement, and its best model"
     n = W.shape[1]
     orders = list(permutations(range(n))) if kind=='independent' else pair_orders(n//2)
-    L = relative_losses(config, W, b)
-    names = np.array([name(w) for w in W])
-    rows = []
-    models = []
-    for k,count in Counter(names).most_common():
-        at = np.where(names==k)[0]
-        first = at[L[at].argmin()]
-        distance = max(aligned_distance(W[i], W[first], orders) for i in at[:30])
-        models.append(W[first])
-        rows.append(dict(kind=kind, arrangement=k, models=count, loss=L[first].item(),
-                         apart=distance))
-    return rows,models
+    rows,models = compare_arrangements(W, relative_losses(config, W, b), map(name, W), orders)
+    return [dict(kind=kind)|r for r in rows],models
 
 rows,models = zip(*[describe(k, four[k], *models4[k], arrangement) for k in kinds[:2]])
 pd.DataFrame(sum(rows, [])).round(5)

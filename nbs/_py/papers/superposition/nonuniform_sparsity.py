@@ -54,15 +54,13 @@ size
 
 # %%
 p = .05
-n = 5
-spread = ToyConfig(n, 2, 10, notebook_compat=True).std
 def varied(rho, p=p, importance=1., vary='density', **options):
     "Return a config for each factor: the first feature varied, the others at p"
-    value = dict(density=np.full((len(rho),n), 1.)*np.reshape(p, (-1,1)),
-                 importance=np.ones((len(rho),n))*importance)
+    value = dict(density=np.full((len(rho),5), 1.)*np.reshape(p, (-1,1)),
+                 importance=np.ones((len(rho),5))*importance)
     value[vary][:,0] *= rho
-    return ToyConfig(n, 2, len(rho), init=spread, **options,
-                     **{k: torch.tensor(v) for k,v in value.items()})
+    return ToyConfig(5, 2, len(rho), init=ToyConfig(5, 2, 10, notebook_compat=True).std,
+                     **options, **{k: torch.tensor(v) for k,v in value.items()})
 
 shapes = {'pentagon': polygon(5), 'two digons': torch.cat([torch.zeros(1,2),polygon(4)])}
 def branches(rho, *args, **options):
@@ -70,10 +68,15 @@ def branches(rho, *args, **options):
     config = varied(rho, *args, **options)
     return {k: exact_optima(config, starts=s[None]) for k,s in shapes.items()}
 
-shown_factors = [.2,.3,.5,1,2.5,6]
-rho = np.union1d(logspace(.1, 10, size['fine']), [.4,*shown_factors])
-exact = branches(rho)
-stored = represented(exact['pentagon'].best()['W']).all(-1)
+def exact_crossing(rho, **options):
+    "Return the factor at which the exact losses cross, the branches, and where all are stored"
+    found = branches(rho, **options)
+    whole = represented(found['pentagon'].best()['W']).all(-1).numpy()
+    low = [s.loss[:,0].numpy()[whole] for s in found.values()]
+    return curve_crossing(rho[whole], *low), found, whole
+
+rho = np.union1d(logspace(.1, 10, size['fine']), [.2,.3,.4,.5,1,2.5,6])
+crossing,exact,stored = exact_crossing(rho)
 rho[stored].min()
 
 # %% [markdown]
@@ -83,18 +86,8 @@ rho[stored].min()
 # %%
 loss = {k: s.loss[:,0].numpy() for k,s in exact.items()}
 loss['pentagon'] = np.where(stored, loss['pentagon'], np.nan)
-crossing = curve_crossing(rho[stored], loss['pentagon'][stored], loss['two digons'][stored])
 assert .25 < crossing < .29
 dict(crossing=round(crossing, 4), times_sparser=round(1/crossing, 2))
-
-# %% [markdown]
-# At 2.5 times sparser the pentagon is still the better solution by a clear margin. The two digons
-# cost more by this share:
-
-# %%
-lead = (loss['two digons']/loss['pentagon'])[rho==.4].item() - 1
-assert lead > .1
-lead
 
 # %% [markdown]
 # ## Trained models
@@ -104,8 +97,7 @@ lead
 
 # %%
 factors = logspace(.1, 10, 21)[::size['every']]
-restarts = 16*size['sets']
-sweep = train_restarts(varied(factors), restarts, seed, device=device)
+sweep = train_restarts(varied(factors), 16*size['sets'], seed, device=device)
 def kind(w):
     "Name the solution; two digons leave out the varied feature, at right angles within 6 degrees"
     keep = represented(w)
@@ -113,11 +105,6 @@ def kind(w):
     return 'two digons' if planar_shape(w)=='antipodal pairs' and not keep[0] else 'another'
 
 kinds = np.array([[kind(w) for w in ws] for ws in sweep.params['W']])
-rows = np.arange(len(factors))
-best = kinds[rows,sweep.order[:,0]]
-by_set = sweep.loss.view(len(rows), -1, 16)                                  # factor, set, start
-first = by_set.argmin(2).numpy() + 16*np.arange(size['sets'])
-best_of_set = kinds[rows[:,None],first]                                      # factor, set
 sweep
 
 # %%
@@ -125,8 +112,7 @@ sweep
 #| fig-cap: Exact losses of the two solutions (lines) and of all trained models (circles) against the relative density of one feature; the dotted verticals are where the lines cross and where the paper puts the change.
 sparser = (rho>.1) & (rho<=1)
 x,y = np.broadcast_arrays(factors[:,None], sweep.loss.numpy())
-masks = {k: (kinds==k) & (x<=1.01) for k in ('pentagon','two digons')}
-points = {f'trained {k}': (x[m], y[m]) for k,m in masks.items() if m.any()}
+points = {f'trained {k}': (x[m], y[m]) for k in shapes if (m := (kinds==k) & (x<=1.01)).any()}
 plot_solution_losses(rho[sparser], {k: v[sparser] for k,v in loss.items()}, points,
     {f'crossing: {1/crossing:.1f}x sparser': crossing, 'paper: 2.5x sparser': 1/2.5})
 
@@ -144,11 +130,14 @@ def trained_crossing(kinds, loss, near=(.15,.6)):
     use = np.isfinite(low).all(0) & (near[0]<factors) & (factors<near[1])
     return curve_crossing(factors[use], *(l[use] for l in low)) if use.sum()>1 else np.nan
 
-in_sets = [(kinds[:,i:i+16], sweep.loss.numpy()[:,i:i+16]) for i in range(0, restarts, 16)]
+in_sets = [(kinds[:,i:i+16], sweep.loss.numpy()[:,i:i+16])
+           for i in range(0, kinds.shape[1], 16)]
 trained = 1/np.array([trained_crossing(*s) for s in in_sets])
 trained
 
 # %%
+rows = np.arange(len(factors))
+best = kinds[rows,sweep.order[:,0]]
 share = pd.DataFrame({k: (kinds==k).mean(1) for k in ('pentagon','two digons','another')})
 lowest = np.fmin(*loss.values())
 table = share.assign(factor=factors, best=best,
@@ -171,7 +160,16 @@ assert (excess > -.001).all()
 excess.round(4)
 
 # %% [markdown]
-# At 2.5 times sparser the best solution from eight random starts has this shape, and this loss
+# At 2.5 times sparser the pentagon is still the better solution by a clear margin. The two digons
+# cost more by this share:
+
+# %%
+lead = (loss['two digons']/loss['pentagon'])[rho==.4].item() - 1
+assert lead > .1
+lead
+
+# %% [markdown]
+# There the best solution from eight random starts has this shape, and this loss
 # relative to the pentagon's:
 
 # %%
@@ -188,7 +186,7 @@ best_at_paper, at_paper.loss.min().item()/loss['pentagon'][rho==.4].item()
 # %%
 #| label: fig-corners
 #| fig-cap: Exact optima at six relative densities of the red feature; the dotted circle has radius one.
-shown = np.isin(rho, shown_factors)
+shown = np.isin(rho, [.2,.3,.5,1,2.5,6])
 pentagons,digons = (s.best()['W'][shown] for s in exact.values())
 W = torch.where(torch.tensor(rho[shown]<crossing)[:,None,None], digons, pentagons)
 plot_neighbours(W, [f'{r:g}x' for r in rho[shown]])
@@ -258,16 +256,9 @@ round(match, 3)
 # feature is the first or the last.
 
 # %%
-decay = .9**np.arange(n)
+decay = .9**np.arange(5)
 settings = {'no bias': dict(bias=False), 'varied feature first': dict(importance=decay),
             'varied feature last': dict(importance=decay[[4,0,1,2,3]])}
-def exact_crossing(rho, **options):
-    "Return the factor at which the exact losses cross, and the branches"
-    found = branches(rho, **options)
-    whole = represented(found['pentagon'].best()['W']).all(-1).numpy()
-    low = [s.loss[:,0].numpy()[whole] for s in found.values()]
-    return curve_crossing(rho[whole], *low), found, whole
-
 tried = np.union1d(logspace(.1, .7, 11), logspace(.7, 1, 9))
 other = {k: 1/exact_crossing(tried, **v)[0] for k,v in settings.items()}
 pd.Series(other, name='times sparser').round(2)
@@ -336,6 +327,9 @@ step
 # does, and the interval of the rank correlation includes the criterion's 0.9.
 
 # %%
+by_set = sweep.loss.view(len(rows), -1, 16)                                  # factor, set, start
+first = by_set.argmin(2).numpy() + 16*np.arange(size['sets'])
+best_of_set = kinds[rows[:,None],first]                                      # factor, set
 denser = factors>=.999
 def angle_correlation(i):
     "Return the rank correlation of factor and angle in the best of the i-th set of starts"
