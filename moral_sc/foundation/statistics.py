@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Estimate', 'wilson', 't_interval', 'lower_tail', 'FunctionOfMeans', 'cluster_bootstrap', 'paired_difference',
-           'cluster_test', 'sign_flip', 'p_value', 'holm']
+           'roc_area', 'cluster_test', 'p_value', 'holm']
 
 # %% ../../nbs/foundation/30_statistics.ipynb #de6d9d6d
 import warnings
@@ -165,6 +165,19 @@ def paired_difference(
     else: difference = lambda v: statistic(v[:,0])-statistic(v[:,1])
     return cluster_bootstrap(np.stack([a, b], 1), clusters, difference, **kw)
 
+# %% ../../nbs/foundation/30_statistics.ipynb #0cca4fea
+def roc_area(
+    positive, # Is a row of the first kind? [row]
+    score,    # [row]
+)->float:     # nan if all rows are of one kind
+    "Return the area under the receiver operating characteristic of a score"
+    from scipy.stats import rankdata
+    positive = np.asarray(positive, bool)
+    k = positive.sum()
+    if not 0<k<len(positive): return np.nan
+    rank_sum = rankdata(score)[positive].sum()
+    return float((rank_sum-k*(k+1)/2)/(k*(len(positive)-k)))
+
 # %% ../../nbs/foundation/30_statistics.ipynb #6366749b
 def cluster_test(
     values,            # Row values, [row] or [row, column]
@@ -179,25 +192,6 @@ def cluster_test(
     if not len(draws): return np.nan
     beyond = max(1, min((draws<=null).sum(), (draws>=null).sum()))/len(draws)
     return float(min(1, 2*t.cdf(norm.ppf(min(beyond, .5))*np.sqrt((C-K)/C), C-K)))
-
-# %% ../../nbs/foundation/30_statistics.ipynb #3d558aed
-def sign_flip(
-    differences,   # Row values of a paired difference
-    clusters,      # Cluster of each row; the rows of a cluster share a sign
-    n:int=10_000,  # Largest number of choices of signs
-    seed:int=0,
-)->float:
-    "Return the two-sided p-value of a mean difference by flipping signs of clusters"
-    from itertools import product
-    code,sizes = _layout(*_rows(np.asarray(differences), clusters, None))
-    sums = np.bincount(code, differences)
-    C = int(sizes[0])
-    if 2**C<=n: signs = np.array(list(product([1,-1], repeat=C)))
-    else:
-        signs = np.random.default_rng(seed).choice([1,-1], (n, C))
-        signs[0] = 1 # the observed signs
-    reached = abs(signs@sums)
-    return float((reached>=reached[0]*(1-1e-12)).mean())
 
 # %% ../../nbs/foundation/30_statistics.ipynb #ee8e5771
 def p_value(

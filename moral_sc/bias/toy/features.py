@@ -14,11 +14,11 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import torch
-from scipy.stats import mannwhitneyu
 
 from .environment import (
     CONDITION_MEANINGS, NOUNS, VERBS, ToyLanguage, ToyQuestion, documents, instructions, lexicon)
 from ...foundation.errors import ConfigError
+from ...foundation.statistics import roc_area
 
 # %% ../../../nbs/bias/toy/35_features.ipynb #73c32a6e
 def instructed_questions(
@@ -145,13 +145,8 @@ def reading_areas(
     centre = stream.mean(0)
     reader = np.linalg.lstsq(stream-centre, x-x.mean(0), rcond=1e-8)[0]
     scores = (test_stream-centre)@reader
-    return pd.Series([_area(s, f>0) for s,f in zip(scores.T, test_present.to_numpy().T)],
+    return pd.Series([roc_area(f>0, s) for s,f in zip(scores.T, test_present.to_numpy().T)],
                      present.columns)
-
-def _area(score, there):
-    if there.all() or not there.any(): return np.nan
-    pairs = there.sum()*(~there).sum()
-    return float(mannwhitneyu(score[there], score[~there]).statistic/pairs)
 
 # %% ../../../nbs/bias/toy/35_features.ipynb #16a94dea
 def random_directions(

@@ -448,6 +448,37 @@ paired_difference(instructed, plain, range(100), np.median)
 
 
 # %% [markdown]
+# ## Areas under ROC curves
+#
+# How well a score tells two kinds of rows apart is the chance that it is higher for a row of the first kind
+# than for one of the second, where equal scores count one half.
+
+# %%
+#| export
+def roc_area(
+    positive, # Is a row of the first kind? [row]
+    score,    # [row]
+)->float:     # nan if all rows are of one kind
+    "Return the area under the receiver operating characteristic of a score"
+    from scipy.stats import rankdata
+    positive = np.asarray(positive, bool)
+    k = positive.sum()
+    if not 0<k<len(positive): return np.nan
+    rank_sum = rankdata(score)[positive].sum()
+    return float((rank_sum-k*(k+1)/2)/(k*(len(positive)-k)))
+
+
+# %%
+noise = np.random.default_rng(2)
+kind = noise.random(60)<.4
+score = np.round(kind+noise.normal(0, 1, 60), 1)
+wins = np.sign(score[kind][:,None]-score[~kind])
+test_close(roc_area(kind, score), (1+wins.mean())/2, 1e-12)
+test_eq([roc_area([1, 1, 0], [3, 2, 1]), roc_area([1, 0], [1, 1])], [1, .5])
+assert np.isnan(roc_area([1, 1], [1, 2]))
+
+
+# %% [markdown]
 # ## P-values
 #
 # Multiple comparisons need a p-value for each comparison, and it should agree with the interval. `cluster_test`
@@ -493,7 +524,6 @@ p
 # from zero. With few clusters it enumerates all choices, and the result is exact.
 
 # %%
-#| export
 def sign_flip(
     differences,   # Row values of a paired difference
     clusters,      # Cluster of each row; the rows of a cluster share a sign

@@ -60,6 +60,7 @@ _all_ = ['moments', 'ToyConfig', 'reconstruct', 'batch_loss', 'exact_loss', 'fit
 # | tell computing from storing | [Computation](69_computation.ipynb) | `loss_certificate`, `dedicated_bound`, `load_abs_model` |
 # | find features from activations alone | [Sparse coding](70_sparse_coding.ipynb) | `fit_sparse_code`, `share_found` |
 # | ... by sparse autoencoders, scored against the truth | [Dictionaries](72_dictionaries.ipynb) | `fit_dictionary`, `score_dictionary` |
+# | ... beside sparse coding with the true directions | [Recovery](75_recovery.ipynb) | `measure_recovery` |
 # | measure how flat a minimum is | [Learning coefficient](74_learning_coefficient.ipynb) | `learning_coefficient` |
 # | attack a model | [Adversarial examples](67_adversarial.ipynb) | `analytic_attack`, `vulnerability` |
 # | train on finite data sets | [Memorization](68_memorization.ipynb) | `memorization_sweep` |

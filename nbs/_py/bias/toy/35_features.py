@@ -22,11 +22,11 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import torch
-from scipy.stats import mannwhitneyu
 
 from moral_sc.bias.toy.environment import (
     CONDITION_MEANINGS, NOUNS, VERBS, ToyLanguage, ToyQuestion, documents, instructions, lexicon)
 from moral_sc.foundation.errors import ConfigError
+from moral_sc.foundation.statistics import roc_area
 
 # %%
 #| hide
@@ -247,13 +247,8 @@ def reading_areas(
     centre = stream.mean(0)
     reader = np.linalg.lstsq(stream-centre, x-x.mean(0), rcond=1e-8)[0]
     scores = (test_stream-centre)@reader
-    return pd.Series([_area(s, f>0) for s,f in zip(scores.T, test_present.to_numpy().T)],
+    return pd.Series([roc_area(f>0, s) for s,f in zip(scores.T, test_present.to_numpy().T)],
                      present.columns)
-
-def _area(score, there):
-    if there.all() or not there.any(): return np.nan
-    pairs = there.sum()*(~there).sum()
-    return float(mannwhitneyu(score[there], score[~there]).statistic/pairs)
 
 
 # %% [markdown]

@@ -23,12 +23,11 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 from moral_sc.bias.bbq.scoring import bias_score
 from moral_sc.bias.toy.environment import ToyLanguage, toy_benchmark
-from moral_sc.bias.toy.features import (ANSWER_TOKEN, INSTRUCTION_TOKEN, condition_prompts,
-                                        feature_directions, instructed_questions, name_answers,
-                                        name_prompt, question_features, random_directions,
-                                        reading_areas, relative_interference, residual_stream)
+from moral_sc.bias.toy.features import (ANSWER_TOKEN, INSTRUCTION_TOKEN, instructed_questions,
+                                        name_answers, relative_interference)
 from moral_sc.bias.toy.ladder import Ladder, by_size, model_name, train_ladder
-from moral_sc.bias.toy.plots import add_curve, add_level
+from moral_sc.bias.toy.plots import add_curve, add_level, size_of
+from moral_sc.bias.toy.steering import measure_features, measure_steering
 from moral_sc.foundation.figures import COLOURS, INK
 from moral_sc.foundation.statistics import cluster_bootstrap, t_interval
 from moral_sc.lab.claims import as_measurement, record
@@ -69,39 +68,14 @@ kinds = ['group', 'trait', 'stereotype', 'word', 'polarity', 'evidence', 'meanin
 # agrees with the stereotype, the words of the instruction, polarity, evidence, and whether the
 # instruction means fairness or its opposite. The direction of a feature is its coefficient in a
 # [regression](../../bias/toy/35_features.ipynb) of the residual stream on all features, over
-# questions with an instruction. We read two places: the last word of the instruction, after the
+# questions with an instruction ([steering](../../bias/toy/36_steering.ipynb)). We read two places: the last word of the instruction, after the
 # first layer, and the token that predicts the answer, after the last layer. The question:
 # does self-correction begin, over size, where the meaning of the instruction stops interfering with
 # the other features? What counts as yes and as no was registered before a model was read.
 
 # %%
-def read_place(lm, language, questions, place):
-    "Directions of features, and areas of a linear reader on unseen instructions"
-    present = [question_features(language, q) for q in questions]
-    stream = [residual_stream(lm, map(name_prompt, q), **place) for q in questions]
-    areas = reading_areas(stream[0], present[0], stream[1], present[1])
-    shuffled = [p.sample(frac=1, random_state=seed) for p in present]
-    chance = reading_areas(stream[0], shuffled[0], stream[1], shuffled[1])
-    W = feature_directions(stream[0], present[0])
-    noise = feature_directions(stream[0], shuffled[0])
-    return pd.DataFrame(W, present[0].columns),noise,areas,chance
+def dimensionality(W): return feature_dimensionality(torch.as_tensor(W)).numpy()
 
-def dimensionality(W):
-    return feature_dimensionality(torch.as_tensor(np.array(W))).numpy()
-
-def bias_under(lm, items, condition, **edit):
-    return bias_score(name_answers(lm, items, condition, **edit), items)
-
-def steer(lm, items, direction, place):
-    return bias_under(lm, items, 'q+if', edit=lambda h: h-direction, **place)
-
-def replaced(lm, items, place):
-    "Bias when the token's state is that under the opposite instruction"
-    opposite = residual_stream(lm, condition_prompts(items, 'q+anti'), **place)
-    return bias_under(lm, items, 'q+if', edit=lambda h: opposite, **place)
-
-
-# %%
 def measure(width, s):
     "All numbers of one model: by feature and place, and by model and place"
     language = replace(size['ladder'].language, seed=s)
@@ -109,29 +83,23 @@ def measure(width, s):
     questions = [instructed_questions(language, asked['fit'], seed),
                  instructed_questions(language, asked['test'], seed+1, held_out=True)]
     items = [i for i in toy_benchmark(language, scenes=1).load() if i.context_condition=='ambig']
-    bias = {c: bias_under(lm, items, c) for c in ('q', 'q+if')}
-    features,models = [],[]
+    bias = {c: bias_score(name_answers(lm, items, c), items) for c in ('q', 'q+if')}
     for name,place in places.items():
-        W,noise,areas,chance = read_place(lm, language, questions, place)
         chosen = dict(place=name, width=width, seed=s)
+        W,table = measure_features(lm, language, questions, dimensionality, asked['random'], seed,
+                                   **place)
         meaning = W.loc['meaning', 'fair'].to_numpy()
-        same = [dimensionality(random_directions(W.to_numpy(), k)) for k in range(asked['random'])]
-        features.append(pd.DataFrame(dict(D=dimensionality(W), area=areas.to_numpy(),
-            D_random=np.mean(same, axis=0), D_shuffled=dimensionality(noise),
-            area_shuffled=chance.to_numpy()), W.index).reset_index().assign(**chosen))
-        sham = random_directions(np.tile(meaning, (asked['random'], 1)), seed)
-        models.append(chosen | dict(parameters=lm.model.num_parameters(), **bias,
+        model = dict(parameters=lm.model.num_parameters(), **bias,
             interference=relative_interference(meaning, W.loc['stereotype'].to_numpy()),
-            steered=steer(lm, items, meaning, place), replaced=replaced(lm, items, place),
-            sham=np.mean([steer(lm, items, v, place) for v in sham])))
+            **measure_steering(lm, items, meaning, asked['random'], seed, **place))
         vectors[name, width, s] = W
-    return pd.concat(features),models
+        yield table.assign(**chosen),chosen | model
 
 vectors = {}
-measured = [measure(w, s) for w in size['widths'] for s in size['seeds']]
+measured = [m for w in size['widths'] for s in size['seeds'] for m in measure(w, s)]
 features = pd.concat([f for f,_ in measured], ignore_index=True)
-models = pd.DataFrame([m for _,ms in measured for m in ms])
-parameters = models.groupby('width').parameters.first().to_dict()
+models = pd.DataFrame([m for _,m in measured])
+parameters = size_of(models)
 
 def table_of(place, column):                  # [seed, width]
     return models[models.place==place].pivot(index='seed', columns='width', values=column)
