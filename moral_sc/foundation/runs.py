@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['content_key', 'function_key', 'utc_now', 'provenance', 'Run', 'config_difference', 'process_rank', 'start_ranks',
-           'open_run', 'run_or_temporary']
+           'open_run', 'run_or_temporary', 'time_call']
 
 # %% ../../nbs/foundation/20_runs.ipynb #704198b2
 import dis, errno, functools, hashlib, inspect, json, os, platform, re, socket, sqlite3
@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from multiprocessing import get_context
 from pathlib import Path
+from time import perf_counter
 
 import moral_sc
 from fastcore.basics import patch
@@ -437,3 +438,19 @@ def blocks(self:Run,
     rank,world = (a if b is None else b for a,b in zip(process_rank(), (rank, world)))
     for n in _own_blocks_first(len(todo), rank, world):
         if self.missing(todo[n]): yield n
+
+# %% ../../nbs/foundation/20_runs.ipynb #9667d73e
+def time_call(
+    file,          # JSON of seconds by stage, made if it does not exist
+    stage:str,
+    f,             # What to call
+    *args, **kw,   # Of `f`
+):                 # What `f` returns
+    "Call a function and store its seconds, unless an earlier call of the stage took longer"
+    start = perf_counter()
+    result = f(*args, **kw)
+    file = Path(file)
+    seconds = read_json_object(file) if file.exists() else {}
+    seconds[stage] = max(seconds.get(stage, 0), round(perf_counter()-start, 1))
+    with replace_file(file) as part: part.write_text(json.dumps(seconds))
+    return result

@@ -141,8 +141,22 @@ def load_prompts(
     keep = np.random.default_rng(seed).permutation(len(rows))[:limit]
     return [rows[i] for i in sorted(keep)]
 
+def draw_short_prompts(
+    source,          # As in `load_prompts`
+    n:int,           # Largest number of prompts
+    length:int=200,  # Characters, of which a prompt has fewer
+    seed:int=0,
+)->list:             # In random order
+    "Draw short prompts"
+    short = [r for r in load_prompts(source) if len(r['prompt'])<length]
+    order = np.random.default_rng(seed).permutation(len(short))[:n]
+    return [short[i] for i in order]
+
 
 # %%
+drawn = draw_short_prompts([f'{"Is it far? "*k}{k}' for k in range(20)], 4, 30)
+test_eq(len(drawn), 3)
+test_eq(sorted(r['prompt'][-1] for r in drawn), ['0', '1', '2'])
 load_prompts(['Is it far?', dict(id='7', text='And back?', kind='helpful')])
 
 

@@ -90,6 +90,17 @@ def answer_pairs(
     return [dict(id=r['id'], prompt=r['prompt'], a=a, b=b)
             for r,(a,b) in zip(rows, sample_answers(lm, rows, 2, **kwargs))]
 
+@checked
+@delegates(sample_answers, but=['n'])
+def answer_rows(
+    lm, prompts,
+    **kwargs # Of `sample_answers`
+)->list:     # Rows of prompt, answer, as `training_examples` takes them
+    "Sample one answer to each prompt"
+    rows = load_prompts(prompts)
+    return [dict(prompt=r['prompt'], answer=a)
+            for r,(a,) in zip(rows, sample_answers(lm, rows, **kwargs))]
+
 
 # %%
 walker = stub_model(lambda t: {' Two miles.\n\nHuman: And': .5, ' It is far.': .5}
@@ -99,6 +110,7 @@ answer_pairs(walker, ['Is it far?', 'How far is it?'])
 # %%
 asked = [f'Question {i}?' for i in range(40)]
 got = sample_answers(walker, asked, 4)
+test_eq(answer_rows(walker, asked), [dict(prompt=p, answer=a) for p,(a,*_) in zip(asked, got)])
 flat = sum(got, [])
 test_eq(set(flat), {'Two miles.', 'It is far.'})
 assert 60<flat.count('It is far.')<100

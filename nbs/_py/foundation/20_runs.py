@@ -23,6 +23,7 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from multiprocessing import get_context
 from pathlib import Path
+from time import perf_counter
 
 import moral_sc
 from fastcore.basics import patch
@@ -879,9 +880,44 @@ for j in jobs: j.start()
 for j in jobs: j.join()
 test_eq([j.exitcode for j in jobs], [0, 0, 0])
 
+
 # %% [markdown]
 # All processes must be on one machine, or on a disk with locks that SQLite can trust. Many network disks have
 # none.
+#
+# ## Durations
+#
+# What the stages of a run cost is kept in a file. A call that resumes a finished stage takes no time, so the
+# longest time of a stage counts.
+
+# %%
+#| export
+def time_call(
+    file,          # JSON of seconds by stage, made if it does not exist
+    stage:str,
+    f,             # What to call
+    *args, **kw,   # Of `f`
+):                 # What `f` returns
+    "Call a function and store its seconds, unless an earlier call of the stage took longer"
+    start = perf_counter()
+    result = f(*args, **kw)
+    file = Path(file)
+    seconds = read_json_object(file) if file.exists() else {}
+    seconds[stage] = max(seconds.get(stage, 0), round(perf_counter()-start, 1))
+    with replace_file(file) as part: part.write_text(json.dumps(seconds))
+    return result
+
+
+# %%
+test_eq(time_call(tmp/'seconds.json', 'sort', sorted, [2,1], reverse=True), [2,1])
+(tmp/'seconds.json').write_text('{"sort": 60}')
+time_call(tmp/'seconds.json', 'sort', sorted, [2,1])
+time_call(tmp/'seconds.json', 'sum', sum, [2,1])
+seconds = read_json_object(tmp/'seconds.json')
+test_eq(seconds['sort'], 60)
+list(seconds)
+
+# %% [markdown]
 #
 # ## Unusable folders
 #

@@ -399,6 +399,42 @@ test_eq(cold.by_prompt[0].shape, (12,))
 with expect_fail(ConfigError, contains='samples is 0'):
     absolute_harmfulness(harm, lm, asks, 0)
 
+
+# %% [markdown]
+# Tables of several runs and trainings, with the columns `run` and `training`, are averaged over
+# trainings. A run that was stopped stays at its last snapshot.
+
+# %%
+#| export
+def ratings_by_step(
+    table:pd.DataFrame,   # Of `absolute_harmfulness`, with run and training
+    run:str,
+    what:str='regressor', # The score function
+    temperature:float=1.,
+)->pd.DataFrame:          # [training, step]
+    "Return the mean ratings of one run"
+    d = table[(table.run==run)&(table.what==what)&(table.temperature==temperature)]
+    return d.pivot(index='training', columns='step', values='value').ffill(axis=1)
+
+def average_ratings(
+    table:pd.DataFrame,   # Of `absolute_harmfulness`, with run and training
+)->pd.DataFrame:          # run, what, temperature, step, value, low, high; for `plot_harmfulness`
+    "Average ratings over trainings, with intervals that resample trainings"
+    kinds = table[['run', 'what', 'temperature']].drop_duplicates()
+    return pd.DataFrame([
+        k._asdict() | dict(step=step) | cluster_bootstrap(x.to_numpy(), x.index)._asdict()
+        for k in kinds.itertuples(index=False) for step,x in ratings_by_step(table, *k).items()])
+
+
+# %%
+runs = pd.DataFrame([dict(run=r, training=t, step=k, what='regressor', temperature=1., value=t+k)
+                     for r in 'ab' for t in range(3) for k in range(2) if (r, t, k)!=('b', 2, 1)])
+test_eq(ratings_by_step(runs, 'b').to_numpy(), [[0, 1], [1, 2], [2, 2]])
+means = average_ratings(runs)
+test_close(means[means.run=='a'].value, [1, 2])
+assert (means.low<means.value).all() and (means.value<means.high).all()
+means.round(2)
+
 # %%
 #| hide
 import shutil

@@ -19,7 +19,8 @@ seed = 0         # everything random follows from it
 #| hide
 import numpy as np, pandas as pd, torch
 from moral_sc.constitution.answers import sample_answers
-from moral_sc.constitution.evaluation.harmfulness import absolute_harmfulness
+from moral_sc.constitution.evaluation.harmfulness import (
+    absolute_harmfulness, average_ratings, ratings_by_step)
 from moral_sc.constitution.plots import plot_harmfulness
 from moral_sc.constitution.preference import fit_preference
 from moral_sc.constitution.rl.policy import train_policy
@@ -29,7 +30,7 @@ from moral_sc.constitution.toy.experiments import (
     LABEL_HARM, compare_answers, expected_rating, fit_rating_regressor, select_kind, severity,
     split_mixed_requests, train_sl_cai)
 from moral_sc.foundation.runs import content_key
-from moral_sc.foundation.statistics import Estimate, cluster_bootstrap
+from moral_sc.foundation.statistics import cluster_bootstrap
 from moral_sc.lab.claims import Measurement, record
 from moral_sc.lab.paths import work_dir
 from moral_sc.lab.scales import at_scale
@@ -98,16 +99,7 @@ pd.DataFrame({s: r.history.attrs for s,r in regressors.items()}).T
 # %% [markdown]
 # Each regressor is trained on answers of its first model only. The table shows its squared error on
 # new prompts and the share of the variance that it explains. A part of the remaining error is the
-# rater's. The squared error against the expected rating:
-
-# %%
-def squared_error(s):
-    _,rows = fits[s]
-    prompts,answers = ([r[k] for r in rows] for k in ('prompt', 'answer'))
-    error = regressors[s](prompts, answers)-expected_rating(prompts, answers)
-    return str(cluster_bootstrap(error**2, prompts))
-{s: squared_error(s) for s in seeds}
-
+# rater's.
 
 # %% [markdown]
 # ### Three kinds of RL
@@ -153,24 +145,11 @@ def measure(s, policy, temperature):
 table = pd.concat([measure(s, p, T).assign(run=k, training=s) for k,ps in policies.items()
                    for s,p in ps.items() for T in (1., 0.)], ignore_index=True)
 
-def ratings(run, rater='regressor', T=1.):
-    "Mean rating, [training] x [step]; a stopped run stays at its last snapshot"
-    d = table[(table.run==run)&(table.what==rater)&(table.temperature==T)]
-    return d.pivot(index='training', columns='step', values='value').ffill(axis=1)
-
-def mean(x): return Estimate(*cluster_bootstrap(x.to_numpy(), x.index))
-def first_rating(*args): return ratings(*args).iloc[:,0]
-def last_rating(*args): return ratings(*args).iloc[:,-1]
-def rise(*args): return last_rating(*args)-first_rating(*args)
-
-means = pd.DataFrame([dict(run=k, what=w, temperature=T, step=n, **mean(x)._asdict())
-                      for k in policies for w in ('regressor', 'truth') for T in (1., 0.)
-                      for n,x in ratings(k, w, T).items()])
-
 # %%
 #| label: fig-absolute
 #| fig-cap: Predicted rating of answers to held-out prompts against steps of RL, means over trainings; solid lines are temperature 1 with 95 % intervals that resample trainings, dashed lines temperature 0, and crosses the expected rating of the answers at temperature 1.
-plot_harmfulness(means, crosses='truth')
+plot_harmfulness(average_ratings(table), crosses='truth')
+
 
 # %% [markdown]
 # In @fig-absolute lines are predictions of the regressor and crosses the truth of the same answers.
@@ -180,6 +159,11 @@ plot_harmfulness(means, crosses='truth')
 # regressor and by the truth:
 
 # %%
+def mean(x): return cluster_bootstrap(x.to_numpy(), x.index)
+def first_rating(*args): return ratings_by_step(table, *args).iloc[:,0]
+def last_rating(*args): return ratings_by_step(table, *args).iloc[:,-1]
+def rise(*args): return last_rating(*args)-first_rating(*args)
+
 pd.DataFrame({k: {f'{w}, T = {T:g}': str(mean(rise(k, w, T))) for w in ('regressor', 'truth')
                   for T in (1., 0.)} for k in policies})
 
@@ -194,7 +178,19 @@ pd.DataFrame({k: dict(rise=rounded(rise(k)), end=rounded(last_rating(k)),
 
 
 # %% [markdown]
-# Error of the regressor in rating points, predicted less expected:
+# The squared error of each regressor against the expected rating, on the new prompts:
+
+# %%
+def squared_error(s):
+    _,rows = fits[s]
+    prompts,answers = ([r[k] for r in rows] for k in ('prompt', 'answer'))
+    error = regressors[s](prompts, answers)-expected_rating(prompts, answers)
+    return str(cluster_bootstrap(error**2, prompts))
+{s: squared_error(s) for s in seeds}
+
+
+# %% [markdown]
+# Error of the regressor on answers of the policies in rating points, predicted less expected:
 
 # %%
 def error(rating, run): return rating(run)-rating(run, 'truth')

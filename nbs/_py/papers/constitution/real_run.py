@@ -20,12 +20,12 @@ models = ()      # --model NAME, twice: the trained model and the judge; default
 #| hide
 import json
 import warnings
-from time import perf_counter
+from functools import partial
 
-import numpy as np, pandas as pd, torch
+import numpy as np, pandas as pd
 from moral_sc.bias.plots import plot_steps
 from moral_sc.bias.sweep import ModelSpec, item_bias, sweep
-from moral_sc.constitution.answers import answer_pairs, sample_answers
+from moral_sc.constitution.answers import answer_pairs, answer_rows, sample_answers
 from moral_sc.constitution.evaluation.refusals import boilerplate_matches, evasion_matches
 from moral_sc.constitution.plots import plot_training
 from moral_sc.constitution.feedback import label, label_report
@@ -34,10 +34,11 @@ from moral_sc.constitution.finetuning import (
 from moral_sc.constitution.rl.policy import train_policy
 from moral_sc.constitution.preference import fit_preference
 from moral_sc.constitution.principles import load_few_shot
-from moral_sc.constitution.prompts import load_prompts, split_by_prompt
+from moral_sc.constitution.prompts import draw_short_prompts, load_prompts, split_by_prompt
 from moral_sc.constitution.revision import revise
 from moral_sc.constitution.evaluation.elo import model_judge, play_matches
 from moral_sc.foundation.errors import DataError
+from moral_sc.foundation.runs import time_call
 from moral_sc.foundation.statistics import cluster_bootstrap, paired_difference
 from moral_sc.lab.claims import Measurement, record
 from moral_sc.lab.paths import work_dir
@@ -92,19 +93,13 @@ first
 # %%
 def collect_prompts():
     rows = load_prompts('helpful')[:size['ours']//2]+load_prompts('red_team')[:size['ours']//2]
-    if not size['hh']: return rows
-    try:
-        dialogues = load_prompts('hh/harmless-base/test')
-    except DataError as e:
-        print(e)
-        return rows
-    short = [r for r in dialogues if len(r['prompt'])<200]
-    order = np.random.default_rng(seed).permutation(len(short))[:size['hh']]
-    return rows+[short[i] for i in order]
+    if size['hh']:
+        try: return rows+draw_short_prompts('hh/harmless-base/test', size['hh'], seed=seed)
+        except DataError as e: print(e)
+    return rows
 
 sl_prompts, rl_prompts, held = split_by_prompt(collect_prompts(), .3, .5, .2, seed=seed)
 {k: len(v) for k,v in dict(revision=sl_prompts, feedback=rl_prompts, held=held).items()}
-
 
 # %% [markdown]
 # ### Supervised stage
@@ -113,25 +108,14 @@ sl_prompts, rl_prompts, held = split_by_prompt(collect_prompts(), .3, .5, .2, se
 # It is finetuned on the revisions and on its own answers to helpful prompts.
 
 # %%
-def clock(name, f, *args, **kw):
-    "Call `f` and store its seconds; a resumed call keeps the longer time"
-    path = folder/'seconds.json'
-    start = perf_counter()
-    result = f(*args, **kw)
-    seconds = json.loads(path.read_text()) if path.exists() else {}
-    seconds[name] = max(seconds.get(name, 0), round(perf_counter()-start, 1))
-    path.write_text(json.dumps(seconds))
-    return result
-
+clock = partial(time_call, folder/'seconds.json') # Stores how long each stage takes
 red_team, helpful = ([r for r in sl_prompts if (r['kind']=='helpful')==k] for k in (False, True))
 chains = clock('critique and revision', revise, first, red_team, rounds=size['rounds'],
                few_shot=load_few_shot()[:size['shots']], temperature=.7, out=folder/'revise',
                **sampling)
-answers = clock('helpful answers', sample_answers, first, helpful, temperature=.7,
+answers = clock('helpful answers', answer_rows, first, helpful, temperature=.7,
                 out=folder/'helpful', **sampling)
-helpful_rows = [dict(prompt=r['prompt'], answer=a) for r,(a,) in zip(helpful, answers)]
-examples = training_examples(chains, 'all', helpful_rows,
-                             allow=FAULT_KINDS if quick else ['no end'])
+examples = training_examples(chains, 'all', answers, allow=FAULT_KINDS if quick else ['no end'])
 count_faults(examples)
 
 # %%
@@ -154,19 +138,15 @@ labels = clock('labels', label, first, pairs, principles_per_pair=1 if quick els
                few_shot=[] if quick else None, out=folder/'labels', max_tokens=2048, **options)
 label_report(labels).map(repr).to_frame('labels')
 
-
 # %% [markdown]
 # The labels of one half of the prompts train the preference model that is the reward. The other half
 # trains a second one (`watched`), which is only recorded.
 
 # %%
-def train_preference(name, rows):
-    return clock('preference models', fit_preference, sl, rows, epochs=2, batch=16, lr=size['lr'],
-                 out=folder/name, max_tokens=2048, **options)
-
-reward_labels, watched_labels = split_by_prompt(labels, .5, .5, seed=seed)
-reward = train_preference('reward', reward_labels)
-watched = train_preference('watched', watched_labels)
+reward,watched = (clock('preference models', fit_preference, sl, rows, epochs=2, batch=16,
+                        lr=size['lr'], out=folder/name, max_tokens=2048, **options)
+                  for name,rows in zip(('reward', 'watched'),
+                                       split_by_prompt(labels, .5, .5, seed=seed)))
 pd.DataFrame({k: m.history.loss.iloc[[0, -1]].tolist() for k,m in
               dict(reward=reward, watched=watched).items()}, ['first step', 'last step']).round(4)
 
