@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['CONDITION_STYLES', 'METRIC_NAMES', 'FORMAT_STYLES', 'PRONOUN_COLOURS', 'condition_style', 'condition_styles',
-           'metric_name', 'category_name', 'table_coverage', 'select_sweep_rows', 'plot_scores', 'plot_differences',
-           'plot_letters', 'final_step', 'format_parameters', 'plot_size', 'plot_steps', 'plot_category_panels',
-           'plot_changes', 'plot_formats', 'plot_pronouns', 'plot_female_shares', 'plot_correlations']
+           'metric_name', 'category_name', 'table_coverage', 'select_sweep_rows', 'error_bars', 'plot_scores',
+           'plot_differences', 'plot_letters', 'final_step', 'format_parameters', 'plot_size', 'plot_steps',
+           'plot_category_panels', 'plot_changes', 'plot_formats', 'plot_pronouns', 'plot_female_shares',
+           'plot_correlations']
 
 # %% ../../nbs/bias/60_plots.ipynb #a15c6489
 import numpy as np, pandas as pd
@@ -94,7 +95,10 @@ def select_sweep_rows(
                         f'{", ".join(dict.fromkeys(table.metric))}.')
     return d
 
-def _error_bars(d):
+def error_bars(
+    d:pd.DataFrame, # value, low, high
+)->dict:            # For error_x or error_y of plotly
+    "Return the intervals of a table as error bars"
     return dict(type='data', symmetric=False, array=d.high-d.value, arrayminus=d.value-d.low,
                 thickness=1.5, width=3)
 
@@ -130,7 +134,7 @@ def plot_scores(
         shift = step*((len(series)-1)/2-n)
         fig.add_scatter(y=g.category.map(place)+shift, mode='markers', name=name,
                         marker=dict(color=colour, symbol=symbol, size=8),
-                        x=g.value, error_x=_error_bars(g))
+                        x=g.value, error_x=error_bars(g))
     fig.update_yaxes(tickvals=list(place.values()), showgrid=False, zeroline=False,
                      ticktext=[category_name(c, table_coverage(d)) for c in place])
     fig.update_xaxes(title_text=metric_name(metric), showgrid=True)
@@ -153,7 +157,7 @@ def plot_differences(
         name,colour,symbol = styles[c.partition(' - ')[0]]
         g = g.set_index('metric').loc[list(metrics)][::-1]
         fig.add_scatter(y=[metric_name(m) for m in g.index], name=f'{name} less Q',
-                        mode='markers', x=g.value, error_x=_error_bars(g),
+                        mode='markers', x=g.value, error_x=error_bars(g),
                         marker=dict(color=colour, symbol=symbol, size=9))
     if equivalence:
         fig.add_vrect(-equivalence, equivalence, fillcolor=INK, opacity=.12, line_width=0)
@@ -196,7 +200,7 @@ def _line(fig, g, x, condition, legend, line=True, scale=1., **panel):
     "Add the values and intervals of one condition"
     name,colour,symbol = condition_style(condition.partition(' - ')[0])
     if ' - ' in condition: name += f' less {condition_style(condition.partition(" - ")[2])[0]}'
-    fig.add_scatter(x=g[x].astype(float)*scale, y=g.value, error_y=_error_bars(g),
+    fig.add_scatter(x=g[x].astype(float)*scale, y=g.value, error_y=error_bars(g),
         mode='lines+markers' if line else 'markers', name=name, text=g.model,
         hovertemplate='%{text}<br>%{y:.3f}', legendgroup=condition, showlegend=legend,
         line=dict(color=colour, width=1.5), marker=dict(color=colour, symbol=symbol, size=8),
@@ -321,7 +325,7 @@ def plot_changes(
         colour = COLOURS['sequence'][(n+4)%8]
         y = g.category.map(cats.index) + .2*((len(models)-1)/2-n)
         symbol = np.where(g.adjusted<level, 'circle', 'circle-open')
-        fig.add_scatter(x=g.value, y=y, error_x=_error_bars(g), mode='markers', name=m,
+        fig.add_scatter(x=g.value, y=y, error_x=error_bars(g), mode='markers', name=m,
                         marker=dict(color=colour, symbol=symbol, size=8))
     fig.add_vline(x=0, line=dict(color=INK, width=1))
     fig.update_yaxes(tickvals=list(range(len(cats))), showgrid=False, zeroline=False,
@@ -350,7 +354,7 @@ def plot_formats(
     for n,f in enumerate(formats):
         g,(name,colour,symbol) = d[d.condition==f], FORMAT_STYLES[f]
         fig.add_scatter(x=g.value, y=g.category.map(places)+.2*((len(formats)-1)/2-n),
-                        error_x=_error_bars(g), mode='markers', name=name,
+                        error_x=error_bars(g), mode='markers', name=name,
                         marker=dict(color=colour, symbol=symbol, size=9))
     for x in lines: fig.add_vline(x=x, line=dict(color=INK, width=1, dash='dash'))
     fig.update_yaxes(tickvals=list(places.values()), showgrid=False, zeroline=False,
@@ -409,7 +413,7 @@ def plot_correlations(
             g,(name,colour,symbol) = d[(d.model==m) & (d.condition==c)], condition_style(c)
             if not len(g): continue
             x = [kinds.index(i)+.16*(n-(len(conds)-1)/2) for i in g.metric]
-            fig.add_scatter(x=x, y=g.value, error_y=_error_bars(g), mode='markers', name=name,
+            fig.add_scatter(x=x, y=g.value, error_y=error_bars(g), mode='markers', name=name,
                             row=1, col=k, legendgroup=c, showlegend=k==1,
                             marker=dict(color=colour, symbol=symbol, size=8))
         fig.add_hline(y=0, line=dict(color=INK, width=1), row=1, col=k)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['standard_error', 'detectable_effect', 'cluster_components', 'detectable_correlation', 'interval_power',
-           'detectable_gap', 'add_detectable', 'holm_by_category', 'simultaneous_intervals']
+           'add_detectable', 'holm_by_category', 'simultaneous_intervals']
 
 # %% ../../nbs/bias/34_power.ipynb #6aa17837
 import numpy as np, pandas as pd
@@ -86,15 +86,6 @@ def interval_power(
         ends = np.quantile(r, [(1-level)/2, (1+level)/2])
         hits += low<=ends[0] and ends[1]<=high
     return hits/runs
-
-# %% ../../nbs/bias/34_power.ipynb #390896ed
-def detectable_gap(
-    sd:float,           # Of p(yes) Black minus white, over students
-    students:int=21791, # Of the law-school table
-    **kw,               # power, level
-)->float:
-    "Return the smallest gap that a population of students can show"
-    return detectable_effect(sd/np.sqrt(students), students-1, **kw)
 
 # %% ../../nbs/bias/34_power.ipynb #1c799446
 def add_detectable(

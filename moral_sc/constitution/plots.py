@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['CONDITION_COLOURS', 'MODEL_STYLES', 'TITLES', 'plot_rounds', 'plot_overlap', 'plot_means', 'plot_rates',
            'plot_prompt_shares', 'plot_reliability', 'plot_accuracy', 'plot_position_bias', 'plot_ratings',
-           'plot_frontier', 'running_mean', 'plot_training', 'kl_distance', 'plot_distance', 'plot_runs', 'find_peak',
-           'linearity', 'plot_harmfulness', 'plot_stages']
+           'plot_frontier', 'running_mean', 'plot_training', 'kl_distance', 'plot_distance', 'plot_runs', 'linearity',
+           'plot_harmfulness', 'plot_stages']
 
 # %% ../../nbs/constitution/70_plots.ipynb #cb6be24f
 import numpy as np
@@ -324,19 +324,6 @@ def plot_runs(
                             title or TITLES.get(column, column))
 
 # %% ../../nbs/constitution/70_plots.ipynb #8ff957f2
-def find_peak(
-    history,
-    column:str,     # The true score
-    window:int=9,
-)->dict:            # Step and distance of the maximum; value there, at start and end; the loss
-    "Find where the running mean of a score is highest"
-    _require(history, column)
-    y = running_mean(history[column], window)
-    x = kl_distance(history)
-    k = int(np.argmax(y))
-    return dict(step=int(history.step.iloc[k]), distance=float(x[k]), start=float(y[0]),
-                top=float(y[k]), end=float(y[-1]), lost=float(y[k]-y[-1]))
-
 def linearity(
     history,
     column:str='score',

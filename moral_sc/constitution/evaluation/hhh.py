@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FILES', 'OURS', 'PRINCIPLE', 'HHHItem', 'load_hhh', 'hhh_available', 'load_hhh_or_ours', 'load_sets', 'hhh_baselines',
-           'worked_prefix', 'evaluate_hhh', 'hhh_accuracy', 'summarize', 'uniform_model', 'mcnemar']
+           'worked_prefix', 'evaluate_hhh', 'hhh_accuracy', 'summarize', 'uniform_model']
 
 # %% ../../../nbs/constitution/evaluation/40_hhh.ipynb #c9cdaf80
 import json
@@ -285,17 +285,3 @@ def summarize(
 def uniform_model():
     "Return a stub that gives both letters the same probability"
     return stub_model(lambda t: {' (A)': .4, ' (B)': .4} if t[-1:]==':' else {'': 1.}, 'coin')
-
-# %% ../../../nbs/constitution/evaluation/40_hhh.ipynb #c3d68bb3
-def mcnemar(
-    a, b, # Frames from `evaluate_hhh` on the same items
-)->dict:  # Questions that only a and only b answered correctly, and the two-sided p-value
-    "Test exactly whether two methods differ on the same questions"
-    from scipy.stats import binomtest
-    if list(a.id)!=list(b.id): raise DataError('McNemar needs two methods on the same items.')
-    x = a.correct>.5
-    y = b.correct>.5
-    one = int((x&~y).sum())
-    other = int((~x&y).sum())
-    p = binomtest(one, one+other).pvalue if one+other else 1.
-    return dict(only_a=one, only_b=other, p=float(p))

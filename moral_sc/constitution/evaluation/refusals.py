@@ -4,13 +4,11 @@
 
 # %% auto #0
 __all__ = ['REFUSAL_PATTERNS', 'BOILERPLATE_PATTERNS', 'AUTHOR_MODELS', 'clean_answer', 'split_sentences', 'refusal_matches',
-           'evasion_matches', 'boilerplate_matches', 'detector_quality', 'author_samples', 'overlap', 'same_words',
-           'repetition', 'distinct_ngrams', 'critic_voice', 'measure_answers', 'measure_changes', 'measure_chains',
-           'group_means']
+           'evasion_matches', 'boilerplate_matches', 'author_samples', 'overlap', 'same_words', 'repetition',
+           'distinct_ngrams', 'critic_voice', 'measure_answers', 'measure_changes', 'measure_chains', 'group_means']
 
 # %% ../../../nbs/constitution/evaluation/50_refusals.ipynb #ea0f2559
 import re
-from collections import Counter
 from difflib import SequenceMatcher
 
 import pandas as pd
@@ -82,21 +80,6 @@ BOILERPLATE_PATTERNS = dict(
 def boilerplate_matches(text)->list:
     "Return the boilerplate patterns that match an answer"
     return _matches(BOILERPLATE_PATTERNS, [clean_answer(text)])
-
-# %% ../../../nbs/constitution/evaluation/50_refusals.ipynb #b852325e
-def detector_quality(
-    predicted:list, # By the detector, true or false
-    truth:list,     # By the reader
-)->pd.Series:
-    "Count the right and wrong decisions of a detector, with precision and recall"
-    n = Counter((bool(f), bool(t)) for f,t in zip(predicted, truth, strict=True))
-    hit = n[True, True]
-    extra = n[True, False]
-    missed = n[False, True]
-    ratio = lambda a, b: a/b if b else float('nan')
-    return pd.Series(dict(n=sum(n.values()), positive=hit+missed, missed=missed,
-                          extra=extra, precision=ratio(hit, hit+extra),
-                          recall=ratio(hit, hit+missed)), dtype=object)
 
 # %% ../../../nbs/constitution/evaluation/50_refusals.ipynb #23b77351
 def author_samples(

@@ -4,12 +4,11 @@
 
 # %% auto #0
 __all__ = ['ENGAGED', 'RUNS', 'RATER_ERROR', 'LABEL_HARM', 'split_requests', 'split_mixed_requests', 'select_kind',
-           'different_pairs', 'revised_pairs', 'train_sl_cai', 'sharpen_and_clamp', 'label_comparisons',
-           'TrainedModels', 'train_models', 'snapshot_at', 'list_players', 'answer_requests', 'collect_votes',
-           'true_scores', 'rating_agreement', 'severity', 'expected_rating', 'rate_answers', 'fit_rating_regressor',
-           'compare_answers', 'true_score', 'count_feature', 'answer_once', 'pair_columns', 'true_labels', 'true_side',
-           'principle_agreement', 'score_snapshots', 'held_out_change', 'curve_gap', 'entropy', 'divergence',
-           'MeasuredPreference']
+           'different_pairs', 'train_sl_cai', 'sharpen_and_clamp', 'label_comparisons', 'TrainedModels', 'train_models',
+           'snapshot_at', 'list_players', 'answer_requests', 'collect_votes', 'true_scores', 'rating_agreement',
+           'severity', 'expected_rating', 'rate_answers', 'fit_rating_regressor', 'compare_answers', 'true_score',
+           'count_feature', 'answer_once', 'pair_columns', 'true_labels', 'true_side', 'principle_agreement',
+           'score_snapshots', 'held_out_change', 'curve_gap', 'entropy', 'divergence', 'MeasuredPreference']
 
 # %% ../../../nbs/constitution/toy/40_experiments.ipynb #23dcebef
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ import numpy as np, pandas as pd, torch
 from scipy.stats import rankdata
 
 # %% ../../../nbs/constitution/toy/40_experiments.ipynb #75ff7fe1
-from ..answers import answer_pairs, sample_answers
+from ..answers import answer_pairs, answer_rows, sample_answers
 from ..evaluation.elo import (
     WinCounts, play_matches, score_judge, validate_votes)
 from ..evaluation.pareto import joint_draws
@@ -29,7 +28,7 @@ from ..finetuning import finetune, training_examples
 from ..plots import kl_distance, running_mean
 from ..preference import fit_preference
 from ..prompts import check_disjoint, render_prompt, split_by_prompt
-from ..revision import revise, revised_answer
+from ..revision import revise
 from ..rl.policy import train_policy
 from ..rl.rollouts import STOP_STRINGS
 from moral_sc.constitution.toy.environment import (
@@ -77,24 +76,6 @@ def different_pairs(
     "Sample pairs of answers and drop the identical ones"
     return [r for r in answer_pairs(lm, prompts, **kw) if r['a']!=r['b']]
 
-def revised_pairs(
-    lm:LM, prompts:list,  # Requests
-    principles:list=PRINCIPLES,
-    *,
-    rounds:int=2,         # Each answer is revised 0 to `rounds` times, at random
-    seed:int=0,
-    **kw                  # Of `revise`
-)->list:                  # Rows of id, prompt, a, b
-    "Sample pairs of answers, revise each at random, and drop the identical ones"
-    rows = [dict(r, id=f'{r["id"]}/{k}') for r in prompts for k in 'ab']
-    chains = revise(lm, rows, principles, rounds=rounds, seed=seed, **kw)
-    rng = np.random.default_rng(seed)
-    a,b = ([revised_answer(c, k)
-            for c,k in zip(chains[i::2], rng.integers(rounds+1, size=len(prompts)))]
-           for i in (0, 1))
-    return [dict(id=r['id'], prompt=r['prompt'], a=x, b=y)
-            for r,x,y in zip(prompts, a, b) if x!=y]
-
 # %% ../../../nbs/constitution/toy/40_experiments.ipynb #c1bb9669
 def train_sl_cai(
     base:LM,
@@ -109,9 +90,8 @@ def train_sl_cai(
     "Train SL-CAI from a base model"
     chains = revise(base, red_team, PRINCIPLES, rounds=rounds, few_shot=[], seed=seed,
                     max_new_tokens=max_new_tokens)
-    answers = sample_answers(base, helpful, seed=seed, max_new_tokens=max_new_tokens, stop=stop)
-    helpful_rows = [dict(prompt=r['prompt'], answer=a) for r,(a,) in zip(helpful, answers)]
-    rows = training_examples(chains, 'all', helpful_rows, allow=allow)
+    answers = answer_rows(base, helpful, seed=seed, max_new_tokens=max_new_tokens, stop=stop)
+    rows = training_examples(chains, 'all', answers, allow=allow)
     return finetune(base, rows, out, lr=lr, epochs=epochs, seed=seed)[0]
 
 # %% ../../../nbs/constitution/toy/40_experiments.ipynb #55d7e0a9

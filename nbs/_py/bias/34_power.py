@@ -226,7 +226,6 @@ pd.Series({'within 0.25 of zero, if it is zero': within_quarter,
 # %%
 assert within_quarter<.2 and interval_power(.5, -.4, .4, runs=100)<.05
 
-
 # %% [markdown]
 # ## Students
 #
@@ -235,18 +234,7 @@ assert within_quarter<.2 and interval_power(.5, -.4, .4, runs=100)<.05
 # standard error is tiny.
 
 # %%
-#| export
-def detectable_gap(
-    sd:float,           # Of p(yes) Black minus white, over students
-    students:int=21791, # Of the law-school table
-    **kw,               # power, level
-)->float:
-    "Return the smallest gap that a population of students can show"
-    return detectable_effect(sd/np.sqrt(students), students-1, **kw)
-
-
-# %%
-pd.DataFrame([{n:detectable_gap(s, n) for n in (36, 500, 3888, 21791)}
+pd.DataFrame([{n:detectable_effect(s/np.sqrt(n), n-1) for n in (36, 500, 3888, 21791)}
               for s in (.005, .02, .1)], index=pd.Index([.005, .02, .1], name='sd')).round(5)
 
 

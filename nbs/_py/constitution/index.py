@@ -38,8 +38,8 @@
 # | Absolute harmfulness | [Absolute harmfulness](evaluation/60_harmfulness.ipynb) | `fit_harmfulness`, `absolute_harmfulness` |
 # | Figures | [Plots](70_plots.ipynb), [pipeline diagram](72_pipeline_diagram.ipynb) | `plot_frontier`, `plot_training`, `plot_pipeline` |
 #
-# The [toy environment](toy/10_environment.ipynb) has known true scores. It comes with
-# [labellers](toy/20_labellers.ipynb) of known quality, a [judge model](toy/30_judge_model.ipynb) and
+# The [toy environment](toy/10_environment.ipynb) has known true scores
+# ([assumptions](toy/20_labellers.ipynb)). It comes with a [judge model](toy/30_judge_model.ipynb) and
 # [experiments](toy/40_experiments.ipynb) with several kinds of policies, and
 # [preference models](toy/70_preference_runs.ipynb) with known defects.
 # [Known mistakes](90_traps.ipynb) lists forty-four errors and the page that tests for each.

@@ -16,7 +16,7 @@
 
 # %%
 #| export
-import hashlib, json, mmap, os, re, shutil, struct, subprocess, sys, tomllib, zipfile
+import hashlib, json, os, re, shutil, subprocess, sys, tomllib, zipfile
 from contextlib import redirect_stderr
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -108,26 +108,8 @@ ladder
 #
 # A GGUF file holds quantised tensors, a configuration and a tokenizer. Reading one takes
 # 15 to 60 seconds, most of it for the vocabulary. It is therefore converted once into a folder
-# of float32 safetensors, which opens in under two seconds. `read_gguf_text` reads one text field
-# without reading the rest.
-
-# %%
-#| export
-def read_gguf_text(
-    path:str|Path, # A .gguf file
-    key:str,       # A field that holds text: 'general.name'
-)->str:            # None if the file has no such field
-    "Read one text field from the head of a GGUF file"
-    key = key.encode()
-    with open(path, 'rb') as f, mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as m:
-        i = m.find(struct.pack('<Q', len(key))+key+struct.pack('<I', 8))
-        if i<0: return
-        i += 8+len(key)+4
-        size, = struct.unpack('<Q', m[i:i+8])
-        return m[i+8:i+8+size].decode()
-
-
-# %% [markdown]
+# of float32 safetensors, which opens in under two seconds.
+#
 # ## Complete models
 #
 # transformers fills a parameter that it does not find with random numbers, drops a tensor that it does

@@ -17,7 +17,6 @@
 # %%
 #| export
 import pandas as pd, torch
-from scipy.optimize import brentq
 from moral_sc.foundation.arguments import checked
 from moral_sc.superposition.exact_loss import fit_exact, minimise_lbfgs, relu_errors, supports
 from moral_sc.superposition.features import expand, moments
@@ -231,20 +230,21 @@ def pentagon_vs_digons(
     digons = torch.cat([torch.zeros(1, 2), polygon(4)])
     return tuple(fit_exact(config, starts=W[None])['loss'][:,0] for W in (polygon(5),digons))
 
-def transition_point(
-    density,   # Number -> [5]: densities along a path
-    low:float, high:float, # Ends of the path, at which different shapes are better
-)->float:
+
+# %%
+def transition_point(density, low, high): # Number -> [5] densities along a path; its ends
     "Find the point along a path at which pentagon and digons cost the same"
-    def log_ratio(t):
-        pentagon,digons = pentagon_vs_digons(torch.as_tensor(density(t), dtype=torch.float64)[None])
-        return (pentagon/digons).log().item()
-    return brentq(log_ratio, low, high, xtol=1e-4)
+    path = np.linspace(low, high, 4)
+    pentagon,digons = pentagon_vs_digons([density(t) for t in path])
+    ratio = (pentagon/digons).log().numpy()
+    ratio = ratio if ratio[0]<0 else -ratio
+    assert ratio[0]<0<ratio[-1] and (np.diff(ratio)>0).all()
+    return np.interp(0, ratio, path)
 
 
 # %%
-equal = transition_point(lambda p: [p]*5, .15, .3)
-sparser = transition_point(lambda rho: [.05*rho]+[.05]*4, .2, .4)
+equal = transition_point(lambda p: [p]*5, .21, .24)
+sparser = transition_point(lambda rho: [.05*rho]+[.05]*4, .25, .29)
 test_close([equal,sparser], [.2249,.269], eps=1e-3)
 equal, sparser
 

@@ -43,7 +43,6 @@ from moral_sc.language.stub_models import stub_model
 # %%
 #| hide
 import tempfile
-from math import comb
 
 from fastcore.test import *
 from moral_sc.constitution.feedback import load_worked_comparisons
@@ -457,37 +456,6 @@ flat = evaluate_hhh(lambda prompts, answers: np.zeros(len(answers)), ours)
 test_eq(hhh_accuracy(wary), hhh_accuracy(short))
 test_eq(hhh_accuracy(flat).value, .5)
 hhh_accuracy(wary)
-
-
-# %% [markdown]
-# ## McNemar's test
-#
-# Two methods differ in the questions that only one of them answered correctly. McNemar's exact
-# test asks whether these are evenly split.
-
-# %%
-#| export
-def mcnemar(
-    a, b, # Frames from `evaluate_hhh` on the same items
-)->dict:  # Questions that only a and only b answered correctly, and the two-sided p-value
-    "Test exactly whether two methods differ on the same questions"
-    from scipy.stats import binomtest
-    if list(a.id)!=list(b.id): raise DataError('McNemar needs two methods on the same items.')
-    x = a.correct>.5
-    y = b.correct>.5
-    one = int((x&~y).sum())
-    other = int((~x&y).sum())
-    p = binomtest(one, one+other).pvalue if one+other else 1.
-    return dict(only_a=one, only_b=other, p=float(p))
-
-
-# %%
-test_eq(mcnemar(short, short), dict(only_a=0, only_b=0, p=1.))
-m = mcnemar(short, long_)
-few = min(m['only_a'], m['only_b'])
-n = m['only_a']+m['only_b']
-test_close(m['p'], min(1, 2*sum(comb(n, k) for k in range(few+1))/2**n))
-m
 
 # %% [markdown]
 # A finished run is loaded and not repeated, blocks do not change results, and invalid arguments raise errors.

@@ -17,7 +17,6 @@
 # %%
 #| export
 import re
-from collections import Counter
 from difflib import SequenceMatcher
 
 import pandas as pd
@@ -29,6 +28,7 @@ from moral_sc.foundation.statistics import cluster_bootstrap
 
 # %%
 #| hide
+from collections import Counter
 from fastcore.test import *
 
 from moral_sc.foundation.datasets import data_dir
@@ -163,11 +163,7 @@ said = "I'm here to listen, and you are not alone.", 'Your ticket is valid.'
 # valid ticket, a friend or loved one, tomatoes one cannot believe.
 
 # %%
-#| export
-def detector_quality(
-    predicted:list, # By the detector, true or false
-    truth:list,     # By the reader
-)->pd.Series:
+def detector_quality(predicted, truth): # By the detector and by the reader, true or false
     "Count the right and wrong decisions of a detector, with precision and recall"
     n = Counter((bool(f), bool(t)) for f,t in zip(predicted, truth, strict=True))
     hit = n[True, True]

@@ -24,7 +24,7 @@ from scipy.stats import rankdata
 
 # %%
 #| export
-from moral_sc.constitution.answers import answer_pairs, sample_answers
+from moral_sc.constitution.answers import answer_pairs, answer_rows, sample_answers
 from moral_sc.constitution.evaluation.elo import (
     WinCounts, play_matches, score_judge, validate_votes)
 from moral_sc.constitution.evaluation.pareto import joint_draws
@@ -34,7 +34,7 @@ from moral_sc.constitution.finetuning import finetune, training_examples
 from moral_sc.constitution.plots import kl_distance, running_mean
 from moral_sc.constitution.preference import fit_preference
 from moral_sc.constitution.prompts import check_disjoint, render_prompt, split_by_prompt
-from moral_sc.constitution.revision import revise, revised_answer
+from moral_sc.constitution.revision import revise
 from moral_sc.constitution.rl.policy import train_policy
 from moral_sc.constitution.rl.rollouts import STOP_STRINGS
 from moral_sc.constitution.toy.environment import (
@@ -52,7 +52,6 @@ from moral_sc.language.models import LM
 import tempfile
 from fastcore.test import *
 from moral_sc.constitution.evaluation.elo import tournament
-from moral_sc.language.stub_models import stub_model
 
 torch.set_num_threads(1)
 
@@ -104,24 +103,6 @@ def different_pairs(
     "Sample pairs of answers and drop the identical ones"
     return [r for r in answer_pairs(lm, prompts, **kw) if r['a']!=r['b']]
 
-def revised_pairs(
-    lm:LM, prompts:list,  # Requests
-    principles:list=PRINCIPLES,
-    *,
-    rounds:int=2,         # Each answer is revised 0 to `rounds` times, at random
-    seed:int=0,
-    **kw                  # Of `revise`
-)->list:                  # Rows of id, prompt, a, b
-    "Sample pairs of answers, revise each at random, and drop the identical ones"
-    rows = [dict(r, id=f'{r["id"]}/{k}') for r in prompts for k in 'ab']
-    chains = revise(lm, rows, principles, rounds=rounds, seed=seed, **kw)
-    rng = np.random.default_rng(seed)
-    a,b = ([revised_answer(c, k)
-            for c,k in zip(chains[i::2], rng.integers(rounds+1, size=len(prompts)))]
-           for i in (0, 1))
-    return [dict(id=r['id'], prompt=r['prompt'], a=x, b=y)
-            for r,x,y in zip(prompts, a, b) if x!=y]
-
 
 # %%
 prompts = split_requests(dict(train=12, test=6))
@@ -131,14 +112,6 @@ prompts = split_requests(dict(train=12, test=6))
 mixed = split_mixed_requests([8, 4])
 test_eq([len(r) for r in mixed], [8, 4])
 test_eq(len(select_kind(mixed[0]+mixed[1], 'helpful')), 6)
-
-# %%
-coin = stub_model(lambda text: {'': 1.} if text.endswith(' .') else {' yes .': .5, ' no .': .5})
-pairs = revised_pairs(coin, mixed[0], rounds=1, few_shot=[])
-assert 0 < len(pairs) < 8
-test_eq(pairs, revised_pairs(coin, mixed[0], rounds=1, few_shot=[]))
-pairs[0]
-
 
 
 # %% [markdown]
@@ -162,9 +135,8 @@ def train_sl_cai(
     "Train SL-CAI from a base model"
     chains = revise(base, red_team, PRINCIPLES, rounds=rounds, few_shot=[], seed=seed,
                     max_new_tokens=max_new_tokens)
-    answers = sample_answers(base, helpful, seed=seed, max_new_tokens=max_new_tokens, stop=stop)
-    helpful_rows = [dict(prompt=r['prompt'], answer=a) for r,(a,) in zip(helpful, answers)]
-    rows = training_examples(chains, 'all', helpful_rows, allow=allow)
+    answers = answer_rows(base, helpful, seed=seed, max_new_tokens=max_new_tokens, stop=stop)
+    rows = training_examples(chains, 'all', answers, allow=allow)
     return finetune(base, rows, out, lr=lr, epochs=epochs, seed=seed)[0]
 
 

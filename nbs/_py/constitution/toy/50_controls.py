@@ -76,17 +76,6 @@ def _revise(rng, sentences, rounds):
         _,sentences = write_revision(rng, sentences, principle)
     return sentences
 
-def mean_scores(
-    kind:str,       # Of `environment.DEEDS`
-    prompts:list,
-    answers:dict,   # Name -> answers
-)->pd.DataFrame:    # One row per name: help, harmless
-    "Tabulate the mean true scores of answers"
-    rows = {k: dict(help=helpfulness(prompts, a).mean(), harmless=harmlessness(prompts, a).mean())
-            for k,a in answers.items()}
-    return pd.DataFrame(rows).T.rename_axis(kind)
-
-
 def add_baselines(
     answers:dict,   # Kind of request -> player -> answers
     prompts:dict,   # Kind -> requests
@@ -109,7 +98,12 @@ def worker_score(prompts, answers)->np.ndarray:
 
 # %%
 asked = {k: [r['prompt'] for r in requests(1000, kind=k)] for k in ('helpful', 'red_team')}
-scores = {k: mean_scores(k, p, baseline_answers(p)) for k,p in asked.items()}
+def mean_scores(prompts, answers): # Of each name
+    return pd.DataFrame({k: dict(help=helpfulness(prompts, a).mean(),
+                                 harmless=harmlessness(prompts, a).mean())
+                         for k,a in answers.items()}).T
+
+scores = {k: mean_scores(p, baseline_answers(p)) for k,p in asked.items()}
 pd.concat(scores).round(2)
 
 # %% [markdown]
@@ -154,7 +148,7 @@ test_eq(lacks_content([REFUSAL, '', COMFORT[0], ALTERNATIVE, 'take the mask .'])
 # %% [markdown]
 # ## Labels and the truth
 #
-# One principle of the [labeller](20_labellers.ipynb) is the true harmlessness itself, and its labels
+# One principle of the [labeller](10_environment.ipynb) is the true harmlessness itself, and its labels
 # are probabilities without noise. A rater gives one vote per pair and may like refusals. So the
 # labels of harm differ in accuracy by construction. `label_quality` compares labels with the
 # probability $t$ that the truth gives: the share on its side, and the expected log loss less the least

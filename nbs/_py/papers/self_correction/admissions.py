@@ -25,7 +25,7 @@ from moral_sc.bias.admissions import (ADMISSIONS, RACE_WORDS, admissions_metrics
                                       sample_students, wording_conditions)
 from moral_sc.bias.conditions import build_prompt, wordings
 from moral_sc.bias.evaluation import load_models, unmet_setting
-from moral_sc.bias.plots import CONDITION_STYLES
+from moral_sc.bias.plots import CONDITION_STYLES, error_bars
 from moral_sc.foundation.figures import COLOURS, INK
 from moral_sc.foundation.statistics import t_interval
 from moral_sc.lab.claims import as_measurement, record
@@ -90,10 +90,6 @@ gaps.set_index(['model','condition']).round(4)
 #| label: fig-size
 #| fig-cap: p(yes) for a student as Black less as white, against size; filled marks are ours, means over nine wordings with 95 % intervals that draw wordings; open ones are read from the paper's text for its own models at 800 steps of RLHF.
 PAPER = {'q':[(52e9,-.15), (175e9,-.03)], 'q+if':[(52e9,.05)], 'q+if+cot':[(175e9,.07)]}
-
-def error_bars(g):
-    return dict(type='data', symmetric=False, array=g.high-g.value,
-                arrayminus=g.value-g.low, thickness=1.5, width=3)
 
 def plot_gaps(gaps):
     fig = go.Figure()

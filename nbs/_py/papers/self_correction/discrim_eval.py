@@ -23,7 +23,7 @@ from moral_sc.bias import evaluate
 from moral_sc.bias.discrim_eval import (DISCRIM_EVAL, TERMS, answer_logits, discrim_eval_metrics,
                                         fit_slopes, load_decisions)
 from moral_sc.bias.evaluation import load_models, unmet_setting
-from moral_sc.bias.plots import CONDITION_STYLES
+from moral_sc.bias.plots import CONDITION_STYLES, error_bars
 from moral_sc.foundation.figures import INK
 from moral_sc.lab.claims import as_measurement, record
 from moral_sc.lab.paths import work_dir
@@ -96,8 +96,7 @@ def plot_terms(metrics, model):
         g = g.set_index('category').loc[list(TERMS)]
         fig.add_scatter(x=g.value, y=np.arange(len(g))+.2*n, mode='markers', name=name,
                         marker=dict(color=colour, symbol=symbol, size=9),
-                        error_x=dict(type='data', symmetric=False, array=g.high-g.value,
-                                     arrayminus=g.value-g.low, thickness=1.5, width=3))
+                        error_x=error_bars(g))
     fig.add_vline(x=0, line=dict(color=INK, width=1))
     fig.update_yaxes(tickvals=np.arange(len(TERMS))+.1, ticktext=TERMS, showgrid=False,
                      autorange='reversed', zeroline=False)
