@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['content_key', 'function_key', 'utc_now', 'provenance', 'Run', 'config_difference', 'process_rank', 'start_ranks',
-           'open_run', 'run_or_temporary', 'time_call']
+           'open_run', 'run_or_temporary', 'time_stage']
 
 # %% ../../nbs/foundation/20_runs.ipynb #704198b2
 import dis, errno, functools, hashlib, inspect, json, os, platform, re, socket, sqlite3
@@ -440,7 +440,7 @@ def blocks(self:Run,
         if self.missing(todo[n]): yield n
 
 # %% ../../nbs/foundation/20_runs.ipynb #9667d73e
-def time_call(
+def time_stage(
     file,          # JSON of seconds by stage, made if it does not exist
     stage:str,
     f,             # What to call

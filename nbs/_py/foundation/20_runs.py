@@ -892,7 +892,7 @@ test_eq([j.exitcode for j in jobs], [0, 0, 0])
 
 # %%
 #| export
-def time_call(
+def time_stage(
     file,          # JSON of seconds by stage, made if it does not exist
     stage:str,
     f,             # What to call
@@ -909,10 +909,10 @@ def time_call(
 
 
 # %%
-test_eq(time_call(tmp/'seconds.json', 'sort', sorted, [2,1], reverse=True), [2,1])
+test_eq(time_stage(tmp/'seconds.json', 'sort', sorted, [2,1], reverse=True), [2,1])
 (tmp/'seconds.json').write_text('{"sort": 60}')
-time_call(tmp/'seconds.json', 'sort', sorted, [2,1])
-time_call(tmp/'seconds.json', 'sum', sum, [2,1])
+time_stage(tmp/'seconds.json', 'sort', sorted, [2,1])
+time_stage(tmp/'seconds.json', 'sum', sum, [2,1])
 seconds = read_json_object(tmp/'seconds.json')
 test_eq(seconds['sort'], 60)
 list(seconds)

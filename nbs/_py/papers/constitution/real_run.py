@@ -38,7 +38,7 @@ from moral_sc.constitution.prompts import draw_short_prompts, load_prompts, spli
 from moral_sc.constitution.revision import revise
 from moral_sc.constitution.evaluation.elo import model_judge, play_matches
 from moral_sc.foundation.errors import DataError
-from moral_sc.foundation.runs import time_call
+from moral_sc.foundation.runs import time_stage
 from moral_sc.foundation.statistics import cluster_bootstrap, paired_difference
 from moral_sc.lab.claims import Measurement, record
 from moral_sc.lab.paths import work_dir
@@ -108,7 +108,7 @@ sl_prompts, rl_prompts, held = split_by_prompt(collect_prompts(), .3, .5, .2, se
 # It is finetuned on the revisions and on its own answers to helpful prompts.
 
 # %%
-clock = partial(time_call, folder/'seconds.json') # Stores how long each stage takes
+clock = partial(time_stage, folder/'seconds.json') # Stores how long each stage takes
 red_team, helpful = ([r for r in sl_prompts if (r['kind']=='helpful')==k] for k in (False, True))
 chains = clock('critique and revision', revise, first, red_team, rounds=size['rounds'],
                few_shot=load_few_shot()[:size['shots']], temperature=.7, out=folder/'revise',
