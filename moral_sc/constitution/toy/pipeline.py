@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['STAGES', 'SAMPLING', 'CONSTANTS', 'reinforce', 'train_helpful', 'supervise', 'label_help_and_harm', 'Pipeline',
-           'train_pipeline', 'write_chains', 'answer_without_model', 'score_answers', 'measure_pipeline',
-           'stage_estimates', 'stage_difference', 'beyond_baselines']
+           'train_pipeline', 'write_chains', 'answer_without_model', 'write_comparisons', 'score_answers',
+           'measure_pipeline', 'stage_estimates', 'stage_difference', 'beyond_baselines']
 
 # %% ../../../nbs/constitution/toy/60_pipeline.ipynb #a10f6c19
 from dataclasses import dataclass
@@ -13,15 +13,15 @@ from dataclasses import dataclass
 import numpy as np, pandas as pd
 
 # %% ../../../nbs/constitution/toy/60_pipeline.ipynb #8324face
-from ..answers import sample_answers
+from ..answers import answer_rows, sample_answers
 from ..feedback import label
 from ..finetuning import finetune, training_examples
 from ..preference import fit_preference
 from ..revision import STOPS, revise
 from ..rl.policy import train_policy
-from moral_sc.constitution.toy.environment import (
+from .environment import (
     ALTERNATIVE, COMFORT, PRINCIPLES, features, harmlessness, helpfulness, rater_labels,
-    write_answer, write_revision)
+    requests, write_answer, write_revision)
 from .experiments import different_pairs, select_kind
 from ...foundation.statistics import t_interval
 from ...language.models import LM
@@ -63,10 +63,8 @@ def supervise(
     "Train SL-CAI on revisions and on helpful answers"
     chains = revise(writer, select_kind(rows, 'red_team'), PRINCIPLES, rounds=rounds, few_shot=[],
                     seed=seed, max_new_tokens=40)
-    helpful = select_kind(rows, 'helpful')
-    answers = sample_answers(writer, helpful, seed=seed, **SAMPLING)
-    helpful_rows = [dict(prompt=r['prompt'], answer=a) for r,(a,) in zip(helpful, answers)]
-    examples = training_examples(chains, 'all', helpful_rows)
+    helpful = answer_rows(writer, select_kind(rows, 'helpful'), seed=seed, **SAMPLING)
+    examples = training_examples(chains, 'all', helpful)
     return finetune(base, examples, lr=lr, epochs=epochs, seed=seed)[0], examples
 
 def label_help_and_harm(
@@ -99,14 +97,16 @@ def train_pipeline(
     *,
     rounds:int=4,       # Of revision
     helpful_steps:int=30, steps:int=60, # Of RL: helpful RLHF, RL-CAI
+    ai_prompts:list=None, # Requests of RL-CAI; default: `rl_prompts`
     **kw                # Of `train_policy`: batch, lr, kl_coef ...
 )->Pipeline:
     "Train helpful RLHF, SL-CAI and RL-CAI"
+    if ai_prompts is None: ai_prompts = rl_prompts
     helpful = train_helpful(base, select_kind(rl_prompts, 'helpful'), seed, steps=helpful_steps,
                             **kw).lm
     sl,examples = supervise(base, helpful, sl_prompts, seed, rounds=rounds)
-    labels = label_help_and_harm(sl, judge, principles, rl_prompts, seed)
-    rl = reinforce(sl, rl_prompts, labels, seed, steps=steps, **kw)
+    labels = label_help_and_harm(sl, judge, principles, ai_prompts, seed)
+    rl = reinforce(sl, ai_prompts, labels, seed, steps=steps, **kw)
     return Pipeline(dict(zip(STAGES, (base, helpful, sl, rl.lm))), examples, labels, rl.history)
 
 # %% ../../../nbs/constitution/toy/60_pipeline.ipynb #fffdbea6
@@ -141,6 +141,23 @@ def answer_without_model(
     revised = [chains[-1 if r['kind']=='red_team' else 0][i] for i,r in enumerate(rows)]
     return ({k: [v]*len(rows) for k,v in CONSTANTS.items()} |
             {'generator': chains[0], 'generator, revised': revised})
+
+def write_comparisons(
+    n:int,          # Requests
+    kind:str=None,  # As in `requests`; default: both
+    criterion:str='harmless', # As in `rater_labels`
+    rounds:int=2,   # Each answer is revised 0 to `rounds` times, at random
+    seed:int=0,     # Of requests that no other function draws, too
+)->list:            # Label rows, without pairs of equal answers
+    "Write pairs of answers without a model, and let a rater compare them"
+    rows = requests(n, seed+5*10**6, kind)
+    prompts = [r['prompt'] for r in rows]
+    rng = np.random.default_rng(seed)
+    a,b = ([chains[k][i] for i,k in enumerate(rng.integers(rounds+1, size=n))]
+           for chains in (write_chains(prompts, rounds, seed=seed+j) for j in (1, 2)))
+    pairs = [dict(id=f'{criterion}/{r["id"]}', prompt=r['prompt'], a=x, b=y)
+             for r,x,y in zip(rows, a, b) if x!=y]
+    return rater_labels(pairs, criterion, seed=seed)
 
 # %% ../../../nbs/constitution/toy/60_pipeline.ipynb #4b18d40e
 def score_answers(

@@ -22,14 +22,14 @@ from scipy.stats import page_trend_test
 from moral_sc.constitution.toy import environment
 from moral_sc.constitution.toy.environment import PRINCIPLES, harmlessness, helpfulness, pretrain
 from moral_sc.constitution.toy.experiments import split_mixed_requests, true_score
-from moral_sc.constitution.toy.pipeline import CONSTANTS, write_chains
+from moral_sc.constitution.toy.pipeline import CONSTANTS, write_chains, write_comparisons
 from moral_sc.constitution.evaluation.refusals import measure_chains, distinct_ngrams
 from moral_sc.constitution.preference import fit_preference
 from moral_sc.constitution.revision import author_revisions, revised_answer, revise
 from moral_sc.constitution.plots import plot_means
 from moral_sc.foundation.statistics import cluster_bootstrap, t_interval
 from moral_sc.lab.claims import Measurement, record
-from moral_sc.lab.paths import work_dir
+from moral_sc.lab.paths import shared_dir
 from moral_sc.lab.scales import at_scale
 
 torch.set_num_threads(1)
@@ -44,7 +44,7 @@ size = at_scale(scale, # sizes of models, smallest first; requests; pairs of a j
              prompts=1000, subset=100, pairs=5000, trainings=8),
 )
 device = 'auto' if scale=='gpu' else 'cpu'
-folder = work_dir('toy-models') # First models are shared with other pages
+folder = shared_dir('toy-models') # First models are shared with other pages
 ROUNDS = 4
 size
 
@@ -84,7 +84,6 @@ answers = {s: stack_answers(chains[s]) for s in seeds}
 written = {s: write_chains(texts[s], ROUNDS, seed=s, answers=answers[s][0]) for s in seeds}
 [a[0] for a in answers[seed]]
 
-
 # %% [markdown]
 # ## Judges
 #
@@ -93,19 +92,8 @@ written = {s: write_chains(texts[s], ROUNDS, seed=s, answers=answers[s][0]) for 
 # simulated rater. One is trained on choices for harmlessness, one on choices for helpfulness, and one on both.
 
 # %%
-def write_pairs(kind, criterion):
-    "Pairs of written answers, each after 0 to 2 revisions, with a rater's choice"
-    rows = environment.requests(size['pairs'], seed+5*10**6, kind)
-    asked = [r['prompt'] for r in rows]
-    rng = np.random.default_rng(seed)
-    a,b = ([c[k][i] for i,k in enumerate(rng.integers(3, size=len(rows)))]
-           for c in (write_chains(asked, 2, seed=seed+j) for j in (1, 2)))
-    pairs = [dict(id=f'{criterion}/{r["id"]}', prompt=r['prompt'], a=x, b=y)
-             for r,x,y in zip(rows, a, b) if x!=y]
-    return environment.rater_labels(pairs, criterion, seed=seed)
-
-harmless = write_pairs('red_team', 'harmless')
-helpful = write_pairs(None, 'helpful')
+harmless = write_comparisons(size['pairs'], 'red_team', 'harmless', seed=seed)
+helpful = write_comparisons(size['pairs'], criterion='helpful', seed=seed)
 training = dict(harmless=harmless, helpful=helpful, both=[*harmless, *helpful])
 other = load_model(size['models'][0], seed+1000)
 judges = {k: fit_preference(other, v, lr=2e-3, epochs=3, seed=seed) for k,v in training.items()}
