@@ -38,7 +38,7 @@ class Evaluation:
     "Results of `evaluate`"
     model:str
     items:dict             # Name of a benchmark to its items
-    records:pd.DataFrame   # See `tidy`
+    records:pd.DataFrame   # One row per question asked
     out:str|None=None      # Folder of the run
     metrics:pd.DataFrame=None     # benchmark, condition, category, metric, value, low, high
     differences:pd.DataFrame=None # The same, against the first condition

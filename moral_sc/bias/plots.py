@@ -248,7 +248,7 @@ def plot_size(
     table:pd.DataFrame,             # Of `sweep`
     metric:str='bias_ambig_soft',
     baseline:float|None=None,       # Draws a horizontal line, such as chance level
-    **kw,                           # category, conditions, benchmark: see `chosen`
+    **kw,                           # category, conditions, benchmark: see `select_sweep_rows`
 )->go.Figure:
     "Plot a metric against the number of parameters"
     d = final_step(select_sweep_rows(table, metric, **kw))
@@ -268,7 +268,7 @@ def plot_steps(
     table:pd.DataFrame,             # Of `sweep`
     metric:str='bias_ambig_soft',
     baseline:float|None=None,
-    **kw,                           # category, conditions, benchmark: see `chosen`
+    **kw,                           # category, conditions, benchmark: see `select_sweep_rows`
 )->go.Figure:
     "Plot a metric against training steps, with one line per condition and model"
     d = select_sweep_rows(table, metric, **kw)
@@ -288,7 +288,7 @@ def plot_category_panels(
     table:pd.DataFrame,             # Of `sweep`
     metric:str='bias_ambig_soft',
     columns:int=3,
-    **kw,                           # conditions, benchmark: see `chosen`
+    **kw,                           # conditions, benchmark: see `select_sweep_rows`
 )->go.Figure:
     "Plot a metric against model size, with one panel per category"
     d = final_step(select_sweep_rows(table, metric, None, **kw))

@@ -125,7 +125,7 @@ def load_winogender(
     seed:int=0,              # Which ones
     source:str='winogender', # 'winogender', 'ours', 'auto' (ours if not available), or a path
     female:dict|None=None,   # Newer shares in [0, 1], by occupation
-)->list:                     # Of `Blank`
+)->list:                     # Of `WinogenderItem`
     "Load one sentence per occupation"
     if source=='auto':
         source = 'winogender' if all(available(f'winogender/{k}') for k in

@@ -72,7 +72,7 @@ def item_values(
 
 def wording_table(
     records:pd.DataFrame,   # With `condition`, such as 'q+if:3'
-    value:pd.Series,        # Of `values`, or of your own, by row of the records
+    value:pd.Series,        # Of `item_values`, or of your own, by row of the records
     cluster:str='template', # What each row belongs to
 )->pd.DataFrame:            # [cluster, (condition, wording)]
     "Return the mean value of each cluster under each wording of each condition"
@@ -185,7 +185,7 @@ def _cube(y):
     return np.stack([y[c].to_numpy(float) for c in sizes.index], 1)
 
 def mean_squares(
-    y:pd.DataFrame, # Of `crossed`, conditions with equally many wordings
+    y:pd.DataFrame, # Of `wording_table`, conditions with equally many wordings
 )->pd.DataFrame:    # A row for each of PARTS: mean square, degrees of freedom
     "Compute the analysis of variance of answers"
     x = _cube(y)
@@ -251,7 +251,7 @@ def _variance_draws(y, n, seed):
     return pd.DataFrame(v).clip(lower=0)
 
 def variance_components(
-    y:pd.DataFrame,  # Of `crossed`, conditions with equally many wordings
+    y:pd.DataFrame,  # Of `wording_table`, conditions with equally many wordings
     level:float=.95,
     n:int=4000,      # Draws
     seed:int=0,
@@ -384,7 +384,7 @@ off.round(1)
 # %%
 #| export
 def scores_by_wording(
-    y:pd.DataFrame, # Of `crossed`
+    y:pd.DataFrame, # Of `wording_table`
     statistic=None,        # Values of clusters under one wording -> number; default: mean
 )->pd.Series:       # By (condition, wording)
     "Return the score under each wording"
