@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['TOY_COLUMNS', 'ANSWER_KINDS', 'Ladder', 'head_count', 'model_name', 'new_model', 'ladder_models', 'train_ladder',
            'stereotype_knowledge', 'evaluate_ladder', 'read_records', 'answer_changes', 'ideal_answers', 'NGram',
-           'ngram_answers', 'baseline_table', 'select_metric', 'by_size', 'slope', 'decompose', 'onset_size']
+           'ngram_answers', 'baseline_table', 'select_metric', 'instruction_following', 'by_size', 'slope', 'decompose',
+           'onset_size', 'crossing_size']
 
 # %% ../../../nbs/bias/toy/30_ladder.ipynb #08304520
 from collections import Counter, defaultdict
@@ -288,6 +289,13 @@ def select_metric(
               & (table.benchmark==benchmark) & (table.category==category)]
     return d.pivot(index='seed', columns='width', values='value')
 
+def instruction_following(
+    table:pd.DataFrame, # Of `evaluate_ladder`
+)->pd.DataFrame:        # [seed, width], 1 for an ideal reader
+    "Return p(unknown) on ambiguous questions under the instruction less under its opposite"
+    fair,opposite = (select_metric(table, c, 'accuracy_ambig_soft') for c in ('q+if', 'q+anti'))
+    return fair-opposite
+
 def by_size(
     values:pd.DataFrame, # [seed, width]
 )->pd.DataFrame:         # One row a width: value, low, high
@@ -326,3 +334,17 @@ def onset_size(
     first = None
     for w in change.columns: first = (first or w) if below[w] else None
     return float(parameters[first]) if first else float('nan')
+
+def crossing_size(
+    values:pd.DataFrame, # [seed, width], such as scores relative to those of an ideal reader
+    parameters:dict,     # Width -> number of parameters
+    level:float=.5,
+)->np.ndarray:           # [seed] number of parameters, not a number if no size reaches the level
+    "Return the size at which each seed first reaches a level, interpolated over log size"
+    x = np.log10([parameters[w] for w in values.columns])
+    return 10**np.array([_crossing(x, y, level) for y in values.to_numpy()])
+
+def _crossing(x, y, level):
+    k = int(np.argmax(y>=level))
+    if not y[k]>=level: return np.nan
+    return np.interp(level, y[k-1:k+1], x[k-1:k+1]) if k else x[0]

@@ -439,6 +439,13 @@ def select_metric(
               & (table.benchmark==benchmark) & (table.category==category)]
     return d.pivot(index='seed', columns='width', values='value')
 
+def instruction_following(
+    table:pd.DataFrame, # Of `evaluate_ladder`
+)->pd.DataFrame:        # [seed, width], 1 for an ideal reader
+    "Return p(unknown) on ambiguous questions under the instruction less under its opposite"
+    fair,opposite = (select_metric(table, c, 'accuracy_ambig_soft') for c in ('q+if', 'q+anti'))
+    return fair-opposite
+
 def by_size(
     values:pd.DataFrame, # [seed, width]
 )->pd.DataFrame:         # One row a width: value, low, high
@@ -478,6 +485,20 @@ def onset_size(
     for w in change.columns: first = (first or w) if below[w] else None
     return float(parameters[first]) if first else float('nan')
 
+def crossing_size(
+    values:pd.DataFrame, # [seed, width], such as scores relative to those of an ideal reader
+    parameters:dict,     # Width -> number of parameters
+    level:float=.5,
+)->np.ndarray:           # [seed] number of parameters, not a number if no size reaches the level
+    "Return the size at which each seed first reaches a level, interpolated over log size"
+    x = np.log10([parameters[w] for w in values.columns])
+    return 10**np.array([_crossing(x, y, level) for y in values.to_numpy()])
+
+def _crossing(x, y, level):
+    k = int(np.argmax(y>=level))
+    if not y[k]>=level: return np.nan
+    return np.interp(level, y[k-1:k+1], x[k-1:k+1]) if k else x[0]
+
 
 # %%
 d = pd.DataFrame([[0., .1, .2], [.02, .1, .22]], columns=[4, 8, 16])
@@ -485,6 +506,9 @@ test_close(slope(d, [10, 100, 1000]), [.1, .1])
 test_eq(onset_size(pd.DataFrame([[-.1, .1, -.2, -.3], [-.1, 0, -.2, -.3001]],
                                 columns=[4, 8, 16, 24]), {16: 99.}), 99)
 assert np.isnan(onset_size(d, {}))
+y = pd.DataFrame([[0., .4, .6, .3], [.5, 0, 1, 1], [0, .1, .2, np.nan]], columns=[4, 8, 16, 24])
+test_close(crossing_size(y, {4: 1, 8: 10, 16: 1000, 24: 10**4})[:2], [100, 1])
+assert np.isnan(crossing_size(y, dict(zip(y, y)))[2])
 u = pd.DataFrame([[.2, .2, .2]]*2, columns=d.columns)
 abstention,correction = decompose((d, d/2), (u, u+.4))
 test_close((abstention+correction).to_numpy(), (-d/2).to_numpy())

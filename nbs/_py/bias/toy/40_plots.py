@@ -16,17 +16,18 @@
 
 # %%
 #| export
+import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from moral_sc.bias.plots import condition_style
-from moral_sc.bias.toy.ladder import by_size, select_metric
+from moral_sc.bias.toy.ladder import (by_size, crossing_size, instruction_following,
+                                      select_metric)
 from moral_sc.foundation.figures import COLOURS, INK
 
 # %%
 #| hide
-import numpy as np
 from fastcore.test import *
 
 
@@ -101,12 +102,35 @@ def plot_abilities(
     known = select_metric(table, 'statement', 'knowledge', 'statements')
     add_curve(fig, known, n, 'statements', COLOURS['paper'], row=1, col=2)
     add_level(fig, knowledge, row=1, col=2)
-    unknown = {c: select_metric(table, c, 'accuracy_ambig_soft') for c in ('q+if', 'q+anti')}
-    add_curve(fig, unknown['q+if']-unknown['q+anti'], n, '"unknown", Q+IF less Q+anti',
+    add_curve(fig, instruction_following(table), n, '"unknown", Q+IF less Q+anti',
               COLOURS['accent'], row=1, col=3)
     add_level(fig, 1, row=1, col=3)
     fig.update_xaxes(type='log', title_text='Parameters')
     fig.update_layout(width=860, height=370, margin_t=80, legend_y=1.15)
+    return fig
+
+def plot_phases(
+    panels:dict,    # Title -> {row of the panel: [seed, width] scores}
+    rows:str,       # What the rows are
+    level:float=.5, # Score at the onset
+)->go.Figure:
+    "Plot mean scores by width and another setting, one heat map a title, with the line of onset"
+    fig = make_subplots(1, len(panels), subplot_titles=list(panels), shared_yaxes=True,
+                        horizontal_spacing=.04)
+    for col,scores in enumerate(panels.values(), 1):
+        means = pd.DataFrame({str(k): v.mean() for k,v in scores.items()}).T
+        at = {w: 10.**k for k,w in enumerate(means.columns)} # Columns are equally wide
+        onset = np.log10(crossing_size(means, at, level))
+        fig.add_heatmap(z=means.to_numpy(), y=means.index, coloraxis='coloraxis',
+                        texttemplate='%{z:.2f}', row=1, col=col)
+        fig.add_scatter(x=onset, y=means.index, mode='lines+markers', showlegend=False,
+                        line=dict(color=COLOURS['accent'], width=3), row=1, col=col)
+        fig.update_xaxes(title_text='Width', tickvals=list(range(len(at))), showgrid=False,
+                         ticktext=[str(w) for w in means.columns], row=1, col=col)
+    fig.update_yaxes(type='category', showgrid=False)
+    fig.update_yaxes(title_text=rows, row=1, col=1)
+    fig.update_layout(width=860, height=340, margin_t=60,
+                      coloraxis=dict(colorscale='Blues', cmin=0, cmax=1))
     return fig
 
 
@@ -130,4 +154,13 @@ fig
 # %%
 fig = plot_abilities(table)
 test_eq([t.name for t in fig.data if t.showlegend][-1], '"unknown", Q+IF less Q+anti')
+fig
+
+# %%
+columns = [8, 16, 32]
+means = {8: [0, .3, .6], 24: [0, .6, .9], 72: [0, .1, .2]}
+scores = {k: pd.DataFrame([v]*2, columns=columns) for k,v in means.items()}
+fig = plot_phases({'one': scores, 'two': scores}, 'Facts')
+test_close(fig.data[1].x[:2], [5/3, 5/6])
+assert np.isnan(fig.data[1].x[2])
 fig
