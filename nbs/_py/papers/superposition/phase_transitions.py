@@ -24,7 +24,7 @@ from moral_sc.lab.scales import at_scale
 from moral_sc.superposition import ToyConfig, exact_loss, learning_coefficient, represented, train
 from moral_sc.superposition.exact_loss import minimise_lbfgs
 from moral_sc.superposition.learning_coefficient import toy_loss
-from moral_sc.superposition.plots import plot_columns, plot_curves
+from moral_sc.superposition.plots import COLOURS, plot_columns, plot_curves
 torch.set_num_threads(1)
 
 # %%
@@ -91,9 +91,15 @@ jumps['changed'] = jumps.before!=jumps.after
 
 # %%
 #| label: fig-trajectories
-#| fig-cap: Exact loss of twelve trainings against the step; the loss is the sum over six features.
-lines = {f'{i}': loss[i] for i in range(min(12, size['models']))}
-plot_curves(steps, lines, 'step', 'exact loss', logx=True, logy=True, legend=False)
+#| fig-cap: Exact loss of twelve trainings against the step, coloured by the number of features stored at the end; the loss is the sum over six features.
+few = range(min(12, size['models']))
+ends = {str(i): int(stored[i,-1]) for i in few}
+fig = plot_curves(steps, {str(i): loss[i] for i in few}, 'step', 'exact loss', logx=True, logy=True,
+                  colours={i: COLOURS['sequence'][6-k] for i,k in ends.items()}, legend=True)
+for k in sorted(set(ends.values())):
+    group = [t for t in fig.data if ends.get(t.name)==k]
+    for t in group: t.update(name=f'{k} features stored', legendgroup=k, showlegend=t is group[0])
+fig
 
 # %% [markdown]
 # The table counts jumps by the number of stored features before and after, with the median fall of the loss.
@@ -160,13 +166,14 @@ plot_columns(polished[first][:,:n*m].view(-1, n, m).float(), [1]*n, [
 # half the rank. Hexagon and pentagon have the same coefficient, so that a lower loss does not come with a higher one here; the rank correlation (-0.33, -0.59 to
 # 0.01) compares three numbers that hardly differ, and its interval leaves out their own errors. Features that are not
 # stored have a bias of $1/12$, the mean of their input. With a negative bias the pentagon's coefficient would be
-# [7](../../superposition/74_learning_coefficient.ipynb), at a higher loss.
+# [7](../../superposition/74_learning_coefficient.ipynb), at a higher loss. @chen2023 give the same: 8.5 for both, 7 with a
+# negative bias (quoted in @arcllc). Their order, lower loss at a higher coefficient, thus needs that pentagon, at whose loss (0.069)
+# some of our trainings rest on the way, and none ends (@fig-trajectories).
 #
 # ## What this does not show
 #
 # A plateau is defined by a threshold on the rate; other thresholds give other numbers of jumps. Coefficients are those of
-# minima: at a plateau in between, the loss can still fall, and the coefficient is not defined. We could not look up the
-# numbers that @chen2023 report, so the comparison is with the Hessian.
+# minima: at a plateau in between, the loss can still fall, and the coefficient is not defined.
 #
 # ## Claims
 #
