@@ -15,7 +15,7 @@ import pandas as pd
 from fastcore.meta import delegates
 
 from .evaluation.refusals import critic_voice, repetition, same_words
-from .prompts import get_prompt, tokenize_example
+from .prompts import get_prompt, tokenize_examples
 from ..foundation.arguments import checked
 from ..foundation.errors import ConfigError, DataError, unknown_name_message
 from ..foundation.manifest import Manifest
@@ -117,7 +117,7 @@ def encode_examples(
     if empty: raise DataError(f'Row {empty} of the examples has an empty `answer`; leave it out.')
     if not rows:
         raise DataError('Every example has a fault; see `count_faults(rows)` for their kinds.')
-    examples = [tokenize_example(lm, r['prompt'], r['answer'], mode) for r in rows]
+    examples = tokenize_examples(lm, [r['prompt'] for r in rows], [r['answer'] for r in rows], mode)
     check_rows(lm, [ids for ids,_ in examples])
     return examples
 

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['MAX_CHARACTERS', 'get_prompt', 'validate_prompts', 'load_prompts', 'draw_short_prompts', 'split_turns',
-           'render_prompt', 'tokenize_example', 'human_comparisons', 'load_pairs', 'split_by_prompt', 'check_disjoint']
+           'render_prompt', 'tokenize_example', 'tokenize_examples', 'human_comparisons', 'load_pairs',
+           'split_by_prompt', 'check_disjoint']
 
 # %% ../../nbs/constitution/12_prompts.ipynb #cf9c06c5
 import re
@@ -19,7 +20,7 @@ from ..foundation.arguments import checked
 from ..foundation.datasets import check_characters, data_dir, fetch, read_jsonl
 from ..foundation.errors import ConfigError, DataError, unknown_name_message
 from ..foundation.tables import check_fields, read_rows, text_field
-from ..language.chat import Prompt, encode_after, render
+from ..language.chat import Prompt, encode_each_after, render
 
 # %% ../../nbs/constitution/12_prompts.ipynb #c5824a66
 MAX_CHARACTERS = 100_000 # Characters
@@ -146,10 +147,21 @@ def tokenize_example(
     mode:str='plain',
 )->tuple:              # Ids of prompt, answer and end token; index of the answer's first token
     "Tokenize a prompt with its answer, as a training example"
-    p = render_prompt(lm, text, mode)
+    return tokenize_examples(lm, [text], [answer], mode)[0]
+
+def tokenize_examples(
+    lm,
+    texts:list,        # Prompts; equal ones are rendered once
+    answers:list,      # One for each
+    mode:str='plain',
+)->list:               # As `tokenize_example` returns
+    "Tokenize prompts with their answers, all at once"
+    rendered = {t: render_prompt(lm, t, mode) for t in dict.fromkeys(texts)}
+    prompts = [rendered[t] for t in texts]
+    bodies = [(' ' if mode=='plain' else '')+a.strip() for a in answers]
+    rest = encode_each_after(lm, [p.text for p in prompts], bodies)
     end = _end(lm, mode)
-    body = (' ' if mode=='plain' else '')+answer.strip()
-    return [*p.ids, *encode_after(lm, p.text, [body])[0], end], len(p.ids)
+    return [([*p.ids, *ids, end], len(p.ids)) for p,ids in zip(prompts, rest)]
 
 def _end(lm, mode):
     "Return the end-of-sequence token"

@@ -28,7 +28,7 @@ from moral_sc.foundation.arguments import checked
 from moral_sc.foundation.datasets import check_characters, data_dir, fetch, read_jsonl
 from moral_sc.foundation.errors import ConfigError, DataError, unknown_name_message
 from moral_sc.foundation.tables import check_fields, read_rows, text_field
-from moral_sc.language.chat import Prompt, encode_after, render
+from moral_sc.language.chat import Prompt, encode_each_after, render
 
 # %%
 #| hide
@@ -194,10 +194,21 @@ def tokenize_example(
     mode:str='plain',
 )->tuple:              # Ids of prompt, answer and end token; index of the answer's first token
     "Tokenize a prompt with its answer, as a training example"
-    p = render_prompt(lm, text, mode)
+    return tokenize_examples(lm, [text], [answer], mode)[0]
+
+def tokenize_examples(
+    lm,
+    texts:list,        # Prompts; equal ones are rendered once
+    answers:list,      # One for each
+    mode:str='plain',
+)->list:               # As `tokenize_example` returns
+    "Tokenize prompts with their answers, all at once"
+    rendered = {t: render_prompt(lm, t, mode) for t in dict.fromkeys(texts)}
+    prompts = [rendered[t] for t in texts]
+    bodies = [(' ' if mode=='plain' else '')+a.strip() for a in answers]
+    rest = encode_each_after(lm, [p.text for p in prompts], bodies)
     end = _end(lm, mode)
-    body = (' ' if mode=='plain' else '')+answer.strip()
-    return [*p.ids, *encode_after(lm, p.text, [body])[0], end], len(p.ids)
+    return [([*p.ids, *ids, end], len(p.ids)) for p,ids in zip(prompts, rest)]
 
 def _end(lm, mode):
     "Return the end-of-sequence token"
@@ -233,6 +244,10 @@ test_eq(decode(lm, ids), f'<bos>\n\nHuman: {begun} miles.<eos>')
 test_eq(ids[:start], [*render_prompt(lm, begun).ids])
 test_eq(decode(lm, tokenize_example(lm, 'Far?', 'No.')[0]),
         '<bos>\n\nHuman: Far?\n\nAssistant: No.<eos>')
+texts,answers = [p, begun, p, 'Far?'], ['The same.', 'miles.', 'Yes', '']
+for m,mode in [(lm, 'plain'), (lm, 'chat'), (spaced, 'plain')]:
+    each = [tokenize_example(m, *r, mode) for r in zip(texts, answers)]
+    test_eq(tokenize_examples(m, texts, answers, mode), each)
 
 
 # %% [markdown]

@@ -28,7 +28,7 @@ from torch.nn.functional import logsigmoid
 
 # %%
 #| export
-from moral_sc.constitution.prompts import load_pairs, tokenize_example
+from moral_sc.constitution.prompts import load_pairs, tokenize_examples
 from moral_sc.foundation.arguments import checked
 from moral_sc.foundation.errors import ConfigError, DataError, ModelError, unknown_name_message
 from moral_sc.foundation.manifest import Manifest
@@ -134,10 +134,8 @@ class PreferenceModel:
 
     def encode(self, prompts, answers):
         "Return the token ids of prompts with their answers"
-        return [tokenize_example(self.lm, p, a, self.mode)[0]
-                for p,a in zip(prompts, answers, strict=True)]
+        return [ids for ids,_ in tokenize_examples(self.lm, prompts, answers, self.mode)]
 
-    @torch.no_grad()
     def __call__(self, prompts, answers, max_tokens=8192):
         "Return the score of each answer; of one answer if prompt and answer are strings"
         if isinstance(prompts, str) and isinstance(answers, str):
@@ -149,7 +147,11 @@ class PreferenceModel:
         if not all(isinstance(t, str) for t in [*prompts, *answers]):
             raise DataError('A preference model takes texts; one of these prompts or answers is '
                             'none.')
-        rows = self.encode(prompts, answers)
+        return self._score(self.encode(prompts, answers), max_tokens)
+
+    @torch.no_grad()
+    def _score(self, rows, max_tokens=8192):
+        "Return the scores of token ids"
         out = np.zeros(len(rows))
         with inference(self.model, tokens=sum(map(len, rows))):
             for group in batches([len(r) for r in rows], max_tokens):
@@ -164,11 +166,6 @@ class PreferenceModel:
         "Everything that determines its scores"
         return self.lm.identity|dict(weights=weights_digest(self.model), offset=self.offset,
                                      mode=self.mode)
-
-    def centre(self, prompts, answers):
-        "Set the offset so that the mean score of these answers is zero"
-        self.offset += float(self(prompts, answers).mean())
-        return self
 
     def margins(self, rows):
         "Return the score differences of comparisons"
@@ -251,10 +248,12 @@ def _preference_loss(model, examples):
     loss = (weight*soft_label_loss(margin, label)).sum()
     return loss, float(weight.sum()), dict(accuracy=correct)
 
-def _encode_comparison(pm, r, hard):
-    pair = pm.encode([r['prompt']]*2, [r['a'], r['b']])
-    p = float(r['p']>.5)+.5*(r['p']==.5) if hard else float(r['p'])
-    return dict(ids=[*pair[0], *pair[1]], pair=pair, p=p, weight=float(r.get('weight', 1.)))
+def _encode_comparisons(pm, rows, hard):
+    "Return an example for each comparison, with the ids of both answers"
+    a,b = (pm.encode([r['prompt'] for r in rows], [r[k] for r in rows]) for k in 'ab')
+    label = lambda p: float(p>.5)+.5*(p==.5) if hard else float(p)
+    return [dict(ids=[*x, *y], pair=[x, y], p=label(r['p']), weight=float(r.get('weight', 1.)))
+            for r,x,y in zip(rows, a, b)]
 
 @checked
 @delegates(fit)
@@ -275,10 +274,10 @@ def fit_preference(
     if mode not in modes: raise ConfigError(unknown_name_message('mode', mode, list(modes)))
     lm = load(lm, 'float32')
     pm = PreferenceModel(build_reward_model(lm, seed), lm, mode)
-    examples = [_encode_comparison(pm, r, hard) for r in rows]
+    examples = _encode_comparisons(pm, rows, hard)
     pm.history = fit(pm.model, examples, _preference_loss, seed=seed, epochs=epochs, batch=batch,
                      lr=lr, out=out, **kwargs)
-    pm.centre([r['prompt'] for r in rows]*2, [r[k] for k in 'ab' for r in rows])
+    pm.offset += float(pm._score([e['pair'][k] for k in (0, 1) for e in examples]).mean())
     if test: pm.history.attrs['test'] = pm.accuracy(test)
     if out and process_rank()[0]==0: Manifest(out).build(Path(out)/'model', pm.save)
     return pm

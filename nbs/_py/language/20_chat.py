@@ -79,9 +79,22 @@ def encode_after(
     if not texts: return []
     before = text[-64:] # Far more than a token
     prefix,*whole = encode(lm, [before, *(before+t for t in texts)])
+    return [_rest(lm, before, prefix, ids, t) for ids,t in zip(whole, texts)]
+
+def encode_each_after(
+    lm,
+    before:list, # What stands before each string
+    texts:list,
+)->list:         # Token ids of each string
+    "Tokenise each string as the continuation of its own text, all at once"
+    heads = [t[-64:] for t in before]
+    rows = encode(lm, [*heads, *(h+t for h,t in zip(heads, texts, strict=True))])
+    return [_rest(lm, *row) for row in zip(heads, rows, rows[len(heads):], texts)]
+
+def _rest(lm, before, prefix, whole, text):
+    "The ids of a text, given those of what stands before it and of both together"
     n = len(prefix)
-    return [ids[n:] if before and ids[:n]==prefix else _encode_inside(lm, t)
-            for ids,t in zip(whole, texts)]
+    return whole[n:] if before and whole[:n]==prefix else _encode_inside(lm, text)
 
 def _encode_inside(lm, text):
     "Tokenise a text without the space that a tokenizer puts before it"
