@@ -16,6 +16,7 @@
 
 # %%
 #| export
+import json
 import math
 import re
 from pathlib import Path
@@ -32,7 +33,6 @@ from moral_sc.lab.scales import SCALES, validate_scale
 
 # %%
 #| hide
-import json
 import tempfile
 
 import nbformat
@@ -93,9 +93,9 @@ def compare_measurements(
 )->tuple:        # One of `agreements`, and the reason where it needs one
     "Compare the estimate of a run with the recorded one"
     if any(map(math.isnan, recorded[:3])): return 'not compared', 'the record has no number'
-    if any(map(math.isnan, found[:3])): return 'differs', 'the run has no number'
     if SCALES.index(scale)<SCALES.index(claim.compare):
         return 'too small to tell', f'compared from scale {claim.compare} on'
+    if any(map(math.isnan, found[:3])): return 'differs', 'the run has no number'
     widths = [m.high-m.low for m in (recorded, found)]
     if max(widths)==0: return _compare_numbers(claim, recorded, found)
     reaches = _reaches(recorded, found)
@@ -120,9 +120,9 @@ compared
 test_eq([w for w,_ in compared.values()],
         ['agrees', 'differs', 'too small to tell', 'agrees', 'differs'])
 late = Claim(**vars(pentagon)|dict(compare='cpu'))
-test_eq(compare_measurements(late, recorded, Measurement(.2, .1, .3), 'quick')[0],
-        'too small to tell')
 none = Measurement(math.nan, math.nan, math.nan)
+for small in (Measurement(.2, .1, .3), none): # Too few draws for an interval, for example
+    test_eq(compare_measurements(late, recorded, small, 'quick')[0], 'too small to tell')
 test_eq(compare_measurements(pentagon, none, recorded, 'quick')[0], 'not compared')
 
 # %% [markdown]
@@ -175,10 +175,17 @@ def paper_order(
     entries = [e for f in lists if f.is_file() for e in read_toml(f)['entries']]
     return list(dict.fromkeys(e['page'] for e in entries if 'page' in e))
 
-def _records(folder):
-    "What each recorded page says about its run"
-    return {page_name(p): read_notebook(p).metadata.get('moral_sc', {})
-            for p in notebook_paths(folder)}
+def stored_run(
+    path,  # An executed notebook
+)->dict:   # Empty if it says nothing, or is not there
+    "Return what a notebook says about its run"
+    path = Path(path)
+    if not path.is_file(): return {}
+    try: return json.loads(path.read_bytes())['metadata'].get('moral_sc', {})
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return read_notebook(path).metadata.get('moral_sc', {}) # Names what is wrong with it
+
+def _runs(folder): return {page_name(p): stored_run(p) for p in notebook_paths(folder)}
 
 def _compare(claim, record, run, config, rows):
     measured = lambda r: Measurement(r.estimate, r.low, r.high)
@@ -205,9 +212,8 @@ def compare_report(
     config = read_json_object(out/'config.json', scale=str, seed=int)
     validate_scale(config['scale'])
     record,run,claims = ledger(folder, path), ledger(out/'notebooks', path), criteria(path)
-    records,order = _records(folder), paper_order()
-    ok = {page_name(p): read_notebook(p).metadata.get('moral_sc', {}).get('ok', True)
-          for p in notebook_paths(out/'notebooks')}
+    records,order = _runs(folder), paper_order()
+    ok = {page: r.get('ok', True) for page,r in _runs(out/'notebooks').items()}
     rows = []
     for old,new in zip(record.itertuples(), run.itertuples(), strict=True):
         page = new.page or old.page

@@ -181,20 +181,26 @@ def _page_path(page, folder):
     raise ConfigError(f'{page!r} names {len(pages)} pages: give one, such as '
                       f'{page_name(pages[0])!r}.')
 
+def find_figure(
+    nb,        # A notebook, as read
+    label:str, # Of a cell (`#| label:`); '' for the first figure
+)->dict:       # MIME type to data; empty if there is none
+    "Return the output of a notebook that shows a figure."
+    cells = [c for c in nb.cells if c.cell_type=='code']
+    cells = [c for c in cells if label in ('', directives(c.source)[0].get('label'))]
+    datas = [o.get('data', {}) for c in cells for o in c.outputs]
+    return next((d for d in datas if plotly_mime in d), {})
+
 def figure_data(
     page:str,  # 'paper/page' or 'page', as `moral_sc reproduce` takes it
     label:str, # Its `#| label:`; '' for the first figure
     folder,    # Of executed pages; None for the recorded ones
 )->dict:       # MIME type to data
-    "Return the output that shows a figure."
+    "Return the output of a page that shows a figure."
     import nbformat
-    path = _page_path(page, folder)
-    cells = [c for c in nbformat.read(path, 4).cells if c.cell_type=='code']
-    cells = [c for c in cells if label in ('', directives(c.source)[0].get('label'))]
-    datas = [o.get('data', {}) for c in cells for o in c.outputs]
-    datas = [d for d in datas if plotly_mime in d]
-    if not datas: raise ConfigError(f'{page} shows no figure {label!r}: record it first.')
-    return datas[0]
+    found = find_figure(nbformat.read(_page_path(page, folder), 4), label)
+    if not found: raise ConfigError(f'{page} shows no figure {label!r}: record it first.')
+    return found
 
 def recorded_figure(
     page:str,    # 'paper/page' or 'page', as `moral_sc reproduce` takes it

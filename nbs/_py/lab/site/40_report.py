@@ -18,22 +18,22 @@
 #| export
 import json
 import re
+from functools import cache, lru_cache
 from html import escape
 from pathlib import Path, PurePosixPath
 
 # %%
 #| export
 from moral_sc.foundation.datasets import data_dir
-from moral_sc.foundation.errors import MoralScError
 from moral_sc.foundation.files import read_json_object, write_file
-from moral_sc.lab.agreement import agreements, paper_order, summary
+from moral_sc.lab.agreement import agreements, paper_order, stored_run, summary
 from moral_sc.lab.claims import claim_text, format_estimate
 from moral_sc.lab.execution import strip_escapes, read_notebook
 from moral_sc.lab.paths import notebook_paths, notebooks_dir, page_name
 from moral_sc.lab.site.interactive import interactive_dir, scripts_of
 from moral_sc.lab.site.pages import (SITE, caption_text, directives, folded, plotly_mime,
                                      style_table, title_and_line, verdict_class)
-from moral_sc.lab.site.papers import PAPER_TITLES, figure_data, paper_entries
+from moral_sc.lab.site.papers import PAPER_TITLES, find_figure, paper_entries
 
 # %%
 #| hide
@@ -193,12 +193,15 @@ def figure_html(
 _tags = '''a b br caption code col colgroup div em i li ol p pre small span strong sub sup
     table tbody td tfoot th thead tr ul'''.split()
 
+@cache
+def _cleaner():
+    import bleach
+    allowed = {'*': ['class', 'colspan', 'rowspan'], 'a': ['href']}
+    return bleach.Cleaner(tags=_tags, attributes=allowed, strip=True)
+
 def _safe(html):
     "Markup of an output, without scripts and handlers"
-    import bleach
-    html = re.sub(r'<(style|script)\b.*?</\1>', '', html, flags=re.S|re.I)
-    allowed = {'*': ['class', 'colspan', 'rowspan'], 'a': ['href']}
-    return bleach.clean(html, tags=_tags, attributes=allowed, strip=True)
+    return _cleaner().clean(re.sub(r'<(style|script)\b.*?</\1>', '', html, flags=re.S|re.I))
 
 
 # %%
@@ -324,13 +327,17 @@ def format_duration(
     m,s = divmod(round(s), 60)
     return f'{m} min {s:02} s' if m<60 else f'{m//60} h {m%60:02} min'
 
-def _fill(name, **parts):
-    "Fill a template of `data/report`"
+@cache
+def _templates():
     from jinja2 import Environment, FileSystemLoader
     env = Environment(loader=FileSystemLoader(data_dir()/'report'), autoescape=True)
     env.filters |= dict(minutes=format_duration, slug=verdict_class, text=claim_text)
     env.globals |= dict(estimate=format_estimate)
-    return env.get_template(name).render(**parts)+'\n'
+    return env
+
+def _fill(name, **parts):
+    "Fill a template of `data/report`"
+    return _templates().get_template(name).render(**parts)+'\n'
 
 def page_heading(
     nb, # A notebook
@@ -346,20 +353,23 @@ def _place(page):
     found = next((e for e in entries if e.get('page')==page), None)
     return (f'{found["item"]}: {found["about"]}', found['figure']) if found else ('', '')
 
+@lru_cache(maxsize=256)
+def _figure_spec(path, label, changed):
+    "A figure of a notebook that was changed then, or None; page and front page show the same one"
+    return find_figure(read_notebook(path), label).get(plotly_mime)
+
 def _main_figures(page, out, small):
     "The main figure of a page, as recorded and as this run drew it"
     label = _place(page)[1]
-    res = {}
-    for name,folder in (('Recorded', None), ('This run', Path(out)/'notebooks')):
-        try: spec = figure_data(page, label, folder)[plotly_mime]
-        except MoralScError: continue
-        res[name] = figure_html(spec, small, f'Main figure, {name.lower()}')
-    return res
+    paths = {'Recorded': notebooks_dir()/f'{page}.ipynb',
+             'This run': Path(out)/'notebooks'/f'{page}.ipynb'}
+    paths = {k: p for k,p in paths.items() if p.is_file()}
+    specs = {k: _figure_spec(p, label, p.stat().st_mtime_ns) for k,p in paths.items()}
+    return {k: figure_html(v, small, f'Main figure, {k.lower()}') for k,v in specs.items() if v}
 
 def _record_of(page, folder=None):
     "Scale, date and commit of a recorded page"
-    path = Path(folder or notebooks_dir())/f'{page}.ipynb'
-    return read_notebook(path).metadata.get('moral_sc', {}) if path.is_file() else {}
+    return stored_run(Path(folder or notebooks_dir())/f'{page}.ipynb')
 
 def page_html(
     nb,         # An executed notebook of the report
