@@ -28,9 +28,10 @@ def pytest_addoption(parser):
 
 
 def pytest_xdist_auto_num_workers(config):
-    "One more than cores, since a worker waits while its kernel starts and stops"
-    files = [a for a in config.args if a.endswith('.ipynb')]
-    return min((os.cpu_count() or 1)+1, 9, len(files) or 9)
+    """One more than cores, since a worker waits while its kernel starts and stops; fewer for
+    few pages, since a worker spends ten seconds on imports"""
+    pages = sum(a.endswith('.ipynb') for a in config.args) or 240
+    return min((os.cpu_count() or 1)+1, 9, (pages+2)//3)
 
 
 def pytest_configure(config):
