@@ -13,6 +13,8 @@ import errno
 import hashlib
 import json
 import os
+import signal
+import threading
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -289,6 +291,15 @@ def _checked(scale, jobs, seed):
         raise ConfigError(f'jobs is {short_repr(jobs)}: give 1 or more.')
     return dict(scale=scale, seed=seed, version=package_version())
 
+
+@contextmanager
+def _without_interrupts():
+    "Ignore Ctrl-C for some seconds, so that a second one does not cost the report"
+    if threading.current_thread() is not threading.main_thread(): yield; return
+    old = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try: yield
+    finally: signal.signal(signal.SIGINT, old)
+
 # %% ../../nbs/lab/20_reproduce.ipynb #924f66eb
 def reproduce(
     names=(),        # Papers, pages or paths; default: all
@@ -318,6 +329,7 @@ def reproduce(
                 show.begin([page_name(p) for p in rest], list(stored.values()))
                 new = _run_all(out, rest, params, jobs, show)
         finally:  # a report of what is there, if it was interrupted
-            compared = compare_report(out)
-            write_report(out, compared)
+            with _without_interrupts():
+                compared = compare_report(out)
+                write_report(out, compared)
     return Report(out, [(stored|new)[page_name(p)] for p in todo], len(new), compared)

@@ -21,6 +21,8 @@ import errno
 import hashlib
 import json
 import os
+import signal
+import threading
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -42,14 +44,16 @@ from moral_sc.lab.scales import validate_scale
 
 # %%
 #| hide
-import signal
 import subprocess
 import sys
 import tempfile
 import time
+from unittest import mock
 
 import nbformat
 from fastcore.test import *
+
+from moral_sc.lab.agreement import compare_report
 
 tmp = Path(tempfile.mkdtemp())
 os.chdir(tmp)
@@ -462,6 +466,15 @@ def _checked(scale, jobs, seed):
     return dict(scale=scale, seed=seed, version=package_version())
 
 
+@contextmanager
+def _without_interrupts():
+    "Ignore Ctrl-C for some seconds, so that a second one does not cost the report"
+    if threading.current_thread() is not threading.main_thread(): yield; return
+    old = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try: yield
+    finally: signal.signal(signal.SIGINT, old)
+
+
 # %%
 #| export
 def reproduce(
@@ -492,8 +505,9 @@ def reproduce(
                 show.begin([page_name(p) for p in rest], list(stored.values()))
                 new = _run_all(out, rest, params, jobs, show)
         finally:  # a report of what is there, if it was interrupted
-            compared = compare_report(out)
-            write_report(out, compared)
+            with _without_interrupts():
+                compared = compare_report(out)
+                write_report(out, compared)
     return Report(out, [(stored|new)[page_name(p)] for p in todo], len(new), compared)
 
 
@@ -603,10 +617,7 @@ assert lines[0]!='counted 1' and lines[-1]=='counted 14'
 
 # %% [markdown]
 # Ctrl-C also stops the kernels, and leaves a report of the pages that are finished, without the page that was running.
-
-# %%
-#| hide
-import threading
+# A second Ctrl-C, while this report is written, is ignored.
 
 # %%
 sleeper = write('sleeper', "scale = 'quick'", 'import time; time.sleep(60)')
@@ -615,7 +626,13 @@ class Impatient(ProgressListener):
         stop = lambda: os.kill(os.getpid(), signal.SIGINT)
         if cell==2: threading.Timer(.3, stop).start()
 
-try: reproduce([sleeper], out='fourth', show=Impatient())
+def interrupted_again(out):
+    os.kill(os.getpid(), signal.SIGINT)
+    return compare_report(out)
+
+try:
+    with mock.patch('moral_sc.lab.agreement.compare_report', interrupted_again):
+        reproduce([sleeper], out='fourth', show=Impatient())
 except KeyboardInterrupt: print('stopped')
 
 # %%
