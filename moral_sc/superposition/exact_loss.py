@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['relu_errors', 'supports', 'mean_covariance', 'linear_errors', 'exact_loss', 'closed_form_limitation',
-           'neglected_probability', 'minimise_lbfgs', 'fit_exact']
+           'minimise_lbfgs', 'fit_exact']
 
 # %% ../../nbs/superposition/30_exact_loss.ipynb #ea177f9d
 import torch
@@ -164,18 +164,6 @@ def _output_errors(G, b, p, activation, max_active, features, sets, signed):
     if features=='independent' and max_active is None and n>11: raise ConfigError(
         f'{n} features have {3**n:.0e} corners: give max_active=5 or so, or use exact_loss_large.')
     return relu_errors(G, b, *supports(p, features, sets, max_active), signed)
-
-# %% ../../nbs/superposition/30_exact_loss.ipynb #bd348df1
-def neglected_probability(
-    density,        # Number or [feature]
-    n_features:int,
-    max_active:int, # As given to `exact_loss`
-)->torch.Tensor:    # Probability
-    "Return the probability that more than `max_active` independent features are active"
-    p = expand(density, 1, n_features)[0]
-    dist = torch.zeros(n_features+1, dtype=torch.float64); dist[0] = 1
-    for q in p: dist = dist*(1-q) + torch.cat([torch.zeros(1), dist[:-1]*q])
-    return dist[max_active+1:].sum()
 
 # %% ../../nbs/superposition/30_exact_loss.ipynb #66c4ad63
 def minimise_lbfgs(

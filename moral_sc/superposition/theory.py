@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['triple_point', 'linear_optimum', 'family_losses', 'antipodal_boundary', 'antipodal_boundary_density', 'pair_losses',
-           'abs_baselines', 'attack_error']
+           'attack_error']
 
 # %% ../../nbs/superposition/32_theory.ipynb #8846e226
 import torch
@@ -60,19 +60,6 @@ def pair_losses(
     if features=='correlated':
         return {'collapsed': p/12, 'keep one': p/3-p**2/4, 'antipodal': p/3}
     return {'antipodal': 0*p, 'keep one': moments(p/2)[1]}
-
-# %% ../../nbs/superposition/32_theory.ipynb #8fdc2d60
-def abs_baselines(
-    p:float,    # Density
-    importance, # [feature]
-    m:int,      # Hidden neurons
-)->dict:        # name -> loss
-    "Return the losses of absolute-value models without superposition"
-    imp = torch.as_tensor(importance, dtype=torch.float64).sort(descending=True).values
-    _,v = moments(p)
-    rest = v*imp[m//2:].sum()
-    half = (imp[m//2]*min(p/6-v, 0.)) if m%2 and m//2<len(imp) else 0.
-    return dict(constant=(v*imp.sum()).item(), monosemantic=float(rest+half))
 
 # %% ../../nbs/superposition/32_theory.ipynb #10bc42d1
 def attack_error(

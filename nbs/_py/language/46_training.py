@@ -242,7 +242,6 @@ def fit(
     seed:int=0,
     out=None,               # Folder of checkpoints
     every:int=None,         # Steps between checkpoints; default: a tenth of all
-    save=None,              # save(model, step), called at each checkpoint
     dropout:bool=False,
     autocast:str=None,      # 'bfloat16': compute in bfloat16, keep float32 weights
     progress=None,          # True: a bar; or a function (steps done, number of steps)
@@ -260,7 +259,7 @@ def fit(
     rng = torch.random.fork_rng(devices=[device] if device.type=='cuda' else [])
     with (rng, training(model, run.fsdp.shards if run.fsdp else None),
           progress_callback(progress, 'steps') as report):
-        return run.train(examples, out, every, save, report)
+        return run.train(examples, out, every, report)
 
 
 # %% [markdown]
@@ -324,23 +323,22 @@ class _Fit:
         self.history.append(_history_row(step, epoch, lr, norm, sums))
         return math.isfinite(self.history[-1]['loss']+norm)
 
-    def train(self, examples, out, every, save, progress):
+    def train(self, examples, out, every, progress):
         with _checkpointed(out, self, examples) as checkpoints:
             (self.fsdp or self.model).train(self.config['dropout'])
-            try: self._train(examples, checkpoints, every, save, progress)
+            try: self._train(examples, checkpoints, every, progress)
             finally: self.model.eval()
         return pd.DataFrame(self.history)
 
-    def _train(self, examples, checkpoints, every, save, progress):
+    def _train(self, examples, checkpoints, every, progress):
         for step in range(len(self.history), self.steps):
             if not self.step(examples, step): raise ModelError(_not_finite(step, checkpoints))
             if progress: progress(step+1, self.steps)
             _log.info('step %d of %d: loss %.4g', step+1, self.steps, self.history[-1]['loss'])
             if (step+1)%every and step+1<self.steps: continue
             state = self.state_dict()
-            if self.rank: continue
-            if checkpoints and step+1<self.steps: checkpoints.save(step+1, state)
-            if save: save(self.model, step+1)
+            if checkpoints and not self.rank and step+1<self.steps:
+                checkpoints.save(step+1, state)
 
     def state_dict(self):
         "Return the content of a checkpoint, which is the same with and without FSDP"

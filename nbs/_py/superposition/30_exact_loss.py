@@ -380,12 +380,7 @@ test_close(exact_loss(W[:,perm], b[:,perm], .3, imp[perm]), base, eps=1e-9)
 # the [Fourier loss](34_fourier_loss.ipynb).
 
 # %%
-#| export
-def neglected_probability(
-    density,        # Number or [feature]
-    n_features:int,
-    max_active:int, # As given to `exact_loss`
-)->torch.Tensor:    # Probability
+def neglected_probability(density, n_features, max_active): # As given to `exact_loss`
     "Return the probability that more than `max_active` independent features are active"
     p = expand(density, 1, n_features)[0]
     dist = torch.zeros(n_features+1, dtype=torch.float64); dist[0] = 1

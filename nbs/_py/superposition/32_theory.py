@@ -221,12 +221,7 @@ fit['W'][:,0,:,0], fit['b'][:,0].abs().max()
 # leaves $p/6$. A trained loss below this is computation in superposition.
 
 # %%
-#| export
-def abs_baselines(
-    p:float,    # Density
-    importance, # [feature]
-    m:int,      # Hidden neurons
-)->dict:        # name -> loss
+def abs_baselines(p, importance, m): # Density, [feature], hidden neurons
     "Return the losses of absolute-value models without superposition"
     imp = torch.as_tensor(importance, dtype=torch.float64).sort(descending=True).values
     _,v = moments(p)
