@@ -181,7 +181,7 @@ def measure_rows(
     return record
 
 def load_record(
-    benchmark:str,    # 'superposition', 'scoring' or 'rlaif'
+    benchmark:str,    # 'superposition', 'scoring', 'rlaif' or 'toy_language'
     kind:str='cpu',   # 'cpu' or 'gpu'
 )->dict|None:
     "Load the official record of a benchmark; None if there is none"

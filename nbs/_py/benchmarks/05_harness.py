@@ -18,7 +18,7 @@
 # A speed-up is a ratio of two times, and both times drift: with the clock of the processor, with
 # other load on the machine, with the number of threads. The benchmarks therefore run both sides
 # alternately in one process and on the same threads, and report the median over turns of their
-# ratio, with its range. This page holds what the three benchmarks share: timing, baselines
+# ratio, with its range. This page holds what the benchmarks share: timing, baselines
 # written with plain transformers, and the JSON record.
 
 # %%
@@ -265,7 +265,7 @@ def measure_rows(
     return record
 
 def load_record(
-    benchmark:str,    # 'superposition', 'scoring' or 'rlaif'
+    benchmark:str,    # 'superposition', 'scoring', 'rlaif' or 'toy_language'
     kind:str='cpu',   # 'cpu' or 'gpu'
 )->dict|None:
     "Load the official record of a benchmark; None if there is none"

@@ -25,6 +25,7 @@
 # | training of toy models | public notebook | [page](10_superposition.ipynb) | [ratios](superposition_results.ipynb) |
 # | option scoring | lm-evaluation-harness, transformers | [page](20_scoring.ipynb) | [ratios](scoring_results.ipynb) |
 # | labels, revisions, PPO steps | transformers, TRL | [page](30_rlaif.ipynb) | [ratios](rlaif_results.ipynb) |
+# | training of toy-language models | Trainer of transformers | [page](40_toy_language.ipynb) | [ratios](40_toy_language.ipynb) |
 #
 # `moral_sc bench` runs all of them. The [harness](05_harness.ipynb) holds what they share: timing,
 # baselines with plain transformers, and records on disk. A new benchmark is a module with a

@@ -426,15 +426,8 @@ assert cost['fit_stacked']<cost['fit']
 cost
 
 # %% [markdown]
-# Measured beside the `Trainer` of transformers on one core of a Xeon with two layers, 64 documents
-# a step and the start of 12 steps included, in milliseconds of processor time a step and model:
-#
-# | width | `Trainer` | `fit` | `fit_stacked`, 3 models |
-# | --- | --- | --- | --- |
-# | 4 | 29.8 | 15.8 | 4.2 |
-# | 8 | 33.7 | 24.0 | 6.8 |
-# | 16 | 35.6 | 20.9 | 8.3 |
-# | 32 | 43.9 | 27.6 | 13.5 |
+# The page on the [toy-language benchmark](../../benchmarks/40_toy_language.ipynb) compares
+# `fit_stacked` with the `Trainer` of transformers on the same models and documents.
 
 # %%
 #| hide

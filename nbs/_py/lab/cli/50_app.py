@@ -110,7 +110,7 @@ def _bars(message):
     from rich.progress import (BarColumn, Progress, TextColumn, TimeElapsedColumn,
                                TimeRemainingColumn)
     from moral_sc.lab.site.report import format_duration
-    from moral_sc.lab.reproduce import ProgressListener
+    from moral_sc.lab.reproduce import ProgressListener, expected_seconds
     class Bars(ProgressListener):
         def __init__(self):
             self.console = Console(stderr=True)
@@ -125,15 +125,18 @@ def _bars(message):
             if names: print_status(message)
             for r in stored: print_status(f'{r.page}: finished earlier')
             self.pages,self.finished = len(names), 0
+            known = expected_seconds()
+            self.weights = [known.get(n, 15.) for n in names]
             add = lambda n, **kw: self.progress.add_task(n, total=None, at='', **kw)
             self.total = add('all pages') if len(names)>1 else None
             self.tasks |= {n: add(n, start=False, visible=False) for n in names}
             self._count()
         def _count(self):
-            "Update the bar of all pages; each page has the same share"
+            "Update the bar of all pages; the share of a page are its expected seconds"
             if self.total is None: return
-            parts = sum(t.completed/t.total for t in self.progress.tasks[1:] if t.total)
-            self.progress.update(self.total, completed=parts, total=self.pages,
+            tasks = zip(self.weights, self.progress.tasks[1:], strict=True)
+            parts = sum(w*t.completed/t.total for w,t in tasks if t.total)
+            self.progress.update(self.total, completed=parts, total=sum(self.weights),
                                  at=f'{self.finished} of {self.pages} pages')
         def cell(self, name, cell, cells):
             if cell==0: self.progress.start_task(self.tasks[name])
@@ -416,14 +419,14 @@ app.add_typer(constitution, name='constitution')
 
 # %%
 #| export
-_BENCHMARKS = ('superposition', 'scoring', 'rlaif')
+_BENCHMARKS = ('superposition', 'scoring', 'rlaif', 'toy-language')
 
 @app.command('bench', epilog=help_examples(
     'moral_sc bench superposition --rows n5,n20 --threads 2',
     'moral_sc bench scoring --seconds 20 --out scoring.json',
     'moral_sc bench rlaif --rows ppo --ppo-python trl/bin/python'))
 def _bench(
-    names:argument(list[str]|None, 'superposition, scoring or rlaif. Default: all.',
+    names:argument(list[str]|None, 'superposition, scoring, rlaif or toy-language. Default: all.',
                    'BENCHMARK', _BENCHMARKS)=None,
     rows:option(str|None, 'Rows of one benchmark, separated by commas. Default: all.')=None,
     repeats:option(int, 'Number of times that each side runs.')=5,
@@ -431,7 +434,8 @@ def _bench(
     threads:option(int|None, 'Threads of both sides. Default: all cores.')=None,
     engine:option(str, 'Engine of the toy models: auto, eager, compiled, numba or triton.',
                   metavar='NAME')='auto',
-    device:option(str, 'auto, cpu or cuda; rlaif runs on the CPU only.', metavar='NAME')='auto',
+    device:option(str, 'auto, cpu or cuda; rlaif and toy-language run on the CPU.',
+                  metavar='NAME')='auto',
     ppo_python:option(Path|None, 'Python that has TRL 1.9, for PPO rows of rlaif.')=None,
     rloo_python:option(Path|None, 'Python that has TRL 1.16, for RLOO rows of rlaif.')=None,
     out:option(Path, 'JSON file of the results, one for each benchmark.')=Path('bench.json'),
@@ -460,8 +464,12 @@ def _bench(
                             for r in json.loads(t.to_json(orient='records'))], True)
 
 def _run_benchmark(name, engine, rows, repeats, threads, device, trl, **kw):
+    if name in ('rlaif', 'toy-language') and device=='cuda':
+        raise ConfigError(f'{name} runs on the CPU only: omit --device.')
+    if name=='toy-language':
+        from moral_sc.benchmarks.toy_language import bench_toy_language
+        return bench_toy_language(rows, repeats, threads, **kw)
     if name=='rlaif':
-        if device=='cuda': raise ConfigError('rlaif runs on the CPU only: omit --device.')
         from moral_sc.benchmarks.rlaif import bench_rlaif
         return bench_rlaif(rows, repeats, threads, **trl, **kw)
     if name=='superposition':
@@ -684,7 +692,8 @@ wrong = ['reproduce superpositon --out x', 'reproduce fine.ipynb --jobs 0 --out 
          'superposition train --density a,b --out x', 'record nowhere.ipynb',
          'bench superpositon', 'bench --rows n6', 'bench --seconds 0', 'bench --out no/where.json',
          'bench --engine numbat', 'bench --threads 0', 'bench --device cuda',
-         'bench rlaif --rows chain', 'bench rlaif --ppo-python nowhere']
+         'bench rlaif --rows chain', 'bench rlaif --ppo-python nowhere',
+         'bench toy-language --device cuda']
 refused = {w: CliRunner().invoke(app, shlex.split(w), prog_name='moral_sc') for w in wrong}
 for w in wrong: print(w, *sh(w), sep='\n    ')
 
