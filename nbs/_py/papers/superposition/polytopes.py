@@ -35,7 +35,7 @@ from moral_sc.superposition.polytope_gain import polytope_gain
 
 # %%
 size = at_scale(scale,
-    quick=dict(five=[.8,.68,.58,.4], restarts=3, maxiter=150, models=4, steps=1000, batch=256,
+    quick=dict(five=[.68,.4], restarts=3, maxiter=150, models=4, steps=1000, batch=256,
                rates=[1e-3,3e-2], wider=[3]),
     cpu=dict(five=[.85,.8,.77,.74,.71,.68,.65,.62,.59,.56,.53,.5,.4,.3,.2], restarts=8,
              maxiter=600, models=16, steps=20_000, batch=1024, rates=[1e-3,3e-3,1e-2,3e-2],
