@@ -296,13 +296,13 @@ def _summary(rows):
 
 def record_tools(
     path:str|Path,        # A JSON file
-    originals:int=480,    # Also on so many of the authors' questions of each available category
+    originals:int|None=None, # On so many of the authors' questions of each category; None: all
 )->Path:
     "Write what all installed tools make of the answer files"
     sets = dict(ours=own_questions())
-    if originals:
-        firsts = [q for q in original_questions() if q.quad<originals/4]
-        sets['originals'] = firsts
+    if originals!=0:
+        most = np.inf if originals is None else originals/4
+        sets['originals'] = [q for q in original_questions() if q.quad<most]
     rows = pd.concat([check_tools(q).assign(questions=k) for k,q in sets.items()])
     wrong = rows[rows.verdict.isin(['wrong', 'error'])]
     columns = ['tool', 'questions', 'case', 'category', 'metric', 'got', 'note']

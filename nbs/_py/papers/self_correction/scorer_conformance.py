@@ -31,11 +31,13 @@ from moral_sc.foundation.figures import INK
 #| fig-cap: Values that each tool returned for answer files of BBQ with known scores, on 264 questions of ours in eleven categories. Each cell gives the correct values of all that are defined. Empty cells are scores that a tool does not compute, or answers that it cannot take; "-" means that no value is defined. The columns are accuracies (acc) and bias scores (bias).
 record = json.loads((data_dir()/'results'/'scorer_conformance.json').read_text())
 verdicts = pd.DataFrame(record['verdicts'])
-ours = verdicts[verdicts.questions=='ours'].pivot_table(
-    index='case', columns=['kind','tool','verdict'], values='values', aggfunc='sum', fill_value=0)
+columns = ['kind', 'tool', 'verdict']
+counts = verdicts.pivot_table(index=['questions', 'case'], columns=columns, values='values',
+                              aggfunc='sum', fill_value=0)
 
-def cell(case, kind, tool):
-    n = {v:ours.loc[case].get((kind, tool, v), 0) for v in ('right', 'wrong', 'not defined')}
+def cell(case, kind, tool, questions='ours'):
+    row = counts.loc[questions,case]
+    n = {v:row.get((kind, tool, v), 0) for v in ('right', 'wrong', 'not defined')}
     judged = n['right']+n['wrong']
     if judged: return n['right']/judged, f"{n['right']:.0f}/{judged:.0f}"
     return None, '-' if n['not defined'] else ''
@@ -89,8 +91,17 @@ first = first.drop_duplicates(['tool', 'case']).set_index(['tool', 'case'])
 first[['category', 'metric', 'note']]
 
 # %% [markdown]
-# On the authors' own questions about age, disability, nationality and sexual orientation (96 of each) the labels of both tools
-# are right, so that only the formula and the reading of texts remain:
+# ## The authors' questions
+#
+# All questions of the four files that we could read, about age, disability, nationality and sexual orientation:
+
+# %%
+print(f"{record['questions']['originals']:,} questions")
+pd.DataFrame({n:[cell(c, *x, 'originals')[1] for c in BBQ_CASES] for n,x in zip(names, columns)},
+             index=list(BBQ_CASES))
+
+# %% [markdown]
+# Here the labels of both tools are right, so that only the formula and the reading of texts remain. The first example of each:
 
 # %%
 theirs = wrong[(wrong.questions=='originals') & (wrong.category=='overall')]
@@ -171,7 +182,7 @@ clean('The tall man') in clean('The tall man').split(' ')
 #
 # An answer that is not recognised has the index -1, which is also the last choice, "Undetermined". It is counted as wrong for the
 # accuracy and as unknown for the score. An ambiguous question that nobody answered thus lowers the accuracy by
-# which the score is scaled, and raises the score: 0.67 instead of 0.5 in the file `unreadable`.
+# which the score is scaled, and raises the score: 0.63 instead of 0.5 in the file `unreadable` on the authors' questions.
 
 # %%
 example('lm_eval.tasks.bbq.utils', '''
@@ -246,7 +257,7 @@ assert (verdicts[verdicts.tool=='moral_sc'].verdict.isin(['right', 'not defined'
 biased = wrong[wrong.metric.str.startswith('bias')]
 test_eq(set(biased.tool), {'lm-eval', 'lm-eval-generate', 'helm'})
 unread = theirs.loc[('lm-eval-generate', 'unreadable')]
-test_close(unread.got, 2/3, 1e-3)
+test_close(unread.got, .6312, 1e-3)
 
 # %% [markdown]
 # ## What this does not show
