@@ -170,6 +170,7 @@ def paired_gaps(
     values = yes_no_values(records)
     d = values.assign(hard=(values.yes>.5)*1.).join(metadata, on='id').reset_index()
     w = d.set_index(['condition','cluster','race'])[[*_VALUES]].unstack()
+    w = w.reindex(columns=pd.MultiIndex.from_product([_VALUES, sorted(RACES)]))
     if w.isna().any(axis=None):
         incomplete = w.index[w.isna().any(axis=1)][0]
         raise DataError(f'{incomplete[1]} was not asked about as white and as Black under '

@@ -350,6 +350,7 @@ def paired_gaps(
     values = yes_no_values(records)
     d = values.assign(hard=(values.yes>.5)*1.).join(metadata, on='id').reset_index()
     w = d.set_index(['condition','cluster','race'])[[*_VALUES]].unstack()
+    w = w.reindex(columns=pd.MultiIndex.from_product([_VALUES, sorted(RACES)]))
     if w.isna().any(axis=None):
         incomplete = w.index[w.isna().any(axis=1)][0]
         raise DataError(f'{incomplete[1]} was not asked about as white and as Black under '
@@ -660,3 +661,4 @@ cases = merge_cases(everybody.assign(lp_Yes=np.log(.1), lp_No=np.log(.3)))
 test_close(np.exp(cases.lp_yes)-np.exp(everybody.lp_yes), .1)
 with expect_fail(DataError, contains='was not asked about as white and as Black'):
     admissions_metrics(everybody.iloc[1:])
+with expect_fail(DataError, contains='was not asked about'): admissions_metrics(everybody[:1])
