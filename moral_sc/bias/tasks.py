@@ -79,7 +79,8 @@ def task_answer(
 )->dict:
     "Return what `task_records` needs of an answer"
     names = ('benchmark', 'condition', 'id', 'order', 'limit', 'seed')
-    return {k:doc[k] for k in names} | dict(logprobs=[float(x) for x in logprobs])
+    return {k:doc[k] for k in names} | dict(sample=doc.get('sample', 0),
+                                            logprobs=[float(x) for x in logprobs])
 
 def task_records(
     answers,          # Of `task_answer`
@@ -91,8 +92,8 @@ def task_records(
     name,limit,seed = names.pop()
     b = get_benchmark(name)
     items = _items(name, limit, seed)
-    questions = [Question(items[a['id']], items[a['id']], a['condition'], int(a['order']), None, ())
-                 for a in answers]
+    questions = [Question(items[a['id']], items[a['id']], a['condition'], int(a['order']), None, (),
+                          n=int(a['sample'])) for a in answers]
     lp = pd.DataFrame([a['logprobs'] for a in answers], columns=list(b.answers))
     return build_records(b, questions, lp)
 

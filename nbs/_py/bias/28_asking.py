@@ -214,6 +214,15 @@ def _logprobs(lm, prompts, options, max_tokens, run):
 #| export
 STOP = ('\n\nHuman:', '\n\nAssistant:')
 
+def reasoning_key(
+    key:str,            # Of the question, see `answer_key`
+    n:int,              # Number of the sample
+    seed:int,
+    max_new_tokens:int,
+)->str:
+    "Return the key that fixes the random numbers of a reasoning sample"
+    return content_key(first=key, n=n, seed=seed, new=max_new_tokens)
+
 def sample_reasoning(
     lm,
     b,                     # A `Benchmark`
@@ -230,7 +239,7 @@ def sample_reasoning(
     repeated = [replace(q, n=n) for n in range(samples) for q in questions]
     unique = {(q.key, q.n):q for q in repeated} # Repeated questions are sampled once
     first = {k:q.prompt for k,q in unique.items()}
-    keys = [content_key(first=k, n=n, seed=seed, new=max_new_tokens) for k,n in first]
+    keys = [reasoning_key(k, n, seed, max_new_tokens) for k,n in first]
     write = getattr(lm, 'sample', None) or partial(sample, lm) # API models have their own
     kw = {}
     if mode=='plain' and not hasattr(lm, 'sample'): # Stage 2 from the cache of stage 1

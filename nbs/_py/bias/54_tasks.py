@@ -24,7 +24,8 @@
 #         --include_path "$(moral_sc bias plugins lm-eval)" --tasks moral_sc_bbq_q,moral_sc_bbq_q_if
 # ```
 #
-# The harness asks the same prompts as `evaluate` in its mode `plain`, and its results are equal to ours up to rounding.
+# The harness asks the same prompts as `evaluate` in its mode `plain`, and its results are equal to ours up to rounding:
+# [a page that runs the harness](53_lm_eval_runs.ipynb) compares them.
 
 # %%
 #| export
@@ -131,7 +132,8 @@ def task_answer(
 )->dict:
     "Return what `task_records` needs of an answer"
     names = ('benchmark', 'condition', 'id', 'order', 'limit', 'seed')
-    return {k:doc[k] for k in names} | dict(logprobs=[float(x) for x in logprobs])
+    return {k:doc[k] for k in names} | dict(sample=doc.get('sample', 0),
+                                            logprobs=[float(x) for x in logprobs])
 
 def task_records(
     answers,          # Of `task_answer`
@@ -143,8 +145,8 @@ def task_records(
     name,limit,seed = names.pop()
     b = get_benchmark(name)
     items = _items(name, limit, seed)
-    questions = [Question(items[a['id']], items[a['id']], a['condition'], int(a['order']), None, ())
-                 for a in answers]
+    questions = [Question(items[a['id']], items[a['id']], a['condition'], int(a['order']), None, (),
+                          n=int(a['sample'])) for a in answers]
     lp = pd.DataFrame([a['logprobs'] for a in answers], columns=list(b.answers))
     return build_records(b, questions, lp)
 
@@ -196,7 +198,8 @@ def answer_turns(
 # ## Reasoning
 #
 # A task of the harness sends one request per question, so `q+if+cot` takes two tasks. The first lets the model reason and
-# logs its texts, the second asks for the answer after them:
+# logs its texts, the second asks for the answer after them. It draws random numbers of its own, so that its samples are not those
+# of `evaluate`; with `temperature=0` they are.
 #
 # ```sh
 # lm_eval ... --tasks moral_sc_bbq_reasoning --log_samples --output_path first
