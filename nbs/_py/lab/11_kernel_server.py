@@ -29,6 +29,7 @@
 
 # %%
 #| export
+import hashlib
 import json
 import os
 import signal
@@ -55,8 +56,9 @@ tmp = Path(tempfile.mkdtemp())
 # The server runs as `python -m moral_sc.lab.kernel_server SOCKET`. A client connects to the
 # socket and sends one line of JSON with the arguments, the environment and the working folder
 # of a kernel. The server answers with the process id, and with the exit status when the kernel
-# has ended. The server itself ends, with all its kernels, when its standard input is closed:
-# that happens whenever the process that started it ends, however it ends.
+# has ended. A kernel whose client has gone is killed. The server itself ends, with all its
+# kernels, when its standard input is closed: that happens whenever the process that started it
+# ends, however it ends.
 
 # %%
 #| export
@@ -156,19 +158,26 @@ def serve(
             ready = [key.fileobj for key,_ in selector.select()]
             if wake_read in ready:
                 os.read(wake_read, 4096)
-                _report_ended(kernels)
-            if listener in ready: _fork_kernel(listener, kernels, (wake_read, wake_write))
+                _report_ended(kernels, selector)
+            for pid,connection in kernels.items():
+                if connection in ready: # A client sends nothing after its request: it has gone
+                    selector.unregister(connection)
+                    with suppress(ProcessLookupError): os.killpg(pid, signal.SIGKILL)
+            if listener in ready:
+                connection = _fork_kernel(listener, kernels, (wake_read, wake_write))
+                if connection: selector.register(connection, selectors.EVENT_READ)
             if 0 in ready and not os.read(0, 4096): break
     for pid in kernels:
         with suppress(ProcessLookupError): os.killpg(pid, signal.SIGKILL)
     os._exit(0) # The libraries have nothing to clean up: nothing was computed
 
-def _report_ended(kernels):
+def _report_ended(kernels, selector):
     "Send the exit status of each kernel that has ended to its client"
     while kernels: # Each is a child that has not been waited for
         pid,status = os.waitpid(-1, os.WNOHANG)
         if not pid: return
         with kernels.pop(pid) as connection, suppress(OSError):
+            with suppress(KeyError): selector.unregister(connection)
             connection.sendall(f'{os.waitstatus_to_exitcode(status)}\n'.encode())
 
 def _fork_kernel(listener, kernels, inherited):
@@ -181,6 +190,7 @@ def _fork_kernel(listener, kernels, inherited):
         for fd in inherited: os.close(fd)
         _run_kernel(request, connection)
     kernels[pid] = connection
+    return connection
 
 
 # %%
@@ -235,7 +245,9 @@ class ForkedKernel:
 # Some variables are read when a library is loaded (`OMP_NUM_THREADS`, for example), so a kernel
 # can only come from a server that was started with the same ones. A process keeps one server
 # for each such environment; variables that differ from kernel to kernel are listed in
-# `PER_KERNEL` and are set after the fork.
+# `PER_KERNEL` and are set after the fork. Kernels find the server they come from, with a hash of
+# its environment, in the variable `MORAL_SC_KERNEL_SERVER`. A page that runs other pages thus uses
+# the server that is there.
 
 # %% [markdown]
 # The path of a Unix socket may have about 100 characters, so a long `TMPDIR` cannot hold one.
@@ -264,29 +276,28 @@ with patch.object(tempfile, 'tempdir', str(long)), socket_folder() as folder:
 
 # %%
 #| export
-PER_KERNEL = ('MORAL_SC_', 'TMPDIR', 'JPY_', 'PWD', 'OLDPWD', 'PYTEST_') # Beginnings of names
+PER_KERNEL = ( # Beginnings of names; those of the second line are set by ipykernel
+    'MORAL_SC_', 'TMPDIR', 'JPY_', 'PWD', 'OLDPWD', 'PYTEST_',
+    'TERM', 'CLICOLOR', 'FORCE_COLOR', 'PAGER', 'GIT_PAGER', 'MPLBACKEND', 'PYDEVD_')
 START_TIMEOUT = 120 # Seconds for the imports, on a slow disk
+SERVER_VARIABLE = 'MORAL_SC_KERNEL_SERVER'
 
-class KernelServer:
-    "A running kernel server and the means to start a kernel in it"
+def _shared(env): return {k: v for k,v in env.items() if not k.startswith(PER_KERNEL)}
+
+def _environment_hash(env):
+    items = [sys.executable, *sorted(_shared(env).items())]
+    return hashlib.sha256(repr(items).encode()).hexdigest()
+
+class ServerAddress:
+    "The address of a running kernel server and the means to start a kernel in it"
     def __init__(self,
-        env:dict, # Its environment
+        pid:int,     # Of the server
+        socket:str,  # Its path
+        env_hash:str, # Of its environment
     ):
-        self._folder = ExitStack()
-        self._socket = f'{self._folder.enter_context(socket_folder())}/server'
-        command = [sys.executable, '-P', '-X', 'frozen_modules=off', # As Jupyter's kernels
-                   '-m', 'moral_sc.lab.kernel_server', self._socket]
-        self._process = subprocess.Popen( # noqa: S603 our own module
-            command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-            start_new_session=True)
-        self.problem = self._await('ready') or self._await('listening')
-
-    def _await(self, expected):
-        timer = threading.Timer(START_TIMEOUT, self._process.kill)
-        timer.start()
-        try: line = self._process.stdout.readline().strip()
-        finally: timer.cancel()
-        return '' if line==expected else line or 'the server did not start'
+        self.pid = pid
+        self._socket = socket
+        self.variable = f'{pid} {env_hash} {socket}'
 
     def start(self,
         argv:list, # Arguments of the kernel, without the interpreter
@@ -296,10 +307,33 @@ class KernelServer:
         "Fork a kernel"
         connection = socket.socket(socket.AF_UNIX)
         connection.connect(self._socket)
-        parent = f'--IPKernelApp.parent_handle={self._process.pid}' # Read at import otherwise
+        parent = f'--IPKernelApp.parent_handle={self.pid}' # Read at import otherwise
+        env = {**env, SERVER_VARIABLE: self.variable}
         request = dict(argv=[*argv, parent], env=env, cwd=str(cwd))
         connection.sendall(json.dumps(request).encode()+b'\n')
         return ForkedKernel(connection)
+
+class KernelServer(ServerAddress):
+    "A running kernel server"
+    def __init__(self,
+        env:dict, # Its environment
+    ):
+        self._folder = ExitStack()
+        path = f'{self._folder.enter_context(socket_folder())}/server'
+        command = [sys.executable, '-P', '-X', 'frozen_modules=off', # As Jupyter's kernels
+                   '-m', 'moral_sc.lab.kernel_server', path]
+        self._process = subprocess.Popen( # noqa: S603 our own module
+            command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            start_new_session=True)
+        super().__init__(self._process.pid, path, _environment_hash(env))
+        self.problem = self._await('ready') or self._await('listening')
+
+    def _await(self, expected):
+        timer = threading.Timer(START_TIMEOUT, self._process.kill)
+        timer.start()
+        try: line = self._process.stdout.readline().strip()
+        finally: timer.cancel()
+        return '' if line==expected else line or 'the server did not start'
 
     def close(self):
         "End the server and all its kernels"
@@ -315,12 +349,20 @@ class KernelServer:
 _servers = {} # Environment to its server, or to None where forking is not safe
 _lock = threading.Lock()
 
+def _inherited(env):
+    "The server that this process comes from, if it has this environment and still runs"
+    pid,env_hash,path = env.get(SERVER_VARIABLE, '0  ').split(' ', 2)
+    runs = os.path.exists(path) and os.path.exists(f'/proc/{pid}')
+    if runs and env_hash==_environment_hash(env):
+        return ServerAddress(int(pid), path, env_hash)
+
 def kernel_server(
     env:dict, # Of the kernel to be started
-)->KernelServer|None: # None where kernels must be started anew, one by one
-    "The server of this process for kernels with this environment"
+)->ServerAddress|None: # None where kernels must be started anew, one by one
+    "Return a server for kernels with this environment"
     if sys.platform!='linux' or env.get('MORAL_SC_ISOLATED_KERNELS'): return None
-    shared = {k: v for k,v in env.items() if not k.startswith(PER_KERNEL)}
+    if server := _inherited(env): return server
+    shared = _shared(env)
     key = (os.getpid(), *sorted(shared.items()))
     with _lock:
         if key not in _servers:
@@ -334,7 +376,8 @@ def kernel_server(
 # The first kernel waits for the imports, the next ones do not:
 
 # %%
-env = {k: v for k,v in os.environ.items() if k!='MORAL_SC_ISOLATED_KERNELS'}
+env = {k: v for k,v in os.environ.items()
+       if k not in ('MORAL_SC_ISOLATED_KERNELS', SERVER_VARIABLE)}
 start = time.perf_counter()
 server = kernel_server(env)
 imports = time.perf_counter()-start
@@ -352,9 +395,13 @@ child.wait(60), child.poll()
 test_eq(child.returncode, 0)
 test_eq(server, kernel_server({**env, 'MORAL_SC_RUNS': 'elsewhere'}))
 test_eq(kernel_server({**env, 'MORAL_SC_ISOLATED_KERNELS': '1'}), None)
+inherited = kernel_server({**env, SERVER_VARIABLE: server.variable, 'TERM': 'other'})
+test_eq((inherited.variable, inherited is server), (server.variable, False))
+test_eq(_inherited({**env, SERVER_VARIABLE: server.variable, 'OMP_NUM_THREADS': '7'}), None)
 
 # %% [markdown]
-# A kernel that is killed is reported, and when the server ends its kernels end too.
+# A kernel that is killed is reported. A kernel ends when its client has gone, and when the server
+# ends its kernels end too.
 
 # %%
 from jupyter_client import write_connection_file
@@ -364,9 +411,15 @@ def new_kernel(name):
     file,_ = write_connection_file(f'{folder}/{name}.json', transport='ipc', ip=f'{folder}/s')
     return server.start(['-f', file], env, folder)
 
-a,b = new_kernel('a'),new_kernel('b')
+def is_alive(pid): return Path(f'/proc/{pid}').exists()
+
+a,b,c = (new_kernel(k) for k in 'abc')
 a.kill()
 test_eq(a.wait(30), -signal.SIGKILL)
+c._connection.close()
+stop = time.perf_counter()+30
+while is_alive(c.pid) and time.perf_counter()<stop: time.sleep(.05)
+assert not is_alive(c.pid)
 test_eq(b.poll(), None)
 server.close()
 _servers.clear()
@@ -383,7 +436,7 @@ test_eq(b.wait(30), -signal.SIGKILL)
 #| export
 def fork_provisioner(
     manager,             # A `KernelManager` that has not started its kernel
-    server:KernelServer,
+    server:ServerAddress,
 ):
     "A kernel provisioner that asks `server` for its process"
     from jupyter_client.provisioning import LocalProvisioner
