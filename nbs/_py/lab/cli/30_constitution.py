@@ -426,7 +426,7 @@ def vote_command(
 # %% [markdown]
 # ## End-to-end test
 #
-# A model of one layer is trained for half a minute to answer any request with a short text and an end token. It
+# A model of one layer is trained for ten seconds to answer any request with a short text and an end token. It
 # then goes through all stages. The test is that each stage reads the output of the one before.
 
 # %%
@@ -442,7 +442,7 @@ tiny = small_llama(byte_tokenizer(), layers=1, width=64, context=16_384)
 before = '\n\n'.join(f'Human: {r["prompt"]}' for r in load_prompts('helpful'))*2
 said = [(h, a) for h in ('Assistant', 'Critique', 'Revision') for a in ('It is so.', 'Not far.')]
 lessons = [(encode(tiny, f'{before[:n]}\n\n{h}: {a}')+[1], n+len(h)+3)
-           for h,a in said for n in (40, 900, 2600)]
+           for h,a in said for n in (40, 300, 900)]
 fit(tiny.model, lessons, answer_loss, lr=1e-2, epochs=40, batch=6, max_tokens=16_384)
 save_model(tiny, 'tiny')
 few = '--limit 8 --max-new-tokens 24'
