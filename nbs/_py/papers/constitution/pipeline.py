@@ -12,7 +12,7 @@
 # > Over eight trainings of Figure 1 SL-CAI is less helpful than helpful RLHF, and no model beats the revised text generator.
 
 # %% tags=["parameters"]
-scale = 'quick'  # quick: seconds; cpu: eight trainings, minutes; gpu: a larger model
+scale = 'quick'  # quick: four trainings up to SL-CAI; cpu: eight, minutes; gpu: a larger model
 seed = 0         # everything random follows from it
 
 # %%
@@ -32,26 +32,26 @@ from moral_sc.constitution.toy.pipeline import (
 from moral_sc.constitution.evaluation.elo import score_judge, play_matches, tournament
 from moral_sc.foundation.statistics import t_interval
 from moral_sc.lab.claims import Measurement, record
-from moral_sc.lab.paths import work_dir
+from moral_sc.lab.paths import shared_dir, work_dir
 from moral_sc.lab.scales import at_scale
 
 torch.set_num_threads(1)
 start = perf_counter()
 
 # %%
-size = at_scale(scale, # requests; steps of the judge, of RL; answers a step; trainings; votes
-    quick=dict(model='mini', options=dict(environment.HELPFUL, steps=30), lessons=30, rounds=1,
-               revise=8, asks=20, helpful_steps=2, steps=3, batch=8, held=10, trainings=2,
-               votes=10),
-    cpu=dict(model='mini', options=environment.HELPFUL, lessons=400, rounds=4, revise=100, asks=300,
-             helpful_steps=10, steps=60, batch=48, held=60, trainings=8,
-             votes=200),
-    gpu=dict(model='medium', options=dict(environment.HELPFUL, steps=4000), lessons=2000, rounds=4,
-             revise=3000, asks=5000, helpful_steps=30, steps=300, batch=256, held=500, trainings=8,
-             votes=200),
+size = at_scale(scale, # requests, those of RL-CAI; steps of the judge, of RL; trainings; votes
+    quick=dict(model='mini', options=environment.HELPFUL, rounds=4, revise=100, asks=300,
+               helpful_steps=10, batch=48, held=60, trainings=4, # To SL-CAI as at scale cpu
+               lessons=30, ai_asks=20, steps=2, votes=10),
+    cpu=dict(model='mini', options=environment.HELPFUL, rounds=4, revise=100, asks=300,
+             helpful_steps=10, batch=48, held=60, trainings=8,
+             lessons=400, ai_asks=300, steps=60, votes=200),
+    gpu=dict(model='medium', options=dict(environment.HELPFUL, steps=4000), rounds=4, revise=3000,
+             asks=5000, helpful_steps=30, batch=256, held=500, trainings=8,
+             lessons=2000, ai_asks=5000, steps=300, votes=200),
 )
 device = 'auto' if scale=='gpu' else 'cpu'
-folder = work_dir('toy-models') # First models and the judge are shared with other pages
+folder = shared_dir('toy-models') # First models are shared with other pages
 size
 
 # %% [markdown]
@@ -79,16 +79,16 @@ size
 # trained on simulated votes and on no answer of these models. One judge serves all trainings.
 
 # %%
-judge = train_judge_model('mini', seed, [(size['lessons'], (1, 4), None)], lr=.01, out=folder,
-                          device=device, init_std=.15)
+judge = train_judge_model('mini', seed, [(size['lessons'], (1, 4), None)], lr=.01,
+                          out=work_dir('judge'), device=device, init_std=.15)
 
 def run(s):
     "Train the pipeline from one seed; return it with its measurements"
     parts = split_mixed_requests([2*size['revise'], size['asks'], 2*size['held']], s)
     base = environment.pretrain(size['model'], s, out=folder, device=device, **size['options'])
     options = {k: size[k] for k in ('rounds', 'helpful_steps', 'steps', 'batch')}
-    trained = train_pipeline(base, judge, COMPARISONS, *parts[:2], s, **options, lr=1.5e-3,
-                             kl_coef=.1)
+    trained = train_pipeline(base, judge, COMPARISONS, *parts[:2], s, lr=1.5e-3, kl_coef=.1,
+                             ai_prompts=parts[1][:size['ai_asks']], **options)
     return trained, *measure_pipeline(trained, parts[2], size['rounds'], s), parts[2]
 
 seeds = [seed+s for s in range(size['trainings'])]
@@ -249,7 +249,7 @@ record(scale, {f'constitution/pipeline-{k}': v for k,v in results.items()})
 # listed on the page about [labellers](../../constitution/toy/20_labellers.ipynb). Intervals draw trainings with one
 # labeller. The larger model has not yet been run on a GPU.
 #
-# Minutes of the run on one thread, without first models and a judge that another page has trained:
+# Minutes of the run on one thread, without first models that another page has trained:
 
 # %%
 round((perf_counter()-start)/60, 1)

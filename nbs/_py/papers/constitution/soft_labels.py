@@ -12,7 +12,7 @@
 # > Soft labels beat hard ones (Section 4.3); what clamps do to policies is undecided with eight trainings.
 
 # %% tags=["parameters"]
-scale = 'quick'  # quick: seconds, too small to show anything; cpu: minutes; gpu: a larger model
+scale = 'quick'  # quick: four trainings, few steps of RL; cpu: eight, minutes; gpu: a larger model
 seed = 0         # of every model, draw and prompt
 
 # %%
@@ -32,22 +32,22 @@ from moral_sc.constitution.feedback import clip_labels
 from moral_sc.constitution.preference import fit_preference
 from moral_sc.foundation.statistics import t_interval
 from moral_sc.lab.claims import Measurement, record
-from moral_sc.lab.paths import work_dir
+from moral_sc.lab.paths import shared_dir
 from moral_sc.lab.scales import at_scale
 
 torch.set_num_threads(1)
 
 # %%
-size = at_scale(scale, # pairs; requests of RL; steps of RL; answers a step; trainings
-    quick=dict(model='mini', options=dict(environment.HELPFUL, steps=60), pairs=24, held=24,
-               asks=24, epochs=1, steps=3, batch=16, trainings=2),
-    cpu=dict(model='mini', options=environment.HELPFUL, pairs=140, held=100, asks=160, epochs=3,
-             steps=30, batch=24, trainings=8),
+size = at_scale(scale, # pairs; trainings; policies: trainings with RL, its requests and steps
+    quick=dict(model='mini', options=environment.HELPFUL, pairs=140, held=100, epochs=3,
+               trainings=4, policies=2, asks=24, measured=12, steps=3, batch=16),
+    cpu=dict(model='mini', options=environment.HELPFUL, pairs=140, held=100, epochs=3,
+             trainings=8, policies=8, asks=160, measured=100, steps=30, batch=24),
     gpu=dict(model='medium', options=dict(environment.HELPFUL, steps=4000), pairs=6000, held=2000,
-             asks=3000, epochs=2, steps=300, batch=128, trainings=8),
+             epochs=2, trainings=8, policies=8, asks=3000, measured=2000, steps=300, batch=128),
 )
 device = 'auto' if scale=='gpu' else 'cpu'
-folder = work_dir('toy-models') # First models are shared with other pages
+folder = shared_dir('toy-models') # First models are shared with other pages
 seeds = [seed+s for s in range(size['trainings'])]
 size
 
@@ -213,7 +213,7 @@ def least_divergence(clamp):
 # %%
 def train_policies(s):
     "Train a policy for each clamp; return their answers to held-out requests"
-    asks,held = split_mixed_requests([size['asks'], size['held']], s)
+    asks,held = split_mixed_requests([size['asks'], size['measured']], s)
     kinds = {r['prompt']: r['kind'] for r in asks}
     rated = [p|dict(kind=kinds[p['prompt']])
              for p in different_pairs(first[s], asks, seed=s, **SAMPLING)]
@@ -233,7 +233,7 @@ def measure(s, held, answers):
     comfort = {k: np.mean(count_feature('kind')(texts, a)>0) for k,a in every.items()}
     return score_answers(held, every).assign(comfort=pd.Series(comfort))
 
-policies = {s: train_policies(s) for s in seeds}
+policies = {s: train_policies(s) for s in seeds[:size['policies']]}
 tables = pd.concat({s: measure(s, *p) for s,p in policies.items()}, names=['training', 'answers'])
 def over_trainings(column): return tables[column].unstack(0, sort=False)
 
