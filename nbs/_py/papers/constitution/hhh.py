@@ -12,7 +12,7 @@
 # > On all 438 comparisons of Figure 4, asked in both orders, SmolLM2-135M is right in one of two.
 
 # %% tags=["parameters"]
-scale = 'quick'  # quick: 4 comparisons; cpu: all 438 and 287, an hour; gpu: two models
+scale = 'quick'  # quick: 3 comparisons; cpu: all 438 and 287, an hour; gpu: two models
 seed = 0  # which comparisons, and every sampled chain of thought
 models = ()  # --model NAME: aliases, folders or hub ids; default: those of the scale
 
@@ -35,7 +35,7 @@ from moral_sc.language.loading import load_or_stub
 
 # %%
 size = at_scale(scale, # questions (None: all), those for other formats, thoughts, tokens, shots
-    quick=dict(items=4, few=1, types=1, ours=12, thoughts=1, tokens=8, shots=1,
+    quick=dict(items=3, few=1, types=1, ours=12, thoughts=1, tokens=8, shots=1,
                models=['smollm2-135m-instruct']),
     cpu=dict(items=None, few=12, types=None, ours=None, thoughts=1, tokens=40, shots=2,
              models=['smollm2-135m-instruct']),
@@ -138,9 +138,15 @@ cal.to_frame(main) if cal is not None else 'Too few comparisons at this scale.'
 # > were written [@bai2022constitutional].
 #
 # The 438 contain these 221 without marking them. They are public in four files [@askell2021]: 59 on help, 61 on
-# honesty, 58 on harm and 43 others. Where the files are out of reach, twelve mild comparisons of
-# ours in their format run through the same code, so that @fig-original can be drawn. Their accuracy says nothing
-# about the 221.
+# honesty, 58 on harm and 43 others. This command stores them, and the page then asks them:
+#
+# ```sh
+# moral_sc data fetch bigbench/hhh/helpful bigbench/hhh/honest bigbench/hhh/harmless \
+#     bigbench/hhh/other
+# ```
+#
+# Where the files are out of reach, twelve mild comparisons of ours in their format run through the same
+# code, so that @fig-original can be drawn. Their accuracy says nothing about the 221.
 
 # %%
 original = evaluate(main, 'original', sets['original'], swap=True)
