@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['TOY_COLUMNS', 'ANSWER_KINDS', 'Ladder', 'head_count', 'model_name', 'new_model', 'ladder_models', 'train_ladder',
            'stereotype_knowledge', 'evaluate_ladder', 'read_records', 'answer_changes', 'ideal_answers', 'NGram',
-           'ngram_answers', 'baseline_table', 'select_metric', 'instruction_following', 'by_size', 'slope', 'decompose',
-           'onset_size', 'crossing_size']
+           'ngram_answers', 'baseline_table', 'baseline_scores', 'select_metric', 'instruction_following',
+           'relative_scores', 'by_size', 'slope', 'decompose', 'onset_size', 'crossing_size']
 
 # %% ../../../nbs/bias/toy/30_ladder.ipynb #08304520
 from collections import Counter, defaultdict
@@ -276,6 +276,23 @@ def baseline_table(
                              accuracy=np.mean(settled.argmax(1)==labels)))
     return pd.DataFrame(rows)
 
+def baseline_scores(
+    language:ToyLanguage,
+    seeds,
+    scenes:int=1,    # Of `evaluate_ladder`
+)->pd.DataFrame:     # [seed] knowledge, bias: of the reader; ngram_bias, ngram_following
+    "Score an ideal reader and a 4-gram model on the questions of each seed"
+    rows = {}
+    for s in seeds:
+        of_seed = replace(language, seed=s)
+        base = baseline_table(of_seed, toy_benchmark(of_seed, scenes).load()).set_index(
+            ['reader', 'condition'])
+        unknown = base.unknown['ngram']
+        rows[s] = dict(knowledge=np.mean([2*t.strength-1 for t in lexicon(of_seed).traits]),
+                       bias=base.bias['ideal', 'q'], ngram_bias=base.bias['ngram', 'q'],
+                       ngram_following=unknown['q+if']-unknown['q+anti'])
+    return pd.DataFrame(rows).T
+
 # %% ../../../nbs/bias/toy/30_ladder.ipynb #72bd7add
 def select_metric(
     table:pd.DataFrame, # Of `evaluate_ladder`
@@ -295,6 +312,16 @@ def instruction_following(
     "Return p(unknown) on ambiguous questions under the instruction less under its opposite"
     fair,opposite = (select_metric(table, c, 'accuracy_ambig_soft') for c in ('q+if', 'q+anti'))
     return fair-opposite
+
+def relative_scores(
+    table:pd.DataFrame,     # Of `evaluate_ladder`
+    baselines:pd.DataFrame, # Of `baseline_scores`
+)->dict:                    # Ability -> [seed, width]
+    "Return knowledge, bias and following relative to those of an ideal reader"
+    knowledge = select_metric(table, 'statement', 'knowledge', 'statements')
+    return {'Stereotype knowledge': knowledge.div(baselines.knowledge, axis=0),
+            'Bias, Q': select_metric(table, 'q').div(baselines.bias, axis=0),
+            'Instruction following': instruction_following(table)}
 
 def by_size(
     values:pd.DataFrame, # [seed, width]

@@ -401,6 +401,23 @@ def baseline_table(
                              accuracy=np.mean(settled.argmax(1)==labels)))
     return pd.DataFrame(rows)
 
+def baseline_scores(
+    language:ToyLanguage,
+    seeds,
+    scenes:int=1,    # Of `evaluate_ladder`
+)->pd.DataFrame:     # [seed] knowledge, bias: of the reader; ngram_bias, ngram_following
+    "Score an ideal reader and a 4-gram model on the questions of each seed"
+    rows = {}
+    for s in seeds:
+        of_seed = replace(language, seed=s)
+        base = baseline_table(of_seed, toy_benchmark(of_seed, scenes).load()).set_index(
+            ['reader', 'condition'])
+        unknown = base.unknown['ngram']
+        rows[s] = dict(knowledge=np.mean([2*t.strength-1 for t in lexicon(of_seed).traits]),
+                       bias=base.bias['ideal', 'q'], ngram_bias=base.bias['ngram', 'q'],
+                       ngram_following=unknown['q+if']-unknown['q+anti'])
+    return pd.DataFrame(rows).T
+
 
 # %%
 language = ToyLanguage()
@@ -445,6 +462,16 @@ def instruction_following(
     "Return p(unknown) on ambiguous questions under the instruction less under its opposite"
     fair,opposite = (select_metric(table, c, 'accuracy_ambig_soft') for c in ('q+if', 'q+anti'))
     return fair-opposite
+
+def relative_scores(
+    table:pd.DataFrame,     # Of `evaluate_ladder`
+    baselines:pd.DataFrame, # Of `baseline_scores`
+)->dict:                    # Ability -> [seed, width]
+    "Return knowledge, bias and following relative to those of an ideal reader"
+    knowledge = select_metric(table, 'statement', 'knowledge', 'statements')
+    return {'Stereotype knowledge': knowledge.div(baselines.knowledge, axis=0),
+            'Bias, Q': select_metric(table, 'q').div(baselines.bias, axis=0),
+            'Instruction following': instruction_following(table)}
 
 def by_size(
     values:pd.DataFrame, # [seed, width]
@@ -501,6 +528,13 @@ def _crossing(x, y, level):
 
 
 # %%
+two = pd.DataFrame([
+    dict(seed=s, width=4, benchmark=b, condition=c, category='micro', metric=m, value=x)
+    for s in (0, 1) for b,c,m,x in (
+        ('toy', 'q', 'bias_ambig_soft', .1), ('statements', 'statement', 'knowledge', .2),
+        ('toy', 'q+if', 'accuracy_ambig_soft', .9), ('toy', 'q+anti', 'accuracy_ambig_soft', .3))])
+found = relative_scores(two, pd.DataFrame(dict(bias=[.5, .4], knowledge=[.4, .8])))
+test_close([v[4].tolist() for v in found.values()], [[.5, .25], [.2, .25], [.6, .6]])
 d = pd.DataFrame([[0., .1, .2], [.02, .1, .22]], columns=[4, 8, 16])
 test_close(slope(d, [10, 100, 1000]), [.1, .1])
 test_eq(onset_size(pd.DataFrame([[-.1, .1, -.2, -.3], [-.1, 0, -.2, -.3001]],

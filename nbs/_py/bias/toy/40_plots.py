@@ -109,7 +109,7 @@ def plot_abilities(
     fig.update_layout(width=860, height=370, margin_t=80, legend_y=1.15)
     return fig
 
-def plot_phases(
+def plot_onset_map(
     panels:dict,    # Title -> {row of the panel: [seed, width] scores}
     rows:str,       # What the rows are
     level:float=.5, # Score at the onset
@@ -122,9 +122,9 @@ def plot_phases(
         at = {w: 10.**k for k,w in enumerate(means.columns)} # Columns are equally wide
         onset = np.log10(crossing_size(means, at, level))
         fig.add_heatmap(z=means.to_numpy(), y=means.index, coloraxis='coloraxis',
-                        texttemplate='%{z:.2f}', row=1, col=col)
+                        texttemplate='%{z:.2f}', textfont_size=11, row=1, col=col)
         fig.add_scatter(x=onset, y=means.index, mode='lines+markers', showlegend=False,
-                        line=dict(color=COLOURS['accent'], width=3), row=1, col=col)
+                        line=dict(color=COLOURS['accent'], width=2), row=1, col=col)
         fig.update_xaxes(title_text='Width', tickvals=list(range(len(at))), showgrid=False,
                          ticktext=[str(w) for w in means.columns], row=1, col=col)
     fig.update_yaxes(type='category', showgrid=False)
@@ -160,7 +160,7 @@ fig
 columns = [8, 16, 32]
 means = {8: [0, .3, .6], 24: [0, .6, .9], 72: [0, .1, .2]}
 scores = {k: pd.DataFrame([v]*2, columns=columns) for k,v in means.items()}
-fig = plot_phases({'one': scores, 'two': scores}, 'Facts')
+fig = plot_onset_map({'one': scores, 'two': scores}, 'Facts')
 test_close(fig.data[1].x[:2], [5/3, 5/6])
 assert np.isnan(fig.data[1].x[2])
 fig

@@ -7,9 +7,9 @@
 # ---
 
 # %% [markdown]
-# # Instruction frequency in a toy language: at one tenth none is followed
+# # Instruction frequency in a toy language: rarer instructions are followed later in size
 #
-# > Where a tenth of the questions is instructed no size follows; at half, two sizes of three do.
+# > Where a tenth of the questions is instructed, no training of five follows at three sizes; at half, two to four of five do.
 
 # %% tags=["parameters"]
 scale = 'quick'  # quick: tiny, seconds; cpu: three sizes at three shares; gpu: more of both
@@ -21,8 +21,8 @@ from dataclasses import replace
 import numpy as np, pandas as pd
 import plotly.graph_objects as go
 from moral_sc.bias.toy.environment import ToyLanguage
-from moral_sc.bias.toy.ladder import (Ladder, by_size, evaluate_ladder, select_metric, slope,
-                                      train_ladder)
+from moral_sc.bias.toy.ladder import (Ladder, evaluate_ladder, instruction_following,
+                                      select_metric, slope, train_ladder)
 from moral_sc.bias.toy.plots import add_curve, size_of
 from moral_sc.foundation.figures import COLOURS
 from moral_sc.foundation.statistics import t_interval
@@ -32,11 +32,12 @@ from moral_sc.lab.scales import at_scale
 
 # %%
 size = at_scale(scale,
-    quick=dict(widths=[4, 8], seeds=[0, 1], shares=[.1, .5], ladder=Ladder(
+    quick=dict(widths=[4, 8], seeds=[0, 1], first=2, shares=[.1, .5], ladder=Ladder(
         ToyLanguage(categories=2, traits=2), documents=256, epochs=1, together=2)),
-    cpu=dict(widths=[12, 16, 24], seeds=[0, 1, 2], shares=[.1, .25, .5], ladder=Ladder()),
-    gpu=dict(widths=[8, 16, 32, 64, 128], seeds=range(6), shares=[.02, .05, .1, .2, .5],
-             ladder=Ladder(documents=128_000)),
+    cpu=dict(widths=[12, 16, 24], seeds=[0, 1, 2, 3, 4], first=3, shares=[.1, .25, .5],
+             ladder=Ladder()),
+    gpu=dict(widths=[8, 16, 32, 64, 128], seeds=range(6), first=3,
+             shares=[.02, .05, .1, .2, .5], ladder=Ladder(documents=128_000)),
 )
 def table_at(share):
     "Train and evaluate the models of one share of instructed questions"
@@ -51,7 +52,6 @@ def table_at(share):
 tables = {share: table_at(share) for share in size['shares']}
 parameters = size_of(next(iter(tables.values())))
 
-
 # %% [markdown]
 # ## Size and frequency
 #
@@ -64,37 +64,21 @@ parameters = size_of(next(iter(tables.values())))
 # same words in other pairs. It is 1 for an ideal reader and 0 for a model that reads single words.
 
 # %%
-def following(table):
-    unknown = {c: select_metric(table, c, 'accuracy_ambig_soft') for c in ('q+if', 'q+anti')}
-    return unknown['q+if']-unknown['q+anti']
-
-
-# %%
 #| label: fig-following
 #| fig-cap: Instruction following against size, for three shares of questions with an instruction. Bars are 95 % intervals over trainings.
 fig = go.Figure()
 for share,colour in zip(tables, COLOURS['sequence']):
-    add_curve(fig, following(tables[share]), parameters, f'{share:.0%} instructed', colour)
+    following = instruction_following(tables[share])
+    add_curve(fig, following, parameters, f'{share:.0%} instructed', colour)
 fig.update_xaxes(type='log', title_text='Parameters')
 fig.update_yaxes(title_text='Following: p(unknown), Q+IF less Q+anti')
 fig
 
-# %%
-#| label: fig-phase
-#| fig-cap: Mean following by size and by the share of questions with an instruction.
-grid = pd.DataFrame({s: by_size(following(t)).value for s,t in tables.items()}).T
-fig = go.Figure(go.Heatmap(z=grid.to_numpy(), x=[f'{parameters[w]:,}' for w in grid.columns],
-                           y=[f'{s:.0%}' for s in grid.index], zmin=-.1, zmax=1,
-                           colorscale='Blues', texttemplate='%{z:.2f}', colorbar_title='following'))
-fig.update_xaxes(title_text='Parameters')
-fig.update_yaxes(title_text='Questions with an instruction')
-fig
-
 # %% [markdown]
-# Where a tenth of the questions carries an instruction, following is within 0.03 of zero at every
-# size. At a quarter it is 0.28 at 9,456 parameters and nearly zero at 19,176; at one half it is 0.63
-# and 0.53. Three seeds differ too much
-# for a verdict: some models follow fully, and others not at all.
+# Where a tenth of the questions carries an instruction, mean following is at most 0.04 at every size.
+# At a quarter it is 0.14, 0.17 and 0.08, from single trainings that follow; at one half 0.34, 0.62 and
+# 0.65. Trainings differ much: most follow nearly fully or not at all. By number of facts as well, the
+# same is a phase diagram on the [page about facts](toy_facts.ipynb).
 #
 # Bias under the plain question, and its change by the instruction, at each share:
 
@@ -108,6 +92,10 @@ for share,t in tables.items():
 pd.DataFrame(rows).T.round(3)
 
 # %% [markdown]
+# Bias grows with size at each share. Where instructions are rare, it falls under the instruction as
+# much as where they are followed, but not because of what the instruction means: under its opposite the
+# probability of "unknown" is the same.
+#
 # ## What was put in and what came out
 #
 # Put in: the share of questions with an instruction. All languages have the same stereotypes for a
@@ -122,13 +110,18 @@ pd.DataFrame(rows).T.round(3)
 #
 # ## Claims
 #
-# The criteria are in `data/claims/self_correction_toy.toml`.
+# The criteria are in `data/claims/self_correction_toy.toml` and, for the enlarged sample,
+# `data/claims/self_correction_toy_frequency.toml`. At three trainings both registered rows were
+# undecided, and two trainings were added. The registered rows are judged on the first three.
 
 # %%
 low,high = (tables[s] for s in (size['shares'][0], size['shares'][-1]))
-gain = (following(high)-following(low)).sum(axis=1)
+gain = (instruction_following(high)-instruction_following(low)).sum(axis=1).to_numpy()
 n = [parameters[w] for w in size['widths']]
-estimates = {'frequency-moves-onset': t_interval(gain),
-             'bias-needs-no-instruction': t_interval(slope(select_metric(low, 'q'), n))}
-record(scale, {f'self_correction/toy-{k}': as_measurement(v) for k,v in estimates.items()},
-       parameters=n[-1])
+slopes = slope(select_metric(low, 'q'), n)
+first = size['first'] # The registered rows are judged on the trainings of the first look
+estimates = {'frequency-moves-onset': gain[:first], 'frequency-moves-onset-enlarged': gain,
+             'bias-needs-no-instruction': slopes[:first],
+             'bias-needs-no-instruction-enlarged': slopes}
+record(scale, {f'self_correction/toy-{k}': as_measurement(t_interval(v))
+               for k,v in estimates.items()}, parameters=n[-1])

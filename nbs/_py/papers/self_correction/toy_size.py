@@ -181,9 +181,9 @@ pd.DataFrame(scores).T.rename_axis('taken away').round(3)
 # Seeds differ: of five models at 32,224 parameters one does not follow instructions at all. The
 # models are ten million times smaller than the paper's, and documents that follow instructions
 # take the place of RLHF. All sizes are trained for the same number of steps, so a curve over size
-# is also one over speed of learning: a pilot with a third more steps had a bias of 0.2 at 2,500
-# parameters. Nothing here says at which size a model of natural language begins to correct
-# itself.
+# is also one over speed of learning: [more steps](toy_steps.ipynb) bring bias to smaller sizes, and
+# [more facts](toy_facts.ipynb) to larger ones. Nothing here says at which size a model of natural
+# language begins to correct itself.
 #
 # ## Claims
 #
