@@ -22,11 +22,13 @@ from functools import cache
 from pathlib import Path
 
 # %% ../../nbs/lab/20_reproduce.ipynb #e96abd26
+from filelock import FileLock, Timeout
+
 import moral_sc
 from ..foundation.arguments import check_seed
 from ..foundation.datasets import data_dir, read_toml
 from ..foundation.errors import ConfigError, short_repr, unknown_name_message
-from ..foundation.files import file_lock, read_json_object, write_file
+from ..foundation.files import read_json_object, write_file
 from ..foundation.runs import provenance
 from .execution import (Result, declared_parameters, execute, read_notebook,
                                     stop_kernels)
@@ -144,8 +146,8 @@ def report_lock(
     "Hold the lock of a report"
     with ExitStack() as held:
         try:
-            with explain_disk_errors(out): held.enter_context(file_lock(out/'.lock', wait=False))
-        except BlockingIOError:
+            with explain_disk_errors(out): held.enter_context(FileLock(out/'.lock', timeout=0))
+        except Timeout:
             raise ConfigError(f'{out} is being written by another command: wait for it '
                               'or give another --out.') from None
         yield

@@ -16,13 +16,13 @@ from hashlib import sha256
 from pathlib import Path
 
 import numpy as np, pandas as pd, torch
+from filelock import FileLock
 
 # %% ../../../nbs/constitution/toy/10_environment.ipynb #60a1f47f
 from ..principles import Principle
 from ..prompts import tokenize_example
 from ..revision import revised_answer, prompt_text, revise, round_script
 from ...foundation.errors import ConfigError, DataError, unknown_name_message
-from ...foundation.files import file_lock
 from ...foundation.runs import process_rank
 from ...language.reward_head import save_model, small_llama, word_tokenizer
 from ...language.loading import load
@@ -265,7 +265,7 @@ def _training_lock(folder):
     "Lock the folder of a model that is not there yet, except between processes of one training"
     if not folder or (folder/'model').is_dir() or process_rank()[1]>1: return nullcontext()
     folder.mkdir(parents=True, exist_ok=True)
-    return file_lock(folder/'lock')
+    return FileLock(folder/'lock')
 
 def _pretrain(size, seed, steps, folder, device, batch, init_std):
     lm = small_llama(toy_tokenizer(), *SIZES[size], seed=seed, context=256, device=device)

@@ -124,40 +124,6 @@ test_eq([p.name for p in tmp.iterdir()], ['table.csv'])
 
 
 # %% [markdown]
-# ## Locks
-#
-# Two processes must not write one run, or train one model twice. `file_lock` holds a lock of the operating
-# system, which ends with the process that holds it.
-
-# %%
-#| export
-@contextmanager
-def file_lock(
-    path:str|Path, # Made if it is missing; it stays
-    wait=True,     # Until the holder is finished; otherwise raise a `BlockingIOError`
-):
-    "Hold a lock that one process at a time can have"
-    try: import fcntl
-    except ImportError: yield; return # Windows
-    with open(path, 'w') as f:
-        fcntl.flock(f, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        yield
-
-
-# %%
-code = f"""
-from moral_sc.foundation.files import file_lock
-with file_lock({str(tmp/'lock')!r}): print('held', flush=True)
-"""
-with file_lock(tmp/'lock'):
-    with expect_fail(BlockingIOError), file_lock(tmp/'lock', wait=False): pass
-    other = subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, text=True)
-    with expect_fail(subprocess.TimeoutExpired): other.wait(3)
-test_eq(other.communicate(timeout=60)[0], 'held\n')
-with file_lock(tmp/'lock', wait=False): pass
-
-
-# %% [markdown]
 # ## JSON of a run
 #
 # The settings of a run are read back when it is resumed. Text that is not an object with these fields is refused.

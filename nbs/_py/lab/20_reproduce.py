@@ -31,11 +31,13 @@ from pathlib import Path
 
 # %%
 #| export
+from filelock import FileLock, Timeout
+
 import moral_sc
 from moral_sc.foundation.arguments import check_seed
 from moral_sc.foundation.datasets import data_dir, read_toml
 from moral_sc.foundation.errors import ConfigError, short_repr, unknown_name_message
-from moral_sc.foundation.files import file_lock, read_json_object, write_file
+from moral_sc.foundation.files import read_json_object, write_file
 from moral_sc.foundation.runs import provenance
 from moral_sc.lab.execution import (Result, declared_parameters, execute, read_notebook,
                                     stop_kernels)
@@ -278,8 +280,8 @@ def report_lock(
     "Hold the lock of a report"
     with ExitStack() as held:
         try:
-            with explain_disk_errors(out): held.enter_context(file_lock(out/'.lock', wait=False))
-        except BlockingIOError:
+            with explain_disk_errors(out): held.enter_context(FileLock(out/'.lock', timeout=0))
+        except Timeout:
             raise ConfigError(f'{out} is being written by another command: wait for it '
                               'or give another --out.') from None
         yield
