@@ -91,9 +91,9 @@ from moral_sc.bias import bbq, evaluate
 from moral_sc.foundation.runs import process_rank, start_ranks
 from moral_sc.language.stub_models import random_model
 
-def score(out, portion=16, progress=None):
+def score(out, portion=8, progress=None):
     lm = random_model('llama')           # on GPUs: load('smollm2-135m-instruct')
-    result = evaluate(lm, items=bbq.load(source='ours'), limit=24, conditions=['q', 'q+if+cot'],
+    result = evaluate(lm, items=bbq.load(source='ours'), limit=12, conditions=['q', 'q+if+cot'],
                       orders=3, portion=portion, max_new_tokens=12, out=out, progress=progress)
     if process_rank()[0]==0: result.records.to_pickle(f'{out}.pkl')
 
@@ -150,12 +150,12 @@ def kill_after(blocks):
 def rows(out):
     with open_run(out) as run: return len(run)
 
-test_eq(launch(2, tmp/'killed', 8, kill_after(6)), [-9, -9])
+test_eq(launch(2, tmp/'killed', 4, kill_after(6)), [-9, -9])
 finished = rows(tmp/'killed')
 shutil.copytree(tmp/'killed', tmp/'killed3')
 
-score(tmp/'killed', 8)
-test_eq(launch(3, tmp/'killed3', 8), [0, 0, 0])
+score(tmp/'killed', 4)
+test_eq(launch(3, tmp/'killed3', 4), [0, 0, 0])
 finished, rows(tmp/'killed'), rows(tmp/'killed3'), rows(tmp/'one')
 
 # %%

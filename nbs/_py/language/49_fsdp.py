@@ -31,9 +31,11 @@ from moral_sc.language.reward_head import check_plain_lm_head
 
 # %%
 #| hide
-import subprocess, sys, tempfile
+import sys, tempfile
 from pathlib import Path
 import pandas as pd, yaml
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.utils.launch import prepare_multi_gpu_env
 from fastcore.test import *
 from moral_sc.foundation.datasets import data_dir
 from moral_sc.foundation.runs import start_ranks
@@ -182,9 +184,11 @@ config
 # accelerate launch --config_file data/fsdp.yaml --num_processes 8 train.py
 # ```
 #
-# This script calls [`fit`](46_training.ipynb). We run it as one process and, with the file, as two.
-# The vocabulary has fifty thousand tokens, so the output layer is applied in chunks. A step has
-# three examples and the last step of an epoch has one, so the shares of the ranks are unequal.
+# This script calls [`fit`](46_training.ipynb). We run it as one process and as two. To save time the two
+# ranks are forked, with the variables that `accelerate launch` sets from the file; the guide to
+# [many GPUs](../guides/many_gpus.ipynb) starts its ranks with the command itself. The vocabulary has
+# fifty thousand tokens, so the output layer is applied in chunks. A step has three examples and the
+# last step of an epoch has one, so the shares of the ranks are unequal.
 
 # %%
 tmp = Path(tempfile.mkdtemp())
@@ -197,37 +201,39 @@ torch.set_num_threads(1)
 class Ids(list): pad_token_id = eos_token_id = 1
 g = torch.Generator().manual_seed(0)
 data = [(torch.randint(49_000, (n,), generator=g).tolist(), 5) for n in (40, 9, 22, 31)]
-out,epochs,last = sys.argv[1],int(sys.argv[2]),int(sys.argv[3])
+out,last = sys.argv[1],int(sys.argv[2])
 model = small_llama(Ids(range(49_153)), layers=2, width=18, heads=3).model.double()
 stop = lambda done,total: sys.exit(9) if done==last else None
-history = fit(model, data, answer_loss, batch=3, epochs=epochs, lr=.01, every=2, max_tokens=64,
+history = fit(model, data, answer_loss, batch=3, epochs=3, lr=.01, every=2, max_tokens=64,
               warmup=2, max_grad_norm=.5, out=f'{out}/run', progress=stop)
 history.to_pickle(f'{out}/{process_rank()[0]}.pkl')
 torch.save(model.state_dict(), f'{out}/{process_rank()[0]}.pt')
 '''
-def run(name, epochs=3, stop=0):
+def run(name, stop=0):
     "Run the script in this process"
     (tmp/name).mkdir(exist_ok=True)
-    sys.argv = ['script.py', tmp/name, str(epochs), str(stop)]
+    sys.argv = ['script.py', tmp/name, str(stop)]
     exec(script, {})
 
-def launch(name, epochs=3):
-    "Run the script as two ranks with the file"
-    (tmp/name).mkdir()
-    (tmp/'script.py').write_text(script)
-    options = ['--config_file', data_dir()/'fsdp.yaml', '--main_process_port', '0']
-    command = ['-m', 'accelerate.commands.launch', *options, tmp/'script.py', tmp/name,
-               str(epochs), '0']
-    done = subprocess.run([sys.executable, *command], text=True, capture_output=True,
-                          env=os.environ|dict(OMP_NUM_THREADS='1'))
-    assert done.returncode==0, done.stderr
+def launcher_variables():
+    "Return the variables that `accelerate launch` sets from the file"
+    options = ['--config_file', str(data_dir()/'fsdp.yaml'), '--main_process_port', '0']
+    args,*_ = _validate_launch_command(launch_command_parser().parse_args([*options, 'script.py']))
+    env = prepare_multi_gpu_env(args)
+    return {k: v for k,v in env.items() if os.environ.get(k)!=v}
+
+def launch(name, stop=0):
+    "Run the script as two ranks; return their exit codes"
+    jobs = start_ranks(lambda: run(name, stop=stop), 2, **launcher_variables())
+    for j in jobs: j.join()
+    return [j.exitcode for j in jobs]
 
 def max_difference(a, b):
     "Return the largest differences of histories and of weights"
     (x,u),(y,v) = ((pd.read_pickle(tmp/f'{n}.pkl'), torch.load(tmp/f'{n}.pt')) for n in (a, b))
     return float((x-y).abs().max(axis=None)),max((u[k]-v[k]).abs().max().item() for k in u)
 
-launch('two')
+test_eq(launch('two'), [0, 0])
 run('one')
 test_eq(max_difference('two/0', 'two/1'), (0, 0))
 test_close(max_difference('one/0', 'two/0'), (0, 0), 1e-9)
@@ -235,19 +241,13 @@ max_difference('one/0', 'two/0')
 
 # %% [markdown]
 # Checkpoints contain full tensors. Two ranks stop after step 3, past the checkpoint of step 2; the
-# run is resumed by two ranks and by one process. These ranks are forked, with the variable by
-# which the launcher switches FSDP on.
+# run is resumed by two ranks and by one process.
 
 # %%
 import shutil
-def fork_two(name, stop=0):
-    jobs = start_ranks(lambda: run(name, stop=stop), 2, ACCELERATE_USE_FSDP='true')
-    for j in jobs: j.join()
-    return [j.exitcode for j in jobs]
-
-test_eq(fork_two('stopped', stop=3), [9, 9])
+test_eq(launch('stopped', stop=3), [9, 9])
 shutil.copytree(tmp/'stopped', tmp/'alone')
-test_eq(fork_two('stopped'), [0, 0])
+test_eq(launch('stopped'), [0, 0])
 run('alone')
 test_close(max_difference('one/0', 'stopped/0'), (0, 0), 1e-9)
 test_close(max_difference('one/0', 'alone/0'), (0, 0), 1e-9)

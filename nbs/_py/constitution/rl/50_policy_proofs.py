@@ -172,8 +172,8 @@ configs = dict(ppo=dict(num_ppo_epochs=2, num_mini_batches=2), rloo=dict(algorit
                separate=dict(critic='separate', max_tokens=200))
 def train(name):
     for a,kw in configs.items():
-        train_policy(random_model('llama'), prompts, letters, batch=24, max_new_tokens=8, lr=1e-3,
-                     steps=4, out=tmp/name/a, **kw)
+        train_policy(random_model('llama'), prompts, letters, batch=24, max_new_tokens=5, lr=1e-3,
+                     steps=2, out=tmp/name/a, **kw)
 
 def launch(name, **env):
     "Train on two ranks"
@@ -220,7 +220,7 @@ assert max(max_difference(one, fsdp).values())<1e-4
 def update(name, a):
     "Return the difference of the last snapshot and the initial model, [weight]"
     flat = lambda m: torch.cat([x.detach().double().flatten() for x in m.model.parameters()])
-    return flat(load(tmp/name/a/'snapshots'/'step-000004'))-flat(random_model('llama'))
+    return flat(load(tmp/name/a/'snapshots'/'step-000002'))-flat(random_model('llama'))
 
 def relative_difference(a, name):
     "Return the distance of two updates divided by the norm of the one-process update"
