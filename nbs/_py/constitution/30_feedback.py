@@ -502,7 +502,7 @@ def slow(lm, text):
 def labeller(lm, **kw):
     base = dict(per='all', swap=True, cot=False, mode='plain', seed=0, prefixes=2,
                 engine='auto', max_tokens=4096)
-    return Labeller(lm, comparisons[:3], shots[:1], **base|kw)
+    return Labeller(lm, comparisons[:2], shots[:1], **base|kw)
 
 merges = [('Ġ','('), ('Ġ(','A'), ('A',')'), (':','Ġ')]
 gaps = {}

@@ -244,7 +244,7 @@ test_close(exact_loss_large(W, b, p, imp, V=V), exact_loss(W, b, p, imp, V=V), e
 
 
 # %% [markdown]
-# At two hundred features we compare with sampling: three densities, with a hundred thousand samples
+# At a hundred features we compare with sampling: three densities, with a hundred thousand samples
 # each. The last column is the difference in standard errors.
 
 # %%
@@ -254,8 +254,8 @@ def sampled(W, b, p, runs=25, batch=4000):
                       for s in range(runs)]).double()
     return mc.mean().item(), mc.std().item()/runs**.5
 
-W = torch.randn(200,20)*.25
-b = torch.randn(200)*.1
+W = torch.randn(100,10)*.25
+b = torch.randn(100)*.1
 rows = {p: (exact_loss_large(W, b, p).item(), *sampled(W, b, p)) for p in (.003,.05,.5)}
 assert all(abs(ours-mc) < 4.5*se for ours,mc,se in rows.values())
 {p: (round(ours, 4), round(mc, 4), round((ours-mc)/se, 1)) for p,(ours,mc,se) in rows.items()}
@@ -264,22 +264,22 @@ assert all(abs(ours-mc) < 4.5*se for ours,mc,se in rows.values())
 # Orthogonal features that are kept cost nothing, and dropped features cost their variance:
 
 # %%
-W = torch.eye(200,20)
-b = torch.tensor([0.]*20+[.05]*180)
+W = torch.eye(100,10)
+b = torch.tensor([0.]*10+[.05]*90)
 loss = exact_loss_large(W, b, .1)
-test_close(loss, 180*moments(.1)[1], eps=2e-5)
+test_close(loss, 90*moments(.1)[1], eps=2e-5)
 loss
 
 
 # %% [markdown]
-# The work grows as $n^2$ for each frequency. Seconds for one model of 20, 80 and 200 features, on
+# The work grows as $n^2$ for each frequency. Seconds for one model of 20, 40 and 80 features, on
 # one thread:
 
 # %%
 def seconds(n, m):
     began = perf_counter(); exact_loss_large(torch.randn(n,m)*.2, torch.zeros(n), .1)
     return perf_counter()-began
-{n: round(seconds(n, m), 2) for n,m in ((20,5), (80,20), (200,20))}
+{n: round(seconds(n, m), 2) for n,m in ((20,5), (40,10), (80,20))}
 
 
 # %% [markdown]

@@ -77,7 +77,8 @@ def answer_probabilities(
         return p/p.sum(1, keepdims=True)
     odd = [a for a in answers if a not in (0,1,2,None)]
     if odd: raise DataError(f'An answer is 0, 1, 2 or None; got {odd[0]!r}.')
-    return np.array([[np.nan]*3 if a is None else np.eye(3)[int(a)] for a in answers])
+    rows = np.vstack([np.eye(3), np.full(3, np.nan)])
+    return rows[np.array([-1 if a is None else int(a) for a in answers], int)]
 
 
 # %%

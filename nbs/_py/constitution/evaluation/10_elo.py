@@ -553,14 +553,13 @@ truth = dict(zip('abcd', [0, .5, 1., 1.4]))
 def crowd(prompts, spread, turns=3, seed=0, names=truth):
     "Votes on prompts that suit some players better than others"
     rng = np.random.default_rng(seed)
-    rows = []
     skill = np.array(list(names.values())) + spread*rng.normal(size=(prompts, len(names)))
-    for i,j in combinations(range(len(names)), 2):
-        p = 1/(1+np.exp(skill[:,j]-skill[:,i]))
-        win = rng.random((turns, prompts))<p
-        rows += [pd.DataFrame(dict(a=list(names)[i], b=list(names)[j], prompt=range(prompts),
-                                   win=w*1.)) for w in win]
-    return pd.concat(rows, ignore_index=True)
+    i,j = np.array(list(combinations(range(len(names)), 2))).T
+    p = 1/(1+np.exp(skill[:,j]-skill[:,i]))
+    win = rng.random((len(i), turns, prompts))<p.T[:,None]
+    name = np.repeat(list(names), turns*prompts).reshape(len(names), -1)
+    return pd.DataFrame(dict(a=name[i].ravel(), b=name[j].ravel(), win=win.ravel()*1.,
+                             prompt=np.tile(range(prompts), len(i)*turns)))
 
 votes = crowd(60, 1.)
 mean = tournament(votes)

@@ -430,10 +430,11 @@ class Interrupt(Exception): pass
 def interrupt(k, n):
     if k==3: raise Interrupt
 
+brief = small | dict(steps=4, max_new_tokens=4, every=2)
 for i,options in enumerate([dict(algorithm='rloo', schedule='linear'),
                             dict(critic='separate', kl_target=.5, num_ppo_epochs=2,
                                  num_mini_batches=2)]):
-    options = small|dict(steps=5, every=2)|options
+    options = brief|options
     whole = train_policy(lm, prompts, letters, **options)
     with expect_fail(Interrupt):
         train_policy(lm, prompts, letters, out=tmp/f'interrupted{i}', progress=interrupt, **options)
@@ -470,9 +471,9 @@ with expect_fail(ConfigError, contains='reward_name'):
 # Asked for more steps, a finished run goes on from its last checkpoint and ends where a longer run ends.
 
 # %%
-train_policy(lm, prompts, letters, out=tmp/'longer', every=2, **small|dict(steps=4))
-longer = train_policy(lm, prompts, letters, out=tmp/'longer', every=2, **small|dict(steps=6))
-whole = train_policy(lm, prompts, letters, every=2, **small|dict(steps=6))
+train_policy(lm, prompts, letters, out=tmp/'longer', **brief|dict(steps=2))
+longer = train_policy(lm, prompts, letters, out=tmp/'longer', **brief)
+whole = train_policy(lm, prompts, letters, **brief)
 assert same(longer.lm, whole.lm)
 test_eq(history(longer).to_dict('list'), history(whole).to_dict('list'))
 
@@ -515,20 +516,16 @@ refused(files[3].parent/'model-00002.safetensors', 'is not in manifest.json')
 rerun('done', steps=1)
 
 # %%
-expected = train_policy(lm, prompts, letters, **small|dict(steps=4))
-def interrupt(k, n):
-    if k==3: raise Interrupt
-
 for damage in ('step-00000002.pt', 'history.jsonl'):
-    with expect_fail(Interrupt): rerun(damage, steps=4, every=2, progress=interrupt)
+    with expect_fail(Interrupt): rerun(damage, progress=interrupt, **brief)
     flip(tmp/damage/damage)
-    with warnings.catch_warnings(record=True) as caught: q = rerun(damage, steps=4, every=2)
-    assert same(q.lm, expected.lm) and history(q).equals(history(expected))
+    with warnings.catch_warnings(record=True) as caught: q = rerun(damage, **brief)
+    assert same(q.lm, longer.lm) and history(q).equals(history(longer))
     test_eq(len(caught), int(damage.startswith('step')))
-with expect_fail(Interrupt): rerun('snapshot', steps=4, every=2, progress=interrupt)
+with expect_fail(Interrupt): rerun('snapshot', progress=interrupt, **brief)
 flip(tmp/'snapshot'/'snapshots'/'step-000002'/'model.safetensors')
 with expect_fail(DataError, contains='step-000002/model.safetensors has another SHA-256'):
-    rerun('snapshot', steps=4, every=2)
+    rerun('snapshot', **brief)
 
 # %% [markdown]
 # The trained model is in `model`, as after `finetune` and `fit_preference`.
