@@ -402,7 +402,7 @@ str(messages[-1].message).replace(f'{tmp}/', '')
 # here. The table equals that of an uninterrupted sweep, in whatever order models are given.
 
 # %%
-ask = dict(benchmarks='bbq-like', limit=16, orders=3, portion=8)
+ask = dict(benchmarks='bbq-like', limit=16, portion=8)
 def die(model, done, total):
     if 'checkpoint-200' in model: os.kill(os.getpid(), signal.SIGKILL)
 

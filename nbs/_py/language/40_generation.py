@@ -634,10 +634,10 @@ worked = [shots+t for t in texts]+[shots+'z'*90, shots+'?']
 for arch in ('llama', 'neox', 'qwen2', 'qwen3'):
     lm = random_model(arch)
     kw = dict(seed=3, logprobs=True)
-    single = [sample(lm, [t], 20, keys=[k], after=[(turn, options)], **kw)[0]
+    single = [sample(lm, [t], 12, keys=[k], after=[(turn, options)], **kw)[0]
               for k,t in enumerate(worked)]
     for b in (2, 32):
-        together = sample(lm, worked, 20, batch=b, after=[(turn, options)]*7, **kw)
+        together = sample(lm, worked, 12, batch=b, after=[(turn, options)]*7, **kw)
         test_eq([s.ids for s in together], [s.ids for s in single])
         test_close(np.concatenate([s.logprobs for s in together]),
                    np.concatenate([s.logprobs for s in single]), 1e-5)
