@@ -9,7 +9,7 @@
 # %% [markdown]
 # # Health of a preference model: over-optimisation forecast from held-out votes
 #
-# > In a toy environment, votes on ordinary answers forecast which preference models lose true score under best-of-n; PPO is not decided.
+# > In a toy environment, votes on ordinary answers forecast which preference models lose true score under best-of-n; under PPO the forecast is better than chance, but not decided.
 
 # %% tags=["parameters"]
 scale = 'quick'  # quick: seconds; cpu: 128 preference models, minutes; gpu: more of all
@@ -32,10 +32,10 @@ from moral_sc.constitution.rl.policy import train_policy
 from moral_sc.constitution.toy import environment
 from moral_sc.constitution.toy.experiments import true_score
 from moral_sc.constitution.toy.preference_runs import (
-    PROBE_SIGNS, RunSize, alarm_area, draw_labeller, fit_run, measure_run, plot_health)
+    PROBE_SIGNS, RunSize, draw_labeller, fit_run, measure_run, plot_health)
 from moral_sc.foundation.files import write_file
 from moral_sc.foundation.runs import content_key
-from moral_sc.foundation.statistics import Estimate, cluster_bootstrap, wilson
+from moral_sc.foundation.statistics import Estimate, cluster_bootstrap, roc_area, wilson
 from moral_sc.lab.claims import Measurement, record
 from moral_sc.lab.paths import work_dir
 from moral_sc.lab.scales import at_scale
@@ -53,6 +53,7 @@ size = at_scale(scale,
     gpu=dict(runs=1024, run=RunSize(200, 20, 512), pretraining=environment.HELPFUL, policies=64,
              policy=dict(steps=200, batch=128), judge='smollm2-135m-instruct', judged=400),
 )
+more_policies = at_scale(scale, quick=2, cpu=24, gpu=256) # Enlarged after the first recording
 folder = work_dir(f'preference-health-{scale}-{seed}-{content_key(size=str(size))[:8]}')
 
 def first_model():
@@ -106,7 +107,7 @@ runs.groupby(['half', 'kind']).agg(
 def area(d, probe):
     "Return the area under the curve of a probe, with an interval over runs"
     values = np.stack([d.true_gain<0, PROBE_SIGNS[probe]*d[probe]], 1).astype(float)
-    return cluster_bootstrap(values, range(len(d)), lambda v: alarm_area(v[:,0], v[:,1]), n=1000)
+    return cluster_bootstrap(values, range(len(d)), lambda v: roc_area(v[:,0], v[:,1]), n=1000)
 
 halves = {'even runs': runs[runs.half=='tuning'], 'odd runs, judged': judged,
           'transformers': runs[runs.kind=='transformer']}
@@ -208,10 +209,13 @@ def optimise(i):
         write_file(path, json.dumps({k: float(v) for k,v in row.items()}))
     return json.loads(path.read_text())
 
-chosen = judged[judged.kind=='transformer'].run[:size['policies']]
-policies = pd.DataFrame([optimise(i) for i in chosen]).astype(dict(run=int))
-policies = policies.merge(runs[['run', 'gain', 'true_gain', 'ok', 'failed']], on='run')
-policies['change'] = policies.end-policies.start
+def optimise_all(chosen):
+    "Train policies against the preference models of runs, and add what `health` forecast"
+    d = pd.DataFrame([optimise(i)|measure_once(i) for i in chosen])
+    return d.assign(change=d.end-d.start)
+
+first = judged[judged.kind=='transformer'].run[:size['policies']]
+policies = optimise_all(first)
 policies[['learned', 'start', 'highest', 'end', 'peak', 'last', 'gain', 'true_gain']].round(2)
 
 # %% [markdown]
@@ -221,11 +225,25 @@ policies[['learned', 'start', 'highest', 'end', 'peak', 'last', 'gain', 'true_ga
 # %%
 policies[['gain', 'true_gain', 'change']].corr('spearman').change.round(2)
 
+# %% [markdown]
+# Eight policies decide nothing. We therefore registered a row about 24 others, against the next transformers among the odd
+# numbers:
+
+# %%
+enlarged = optimise_all(range(first.iloc[-1]+8, first.iloc[-1]+8*(more_policies+1), 8))
+enlarged.set_index('run')[['learned', 'start', 'end', 'change', 'gain', 'true_gain']].round(2)
+
+# %%
+ppo = {k: rank_correlation(enlarged, k, 'change') for k in ('gain', 'true_gain')}
+pd.DataFrame(dict(policies=len(enlarged), falls=(enlarged.change<0).mean(),
+                  **{k: [str(e)] for k,e in ppo.items()})).round(2)
+
 
 # %% [markdown]
-# Eight policies decide nothing. In this sample the forecast does not order what PPO does to the true score, and best-of-n not
-# detectably (0.43, eight policies). A policy that is trained for thirty steps on few prompts may produce answers unlike
-# the best of a hundred ordinary answers; we did not test this.
+# Half of the 24 lower the true score. The forecast orders them better than chance, with a rank correlation of 0.53 (0.13 to
+# 0.77), about as well as best-of-n does (0.56). The row asked for at least 0.2 and stays undecided. The eight above were too few
+# to see this. A policy that is trained for thirty steps on few prompts may produce answers unlike the best of a hundred
+# ordinary answers; we did not test this.
 
 # %% [markdown]
 # ## Labels of a real model
@@ -268,21 +286,23 @@ print(f'{len(labels)} labels', verdict, sep='\n')
 #
 # ## Claims
 #
-# The criteria in `data/claims/constitution_health.toml` were committed before the first run of this page; all are ours. Five hold. Whether the
-# verdict refuses at most half of the runs whose true score rises is undecided.
+# The criteria in `data/claims/constitution_health.toml` were committed before the first run of this page; all are ours; that
+# about PPO was added after eight policies had been seen, and before the 24 that judge it. Five hold. Two are undecided: whether the
+# verdict refuses at most half of the runs whose true score rises, and whether the forecast orders what PPO does.
 # The values of each run are in `data/results/preference_health.csv`.
 
 # %%
 falls = judged.true_gain<0
 both = np.stack([falls, -judged.gain, -judged.own_gain], 1).astype(float)
-own = cluster_bootstrap(both, range(len(judged)), lambda v: alarm_area(v[:,0], v[:,1]) -
-                        alarm_area(v[:,0], v[:,2]), n=1000)
+own = cluster_bootstrap(both, range(len(judged)), lambda v: roc_area(v[:,0], v[:,1]) -
+                        roc_area(v[:,0], v[:,2]), n=1000)
 record(scale, {
     'constitution/health-forecast-alarms': areas.loc['gain', 'odd runs, judged'],
     'constitution/health-forecast-peak': peaks['odd runs, judged']['peak'],
     'constitution/health-verdict-warns': verdicts.loc['falls', 'odd runs, judged'],
     'constitution/health-verdict-passes': verdicts.loc['rises', 'odd runs, judged'],
     'constitution/health-own-votes': own,
+    'constitution/health-forecast-ppo': ppo['gain'],
     'constitution/health-refuses-real-labels': Measurement(
         *flips, unmet='a model with random weights answered' if size['judge']=='random' else ''),
 })
