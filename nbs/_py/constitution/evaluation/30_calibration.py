@@ -77,10 +77,9 @@ def reliability(
     p,                     # Labels
     y,                     # Outcomes, 0 or 1
     bins:int=10,
-    symmetric:bool=True,   # Enter every pair and its mirror image
 )->pd.DataFrame:           # One row per bin: p, y, low, high, n
-    "Compute the share of true outcomes per bin of labels"
-    p,y = mirror_pairs(p, y) if symmetric else _data(p, y)
+    "Compute the share of true outcomes per bin of labels, over pairs and their mirror images"
+    p,y = mirror_pairs(p, y)
     n = max(1, min(bins, len(p)//2))
     d = pd.DataFrame(dict(p=p, y=y, bin=_bins(p, n)))
     rows = [(g.p.mean(), *wilson(int(g.y.sum()), len(g)), len(g)) for _,g in d.groupby('bin')]
@@ -109,8 +108,8 @@ test_close(r.y+r.y[::-1].to_numpy(), np.ones(6), .01)
 
 # %%
 #| export
-def _ece(p, y, bins, symmetric=True):
-    if symmetric: p,y = np.concatenate([p, 1-p]), np.concatenate([y, 1-y])
+def _ece(p, y, bins):
+    p,y = np.concatenate([p, 1-p]), np.concatenate([y, 1-y])
     b = _bins(p, max(1, min(bins, len(p)//2)))
     return float(abs(np.bincount(b, p-y)).sum()/len(p))
 
@@ -118,22 +117,22 @@ def ece(
     p, y,                     # Labels and outcomes
     bins:int=10,
     clusters=None,            # Cluster of each row; default: rows are independent
-    symmetric:bool=True, n:int=1000, seed:int=0,
+    n:int=1000, seed:int=0,
 )->Estimate:
     "Return the expected calibration error, with a bootstrap interval"
     p,y = _data(p, y)
-    stat = lambda v: _ece(v[:,0], v[:,1], bins, symmetric)
+    stat = lambda v: _ece(v[:,0], v[:,1], bins)
     if clusters is None: clusters = range(len(p))
     return cluster_bootstrap(np.stack([p, y], 1), clusters, stat, n=n, seed=seed)
 
 def ece_floor(
     p,                        # Labels
-    bins:int=10, symmetric:bool=True, n:int=300, seed:int=0,
+    bins:int=10, n:int=300, seed:int=0,
 )->float:
     "Return the expected error of a calibrated labeller on as many rows"
     p = np.asarray(p, float)
     rng = np.random.default_rng(seed)
-    draws = [_ece(p, (rng.random(len(p))<p)*1., bins, symmetric) for _ in range(n)]
+    draws = [_ece(p, (rng.random(len(p))<p)*1., bins) for _ in range(n)]
     return float(np.mean(draws))
 
 
