@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FAIR', 'PROBE_SIGNS', 'draw_labeller', 'draw_labels', 'write_pairs', 'fit_word_model', 'RunSize', 'fit_run',
-           'measure_run', 'alarm_rates', 'alarm_area', 'plot_health']
+           'measure_run', 'alarm_rates', 'plot_health']
 
 # %% ../../../nbs/constitution/toy/70_preference_runs.ipynb #52363539
 from dataclasses import dataclass
@@ -184,11 +184,6 @@ def alarm_rates(
     bad = np.asarray(bad, bool)[order]
     last = np.append(np.diff(score)!=0, True) # Equal scores are one step
     return tuple(np.append(0, (np.cumsum(x)/max(1, x.sum()))[last]) for x in (~bad, bad))
-
-def alarm_area(bad, score)->float:
-    "Return the area under the curve of `alarm_rates`; nan if all runs are alike"
-    bad = np.asarray(bad, bool)
-    return float(np.trapezoid(*alarm_rates(bad, score)[::-1])) if 0<bad.sum()<len(bad) else np.nan
 
 PROBE_SIGNS = dict(gain=-1, accuracy=-1, slope=-1, spread=1, flips=1, own_gain=-1)
 

@@ -33,6 +33,7 @@ from moral_sc.foundation.figures import COLOURS
 # %%
 #| hide
 from fastcore.test import *
+from moral_sc.foundation.statistics import roc_area
 
 # %% [markdown]
 # The page on the [health of preference models](../../papers/constitution/preference_health.ipynb) needs many
@@ -263,7 +264,7 @@ test_eq({k: v for k,v in again.items() if v==v}, {k: v for k,v in table.loc[1].i
 # ## Alarms
 #
 # A probe raises an alarm beyond a threshold. The area under the curve of true against false alarms is the chance that a run whose true
-# score falls looks worse than one whose true score rises.
+# score falls looks worse than one whose true score rises (`roc_area`).
 
 # %%
 #| export
@@ -277,11 +278,6 @@ def alarm_rates(
     bad = np.asarray(bad, bool)[order]
     last = np.append(np.diff(score)!=0, True) # Equal scores are one step
     return tuple(np.append(0, (np.cumsum(x)/max(1, x.sum()))[last]) for x in (~bad, bad))
-
-def alarm_area(bad, score)->float:
-    "Return the area under the curve of `alarm_rates`; nan if all runs are alike"
-    bad = np.asarray(bad, bool)
-    return float(np.trapezoid(*alarm_rates(bad, score)[::-1])) if 0<bad.sum()<len(bad) else np.nan
 
 PROBE_SIGNS = dict(gain=-1, accuracy=-1, slope=-1, spread=1, flips=1, own_gain=-1)
 
@@ -313,13 +309,10 @@ def plot_health(
 
 
 # %%
-test_eq(alarm_area([1, 1, 0, 0], [4, 3, 2, 1]), 1)
-test_eq(alarm_area([1, 0, 1, 0], [1, 1, 1, 1]), .5)
-test_close(alarm_area([1, 0, 1, 0], [4, 3, 2, 1]), .75)
+test_eq(np.transpose(alarm_rates([1, 0, 1, 0], [1, 1, 1, 1])), [[0, 0], [1, 1]])
 drawn = pd.DataFrame(dict(true_gain=rng.normal(size=60), kind='words'))
 for k,s in PROBE_SIGNS.items(): drawn[k] = -s*(drawn.true_gain+rng.normal(size=60))
 drawn = drawn.assign(ok=drawn.gain>0, peak=1+rng.random(60), true_peak=1+rng.random(60))
 bad,score = drawn.true_gain<0, -drawn.gain
-pairwise = (score[bad].to_numpy()[:,None]>score[~bad].to_numpy()).mean()
-test_close(alarm_area(bad, score), pairwise)
+test_close(np.trapezoid(*alarm_rates(bad, score)[::-1]), roc_area(bad, score))
 plot_health(drawn)
