@@ -6,7 +6,7 @@
 __all__ = ['LocalModel', 'ask_question', 'bias_metrics', 'choice_probabilities', 'bbq', 'winogender', 'admissions']
 
 # %% ../../nbs/bias/55_inspect_tasks.ipynb #3cbe4426
-import math
+import math, secrets
 from functools import cache
 
 import numpy as np
@@ -17,11 +17,12 @@ from inspect_ai.model import (ChatCompletionChoice, ChatMessageAssistant, ChatMe
                               modelapi)
 from inspect_ai.scorer import SampleScore, Score, metric, scorer
 from inspect_ai.solver import solver
-from .asking import STOP
+from .asking import STOP, answer_key, reasoning_key
 from .tasks import answer_turns, build_documents, task_answer, task_metrics
+from ..foundation.errors import DataError
 from ..language.api_models import parse_reply
 from ..language.chat import render, request_prefill
-from ..language.generation import sample
+from ..language.generation import append_turn, sample
 from ..language.loading import load
 from ..language.scoring import option_logprobs
 
@@ -41,6 +42,7 @@ class LocalModel(ModelAPI):
     def __init__(self, model_name, base_url=None, api_key=None, config=None, **args):
         super().__init__(model_name, base_url, api_key, [], config or GenerateConfig())
         self.lm = _model(model_name)
+        self.reasoning = {} # Text up to the end of a sample: its prompt, the sample
 
     def max_connections(self): return 1
 
@@ -48,14 +50,28 @@ class LocalModel(ModelAPI):
         *turns,last = [('human' if m.role=='user' else m.role, m.text) for m in input]
         if last[0]=='human': turns,last = [*turns, last],('assistant', '')
         prompt = render(self.lm, turns, prefill=last[1])
-        options = (config.extra_body or {}).get('options')
-        if not options:
-            text = sample(self.lm, [prompt], max_new_tokens=config.max_tokens or 256, stop=STOP,
-                          seed=config.seed or 0, temperature=config.temperature or 1.)[0].text
-            return ModelOutput.from_content(self.model_name, text)
+        body = config.extra_body or {}
+        if 'options' not in body: return self._sample(prompt, config, body.get('question'))
+        if body['after'] in self.reasoning: # The same token ids, not those of the text
+            first,s = self.reasoning[body['after']]
+            prompt = append_turn(self.lm, first, s, prompt.text[len(body['after']):])
+        options = body['options']
         lps = option_logprobs(self.lm, [prompt], [options])[0]
         return ModelOutput(model=self.model_name,
                            choices=[_choice(options[int(np.argmax(lps))], lps, options)])
+
+    def _sample(self, prompt, config, question):
+        tokens = config.max_tokens or 256
+        seed = secrets.randbelow(2**31) if config.seed is None else config.seed
+        keys = None
+        if question: # Its options, and the number of the sample
+            key = answer_key(self.lm.identity, prompt, tuple(question['options']))
+            keys = [reasoning_key(key, question['sample'], seed, tokens)]
+        temperature = 1. if config.temperature is None else config.temperature
+        s = sample(self.lm, [prompt], max_new_tokens=tokens, stop=STOP, seed=seed, keys=keys,
+                   temperature=temperature)[0]
+        if question: self.reasoning[prompt.text+s.text] = prompt,s
+        return ModelOutput.from_content(self.model_name, s.text)
 
 # %% ../../nbs/bias/55_inspect_tasks.ipynb #2dd99528
 def _messages(turns, prefill, local):
@@ -75,14 +91,19 @@ def ask_question(
         d = state.metadata
         local = state.model.api=='moral_sc'
         turns,prefill = d['turns'],d['prefill']
+        d['sample'] = state.epoch-1
         if d['is_reasoning']:
             state.messages = _messages(turns, prefill, local)
-            state = await generate(state, max_tokens=reasoning_tokens, temperature=1.)
-            state.metadata['reasoning'] = state.output.completion
+            question = dict(options=d['choices'], sample=d['sample'])
+            kw = dict(extra_body=dict(question=question)) if local else {}
+            state = await generate(state, max_tokens=reasoning_tokens, temperature=1., **kw)
+            d['reasoning'] = state.output.completion
             turns,prefill = answer_turns(d, state.output.completion)
-            state.metadata['last_prefill'] = prefill
+            d['last_prefill'] = prefill
         state.messages = _messages(turns, prefill, local)
-        if local: return await generate(state, extra_body=dict(options=d['choices']))
+        if local:
+            after = d['prompt']+d.get('reasoning', '')
+            return await generate(state, extra_body=dict(options=d['choices'], after=after))
         return await generate(state, max_tokens=16+len(prefill)//2, temperature=0.,
                               logprobs=True, top_logprobs=top_logprobs)
     return solve
@@ -97,13 +118,15 @@ def _logprobs(output, d, local):
     reply = dict(text=output.completion, tokens=tokens)
     return list(parse_reply(reply, prefill, d['choices']).logprobs)
 
-@metric
+@metric(scores='unreduced') # Epochs are samples of reasoning
 def bias_metrics():
     "Compute the metrics of this package over all categories"
     def compute(scores:list[SampleScore]): # Inspect looks at the type
         answers = [s.score.metadata for s in scores]
         overall = 'micro' if answers[0]['benchmark'].startswith('bbq') else 'all'
-        return {m:float(v) for (c,m),v in task_metrics(answers).items() if c==overall}
+        try: values = task_metrics(answers)
+        except DataError: return {} # Answers are missing, as in the middle of an evaluation
+        return {m:float(v) for (c,m),v in values.items() if c==overall}
     return compute
 
 @scorer(metrics=[bias_metrics()])

@@ -31,7 +31,7 @@
 
 # %%
 #| export
-import math
+import math, secrets
 from functools import cache
 
 import numpy as np
@@ -42,11 +42,12 @@ from inspect_ai.model import (ChatCompletionChoice, ChatMessageAssistant, ChatMe
                               modelapi)
 from inspect_ai.scorer import SampleScore, Score, metric, scorer
 from inspect_ai.solver import solver
-from moral_sc.bias.asking import STOP
+from moral_sc.bias.asking import STOP, answer_key, reasoning_key
 from moral_sc.bias.tasks import answer_turns, build_documents, task_answer, task_metrics
+from moral_sc.foundation.errors import DataError
 from moral_sc.language.api_models import parse_reply
 from moral_sc.language.chat import render, request_prefill
-from moral_sc.language.generation import sample
+from moral_sc.language.generation import append_turn, sample
 from moral_sc.language.loading import load
 from moral_sc.language.scoring import option_logprobs
 
@@ -65,7 +66,8 @@ from moral_sc.bias.logs import read_log
 # ## Models of this package
 #
 # The provider `moral_sc` gets the turns, the beginning of the answer and its possible continuations, and returns their
-# log-probabilities. Without continuations it samples a text.
+# log-probabilities. Without continuations it samples a text: for a question of ours with the random numbers and token ids of
+# `evaluate`, otherwise with new random numbers, unless Inspect names a seed.
 
 # %%
 #| export
@@ -84,6 +86,7 @@ class LocalModel(ModelAPI):
     def __init__(self, model_name, base_url=None, api_key=None, config=None, **args):
         super().__init__(model_name, base_url, api_key, [], config or GenerateConfig())
         self.lm = _model(model_name)
+        self.reasoning = {} # Text up to the end of a sample: its prompt, the sample
 
     def max_connections(self): return 1
 
@@ -91,14 +94,28 @@ class LocalModel(ModelAPI):
         *turns,last = [('human' if m.role=='user' else m.role, m.text) for m in input]
         if last[0]=='human': turns,last = [*turns, last],('assistant', '')
         prompt = render(self.lm, turns, prefill=last[1])
-        options = (config.extra_body or {}).get('options')
-        if not options:
-            text = sample(self.lm, [prompt], max_new_tokens=config.max_tokens or 256, stop=STOP,
-                          seed=config.seed or 0, temperature=config.temperature or 1.)[0].text
-            return ModelOutput.from_content(self.model_name, text)
+        body = config.extra_body or {}
+        if 'options' not in body: return self._sample(prompt, config, body.get('question'))
+        if body['after'] in self.reasoning: # The same token ids, not those of the text
+            first,s = self.reasoning[body['after']]
+            prompt = append_turn(self.lm, first, s, prompt.text[len(body['after']):])
+        options = body['options']
         lps = option_logprobs(self.lm, [prompt], [options])[0]
         return ModelOutput(model=self.model_name,
                            choices=[_choice(options[int(np.argmax(lps))], lps, options)])
+
+    def _sample(self, prompt, config, question):
+        tokens = config.max_tokens or 256
+        seed = secrets.randbelow(2**31) if config.seed is None else config.seed
+        keys = None
+        if question: # Its options, and the number of the sample
+            key = answer_key(self.lm.identity, prompt, tuple(question['options']))
+            keys = [reasoning_key(key, question['sample'], seed, tokens)]
+        temperature = 1. if config.temperature is None else config.temperature
+        s = sample(self.lm, [prompt], max_new_tokens=tokens, stop=STOP, seed=seed, keys=keys,
+                   temperature=temperature)[0]
+        if question: self.reasoning[prompt.text+s.text] = prompt,s
+        return ModelOutput.from_content(self.model_name, s.text)
 
 
 # %% [markdown]
@@ -123,14 +140,19 @@ def ask_question(
         d = state.metadata
         local = state.model.api=='moral_sc'
         turns,prefill = d['turns'],d['prefill']
+        d['sample'] = state.epoch-1
         if d['is_reasoning']:
             state.messages = _messages(turns, prefill, local)
-            state = await generate(state, max_tokens=reasoning_tokens, temperature=1.)
-            state.metadata['reasoning'] = state.output.completion
+            question = dict(options=d['choices'], sample=d['sample'])
+            kw = dict(extra_body=dict(question=question)) if local else {}
+            state = await generate(state, max_tokens=reasoning_tokens, temperature=1., **kw)
+            d['reasoning'] = state.output.completion
             turns,prefill = answer_turns(d, state.output.completion)
-            state.metadata['last_prefill'] = prefill
+            d['last_prefill'] = prefill
         state.messages = _messages(turns, prefill, local)
-        if local: return await generate(state, extra_body=dict(options=d['choices']))
+        if local:
+            after = d['prompt']+d.get('reasoning', '')
+            return await generate(state, extra_body=dict(options=d['choices'], after=after))
         return await generate(state, max_tokens=16+len(prefill)//2, temperature=0.,
                               logprobs=True, top_logprobs=top_logprobs)
     return solve
@@ -145,13 +167,15 @@ def _logprobs(output, d, local):
     reply = dict(text=output.completion, tokens=tokens)
     return list(parse_reply(reply, prefill, d['choices']).logprobs)
 
-@metric
+@metric(scores='unreduced') # Epochs are samples of reasoning
 def bias_metrics():
     "Compute the metrics of this package over all categories"
     def compute(scores:list[SampleScore]): # Inspect looks at the type
         answers = [s.score.metadata for s in scores]
         overall = 'micro' if answers[0]['benchmark'].startswith('bbq') else 'all'
-        return {m:float(v) for (c,m),v in task_metrics(answers).items() if c==overall}
+        try: values = task_metrics(answers)
+        except DataError: return {} # Answers are missing, as in the middle of an evaluation
+        return {m:float(v) for (c,m),v in values.items() if c==overall}
     return compute
 
 @scorer(metrics=[bias_metrics()])
@@ -198,12 +222,14 @@ def admissions(condition:str='q', limit:int|None=None, seed:int=0, reasoning_tok
 
 
 # %% [markdown]
-# The results of a model of this package are those of `evaluate`.
+# The results of a model of this package are those of `evaluate`. Inspect computes metrics after each answer; those of admissions
+# need each profile as white and as Black, and the log has none where one of the two is missing.
 
 # %%
 folder = tempfile.mkdtemp()
 model = get_model('moral_sc/smollm2-135m-instruct')
-def run(t): return run_task(t, model=model, log_dir=folder, log_format='json', display='none')[0]
+def run(t, **kw):
+    return run_task(t, model=model, log_dir=folder, log_format='json', display='none', **kw)[0]
 
 def check(log, name, condition, **kw):
     e = evaluate(_model('smollm2-135m-instruct'), name, [condition], max_tokens=1024, **kw).metrics
@@ -217,6 +243,7 @@ check(log, 'bbq-like', 'q+if', limit=8, orders=3)
 
 # %%
 check(run(winogender(condition='q', like=True, limit=4)), 'winogender-like', 'q', limit=4)
+check(run(admissions(condition='q+if', limit=4)), 'admissions', 'q+if', limit=4)
 
 # %% [markdown]
 # Its log is read like [those of other tools](56_logs.ipynb), with options in three orders. The words of an API model are understood.
@@ -229,8 +256,12 @@ test_eq(answer('The answer is (b)'), [-math.inf, 0., -math.inf])
 assert all(map(math.isnan, answer('No idea.')))
 
 # %% [markdown]
-# With reasoning there are two stages.
+# With reasoning there are two stages. The samples of reasoning are those of `evaluate`, and Inspect's epochs are further samples.
+# In a longer run, one of 36 samples of 24 tokens was another than that of `evaluate`: prompts are sampled one by one here,
+# and rounding can exchange two tokens.
 
 # %%
-log = run(bbq(condition='q+if+cot', like=True, limit=4, reasoning_tokens=8))
-assert log.status=='success' and all(s.metadata['reasoning'] for s in log.samples)
+log = run(bbq(condition='q+if+cot', like=True, limit=4, reasoning_tokens=8), epochs=2)
+check(log, 'bbq-like', 'q+if+cot', limit=4, max_new_tokens=8, samples=2)
+first,second = ([s.metadata['reasoning'] for s in log.samples if s.epoch==k] for k in (1, 2))
+assert any(first) and first!=second
