@@ -36,7 +36,7 @@ torch.set_num_threads(1)
 
 # %%
 size = at_scale(scale, # sizes of models, smallest first; requests; pairs of a judge; trainings
-    quick=dict(models=('mini',), options=environment.HELPFUL, prompts=16, subset=4, pairs=40,
+    quick=dict(models=('mini',), options=environment.HELPFUL, prompts=24, subset=4, pairs=40,
                trainings=4),
     cpu=dict(models=('mini', 'tiny'), options=environment.HELPFUL, prompts=60, subset=8,
              pairs=2500, trainings=8),
