@@ -171,7 +171,7 @@ def polytope_gain(
 
 
 # %%
-p = [1,.95,.9,.8,.7,.62,.5,.35,.25,.2,.15,.1,.05,.03,.02,.01]
+p = [1,.9,.8,.7,.5,.35,.25,.2,.15,.1,.05,.02,.01]
 gain = polytope_gain(p, {k: W for k,W in polytopes.items() if k!='octagon'})
 ranked = np.sort(gain)
 best = pd.DataFrame(dict(shape=gain.idxmax(axis=1), gain=ranked[:,-1],

@@ -695,10 +695,11 @@ wrong = ['reproduce superpositon --out x', 'reproduce fine.ipynb --jobs 0 --out 
          'bench rlaif --rows chain', 'bench rlaif --ppo-python nowhere',
          'bench toy-language --device cuda']
 refused = {w: CliRunner().invoke(app, shlex.split(w), prog_name='moral_sc') for w in wrong}
-for w in wrong: print(w, *sh(w), sep='\n    ')
+said = {w: sh(w) for w in wrong}
+for w in wrong: print(w, *said[w], sep='\n    ')
 
 # %%
-test_eq({sh(w)[0] for w in wrong}, {2})
+test_eq({code for code,_ in said.values()}, {2})
 assert not any('Running' in r.output for r in refused.values())
 test_eq(sorted(tmp.rglob('*')), before)
 
