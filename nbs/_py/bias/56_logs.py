@@ -561,7 +561,9 @@ with expect_fail(DataError, contains='shuffled'): read_log(folder/'mixed.json')
 
 # %% [markdown]
 # Shuffled choices are put back in order where a sample tells it, by BBQ's own answers or by its description of
-# them; also where only the two people are exchanged.
+# them; also where only the two people are exchanged. Logs that inspect_evals 0.26 wrote for planted answers, with choices
+# shuffled by the dataset, by the solver or by both, gave [the known scores](57_answer_files.ipynb), as did
+# [logs of lm-evaluation-harness](53_lm_eval_runs.ipynb).
 
 # %%
 def shuffled(s, p):
