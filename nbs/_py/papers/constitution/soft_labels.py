@@ -78,7 +78,7 @@ size
 
 # %%
 first = {s: environment.pretrain(size['model'], s, out=folder, device=device, **size['options'])
-         for s in seeds}
+         for s in reversed(seeds)} # Another page may be training the first of them
 parts = {s: split_mixed_requests([size['pairs'], size['held']], s, 'red_team') for s in seeds}
 pairs,fresh = ({s: different_pairs(first[s], parts[s][i], seed=s, **SAMPLING) for s in seeds}
                for i in (0, 1))
