@@ -171,12 +171,13 @@ def measure_rows(
     names:list,     # Rows to measure
     measure,        # Name -> entry of the record
     path=None,      # JSON file, written after each row
-    progress=None,  # Called with the name of each row before it is measured
+    progress=None,  # Called with a line for each row, and with the reason for one left out
 )->dict:            # The record
     "Measure rows one after another and keep the record up to date"
     for name in names:
-        if progress: progress(name)
-        record['rows'][name] = measure(name)
+        if progress: progress(f'{name} …')
+        entry = record['rows'][name] = measure(name)
+        if progress and 'skipped' in entry: progress(f'{name} is left out: {entry["skipped"]}.')
         if path: Path(path).write_text(json.dumps(record, indent=1)+'\n')
     return record
 

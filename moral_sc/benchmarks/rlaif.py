@@ -477,7 +477,7 @@ def bench_rlaif(
     rloo_python=None, # Interpreter of an environment with TRL 1.16
     out=None,         # JSON file, written after each row; other rows in it are kept
     size=None,        # Smaller work, for a trial
-    progress=None,    # Called with the name of each row before it is measured
+    progress=None,    # As in `measure_rows`
 )->pd.DataFrame:      # See `rlaif_ratios`
     "Measure our labels, revisions and training steps against transformers and TRL"
     names = check_row_names(rows, RLAIF_ROWS, ['gap'])

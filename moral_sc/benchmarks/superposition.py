@@ -218,7 +218,7 @@ def bench_superposition(
     seconds=45.,    # For each row, altogether
     engine='auto',
     out=None,       # JSON file, written after each row; other rows in it are kept
-    progress=None,  # Called with the name of each row before it is measured
+    progress=None,  # As in `measure_rows`
 )->pd.DataFrame:    # See `superposition_table`
     "Measure our training against the public notebook's loop"
     check_positive_integers(repeats=repeats)

@@ -440,7 +440,7 @@ def bench_scoring(
     max_units=None, # Work in a turn, at most, for a trial; None: as the row needs
     model='smollm2-135m-instruct', # Or an `LM`
     out=None,       # JSON file, written after each row; other rows in it are kept
-    progress=None,  # Called with the name of each row before it is measured
+    progress=None,  # As in `measure_rows`
 )->pd.DataFrame:    # See `scoring_table`
     "Measure our scoring against lm-evaluation-harness and transformers"
     if repeats<1: raise ConfigError(f'repeats is {repeats}; give 1 or more.')

@@ -201,7 +201,7 @@ def bench_toy_language(
     threads=None,   # Of both sides; None: as many as there are
     seconds=45.,    # Start no turn of a row that would exceed this time
     out=None,       # JSON file, written after each row; other rows in it are kept
-    progress=None,  # Called with the name of each row before it is measured
+    progress=None,  # As in `measure_rows`
     **size,         # steps, models: of a turn
 )->pd.DataFrame:    # See `toy_language_ratios`
     "Measure our training of toy-language models against the Trainer of transformers"

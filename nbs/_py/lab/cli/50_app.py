@@ -455,11 +455,10 @@ def _bench(
         path = out if len(names)==1 else out.with_stem(f'{out.stem}_{name}')
         print_status(f'Measuring {name} on {device}, {seconds:.0f} s a row; writing to {path}.')
         table = _run_benchmark(name, engine, rows.split(',') if rows else None, repeats, threads,
-                               device, trl, seconds=seconds, out=path,
-                               progress=lambda row: print_status(f'{row} …'))
+                               device, trl, seconds=seconds, out=path, progress=print_status)
         tables[name] = table.rename_axis('row').reset_index()
         if as_json: print_status(f'{path}')
-        else: typer.echo(f'{table.to_string()}\n{path}')
+        else: typer.echo(f'{path}' if table.empty else f'{table.to_string()}\n{path}')
     if as_json: print_rows([dict(benchmark=k, **r) for k,t in tables.items()
                             for r in json.loads(t.to_json(orient='records'))], True)
 
