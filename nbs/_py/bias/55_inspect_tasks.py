@@ -223,7 +223,8 @@ def admissions(condition:str='q', limit:int|None=None, seed:int=0, reasoning_tok
 
 # %% [markdown]
 # The results of a model of this package are those of `evaluate`. Inspect computes metrics after each answer; those of admissions
-# need each profile as white and as Black, and the log has none where one of the two is missing.
+# need each profile as white and as Black, and the log has none where one of the two is missing. For eight students no metric
+# differed by more than $1.4\cdot10^{-5}$ under `q`, `q+if` or `q+if+cot`.
 
 # %%
 folder = tempfile.mkdtemp()
