@@ -61,7 +61,8 @@ parameters = size_of(next(iter(tables.values())))
 # In the [toy language](../../bias/toy/10_environment.ipynb) the share of questions that carry an
 # instruction can be varied. Following is measured on ambiguous questions as the probability of
 # "unknown" under the instruction to be fair less the one under its opposite, which consists of the
-# same words in other pairs. It is 1 for an ideal reader and 0 for a model that reads single words.
+# same words in other pairs. It is 1 for an ideal reader and 0 for a model that reads single words. The
+# trainings of this page take about 6 minutes on one core; the recorded run found them finished.
 
 # %%
 #| label: fig-following
