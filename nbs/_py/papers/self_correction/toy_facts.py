@@ -86,7 +86,8 @@ onsets = {n: {f: crossing_size(scores[f][n], parameters[f]) for f in scores} for
 middle = {n: {f: crossing_size(scores[f][n].mean().to_frame().T, parameters[f])[0] for f in scores}
           for n in names}
 sizes = pd.DataFrame(parameters).T.rename_axis('facts')
-pd.concat({'parameters at width': sizes, 'onset': pd.DataFrame(middle).round()}, axis=1)
+shown = pd.concat({'parameters at width': sizes, 'onset': pd.DataFrame(middle)}, axis=1).T
+shown.map('{:,.0f}'.format).replace('nan', 'not reached')
 
 # %% [markdown]
 # Stereotypes are known early: 8 facts at every width, 216 between widths 4 and 8. Bias needs more size,
