@@ -1,4 +1,5 @@
-// Marks what is wider than its column: it can be reached by keyboard and fades at the edge where it goes on.
+// Sets a table that is wider than its column more densely. Marks what is still wider: it can be reached by keyboard
+// and fades at the edge where it goes on.
 (() => {
   "use strict";
   const boxes = ".highlight pre, .table-wrapper, .output.text_html, .figure-box, .math-block";
@@ -16,6 +17,7 @@
     const sizes = new ResizeObserver(found => found.forEach(f => mark(f.target.matches(boxes) ? f.target : f.target.parentElement)));
     for (const box of document.querySelectorAll(boxes)) {
       if (box.matches(".output.text_html") && box.querySelector(".figure-box")) continue;
+      if (box.scrollWidth > box.clientWidth + 2) box.querySelector("table.dataframe")?.classList.add("dense");
       sizes.observe(box);
       for (const child of box.children) sizes.observe(child);
       box.addEventListener("scroll", () => mark(box), {passive: true});
