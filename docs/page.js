@@ -14,6 +14,7 @@
   function start() {
     document.querySelector(".sidebar-drawer")?.setAttribute("aria-label", "Site");
     document.querySelector(".toc-drawer")?.setAttribute("aria-label", "This page");
+    for (const entry of document.querySelectorAll("[role=doc-biblioentry]")) entry.setAttribute("role", "listitem"); // Deprecated role
     const sizes = new ResizeObserver(found => found.forEach(f => mark(f.target.matches(boxes) ? f.target : f.target.parentElement)));
     for (const box of document.querySelectorAll(boxes)) {
       if (box.matches(".output.text_html") && box.querySelector(".figure-box")) continue;
