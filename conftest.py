@@ -7,8 +7,8 @@ from importlib.util import find_spec
 
 import pytest
 
-from moral_sc.foundation.datasets import read_toml
 from moral_sc.lab.execution import execute
+from moral_sc.lab.reproduce import expected_seconds
 
 os.environ['IN_TEST'] = '1'
 
@@ -48,8 +48,7 @@ SECONDS = 'pages/seconds'
 
 def pytest_collection_modifyitems(config, items):
     "The longest pages come first, so that none is left alone at the end"
-    stored = read_toml(config.rootpath/'data'/'quick_seconds.toml')['seconds']
-    seconds = {f'nbs/papers/{page}.ipynb::quick': s for page,s in stored.items()}
+    seconds = {f'nbs/papers/{page}.ipynb::quick': s for page,s in expected_seconds().items()}
     seconds |= config.cache.get(SECONDS, {})  # Of the last run
     items.sort(key=lambda item: -seconds.get(item.nodeid, 0))
 
