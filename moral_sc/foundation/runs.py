@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['content_key', 'function_key', 'utc_now', 'provenance', 'Run', 'config_difference', 'process_rank', 'start_ranks',
-           'open_run', 'run_or_temporary', 'time_stage']
+           'open_run', 'note_opened', 'run_or_temporary', 'time_stage', 'runs_finished_before']
 
 # %% ../../nbs/foundation/20_runs.ipynb #704198b2
 import dis, errno, functools, hashlib, inspect, json, os, platform, re, socket, sqlite3
@@ -314,7 +314,15 @@ def open_run(
         finished = finished or bool(_write_provenance(path/'provenance.json', extra)['end'])
         db = _connect(path/'run.sqlite', finished)
         _check_rows(path, db, finished)
+        note_opened(path)
         return Run(path, db, finished)
+
+def note_opened(
+    path, # Folder of a run, or of a run that is not there any more
+):
+    "Append a folder to the file that the variable MORAL_SC_OPENED_RUNS names, if it is set"
+    if file := os.environ.get('MORAL_SC_OPENED_RUNS'):
+        with open(file, 'a') as f: f.write(f'{Path(path).resolve()}\n')
 
 def _check_config(path, config):
     rows = (path/'run.sqlite').exists() # checked first: other processes may create both
@@ -454,3 +462,19 @@ def time_stage(
     seconds[stage] = max(seconds.get(stage, 0), round(perf_counter()-start, 1))
     with replace_file(file) as part: part.write_text(json.dumps(seconds))
     return result
+
+# %% ../../nbs/foundation/20_runs.ipynb #2046f06e
+def runs_finished_before(
+    file,  # Names folders of runs, one a line; may be missing
+    start, # ISO time at which the program began
+)->dict:   # `runs`, and `seconds` of those that were not interrupted; `complete` if none was
+    "Count the opened runs that were finished before a time, and add up their seconds"
+    folders = dict.fromkeys(Path(file).read_text().splitlines()) if Path(file).exists() else {}
+    files = [p for f in folders if (p := Path(f)/'provenance.json').exists()]
+    runs = [read_json_object(p, start=str, end=str|None, resumed=list) for p in files]
+    time = datetime.fromisoformat
+    earlier = [r for r in runs if r['end'] and time(r['end'])<time(start)]
+    seconds = [(time(r['end'])-time(r['start'])).total_seconds() for r in earlier
+               if not r['resumed']]
+    return dict(runs=len(earlier), seconds=round(sum(seconds), 1),
+                complete=len(seconds)==len(earlier))

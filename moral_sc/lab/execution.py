@@ -21,7 +21,7 @@ from pathlib import Path
 # %% ../../nbs/lab/12_execution.ipynb #0b89a030
 from ..foundation.errors import DataError
 from ..foundation.files import use_private_cache, write_file
-from ..foundation.runs import utc_now
+from ..foundation.runs import runs_finished_before, utc_now
 from .kernel_server import fork_provisioner, kernel_server, socket_folder
 
 # %% ../../nbs/lab/12_execution.ipynb #dadd0e4f
@@ -239,7 +239,8 @@ def _environment(t):
     (Path(t)/'temp').mkdir()
     use_private_cache('TORCHINDUCTOR_CACHE_DIR', 'torchinductor')
     return {'OMP_WAIT_POLICY': 'PASSIVE', **os.environ,
-            'MORAL_SC_RUNS': f'{t}/runs', 'TMPDIR': f'{t}/temp'}
+            'MORAL_SC_RUNS': f'{t}/runs', 'MORAL_SC_OPENED_RUNS': f'{t}/opened',
+            'TMPDIR': f'{t}/temp'}
 
 # %% ../../nbs/lab/12_execution.ipynb #8b49b96a
 def execute(
@@ -271,11 +272,13 @@ def execute(
         if _needs_new_process(nb): kernel_env['MORAL_SC_ISOLATED_KERNELS'] = '1'
         km = _kernel(sockets, kernel_env)
         e = _in_thread(_papermill, str(src), str(part), given, km, kernel_env, cwd, on_cell)
+        earlier = runs_finished_before(f'{t}/opened', start)
     seconds = round(time.perf_counter()-t0, 2)
     executed = _tidy(part)
     failure = _failure(e, executed, at[0]) if e else {}
     res = Result(page or Path(src).stem, not e, start, seconds, **failure)
-    executed.metadata['moral_sc'] = {**(note or {}), **asdict(res)}
+    earlier = dict(earlier=earlier) if earlier['runs'] else {}
+    executed.metadata['moral_sc'] = {**(note or {}), **asdict(res), **earlier}
     write_file(dst, notebook_text(executed))
     part.unlink()
     return res

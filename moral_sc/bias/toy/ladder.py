@@ -27,7 +27,7 @@ from .environment import (
 from .training import fit_stacked
 from ...foundation.errors import ConfigError
 from ...foundation.files import replace_file
-from ...foundation.runs import open_run
+from ...foundation.runs import note_opened, open_run
 from ...foundation.statistics import t_interval
 from ...language.loading import load
 from ...language.reward_head import save_model, small_llama
@@ -106,7 +106,7 @@ def _train_block(ladder, width, seeds, out, every, progress):
     folders = [out/model_name(width, s) for s in seeds]
     block = f'block-{width}-{"-".join(map(str, seeds))}'
     with FileLock(out/f'{block}.lock'):
-        if all((f/'config.json').is_file() for f in folders): return
+        if all((f/'config.json').is_file() for f in folders): return note_opened(out/block)
         models = [new_model(ladder, width, s) for s in seeds]
         fit_stacked([m.model for m in models], [_corpus(ladder, s) for s in seeds], seeds,
                     batch=ladder.batch, epochs=ladder.epochs, lr=ladder.lr/width**.5,

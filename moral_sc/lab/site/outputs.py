@@ -83,7 +83,8 @@ def run_record(
     run = nb.metadata.get('moral_sc', {})
     record = dict(date=run.get('start', '')[:10] or None, scale=values.get('scale'),
                   seed=values.get('seed'), minutes=round(run.get('seconds', 0)/60, 2),
-                  machine=_machine(values.get('scale'), info), commit=info['commit'])
+                  machine=_machine(values.get('scale'), info), commit=info['commit'],
+                  earlier=run.get('earlier'))
     return {k: v for k,v in record.items() if v is not None}
 
 def _machine(scale, info):

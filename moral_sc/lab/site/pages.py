@@ -187,7 +187,14 @@ def record_line(
     if record.get('machine'): parts.append(record['machine'])
     if commit := record.get('commit'):
         parts.append(f'commit [`{commit[:7]}`]({REPOSITORY}/commit/{commit})')
-    return ', '.join(parts)+'.'
+    return ', '.join(parts)+'.'+_earlier_runs(record.get('earlier'))
+
+def _earlier_runs(earlier):
+    "Say what a recording that found runs finished left out of its time"
+    if not earlier: return ''
+    n = earlier['runs']
+    took = f'{"" if earlier["complete"] else "at least "}{_minutes(earlier["seconds"]/60)}'
+    return f' It read {n} run{"s"*(n>1)} finished before, which took {took}.'
 
 def _minutes(m): return f'{m:.1f} minutes' if m>=1 else f'{60*m:.0f} seconds'
 

@@ -469,7 +469,15 @@ def open_run(
         finished = finished or bool(_write_provenance(path/'provenance.json', extra)['end'])
         db = _connect(path/'run.sqlite', finished)
         _check_rows(path, db, finished)
+        note_opened(path)
         return Run(path, db, finished)
+
+def note_opened(
+    path, # Folder of a run, or of a run that is not there any more
+):
+    "Append a folder to the file that the variable MORAL_SC_OPENED_RUNS names, if it is set"
+    if file := os.environ.get('MORAL_SC_OPENED_RUNS'):
+        with open(file, 'a') as f: f.write(f'{Path(path).resolve()}\n')
 
 def _check_config(path, config):
     rows = (path/'run.sqlite').exists() # checked first: other processes may create both
@@ -916,6 +924,55 @@ time_stage(tmp/'seconds.json', 'sum', sum, [2,1])
 seconds = read_json_object(tmp/'seconds.json')
 test_eq(seconds['sort'], 60)
 list(seconds)
+
+
+# %% [markdown]
+# A program that finds its runs finished ends early. So that its time is not taken for that of the
+# runs, `open_run` notes each run in the file that `MORAL_SC_OPENED_RUNS` names. `runs_finished_before`
+# counts those that were finished before the program began.
+
+# %%
+#| export
+def runs_finished_before(
+    file,  # Names folders of runs, one a line; may be missing
+    start, # ISO time at which the program began
+)->dict:   # `runs`, and `seconds` of those that were not interrupted; `complete` if none was
+    "Count the opened runs that were finished before a time, and add up their seconds"
+    folders = dict.fromkeys(Path(file).read_text().splitlines()) if Path(file).exists() else {}
+    files = [p for f in folders if (p := Path(f)/'provenance.json').exists()]
+    runs = [read_json_object(p, start=str, end=str|None, resumed=list) for p in files]
+    time = datetime.fromisoformat
+    earlier = [r for r in runs if r['end'] and time(r['end'])<time(start)]
+    seconds = [(time(r['end'])-time(r['start'])).total_seconds() for r in earlier
+               if not r['resumed']]
+    return dict(runs=len(earlier), seconds=round(sum(seconds), 1),
+                complete=len(seconds)==len(earlier))
+
+
+# %%
+day = '2026-11-30T{}:00:00+00:00'.format
+for name,end in dict(one=day(11), open=None, later=day(13)).items():
+    (tmp/'opened'/name).mkdir(parents=True)
+    _write_json(tmp/'opened'/name/'provenance.json', dict(start=day(10), end=end, resumed=[]))
+    note_opened(tmp/'opened'/name)
+test_eq((tmp/'notes').exists(), False)
+os.environ['MORAL_SC_OPENED_RUNS'] = str(tmp/'notes')
+for name in ('one', 'open', 'later', 'one'): note_opened(tmp/'opened'/name)
+earlier = runs_finished_before(tmp/'notes', day(12))
+test_eq(earlier, dict(runs=1, seconds=3600., complete=True))
+
+# %% [markdown]
+# The time of an interrupted run is not known, and its seconds are left out. `open_run` notes what it
+# opens.
+
+# %%
+interrupted = read_json_object(tmp/'opened/one/provenance.json')|dict(resumed=[{}])
+_write_json(tmp/'opened/one/provenance.json', interrupted)
+test_eq(runs_finished_before(tmp/'notes', day(12)), dict(runs=1, seconds=0, complete=False))
+with open_run(tmp/'noted', {}) as run: run.finish()
+test_eq(Path((tmp/'notes').read_text().split('\n')[-2]), run.path.resolve())
+del os.environ['MORAL_SC_OPENED_RUNS']
+test_eq(runs_finished_before(tmp/'nowhere', day(12))['runs'], 0)
 
 # %% [markdown]
 #

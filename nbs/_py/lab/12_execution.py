@@ -31,7 +31,7 @@ from pathlib import Path
 #| export
 from moral_sc.foundation.errors import DataError
 from moral_sc.foundation.files import use_private_cache, write_file
-from moral_sc.foundation.runs import utc_now
+from moral_sc.foundation.runs import runs_finished_before, utc_now
 from moral_sc.lab.kernel_server import fork_provisioner, kernel_server, socket_folder
 
 # %%
@@ -343,7 +343,8 @@ def _environment(t):
     (Path(t)/'temp').mkdir()
     use_private_cache('TORCHINDUCTOR_CACHE_DIR', 'torchinductor')
     return {'OMP_WAIT_POLICY': 'PASSIVE', **os.environ,
-            'MORAL_SC_RUNS': f'{t}/runs', 'TMPDIR': f'{t}/temp'}
+            'MORAL_SC_RUNS': f'{t}/runs', 'MORAL_SC_OPENED_RUNS': f'{t}/opened',
+            'TMPDIR': f'{t}/temp'}
 
 
 # %%
@@ -377,11 +378,13 @@ def execute(
         if _needs_new_process(nb): kernel_env['MORAL_SC_ISOLATED_KERNELS'] = '1'
         km = _kernel(sockets, kernel_env)
         e = _in_thread(_papermill, str(src), str(part), given, km, kernel_env, cwd, on_cell)
+        earlier = runs_finished_before(f'{t}/opened', start)
     seconds = round(time.perf_counter()-t0, 2)
     executed = _tidy(part)
     failure = _failure(e, executed, at[0]) if e else {}
     res = Result(page or Path(src).stem, not e, start, seconds, **failure)
-    executed.metadata['moral_sc'] = {**(note or {}), **asdict(res)}
+    earlier = dict(earlier=earlier) if earlier['runs'] else {}
+    executed.metadata['moral_sc'] = {**(note or {}), **asdict(res), **earlier}
     write_file(dst, notebook_text(executed))
     part.unlink()
     return res
@@ -423,6 +426,23 @@ execute(here, tmp/'here_out.ipynb')
 printed,_,figure = read_notebook(tmp/'here_out.ipynb').cells[-3:]
 test_eq(printed.outputs[0].text.split(), [sys.executable, '[]', 'x'])
 assert 'application/vnd.plotly.v1+json' in figure.outputs[0].data
+
+# %% [markdown]
+# With a folder for runs, a page run again finds its runs finished. The executed notebook then says how
+# many, because its own seconds are not what the page costs.
+
+# %%
+resumes = write('resumes', "scale = 'quick'", """
+from moral_sc.foundation.runs import open_run
+from moral_sc.lab.paths import work_dir
+with open_run(work_dir('slow'), {}) as run: run.finish()""")
+for k in range(2):
+    execute(resumes, tmp/f'resumes_{k}.ipynb', env=dict(MORAL_SC_RUNS=str(tmp/'kept')))
+    if k==0: time.sleep(1.1)  # start times are whole seconds
+records = [read_notebook(tmp/f'resumes_{k}.ipynb').metadata.moral_sc for k in range(2)]
+test_eq('earlier' in records[0], False)
+test_eq(records[1]['earlier']['runs'], 1)
+records[1]['earlier']
 
 # %% [markdown]
 # ## Failures

@@ -34,7 +34,7 @@ from moral_sc.bias.toy.environment import (
 from moral_sc.bias.toy.training import fit_stacked
 from moral_sc.foundation.errors import ConfigError
 from moral_sc.foundation.files import replace_file
-from moral_sc.foundation.runs import open_run
+from moral_sc.foundation.runs import note_opened, open_run
 from moral_sc.foundation.statistics import t_interval
 from moral_sc.language.loading import load
 from moral_sc.language.reward_head import save_model, small_llama
@@ -148,7 +148,7 @@ def _train_block(ladder, width, seeds, out, every, progress):
     folders = [out/model_name(width, s) for s in seeds]
     block = f'block-{width}-{"-".join(map(str, seeds))}'
     with FileLock(out/f'{block}.lock'):
-        if all((f/'config.json').is_file() for f in folders): return
+        if all((f/'config.json').is_file() for f in folders): return note_opened(out/block)
         models = [new_model(ladder, width, s) for s in seeds]
         fit_stacked([m.model for m in models], [_corpus(ladder, s) for s in seeds], seeds,
                     batch=ladder.batch, epochs=ladder.epochs, lr=ladder.lr/width**.5,

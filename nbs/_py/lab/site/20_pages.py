@@ -322,7 +322,7 @@ list(prepare_output(dict(data={plotly_mime: bad, 'image/png': 'iVBO', 'text/plai
 # ## The record of a run
 #
 # `moral_sc record` stores in a page's metadata how its outputs were made: scale, seed, minutes,
-# machine and commit. The page shows them under its title, with the commands that run it again, and
+# machine and commit, and what it read of runs that were finished before. The page shows them under its title, with the commands that run it again, and
 # with a picture of the main figure, which comes only after some code. Parameters, sizes and imports are folded: they matter to readers who rerun the page.
 
 # %%
@@ -338,7 +338,14 @@ def record_line(
     if record.get('machine'): parts.append(record['machine'])
     if commit := record.get('commit'):
         parts.append(f'commit [`{commit[:7]}`]({REPOSITORY}/commit/{commit})')
-    return ', '.join(parts)+'.'
+    return ', '.join(parts)+'.'+_earlier_runs(record.get('earlier'))
+
+def _earlier_runs(earlier):
+    "Say what a recording that found runs finished left out of its time"
+    if not earlier: return ''
+    n = earlier['runs']
+    took = f'{"" if earlier["complete"] else "at least "}{_minutes(earlier["seconds"]/60)}'
+    return f' It read {n} run{"s"*(n>1)} finished before, which took {took}.'
 
 def _minutes(m): return f'{m:.1f} minutes' if m>=1 else f'{60*m:.0f} seconds'
 
@@ -394,6 +401,14 @@ print(banner(record))
 
 # %%
 test_eq(record_line({}), '')
+earlier = dict(runs=43, seconds=1260, complete=True)
+record_line(dict(scale='cpu', minutes=.3, earlier=earlier))
+
+# %%
+assert 'It read 43 runs finished before, which took 21.0 minutes.' in record_line(
+    record|dict(earlier=earlier))
+assert 'It read 1 run finished before, which took at least 30 seconds.' in record_line(
+    record|dict(earlier=dict(runs=1, seconds=30, complete=False)))
 test_eq(folded(code('from a import (b,\n    c)\nimport d')), 'Imports')
 test_eq(folded(code('size = dict(\n    quick=dict(n=1))[scale]')), 'Sizes at each scale')
 test_eq(folded(code('import d\nd.plot()')), '')

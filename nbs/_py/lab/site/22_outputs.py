@@ -143,7 +143,8 @@ if browser:
 # ## The record
 #
 # How a page was run is stored in its metadata: scale and seed from its parameters, minutes from
-# the run, the kind of machine and the commit of the package. The site shows it under the title.
+# the run, the kind of machine, the commit of the package, and how many runs the page found finished
+# before. The site shows it under the title.
 
 # %%
 #| export
@@ -156,7 +157,8 @@ def run_record(
     run = nb.metadata.get('moral_sc', {})
     record = dict(date=run.get('start', '')[:10] or None, scale=values.get('scale'),
                   seed=values.get('seed'), minutes=round(run.get('seconds', 0)/60, 2),
-                  machine=_machine(values.get('scale'), info), commit=info['commit'])
+                  machine=_machine(values.get('scale'), info), commit=info['commit'],
+                  earlier=run.get('earlier'))
     return {k: v for k,v in record.items() if v is not None}
 
 def _machine(scale, info):
@@ -177,6 +179,9 @@ ran.metadata['moral_sc'] = dict(seconds=90)
 # %%
 test_eq(parameter_values(ran), dict(scale='cpu', seed=0))
 test_eq(run_record(ran)['minutes'], 1.5)
+test_eq('earlier' in run_record(ran), False)
+ran.metadata.moral_sc['earlier'] = dict(runs=2, seconds=60, complete=True)
+test_eq(run_record(ran)['earlier']['runs'], 2)
 
 
 # %% [markdown]
