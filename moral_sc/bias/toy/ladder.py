@@ -9,6 +9,7 @@ __all__ = ['TOY_COLUMNS', 'ANSWER_KINDS', 'Ladder', 'head_count', 'model_name', 
            'relative_scores', 'by_size', 'slope', 'decompose', 'onset_size', 'crossing_size']
 
 # %% ../../../nbs/bias/toy/30_ladder.ipynb #08304520
+import math
 from collections import Counter, defaultdict
 from dataclasses import asdict, dataclass, replace
 from functools import cache
@@ -44,7 +45,7 @@ class Ladder:
     batch:int=64         # Documents a step
     lr:float=.028        # Peak learning rate, times the square root of the width
     warmup:int=100       # Steps
-    init:float=.15       # Standard deviation of initial weights
+    init:float=.15       # Standard deviation of initial weights up to width 32
     together:int=3       # Seeds that are trained at once
 
 def head_count(
@@ -66,9 +67,10 @@ def new_model(
     "Return a small Llama model with random weights"
     lm = small_llama(tokenizer(ladder.language), ladder.layers, width, head_count(width), seed,
                      context=64, name=model_name(width, seed))
+    deviation = ladder.init*min(1, math.sqrt(32/width))
     with torch.no_grad():
         for p in lm.model.parameters():
-            if p.ndim==2: p.mul_(ladder.init/lm.model.config.initializer_range)
+            if p.ndim==2: p.mul_(deviation/lm.model.config.initializer_range)
     return lm
 
 # %% ../../../nbs/bias/toy/30_ladder.ipynb #b4161e1c

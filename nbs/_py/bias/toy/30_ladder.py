@@ -16,6 +16,7 @@
 
 # %%
 #| export
+import math
 from collections import Counter, defaultdict
 from dataclasses import asdict, dataclass, replace
 from functools import cache
@@ -53,8 +54,9 @@ torch.set_num_threads(1)
 # ## Sizes
 #
 # The models of a ladder differ in width alone. A width fixes the number of heads and the learning
-# rate, which falls with the square root of the width. Seeds draw everything: the stereotypes of
-# the language, the documents, their order and the initial weights.
+# rate, which falls with the square root of the width. So does, beyond width 32, the size of the
+# initial weights: sums over more inputs would otherwise start too large. Seeds draw everything: the
+# stereotypes of the language, the documents, their order and the initial weights.
 
 # %%
 #| export
@@ -68,7 +70,7 @@ class Ladder:
     batch:int=64         # Documents a step
     lr:float=.028        # Peak learning rate, times the square root of the width
     warmup:int=100       # Steps
-    init:float=.15       # Standard deviation of initial weights
+    init:float=.15       # Standard deviation of initial weights up to width 32
     together:int=3       # Seeds that are trained at once
 
 def head_count(
@@ -90,9 +92,10 @@ def new_model(
     "Return a small Llama model with random weights"
     lm = small_llama(tokenizer(ladder.language), ladder.layers, width, head_count(width), seed,
                      context=64, name=model_name(width, seed))
+    deviation = ladder.init*min(1, math.sqrt(32/width))
     with torch.no_grad():
         for p in lm.model.parameters():
-            if p.ndim==2: p.mul_(ladder.init/lm.model.config.initializer_range)
+            if p.ndim==2: p.mul_(deviation/lm.model.config.initializer_range)
     return lm
 
 
@@ -102,6 +105,9 @@ pd.Series({w: new_model(Ladder(), w).parameters for w in (4, 8, 12, 16, 24, 32, 
 # %%
 with expect_fail(ConfigError, contains='width 10 does not fit'): head_count(10)
 with expect_fail(ConfigError, contains='width 2 does not fit'): head_count(2)
+deviations = {w: new_model(Ladder(), w).model.get_input_embeddings().weight.std().item()
+              for w in (8, 32, 128)}
+test_close([deviations[w] for w in (8, 32, 128)], [.15, .15, .075], eps=.01)
 
 
 # %% [markdown]
