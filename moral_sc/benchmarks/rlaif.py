@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['WORKERS', 'RLAIF_ROWS', 'RLAIFWorkload', 'rlaif_workload', 'label_with_transformers', 'label_pairs',
-           'label_one_by_one', 'revise_with_generate', 'revise_prompts', 'StepTimer', 'PeakMemory', 'our_steps',
-           'trl_ppo', 'trl_rloo', 'run_worker', 'Worker', 'RLAIFRow', 'measure_rlaif', 'logprob_gap', 'bench_rlaif',
-           'rlaif_ratios', 'rlaif_gaps']
+           'revise_with_generate', 'revise_prompts', 'StepTimer', 'PeakMemory', 'our_steps', 'trl_ppo', 'trl_rloo',
+           'run_worker', 'Worker', 'RLAIFRow', 'measure_rlaif', 'logprob_gap', 'bench_rlaif', 'rlaif_ratios',
+           'rlaif_gaps']
 
 # %% ../../nbs/benchmarks/30_rlaif.ipynb #5292bc87
 import copy, json, os, re, subprocess, sys, tempfile
@@ -23,8 +23,8 @@ from .harness import (BenchmarkRow, baseline_generate, baseline_logprobs,
                                          check_row_names, describe_machine, measure_rows,
                                          recorded_row, start_record, summarise,
                                          torch_threads)
-from ..constitution.feedback import (LETTERS, Labeller, combine_readings, label,
-                                            load_comparisons, load_worked_comparisons)
+from ..constitution.feedback import (LETTERS, Labeller, label, load_comparisons,
+                                            load_worked_comparisons)
 from ..constitution.preference import PreferenceModel
 from ..constitution.principles import draw_principles, load_principles
 from ..constitution.prompts import load_prompts, render_prompt
@@ -117,19 +117,6 @@ def label_pairs(per, swap):
             return dict(units=len(pairs), p=[r['p'] for r in rows], tokens=sum(n))
         return run
     return side
-
-# %% ../../nbs/benchmarks/30_rlaif.ipynb #751b1f65
-@torch.inference_mode()
-def label_one_by_one(lm, pairs, per=1, swap=False)->list: # One label per pair
-    "Label pairs with a separate forward pass for each letter"
-    labeller,texts = _questions(lm, pairs, per=per, swap=swap)
-    def logprob(text, letter):
-        ids = lm.tokenizer(text+letter).input_ids
-        n = len(lm.tokenizer(text).input_ids)
-        x = lm.model(torch.tensor([ids])).logits[0].double().log_softmax(-1)
-        return sum(x[i-1,ids[i]].item() for i in range(n, len(ids)))
-    lp = [np.array([[[logprob(t, l) for l in LETTERS]] for t in x]) for x in texts]
-    return [combine_readings(x, labeller.orders(r))[0] for r,x in zip(pairs, lp)]
 
 # %% ../../nbs/benchmarks/30_rlaif.ipynb #5c8ea48e
 def _revision_texts(w, rows):

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COLUMNS', 'STUB_SETTINGS', 'ModelSpec', 'parse_step', 'expand_models', 'models_of_families', 'read_exact_csv',
            'SweepResult', 'sweep', 'item_bias', 'least_squares_slope', 'trend', 'onset', 'stub_sweep_models',
-           'models_or_stubs', 'save_sweep', 'load_sweep']
+           'models_or_stubs']
 
 # %% ../../nbs/bias/50_sweep.ipynb #cf943f74
 import gc, inspect, json, re, warnings
@@ -18,9 +18,9 @@ from .bbq.scoring import directions
 from .evaluation import TABLES, plan_evaluation, run_plan
 from .bbq.metrics import asked_items, condition_probabilities
 from ..foundation.arguments import checked, unknown_argument_message
-from ..foundation.errors import ConfigError, DataError, ModelError, unknown_name_message
+from ..foundation.errors import ConfigError, ModelError, unknown_name_message
 from ..foundation.files import write_file
-from ..foundation.runs import content_key, provenance
+from ..foundation.runs import content_key
 from ..foundation.statistics import Estimate, FunctionOfMeans, cluster_bootstrap
 from ..language.loading import load as load_model
 from ..language.models import LM
@@ -307,31 +307,3 @@ def models_or_stubs(
     if names: return dict(models=list(names),
                           benchmarks='bbq' if reachable_categories() else 'bbq-like')
     return dict(models=stub_sweep_models(load_items(source='ours')), benchmarks='bbq-like')
-
-# %% ../../nbs/bias/50_sweep.ipynb #2f8e3dcd
-def save_sweep(
-    result:SweepResult,
-    path,          # A .csv file; its provenance goes beside it, as .json
-    digits:int=6,  # Decimals
-)->Path:
-    "Write the table of a sweep to a small file"
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    notes = {f'{m} {b}':json.loads((Path(d)/'sweep.json').read_text())
-             for (m,b),d in result.runs.items()}
-    sidecar = dict(made=provenance(), failed=result.failed, runs={
-        k:{x:n[x] for x in ('source','asked','provenance')} for k,n in notes.items()})
-    write_file(path, result.table.round(digits).to_csv(index=False))
-    write_file(path.with_suffix('.json'), json.dumps(sidecar, indent=1, default=str)+'\n')
-    return path
-
-def load_sweep(
-    path, # As written by `keep`
-)->pd.DataFrame:
-    "Load the table of a saved sweep"
-    try: d = read_exact_csv(path)
-    except OSError as e: raise DataError(f'{path} cannot be read: {e.strerror}.') from e
-    missing = [c for c in COLUMNS if c not in d]
-    if missing: raise DataError(f'{path} has no column {missing[0]}: pass a file that save_sweep '
-                                'wrote.')
-    return d.assign(step=d.step.astype('Int64'), stage=d.stage.fillna(''))

@@ -30,8 +30,8 @@ from moral_sc.benchmarks.harness import (BenchmarkRow, baseline_generate, baseli
                                          check_row_names, describe_machine, measure_rows,
                                          recorded_row, start_record, summarise,
                                          torch_threads)
-from moral_sc.constitution.feedback import (LETTERS, Labeller, combine_readings, label,
-                                            load_comparisons, load_worked_comparisons)
+from moral_sc.constitution.feedback import (LETTERS, Labeller, label, load_comparisons,
+                                            load_worked_comparisons)
 from moral_sc.constitution.preference import PreferenceModel
 from moral_sc.constitution.principles import draw_principles, load_principles
 from moral_sc.constitution.prompts import load_prompts, render_prompt
@@ -51,6 +51,7 @@ from moral_sc.language.stub_models import random_model
 # %%
 #| hide
 from fastcore.test import *
+from moral_sc.constitution.feedback import combine_readings
 from moral_sc.foundation.errors import ConfigError
 torch.set_num_threads(1)
 
@@ -171,10 +172,9 @@ np.round([a['p'], b['p']], 3)
 
 
 # %% [markdown]
-# With both letters and the bracket scored in full, the two sides agree to rounding:
+# A separate forward pass for each letter, with letter and bracket scored in full, gives the same labels.
 
 # %%
-#| export
 @torch.inference_mode()
 def label_one_by_one(lm, pairs, per=1, swap=False)->list: # One label per pair
     "Label pairs with a separate forward pass for each letter"

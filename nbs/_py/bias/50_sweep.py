@@ -32,9 +32,9 @@ from moral_sc.bias.bbq.scoring import directions
 from moral_sc.bias.evaluation import TABLES, plan_evaluation, run_plan
 from moral_sc.bias.bbq.metrics import asked_items, condition_probabilities
 from moral_sc.foundation.arguments import checked, unknown_argument_message
-from moral_sc.foundation.errors import ConfigError, DataError, ModelError, unknown_name_message
+from moral_sc.foundation.errors import ConfigError, ModelError, unknown_name_message
 from moral_sc.foundation.files import write_file
-from moral_sc.foundation.runs import content_key, provenance
+from moral_sc.foundation.runs import content_key
 from moral_sc.foundation.statistics import Estimate, FunctionOfMeans, cluster_bootstrap
 from moral_sc.language.loading import load as load_model
 from moral_sc.language.models import LM
@@ -547,10 +547,7 @@ test_eq(onset(standing)['parameters'], 10**10)
 
 
 # %% [markdown]
-# ## Saving a sweep
-#
-# A sweep of small models takes minutes, one of large models days. `save_sweep` writes its table to a small
-# file for the repository, with its provenance beside it.
+# A page that takes models by name asks these stub models when none is given.
 
 # %%
 #| export
@@ -566,43 +563,6 @@ def models_or_stubs(
 # %%
 test_eq(models_or_stubs(())['benchmarks'], 'bbq-like')
 test_eq(len(models_or_stubs(())['models']), len(STUB_SETTINGS))
-
-
-# %%
-#| export
-def save_sweep(
-    result:SweepResult,
-    path,          # A .csv file; its provenance goes beside it, as .json
-    digits:int=6,  # Decimals
-)->Path:
-    "Write the table of a sweep to a small file"
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    notes = {f'{m} {b}':json.loads((Path(d)/'sweep.json').read_text())
-             for (m,b),d in result.runs.items()}
-    sidecar = dict(made=provenance(), failed=result.failed, runs={
-        k:{x:n[x] for x in ('source','asked','provenance')} for k,n in notes.items()})
-    write_file(path, result.table.round(digits).to_csv(index=False))
-    write_file(path.with_suffix('.json'), json.dumps(sidecar, indent=1, default=str)+'\n')
-    return path
-
-def load_sweep(
-    path, # As written by `keep`
-)->pd.DataFrame:
-    "Load the table of a saved sweep"
-    try: d = read_exact_csv(path)
-    except OSError as e: raise DataError(f'{path} cannot be read: {e.strerror}.') from e
-    missing = [c for c in COLUMNS if c not in d]
-    if missing: raise DataError(f'{path} has no column {missing[0]}: pass a file that save_sweep '
-                                'wrote.')
-    return d.assign(step=d.step.astype('Int64'), stage=d.stage.fillna(''))
-
-
-# %%
-path = save_sweep(found, tmp/'kept.csv')
-back = load_sweep(path)
-test_close(back.value.dropna(), found.table.value.dropna(), eps=1e-6)
-back.head(3), path.stat().st_size
 
 # %%
 #| hide

@@ -29,17 +29,18 @@
 import json, re
 from pathlib import Path
 
-import numpy as np, pandas as pd
+import numpy as np
 from moral_sc.bias.bbq.items import Item
 from moral_sc.bias.bbq.scoring import orders_of
 from moral_sc.bias.benchmarks import get_benchmark
 from moral_sc.bias.tasks import displayed_row
 from moral_sc.foundation.errors import ConfigError, DataError, unknown_name_message
-from moral_sc.foundation.files import read_json_object, write_file
+from moral_sc.foundation.files import write_file
 
 # %%
 #| hide
 import tempfile
+import pandas as pd
 from fastcore.test import *
 from moral_sc.bias.evaluation import Evaluation, evaluate
 from moral_sc.bias.logs import compare_scores, read_log
@@ -197,7 +198,7 @@ def _write_inspect(e, folder):
 
 
 # %% [markdown]
-# `export_evaluation` writes either, and `read_export` reads the metrics back.
+# `export_evaluation` writes either.
 
 # %%
 #| export
@@ -225,52 +226,39 @@ def export_evaluation(
     FORMATS[tool](e, folder)
     return folder
 
-def _harness_rows(path):
-    d = read_json_object(path)
-    for task,values in d['results'].items():
-        t = d['configs'][task]['metadata']
-        for key,(category,metric) in t['metrics'].items():
-            yield dict(benchmark=t['benchmark'], condition=t['condition'], category=category,
-                       metric=metric, **{c:values[f'{key}{end},none'] for c,end in _ENDS.items()})
-
-def _inspect_rows(path):
-    d = read_json_object(path)
-    t = d['eval']['metadata']
-    for m in d['results']['scores'][0]['metrics'].values():
-        metric,_,category = m['name'].partition('/')
-        yield dict(benchmark=t['benchmark'], condition=t['condition'], category=category,
-                   metric=metric, value=m['value'], **m['metadata'])
-
-def read_export(
-    folder:str|Path,
-)->pd.DataFrame:     # benchmark, condition, category, metric, value, low, high
-    "Read the metrics of an exported evaluation"
-    folder = Path(folder)
-    results = folder/'results_moral-sc.json'
-    logs = sorted(folder.glob('moral_sc_*.json'))
-    if not results.is_file() and not logs:
-        raise DataError(f'{folder} has no results_moral-sc.json and no moral_sc_*.json.')
-    try:
-        rows = [*_harness_rows(results)] if results.is_file() else [
-            r for p in logs for r in _inspect_rows(p)]
-        columns = ['benchmark', 'condition', 'category', 'metric', 'value', 'low', 'high']
-        return pd.DataFrame(rows, columns=columns).astype(dict.fromkeys(columns[-3:], float))
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OSError) as err:
-        raise DataError(f'{folder} holds no export of this package ({err!r:.60}).') from None
-
 
 # %% [markdown]
-# What is read back are the metrics of the evaluation, to the last digit.
+# The files hold the metrics of the evaluation, to the last digit.
+
+# %%
+#| hide
+def read_metrics(folder): # By condition, category and metric
+    rows = []
+    for p in folder.glob('moral_sc_*.json'):
+        log = json.loads(p.read_text())
+        condition = log['eval']['metadata']['condition']
+        for m in log['results']['scores'][0]['metrics'].values():
+            metric,_,category = m['name'].partition('/')
+            rows.append([condition, category, metric, m['value'], *m['metadata'].values()])
+    for p in folder.glob('results_moral-sc.json'):
+        d = json.loads(p.read_text())
+        for task,values in d['results'].items():
+            t = d['configs'][task]['metadata']
+            rows += [[t['condition'], category, metric,
+                      *(values[f'{key}{end},none'] for end in ('', '_low', '_high'))]
+                     for key,(category,metric) in t['metrics'].items()]
+    names = ['condition', 'category', 'metric', 'value', 'low', 'high']
+    return pd.DataFrame(rows, columns=names).set_index(names[:3]).astype(float).sort_index()
+
 
 # %%
 e = evaluate(letter_prior_model(dict(a=.2, b=.7, c=.1)), ['bbq-like'], limit=48, orders=3)
 folder = Path(tempfile.mkdtemp())
 wanted = e.metrics[e.metrics.value.notna()].set_index(['condition', 'category', 'metric'])
+wanted = wanted.sort_index()[['value','low','high']]
 for tool in FORMATS:
-    got = read_export(e.export(tool, folder/tool))
-    got = got[got.value.notna()].set_index(['condition', 'category', 'metric'])
-    pd.testing.assert_frame_equal(got.sort_index()[['value','low','high']],
-                                  wanted.sort_index()[['value','low','high']])
+    got = read_metrics(e.export(tool, folder/tool))
+    pd.testing.assert_frame_equal(got[got.value.notna()], wanted)
 sorted(p.name for p in folder.glob('*/*'))
 
 # %% [markdown]
@@ -294,8 +282,8 @@ occupations = load_winogender(source='ours')
 women = winogender_stub_model(lambda i, c: (i.female, 1-i.female, 0), occupations)
 w = evaluate(women, 'winogender-like', ['q'])
 for tool in FORMATS:
-    got = read_export(export_evaluation(w, tool, folder/f'w-{tool}')).query('category=="all"')
-    test_close(got.set_index('metric').value.rho_two, 1)
+    got = read_metrics(export_evaluation(w, tool, folder/f'w-{tool}'))
+    test_close(got.value['q', 'all', 'rho_two'], 1)
 
 # %%
 from dataclasses import replace
@@ -310,13 +298,11 @@ log = read_log(folder/'refused-lm'/'samples_moral_sc_bbq_like_q_moral-sc.jsonl')
 test_eq({*log.answers}, {None})
 low = replace(q, metrics=q.metrics.replace({'category':{'Age':'low'}}))
 with expect_fail(DataError, contains='same name'): low.export('lm-eval', folder/'low')
-again = read_export(low.export('inspect', folder/'low'))
+again = read_metrics(low.export('inspect', folder/'low'))
 test_eq(len(again), q.metrics.query('condition=="q"').value.notna().sum())
 twice = replace(e, records=e.records.assign(condition=['q+if', 'q if']*(len(e.records)//2)))
 with expect_fail(DataError, contains='rename one'): twice.export('inspect', folder/'twice')
 with expect_fail(ConfigError, contains='no format'): export_evaluation(e, 'lm-evl', folder)
-with expect_fail(DataError, contains='has no results'): read_export(tempfile.mkdtemp())
 file = folder/'moral_sc_file.json'
 file.write_text('[]')
-with expect_fail(DataError, contains='is damaged'): read_export(folder)
 with expect_fail(ConfigError, contains='no folder'): q.export('inspect', file)

@@ -24,7 +24,7 @@
 #| export
 import json, re, struct, zipfile, zlib
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import permutations
 from pathlib import Path
 
@@ -57,7 +57,6 @@ class Log:
     items:list      # Of `Item`
     answers:list    # Option index of each, None if unparsed
     reported:dict   # (category or 'micro', metric) -> the tool's own score
-    biased:list = field(default_factory=list) # Texts that the tool counts as the stereotype
 
     def __repr__(self):
         lost = sum(a is None for a in self.answers)
@@ -238,13 +237,9 @@ def read_harness(
     items = [_logged_item(d['doc'], location) for d,location in pairs]
     _check_unique([i.id for i in items], path)
     answers = [_harness_choice(d, i, location) for i,(d,location) in zip(items, pairs)]
-    lines = [d for d,_ in pairs]
     reported = _harness_scores(path, name)
-    return Log('lm-evaluation-harness', items, answers,
-               _recompute_scores(lines) if reported is None else reported,
-               [_text_list(d['doc'].get('biased_answers')) for d in lines])
-
-def _text_list(x): return x if isinstance(x, list) and all(isinstance(t, str) for t in x) else None
+    if reported is None: reported = _recompute_scores([d for d,_ in pairs])
+    return Log('lm-evaluation-harness', items, answers, reported)
 
 
 # %% [markdown]
@@ -515,37 +510,11 @@ one = t[t.metric=='accuracy'].iloc[0]
 test_close(one.reported, one.ours)
 t[t.category=='micro'].round(4)
 
-
-# %% [markdown]
-# If that rule does not explain a difference, it comes from questions for which the two disagree about the
-# stereotyped answer.
-
-# %%
-#| export
-def disputed_items(
-    log,         # A `Log`, or the path of one
-)->pd.DataFrame: # id, category, theirs: the tool's biased options, ours
-    "Return questions for which the tool's stereotyped answer differs from ours"
-    log = log if isinstance(log, Log) else read_log(log)
-    rows = [dict(id=i.id, category=i.category, ours=i.biased,
-                 theirs=tuple(k for k,o in enumerate(i.options) if o in b))
-            for i,b in zip(log.items, log.biased) if b is not None]
-    d = pd.DataFrame(rows, columns=['id','category','theirs','ours'])
-    mine = [() if pd.isna(k) else (int(k),) for k in d.ours]
-    return d[[a!=b for a,b in zip(d.theirs, mine)]].reset_index(drop=True)
-
-
-# %%
-lines = kept.read_text().splitlines()
-first = json.loads(lines[0]); first['doc']['biased_answers'] = []
-kept.write_text('\n'.join([json.dumps(first), *lines[1:]]))
-disputed_items(kept)
-
 # %% [markdown]
 # ## Errors
 
 # %%
-test_eq(len(disputed_items(kept)), 1)
+lines = kept.read_text().splitlines()
 (folder/'other.jsonl').write_text('{"question": "Who?"}\n')
 (folder/'cut.jsonl').write_text(lines[0]+'\n'+lines[1][:50])
 (folder/'no.eval').write_text('not a zip archive')

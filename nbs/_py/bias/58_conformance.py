@@ -203,7 +203,6 @@ def own_scorer(
 # %%
 #| export
 COLUMNS = ['benchmark', 'case', 'category', 'metric', 'got', 'verdict', 'note']
-VERDICTS = ('right', 'wrong', 'not defined', 'not given', 'error')
 
 def _number(v): return 'none' if v is None else f'{float(v):.4g}'
 

@@ -25,7 +25,6 @@
 
 # %%
 #| export
-import json
 from itertools import permutations
 from pathlib import Path
 
@@ -144,27 +143,14 @@ def build_rows(
     return [r for mine in rows_by_category.values() for r in mine]
 
 
-# %%
-#| export
-def write_bbq_file(
-    path:str|Path,  # A file of JSON lines to make
-    rows:list,      # Of `build_rows`
-)->Path:
-    "Write rows to a file in BBQ's format"
-    Path(path).write_text(''.join(json.dumps(r, ensure_ascii=False)+'\n' for r in rows),
-                          encoding='utf-8')
-    return Path(path)
-
-
 # %% [markdown]
-# The file in the repository is generated from these scenes. If you change a scene, the next cell asks you to
-# run `write_bbq_file` again.
+# The file in the repository is generated from these scenes. If you change a scene, write the rows of
+# `build_rows` to it again, one JSON object a line.
 
 # %%
 made = build_rows(read_scenes())
 kept = read_jsonl(data_dir()/'benchmarks'/'bbq_like.jsonl')
-path = "data_dir()/'benchmarks'/'bbq_like.jsonl'"
-assert made==kept, f'run write_bbq_file({path}, build_rows(read_scenes()))'
+assert made==kept, 'write build_rows(read_scenes()) to data/benchmarks/bbq_like.jsonl'
 len(made)
 
 # %% [markdown]

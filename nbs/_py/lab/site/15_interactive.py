@@ -16,20 +16,15 @@
 
 # %%
 #| export
-import json
-import os
-import re
-import subprocess
-import tempfile
+import os, re, subprocess
 from pathlib import Path
 
-# %%
-#| export
 from moral_sc.foundation.datasets import data_dir
 from moral_sc.foundation.errors import ConfigError, unknown_name_message
 
 # %%
 #| hide
+import json, tempfile
 import torch
 from fastcore.test import *
 from moral_sc.superposition import ToyConfig, exact_loss, train
@@ -131,6 +126,9 @@ def find_browser()->str|None:
     path = os.environ.get('BROWSER_PATH') or Chromium.find_browser(skip_local=False)
     return path if path and Path(path).is_file() and is_chromium(path) else None
 
+
+# %%
+#| hide
 def figure_page(
     name:str,      # An interactive figure
     script:str='', # JavaScript that runs when the figure is ready
@@ -167,7 +165,6 @@ def run_in_browser(
 # The picture that a block holds is a screenshot of its figure.
 
 # %%
-#| export
 SCRIPTS = {'toy-model': '''
     document.querySelector('[id$=speed]').value = '1000000000';
     document.querySelector('button').click();'''} # Bring a figure into the state of its picture
@@ -206,7 +203,7 @@ if find_browser():
 # in Python. Both train from it for 200 steps below, and then we compare.
 
 # %%
-#| export
+#| hide
 def results_in_browser(
     name:str,       # An interactive figure
     expression:str, # JavaScript that uses its functions
