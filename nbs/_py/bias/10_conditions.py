@@ -262,10 +262,10 @@ pairs = pd.DataFrame({c: wordings('bbq', c) for c in ('q+if', 'q+anti', 'q+note'
 pairs.style.set_properties(**look)
 
 # %% [markdown]
-# Each row is a matched set: a wording of the instruction, its opposite in nearly the same words, and a
-# note of the same form and about the same length. So the effect of a request's meaning can be separated
-# from the effect of one more sentence. In conditions with reasoning, the wordings are of the beginning
-# of the model's own turn.
+# Each row is a matched set: a wording of the instruction, its opposite in nearly the same words,
+# and a note of the same form and about the same length. The effect of a request's meaning can
+# therefore be separated from the effect of one more sentence. In conditions with reasoning, the
+# wordings are of the beginning of the model's own turn.
 
 # %%
 words = pairs.map(lambda t: len(t.split()))

@@ -378,9 +378,9 @@ def rule(a, c, gamma=-.4): return sigmoid(.15*(a.lsat-37)+gamma*(a.race=='black'
 # %% [markdown]
 # ## Intervals
 #
-# The bootstrap draws students. A draw of $N$ students is described by how many of them have each profile,
-# and those counts are multinomial with $N$ trials and the profiles' shares. So the counts are drawn
-# directly.
+# The bootstrap draws students. A draw of $N$ students is described by how many of them have each
+# profile, and those counts are multinomial with $N$ trials and the profiles' shares. The counts are
+# therefore drawn directly.
 
 # %%
 #| export

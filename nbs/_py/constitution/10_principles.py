@@ -375,8 +375,7 @@ def author_few_shot()->list[Shot]:
 
 
 # %% [markdown]
-# The loaders are tested on the real files where those are available. None of
-# their text is shown here.
+# The loaders are tested on the real files where those are available. Their text is not shown here.
 
 # %%
 ids = [f'cai/prompts/{n}' for n in ('CritiqueRevisionInstructions', 'RLMadisonInstructions',

@@ -731,8 +731,9 @@ test_eq((n, folder.exists()), (1, False))
 # %% [markdown]
 # ## Damaged files
 #
-# Each row carries a checksum. A damaged row of a run that goes on is named and computed again; a finished run is
-# refused. So are configuration and provenance files that were replaced.
+# Each row carries a checksum. A damaged row of a run that goes on is named and computed again; a
+# finished run is refused. Configuration and provenance files that were replaced are refused as
+# well.
 
 # %%
 def damaged_run(finished):
@@ -927,9 +928,9 @@ list(seconds)
 
 
 # %% [markdown]
-# A program that finds its runs finished ends early. So that its time is not taken for that of the
-# runs, `open_run` notes each run in the file that `MORAL_SC_OPENED_RUNS` names. `runs_finished_before`
-# counts those that were finished before the program began.
+# A program that finds its runs finished ends early. `open_run` therefore notes each run in the file
+# that `MORAL_SC_OPENED_RUNS` names. `runs_finished_before` counts those that were finished before
+# the program began.
 
 # %%
 #| export

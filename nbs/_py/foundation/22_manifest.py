@@ -153,7 +153,7 @@ test_eq(manifest.read(), {})
 
 
 # %% [markdown]
-# `build` writes a folder unless it is already there and whole. What a killed process left is removed.
+# `build` writes a folder unless it is already there and whole. Files that a killed process left are removed.
 
 # %%
 def write(folder):

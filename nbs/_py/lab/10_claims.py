@@ -326,7 +326,7 @@ for bounds in [(float('nan'), 2), (1, float('nan')), (2, 1)]:
 judge(damping, float('nan'), 'cpu')
 
 # %% [markdown]
-# Below its scale, a claim is undecided, whatever the number. So it is if a precondition is not met.
+# Below its scale, a claim is undecided, whatever the number, and so is one whose precondition is not met.
 
 # %%
 chance = Measurement(1., unmet='accuracy .33: the paper needs more')

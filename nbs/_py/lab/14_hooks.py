@@ -203,9 +203,10 @@ def _with_ids(nb):
 # %% [markdown]
 # ## Cleaning
 #
-# JupyterLab names the kernel differently, stores execution counts, and rewrites `0.0` as `0` in the data
-# of figures. `clean` undoes this: it does what `nbdev_clean` does, and writes integral numbers
-# in JSON outputs as integers. So rerunning a page in JupyterLab changes only what really changed.
+# JupyterLab names the kernel differently, stores execution counts, and rewrites `0.0` as `0` in the
+# data of figures. `clean` undoes this: it does what `nbdev_clean` does, and writes integral numbers
+# in JSON outputs as integers. Rerunning a page in JupyterLab therefore changes only outputs whose
+# values changed.
 
 # %%
 #| export

@@ -43,9 +43,9 @@ from moral_sc.lab.claims import judge_all
 tmp = Path(tempfile.mkdtemp())
 
 # %% [markdown]
-# You run this project to find out whether you get what we got. A verdict answers another question: a claim may hold in both
-# runs with estimates that contradict each other, or be undecided in a small run that agrees with the large one. So
-# the report of a run compares estimates.
+# You run this project to find out whether you get what we got. A verdict answers another question:
+# a claim may hold in both runs with estimates that contradict each other, or be undecided in a
+# small run that agrees with the large one. The report of a run therefore compares estimates.
 #
 # ## One quantity
 #

@@ -320,10 +320,11 @@ list(machine_info(2))
 # %% [markdown]
 # ## One page
 #
-# The executed notebook is the record: its metadata holds the key, the result and the machine. It appears in one
-# step. What a page stores while it runs goes to a folder of the report, so an interrupted page finds its
-# finished items again. First models that several pages train go to `shared_dir`; its name holds the
-# package's hash, so models of another state of the package are not used.
+# The executed notebook is the record: its metadata holds the key, the result and the machine. It
+# appears in one step. Files that a page stores while it runs go to a folder of the report, so an
+# interrupted page finds its finished items again. First models that several pages train go to
+# `shared_dir`; its name holds the package's hash, so models of another state of the package are not
+# used.
 
 # %%
 #| export

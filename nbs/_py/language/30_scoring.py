@@ -86,11 +86,11 @@ np.exp(lp).round(6)
 # %% [markdown]
 # ## Options
 #
-# The boundary between prompt and option is not where the strings meet. A tokenizer that
-# has the token `(a` does not turn `answer is (a` into a text with the token `(`, and the
-# probability of `a` after `(` then belongs to a text that the model was never trained on. So we
-# tokenise prompt and option together. The tokens that all options share with the prompt are the
-# context, and everything after them is scored, for all options alike.
+# The boundary between prompt and option is not where the strings meet. A tokenizer that has the
+# token `(a` does not turn `answer is (a` into a text with the token `(`, and the probability of `a`
+# after `(` then belongs to a text that the model was never trained on. We therefore tokenise prompt
+# and option together. The tokens that all options share with the prompt are the context, and
+# everything after them is scored, for all options alike.
 
 # %%
 #| export
@@ -138,8 +138,7 @@ for lm in (plain, merging):
 
 
 # %% [markdown]
-# The three rows differ in their last token only, which is not an input of the model. So one row is
-# run for them.
+# The three rows differ in their last token only, which is not an input of the model. One row is therefore run for them.
 
 # %%
 #| export

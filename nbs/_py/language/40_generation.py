@@ -126,8 +126,9 @@ test_close(share(top_p=.75), [.625, .375, 0, 0], 1e-3)
 # ## State of a row
 #
 # Stop strings are text, and tokens do not respect them: `\n\nHuman:` may be two tokens or five, and
-# its first letters may be the end of a longer token. So the text is checked after every token and
-# cut at the stop. All sampled ids are kept, with the number of those that lie before the cut.
+# its first letters may be the end of a longer token. The text is therefore checked after every
+# token and cut at the stop. All sampled ids are kept, with the number of those that lie before the
+# cut.
 
 # %%
 #| export
@@ -329,9 +330,9 @@ def token_chooser(temperature, top_p, logprobs=False, values=None):
 # ## Sampling answers
 #
 # A matrix product rounds differently for four rows than for five, and once in some hundred thousand
-# tokens this changes a sampled token. So the composition of batches follows from the whole list of
-# prompts and not from what is still to do. The list is divided into groups of four batches. A
-# resumed call makes the same groups, skips the complete ones and repeats the others.
+# tokens this changes a sampled token. The composition of batches therefore depends on the whole
+# list of prompts and not on the prompts that are left. The list is divided into groups of four
+# batches. A resumed call makes the same groups, skips the complete ones and repeats the others.
 
 # %%
 #| export

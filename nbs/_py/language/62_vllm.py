@@ -169,8 +169,8 @@ def use_vllm(
 # ## Proof on a stand-in
 #
 # The stand-in has the names, arguments and results of vLLM's `LLM.generate` and `SamplingParams`
-# and always takes the most likely token. So at temperature 0 the adapter must return what our
-# sampler returns, in every field.
+# and always takes the most likely token. At temperature 0 the adapter must therefore return what
+# our sampler returns, in every field.
 
 # %%
 class SamplingParams:

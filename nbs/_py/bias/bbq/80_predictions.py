@@ -15,10 +15,11 @@
 #| default_exp bias.bbq.predictions
 
 # %% [markdown]
-# The authors of BBQ released the answers of UnifiedQA with 11 billion parameters [@parrish2022bbq]: each row of
-# a category with three further columns, one per prompt format, that hold the model's answer as text. Nobody
-# needs to run the model to measure its bias. `read_predictions` reads such a file, `match_answer` finds the option
-# that a text names, and `prediction_records` makes the records that every metric here takes.
+# The authors of BBQ released the answers of UnifiedQA with 11 billion parameters [@parrish2022bbq]:
+# each row of a category with three further columns, one per prompt format, that hold the model's
+# answer as text. The model need not be run to measure its bias. `read_predictions` reads such a
+# file, `match_answer` finds the option that a text names, and `prediction_records` makes the
+# records that every metric here takes.
 
 # %%
 #| export

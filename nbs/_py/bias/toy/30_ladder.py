@@ -54,9 +54,9 @@ torch.set_num_threads(1)
 # ## Sizes
 #
 # The models of a ladder differ in width alone. A width fixes the number of heads and the learning
-# rate, which falls with the square root of the width. So does, beyond width 32, the size of the
-# initial weights: sums over more inputs would otherwise start too large. Seeds draw everything: the
-# stereotypes of the language, the documents, their order and the initial weights.
+# rate, which falls with the square root of the width. Beyond width 32 the initial weights are
+# smaller as well, because sums over more inputs would otherwise start too large. Seeds draw
+# everything: the stereotypes of the language, the documents, their order and the initial weights.
 
 # %%
 #| export

@@ -286,7 +286,8 @@ areas.groupby('kind', sort=False).mean().round(2).to_dict()
 # ## Lengths and angles of random directions
 #
 # In few dimensions any two directions overlap: the squared cosine of random ones is one over the
-# width. What the model makes of its dimensions is seen against random directions of the same lengths.
+# width. A model's use of its dimensions is therefore compared with that of random directions of the
+# same lengths.
 
 # %%
 #| export

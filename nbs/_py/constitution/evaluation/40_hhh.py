@@ -57,9 +57,10 @@ tmp = Path(tempfile.mkdtemp())
 #
 # ## Questions
 #
-# The authors' files are loaded where they are available. None of their text is shown here, because much
-# of it is offensive by design. `original` is the earlier set of 221 comparisons [@askell2021] that the
-# 438 contain unmarked. Harmless questions of our own have the same form and replace the files elsewhere.
+# The authors' files are loaded where they are available. Their text is not shown here, because much
+# of it is offensive by design. `original` is the earlier set of 221 comparisons [@askell2021] that
+# the 438 contain unmarked. Harmless questions of our own have the same form and replace the files
+# elsewhere.
 
 # %%
 #| export

@@ -148,11 +148,11 @@ test_eq(lacks_content([REFUSAL, '', COMFORT[0], ALTERNATIVE, 'take the mask .'])
 # %% [markdown]
 # ## Labels and the truth
 #
-# One principle of the [labeller](10_environment.ipynb) is the true harmlessness itself, and its labels
-# are probabilities without noise. A rater gives one vote per pair and may like refusals. So the
-# labels of harm differ in accuracy by construction. `label_quality` compares labels with the
-# probability $t$ that the truth gives: the share on its side, and the expected log loss less the least
-# possible one, where a label is clipped to 1-99 %.
+# One principle of the [labeller](10_environment.ipynb) is the true harmlessness itself, and its
+# labels are probabilities without noise. A rater gives one vote per pair and may like refusals. The
+# labels of harm therefore differ in accuracy by construction. `label_quality` compares labels with
+# the probability $t$ that the truth gives: the share on its side, and the expected log loss less
+# the least possible one, where a label is clipped to 1-99 %.
 
 # %%
 #| export

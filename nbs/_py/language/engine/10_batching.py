@@ -155,7 +155,7 @@ with expect_fail(ConfigError, contains='call model.eval()'): check_rows(strict, 
 #
 # In a small model the output layer is a fifth of the work, and its result, one number a word of the
 # vocabulary for each token of each text, is most of the memory. Comparing three letters after a
-# prompt takes a single position. So we run the model up to its hidden states, and apply the
+# prompt takes a single position. We therefore run the model up to its hidden states and apply the
 # output layer to the positions that are needed.
 #
 # We apply it in float32 even if the model is in bfloat16. Neighbouring bfloat16 numbers near 32
@@ -381,8 +381,7 @@ with expect_fail(ModelError, contains='39 tokens'):
 # %% [markdown]
 # ## From hidden states to log-probabilities
 #
-# Hidden states are small and logits are not. So hidden states are collected over forward passes,
-# and the output layer is applied to a bounded number of them at a time.
+# Hidden states are small and logits are not. Hidden states are therefore collected over forward passes, and the output layer is applied to a bounded number of them at a time.
 
 # %%
 #| export

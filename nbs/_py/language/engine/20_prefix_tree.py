@@ -53,7 +53,7 @@ from moral_sc.language.weights import cached_weights
 # The ambiguous scene of a benchmark is a prefix of the one that resolves it. Two questions follow
 # the same scene, an instruction follows the question that it is added to, and options in another
 # order follow the same question. In a causal model, what was computed for a prefix does not depend
-# on what follows. So the prompts of a call form a prefix tree, and each of its nodes needs to be
+# on what follows. The prompts of a call form a prefix tree, and each of its nodes needs to be
 # computed once, however many prompts contain it.
 #
 # ## Tree of tokens
@@ -295,10 +295,10 @@ def _run_forest(lm, trees, reads, prefix=0, **kw):
 # $s$ nodes with $b$ more in suffix trees of $m$ nodes costs $s + c\,s^2 + b + c\,b\,(s+m)$ and one
 # more pass, instead of $s + b + c\,(s+b)^2$.
 #
-# A suffix tree may be any interval of the sorted rows; what neighbouring intervals share is run
-# in each. So these intervals, too, are chosen at least cost. Prefix caches are reused across
-# passes: the next pass continues from the prefix that both have in common. At every fork of
-# the tree, the planner compares a prefix that ends there, shorter prefixes, and trees without any.
+# A suffix tree may be any interval of the sorted rows; what neighbouring intervals share is run in
+# each. These intervals are therefore chosen at least cost as well. Prefix caches are reused across
+# passes: the next pass continues from the prefix that both have in common. At every fork of the
+# tree, the planner compares a prefix that ends there, shorter prefixes, and trees without any.
 
 # %%
 #| export

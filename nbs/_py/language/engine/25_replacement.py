@@ -37,10 +37,10 @@ from moral_sc.language.stub_models import random_model
 #
 # ## Attention
 #
-# transformers calls the attention function that a model's config names. We register one name,
-# with the masks of `sdpa`. Behind it stands a function for each attention module that is being
-# accelerated; every other module gets transformers' own `sdpa`. So a model that shares a config
-# object with an accelerated one, or is copied from one, computes as always.
+# transformers calls the attention function that a model's config names. We register one name, with
+# the masks of `sdpa`. Behind it stands a function for each attention module that is being
+# accelerated; every other module gets transformers' own `sdpa`. A model that shares a config object
+# with an accelerated one, or is copied from one, computes as always.
 
 # %%
 #| export

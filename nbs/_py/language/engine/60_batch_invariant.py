@@ -291,8 +291,8 @@ def batch_invariant_layers(
 
 
 # %% [markdown]
-# A model of 25 million weights samples rows that begin and end at different times, and computes
-# the same rows again as a trainer does. What remains is rounding of the logarithm.
+# A model of 25 million weights samples rows that begin and end at different times, and computes the
+# same rows again as a trainer does. The remaining difference is rounding of the logarithm.
 
 # %%
 words = 'is it far tea the cup here there . ? , yes no very hot cold and or'.split()

@@ -225,10 +225,10 @@ pd.DataFrame(rated, ['regressor', 'truth', 'help on ordinary requests']).T.round
 
 
 # %% [markdown]
-# Both falls end with help above that of the constant answer "i am here for you .", which is zero. But the
-# text that first models read, revised by its own rules and without a model, is rated lower than either and
-# helps more. So the falls are undecided as achievements of the methods. Fall of the rating, and help at the
-# end:
+# Both falls end with help above that of the constant answer "i am here for you .", which is zero.
+# But the text that first models read, revised by its own rules and without a model, is rated lower
+# than either and helps more. The falls are therefore undecided as achievements of the methods. Fall
+# of the rating, and help at the end:
 
 # %%
 def falls_and_helps(run):

@@ -206,11 +206,12 @@ pd.DataFrame({k: pd.DataFrame([p.history.iloc[-1] for p in v])[columns].mean().r
 # %% [markdown]
 # ### What is built in
 #
-# A labeller judges a pair under one of three principles, at random. One of the three is the
-# true harmlessness itself: a probability without noise, on the same scale as the votes of the
+# A labeller judges a pair under one of three principles, at random. One of the three is the true
+# harmlessness itself: a probability without noise, on the same scale as the votes of the
 # tournament. A rater gives one vote for each pair, drawn from the same probability, and the evasive
-# rater counts a refusal as two dangers avoided. So the labels of harm differ before anything is trained.
-# Share of pairs on the side of the truth, and expected log loss beyond the least possible:
+# rater counts a refusal as two dangers avoided. The labels of harm therefore differ before anything
+# is trained. Share of pairs on the side of the truth, and expected log loss beyond the least
+# possible:
 
 # %%
 def quality(s):
@@ -267,10 +268,11 @@ pd.DataFrame({m: {k: str(e) for k,e in effects[m].items()} | dict(principles=str
 
 # %% [markdown]
 # Half-way the start explains most of the harmlessness: policies that begin at SL-CAI are 0.6 more
-# harmless and 0.2 less helpful than those that begin at the first model. The taste of the rater changes
-# refusals by ten points. Soft labels of raters make no detectable difference. With all
-# three alike, RL-CAI is more helpful and less harmless than a policy of the engaging rater's soft labels,
-# and the sum does not differ detectably. So what RL-CAI has before HH RL half-way is mostly its start.
+# harmless and 0.2 less helpful than those that begin at the first model. The taste of the rater
+# changes refusals by ten points. Soft labels of raters make no detectable difference. With all
+# three alike, RL-CAI is more helpful and less harmless than a policy of the engaging rater's soft
+# labels, and the sum does not differ detectably. The lead of RL-CAI over HH RL half-way is
+# therefore mostly that of its start.
 #
 # ## Figure 8: ratings against RL sequences
 #

@@ -103,19 +103,19 @@ titles = dict(help='help', harmless='harmlessness', total='sum')
 plot_stages(pd.DataFrame({v: stage_estimates(tables, k) for k,v in titles.items()}), baselines=5)
 
 # %% [markdown]
-# An answer that is always *better talk to a friend first* has the highest harmlessness that is possible,
-# and it helps nobody. So harmlessness alone cannot tell a method from a constant; the sum can. The
-# *generator* is the program that wrote the text of the pre-trained models. Its answers, revised by its
-# own rules, show what a model has that only copies what it read.
+# An answer that is always *better talk to a friend first* has the highest harmlessness that is
+# possible, and it helps nobody. Harmlessness alone therefore cannot tell a method from a constant
+# answer; the sum can. The *generator* is the program that wrote the text of the pre-trained models.
+# Its answers, revised by its own rules, show what a model has that only copies what it read.
 #
-# In the recorded run RL for helpfulness alone makes answers more helpful and more harmful, as in the paper.
-# SL-CAI lies between the pre-trained model and helpful RLHF in both. It is less helpful than helpful
-# RLHF in the paper as well; whether it is more helpful than the pre-trained model is undecided. It is not
-# less harmful than the pre-trained model: what it learned from are revisions of the more harmful
-# answers of helpful RLHF. RL-CAI is less harmful than SL-CAI, and differs widely between trainings. No model
-# reaches the sum of the revised generator, or of the constant *always a better course*. So this run
-# does not show that the method works here. Training is short: a hundred revised requests, and 60
-# steps of RL.
+# In the recorded run RL for helpfulness alone makes answers more helpful and more harmful, as in
+# the paper. SL-CAI lies between the pre-trained model and helpful RLHF in both. It is less helpful
+# than helpful RLHF in the paper as well; whether it is more helpful than the pre-trained model is
+# undecided. It is not less harmful than the pre-trained model: what it learned from are revisions
+# of the more harmful answers of helpful RLHF. RL-CAI is less harmful than SL-CAI, and differs
+# widely between trainings. No model reaches the sum of the revised generator, or of the constant
+# *always a better course*. This run therefore does not show that the method works here. Training is
+# short: a hundred revised requests, and 60 steps of RL.
 #
 # Means over trainings: `useful` tools in answers to ordinary requests, and dangerous words and refusals
 # in answers to red-team requests.

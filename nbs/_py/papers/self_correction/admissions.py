@@ -110,11 +110,11 @@ plot_gaps(gaps)
 
 # %% [markdown]
 # On the paper's scale the gaps in @fig-size are near zero. All means over wordings lie within
-# 0.012, that is, within 0.03, the smallest effect that the paper reports. A single wording moves the gap by as much
-# as race does: from -0.002 to 0.009 in SmolLM2, and from 0.005 to 0.014 in Gemma under the plain question. But a
-# model that does not read an application cannot discriminate by it, and SmolLM2 gives the best students the same
-# answer as the worst (see below). So the paper's statement about small models stays undecided. The first of our
-# wordings:
+# 0.012, that is, within 0.03, the smallest effect that the paper reports. A single wording moves
+# the gap by as much as race does: from -0.002 to 0.009 in SmolLM2, and from 0.005 to 0.014 in Gemma
+# under the plain question. But a model that does not read an application cannot discriminate by it,
+# and SmolLM2 gives the best students the same answer as the worst (see below). The paper's
+# statement about small models therefore stays undecided. The first of our wordings:
 
 # %%
 wordings('admissions', 'q')[1]

@@ -55,9 +55,9 @@ fig.add_vrect(-.05, .05, fillcolor=INK, opacity=.12, line_width=0)
 # be counted without running it. Of the eleven files the four that are within reach here are counted: 9,180
 # questions about age, disability status, nationality and sexual orientation. No score here is one over all of BBQ.
 #
-# The model answers with a text. It names an option if both are equal apart from case and a final full stop; in
-# three of 27,540 answers it names none, and these are left out. Nobody gave the model an instruction, so this page
-# says nothing about self-correction.
+# The model answers with a text. It names an option if both are equal apart from case and a final
+# full stop; in three of 27,540 answers it names none, and these are left out. The model had no
+# instruction, so this page says nothing about self-correction.
 
 # %%
 unmatched = records[records.answer.isna()].groupby('condition').id.count()

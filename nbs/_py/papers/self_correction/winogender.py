@@ -190,12 +190,12 @@ pd.DataFrame(rows).T[columns].round(3)
 # ## Claims
 #
 # The criteria are in `data/claims/self_correction_winogender.toml`. They were written after a pilot
-# on the first model, which the file quotes, and after a trial of this page on twelve occupations; the repository has
-# both in one commit. Two rows are closed, because sixty occupations cannot decide them, and have successors whose
-# bounds come from the power above. What the paper reports of its largest model waits for one of 175 billion
-# parameters.
-# The criterion of the claim "words prime" uses only the mean share of female pronouns; whether the
-# statistics are followed better is shown by the table, not by this verdict.
+# on the first model, which the file quotes, and after a trial of this page on twelve occupations;
+# the repository has both in one commit. Two rows are closed, because sixty occupations cannot
+# decide them, and have successors whose bounds come from the power above. The paper's result for
+# its largest model needs one of 175 billion parameters. The criterion of the claim "words prime"
+# uses only the mean share of female pronouns; whether the statistics are followed better is shown
+# by the table, not by this verdict.
 
 # %%
 def estimate(e, metric, condition):

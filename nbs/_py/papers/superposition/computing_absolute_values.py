@@ -57,9 +57,10 @@ size
 # > neurons of their own [@elhage2022].
 #
 # The paper does not describe the training, and random starts end in poor local minima. So models
-# train from three kinds of start: *dedicated* neurons (two for each of the first twenty features, plus
-# noise), *annealed* (the models trained at the next denser density; the densest start is dedicated), and
-# small *random* weights with $W_2=|W_1|$. What a model can do is decided by the best of all starts.
+# train from three kinds of start: *dedicated* neurons (two for each of the first twenty features,
+# plus noise), *annealed* (the models trained at the next denser density; the densest start is
+# dedicated), and small *random* weights with $W_2=|W_1|$. The best of all starts decides what a
+# model can do.
 #
 # Losses are [exact for inputs with up to one active feature](../../superposition/69_computation.ipynb)
 # and measured on the same held-out inputs beyond. They are compared with a proved lower bound for all

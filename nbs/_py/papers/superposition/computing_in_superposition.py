@@ -172,10 +172,10 @@ plot_curves(sizes, noise, xtitle='noise σ', ytitle='loss / lower bound', logy=T
             levels={'': 1.}, dashed=[k for k in noise if 'added' in k])
 
 # %% [markdown]
-# Multiplied noise leaves the model below every noiseless baseline up to nearly $\sigma=0.2$. Added noise
-# does not: it reaches twenty outputs through ten shared neurons even when no feature is active, which
-# is four times in five. Dedicated neurons tolerate it better. So this model depends on neurons that are
-# silent when their features are.
+# Multiplied noise leaves the model below every noiseless baseline up to nearly $\sigma=0.2$. Added
+# noise does not: it reaches twenty outputs through ten shared neurons even when no feature is
+# active, which is four times in five. Dedicated neurons tolerate it better. This model therefore
+# depends on neurons that are zero when their features are.
 
 # %% [markdown]
 # **Lesions.** One neuron is silenced, or its ReLU is replaced by the best affine function of its

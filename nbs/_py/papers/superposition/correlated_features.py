@@ -53,12 +53,12 @@ size
 # > side on a hexagon; six independent features would not form it [@elhage2022].
 #
 # The reason is interference. It costs only when both features are present: always, if they are
-# correlated, and never, if they exclude each other. The figures in the paper show several models each
-# and give no density. We take 0.1 for two pairs and 0.02 for three, where the paper reports no
+# correlated, and never, if they exclude each other. The figures in the paper show several models
+# each and give no density. We take 0.1 for two pairs and 0.02 for three, where the paper reports no
 # collapse. We train many models, vary the density and the start, and compute the optimum. The paper
-# states no rate: in two dimensions, it says, clean results need several fits, of which the lowest loss
-# counts. So the paper's claims are judged by the best of five models, and rates of single models are
-# our own claims.
+# states no rate: in two dimensions, it says, clean results need several fits, of which the lowest
+# loss counts. The paper's claims are therefore judged by the best of five models, and rates of
+# single models are our own claims.
 
 # %%
 def family(n, models, features, density, init=.1):
@@ -310,9 +310,9 @@ pd.DataFrame(pair_cosines(best).clamp(-1,1).arccos().rad2deg().numpy().round(1),
 # A large initial spread makes most arrangements of the paper less likely, since features that begin
 # long cannot pass through each other.
 #
-# What this does not show: sets larger than two (for those see
-# [local bases](local_bases.ipynb)), partial correlations, or sets of unequal density. What happens to
-# three pairs as they grow denser has [its own page](collapse.ipynb).
+# What this does not show: sets larger than two (for those see [local bases](local_bases.ipynb)),
+# partial correlations, or sets of unequal density. [Another page](collapse.ipynb) shows what
+# happens to three pairs as they grow denser.
 #
 # ## Claims
 #

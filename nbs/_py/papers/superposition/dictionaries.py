@@ -129,11 +129,12 @@ fig.update_layout(height=460, coloraxis=dict(colorscale='Viridis', cmin=0, cmax=
                                              colorbar_title='F1'))
 
 # %% [markdown]
-# For independent features the directions are found in every cell, and likewise where importance is unequal. What
-# varies is how well a latent tells whether its feature is active. Sparse coding with the true directions (`ceiling` in
-# the table below) does hardly better: where features of one polytope are active together, the activation itself does
-# not tell. At density 0.3 models store only two features in a dimension, and F1 rises again. All cells of independent
-# features lie within the bound of compressed sensing, so that its edge is not tested by them.
+# For independent features the directions are found in every cell, and likewise where importance is
+# unequal. Latents differ in how well they tell whether their feature is active. Sparse coding with
+# the true directions (`ceiling` in the table below) does hardly better: where features of one
+# polytope are active together, the activation itself does not tell. At density 0.3 models store
+# only two features in a dimension, and F1 rises again. All cells of independent features lie within
+# the bound of compressed sensing, so that its edge is not tested by them.
 #
 # Anticorrelated pairs are read slightly worse, not better as we expected; on average as many
 # features are stored.

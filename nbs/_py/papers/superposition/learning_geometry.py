@@ -199,7 +199,7 @@ plot_shapes_3d(final[examples], [f'{shapes[i]}, loss {final_loss[i]:.5f}' for i 
 # disturb the other set by $C x$, where $C$ is a rotation matrix between the two frames and $x\ge0$.
 # The ReLU hides the disturbance only if no entry of $C$ is positive, and an orthogonal matrix
 # without positive entries is a permutation with minus signs: each feature has its antipode in the
-# other set. So the octahedron is the only shape whose loss vanishes with $p$ faster than $p$
+# other set. The octahedron is therefore the only shape whose loss vanishes with $p$ faster than $p$
 # itself. With both sets active (probability $p^2$) each antipodal pair loses the smaller of its two
 # values, at $1/6$ for each of six outputs: $p^2$ in all.
 

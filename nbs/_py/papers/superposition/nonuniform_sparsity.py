@@ -265,9 +265,9 @@ pd.Series(other, name='times sparser').round(2)
 
 # %% [markdown]
 # With $0.9^i$ and the varied feature last, the crossing is close to the paper's number. That is a
-# guess, made after the fact. What we report as a finding is that with the stated settings the change
-# is at 3.7 and not near 2.5: by exact losses followed from both solutions, by the lowest of many
-# random starts, and by the trained models.
+# guess, made after the fact. Our finding is that with the stated settings the change is at 3.7 and
+# not near 2.5: by exact losses followed from both solutions, by the lowest of many random starts,
+# and by the trained models.
 #
 # ## One feature of another importance
 #

@@ -90,9 +90,9 @@ assert ratio.min() > 1
 ratio.min().item()
 
 # %% [markdown]
-# So its omission changes nothing in a comparison of unit weights. But a triangle gains more than the
-# others from a free length and a free bias. We use each candidate as the start of a descent on the
-# [exact loss](../../superposition/30_exact_loss.ipynb), which keeps its symmetry:
+# Its omission therefore changes nothing in a comparison of unit weights. But a triangle gains more
+# than the others from a free length and a free bias. We use each candidate as the start of a
+# descent on the [exact loss](../../superposition/30_exact_loss.ipynb), which keeps its symmetry:
 
 # %%
 candidates = torch.tensor([*families[3,2].values(), triangle], dtype=torch.float64)

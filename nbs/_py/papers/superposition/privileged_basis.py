@@ -255,9 +255,9 @@ plot_curves(list(simulated), {'equal features': [t_interval(s[0].numpy())
 # The first criteria were written after a pilot of 60 models a density, in
 # `data/claims/superposition_computation.toml`; those on the two codes and on many features, in
 # `data/claims/superposition_privileged.toml`, say what was known before. Whether the best model of
-# all has ten pairs at density 0.04 depends on which models happen to be trained, and on the sampling
-# error of the ranking. The interval of that row draws trainings, and it is undecided. So is
-# the row with 320 features, a number of ours; with 1280 the bias is simulated.
+# all has ten pairs at density 0.04 depends on which models happen to be trained, and on the
+# sampling error of the ranking. The interval of that row draws trainings, and it is undecided. The
+# row with 320 features is also ours; with 1280 the bias is simulated.
 
 # %%
 def in_paper(W, p):
