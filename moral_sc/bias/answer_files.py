@@ -6,7 +6,7 @@
 __all__ = ['OWN_FILES', 'SIMPLE_CATEGORIES', 'DECLINING', 'BBQ_CASES', 'METRICS', 'RHO', 'WINOGENDER_CASES', 'ADMISSIONS_CASES',
            'DISCRIM_CASES', 'BENCHMARKS', 'Expected', 'Case', 'PlantedQuestion', 'own_questions', 'original_questions',
            'Answer', 'bbq_cases', 'winogender_cases', 'admissions_cases', 'discrim_cases', 'load_cases', 'selected',
-           'write_cases']
+           'check_cases', 'write_cases']
 
 # %% ../../nbs/bias/57_answer_files.ipynb #280c3b0b
 import json, math
@@ -22,7 +22,7 @@ from .bbq.toy_set import build_rows, read_scenes
 from .discrim_eval import TERMS, load_decisions
 from .winogender import load_winogender
 from ..foundation.datasets import data_dir, fetch, read_jsonl
-from ..foundation.errors import ConfigError, DataError, unknown_name_message
+from ..foundation.errors import ConfigError, DataError, short_repr, unknown_name_message
 from ..foundation.files import write_file
 
 # %% ../../nbs/bias/57_answer_files.ipynb #36a2f62e
@@ -415,11 +415,23 @@ def selected(
         if n not in known: raise ConfigError(unknown_name_message('answer file', n, known))
     return [c for c in cases if c.name in names]
 
+def check_cases(
+    cases, # To be checked
+)->list:
+    "Return answer files as a list, or raise an error for what is not one"
+    if not isinstance(cases, list|tuple): cases = [cases]
+    for c in cases:
+        if not isinstance(c, Case):
+            raise ConfigError(f'{short_repr(c)} is not an answer file: give some of '
+                              '`load_cases`.')
+    return list(cases)
+
 def write_cases(
     cases:list,       # Of `Case`
     folder:str|Path,
 )->Path:
     "Write each case as JSON lines, and expected.json beside them"
+    cases = check_cases(cases)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     wanted = []

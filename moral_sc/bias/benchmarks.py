@@ -12,6 +12,7 @@ from importlib import import_module
 
 import numpy as np, pandas as pd
 from ..foundation.errors import ConfigError, unknown_name_message
+from ..foundation.tables import check_columns
 
 # %% ../../nbs/bias/26_benchmarks.ipynb #b2d06a25
 @dataclass(frozen=True)
@@ -64,6 +65,8 @@ def mean_probabilities(
     normalise:bool=True,  # Over these answers; otherwise the model's own probabilities
 )->pd.DataFrame:          # [(condition, id), answer]
     "Return the mean probability of each answer to each question"
+    names = ['condition', 'id', *(f'lp_{a}' for a in answers)]
+    check_columns(records, names, '`records` of an evaluation')
     p = np.exp(records[[f'lp_{a}' for a in answers]].to_numpy())
     if normalise: p = p/p.sum(1, keepdims=True)
     keys = [records.condition, records.id]

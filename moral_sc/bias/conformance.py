@@ -11,11 +11,11 @@ import json, math, os, shlex, signal, subprocess
 import numpy as np, pandas as pd
 from . import bbq
 from .admissions import paired_gaps
-from .answer_files import METRICS, TERMS
+from .answer_files import METRICS, TERMS, check_cases
 from .discrim_eval import answer_logits, fit_slopes
 from .logs import match_option
 from .winogender import ANSWERS, pronoun_metrics
-from ..foundation.errors import ConfigError, DataError
+from ..foundation.errors import ConfigError, DataError, short_repr
 
 # %% ../../nbs/bias/58_conformance.ipynb #91f81565
 def read_scores(
@@ -177,7 +177,10 @@ def check_scorer(
 )->pd.DataFrame:        # Rows of `check_case`
     "Give answer files to a scorer and judge each value"
     out = []
-    cases = list(cases)
+    cases = check_cases(cases)
+    if not callable(scorer):
+        raise ConfigError(f'The scorer is {short_repr(scorer)}; give a function of the lines of an '
+                          "answer file, or command_scorer('...').")
     if not cases: raise ConfigError('No answer file is given: give some of `load_cases`.')
     for n,c in enumerate(cases, 1):
         out.append(check_case(scorer, c))

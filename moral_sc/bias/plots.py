@@ -18,6 +18,7 @@ from .bbq.scoring import OVERALL
 from .winogender import ANSWERS
 from ..foundation.errors import DataError
 from ..foundation.figures import COLOURS, INK
+from ..foundation.tables import check_columns
 
 # %% ../../nbs/bias/60_plots.ipynb #1adc1dc7
 CONDITION_STYLES = { # condition: name, colour, symbol
@@ -77,6 +78,8 @@ def table_coverage(
     bbq = table[table.metric.str.contains('_ambig|_disambig')]
     return coverage(bbq.category) if len(bbq) else ''
 
+_COLUMNS = ('benchmark', 'category', 'condition', 'metric', 'value')
+
 def select_sweep_rows(
     table:pd.DataFrame,        # Of `sweep`, or metrics of an evaluation
     metric:str,
@@ -85,6 +88,7 @@ def select_sweep_rows(
     benchmark:str|None=None,   # By default the first
 )->pd.DataFrame:
     "Select the rows of a table that a figure shows"
+    check_columns(table, _COLUMNS, '`metrics` of an evaluation or the table of a sweep')
     b = benchmark or table.benchmark.iloc[0]
     d = table[(table.benchmark==b) & (table.metric==metric)]
     if category: d = d[d.category==category]
@@ -149,6 +153,7 @@ def plot_differences(
     benchmark:str|None=None,
 )->go.Figure:
     "Plot paired differences between conditions over all categories"
+    check_columns(differences, _COLUMNS, '`differences` of an evaluation')
     b = benchmark or differences.benchmark.iloc[0]
     d = differences[(differences.benchmark==b) & (differences.category==OVERALL)]
     fig = go.Figure()

@@ -8,10 +8,19 @@ __all__ = ['standard_error', 'detectable_effect', 'cluster_components', 'detecta
 
 # %% ../../nbs/bias/34_power.ipynb #6aa17837
 import numpy as np, pandas as pd
-from ..foundation.errors import ConfigError, DataError
+from numbers import Real
+
+from ..foundation.errors import ConfigError, DataError, short_repr
 from ..foundation.statistics import holm, p_value
+from ..foundation.tables import check_columns
 
 # %% ../../nbs/bias/34_power.ipynb #4a386c27
+def _check_number(name, value, low, high=np.inf):
+    if isinstance(value, Real) and not isinstance(value, bool) and not (value<low or value>high):
+        return
+    bounds = f'from {low:g} to {high:g}' if high<np.inf else f'of at least {low:g}'
+    raise ConfigError(f'{name} is {short_repr(value)}; give a number {bounds}.')
+
 def standard_error(
     sd:float,       # Of the difference over questions
     templates:int,
@@ -19,6 +28,9 @@ def standard_error(
     icc:float=0.,   # Correlation of two questions of one template
 )->float:
     "Return the standard error of a mean difference over templates"
+    for name,value,low,high in (('sd', sd, 0, np.inf), ('templates', templates, 1, np.inf),
+                                ('rows', rows, 1, np.inf), ('icc', icc, 0, 1)):
+        _check_number(name, value, low, high)
     return float(sd*np.sqrt((icc + (1-icc)/rows)/templates))
 
 def detectable_effect(
@@ -29,6 +41,8 @@ def detectable_effect(
 )->float:
     "Return the smallest effect that a test detects with the given power"
     from scipy.stats import t
+    for name,value,high in (('se', se, np.inf), ('df', df, np.inf), ('power', power, 1),
+                            ('level', level, 1)): _check_number(name, value, 0, high)
     return float((t.ppf(1-level/2, df) + t.ppf(power, df))*se)
 
 # %% ../../nbs/bias/34_power.ipynb #e826afaf
@@ -59,7 +73,8 @@ def detectable_correlation(
     **kw,              # power, level
 )->float:
     "Return the nearest higher correlation that can be distinguished from another"
-    if n<4: raise ConfigError(f'A correlation needs at least 4 points; got {n}.')
+    _check_number('n', n, 4)
+    _check_number('against', against, -1, 1)
     se = np.sqrt((2*(1-shared) if two else 1)/(n-3))
     return float(np.tanh(np.arctanh(against)+detectable_effect(se, **kw)))
 
@@ -75,6 +90,7 @@ def interval_power(
     seed:int=0,
 )->float:
     "Return how often the interval of a correlation lies within bounds"
+    for name,value in dict(rho=rho, low=low, high=high).items(): _check_number(name, value, -1, 1)
     rng = np.random.default_rng(seed)
     hits = 0
     for _ in range(runs):
@@ -95,6 +111,7 @@ def add_detectable(
 )->pd.DataFrame:              # The same with `detectable`
     "Add the smallest detectable difference to each row of a table"
     from scipy.stats import norm
+    check_columns(differences, ('low', 'high'), '`differences` of an evaluation')
     se = (differences.high-differences.low)/2/norm.ppf((1+level)/2)
     return differences.assign(detectable=se*detectable_effect(1., level=1-level, **kw))
 
@@ -107,6 +124,8 @@ def holm_by_category(
     level:float=.05,
 )->pd.DataFrame:                # One row per model and category: p, adjusted, holds, detectable
     "Test in which categories a condition changed a score, with Holm's adjustment"
+    check_columns(differences, ('metric', 'condition', 'category', 'value'),
+                  '`differences` of an evaluation or the table of a sweep')
     d = differences.query('metric==@metric and condition==@condition and category!=@overall')
     if d.empty:
         raise DataError(f'The table has no difference of {metric!r} under {condition!r}; pass a '
@@ -125,5 +144,6 @@ def simultaneous_intervals(
     "Widen intervals so that all of them hold at once (Bonferroni)"
     from scipy.stats import norm
     d = differences
+    check_columns(d, ('value', 'low', 'high'), '`differences` of an evaluation')
     factor = norm.ppf(1-level/2/len(d))/norm.ppf(1-level/2)
     return d.assign(low=d.value-(d.value-d.low)*factor, high=d.value+(d.high-d.value)*factor)

@@ -165,6 +165,10 @@ def pronoun_metrics(
     share, # [..., occupation] women in the occupation
 )->dict:   # Of METRICS, [...]
     "Compute correlations, lines and probabilities of pronouns"
+    p,share = (np.asarray(x, float) for x in (p, share))
+    if p.ndim<2 or p.shape[-1]!=3 or p.shape[-2]!=share.shape[-1]:
+        raise DataError(f'The probabilities have the shape {list(p.shape)} and the shares '
+                        f'{list(share.shape)}; give [occupation, 3] and [occupation].')
     f = p[...,0]
     m = p[...,1]
     total = p.sum(-1)

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import numpy as np, pandas as pd
 from ...foundation.arguments import checked
-from ...foundation.errors import ConfigError, DataError
+from ...foundation.errors import ConfigError, DataError, short_repr
 from .errata import drop_affected
 from .items import Item, load_items
 
@@ -34,12 +34,20 @@ def answer_probabilities(
     items:list,  # The questions that were answered
 )->np.ndarray:   # [item, option], rows sum to one; nan where there is no answer
     "Return the probability of each option"
+    for name,x in (('answers', answers), ('items', items)):
+        if not hasattr(x, '__len__'): raise ConfigError(f'{name} is {short_repr(x)}; give a list.')
     if len(answers)!=len(items):
         raise DataError(f'There are {len(answers)} answers to {len(items)} questions.')
+    if any(not hasattr(i, 'biased') for i in items[:1]):
+        raise ConfigError(f'The first item is {short_repr(items[0])}; give questions of '
+                          '`load_bbq`.')
     if np.ndim(answers)==2:
         p = np.asarray(answers, float)
+        if p.shape[1]!=3 or (p<0).any():
+            raise DataError(f'The probabilities are {short_repr(p)}; give three for each question, '
+                            'none of them negative.')
         return p/p.sum(1, keepdims=True)
-    odd = [a for a in answers if a not in (0,1,2,None)]
+    odd = [a for a in answers if a not in (0,1,2,None) or isinstance(a, bool|np.bool_)]
     if odd: raise DataError(f'An answer is 0, 1, 2 or None; got {odd[0]!r}.')
     rows = np.vstack([np.eye(3), np.full(3, np.nan)])
     return rows[np.array([-1 if a is None else int(a) for a in answers], int)]

@@ -29,10 +29,12 @@ from importlib import import_module
 
 import numpy as np, pandas as pd
 from moral_sc.foundation.errors import ConfigError, unknown_name_message
+from moral_sc.foundation.tables import check_columns
 
 # %%
 #| hide
 from fastcore.test import *
+from moral_sc.foundation.errors import DataError
 
 
 # %%
@@ -102,6 +104,8 @@ def mean_probabilities(
     normalise:bool=True,  # Over these answers; otherwise the model's own probabilities
 )->pd.DataFrame:          # [(condition, id), answer]
     "Return the mean probability of each answer to each question"
+    names = ['condition', 'id', *(f'lp_{a}' for a in answers)]
+    check_columns(records, names, '`records` of an evaluation')
     p = np.exp(records[[f'lp_{a}' for a in answers]].to_numpy())
     if normalise: p = p/p.sum(1, keepdims=True)
     keys = [records.condition, records.id]
@@ -119,6 +123,7 @@ test_close(mean_probabilities(d, ['yes','no']).yes, [(.5+.8)/2, .25])
 test_close(mean_probabilities(d, ['yes','no'], normalise=False).no, [.15, .3])
 with expect_fail(ConfigError, contains="did you mean 'winogender'"): get_benchmark('winogenders')
 with expect_fail(ConfigError, contains='no benchmark'): get_benchmark(3)
+with expect_fail(DataError, contains="no column 'lp_maybe'"): mean_probabilities(d, ['yes','maybe'])
 
 
 # %% [markdown]

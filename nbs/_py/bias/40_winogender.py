@@ -255,6 +255,10 @@ def pronoun_metrics(
     share, # [..., occupation] women in the occupation
 )->dict:   # Of METRICS, [...]
     "Compute correlations, lines and probabilities of pronouns"
+    p,share = (np.asarray(x, float) for x in (p, share))
+    if p.ndim<2 or p.shape[-1]!=3 or p.shape[-2]!=share.shape[-1]:
+        raise DataError(f'The probabilities have the shape {list(p.shape)} and the shares '
+                        f'{list(share.shape)}; give [occupation, 3] and [occupation].')
     f = p[...,0]
     m = p[...,1]
     total = p.sum(-1)
@@ -286,6 +290,8 @@ bent = pronoun_metrics(cases['neutral by share'], x)
 test_close(bent['rho_two'], 1)
 test_close(bent['rho_three'], np.corrcoef(x, (1-.9*x)*x)[0,1])
 assert np.isnan(pronoun_metrics(mixed(0)*0+1/3, x)['rho_two']) # Constant: no correlation, not zero
+for p,share in ((mixed(0)[:,:2], x), (mixed(0)[1:], x), (mixed(0)[0], x)):
+    with expect_fail(DataError, contains='give [occupation, 3]'): pronoun_metrics(p, share)
 
 
 # %% [markdown]

@@ -36,7 +36,7 @@ from moral_sc.bias.bbq.toy_set import build_rows, read_scenes
 from moral_sc.bias.discrim_eval import TERMS, load_decisions
 from moral_sc.bias.winogender import load_winogender
 from moral_sc.foundation.datasets import data_dir, fetch, read_jsonl
-from moral_sc.foundation.errors import ConfigError, DataError, unknown_name_message
+from moral_sc.foundation.errors import ConfigError, DataError, short_repr, unknown_name_message
 from moral_sc.foundation.files import write_file
 
 # %%
@@ -613,11 +613,23 @@ def selected(
         if n not in known: raise ConfigError(unknown_name_message('answer file', n, known))
     return [c for c in cases if c.name in names]
 
+def check_cases(
+    cases, # To be checked
+)->list:
+    "Return answer files as a list, or raise an error for what is not one"
+    if not isinstance(cases, list|tuple): cases = [cases]
+    for c in cases:
+        if not isinstance(c, Case):
+            raise ConfigError(f'{short_repr(c)} is not an answer file: give some of '
+                              '`load_cases`.')
+    return list(cases)
+
 def write_cases(
     cases:list,       # Of `Case`
     folder:str|Path,
 )->Path:
     "Write each case as JSON lines, and expected.json beside them"
+    cases = check_cases(cases)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     wanted = []

@@ -25,11 +25,11 @@ import json, math, os, shlex, signal, subprocess
 import numpy as np, pandas as pd
 from moral_sc.bias import bbq
 from moral_sc.bias.admissions import paired_gaps
-from moral_sc.bias.answer_files import METRICS, TERMS
+from moral_sc.bias.answer_files import METRICS, TERMS, check_cases
 from moral_sc.bias.discrim_eval import answer_logits, fit_slopes
 from moral_sc.bias.logs import match_option
 from moral_sc.bias.winogender import ANSWERS, pronoun_metrics
-from moral_sc.foundation.errors import ConfigError, DataError
+from moral_sc.foundation.errors import ConfigError, DataError, short_repr
 
 # %%
 #| hide
@@ -247,7 +247,10 @@ def check_scorer(
 )->pd.DataFrame:        # Rows of `check_case`
     "Give answer files to a scorer and judge each value"
     out = []
-    cases = list(cases)
+    cases = check_cases(cases)
+    if not callable(scorer):
+        raise ConfigError(f'The scorer is {short_repr(scorer)}; give a function of the lines of an '
+                          "answer file, or command_scorer('...').")
     if not cases: raise ConfigError('No answer file is given: give some of `load_cases`.')
     for n,c in enumerate(cases, 1):
         out.append(check_case(scorer, c))
@@ -341,5 +344,11 @@ script.write_text('raise SystemExit(3)')
 assert 'exit code 3' in check_case(faulty, case).note[0]
 with expect_fail(ConfigError, contains='No closing'): command_scorer("python 'a")
 with expect_fail(ConfigError, contains='No answer file'): check_scorer(own_scorer, [])
+for wrong in (None, 5, 'bbq', [1], [case, None]):
+    with expect_fail(ConfigError, contains='is not an answer file'): check_scorer(own_scorer, wrong)
+for wrong in (None, 'lm-eval'):
+    with expect_fail(ConfigError, contains='give a function of the lines'):
+        check_scorer(wrong, [case])
+test_eq(len(check_scorer(own_scorer, case)), len(check_case(own_scorer, case)))
 with expect_fail(ConfigError, contains='cannot be started'):
     check_case(command_scorer('/no/such'), case)

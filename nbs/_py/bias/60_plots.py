@@ -29,6 +29,7 @@ from moral_sc.bias.bbq.scoring import OVERALL
 from moral_sc.bias.winogender import ANSWERS
 from moral_sc.foundation.errors import DataError
 from moral_sc.foundation.figures import COLOURS, INK
+from moral_sc.foundation.tables import check_columns
 
 # %%
 #| hide
@@ -120,6 +121,8 @@ def table_coverage(
     bbq = table[table.metric.str.contains('_ambig|_disambig')]
     return coverage(bbq.category) if len(bbq) else ''
 
+_COLUMNS = ('benchmark', 'category', 'condition', 'metric', 'value')
+
 def select_sweep_rows(
     table:pd.DataFrame,        # Of `sweep`, or metrics of an evaluation
     metric:str,
@@ -128,6 +131,7 @@ def select_sweep_rows(
     benchmark:str|None=None,   # By default the first
 )->pd.DataFrame:
     "Select the rows of a table that a figure shows"
+    check_columns(table, _COLUMNS, '`metrics` of an evaluation or the table of a sweep')
     b = benchmark or table.benchmark.iloc[0]
     d = table[(table.benchmark==b) & (table.metric==metric)]
     if category: d = d[d.category==category]
@@ -202,6 +206,7 @@ def plot_differences(
     benchmark:str|None=None,
 )->go.Figure:
     "Plot paired differences between conditions over all categories"
+    check_columns(differences, _COLUMNS, '`differences` of an evaluation')
     b = benchmark or differences.benchmark.iloc[0]
     d = differences[(differences.benchmark==b) & (differences.category==OVERALL)]
     fig = go.Figure()
@@ -273,6 +278,9 @@ styles = condition_styles(['q', 'q+if', 'q+kind', 'q+mine'])
 test_eq(len(set(styles.values())), 4)
 test_eq(len({colour for _,colour,_ in styles.values()}), 4)
 with expect_fail(DataError, contains="metric 'bais'"): plot_scores(e.metrics, 'bais')
+for f in (plot_scores, plot_differences):
+    with expect_fail(DataError, contains="no column 'condition'"):
+        f(e.metrics.drop(columns='condition'))
 
 # %% [markdown]
 # Each figure has one trace per condition, and every trace has an interval.

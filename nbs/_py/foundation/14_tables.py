@@ -27,7 +27,7 @@ from pathlib import Path
 
 import pandas as pd
 from moral_sc.foundation.datasets import check_characters, read_jsonl, unique_fields
-from moral_sc.foundation.errors import ConfigError, DataError
+from moral_sc.foundation.errors import ConfigError, DataError, short_repr
 
 # %%
 #| hide
@@ -291,6 +291,31 @@ with expect_fail(DataError, contains="no 'label'; did you mean 'lable'"):
 for row in (dict(label=1), dict(label=1, text=' ')):
     with expect_fail(DataError, contains="no 'text'; a row needs text"):
         check_fields(row, 'row 1', ['text'], ['label'])
+
+
+# %% [markdown]
+# A function that takes a table names the column that is missing, and what makes such tables.
+
+# %%
+#| export
+def check_columns(
+    table,       # DataFrame
+    columns,     # Names that it must have
+    source:str,  # What makes such tables
+):
+    "Raise an error unless a value is a table with some columns"
+    if not isinstance(table, pd.DataFrame):
+        raise ConfigError(f'The table is {short_repr(table)}; give {source}.')
+    missing = [c for c in columns if c not in table]
+    if missing: raise DataError(f'The table has no column {missing[0]!r}; give {source}.')
+
+
+# %%
+with expect_fail(ConfigError, contains='The table is None; give metrics'):
+    check_columns(None, ['value'], 'metrics')
+with expect_fail(DataError, contains="no column 'low'; give metrics of an evaluation"):
+    check_columns(pd.DataFrame(dict(value=[1])), ['value', 'low'], 'metrics of an evaluation')
+check_columns(pd.DataFrame(dict(value=[1], low=[0])), ['value', 'low'], 'metrics')
 
 # %% [markdown]
 # Parquet keeps the types of its columns. Text, whole numbers with gaps and lists come back as they were.

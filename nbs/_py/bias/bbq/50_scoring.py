@@ -34,7 +34,7 @@ from dataclasses import replace
 
 import numpy as np, pandas as pd
 from moral_sc.foundation.arguments import checked
-from moral_sc.foundation.errors import ConfigError, DataError
+from moral_sc.foundation.errors import ConfigError, DataError, short_repr
 from moral_sc.bias.bbq.errata import drop_affected
 from moral_sc.bias.bbq.items import Item, load_items
 
@@ -70,12 +70,20 @@ def answer_probabilities(
     items:list,  # The questions that were answered
 )->np.ndarray:   # [item, option], rows sum to one; nan where there is no answer
     "Return the probability of each option"
+    for name,x in (('answers', answers), ('items', items)):
+        if not hasattr(x, '__len__'): raise ConfigError(f'{name} is {short_repr(x)}; give a list.')
     if len(answers)!=len(items):
         raise DataError(f'There are {len(answers)} answers to {len(items)} questions.')
+    if any(not hasattr(i, 'biased') for i in items[:1]):
+        raise ConfigError(f'The first item is {short_repr(items[0])}; give questions of '
+                          '`load_bbq`.')
     if np.ndim(answers)==2:
         p = np.asarray(answers, float)
+        if p.shape[1]!=3 or (p<0).any():
+            raise DataError(f'The probabilities are {short_repr(p)}; give three for each question, '
+                            'none of them negative.')
         return p/p.sum(1, keepdims=True)
-    odd = [a for a in answers if a not in (0,1,2,None)]
+    odd = [a for a in answers if a not in (0,1,2,None) or isinstance(a, bool|np.bool_)]
     if odd: raise DataError(f'An answer is 0, 1, 2 or None; got {odd[0]!r}.')
     rows = np.vstack([np.eye(3), np.full(3, np.nan)])
     return rows[np.array([-1 if a is None else int(a) for a in answers], int)]
@@ -532,7 +540,14 @@ score(half, lost).loc['micro', ['questions','no_target','unanswered','bias_ambig
 with expect_fail(ConfigError, contains='not for both at once'):
     bias_score([0]*len(ours), ours)
 with expect_fail(DataError, contains='3 answers to 2'): accuracy([0,1,2], ours[:2])
-with expect_fail(DataError, contains='got 7'): accuracy([0,7], ours[:2])
+for wrong in (7, True, 'A'):
+    with expect_fail(DataError, contains=f'got {wrong!r}'): accuracy([0, wrong], ours[:2])
+for f in (accuracy, conditional_bias, score):
+    with expect_fail(ConfigError, contains='answers is None; give a list'): f(None, ours[:2])
+    with expect_fail(ConfigError, contains='items is None; give a list'): f([0,1], None)
+    with expect_fail(ConfigError, contains='The first item is 1'): f([0,1], [1,2])
+for wrong in ([[.5,.5],[1,0]], [[1,0,0],[1,1,-1]]):
+    with expect_fail(DataError, contains='three for each question'): accuracy(wrong, ours[:2])
 with expect_fail(ConfigError, contains='use 1'): orders_of(2)
 
 # %% [markdown]
