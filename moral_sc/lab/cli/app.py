@@ -6,16 +6,11 @@
 __all__ = ['app', 'data', 'Ids', 'site', 'main']
 
 # %% ../../../nbs/lab/cli/50_app.ipynb #532780cc
-import json
-import os
-import sys
+import json, os, sys
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
-# %% ../../../nbs/lab/cli/50_app.ipynb #2ba5dd67
-import moral_sc
+import moral_sc, typer
 from ...foundation.errors import ConfigError, DataError
 from .console import (AsJson, Device, ErrorGroup, Limit, Mode, Model, Out, Scale,
                                       Seed, argument, command_group, help_examples, option,
@@ -23,7 +18,6 @@ from .console import (AsJson, Device, ErrorGroup, Limit, Mode, Model, Out, Scale
 from .bias import (EVALUATION_FLAGS, Benchmarks, Categories, Conditions,
                                    ConditionsFile, Items, Wordings, bias, parse_wordings,
                                    shell_messages)
-import moral_sc.lab.cli.bias_conform # noqa: F401 adds commands to `bias`
 from .bias_toy import toy
 from .constitution import constitution
 from .superposition import superposition

@@ -16,11 +16,7 @@
 
 # %%
 #| export
-import errno
-import json
-import math
-import re
-import warnings
+import errno, json, math, re, warnings
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, get_args
@@ -28,8 +24,6 @@ from typing import Annotated, get_args
 import typer
 from typer.core import TyperGroup
 
-# %%
-#| export
 from moral_sc.foundation.arguments import MAX_SEED
 from moral_sc.foundation.errors import ConfigError, MoralScError, unknown_name_message
 from moral_sc.lab.scales import SCALES
@@ -64,12 +58,15 @@ def print_status(text:str):
     typer.echo(text, err=True)
 
 @contextmanager
-def _plain_warnings():
+def plain_warnings(
+    rewrite=str, # Text of a warning to the text that is printed
+):
     "Print each warning once, as a sentence without its line of code"
     seen = set()
     def show(message, *args, **kwargs):
-        if str(message) not in seen: print_status(f'Warning: {message}')
-        seen.add(str(message))
+        text = rewrite(str(message))
+        if text not in seen: print_status(f'Warning: {text}')
+        seen.add(text)
     with warnings.catch_warnings():
         warnings.showwarning = show
         yield
@@ -78,7 +75,7 @@ class ErrorGroup(TyperGroup):
     "Group of commands that prints errors as sentences and sets the exit code"
     def invoke(self, ctx):
         try:
-            with _plain_warnings(): return super().invoke(ctx)
+            with plain_warnings(): return super().invoke(ctx)
         except MoralScError as e: print_status(f'{e}')
         except KeyboardInterrupt:
             print_status('Interrupted. Run the same command again to resume.')

@@ -16,17 +16,11 @@
 
 # %%
 #| export
-import json
-import os
-import sys
+import json, os, sys
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
-# %%
-#| export
-import moral_sc
+import moral_sc, typer
 from moral_sc.foundation.errors import ConfigError, DataError
 from moral_sc.lab.cli.console import (AsJson, Device, ErrorGroup, Limit, Mode, Model, Out, Scale,
                                       Seed, argument, command_group, help_examples, option,
@@ -34,7 +28,6 @@ from moral_sc.lab.cli.console import (AsJson, Device, ErrorGroup, Limit, Mode, M
 from moral_sc.lab.cli.bias import (EVALUATION_FLAGS, Benchmarks, Categories, Conditions,
                                    ConditionsFile, Items, Wordings, bias, parse_wordings,
                                    shell_messages)
-import moral_sc.lab.cli.bias_conform # noqa: F401 adds commands to `bias`
 from moral_sc.lab.cli.bias_toy import toy
 from moral_sc.lab.cli.constitution import constitution
 from moral_sc.lab.cli.superposition import superposition
