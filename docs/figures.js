@@ -3,10 +3,11 @@
 (() => {
   "use strict";
   const wide = 640, phone = 520;
+  let printing = false; // Then in the colours of the light theme
   const css = name => getComputedStyle(document.body).getPropertyValue(name).trim();
   const theme = () => document.body.dataset.theme;
   const system = matchMedia("(prefers-color-scheme: dark)");
-  const dark = () => theme() === "dark" || (theme() !== "light" && system.matches);
+  const dark = () => !printing && (theme() === "dark" || (theme() !== "light" && system.matches));
 
   // Figures have no background of their own and colours that stand on either theme. What is left
   // is black, the ink of the light theme, and white, its paper: those two change places. A black
@@ -195,7 +196,7 @@
     }
     layout = {...layout, width, height, autosize: false,
               paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
-              font: {...(layout.font || {}), color: css("--ink")},
+              font: {...(layout.font || {}), color: printing ? "black" : css("--ink")},
               modebar: {bgcolor: "rgba(0,0,0,0)", orientation: "v"}};
     if (matchMedia("(pointer: coarse)").matches) layout.dragmode = scenes ? layout.dragmode : false;
     const config = {displaylogo: false, responsive: false, displayModeBar: small ? false : "hover",
@@ -223,7 +224,8 @@
       boxes.filter(b => b.dataset.drawn && Math.abs(b.dataset.drawn - b.parentElement.clientWidth) > 4).forEach(draw), 120); });
     new MutationObserver(again).observe(document.body, {attributes: true, attributeFilter: ["data-theme"]});
     system.addEventListener("change", again);
-    addEventListener("beforeprint", () => boxes.forEach(draw));
+    addEventListener("beforeprint", () => { printing = true; boxes.forEach(draw); });
+    addEventListener("afterprint", () => { printing = false; again(); });
   }
   document.readyState === "loading" ? addEventListener("DOMContentLoaded", start) : start();
 })();
