@@ -10,7 +10,7 @@ import hashlib, json, os, shutil, warnings
 from pathlib import Path
 
 from .errors import DataError
-from .files import replace_file
+from .files import read_json_object, replace_file
 
 # %% ../../nbs/foundation/22_manifest.ipynb #0226568d
 def _entry(path):
@@ -31,10 +31,9 @@ class Manifest:
     def read(self)->dict: # Name in the folder -> size, sha256
         "Read the list of files; it is empty if none was recorded"
         if not self.path.exists(): return {}
-        try:
-            files = json.loads(self.path.read_text())
-            if all({'size', 'sha256'}<={*f} for f in files.values()): return files
-        except (ValueError, AttributeError, TypeError, RecursionError): pass
+        files = read_json_object(self.path)
+        complete = lambda f: isinstance(f, dict) and {'size', 'sha256'}<={*f}
+        if all(map(complete, files.values())): return files
         raise DataError(f'{self.path} is damaged; move the folder away and start again.')
 
     def name(self, path): return Path(path).relative_to(self.folder).as_posix()

@@ -8,16 +8,9 @@ __all__ = ['WIDTH', 'twin_of', 'find_notebooks', 'take_notebook', 'take_twin', '
            'show_verdicts', 'run_hook']
 
 # %% ../../nbs/lab/14_hooks.ipynb #961edcfa
-import configparser
-import json
-import os
-import re
-import subprocess
-import sys
-import tempfile
+import configparser, json, os, re, subprocess, sys, tempfile
 from pathlib import Path
 
-# %% ../../nbs/lab/14_hooks.ipynb #8433761a
 from ..foundation.errors import ConfigError, MoralScError, unknown_name_message
 from ..foundation.files import write_file
 from .paths import visible_notebooks
@@ -119,15 +112,11 @@ def _settings(root):
     config.read(root/'settings.ini')
     return config['DEFAULT']
 
-def _allowed(root):
-    settings = _settings(root)
-    keys = ('allowed_metadata_keys', 'allowed_cell_metadata_keys')
-    return {k: settings.get(k, '').split() for k in keys}
-
 def _cleaned(root, text):
     from nbdev.clean import clean_nb
     nb = json.loads(text)
-    clean_nb(nb, **_allowed(root))
+    keys = ('allowed_metadata_keys', 'allowed_cell_metadata_keys')
+    clean_nb(nb, **{k: _settings(root).get(k, '').split() for k in keys})
     nb['metadata']['jupytext'] = _filters(root)
     data = [o['data'] for c in nb['cells'] for o in c.get('outputs', []) if 'data' in o]
     for d in data: d |= {k: _integral(v) for k,v in d.items() if k.endswith('json')}

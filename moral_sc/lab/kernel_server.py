@@ -7,15 +7,7 @@ __all__ = ['PRELOADED', 'LONGEST_FOLDER', 'PER_KERNEL', 'START_TIMEOUT', 'SERVER
            'socket_folder', 'ServerAddress', 'KernelServer', 'kernel_server', 'fork_provisioner']
 
 # %% ../../nbs/lab/11_kernel_server.ipynb #400fe29f
-import hashlib
-import json
-import os
-import signal
-import socket
-import subprocess
-import sys
-import tempfile
-import threading
+import hashlib, json, os, signal, socket, subprocess, sys, tempfile, threading
 from contextlib import ExitStack, contextmanager, suppress
 
 # %% ../../nbs/lab/11_kernel_server.ipynb #07810483

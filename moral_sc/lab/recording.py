@@ -6,10 +6,8 @@
 __all__ = ['recorded_scale', 'check_scale', 'record_page', 'render_claims']
 
 # %% ../../nbs/lab/16_recording.ipynb #146283cf
-import os
-import tempfile
+import os, tempfile
 
-# %% ../../nbs/lab/16_recording.ipynb #87d16d17
 from ..foundation.errors import ConfigError
 from ..foundation.files import write_file
 from .claims import claims_mime, claims_of, rejudge

@@ -42,10 +42,7 @@ def encode_after(
     texts:list, # Strings that follow it
 )->list:        # Token ids of each string
     "Tokenise strings as continuations of a text"
-    if not texts: return []
-    before = text[-64:] # Far more than a token
-    prefix,*whole = encode(lm, [before, *(before+t for t in texts)])
-    return [_rest(lm, before, prefix, ids, t) for ids,t in zip(whole, texts)]
+    return encode_each_after(lm, [text]*len(texts), texts)
 
 def encode_each_after(
     lm,
@@ -53,14 +50,10 @@ def encode_each_after(
     texts:list,
 )->list:         # Token ids of each string
     "Tokenise each string as the continuation of its own text, all at once"
-    heads = [t[-64:] for t in before]
+    heads = [t[-64:] for t in before] # Far more than a token
     rows = encode(lm, [*heads, *(h+t for h,t in zip(heads, texts, strict=True))])
-    return [_rest(lm, *row) for row in zip(heads, rows, rows[len(heads):], texts)]
-
-def _rest(lm, before, prefix, whole, text):
-    "The ids of a text, given those of what stands before it and of both together"
-    n = len(prefix)
-    return whole[n:] if before and whole[:n]==prefix else _encode_inside(lm, text)
+    return [whole[len(prefix):] if head and whole[:len(prefix)]==prefix else _encode_inside(lm, t)
+            for head,prefix,whole,t in zip(heads, rows, rows[len(heads):], texts)]
 
 def _encode_inside(lm, text):
     "Tokenise a text without the space that a tokenizer puts before it"

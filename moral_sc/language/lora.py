@@ -6,8 +6,7 @@
 __all__ = ['LoRALinear', 'add_lora', 'has_lora', 'merge_lora']
 
 # %% ../../nbs/language/47_lora.ipynb #b070b0e4
-import math
-import re
+import math, re
 
 import torch
 from torch import nn

@@ -7,14 +7,10 @@ __all__ = ['schedules', 'learning_rate', 'build_optimizer', 'clipped_step', 'ini
            'gather_objects', 'reduce_gradients', 'Checkpoints', 'get_random_state', 'set_random_state']
 
 # %% ../../nbs/language/44_optimization.ipynb #b30c75cb
-import math
-import os
-import random
-import warnings
+import math, os, random, warnings
 from pathlib import Path
 
-import numpy as np
-import torch
+import numpy as np, torch
 import torch.distributed as dist
 
 from ..foundation.errors import ConfigError, ModelError, unknown_name_message

@@ -7,11 +7,9 @@ __all__ = ['defined_names', 'public_names', 'notebook_of', 'exported_modules', '
            'link_names']
 
 # %% ../../../nbs/lab/site/10_crossrefs.ipynb #c1e94bcc
-import ast
-import re
+import ast, re
 from pathlib import Path
 
-# %% ../../../nbs/lab/site/10_crossrefs.ipynb #7b90495e
 import moral_sc
 
 # %% ../../../nbs/lab/site/10_crossrefs.ipynb #7d2a586e

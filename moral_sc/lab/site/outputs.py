@@ -6,12 +6,10 @@
 __all__ = ['drawing_browser', 'figure_png', 'add_pictures', 'run_record', 'copy_outputs']
 
 # %% ../../../nbs/lab/site/22_outputs.ipynb #4e005244
-import base64
-import io
+import base64, io
 from contextlib import contextmanager
 from pathlib import Path
 
-# %% ../../../nbs/lab/site/22_outputs.ipynb #c95d965d
 from ...foundation.errors import ConfigError
 from ...foundation.runs import provenance
 from ..execution import parameter_values

@@ -7,13 +7,10 @@ __all__ = ['PAPER_TITLES', 'ClaimsTable', 'claims_table', 'ClaimCounts', 'claim_
            'recorded_figure', 'paper_entries', 'paper_index', 'plain_paper_index', 'fill_index_blocks', 'side_by_side']
 
 # %% ../../../nbs/lab/site/26_papers.ipynb #4beddd61
-import base64
-import io
-import re
+import base64, io, re
 from html import escape
 from pathlib import Path
 
-# %% ../../../nbs/lab/site/26_papers.ipynb #ba01d73a
 from ...foundation.datasets import data_dir, read_toml
 from ...foundation.errors import ConfigError, DataError
 from ..claims import claim_text, format_estimate, ledger, verdict_text, verdicts

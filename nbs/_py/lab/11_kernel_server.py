@@ -29,15 +29,7 @@
 
 # %%
 #| export
-import hashlib
-import json
-import os
-import signal
-import socket
-import subprocess
-import sys
-import tempfile
-import threading
+import hashlib, json, os, signal, socket, subprocess, sys, tempfile, threading
 from contextlib import ExitStack, contextmanager, suppress
 
 # %%

@@ -16,11 +16,8 @@
 
 # %%
 #| export
-import os
-import tempfile
+import os, tempfile
 
-# %%
-#| export
 from moral_sc.foundation.errors import ConfigError
 from moral_sc.foundation.files import write_file
 from moral_sc.lab.claims import claims_mime, claims_of, rejudge

@@ -16,14 +16,10 @@
 
 # %%
 #| export
-import math
-import os
-import random
-import warnings
+import math, os, random, warnings
 from pathlib import Path
 
-import numpy as np
-import torch
+import numpy as np, torch
 import torch.distributed as dist
 
 from moral_sc.foundation.errors import ConfigError, ModelError, unknown_name_message

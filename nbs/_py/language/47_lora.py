@@ -16,8 +16,7 @@
 
 # %%
 #| export
-import math
-import re
+import math, re
 
 import torch
 from torch import nn

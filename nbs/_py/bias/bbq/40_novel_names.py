@@ -100,21 +100,16 @@ def with_reversed_pairs(pairs)->list:
     "Return each pair and its reverse"
     return [p for a,b in pairs for p in ((a,b), (b,a))]
 
-def make_person(
-    name:str,
-    info:str,     # Their group in the file
-    **slots,      # OCC, GEN
-)->dict:
-    "Build a person for a slot"
-    return dict(NAME=name, info=info, **slots)
 
+# %% [markdown]
+# A person is a dict: what fills `NAME`, `OCC` and `GEN`, and `info`, their group in the file.
 
 # %%
 #| export
 def listed_pairs(row, rng):
     "Build the pairs of a template that lists its people"
     names = parse_slot_lists(row['Names'])
-    one,two = ([make_person(n, row[f'NAME{k}_info']) for n in names[f'NAME{k}']] for k in (1,2))
+    one,two = ([dict(NAME=n, info=row[f'NAME{k}_info']) for n in names[f'NAME{k}']] for k in (1,2))
     return list(product(one, two))
 
 def _vocabulary(category, sub=''):
@@ -126,13 +121,12 @@ def stereotyped_groups(
     row,  # A template
 )->set:
     "Return the groups that a template's stereotype is about"
-    text = row.get('Known_stereotyped_groups') or row['Known_stereotyped_race']
-    return {canonical_group(g) for g in json.loads(text)}
+    return {canonical_group(g) for g in _groups(row)}
 
 def group_word_pairs(row, rng):
     "Build pairs of people who are described by their group"
     words = _vocabulary(row['category'], row.get('Subcategory',''))
-    people = [make_person(r['Name'], r['Info'] or r['Name']) for r in words]
+    people = [dict(NAME=r['Name'], info=r['Info'] or r['Name']) for r in words]
     if row['category']=='Gender_identity': return list(permutations(people, 2))
     if row['category']=='SES':
         low,high = ([p for p in people if p['info']==k] for k in ('lowSES','highSES'))
@@ -188,7 +182,7 @@ def named_pairs(row, rng):
     if row['category']=='Race_ethnicity':
         g,(mine,rest) = template_gender(row, rng), split_origins(row)
         n = PEOPLE_PER_SIDE
-        make = lambda os: [make_person(full_name(rng,g,o), f'{g}-{o}')
+        make = lambda os: [dict(NAME=full_name(rng,g,o), info=f'{g}-{o}')
                            for o in (os*n if len(os)<n else os)[:n]]
         return with_reversed_pairs(product(make(mine), make(rest)))
     if row.get('NAME1_info'): # The text states each person's group
@@ -197,8 +191,8 @@ def named_pairs(row, rng):
         pairs = product(names[:PEOPLE_PER_SIDE], names[-n:])
         one = row['NAME1_info']
         two = row['NAME2_info']
-        return [(make_person(a, one), make_person(b, two)) for a,b in pairs]
-    women,men = ([make_person(n, g) for n in sample_up_to(rng, _first_names(g))] for g in 'FM')
+        return [(dict(NAME=a, info=one), dict(NAME=b, info=two)) for a,b in pairs]
+    women,men = ([dict(NAME=n, info=g) for n in sample_up_to(rng, _first_names(g))] for g in 'FM')
     return with_reversed_pairs(product(women, men))
 
 
@@ -213,15 +207,15 @@ def _intersectional_person(row, rng, value, origin, name=None):
     "Build a person of a gender or class and an origin; with a proper name, if `name` is given"
     if row['category']=='Race_x_gender':
         words = dict(zip('MF', json.loads(row['Names'] or '["man","woman"]')))
-        if name: return make_person(full_name(rng, value, origin), f'{value}-{origin}')
-        return make_person(origin, f'{value}-{origin}', GEN=words[value])
+        if name: return dict(NAME=full_name(rng, value, origin), info=f'{value}-{origin}')
+        return dict(NAME=origin, info=f'{value}-{origin}', GEN=words[value])
     jobs = [r['Name'] for r in _vocabulary('SES') if r['Info']==value]
     if row['Names']: # The template's own lists, one per class
         at = json.loads(row['Var2_info']).index(value)
         jobs = json.loads(row['Names'])[at]
     job = rng.choice(jobs)
-    if not name: return make_person(origin, f'{value}-{origin}', OCC=job)
-    return make_person(full_name(rng, name, origin), f'{value}-{name}-{origin}', OCC=job)
+    if not name: return dict(NAME=origin, info=f'{value}-{origin}', OCC=job)
+    return dict(NAME=full_name(rng, name, origin), info=f'{value}-{name}-{origin}', OCC=job)
 
 def intersectional_pairs(row, rng):
     "Build pairs for a stereotype about two attributes"

@@ -16,12 +16,9 @@
 
 # %%
 #| export
-import ast
-import re
+import ast, re
 from pathlib import Path
 
-# %%
-#| export
 import moral_sc
 
 # %%

@@ -16,13 +16,10 @@
 
 # %%
 #| export
-import base64
-import io
+import base64, io
 from contextlib import contextmanager
 from pathlib import Path
 
-# %%
-#| export
 from moral_sc.foundation.errors import ConfigError
 from moral_sc.foundation.runs import provenance
 from moral_sc.lab.execution import parameter_values

@@ -16,14 +16,10 @@
 
 # %%
 #| export
-import base64
-import io
-import re
+import base64, io, re
 from html import escape
 from pathlib import Path
 
-# %%
-#| export
 from moral_sc.foundation.datasets import data_dir, read_toml
 from moral_sc.foundation.errors import ConfigError, DataError
 from moral_sc.lab.claims import claim_text, format_estimate, ledger, verdict_text, verdicts
