@@ -60,8 +60,7 @@ def run(task, model, tasks=plugin_folder(), name='log', metadata=None, **kw):
 # %% [markdown]
 # ## Results
 #
-# Under `q+if+cot` the first task lets the model reason, and the second reads what it wrote. A model with random weights
-# writes tokens whose text is tokenised otherwise, so that the harness is compared with our scores of the same texts there.
+# Under `q+if+cot` the first task lets the model reason, and the second reads what it wrote. The text of a model with random weights is tokenised differently when it is read again, so the harness is compared there with our scores of the same texts.
 
 # %%
 def reasoning_of(benchmark, metadata):
@@ -101,9 +100,9 @@ differences
 # %% [markdown]
 # ## Logs
 #
-# The tool's own task `bbq` is run on questions whose options are in another order than in the file. A model with planted
-# answers gives them, so that the right scores [are known](57_answer_files.ipynb). The scores computed
-# [from the log](56_logs.ipynb) are these.
+# The tool's own task `bbq` is run on questions whose options are in another order than in the file.
+# A model with planted answers gives them, so that the right scores [are
+# known](57_answer_files.ipynb). The scores computed [from the log](56_logs.ipynb) equal them.
 
 # %%
 class Planted(LM):

@@ -247,7 +247,7 @@ check(run(winogender(condition='q', like=True, limit=4)), 'winogender-like', 'q'
 check(run(admissions(condition='q+if', limit=4)), 'admissions', 'q+if', limit=4)
 
 # %% [markdown]
-# Its log is read like [those of other tools](56_logs.ipynb), with options in three orders. The words of an API model are understood.
+# Its log is read like [those of other tools](56_logs.ipynb), with options in three orders. Answers of an API model in words are read as well.
 
 # %%
 test_eq(len(read_log(next(Path(folder).glob('*bbq*.json'))).items), 24)
@@ -257,9 +257,10 @@ test_eq(answer('The answer is (b)'), [-math.inf, 0., -math.inf])
 assert all(map(math.isnan, answer('No idea.')))
 
 # %% [markdown]
-# With reasoning there are two stages. The samples of reasoning are those of `evaluate`, and Inspect's epochs are further samples.
-# In a longer run, one of 36 samples of 24 tokens was another than that of `evaluate`: prompts are sampled one by one here,
-# and rounding can exchange two tokens.
+# With reasoning there are two stages. The samples of reasoning are those of `evaluate`, and
+# Inspect's epochs are further samples. In a longer run, one of 36 samples of 24 tokens differed
+# from that of `evaluate`: prompts are sampled one by one here, and rounding can exchange two
+# tokens.
 
 # %%
 log = run(bbq(condition='q+if+cot', like=True, limit=4, reasoning_tokens=8), epochs=2)

@@ -17,9 +17,9 @@
 # their left side are the module. A *paper page* is in `nbs/papers`; it follows the section of the paper
 # that it reproduces, and ends with the paper's claims and our results.
 #
-# The banner under the title of a paper page names the scale, the seed, the duration and the machine of
-# the recorded run. The outputs come from that scale, even though the page's own cell of parameters
-# says `scale = 'quick'`.
+# The banner under the title of a paper page names the scale, the seed, the duration and the machine
+# of the recorded run, and how many runs it read that had finished before. The outputs come from
+# that scale, even though the page's own cell of parameters says `scale = 'quick'`.
 #
 # ## In JupyterLab
 #

@@ -462,11 +462,11 @@ def _continue_cache(lm, cache, rows, at):
 # %% [markdown]
 # ## Choice of the engine
 #
-# Four engines share this interface: `prefix` caches shared prefixes, `tree` runs a whole tree in one
-# pass, `cascade` needs no special mask, and `padded` shares nothing. Whether a model supports
+# Four engines share this interface: `prefix` caches shared prefixes, `tree` runs a whole tree in
+# one pass, `cascade` needs no special mask, and `padded` shares nothing. Whether a model supports
 # an engine is found by a trial: three short rows, run by the engine and one by one. A model that
-# ignores masks or positions fails it. If rows are longer than the window of a layer, the
-# trial is, too.
+# ignores masks or positions fails it. If rows are longer than the window of a layer, so are those
+# of the trial.
 
 # %%
 #| export

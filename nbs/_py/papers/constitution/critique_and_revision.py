@@ -217,8 +217,8 @@ pd.DataFrame(released).T.astype(str)
 
 
 # %% [markdown]
-# What this page does not show: whether any revision is less harmful, which takes a judge, and
-# whether a larger model follows the procedure.
+# This page does not show whether any revision is less harmful, which takes a judge, and whether a
+# larger model follows the procedure.
 #
 # ## Claims
 #

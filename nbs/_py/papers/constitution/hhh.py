@@ -181,7 +181,7 @@ plot_accuracy({k: hhh.hhh_accuracy(d) for k,d in harm.items()}, {'chance, nine':
 
 
 # %% [markdown]
-# What this page does not show: that small models cannot label. It shows that no prompt format of this
+# This page does not show that small models cannot label. It shows that no prompt format of this
 # model clears the gate. Apply this test before you choose a labelling model for real runs, with
 # `moral_sc reproduce constitution/hhh --model NAME --scale cpu`.
 #

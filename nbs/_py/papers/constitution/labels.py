@@ -221,9 +221,9 @@ outcome = [int(i.right==0) for i in items] if lm else None
  else 'Not run at this scale.')
 
 # %% [markdown]
-# What this page does not show: how sharp, noisy or position-biased a real labeller is. In the toy
-# environment we chose these values; the report above is the method that measures them for a
-# model. The evaluation itself is on [the page on HHH](hhh.ipynb).
+# This page does not show how sharp, noisy or position-biased a real labeller is. In the toy
+# environment we chose these values; the report above is the method that measures them for a model.
+# The evaluation itself is on [the page on HHH](hhh.ipynb).
 #
 # ## Claims
 

@@ -173,9 +173,10 @@ peaks = {name: dict(peak=rank_correlation(d, 'peak', 'true_peak'),
 pd.DataFrame(peaks).map(str)
 
 # %% [markdown]
-# The table has rank correlations of forecast and actual values. Both forecasts are in the order of the truth, but single forecasts are far from exact
-# (@fig-health, right). The gain is forecast in nats of a vote and the true one in points of the true score; for fair
-# raters these units are equal:
+# The table has rank correlations of forecast and actual values. Both forecasts order the runs as
+# the truth does, but single forecasts are far from exact (@fig-health, right). The gain is forecast
+# in nats of a vote and the true one in points of the true score; for fair raters these units are
+# equal:
 
 # %%
 error = (judged.gain-judged.true_gain).abs()
@@ -226,8 +227,8 @@ policies[['learned', 'start', 'highest', 'end', 'peak', 'last', 'gain', 'true_ga
 policies[['gain', 'true_gain', 'change']].corr('spearman').change.round(2)
 
 # %% [markdown]
-# Eight policies decide nothing. We therefore registered a row about 24 others, against the next transformers among the odd
-# numbers:
+# Eight policies are too few to decide. We therefore registered a row about 24 others, against the
+# next transformers among the odd numbers:
 
 # %%
 enlarged = optimise_all(range(first.iloc[-1]+8, first.iloc[-1]+8*(more_policies+1), 8))
@@ -281,7 +282,7 @@ print(f'{len(labels)} labels', verdict, sep='\n')
 # - The transformers have two layers. Three of four preference models are regressions on words.
 # - Fair votes are assumed. Where only votes with the defects of the training labels exist, the forecast is worth little (`own_gain`).
 # - Best-of-n reaches 3.6 nats here. Reinforcement learning goes much further, and finds answers that the first policy never gives; votes on
-#   ordinary answers cannot say anything about these. A verdict without objection is no licence to go on without watching.
+# ordinary answers cannot say anything about these. A verdict without objection does not replace measurements during training.
 # - A real preference model is only checked for its labels. The page has not yet been run on a GPU.
 #
 # ## Claims

@@ -174,8 +174,8 @@ pd.Series(principle_draws(chains)) if chains else 'out of reach'
 # Both values are consistent with independent draws. This is the only question left open by the
 # paper that the released files answer.
 #
-# What this page does not show: the rates of phrasings that the detectors do not contain, the
-# harmfulness of any answer, and the behaviour of other trainings.
+# This page does not show the rates of phrasings that the detectors do not contain, the harmfulness
+# of any answer, and the behaviour of other trainings.
 #
 # ## Claims
 #

@@ -57,12 +57,12 @@ size
 # > direct ones, in large ones the same. Critiques are often inaccurate, and the revisions
 # > help all the same [@bai2022constitutional].
 #
-# The paper's judges are preference models of 52 billion parameters. In the
-# [toy environment](../../constitution/toy/10_environment.ipynb) harm and help are counted, so we
-# can check the judges against the truth. A small transformer answers, criticises and
-# revises. It was trained on dialogues in which revisions remove what a principle objects to, though
-# not always all of it. So some effects are set by that text: we iterate the *generator* that wrote
-# it, without a model, on the same first answers. Each training has a model and requests of its own.
+# The paper's judges are preference models of 52 billion parameters. In the [toy
+# environment](../../constitution/toy/10_environment.ipynb) harm and help are counted, so we can
+# check the judges against the truth. A small transformer answers, criticises and revises. It was
+# trained on dialogues in which revisions remove what a principle objects to, though not always all
+# of it. Some effects are therefore those of that text: we iterate the *generator* that wrote it,
+# without a model, on the same first answers. Each training has a model and requests of its own.
 
 # %%
 seeds = [seed+s for s in range(size['trainings'])]
@@ -149,12 +149,12 @@ pd.DataFrame(rows, index=[f'{i} revisions' for i in range(ROUNDS+1)]).T
 
 
 # %% [markdown]
-# In the recorded run true harmlessness rises and true helpfulness falls over four revisions, as in the paper.
-# Both are set by the environment: revisions of the training text remove dangerous words, and words that serve a
-# harmful deed are the dangerous ones. The generator without a model gains more than twice as much, so the gain does
-# not count for the model. A constant answer, *always a better course*, is the most harmless that there is.
-# None of the judges reaches the correlation of 0.8 with the truth that we require, so claims that use
-# them are undecided.
+# In the recorded run true harmlessness rises and true helpfulness falls over four revisions, as in
+# the paper. Both are set by the environment: revisions of the training text remove dangerous words,
+# and words that serve a harmful deed are the dangerous ones. The generator without a model gains
+# more than twice as much, so the gain does not count for the model. A constant answer, *always a
+# better course*, is the most harmless that there is. No judge reaches the correlation of 0.8 with
+# the truth that we require, so claims that use them are undecided.
 #
 # The p-value of Page's test that the scores of a prompt's answers rise in order, the largest of the trainings:
 
@@ -308,7 +308,7 @@ pd.DataFrame(changes)
 
 
 # %% [markdown]
-# What this page does not show: results of language models, and of models larger than `tiny`.
+# This page does not cover language models, or models larger than `tiny`.
 #
 # ## Claims
 #

@@ -194,8 +194,9 @@ plot_curves(density, {'best trained': in_sums(W), 'exact optimum': in_sums(W0)},
 # has the lowest loss. The paper's third limit is therefore one of typical training, not of the lowest
 # loss. Its first is lower than the exact one.
 #
-# What this does not show: other sizes, pairs that are only partly correlated, or that training from a
-# single start would find these solutions (`starts_agree` has how many of ours did).
+# This page does not cover other sizes or pairs that are only partly correlated, and does not show
+# that training from a single start would find these solutions (`starts_agree` has how many of ours
+# did).
 #
 # ## Claims
 #

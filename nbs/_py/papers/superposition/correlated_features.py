@@ -310,7 +310,7 @@ pd.DataFrame(pair_cosines(best).clamp(-1,1).arccos().rad2deg().numpy().round(1),
 # A large initial spread makes most arrangements of the paper less likely, since features that begin
 # long cannot pass through each other.
 #
-# What this does not show: sets larger than two (for those see [local bases](local_bases.ipynb)),
+# This page does not cover sets larger than two (for those see [local bases](local_bases.ipynb)),
 # partial correlations, or sets of unequal density. [Another page](collapse.ipynb) shows what
 # happens to three pairs as they grow denser.
 #

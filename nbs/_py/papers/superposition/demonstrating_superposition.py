@@ -248,7 +248,7 @@ in_order = [sharing_in_order(w) for w in relu[i].W.cpu()]
 np.round(in_order, 2)
 
 # %% [markdown]
-# What this does not show: that models far from these two sizes behave alike, that features of real
+# This page does not show that models far from these two sizes behave alike, that features of real
 # networks are independent or uniform, or that the solutions are optimal (for twenty features no
 # exact optimum was computed).
 #

@@ -220,7 +220,7 @@ for name,(config,options) in variants.items():
 pd.DataFrame(rows, columns=['setting','norm2','stored','loss']).round(5)
 
 # %% [markdown]
-# What this does not show: that the two sizes agree at other ratios of features to dimensions, or
+# This page does not show that the two sizes agree at other ratios of features to dimensions, or
 # that these are the best models of their size (for eighty features no optimum is known).
 #
 # ## Claims

@@ -193,8 +193,7 @@ pd.DataFrame(rows).T
 # The sparser the features, the closer a set comes to orthogonal. In dense data, or with fewer
 # dimensions than members, sets remain incomplete.
 #
-# What this does not show: sets whose members only mostly occur together, or sets of unequal density;
-# or that anything like these sets exists in a real network.
+# This page does not cover sets whose members only mostly occur together, or sets of unequal density, and does not show that anything like these sets exists in a real network.
 #
 # ## Claims
 #

@@ -203,8 +203,8 @@ free
 # and costs less, because the loss is spread over all seven. In four dimensions the loss of nine is
 # lower still.
 #
-# What this page does not show: that training finds these optima, or that real features are
-# independent and uniform. It is about the loss, not about how it is reached.
+# This page does not show that training finds these optima, or that real features are independent
+# and uniform. It is about the loss, not about how it is reached.
 #
 # ## Claims
 #

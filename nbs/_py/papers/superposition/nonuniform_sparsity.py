@@ -314,8 +314,7 @@ step = np.abs(np.diff(along, axis=0)).max()
 step
 
 # %% [markdown]
-# What this does not show: what happens to more than five features, or in more dimensions than can be
-# drawn; or which solution training would reach from a start that is not random.
+# This page does not show what happens to more than five features or in more dimensions than can be drawn, or which solution training would reach from a start that is not random.
 #
 # ## Claims
 #

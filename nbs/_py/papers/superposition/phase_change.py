@@ -303,13 +303,13 @@ changed
 
 
 # %% [markdown]
-# With a linear output there are two regions at every density; only where both features matter alike
-# can the one direction be any mixture of the two, at no cost and no gain. The nonlinear activations
-# share the three regions and differ in their borders (@fig-activations): GELU leaves less room for
-# superposition than ReLU, and softplus leaves more. Whether GELU changes 10 % of the map is undecided:
-# the interval of the share includes it.
+# With a linear output there are two regions at every density; where both features are equally
+# important, every mixture of the two has the same loss. The nonlinear activations share the three
+# regions and differ in their borders (@fig-activations): GELU leaves less room for superposition
+# than ReLU, and softplus leaves more. Whether GELU changes 10 % of the map is undecided: the
+# interval of the share includes it.
 #
-# What this does not show: where the boundaries lie for other sizes (for one of them see [three
+# This page does not show where the boundaries lie for other sizes (for one of them see [three
 # features](phase_change_three.ipynb)), or for correlated features.
 #
 # ## Claims

@@ -170,8 +170,7 @@ gain.assign(same_region=same.round(3))
 # @fig-exact and the table show that the four simple solutions predict well what becomes of a feature,
 # and its loss only roughly.
 #
-# What this does not show: four features or more, where the number of candidates grows, or
-# whether another solution wins between the points of the grid.
+# This page does not cover four features or more, where the number of candidates grows, and does not show whether another solution wins between the points of the grid.
 #
 # ## Claims
 #

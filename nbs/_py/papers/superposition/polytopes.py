@@ -269,8 +269,8 @@ for q in densities:
 plot_shapes_3d(list(best.values()), list(best))
 
 # %% [markdown]
-# What this does not show: that the paper's own tetrahedra come from such a training, whose settings are
-# not known; or the optimum of large models at these densities, where simplices of four and more
+# This page does not show that the paper's own tetrahedra come from such a training, whose settings
+# are not known, or the optimum of large models at these densities, where simplices of four and more
 # dimensions compete as well.
 #
 # ## Claims

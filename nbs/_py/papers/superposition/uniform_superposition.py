@@ -262,8 +262,8 @@ pd.DataFrame(rows).T.rename_axis('features').round(3)
 # The number stored is the same once there are enough features to choose from.
 
 # %% [markdown]
-# What this does not show: that the levels survive features of unequal importance or sparsity, for
-# which [another page](nonuniform_sparsity.ipynb) has small examples; or that the shapes at low
+# This page does not show that the levels survive features of unequal importance or sparsity, for
+# which [another page](nonuniform_sparsity.ipynb) has small examples, or that the shapes at low
 # density are optimal.
 #
 # ## Claims
