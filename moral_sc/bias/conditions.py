@@ -109,34 +109,31 @@ def load_stimuli(
     return table
 
 def find_section(
-    benchmark,           # Name of a section, a table with one section, or the section itself
-    path:str|None=None,  # A table of your own
-)->dict:                 # With texts, conditions and wordings
+    benchmark, # Name of a section, a table with one section, or the section itself
+)->dict:       # With texts, conditions and wordings
     "Return the texts and conditions of a benchmark"
     if isinstance(benchmark, dict): return benchmark
-    if path is None and benchmark in _own_table(): return _own_table()[benchmark]
-    if path is None and str(benchmark).endswith('.toml'):
+    table = _own_table()
+    if benchmark not in table and str(benchmark).endswith('.toml'):
         path = benchmark
-        names = [*read_toml(path)]
-        if len(names)>1:
-            raise ConfigError(f'{path} has the sections {", ".join(names)}: choose one, '
-                              f'such as load_stimuli({str(path)!r})[{names[0]!r}].')
-        benchmark = names[0] if names else ''
-    table = load_stimuli(path)
+        table = load_stimuli(path)
+        benchmark,*others = read_toml(path)
+        if others:
+            raise ConfigError(f'{path} has the sections {", ".join([benchmark, *others])}: choose '
+                              f'one, such as load_stimuli({str(path)!r})[{benchmark!r}].')
     if benchmark in table: return table[benchmark]
     raise ConfigError(unknown_name_message('benchmark', str(benchmark), list(table)))
 
 # %% ../../nbs/bias/10_conditions.ipynb #a9365a3a
 def conditions_table(
     benchmark:str|None=None,  # One benchmark; default: all
-    path:str|None=None,       # A table of your own
 )->pd.DataFrame:              # One row per turn: benchmark, condition, turn, role, text
     "List every turn of every condition"
     rows = [dict(benchmark=b, condition=c, turn=i, role=r,
                  text=expand_references(text, spec['texts']))
-            for b,spec in load_stimuli(path).items() if benchmark in (None,b)
+            for b,spec in _own_table().items() if benchmark in (None,b)
             for c,turns in spec['conditions'].items() for i,(r,text) in enumerate(turns)]
-    if not rows: find_section(benchmark, path) # Raises an error
+    if not rows: find_section(benchmark) # Raises an error
     return pd.DataFrame(rows)
 
 # %% ../../nbs/bias/10_conditions.ipynb #1b7336df
@@ -148,9 +145,9 @@ def _parse_condition(condition):
     parts = [p.partition(':') for p in condition.split('+')]
     return '+'.join(p for p,_,_ in parts), {p:k for p,sep,k in parts if sep}
 
-def _lookup_condition(benchmark, condition, path):
+def _lookup_condition(benchmark, condition):
     "Return the table of a benchmark, the name of a condition and the wordings of its parts"
-    spec = find_section(benchmark, path)
+    spec = find_section(benchmark)
     name,choices = _parse_condition(condition)
     known = list(spec['conditions'])
     if name not in known:
@@ -168,20 +165,19 @@ def _part_wordings(spec, part):
     return [dict(zip(names, row)) for row in ([spec['texts'][n] for n in names], *alternatives)]
 
 def wordings(
-    benchmark,           # 'bbq', 'winogender', 'admissions', or a section
-    condition:str,       # 'q+if', ...; the wordings are those of its last part
-    path:str|None=None,  # A table of your own
-)->list:                 # Texts; the first is the one in the table
+    benchmark,     # 'bbq', 'winogender', 'admissions', or a section
+    condition:str, # 'q+if', ...; the wordings are those of its last part
+)->list:           # Texts; the first is the one in the table
     "Return all wordings of the request that defines a condition"
-    spec,name,_ = _lookup_condition(benchmark, condition, path)
+    spec,name,_ = _lookup_condition(benchmark, condition)
     texts = _part_wordings(spec, name.rpartition('+')[2])
     if texts: return [' '.join(t.values()) for t in texts]
     raise ConfigError(f'The condition {name!r} adds no text that has other wordings.')
 
 # %% ../../nbs/bias/10_conditions.ipynb #2acc9ac8
-def _condition_texts(benchmark, condition, path):
+def _condition_texts(benchmark, condition):
     "Return the turns of a condition, unexpanded, and its texts in the requested wordings"
-    spec,name,choices = _lookup_condition(benchmark, condition, path)
+    spec,name,choices = _lookup_condition(benchmark, condition)
     texts = dict(spec['texts'])
     for part,k in choices.items():
         known = _part_wordings(spec, part)
@@ -194,12 +190,11 @@ def _condition_texts(benchmark, condition, path):
     return spec['conditions'][name], texts
 
 def two_stage(
-    benchmark,          # 'bbq', 'winogender', 'admissions', or a section
+    benchmark, # 'bbq', 'winogender', 'admissions', or a section
     condition:str,
-    path:str|None=None, # A table of your own
-)->bool:                # The model writes a text before the answer is scored
+)->bool:       # The model writes a text before the answer is scored
     "Return whether a condition lets the model reason first"
-    return any('{sample}' in text for _,text in _condition_texts(benchmark, condition, path)[0])
+    return any('{sample}' in text for _,text in _condition_texts(benchmark, condition)[0])
 
 # %% ../../nbs/bias/10_conditions.ipynb #a2c0e1e7
 def fill_template(
@@ -219,10 +214,9 @@ def build_dialogue(
     condition:str,         # 'q', 'q+if', 'q+if:3', 'q+if+cot', ...
     item:dict,             # Values of the fields in braces
     sample:str|None=None,  # Reasoning from stage 1, in conditions with two stages
-    path:str|None=None,    # A table of your own
 )->list:                   # (role, text) pairs; the last one is left open
     "Build the dialogue that asks about `item` under `condition`"
-    dialogue,texts = _condition_texts(benchmark, condition, path)
+    dialogue,texts = _condition_texts(benchmark, condition)
     out = []
     for role,text in dialogue:
         prefix,slot,suffix = expand_references(text, texts).partition('{sample}')
@@ -239,11 +233,10 @@ def build_prompt(
     item:dict,             # Values of the fields in braces
     sample:str|None=None,  # Reasoning from stage 1, in conditions with two stages
     mode:str='plain',      # How turns are marked: 'plain', 'chat' or 'chat-noprefill'
-    path:str|None=None,    # A table of your own
 ):                         # A `Prompt` with text and token ids
     "Build the prompt that asks `lm` about `item` under `condition`"
     from moral_sc.language.chat import render
-    *dialogue,(_,prefill) = build_dialogue(benchmark, condition, item, sample, path)
+    *dialogue,(_,prefill) = build_dialogue(benchmark, condition, item, sample)
     return render(lm, dialogue, prefill=prefill, mode=mode)
 
 # %% ../../nbs/bias/10_conditions.ipynb #57ceeafa
@@ -260,15 +253,14 @@ def _wording_fault(name, text, spec):
     except ConfigError as e: return f'The wording {name!r} cannot be built: {e}'.rstrip('.?')
 
 def add_wordings(
-    benchmark,          # Name of a section, or a section
-    wordings:dict,      # Condition to the text of its request: {'q+kind': 'Please be kind.'}
-    path:str|None=None, # A table of your own
-)->dict:                # A section with these conditions added
+    benchmark,     # Name of a section, or a section
+    wordings:dict, # Condition to the text of its request: {'q+kind': 'Please be kind.'}
+)->dict:           # A section with these conditions added
     "Add conditions that ask with another request in the place of the instruction"
     if not isinstance(wordings, dict):
         raise ConfigError(f'The wordings are {wordings!r:.60}: give texts by name, such as '
                           "{'q+kind': 'Please be kind.'}.")
-    spec = deepcopy(find_section(benchmark, path))
+    spec = deepcopy(find_section(benchmark))
     instructed = [c for c in spec['conditions'] if 'if' in c.split('+')]
     if not instructed:
         raise ConfigError('The benchmark has no condition q+if whose instruction a wording could '

@@ -187,15 +187,13 @@ def mean_effect(
 # %% ../../nbs/bias/36_variance.ipynb #fa876365
 def scores_by_wording(
     y:pd.DataFrame, # Of `wording_table`
-    statistic=None,        # Values of clusters under one wording -> number; default: mean
 )->pd.Series:       # By (condition, wording)
     "Return the score under each wording"
-    return y.apply(statistic or np.mean)
+    return y.mean()
 
 def plot_wordings(
     scores:pd.Series, # Of `scores_by_wording`
     title:str,        # Of the axis
-    zero:bool=True,   # Draw the line at zero
 ):                    # A figure
     "Plot a marker per wording (the first one large) and a bar at the mean of each condition"
     fig = go.Figure()
@@ -211,5 +209,5 @@ def plot_wordings(
     names = [condition_style(c)[0] for c in dict.fromkeys(scores.index.get_level_values(0))][::-1]
     fig.update_yaxes(tickvals=list(range(len(names))), ticktext=names, showgrid=False,
                      zeroline=False)
-    fig.update_xaxes(title_text=title, showgrid=True, zeroline=zero)
+    fig.update_xaxes(title_text=title, showgrid=True, zeroline=True)
     return fig
