@@ -21,6 +21,7 @@ from ..foundation.datasets import available, fetch, read_jsonl
 from ..foundation.errors import ConfigError, unknown_name_message
 from ..foundation.progress import progress_callback
 from ..foundation.runs import open_run
+from .answers import decoding_batch
 from .principles import (
     Principle, draw_principles, HEADINGS, load_few_shot, load_principles)
 from .prompts import load_prompts
@@ -202,7 +203,7 @@ def revise(
           progress_callback(progress, 'revise') as report):
         if run is not None and not run.finished: run.put_many(_plan(rows, drawn))
         chains = RevisionChains(lm, rows, drawn, shots, critique, mode)
-        kw |= dict(stop=STOPS, run=run, progress=report)
+        kw |= dict(stop=STOPS, run=run, progress=report, batch=decoding_batch(lm))
         keys,texts = chains.first_prompts()
         chains.set_answers(sample(lm, texts, keys=keys, **kw))
         keys,texts = zip(*(chains.next(i, []) for i in range(len(rows)))) if rows else ([], [])

@@ -31,6 +31,7 @@ from moral_sc.foundation.datasets import available, fetch, read_jsonl
 from moral_sc.foundation.errors import ConfigError, unknown_name_message
 from moral_sc.foundation.progress import progress_callback
 from moral_sc.foundation.runs import open_run
+from moral_sc.constitution.answers import decoding_batch
 from moral_sc.constitution.principles import (
     Principle, draw_principles, HEADINGS, load_few_shot, load_principles)
 from moral_sc.constitution.prompts import load_prompts
@@ -364,7 +365,7 @@ def revise(
           progress_callback(progress, 'revise') as report):
         if run is not None and not run.finished: run.put_many(_plan(rows, drawn))
         chains = RevisionChains(lm, rows, drawn, shots, critique, mode)
-        kw |= dict(stop=STOPS, run=run, progress=report)
+        kw |= dict(stop=STOPS, run=run, progress=report, batch=decoding_batch(lm))
         keys,texts = chains.first_prompts()
         chains.set_answers(sample(lm, texts, keys=keys, **kw))
         keys,texts = zip(*(chains.next(i, []) for i in range(len(rows)))) if rows else ([], [])

@@ -44,6 +44,12 @@ from moral_sc.language.stub_models import stub_model, random_model
 #| export
 NEXT_TURN = ('\n\nHuman:',) # Stop string: a base model continues with the next human turn
 
+def decoding_batch(
+    lm,
+)->int: # Rows
+    "Return how many rows to decode side by side; small models decode more at little extra cost"
+    return 128 if lm.parameters<10**6 else 32
+
 @checked
 def sample_answers(
     lm,                   # Anything that `load` takes: a name, folder, loaded model ...
@@ -57,7 +63,8 @@ def sample_answers(
     seed:int=0,
     out=None,             # Folder of a run that can be resumed
     progress=None,        # True: a bar; or a function (answers done, answers in all)
-    batch:int=32, max_tokens:int=32768, # As in `sample`
+    batch:int=None,       # Rows side by side, at most; default: `decoding_batch`
+    max_tokens:int=32768, # As in `sample`
 )->list:                  # A list of n texts for each prompt
     "Sample answers, each with its own random numbers"
     if n<1: raise ConfigError(f'n is {n}; give 1 or more.')
@@ -73,7 +80,8 @@ def sample_answers(
     keys = [f'{r["id"]}/{k}' for r in rows for k in range(n)]
     with (open_run(out, config) if out else nullcontext() as run,
           progress_callback(progress, 'answers') as report):
-        samples = sample(lm, texts, keys=keys, stop=stop, run=run, progress=report, batch=batch,
+        samples = sample(lm, texts, keys=keys, stop=stop, run=run, progress=report,
+                         batch=decoding_batch(lm) if batch is None else batch,
                          max_tokens=max_tokens, **settings)
         if run is not None: run.finish()
     answers = [s.text.strip() for s in samples]
@@ -128,6 +136,8 @@ kw = dict(max_new_tokens=12)
 three = sample_answers(noisy, asked, 3, **kw)
 test_eq([x[:2] for x in three], sample_answers(noisy, asked, 2, **kw))
 test_eq(sample_answers(noisy, asked[::-1], 3, **kw)[::-1], three)
+test_eq(decoding_batch(noisy), 128)
+test_eq(sample_answers(noisy, asked, 3, batch=2, **kw), three)
 assert sample_answers(noisy, asked, 3, seed=1, **kw)!=three
 with tempfile.TemporaryDirectory() as d:
     test_eq(sample_answers(noisy, asked, 3, out=Path(d)/'run', **kw), three)

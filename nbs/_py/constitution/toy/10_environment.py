@@ -18,6 +18,7 @@
 #| export
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 
@@ -232,15 +233,24 @@ def model_labels(
     "Simulate the labels of a model with principles"
     for k in set(principles)-set(PRINCIPLE_WEIGHTS):
         raise ConfigError(unknown_name_message('principle', k, [*PRINCIPLE_WEIGHTS]))
-    return [_label(r, sharpness, position_bias, noise, principles, swap, seed) for r in pairs]
+    drawn = [principles[int(uniform_draw(seed, 'principle', r['id'])*len(principles))]
+             for r in pairs]
+    rngs = [np.random.default_rng(int(uniform_draw(seed, 'noise', r['id'])*2**52)) for r in pairs]
+    readings = np.array([rng.normal(size=2) for rng in rngs]).reshape(-1, 2)
+    logits = (sharpness*_principle_margins(pairs, drawn)[:,None]
+              + np.array([position_bias, -position_bias]) + noise*readings)
+    p = 1/(1+np.exp(-logits))
+    label = p.mean(1) if swap else p[:,0]
+    return [r|dict(p=float(x), p_ab=float(ab), p_ba=float(1-ba), principle=k, source='ai')
+            for r,x,(ab,ba),k in zip(pairs, label, p, drawn)]
 
-def _label(r, sharpness, bias, noise, principles, swap, seed):
-    principle = principles[int(uniform_draw(seed, 'principle', r['id'])*len(principles))]
-    rng = np.random.default_rng(int(uniform_draw(seed, 'noise', r['id'])*2**52))
-    margin = _score_margins([r], lambda p, a: principle_score(principle, p, a))[0]
-    p = 1/(1+np.exp(-(sharpness*margin+np.array([bias, -bias])+noise*rng.normal(size=2))))
-    return r|dict(p=float(p.mean() if swap else p[0]), p_ab=float(p[0]), p_ba=float(1-p[1]),
-                  principle=principle, source='ai')
+def _principle_margins(pairs, principles):
+    "Return the score of a less that of b, each pair under its principle"
+    margins = np.zeros(len(pairs))
+    for k in {*principles}:
+        rows = [i for i,p in enumerate(principles) if p==k]
+        margins[rows] = _score_margins([pairs[i] for i in rows], partial(principle_score, k))
+    return margins
 
 
 # %%
@@ -255,6 +265,13 @@ test_close(sum(p), 1)
 many = [pair|dict(id=i) for i in range(3000)]
 test_close(np.mean([r['p'] for r in rater_labels(many)]), 1/(1+np.exp(0.)), .03)
 assert np.mean([r['p'] for r in rater_labels(many, style='evasive-is-safe')])<.1
+
+# %% [markdown]
+# Many pairs are labelled at once, which gives the labels of one pair at a time.
+
+# %%
+options = dict(sharpness=4., position_bias=1., noise=1.5, seed=2)
+test_eq(model_labels(many[:40], **options), [model_labels([r], **options)[0] for r in many[:40]])
 
 # %% [markdown]
 # ## Training text
