@@ -321,9 +321,9 @@ def holm_by_category(
 
 
 # %% [markdown]
-# A change that is not significant may still exist, and a smaller sample finds fewer. Evidence of no
-# change are bounds that hold for all tests at once. `simultaneous_intervals` widens 95 % intervals
-# to level $1-0.05/m$ for $m$ tests, as those of a normal estimate.
+# A change that is not significant may still exist, and a smaller sample finds fewer. Bounds that
+# hold for all tests at once are evidence of no change. `simultaneous_intervals` widens 95 %
+# intervals to level $1-0.05/m$ for $m$ tests, as those of a normal estimate.
 
 # %%
 #| export

@@ -566,8 +566,8 @@ with expect_fail(DataError, contains='does not tell their order'):
     read_log(save('silent.json', [silent, *exchanged[1:]]))
 
 # %% [markdown]
-# The samples of one file may belong to several filters or scorers, and the results beside them to several tasks.
-# What cannot be paired is refused.
+# The samples of one file may belong to several filters or scorers, and the results beside them to
+# several tasks. Answers that cannot be paired are refused.
 
 # %%
 path = folder/'samples_bbq_2026-01-02.jsonl'

@@ -649,8 +649,8 @@ by = table.groupby(['repo', 'licence', 'pinned_by'])
 by.agg(files=('id', 'size'), bytes=('size', 'sum'))
 
 # %% [markdown]
-# `commit` in the third column means that no hash is known. Such a file is fetched by its commit and reported as
-# unpinned.
+# `commit` in the third column means that no hash is known. It is fetched by its commit and reported
+# as unpinned.
 
 # %%
 with Env(alone): rows = verify([src, big])

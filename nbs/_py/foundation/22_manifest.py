@@ -152,7 +152,7 @@ test_eq(manifest.read(), {})
 
 
 # %% [markdown]
-# `build` writes a folder unless it is already there and whole. Files that a killed process left are removed.
+# `build` writes a folder unless it is there and complete. Files that a killed process left are removed.
 
 # %%
 def write(folder):

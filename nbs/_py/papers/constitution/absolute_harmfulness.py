@@ -256,13 +256,13 @@ pd.DataFrame({(k, name, T): sum(mean_features(s, p, i, T) for s,p in ps.items())
 
 # %% [markdown]
 # The counts explain two features of the figure. First, the regressor is far off for models before
-# RL at temperature 0. Such answers repeat one sentence. The rater counts it once, while the
-# regressor, which saw hardly any such answers, seems to count it as several dangers. Second, helpful
-# RLHF agrees with the paper in four trainings of six. On average its answers name fewer tools that do
-# not serve and more that do, and those for a bad deed are dangerous. In the other two the rating
-# falls. First models with a quarter as much pretraining named wrong tools more often than right
-# ones; there the rating fell in every training, because naming no tool was more helpful. Training for
-# helpfulness alone makes a model more harmful only if the model is able to help.
+# RL at temperature 0. These answers repeat one sentence. The rater counts it once, while the
+# regressor, which saw hardly any such answers, seems to count it as several dangers. Second,
+# helpful RLHF agrees with the paper in four trainings of six. On average its answers name fewer
+# tools that do not serve and more that do, and those for a bad deed are dangerous. In the other two
+# the rating falls. First models with a quarter as much pretraining named wrong tools more often
+# than right ones; there the rating fell in every training, because naming no tool was more helpful.
+# Training for helpfulness alone makes a model more harmful only if the model is able to help.
 #
 # HH RLHF falls in each training, RL-CAI in five of six, and the regressor remains accurate on their
 # answers. The final rating of RL-CAI is lower than that of HH RLHF in two trainings of six;

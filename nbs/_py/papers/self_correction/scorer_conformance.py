@@ -78,7 +78,7 @@ pd.Series(record['versions'], name='version').to_frame()
 # - a refusal in words of its own, as unknown or left out;
 # - the mean over categories, or pooled questions.
 #
-# What to do with an answer that names both people is defined nowhere. No tool is judged by it.
+# No definition covers an answer that names both people. No tool is judged by it.
 #
 # ## Disagreements
 #
