@@ -18,7 +18,7 @@ from .bbq.scoring import orders_of
 from .benchmarks import get_benchmark
 from .conditions import build_dialogue, two_stage
 from ..foundation.datasets import data_dir
-from ..foundation.errors import ConfigError, DataError, unknown_name_message
+from ..foundation.errors import ConfigError, DataError
 from ..language.chat import render_plain
 
 # %% ../../nbs/bias/54_tasks.ipynb #da21f8a9
@@ -132,10 +132,6 @@ def read_reasoning(
         raise DataError(f'{path} is no log of a reasoning task ({e!r:.60}).') from None
     return out
 
-def plugin_folder(
-    tool:str='lm-eval', # Only lm-eval has a folder
-)->Path:
-    "Return the folder of task files for a tool"
-    if tool!='lm-eval':
-        raise ConfigError(unknown_name_message('tool with task files', tool, ['lm-eval']))
+def plugin_folder()->Path:
+    "Return the folder of task files for lm-evaluation-harness"
     return data_dir()/'lm_eval'

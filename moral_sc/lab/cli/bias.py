@@ -302,4 +302,4 @@ def plugins_command(
 ):
     "Print the folder of task files for lm-evaluation-harness."
     from moral_sc.bias.tasks import plugin_folder
-    typer.echo(plugin_folder(tool))
+    typer.echo(plugin_folder())

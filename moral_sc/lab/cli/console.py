@@ -8,7 +8,7 @@ __all__ = ['Scale', 'Seed', 'Device', 'Model', 'Limit', 'Mode', 'Out', 'AsJson',
            'run_folder']
 
 # %% ../../../nbs/lab/cli/10_console.ipynb #07f9294c
-import errno, json, math, re, warnings
+import errno, json, math, re, sys, warnings
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, get_args
@@ -18,6 +18,7 @@ from typer.core import TyperGroup
 
 from ...foundation.arguments import MAX_SEED
 from ...foundation.errors import ConfigError, MoralScError, unknown_name_message
+from ...foundation.progress import progress_callback
 from ..scales import SCALES
 
 # %% ../../../nbs/lab/cli/10_console.ipynb #ec3e572e
@@ -65,16 +66,8 @@ def progress_bar(
     label:str, # Shown beside the bar
 ):
     "Yield a function progress(completed, total) that updates a bar"
-    from rich.console import Console
-    from rich.progress import (BarColumn, MofNCompleteColumn, Progress, TextColumn,
-                               TimeRemainingColumn)
-    console = Console(stderr=True)
-    if not console.is_terminal: yield _progress_lines(label); return
-    columns = (TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn(),
-               TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task(label, total=None)
-        yield lambda completed, total: bar.update(task, completed=completed, total=total)
+    lines = None if sys.stderr.isatty() else _progress_lines(label)
+    with progress_callback(lines or True, label) as report: yield report
 
 def _progress_lines(label):
     last = [-1]
@@ -151,14 +144,7 @@ _MODES = ('plain', 'chat', 'chat-noprefill')
 
 Scale = option(str, 'Size of the runs: quick, cpu or gpu.', choices=SCALES, metavar='SCALE')
 Seed = option(int, 'Seed of all random numbers, at least 0.', bounds=(0, MAX_SEED))
-
-def _check_device(value:str):
-    if not re.fullmatch(r'auto|cpu|cuda(:\d+)?|mps', value):
-        raise ConfigError(f'There is no device {value!r}: use auto, cpu, cuda or cuda:1.')
-    return value
-
-Device = Annotated[str, typer.Option(help='auto, cpu, cuda, cuda:1, ...', metavar='NAME',
-                                     callback=_check_device)]
+Device = option(str, 'auto, cpu, cuda, cuda:1, ...', metavar='NAME') # `load` checks it
 Model = argument(str, 'Alias, folder, .gguf file or id on the Hugging Face hub.', 'MODEL')
 Limit = option(int|None, 'Maximum number of items. Default: all.')
 Mode = option(str, 'Format of prompts: plain, chat or chat-noprefill.', choices=_MODES,

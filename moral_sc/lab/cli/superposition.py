@@ -6,14 +6,12 @@
 __all__ = ['superposition', 'train_toy_models', 'phase', 'geometry']
 
 # %% ../../../nbs/lab/cli/20_superposition.ipynb #dd09b884
-import json
-import time
+import json, time
 
 import typer
 
-# %% ../../../nbs/lab/cli/20_superposition.ipynb #d529e358
 from ...foundation.errors import ConfigError, short_repr
-from ...foundation.files import write_file
+from ...foundation.files import read_json_object, write_file
 from .console import (AsJson, Out, Seed, command_group, help_examples, option,
                                       print_rows, print_status, progress_bar, run_folder)
 
@@ -101,18 +99,11 @@ def _losses(p, models, run):
 
 def _check_settings(path, settings):
     "Write the settings to a folder, or raise an error if it has other settings"
-    text = json.dumps(settings, indent=1)+'\n'
-    if path.is_file() and path.read_bytes()!=text.encode():
-        raise ConfigError(f'{path.parent} holds a run with other settings '
-                          f'({_changed_settings(path, settings)}): give another --out.')
-    write_file(path, text)
-
-def _changed_settings(path, new):
-    try: old = json.loads(path.read_text())
-    except (ValueError, RecursionError): old = None
-    if not isinstance(old, dict): return 'its config.json is damaged'
-    return ', '.join(f'{k}: {short_repr(old.get(k))}, not {short_repr(new[k])}' for k in new
-                     if old.get(k)!=new[k]) or 'of another version'
+    from moral_sc.foundation.runs import config_difference
+    if path.is_file() and (changed := config_difference(read_json_object(path), settings)):
+        raise ConfigError(f'{path.parent} holds a run with other settings ({changed}): give '
+                          'another --out.')
+    write_file(path, json.dumps(settings, indent=1)+'\n')
 
 # %% ../../../nbs/lab/cli/20_superposition.ipynb #24e9eb28
 def _run_experiment(out, settings, message, make, as_json):

@@ -7,13 +7,10 @@ __all__ = ['docs_root', 'expand_toc', 'write_toc', 'stale_claims', 'write_readme
            'cell_anchor', 'linkcode', 'mathml', 'to_rst', 'plain_signatures', 'setup']
 
 # %% ../../../nbs/lab/site/30_build.ipynb #07193dea
-import base64
-import json
-import re
+import base64, json, re
 from functools import cache, partial
 from pathlib import Path
 
-# %% ../../../nbs/lab/site/30_build.ipynb #1a273a36
 from ...foundation.errors import ConfigError
 from ..claims import verdicts
 from ..paths import checkout_root
@@ -175,17 +172,15 @@ def _llms_line(root, name):
 # %% ../../../nbs/lab/site/30_build.ipynb #682d357b
 def build_site(
     out='_build/html', # Folder of the site
-    strict=True,       # Whether a warning fails the build
-    root=None,         # A clone, default: the one around the current folder
 )->Path:               # The front page
     "Build the site with Sphinx."
     try: from sphinx.cmd.build import build_main
     except ImportError:
         raise ConfigError('The site needs Sphinx: pip install "moral_sc[docs]".') from None
-    root = docs_root(root)
+    root = docs_root()
     out = Path(out).resolve()
-    opts = ['-W', '--keep-going'] if strict else []
-    args = [*opts, '-q', '-c', root/'docs', '-d', out.parent/'doctrees', root/'nbs', out]
+    args = ['-W', '--keep-going', '-q', '-c', root/'docs', '-d', out.parent/'doctrees',
+            root/'nbs', out]
     if build_main([str(a) for a in args]):
         raise ConfigError('Sphinx reported warnings (see above): correct the pages they name.')
     import yaml
@@ -227,7 +222,7 @@ def _with_page_name(doc, text):
     import nbformat
     from sphinx.util import logging
     nb = nbformat.reads(text, 4)
-    for problem in cell_problems(nb, is_paper_page(nb)):
+    for problem in cell_problems(nb) if is_paper_page(nb) else ():
         logging.getLogger(__name__).warning(problem, location=doc)
     page = doc.removeprefix('papers/')
     entries = paper_entries(page.split('/')[0]) if '/' in page else []

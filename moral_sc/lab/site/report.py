@@ -7,20 +7,18 @@ __all__ = ['formula_html', 'markdown_html', 'figure_html', 'output_html', 'cells
            'page_html', 'index_html', 'write_report']
 
 # %% ../../../nbs/lab/site/40_report.ipynb #98caef5f
-import json
-import re
+import json, re
 from functools import cache, lru_cache
 from html import escape
 from pathlib import Path, PurePosixPath
 
-# %% ../../../nbs/lab/site/40_report.ipynb #3af9af95
 from ...foundation.datasets import data_dir
 from ...foundation.files import read_json_object, write_file
 from ..agreement import agreements, paper_order, stored_run, summary
 from ..claims import claim_text, format_estimate
 from ..execution import strip_escapes, read_notebook
 from ..paths import notebook_paths, notebooks_dir, page_name
-from .interactive import interactive_dir, scripts_of
+from .interactive import scripts_of
 from .pages import (SITE, caption_text, directives, folded, plotly_mime,
                                      style_table, title_and_line, verdict_class)
 from .papers import PAPER_TITLES, find_figure, paper_entries
@@ -306,7 +304,7 @@ def _assets(out):
     import plotly
     script = Path(plotly.__file__).parent/'package_data'/'plotly.min.js'
     own = [data_dir()/'report'/'style.css', data_dir()/'report'/'figures.js']
-    for f in (script, *own, *sorted(interactive_dir().iterdir())):
+    for f in (script, *own, *sorted((data_dir()/'interactive').iterdir())):
         write_file(out/'assets'/f.name, f.read_bytes())
 
 def _provenance(nbs, config):

@@ -40,7 +40,7 @@ from moral_sc.bias.bbq.scoring import orders_of
 from moral_sc.bias.benchmarks import get_benchmark
 from moral_sc.bias.conditions import build_dialogue, two_stage
 from moral_sc.foundation.datasets import data_dir
-from moral_sc.foundation.errors import ConfigError, DataError, unknown_name_message
+from moral_sc.foundation.errors import ConfigError, DataError
 from moral_sc.language.chat import render_plain
 
 # %%
@@ -224,12 +224,8 @@ def read_reasoning(
         raise DataError(f'{path} is no log of a reasoning task ({e!r:.60}).') from None
     return out
 
-def plugin_folder(
-    tool:str='lm-eval', # Only lm-eval has a folder
-)->Path:
-    "Return the folder of task files for a tool"
-    if tool!='lm-eval':
-        raise ConfigError(unknown_name_message('tool with task files', tool, ['lm-eval']))
+def plugin_folder()->Path:
+    "Return the folder of task files for lm-evaluation-harness"
     return data_dir()/'lm_eval'
 
 

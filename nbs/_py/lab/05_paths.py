@@ -19,10 +19,7 @@
 import os
 from pathlib import Path
 
-# %%
-#| export
 import moral_sc
-from moral_sc.foundation.datasets import data_dir
 from moral_sc.foundation.errors import ConfigError, unknown_name_message
 
 # %%
@@ -58,13 +55,9 @@ def guides_dir()->Path:
     root = checkout_root()
     return root/'nbs'/'guides' if root else Path(moral_sc.__file__).resolve().parent/'guides'
 
-def claims_dir()->Path:
-    "Return the folder of the claims' criteria"
-    return data_dir()/'claims'
-
 
 # %%
-notebooks_dir().parts[-2:], guides_dir().parts[-2:], claims_dir().parts[-2:]
+notebooks_dir().parts[-2:], guides_dir().parts[-2:]
 
 # %% [markdown]
 # ## Names of pages

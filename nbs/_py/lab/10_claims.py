@@ -22,12 +22,10 @@ from html import escape
 from pathlib import Path
 from typing import NamedTuple
 
-# %%
-#| export
-from moral_sc.foundation.datasets import read_toml
+from moral_sc.foundation.datasets import data_dir, read_toml
 from moral_sc.foundation.errors import ConfigError, DataError, unknown_name_message
 from moral_sc.lab.execution import read_notebook
-from moral_sc.lab.paths import claims_dir, notebooks_dir, visible_notebooks
+from moral_sc.lab.paths import notebooks_dir, visible_notebooks
 from moral_sc.lab.scales import SCALES, validate_scale
 
 # %%
@@ -188,7 +186,7 @@ def criteria(
 )->dict[str, Claim]:   # By id, in the order of the files
     "Read the claims and their criteria"
     res = {}
-    for f in sorted(Path(path or claims_dir()).glob('*.toml')):
+    for f in sorted(Path(path or data_dir()/'claims').glob('*.toml')):
         for i,row in enumerate(read_toml(f).get('claim', [])):
             name = row.get('id') or f'claim number {i+1}'
             problem = 'appears twice; rename one' if name in res else _problem(row, f.stem)
@@ -260,6 +258,7 @@ class Measurement(NamedTuple):
     high:float|None = None
     unmet:str = ''         # Precondition of the paper that this run does not meet, with its number
     parameters:float|None = None # Number of parameters of the model that was judged
+    note:str = ''          # What the run took over, such as 'released weights'
 
 def as_measurement(
     estimate, # `Measurement`, (value, low, high), or a number
@@ -383,7 +382,8 @@ def _row(claim, estimate, scale):
     verdict,why = judge(claim, e, scale)
     return dict(id=claim.id, verdict=verdict, why=why, estimate=_json(e.value), low=_json(e.low),
                 high=_json(e.high), scale=scale, unmet=e.unmet, parameters=e.parameters,
-                quantity=claim.quantity, criterion=claim.criterion, bounds=_bounds_of(claim))
+                note=e.note, quantity=claim.quantity, criterion=claim.criterion,
+                bounds=_bounds_of(claim))
 
 def _bounds_of(claim): return [x if math.isfinite(x) else None for x in (claim.low, claim.high)]
 
@@ -393,7 +393,7 @@ def stored_measurement(
     "Return the estimate of a recorded claim"
     number = lambda k: math.nan if row.get(k) is None else float(row[k])
     return Measurement(*map(number, ('estimate', 'low', 'high')), row.get('unmet', ''),
-                    row.get('parameters'))
+                    row.get('parameters'), row.get('note', ''))
 
 class Outcomes(list):
     "Judged claims, displayed as a table and stored as JSON"
@@ -581,7 +581,7 @@ def _ledger_row(claim, row, page):
         verdict,why = judge(claim, e, row['scale'])
         found = dict(verdict=verdict, why=why, scale=row['scale'])
     return res | dict(estimate=e.value, low=e.low, high=e.high, parameters=e.parameters,
-                      unmet=e.unmet, page=page) | found
+                      unmet=e.unmet, note=e.note, page=page) | found
 
 def ledger(
     folder=None, # Folder or list of executed notebooks, default: the papers' pages

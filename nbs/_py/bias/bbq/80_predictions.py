@@ -122,20 +122,18 @@ def load_predictions(
 #| export
 def prediction_records(
     rows:list,      # Of `load_predictions`
-    columns=None,   # Column to condition; default: `FORMATS`
-    benchmark:str='bbq',
 )->pd.DataFrame:    # One row per question and format: see `Evaluation.records`
     "Return records of published answers"
     items = [parse_item(r, f'row {n}') for n,r in enumerate(rows, 1)]
     out = []
-    for column,condition in (columns or FORMATS).items():
+    for column,condition in FORMATS.items():
         missing = [n for n,r in enumerate(rows, 1) if column not in r]
         if missing: raise DataError(f'Row {missing[0]} has no column {column!r}.')
         for r,item in zip(rows, items):
             k = match_answer(r[column], item.options)
             p = np.full(3, np.nan) if k is None else np.eye(3)[k]
             out.append(item_metadata(item) | dict(
-                benchmark=benchmark, condition=condition, order=0, text=r[column],
+                benchmark='bbq', condition=condition, order=0, text=r[column],
                 answer=np.nan if k is None else k, p0=p[0], p1=p[1], p2=p[2]))
     return pd.DataFrame(out)
 

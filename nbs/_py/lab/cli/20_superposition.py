@@ -16,15 +16,12 @@
 
 # %%
 #| export
-import json
-import time
+import json, time
 
 import typer
 
-# %%
-#| export
 from moral_sc.foundation.errors import ConfigError, short_repr
-from moral_sc.foundation.files import write_file
+from moral_sc.foundation.files import read_json_object, write_file
 from moral_sc.lab.cli.console import (AsJson, Out, Seed, command_group, help_examples, option,
                                       print_rows, print_status, progress_bar, run_folder)
 
@@ -132,18 +129,11 @@ def _losses(p, models, run):
 
 def _check_settings(path, settings):
     "Write the settings to a folder, or raise an error if it has other settings"
-    text = json.dumps(settings, indent=1)+'\n'
-    if path.is_file() and path.read_bytes()!=text.encode():
-        raise ConfigError(f'{path.parent} holds a run with other settings '
-                          f'({_changed_settings(path, settings)}): give another --out.')
-    write_file(path, text)
-
-def _changed_settings(path, new):
-    try: old = json.loads(path.read_text())
-    except (ValueError, RecursionError): old = None
-    if not isinstance(old, dict): return 'its config.json is damaged'
-    return ', '.join(f'{k}: {short_repr(old.get(k))}, not {short_repr(new[k])}' for k in new
-                     if old.get(k)!=new[k]) or 'of another version'
+    from moral_sc.foundation.runs import config_difference
+    if path.is_file() and (changed := config_difference(read_json_object(path), settings)):
+        raise ConfigError(f'{path.parent} holds a run with other settings ({changed}): give '
+                          'another --out.')
+    write_file(path, json.dumps(settings, indent=1)+'\n')
 
 
 # %% [markdown]
@@ -244,9 +234,10 @@ sh(small), sh(small)
 
 # %%
 test_eq(sh(small+' --seed 1'),
-        (2, 'toy holds a run with other settings (seed: 0, not 1): give another --out.'))
+        (2, 'toy holds a run with other settings (seed: 0 stored, 1 requested): give another '
+            '--out.'))
 _,message = sh(small.replace('--density 1,0.1', '--density 0.5,0.4,0.3 --features 200'))
-assert 'density: [1.0, 0.1], not [0.5, 0.4, 0.3]' in message and len(message)<150
+assert 'density: [1.0, 0.1] stored, [0.5, 0.4, 0.3] requested' in message and len(message)<150
 
 # %% [markdown]
 # `--json` prints the losses for other programs. Without `--out`, each experiment has a folder of its own.

@@ -613,7 +613,8 @@ sh(small), sh(small)
 
 # %%
 test_eq(sh(small+' --seed 1'),
-        (2, 'toy holds a run with other settings (seed: 0, not 1): give another --out.'))
+        (2, 'toy holds a run with other settings (seed: 0 stored, 1 requested): give another '
+            '--out.'))
 
 # %% [markdown]
 # A model behind an API, here [a stub server](../../language/60_api_models.ipynb). An API does not

@@ -19,7 +19,6 @@
 import os, re, subprocess
 from pathlib import Path
 
-from moral_sc.foundation.datasets import data_dir
 from moral_sc.foundation.errors import ConfigError, unknown_name_message
 
 # %%
@@ -27,6 +26,7 @@ from moral_sc.foundation.errors import ConfigError, unknown_name_message
 import json, tempfile
 import torch
 from fastcore.test import *
+from moral_sc.foundation.datasets import data_dir
 from moral_sc.superposition import ToyConfig, exact_loss, train
 from moral_sc.superposition.features import Sampler
 from moral_sc.superposition.model import initial_weights
@@ -49,10 +49,6 @@ torch.set_num_threads(1)
 #| export
 FIGURES = {'toy-model': ('toy_model.js', 'toy_optima.js', 'toy_figure.js')} # Scripts of each
 STYLE = 'interactive.css'
-
-def interactive_dir()->Path:
-    "Return the folder with the scripts of interactive figures."
-    return data_dir()/'interactive'
 
 def replace_blocks(
     text:str,  # Markdown
@@ -81,7 +77,7 @@ def myst_block(name, body):
 
 def scripts_of(
     html:str, # A page
-)->list:      # Names of files in `interactive_dir()`
+)->list:      # Names of files in `data/interactive`
     "List the scripts of the interactive figures of a page."
     found = re.findall(r'class="(?:[\w-]+ )*interactive ([\w-]+)', html)
     return list(dict.fromkeys(f for name in found for f in FIGURES.get(name, ())))
@@ -135,7 +131,7 @@ def figure_page(
     style:str='',  # CSS of the page around it
 )->str:
     "Return an HTML page that consists of one interactive figure."
-    read = lambda f: (interactive_dir()/f).read_text(encoding='utf-8')
+    read = lambda f: (data_dir()/'interactive'/f).read_text(encoding='utf-8')
     scripts = ''.join(f'<script>{read(f)}</script>' for f in FIGURES[name])
     return (f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{name}</title>'
             '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -304,7 +300,7 @@ if found:
 # Scripts, table and style of a figure have at most 60 kB, and no file names an address to load from.
 
 # %%
-texts = [(interactive_dir()/f).read_text() for f in (*FIGURES['toy-model'], STYLE)]
+texts = [(data_dir()/'interactive'/f).read_text() for f in (*FIGURES['toy-model'], STYLE)]
 size = sum(len(t.encode()) for t in texts)
 assert size<60_000
 assert not any(re.search(r'fetch\(|import\(|XMLHttpRequest|@import|url\(', t) for t in texts)

@@ -16,13 +16,9 @@
 
 # %%
 #| export
-import ast
-import json
-import re
+import ast, json, re
 from html import escape
 
-# %%
-#| export
 from moral_sc.lab.claims import claims_mime, verdicts
 from moral_sc.lab.site.crossrefs import defined_names
 from moral_sc.lab.site.interactive import myst_block, replace_blocks
@@ -90,57 +86,36 @@ test_eq(directives('#|export\n#| eval: false\nx'), ({'export': '', 'eval': 'fals
 test_eq(directives('x = 1'), ({}, 'x = 1'))
 
 # %% [markdown]
-# A directive below the first line of code is a mistake: the page would show it as code. A figure on
-# a page of a paper needs a label and a caption. The site build reports both problems as warnings,
-# and a warning fails the build.
+# A figure on a page of a paper needs a label and a caption. The site build warns where it has none, and a
+# warning fails the build. A directive below the first line of code is a mistake that a
+# [hook](../14_hooks.ipynb) finds.
 
 # %%
 #| export
 plotly_mime = 'application/vnd.plotly.v1+json'
 
-def has_figure(
-    cell, # A code cell
-)->bool:
-    "Whether the outputs of a cell include a plotly figure."
-    return any(plotly_mime in o.get('data', {}) for o in cell.get('outputs', []))
-
 def cell_problems(
-    nb,            # A notebook
-    captions=True, # Whether each figure needs a label and a caption
-)->list:           # One sentence per problem
-    "Find misplaced directives and figures without label or caption."
+    nb, # A notebook of a paper
+)->list: # One sentence per problem
+    "Find figures without label or caption."
     problems = []
     for i,cell in enumerate(nb.cells):
-        if cell.cell_type!='code': continue
-        options,body = directives(cell.source)
-        cell_name = f'cell {i} ({cell.get("id", "no id")})'
-        late = _misplaced(body)
-        if late: problems.append(f'{cell_name}: move {late!r} to the top of the cell.')
-        labelled = options.get('label', '').startswith('fig-') and options.get('fig-cap')
-        if captions and has_figure(cell) and not labelled:
-            problems.append(f'{cell_name}: give its figure #| label: fig-... and #| fig-cap: ...')
+        if not any(plotly_mime in o.get('data', {}) for o in cell.get('outputs', [])): continue
+        options,_ = directives(cell.source)
+        if options.get('label', '').startswith('fig-') and options.get('fig-cap'): continue
+        problems.append(f'cell {i} ({cell.get("id", "no id")}): give its figure #| label: fig-... '
+                        'and #| fig-cap: ...')
     return problems
-
-def _misplaced(body):
-    "The first directive outside of strings, or None"
-    import io
-    import tokenize
-    if '#|' not in body: return None
-    try: tokens = list(tokenize.generate_tokens(io.StringIO(body).readline))
-    except (tokenize.TokenError, SyntaxError): return None
-    late = [t.string for t in tokens if t.type==tokenize.COMMENT and t.string.startswith('#|')]
-    return late[0] if late else None
 
 
 # %%
-bad = nbformat.v4.new_notebook(cells=[code('x = 1\n#| label: fig-x\nplot(x)', id='a1b2'),
+bad = nbformat.v4.new_notebook(cells=[code('x = 1', id='a1b2'),
     code('fig', id='c3d4', outputs=[nbformat.v4.new_output('display_data', {plotly_mime: {}})])])
 cell_problems(bad)
 
 # %%
-test_eq(len(cell_problems(bad)), 2)
-test_eq(len(cell_problems(bad, captions=False)), 1)
-test_eq(_misplaced("text = '''\n#| label: x'''"), None)
+test_eq(len(cell_problems(bad)), 1)
+assert 'c3d4' in cell_problems(bad)[0]
 
 
 # %% [markdown]

@@ -16,14 +16,10 @@
 
 # %%
 #| export
-import base64
-import json
-import re
+import base64, json, re
 from functools import cache, partial
 from pathlib import Path
 
-# %%
-#| export
 from moral_sc.foundation.errors import ConfigError
 from moral_sc.lab.claims import verdicts
 from moral_sc.lab.paths import checkout_root
@@ -314,17 +310,15 @@ assert text.endswith(f'## Papers\n\n- [Squares]({SITE}/squares.html): Squares gr
 #| export
 def build_site(
     out='_build/html', # Folder of the site
-    strict=True,       # Whether a warning fails the build
-    root=None,         # A clone, default: the one around the current folder
 )->Path:               # The front page
     "Build the site with Sphinx."
     try: from sphinx.cmd.build import build_main
     except ImportError:
         raise ConfigError('The site needs Sphinx: pip install "moral_sc[docs]".') from None
-    root = docs_root(root)
+    root = docs_root()
     out = Path(out).resolve()
-    opts = ['-W', '--keep-going'] if strict else []
-    args = [*opts, '-q', '-c', root/'docs', '-d', out.parent/'doctrees', root/'nbs', out]
+    args = ['-W', '--keep-going', '-q', '-c', root/'docs', '-d', out.parent/'doctrees',
+            root/'nbs', out]
     if build_main([str(a) for a in args]):
         raise ConfigError('Sphinx reported warnings (see above): correct the pages they name.')
     import yaml
@@ -387,7 +381,7 @@ def _with_page_name(doc, text):
     import nbformat
     from sphinx.util import logging
     nb = nbformat.reads(text, 4)
-    for problem in cell_problems(nb, is_paper_page(nb)):
+    for problem in cell_problems(nb) if is_paper_page(nb) else ():
         logging.getLogger(__name__).warning(problem, location=doc)
     page = doc.removeprefix('papers/')
     entries = paper_entries(page.split('/')[0]) if '/' in page else []
@@ -562,8 +556,7 @@ test_eq(plain_signatures(long).count('<li>'), 1)
 #
 # ## Every page
 #
-# The checks of the site build are tests too: directives stand at the top of cells, and each figure
-# on a page of a paper has a label and a caption.
+# The check of the site build is a test too: each figure on a page of a paper has a label and a caption.
 
 # %%
 from moral_sc.lab.paths import checkout_root, notebooks_dir

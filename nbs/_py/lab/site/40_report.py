@@ -16,21 +16,18 @@
 
 # %%
 #| export
-import json
-import re
+import json, re
 from functools import cache, lru_cache
 from html import escape
 from pathlib import Path, PurePosixPath
 
-# %%
-#| export
 from moral_sc.foundation.datasets import data_dir
 from moral_sc.foundation.files import read_json_object, write_file
 from moral_sc.lab.agreement import agreements, paper_order, stored_run, summary
 from moral_sc.lab.claims import claim_text, format_estimate
 from moral_sc.lab.execution import strip_escapes, read_notebook
 from moral_sc.lab.paths import notebook_paths, notebooks_dir, page_name
-from moral_sc.lab.site.interactive import interactive_dir, scripts_of
+from moral_sc.lab.site.interactive import scripts_of
 from moral_sc.lab.site.pages import (SITE, caption_text, directives, folded, plotly_mime,
                                      style_table, title_and_line, verdict_class)
 from moral_sc.lab.site.papers import PAPER_TITLES, find_figure, paper_entries
@@ -450,7 +447,7 @@ def _assets(out):
     import plotly
     script = Path(plotly.__file__).parent/'package_data'/'plotly.min.js'
     own = [data_dir()/'report'/'style.css', data_dir()/'report'/'figures.js']
-    for f in (script, *own, *sorted(interactive_dir().iterdir())):
+    for f in (script, *own, *sorted((data_dir()/'interactive').iterdir())):
         write_file(out/'assets'/f.name, f.read_bytes())
 
 def _provenance(nbs, config):
