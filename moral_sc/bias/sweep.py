@@ -216,7 +216,8 @@ def _evaluate_model(s, plans, todo, dtype, device, progress):
         note = dict(model=model, asked=a, source=lm.source, is_stub=lm.is_stub,
                     provenance=e.provenance)
         write_file(folder/'sweep.json', json.dumps(note, indent=1))
-    del lm; gc.collect() # The next model may need the memory
+    del lm
+    if model['parameters']>10**7: gc.collect() # The next model may need the memory
 
 def _collect_results(out, runs, failed):
     "Collect all finished runs in one table"

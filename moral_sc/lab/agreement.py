@@ -95,7 +95,8 @@ def _compare(claim, record, run, config, rows):
     reason = lambda r: re.sub(r'-?\d[\d.,]*', '', r.unmet)  # a measured number may differ
     if reason(run)!=reason(record):
         return 'not compared', run.unmet or f'the record: {record.unmet}'
-    return compare_measurements(claim, measured(record), measured(run), config['scale'], rows)
+    word,why = compare_measurements(claim, measured(record), measured(run), config['scale'], rows)
+    return word, '; '.join(filter(None, (why, run.note)))
 
 def _other_settings(config):
     "Describe settings that the record does not have"
@@ -138,5 +139,7 @@ def summary(
     n = {w: counts.get(w, 0) for w in agreements}
     decided = n['agrees']+n['differs']
     rest = [f'{n[w]} {w}' for w in agreements[2:] if n[w]]
-    return (f'{n["agrees"]} of {decided} quantities agree with the record'
+    notes = compared.note[(compared.agreement=='agrees') & (compared.note!='')].value_counts()
+    of_them = [f', {k} of them with {note}' for note,k in notes.items()]
+    return (f'{n["agrees"]} of {decided} quantities agree with the record{"".join(of_them)}'
             + ''.join(f'; {r}' for r in rest)+'.')

@@ -16,7 +16,8 @@ from plotly.subplots import make_subplots
 
 from ..plots import condition_style
 from ..sweep import ModelSpec, sweep
-from .environment import Document, ToyLanguage, documents, toy_benchmark
+from .environment import (Document, ToyLanguage, documents, option_ids,
+                                            toy_benchmark)
 from .plots import add_curve, add_level, size_of
 from ...foundation.figures import INK
 from ...language.loading import load
@@ -94,8 +95,7 @@ def evaluate_snapshots(
     rows = [(p, o) for p,d in asked.items() for o in d.question.options]
     scores = np.reshape(score(*map(list, zip(*rows))), (-1, 3))
     values = np.reshape([rater.value(asked[p], o) for p,o in rows], (-1, 3))
-    ids = start.tokenizer.convert_tokens_to_ids
-    options = np.array([[ids(f' {o}') for o in d.question.options] for d in asked.values()])
+    options = option_ids(start, [d.question for d in asked.values()])
     prompts = [f'\n\n{p}' for p in asked]
     before = next_token_logprobs(start, prompts)
     found = []
@@ -129,7 +129,9 @@ def step_panels(
                         shared_yaxes='rows', horizontal_spacing=.03, vertical_spacing=.06)
     for k,name in enumerate(rows, 1): fig.update_yaxes(title_text=name, row=k, col=1)
     fig.update_xaxes(title_text='PPO steps', row=len(rows))
-    fig.update_layout(width=880, height=120+240*len(rows), legend_y=1.12, margin_t=90)
+    height = 240*len(rows) # Of the panels
+    fig.update_layout(width=880, height=height+150, margin=dict(t=90, b=60),
+                      legend_y=1+30/height)
     return fig
 
 def add_step_curve(

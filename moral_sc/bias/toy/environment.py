@@ -7,7 +7,7 @@ __all__ = ['VERBS', 'NOUNS', 'FUNCTION_WORDS', 'COUNTS', 'SHARES', 'MEANINGS', '
            'METRIC_COLUMNS', 'ToyLanguage', 'check_language', 'instruction_meaning', 'instructions', 'Trait', 'Lexicon',
            'lexicon', 'tokenizer', 'ToyQuestion', 'make_question', 'ideal_answer', 'Document', 'statement_prompt',
            'statement_probabilities', 'documents', 'encoded_documents', 'ToyItem', 'toy_items', 'toy_metrics',
-           'toy_benchmark', 'letter_options', 'name_options']
+           'toy_benchmark', 'letter_options', 'name_options', 'option_ids']
 
 # %% ../../../nbs/bias/toy/10_environment.ipynb #ecb7e9da
 from dataclasses import dataclass, replace
@@ -425,3 +425,11 @@ def toy_benchmark(
 
 def letter_options(item): return (' a', ' b', ' c')
 def name_options(item): return tuple(f' {o}' for o in item.options)
+
+def option_ids(
+    lm,             # A model of the language
+    questions,      # Items or `ToyQuestion`s
+)->np.ndarray:      # [question, option]
+    "Return the token of each option in words"
+    ids = lm.tokenizer.convert_tokens_to_ids
+    return np.array([[ids(o) for o in name_options(q)] for q in questions])

@@ -15,8 +15,9 @@ import numpy as np
 import pandas as pd
 import torch
 
-from .environment import (
-    CONDITION_MEANINGS, NOUNS, VERBS, ToyLanguage, ToyQuestion, documents, instructions, lexicon)
+from moral_sc.bias.toy.environment import (
+    CONDITION_MEANINGS, NOUNS, VERBS, ToyLanguage, ToyQuestion, documents, instructions, lexicon,
+    option_ids)
 from ...foundation.errors import ConfigError
 from ...foundation.statistics import roc_area
 
@@ -112,8 +113,7 @@ def name_answers(
         h[:,token] = torch.as_tensor(edit(h[:,token].double().cpu().numpy())).to(h)
         return h
     with _layer_output(lm, layer, change): logits = _answer_logits(lm, prompts)
-    ids = [[lm.tokenizer.convert_tokens_to_ids(f' {o}') for o in i.options] for i in items]
-    chosen = logits.cpu().double().gather(1, torch.tensor(ids))
+    chosen = logits.cpu().double().gather(1, torch.from_numpy(option_ids(lm, items)))
     return chosen.softmax(1).numpy()
 
 def condition_prompts(

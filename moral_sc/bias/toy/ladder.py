@@ -11,6 +11,7 @@ __all__ = ['TOY_COLUMNS', 'ANSWER_KINDS', 'Ladder', 'head_count', 'model_name', 
 # %% ../../../nbs/bias/toy/30_ladder.ipynb #08304520
 import math
 from collections import Counter, defaultdict
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -18,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from ..bbq.scoring import accuracy, bias_score
 from ..sweep import ModelSpec, read_exact_csv, sweep
@@ -90,6 +91,7 @@ def train_ladder(
     ladder:Ladder=Ladder(),
     every:int=250,      # Steps between checkpoints
     progress=None,      # Called with (steps done, steps of all blocks)
+    device='cpu',       # 'cuda' is worth it for large widths; not yet run on a GPU
 )->list:                # Of `ModelSpec`
     "Train models of all widths and seeds; finished ones are not trained again"
     widths,seeds = list(widths),list(seeds)
@@ -101,10 +103,10 @@ def train_ladder(
     steps = -(-ladder.documents//ladder.batch)*ladder.epochs
     for k,(w,block) in enumerate(blocks):
         report = progress and (lambda done, _, k=k: progress(k*steps+done, len(blocks)*steps))
-        _train_block(ladder, w, block, Path(out), every, report)
+        _train_block(ladder, w, block, Path(out), every, report, device)
     return ladder_models(out, widths, seeds)
 
-def _train_block(ladder, width, seeds, out, every, progress):
+def _train_block(ladder, width, seeds, out, every, progress, device):
     folders = [out/model_name(width, s) for s in seeds]
     block = f'block-{width}-{"-".join(map(str, seeds))}'
     with FileLock(out/f'{block}.lock'):
@@ -113,7 +115,7 @@ def _train_block(ladder, width, seeds, out, every, progress):
         fit_stacked([m.model for m in models], [_corpus(ladder, s) for s in seeds], seeds,
                     batch=ladder.batch, epochs=ladder.epochs, lr=ladder.lr/width**.5,
                     warmup=ladder.warmup, schedule='cosine', out=out/block, every=every,
-                    progress=progress)
+                    progress=progress, device=device)
         for m,f in zip(models, folders):
             if not f.exists(): save_model(m, f)
 
@@ -148,27 +150,35 @@ def evaluate_ladder(
     progress=None,        # Called with (model, saved answers, all answers)
 )->pd.DataFrame:          # width, seed, parameters, benchmark, condition, category, metric, value
     "Evaluate the models of a ladder; finished evaluations are read"
-    parts = []
-    for s in seeds:
-        language = replace(ladder.language, seed=s)
-        models = ladder_models(out, widths, [s])
-        folder = Path(out)/f'sweep-{s}'
-        ask = dict(progress=progress, max_new_tokens=4, dtype='float32', seed=s)
-        found = [sweep(models, [toy_benchmark(language, scenes)], conditions, folder, **ask)]
-        if letters: found.append(sweep(models, [toy_benchmark(language, scenes, letters=True)],
-                                       list(letters), folder, **ask))
-        parts += [f.table.assign(seed=s) for f in found]
-        parts.append(_knowledge_table(models, language, found[0].table, s))
-    d = pd.concat(parts, ignore_index=True)
+    seeds = list(dict.fromkeys(seeds))
+    found = {}
+    for timeout in (0, -1): # Seeds that another process evaluates come last
+        for s in [s for s in seeds if s not in found]:
+            with suppress(Timeout), FileLock(Path(out)/f'sweep-{s}.lock', timeout):
+                found[s] = _evaluate_seed(widths, s, Path(out), replace(ladder.language, seed=s),
+                                          scenes, letters, conditions, progress)
+    d = pd.concat([found[s] for s in seeds], ignore_index=True)
     d.insert(0, 'width', d.model.str.extract(r'width-(\d+)-')[0].astype(int))
     return d[TOY_COLUMNS]
+
+def _evaluate_seed(widths, seed, out, language, scenes, letters, conditions, progress):
+    "Evaluate the models of one seed"
+    models = ladder_models(out, widths, [seed])
+    def ask(conditions, **form):
+        return sweep(models, [toy_benchmark(language, scenes, **form)], conditions,
+                     out/f'sweep-{seed}', progress=progress, max_new_tokens=4, dtype='float32',
+                     seed=seed, portion=1024, max_tokens=2**14).table
+    tables = [ask(conditions)]
+    if letters: tables.append(ask(list(letters), letters=True))
+    tables.append(_knowledge_table(models, language, tables[0]))
+    return pd.concat(tables, ignore_index=True).assign(seed=seed)
 
 TOY_COLUMNS = ['width', 'seed', 'parameters', 'benchmark', 'condition', 'category', 'metric',
                'value']
 
-def _knowledge_table(models, language, table, seed):
+def _knowledge_table(models, language, table):
     parameters = table.groupby('model').parameters.first()
-    return pd.DataFrame([dict(model=m.name, seed=seed, parameters=parameters[m.name],
+    return pd.DataFrame([dict(model=m.name, parameters=parameters[m.name],
                               benchmark='statements', condition='statement', category='micro',
                               metric='knowledge', value=_saved_knowledge(m, language))
                          for m in models])

@@ -10,7 +10,7 @@ __all__ = ['FIRST_ORDER', 'SECOND_ORDER', 'round_prompt', 'word_probabilities', 
 import numpy as np
 
 from ..bbq.scoring import accuracy, bias_score
-from .environment import ToyItem
+from .environment import ToyItem, option_ids
 from .features import name_prompt
 from ...language.scoring import next_token_logprobs
 
@@ -33,8 +33,7 @@ def word_probabilities(
     prompts:list,  # One for each item
 )->np.ndarray:     # [item, option], in the order of the item
     "Return the probabilities of the options, of which one must be the next word"
-    ids = [[lm.tokenizer.convert_tokens_to_ids(f' {o}') for o in i.options] for i in items]
-    p = np.exp(np.take_along_axis(next_token_logprobs(lm, prompts), np.array(ids), 1))
+    p = np.exp(np.take_along_axis(next_token_logprobs(lm, prompts), option_ids(lm, items), 1))
     return p/p.sum(1, keepdims=True)
 
 def ask_rounds(

@@ -48,9 +48,9 @@ def _transposed(name, x):
 
 def _rms_norm(x, weight, eps): return x*torch.rsqrt(x.square().mean(-1, keepdim=True)+eps)*weight
 
-def _rotation(n, width, theta):
-    frequency = theta**(-torch.arange(0, width, 2)/width)
-    angle = torch.outer(torch.arange(n).float(), frequency).repeat(1, 2)
+def _rotation(n, width, theta, device):
+    frequency = theta**(-torch.arange(0, width, 2, device=device)/width)
+    angle = torch.outer(torch.arange(n, device=device).float(), frequency).repeat(1, 2)
     return angle.cos(),angle.sin()
 
 def _rotate(x, cos, sin):
@@ -73,9 +73,9 @@ class StackedLlama:
         m,b,t = tokens.shape
         embedding = w['model.embed_tokens.weight']
         v,d = embedding.shape[1:]
-        rows = tokens+v*torch.arange(m)[:,None,None]
+        rows = tokens+v*torch.arange(m, device=tokens.device)[:,None,None]
         x = F.embedding(rows, embedding.reshape(m*v, d)).reshape(m, b*t, d)
-        rotation = _rotation(t, d//self.heads, self.theta)
+        rotation = _rotation(t, d//self.heads, self.theta, tokens.device)
         for k in range(self.config.num_hidden_layers):
             layer = {n: w[f'model.layers.{k}.{n}.weight'] for n in LAYER_WEIGHTS}
             last = k+1==self.config.num_hidden_layers
@@ -111,7 +111,7 @@ class StackedLlama:
         at = at.reshape(m*b, -1)
         q = _rotate(q, *(r[at][:,None] for r in rotation))
         scores = q@_rotate(k, *rotation).transpose(-1, -2)/math.sqrt(q.shape[-1])
-        future = torch.arange(t)>at[...,None]
+        future = torch.arange(t, device=at.device)>at[...,None]
         o = scores.masked_fill(future[:,None], -math.inf).softmax(-1)@v
         return o.transpose(1, 2).reshape(m, -1, h.shape[-1])
 
@@ -128,7 +128,7 @@ def _read(x, shape, at):
 # %% ../../../nbs/bias/toy/20_training.ipynb #98741c16
 SHORT = 4 # Tokens of a short answer, without reasoning
 
-def _arrays(corpora, chosen):
+def _arrays(corpora, chosen, device):
     "Pad rows: tokens, positions that predict, targets, and weights 1 or 0"
     rows = [[corpus[i] for i in c] for corpus,c in zip(corpora, chosen)]
     b = max(map(len, rows))
@@ -144,14 +144,14 @@ def _arrays(corpora, chosen):
             at[m,k,:learned] = range(start-1, len(ids)-1)
             targets[m,k,:learned] = ids[start:]
             weights[m,k,:learned] = 1
-    return [torch.from_numpy(x) for x in (tokens, at, targets, weights)]
+    return [torch.from_numpy(x).to(device) for x in (tokens, at, targets, weights)]
 
-def _groups(corpora, chosen):
+def _groups(corpora, chosen, device):
     "Split the rows of a step by the length of their answers"
     def is_short(example): return len(example[0])-example[1]<=SHORT
     for short in (True, False):
         part = [[i for i in c if is_short(corpus[i])==short] for corpus,c in zip(corpora, chosen)]
-        if any(part): yield _arrays(corpora, part)
+        if any(part): yield _arrays(corpora, part, device)
 
 def stacked_loss(
     net:StackedLlama,
@@ -162,9 +162,10 @@ def stacked_loss(
     "Return the loss of each model, with gradient"
     total = 0.
     count = 0.
-    for tokens,at,targets,weights in _groups(corpora, chosen):
+    embedding = w['model.embed_tokens.weight']
+    for tokens,at,targets,weights in _groups(corpora, chosen, embedding.device):
         h = net.hidden(w, tokens, at)
-        logits = torch.bmm(h, w['model.embed_tokens.weight'].transpose(1, 2))
+        logits = torch.bmm(h, embedding.transpose(1, 2))
         losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction='none')
         total = total + (losses.reshape(weights.shape)*weights).sum((1, 2))
         count = count + weights.sum((1, 2))
@@ -186,6 +187,7 @@ def fit_stacked(
     out=None,               # Folder of checkpoints; the same call resumes
     every:int=200,          # Steps between checkpoints
     progress=None,          # progress(steps done, number of steps)
+    device=None,            # Where to train; default: where the models are
 )->pd.DataFrame:            # step, model, loss, grad_norm
     "Train several small models at once and return the history"
     if not models or len({len(models), len(corpora), len(seeds)})>1:
@@ -195,7 +197,7 @@ def fit_stacked(
         raise ConfigError('Give corpora of one length, with one example or more.')
     settings = dict(batch=batch, epochs=epochs, lr=lr, warmup=warmup, schedule=schedule,
                     betas=betas, max_grad_norm=max_grad_norm, seeds=list(seeds))
-    state = _Stack(models, corpora, settings)
+    state = _Stack(models, corpora, settings, device)
     with _stacked_run(out, state) as checkpoints:
         state.train(checkpoints, every, progress)
     unstack_weights(state.weights, models)
@@ -203,9 +205,10 @@ def fit_stacked(
 
 class _Stack:
     "A stacked training in progress"
-    def __init__(self, models, corpora, settings):
+    def __init__(self, models, corpora, settings, device):
         self.net = StackedLlama(models[0].config)
-        self.weights = stack_weights(models)
+        self.weights = {k: v.detach().to(device or v.device).requires_grad_()
+                        for k,v in stack_weights(models).items()}
         self.corpora = corpora
         self.settings = settings
         self.optimizer = build_optimizer(self.weights.values(), settings['lr'],
@@ -216,7 +219,7 @@ class _Stack:
         self.done = 0
 
     def key(self):
-        weights = {k: content_key(w=v.detach().numpy()) for k,v in self.weights.items()}
+        weights = {k: content_key(w=v.detach().cpu().numpy()) for k,v in self.weights.items()}
         data = [content_key(e=c) for c in self.corpora]
         return self.settings | dict(weights=content_key(w=weights), examples=content_key(d=data))
 

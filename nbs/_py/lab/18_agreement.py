@@ -194,7 +194,8 @@ def _compare(claim, record, run, config, rows):
     reason = lambda r: re.sub(r'-?\d[\d.,]*', '', r.unmet)  # a measured number may differ
     if reason(run)!=reason(record):
         return 'not compared', run.unmet or f'the record: {record.unmet}'
-    return compare_measurements(claim, measured(record), measured(run), config['scale'], rows)
+    word,why = compare_measurements(claim, measured(record), measured(run), config['scale'], rows)
+    return word, '; '.join(filter(None, (why, run.note)))
 
 def _other_settings(config):
     "Describe settings that the record does not have"
@@ -237,7 +238,9 @@ def summary(
     n = {w: counts.get(w, 0) for w in agreements}
     decided = n['agrees']+n['differs']
     rest = [f'{n[w]} {w}' for w in agreements[2:] if n[w]]
-    return (f'{n["agrees"]} of {decided} quantities agree with the record'
+    notes = compared.note[(compared.agreement=='agrees') & (compared.note!='')].value_counts()
+    of_them = [f', {k} of them with {note}' for note,k in notes.items()]
+    return (f'{n["agrees"]} of {decided} quantities agree with the record{"".join(of_them)}'
             + ''.join(f'; {r}' for r in rest)+'.')
 
 
@@ -268,12 +271,13 @@ draws = "trainings"
 _ = (tmp/'claims'/'p.toml').write_text(''.join(claim.replace('NAME', n) for n in 'abcd'))
 
 # %% [markdown]
-# An example: of four recorded quantities one agrees, one differs, one is missing, and one comes from a stub model.
+# An example: of four recorded quantities one agrees, one differs, one is missing, and one comes from a stub model. The note of
+# a measurement says that models were not trained anew; it stands beside the row, and `summary` counts such agreements apart.
 
 # %%
 low = lambda accuracy, *e: Measurement(*e, unmet=f'accuracy {accuracy} is too low')
 recorded = {'p/a': low(.33, 2., 1.8, 2.2), 'p/b': (2., 1.8, 2.2), 'p/c': 3.}
-repeated = {'p/a': low(.41, 2.1, 1.5, 2.6), 'p/b': (4., 3.5, 4.4)}
+repeated = {'p/a': low(.41, 2.1, 1.5, 2.6)._replace(note='released weights'), 'p/b': (4., 3.5, 4.4)}
 page(tmp/'pages', 'p/one', 'quick', recorded)
 page(tmp/'pages', 'p/two', 'quick', {'p/d': 2.})
 page(tmp/'run'/'notebooks', 'p/one', 'quick', repeated)
@@ -287,6 +291,9 @@ found[['id', 'recorded_estimate', 'estimate', 'agreement', 'difference']]
 # %%
 test_eq(list(found.agreement), ['agrees', 'differs', 'not compared', 'not compared'])
 test_eq(list(found.difference)[2:], ['not measured by this run', 'a stub answered'])
+test_eq(found.difference[0], 'released weights')
+test_eq(summary(found), '1 of 2 quantities agree with the record, 1 of them with released weights; '
+                        '2 not compared.')
 test_eq(list(found.recorded_date), ['2026-01-02']*4)
 _ = (tmp/'run'/'config.json').write_text(json.dumps(config|dict(models=['x'])))
 other = compare_report(tmp/'run', tmp/'pages', tmp/'claims')

@@ -81,7 +81,7 @@ configs:
 
 # Results of moral_sc
 
-Records of runs of the package `moral_sc` and the weights of one toy model. Nothing here holds texts
+Records of runs of the package `moral_sc` and the weights of toy models. Nothing here holds texts
 of a benchmark: tables have scores only. Every file is made by a page of the documentation, which
 states how. This page is made by `python -m moral_sc.lab.data_card`.
 '''

@@ -268,8 +268,9 @@ for architecture in ('llama', 'neox', 'gemma3'):
 # %%
 #| export
 def _bos(tok):
-    ids = tok('a').input_ids
-    return ids[0] if tok.bos_token_id is not None and ids[0]==tok.bos_token_id else None
+    if tok.bos_token_id is None: return None
+    first = tok('a').input_ids[0]
+    return first if first==tok.bos_token_id else None
 
 def encode(
     lm:LM,

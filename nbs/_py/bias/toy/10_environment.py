@@ -651,6 +651,14 @@ def toy_benchmark(
 def letter_options(item): return (' a', ' b', ' c')
 def name_options(item): return tuple(f' {o}' for o in item.options)
 
+def option_ids(
+    lm,             # A model of the language
+    questions,      # Items or `ToyQuestion`s
+)->np.ndarray:      # [question, option]
+    "Return the token of each option in words"
+    ids = lm.tokenizer.convert_tokens_to_ids
+    return np.array([[ids(o) for o in name_options(q)] for q in questions])
+
 
 # %%
 items = toy_items(language)

@@ -24,7 +24,8 @@ import pandas as pd
 import torch
 
 from moral_sc.bias.toy.environment import (
-    CONDITION_MEANINGS, NOUNS, VERBS, ToyLanguage, ToyQuestion, documents, instructions, lexicon)
+    CONDITION_MEANINGS, NOUNS, VERBS, ToyLanguage, ToyQuestion, documents, instructions, lexicon,
+    option_ids)
 from moral_sc.foundation.errors import ConfigError
 from moral_sc.foundation.statistics import roc_area
 
@@ -171,8 +172,7 @@ def name_answers(
         h[:,token] = torch.as_tensor(edit(h[:,token].double().cpu().numpy())).to(h)
         return h
     with _layer_output(lm, layer, change): logits = _answer_logits(lm, prompts)
-    ids = [[lm.tokenizer.convert_tokens_to_ids(f' {o}') for o in i.options] for i in items]
-    chosen = logits.cpu().double().gather(1, torch.tensor(ids))
+    chosen = logits.cpu().double().gather(1, torch.from_numpy(option_ids(lm, items)))
     return chosen.softmax(1).numpy()
 
 def condition_prompts(

@@ -19,7 +19,7 @@
 import numpy as np
 
 from moral_sc.bias.bbq.scoring import accuracy, bias_score
-from moral_sc.bias.toy.environment import ToyItem
+from moral_sc.bias.toy.environment import ToyItem, option_ids
 from moral_sc.bias.toy.features import name_prompt
 from moral_sc.language.scoring import next_token_logprobs
 
@@ -57,8 +57,7 @@ def word_probabilities(
     prompts:list,  # One for each item
 )->np.ndarray:     # [item, option], in the order of the item
     "Return the probabilities of the options, of which one must be the next word"
-    ids = [[lm.tokenizer.convert_tokens_to_ids(f' {o}') for o in i.options] for i in items]
-    p = np.exp(np.take_along_axis(next_token_logprobs(lm, prompts), np.array(ids), 1))
+    p = np.exp(np.take_along_axis(next_token_logprobs(lm, prompts), option_ids(lm, items), 1))
     return p/p.sum(1, keepdims=True)
 
 def ask_rounds(

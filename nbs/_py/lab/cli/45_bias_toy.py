@@ -32,6 +32,8 @@ os.chdir(tempfile.mkdtemp())
 # %% [markdown]
 # Each command calls a function of [`bias.toy.ladder`](../../bias/toy/30_ladder.ipynb). An
 # interrupted command resumes, and several processes with the same folder share the work.
+# `released` writes the [stored models](../../bias/toy/32_released.ipynb) of the recorded ladder, which
+# `evaluate` then finds in the folder.
 
 # %%
 #| export
@@ -63,6 +65,19 @@ def train_command(
         models = train_ladder(list(width), range(seeds), out, _ladder(documents, epochs),
                               progress=progress)
     for m in models: typer.echo(m.source)
+
+@toy.command('released', epilog=help_examples(
+    'moral_sc bias toy released --out runs/toy-released',
+    'moral_sc bias toy evaluate --out runs/toy-released'))
+def released_command(
+    width:Widths=(4, 8, 12, 16, 24, 32),
+    seeds:Seeds=3,
+    out:Out=None,
+):
+    "Write models of the recorded ladder, trained before and stored with the package."
+    from moral_sc.bias.toy.released import released_ladder
+    out = run_folder(out, 'toy-released')
+    for m in released_ladder(list(width), range(seeds), out): typer.echo(m.source)
 
 @toy.command('evaluate', epilog=help_examples(
     'moral_sc bias toy evaluate --width 8 --width 16 --seeds 3 --out runs/toy-ladder'))
@@ -120,7 +135,15 @@ test_eq(result.exit_code, 0)
 assert Path('toy/width-4-seed-0/config.json').exists() and Path('toy/table.csv').exists()
 
 # %%
+result = call('toy released --width 8 --seeds 2 --out released')
+test_eq(result.exit_code, 0)
+test_eq([l for l in result.output.split() if l.startswith('released/')],
+        ['released/width-8-seed-0', 'released/width-8-seed-1'])
+assert Path('released/width-8-seed-1/model.safetensors').exists()
+
+# %%
 for bad,message in (('toy train --width 10 --out x', 'width 10 does not fit'),
+                    ('toy released --width 10', 'no released model of width 10'),
                     ('toy train --width 4 --seeds 1 --documents 128 --epochs 1 --out toy',
                      'documents: 64 stored, 128 requested')):
     failed = call(bad)
