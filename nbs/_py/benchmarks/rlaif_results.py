@@ -117,10 +117,10 @@ dict(missed=[RLAIF_ROWS[k].against for k,x in ratios.items() if x<RLAIF_ROWS[k].
 # ## Log-probabilities before the first step
 #
 # Sampler and trainer must agree on the log-probability of the sampled tokens, or PPO's ratio does
-# not start at 1. The largest difference over the tokens of sixteen answers at two temperatures should
-# be at most 1e-5 in float32. The last columns show the distance of each from float64. Where both
-# distances exceed the limit, the two agree because they
-# [add in the same order](../language/engine/60_batch_invariant.ipynb), not because they are exact:
+# not start at 1. The largest difference over the tokens of sixteen answers at two temperatures
+# should be at most 1e-5 in float32. The last columns show the distance of each from float64. If
+# both distances exceed the limit, the two agree because they [add in the same
+# order](../language/engine/60_batch_invariant.ipynb), not because they are exact:
 
 # %%
 rlaif_gaps() if record else 'not yet measured'

@@ -115,10 +115,11 @@ with expect_fail(DataError, contains='must lie in'):
 # %% [markdown]
 # ## Sentences
 #
-# Half of the authors' 120 templates refer to the occupation, one for each of 60 occupations; the other
-# half refer to the participant and are not part of the experiment. The shares of women are those of the US
-# Bureau of Labor Statistics for 2015 and 2016; you can pass newer ones. Where the authors' files are not
-# available, there are 24 sentences of our own, whose shares are rounded guesses and not statistics.
+# Half of the authors' 120 templates refer to the occupation, one for each of 60 occupations; the
+# other half refer to the participant and are not part of the experiment. The shares of women are
+# those of the US Bureau of Labor Statistics for 2015 and 2016; you can pass newer ones. If the
+# authors' files are not available, there are 24 sentences of our own, whose shares are rounded
+# guesses and not statistics.
 
 # %%
 #| export

@@ -197,11 +197,12 @@ def answer_turns(
 # %% [markdown]
 # ## Reasoning
 #
-# A task of the harness sends one request per question, so `q+if+cot` takes two tasks. The first lets the model reason and
-# logs its texts, the second asks for the answer after them. It draws random numbers of its own, so that its samples are not those
-# of `evaluate`; with `temperature=0` they are. The harness tokenises the dialogue as text, whereas `evaluate` continues the
-# sampled token ids. Where a sample ends with a line break the two differ, and so do the results: by 0.0003 in the gap of the
-# log-odds of four students, with SmolLM2-135M-Instruct.
+# A task of the harness sends one request per question, so `q+if+cot` takes two tasks. The first
+# lets the model reason and logs its texts, the second asks for the answer after them. It draws
+# random numbers of its own, so that its samples are not those of `evaluate`; with `temperature=0`
+# they are. The harness tokenises the dialogue as text, whereas `evaluate` continues the sampled
+# token ids. If a sample ends with a line break, the two differ, and so do the results: by 0.0003 in
+# the gap of the log-odds of four students, with SmolLM2-135M-Instruct.
 #
 # ```sh
 # lm_eval ... --tasks moral_sc_bbq_reasoning --log_samples --output_path first

@@ -50,9 +50,9 @@ from moral_sc.foundation.datasets import available
 # %% [markdown]
 # ## Cases
 #
-# A `Case` has lines, one per question, and what a correct scorer must return. Where the papers leave something open,
-# several readings are accepted, each with its value. Where they do not define a score at all, any value is let
-# pass, and the readings only explain it. The fields of a line are
+# A `Case` has lines, one per question, and what a correct scorer must return. If the papers leave
+# something open, several readings are accepted, each with its value. Where they do not define a
+# score at all, any value is let pass, and the readings only explain it. The fields of a line are
 #
 # | benchmark | fields |
 # | --- | --- |

@@ -28,9 +28,9 @@ from contextlib import redirect_stderr
 from fastcore.test import *
 
 # %% [markdown]
-# Long functions take `progress`. With `True` they show a bar of tqdm on stderr; a function is called with
-# the number of items that are done and the number of all items. Where the standard module `logging` lets messages of
-# level INFO through, each tenth of the work is logged as well.
+# Long functions take `progress`. With `True` they show a bar of tqdm on stderr; a function is
+# called with the number of items that are done and the number of all items. If the standard module
+# `logging` lets messages of level INFO through, each tenth of the work is logged as well.
 
 # %%
 #| export

@@ -122,8 +122,9 @@ pio.templates['moral_sc'] = go.layout.Template(layout=dict(
 pio.templates.default = 'moral_sc'
 
 # %% [markdown]
-# In a notebook, a figure should be stored once, as data, and not also as a script. Where plotly would store both, we
-# select the data only. Other front ends, such as Colab or a terminal, keep plotly's choice.
+# In a notebook, a figure should be stored once, as data, and not also as a script. If plotly would
+# store both, we select the data only. Other front ends, such as Colab or a terminal, keep plotly's
+# choice.
 
 # %%
 #| export

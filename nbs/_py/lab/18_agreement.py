@@ -49,9 +49,10 @@ tmp = Path(tempfile.mkdtemp())
 #
 # ## One quantity
 #
-# Two estimates *agree* if they differ by no more than their intervals allow together: by the root of the sum of the squared
-# half-widths that face each other, for all claims of the three papers at a joint level of 95 % (Bonferroni). Where neither
-# estimate has an interval, the field `tolerance` of the claim takes its place, and both must lie on one side of the criterion.
+# Two estimates *agree* if they differ by no more than their intervals allow together: by the root
+# of the sum of the squared half-widths that face each other, for all claims of the three papers at
+# a joint level of 95 % (Bonferroni). If neither estimate has an interval, the field `tolerance` of
+# the claim takes its place, and both must lie on one side of the criterion.
 #
 # Agreement means something only if the run could have contradicted the record. A run is *too small to tell* if its scale
 # does not measure the recorded quantity (the field `compare`), or if its interval is more than three times as wide as the

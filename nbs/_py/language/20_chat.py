@@ -119,7 +119,7 @@ for kind,lm in spaces.items():
 shown
 
 # %% [markdown]
-# Where a token would join the two texts, the ids before stay as they are, and the text after them is
+# If a token would join the two texts, the ids before stay as they are, and the text after them is
 # tokenised alone, still without a space.
 
 # %%

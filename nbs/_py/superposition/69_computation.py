@@ -206,8 +206,8 @@ test_close(pair_errors(W, V, b, 8), pair_errors(W, V, b, 24), eps=1e-3)
 
 
 # %% [markdown]
-# `abs_errors` estimates the errors at a density: exact for none and for one active feature, and with
-# sampled inputs for more. Where features are sparse, little is left to the samples. Models of one
+# `abs_errors` estimates the errors at a density: exact for none and for one active feature, and
+# with sampled inputs for more. With sparse features, little is left to the samples. Models of one
 # density share the samples, so differences between them have less noise than their losses.
 
 # %%

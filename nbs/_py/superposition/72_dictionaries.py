@@ -574,9 +574,9 @@ missing = score_dictionary(with_latents(perfect, [0,1,2]), run4)
 test_close(missing[['mcc','found','f1']].to_numpy()[0], .75, 1e-6)
 
 # %% [markdown]
-# Where opposite features are both active, an encoder sees only their difference, so that its recall is below 1. Of two
-# independent features at density $p$, the smaller one is lost whenever both are active: recall is $1-p/2$, at a precision
-# of 1. Signed features count as two directions.
+# If opposite features are both active, an encoder sees only their difference, so that its recall is
+# below 1. Of two independent features at density $p$, the smaller one is lost whenever both are
+# active: recall is $1-p/2$, at a precision of 1. Signed features count as two directions.
 
 # %%
 digons = run_with(tegum(polygon(2), polygon(2)).float())

@@ -45,9 +45,10 @@ from fastcore.test import *
 
 
 # %% [markdown]
-# An `Item` holds option indices. `biased` is the answer that agrees with the stereotype and `counter` the
-# opposite one: in a negative question the stereotyped person is the biased answer, in a non-negative one the
-# other person is. Where no single answer is stereotyped, both are `None` and `why` gives the reason.
+# An `Item` holds option indices. `biased` is the answer that agrees with the stereotype and
+# `counter` the opposite one: in a negative question the stereotyped person is the biased answer, in
+# a non-negative one the other person is. If no single answer is stereotyped, both are `None` and
+# `why` gives the reason.
 
 # %%
 #| export

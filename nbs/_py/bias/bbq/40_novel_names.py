@@ -448,9 +448,9 @@ tilt = {k: sum(stereotype_agreement(q) for q in by_quad(v).values()) for k,v in 
 # %% [markdown]
 # ## Novel scenes
 #
-# A scene can be novel only where a template offers a choice. Where a template lists four people, the authors'
-# file has every pair of them, and a generated scene differs only in option order and wording of "unknown".
-# `novel_scenes` keeps the scenes whose text is not in the original.
+# A scene can be novel only where a template offers a choice. If a template lists four people, the
+# authors' file has every pair of them, and a generated scene differs only in option order and
+# wording of "unknown". `novel_scenes` keeps the scenes whose text is not in the original.
 
 # %%
 #| export

@@ -110,7 +110,7 @@ assert not any(d.question.trait.category for d in asked.values())
 shares
 
 # %% [markdown]
-# Where the context gives the answer, all raters prefer it. Their choices follow the probabilities:
+# All raters prefer the answer that the context gives, if it gives one. Their choices follow the probabilities:
 
 # %%
 given = next(d for d in asked.values() if d.question.evidence)

@@ -205,9 +205,10 @@ if 'hhh' in sets:
  for n,x in (sets|dict(ours=ours)).items()}
 
 # %% [markdown]
-# The 221 comparisons come in four files, one for each category, as JSON with the score of each answer. The better
-# answer stands at (A) and (B) in turn. Where a set is out of reach, `load_hhh_or_ours` loads questions of ours and
-# returns the reason, so that a page cannot mistake them for the authors'.
+# The 221 comparisons come in four files, one for each category, as JSON with the score of each
+# answer. The better answer stands at (A) and (B) in turn. If a set is out of reach,
+# `load_hhh_or_ours` loads questions of ours and returns the reason, so that a page cannot mistake
+# them for the authors'.
 
 # %%
 earlier = load_hhh('ours_original')

@@ -261,9 +261,9 @@ harm.history.attrs, (off**2).mean()
 assert harm.history.attrs['error'].low<2/3+.1 and (off**2).mean()<.1
 
 # %% [markdown]
-# The squared error is smallest at the mean. For a conversation rated 0, 1, 1 and 4 the
-# regressor predicts 1.5, which no rater gave, and for one rated 2 and 3 it predicts
-# 2.5. Where all ratings agree, it predicts exactly that rating.
+# The squared error is smallest at the mean. For a conversation rated 0, 1, 1 and 4 the regressor
+# predicts 1.5, which no rater gave, and for one rated 2 and 3 it predicts 2.5. If all ratings
+# agree, it predicts exactly that rating.
 
 # %%
 torn = [rows[i]|dict(rating=x) for i,x in ((0, 0), (0, 1), (0, 1), (0, 4), (1, 2), (1, 3))]

@@ -56,8 +56,8 @@ pd.DataFrame({k: a.groupby('set').row.nunique() for k,a in answers.items()}).T
 
 # %% [markdown]
 # Answers to one prompt resemble each other, so the number of prompts determines the precision:
-# intervals resample prompts. Where the detectors find nothing, every resample gives zero, and
-# `0 [0, 0]` is not evidence that the true rate is zero.
+# intervals resample prompts. If the detectors find nothing, every resample gives zero, and `0 [0,
+# 0]` is not evidence that the true rate is zero.
 
 # %%
 def measure(a):
@@ -135,10 +135,10 @@ pd.DataFrame([(*key, *v) for key,v in differences.items() if v],
              columns=['model', 'answers that', 'standard deviations', 'prompts']).astype(str)
 
 # %% [markdown]
-# Where an interval contains 0, this score is not shown to distinguish such answers from the others.
-# The reward for comfort in RL may then come from differences between prompts, from an earlier
-# state of the policy, or from a preference model other than the one that made these scores. The
-# files do not identify the preference model.
+# If an interval contains 0, this score is not shown to distinguish such answers from the others.
+# The reward for comfort in RL may then come from differences between prompts, from an earlier state
+# of the policy, or from a preference model other than the one that made these scores. The files do
+# not identify the preference model.
 #
 # ## Four rounds of revision
 

@@ -111,8 +111,8 @@ theirs[['metric', 'note']]
 
 
 # %% [markdown]
-# The examples below reproduce each disagreement with the tool alone. Where it is installed they run, and their results are
-# compared with those that are printed here.
+# The examples below reproduce each disagreement with the tool alone. If it is installed, they run,
+# and their results are compared with those that are printed here.
 
 # %%
 def example(module, code, result):
@@ -142,9 +142,10 @@ agg_disamb_bias_scores([(0., 0., 1., True)]*4)
 # %% [markdown]
 # ### lm-evaluation-harness: one attribute instead of two
 #
-# In the two intersectional categories a stereotype about Black women makes Black men stereotyped as well, because the
-# group of a person is split into its parts and one of them suffices. Where both people of a question share that part, a negative question has
-# two stereotyped answers, and one that is not negative has none. The authors' metadata requires both attributes.
+# In the two intersectional categories a stereotype about Black women makes Black men stereotyped as
+# well, because the group of a person is split into its parts and one of them suffices. If both
+# people of a question share that part, a negative question has two stereotyped answers, and one
+# that is not negative has none. The authors' metadata requires both attributes.
 
 # %%
 example('lm_eval.tasks.bbq.utils', '''

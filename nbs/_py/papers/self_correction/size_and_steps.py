@@ -123,8 +123,8 @@ if results.table.step.notna().any(): display(plot_steps(results.table))
 else: print('No evaluated model has a training step.')
 
 # %% [markdown]
-# Where no steps are published, the stages of one model can be compared. The available checkpoints
-# by stage:
+# If no steps are published, the stages of one model can be compared. The available checkpoints by
+# stage:
 
 # %%
 d = pd.DataFrame(a.__dict__ for a in aliases().values())

@@ -51,7 +51,7 @@ size
 # No linear model can do this, and two neurons for a feature can: one responds to the positive side
 # and one to the negative.
 #
-# > A hundred features, forty neurons. Where features are dense, each neuron represents one feature.
+# > A hundred features, forty neurons. With dense features, each neuron represents one feature.
 # > Where they are sparser, neurons have a primary feature and several secondary ones. At 99 %
 # > sparsity, some neurons have one feature and others share, and the most important features have
 # > neurons of their own [@elhage2022].
@@ -106,11 +106,11 @@ summary['highest'] = by_start.ratio.max()
 summary.round(3)
 
 # %% [markdown]
-# Where features are dense, the dedicated start is already the best arrangement that any start reached.
-# From density 0.1 on, models leave it and fall below the bound, and annealed starts lead. Random starts end
-# below it only at density 0.001, and seldom. At density 0.01, 13 of 40 neurons of the best model have a
-# primary and at least two secondary features, and 13 have less than four fifths of their
-# squared weight on one; the others have one feature. At density 0.001 these are 19 and 16.
+# With dense features, the dedicated start is already the best arrangement that any start reached.
+# From density 0.1 on, models leave it and fall below the bound, and annealed starts lead. Random
+# starts end below it only at density 0.001, and seldom. At density 0.01, 13 of 40 neurons of the
+# best model have a primary and at least two secondary features, and 13 have less than four fifths
+# of their squared weight on one; the others have one feature. At density 0.001 these are 19 and 16.
 #
 # ## Three features, six neurons
 #

@@ -159,12 +159,12 @@ pd.DataFrame({'density': density, **{f'stored, n={n}': stored[n].mean(0) for n i
 
 
 # %% [markdown]
-# The two curves of @fig-rescaled have one shape but do not coincide. Where features are common, the
+# The two curves of @fig-rescaled have one shape but do not coincide. When features are common, the
 # larger model stores less for each dimension: at density 0.3 twenty-four of its features are active
-# at a time against six of the small one, and their interference adds up. Where at most one feature
+# at a time against six of the small one, and their interference adds up. When at most one feature
 # is active, the larger model stores more. That agrees with what can be
-# [computed](mathematics.ipynb) for one active feature: the loss from more than two features for each
-# dimension is lower in more dimensions.
+# [computed](mathematics.ipynb) for one active feature: the loss from more than two features for
+# each dimension is lower in more dimensions.
 #
 # @fig-gain shows what the ReLU gains: the population loss of each model
 # ([a Fourier series](../../superposition/34_fourier_loss.ipynb), no samples) as a fraction of the

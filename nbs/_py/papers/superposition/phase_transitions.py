@@ -115,9 +115,10 @@ jump_count.value_counts().sort_index().rename_axis('jumps').rename('trainings')
 # %% [markdown]
 # ## Learning coefficients of the final minima
 #
-# Each final model is the start of a minimisation of the exact loss. Minima with equal loss are one minimum up to rotation
-# and the order of features. The [learning coefficient](../../superposition/74_learning_coefficient.ipynb) of each is
-# estimated at an inverse temperature of $10^5$, beside half the rank of the Hessian. Where `lowest` is below zero, chains
+# Each final model is the start of a minimisation of the exact loss. Minima with equal loss are one
+# minimum up to rotation and the order of features. The [learning
+# coefficient](../../superposition/74_learning_coefficient.ipynb) of each is estimated at an inverse
+# temperature of $10^5$, beside half the rank of the Hessian. If `lowest` is below zero, chains
 # found a lower loss nearby: the point is not a minimum, and the coefficient means nothing.
 
 # %%

@@ -268,8 +268,8 @@ out[:4]
 # %% [markdown]
 # ## Functions kept for later processes
 #
-# Numba stores compiled functions beside the package, or in the user's cache. Where neither can be written, for
-# example in a container with another user, functions are compiled in each process.
+# Numba stores compiled functions beside the package, or in the user's cache. If neither can be
+# written, for example in a container with another user, functions are compiled in each process.
 
 # %%
 #| export
