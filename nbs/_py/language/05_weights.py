@@ -17,12 +17,13 @@
 # %%
 #| export
 import hashlib, json, os, re, shutil, subprocess, sys, tomllib, zipfile
-from contextlib import redirect_stderr
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cache, lru_cache
 from hashlib import sha256
 from io import StringIO
 from pathlib import Path
+from unittest.mock import patch
 
 from filelock import FileLock
 
@@ -568,6 +569,15 @@ def _dequantise(path, dest):
     model.is_quantized = False
     model.save_pretrained(dest); tok.save_pretrained(dest)
 
+@contextmanager
+def _parsed_once():
+    "Parse a GGUF file and make its table of names once; transformers does so for each use"
+    import gguf
+    read = cache(gguf.GGUFReader)
+    names = cache(gguf.get_tensor_name_map)
+    with patch.multiple(gguf, GGUFReader=lambda path: read(str(path)), get_tensor_name_map=names):
+        yield
+
 def dequantise(
     path:str|Path, # A .gguf file, whole or the first part
     dest:str|Path, # Folder to write
@@ -578,8 +588,9 @@ def dequantise(
     parts = gguf_parts(path)
     joined = Path(dest)/'joined.gguf'
     try:
-        if len(parts)>1: call_quietly(_join_gguf, parts, joined)
-        call_quietly(_dequantise, joined if len(parts)>1 else path, dest)
+        with _parsed_once():
+            if len(parts)>1: call_quietly(_join_gguf, parts, joined)
+            call_quietly(_dequantise, joined if len(parts)>1 else path, dest)
     except ModelError: raise
     except OSError as e: raise _disk_error(e, dest) from e
     except Exception as e:
@@ -961,7 +972,10 @@ cached.start()
 tiny = random_model('llama', merges=[('i','t')])
 path = tmp/'tiny.gguf'
 write_gguf(tiny, path)
-back = load(path, 'float32', 'cpu')
+import gguf
+with mock.patch('gguf.GGUFReader', wraps=gguf.GGUFReader) as reader:
+    back = load(path, 'float32', 'cpu')
+test_eq(reader.call_count, 1) # The file is parsed once
 text = 'Is it 12 miles, or 1200?'
 test_eq(encode(back, text), encode(tiny, text))
 diff = np.abs(next_token_logprobs(back, [text])-next_token_logprobs(tiny, [text])).max()
