@@ -69,7 +69,7 @@ class Ladder:
     documents:int=32_000 # Of each seed
     epochs:int=3
     batch:int=64         # Documents a step
-    lr:float=.028        # Peak learning rate, times the square root of the width
+    lr:float=.028        # Of a width: see `peak_rate`
     warmup:int=100       # Steps
     init:float=.15       # Standard deviation of initial weights up to width 32
     together:int=3       # Seeds that are trained at once
@@ -83,6 +83,15 @@ def head_count(
         raise ConfigError(f'width {width} does not fit: give 4 or more, a multiple of {2*heads}.')
     return heads
 
+def _wide_factor(width): return min(1, math.sqrt(32/width))
+
+def peak_rate(
+    ladder:Ladder,
+    width:int,
+)->float:
+    "Return the peak learning rate of a width"
+    return ladder.lr/width**.5*_wide_factor(width)
+
 def model_name(width, seed): return f'width-{width}-seed-{seed}'
 
 def new_model(
@@ -93,7 +102,7 @@ def new_model(
     "Return a small Llama model with random weights"
     lm = small_llama(tokenizer(ladder.language), ladder.layers, width, head_count(width), seed,
                      context=64, name=model_name(width, seed))
-    deviation = ladder.init*min(1, math.sqrt(32/width))
+    deviation = ladder.init*_wide_factor(width)
     with torch.no_grad():
         for p in lm.model.parameters():
             if p.ndim==2: p.mul_(deviation/lm.model.config.initializer_range)
@@ -109,6 +118,7 @@ with expect_fail(ConfigError, contains='width 2 does not fit'): head_count(2)
 deviations = {w: new_model(Ladder(), w).model.get_input_embeddings().weight.std().item()
               for w in (8, 32, 128)}
 test_close([deviations[w] for w in (8, 32, 128)], [.15, .15, .075], eps=.01)
+test_close([peak_rate(Ladder(lr=.032), w) for w in (4, 32, 128)], [.016, .032/32**.5, .032/32**.5/4])
 
 
 # %% [markdown]
@@ -159,7 +169,7 @@ def _train_block(ladder, width, seeds, out, every, progress, device):
         if all((f/'config.json').is_file() for f in folders): return note_opened(out/block)
         models = [new_model(ladder, width, s) for s in seeds]
         fit_stacked([m.model for m in models], [_corpus(ladder, s) for s in seeds], seeds,
-                    batch=ladder.batch, epochs=ladder.epochs, lr=ladder.lr/width**.5,
+                    batch=ladder.batch, epochs=ladder.epochs, lr=peak_rate(ladder, width),
                     warmup=ladder.warmup, schedule='cosine', out=out/block, every=every,
                     progress=progress, device=device)
         for m,f in zip(models, folders):
