@@ -258,17 +258,6 @@ def read_reply(
                 model=body.get('model'), fingerprint=body.get('system_fingerprint'),
                 used=max(0, int(used)) if _is_number(used) and used<1e9 else 0)
 
-def _check_stored(reply):
-    "Return a stored reply as `read_reply` would have stored it"
-    if 'unreadable' in reply: return reply
-    text = _content_text(reply.get('text'))
-    tokens = [[_valid_token(t), v, [[_valid_token(k), w] for k,w in top or ()]]
-              for t,v,top in reply.get('tokens') or ()]
-    return reply | dict(text=text or '', tokens=tokens)
-
-def _valid_token(t): # Keeps the bytes that stand for part of a character
-    return ''.join(c if '\udc80'<=c<='\udcff' else _valid_text(c) for c in t)
-
 # %% ../../nbs/language/60_api_models.ipynb #bf4d6fec
 def _fetch(lm, requests, run, progress=None):
     "Return the reply to every request, from name to arguments; `run` holds the readable ones"
@@ -291,7 +280,7 @@ def _fetch(lm, requests, run, progress=None):
     if unreadable and len(unreadable)==len(names):
         raise ModelError(f'{lm.address} sent a reply with {unreadable[0]}; check that {lm.name!r} '
                          'is a chat model.')
-    return {k:_check_stored(fresh.get(k) or run.get(k)) for k in names}
+    return {k:fresh.get(k) or run.get(k) for k in names}
 
 def _replies(lm, prompts, settings, run, progress=None):
     "Return the reply to each prompt; equal requests are sent once"

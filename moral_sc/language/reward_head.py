@@ -18,8 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..foundation.errors import ConfigError, ModelError
 from .models import LM, pad
-from .engine.batching import has_plain_lm_head
-from .engine.capabilities import copy_capabilities
+from .engine.batching import copy_capabilities, has_plain_lm_head
 from .engine.onednn import linear_function
 from .weights import call_quietly, check_model_folder, load_weights
 

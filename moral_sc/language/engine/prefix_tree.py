@@ -16,11 +16,10 @@ from transformers import DynamicCache
 
 from ...foundation.errors import ConfigError, unknown_name_message
 from ..models import LM, pad
-from .batching import (batched_logprobs, batches, cache_kwargs,
-                                               check_rows, forward_accepts,
-                                               merge_prefixes, padding_budget, plan_padded,
-                                               run_batches, run_padded, states_at)
-from .capabilities import capability
+from .batching import (batched_logprobs, batches, cache_kwargs, capability,
+                                               check_rows, forward_accepts, merge_prefixes,
+                                               padding_budget, plan_padded, run_batches, run_padded,
+                                               states_at)
 from .contexts import inference
 from .kv_cache import PrefixCache
 

@@ -26,8 +26,7 @@ from torch.utils.checkpoint import checkpoint
 
 from moral_sc.foundation.errors import ConfigError, ModelError
 from moral_sc.language.models import LM, pad
-from moral_sc.language.engine.batching import has_plain_lm_head
-from moral_sc.language.engine.capabilities import copy_capabilities
+from moral_sc.language.engine.batching import copy_capabilities, has_plain_lm_head
 from moral_sc.language.engine.onednn import linear_function
 from moral_sc.language.weights import call_quietly, check_model_folder, load_weights
 

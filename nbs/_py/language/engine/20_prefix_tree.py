@@ -24,11 +24,10 @@ from transformers import DynamicCache
 
 from moral_sc.foundation.errors import ConfigError, unknown_name_message
 from moral_sc.language.models import LM, pad
-from moral_sc.language.engine.batching import (batched_logprobs, batches, cache_kwargs,
-                                               check_rows, forward_accepts,
-                                               merge_prefixes, padding_budget, plan_padded,
-                                               run_batches, run_padded, states_at)
-from moral_sc.language.engine.capabilities import capability
+from moral_sc.language.engine.batching import (batched_logprobs, batches, cache_kwargs, capability,
+                                               check_rows, forward_accepts, merge_prefixes,
+                                               padding_budget, plan_padded, run_batches, run_padded,
+                                               states_at)
 from moral_sc.language.engine.contexts import inference
 from moral_sc.language.engine.kv_cache import PrefixCache
 
@@ -44,8 +43,8 @@ from fastcore.test import *
 from moral_sc.language.loading import load
 from moral_sc.language.models import encode
 from moral_sc.language.stub_models import stub_model, random_model
-from moral_sc.language.engine.batching import count_tokens, max_batch_tokens, weight_bytes
-from moral_sc.language.engine.capabilities import set_capability
+from moral_sc.language.engine.batching import (count_tokens, max_batch_tokens, set_capability,
+                                               weight_bytes)
 from moral_sc.language.weights import cached_weights
 
 

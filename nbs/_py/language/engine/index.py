@@ -29,11 +29,10 @@
 # | [allocator](50_allocator.ipynb) | freed memory is kept during training |
 # | [batch_invariant](60_batch_invariant.ipynb) | sampler and trainer agree bit for bit |
 # | [replacement](25_replacement.ipynb) | attention and layers of one model are replaced |
-# | [batching](10_batching.ipynb) | forward passes over many rows, logits only where needed |
+# | [batching](10_batching.ipynb) | forward passes over many rows, logits only where needed; facts about a model found by trial |
 # | [prefix_tree](20_prefix_tree.ipynb) | prefixes that prompts share are computed once |
 # | [kv_cache](15_kv_cache.ipynb) | caches with room to grow |
 # | [continuous_batching](80_continuous_batching.ipynb) | new rows take the places of finished ones |
-# | [capabilities](07_capabilities.ipynb) | facts about a model that are found by trial |
 # | [oom](05_oom.ipynb) | smaller batches when memory runs out |
 
 # %%
