@@ -27,12 +27,12 @@ from moral_sc.bias.toy.plots import plot_onset_map, size_of
 from moral_sc.foundation.figures import COLOURS, INK
 from moral_sc.foundation.statistics import t_interval
 from moral_sc.lab.claims import as_measurement, record
-from moral_sc.lab.paths import work_dir
+from moral_sc.lab.paths import shared_dir
 from moral_sc.lab.scales import at_scale
 
 # %%
 size = at_scale(scale, # few: sizes and trainings where the share of instructed questions varies
-    quick=dict(facts=[2, 4], all=dict(widths=[4, 8], seeds=[0, 1]), few_facts=[2, 4],
+    quick=dict(facts=[2, 4], all=dict(widths=[4, 8], seeds=[0, 1]), few_facts=[4],
                few=dict(widths=[4, 8], seeds=[0, 1]), shares=[.1, .5], ladder=Ladder(
                    ToyLanguage(categories=2, traits=2), documents=256, epochs=1, together=2)),
     cpu=dict(facts=[8, 24, 72, 216], all=dict(widths=[4, 8, 12, 16, 24, 32], seeds=range(5)),
@@ -50,7 +50,7 @@ def table_at(facts, share, widths, seeds):
     known = {(24, .5): 'toy-ladder', (24, .1): 'toy-frequency-0.1'} # Of other pages
     name = known.get((facts, share), f'toy-facts-{facts}-{share}')
     ladder = replace(size['ladder'], language=replace(language_of(facts), instructed=share))
-    run = dict(widths=widths, seeds=seeds, ladder=ladder, out=work_dir(f'{name}-{scale}-{seed}'))
+    run = dict(widths=widths, seeds=seeds, ladder=ladder, out=shared_dir(f'{name}-{scale}-{seed}'))
     train_ladder(**run)
     asked = None if (facts, share) in known else ['q', 'q+if', 'q+anti']
     return evaluate_ladder(letters=(), conditions=asked, **run)
@@ -69,8 +69,7 @@ tables = {f: table_at(f, usual.instructed, **size['all']) for f in size['facts']
 # about. Languages with more traits are otherwise the same, and all have 32,000 documents, half of the
 # questions with an instruction. Scores are relative to those of an ideal reader of the documents on
 # the same questions, which has 1 in each panel. In the middle and right panels a 4-gram model has 0.02
-# or less and a constant answer 0. The trainings of this page take about 20 minutes on one core; the
-# recorded run found them finished.
+# or less and a constant answer 0.
 
 # %%
 #| label: fig-phase

@@ -27,7 +27,7 @@ from moral_sc.bias.toy.plots import add_curve, size_of
 from moral_sc.foundation.figures import COLOURS
 from moral_sc.foundation.statistics import t_interval
 from moral_sc.lab.claims import as_measurement, record
-from moral_sc.lab.paths import work_dir
+from moral_sc.lab.paths import shared_dir
 from moral_sc.lab.scales import at_scale
 
 # %%
@@ -45,7 +45,7 @@ def table_at(share):
     same = share==size['ladder'].language.instructed # The models of the page on size
     name = 'toy-ladder' if same else f'toy-frequency-{share}'
     settings = dict(widths=size['widths'], seeds=size['seeds'], ladder=ladder,
-                    out=work_dir(f'{name}-{scale}-{seed}'))
+                    out=shared_dir(f'{name}-{scale}-{seed}'))
     train_ladder(**settings)
     return evaluate_ladder(letters=(), **settings)
 
@@ -61,8 +61,7 @@ parameters = size_of(next(iter(tables.values())))
 # In the [toy language](../../bias/toy/10_environment.ipynb) the share of questions that carry an
 # instruction can be varied. Following is measured on ambiguous questions as the probability of
 # "unknown" under the instruction to be fair less the one under its opposite, which consists of the
-# same words in other pairs. It is 1 for an ideal reader and 0 for a model that reads single words. The
-# trainings of this page take about 6 minutes on one core; the recorded run found them finished.
+# same words in other pairs. It is 1 for an ideal reader and 0 for a model that reads single words.
 
 # %%
 #| label: fig-following

@@ -28,12 +28,12 @@ from moral_sc.bias.toy.plots import add_curve, add_level, size_of
 from moral_sc.foundation.figures import COLOURS
 from moral_sc.foundation.statistics import t_interval
 from moral_sc.lab.claims import as_measurement, record
-from moral_sc.lab.paths import work_dir
+from moral_sc.lab.paths import shared_dir
 from moral_sc.lab.scales import at_scale
 
 # %%
 size = at_scale(scale, # passes: over the documents of a seed; deep: with three layers
-    quick=dict(widths=[4, 8], seeds=[0, 1], passes=[1, 2], deep=[8], deep_passes=[1, 2],
+    quick=dict(widths=[4, 8], seeds=[0, 1], passes=[1, 2], deep=[8], deep_passes=[1],
                ladder=Ladder(ToyLanguage(categories=2, traits=2), documents=256, epochs=1,
                              together=2)),
     cpu=dict(widths=[8, 16, 32], seeds=[0, 1, 2], passes=[1, 3, 9], deep=[32],
@@ -47,7 +47,7 @@ def table_at(layers, passes, widths):
     same = ladder==size['ladder'] # The models of the page on size
     name = 'toy-ladder' if same else f'toy-steps-{layers}-{passes}'
     run = dict(widths=widths, seeds=size['seeds'], ladder=ladder,
-               out=work_dir(f'{name}-{scale}-{seed}'))
+               out=shared_dir(f'{name}-{scale}-{seed}'))
     train_ladder(**run)
     return evaluate_ladder(conditions=None if same else ['q', 'q+if'], **run)
 
@@ -67,8 +67,7 @@ widest = size['widths'][-1]
 # The models of the [page on size](toy_size.ipynb) are trained for the same number of steps, so that a
 # curve over size may be one over speed of learning. Here models of three sizes learn the
 # [toy language](../../bias/toy/10_environment.ipynb) in one, three or nine passes over their 32,000
-# documents. Each is a training of its own, whose learning rate falls to zero at its end. The trainings
-# take about 15 minutes on one core; the recorded run found them finished.
+# documents. Each is a training of its own, whose learning rate falls to zero at its end.
 
 # %%
 #| label: fig-steps
