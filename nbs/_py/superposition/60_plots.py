@@ -22,12 +22,14 @@ from plotly.subplots import make_subplots
 from moral_sc.foundation.arguments import checked
 from moral_sc.foundation.errors import ConfigError
 from moral_sc.foundation.figures import COLOURS
+from moral_sc.foundation.tables import check_columns
 from moral_sc.superposition.geometry import check_one_model, interference, align_to_axes
 from moral_sc.superposition.model import weights_of
 
 # %%
 #| hide
 from fastcore.test import *
+from moral_sc.foundation.errors import DataError
 from moral_sc.superposition.geometry import polygon
 from moral_sc.superposition.phase_diagram import logspace, phase_grid, predict_grid
 
@@ -368,13 +370,6 @@ def _ticks(v):
     v = [10.**k for k in range(-4, 5) if min(v)*.99 <= 10.**k <= max(v)*1.01]
     return dict(tickvals=np.log10(v).tolist(), ticktext=[f'{t:g}' for t in v])
 
-def check_columns(table, names):
-    "Raise an error if a table lacks a column"
-    for k in names:
-        if k not in table: raise ConfigError(f'The table has no column {k!r}: give the table of '
-                                             'phase_diagram, or one with these columns: '
-                                             f'{", ".join(names)}.')
-
 @checked
 def plot_phases(
     tables,      # Table with density, importance, norm, shared; or title -> table
@@ -383,7 +378,8 @@ def plot_phases(
 )->go.Figure:
     "Plot phase diagrams side by side"
     if isinstance(tables, pd.DataFrame): tables = {'': tables}
-    for t in tables.values(): check_columns(t, ['density', 'importance', 'norm', 'shared'])
+    columns = ['density', 'importance', 'norm', 'shared']
+    for t in tables.values(): check_columns(t, columns, 'the table of phase_diagram')
     fig = make_subplots(1, len(tables), subplot_titles=list(tables), shared_yaxes=True,
                         horizontal_spacing=.045)
     for c,t in enumerate(tables.values(), 1):
@@ -429,7 +425,7 @@ plot_phases({'theory': predicted}, {'ties': (np.r_[tie,1/tie[::-1]], np.r_[p,p[:
 # %%
 test_eq(shade(np.array([0,1,1]), np.array([0,0,1])).tolist(), [0,7,63])
 test_eq(len(plot_phases(predicted).data), len(plot_phases({'theory': predicted}).data))
-with expect_fail(ConfigError, contains="no column 'shared'"):
+with expect_fail(DataError, contains="no column 'shared'"):
     plot_phases(predicted.drop(columns='shared'))
 with expect_fail(ConfigError, contains='2 titles are given for 1 models'):
     plot_models(torch.eye(3), ['a', 'b'])
