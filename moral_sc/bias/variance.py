@@ -11,13 +11,13 @@ from dataclasses import replace
 
 import numpy as np, pandas as pd
 import plotly.graph_objects as go
+from .asking import request_stub_model
 from .conditions import load_stimuli, wordings
 from .bbq.metrics import BBQ
 from .evaluation import evaluate
 from .plots import condition_style
 from ..foundation.errors import ConfigError, DataError, unknown_name_message
 from ..foundation.statistics import Estimate
-from ..language.stub_models import stub_model
 
 # %% ../../nbs/bias/36_variance.ipynb #1afcc94d
 ITEM_METRICS = { # metric: context and value, from p[row, option] and the options of each row
@@ -58,23 +58,13 @@ def wording_stub_model(
     name:str='',   # Default: that of the rule
 ):                 # An `LM`
     "Return a stub model whose answers depend on the question and on the wording"
-    items_by_text = {f'{i.context} {i.question}': i for i in items}
     additions = [c for c in load_stimuli()['bbq']['conditions'] if c.count('+')==1]
     condition_of = {'':'q'} | {t:f'{c}:{k}' for c in additions
                                for k,t in enumerate(wordings('bbq', c))}
-    def fn(text):
-        if not text.endswith(' The answer is ('): return {'': 1.}
-        body,_,rest = text.rsplit('Human: ', 1)[-1].partition(' (a) ')
-        rest,_,end = rest.partition('\n\nAssistant:')
-        if body not in items_by_text or end!=' The answer is (': return {'': 1.}
-        a,rest = rest.split(' (b) ', 1)
-        b,rest = rest.split(' (c) ', 1)
-        request = max((t for t in condition_of if rest.endswith(t)), key=len)
-        displayed = [a, b, rest.removesuffix(request).strip()[:-1]]
-        item = items_by_text[body]
-        p = zip(item.options, rule(item, condition_of[request]))
-        return {'abc'[displayed.index(o)]:float(x) for o,x in p if x}
-    return stub_model(fn, name=name or rule.__name__)
+    def answer(item, request):
+        text = max((t for t in condition_of if request.endswith(t)), key=len)
+        return rule(item, condition_of[text])
+    return request_stub_model(answer, items, name or rule.__name__)
 
 # %% ../../nbs/bias/36_variance.ipynb #0039e205
 def collect_records(

@@ -54,10 +54,6 @@ few = stratified(bbq.load(source='ours'), 96)
 
 # %%
 #| export
-def is_remote(lm)->bool:
-    "Return whether a model is behind an API; see `connect`"
-    return getattr(lm, 'remote', False)
-
 
 # %%
 #| export
@@ -120,13 +116,23 @@ print(len(asked), asked[0].prompt.text)
 
 # %%
 #| export
-def _displayed_options(text):
-    "Return the text before the options of a prompt's last question, and the three options"
-    body,_,rest = text.rsplit('Human: ', 1)[-1].partition(' (a) ')
-    options = rest.partition('\n\nAssistant:')[0]
-    a,_,r = options.partition(' (b) ')
-    b,_,r = r.partition(' (c) ')
-    return body, a, b, r
+def request_stub_model(
+    rule,       # (item, text after its last option) -> probabilities of its three options
+    items:list, # The questions it can answer
+    name:str,
+):              # An `LM`
+    "Return a stub model that answers BBQ's questions by a rule about question and request"
+    items_by_text = {f'{i.context} {i.question}': i for i in items}
+    def fn(text):
+        body,_,rest = text.rsplit('Human: ', 1)[-1].partition(' (a) ')
+        if not text.endswith('answer is (') or body not in items_by_text: return {'': 1.}
+        item = items_by_text[body]
+        a,_,rest = rest.partition('\n\nAssistant:')[0].partition(' (b) ')
+        b,_,rest = rest.partition(' (c) ')
+        c = max((o for o in item.options if rest.startswith(o)), key=len)
+        p = dict(zip(item.options, rule(item, rest.removeprefix(c))))
+        return {l:float(p[o]) for l,o in zip('abc', (a, b, c)) if p[o]}
+    return stub_model(fn, name=name)
 
 def bbq_stub_model(
     rule,              # (item, instructed) -> probabilities of its three options
@@ -134,19 +140,9 @@ def bbq_stub_model(
     name:str='',       # Default: that of the rule
 ):                     # An `LM`
     "Return a stub model that answers BBQ's questions by a rule"
-    items_by_text = {f'{i.context} {i.question}': i for i in items}
     instruction = load_stimuli()['bbq']['texts']['instruction']
-    def fn(text):
-        if not text.endswith('answer is ('): return {'': 1.}
-        body,*displayed = _displayed_options(text)
-        if body not in items_by_text: return {'': 1.}
-        item = items_by_text[body]
-        instructed = instruction in displayed[2]
-        shown = [o for o in item.options if displayed[2].startswith(o)] # A request may follow
-        displayed[2] = max(shown, key=len, default='')
-        probabilities = zip(item.options, rule(item, instructed))
-        return {'abc'[displayed.index(o)]:float(p) for o,p in probabilities if p}
-    return stub_model(fn, name=name or rule.__name__)
+    answer = lambda item, request: rule(item, instruction in request)
+    return request_stub_model(answer, items, name or rule.__name__)
 
 
 # %%
@@ -197,7 +193,8 @@ def score_questions(
     return run.table([q.key for q in questions])[list(names)]
 
 def _logprobs(lm, prompts, options, max_tokens, run):
-    if is_remote(lm): return lm.option_logprobs(prompts, options, run) # Saves the replies as well
+    if getattr(lm, 'remote', False): # Behind an API; saves the replies as well
+        return lm.option_logprobs(prompts, options, run)
     return option_logprobs(lm, prompts, options, max_tokens=max_tokens)
 
 
@@ -268,7 +265,7 @@ def _answer_turn(lm, b, q):
 def _second_stage(lm, p, s, full):
     "Return the second stage with the sampled token ids, unless a template rewrote the text"
     prefix = p.text+s.text
-    if is_remote(lm) or not full.text.startswith(prefix): return full
+    if getattr(lm, 'remote', False) or not full.text.startswith(prefix): return full
     return append_turn(lm, p, s, full.text[len(prefix):])
 
 
