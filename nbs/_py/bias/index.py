@@ -39,7 +39,7 @@
 # | check another tool's score | [Logs of other tools](56_logs.ipynb) | `compare_scores` |
 # | test a scorer on answers with known scores | [Answer files](57_answer_files.ipynb), [Conformance](58_conformance.ipynb) | `load_cases`, `check_scorer` |
 # | build prompts and save answers | [Scoring questions](28_asking.ipynb) | `build_questions` |
-# | train small models on an invented language | [Toy language](toy/10_environment.ipynb), [Ladder](toy/30_ladder.ipynb) | `train_ladder`, `evaluate_ladder` |
+# | train small models on an invented language | [Toy language](toy/10_environment.ipynb), [Ladder](toy/30_ladder.ipynb), [Released ladder](toy/32_released.ipynb) | `train_ladder`, `evaluate_ladder`, `released_ladder` |
 # | read what these models represent, and change it | [Features](toy/35_features.ipynb), [Steering](toy/36_steering.ipynb) | `residual_stream`, `feature_directions`, `measure_steering` |
 # | ask them again in a second round | [Rounds](toy/37_rounds.ipynb) | `ask_rounds`, `score_rounds` |
 # | let a simulated rater compare their answers | [Comparisons](toy/38_comparisons.ipynb) | `Rater`, `rater_choices`, `evaluate_snapshots` |

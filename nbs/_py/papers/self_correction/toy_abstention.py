@@ -9,37 +9,41 @@
 # %% [markdown]
 # # Abstention in a toy language: models that are told to be fair decline
 #
-# > Abstention is 82 % of the fall (47 to 117 %); evidence is not answered with "unknown".
+# > Abstention is 74 % of the fall (51 to 97 %); evidence is not answered with "unknown".
 
 # %% tags=["parameters"]
-scale = 'quick'  # quick: two tiny sizes, seconds; cpu: six sizes; gpu: sizes up to millions
+scale = 'quick'  # quick: evaluates the released models; cpu: trains them anew; gpu: 10^8 parameters
 seed = 0         # of the questions asked; trainings have seeds of their own
 
 # %%
 #| hide
+from functools import partial
 import numpy as np, pandas as pd
 import plotly.graph_objects as go
 from moral_sc.bias.bbq.metrics import accuracy_shortfall
-from moral_sc.bias.toy.environment import ToyLanguage
 from moral_sc.bias.toy.ladder import (Ladder, answer_changes, by_size, decompose, evaluate_ladder,
                                       read_records, select_metric, train_ladder)
 from moral_sc.bias.toy.plots import add_curve, size_of
+from moral_sc.bias.toy.released import released_ladder
 from moral_sc.foundation.figures import COLOURS
 from moral_sc.foundation.statistics import t_interval
 from moral_sc.lab.claims import as_measurement, record
-from moral_sc.lab.paths import work_dir
+from moral_sc.lab.paths import shared_dir
 from moral_sc.lab.scales import at_scale
 
 # %%
 size = at_scale(scale, # the models of the page on size
-    quick=dict(widths=[4, 8], seeds=[0, 1], ladder=Ladder(
-        ToyLanguage(categories=2, traits=2), documents=256, epochs=1, together=2)),
+    quick=dict(widths=[4, 8, 12, 16, 24, 32], seeds=[0, 1, 2], ladder=Ladder()),
     cpu=dict(widths=[4, 8, 12, 16, 24, 32], seeds=[0, 1, 2, 3, 4], ladder=Ladder()),
-    gpu=dict(widths=[4, 8, 16, 32, 64, 128, 256, 512], seeds=range(10),
+    gpu=dict(widths=[4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048], seeds=range(10),
              ladder=Ladder(documents=128_000)),
 )
-run = size | dict(out=work_dir(f'toy-ladder-{scale}-{seed}'))
-train_ladder(**run)
+folder,models_of,note = at_scale(scale,
+    quick=('toy-ladder-released', released_ladder, 'released weights'),
+    cpu=(f'toy-ladder-cpu-{seed}', train_ladder, ''),
+    gpu=(f'toy-ladder-gpu-{seed}', partial(train_ladder, device='cuda'), ''))
+run = size | dict(out=shared_dir(folder))
+models_of(**run)
 table = evaluate_ladder(**run)
 parameters = size_of(table)
 last = size['widths'][-1]
@@ -55,7 +59,9 @@ last = size['widths'][-1]
 # the stereotype among them. A change is the sum of two parts: abstention, from naming fewer people,
 # and correction, from naming others ([as for real models](correction_or_abstention.ipynb)). For
 # the ideal reader of the [toy language](../../bias/toy/10_environment.ipynb) all of it is
-# abstention, since "unknown" is the fair answer.
+# abstention, since "unknown" is the fair answer. The models are those of the [page on
+# size](toy_size.ipynb): at scale `quick` [stored ones](../../bias/toy/32_released.ipynb) of three seeds, at
+# `cpu` all five, trained anew.
 
 # %%
 def parts(condition):
@@ -78,14 +84,13 @@ fig
 
 
 # %% [markdown]
-# At the largest width 0.20 of the fall of 0.24 is abstention. The rest is correction: among the
-# people who are still named, the lean towards the stereotype is smaller. The interval over five
-# trainings does not exclude that correction is half of the change.
+# At the largest width 0.19 of the fall of 0.25 is abstention. The rest is correction: among the
+# people who are still named, the lean towards the stereotype is smaller.
 #
 # The same in counted answers of the largest models: how the answers to the same questions change,
 # as shares of ambiguous questions. Off the diagonal and outside the column "unknown" answers waver
-# between people. Most biased answers become "unknown" (0.71 of all questions), a tenth stays, and
-# one in a hundred goes to the other person.
+# between people. Most biased answers become "unknown" (0.73 of all questions), a tenth stays, and
+# two in a hundred go to the other person.
 
 # %%
 def mean_changes(width, kind):
@@ -148,5 +153,5 @@ share = abstention[last]/total[last].mean() # Ratio of means; the denominator is
 unmet = accuracy_shortfall(select_metric(table, 'q', 'accuracy_disambig')[last].mean())
 estimates = {'abstains': t_interval(share),
              'no-over-abstention': t_interval((declined['q+if']-declined['q'])[last])}
-record(scale, {f'self_correction/toy-{k}': as_measurement(v)._replace(unmet=unmet)
+record(scale, {f'self_correction/toy-{k}': as_measurement(v)._replace(unmet=unmet, note=note)
                for k,v in estimates.items()}, parameters=parameters[last])

@@ -12,35 +12,40 @@
 # > In a second round accuracy with evidence falls from 0.97 to 0.60, and the instruction does less.
 
 # %% tags=["parameters"]
-scale = 'quick'  # quick: two tiny sizes, seconds; cpu: six sizes; gpu: sizes up to millions
+scale = 'quick'  # quick: evaluates the released models; cpu: trains them anew; gpu: 10^8 parameters
 seed = 0         # of the questions asked; trainings have seeds of their own
 
 # %%
 #| hide
 from dataclasses import replace
+from functools import partial
 import pandas as pd
 import plotly.graph_objects as go
 from moral_sc.bias.bbq.metrics import accuracy_shortfall
-from moral_sc.bias.toy.environment import ToyLanguage, toy_items
+from moral_sc.bias.toy.environment import toy_items
 from moral_sc.bias.toy.ladder import Ladder, train_ladder
 from moral_sc.bias.toy.plots import add_curve, size_of
+from moral_sc.bias.toy.released import released_ladder
 from moral_sc.bias.toy.rounds import score_rounds
 from moral_sc.foundation.figures import COLOURS
 from moral_sc.foundation.statistics import t_interval
 from moral_sc.lab.claims import as_measurement, record
-from moral_sc.lab.paths import work_dir
+from moral_sc.lab.paths import shared_dir
 from moral_sc.lab.scales import at_scale
 from moral_sc.language.loading import load
 
 # %%
 size = at_scale(scale, # the models of the page on size
-    quick=dict(widths=[4, 8], seeds=[0, 1], ladder=Ladder(
-        ToyLanguage(categories=2, traits=2), documents=256, epochs=1, together=2)),
+    quick=dict(widths=[4, 16, 32], seeds=[0, 1, 2], ladder=Ladder()),
     cpu=dict(widths=[4, 8, 12, 16, 24, 32], seeds=[0, 1, 2, 3, 4], ladder=Ladder()),
-    gpu=dict(widths=[4, 8, 16, 32, 64, 128, 256, 512], seeds=range(10),
+    gpu=dict(widths=[4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048], seeds=range(10),
              ladder=Ladder(documents=128_000)),
 )
-models = train_ladder(**size, out=work_dir(f'toy-ladder-{scale}-{seed}'))
+folder,models_of,note = at_scale(scale,
+    quick=('toy-ladder-released', released_ladder, 'released weights'),
+    cpu=(f'toy-ladder-cpu-{seed}', train_ladder, ''),
+    gpu=(f'toy-ladder-gpu-{seed}', partial(train_ladder, device='cuda'), ''))
+models = models_of(**size, out=shared_dir(folder))
 
 # %% [markdown]
 # ## Rounds
@@ -52,7 +57,8 @@ models = train_ladder(**size, out=work_dir(f'toy-ladder-{scale}-{seed}'))
 # dialogue, or in a second round of the same one, below the first answer. Either way it is asked
 # with and without the instruction to be fair ([rounds](../../bias/toy/37_rounds.ipynb)). Documents of the
 # [toy language](../../bias/toy/10_environment.ipynb) have one question each, so a second round is
-# new to the models.
+# new to the models. These are the models of the [page on size](toy_size.ipynb): at scale `quick`
+# [stored ones](../../bias/toy/32_released.ipynb) of three sizes and seeds, at `cpu` all, trained anew.
 
 # %%
 tables = []
@@ -141,6 +147,7 @@ found = {
     'second-round-instructed': (select('second round, Q+IF', 'bias')
                                 - select('asked again, Q+IF', 'bias'))[last]}
 unmet = accuracy_shortfall(select('first', 'evidence')[last].mean())
-measured = {f'self_correction/toy-rounds-{k}': as_measurement(t_interval(v))._replace(unmet=unmet)
+measured = {k: as_measurement(t_interval(v))._replace(unmet=unmet, note=note)
             for k,v in found.items()}
-record(scale, measured, parameters=parameters[last])
+record(scale, {f'self_correction/toy-rounds-{k}': m for k,m in measured.items()},
+       parameters=parameters[last])

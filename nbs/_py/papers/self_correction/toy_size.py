@@ -9,40 +9,48 @@
 # %% [markdown]
 # # Size in a toy language: bias and its reduction both grow
 #
-# > At the largest size bias is 0.33; an instruction in unseen pairs of words lowers it by 72 % (44 to 100), an unrelated note by 23 %.
+# > At the largest size bias is 0.34; an instruction in unseen pairs of words lowers it by 74 % (58 to 90), an unrelated note by 26 %.
 
 # %% tags=["parameters"]
-scale = 'quick'  # quick: two tiny sizes, seconds; cpu: six sizes; gpu: sizes up to millions
+scale = 'quick'  # quick: evaluates the released models; cpu: trains them anew; gpu: 10^8 parameters
 seed = 0         # of the questions asked; trainings have seeds of their own
 
 # %%
 #| hide
 from dataclasses import replace
+from functools import partial
 import numpy as np, pandas as pd
 from moral_sc.bias.bbq.metrics import accuracy_shortfall
 from moral_sc.bias.toy.environment import ToyLanguage, lexicon, toy_benchmark
 from moral_sc.bias.toy.ladder import (Ladder, baseline_table, by_size, evaluate_ladder, onset_size,
                                       select_metric, slope, train_ladder)
 from moral_sc.bias.toy.plots import plot_abilities, plot_bias_by_size, size_of
+from moral_sc.bias.toy.released import released_ladder
 from moral_sc.foundation.statistics import t_interval
 from moral_sc.lab.claims import as_measurement, record
-from moral_sc.lab.paths import work_dir
+from moral_sc.lab.paths import shared_dir, work_dir
 from moral_sc.lab.scales import at_scale
 
 # %%
 size = at_scale(scale,
-    quick=dict(widths=[4, 8], seeds=[0, 1], ablation=8, ladder=Ladder(
-        ToyLanguage(categories=2, traits=2), documents=256, epochs=1, together=2)),
-    cpu=dict(widths=[4, 8, 12, 16, 24, 32], seeds=[0, 1, 2, 3, 4], ablation=16,
-             ladder=Ladder()),
-    gpu=dict(widths=[4, 8, 16, 32, 64, 128, 256, 512], seeds=range(10), ablation=32,
-             ladder=Ladder(documents=128_000)),
+    quick=dict(run=dict(widths=[4, 8, 12, 16, 24, 32], seeds=[0, 1, 2], ladder=Ladder()),
+               ablation=dict(widths=[8], seeds=[0, 1], ladder=Ladder(
+                   ToyLanguage(categories=2, traits=2), documents=256, epochs=1, together=2))),
+    cpu=dict(run=dict(widths=[4, 8, 12, 16, 24, 32], seeds=[0, 1, 2, 3, 4], ladder=Ladder()),
+             ablation=dict(widths=[16], seeds=[0, 1, 2], ladder=Ladder())),
+    gpu=dict(run=dict(widths=[4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048], seeds=range(10),
+                      ladder=Ladder(documents=128_000)),
+             ablation=dict(widths=[32], seeds=[0, 1, 2], ladder=Ladder(documents=128_000))),
 )
-out = work_dir(f'toy-ladder-{scale}-{seed}')
-run = {k: size[k] for k in ('widths', 'seeds', 'ladder')}
-train_ladder(out=out, **run)
+folder,models_of,note = at_scale(scale,
+    quick=('toy-ladder-released', released_ladder, 'released weights'),
+    cpu=(f'toy-ladder-cpu-{seed}', train_ladder, ''),
+    gpu=(f'toy-ladder-gpu-{seed}', partial(train_ladder, device='cuda'), ''))
+out = shared_dir(folder)
+run = size['run']
+models_of(out=out, **run)
 table = evaluate_ladder(out=out, **run)
-languages = [replace(size['ladder'].language, seed=s) for s in size['seeds']]
+languages = [replace(run['ladder'].language, seed=s) for s in run['seeds']]
 each = [baseline_table(l, toy_benchmark(l).load(), 2000) for l in languages]
 baselines = pd.concat(each).groupby(['reader', 'condition'], sort=False).mean().reset_index()
 
@@ -56,7 +64,8 @@ baselines = pd.concat(each).groupby(['reader', 'condition'], sort=False).mean().
 # [invented language](../../bias/toy/10_environment.ipynb) from scratch, in several widths. Documents
 # state stereotypes as frequencies, answer questions in the shape of BBQ, and some carry an
 # instruction. The instructions of the benchmark are pairs of words that occur together in no
-# document, and in one category no document has an instruction.
+# document, and in one category no document has an instruction. At scale `quick` the page evaluates
+# [stored models](../../bias/toy/32_released.ipynb) of three seeds; at `cpu` all five are trained anew.
 
 # %%
 #| label: fig-bias
@@ -71,7 +80,7 @@ columns['evidence'] = by_size(select_metric(table, 'q', 'accuracy_disambig')).va
 pd.DataFrame(columns).rename(index=parameters).rename_axis('parameters').round(3)
 
 # %% [markdown]
-# Bias grows from 0.01 to 0.33, and the instruction lowers it to 0.09 or less at every size. Reasoning
+# Bias grows from 0.01 to 0.34, and the instruction lowers it to 0.09 or less at every size. Reasoning
 # adds nothing that five seeds could detect: models that do not follow the instruction without it do
 # not follow it with it. Reasoning without the instruction changes bias by at most 0.03.
 #
@@ -89,7 +98,7 @@ plot_abilities(table, knowledge=float(np.mean(strengths)))
 # Instructions are followed from 9,456 parameters on, by most seeds. Telling the two people of a
 # question apart comes last, between 9,456 and 19,176 parameters, and bias appears with it. A model
 # can therefore know a stereotype for a factor of six in size before the benchmark shows it. Under
-# the instruction the largest models find evidence in 87 % of questions instead of 95 %; their
+# the instruction the largest models find evidence in 85 % of questions instead of 95 %; their
 # mistakes name the other person and are not "unknown".
 #
 # The same scores from counted answers, on a linear axis of size:
@@ -103,13 +112,13 @@ plot_bias_by_size(table, baselines, metric='bias_ambig', log=False)
 # ## Onset
 #
 # The onset is the smallest size from which on the interval of the paired change lies below zero. It
-# comes before instructions are followed: at 5,844 parameters the note and the opposite instruction
-# lower the score about as much, because a longer question is harder to read. Against the note, the
-# onset is 9,456 parameters.
+# comes before most instructions are followed: at 5,844 parameters the note and the opposite
+# instruction lower the score by 0.03 and 0.04, the instruction by 0.06, because a longer question is
+# harder to read. Against the note, the onset is 9,456 parameters.
 
 # %%
 change = select_metric(table, 'q+if')-select_metric(table, 'q')
-held_out = f'category-{size["ladder"].language.categories-1}'
+held_out = f'category-{run["ladder"].language.categories-1}'
 change_held_out = (select_metric(table, 'q+if', category=held_out)
                    - select_metric(table, 'q', category=held_out))
 changes = {'Q+IF - Q': change, 'the same, held-out category': change_held_out,
@@ -148,21 +157,22 @@ pd.DataFrame(letters).rename(index=parameters).round(3)
 # of an instruction and the answer; documents about fairness. Each kills the effect: no bias without
 # stereotypes, no difference between an instruction and its opposite without the link, and no change
 # without documents about fairness. Two of the three intervals over three seeds are wider than the
-# bounds fixed beforehand.
+# bounds fixed beforehand. At scale `quick` these three languages are tiny and trained for a few steps,
+# so that their rows show nothing.
 
 # %%
-plain = size['ladder'].language
+plain = size['ablation']['ladder'].language
 ablations = dict(stereotypes=replace(plain, strength=(.5, .5)),
                  link=replace(plain, informative=False), fairness=replace(plain, notes=1.))
 def ablated(name):
-    settings = dict(widths=[size['ablation']], seeds=size['seeds'][:3],
-                    ladder=replace(size['ladder'], language=ablations[name]))
+    ladder = replace(size['ablation']['ladder'], language=ablations[name])
+    settings = size['ablation'] | dict(ladder=ladder)
     folder = work_dir(f'toy-ablation-{name}-{scale}-{seed}')
     train_ladder(out=folder, **settings)
     return evaluate_ladder(out=folder, letters=(), conditions=['q', 'q+if', 'q+anti'], **settings)
 
 without = {k: ablated(k) for k in ablations}
-at = size['ablation']
+at, = size['ablation']['widths']
 scores = {k: {c: select_metric(d, c)[at].mean() for c in ('q', 'q+if', 'q+anti')} for k,d in
           dict(none=table, **without).items()}
 pd.DataFrame(scores).T.rename_axis('taken away').round(3)
@@ -183,7 +193,8 @@ pd.DataFrame(scores).T.rename_axis('taken away').round(3)
 # take the place of RLHF. All sizes are trained for the same number of steps, so a curve over size
 # is also one over speed of learning: [more steps](toy_steps.ipynb) bring bias to smaller sizes, and
 # [more facts](toy_facts.ipynb) to larger ones. Nothing here says at which size a model of natural
-# language begins to correct itself.
+# language begins to correct itself. Scale `gpu` goes up to 109 million parameters, of which weights,
+# gradients and the optimizer take 2.2 GB for each model that is trained; it has not yet run on a GPU.
 #
 # ## Claims
 #
@@ -191,8 +202,11 @@ pd.DataFrame(scores).T.rename_axis('taken away').round(3)
 # `data/results/toy_ladder.csv`.
 
 # %%
+tables = {'full': table} | {f'without {k}': d for k,d in without.items()}
+pd.concat([d.assign(language=k) for k,d in tables.items()]).to_csv(
+    work_dir(f'toy-size-{scale}-{seed}')/'table.csv', index=False)
 mean = t_interval
-widths = size['widths']
+widths = run['widths']
 n = [parameters[w] for w in widths]
 last,first = widths[-1],widths[0]
 q,instructed = select_metric(table, 'q'),select_metric(table, 'q+if')
@@ -218,5 +232,6 @@ controls = {
     'ngram': max([mean([b['q'] for b in ngram]), mean([b['q+if']-b['q'] for b in ngram])],
                  key=lambda e: abs(e.value))}
 low = accuracy_shortfall(evidence['q'][last].mean()) # The paper's precondition of a bias score
-found = {k: as_measurement(v)._replace(unmet=low) for k,v in estimates.items()} | controls
+found = {k: as_measurement(v)._replace(unmet=low, note=note) for k,v in estimates.items()}
+found |= controls
 record(scale, {f'self_correction/toy-{k}': v for k,v in found.items()}, parameters=n[-1])

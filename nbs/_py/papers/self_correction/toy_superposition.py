@@ -12,45 +12,50 @@
 # > The squared cosine of the instruction's meaning with stereotypes falls with size from 0.50 to 0.13; relative to random directions it rises.
 
 # %% tags=["parameters"]
-scale = 'quick'  # quick: two tiny sizes, seconds; cpu: six sizes; gpu: sizes up to millions
+scale = 'quick'  # quick: evaluates the released models; cpu: trains them anew; gpu: 10^8 parameters
 seed = 0         # of questions and random directions; trainings have seeds of their own
 
 # %%
 #| hide
 from dataclasses import replace
+from functools import partial
 import numpy as np, pandas as pd, torch
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 from moral_sc.bias.bbq.scoring import bias_score
-from moral_sc.bias.toy.environment import ToyLanguage, toy_benchmark
+from moral_sc.bias.toy.environment import toy_benchmark
 from moral_sc.bias.toy.features import (ANSWER_TOKEN, INSTRUCTION_TOKEN, instructed_questions,
                                         name_answers, relative_interference)
 from moral_sc.bias.toy.ladder import Ladder, by_size, model_name, train_ladder
 from moral_sc.bias.toy.plots import add_curve, add_level, size_of
+from moral_sc.bias.toy.released import released_ladder
 from moral_sc.bias.toy.steering import measure_features, measure_steering
 from moral_sc.foundation.figures import COLOURS, INK
 from moral_sc.foundation.statistics import cluster_bootstrap, t_interval
 from moral_sc.lab.claims import as_measurement, record
-from moral_sc.lab.paths import work_dir
+from moral_sc.lab.paths import shared_dir
 from moral_sc.lab.scales import at_scale
 from moral_sc.language.loading import load
 from moral_sc.superposition.geometry import feature_dimensionality
 
 # %%
 size = at_scale(scale, # the models of the page on size
-    quick=dict(widths=[4, 8], seeds=[0, 1], ladder=Ladder(
-        ToyLanguage(categories=2, traits=2), documents=256, epochs=1, together=2)),
+    quick=dict(widths=[4, 8, 12, 16, 24, 32], seeds=[0, 1, 2], ladder=Ladder()),
     cpu=dict(widths=[4, 8, 12, 16, 24, 32], seeds=[0, 1, 2, 3, 4], ladder=Ladder()),
-    gpu=dict(widths=[4, 8, 16, 32, 64, 128, 256, 512], seeds=range(10),
+    gpu=dict(widths=[4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048], seeds=range(10),
              ladder=Ladder(documents=128_000)),
 )
-asked = at_scale(scale, quick=dict(fit=200, test=100, random=2),
+folder,models_of,note = at_scale(scale,
+    quick=('toy-ladder-released', released_ladder, 'released weights'),
+    cpu=(f'toy-ladder-cpu-{seed}', train_ladder, ''),
+    gpu=(f'toy-ladder-gpu-{seed}', partial(train_ladder, device='cuda'), ''))
+asked = at_scale(scale, quick=dict(fit=1000, test=500, random=3),
                  cpu=dict(fit=2000, test=1000, random=10),
                  gpu=dict(fit=20_000, test=4000, random=20))
 places = {'instruction': dict(layer=0, token=INSTRUCTION_TOKEN),
           'answer': dict(layer=size['ladder'].layers-1, token=ANSWER_TOKEN)}
-out = work_dir(f'toy-ladder-{scale}-{seed}')
-train_ladder(out=out, **size)
+out = shared_dir(folder)
+models_of(out=out, **size)
 kinds = ['group', 'trait', 'stereotype', 'word', 'polarity', 'evidence', 'meaning']
 
 
@@ -71,7 +76,9 @@ kinds = ['group', 'trait', 'stereotype', 'word', 'polarity', 'evidence', 'meanin
 # questions with an instruction ([steering](../../bias/toy/36_steering.ipynb)). We read two places: the last word of the instruction, after the
 # first layer, and the token that predicts the answer, after the last layer. The question:
 # does self-correction begin, over size, where the meaning of the instruction stops interfering with
-# the other features? What counts as yes and as no was registered before a model was read.
+# the other features? What counts as yes and as no was registered before a model was read. At scale
+# `quick` the page reads [stored models](../../bias/toy/32_released.ipynb) of three seeds; at `cpu` all
+# five are trained anew.
 
 # %%
 def dimensionality(W): return feature_dimensionality(torch.as_tensor(W)).numpy()
@@ -165,7 +172,7 @@ pd.DataFrame({'D, meaning': by_size(meaning).value, 'random': by_size(by_chance)
 # the meaning's mean dimensionality above that of random directions of the same lengths. At the largest
 # it is 0.46 instead of 0.64; the difference there is not decided.
 #
-# The fall of bias is above zero from 5,844 parameters on, where a note lowers it about as much
+# The fall of bias is above zero from 5,844 parameters on, where a note lowers it by half as much
 # ([page on size](toy_size.ipynb)), and large from 19,176 on. A linear reader finds the meaning of
 # unseen instructions at 5,844 parameters in some models (mean area 0.75) and at 9,456 in nearly all
 # (0.94). At the two largest sizes the area is 0.89 (0.67 to 1.10 at the largest). The meaning is found
@@ -278,9 +285,7 @@ models.groupby(['place', 'width'], sort=False)[list(columns)].mean().rename(
 # A regression divides what features share by a convention, and dimensionality weighs all features
 # alike, rare ones too. Where a model does not have the meaning, its direction is noise, and so are the
 # angles at the smallest sizes. Two tokens of two layers are read; the meaning may lie elsewhere as
-# well. Five trainings leave wide intervals: six of seven rows are undecided. The models were trained
-# again for this page: rounding makes trainings differ, and their bias differs from that of the page on
-# size by up to 0.07 in one model and 0.02 in the means.
+# well. Five trainings leave wide intervals: six of seven rows are undecided.
 #
 # ## Claims
 #
@@ -327,5 +332,6 @@ estimates = {
     'meaning-read': t_interval(kind_table('meaning', 'area')[last]),
     'steering-beats-random': t_interval(at_word.steered-at_word.sham),
     'steering-returns': t_interval(rise/fall[last].mean())}
-record(scale, {f'self_correction/toy-{k}': as_measurement(v) for k,v in estimates.items()},
+record(scale, {f'self_correction/toy-{k}': as_measurement(v)._replace(note=note)
+               for k,v in estimates.items()},
        parameters=parameters[last])
