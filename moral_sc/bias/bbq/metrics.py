@@ -72,8 +72,9 @@ def condition_probabilities(
     p = d[['p0','p1','p2']].to_numpy()
     k = d.answer.to_numpy(float)
     if not soft: p = np.where(np.isnan(k)[:,None], np.nan, np.eye(3)[np.nan_to_num(k).astype(int)])
-    ids = records.id.drop_duplicates()
-    return pd.DataFrame(p).groupby(d.id.to_numpy(), sort=False).mean().loc[ids].to_numpy()
+    ids,asked = records.id.drop_duplicates().to_numpy(), d.id.to_numpy()
+    if np.array_equal(ids, asked): return p # Each question once
+    return pd.DataFrame(p).groupby(asked, sort=False).mean().loc[ids].to_numpy()
 
 # %% ../../../nbs/bias/bbq/60_metrics.ipynb #64b70278
 METRICS = ['accuracy_ambig', 'accuracy_disambig', 'bias_ambig', 'bias_disambig',

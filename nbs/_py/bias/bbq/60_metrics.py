@@ -99,9 +99,24 @@ def condition_probabilities(
     p = d[['p0','p1','p2']].to_numpy()
     k = d.answer.to_numpy(float)
     if not soft: p = np.where(np.isnan(k)[:,None], np.nan, np.eye(3)[np.nan_to_num(k).astype(int)])
-    ids = records.id.drop_duplicates()
-    return pd.DataFrame(p).groupby(d.id.to_numpy(), sort=False).mean().loc[ids].to_numpy()
+    ids,asked = records.id.drop_duplicates().to_numpy(), d.id.to_numpy()
+    if np.array_equal(ids, asked): return p # Each question once
+    return pd.DataFrame(p).groupby(asked, sort=False).mean().loc[ids].to_numpy()
 
+
+# %% [markdown]
+# Means are taken where a question was asked more than once, or in another order:
+
+# %%
+one = pd.DataFrame(dict(id=list('abc'), condition='q', answer=[0, 2, np.nan],
+                        p0=[.5, .1, np.nan], p1=[.2, .3, np.nan], p2=[.3, .6, np.nan]))
+other = one.iloc[::-1].assign(condition='r')
+both = pd.concat([one, other])
+for soft in (False, True):
+    expected = condition_probabilities(one, 'q', soft)
+    for table,c in ((both, 'q'), (both, 'r'), (pd.concat([one, one]), 'q')):
+        np.testing.assert_array_equal(condition_probabilities(table, c, soft), expected)
+expected
 
 # %% [markdown]
 # ## Metrics
