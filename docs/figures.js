@@ -56,11 +56,12 @@
     const ends = starts.map(s => Math.max(...spans(layout).filter(([, d]) => Math.abs(d[0] - s) < 0.002).map(([, d]) => d[1])));
     const pitch = n > 1 ? starts[1] - starts[0] : 1;
     const titles = (layout.annotations || []).filter(a => a.xref === "paper" && a.yref === "paper" && a.yanchor === "bottom" && a.y > 0.1);
-    const most = Math.max(14, Math.floor(width / k / 6.6));
+    const most = Math.max(14, Math.floor(width / k / 7));
     const lines = Math.max(1, ...titles.map(a => broken(a.text || "", most).split("<br>").length));
     const ticks = spans(layout).some(([key]) => key.startsWith("x") && layout[key].visible !== false);
     const shrink = Math.min(1.1, Math.max(0.6, (width / k) / (wide / n)));
-    const inner = (height - margin.t - margin.b) * shrink, gap = 15 * lines + (ticks ? 26 : 6);
+    const named = spans(layout).some(([key]) => key.startsWith("x") && layout[key].title && layout[key].title.text);
+    const inner = (height - margin.t - margin.b) * shrink, gap = 15 * lines + (ticks ? 30 : 6) + (named ? 18 : 0);
     const total = bands * inner + (bands - 1) * gap;
     const x = (v, c) => ((c % k) + Math.min(1, (v - starts[c]) / pitch)) / k;
     const y = (v, c) => 1 - (Math.floor(c / k) * (inner + gap) + (1 - v) * inner) / total;
@@ -86,7 +87,7 @@
     out.annotations = (layout.annotations || []).map(a => {
       if (!titles.includes(a)) return a;
       const c = column(a.x);
-      return {...a, x: x(a.x, c), y: y(a.y, c), text: broken(a.text, most)};
+      return {...a, x: x(a.x, c), y: y(a.y, c), text: broken(a.text, most), font: {...a.font, size: 12}};
     });
     return [out, total + out.margin.t + margin.b];
   }
@@ -109,6 +110,20 @@
     return [{...layout, legend, margin: {...margin, b}}, above < 0 ? 0 : extra];
   }
 
+  // Numbers in the cells of heat maps: as small as the narrowest cells need, and none where they would touch.
+  function fitNumbers(data, layout, width) {
+    const numbered = data.filter(t => t.type === "heatmap" && t.texttemplate);
+    const size = Math.min(12, ...numbered.map(t => {
+      const [a, b] = (layout["xaxis" + (t.xaxis || "x").slice(1)] || {}).domain || [0, 1];
+      const row = [t.x, ...[t.text, t.z].map(rows => (rows || [])[0])].find(Array.isArray) || [0];
+      const texts = Array.isArray(t.text) ? t.text.flat() : [];
+      const longest = Math.max(4, ...texts.map(v => String(v ?? "").length));
+      return Math.floor((b - a) * width / row.length / longest / 0.68);
+    }));
+    const change = size < 6 ? {texttemplate: ""} : {textfont: {size}};
+    return data.map(t => numbered.includes(t) ? {...t, ...change} : t);
+  }
+
   // Long axis titles and categories in two lines, fewer ticks.
   function narrow(data, layout, width) {
     const out = {...layout}, k = Math.min(2, columns(layout).length || 1);
@@ -120,7 +135,9 @@
       if (key[0] === "x" && !axis.tickvals && axis.type !== "category") axis.nticks = Math.min(axis.nticks || 5, 5);
       if (key[0] === "x" && axis.tickvals && axis.tickvals.length > 4 && !axis.ticktext)
         axis.tickvals = axis.tickvals.filter((_, i) => i % Math.ceil(axis.tickvals.length / 4) === 0);
+      if (k > 1 && key[0] === "x" && axis.type === "log") axis.dtick = 1;
       if (key[0] === "y") {
+        if (axis.ticktext) axis.ticktext = axis.ticktext.map(v => broken(String(v), 14));
         const id = "y" + key.slice(5);
         const values = data.filter(t => (t.yaxis || "y") === id && Array.isArray(t.y)).flatMap(t => t.y);
         const long = [...new Set(values.filter(v => typeof v === "string" && v.length > 18))];
@@ -189,6 +206,7 @@
     if (small && diagram) width = Math.min(full, 600);
     else if (small) {
       if (cols > 2 || (scenes && cols > 1)) [layout, height] = wrapped(layout, width - 60, height, scenes && cols < 3 ? 1 : 2);
+      data = fitNumbers(data, layout, width - 110);
       layout = narrow(data, layout, width - 60);
       let extra;
       [layout, extra] = legendBelow(data, layout, width);

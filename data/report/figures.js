@@ -45,4 +45,6 @@
   const all = () => document.querySelectorAll('.plot').forEach(draw);
   addEventListener('DOMContentLoaded', all);
   dark.addEventListener('change', all);
+  for (const [event, printing] of [['beforeprint', true], ['afterprint', false]]) // In the light colours
+    addEventListener(event, () => { document.documentElement.classList.toggle('paper', printing); all(); });
 })();
