@@ -18,6 +18,7 @@
 #| export
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import lru_cache
 
 import numpy as np
 import pandas as pd
@@ -77,6 +78,10 @@ def question_features(
     questions:list, # Of `instructed_questions`
 )->pd.DataFrame:    # [question, (kind, name)] 1 where the feature is there, otherwise 0
     "Tabulate the features of questions"
+    return _feature_table(language, tuple(questions)).copy()
+
+@lru_cache(8) # Models of all sizes, read at several places, are asked the same questions
+def _feature_table(language, questions):
     known = lexicon(language)
     groups = [g for c in known.groups for g in c]
     words = [w for kinds in (VERBS, NOUNS) for kind in kinds if kind!='style'
