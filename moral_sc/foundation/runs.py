@@ -427,7 +427,9 @@ def run_or_temporary(
     "Use a run, or a temporary one if it is None"
     if run is not None: yield run
     else:
-        with tempfile.TemporaryDirectory() as d, open_run(d, {}) as r: yield r
+        with tempfile.TemporaryDirectory() as d, open_run(d, {}) as r:
+            r.db.execute('pragma synchronous=off') # No need to wait for the disk
+            yield r
 
 # %% ../../nbs/foundation/20_runs.ipynb #8ca02e4c
 def _own_blocks_first(n, rank, world):

@@ -40,7 +40,7 @@ from moral_sc.language.stub_models import stub_model
 
 # %%
 size = at_scale(scale,
-    quick=dict(prompts=2, rounds=2, shots=0, max_new_tokens=6, models=['smollm2-135m-instruct']),
+    quick=dict(prompts=2, rounds=2, shots=0, max_new_tokens=4, models=['smollm2-135m-instruct']),
     cpu=dict(prompts=24, rounds=2, shots=3, max_new_tokens=64, models=['smollm2-135m-instruct']),
     gpu=dict(prompts=80, rounds=4, shots=3, max_new_tokens=256, models=['smollm2-135m-instruct']),
 )

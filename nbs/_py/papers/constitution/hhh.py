@@ -35,7 +35,7 @@ from moral_sc.language.loading import load_or_stub
 
 # %%
 size = at_scale(scale, # questions (None: all), those for other formats, thoughts, tokens, shots
-    quick=dict(items=3, few=1, types=1, ours=12, thoughts=1, tokens=8, shots=1,
+    quick=dict(items=3, few=1, types=1, ours=8, thoughts=1, tokens=4, shots=1,
                models=['smollm2-135m-instruct']),
     cpu=dict(items=None, few=12, types=None, ours=None, thoughts=1, tokens=40, shots=2,
              models=['smollm2-135m-instruct']),

@@ -35,13 +35,13 @@ from moral_sc.lab.scales import at_scale
 torch.set_num_threads(1)
 
 # %%
-size = at_scale(scale, # sizes of models, smallest first; requests; pairs of a judge; trainings
+size = at_scale(scale, # models, smallest first; requests; pairs, pretraining of judges; trainings
     quick=dict(models=('mini',), options=environment.HELPFUL, prompts=24, subset=4, pairs=40,
-               trainings=4),
+               judge_steps=50, trainings=4),
     cpu=dict(models=('mini', 'tiny'), options=environment.HELPFUL, prompts=60, subset=8,
-             pairs=2500, trainings=8),
+             pairs=2500, judge_steps=250, trainings=8),
     gpu=dict(models=('mini', 'small', 'medium'), options=dict(environment.HELPFUL, steps=2000),
-             prompts=1000, subset=100, pairs=5000, trainings=8),
+             prompts=1000, subset=100, pairs=5000, judge_steps=2000, trainings=8),
 )
 device = 'auto' if scale=='gpu' else 'cpu'
 folder = shared_dir('toy-models') # First models are shared with other pages
@@ -67,7 +67,8 @@ size
 # %%
 seeds = [seed+s for s in range(size['trainings'])]
 
-def load_model(name, s): return pretrain(name, s, out=folder, device=device, **size['options'])
+def load_model(name, s, **kw):
+    return pretrain(name, s, out=folder, device=device, **size['options']|kw)
 
 def revise_prompts(lm, rows, principles=PRINCIPLES, rounds=ROUNDS, **kw):
     return revise(lm, rows, principles, rounds=rounds, few_shot=[], max_new_tokens=40, **kw)
@@ -95,7 +96,7 @@ written = {s: write_chains(texts[s], ROUNDS, seed=s, answers=answers[s][0]) for 
 harmless = write_comparisons(size['pairs'], 'red_team', 'harmless', seed=seed)
 helpful = write_comparisons(size['pairs'], criterion='helpful', seed=seed)
 training = dict(harmless=harmless, helpful=helpful, both=[*harmless, *helpful])
-other = load_model(size['models'][0], seed+1000)
+other = load_model(size['models'][0], seed+1000, steps=size['judge_steps'])
 judges = {k: fit_preference(other, v, lr=2e-3, epochs=3, seed=seed) for k,v in training.items()}
 truths = dict(harmless=harmlessness, helpful=helpfulness, both=true_score)
 
