@@ -7,20 +7,20 @@ __all__ = ['CATEGORIES', 'INTERSECTIONAL', 'Item', 'by_quad', 'census', 'coverag
            'stratified', 'validate', 'COUNTS', 'ORDERS', 'OVERALL', 'accuracy', 'ambiguous_score',
            'answer_probabilities', 'bias_score', 'conditional_bias', 'directions', 'disambiguated_score',
            'letter_worth', 'load', 'offset', 'one_context', 'orders_of', 'recall', 'reorder', 'score',
-           'undo_option_order', 'without_letters']
+           'without_letters']
 
 # %% ../../../nbs/bias/bbq/index.ipynb #03c52bce
-from .items import (CATEGORIES, INTERSECTIONAL, Item, by_quad, census,
-                                     coverage, faults,
-                                     parse_item as parse, reachable_categories as reachable,
-                                     read_items as read, stratified, validate)
+from .items import (CATEGORIES, INTERSECTIONAL, Item, by_quad, census, coverage,
+                                     faults, parse_item as parse,
+                                     reachable_categories as reachable, read_items as read,
+                                     stratified, validate)
 from .scoring import (COUNTS, ORDERS, OVERALL, accuracy, ambiguous_score,
                                        answer_probabilities, bias_score, conditional_bias,
                                        directions, disambiguated_score, letter_worth,
                                        load_bbq as load, offset, one_context, orders_of, recall,
-                                       reorder, score, undo_option_order, without_letters)
+                                       reorder, score, without_letters)
 _all_ = ['CATEGORIES', 'INTERSECTIONAL', 'Item', 'by_quad', 'census', 'coverage', 'faults', 'parse',
          'reachable', 'read', 'stratified', 'validate', 'COUNTS', 'ORDERS', 'OVERALL', 'accuracy',
          'ambiguous_score', 'answer_probabilities', 'bias_score', 'conditional_bias', 'directions',
          'disambiguated_score', 'letter_worth', 'load', 'offset', 'one_context', 'orders_of',
-         'recall', 'reorder', 'score', 'undo_option_order', 'without_letters']
+         'recall', 'reorder', 'score', 'without_letters']

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ORDERS', 'OVERALL', 'COUNTS', 'load_bbq', 'answer_probabilities', 'directions', 'ambiguous_score',
            'disambiguated_score', 'one_context', 'bias_score', 'accuracy', 'offset', 'conditional_bias', 'orders_of',
-           'reorder', 'undo_option_order', 'letter_worth', 'without_letters', 'recall', 'score']
+           'reorder', 'letter_worth', 'without_letters', 'recall', 'score']
 
 # %% ../../../nbs/bias/bbq/50_scoring.ipynb #321bed2a
 from dataclasses import replace
@@ -139,14 +139,6 @@ def reorder(
     at = {option:letter for letter,option in enumerate(order)} | {None:None}
     new = {k:at[getattr(item, k)] for k in ('label','unknown','biased','counter')}
     return replace(item, options=tuple(item.options[k] for k in order), **new)
-
-def undo_option_order(
-    by_letter,    # [order, item, letter] probabilities, or other values
-    orders:list,  # The orders in which the options were displayed
-)->np.ndarray:    # [order, item, option]
-    "Convert values by letter to values by option"
-    by_letter = np.asarray(by_letter, float)
-    return np.stack([s[:,np.argsort(o)] for s,o in zip(by_letter, orders)])
 
 # %% ../../../nbs/bias/bbq/50_scoring.ipynb #27b0d900
 def letter_worth(

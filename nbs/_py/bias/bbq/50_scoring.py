@@ -368,14 +368,6 @@ def reorder(
     new = {k:at[getattr(item, k)] for k in ('label','unknown','biased','counter')}
     return replace(item, options=tuple(item.options[k] for k in order), **new)
 
-def undo_option_order(
-    by_letter,    # [order, item, letter] probabilities, or other values
-    orders:list,  # The orders in which the options were displayed
-)->np.ndarray:    # [order, item, option]
-    "Convert values by letter to values by option"
-    by_letter = np.asarray(by_letter, float)
-    return np.stack([s[:,np.argsort(o)] for s,o in zip(by_letter, orders)])
-
 
 # %%
 item = open_[0]
@@ -387,6 +379,9 @@ item.options, reorder(item, (1,2,0)).options
 # chance and no bias, for every question.
 
 # %%
+def undo_option_order(by_letter, orders): # [order, item, letter] -> [order, item, option]
+    return np.stack([s[:,np.argsort(o)] for s,o in zip(np.asarray(by_letter, float), orders)])
+
 def always(letter, orders, items): # [order, item, letter]
     return np.broadcast_to(np.arange(3)==letter, (len(orders), len(items), 3))
 

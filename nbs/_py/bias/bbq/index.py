@@ -35,20 +35,20 @@
 
 # %%
 #| export
-from moral_sc.bias.bbq.items import (CATEGORIES, INTERSECTIONAL, Item, by_quad, census,
-                                     coverage, faults,
-                                     parse_item as parse, reachable_categories as reachable,
-                                     read_items as read, stratified, validate)
+from moral_sc.bias.bbq.items import (CATEGORIES, INTERSECTIONAL, Item, by_quad, census, coverage,
+                                     faults, parse_item as parse,
+                                     reachable_categories as reachable, read_items as read,
+                                     stratified, validate)
 from moral_sc.bias.bbq.scoring import (COUNTS, ORDERS, OVERALL, accuracy, ambiguous_score,
                                        answer_probabilities, bias_score, conditional_bias,
                                        directions, disambiguated_score, letter_worth,
                                        load_bbq as load, offset, one_context, orders_of, recall,
-                                       reorder, score, undo_option_order, without_letters)
+                                       reorder, score, without_letters)
 _all_ = ['CATEGORIES', 'INTERSECTIONAL', 'Item', 'by_quad', 'census', 'coverage', 'faults', 'parse',
          'reachable', 'read', 'stratified', 'validate', 'COUNTS', 'ORDERS', 'OVERALL', 'accuracy',
          'ambiguous_score', 'answer_probabilities', 'bias_score', 'conditional_bias', 'directions',
          'disambiguated_score', 'letter_worth', 'load', 'offset', 'one_context', 'orders_of',
-         'recall', 'reorder', 'score', 'undo_option_order', 'without_letters']
+         'recall', 'reorder', 'score', 'without_letters']
 
 # %% [markdown]
 # An item holds option indices: the correct answer, the one that declines, the one that agrees with the
