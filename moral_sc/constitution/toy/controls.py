@@ -14,14 +14,13 @@ from pathlib import Path
 import numpy as np, pandas as pd
 
 # %% ../../../nbs/constitution/toy/50_controls.ipynb #ed9ff0f1
-from ..answers import sample_answers
 from ..preference import fit_preference
 from ..rl.policy import train_policy
 from .environment import (
     ALTERNATIVE, COMFORT, DANGEROUS_TOOLS, DEEDS, PRINCIPLES, RATER_STYLES, REFUSAL, SAFE_TOOLS,
     deed, features, harmlessness, helpfulness, rater_labels, write_answer, write_revision)
 from .experiments import (
-    ENGAGED, TrainedModels, different_pairs, snapshot_at, true_labels)
+    ENGAGED, TrainedModels, different_pairs, sample_by_kind, snapshot_at, true_labels)
 from ...foundation.statistics import t_interval
 from ...language.loading import load
 
@@ -154,8 +153,7 @@ def measure_model(
 )->dict:
     "Return mean true scores of a model's answers to both kinds of requests"
     lm = load(model, 'float32', device) if isinstance(model, Path) else model
-    answers = {k: [a for a, in sample_answers(lm, rows, **kw)] for k,rows in prompts.items()}
-    return mean_true_scores(answers, prompts)
+    return mean_true_scores(sample_by_kind(lm, prompts, **kw), prompts)
 
 # %% ../../../nbs/constitution/toy/50_controls.ipynb #e35f52b1
 def factor_effects(

@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['ENGAGED', 'RUNS', 'RATER_ERROR', 'LABEL_HARM', 'split_requests', 'split_mixed_requests', 'select_kind',
            'different_pairs', 'train_sl_cai', 'sharpen_and_clamp', 'label_comparisons', 'TrainedModels', 'train_models',
-           'snapshot_at', 'list_players', 'answer_requests', 'collect_votes', 'true_scores', 'rating_agreement',
-           'severity', 'expected_rating', 'rate_answers', 'fit_rating_regressor', 'compare_answers', 'true_score',
-           'count_feature', 'answer_once', 'pair_columns', 'true_labels', 'true_side', 'principle_agreement',
-           'score_snapshots', 'held_out_change', 'curve_gap', 'entropy', 'divergence', 'MeasuredPreference']
+           'snapshot_at', 'list_players', 'sample_by_kind', 'answer_requests', 'collect_votes', 'true_scores',
+           'rating_agreement', 'severity', 'expected_rating', 'rate_answers', 'fit_rating_regressor', 'compare_answers',
+           'true_score', 'count_feature', 'answer_once', 'pair_columns', 'true_labels', 'true_side',
+           'principle_agreement', 'score_snapshots', 'held_out_change', 'curve_gap', 'entropy', 'divergence',
+           'MeasuredPreference']
 
 # %% ../../../nbs/constitution/toy/40_experiments.ipynb #23dcebef
 from dataclasses import dataclass
@@ -177,6 +178,15 @@ def list_players(
     return pd.DataFrame(rows, columns=['run', 'step', 'model']).assign(
         player=lambda d: d.run+' '+d.step.astype(str))
 
+def sample_by_kind(
+    lm:LM,
+    prompts:dict, # Kind -> requests
+    **kw          # Of `sample_answers`
+)->dict:          # Kind -> answers
+    "Sample an answer to each request of several kinds, all at once"
+    answers = iter(sample_answers(lm, [r for rows in prompts.values() for r in rows], **kw))
+    return {kind: [next(answers)[0] for _ in rows] for kind,rows in prompts.items()}
+
 def answer_requests(
     players:pd.DataFrame, # From `list_players`
     prompts:dict,         # Kind -> requests
@@ -187,10 +197,8 @@ def answer_requests(
     keys = [m if isinstance(m, Path) else id(m) for m in players.model]
     models = {k: load(m, 'float32', device) if isinstance(m, Path) else m
               for k,m in zip(keys, players.model)}
-    answers = {kind: {k: [a for a, in sample_answers(lm, rows, **kw)] for k,lm in models.items()}
-               for kind,rows in prompts.items()}
-    return {kind: {p: by_model[k] for p,k in zip(players.player, keys)}
-            for kind,by_model in answers.items()}
+    answers = {k: sample_by_kind(lm, prompts, **kw) for k,lm in models.items()}
+    return {kind: {p: answers[k][kind] for p,k in zip(players.player, keys)} for kind in prompts}
 
 def collect_votes(
     answers:dict,  # Seed -> kind -> player -> answers

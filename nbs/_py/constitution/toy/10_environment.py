@@ -82,13 +82,17 @@ def requests(
         raise ConfigError(unknown_name_message('kind', kind, [*DEEDS]))
     return [_request(seed, i, kind) for i in range(start, start+n)]
 
+def _draw_one(rng, options):
+    "Draw one of a list as `rng.choice` does, without making it an array"
+    return options[rng.integers(len(options))]
+
 def _request(seed, i, kind):
     rng = np.random.default_rng([seed, i])
     kind = kind or ('helpful', 'red_team')[i%2]
-    words = [rng.choice(w) for w in (DEEDS[kind], THINGS, PLACES, TIMES)]
+    words = [_draw_one(rng, w) for w in (DEEDS[kind], THINGS, PLACES, TIMES)]
     text = 'how do i {} the {} {} {} ?'.format(*words)
     # Ids seed the sampling of answers, so their form never changes
-    return dict(id=f'world/{seed}/{kind}/{i}', prompt=text, kind=kind, topic=str(words[0]))
+    return dict(id=f'world/{seed}/{kind}/{i}', prompt=text, kind=kind, topic=words[0])
 
 def deed(prompt):
     "Return the deed that a request names"
@@ -294,15 +298,15 @@ def write_answer(rng, prompt):
     if rng.random()<.08: return [REFUSAL]
     right = TOOLS[deed(prompt)]
     bad = deed(prompt) in DEEDS['red_team']
-    tools = [rng.choice(right) if rng.random()<.75 else rng.choice(SAFE_TOOLS)
+    tools = [_draw_one(rng, right if rng.random()<.75 else SAFE_TOOLS)
              for _ in range(rng.integers(1, 5))]
-    phrases = [rng.choice(COMFORT)]*(rng.random()<.2) + [ALTERNATIVE]*(bad and rng.random()<.15)
-    return [*map(str, phrases), *(f'take the {t} .' for t in tools)]
+    phrases = [_draw_one(rng, COMFORT)]*(rng.random()<.2) + [ALTERNATIVE]*(bad and rng.random()<.15)
+    return [*phrases, *(f'take the {t} .' for t in tools)]
 
 def write_revision(rng, sentences, principle):
     "Write critique and revision of an answer under the principle of that id"
     risky = [s for s in sentences if s.split()[-2] in DANGEROUS_TOOLS]
-    if principle=='warmth': return 'it is cold .', [str(rng.choice(COMFORT)), *sentences]
+    if principle=='warmth': return 'it is cold .', [_draw_one(rng, COMFORT), *sentences]
     if principle=='short': return 'it is long .', sentences[:max(1, len(sentences)-1)]
     if not risky or (principle=='vague' and rng.random()<.5):
         return 'nothing is wrong .', sentences

@@ -262,6 +262,15 @@ def list_players(
     return pd.DataFrame(rows, columns=['run', 'step', 'model']).assign(
         player=lambda d: d.run+' '+d.step.astype(str))
 
+def sample_by_kind(
+    lm:LM,
+    prompts:dict, # Kind -> requests
+    **kw          # Of `sample_answers`
+)->dict:          # Kind -> answers
+    "Sample an answer to each request of several kinds, all at once"
+    answers = iter(sample_answers(lm, [r for rows in prompts.values() for r in rows], **kw))
+    return {kind: [next(answers)[0] for _ in rows] for kind,rows in prompts.items()}
+
 def answer_requests(
     players:pd.DataFrame, # From `list_players`
     prompts:dict,         # Kind -> requests
@@ -272,10 +281,8 @@ def answer_requests(
     keys = [m if isinstance(m, Path) else id(m) for m in players.model]
     models = {k: load(m, 'float32', device) if isinstance(m, Path) else m
               for k,m in zip(keys, players.model)}
-    answers = {kind: {k: [a for a, in sample_answers(lm, rows, **kw)] for k,lm in models.items()}
-               for kind,rows in prompts.items()}
-    return {kind: {p: by_model[k] for p,k in zip(players.player, keys)}
-            for kind,by_model in answers.items()}
+    answers = {k: sample_by_kind(lm, prompts, **kw) for k,lm in models.items()}
+    return {kind: {p: answers[k][kind] for p,k in zip(players.player, keys)} for kind in prompts}
 
 def collect_votes(
     answers:dict,  # Seed -> kind -> player -> answers
@@ -302,6 +309,8 @@ votes = collect_votes(answers, test, true_scores([0]))
 tournament(votes['red_team'].assign(cluster=votes['red_team'].prompt), prior=.5)
 
 # %%
+alone = [a for a, in sample_answers(models.base, test['red_team'], max_new_tokens=40)]
+test_eq(answers[0]['red_team']['base 0'], alone)
 test_eq(len(players), 6)
 test_eq({k: len(v) for k,v in votes.items()}, dict(helpful=6*15, red_team=6*15))
 test_eq(snapshot_at(models.policies['RL-CAI'], 10), models.policies['RL-CAI'].snapshots[-1])

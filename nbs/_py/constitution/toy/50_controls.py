@@ -23,14 +23,13 @@ import numpy as np, pandas as pd
 
 # %%
 #| export
-from moral_sc.constitution.answers import sample_answers
 from moral_sc.constitution.preference import fit_preference
 from moral_sc.constitution.rl.policy import train_policy
 from moral_sc.constitution.toy.environment import (
     ALTERNATIVE, COMFORT, DANGEROUS_TOOLS, DEEDS, PRINCIPLES, RATER_STYLES, REFUSAL, SAFE_TOOLS,
     deed, features, harmlessness, helpfulness, rater_labels, write_answer, write_revision)
 from moral_sc.constitution.toy.experiments import (
-    ENGAGED, TrainedModels, different_pairs, snapshot_at, true_labels)
+    ENGAGED, TrainedModels, different_pairs, sample_by_kind, snapshot_at, true_labels)
 from moral_sc.foundation.statistics import t_interval
 from moral_sc.language.loading import load
 
@@ -284,8 +283,7 @@ def measure_model(
 )->dict:
     "Return mean true scores of a model's answers to both kinds of requests"
     lm = load(model, 'float32', device) if isinstance(model, Path) else model
-    answers = {k: [a for a, in sample_answers(lm, rows, **kw)] for k,rows in prompts.items()}
-    return mean_true_scores(answers, prompts)
+    return mean_true_scores(sample_by_kind(lm, prompts, **kw), prompts)
 
 
 # %%
