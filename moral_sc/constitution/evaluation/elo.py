@@ -257,8 +257,7 @@ class WinCounts:
     "Wins by cluster, `wins[cluster, winner x loser]`"
     def __init__(self, votes, names):
         K = len(names)
-        at = {n:i for i,n in enumerate(names)}
-        a,b = (votes[c].map(at).to_numpy() for c in 'ab')
+        a,b = (pd.Index(names).get_indexer(votes[c]) for c in 'ab')
         # By rank of the name and not of appearance, so that order of votes changes nothing
         self.code,self.clusters = pd.factorize(votes.cluster, sort=True)
         win = votes.win.to_numpy(float)

@@ -151,9 +151,9 @@ reported = {k: p.history.kl3.iloc[-10:].mean() for k,p in policies.items()}
 # ## Two ranks
 #
 # Each rank generates its share of the answers, gradients are summed, and the result is that of one
-# process up to the order of summation. Here rank 1 looks for a checkpoint one second after rank 0,
-# which has written one by then; the ranks agree because rank 0 decides. The ranks are forked with
-# the environment of `accelerate launch`.
+# process up to the order of summation. Here rank 1 looks for a checkpoint after rank 0 has written
+# one; the ranks agree because rank 0 decides. The ranks are forked with the environment of
+# `accelerate launch`.
 
 # %%
 #| hide
@@ -180,7 +180,9 @@ def launch(name, **env):
     def rank():
         latest = Checkpoints.latest
         def late(self, *fields):
-            if process_rank()[0]==1: time.sleep(1)
+            end = time.monotonic()+1
+            while process_rank()[0]==1 and not self.steps() and time.monotonic()<end:
+                time.sleep(.01)
             return latest(self, *fields)
         Checkpoints.latest = late
         train(name)
