@@ -35,15 +35,17 @@ def finite_gradient(
     T = len(start)-1
     loss = 0.
     zero = np.float32(0)
-    dW[:] = 0; db[:] = 0
+    for i in range(n): db[i] = 0 # Loops: assignments to whole arrays take seconds to compile
+    for k in range(m):
+        for i in range(n): dW[k,i] = 0
     h = np.zeros(m, np.float32)
     dh = np.zeros(m, np.float32)
     for t in range(T):
-        h[:] = 0
+        for k in range(m): h[k] = 0
         for a in range(start[t], start[t+1]):
             x[cols[a]] = vals[a]
             for k in range(m): h[k] += W[k,cols[a]]*vals[a]
-        e[:] = b
+        for i in range(n): e[i] = b[i]
         for k in range(m):
             hk = h[k]
             w = W[k]
@@ -69,7 +71,9 @@ def finite_gradient(
             x[cols[a]] = 0
             for k in range(m): dW[k,cols[a]] += dh[k]*vals[a]
     scale = np.float32(2/T)
-    dW *= scale; db *= scale
+    for i in range(n): db[i] *= scale
+    for k in range(m):
+        for i in range(n): dW[k,i] *= scale
     return loss/T
 
 # %% ../../nbs/superposition/68_memorization.ipynb #fea299f4
@@ -91,7 +95,7 @@ def _advance(theta, mean, square, n, start, cols, vals, schedule_table, losses):
         losses[t] = finite_gradient(theta[:-1], theta[-1], start, cols, vals, grad[:-1],
                                     grad[-1], x, e)
         if not np.isfinite(losses[t]):
-            losses[t:] = losses[t]
+            for s in range(t, len(losses)): losses[s] = losses[t]
             return
         _update(theta.ravel(), grad.ravel(), mean.ravel(), square.ravel(),
                 schedule_table[t,0], schedule_table[t,1], schedule_table[t,2], np.float32(n))
