@@ -446,9 +446,12 @@ assert gain.low>0
 gain
 
 # %% [markdown]
-# All dialogues are tokenized at once, which is faster and gives the same examples:
+# All dialogues are tokenized at once, which is faster and gives the same examples. Words are drawn
+# as `rng.choice` draws them:
 
 # %%
+rng,again = (np.random.default_rng(0) for _ in 'ab')
+test_eq([_draw_one(rng, THINGS) for _ in range(40)], [again.choice(THINGS) for _ in range(40)])
 few_prompts = [r['prompt'] for r in requests(40)]
 rng,again = (np.random.default_rng(0) for _ in 'ab')
 test_eq(tokenize_dialogues(lm, rng, few_prompts),
