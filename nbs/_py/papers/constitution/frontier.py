@@ -47,7 +47,8 @@ size = at_scale(scale, # requests of each kind; steps of pretraining, RL, snapsh
     gpu=dict(more=('small', 'medium'), train=600, test=150, steps=300, every=50, batch=64,
              pm=2, read=2000, trainings=8),
 )
-model_size = 'tiny' # Of Figures 2 and 8; the other sizes are trained for Figure 3
+# Of Figures 2 and 8; the other sizes are trained for Figure 3
+model_size = at_scale(scale, quick='mini', cpu='tiny', gpu='tiny')
 folder = work_dir(f'frontier-{scale}-{seed}-{content_key(size=size)[:8]}')
 device = 'auto' if scale=='gpu' else 'cpu'
 seeds = [100+seed+s for s in range(size['trainings'])]

@@ -38,7 +38,7 @@ torch.set_num_threads(1)
 
 # %%
 size = at_scale(scale, # trainings: of every model of this page; prices: KL coefficients
-    quick=dict(model='tiny', read=20, asks=16, pairs=40, epochs=1, steps=6, batch=8,
+    quick=dict(model='mini', read=20, asks=16, pairs=40, epochs=1, steps=6, batch=8,
                trainings=2, prices=[.2], held=12),
     cpu=dict(model='tiny', read=900, asks=300, pairs=300, epochs=4, steps=100, batch=64,
              trainings=6, prices=[.1, .3], held=200),
