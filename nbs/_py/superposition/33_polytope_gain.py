@@ -21,7 +21,6 @@ from moral_sc.foundation.arguments import checked
 from moral_sc.superposition.exact_loss import fit_exact, minimise_lbfgs, relu_errors, supports
 from moral_sc.superposition.features import expand, moments
 from moral_sc.superposition.geometry import polygon, polytopes
-from moral_sc.superposition.integrals import conditional_errors
 from moral_sc.superposition.model import ToyConfig
 
 # %%
@@ -94,19 +93,9 @@ def corner_loss(
     p:torch.Tensor,     # [point], density
 )->torch.Tensor:        # [point]
     "Return the expected squared error of one corner of a regular shape"
-    g = shape@shape[0]
-    n = len(shape)
-    own_weight = s**2*g[0]
-    a = (s**2)[:,None]*g[1:]
-    on,weight = supports(p[:,None].expand(-1, n-1))
-    count = on.sum(-1)
-    total = 0.
-    for k in range(n):
-        A = on[count==k].nonzero()[:,1].view(-1, k) if k else torch.zeros(1, 0, dtype=torch.long)
-        inactive,active = conditional_errors(
-            a[:,A], *(t[:,None].expand(-1, len(A)) for t in (own_weight,b)))
-        total = total + (weight[:,count==k]*((1-p[:,None])*inactive + p[:,None]*active)).sum(-1)
-    return total
+    g = (s**2)[:,None]*(shape@shape[0])
+    errors = relu_errors(g[:,None], b[:,None], *supports(p[:,None].expand(-1, len(shape))))
+    return errors[:,0]
 
 def best_regular_shape(
     shape:torch.Tensor, # [corner, hidden]
@@ -176,7 +165,7 @@ gain = polytope_gain(p, {k: W for k,W in polytopes.items() if k!='octagon'})
 ranked = np.sort(gain)
 best = pd.DataFrame(dict(shape=gain.idxmax(axis=1), gain=ranked[:,-1],
                          lead=ranked[:,-1]/ranked[:,-2]-1))
-best.round(4).T
+best.round(4)
 
 # %%
 #| label: fig-staircase

@@ -51,6 +51,7 @@ _all_ = ['moments', 'ToyConfig', 'reconstruct', 'batch_loss', 'exact_loss', 'fit
 # | ... for up to hundreds of features | [Fourier loss](34_fourier_loss.ipynb) | `population_loss` |
 # | ... with hidden ReLUs, by quadrature | [Quadrature](36_quadrature.ipynb) | `quadrature_loss`, `minimise_quadrature` |
 # | ... from its integrals | [Integrals](25_integrals.ipynb) | `phi`, `conditional_errors` |
+# | ... with gradients, in a compiled loop | [Compiled errors](28_compiled_errors.ipynb) | `errors_and_slopes` |
 # | compare with simple solutions | [Theory](32_theory.ipynb) | `linear_optimum`, `family_losses` |
 # | predict the polytope for a density | [Polytope gain](33_polytope_gain.ipynb) | `polytope_gain`, `pentagon_vs_digons` |
 # | measure dimensionality and interference | [Geometry](50_geometry.ipynb) | `feature_dimensionality`, `interference` |
