@@ -40,7 +40,7 @@ torch.set_num_threads(1)
 
 # %%
 size = at_scale(scale, # trainings: of every model of this page; tokens: of an answer
-    quick=dict(model='tiny', read=20, rate=30, revise=8, rounds=1, pairs=24, asks=16,
+    quick=dict(model='mini', read=20, rate=30, revise=8, rounds=1, pairs=24, asks=16,
                steps=2, batch=8, held=8, samples=1, epochs=1, trainings=2, tokens=12),
     cpu=dict(model='tiny', read=900, rate=500, revise=200, rounds=3, pairs=400, asks=400,
              steps=90, batch=64, held=64, samples=4, epochs=4, trainings=6,
