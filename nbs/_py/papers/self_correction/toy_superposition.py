@@ -296,10 +296,12 @@ def rows_of(*tables):                         # [model, width index and a value 
     index = np.tile(np.arange(len(size['widths'])), len(tables[0]))
     return np.column_stack([index, *(t.to_numpy().ravel() for t in tables)])
 
+def size_means(k, v): return np.bincount(k, v)/np.bincount(k)
+
 def within_sizes(rows):
     "Correlation of two columns, the mean of each size removed"
-    d = pd.DataFrame(rows, columns=['width', 'a', 'b'])
-    a,b = (d[k]-d.groupby('width')[k].transform('mean') for k in 'ab')
+    k = rows[:,0].astype(int)
+    a,b = (v-size_means(k, v)[k] for v in rows.T[1:])
     spread = np.sqrt((a**2).sum()*(b**2).sum())
     return float((a*b).sum()/spread) if spread else 0. # A draw may have one seed alone
 
@@ -313,9 +315,10 @@ def half_rise(means, x):
 
 def onset_gap(rows):
     "Logarithm of the ratio of the sizes at which two columns rise"
-    means = pd.DataFrame(rows).groupby(0).mean().to_numpy()
+    k = rows[:,0].astype(int)
     x = np.log10([parameters[w] for w in size['widths']])
-    return float(half_rise(means[:,0], x)-half_rise(means[:,1], x))
+    first,second = (half_rise(size_means(k, v), x) for v in rows.T[1:])
+    return float(first-second)
 
 both = rows_of(meaning, fall)
 by_seed = np.repeat(np.arange(len(size['seeds'])), len(size['widths']))
