@@ -54,6 +54,7 @@ size = at_scale(scale,
              policy=dict(steps=200, batch=128), judge='smollm2-135m-instruct', judged=400),
 )
 more_policies = at_scale(scale, quick=2, cpu=24, gpu=256) # Enlarged after the first recording
+draws = at_scale(scale, quick=200, cpu=1000, gpu=1000) # Of bootstraps over runs
 folder = work_dir(f'preference-health-{scale}-{seed}-{content_key(size=str(size))[:8]}')
 
 def first_model():
@@ -107,7 +108,7 @@ runs.groupby(['half', 'kind']).agg(
 def area(d, probe):
     "Return the area under the curve of a probe, with an interval over runs"
     values = np.stack([d.true_gain<0, PROBE_SIGNS[probe]*d[probe]], 1).astype(float)
-    return cluster_bootstrap(values, range(len(d)), lambda v: roc_area(v[:,0], v[:,1]), n=1000)
+    return cluster_bootstrap(values, range(len(d)), lambda v: roc_area(v[:,0], v[:,1]), n=draws)
 
 halves = {'even runs': runs[runs.half=='tuning'], 'odd runs, judged': judged,
           'transformers': runs[runs.kind=='transformer']}
@@ -165,7 +166,7 @@ pd.concat({probe: runs.groupby(f'labeller_{by}')[probe].mean()
 def rank_correlation(d, a, b):
     "Return Spearman's correlation with an interval over runs"
     def statistic(v): return spearmanr(*v.T)[0] if v.std(0).all() else np.nan
-    return cluster_bootstrap(d[[a, b]].to_numpy(float), range(len(d)), statistic, n=1000)
+    return cluster_bootstrap(d[[a, b]].to_numpy(float), range(len(d)), statistic, n=draws)
 
 peaks = {name: dict(peak=rank_correlation(d, 'peak', 'true_peak'),
                     gain=rank_correlation(d, 'gain', 'true_gain'))
@@ -296,7 +297,7 @@ print(f'{len(labels)} labels', verdict, sep='\n')
 falls = judged.true_gain<0
 both = np.stack([falls, -judged.gain, -judged.own_gain], 1).astype(float)
 own = cluster_bootstrap(both, range(len(judged)), lambda v: roc_area(v[:,0], v[:,1]) -
-                        roc_area(v[:,0], v[:,2]), n=1000)
+                        roc_area(v[:,0], v[:,2]), n=draws)
 record(scale, {
     'constitution/health-forecast-alarms': areas.loc['gain', 'odd runs, judged'],
     'constitution/health-forecast-peak': peaks['odd runs, judged']['peak'],
