@@ -32,7 +32,7 @@ from moral_sc.superposition.geometry_plots import plot_dimensionality_over_time
 
 # %%
 size = at_scale(scale,
-    quick=dict(n=60, m=8, models=3, others=1, terms=64),
+    quick=dict(n=60, m=8, models=3, others=1, terms=64, variants=1),
     cpu=dict(n=60, m=8, models=10, others=1, terms=64),
     gpu=dict(n=400, m=30, models=12, others=6, terms=128),
 )
@@ -220,7 +220,8 @@ variants = {'density 0.45': dict(density=.45), 'density 0.3': dict(density=.3),
             'Xavier start': dict(init='xavier'),
             'rate 0.005, falling': dict(lr=5e-3, schedule='cosine')}
 rows = {name: summary(*train_with_snapshots(**dict(models=size['others']) | options),
-                      options.get('density', density)) for name,options in variants.items()}
+                      options.get('density', density))
+        for name,options in list(variants.items())[:size.get('variants')]}
 pd.DataFrame({'as above': summary(W, b)} | rows).T
 
 # %% [markdown]

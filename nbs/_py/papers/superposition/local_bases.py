@@ -28,7 +28,7 @@ from moral_sc.superposition.phase_diagram import held_out_loss
 
 # %%
 size = at_scale(scale,
-    quick=dict(models=10, others=1),
+    quick=dict(models=10, others=1, variants=4),
     cpu=dict(models=30, others=3),
     gpu=dict(models=400, others=100),
 )
@@ -185,7 +185,7 @@ variants = {'density 0.02': dict(density=.02), 'density 0.05': dict(density=.05)
             'spread 0.1 at the start': dict(init=.1),
             'spread 0.5 at the start': dict(init=.5)}
 rows = {k: summary(*fit(family(size['others'], **kw)), kw.get('sets', 2))
-        for k,kw in variants.items()}
+        for k,kw in list(variants.items())[:size.get('variants')]}
 rows['lr 0.003'] = summary(*fit(family(size['others']), lr=.003))
 pd.DataFrame(rows).T
 
