@@ -35,16 +35,17 @@ from moral_sc.lab.scales import at_scale
 torch.set_num_threads(1)
 
 # %%
-size = at_scale(scale, # models, smallest first; requests; pairs, pretraining of judges; trainings
+size = at_scale(scale, # sizes of models, smallest first; requests; pairs of a judge; trainings
     quick=dict(models=('mini',), options=environment.HELPFUL, prompts=24, subset=4, pairs=40,
-               judge_steps=50, trainings=4),
+               trainings=4),
     cpu=dict(models=('mini', 'tiny'), options=environment.HELPFUL, prompts=60, subset=8,
-             pairs=2500, judge_steps=250, trainings=8),
+             pairs=2500, trainings=8),
     gpu=dict(models=('mini', 'small', 'medium'), options=dict(environment.HELPFUL, steps=2000),
-             prompts=1000, subset=100, pairs=5000, judge_steps=2000, trainings=8),
+             prompts=1000, subset=100, pairs=5000, trainings=8),
 )
 device = 'auto' if scale=='gpu' else 'cpu'
 folder = shared_dir('toy-models') # First models are shared with other pages
+judge_steps = at_scale(scale, quick=50, cpu=250, gpu=2000) # Of the first model of judges
 ROUNDS = 4
 size
 
@@ -96,7 +97,7 @@ written = {s: write_chains(texts[s], ROUNDS, seed=s, answers=answers[s][0]) for 
 harmless = write_comparisons(size['pairs'], 'red_team', 'harmless', seed=seed)
 helpful = write_comparisons(size['pairs'], criterion='helpful', seed=seed)
 training = dict(harmless=harmless, helpful=helpful, both=[*harmless, *helpful])
-other = load_model(size['models'][0], seed+1000, steps=size['judge_steps'])
+other = load_model(size['models'][0], seed+1000, steps=judge_steps)
 judges = {k: fit_preference(other, v, lr=2e-3, epochs=3, seed=seed) for k,v in training.items()}
 truths = dict(harmless=harmlessness, helpful=helpfulness, both=true_score)
 
