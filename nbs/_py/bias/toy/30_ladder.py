@@ -118,7 +118,8 @@ with expect_fail(ConfigError, contains='width 2 does not fit'): head_count(2)
 deviations = {w: new_model(Ladder(), w).model.get_input_embeddings().weight.std().item()
               for w in (8, 32, 128)}
 test_close([deviations[w] for w in (8, 32, 128)], [.15, .15, .075], eps=.01)
-test_close([peak_rate(Ladder(lr=.032), w) for w in (4, 32, 128)], [.016, .032/32**.5, .032/32**.5/4])
+rates = [peak_rate(Ladder(lr=.032), w) for w in (4, 32, 128)]
+test_close(rates, [.016, .032/32**.5, .032/32**.5/4])
 
 
 # %% [markdown]
