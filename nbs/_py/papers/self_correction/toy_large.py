@@ -18,7 +18,7 @@ seed = 0         # of the questions asked; trainings have seeds of their own
 # %%
 #| hide
 from dataclasses import replace
-import pandas as pd, torch
+import numpy as np, pandas as pd, torch
 from moral_sc.bias.bbq.metrics import accuracy_shortfall
 from moral_sc.bias.toy.environment import encoded_documents, lexicon, toy_benchmark
 from moral_sc.bias.toy.ladder import (Ladder, baseline_scores, baseline_table, by_size,
@@ -129,13 +129,13 @@ plot_bias_by_size(root, baselines)
 
 # %%
 def document_loss(folder, width, seed, documents, step=100):
-    "Return the mean loss of a model on documents, in nats a token"
+    "Return the loss of a model, in nats a token, averaged over batches of documents"
     model = load(f'{folder}/width-{width}-seed-{seed}').model
     net,weights = StackedLlama(model.config),stack_weights([model])
-    rows = [range(k, k+step) for k in range(0, len(documents), step)]
+    parts = [documents[k:k+step] for k in range(0, len(documents), step)]
     with torch.no_grad():
-        losses = [stacked_loss(net, weights, [documents], [list(r)]).item() for r in rows]
-    return sum(losses)/len(losses)
+        losses = [stacked_loss(net, weights, [d], [list(range(len(d)))]).item() for d in parts]
+    return np.average(losses, weights=[len(d) for d in parts])
 
 texts = {s: dict(learned=encoded_documents(l, size['ladder'].documents, s)[:1000],
                  new=encoded_documents(l, 1000, s+1000)) for s,l in languages.items()}
