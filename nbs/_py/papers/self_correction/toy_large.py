@@ -34,7 +34,8 @@ from moral_sc.lab.scales import at_scale
 from moral_sc.language.loading import load
 
 # %%
-small = [4, 8, 12, 16, 24, 32] # Widths of the page on size
+widths_of_size = [4, 8, 12, 16, 24, 32] # On the page on size
+small = at_scale(scale, quick=[32], cpu=widths_of_size, gpu=widths_of_size)
 size = at_scale(scale,
     quick=dict(large=[64], seeds=[0, 1], ladder=Ladder(documents=128, epochs=1, together=1)),
     cpu=dict(large=[64, 128, 256], seeds=[0, 1, 2, 3, 4], ladder=Ladder(together=1)),
@@ -65,8 +66,9 @@ baselines = pd.concat(each).groupby(['reader', 'condition'], sort=False).mean().
 # The [page on size](toy_size.ipynb) ends at 32,224 parameters, where bias, evidence and instruction
 # are still being learned. Here three further widths learn the same documents in the same number of
 # steps. Beyond width 32 the learning rate falls with the width and the initial weights with its
-# square root. At scale `quick` the small sizes are [stored models](../../bias/toy/32_released.ipynb),
-# and the larger one is trained for two steps, so that it shows nothing.
+# square root. At scale `quick` two sizes are compared, one of
+# [stored models](../../bias/toy/32_released.ipynb) and one that is trained for two steps and shows
+# nothing.
 
 # %%
 #| label: fig-bias
