@@ -183,7 +183,8 @@ pd.DataFrame({k: by_size(accuracy_by_letter(t)).value for k,t in shown.items()})
 #
 # ## Claims
 #
-# The criteria are in `data/claims/self_correction_toy_large.toml`.
+# The criteria are in `data/claims/self_correction_toy_large.toml`, the metrics of all models in
+# `data/results/toy_large.csv`.
 
 # %%
 n = [parameters[w] for w in wide]
