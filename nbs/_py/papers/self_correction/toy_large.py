@@ -7,7 +7,7 @@
 # ---
 
 # %% [markdown]
-# # Larger toy models: an instruction removes most of the bias of a million parameters
+# # Larger toy models: an instruction removes most of the bias at 1.7 million parameters
 #
 # > At 1,748,736 parameters bias is 0.41, or 0.83 of an ideal reader's, and an instruction in unseen pairs of words lowers it by 81 % (61 to 101).
 
