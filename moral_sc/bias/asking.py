@@ -18,9 +18,6 @@ from ..language.generation import append_turn, sample
 from ..language.stub_models import stub_model
 from ..language.scoring import option_logprobs
 
-# %% ../../nbs/bias/28_asking.ipynb #f06da7cf
-#| export
-
 # %% ../../nbs/bias/28_asking.ipynb #195dc0e2
 @dataclass
 class Question:

@@ -54,9 +54,6 @@ few = stratified(bbq.load(source='ours'), 96)
 
 # %%
 #| export
-
-# %%
-#| export
 @dataclass
 class Question:
     "One item under one condition, in one option order"
