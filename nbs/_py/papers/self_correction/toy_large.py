@@ -51,8 +51,8 @@ def evaluated(out, widths, ladder, models_of=train_ladder):
     return evaluate_ladder(**run)
 
 first = evaluated(shared_dir(folder), small, Ladder(), models_of)
-folders = {w: work_dir(f'toy-large-{scale}-{seed}') for w in size['large']}
-table = pd.concat([first, evaluated(folders[size['large'][0]], size['large'], size['ladder'])])
+large_folder = work_dir(f'toy-large-{scale}-{seed}')
+table = pd.concat([first, evaluated(large_folder, size['large'], size['ladder'])])
 languages = {s: replace(Ladder().language, seed=s) for s in seeds}
 each = [baseline_table(l, toy_benchmark(l).load(), 2000) for l in languages.values()]
 baselines = pd.concat(each).groupby(['reader', 'condition'], sort=False).mean().reset_index()
@@ -141,6 +141,7 @@ def document_loss(folder, width, seed, documents, step=100):
 
 texts = {s: dict(learned=encoded_documents(l, size['ladder'].documents, s)[:1000],
                  new=encoded_documents(l, 1000, s+1000)) for s,l in languages.items()}
+folders = dict.fromkeys(size['large'], large_folder)
 places = {'inverse to the width': {32: shared_dir(folder)} | folders,
           'inverse to its square root': {32: shared_dir(folder)} | root_folders}
 losses = {(rule, kind): {parameters[w]: sum(document_loss(f, w, s, texts[s][kind])
