@@ -7,7 +7,8 @@ from importlib.util import find_spec
 
 import pytest
 
-from moral_sc.lab.execution import execute
+from moral_sc.lab.execution import execute, kernel_environment
+from moral_sc.lab.kernel_server import share_kernel_server
 from moral_sc.lab.reproduce import expected_seconds
 
 os.environ['IN_TEST'] = '1'
@@ -35,12 +36,19 @@ def pytest_xdist_auto_num_workers(config):
     return min((os.cpu_count() or 1)+1, 9, (pages+2)//3)
 
 
+WORKER_ENV = {'OMP_NUM_THREADS': '1'}  # Of the kernels of several workers
+
+
 def pytest_configure(config):
-    "First models that several pages train are trained once in a session"
+    """First models that several pages train are trained once in a session, and the workers share
+    a kernel server"""
     if 'PYTEST_XDIST_WORKER' in os.environ: return
     folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
     os.environ['MORAL_SC_SHARED'] = folder.name
     config.add_cleanup(folder.cleanup)
+    if config.getoption('numprocesses', None) and not config.getoption('--isolated'):
+        server = share_kernel_server(kernel_environment() | WORKER_ENV)
+        if server: config.add_cleanup(server.close)
 
 
 SECONDS = 'pages/seconds'
@@ -105,7 +113,7 @@ class Page(pytest.Item):
     def runtest(self):
         root = self.config.rootpath
         dst = root/'_runs'/self.name/self.path.relative_to(root/'nbs')
-        env = {'OMP_NUM_THREADS': '1'} if 'PYTEST_XDIST_WORKER' in os.environ else {}
+        env = dict(WORKER_ENV) if 'PYTEST_XDIST_WORKER' in os.environ else {}
         if self.config.getoption('--isolated'): env['MORAL_SC_ISOLATED_KERNELS'] = '1'
         res = execute(self.path, dst, dict(scale=self.name), env=env)
         if not res.ok: raise Failed(res)

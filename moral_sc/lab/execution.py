@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['read_notebook', 'declared_parameters', 'parameter_values', 'Stopped', 'stop_kernels', 'Result', 'strip_escapes',
-           'execute', 'notebook_text']
+           'kernel_environment', 'execute', 'notebook_text']
 
 # %% ../../nbs/lab/12_execution.ipynb #84f70a1a
 import ast
@@ -234,11 +234,15 @@ def _in_thread(f, *args):
     return res['value']
 
 # %% ../../nbs/lab/12_execution.ipynb #db934489
+def kernel_environment()->dict:
+    "Return the environment variables that all kernels have"
+    use_private_cache('TORCHINDUCTOR_CACHE_DIR', 'torchinductor')
+    return {'OMP_WAIT_POLICY': 'PASSIVE', **os.environ}
+
 def _environment(t):
     "Environment of a kernel that writes only below the folder `t`"
     (Path(t)/'temp').mkdir()
-    use_private_cache('TORCHINDUCTOR_CACHE_DIR', 'torchinductor')
-    return {'OMP_WAIT_POLICY': 'PASSIVE', **os.environ,
+    return {**kernel_environment(),
             'MORAL_SC_RUNS': f'{t}/runs', 'MORAL_SC_OPENED_RUNS': f'{t}/opened',
             'TMPDIR': f'{t}/temp'}
 

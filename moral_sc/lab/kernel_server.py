@@ -4,16 +4,18 @@
 
 # %% auto #0
 __all__ = ['PRELOADED', 'LONGEST_FOLDER', 'PER_KERNEL', 'START_TIMEOUT', 'SERVER_VARIABLE', 'serve', 'ForkedKernel',
-           'socket_folder', 'ServerAddress', 'KernelServer', 'kernel_server', 'fork_provisioner']
+           'socket_folder', 'ServerAddress', 'KernelServer', 'kernel_server', 'share_kernel_server', 'fork_provisioner']
 
 # %% ../../nbs/lab/11_kernel_server.ipynb #400fe29f
-import hashlib, json, os, signal, socket, subprocess, sys, tempfile, threading
+import hashlib, json, os, signal, socket, subprocess, sys, tempfile, threading, time
 from contextlib import ExitStack, contextmanager, suppress
+from functools import cached_property
 
 # %% ../../nbs/lab/11_kernel_server.ipynb #07810483
 PRELOADED = [ # Libraries that are imported before the fork
     'IPython', 'ipykernel.kernelapp', 'ipykernel.debugger', 'numpy', 'pandas', 'scipy.stats',
-    'scipy.optimize', 'torch', 'numba', 'plotly.graph_objects', 'transformers',
+    'scipy.optimize', 'torch', 'numba', 'plotly.graph_objects', '_plotly_utils.basevalidators',
+    'narwhals.stable.v1', 'kaleido', 'typer', 'fastcore.all', 'transformers',
     'transformers.models.llama.modeling_llama', 'transformers.generation.utils', 'nbformat']
 
 def _import_libraries():
@@ -89,8 +91,9 @@ def serve(
     print(problem or 'ready', flush=True)
     if problem: return
     listener = socket.socket(socket.AF_UNIX)
-    listener.bind(str(path))
+    listener.bind(f'{path}~')
     listener.listen(64)
+    os.rename(f'{path}~', path) # A client that sees the path can connect
     wake_read,wake_write = os.pipe()
     for fd in (wake_read, wake_write): os.set_blocking(fd, False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
@@ -242,7 +245,11 @@ class KernelServer(ServerAddress):
             command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
             start_new_session=True)
         super().__init__(self._process.pid, path, _environment_hash(env))
-        self.problem = self._await('ready') or self._await('listening')
+
+    @cached_property
+    def problem(self):
+        "Why it cannot fork kernels, or an empty string; waits for the imports"
+        return self._await('ready') or self._await('listening')
 
     def _await(self, expected):
         timer = threading.Timer(START_TIMEOUT, self._process.kill)
@@ -264,17 +271,23 @@ _servers = {} # Environment to its server, or to None where forking is not safe
 _lock = threading.Lock()
 
 def _inherited(env):
-    "The server that this process comes from, if it has this environment and still runs"
+    "The server that a process above this one has started, if it has this environment and runs"
     pid,env_hash,path = env.get(SERVER_VARIABLE, '0  ').split(' ', 2)
-    runs = os.path.exists(path) and os.path.exists(f'/proc/{pid}')
-    if runs and env_hash==_environment_hash(env):
-        return ServerAddress(int(pid), path, env_hash)
+    if env_hash!=_environment_hash(env): return None
+    runs = lambda: os.path.exists(f'/proc/{pid}/exe') # Not of a process that has ended
+    until = time.monotonic()+START_TIMEOUT
+    while not os.path.exists(path):
+        if not runs() or time.monotonic()>until: return None
+        time.sleep(.05)
+    return ServerAddress(int(pid), path, env_hash) if runs() else None
+
+def _may_fork(env): return sys.platform=='linux' and not env.get('MORAL_SC_ISOLATED_KERNELS')
 
 def kernel_server(
     env:dict, # Of the kernel to be started
 )->ServerAddress|None: # None where kernels must be started anew, one by one
     "Return a server for kernels with this environment"
-    if sys.platform!='linux' or env.get('MORAL_SC_ISOLATED_KERNELS'): return None
+    if not _may_fork(env): return None
     if server := _inherited(env): return server
     shared = _shared(env)
     key = (os.getpid(), *sorted(shared.items()))
@@ -284,6 +297,15 @@ def kernel_server(
             if server.problem: server.close()
             _servers[key] = None if server.problem else server
         return _servers[key]
+
+def share_kernel_server(
+    env:dict, # Of the kernels
+)->KernelServer|None: # None where kernels must be started anew, one by one
+    "Start a server for this process and the processes it starts, without waiting for its imports"
+    if not _may_fork(env): return None
+    server = KernelServer(_shared(env))
+    os.environ[SERVER_VARIABLE] = server.variable
+    return server
 
 # %% ../../nbs/lab/11_kernel_server.ipynb #ef829269
 def fork_provisioner(

@@ -338,11 +338,15 @@ def _in_thread(f, *args):
 
 # %%
 #| export
+def kernel_environment()->dict:
+    "Return the environment variables that all kernels have"
+    use_private_cache('TORCHINDUCTOR_CACHE_DIR', 'torchinductor')
+    return {'OMP_WAIT_POLICY': 'PASSIVE', **os.environ}
+
 def _environment(t):
     "Environment of a kernel that writes only below the folder `t`"
     (Path(t)/'temp').mkdir()
-    use_private_cache('TORCHINDUCTOR_CACHE_DIR', 'torchinductor')
-    return {'OMP_WAIT_POLICY': 'PASSIVE', **os.environ,
+    return {**kernel_environment(),
             'MORAL_SC_RUNS': f'{t}/runs', 'MORAL_SC_OPENED_RUNS': f'{t}/opened',
             'TMPDIR': f'{t}/temp'}
 

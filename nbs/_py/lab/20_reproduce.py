@@ -580,7 +580,9 @@ for i in range(int(counter.read_text()) if counter.exists() else 0, 14):
     _ = counter.write_text(str(i+1))
     print('counted', i+1)""")
 ok = write('ok', "scale = 'quick'\nseed = 0", '2*seed')
-command = ('from moral_sc.lab.reproduce import reproduce\n'
+one_core = 'import os; os.sched_setaffinity(0, list(os.sched_getaffinity(0))[:1])'
+command = (f'{one_core if hasattr(os, "sched_setaffinity") else ""}\n'
+           'from moral_sc.lab.reproduce import reproduce\n'
            f'reproduce(["{ok}", "{slow}"], out="second", jobs=1)')
 
 
