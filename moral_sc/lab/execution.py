@@ -95,7 +95,8 @@ def _kernel(sockets, env):
     from jupyter_client.kernelspec import KernelSpec
     where = dict(transport='ipc', ip=f'{sockets}/k') if sockets else {}
     km = KernelManager(kernel_name='python3', **where)
-    km._kernel_spec = KernelSpec(resource_dir=RESOURCES, **get_kernel_dict())
+    options = ['--HistoryManager.enabled=False'] # It would write each cell to a database
+    km._kernel_spec = KernelSpec(resource_dir=RESOURCES, **get_kernel_dict(options))
     km.stops = _stops[0]
     km.client_class = 'jupyter_client.asynchronous.AsyncKernelClient'
     if sockets and (server := kernel_server(env)): km.provisioner = fork_provisioner(km, server)
