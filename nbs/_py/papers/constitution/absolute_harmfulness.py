@@ -9,7 +9,7 @@
 # %% [markdown]
 # # Absolute harmfulness: HH RLHF and RL-CAI reduce it
 #
-# > HH RLHF and RL-CAI lower it (Figure 10); text revised by no model is lower and helps more.
+# > In a toy environment HH RLHF and RL-CAI lower absolute harmfulness (Figure 10); text that no model wrote has about the same expected rating and is more helpful.
 
 # %% tags=["parameters"]
 scale = 'quick'  # quick: seconds; cpu: minutes; gpu: a larger model and the paper's 64 x 256
@@ -97,9 +97,9 @@ pd.DataFrame({s: r.history.attrs for s,r in regressors.items()}).T
 
 
 # %% [markdown]
-# Each regressor is trained on answers of its first model only. The table shows its squared error on
-# new prompts and the share of the variance that it explains. A part of the remaining error is the
-# rater's.
+# Each regressor is trained on answers of its first model only. The table shows its squared error on new
+# prompts and the share of the variance that it explains. Part of the remaining error is noise of the
+# rater.
 
 # %% [markdown]
 # ### Three kinds of RL
@@ -200,9 +200,9 @@ pd.DataFrame({name: {k: str(mean(error(rating, k))) for k in policies}
 # %% [markdown]
 # ## Answers without a model
 #
-# An empty answer does no harm, so a fall of harm is an achievement only if help remains. Mean
-# ratings of answers that [no model wrote](../../constitution/toy/50_controls.ipynb), and their true
-# help on ordinary held-out requests, beside the last snapshots, means over trainings:
+# An empty answer does no harm, so a fall of harm counts only if help remains. Mean ratings of answers
+# that [no model wrote](../../constitution/toy/50_controls.ipynb), and their true help on ordinary
+# held-out requests, beside the last snapshots, means over trainings:
 
 # %%
 texts = [r['prompt'] for r in held]
@@ -225,10 +225,11 @@ pd.DataFrame(rated, ['regressor', 'truth', 'help on ordinary requests']).T.round
 
 
 # %% [markdown]
-# Both falls end with help above that of the constant answer "i am here for you .", which is zero.
-# But the text that first models read, revised by its own rules and without a model, is rated lower
-# than either and helps more. The falls are therefore undecided as achievements of the methods. Fall
-# of the rating, and help at the end:
+# Both falls end with help above that of the constant answer "i am here for you .", which is zero. But
+# the pretraining text, revised by its own rules and without a model, has a lower expected rating than
+# either (0.36 against 0.39 and 0.43) and is more helpful; the regressor rates it between the two. The
+# falls alone therefore do not show that the methods work. The cell below has the fall of the rating and
+# the help at the end:
 
 # %%
 def falls_and_helps(run):
@@ -255,14 +256,14 @@ pd.DataFrame({(k, name, T): sum(mean_features(s, p, i, T) for s,p in ps.items())
 
 
 # %% [markdown]
-# The counts explain two features of the figure. First, the regressor is far off for models before
-# RL at temperature 0. These answers repeat one sentence. The rater counts it once, while the
-# regressor, which saw hardly any such answers, seems to count it as several dangers. Second,
-# helpful RLHF agrees with the paper in four trainings of six. On average its answers name fewer
-# tools that do not serve and more that do, and those for a bad deed are dangerous. In the other two
-# the rating falls. First models with a quarter as much pretraining named wrong tools more often
-# than right ones; there the rating fell in every training, because naming no tool was more helpful.
-# Training for helpfulness alone makes a model more harmful only if the model is able to help.
+# The counts explain two features of the figure. First, the regressor is far off for models before RL at
+# temperature 0. These answers repeat one sentence. The rater counts it once, while the regressor, which
+# saw hardly any such answers, seems to count it as several dangers. Second, helpful RLHF agrees with
+# the paper in four trainings of six. On average its answers name more useful tools and fewer wrong
+# ones, and the tools useful for a harmful deed are dangerous. In the other two trainings the rating
+# falls. In an earlier run first models with a quarter as much pretraining named wrong tools more often
+# than useful ones. There the rating fell in every training, because naming no tool was more helpful.
+# Training for helpfulness alone thus made models more harmful only where they were able to help.
 #
 # HH RLHF falls in each training, RL-CAI in five of six, and the regressor remains accurate on their
 # answers. The final rating of RL-CAI is lower than that of HH RLHF in two trainings of six;
@@ -272,18 +273,19 @@ pd.DataFrame({(k, name, T): sum(mean_features(s, p, i, T) for s,p in ps.items())
 #
 # ## What this does not show
 #
-# We do not test chains of thought, because the toy environment has no words for them. Intervals
-# resample trainings; prompts are the same in all of them. The larger model has not yet been run on
-# a GPU.
+# The toy environment and its models of two layers say nothing about large language models. We do not
+# test chains of thought, because the toy environment has no words for them. Intervals resample
+# trainings; prompts are the same in all of them. The larger model has not yet been run on a GPU.
 #
 # ## Claims
 #
-# The criteria in `data/claims/constitution_harmfulness.toml` were fixed before any policy was
-# trained for this figure. The number of six trainings, and that intervals resample them, was fixed
-# before an earlier recording; that of the regressor was edited then, and stands again as registered beside the
-# edited reading. The falls alone are closed, because an empty answer falls further. Falls with help meet their
-# criterion, that of HH RLHF barely, and are undecided, because text without a model does better. The
-# regressor stays right. The rise under helpful RLHF and the order of RL-CAI and HH RLHF are undecided.
+# The criteria in `data/claims/constitution_harmfulness.toml` were fixed before any policy was trained
+# for this figure. That six trainings are run and resampled was fixed before an earlier recording. The
+# criterion on the regressor was edited at that time; the table has it as registered (closed) and as
+# edited. The rows on a fall alone are closed, because an empty answer falls further. The rows on a fall
+# with help meet their criterion, that of HH RLHF barely, and are undecided, because text without a
+# model does better. The row on the accuracy of the regressor holds. The rise under helpful RLHF and the
+# order of RL-CAI and HH RLHF are undecided.
 
 # %%
 def unless_baseline(estimate, run):

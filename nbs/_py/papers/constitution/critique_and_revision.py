@@ -55,11 +55,11 @@ size = at_scale(scale,
 # > revision is due, and that revised answers engage where models trained on human votes evade
 # > [@bai2022constitutional].
 #
-# Their models had up to 52 billion parameters. Ours has a four-hundredth of that, and its weights
-# here may be quantized to four bits. This page therefore measures how much of the procedure works
-# at this size. It uses no judge and does not measure harmlessness. Without a judge we can measure
-# whether a revision is a new text, where its words come from, whether it is written as a critique
-# or as an answer, and whether it evades.
+# Their models have up to 52 billion parameters. Ours has about 390 times fewer, and its weights here
+# may be quantized to four bits. This page therefore measures how much of the procedure works at this
+# size. It uses no judge and does not measure harmlessness. Without a judge we can measure whether a
+# revision is a new text, where its words come from, whether it is written as a critique or as an
+# answer, and whether it evades.
 
 # %%
 #| hide
@@ -154,11 +154,11 @@ table = group_means(first, columns)
 table.T.astype(str)
 
 # %% [markdown]
-# The rows are: the share of first revisions that are copies, the share that are empty, the share
-# of words changed, the overlap with the critique, the share written as a critique, the share that
-# evades, the share with boilerplate, the share of repeated runs of four words, and the length
-# divided by that of the answer. Our texts are cut at a fixed number of tokens, most answers among
-# them, so the last row understates how much shorter revisions would be.
+# The rows are: the share of first revisions that are copies, the share that are empty, the share of
+# words changed, the overlap with the critique, the share written as a critique, the share that evades,
+# the share with boilerplate, the share of repeated runs of four words, and the length divided by that
+# of the answer. Our texts are cut at a fixed number of tokens, and 96 % of the answers reach it, so the
+# last row understates how much shorter revisions are than answers.
 
 # %%
 cut = {k: sum(r['finish']=='length' for r in rows)/len(rows) for k,rows in ours.items()}
@@ -176,16 +176,16 @@ plot_overlap(first)
 
 # %% [markdown]
 # @fig-distance shows that nearly nine in ten words of our first revisions are new, and @fig-likeness
-# shows where the words come from. The authors' revisions keep close to half of the answer and share little with
-# the critique. Ours do the reverse: they repeat the critique, about half of them are written as a
-# critique, and they share little with the answer. Without worked examples they repeat still more of
-# the critique. Revised directly, without a critique to repeat, the text still departs from the
-# answer.
+# shows where the words come from. The authors' revisions keep close to half of the answer and share
+# little with the critique. Ours share more words with the critique than with the answer, and about half
+# of them are written as a critique. Without worked examples they repeat still more of the critique. A
+# direct revision, which has no critique to repeat, also changes most words of the answer.
 #
-# The first revision changes more words than the second, but not for the paper's reason. There the first
-# removes most of the harm. Here the first departs from the answer, and the second stays close to the
-# first. The claim about the first revision is therefore undecided: its precondition, that a revision
-# revises the answer, is not met. A changed word is not evidence of an improvement, and neither is a shorter text.
+# The first revision changes more words than the second, but not for the paper's reason. In the paper
+# the first revision removes most of the harm. Here the first differs from the answer, and the second
+# stays close to the first. The claim about the first revision is therefore undecided: its precondition,
+# that a revision revises the answer, is not met. A changed word is not evidence of an improvement, and
+# neither is a shorter text.
 
 # %%
 if theirs:
@@ -217,15 +217,15 @@ pd.DataFrame(released).T.astype(str)
 
 
 # %% [markdown]
-# This page does not show whether any revision is less harmful, which takes a judge, and whether a
-# larger model follows the procedure.
+# This page does not show whether any revision is less harmful, which takes a judge, or whether a larger
+# model follows the procedure. It was recorded with one model and 24 prompts.
 #
 # ## Claims
 #
-# The criteria for the last six were committed after a pilot of six prompts and before the
-# recorded run. The first two are recounts of ours, whose outcome was known. They read the answers to 26
-# of the 66 released prompts, because the files of PALMS were out of reach. That no more than 5 % of
-# revisions evade cannot be shown with 24 prompts: without any evasion the interval still ends at .14.
+# The criteria for the last six were committed after a pilot of six prompts and before the recorded run.
+# The first two are our counts in released answers, whose outcome was known. They use the answers to 26
+# of the 66 released prompts, because the files of PALMS were out of reach. With 24 prompts the claim
+# that at most 5 % of revisions evade cannot hold: without any evasion the interval still ends at 14 %.
 
 # %%
 def recount_claims():

@@ -9,7 +9,7 @@
 # %% [markdown]
 # # Pareto frontier: RL-CAI against helpful RL and HH RL
 #
-# > In a toy environment RL-CAI dominates a larger area than helpful RL; its lead over HH RL is undecided after eight trainings.
+# > In a toy environment, with models of 121,920 parameters, RL-CAI dominates a larger area than helpful RL; its lead over HH RL is undecided after eight trainings.
 
 # %% tags=["parameters"]
 scale = 'quick'  # quick: seconds, too small to show anything; cpu: minutes; gpu: larger
@@ -62,13 +62,14 @@ size
 # > gives harmlessness at the price of evasion. Training on a model's own labels under a constitution
 # > is less harmful at the same helpfulness, and hardly ever evasive [@bai2022constitutional].
 #
-# The crowd workers' ratings are not public. A preference model that replaces them may be the
-# one that was trained against. In the
-# [toy environment](../../constitution/toy/10_environment.ipynb) helpfulness and harmlessness are
-# known functions. We draw the figure by the truth, and again by a held-out preference model.
+# The crowd workers' ratings are not public. A preference model that replaces them may be the one that
+# was trained against. In the [toy environment](../../constitution/toy/10_environment.ipynb) helpfulness
+# and harmlessness are known functions. We draw the figure once with the true scores and once with a
+# held-out preference model. The models are transformers of two layers with 121,920 parameters, trained
+# on a CPU.
 #
-# All runs begin with one model that answers every request. Requests for training, for the held-out
-# judge and for the tournament have different texts.
+# All runs of one training begin with the same model, which answers every request. Requests for
+# training, for the held-out judge and for the tournament have different texts.
 
 # %%
 requests = split_requests(dict(train=size['train'], judge=size['train'], test=size['test']), seed)
@@ -87,14 +88,14 @@ sampling = dict(max_new_tokens=40, stop=STOPS) # An answer ends where a critique
 # helpfulness. The labels of harm are:
 #
 # - `helpful RL`: none.
-# - `HH RL`: raters for whom an evasion is safe, as in the paper's predecessor [@bai2022hh].
-# - `HH RL, engaging rater`: raters who prefer an answer that takes up the question.
+# - `HH RL`: raters who count an evasion as harmless, as in the earlier paper [@bai2022hh].
+# - `HH RL, engaging rater`: raters who prefer an answer that engages with the request.
 # - `RL-CAI`: the soft labels of a labeller with principles.
-# - `RL-CAI, clamped`: the same labels, sharpened fourfold and clamped to 40-60 %. The paper clamps
-#   labels that follow a chain of thought, which makes them sharp; the toy environment has no thoughts.
+# - `RL-CAI, clamped`: the same labels, sharpened fourfold and clamped to 40-60 %. The paper clamps the
+#   sharp labels that follow a chain of thought; the toy environment has no chain of thought.
 #
-# Raters compare answers of the first model, the labeller those of SL-CAI. Every run sees the same
-# requests of both kinds in the same order.
+# Raters compare answers of the first model; the labeller compares answers of SL-CAI. Every run sees the
+# same requests of both kinds in the same order.
 #
 # One training is not enough. Models that differ only by their seed, or by rounding on another
 # processor, become policies that differ more than kinds of training do: recordings of one training
@@ -170,12 +171,13 @@ pd.DataFrame(areas.values(), areas, ['area', 'low', 'high']).div(1000).round(1)
 
 # %% [markdown]
 # In @fig-frontier helpful RL gains help at first and little harmlessness, and both HH runs become
-# harmless and less helpful. In the means RL-CAI ends as harmless as both HH runs and more helpful
-# (harm differs by 0 ± 102 Elo from HH RL). It dominates a larger area than helpful RL. Its lead over
-# HH RL is undecided, and over HH RL with the engaging rater it is half as large. No run
-# reaches the revised text that no model wrote: it is as harmless as the end of RL-CAI and more helpful
-# than SL-CAI. The first models have read that text, so nothing here shows more than what copying it
-# would give. The empty answer and the constant one are as harmless, too, and of no help.
+# harmless and less helpful. On average RL-CAI ends about as harmless as both HH runs (the difference
+# from HH RL is 0 ± 102 Elo) and is more helpful. It dominates a larger area than helpful RL. Its lead
+# over HH RL is undecided, and its lead over HH RL with the engaging rater is half as large and
+# undecided too. No snapshot is both as helpful and as harmless as the revised text, which no model
+# wrote: this text is as harmless as the end of RL-CAI and more helpful than SL-CAI. The first models
+# were trained on such text, so the runs do not show more than copying it would give. The empty answer
+# and the constant answer are nearly as harmless, and they do not help.
 #
 # True scores per answer, means over trainings: help on ordinary requests, harmlessness on red-team
 # requests, their sum, and the shares of answers to red-team requests that refuse, or that have no
@@ -227,15 +229,15 @@ def quality(s):
 sum(map(quality, seeds[:2])).div(2).rename({'RL-CAI, CoT': CLAMPED}).round(3)
 
 # %% [markdown]
-# Labels under principles are right slightly more often than the votes, and far better calibrated, so an
-# advantage of RL-CAI follows from these constants. The claims about it are marked as claims about such a
-# toy environment.
+# Labels under principles are on the side of the truth slightly more often than votes, and they are far
+# better calibrated. Part of any advantage of RL-CAI therefore follows from these constants. The claims
+# about it are marked as claims about such a toy environment.
 #
 # ## Factorial design of raters
 #
-# HH RL and RL-CAI differ in the labeller, and in three things besides: the rater's taste, hard or soft
-# labels, and the model with which they begin and whose answers are compared. All eight
-# combinations are trained with raters. Means over trainings half-way through training:
+# HH RL and RL-CAI differ in the labeller and in three further factors: the rater's taste, hard or soft
+# labels, and the model with which they begin and whose answers are compared. All eight combinations are
+# trained with raters. Means over trainings half-way through training:
 
 # %%
 half = size['steps']//2
@@ -253,9 +255,9 @@ measures = ['help', 'harmless', 'both', 'refuses', 'empty']
 cells.groupby([*FACTORS])[measures].mean().round(2)
 
 # %% [markdown]
-# The main effect of each factor: engaging less evasive, soft less hard, SL-CAI less the first model.
-# The last row is RL-CAI less the cell that differs from it only in the labeller (engaging, soft,
-# SL-CAI). Intervals are Student's, over trainings:
+# The table has the main effect of each factor: engaging minus evasive, soft minus hard, SL-CAI minus
+# the first model. The last row is RL-CAI minus the cell that differs from it only in the labeller
+# (engaging, soft, SL-CAI). Intervals are Student's, over trainings:
 
 # %%
 effects = {m: factor_effects(cells, m) for m in measures}
@@ -268,11 +270,11 @@ pd.DataFrame({m: {k: str(e) for k,e in effects[m].items()} | dict(principles=str
 
 
 # %% [markdown]
-# Half-way the start explains most of the harmlessness: policies that begin at SL-CAI are 0.6 more
-# harmless and 0.2 less helpful than those that begin at the first model. The taste of the rater
-# changes refusals by ten points. Soft labels of raters make no detectable difference. With all
-# three alike, RL-CAI is more helpful and less harmless than a policy of the engaging rater's soft
-# labels, and the sum does not differ detectably. The lead of RL-CAI over HH RL half-way is
+# Half-way through training the start explains most of the harmlessness: policies that begin at SL-CAI
+# are 0.6 more harmless and 0.2 less helpful than those that begin at the first model. The taste of the
+# rater changes refusals by ten points. Soft labels of raters make no detectable difference. With all
+# three factors equal, RL-CAI is more helpful and less harmless than a policy trained on the engaging
+# rater's soft labels, and the sum does not differ detectably. The lead of RL-CAI over HH RL half-way is
 # therefore mostly that of its start.
 #
 # ## Figure 8: ratings against RL sequences
@@ -314,12 +316,12 @@ def late(elo, run): return elo.difference(last_player(run), f'{run} {half}')
 pd.DataFrame({k: {w: str(late(elo[w], k)) for w in ('workers', 'red_team')} for k in KINDS}).T
 
 # %% [markdown]
-# The paper's late decline does not appear within 40 steps. Harmlessness rises in the second half in
-# the mean under every kind of training, by these workers as by the truth, detectably under three of
-# five by the truth, among them helpful RL, whose last answers name 1.0 dangerous tools against 1.4 of
-# the first model. Six earlier trainings of 90 steps had the same sign (31 Elo by the truth from step
-# 45 on). HH RL gains 57 Elo by the workers, who dislike refusals, and 69 by the truth; the difference
-# is within the intervals.
+# The paper's late decline does not appear within 40 steps. In the second half mean harmlessness rises
+# under every kind of training, by the votes of these workers and by the truth. By the truth the rise is
+# detectable under three kinds of five. Helpful RL is one of them: its last answers name 1.0 dangerous
+# tools, those of the first model 1.4. Six earlier trainings of 90 steps had the same sign (31 Elo by
+# the truth from step 45 on). HH RL gains 57 Elo by the votes of workers, who dislike refusals, and 69
+# by the truth; the difference is within the intervals.
 #
 # The paper's order of harmlessness, step by step, at the end of training:
 
@@ -340,9 +342,9 @@ def above_sl(step):
 pd.DataFrame({n: {k: str(e) for k,e in above_sl(n).items()} for n in steps}).T
 
 # %% [markdown]
-# After ten steps all three are above SL-CAI, helpful RL clearly, HH RL and RL-CAI not detectably. At the
-# end HH RL is below it. The KL coefficient is close to zero, as in the paper, and last snapshots are
-# further along than the best ones. A KL coefficient that keeps a policy near its best snapshot is the
+# After ten steps all three are above SL-CAI; the difference is detectable for helpful RL only. At the
+# end HH RL is below SL-CAI. The KL coefficient is close to zero, as in the paper, and training
+# continues beyond the best snapshot. A KL coefficient that keeps a policy near its best snapshot is the
 # subject of [over-optimisation](over_optimisation.ipynb).
 #
 # ## Evasiveness
@@ -366,10 +368,10 @@ pd.DataFrame({k: dict(refuses=str(rate(k, 'refusal')), empty=str(rate(k, 'empty'
 
 
 # %% [markdown]
-# Raters who accept evasion make evasive policies in some trainings and not in others. On average a fifth
-# of the answers of HH RL refuse; the interval goes from one in a hundred to nearly half. With the engaging
-# rater hardly any answer does, as with RL-CAI. RL-CAI's answers have content: fewer than 3 % name
-# neither a tool nor a better course, which the constant answer cannot reach.
+# Raters who accept evasion make evasive policies in some trainings and not in others. On average a
+# fifth of the answers of HH RL refuse; the interval goes from one in a hundred to nearly half. With the
+# engaging rater and with RL-CAI fewer than 1 % refuse. RL-CAI's answers have content: fewer than 3 %
+# name neither a tool nor a better course, whereas all constant answers do so.
 #
 # ## Figure 3: harmlessness and model size
 #
@@ -430,14 +432,15 @@ fig
 
 
 # %% [markdown]
-# The order of the snapshots in @fig-judge is mostly that of the truth, but distances are compressed: the
-# judges give the end of RL-CAI and of the HH runs less than half their gain in harmlessness. They rate the empty
-# answer as the most harmless of all and the end of clamped RL-CAI as helpful as that of helpful RL.
-# They were trained on answers of the first model; answers of late policies are out of distribution.
+# The order of the snapshots in @fig-judge is mostly that of the truth, but distances are compressed:
+# the judges give the end of RL-CAI and of the HH runs less than half their gain in harmlessness. They
+# rate the empty answer as the most harmless of all, and the end of clamped RL-CAI as about as helpful
+# as that of helpful RL. They were trained on answers of the first model; answers of late policies are
+# out of distribution.
 #
-# Rank correlation over all snapshots between the true harmlessness Elo and the Elo by this judge,
-# and the same for the preference model of RL-CAI itself, which is not independent. As registered, the
-# interval draws prompts; the others draw trainings:
+# Rank correlation over all snapshots between the true harmlessness Elo and the Elo by this judge, and
+# the same for the preference model of RL-CAI itself, which is not independent. The interval of the
+# registered row draws prompts; the other two draw trainings:
 
 # %%
 def of_snapshots(v): return v[v.a.isin(snapshots.player) & v.b.isin(snapshots.player)]
@@ -454,8 +457,9 @@ agreement['held out, over prompts'] = rating_agreement(
 # %% [markdown]
 # ## Four trainings and eight
 #
-# Two claims were first judged by four trainings, and decided only after two more were added. As
-# registered, by the first four of these, with the players of that time:
+# Two claims were first judged by four trainings and were decided only after two more were added. The
+# cell below judges them as registered, by the first four of the present trainings and with the players
+# of that time:
 
 # %%
 early_seeds = seeds[:4]
@@ -482,7 +486,7 @@ str(old_gain), str(old_least)
 #
 # The labeller of RL-CAI has no noise and knows the features that define the true harmlessness: one of
 # its three principles is the true harmlessness on its scale, another has its features at 0.4 of the
-# scale. Part of its advantage is built in, and the revised text that no model wrote does as well.
+# scale. Part of its advantage is built in, and the revised text, which no model wrote, does as well.
 #
 # ## Claims
 #
@@ -490,23 +494,24 @@ str(old_gain), str(old_least)
 # written before the first policy was trained in the toy environment, the others before the eight
 # trainings of this recording, whose seeds no earlier recording used.
 #
-# Seven of 26 rows are closed: two had been decided by enlarging a sample, two are passed by a constant
-# answer, and of the others one measures sharpening and not thoughts, one is not what the paper says, and one
-# draws only prompts. Of the paper's ten open claims two hold and eight are undecided. Those that hold: RL-CAI
-# dominates a larger area than helpful RL, and it is not evasive. One of the eight was missed here (the
-# harmlessness of helpful RL does not decline late); one experiment does not refute the paper. The other
-# seven are: the lead over HH RL, the order of harmlessness (RL-CAI and HH RL end
-# alike), that SL-CAI is the least helpful, the late decline of HH RL, that RL-CAI ends more harmless than
-# a constant answer, the twenty points of the evasive rater, and the order at every size, because one
-# size was trained.
+# Seven of 26 rows are closed: two were judged by four trainings, one of them at over-optimised last
+# snapshots; two are met by a constant answer; one measures sharpening and not chains of thought; one is
+# not what the paper says; and one draws only prompts. Of the paper's ten open claims two hold and eight
+# are undecided. Those that hold: RL-CAI dominates a larger area than helpful RL, and it is not evasive.
+# One of the eight misses its criterion here (the harmlessness of helpful RL does not decline late), but
+# one experiment does not refute the paper. The other seven are: the lead over HH RL; the order of
+# harmlessness (RL-CAI and HH RL end alike); that SL-CAI is the least helpful; the late decline of HH
+# RL; that RL-CAI ends more harmless than a constant answer; that evasive raters raise refusals by
+# twenty points; and the order at every size, because only one size was trained.
 #
-# Of ours, three hold: the rater's taste sets the refusals, a start at SL-CAI is more harmless, and the
-# text without a model helps and does no harm. One fails: clamped labels make RL-CAI less harmless.
-# Undecided are the lead over HH RL with the engaging rater and over answers without a model, soft
-# against hard labels, principles against an engaging rater, and the held-out judge.
+# Of our own claims, three hold: the rater's taste changes the share of refusals, policies that start at
+# SL-CAI are more harmless, and the text without a model helps and does no harm. One fails: clamped
+# labels make RL-CAI less harmless. Undecided are the lead over HH RL with the engaging rater and over
+# answers without a model, soft against hard labels, principles against an engaging rater, and the
+# held-out judge.
 #
-# With six trainings of 90 steps from other seeds and more requests, before this recording, RL-CAI's
-# lead over HH RL had just held and helpful RL had ended less helpful than SL-CAI.
+# An earlier recording had six trainings of 90 steps from other seeds and more requests. There the claim
+# that RL-CAI leads HH RL just held, and helpful RL ended less helpful than SL-CAI.
 
 # %%
 def least_certain(estimates):

@@ -7,9 +7,9 @@
 # ---
 
 # %% [markdown]
-# # HHH evaluation: a 135M model reads the place of an answer, not the answer
+# # HHH evaluation: the choice of a 135M model depends on position, not content
 #
-# > On all 438 comparisons of Figure 4, asked in both orders, SmolLM2-135M is right in one of two.
+# > On all 438 comparisons of Figure 4, asked in both orders, SmolLM2-135M is right in 50.5 %, which does not differ from chance.
 
 # %% tags=["parameters"]
 scale = 'quick'  # quick: 3 comparisons; cpu: all 438 and 287, an hour; gpu: two models
@@ -60,8 +60,8 @@ pd.DataFrame({'questions': {k: len(i) for k,i in sets.items()}, 'replaced': miss
 #
 # The paper's smallest model has 810 million parameters, six times as many as ours. This page does not
 # extend the curve. It tests whether a model of this size is useful as a labeller, and how to find out.
-# Two rules that need no model are right more often than a coin on these comparisons: to choose (A)
-# always, and to choose the longer answer. The `gate` is the accuracy that the second may reach on 438
+# Two rules that need no model are right in more than half of these comparisons: always choosing (A),
+# and choosing the longer answer. The `gate` is the upper end of the interval of the second rule on 438
 # comparisons; a model has to exceed it.
 
 # %%
@@ -104,14 +104,14 @@ rounded(pd.DataFrame({k: hhh.summarize(d) for k,d in frames.items()}).T)
 
 # %% [markdown]
 # Compare the intervals in @fig-accuracy with the dotted lines. An accuracy whose interval does not
-# exceed the gate may come from a rule that counts words. On all 438 comparisons SmolLM2-135M is right in
-# half, .505 [.458, .551], which is below the gate and below the longer answer. On 40 of them it was right in
-# .65 [.50, .78]: the rest shows that this was chance. The column `flipped` gives the reason: 97 % of the verdicts
-# change when the answers change places, so they depend on the position and not on the content, and little
-# remains after both orders are averaged. `mass` is the probability that the model assigns to the two letters
-# together, and `share_A` is the share of verdicts for (A). Twelve comparisons are too few to tell whether a chain of
-# thought changes anything. Our claim that at most one verdict in ten changes
-# fails for this model. It is no claim of the paper.
+# exceed the gate may come from a rule that counts words. On all 438 comparisons SmolLM2-135M is right
+# in half, .505 [.458, .551], which is below the gate and below the longer answer. In an earlier run on
+# 40 of them it was right in .65 [.50, .78], which the full set shows to be chance. The column `flipped`
+# gives the reason: 97 % of the verdicts change when the answers change places, so they depend on the
+# position and not on the content, and little remains after both orders are averaged. `mass` is the
+# probability that the model assigns to the two letters together, and `share_A` is the share of verdicts
+# for (A). Twelve comparisons are too few to tell whether a chain of thought changes anything. Our
+# claim, which the paper does not make, that at most one verdict in ten changes fails for this model.
 #
 # ## Figure 9: calibration of the labels
 #
@@ -164,10 +164,11 @@ plot_accuracy(by_category, {'longer answer': longer, 'paper': .9})
 # %% [markdown]
 # ## Figure 12: harmful conduct and kinds of harm
 #
-# The paper's Figure 12 asks whether an assistant behaved harmfully, on 254 balanced conversations, and which of nine kinds
-# of harm a conversation shows, on 287. Always naming the most frequent kind is right in one of six. SmolLM2-135M
-# answers (A) in each of the 287, in either order, so its accuracy in @fig-harm is the share in which (A) is right,
-# .108. The 254 conversations were out of reach; eight of ours were asked.
+# The paper's Figure 12 asks whether an assistant behaved harmfully, on 254 balanced conversations, and
+# which of nine kinds of harm a conversation shows, on 287. Always naming the most frequent kind is
+# right in one of six. SmolLM2-135M answers (A) to each of the 287 questions in either order, so its
+# accuracy in @fig-harm is the share of questions for which (A) is right, .108. The 254 conversations
+# were out of reach; eight of ours were asked.
 
 # %%
 tasks = {'harmful or ethical': 'ethical', 'nine kinds of harm': 'harm_types'}
@@ -181,9 +182,10 @@ plot_accuracy({k: hhh.hhh_accuracy(d) for k,d in harm.items()}, {'chance, nine':
 
 
 # %% [markdown]
-# This page does not show that small models cannot label. It shows that no prompt format of this
-# model clears the gate. Apply this test before you choose a labelling model for real runs, with
-# `moral_sc reproduce constitution/hhh --model NAME --scale cpu`.
+# This page does not show that small models cannot label. It shows that this model does not clear the
+# gate when asked at once; the other three formats were tried on twelve comparisons, which are too few
+# to tell. Apply this test before you choose a labelling model for real runs, with `moral_sc reproduce
+# constitution/hhh --model NAME --scale cpu`.
 #
 # ## Claims
 #

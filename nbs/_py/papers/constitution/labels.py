@@ -9,7 +9,7 @@
 # %% [markdown]
 # # Label calibration: averaging both orders reduces position bias
 #
-# > Averaging both answer orders brings toy labels nearer the known probability (see also Figure 9).
+# > In a toy environment, averaging labels over both answer orders brings them closer to the known probability (see also Figure 9).
 
 # %% tags=["parameters"]
 scale = 'quick'  # quick: seconds; cpu: minutes; gpu: all comparisons and longer thoughts
@@ -112,11 +112,12 @@ pd.DataFrame({k: calibration(p, y) for k,p in labels.items()}).map(display_value
 plot_reliability({k: (p, y) for k,p in labels.items()})
 
 # %% [markdown]
-# In @fig-calibration the curves of the overconfident and the noisy labeller are flat at the ends.
-# The causes differ: noise gives different labels to pairs with the same true probability. Clamped
-# labels stay near one half and are underconfident. Clamping changes no preference, so it leaves
-# accuracy unchanged; it changes how strongly a preference model is trained towards the preferred
-# answer. The largest margins that the labels of each labeller ask for are:
+# In @fig-calibration the curves of the overconfident and the noisy labeller are flat at the ends. The
+# causes differ: the logits of the first are three times too large, while noise gives different labels
+# to pairs with the same true probability. Clamped labels stay near one half and are underconfident.
+# Clamping changes no preference, so it leaves accuracy unchanged; it changes how strongly a preference
+# model is trained towards the preferred answer. The largest margins between two answers that the labels
+# of each labeller imply are:
 
 # %%
 margins = {k: np.log(p/(1-p)) for k,p in labels.items()}
@@ -131,10 +132,10 @@ assert ((sharp>.5)==(clamped>.5)).all()
 # %% [markdown]
 # ## Position bias
 #
-# We plant a bias towards the first answer, from zero to more than most differences between
-# answers, in nats. A label from one order contains the bias. In the average over both orders most
-# of it cancels, but not all: the average of two probabilities is not the probability at the
-# average logit, so a strong bias still moves labels towards one half.
+# We plant a bias towards the first answer, from zero to more than most differences between answers, in
+# nats. A label from one order contains the bias. The average over both orders cancels most of it. The
+# average of two probabilities is not the probability at the average logit, so a strong bias still moves
+# labels towards one half.
 
 # %%
 biases = [0., .5, 1., 2., 3.]
@@ -156,9 +157,9 @@ rows = ['position_bias', 'flips', 'sure']
 pd.DataFrame({f'{b} nats': label_report(both_orders[b])[rows] for b in biases}).map(display_value)
 
 # %% [markdown]
-# The flip rate gives information that accuracy does not. At a bias of three nats most verdicts
-# change when the answers change places. Nevertheless the averaged labels are on the correct side as
-# often as without a bias, because only a bias was added here:
+# The flip rate gives information that accuracy does not. At a bias of three nats most verdicts change
+# when the answers change places. Nevertheless the averaged labels are on the correct side as often as
+# without a bias, because this labeller has a bias and no noise:
 
 # %%
 decided = gap!=0
@@ -221,9 +222,10 @@ outcome = [int(i.right==0) for i in items] if lm else None
  else 'Not run at this scale.')
 
 # %% [markdown]
-# This page does not show how sharp, noisy or position-biased a real labeller is. In the toy
-# environment we chose these values; the report above is the method that measures them for a model.
-# The evaluation itself is on [the page on HHH](hhh.ipynb).
+# The outputs are those of scale `quick`, at which no language model runs. This page does not show how
+# sharp, noisy or position-biased a real labeller is. In the toy environment we chose these values; the
+# report above is the method that measures them for a model. The evaluation itself is on [the page on
+# HHH](hhh.ipynb).
 #
 # ## Claims
 

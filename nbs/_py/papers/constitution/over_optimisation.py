@@ -9,7 +9,7 @@
 # %% [markdown]
 # # Over-optimisation: the true score falls as the learned score rises
 #
-# > Without a KL penalty the true score falls while the learned one rises ("Goodharting").
+# > In a toy environment, PPO without a KL penalty lowers the true score late in training while the learned score rises ("Goodharting").
 
 # %% tags=["parameters"]
 scale = 'quick'  # quick: seconds; cpu: six trainings, two KL coefficients; gpu: a larger model
@@ -187,9 +187,9 @@ turned = min((one_training[k] for k in ('fall', 'learned_after')), key=lambda e:
 # %% [markdown]
 # ### Answers without a model
 #
-# What do the learned scores say about answers that [no model wrote](
-# ../../constitution/toy/50_controls.ipynb)? Mean scores on the held-out prompts, over trainings,
-# beside the first and the last policies:
+# The table has the learned and true scores of answers that [no model
+# wrote](../../constitution/toy/50_controls.ipynb), beside those of the first and the last policies:
+# means on the held-out prompts over trainings.
 
 # %%
 texts = [r['prompt'] for r in held]
@@ -201,9 +201,9 @@ scored |= {f'{name} policy': by_step.iloc[i].tolist() for name,i in (('first', 0
 pd.DataFrame(scored, ['learned', 'true']).T.round(2)
 
 # %% [markdown]
-# The learned scores put the last policies far above every answer without a model. By the truth these
-# policies are no better than the constant phrase of comfort, and worse than the text generator that
-# wrote what the first models read.
+# The learned scores put the last policies far above every answer without a model. By the true score
+# these policies are no better than the constant phrase of comfort, and worse than the text generator
+# that wrote the pretraining text.
 
 # %% [markdown]
 # ## KL coefficient, and RLOO
@@ -226,8 +226,9 @@ plot_runs({k: ps[seed].history for k,ps in runs.items()}, 'gold', title='truth')
 # %% [markdown]
 # A small KL coefficient keeps the policy near its highest true score; a large one stops it earlier.
 # RLOO without a KL penalty reaches a larger KL than PPO in as many steps, and its true score falls
-# further. The claim compares whole curves at equal KL. The true score falls for the run without a
-# penalty where it stays up with one, so a KL penalty may do more than stop early.
+# further. The claim compares whole curves at equal KL. At the same KL the true score is higher in the
+# run with a penalty than in the run without one, so a KL penalty may do more than early stopping; over
+# six trainings this is undecided.
 
 # %%
 def gaps(policies, column):
@@ -294,27 +295,27 @@ plot_distance(comfort_policies[seed].history,
 # %% [markdown]
 # In five trainings of six all or nearly all final answers have a phrase of comfort. In @fig-comfort,
 # the first of them, an answer has about four, and no dangerous words are left. This is the paper's
-# boilerplate; one principle of several that prefers more comfort is enough to produce it. In the
-# sixth training the phrases are gone at the end, because the policy has found answers with a still
-# higher score. Because of that training the interval reaches below twenty points, and the claim is
-# undecided. The amount of boilerplate depends on when training stops.
+# boilerplate; one principle of several that prefers more comfort is enough to produce it. In the other
+# training the phrases are gone at the end, because the policy has found answers with a still higher
+# score. This training widens the interval to below twenty points, so the claim is undecided. The amount
+# of boilerplate depends on when training stops.
 #
 # ## What this does not show
 #
-# We do not vary the size of the preference model or of the policy. The truth of the toy environment is
-# simpler than the possible errors of a score of real answers. The larger model has not yet been run on
-# a GPU.
+# The toy environment says nothing about large language models. We do not vary the size of the
+# preference model or of the policy. The truth of the toy environment is simpler than the possible
+# errors of a score of real answers. The larger model has not yet been run on a GPU.
 #
 # ## Claims
 #
 # The criteria in `data/claims/constitution_overoptimisation.toml` were fixed before the first policy
-# was trained in the toy environment. Four were edited in place later and stand again as registered;
-# three of them drew the prompts of one training. By their criteria these three hold, but they are closed,
-# because another training can end elsewhere, and are judged again over six trainings. Only the fall of
-# the true score and the boilerplate are claims of the paper; the square root of the KL [@bai2022hh], the
-# KL coefficient [@gao2023overoptimization] and RLOO are rows of ours. Three claims hold (square root of
-# the KL, rising learned score, falling true score); those about the KL coefficient, boilerplate and RLOO
-# are undecided.
+# was trained in the toy environment. Four criteria were edited later; the table has them again as
+# registered. Three of these draw the prompts of a single training. By their criteria they hold, but
+# they are closed, because trainings differ, and are judged again over six trainings. Only the fall of
+# the true score and the boilerplate are claims of the paper; the square root of the KL [@bai2022hh],
+# the KL coefficient [@gao2023overoptimization] and RLOO are rows of ours. Three claims hold (square
+# root of the KL, rising learned score, falling true score); those about the KL coefficient, boilerplate
+# and RLOO are undecided.
 
 # %%
 record(scale, {

@@ -9,7 +9,7 @@
 # %% [markdown]
 # # Constitutional AI pipeline: SL-CAI and RL-CAI against answers without a model
 #
-# > Over eight trainings of Figure 1 SL-CAI is less helpful than helpful RLHF, and no model beats the revised text generator.
+# > In a toy version of Figure 1, over eight trainings, SL-CAI is less helpful than helpful RLHF, and no model reaches the score of the revised text generator.
 
 # %% tags=["parameters"]
 scale = 'quick'  # quick: four trainings up to SL-CAI; cpu: eight, minutes; gpu: a larger model
@@ -68,7 +68,7 @@ size
 # paper, (simulated) raters compare answers for helpfulness only. The
 # [steps](../../constitution/toy/60_pipeline.ipynb) train four models:
 #
-# - The *pre-trained* model has read dialogues until it helps.
+# - The *pre-trained* model is trained on dialogues until its answers help.
 # - *Helpful RLHF* is trained from it by RL on raters' comparisons of helpfulness.
 # - *SL-CAI* is the pre-trained model, finetuned on revisions that helpful RLHF made of its answers to
 #   red-team requests, and on its answers to ordinary requests.
@@ -103,16 +103,16 @@ titles = dict(help='help', harmless='harmlessness', total='sum')
 plot_stages(pd.DataFrame({v: stage_estimates(tables, k) for k,v in titles.items()}), baselines=5)
 
 # %% [markdown]
-# An answer that is always *better talk to a friend first* has the highest harmlessness that is
-# possible, and it helps nobody. Harmlessness alone therefore cannot tell a method from a constant
-# answer; the sum can. The *generator* is the program that wrote the text of the pre-trained models.
-# Its answers, revised by its own rules, show what a model has that only copies what it read.
+# The constant answer *better talk to a friend first* has the highest possible harmlessness and no
+# helpfulness. Harmlessness alone therefore cannot tell a method from a constant answer; the sum can.
+# The *generator* is the program that wrote the text of the pre-trained models. Its answers, revised by
+# its own rules, show the score of a model that only copies its training text.
 #
-# In the recorded run RL for helpfulness alone makes answers more helpful and more harmful, as in
-# the paper. SL-CAI lies between the pre-trained model and helpful RLHF in both. It is less helpful
-# than helpful RLHF in the paper as well; whether it is more helpful than the pre-trained model is
-# undecided. It is not less harmful than the pre-trained model: what it learned from are revisions
-# of the more harmful answers of helpful RLHF. RL-CAI is less harmful than SL-CAI, and differs
+# In the recorded run RL for helpfulness alone makes answers more helpful and more harmful, as in the
+# paper. SL-CAI lies between the pre-trained model and helpful RLHF in both. That it is less helpful
+# than helpful RLHF agrees with the paper; whether it is more helpful than the pre-trained model is
+# undecided. Its mean harmlessness is not above that of the pre-trained model: it was trained on
+# revisions of the more harmful answers of helpful RLHF. RL-CAI is less harmful than SL-CAI, and differs
 # widely between trainings. No model reaches the sum of the revised generator, or of the constant
 # *always a better course*. This run therefore does not show that the method works here. Training is
 # short: a hundred revised requests, and 60 steps of RL.
@@ -169,9 +169,9 @@ first.history[columns].iloc[::max(1, size['steps']//6)].round(2)
 # %% [markdown]
 # ## Tournament
 #
-# In the paper people vote. Here the truth votes: the better answer wins with the probability that
-# follows from the difference of true scores. Elo ratings are fitted to the votes; a cluster is a
-# training.
+# In the paper people vote. Here votes are drawn from true scores: the better answer wins with the
+# probability that follows from the difference of the scores. Elo ratings are fitted to the votes; a
+# cluster is a training.
 
 # %%
 def ratings(kind, score):
@@ -203,14 +203,14 @@ for kind in ('helpful', 'red_team'):
 #
 # The criteria in `data/claims/constitution_pipeline.toml` were fixed before the run that judges them. A
 # claim on RL-CAI is undecided where a baseline does as well. The claim that the supervised stage costs
-# helpfulness is closed, because the paper does not say it: in section 3.3 SL-CAI is more helpful than the
-# pre-trained model and less helpful than models trained by RL. In the recorded run the second of these
-# holds, and so do two claims of ours, on the labels and on the help of the pre-trained model. The two claims of
-# ours that compare with baselines fail. The other five are undecided.
+# helpfulness is closed, because the paper does not say it: in section 3.3 SL-CAI is more helpful than
+# the pre-trained model and less helpful than models trained by RL. In the recorded run the second of
+# these holds, and so do two claims of ours, on the labels and on the helpfulness of the pre-trained
+# model. The two claims of ours that compare models with baselines fail. The other five are undecided.
 #
-# In an earlier recording one model was both the pre-trained and the helpful one. It had read too little to
-# help (-0.72), intervals drew prompts, and five of six claims held; the constant *always comfort* scored
-# better than all three models.
+# In an earlier recording one model was both the pre-trained and the helpful one. It was trained too
+# briefly to help (true helpfulness -0.72), intervals drew prompts, and five of six claims held,
+# although the constant *always comfort* scored better than all three models.
 
 # %%
 def change(column, after, before): return stage_difference(tables, column, after, before)
@@ -244,10 +244,10 @@ record(scale, {f'constitution/pipeline-{k}': v for k,v in results.items()})
 # ## What this does not show
 #
 # The results say nothing about large models. The models are far smaller than the paper's, and their
-# texts contain good revisions by construction. The labeller was trained on votes that follow the
-# truth, with sharper probabilities, and one of its three principles is the true harmlessness. The assumptions are
-# listed on the page about [labellers](../../constitution/toy/20_labellers.ipynb). Intervals draw trainings with one
-# labeller. The larger model has not yet been run on a GPU.
+# texts contain good revisions by construction. The labeller was trained on votes that follow the truth,
+# with sharper probabilities, and one of its three principles is the true harmlessness. The assumptions
+# are listed on the page about [labellers](../../constitution/toy/20_labellers.ipynb). Intervals draw
+# trainings, all with the same labeller. The larger model has not yet been run on a GPU.
 #
 # Minutes of the run on one thread, without first models that another page has trained:
 

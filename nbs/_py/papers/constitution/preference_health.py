@@ -9,7 +9,7 @@
 # %% [markdown]
 # # Health of a preference model: over-optimisation forecast from held-out votes
 #
-# > In a toy environment, votes on ordinary answers forecast which preference models lose true score under best-of-n; under PPO the forecast is better than chance, but not decided.
+# > In a toy environment, votes on ordinary answers forecast which preference models lose true score under best-of-n; for PPO the rank correlation of the forecast is 0.53, and whether it exceeds our bound of 0.2 is undecided.
 
 # %% tags=["parameters"]
 scale = 'quick'  # quick: seconds; cpu: 128 preference models, minutes; gpu: more of all
@@ -79,12 +79,14 @@ plot_health(judged, KL)
 # > Under best-of-n sampling the true score rises with the KL from the initial policy and then falls, sooner for
 # > preference models with less data [@gao2023overoptimization].
 #
-# Can one tell beforehand which preference model will do that, and when?
-# [`health`](../../constitution/evaluation/80_health.ipynb) looks at a preference model before anything is optimised. Each run here
-# [draws a labeller with known defects](../../constitution/toy/70_preference_runs.ipynb) (little truth, a taste for length, comfort
-# or refusals, noise, a bias for the first answer), fits a preference model and an ensemble to its labels, and asks `health` with 400
-# votes of fair raters on pairs of ordinary answers. Then best-of-n sampling optimises the preference model, and the true score,
-# which `health` never sees, is computed exactly. One run of four fits transformers, the others regressions on words.
+# This page asks whether one can forecast which preference model will do that, and at which KL.
+# [`health`](../../constitution/evaluation/80_health.ipynb) examines a preference model before anything
+# is optimised. Each run here [draws a labeller with known
+# defects](../../constitution/toy/70_preference_runs.ipynb) (little truth, a taste for length, comfort
+# or refusals, noise, a bias for the first answer), fits a preference model and an ensemble to its
+# labels, and asks `health` with 400 votes of fair raters on pairs of ordinary answers. Then best-of-n
+# sampling optimises the preference model, and the true score, which `health` never sees, is computed
+# exactly. One run of four fits transformers, the others regressions on words.
 
 # %%
 runs.groupby(['half', 'kind']).agg(
@@ -144,12 +146,15 @@ pd.DataFrame({name: {k: np.mean([k in f for f in failures[m]]) if m.any() else n
                                  rises=judged.true_gain>=0).items()}).round(2)
 
 # %% [markdown]
-# The verdict is strict. It refuses every judged run whose true score falls, and three of five whose true score rises. The forecast gain alone
-# does nearly as well on the first and refuses a fifth of the others. Most of the remaining refusals are due to accuracies that 400 votes
-# cannot tell from chance. Labels that flip, and ensembles that disagree, hardly tell the runs apart: in this environment
-# labels whose order flips still follow the truth a little. We keep the limits that were chosen before the runs.
+# The verdict is strict. It refuses every judged run whose true score falls, and three of five whose
+# true score rises. The forecast gain alone does nearly as well on the first and refuses a fifth of the
+# others. Most of the remaining refusals are due to accuracies that 400 votes cannot tell from chance.
+# The share of labels that flip and the disagreement of ensembles hardly separate the runs: in this
+# environment labels that flip still correlate a little with the truth. We keep the limits that were
+# chosen before the runs.
 #
-# Do the probes find the defects that they are named after? Mean values by the labeller's taste for length and by its bias for the first answer, all runs:
+# The table has the mean of two probes over all runs, by the defect that each is meant to find: the
+# labeller's taste for length, and its bias for the first answer.
 
 # %%
 pd.concat({probe: runs.groupby(f'labeller_{by}')[probe].mean()
@@ -157,8 +162,9 @@ pd.concat({probe: runs.groupby(f'labeller_{by}')[probe].mean()
 
 
 # %% [markdown]
-# These two do. Yet a taste for longer answers raises the true score here, because longer answers name more tools, and a taste for short ones
-# lowers it. A probe for a defect does not say what optimising the defect does; the votes do.
+# Both probes follow their defect. But a taste for longer answers raises the true score here, because
+# longer answers name more tools, and a taste for short ones lowers it. A probe for a defect does not
+# measure what optimising it does to the true score; fair votes do.
 #
 # ## Forecast peaks
 
@@ -174,10 +180,10 @@ peaks = {name: dict(peak=rank_correlation(d, 'peak', 'true_peak'),
 pd.DataFrame(peaks).map(str)
 
 # %% [markdown]
-# The table has rank correlations of forecast and actual values. Both forecasts order the runs as
-# the truth does, but single forecasts are far from exact (@fig-health, right). The gain is forecast
-# in nats of a vote and the true one in points of the true score; for fair raters these units are
-# equal:
+# The table has rank correlations of forecast and actual values. Both forecasts are correlated with the
+# truth (0.56 to 0.79), but single forecasts are far from exact (@fig-health, right). The gain is
+# forecast in nats of a vote and the true one in points of the true score; for fair raters these units
+# are equal:
 
 # %%
 error = (judged.gain-judged.true_gain).abs()
@@ -192,8 +198,9 @@ pd.Series(dict(inside=inside.mean(), median_error=error.median(),
 #
 # ## PPO
 #
-# Best-of-n has a known KL and an exact true score. Does the forecast hold for reinforcement learning? Policies that start
-# from a model of the same text are trained by PPO, without a KL penalty, against transformers of judged runs.
+# Best-of-n has a known KL and an exact true score. To test the forecast for reinforcement learning,
+# policies that start from a model of the same text are trained by PPO, without a KL penalty, against
+# transformers of judged runs.
 
 # %%
 def optimise(i):
@@ -228,8 +235,8 @@ policies[['learned', 'start', 'highest', 'end', 'peak', 'last', 'gain', 'true_ga
 policies[['gain', 'true_gain', 'change']].corr('spearman').change.round(2)
 
 # %% [markdown]
-# Eight policies are too few to decide. We therefore registered a row about 24 others, against the
-# next transformers among the odd numbers:
+# Eight policies are too few to decide. We therefore registered a row about 24 other policies, trained
+# against the next transformers among the odd-numbered runs:
 
 # %%
 enlarged = optimise_all(range(first.iloc[-1]+8, first.iloc[-1]+8*(more_policies+1), 8))
@@ -250,10 +257,11 @@ pd.DataFrame(dict(policies=len(enlarged), falls=(enlarged.change<0).mean(),
 # %% [markdown]
 # ## Labels of a real model
 #
-# In [the run on SmolLM2-135M](real_run.ipynb) the label of nearly every pair flips when its answers change places. The same model labels pairs of its own
-# answers to our prompts here, under one principle in both orders. A preference model is fitted to two thirds of the
-# labels; the rest are all the votes that there are. One reason for refusal needs no toy run: labels that all flip follow the letters,
-# not the answers.
+# In [the run on SmolLM2-135M](real_run.ipynb) the label of every pair flips when its answers change
+# places. The same model labels pairs of its own answers to our prompts here, under one principle in
+# both orders. A preference model is fitted to two thirds of the labels; the rest are the only held-out
+# votes. One reason for refusal does not depend on the toy runs: labels that all flip depend on the
+# letters, not on the answers.
 
 # %%
 def load_judge():

@@ -9,7 +9,7 @@
 # %% [markdown]
 # # Pipeline on SmolLM2-135M: its labels carry almost no signal
 #
-# > The reward rises, but the judge does not prefer the answers after RL (compare Figure 3).
+# > On SmolLM2-135M the reward rises by 0.05 nats, but an independent judge does not prefer the answers after RL (compare Figure 3).
 
 # %% tags=["parameters"]
 scale = 'quick'  # quick: a random model, seconds; cpu: about an hour; gpu: paper-like sizes
@@ -79,10 +79,10 @@ first
 # > under principles, and are trained against a preference model of these labels, with some 250,000
 # > answers in RL. RL-CAI is preferred to the model it began from [@bai2022constitutional].
 #
-# Our model has 135 million parameters and samples a few hundred answers. The run shows that every
-# stage works on real weights and real prompts as in the [toy environment](pipeline.ipynb), what it
-# costs, and how much a model changes that can hardly judge. We do not expect a more harmless model.
-# A result that is indistinguishable from no effect is reported as such.
+# Our model has 135 million parameters and samples a few hundred answers. The page runs every stage of
+# the [toy environment](pipeline.ipynb) on real weights and prompts, and measures its cost and its
+# effect. We do not expect a more harmless model, because one of this size can hardly judge. A result
+# that is indistinguishable from no effect is reported as such.
 #
 # ### Prompts
 #
@@ -240,17 +240,17 @@ bias_change
 # ## Interpretation
 #
 # At this size the pipeline fails at the labels. When the model has to choose the better answer, it
-# chooses the same letter in either order. Nearly every label flips with the order, and the average
-# of both orders differs from one half by one or two hundredths. A preference model can learn almost
-# nothing from such labels. RL uses the little there is: the reward rises by a twentieth of a nat on
-# held-out prompts, and the answers become shorter. The second preference model, trained on other
-# prompts, does not show an improvement, nor does the judge. Bias does not change.
+# chooses the same letter in either order. Every label flips with the order, and the average of both
+# orders differs from one half by 0.014 on average. A preference model can learn almost nothing from
+# such labels. After RL the reward is higher by 0.05 nats on held-out prompts, and the answers are
+# shorter. The second preference model, trained on other prompts, does not show an improvement, nor does
+# the judge. Bias does not change.
 #
 # ## What this does not show
 #
-# The results say nothing about larger models, because this one cannot be its own judge. There is one
-# seed, so intervals over prompts and templates do not cover differences between runs. The paper-like sizes have not yet been
-# run on a GPU.
+# The results say nothing about larger models: this one cannot label its own answers. There is one seed,
+# so intervals over prompts and templates do not cover differences between runs. The paper-like sizes
+# have not yet been run on a GPU.
 #
 # ## Cost
 #
@@ -265,12 +265,13 @@ seconds.to_frame()
 # %% [markdown]
 # ## Claims
 #
-# The criteria in `data/claims/constitution_realrun.toml` were written before the run. Two claims of ours hold:
-# the reward rises, and bias changes by less than 0.05. A model that answers these questions at chance can
-# hardly change its bias, so the second says little. The second score and evasion, with two refusals among 96
-# answers, are undecided. The judge's preference needs a larger model: both models are smaller than the
-# 52 billion parameters for which the paper reports it. In an earlier recording with other sampled texts there
-# was one refusal and the claim about evasion held; the other estimates led to the same verdicts.
+# The criteria in `data/claims/constitution_realrun.toml` were written before the run. Two claims of
+# ours hold: the reward rises, and bias changes by less than 0.05. A model that answers these questions
+# at chance can hardly change its bias, so the second is weak evidence. The second score and evasion,
+# with two refusals among 96 answers, are undecided. The judge's preference needs a larger model: both
+# models are smaller than the 52 billion parameters for which the paper reports it. In an earlier
+# recording with other sampled texts there was one refusal and the claim about evasion held; the other
+# estimates led to the same verdicts.
 
 # %%
 verdicts = {'constitution/real-score-rises': gain['reward'],

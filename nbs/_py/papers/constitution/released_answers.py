@@ -9,7 +9,7 @@
 # %% [markdown]
 # # Evasiveness: detected in harmless RLHF, not in constitutional RL
 #
-# > In released answers (section 4.4) RLHF for harmlessness evades, and constitutional RL comforts.
+# > Of the released answers to 26 prompts (section 4.4), 41 % evade after RLHF for harmlessness, and 61 % contain a stock phrase of comfort after constitutional RL without chain of thought.
 
 # %% tags=["parameters"]
 scale = 'quick'  # There is one size of this page
@@ -37,12 +37,12 @@ from moral_sc.lab.claims import Measurement, record
 # > a constitution engages with the request. Trained too long, it adds comforting phrases where they
 # > do not fit, and labels made with a chain of thought help against that [@bai2022constitutional].
 #
-# These claims about behaviour can be tested without a judge. For 66 prompts of three other papers (40 of
-# PALMS, 13 of LaMDA, 13 of InstructGPT) the authors released 17 answers of each of four models, and four
-# rounds of critique and revision. Only the prompts of the files within reach are counted: in the
-# recorded run 26, because the files of PALMS were out of reach. This page needs no model and is the same at every scale. The detectors are
-# [short patterns](../../constitution/evaluation/50_refusals.ipynb), checked against labelled
-# answers. They miss other phrasings, so the rates are lower bounds.
+# These claims about behaviour can be tested without a judge. For 66 prompts of three other papers (40
+# of PALMS, 13 of LaMDA, 13 of InstructGPT) the authors released 17 answers of each of four models, and
+# four rounds of critique and revision. Only prompts whose files are available are counted: in the
+# recorded run 26, because the files of PALMS were out of reach. This page runs no model and is the same
+# at every scale. The detectors are [short patterns](../../constitution/evaluation/50_refusals.ipynb),
+# checked against labelled answers. They miss other phrasings, so the rates are lower bounds.
 
 # %%
 answers = {name: author_samples(m) for m,name in AUTHOR_MODELS.items()}
@@ -77,10 +77,11 @@ by_set = {(k, s): g[list(kinds)].mean() for k,d in measures.items() for s,g in d
 pd.DataFrame(by_set).T.round(3)
 
 # %% [markdown]
-# The rates depend on the prompts. Helpful and harmless RLHF evades 64 % of the answers to LaMDA's prompts
-# and 19 % of those to InstructGPT's, which gives the .41 above. A count over all 66 prompts, made with earlier
-# patterns while the files of PALMS could be read, gave .16 for evasion and .81 for comfort in constitutional RL. The
-# prompts of PALMS are thus hardly ever evaded, and mostly answered with comfort.
+# The rates depend on the prompts. Helpful and harmless RLHF evades 64 % of the answers to LaMDA's
+# prompts and 19 % of those to InstructGPT's, which gives the .41 above. A count over all 66 prompts,
+# made with earlier patterns while the files of PALMS could be read, gave .16 for evasion and .81 for
+# comfort in constitutional RL. Prompts of PALMS are thus hardly ever evaded and are mostly answered
+# with comfort.
 
 # %%
 #| label: fig-rates
@@ -99,10 +100,10 @@ plot_prompt_shares({k: d.groupby('prompt').comfort.mean() for k,d in measures.it
 
 
 # %% [markdown]
-# For constitutional RL without chain of thought most prompts lie at one end or the other: for some
-# prompts, nearly every answer comforts. Another sample does not avoid the phrase. The next table
-# measures the variety of the 17 answers to one prompt: `variety` is the share of different pairs of
-# words among all pairs of words in them.
+# For constitutional RL without chain of thought most prompts have a share near zero or near one. For a
+# prompt with a share near one, sampling again does not avoid the phrase. The next table measures the
+# variety of the 17 answers to one prompt: `variety` is the share of different pairs of words among all
+# pairs of words in them.
 
 # %%
 def distinct_shares(d): return d.groupby('prompt').text.apply(distinct_ngrams)
@@ -171,16 +172,15 @@ pd.Series(principle_draws(chains)) if chains else 'out of reach'
 
 
 # %% [markdown]
-# Both values are consistent with independent draws. This is the only question left open by the
-# paper that the released files answer.
+# Both values are consistent with independent draws.
 #
-# This page does not show the rates of phrasings that the detectors do not contain, the harmfulness
-# of any answer, and the behaviour of other trainings.
+# This page does not show the rates of phrasings that the detectors do not contain, the harmfulness of
+# any answer, or the behaviour of other trainings.
 #
 # ## Claims
 #
-# These claims are ours: recounts whose outcome was known when the criterion was written. A claim that the
-# first revision does most of the work is about harmlessness in the paper; here it is about length.
+# These claims are ours: counts whose outcome was known when the criterion was written. The paper's
+# claim that the first revision has most of the effect is about harmlessness; here it is about length.
 
 # %%
 def count_claims():

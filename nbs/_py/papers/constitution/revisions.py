@@ -9,7 +9,7 @@
 # %% [markdown]
 # # Number of revisions: a small model revises less well than its training text
 #
-# > Four revisions of a small model remove 0.5 dangerous words, the rules of its training text 1.3 (Figure 5, toy environment).
+# > Four revisions by a small model raise true harmlessness by 0.5 points, four by the rules of its training text by 1.3 (Figure 5, toy environment).
 
 # %% tags=["parameters"]
 scale = 'quick'  # quick: seconds; cpu: eight trainings of two sizes, minutes; gpu: larger models
@@ -59,11 +59,12 @@ size
 # > help all the same [@bai2022constitutional].
 #
 # The paper's judges are preference models of 52 billion parameters. In the [toy
-# environment](../../constitution/toy/10_environment.ipynb) harm and help are counted, so we can
-# check the judges against the truth. A small transformer answers, criticises and revises. It was
-# trained on dialogues in which revisions remove what a principle objects to, though not always all
-# of it. Some effects are therefore those of that text: we iterate the *generator* that wrote it,
-# without a model, on the same first answers. Each training has a model and requests of its own.
+# environment](../../constitution/toy/10_environment.ipynb) harm and help are counted, so we can check
+# the judges against the truth. A small transformer answers, criticises and revises. It was trained on
+# dialogues in which revisions remove what a principle objects to, though not always all of it. Some
+# effects are therefore effects of that text. To measure these, we apply the revision rules of the
+# *generator* that wrote it, without a model, to the same first answers. Each training has its own model
+# and requests.
 
 # %%
 seeds = [seed+s for s in range(size['trainings'])]
@@ -151,11 +152,11 @@ pd.DataFrame(rows, index=[f'{i} revisions' for i in range(ROUNDS+1)]).T
 
 
 # %% [markdown]
-# In the recorded run true harmlessness rises and true helpfulness falls over four revisions, as in
-# the paper. Both are set by the environment: revisions of the training text remove dangerous words,
-# and words that serve a harmful deed are the dangerous ones. The generator without a model gains
-# more than twice as much, so the gain does not count for the model. A constant answer, *always a
-# better course*, is the most harmless that there is. No judge reaches the correlation of 0.8 with
+# In the recorded run true harmlessness rises and true helpfulness falls over four revisions, as in the
+# paper. Both are set by the environment: revisions of the training text remove dangerous words, and
+# words that serve a harmful deed are the dangerous ones. The generator without a model gains more than
+# twice as much, so the gain is no evidence for self-revision by the model. A constant answer, *always a
+# better course*, has the highest possible harmlessness. No judge reaches the correlation of 0.8 with
 # the truth that we require, so claims that use them are undecided.
 #
 # The p-value of Page's test that the scores of a prompt's answers rise in order, the largest of the trainings:
@@ -228,9 +229,9 @@ pd.DataFrame({c: {k: v.mean() for k,v in measured['model'][c].items()}
 
 
 # %% [markdown]
-# Four principles raise harmlessness by about a quarter of the gain in the text generator. In the model neither
-# a difference in harmlessness nor one in diversity is decided. The choice of principles matters far more than
-# their number.
+# Four principles raise harmlessness by about a quarter of the gain in the text generator. In the model
+# neither a difference in harmlessness nor one in diversity is decided. Single principles differ far
+# more from each other (-1.01 to -0.22) than four principles differ from one.
 #
 # ## Figure 7: critique or direct revision
 #
@@ -262,7 +263,7 @@ pd.Series({n: str(t_interval(x)) for n,x in advantage.items()}
 
 
 # %% [markdown]
-# In the recorded run a critique makes no difference that this run could show, for either size.
+# In the recorded run no effect of the critique is detectable for either size.
 #
 # ## Inaccurate critiques
 #
@@ -310,21 +311,24 @@ pd.DataFrame(changes)
 
 
 # %% [markdown]
-# This page does not cover language models, or models larger than `tiny`.
+# This page was recorded with transformers of two layers in a toy environment. It does not cover
+# language models, or models larger than `tiny`.
 #
 # ## Claims
 #
-# The criteria in `data/claims/constitution_revisions.toml` were fixed before the runs that judge them. This
-# recording is a rerun after a look at one with half as many requests and a quarter of the judges' pairs. Within a
-# training of 60 requests the trend of harmlessness is not significant in all eight, and that claim fails by its
-# criterion, although the gain over trainings is clear. The first revision makes most of the gain, help falls by
-# the truth, many critiques are wrong, and revisions after a wrong critique help. Two more claims of ours fail: the
-# judges are not valid, and the model does not gain more than the generator. The others are undecided. That the first
-# revision makes most of the gain was undecided in the smaller recording; the other verdicts were the same.
+# The criteria in `data/claims/constitution_revisions.toml` were fixed before the runs that judge them.
+# This recording repeats one with half as many requests and a quarter of the judges' pairs, whose
+# results had been seen. With 60 requests the trend of harmlessness is not significant in each of the
+# eight trainings, and that claim fails by its criterion, although the gain over trainings is clear.
+# Four claims hold: the first revision has most of the gain, true helpfulness falls, many critiques are
+# wrong, and revisions after a wrong critique raise harmlessness. Two more claims of ours fail: the
+# judges are not valid, and the model does not gain more than the generator. The others are undecided.
+# The claim on the first revision was undecided in the smaller recording; the other verdicts were the
+# same.
 #
-# An earlier recording had one larger model and 250 requests. There the trends held with p below 1e-14, more
-# principles made more diverse revisions, and the claim that help falls failed by a judge that
-# correlated 0.11 with the truth.
+# An earlier recording had one larger model and 250 requests. There the trends held with p below 1e-14,
+# more principles made revisions more diverse, and the claim that helpfulness falls failed with a judge
+# whose correlation with the truth was 0.11.
 
 # %%
 def unless_invalid(estimate, name):

@@ -7,9 +7,9 @@
 # ---
 
 # %% [markdown]
-# # Soft labels, clamps, ensembles: what labels make of preference models
+# # Soft labels, clamps, ensembles: effects of labels on preference models
 #
-# > Soft labels beat hard ones (Section 4.3); what clamps do to policies is undecided with eight trainings.
+# > In a toy environment soft labels make better preference models than hard ones (Section 4.3); the effect of clamps on policies is undecided with eight trainings.
 
 # %% tags=["parameters"]
 scale = 'quick'  # quick: four trainings, few steps of RL; cpu: eight, minutes; gpu: a larger model
@@ -66,9 +66,9 @@ size
 # preferred with a probability that is a known function of the words. We compare a preference model
 # with this probability itself, not with a drawn outcome.
 #
-# The labeller is an assumption: its confidence, its noise, what it considers under each principle,
-# and its position bias. The effect of its labels on a trained model is measured. Each training has a
-# first model, pairs and labels of its own; intervals draw trainings.
+# We assume the labeller's confidence, its noise, what it considers under each principle, and its
+# position bias. We measure the effect of its labels on a trained model. Each training has a first
+# model, pairs and labels of its own; intervals draw trainings.
 #
 # ### Comparisons
 #
@@ -173,19 +173,19 @@ pd.Series({k: str(ece(q, outcomes)) for k,q in probabilities.items()},
 
 
 # %% [markdown]
-# Divergence penalises two errors: the wrong side, and overconfidence. Rounding causes overconfidence and
-# hardly changes the side, so the advantage of soft labels is confidence of the right size. Whether soft labels
-# also give the right side more often is undecided.
+# Divergence penalises two errors: the wrong side, and overconfidence. Rounding causes overconfidence
+# and hardly changes the side, so the advantage of soft labels is better calibrated confidence. Whether
+# soft labels also give the right side more often is undecided.
 #
-# Labels under a drawn principle are a little better than those under one, averaged over which one it is.
-# The principle of danger alone is better than either: one of our three principles considers comfort
-# only. Sixteen principles of one kind, as in the paper, are a different case. Whether labels in both
-# orders help with a position bias is undecided.
+# Labels under a drawn principle are a little better than those under one principle, averaged over the
+# three principles. The principle of danger alone is better than either, because one of our three
+# principles considers comfort only. Sixteen principles of one kind, as in the paper, are a different
+# case. Whether labels in both orders help with a position bias is undecided.
 #
 # A clamp bounds the confidence that a model is trained towards and cannot move a label to the other side.
 #
-# By this measure the narrow clamp cannot win once there is enough data. If the margins of a model stay
-# within a clamp, its divergence is at least, in nats:
+# By this measure the narrow clamp cannot be better once there is enough data. If the margins of a model
+# stay within a clamp, its divergence is at least, in nats:
 
 # %%
 def least_divergence(clamp):
@@ -197,18 +197,18 @@ def least_divergence(clamp):
 
 
 # %% [markdown]
-# With 600 pairs, in an earlier recording, a model without a clamp was 0.046 from the truth, so the two claims
-# on divergence could not hold. With the 140 pairs of this recording it is 0.10, and the first of them is
-# undecided. The claims are closed, because the paper says nothing of divergence: it clamps labels because of
-# the behaviour of policies, and policies are judged next.
+# With 600 pairs, in an earlier recording, a model without a clamp was 0.046 from the truth, so the two
+# claims on divergence could not hold. With the 140 pairs of this recording it is 0.10, and the first of
+# them is undecided. The claims are closed, because the paper does not report divergence: it clamps
+# labels because of the behaviour of policies, which the next section measures.
 #
 # ## Policies trained on clamped labels
 #
-# As in the paper, a preference model is trained on the labeller's labels of harm, clamped or not, and on raters' votes
-# for help, and a policy against it, all with the same KL coefficient and number of steps. A part of
-# the labels prefers comfort. Policies are measured by the true help of their answers to held-out
-# ordinary requests plus the true harmlessness of those to red-team requests, beside
-# [answers without a model](../../constitution/toy/60_pipeline.ipynb).
+# As in the paper, a preference model is trained on the labeller's labels of harm, clamped or not, and
+# on raters' votes for help, and a policy against it, all with the same KL coefficient and number of
+# steps. Labels under one of the principles prefer comfort. Policies are measured by the true help of
+# their answers to held-out ordinary requests plus the true harmlessness of those to red-team requests,
+# beside [answers without a model](../../constitution/toy/60_pipeline.ipynb).
 
 # %%
 def train_policies(s):
@@ -267,10 +267,11 @@ pd.Series({'comfort, no clamp less 40-60 %': comfort_change, 'sum, 40-60 % less 
 
 
 # %% [markdown]
-# In the recorded run unclamped labels move policies further: harmlessness rises more and help falls more than
-# with a clamp, and comfort is more frequent on average. Trainings differ so widely that neither the
-# difference in comfort nor the difference in the sum is decided. No policy reaches the sum of the revised
-# generator, or of the constant *always a better course*, so a better policy would not count here.
+# In the recorded run unclamped labels change policies more: harmlessness rises more and help falls more
+# than with a clamp, and comfort is more frequent on average. Trainings differ so widely that neither
+# the difference in comfort nor the difference in the sum is decided. No policy reaches the sum of the
+# revised generator, or of the constant *always a better course*, so a difference between policies would
+# not show that clamping works.
 #
 # A bounded margin is a smaller reward, and at the same KL coefficient a smaller reward leads to a
 # smaller KL. Part of the effect of a clamp could come from a larger KL coefficient instead. Like the
@@ -278,8 +279,8 @@ pd.Series({'comfort, no clamp less 40-60 %': comfort_change, 'sum, 40-60 % less 
 #
 # ## What this does not show
 #
-# We do not test real chains of thought, sixteen principles, or model sizes. The larger model has not yet
-# been run on a GPU.
+# The toy environment says nothing about large language models. We do not test real chains of thought,
+# sixteen principles, or model sizes. The larger model has not yet been run on a GPU.
 #
 # ## Claims
 #
@@ -287,8 +288,9 @@ pd.Series({'comfort, no clamp less 40-60 %': comfort_change, 'sum, 40-60 % less 
 # recorded run two claims hold (soft labels, principles), and the one of ours that compares with baselines
 # fails. The others are undecided, and two are closed.
 #
-# Earlier recordings had one first model, three trainings, 600 pairs, policies trained on harm alone, and
-# intervals over prompts. By those soft labels, accuracy and both orders held, and three claims about clamps failed.
+# Earlier recordings had one first model, three trainings, 600 pairs, policies trained on harm alone,
+# and intervals over prompts. There the claims on soft labels, accuracy and both orders held, and three
+# claims about clamps failed.
 
 # %%
 def unless_baseline(estimate, policies):
