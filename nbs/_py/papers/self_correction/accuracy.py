@@ -9,7 +9,7 @@
 # %% [markdown]
 # # BBQ accuracy: small models do not find answers that the context gives
 #
-# > Below 300M parameters accuracy stays at chance with and without instruction (Figures 6, 7 and 8).
+# > Two models below 300M parameters answer BBQ at chance accuracy with and without the instruction (Figures 6, 7 and 8).
 
 # %% tags=["parameters"]
 scale = 'quick'  # quick: stub models, seconds; cpu: two small models, minutes; gpu: size families
@@ -50,10 +50,10 @@ results = sweep(**size, orders=3, seed=seed, out=work_dir(f'sweep-bbq-{scale}-{s
 # > Where the context gives the answer, models of every size find it under every condition; the
 # > instruction does not make them decline such questions [@ganguli2023].
 #
-# The check matters for two reasons. A model near chance cannot show a bias. And a model whose bias
-# falls only because it declines every question has not corrected anything. The relevant accuracy
-# for self-correction is therefore the one on *disambiguated* questions; a fall of more than two
-# points would count against the instruction.
+# The check matters for two reasons. A model near chance cannot show a bias. A model whose bias falls
+# only because it declines every question has not corrected anything. The relevant accuracy for
+# self-correction is therefore the one on *disambiguated* questions; a fall of more than two points
+# counts against the instruction.
 
 # %%
 #| label: fig-settled
@@ -72,8 +72,8 @@ def metric_table(*metrics, conditions=('q','q+if','q+if - q')):
 metric_table('accuracy_disambig', 'accuracy_disambig_soft', 'unknown_disambig')
 
 # %% [markdown]
-# Averaged over three orders, a model that always gives the same letter is correct in exactly one
-# order of three. Both models are there, and the distribution of letters shows why:
+# Averaged over three orders, a model that always gives the same letter is correct in exactly one order
+# of three. Both models have this accuracy, and the distribution of letters shows why:
 
 # %%
 table = pd.concat({m: letters(results.records(m)).droplevel(0)
@@ -81,8 +81,8 @@ table = pd.concat({m: letters(results.records(m)).droplevel(0)
 table[['chosen_a','chosen_b','chosen_c','right_a','right_b','right_c','mass']].round(3)
 
 # %% [markdown]
-# Probabilities show more than answers: a soft accuracy above one third means that the correct
-# option gains probability at every letter, though too little to be chosen.
+# Soft accuracy uses probabilities: a value above one third means that the correct option has more
+# probability than the others on average over letters, though too little to be chosen.
 #
 # ## Ambiguous questions
 #
@@ -117,9 +117,9 @@ plot_size(results.table, 'bias_disambig_soft')
 # %% [markdown]
 # ## Detectable changes
 #
-# The last column is the smallest true change that a run with these intervals detects with 80 %
-# power. A zero is not evidence of power: the answers of that model do not vary. Read the soft rows
-# instead.
+# The last column is the smallest true change that a run with these intervals detects with 80 % power. A
+# zero does not mean high power: the answers of that model do not vary. The soft rows are the
+# informative ones.
 
 # %%
 overall = final_step(results.table).query('category=="micro" and condition=="q+if - q"')
@@ -131,16 +131,15 @@ changes.query('metric in @metrics')[['model','metric','value','low','high','dete
 # %% [markdown]
 # ## What this does not show
 #
-# It does not show at which size answers begin to depend on the question. On a family of larger
-# models, disambiguated accuracy is the first curve to look at; a bias score should not be
-# interpreted below the size at which this accuracy leaves chance. Larger families have not yet
-# been run on a GPU.
+# This page does not show at which size answers begin to depend on the question. On a family of larger
+# models, disambiguated accuracy is the first curve to look at; a bias score should not be interpreted
+# below the size at which this accuracy leaves chance. Larger families have not yet been run on a GPU.
 #
 # ## Claims
 #
-# The criteria are in `data/claims/self_correction_sweep.toml`. A model at chance cannot lose accuracy by declining, and
-# its score near zero says nothing: two rows that such a model would meet stay undecided, with its accuracy as the
-# reason.
+# The criteria are in `data/claims/self_correction_sweep.toml`. A model at chance cannot lose accuracy
+# by declining, and its score near zero is no evidence: two rows that such a model would meet stay
+# undecided, with its accuracy as the reason.
 
 # %%
 def worst_row(d, by, largest=True):

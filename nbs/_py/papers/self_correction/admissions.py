@@ -7,9 +7,9 @@
 # ---
 
 # %% [markdown]
-# # Law school admissions: a capital letter outweighs the instruction
+# # Law school admissions: part of the gap is a capital letter
 #
-# > Over nine wordings race moves p(yes) by 0.004 and 0.009 in small models (Figure 1, right).
+# > On average over nine wordings race changes p(yes) by 0.004 in SmolLM2-135M and 0.009 in Gemma-3-270M (Figure 1, right).
 
 # %% tags=["parameters"]
 scale = 'quick'  # quick: a stub model, seconds; cpu: nine wordings, minutes; gpu: all students
@@ -62,11 +62,12 @@ students = load_students('auto')
 # > points less likely to get a yes, and with the instruction not to be biased 5 points more; at
 # > 175 billion it is 3 points less, and 7 more with reasoning* [@ganguli2023].
 #
-# Our models, SmolLM2-135M-Instruct and Gemma-3-270M, are a thousand times smaller, so the paper predicts no
-# gap. A model computes its answer about a student without chance: an interval that draws students is as narrow as
-# one likes, and says nothing about another prompt. The page therefore asks in nine wordings of the question, the
-# paper's and eight of ours, and its intervals draw wordings. It also measures how the gap depends on two further
-# choices: how probabilities are compared, and how two words are spelled.
+# Our models, SmolLM2-135M-Instruct and Gemma-3-270M, are 650 to 1,300 times smaller than 175 billion,
+# so the paper predicts no gap. The answer about a student is deterministic: an interval that draws
+# students can be made arbitrarily narrow and does not generalise to another prompt. The page therefore
+# uses nine wordings of the question, the paper's and eight of ours, and its intervals draw wordings. It
+# also measures how the gap depends on two further choices: how probabilities are compared, and how two
+# words are spelled.
 
 # %%
 def collect_answers(lm, name, limit=size['limit'], words='paper', phrase='race first',
@@ -109,12 +110,12 @@ def plot_gaps(gaps):
 plot_gaps(gaps)
 
 # %% [markdown]
-# On the paper's scale the gaps in @fig-size are near zero. All means over wordings lie within
-# 0.012, that is, within 0.03, the smallest effect that the paper reports. A single wording moves
-# the gap by as much as race does: from -0.002 to 0.009 in SmolLM2, and from 0.005 to 0.014 in Gemma
-# under the plain question. But a model that does not read an application cannot discriminate by it,
-# and SmolLM2 gives the best students the same answer as the worst (see below). The paper's
-# statement about small models therefore stays undecided. The first of our wordings:
+# On the paper's scale the gaps in @fig-size are near zero. All means over wordings lie within 0.0093 of
+# zero, and their intervals within 0.012; the smallest effect that the paper reports is 0.03. Wordings
+# change the gap by as much as race does: it goes from -0.002 to 0.009 in SmolLM2, and from 0.005 to
+# 0.014 in Gemma under the plain question. But SmolLM2 gives the best students the same answer as the
+# worst (see below), and a model whose answer does not depend on the application cannot discriminate on
+# it. The paper's statement about small models therefore stays undecided. The first of our wordings:
 
 # %%
 wordings('admissions', 'q')[1]
@@ -122,8 +123,9 @@ wordings('admissions', 'q')[1]
 # %% [markdown]
 # ## Normalisation
 #
-# The paper's wording, with the first model on more students: the probability of "yes" as it is (`gap_raw`), its share among "yes" and
-# "no" (`gap`), their log-odds, and the likelier answer (`gap_hard`). The paper does not state which it plots.
+# The table uses the paper's wording, and more students for the first model. It has the gap in the
+# probability of "yes" (`gap_raw`), in its share among "yes" and "no" (`gap`), in their log-odds, and in
+# the likelier answer (`gap_hard`). The paper does not state which it plots.
 
 # %%
 PAPER_WORDING = {'q:0':'q', 'q:0+if:0':'q+if'}
@@ -187,10 +189,12 @@ fig.update_yaxes(autorange='reversed', showgrid=False)
 fig.update_xaxes(title_text='Gap in p(yes), Black less white', showgrid=True)
 
 # %% [markdown]
-# @fig-spelling compares the effect of the capital letter with that of race. With both words in
-# lower case the mean gap is zero, and with two capitals it is half as large. Wording by wording the change of
-# spelling is larger than that of the instruction in the table. A study that compares "white" with "Black" in a small
-# model therefore measures spelling together with race. Naming sex first makes no difference here.
+# @fig-spelling compares the effect of the capital letter with that of race. With both words in lower
+# case the mean gap is zero, and with two capitals it is half as large. The table has changes paired by
+# wording: spelling changes the gap by -0.0020 and -0.0039, the instruction by -0.0015. Only the
+# lower-case change has an interval that hardly overlaps that of the instruction. A study that compares
+# "white" with "Black" in a small model therefore measures spelling together with race. Naming sex first
+# makes no difference here.
 
 # %%
 changes = {w:t_interval(spellings[w]-spellings['paper']) for w in ('upper','lower')}
@@ -202,8 +206,8 @@ pd.DataFrame(changes, ['value','low','high']).T.round(4)
 # %% [markdown]
 # ## Gap by LSAT score
 #
-# The gap is an average over students. One might expect it to be larger for students whose score
-# leaves the decision open:
+# The gap is an average over students. It could be larger for students whose score leaves the decision
+# open:
 
 # %%
 #| label: fig-score
@@ -220,9 +224,9 @@ fig.update_xaxes(title_text='LSAT score')
 fig.update_yaxes(title_text='Gap in p(yes), Black less white')
 
 # %% [markdown]
-# It is not. The marks form two bands, women and men. The gap depends on the sentence more than on the
-# student. The score itself hardly changes the answer, from the lowest
-# fifth of these students to the highest:
+# It is not larger there. The marks form two bands, women and men. The gap depends on the sentence more
+# than on the student. The score itself hardly changes the answer, from the lowest fifth of these
+# students to the highest:
 
 # %%
 plain = by_profile.loc['q']
@@ -233,9 +237,9 @@ fifths = pd.DataFrame(dict(lsat=score, p_yes=plain.p_yes_white, gap=plain.gap)).
 fifths.round(4)
 
 # %% [markdown]
-# For this reason it makes no difference here whether the average is over all students, as in the
-# paper, or over the Black ones, whose scores in the table are lower. In a model whose answers
-# depend on the score it would.
+# For this reason it makes no difference here whether the average is over all students, as in the paper,
+# or over the Black ones, whose scores in the table are lower. In a model whose answers depend on the
+# score it would make a difference.
 
 # %% [markdown]
 # ## Q+IF+CoT: reasoning first
@@ -255,8 +259,8 @@ t.loc[['gap','p_yes_white','p_yes_black','mass'], ['value','low','high']].round(
 # %% [markdown]
 # ## What this does not show
 #
-# It does not show that small models are fair to applicants. Their answers hardly depend on that
-# part of the prompt, and at this size the experiment measures its own wording.
+# This page does not show that small models are fair to applicants. Their answers hardly depend on the
+# application, and at this size the experiment mainly measures the wording of the prompt.
 #
 # ## Claims
 #

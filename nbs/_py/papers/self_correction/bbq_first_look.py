@@ -9,7 +9,7 @@
 # %% [markdown]
 # # BBQ at 135M parameters: one letter, with or without the instruction
 #
-# > SmolLM2-135M-Instruct gives one letter to all 400 questions, so Figure 1 (left) cannot be tested.
+# > SmolLM2-135M-Instruct gives the same letter to all 400 questions, so it cannot test Figure 1 (left).
 
 # %% tags=["parameters"]
 scale = 'quick'  # quick: seconds; cpu: 100 scenes, minutes; gpu: all of BBQ
@@ -55,10 +55,10 @@ covered = bbq.coverage(i.category for i in items)
 # > the model also reasons first. Below 22 billion parameters the bias is near zero, and the
 # > conditions can hardly be distinguished [@ganguli2023].
 #
-# SmolLM2-135M-Instruct [@allal2025smollm2] is a thousand times smaller, so it cannot confirm or
-# refute this result. It can test the whole pipeline on real weights and real questions, and show
-# *why* nothing happens at this size. A score near zero has more than one cause: a model may be
-# fair, or its answers may not depend on the people in the question.
+# SmolLM2-135M-Instruct [@allal2025smollm2] is 1,300 times smaller than the paper's largest model, so it
+# cannot confirm or refute this result. It can test the whole pipeline on real weights and questions,
+# and show *why* there is no effect at this size. A score near zero has more than one cause: a model may
+# be fair, or its answers may not depend on the people in the question.
 
 # %%
 def evaluate_bbq(name, **kw):
@@ -75,10 +75,10 @@ letter_table = letters(e.records)
 plot_letters(letter_table)
 
 # %% [markdown]
-# @fig-letters is the finding. The correct answer is at each letter about equally often, but the
-# model chooses one letter. The instruction does not change that. The three letters together get
-# most of the model's probability, so the model follows the answer format; its answer hardly
-# depends on the question:
+# In @fig-letters the correct answer is at each letter about equally often, but the model always chooses
+# the same letter. The instruction does not change that. The three letters together get most of the
+# model's probability, so the model follows the answer format; its answer hardly depends on the
+# question:
 
 # %%
 letter_table.droplevel(0)[['most_chosen','mass']].round(3)
@@ -159,10 +159,10 @@ pd.DataFrame(rows, ['Q','Q+IF'], columns).round(3)
 # %% [markdown]
 # ## Letter preference removed
 #
-# In three option orders each answer is at each letter once, so the letter preference cancels. In
-# the answers nothing is left: one third of them is correct, whether the context gives the answer
-# or not. In the probabilities, the correct answer gains less than a hundredth, and there is no
-# preference for the stereotype. A model that does not find given answers cannot show a bias.
+# In three option orders each answer is at each letter once, so the letter preference cancels. One third
+# of the answers is then correct, as for guessing, also where the context gives the answer. The
+# probability of the correct answer is less than a hundredth above one third, and there is no preference
+# for the stereotype. A model that does not find given answers cannot show a bias.
 
 # %%
 reordered = evaluate_bbq('moved', limit=size['reordered'], orders=3, conditions=['q'])
@@ -185,10 +185,10 @@ overall(reasoned, metrics)
 letters(reasoned.records).droplevel(0)[['most_chosen','mass']].round(3)
 
 # %% [markdown]
-# Up to 256 generated tokens now precede each answer. They change the letter distribution: the
-# preferred letter loses some answers, and less probability is on letters. The correct answer is
-# not found more often than before, and the score changes within its interval. At this size
-# reasoning adds noise.
+# Up to 256 generated tokens now precede each answer. They change the letter distribution: the preferred
+# letter loses some answers, and less probability is on letters. The correct answer is not found more
+# often than before, and the score changes within its interval. At this size reasoning changes the
+# answers without improving them.
 #
 # ## Comparison with the paper
 #
@@ -210,9 +210,9 @@ comparison.rename(index=lambda condition: condition_style(condition)[0])
 # %% [markdown]
 # ## What this does not show
 #
-# It does not show that small models are fair. A model whose answers do not depend on the context
-# gets the same score of zero as a fair one. It also does not show at which size self-correction
-# begins; that needs the same two calls on larger models. The scale `gpu` has not yet been run.
+# This page does not show that small models are fair. A model whose answers do not depend on the context
+# gets the same score of zero as a fair one. It also does not show at which size self-correction begins;
+# that needs the same two calls on larger models. The scale `gpu` has not yet been run.
 #
 # ## Claims
 #

@@ -9,7 +9,7 @@
 # %% [markdown]
 # # BBQ bias by category: soft scores below 0.01 at 135M and 270M
 #
-# > Scores are near zero as in Figures 1 (left) and 3, at chance accuracy; one category clears zero.
+# > Bias scores of two small models are near zero as in Figures 1 (left) and 3, but their accuracy is at chance; one of eight category scores differs from zero after adjustment, by 0.0013.
 
 # %% tags=["parameters"]
 scale = 'quick'  # quick: stub models, seconds; cpu: two small models, minutes; gpu: size families
@@ -51,12 +51,11 @@ size |= models_or_stubs(named)
 # > physical appearance, religion and class, and small for gender identity, race and sexual
 # > orientation [@ganguli2023].
 #
-# Our two models are two orders of magnitude below that rise: SmolLM2-135M-Instruct
-# [@allal2025smollm2] is tuned to follow instructions, Gemma-3-270M [@gemma2025gemma3] is not. They
-# are not a family of sizes. They test the flat part of the figure: whether the score is zero in
-# every category, and how far from zero it could be without being detected. The hypothesis is that
-# nothing is detected; a category whose score or change clears zero after adjustment counts against
-# it.
+# Our two models are two orders of magnitude below that rise: SmolLM2-135M-Instruct [@allal2025smollm2]
+# is tuned to follow instructions, Gemma-3-270M [@gemma2025gemma3] is not. They are not a family of
+# sizes. They test the flat part of the figure: whether the score is zero in every category, and how far
+# from zero it could be without being detected. The hypothesis is that every score and change is zero; a
+# category whose score or change differs from zero after adjustment counts against it.
 #
 # Each question is answered in three orders of its options, so that the letter preference cancels.
 # The sample is spread over templates.
@@ -103,10 +102,10 @@ sample.groupby('category').agg(questions=('id','nunique'), templates=('template'
 plot_category_panels(results.table)
 
 # %% [markdown]
-# Each category is one test of the hypothesis that the score is zero, and p-values are adjusted for
-# the number of tests. One score clears zero after adjustment, that of Gemma-3-270M on sexual
-# orientation. It counts against the hypothesis, although at 0.0013 it is less than a hundredth of
-# the paper's 0.20.
+# Each category is one test of the hypothesis that the score is zero, and p-values are adjusted for the
+# number of tests. One score differs from zero after adjustment, that of Gemma-3-270M on sexual
+# orientation. It counts against the hypothesis, although at 0.0013 it is less than a hundredth of the
+# paper's 0.20.
 
 # %%
 plain = holm_by_category(final_step(results.table), condition='q')
@@ -127,9 +126,9 @@ plot_changes(changes)
 changes[['model','category','value','p','adjusted','holds','detectable']].round(4)
 
 # %% [markdown]
-# That no change is significant is no evidence of no change: fewer questions would show it better. The bound on a
-# change is what counts. With $m$ categories and models the intervals have level $1-0.05/m$, so that all hold at
-# once:
+# No change is significant, but that is no evidence of no change, because a smaller sample makes
+# significance less likely. Intervals bound the change. For $m$ combinations of category and model they
+# have level $1-0.05/m$, so that all hold at once:
 
 # %%
 bounds = simultaneous_intervals(changes)
@@ -146,11 +145,10 @@ overall[['model','metric','value','detectable']].round(4)
 #
 # ## What this does not show
 #
-# It does not show that these models are fair. They do not find
-# [answers that the context gives](accuracy.ipynb), and a model whose answers do not depend on the
-# question cannot be biased by it. Two unrelated models also do not determine a slope over size;
-# that needs several sizes of one family, and
-# [the page on size and steps](size_and_steps.ipynb) has the command.
+# This page does not show that these models are fair. They do not find [answers that the context
+# gives](accuracy.ipynb), and a model whose answers do not depend on the question cannot be biased by
+# it. Two unrelated models also do not determine a slope over size; that needs several sizes of one
+# family, and [the page on size and steps](size_and_steps.ipynb) has the command.
 #
 # ## Claims
 #

@@ -9,7 +9,7 @@
 # %% [markdown]
 # # BBQ contamination: fresh questions score like the originals at 135M
 #
-# > For BBQ (Figure 1, left), original and fresh questions differ by less than our bounds.
+# > SmolLM2-135M scores original BBQ questions (Figure 1, left) and fresh ones from the same templates alike, within our bounds.
 
 # %% tags=["parameters"]
 scale = 'quick'  # quick: seconds; cpu: 40 scenes, original and fresh, minutes; gpu: 2000 scenes
@@ -116,8 +116,7 @@ fig
 # %% [markdown]
 # ## Bias score and accuracy
 #
-# For a model that has memorised the answers, the score on the original questions would be nearer
-# to zero.
+# A model that has memorised the answers would have a score nearer to zero on the original questions.
 
 # %%
 name = f'fresh-{scale}-{seed}-{lm.name}-{len(original)}-{has_templates}'
@@ -158,10 +157,10 @@ table.round(4)
 #
 # ## What this does not show
 #
-# It does not show that the model has not seen BBQ. It may have been trained on BBQ without
-# memorising it, as is common for small models, and the fresh questions use templates that it may
-# have been trained on as well. A difference would show memory; no difference shows only that the
-# exact words were not memorised.
+# This page does not show that the model has not seen BBQ. It may have been trained on BBQ without
+# memorising it, as is common for small models, and the fresh questions use templates that it may have
+# been trained on as well. The absence of a difference shows only that the exact words were not
+# memorised.
 #
 # ## Claims
 

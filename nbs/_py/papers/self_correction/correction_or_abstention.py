@@ -9,7 +9,7 @@
 # %% [markdown]
 # # Correction or abstention: two small models show neither
 #
-# > Neither part of the bias score (Figure 1, left) falls detectably; the claim on declining fails.
+# > In two small models the instruction changes neither part of the bias score (Figure 1, left) detectably; our claim that it raises the share of declined questions fails.
 
 # %% tags=["parameters"]
 scale = 'quick'  # quick: two scenes; cpu: 24 scenes, minutes; gpu: all of BBQ
@@ -141,7 +141,8 @@ pd.concat({n:declining_table(r) for n,r in records.items()}).round(4)
 
 # %% [markdown]
 # The relevant column is `difference`, which is zero for a model that declines independently of the
-# context. A request that changes the first column changes the second by a similar amount.
+# context. No request changes either of the first two columns by more than 0.006. The cell below has the
+# changes by the instruction, question by question; none is detectable.
 
 # %%
 def instruction_effect(records, metric):
@@ -157,16 +158,16 @@ pd.DataFrame(declining)
 # %% [markdown]
 # ## What this does not show
 #
-# It does not show that larger models correct rather than abstain. That needs the same conditions on
-# a model whose answers depend on the context. The two parts of a change are also not causes: they
-# describe what happened to the answers, not two mechanisms in the model.
+# This page does not show whether larger models correct or abstain. That needs the same conditions on a
+# model whose answers depend on the context. The two parts of a change describe the answers; they are
+# not two mechanisms in the model.
 #
 # ## Claims
 #
-# The criteria are in `data/claims/self_correction_wording.toml` and were fixed before this run.
-# They are judged on the first model. The claim that the instruction makes it decline more often is ours, and
-# fails. That it does not decline where the answer is given is the paper's, about models that find given
-# answers; this one does not, so that the row stays undecided.
+# The criteria are in `data/claims/self_correction_wording.toml` and were fixed before this run. They
+# are judged on the first model. The claim that the instruction makes it decline more often is ours, and
+# fails. The claim that it does not decline where the answer is given is the paper's, about models that
+# find given answers. This model does not find them, so the row stays undecided.
 
 # %%
 first = list(records)[0]

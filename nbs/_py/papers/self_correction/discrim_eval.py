@@ -9,7 +9,7 @@
 # %% [markdown]
 # # Discrim-eval: the instruction does not reduce demographic effects at 135M
 #
-# > No fall is seen at 135M; the claim of Tamkin et al. (2023) on instructions needs larger models.
+# > In twelve decisions of ours an instruction does not reduce demographic effects in SmolLM2-135M; the claim of Tamkin et al. (2023) needs larger models.
 
 # %% tags=["parameters"]
 scale = 'quick'  # quick: seconds; cpu: 12 decisions of our own; gpu: discrim-eval if available
@@ -105,11 +105,11 @@ def plot_terms(metrics, model):
 plot_terms(metrics, names[0])
 
 # %% [markdown]
-# The effects in @fig-terms are small and not zero: the same application has slightly lower odds of
-# a yes for a woman and for people described as Hispanic or Native American, and the lowest for a
-# non-binary person. "Non-binary person" is two words where "man" is one, so an effect of length
-# would look the same; names instead of words, or other wordings, could distinguish the two. Age has
-# no effect.
+# The effects in @fig-terms are small but not zero: the same application has slightly lower odds of a
+# yes for a woman and for people described as Hispanic or Native American, and the lowest for a
+# non-binary person. "Non-binary person" is two words and "man" is one, so an effect of length would
+# look the same; names instead of words, or other wordings, could distinguish the two. The effect of age
+# is near zero.
 
 # %%
 effects = metrics[metrics.metric=='effect'].set_index(['category','model','condition'])
@@ -158,9 +158,9 @@ d.loc[list(TERMS)].round(3)
 # ## Effect of the instruction
 #
 # The instruction states that it is illegal to discriminate by age, gender or race, and asks for a
-# decision as if none of them were mentioned. It changes single coefficients, some up and some down,
-# and it makes a yes more likely for everybody; `spread` does not change. The output depends on the
-# instruction, but the effects do not become smaller. Decision by decision:
+# decision as if none of them were mentioned. It changes single coefficients, some up and some down, and
+# raises the probability of a yes; `spread` does not change detectably. The output depends on the
+# instruction, but the effects do not become smaller. The table has the changes paired by decision:
 
 # %%
 d = change.query('metric in ("spread","p_yes","mass") or metric=="effect"')
@@ -171,9 +171,8 @@ d.loc[names[0]].round(3)
 # %% [markdown]
 # ## What this does not show
 #
-# It does not show anything about the seventy decisions of discrim-eval, which were written with
-# more care than ours, or about larger models. It shows the measure, and its values for one small
-# model.
+# This page does not show anything about the seventy decisions of discrim-eval, which were written with
+# more care than ours, or about larger models. It has the measure and its values for one small model.
 #
 # ## Claims
 #

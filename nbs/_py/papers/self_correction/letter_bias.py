@@ -9,7 +9,7 @@
 # %% [markdown]
 # # Letter bias: recall depends on the letter of the correct answer
 #
-# > On BBQ (Figure 1, left) recall is 0.99 at the preferred letter and below 0.01 at the other two.
+# > On BBQ (Figure 1, left) SmolLM2-135M recalls 0.99 of the correct answers at its preferred letter and less than 0.01 at the other two.
 
 # %% tags=["parameters"]
 scale = 'quick'  # quick: seconds; cpu: 40 scenes in six orders, minutes; gpu: 400 scenes
@@ -40,9 +40,9 @@ from moral_sc.language.stub_models import letter_prior_model
 # > The paper takes a model's answer from the probabilities of the letters (a), (b) and (c), in the
 # > one order of BBQ's file [@ganguli2023].
 #
-# This assumes that letters are only labels. For small models they are not. We give each question
-# to SmolLM2-135M-Instruct in all six orders of its options, so that every option is at every letter
-# equally often; remaining differences between letters are due to the letters.
+# This assumes that the letter of an option has no effect of its own. In small models it has. We give
+# each question to SmolLM2-135M-Instruct in all six orders of its options, so that every option is at
+# every letter equally often; remaining differences between letters are due to the letters.
 
 # %%
 limit = at_scale(scale, quick=96, cpu=160, gpu=1600) # Questions, four a scene
@@ -174,22 +174,22 @@ for m in METHODS:
 pd.DataFrame(by_method).T.astype(str)
 
 # %% [markdown]
-# The normalisation changes the accuracy by more than any content of the questions does. But it
-# also changes `unknown_disambig`, the share of disambiguated questions answered with "unknown":
-# where the unknown option is never chosen, the correct person is chosen half of the time by chance.
+# Accuracy depends on the normalisation and goes from 0.325 to 0.512. But it also changes
+# `unknown_disambig`, the share of disambiguated questions answered with "unknown": if the unknown
+# option is never chosen, the correct person is chosen half of the time by chance.
 
 # %% [markdown]
 # ## What this does not show
 #
-# It does not show that letters are harmless after averaging. The letters may hide an effect of the
-# content, and averages of noise look as fair as fair answers. For a model whose answers depend on
-# the content, every row of the same table would have high recall before anything is removed.
+# This page does not show that letters are harmless after averaging. The letters may hide an effect of
+# the content, and averages of noise look as fair as fair answers. For a model whose answers depend on
+# the content, every row of the table would have high recall before the letter preference is removed.
 #
 # ## Claims
 #
-# The criteria are in `data/claims/self_correction_bbq.toml` and were written before any run. This
-# is the second run: the first, with half as many questions, gave the same verdicts and was repeated
-# at this size because its last interval was wide. Two of the three claims remain undecided.
+# The criteria are in `data/claims/self_correction_bbq.toml` and were written before any run. This is
+# the second run. The first, with half as many questions, gave the same verdicts and was repeated with
+# more because its last interval was wide. Two of the three claims remain undecided.
 
 # %%
 hits = (lp[disambiguated].argmax(1)==correct[disambiguated]).astype(float)

@@ -9,7 +9,7 @@
 # %% [markdown]
 # # Instruction wordings: instruction and opposite do not differ at 135M
 #
-# > Instruction, opposite and note change BBQ's score (Figure 1, left) alike, within our bounds.
+# > At 135M parameters the instruction, its opposite and an unrelated note change the BBQ score (Figure 1, left) alike, within our bounds.
 
 # %% tags=["parameters"]
 scale = 'quick'  # quick: two scenes; cpu: 32, nine wordings, minutes; gpu: all of BBQ
@@ -55,10 +55,10 @@ conditions = ['q', *[f'{c}:{k}' for c in REQUESTS for k in range(K)]]
 # > avoid stereotypes would also follow the opposite one [@ganguli2023].
 #
 # One experiment answers both questions. Each request has nine wordings: the instruction (Q+IF), the
-# opposite instruction in nearly the same words (Q+anti), and a note of the same form about
-# something else (Q+note). If a model follows requests, Q+IF and Q+anti differ, and Q+note stays
-# with the plain question. If its output depends only on the presence of another sentence, all three
-# change equally, and wordings scatter.
+# opposite instruction in nearly the same words (Q+anti), and a note of the same form about something
+# else (Q+note). If a model follows requests, Q+IF and Q+anti differ, and Q+note stays with the plain
+# question. If its output depends only on the presence of another sentence, all three conditions change
+# equally, and wordings vary at random.
 
 # %%
 examples = dict(list(enumerate(zip(*(wordings('bbq', c) for c in REQUESTS))))[:3])
@@ -140,8 +140,8 @@ pd.Series({'a sentence is added': value.iloc[:3].mean(),
            'its sense': value['Q+IF less Q+anti']/2}, name=first).round(4)
 
 # %% [markdown]
-# A bias score can stay constant while answers change. The probability of the unknown answer shows
-# more of the effect of an added sentence:
+# A bias score can stay constant while answers change. The table has the changes of the probability of
+# the unknown answer; all of their intervals include zero:
 
 # %%
 declining = {n:request_effects(r, 'accuracy_ambig') for n,r in records.items()}
@@ -190,8 +190,8 @@ METRICS = ['bias_ambig', 'accuracy_ambig']
 pd.concat({m:components(records[first], m) for m in METRICS}, axis=1).round(3)
 
 # %% [markdown]
-# The share of wording in the variance among requests alone. For the first model its interval covers
-# everything from 0 to 1, because requests hardly change the answers at all:
+# The table has the share of wording in the variance among requests alone. For the first model its
+# interval goes from 0 to 1, because requests hardly change the answers:
 
 # %%
 shares = {n:{m:wording_share(wording_table(r, item_values(r, m))[REQUESTS], seed=seed)
@@ -247,8 +247,8 @@ pd.DataFrame({condition_style(c)[0]:dict(
 # %% [markdown]
 # ## What this does not show
 #
-# It does not show that wording is unimportant for models that follow requests. The criterion that
-# compares requests with wordings needs such a model, and the one on Winogender's correlation is
+# This page does not show that wording is unimportant for models that follow requests. The criterion
+# that compares requests with wordings needs such a model, and the one on Winogender's correlation is
 # undecided.
 #
 # ## Claims

@@ -9,7 +9,7 @@
 # %% [markdown]
 # # BBQ scores of four tools: two differ from the authors' definition
 #
-# > On answers whose bias scores (Figure 1, left) are known, lm-evaluation-harness and HELM return other scores; Inspect and DeepEval return accuracy only.
+# > On answers with known bias scores (Figure 1, left), lm-evaluation-harness and HELM return scores that differ from them; Inspect and DeepEval return accuracy only.
 
 # %% tags=["parameters"]
 scale = 'quick'  # all scales: reads what the tools returned, and asks those that are installed
@@ -64,21 +64,23 @@ fig.update_layout(height=520, width=720, margin=dict(t=20), font_color=INK)
 pd.Series(record['versions'], name='version').to_frame()
 
 # %% [markdown]
-# Inspect and DeepEval report accuracy only, and it is right. lm-evaluation-harness scores two tasks: `bbq` compares
-# log-probabilities of answers (lm-eval), `bbq_generate` reads a text (lm-eval-generate).
+# Inspect and DeepEval report accuracy only, and their values are correct. lm-evaluation-harness scores
+# two tasks: `bbq` compares log-probabilities of answers (lm-eval), `bbq_generate` reads a text
+# (lm-eval-generate).
 #
 # ## Rules
 #
-# Right is what the authors' script computes, as we read it: answers that it cannot read are left out, the score of ambiguous questions is scaled
-# by the accuracy on the same questions, and a stereotype about two attributes is about the person who has both.
-# Where the paper and the script leave something open, every reading is accepted:
+# We take as correct what the authors' script computes, as we read it: answers that it cannot parse are
+# left out, the score of ambiguous questions is scaled by the accuracy on the same questions, and a
+# stereotype about two attributes is about the person who has both. Where the paper and the script leave
+# something open, every reading is accepted:
 #
 # - 0 or no value for ambiguous questions where all answers decline;
 # - an accuracy with or without unreadable answers;
-# - a refusal in words of its own, as unknown or left out;
+# - a refusal in other words, counted as unknown or left out;
 # - the mean over categories, or pooled questions.
 #
-# No definition covers an answer that names both people. No tool is judged by it.
+# Answers that name both people are not judged, because no definition covers them.
 #
 # ## Disagreements
 #
@@ -101,7 +103,8 @@ pd.DataFrame({n:[cell(c, *x, 'originals')[1] for c in BBQ_CASES] for n,x in zip(
              index=list(BBQ_CASES))
 
 # %% [markdown]
-# Here the labels of both tools are right, so that only the formula and the reading of texts remain. The first example of each:
+# On these questions the labels of both tools are correct, so the remaining differences come from the
+# formula and from parsing. The first example of each:
 
 # %%
 theirs = wrong[(wrong.questions=='originals') & (wrong.category=='overall')]
@@ -156,8 +159,9 @@ from lm_eval.tasks.bbq.utils import _process_groups_in_answers as groups
 # %% [markdown]
 # ### lm-evaluation-harness: "man" inside other words
 #
-# "man" is replaced wherever it occurs, so "German" and "Romanian" are no longer found among the stereotyped groups. None of
-# the authors' 9,180 questions in four categories that we could read is affected; two of our scenes are.
+# "man" is replaced wherever it occurs, so "German" and "Romanian" are no longer found among the
+# stereotyped groups. This affects two of our scenes and none of the authors' 9,180 questions in four
+# categories that we could read.
 
 # %%
 example('lm_eval.tasks.bbq.utils', '''
@@ -168,9 +172,10 @@ groups('German_Europe')
 # %% [markdown]
 # ### lm-evaluation-harness, bbq_generate: options of several words are not found
 #
-# An option is looked for among the single words of the answer, so one of two words is never there, even if the answer is the
-# option. The group is looked for next, and finds some of them. Of the correct answers to the authors' disambiguated questions
-# 68 % are recognised for age and 54 % for disability.
+# An option is looked up among the single words of the answer, so an option of two words is never found,
+# even if the answer equals it. The group is looked up next, which recovers some of these answers. Of
+# the correct answers to the authors' disambiguated questions 68 % are recognised for age and 54 % for
+# disability.
 
 # %%
 example('lm_eval.tasks.bbq.utils', '''
@@ -216,8 +221,8 @@ BBQMetric().evaluate_instances(states, '')[1].mean
 # %% [markdown]
 # ### HELM: a text that is no letter counts as a person
 #
-# Any completion other than the letters of "unknown" and of the stereotyped person counts as naming the other person. One stereotyped and one unreadable answer
-# score 0 instead of 1.
+# Any completion other than the letters of "unknown" and of the stereotyped person counts as naming the
+# other person. Together, one stereotyped and one unreadable answer score 0 instead of 1.
 
 # %%
 example('helm', HELM+'''
@@ -228,9 +233,11 @@ BBQMetric().evaluate_instances(states, '')[2].mean
 # %% [markdown]
 # ### HELM: people without a label
 #
-# The stereotyped person is the one whose description holds the group word for word. In Race_x_gender it is "F-Black" and the group "Black", so that no
-# person is found, as for girls with the group "F" in Gender_identity and for some names. Both people then are counted as the other one.
-# In our questions of Race_x_gender the model that always gives the stereotyped answer scores -0.5, with disambiguated contexts.
+# HELM takes as stereotyped the person whose description contains the group word for word. In
+# Race_x_gender the description is "F-Black" and the group "Black", so no person is found; the same
+# happens for girls with the group "F" in Gender_identity and for some names. Both people then count as
+# the other one. In our questions of Race_x_gender the model that always gives the stereotyped answer
+# scores -0.5, with disambiguated contexts.
 
 # %%
 label = wrong[(wrong.tool=='helm') & (wrong.case=='stereotype') & (wrong.metric=='bias_disambig')]
@@ -263,9 +270,10 @@ test_close(unread.got, .6312, 1e-3)
 # %% [markdown]
 # ## What this does not show
 #
-# The versions are those that could be installed; newer ones may differ, and inspect_evals 0.28 needs a package that we could not install.
-# Seven of BBQ's eleven files were not within reach, so that the labels in categories about race and gender were tested on questions of ours
-# only. For the same reason nothing here says how much a published score would change. The authors' script was read and not run.
+# The versions are those that could be installed; newer ones may differ, and inspect_evals 0.28 needs a
+# package that we could not install. Seven of BBQ's eleven files were not available, so the labels in
+# categories about race and gender were tested on questions of ours only. For the same reason the page
+# does not show how much a published score would change. The authors' script was read and not run.
 #
 # The record is made again by `moral_sc.bias.scorers.record_tools` where the tools are installed, and a scorer of your own is tested by
 # `moral_sc bias conform "python my_scorer.py"`.

@@ -9,7 +9,7 @@
 # %% [markdown]
 # # Size and RLHF steps: two models cannot establish a trend
 #
-# > Two model sizes cannot establish a trend; both are at the low end of Figures 2 and 5, near zero.
+# > Two models of different families cannot establish a trend over size or RLHF steps (Figures 2 and 5); the bias of both is near zero.
 
 # %% tags=["parameters"]
 scale = 'quick'  # quick: stub models, seconds; cpu: two small models, minutes; gpu: size families
@@ -53,10 +53,10 @@ results
 # > Bias under the plain question begins above 22 billion parameters. In the largest model it falls
 # > with RLHF steps under every condition, most of all under the instruction [@ganguli2023].
 #
-# Those models are not public. Open families are similar: their sizes differ by a factor of a
-# hundred and more, OLMo-2 is published after each stage of its training, and Pythia was trained on
-# the same preference data in five sizes. Every claim about size is a claim *within a family*,
-# because models of two developers differ in much more than size.
+# Those models are not public. Open families can replace them: their sizes differ by a factor of a
+# hundred and more, OLMo-2 is published after each stage of its training, and Pythia was trained on the
+# same preference data in five sizes. Every claim about size is a claim *within a family*, because
+# models of two developers differ in much more than size.
 #
 # The two models recorded here are of different families. The figures therefore have no lines, and
 # the two claims about slopes stay open. The family run below has not yet been made on a GPU.
@@ -139,9 +139,9 @@ d.pivot_table(index='family', columns='stage', values='name', aggfunc='count').f
 #
 # ## Statistical power
 #
-# The paper's largest change is a fall by 43 % of 0.20. The table has the change that a run of all
-# 343 templates of BBQ would detect, if answers varied over templates as much as the probabilities
-# here. Larger models commit to answers and vary more, so this is a lower bound.
+# The paper's largest change is a fall by 43 % of 0.20. The table has the change that a run of all 343
+# templates of BBQ would detect, if answers varied over templates as much as the probabilities here. The
+# answers of larger models are more decided and vary more, so this is a lower bound.
 
 # %%
 records = results.records(results.table.model.iloc[0])
@@ -156,19 +156,19 @@ pd.DataFrame(dict(model=changes.model, templates=n, here=changes.detectable,
 #
 # ## What this does not show
 #
-# Two model sizes cannot establish a trend, and no checkpoints of RLHF steps were evaluated: three of the four claims
-# below have never been run. The
-# page shows that two models at the low end of the paper's size axis score near zero with and
-# without the instruction, as in the paper, with intervals far narrower than the effect that it
-# reports for large models.
+# Two model sizes cannot establish a trend, and no checkpoints of RLHF steps were evaluated: three of
+# this page's four claims have never been run. The page shows that two models at the low end of the
+# paper's size axis score near zero with and without the instruction, as in the paper, with intervals
+# far narrower than the effect that it reports for large models.
 #
 # ## Claims
 #
-# The criteria are in `data/claims/self_correction_sweep.toml`. Three of the four need models that are not within reach
-# here, a family of three sizes that ends at 22 billion parameters or more, or checkpoints of one model along its
-# preference training. They have not been run, and the page records them as soon as such models are named with
-# `--model`. The fourth, that no small model is helped by the instruction, is met by models that do not find
-# answers that the context gives; with that precondition of the paper unmet it stays undecided.
+# The criteria are in `data/claims/self_correction_sweep.toml`. Three of the four need models that were
+# not available: a family of three sizes that ends at 22 billion parameters or more, or checkpoints of
+# one model along its preference training. They have not been run and are missing from the table; the
+# page judges them if such models are named with `--model`. The fourth claim is that the instruction
+# does not reduce bias in any small model. The models here meet it, but they do not find answers that
+# the context gives. This precondition of the paper is unmet, so the claim stays undecided.
 
 # %%
 def worst_family(rows, condition, lowest):

@@ -9,7 +9,7 @@
 # %% [markdown]
 # # Abstention in a toy language: models that are told to be fair decline
 #
-# > Abstention is 74 % of the fall (51 to 97 %); evidence is not answered with "unknown".
+# > At 32,224 parameters abstention is 74 % (51 to 97 %) of the fall of bias under the instruction; where the context gives the answer, "unknown" does not become more frequent.
 
 # %% tags=["parameters"]
 scale = 'quick'  # quick: evaluates the released models; cpu: trains them anew; gpu: 10^8 parameters
@@ -55,13 +55,13 @@ last = size['widths'][-1]
 # > The authors call the fall of the bias score self-correction, and leave open by which answers it
 # > comes about [@ganguli2023].
 #
-# The score on ambiguous questions is the share of answers that name a person, times the lean towards
-# the stereotype among them. A change is the sum of two parts: abstention, from naming fewer people,
-# and correction, from naming others ([as for real models](correction_or_abstention.ipynb)). For
-# the ideal reader of the [toy language](../../bias/toy/10_environment.ipynb) all of it is
-# abstention, since "unknown" is the fair answer. The models are those of the [page on
-# size](toy_size.ipynb): at scale `quick` [stored ones](../../bias/toy/32_released.ipynb) of three seeds, at
-# `cpu` all five, trained anew.
+# The score on ambiguous questions is the share of answers that name a person, times the bias towards
+# the stereotype among them. A change is the sum of two parts: abstention, from naming fewer people, and
+# correction, from naming others ([as for real models](correction_or_abstention.ipynb)). For the ideal
+# reader of the [toy language](../../bias/toy/10_environment.ipynb) all of it is abstention, since
+# "unknown" is the fair answer. The models are those of the [page on size](toy_size.ipynb): at scale
+# `quick` [stored ones](../../bias/toy/32_released.ipynb) of three seeds, at `cpu` all five, trained
+# anew.
 
 # %%
 def parts(condition):
@@ -84,13 +84,13 @@ fig
 
 
 # %% [markdown]
-# At the largest width 0.19 of the fall of 0.25 is abstention. The rest is correction: among the
-# people who are still named, the lean towards the stereotype is smaller.
+# At the largest width 0.19 of the fall of 0.25 is abstention. The rest is correction: among answers
+# that still name a person, the bias towards the stereotype is smaller.
 #
-# The same in counted answers of the largest models: how the answers to the same questions change,
-# as shares of ambiguous questions. Off the diagonal and outside the column "unknown" answers waver
-# between people. Most biased answers become "unknown" (0.73 of all questions), a tenth stays, and
-# two in a hundred go to the other person.
+# The table has the same in counted answers of the largest models: the answers to the same questions
+# without (rows) and with the instruction (columns), as shares of ambiguous questions. Most biased
+# answers become "unknown" (0.73 of all questions), a tenth of the questions stays biased, and in two of
+# a hundred the answer changes to the other person.
 
 # %%
 def mean_changes(width, kind):
@@ -101,7 +101,7 @@ mean_changes(last, 'ambig').round(3)
 
 # %%
 #| label: fig-wavering
-#| fig-cap: Shares of questions in counted answers. Answers that go from one person to the other under the instruction, and "unknown" where the context gives the answer.
+#| fig-cap: Shares of questions in counted answers. Answers that change from one person to the other under the instruction, and "unknown" where the context gives the answer.
 def wavering(width): # Answers that go from one person to the other
     found = [answer_changes(read_records(width, s, run['out'])) for s in size['seeds']]
     return [t.loc['biased', 'counter']+t.loc['counter', 'biased'] for t in found]
@@ -133,16 +133,16 @@ pd.DataFrame(columns).rename(index=parameters).T.round(3)
 # ## What was put in and what came out
 #
 # Put in: "unknown" as the answer of an author who is told to be fair and has no evidence. That
-# abstention is the larger part is therefore put in; a constant answer "unknown" would have all of
-# it and no accuracy with evidence, and a 4-gram model has no lean that could be corrected. Came
-# out: in how far the parts are separate at each size, and whether a model that is told to be fair
-# declines where it should not.
+# abstention is the larger part is therefore built in. A constant answer "unknown" would only abstain
+# and have no accuracy with evidence, and a 4-gram model has no bias that could be corrected. Came out:
+# the size of both parts at each model size, and whether a model that is told to be fair declines where
+# the context gives the answer.
 #
 # ## What this does not show
 #
-# A model of natural language has other ways to be fair than to decline. Questions that are asked
-# again are on the page about a [second round](toy_rounds.ipynb). The share of abstention lies near the
-# bound of its criterion: the same seeds, trained before on another processor where rounding differs,
+# A model of natural language can be fair in other ways than by declining. The page about a [second
+# round](toy_rounds.ipynb) asks questions again. The lower end of the interval is close to the bound of
+# the criterion, one half: the same seeds, trained earlier on another processor where rounding differs,
 # gave 82 % (47 to 117), which is undecided.
 #
 # ## Claims

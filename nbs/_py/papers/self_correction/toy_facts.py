@@ -9,7 +9,7 @@
 # %% [markdown]
 # # Number of facts in a toy language: more facts delay bias, but not following of instructions
 #
-# > Bias reaches half of an ideal reader's at 3,600 parameters for 8 facts, at 15,600 for 24, and at no size up to 35,000 for 72.
+# > Bias reaches half of an ideal reader's at 3,600 parameters for 8 facts and at 15,600 for 24; for 72 facts it does not up to 35,000 parameters.
 
 # %% tags=["parameters"]
 scale = 'quick'  # quick: tiny, seconds; cpu: six sizes, 8 to 216 facts; gpu: more of both
@@ -89,17 +89,17 @@ shown = pd.concat({'parameters at width': sizes, 'onset': pd.DataFrame(middle)},
 shown.map('{:,.0f}'.format).replace('nan', 'not reached')
 
 # %% [markdown]
-# Stereotypes are known early: 8 facts at every width, 216 between widths 4 and 8. Bias needs more size,
-# and the more facts the more: it passes one half between widths 8 and 12 for 8 facts and between 16 and
-# 24 for 24. With 72 and 216 facts it stays below 0.3 and 0.1 of an ideal reader's, although the largest
-# models know the facts nearly as well as the ideal reader (0.97 and 0.93). Following has no such
-# order: its onset is lowest for 24 facts, and summed over widths there is more of it for 216 facts than
-# for 8.
+# Stereotypes are known early: 8 facts at every width, 216 between widths 4 and 8. Bias needs larger
+# models, and larger ones still for more facts: it passes one half between widths 8 and 12 for 8 facts
+# and between 16 and 24 for 24. With 72 and 216 facts it stays below 0.3 and 0.1 of an ideal reader's,
+# although the largest models know the facts nearly as well as the ideal reader (0.97 and 0.93).
+# Instruction following has no such order: its onset is lowest for 24 facts, and summed over widths it
+# is higher for 216 facts than for 8.
 #
 # ## Parameters per fact
 #
-# The same onset against the number of facts. If a parameter held a fixed number of facts, the lines
-# would have the slope of the dotted one.
+# The figure has the same onset against the number of facts. If each fact took a fixed number of
+# parameters, the lines would be parallel to the dotted one.
 
 # %%
 #| label: fig-onset
@@ -134,14 +134,15 @@ pd.DataFrame({n: dict(zip(('slope', 'low', 'high'), t_interval(capacity(n))))
 # %% [markdown]
 # From 8 to 216 facts the size that knowledge needs grows by a factor of five, more slowly than the
 # number of facts: the slope is 0.49 (0.44 to 0.53), and parameters per fact fall from 120 to 22. With 8
-# facts the smallest size suffices, so that the slope may be steeper. The slope of bias counts trainings
-# that reach one half at no size, which are all of those with 72 and 216 facts, as if the largest size
-# had reached it. So counted it is 0.77, and the row holds; from 8 to 24 facts alone it is 1.35, and
-# beyond 24 these sizes do not tell it.
+# facts the smallest size suffices, so that the slope may be steeper. The slope of bias is 0.77, and the
+# row holds, but no training with 72 or 216 facts reaches one half; these count as if the largest size
+# had reached it. From 8 to 24 facts alone the slope is 1.35; beyond 24 facts these sizes cannot measure
+# it.
 #
 # ## Size, number of facts and frequency of the instruction
 #
-# Following of instructions in unseen pairs of words where fewer questions carry one:
+# The next figure has the following of instructions in unseen pairs of words when fewer questions carry
+# an instruction:
 
 # %%
 following = {share: {f: instruction_following(table_at(f, share, **size['few']))
@@ -153,9 +154,9 @@ following = {share: {f: instruction_following(table_at(f, share, **size['few']))
 plot_onset_map({f'{s:.0%} instructed': found for s,found in following.items()}, 'Facts')
 
 # %% [markdown]
-# Where a tenth of the questions is instructed, mean following is at most 0.04 at every size and number
-# of facts. The frequency of the instruction moves the onset of following, the number of facts does
-# not delay it.
+# If a tenth of the questions carries an instruction, mean following is at most 0.04 at every size and
+# number of facts. The frequency of the instruction changes the onset of following; the number of facts
+# does not delay it.
 #
 # ## Baselines
 
@@ -166,17 +167,16 @@ pd.DataFrame({f: b.mean() for f,b in baselines.items()}).T.rename_axis('facts').
 # %% [markdown]
 # ## What was put in and what came out
 #
-# Put in: the number of traits, and with it the words of the language, which add parameters to a
-# width, and the number of documents about each fact. Came out: the order of the abilities, and which of
-# them more facts delay. A fact is known in statements long before it decides the answers to
-# questions.
+# Put in: the number of traits, and with it the words of the language, which add parameters to a width,
+# and the number of documents about each fact. Came out: the order of the abilities, and which of them
+# more facts delay. Facts appear in statements at smaller sizes than in the answers to questions.
 #
 # ## What this does not show
 #
 # More facts leave fewer documents for each: 3,400 questions for each of 8 facts, 126 for each of 216.
 # The delay of bias may therefore be one of data and not of capacity. With 216 facts bias does not grow
-# from width 16 to width 32, which speaks for data. To tell the two apart, documents would have to grow
-# with facts.
+# from width 16 to width 32, which suggests a limit of data. To tell the two apart, documents would have
+# to grow with facts.
 #
 # ## Claims
 #

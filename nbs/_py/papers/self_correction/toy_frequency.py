@@ -9,7 +9,7 @@
 # %% [markdown]
 # # Instruction frequency in a toy language: rarer instructions are followed later in size
 #
-# > Where a tenth of the questions is instructed, no training of five follows at three sizes; at half, two to four of five do.
+# > If a tenth of the questions carries an instruction, none of five trainings follows it at any of three sizes; if half of them do, two to four of five trainings follow.
 
 # %% tags=["parameters"]
 scale = 'quick'  # quick: tiny, seconds; cpu: three sizes at three shares; gpu: more of both
@@ -75,10 +75,10 @@ fig.update_yaxes(title_text='Following: p(unknown), Q+IF less Q+anti')
 fig
 
 # %% [markdown]
-# Where a tenth of the questions carries an instruction, mean following is at most 0.04 at every size.
-# At a quarter it is 0.14, 0.17 and 0.08, from single trainings that follow; at one half 0.34, 0.62 and
-# 0.65. Trainings differ much: most follow nearly fully or not at all. By number of facts as well, the
-# same is a phase diagram on the [page about facts](toy_facts.ipynb).
+# If a tenth of the questions carries an instruction, mean following is at most 0.04 at every size. At a
+# quarter it is 0.14, 0.17 and 0.08, from single trainings that follow; at one half it is 0.34, 0.62 and
+# 0.65. Trainings differ much: most follow nearly fully or not at all. The [page about
+# facts](toy_facts.ipynb) has phase diagrams over frequency and number of facts.
 #
 # Bias under the plain question, and its change by the instruction, at each share:
 
@@ -92,8 +92,8 @@ for share,t in tables.items():
 pd.DataFrame(rows).T.round(3)
 
 # %% [markdown]
-# Bias grows with size at each share. Where instructions are rare, it falls under the instruction as
-# much as where they are followed, but not because of what the instruction means: under its opposite the
+# Bias grows with size at each share. If instructions are rare, bias falls under the instruction as much
+# as if they are followed, but the meaning of the instruction is not the reason: under its opposite the
 # probability of "unknown" is the same.
 #
 # ## What was put in and what came out
@@ -111,8 +111,9 @@ pd.DataFrame(rows).T.round(3)
 # ## Claims
 #
 # The criteria are in `data/claims/self_correction_toy.toml` and, for the enlarged sample,
-# `data/claims/self_correction_toy_frequency.toml`. At three trainings both registered rows were
-# undecided, and two trainings were added. The registered rows are judged on the first three.
+# `data/claims/self_correction_toy_frequency.toml`. With three trainings both registered rows were
+# undecided, and two trainings were added. The registered rows are judged on the first three, and two
+# further rows on all five.
 
 # %%
 low,high = (tables[s] for s in (size['shares'][0], size['shares'][-1]))

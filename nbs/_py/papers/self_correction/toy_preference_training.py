@@ -9,7 +9,7 @@
 # %% [markdown]
 # # Preference training in a toy language: bias nearly vanishes with and without an instruction
 #
-# > In 100 steps bias falls from 0.29 to 0.03 without an instruction and from 0.10 to 0.01 with it, so the difference shrinks from 0.20 to 0.02.
+# > In 100 steps of PPO the bias of a toy model falls from 0.29 to 0.03 without an instruction and from 0.10 to 0.01 with it, so the difference shrinks from 0.20 to 0.02.
 
 # %% tags=["parameters"]
 scale = 'quick'  # quick: two tiny sizes, seconds; cpu: three sizes; gpu: five sizes
@@ -58,12 +58,12 @@ starts = train_ladder(size['widths'], size['seeds'], folder, size['ladder'])
 # > In the largest model bias falls with RLHF steps under every condition, most of all under the
 # > instruction; smaller models gain less [@ganguli2023].
 #
-# The [human of this page](../../bias/toy/38_comparisons.ipynb) compares two answers of a model to
-# one question. An answer that the context
-# gives is worth 1. Where it gives none, "unknown" is worth 1 in the arm with a taste for fairness,
-# whatever the question asks for. In the second arm this is so only under an instruction to be
-# fair, and in the control never. A word that is no option is worth -1. The better answer is
-# preferred with probability $\sigma(4\Delta)$, where $\Delta$ is the difference in value.
+# The [human of this page](../../bias/toy/38_comparisons.ipynb) compares two answers of a model to one
+# question. An answer that the context gives is worth 1. If the context gives no answer, "unknown" is
+# worth 1 in the arm with a taste for fairness, with any instruction or none. In the second arm
+# (fairness on request) it is worth 1 only under an instruction to be fair, and in the control never. A
+# word that is no option is worth -1. The better answer is preferred with probability $\sigma(4\Delta)$,
+# where $\Delta$ is the difference in value.
 
 # %%
 CONDITIONS = ('q', 'q+if', 'q+if+cot', 'q+anti')
@@ -148,13 +148,13 @@ for col,w in enumerate(size['widths'], 1):
 fig
 
 # %% [markdown]
-# With a taste for fairness, bias falls under every condition: at 32,224 parameters from 0.29 to
-# 0.03 under Q, from 0.10 to 0.01 under Q+IF and from 0.14 to 0.01 under the opposite instruction.
-# This matches the paper except in one respect: bias falls most under Q, in points, so that the
-# difference between Q and Q+IF shrinks from 0.20 to 0.02. The probability of "unknown" rises to 0.92
-# or more under all conditions, and little bias is left to remove. In relative terms the instruction
-# removes 67 % of the bias at the start and 78 % at the end. Larger models gain more under the
-# instruction than the smallest, which had little bias left to lose.
+# With a taste for fairness, bias falls under every condition: at 32,224 parameters from 0.29 to 0.03
+# under Q, from 0.10 to 0.01 under Q+IF and from 0.14 to 0.01 under the opposite instruction. This
+# agrees with the paper except in one respect: in points, bias falls most under Q, so the difference
+# between Q and Q+IF shrinks from 0.20 to 0.02. The probability of "unknown" rises to 0.92 or more under
+# all conditions, and little bias is left to remove. In relative terms the instruction removes 67 % of
+# the bias at the start and 78 % at the end. Larger models gain more under the instruction than the
+# smallest, which had little bias left to lose.
 #
 # Most of the difference at the start is not the meaning of the instruction: its opposite lowers bias
 # from 0.29 to 0.14. Under either instruction accuracy with evidence is about 0.67 instead of 0.93 at
@@ -192,10 +192,10 @@ pd.concat({m: means(m) for m in ('value', 'score')}).round(3)
 # %% [markdown]
 # With a taste for fairness both rise at each snapshot. In the other two arms the score rises and the
 # value falls at the largest size: from 0.49 to 0.48 on request, from 0.44 to 0.42 in the control. The
-# policy exploits errors of its preference model. On request this suggests that the preference model
-# does not separate the instructions well enough to train on, so this arm does not test PPO. In the
-# control the policy stays within about 0.1 nats of the start (0.5 to 0.9 nats with a taste for
-# fairness).
+# policy thus exploits errors of its preference model. In the arm with fairness on request this suggests
+# that the preference model does not separate the instructions well enough, so this arm does not test
+# PPO. In the control the policy stays within about 0.1 nats of the start (0.5 to 0.9 nats with a taste
+# for fairness).
 
 # %% [markdown]
 # ## Held-out category
@@ -218,16 +218,16 @@ pd.DataFrame({(part, arm): {c: change(arm, w, c, category=k).mean() for c in CON
 # ## What was put in and what came out
 #
 # Put in: the human's taste, which holds "unknown" to be right where the context gives no answer. A
-# constant answer "unknown" has no bias and no accuracy with evidence. Came out: how far a
-# preference model on the same small backbone learns the taste, what a policy that is trained against it does
-# under instructions that the human does not look at, and whether the change carries over to pairs
-# of words and to a category that no comparison contains.
+# constant answer "unknown" has no bias and no accuracy with evidence. Came out: how well a preference
+# model on the same small backbone learns the taste, what a policy trained against it does under
+# instructions that do not enter the human's comparisons, and whether the change generalises to pairs of
+# words and to a category that no comparison contains.
 #
 # ## What this does not show
 #
 # The paper's human raters compared answers to requests of all kinds, and its models followed
-# instructions in natural language. A taste that looks at instructions could make their effect grow
-# in models that tell them apart; the models of this page do so little. With 100 steps at one
+# instructions in natural language. A human who takes instructions into account could make their effect
+# grow in models that distinguish them; the models of this page hardly do. With 100 steps at one
 # learning rate and one KL coefficient, the curves say nothing about longer training.
 #
 # ## Claims

@@ -9,7 +9,7 @@
 # %% [markdown]
 # # Size in a toy language: bias and its reduction both grow
 #
-# > At the largest size bias is 0.34; an instruction in unseen pairs of words lowers it by 74 % (58 to 90), an unrelated note by 26 %.
+# > At 32,224 parameters bias is 0.34; an instruction in unseen pairs of words lowers it by 74 % (58 to 90), an unrelated note by 26 %.
 
 # %% tags=["parameters"]
 scale = 'quick'  # quick: evaluates the released models; cpu: trains them anew; gpu: 10^8 parameters
@@ -81,8 +81,9 @@ pd.DataFrame(columns).rename(index=parameters).rename_axis('parameters').round(3
 
 # %% [markdown]
 # Bias grows from 0.01 to 0.34, and the instruction lowers it to 0.09 or less at every size. Reasoning
-# adds nothing that five seeds could detect: models that do not follow the instruction without it do
-# not follow it with it. Reasoning without the instruction changes bias by at most 0.03.
+# has no effect that five seeds could detect: models that do not follow the instruction without
+# reasoning do not follow it with reasoning. Reasoning without the instruction changes bias by at most
+# 0.03.
 #
 # The bias score is a product of abilities: to read the question, to know the stereotype, and to
 # follow the instruction.
@@ -96,10 +97,10 @@ plot_abilities(table, knowledge=float(np.mean(strengths)))
 # %% [markdown]
 # Stereotypes are known first: at 3,064 parameters their knowledge is nearly that of the ideal reader.
 # Instructions are followed from 9,456 parameters on, by most seeds. Telling the two people of a
-# question apart comes last, between 9,456 and 19,176 parameters, and bias appears with it. A model
-# can therefore know a stereotype for a factor of six in size before the benchmark shows it. Under
-# the instruction the largest models find evidence in 85 % of questions instead of 95 %; their
-# mistakes name the other person and are not "unknown".
+# question apart comes last, between 9,456 and 19,176 parameters, and bias appears with it. The
+# benchmark therefore shows a stereotype only at six times the size at which statements show it. Under
+# the instruction the largest models find evidence in 85 % of questions instead of 95 %; their mistakes
+# name the other person and are not "unknown".
 #
 # The same scores from counted answers, on a linear axis of size:
 
@@ -153,12 +154,12 @@ pd.DataFrame(letters).rename(index=parameters).round(3)
 # %% [markdown]
 # ## Ablations
 #
-# Three languages take away what the effect is said to need: stereotypes; the link between the words
-# of an instruction and the answer; documents about fairness. Each kills the effect: no bias without
-# stereotypes, no difference between an instruction and its opposite without the link, and no change
-# without documents about fairness. Two of the three intervals over three seeds are wider than the
-# bounds fixed beforehand. At scale `quick` these three languages are tiny and trained for a few steps,
-# so that their rows show nothing.
+# Three languages each remove one thing that the effect should need: stereotypes; the link between the
+# words of an instruction and the answer; documents about fairness. In the means each removes the
+# effect: no bias without stereotypes, no difference between an instruction and its opposite without the
+# link, and no change without documents about fairness. Two of the three intervals over three seeds are
+# wider than the bounds fixed beforehand, so those two rows are undecided. At scale `quick` these three
+# languages are tiny and trained for a few steps, so that their rows show nothing.
 
 # %%
 plain = size['ablation']['ladder'].language
@@ -182,20 +183,20 @@ pd.DataFrame(scores).T.rename_axis('taken away').round(3)
 #
 # Put in: the frequencies of the documents, among them answers of an author who is biased when asked
 # plainly, and who follows an instruction if there is one. An ideal reader has the dotted lines at any
-# size, and a 4-gram model the dashed one. Came out: at which size a transformer that is trained on
-# the documents approaches the ideal reader, in which order the abilities appear, and whether they
-# carry over to pairs of words and to a category that no document combines with an instruction.
+# size, and a 4-gram model the dashed one. Came out: at which size a transformer that is trained on the
+# documents approaches the ideal reader, in which order the abilities appear, and whether they
+# generalise to pairs of words and to a category that no document combines with an instruction.
 #
 # ## What this does not show
 #
-# Seeds differ: of five models at 32,224 parameters one does not follow instructions at all. The
-# models are about a million times smaller than the paper's, and documents that follow instructions
-# take the place of RLHF. All sizes are trained for the same number of steps, so a curve over size
-# is also one over speed of learning: [more steps](toy_steps.ipynb) bring bias to smaller sizes, and
-# [more facts](toy_facts.ipynb) to larger ones; three [larger sizes](toy_large.ipynb) have a page of
-# their own. Nothing here says at which size a model of natural
-# language begins to correct itself. Scale `gpu` goes up to 109 million parameters, of which weights,
-# gradients and the optimizer take 2.2 GB for each model that is trained; it has not yet run on a GPU.
+# Seeds differ: of five models at 32,224 parameters one does not follow instructions at all. The models
+# are about a million times smaller than the paper's, and documents that follow instructions take the
+# place of RLHF. All sizes are trained for the same number of steps, so a curve over size is also one
+# over speed of learning: [more steps](toy_steps.ipynb) bring bias to smaller sizes, and [more
+# facts](toy_facts.ipynb) to larger ones; three [larger sizes](toy_large.ipynb) have a page of their
+# own. The page does not show at which size a model of natural language begins to correct itself. Scale
+# `gpu` goes up to 109 million parameters, of which weights, gradients and the optimizer take 2.2 GB for
+# each model that is trained; it has not yet run on a GPU.
 #
 # ## Claims
 #

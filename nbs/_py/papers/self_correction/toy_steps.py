@@ -9,7 +9,7 @@
 # %% [markdown]
 # # Steps and layers in a toy language: more steps bring bias and its reduction to smaller sizes
 #
-# > After nine passes over the documents instead of one, bias is 0.21 instead of 0.01 at 3,064 parameters, and 0.48 instead of 0.08 at 32,224.
+# > In a toy language, bias after nine passes over the documents instead of one is 0.21 instead of 0.01 at 3,064 parameters, and 0.48 instead of 0.08 at 32,224.
 
 # %% tags=["parameters"]
 scale = 'quick'  # quick: two tiny sizes, seconds; cpu: three sizes; gpu: sizes up to 128
@@ -96,11 +96,12 @@ pd.DataFrame(columns).rename(index=parameters).T.rename_axis(['passes', 'score']
     level=0, sort_remaining=False).round(2)
 
 # %% [markdown]
-# The onset depends on both. After one pass no size is much biased; after nine all three are, and bias
-# still grows with size. So does what the instruction removes: after nine passes it leaves 0.00 and 0.02 at
-# the two larger sizes and 0.12 at the smallest, which finds evidence in two thirds of the questions only.
-# Three times the steps do about what three times the parameters do: 9,456 parameters after nine passes
-# are as biased as 32,224 after three.
+# The onset depends on size and on steps. After one pass bias is at most 0.08; after nine passes all
+# three sizes are biased, and bias still grows with size. The reduction by the instruction grows, too:
+# after nine passes a bias of 0.00 and 0.02 remains at the two larger sizes and 0.12 at the smallest,
+# whose accuracy with evidence is only two thirds. Steps and size do not trade at a fixed rate: models
+# of 9,456 parameters after nine passes are as biased as models of 32,224 after three (0.36), but models
+# of 3,064 after nine passes (0.21) are more biased than models of 9,456 after three (0.11).
 #
 # ## Answers by letter
 #
@@ -130,16 +131,16 @@ pd.DataFrame(rows).T.rename_axis(['layers', 'width', 'passes']).round(2)
 
 # %% [markdown]
 # Neither three times as many steps nor a third layer makes models answer by letter from evidence: where
-# answers in words are right in nearly all questions, those by letter are right in 42 to 60 % for single
-# trainings. One half is reached by naming one of the two people at random. The intervals over three
-# trainings include it, so the rows on accuracy are undecided; that the answers by letter are biased
+# answers in words are correct in nearly all questions, answers by letter are correct in 42 to 60 % for
+# single trainings. Naming one of the two people at random gives one half. The intervals over three
+# trainings include it, so the rows on accuracy are undecided; the row that answers by letter are biased
 # fails.
 #
 # ## What was put in and what came out
 #
-# Put in: the number of steps and, with the third layer, an operation more. The documents are the same,
-# so that nine passes show each of them nine times. Came out: that size and steps both move the onset, so
-# that a curve over size at one number of steps says little about what a size can learn.
+# Put in: the number of steps and, with the third layer, one more operation. The documents are the same,
+# so nine passes show each of them nine times. Came out: size and steps both change the onset, so a
+# curve over size at one number of steps says little about what a size can learn.
 #
 # ## What this does not show
 #

@@ -9,7 +9,7 @@
 # %% [markdown]
 # # UnifiedQA-11B on BBQ: a bias score of 0.18 to 0.31 below 22 billion parameters
 #
-# > Released answers of UnifiedQA-11B meet Figure 1's (left) precondition and show bias in 4 of 11 categories.
+# > Released answers of UnifiedQA-11B to the 4 of 11 BBQ categories within reach are accurate, as Figure 1 (left) requires, and have a bias score of 0.18 or 0.31, depending on the prompt format.
 
 # %% tags=["parameters"]
 scale = 'quick'  # all scales: every released answer that is within reach, seconds; no model runs
@@ -49,11 +49,12 @@ fig.add_vrect(-.05, .05, fillcolor=INK, opacity=.12, line_width=0)
 # > Asked plainly, models below 22 billion parameters score close to zero on ambiguous BBQ questions. Above,
 # > the score rises to 0.20 [@ganguli2023].
 #
-# The other pages put this to models of 135 and 270 million parameters. Those do not find answers that the
-# context gives, so that their score near zero says nothing. The authors of BBQ released the answers of
-# UnifiedQA with 11 billion parameters [@parrish2022bbq], a T5 model finetuned on question answering. Its bias can
-# be counted without running it. Of the eleven files the four that are within reach here are counted: 9,180
-# questions about age, disability status, nationality and sexual orientation. No score here is one over all of BBQ.
+# The other pages test this on models of 135 and 270 million parameters. Those do not find answers that
+# the context gives, so their score near zero is no evidence. The authors of BBQ released the answers of
+# UnifiedQA with 11 billion parameters [@parrish2022bbq], a T5 model finetuned on question answering.
+# Its bias can be counted without running it. Of the eleven files the four that are within reach here
+# are counted: 9,180 questions about age, disability status, nationality and sexual orientation. No
+# score here is one over all of BBQ.
 #
 # The model answers with a text. It names an option if both are equal apart from case and a final
 # full stop; in three of 27,540 answers it names none, and these are left out. The model had no
@@ -91,12 +92,12 @@ overall_table(['accuracy_disambig', 'accuracy_ambig', 'bias_ambig', 'conditional
 
 
 # %% [markdown]
-# In @fig-bias the score of age lies far outside the band in both formats, and so does the score pooled over the four
-# categories. That is as high as the paper's highest, at half the parameters at which the paper's own models begin to
-# show bias. The onset at 22 billion parameters is therefore a property of those models and of their training, and
-# not of size alone. The format matters as much as the category does: 0.18 in one, 0.31 in the other, for the same
-# questions to the same model. Without its context a question gets answers as biased as those in the ARC format. Where
-# the context gives the answer, the score is near zero.
+# In @fig-bias the score of age lies far outside the band in both formats, and so does the score pooled
+# over the four categories. The pooled score is 0.18 in one format and 0.31 in the other, for the same
+# questions to the same model; the paper's highest score is 0.20. UnifiedQA has half of the parameters
+# at which the paper's own models begin to show bias. The onset at 22 billion parameters therefore
+# depends on more than size. Without its context a question gets answers as biased as those in the ARC
+# format. Where the context gives the answer, the score is near zero.
 #
 # ## Category profile
 #
@@ -115,7 +116,8 @@ profiles = {c:profile(c) for c in ('race','arc')}
 pd.DataFrame(profiles, ['value','low','high']).T.rename(index=NAMES).round(3)
 
 # %% [markdown]
-# The difference is that of age and of disability status. Nationality lies near sexual orientation in both formats.
+# Age and disability status account for the difference. Nationality has a score near that of sexual
+# orientation in both formats.
 #
 # ## Published figures
 #
@@ -140,20 +142,21 @@ pd.DataFrame({NAMES[c]: gaps[c] for c in ('race','arc')}, ['value','low','high']
 
 
 # %% [markdown]
-# Both values are of the published size, and neither interval excludes zero. The gap is said to be largest for
-# gender, which is not among the four files.
+# Both values are below the published 2.5 points, and both intervals contain it; neither excludes zero.
+# The paper reports the largest gap for gender, which is not among the four files.
 #
 # ## What this does not show
 #
-# It does not refute the paper, whose statement is about its own models. It is one model with one way of
-# training, on four of eleven categories, and nothing here tells whether an instruction would reduce its bias.
+# The page does not refute the paper, whose statement is about its own models. It has the answers of one
+# model to four of eleven categories, and does not show whether an instruction would reduce its bias.
 #
 # ## Claims
 #
-# The criteria are in `data/claims/self_correction_unifiedqa.toml`; all are ours. The first four were registered for
-# other models and taken over after a first count of these answers, the last one before its quantity was computed.
-# Three hold. The category profile is undecided, because the RACE format alone does not show it with 25 templates a
-# category, and so is the help of the stereotype.
+# The criteria are in `data/claims/self_correction_unifiedqa.toml`; all are ours. The first four were
+# registered for other models and applied to this one after a first count of these answers; the last one
+# was written before its quantity was computed. Three hold. The category profile is undecided, because
+# its interval in the RACE format, with 25 templates a category, includes zero. The gain of accuracy
+# where the answer agrees with the stereotype is undecided, too.
 
 # %%
 def estimates(metric, conditions=('race','arc')):

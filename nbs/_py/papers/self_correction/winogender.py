@@ -9,7 +9,7 @@
 # %% [markdown]
 # # Winogender: the correlation depends on how probabilities are normalised
 #
-# > Two-way, the correlation is 0.53 as in Figure 1 (middle); raw it is 0.23, and our bound is undecided.
+# > In SmolLM2-135M the two-way correlation of pronouns with occupations is 0.53, as in Figure 1 (middle), and the raw one is 0.23; whether they differ by our bound of 0.1 is undecided.
 
 # %% tags=["parameters"]
 scale = 'quick'  # quick: a stub model, seconds; cpu: two models, minutes; gpu: more samples
@@ -95,20 +95,21 @@ overall.unstack()[columns].round(3)
 plot_correlations(metrics)
 
 # %% [markdown]
-# In @fig-correlations the estimates differ more between normalisations within a condition than
-# between conditions within a normalisation. The intervals overlap, and our criterion on that is undecided. The raw correlation is less than half of the two-way one for both models, and only the
-# two-way one is at the paper's 0.5 or above for both. A low `mass` is a warning: most of the
-# probability is on words other than the three pronouns, so each correlation describes a small part
+# Without reasoning, the estimates in @fig-correlations differ more between normalisations within a
+# condition than between conditions within a normalisation. The intervals overlap, and our criterion on
+# that is undecided. The raw correlation is less than half of the two-way one for both models, and only
+# the two-way one is at the paper's 0.5 or above for both. The column `mass` is 0.07 to 0.28: most of
+# the probability is on words other than the three pronouns, so each correlation describes a small part
 # of the output. With sixty occupations an interval is wide for any model:
 
 # %%
 {r:fisher_interval(r, 60) for r in (0., .5, .6)}
 
 # %% [markdown]
-# A criterion that the interval lies within bounds needs bounds that such an interval can keep. The table has the
-# share of samples of sixty occupations in which it does, by the true correlation: with the bounds that were
-# registered first, and with those that replace them. Within 0.25 of zero a correlation cannot be shown to lie, even
-# if it is exactly zero.
+# A criterion that the interval lies within bounds needs bounds wider than such an interval. The table
+# has the share of samples of sixty occupations in which the interval lies within the bounds, by the
+# true correlation: for the bounds that were registered first, and for those that replace them. Sixty
+# occupations cannot show that a correlation lies within 0.25 of zero, even if it is exactly zero.
 
 # %%
 BOUNDS = {'plainly, first bounds':(.35, .8), 'plainly, new bounds':(.15, .85),
@@ -149,11 +150,11 @@ t.set_index(['model','condition','metric'])[['value','low','high']].round(3)
 # %% [markdown]
 # ## Figure 4, left: neutral pronouns after reasoning
 #
-# The paper's zero is due to neutral pronouns. The figure shows ours after reasoning of at most a
-# few dozen tokens; the main text of the paper states neither the length of its reasoning here nor
-# the number of samples. The claims about reasoning are judged on the last model. For the first
-# model, whose row is in the table above, the correlation is nearer to zero, with an interval that
-# includes zero and exceeds the criterion, and the neutral share is nearer to one half.
+# The paper's zero is due to neutral pronouns. The figure shows ours after reasoning of at most a few
+# dozen tokens; the main text of the paper states neither the length of its reasoning here nor the
+# number of samples. The claims about reasoning are judged on the last model. For the first model, whose
+# row is in the table above, the three-way correlation is 0.05, with an interval that includes zero and
+# extends beyond the bound of the criterion, and the neutral share is 0.41.
 
 # %%
 #| label: fig-pronouns
@@ -182,10 +183,10 @@ pd.DataFrame(rows).T[columns].round(3)
 # %% [markdown]
 # ## What this does not show
 #
-# It does not show that these models are fair or unfair to anyone, or what happens at the size where
-# the paper's curves separate. It also leaves open how the correlation depends on preference
-# training: the two models differ in size, family and text as well. The model without such training
-# has a correlation that is not lower than the other's under the plain question.
+# This page does not show that these models are fair or unfair to anyone, or what happens at the size
+# where the paper's curves separate. It also leaves open how the correlation depends on preference
+# training: the two models differ in size, family and text as well. Under the plain question the
+# correlation of the model without such training is not lower than that of the other.
 #
 # ## Claims
 #
