@@ -38,8 +38,8 @@ torch.set_num_threads(1)
 
 # %%
 size = at_scale(scale, # trainings: of every model of this page; prices: KL coefficients
-    quick=dict(model='mini', read=20, asks=16, pairs=40, epochs=1, steps=6, batch=8,
-               trainings=2, prices=[.2], held=12),
+    quick=dict(model='mini', read=20, asks=8, pairs=24, epochs=1, steps=3, batch=8,
+               trainings=2, prices=[.2], held=8),
     cpu=dict(model='tiny', read=900, asks=300, pairs=300, epochs=4, steps=100, batch=64,
              trainings=6, prices=[.1, .3], held=200),
     gpu=dict(model='medium', read=None, asks=3000, pairs=3000, epochs=2, steps=600,

@@ -27,7 +27,7 @@ from moral_sc.superposition.plots import plot_curves
 
 # %%
 size = at_scale(scale,
-    quick=dict(each=10, steps=4000, batch_size=1024),
+    quick=dict(each=6, steps=4000, batch_size=1024),
     cpu=dict(each=40, steps=4000, batch_size=1024),
     gpu=dict(each=1000, steps=10_000, batch_size=1024),
 )

@@ -30,7 +30,7 @@ torch.set_num_threads(1)
 
 # %%
 size = at_scale(scale,
-    quick=dict(n=[10,20], density=[.1,.03], trainings=2, steps=800, fit=250, samples=1000),
+    quick=dict(n=[10,20], density=[.1,.03], trainings=2, steps=400, fit=120, samples=500),
     cpu=dict(n=[10,20,30], density=[.3,.1,.03,.01], trainings=4, steps=4000, fit=2500,
              samples=4000),
     gpu=dict(n=[10,20,30], density=[.3,.1,.03,.01], trainings=20, steps=20_000, fit=20_000,
