@@ -9,7 +9,7 @@
 # %% [markdown]
 # # Adversarial examples: vulnerability follows features per dimension
 #
-# > Relationship to Adversarial Robustness: vulnerability rises 2.99-fold with one direction for all inputs and 30-fold with one for each; gradients miss 6 % of the harmed inputs at most.
+# > Relationship to Adversarial Robustness: with 40 features in 10 dimensions vulnerability rises 2.99-fold for one attack direction for all inputs and 30-fold for one direction for each input; at most 6 % of the harmed inputs have no gradient.
 
 # %% tags=["parameters"]
 scale = 'quick'  # quick: seconds; cpu: five seeds, three of 400 features; gpu: more seeds
@@ -47,9 +47,9 @@ size
 # %% [markdown]
 # ## Relationship to adversarial robustness
 #
-# The output of a feature that shares its directions also contains a little of every other feature.
-# On ordinary inputs this interference hardly matters, but an adversary can change all of the other
-# features at once.
+# The output of a feature that shares its direction also contains a little of the features that it
+# shares it with. On ordinary inputs this interference hardly matters, but an adversary can change all
+# of the other features at once.
 #
 # > L2 attacks of a tenth of the average input length, along the best direction for each
 # > feature. Vulnerability rises more than threefold as superposition forms, and closely
@@ -94,12 +94,13 @@ plot_curves([1/p for p in density],
             'sparsity 1/p', '', logx=True, logy=True)
 
 # %% [markdown]
-# At density 1, where nothing is in superposition, vulnerability is close to one. As soon as features
-# share dimensions it rises. For each input it rises thirtyfold, ten times more than the paper states.
-# With one direction for all inputs it rises to 2.99 [2.93, 3.04] and falls again: at great sparsity no
-# direction hits outputs that are active on more than a few inputs. The criterion is 3, so whether it rises
-# more than threefold is undecided. The direction is chosen on the inputs on which it is measured, so few
-# inputs favour the attack: with 512 of them an earlier recording had 3.31 [3.04, 3.58], and the row held.
+# At density 1, where nothing is in superposition, vulnerability is close to one. It rises as soon as
+# features share dimensions. With a direction for each input it rises thirtyfold, ten times as much as
+# the paper states. With one direction for all inputs it rises to 2.99 [2.93, 3.04] and falls again: if
+# features are very sparse, every direction affects outputs that are active on a few inputs only. The
+# criterion is 3, so whether it rises more than threefold is undecided. The direction is chosen on the
+# inputs on which it is measured, so a small number of inputs favours the attack: with 512 of them an
+# earlier recording had 3.31 [3.04, 3.58], and the row held.
 
 # %%
 #| label: fig-scatter
@@ -128,13 +129,12 @@ assert gap < 1e-9
 gap
 
 # %% [markdown]
-# In an autoencoder the correlation is therefore nearly built in, and it is weak evidence about
-# real networks. Later work has looked for the link in classifiers [@gorton2025]. The identity is not
-# the whole harm, however. Outputs other than the attacked one move as well, and errors that exist
-# already grow. If every output were active and the columns of $W$ formed a tight frame, a step in
-# their span would be stretched by $f$, the features per dimension, and the harm would be
-# $f^2\epsilon^2$: the steeper line of @fig-scatter. The table compares the harm with the most that
-# one output accounts for:
+# In an autoencoder the correlation is therefore nearly built in, and it is weak evidence about real
+# networks. Later work has looked for the link in classifiers [@gorton2025]. The identity does not
+# account for the whole harm. Outputs other than the attacked one move as well, and errors that exist
+# already grow. If every output were active and the columns of $W$ formed a tight frame, a step in their
+# span would be stretched by $f$, the features per dimension, and the harm would be $f^2\epsilon^2$: the
+# steeper line of @fig-scatter. The table compares the harm with the most that one output accounts for:
 
 # %%
 length = .1*mean_input_norm(x)
@@ -182,8 +182,8 @@ pd.DataFrame(rows).T
 
 
 # %% [markdown]
-# The close correlation is not found in every setting. With only two features for each dimension,
-# features per dimension soon stop growing, and the remaining harm depends on other things. With forty
+# The correlation is not close in every setting. With only two features for each dimension, features per
+# dimension soon stop growing, and the harm that is added later depends on other factors. With forty
 # features and one direction for all inputs the correlation fails; with 400 it holds in both readings.
 #
 # ## Attacks by gradient
@@ -219,12 +219,13 @@ pd.Series({k: v.mean() for k,v in large_table.items()},
           name=f'n = {n}, m = {m}, density {coarse[-1]}').round(3)
 
 # %% [markdown]
-# The gradient vanishes on most inputs at the lowest density. But masking matters only where an attack
-# could have done harm, and at this length an attack along a row of the Gram matrix harms hardly any
-# input at which the gradient vanishes: `unseen` is the share of the harmed inputs without a gradient.
-# A step along the gradient does as much harm as the analytic attack, at 400 features as well. The ratio
-# of harms, which our first criterion used, could not have shown anything else. Longer attacks separate
-# the two, since a step along a row can cross the region without a gradient. At the sparsest density:
+# The gradient vanishes on most inputs at the lowest density. But a vanishing gradient matters only
+# where an attack can do harm, and an attack of this length along a row of the Gram matrix harms hardly
+# any input at which the gradient vanishes: `unseen` is the share of the harmed inputs without a
+# gradient. A step along the gradient does as much harm as the analytic attack, at 400 features as well.
+# The ratio of harms, which our first criterion used, cannot show masking, because where the gradient
+# vanishes the analytic attack does no harm either. Longer attacks separate the two, since a step along
+# a row can cross the region without a gradient. At the sparsest density:
 
 # %%
 sparsest = slice(-size['seeds'], None)
@@ -291,8 +292,8 @@ pd.DataFrame(dict(attack=attacks, stored=stored.mean(1), norm=norm.mean(1),
 # %% [markdown]
 # ## What this does not show
 #
-# It does not show that attacks on real networks work through superposition, or that a stronger
-# adversary in training would have no more effect.
+# This page does not show that attacks on real networks work through superposition, or that a stronger
+# adversary in training would have no larger effect.
 #
 # ## Claims
 #

@@ -9,7 +9,7 @@
 # %% [markdown]
 # # Collapsing correlated features: pairs collapse one after another
 #
-# > "Collapsing of Correlated Features": by exact loss pairs collapse at densities 0.071, 0.141 and 0.393, where the paper has about 0.05, 0.15 and 0.2 to 0.25.
+# > "Collapsing of Correlated Features": by exact loss three pairs in two dimensions collapse at densities 0.071, 0.141 and 0.393; the paper gives about 0.05, 0.15 and 0.2 to 0.25.
 
 # %% tags=["parameters"]
 scale = 'quick'  # quick: seconds; cpu: 24 starts at thirty densities; gpu: hundreds
@@ -183,16 +183,16 @@ plot_curves(density, {'best trained': in_sums(W), 'exact optimum': in_sums(W0)},
 
 # %% [markdown]
 # From the third collapse on, a model consists of pair sums alone, and places three of them in two
-# dimensions as sparser models place features (@fig-pca). At density 1 the curve ends lower, as it
-# should: only the presence of the features is correlated, and features that are always present are not
-# correlated at all. Every principal component is then as good as any other, and the pair sums have no
+# dimensions as sparser models place features (@fig-pca). At density 1 the curve ends lower, as
+# expected: only the presence of the features is correlated, and features that are always present are
+# uncorrelated. Every principal component is then as good as any other, and the pair sums have no
 # special role.
 #
 # Between the last two bands training and optimum differ: the solution with two collapsed pairs is the
-# best up to density 0.39, but hardly a model finds it above 0.25. In the middle of the paper's last band,
-# at 0.375, 47 of 48 trained models have three collapsed pairs, as the paper says, and the one with two
-# has the lowest loss. The paper's third limit is therefore one of typical training, not of the lowest
-# loss. Its first is lower than the exact one.
+# best up to density 0.39, but almost no model finds it at 0.25 and above. In the middle of the paper's
+# last band, at 0.375, 47 of 48 trained models have three collapsed pairs, as the paper says, and the
+# one with two has the lowest loss. The paper's third limit therefore agrees with typical training and
+# not with the lowest loss. Its first limit is lower than the exact one.
 #
 # This page does not cover other sizes or pairs that are only partly correlated, and does not show
 # that training from a single start would find these solutions (`starts_agree` has how many of ours
@@ -200,14 +200,14 @@ plot_curves(density, {'best trained': in_sums(W), 'exact optimum': in_sums(W0)},
 #
 # ## Claims
 #
-# Criteria in `data/claims/superposition_correlated.toml` were fixed before the first full run, except the
-# claim about principal components without density 1, where nothing is correlated. Rows that counted
+# Criteria in `data/claims/superposition_correlated.toml` were fixed before the first full run, except
+# the claim about principal components without density 1, where nothing is correlated. Rows that counted
 # points of our grid were closed on 30 November 2026, those that held as well as the one that failed,
 # because the choice of the grid decides them. The middle of each band and the exact crossings replace
-# them. The paper's limits are approximate; a factor of 1.25 is our reading of that. The middles of three
-# of the four bands have the paper's number of collapsed pairs; in the fourth one model of 48 reaches a
-# lower exact loss with two pairs, and the others have three, as in the paper. One experiment of ours does
-# not refute a claim of the paper, so it is undecided.
+# them. The paper's limits are approximate; a factor of 1.25 is our reading of that. In the middles of
+# three of the four bands the best model has the paper's number of collapsed pairs. In the fourth one
+# model of 48 reaches a lower exact loss with two pairs, and the others have three, as in the paper. One
+# experiment of ours does not refute a claim of the paper, so the claim is undecided.
 
 # %%
 p = np.array(density)

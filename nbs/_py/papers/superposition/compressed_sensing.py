@@ -9,7 +9,7 @@
 # %% [markdown]
 # # Compressed sensing: recovery takes dimensions in proportion to features
 #
-# > Appendix and "Approach 2": features grow almost linearly with the dimensions, and sparse coding finds every stored feature from activations alone.
+# > Appendix and "Approach 2": at a fixed density the number of recoverable features grows almost linearly with the dimensions, and sparse coding finds every stored feature of small models from activations alone.
 
 # %% tags=["parameters"]
 scale = 'quick'  # quick: few vectors; cpu: 30 vectors a point, minutes; gpu: up to 640 features
@@ -185,8 +185,8 @@ while len(pairs):
 counts
 
 # %% [markdown]
-# A ReLU without bias therefore stores two features in a dimension, however sparse they are. To store
-# more, the model needs a bias that cuts off small products.
+# A ReLU without bias therefore stores at most two features in a dimension without error, at any
+# sparsity. To store more, the model needs a bias that cuts off small products.
 #
 # ## Trained maps
 #
@@ -220,14 +220,14 @@ plot_curves(list(ks), lines | {'random': random},
 # %% [markdown]
 # Antipodal pairs are the best that a ReLU can decode, and bad for compressed sensing: two opposite
 # features that are active together leave only their difference, which no decoder can undo. Training
-# chooses for its own decoder and not for the theorem's. (Where features are dense, fewer are stored,
-# so fewer can be confused with each other.)
+# adapts the map to the ReLU decoder and not to linear programming. (If features are dense, fewer are
+# stored, so fewer can be confused with each other.)
 
 # %% [markdown]
 # The next table compares the theorem, with the constant found above, with the number of features
-# stored. $k$ is the mean number of active stored features. Where `needed` lies below $m$, the loss is
-# not caused by a lack of dimensions but by the decoder, which is one product and one ReLU for each
-# feature. `loss_share` is the loss as a share of that of storing nothing, without bias.
+# stored. $k$ is the mean number of active stored features. If `needed` is below $m$, the cause of the
+# loss is not a lack of dimensions but the decoder, which is one product and one ReLU for each feature.
+# `loss_share` is the loss as a share of that of storing nothing, without bias.
 
 # %%
 constant = table.ratio.median()
@@ -295,22 +295,22 @@ go.Figure(go.Heatmap(z=C.numpy()[rows].round(2), zmin=-1, zmax=1, colorscale='Rd
     yaxis_title='element')
 
 # %% [markdown]
-# All stored features are found at every density, also where they are dense: there fewer are stored,
-# and those that are stored share their dimension with one antipode at most. With too few elements
-# some features are missed, and with too many there are elements that stand for none, and nothing in
-# the activations says which.
+# All stored features are found at every density. At high density fewer features are stored, and each
+# shares its dimension with at most one antipode. With half as many elements as features only 5 % of the
+# features are found. With twice as many, 35 % of the elements match no feature, and we have no test on
+# the activations that identifies them.
 
 # %% [markdown]
 # ## What this does not show
 #
-# It does not show the theorem itself, which is about every sparse vector and stable recovery;
+# This page does not show the theorem itself, which is about every sparse vector and stable recovery;
 # recovery of half of typical vectors is a weaker demand. Nor does it show that a network could run a
 # linear program.
 #
 # ## Claims
 #
 # Criteria are in `data/claims/superposition_appendix.toml`. The paper's law is a lower bound for all
-# vectors; that typical vectors follow it within a factor of two is a reading of ours, and undecided:
+# vectors. That typical vectors follow it within a factor of two is our claim; it is undecided, because
 # the interval includes the factor. That sparse coding finds less where features are denser was our
 # expectation, and it fails.
 

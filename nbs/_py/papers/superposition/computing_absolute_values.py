@@ -48,19 +48,19 @@ size
 #
 # $$h = \mathrm{ReLU}(W_1 x), \qquad y = \mathrm{ReLU}(W_2 h + b), \qquad y \approx |x|.$$
 #
-# No linear model can do this, and two neurons for a feature can: one responds to the positive side
-# and one to the negative.
+# No linear model can do this. Two neurons for each feature can: one responds to positive values and one
+# to negative ones.
 #
 # > A hundred features, forty neurons. With dense features, each neuron represents one feature.
 # > Where they are sparser, neurons have a primary feature and several secondary ones. At 99 %
 # > sparsity, some neurons have one feature and others share, and the most important features have
 # > neurons of their own [@elhage2022].
 #
-# The paper does not describe the training, and random starts end in poor local minima. So models
-# train from three kinds of start: *dedicated* neurons (two for each of the first twenty features,
-# plus noise), *annealed* (the models trained at the next denser density; the densest start is
-# dedicated), and small *random* weights with $W_2=|W_1|$. The best of all starts decides what a
-# model can do.
+# The paper does not describe the training, and random starts end in poor local minima. So models train
+# from three kinds of start: *dedicated* neurons (two for each of the first twenty features, plus
+# noise), *annealed* (the models trained at the next denser density; the densest start is dedicated),
+# and small *random* weights with $W_2=|W_1|$. We take the lowest loss over all starts as the estimate
+# of what a model can reach.
 #
 # Losses are [exact for inputs with up to one active feature](../../superposition/69_computation.ipynb)
 # and measured on the same held-out inputs beyond. They are compared with a proved lower bound for all
@@ -106,11 +106,12 @@ summary['highest'] = by_start.ratio.max()
 summary.round(3)
 
 # %% [markdown]
-# With dense features, the dedicated start is already the best arrangement that any start reached.
-# From density 0.1 on, models leave it and fall below the bound, and annealed starts lead. Random
-# starts end below it only at density 0.001, and seldom. At density 0.01, 13 of 40 neurons of the
-# best model have a primary and at least two secondary features, and 13 have less than four fifths
-# of their squared weight on one; the others have one feature. At density 0.001 these are 19 and 16.
+# With dense features, the dedicated start is already the best arrangement that any start reached. At
+# density 0.1 and below, models leave it and reach losses below the bound. At 0.1 and 0.03 the lowest
+# loss is that of a dedicated start, at lower densities that of an annealed one. Random starts end below
+# the bound only at density 0.001, and seldom. At density 0.01, 13 of 40 neurons of the best model have
+# a primary and at least two secondary features, and 13 have less than four fifths of their squared
+# weight on one; the others have one feature. At density 0.001 these are 19 and 16.
 #
 # ## Three features, six neurons
 #
@@ -182,20 +183,20 @@ kinds.round(2)
 # %% [markdown]
 # ## What this does not show
 #
-# Losses of trained models are upper bounds, so it does not show that the hidden layer could not do
-# better. A start at dedicated neurons favours arrangements near it. The models here compute what
-# they are trained to compute;
-# [tests that tell computing from storing](computing_in_superposition.ipynb) are made on a smaller
-# one. Nor does it show that features share neurons in the same way when the inputs themselves are in
-# superposition, as they are inside a real network.
+# Losses of trained models are upper bounds, so this page does not show that the hidden layer could not
+# do better. A start at dedicated neurons favours arrangements near it. The models are tested only on
+# the task that they are trained on; [tests that tell computing from
+# storing](computing_in_superposition.ipynb) are made on a smaller one. Nor does it show that features
+# share neurons in the same way when the inputs themselves are in superposition, as they are inside a
+# real network.
 #
 # ## Claims
 #
-# Rows were registered before these models were trained. The paper gives no share of neurons with a primary
-# and several secondary features; that half of all forty have them is our criterion, and it fails, because
-# most neurons still have one feature at this density. Earlier rows asked what the paper does not say,
-# or summed the sizes of a hundred weights, among which many small ones outweigh a large one;
-# they are closed with their reasons.
+# Rows were registered before these models were trained. The paper gives no share of neurons with a
+# primary and several secondary features. Our criterion is half of the forty neurons at density 0.01; it
+# fails, because most neurons still have one feature at this density. Earlier rows asked what the paper
+# does not say, or summed the sizes of a hundred weights, among which many small ones outweigh a large
+# one; they are closed with their reasons.
 
 # %%
 random = scores[(scores.start=='random') & (scores.density==.01)].ratio

@@ -9,7 +9,7 @@
 # %% [markdown]
 # # Computation in superposition, certified: twenty features in ten neurons
 #
-# > Computation in Superposition: a model of twenty features in ten neurons has at most 0.16 of the loss of dedicated neurons and 0.24 of that of stored features.
+# > Computation in Superposition: a model of twenty features in ten neurons has at most 0.16 of the lowest loss of dedicated neurons and 0.24 of that of models that only store features.
 
 # %% tags=["parameters"]
 scale = 'quick'  # quick: the stored model, eight trainings; cpu: 36 trainings; gpu: 600
@@ -44,10 +44,10 @@ size
 # %% [markdown]
 # ## A model, and what other models cannot reach
 #
-# Does a network compute with more features than its neurons can serve one by one, or does it only store
-# them? The standard examples have been questioned, because a low loss can have other causes. This page
-# examines one small model. Its task is the paper's [@elhage2022]: return the absolute values of features that
-# are uniform on $[-1,1]$ with probability $p$ and 0 otherwise,
+# The question is whether a network computes with more features than its neurons can serve one by one,
+# or only stores them. The standard examples have been questioned, because a low loss can have other
+# causes. This page examines one small model. Its task is the paper's [@elhage2022]: return the absolute
+# values of features that are uniform on $[-1,1]$ with probability $p$ and 0 otherwise,
 #
 # $$h = \mathrm{ReLU}(W^\top x), \qquad y = \mathrm{ReLU}(Vh+b), \qquad y\approx|x|.$$
 #
@@ -257,15 +257,16 @@ pd.DataFrame([dict(start=k, lowest=float(r.min()), median=float(r.median()),
               for k,r in ratios.items()]).set_index('start').round(3)
 
 # %% [markdown]
-# The code is a shortcut and no condition: at this size every start, small random weights included, ended
-# below both bounds. Random weights end higher, at about three times the loss.
+# The pair code makes training easier but is not necessary: at this size every start, small random
+# weights included, ended below both bounds. Random weights end higher, at about three times the loss.
 #
 # ## What this does not show
 #
-# It does not show that large networks compute in this way. The inputs are sparse and separate; in a network they would come in
-# superposition from the layer below. The model is the best that we found, not the optimum. The second
-# bound excludes models in which the hidden layer is linear; a hidden layer with ReLUs that were not trained for
-# the task is covered only by the fitted read-outs, which are trained and not proved.
+# This page does not show that large networks compute in this way. Each input here is one feature; in a
+# network the features would come in superposition from the layer below. The model is the best that we
+# found, not the optimum. The second bound excludes models in which the hidden layer is linear; a hidden
+# layer with ReLUs that were not trained for the task is covered only by the fitted read-outs, which are
+# trained and not proved.
 #
 # ## Claims
 #

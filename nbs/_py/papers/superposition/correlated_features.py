@@ -9,7 +9,7 @@
 # %% [markdown]
 # # Correlated features: pairs that occur together become orthogonal
 #
-# > "Organization of Correlated and Anticorrelated Features": the best of five models has the paper's arrangement in 100 %, 100 % and 77 % of groups; single models in 100, 50 and 44 %.
+# > "Organization of Correlated and Anticorrelated Features": the best of five models has the paper's arrangement in 100 % (correlated pairs), 100 % (anticorrelated pairs) and 77 % (three pairs) of groups; single models have it in 100, 50 and 44 %.
 
 # %% tags=["parameters"]
 scale = 'quick'  # quick: seconds; cpu: a hundred models of each kind; gpu: a thousand
@@ -52,13 +52,13 @@ size
 # > pairs two lines. Three correlated pairs, which cannot all be orthogonal, lie side by
 # > side on a hexagon; six independent features would not form it [@elhage2022].
 #
-# The reason is interference. It costs only when both features are present: always, if they are
-# correlated, and never, if they exclude each other. The figures in the paper show several models
-# each and give no density. We take 0.1 for two pairs and 0.02 for three, where the paper reports no
+# The reason is interference. It has a cost only when both features are present: correlated features are
+# always present together, anticorrelated ones never. The figures in the paper show several models each
+# and give no density. We take 0.1 for two pairs and 0.02 for three, where the paper reports no
 # collapse. We train many models, vary the density and the start, and compute the optimum. The paper
-# states no rate: in two dimensions, it says, clean results need several fits, of which the lowest
-# loss counts. The paper's claims are therefore judged by the best of five models, and rates of
-# single models are our own claims.
+# states no rate: in two dimensions, it says, clean results need several fits, of which the lowest loss
+# counts. The paper's claims are therefore judged by the best of five models, and rates of single models
+# are our own claims.
 
 # %%
 def family(n, models, features, density, init=.1):
@@ -97,9 +97,10 @@ pd.DataFrame({k: Counter(v) for k,v in arrangements.items()}).fillna(0).astype(i
 
 # %% [markdown]
 # Four independent features also form two antipodal pairs, as on the page about
-# [sparsity](demonstrating_superposition.ipynb). Which of them are paired is then a matter of chance:
-# in one matching of three the neighbours are opposite, and in the other two they are at right angles.
-# A right angle alone therefore proves nothing; that correlated pairs nearly *always* have one does.
+# [sparsity](demonstrating_superposition.ipynb). Which of them are paired is then a matter of chance: in
+# one matching of three the neighbours are opposite, and in the other two they are at right angles. A
+# right angle alone is therefore no evidence of an effect of correlation; the evidence is that nearly
+# *all* correlated pairs have one.
 #
 # Anticorrelated pairs follow the paper's pictures less often: about half of the models put partners at
 # right angles. The table compares the arrangements. `loss` is the exact loss relative to the variance
@@ -204,10 +205,10 @@ plot_sets([w for group in lowest for _,_,w in group], titles, [1,1,.6,.6,.2,.2])
 
 
 # %% [markdown]
-# Side by side is the better arrangement in @fig-three, but most models end in another one: in many of
-# them one pair has collapsed onto one direction, at a somewhat higher loss. The paper states that
-# independent features will not form a hexagon. Training seldom finds it. The table has the optimum,
-# from random starts and from the hexagon itself:
+# Side by side is the better arrangement in @fig-three, but most models end in another one: in 168 of
+# 300 one pair has collapsed onto one direction, at a somewhat higher loss. The paper states that
+# independent features will not form a hexagon. In training 8 % of the models do. The table has the
+# optimum, from random starts and from the hexagon itself:
 
 # %%
 def optimum(kind, densities, restarts):
@@ -295,8 +296,9 @@ varied |= {'spread 0.02 at the start': row(.1, .02, init=.02),
 pd.DataFrame(varied).T
 
 # %% [markdown]
-# All three statements depend on density. In denser data a correlated pair gives up its right angle; so
-# does the optimum at density 0.5, whose angles within the pairs are, in degrees:
+# All three statements depend on density. In denser data correlated pairs are no longer at right angles.
+# The exact optimum has right angles up to density 0.2, and collapsed pairs at 0.5; its angles within
+# the pairs are, in degrees:
 
 # %%
 dense = [.02,.1,.2,.5]

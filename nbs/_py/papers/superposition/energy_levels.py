@@ -9,7 +9,7 @@
 # %% [markdown]
 # # Energy level jumps: several features change level together
 #
-# > Phenomenon 1 of learning dynamics: at jumps the loss falls by more than in 77 % of the quiet windows of the same phase, 95 % interval 72 to 83 %.
+# > Phenomenon 1 of learning dynamics: a window of training with a jump has a larger fall of the loss than one without a jump in the same phase in 77 % of pairs (95 % interval 72 to 83 %).
 
 # %% tags=["parameters"]
 scale = 'quick'  # quick: seconds; cpu: ten models; gpu: the paper's size
@@ -156,10 +156,10 @@ plot_curves({'without a jump': start[~jumping], 'with a jump': start[jumping]},
 
 # %% [markdown]
 # `beats_quiet` in the table is the share of pairs of a window with and a window without a jump in which
-# the first has the larger fall. Both may be large merely because of when they occur. `beats_shifted`
-# compares the mean fall at the jumps with that of the same pattern of jumps at another time of the
-# phase, shifted in a circle; one half would mean that jumps are where they are by chance. The means in
-# the table are dominated by the first 300 steps; the shares are not.
+# the first has the larger fall. Both falls may be large only because of the time at which they occur.
+# `beats_shifted` compares the mean fall at the jumps with that of the same pattern of jumps at another
+# time of the phase, shifted in a circle; one half would mean that jumps are where they are by chance.
+# The means in the table are dominated by the first 300 steps; the shares are not.
 
 # %%
 tests = pd.DataFrame([jump_falls(d, l, window=window)
@@ -227,16 +227,17 @@ pd.DataFrame({'as above': summary(W, b)} | rows).T
 # %% [markdown]
 # ## What this does not show
 #
-# It does not show that every drop of the loss is a jump, or that jumps are instantaneous. They take
-# a hundred steps or so and come while dimensions are still being assigned; for the rest of training the
-# features stay on the digon's level.
+# This page does not show that every drop of the loss is a jump, or that jumps are instantaneous. They
+# take about a hundred steps and occur while dimensions are still being assigned; for the rest of
+# training the features stay at the level of the digon. The models have 60 features in 8 dimensions,
+# fewer than those of the paper's sweeps.
 #
 # ## Claims
 #
 # Criteria in `data/claims/superposition_geometry.toml` were fixed before the first full run. The older
-# row compared the largest jump with the median window of the whole run, most of which lies after the
-# learning, so that nearly any early window meets it. It is closed, and two rows that compare windows of
-# the same phase were written on 30 November 2026, before their run.
+# row compared the largest jump with the median window of the whole run. Most of the run lies after the
+# learning, so nearly any early window meets that criterion. It is closed, and two rows that compare
+# windows of the same phase were written on 30 November 2026, before their run.
 
 # %%
 assert (D.nan_to_num(0).sum(-1) <= size['m']+1e-3).all()

@@ -9,7 +9,7 @@
 # %% [markdown]
 # # Larger models: features are stored the same way at four times the size
 #
-# > "Basic Results" with eighty features in twenty dimensions: the squared norm of W per dimension follows the same curve as with twenty in five.
+# > "Basic Results" with eighty features in twenty dimensions: the squared norm of W per dimension grows with sparsity as with twenty features in five (correlation 0.993), though the two curves do not coincide.
 
 # %% tags=["parameters"]
 scale = 'quick'  # quick: short runs below p = 0.3; cpu: the paper's sizes, minutes; gpu: more seeds
@@ -159,12 +159,12 @@ pd.DataFrame({'density': density, **{f'stored, n={n}': stored[n].mean(0) for n i
 
 
 # %% [markdown]
-# The two curves of @fig-rescaled have one shape but do not coincide. When features are common, the
-# larger model stores less for each dimension: at density 0.3 twenty-four of its features are active
-# at a time against six of the small one, and their interference adds up. When at most one feature
-# is active, the larger model stores more. That agrees with what can be
-# [computed](mathematics.ipynb) for one active feature: the loss from more than two features for
-# each dimension is lower in more dimensions.
+# The two curves of @fig-rescaled have a similar shape but do not coincide. When features are common,
+# the larger model stores less for each dimension: at density 0.3 twenty-four of its features are active
+# at a time against six of the small one, and their interference adds up. When at most one feature is
+# active, the larger model stores more. This agrees with the [exact loss](mathematics.ipynb) for one
+# active feature: the loss from one feature more than two for each dimension is lower in more
+# dimensions.
 #
 # @fig-gain shows what the ReLU gains: the population loss of each model
 # ([a Fourier series](../../superposition/34_fourier_loss.ipynb), no samples) as a fraction of the

@@ -9,7 +9,7 @@
 # %% [markdown]
 # # Local almost-orthogonal bases: less interference within sets
 #
-# > "Local Almost-Orthogonal Bases": in the best of five models the mean cosine within correlated sets is at most 0.054, where random directions have 0.25.
+# > "Local Almost-Orthogonal Bases": in the best of five models the mean absolute cosine within correlated sets is 0.054 or less at three densities, averaged over groups; that of random directions is 0.25.
 
 # %% tags=["parameters"]
 scale = 'quick'  # quick: seconds; cpu: thirty runs of each kind; gpu: four hundred
@@ -48,7 +48,7 @@ size
 # > it is the other way round. Sometimes a correlated set collapses, a failure of the
 # > optimiser [@elhage2022].
 #
-# If this held for real networks, superposition could be ignored while looking at one kind of data at a
+# If this held for real networks, superposition could be ignored when one kind of data is analysed at a
 # time. The paper's figure has two sets of ten features in ten dimensions. The density, the start and
 # the learning rate are not stated. We take a density of 0.1, start from the Xavier spread of one model
 # (0.26), and vary all of that below.
@@ -82,8 +82,8 @@ plot_models(torch.stack(list(best.values())), list(best))
 # first. This costs little because the two sets seldom occur together.
 #
 # Anticorrelated and independent features both end as pairs of opposites. For independent features
-# chance decides which are paired. Anticorrelated features prefer a partner of their own set, which
-# costs nothing, but like [two pairs](correlated_features.ipynb) often end with one from the other set.
+# chance decides which are paired. For anticorrelated features a partner of their own set has no cost,
+# but as for [two pairs](correlated_features.ipynb) many end opposite a feature of the other set.
 #
 # Interference is measured as the mean $|\cos|$ between stored features of one set, and of different
 # sets. A run is *whole* if it stores every feature (a column longer than one half) and no two features

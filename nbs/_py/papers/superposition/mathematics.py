@@ -9,7 +9,7 @@
 # %% [markdown]
 # # Mathematical understanding: a ReLU makes negative interference free
 #
-# > "Mathematical Understanding", with exact losses: while one feature is active at a time, 2m features in m dimensions cost nothing, and one more does.
+# > "Mathematical Understanding", with exact losses: if one feature is active at a time, a ReLU model stores 2m features in m dimensions without loss, but not 2m + 1.
 
 # %% tags=["parameters"]
 scale = 'quick'  # quick: seconds; cpu: finer grids and more starts, minutes; gpu: finer still
@@ -195,13 +195,13 @@ free = pd.DataFrame([(m, n, *lowest(n, m)) for m in range(1,5) for n in (2*m,2*m
 free
 
 # %% [markdown]
-# As $m$ antipodal pairs, $2m$ features lose nothing. One more feature costs in every dimension, and
-# no bias avoids this. It explains why two features for each dimension, $D=\tfrac12$, is the level at
-# which models of [many equal features](../../superposition/33_polytope_gain.ipynb) stay longest. In
-# the plane the best arrangement of five is the pentagon. In three dimensions seven features could
-# form a pentagon and a digon, with the same loss as in the plane; the best shape found is another
-# and costs less, because the loss is spread over all seven. In four dimensions the loss of nine is
-# lower still.
+# As $m$ antipodal pairs, $2m$ features lose nothing. One more feature costs in every dimension, and no
+# bias avoids this. This is consistent with [many equal
+# features](../../superposition/33_polytope_gain.ipynb), which stay longest at two features for each
+# dimension, $D=\tfrac12$. In the plane the best arrangement of five is the pentagon. In three
+# dimensions seven features could form a pentagon and a digon, with the same loss as in the plane; the
+# best shape found is another and costs less, because the loss is spread over all seven. In four
+# dimensions the loss of nine is lower still.
 #
 # This page does not show that training finds these optima, or that real features are independent
 # and uniform. It is about the loss, not about how it is reached.

@@ -9,7 +9,7 @@
 # %% [markdown]
 # # Memorization: few points are stored as points, many as features
 #
-# > Superposition, Memorization, and Double Descent: in between, test loss peaks at 18.6 times the ends; whether five points form a pentagon is undecided.
+# > Superposition, Memorization, and Double Descent: with 400 features, test loss at an intermediate number of points peaks at 18.6 times that at the ends; whether five points with 10,000 features form a pentagon is undecided.
 
 # %% tags=["parameters"]
 scale = 'quick'  # quick: seconds; cpu: fewer features; gpu: the paper's size
@@ -60,9 +60,9 @@ size
 # > peaks: double descent [@henighan2023double].
 #
 # The paper uses AdamW with decay 0.01, 50 000 updates, and a rate that warms up to 0.001 within 2 500
-# of them and falls to zero along a cosine. At smaller scales there are fewer features, as many of
-# them active, and fewer updates at a higher rate, such that rate times updates, and with it the total
-# decay, stays similar. The paper's size has not yet been run on a GPU. The choice of
+# of them and falls to zero along a cosine. The recorded scale `cpu` has 400 features, ten of them
+# active, and fewer updates at a higher rate, so that rate times updates, and with it the total decay,
+# stays similar. The paper's size has not yet been run on a GPU. The choice of
 # [engine](../../superposition/68_memorization.ipynb) affects only the speed.
 #
 # ## From points to features
@@ -113,10 +113,10 @@ plot_curves(size['points'], {k: spread(k) for k in ('train','test')},
 
 
 # %% [markdown]
-# An input has squared length one, so a model whose output is always zero has loss one. Where points
-# are memorised, the loss on fresh inputs is hardly higher than that. Where a few features are learned
-# well it is hardly lower, because there are only two dimensions. In between, the outputs for fresh
-# inputs are large and wrong.
+# An input has squared length one, so a model whose output is always zero has loss one. With 5 or 10
+# points, which are memorised, the loss on fresh inputs is at most 1 % higher. With 300 points or more,
+# a few features are learned well, and the loss is 1 to 3 % lower, because there are only two
+# dimensions. In between, the outputs for fresh inputs are large and wrong.
 #
 # ## Five points and the pentagon
 #
@@ -149,10 +149,10 @@ pd.DataFrame({k: dict(mean=v.mean(), worst=v.max(), within_3=f'{(v<=3).sum()} of
               for k,v in deviations.items()}).T
 
 # %% [markdown]
-# A loss of zero explains the remaining irregularity. As soon as every hidden vector lies on its own
-# side of a line that separates it from the other four, the ReLU returns zero where zero is wanted.
-# The gradient then vanishes, and nothing drives the angles to exactly 72°. Points that happen to
-# share a feature stay a little nearer to each other than those that do not.
+# The loss is nearly zero, which explains the remaining irregularity. As soon as every hidden vector is
+# separated by a line from the other four, the ReLU returns zero for the other points. The gradient then
+# vanishes, and nothing drives the angles to exactly 72°. Points that happen to share a feature stay a
+# little nearer to each other than those that do not.
 #
 # ## Double descent over width
 
@@ -206,9 +206,10 @@ test = varied.test.unstack()
 # %% [markdown]
 # ## What this does not show
 #
-# It does not show where the peak lies for $n$ = 10 000, because only scale `gpu` has that many
-# features in the sweep. Nor does it show the height of the peak, which varies by more than a factor of
-# ten in the table above. Each field of the map is a single model and therefore a random draw.
+# This page does not show where the peak lies for $n$ = 10 000, because only scale `gpu`, which has not
+# yet been run, has that many features in the sweep. The height of the peak depends on the settings and
+# varies between 1.8 and 81 in the table above. Each field of the map is a single model and therefore a
+# random draw.
 #
 # ## Claims
 #

@@ -9,7 +9,7 @@
 # %% [markdown]
 # # Nonlinear compression: a steep code beats any linear code
 #
-# > Appendix "Nonlinear Compression": with three steps and slopes of a tenth of a step the best decoder's error is 0.023, against 1/12 for linear codes.
+# > Appendix "Nonlinear Compression": a code with three steps and slopes of a tenth of a step has the error 0.023 with the best decoder; linear codes have 1/12.
 
 # %% tags=["parameters"]
 scale = 'quick'  # quick: seconds; cpu: a fine grid; gpu: finer, longer training
@@ -238,9 +238,9 @@ go.Figure(go.Heatmap(x=axis, y=axis, z=code, colorscale='Viridis', colorbar=dict
 # %% [markdown]
 # ## What this does not show
 #
-# It does not show that large models use such codes. A code with steps takes as many slopes to decode
-# as it has steps, and anything that another feature or noise adds to it is multiplied by $Z$ in $y$.
-# The paper expects such codes to be rare for the same reason.
+# This page does not show that large models use such codes. Decoding a code with steps takes as many
+# slopes as it has steps, and interference or noise in the code is multiplied by $Z$ in $y$. The paper
+# expects such codes to be rare for the same reason.
 #
 # ## Claims
 #

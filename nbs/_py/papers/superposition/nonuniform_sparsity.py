@@ -9,7 +9,7 @@
 # %% [markdown]
 # # Non-uniform superposition: one sparse feature breaks the pentagon
 #
-# > "Non-Uniform Superposition": two digons replace the pentagon when one feature is 3.7 times sparser or 2.7 times less important than the others, not 2.5 times sparser.
+# > "Non-Uniform Superposition": two digons replace the pentagon when one feature is 3.7 times sparser than the others, where the paper reports 2.5, or 2.7 times less important.
 
 # %% tags=["parameters"]
 scale = 'quick'  # quick: one set of 16 starts; cpu: three sets, minutes; gpu: many more
@@ -40,8 +40,8 @@ size
 # %% [markdown]
 # ## Non-uniform superposition: perturbing a single feature
 #
-# Five equal features of density 0.05 form a regular pentagon in two dimensions. What happens when one
-# of them becomes a little denser than the others, or a little sparser?
+# Five equal features of density 0.05 form a regular pentagon in two dimensions. We make one of them
+# denser or sparser than the others.
 #
 # > A denser feature pushes its neighbours away. A sparser one lets them come closer, until
 # > at about 2.5 times the others' sparsity the pentagon snaps: two digons take its place,
@@ -147,10 +147,10 @@ table.set_index('factor').round(3)
 
 # %% [markdown]
 # `excess` is the relative loss of the best trained model above the better of the two exact solutions.
-# Digons can stay above it by the cost of a dead output: with no weight on the dropped feature and a
-# bias below zero, the gradient that would bring the bias back to the mean is zero. To check whether a
-# third solution lies lower than both, the exact loss is minimised from random starts. Its relative
-# distance from the lower of the two:
+# Trained digons can have a higher loss because of a dead output: with no weight on the dropped feature
+# and a bias below zero, the gradient that would bring the bias back to the mean is zero. To check
+# whether a third solution lies lower than both, the exact loss is minimised from random starts. Its
+# relative distance from the lower of the two:
 
 # %%
 checked = np.isin(rho, logspace(.1, 10, 9))
@@ -264,10 +264,10 @@ other = {k: 1/exact_crossing(tried, **v)[0] for k,v in settings.items()}
 pd.Series(other, name='times sparser').round(2)
 
 # %% [markdown]
-# With $0.9^i$ and the varied feature last, the crossing is close to the paper's number. That is a
-# guess, made after the fact. Our finding is that with the stated settings the change is at 3.7 and
-# not near 2.5: by exact losses followed from both solutions, by the lowest of many random starts,
-# and by the trained models.
+# With $0.9^i$ and the varied feature last, the crossing is close to the paper's number. That the paper
+# used this setting is our guess, made after the result was known. With the stated settings the change
+# is at 3.7 and not near 2.5: by exact losses followed from both solutions, by the lowest of many random
+# starts, and by the trained models.
 #
 # ## One feature of another importance
 #

@@ -9,7 +9,7 @@
 # %% [markdown]
 # # Phase change, three features: the omitted triangle is best near r = 1
 #
-# > Second phase diagram: 98 % of the best trained models lie in the predicted region, and a solution outside the prediction wins near r = 1.
+# > Second phase diagram: 98 % of the best trained models lie in the predicted region; at densities 0.6 to 0.9 and r near 1 a triangle outside the prediction has the lowest loss.
 
 # %% tags=["parameters"]
 scale = 'quick'  # quick: every second point; cpu: 21 x 21 points, ten starts each; gpu: 256 x 256
@@ -90,9 +90,9 @@ assert ratio.min() > 1
 ratio.min().item()
 
 # %% [markdown]
-# Its omission therefore changes nothing in a comparison of unit weights. But a triangle gains more
-# than the others from a free length and a free bias. We use each candidate as the start of a
-# descent on the [exact loss](../../superposition/30_exact_loss.ipynb), which keeps its symmetry:
+# Its omission therefore does not change a comparison of unit weights. But a triangle gains more than
+# the others from a free length and a free bias. We use each candidate as the start of a descent on the
+# [exact loss](../../superposition/30_exact_loss.ipynb), which keeps its symmetry:
 
 # %%
 candidates = torch.tensor([*families[3,2].values(), triangle], dtype=torch.float64)
@@ -112,9 +112,10 @@ plot_curves(p, {k: np.where(v<1.4, v, np.nan) for k,v in relative.items()},
 
 
 # %% [markdown]
-# Freed, the triangle is the best solution at equal importance from the density on at which the curves
-# of @fig-triangle cross. How far from equal importance does this region extend? From here on, starts
-# are slightly perturbed, so that none stays on a saddle point.
+# With free length and bias, the triangle is the best solution at equal importance above the density at
+# which the curves of @fig-triangle cross; at density 1 it ties with the others. How far from equal
+# importance does this region extend? From here on, starts are slightly perturbed, so that none stays on
+# a saddle point.
 
 # %%
 def is_triangle(W):
@@ -134,8 +135,8 @@ ends = [(rs[i].min(), rs[i].max()) if i.any() else (np.nan, np.nan) for i in ins
 pd.DataFrame(ends, ps, ['lowest r','highest r']).rename_axis('density').round(3)
 
 # %% [markdown]
-# The triangle is optimal in a narrow lens around $r=1$, where the prediction does not contain the
-# true optimum. Where that column of the map has points inside the lens, trained models find it:
+# The triangle is optimal in a narrow region around $r=1$, where the prediction does not contain the
+# true optimum. At the two points of the map inside this region trained models find it:
 
 # %%
 middle = np.isclose(config.importances[:,-1], 1)

@@ -9,7 +9,7 @@
 # %% [markdown]
 # # Phase transitions: most jumps of the loss give up a stored feature
 #
-# > "Energy level jumps": 89 of 200 models of six features in a plane jump between plateaus, and 80 % of the jumps change how many features are stored; hexagon and pentagon have the learning coefficient 8.5.
+# > "Energy level jumps": 89 of 200 models of six features in two dimensions jump between plateaus of the loss, and 80 % of the jumps change the number of stored features; the hexagon and the pentagon have the learning coefficient 8.5.
 
 # %% tags=["parameters"]
 scale = 'quick'  # quick: twenty models; cpu: two hundred; gpu: a thousand
@@ -118,8 +118,8 @@ jump_count.value_counts().sort_index().rename_axis('jumps').rename('trainings')
 # Each final model is the start of a minimisation of the exact loss. Minima with equal loss are one
 # minimum up to rotation and the order of features. The [learning
 # coefficient](../../superposition/74_learning_coefficient.ipynb) of each is estimated at an inverse
-# temperature of $10^5$, beside half the rank of the Hessian. If `lowest` is below zero, chains
-# found a lower loss nearby: the point is not a minimum, and the coefficient means nothing.
+# temperature of $10^5$, beside half the rank of the Hessian. If `lowest` is below zero, chains found a
+# lower loss nearby: the point is not a minimum, and the coefficient is not defined.
 
 # %%
 one = ToyConfig(n, m, density=1., features='one-hot')
@@ -157,24 +157,28 @@ plot_columns(polished[first][:,:n*m].view(-1, n, m).float(), [1]*n, [
     f'loss {r.loss:.4f}<br>coefficient {r.coefficient:.1f}' for r in shown.itertuples()])
 
 # %% [markdown]
-# Trainings end near three minima. Most find the pentagon, 16 of 200 the hexagon, which is the best, and 25 the square, at
-# twice the hexagon's loss. Most jumps lead from six stored features to five: the loss falls when a feature is given up. The
-# others keep six.
+# Trainings end near three minima. Most find the pentagon, 16 of 200 the hexagon, which is the best, and
+# 25 the square, at twice the hexagon's loss. Of 94 jumps, 67 lead from six stored features to five and
+# 7 from six to four: the loss falls when features are given up. Another 18 keep six.
 #
-# At the hexagon and the pentagon the coefficient is half the rank of the Hessian, 8.5, within its interval. Feature
-# directions of the square lie at right angles, so that the inputs of the other outputs lie at the kink of the ReLU:
-# there the loss is quadratic on one side only, the Hessian does not describe it, and the coefficient is larger than
-# half the rank. Hexagon and pentagon have the same coefficient, so that a lower loss does not come with a higher one here; the rank correlation (-0.33, -0.59 to
-# 0.01) compares three numbers that hardly differ, and its interval leaves out their own errors. Features that are not
-# stored have a bias of $1/12$, the mean of their input. With a negative bias the pentagon's coefficient would be
-# [7](../../superposition/74_learning_coefficient.ipynb), at a higher loss. @chen2023 give the same: 8.5 for both, 7 with a
-# negative bias (quoted in @arcllc). Their order, lower loss at a higher coefficient, thus needs that pentagon, at whose loss (0.069)
-# some of our trainings rest on the way, and none ends (@fig-trajectories).
+# At the hexagon and the pentagon the coefficient is half the rank of the Hessian, 8.5, within its
+# interval. Feature directions of the square lie at right angles, so the pre-activations of the outputs
+# at right angles to an active feature lie at the kink of the ReLU. There the loss is quadratic on one
+# side only, the Hessian does not describe it, and the coefficient is larger than half the rank. The
+# hexagon and the pentagon have the same coefficient, so here a lower loss does not come with a higher
+# coefficient. The rank correlation (-0.33, interval -0.59 to 0.01) compares three coefficients that
+# hardly differ, and its interval does not include their estimation errors. Features that are not stored
+# have a bias of $1/12$, the mean of their input. With a negative bias the pentagon's coefficient would
+# be [7](../../superposition/74_learning_coefficient.ipynb), at a higher loss. @chen2023 give the same:
+# 8.5 for both, 7 with a negative bias (quoted in @arcllc). Their order, a lower loss at a higher
+# coefficient, thus depends on the pentagon with a negative bias. Some of our trainings have a plateau
+# at its loss (0.069), and none ends there (@fig-trajectories).
 #
 # ## What this does not show
 #
-# A plateau is defined by a threshold on the rate; other thresholds give other numbers of jumps. Coefficients are those of
-# minima: at a plateau in between, the loss can still fall, and the coefficient is not defined.
+# This page has models of one size, in which one feature is active at a time. A plateau is defined by a
+# threshold on the rate; other thresholds give other numbers of jumps. Coefficients are those of minima:
+# at a plateau in between, the loss can still fall, and the coefficient is not defined.
 #
 # ## Claims
 #

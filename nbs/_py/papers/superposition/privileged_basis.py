@@ -9,7 +9,7 @@
 # %% [markdown]
 # # Privileged basis: neurons share features in steps
 #
-# > Superposition in a Privileged Basis: the best models have the paper's arrangements; its ten pairs of neurons become the best code at 97 % sparsity, not quite at 96 %.
+# > Superposition in a Privileged Basis: the best models have the paper's arrangements; ten pairs of neurons are the best code below density 0.034 (96.6 % sparsity), and the paper shows them at 0.04.
 
 # %% tags=["parameters"]
 scale = 'quick'  # quick: seconds; cpu: 80 models each, 600 at the last density; gpu: 1000 each
@@ -43,8 +43,8 @@ size
 # %% [markdown]
 # ## Superposition in a privileged basis
 #
-# In the models so far, any rotation of the hidden space was as good as another. With a ReLU on the
-# hidden layer,
+# In models with a linear hidden layer every rotation of the hidden space has the same loss. With a ReLU
+# on the hidden layer,
 #
 # $$h = \mathrm{ReLU}(Wx), \qquad x' = \mathrm{ReLU}(W^\top h + b),$$
 #
@@ -116,8 +116,8 @@ pd.DataFrame(dict(density=density, best=[r[0] for r in ranked],
 # ## Ten pairs of neurons
 #
 # At the last density the code is combinatorial: a feature is a set of neurons. In the paper's
-# arrangement each feature is a pair, and all ten pairs are used. Among our models the best store
-# either ten features as pairs or nine features by sets of one to three neurons:
+# arrangement each feature is a pair, and all ten pairs are used. Among our models the best store either
+# ten features as pairs or nine features by sets of one to four neurons:
 
 # %%
 def code(W): return [''.join(map(str, torch.where(c)[0].tolist())) for c in excited_neurons(W)]
@@ -130,10 +130,10 @@ pd.DataFrame(dict(held_out=last.loss[0,last.order[0,:8]],
                   code=[' '.join(c or '-' for c in code(t['W'][0])) for t in top])).round(5)
 
 # %% [markdown]
-# They differ by about 1 % on the held-out inputs, whose loss has a larger sampling error than that.
-# [Quadrature](../../superposition/36_quadrature.ipynb) over all sets of up to four active features has
-# none. We start L-BFGS at both codes, with a weight of 0.8 to the neurons of a feature and -0.2 to
-# the others, at several densities:
+# The best of both kinds differ by about 2 % on the held-out inputs, whose loss has a larger sampling
+# error than that. [Quadrature](../../superposition/36_quadrature.ipynb) over all sets of up to four
+# active features has none. We start L-BFGS at both codes, with a weight of 0.8 to the neurons of a
+# feature and -0.2 to the others, at several densities:
 
 # %%
 codes = {'ten pairs': '34 04 03 12 01 14 24 13 02 23'.split(),
@@ -154,9 +154,9 @@ take_over = float(np.exp(np.interp(0, np.log(ratio), np.log(p))))
 pd.DataFrame(dict(density=p) | loss | dict(nine_over_ten=ratio)).round(6), round(take_over, 4)
 
 # %% [markdown]
-# Ten pairs are the better code below the density at which the ratio is one, a little below the 0.04
-# of the paper. Is there a third code? Of the trained models we take those with the lowest loss by
-# quadrature, minimise it further at both ends, and list loss and code:
+# Ten pairs are the better code below the density at which the ratio is one, 0.034, a little below the
+# 0.04 of the paper. To look for a third code, we take the trained models with the lowest loss by
+# quadrature, minimise it further at two densities, and list loss and code:
 
 # %%
 grid = {q: support_points(q, 10) for q in (.04,.02)}
@@ -177,9 +177,9 @@ pd.DataFrame([(q, l, is_pairs(W), ' '.join(c or '-' for c in code(W)))
 # %% [markdown]
 # ## Comparison with a linear hidden layer
 #
-# Without the hidden ReLU, nothing should align with the units. The leading share is 1 for a
-# neuron with one feature. The linear hidden layer mixes all of its features in every unit, even
-# where it stores five orthogonal ones.
+# Without the hidden ReLU, features should not align with the hidden units. The leading share is 1 for a
+# neuron with one feature. The linear hidden layer mixes all of its features in every unit, even where
+# it stores five orthogonal ones.
 
 # %%
 plain = train(ToyConfig(10, 5, size['extra'], density=.6, importance=importance), **brisk)
@@ -240,13 +240,13 @@ plot_curves(list(simulated), {'equal features': [t_interval(s[0].numpy())
 
 
 # %% [markdown]
-# The mean of what enters a neuron grows in comparison with its spread over inputs, and the neuron
-# comes to work in its linear range: this is a bias, supplied by all features together.
+# The mean pre-activation of a neuron grows relative to its standard deviation over inputs, so that the
+# neuron mostly works in its linear range. The features together thus act as a bias.
 
 # %% [markdown]
 # ## What this does not show
 #
-# It does not show that the best of these models is the best possible one, or what happens when
+# This page does not show that the best of these models is the best possible one, or what happens when
 # features outnumber the pairs of neurons. Most trained models are not the best one, and their
 # arrangements are less regular.
 #

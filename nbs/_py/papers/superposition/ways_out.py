@@ -7,9 +7,9 @@
 # ---
 
 # %% [markdown]
-# # Models without superposition: an L1 penalty removes it at a cost
+# # Models without superposition: an L1 penalty removes it in a linear hidden layer, at a cost
 #
-# > Creating Models Without Superposition: in a linear hidden layer a penalty brings ‖W‖²/m below 1, at a higher loss; with neurons no penalty tried does.
+# > Creating Models Without Superposition: in a linear hidden layer an L1 penalty lowers ‖W‖²/m below 1 at a higher loss; with ReLU neurons none of the penalties tried does.
 
 # %% tags=["parameters"]
 scale = 'quick'  # quick: seconds; cpu: 10 seeds, minutes; gpu: 100 seeds
@@ -39,7 +39,7 @@ size
 # %% [markdown]
 # ## Creating models without superposition
 #
-# If superposition makes a network hard to interpret, one might try to train models without it.
+# Superposition makes a network hard to interpret, which is a reason to train models without it.
 #
 # > An L1 penalty on the hidden activations removes superposition, and costs performance. Models that
 # > are sparse in what they activate, such as mixtures of experts, might not pay that price: by
@@ -136,9 +136,9 @@ plot_curves(x, lines('loss'), xtitle='penalty λ (0 shown at 0.001)', ytitle='lo
 #
 # ## What this does not show
 #
-# It does not show that the penalty works in a network that computes. Nor does it test the paper's
-# remark on mixtures of experts, which the paper calls preliminary and for which it gives no setting
-# to rerun. [Adversarial training](adversarial_examples.ipynb) is the other way to remove
+# This page does not show that the penalty works in a network that computes. Nor does it test the
+# paper's remark on mixtures of experts, which the paper calls preliminary and for which it gives no
+# setting to rerun. [Adversarial training](adversarial_examples.ipynb) is the other way to remove
 # superposition that the paper tried.
 #
 # ## Claims
