@@ -317,7 +317,7 @@ def read_jsonl(
     k = 0
     try:
         if path.suffix=='.gz' and not path.stat().st_size: raise EOFError # gzip reads no lines
-        with (gzip.open if path.suffix=='.gz' else open)(path, 'rt', encoding='utf-8') as f:
+        with (gzip.open if path.suffix=='.gz' else open)(path, 'rt', encoding='utf-8-sig') as f:
             for k,line in enumerate(f, 1):  # noqa: B007 (the messages below use k)
                 if line.strip():
                     rows.append(json.loads(line.strip(), object_pairs_hook=unique_fields))

@@ -83,12 +83,15 @@ unknown_argument_message('finetune', 'learning_rate', ['rows', 'lr', 'epochs'])
 def _is_bool(x): return isinstance(x, bool) or type(x).__name__=='bool_'
 def _is_int(x): return isinstance(x, Integral) and not _is_bool(x)
 def _is_number(x): return isinstance(x, Real) and not _is_bool(x) and x==x
+def _is_list(x): return all(hasattr(x, k) for k in ('__len__', '__iter__')) and \
+    not isinstance(x, (str, bytes, dict))
 
 _kinds = { # Annotation -> test, and what to give
     int: (_is_int, 'a whole number'), float: (_is_number, 'a number'),
     bool: (_is_bool, 'True or False'),
-    str: (lambda x: isinstance(x, (str, Path)), 'a string'), Path: (
-        lambda x: isinstance(x, (str, Path)), 'a path')}
+    str: (lambda x: isinstance(x, (str, Path)), 'a string'),
+    Path: (lambda x: isinstance(x, (str, Path)), 'a path'),
+    dict: (lambda x: isinstance(x, dict), 'a dict'), list: (_is_list, 'a list')}
 
 MAX_SEED = 2**63-1
 
@@ -120,6 +123,20 @@ def _check_type(function, p, value):
     raise ConfigError(f'{function}: {p.name} is {short_repr(value)}; give {text}{default}.')
 
 def _has_default(p): return p.default is not p.empty
+
+def check_items(
+    name:str,    # Of the argument: 'items'
+    values,
+    kind:type,   # Of each value
+    source:str,  # What makes such values: '`load_winogender`'
+)->list:
+    "Return values as a list, or raise an error for one of another type"
+    if not _is_list(values):
+        raise ConfigError(f'{name} is {short_repr(values)}; give a list, as from {source}.')
+    for n,v in enumerate(values, 1):
+        if isinstance(v, kind): continue
+        raise ConfigError(f'Number {n} of {name} is {short_repr(v)}; give those of {source}.')
+    return list(values)
 
 def _bind(function, signature, args, kwargs):
     "Bind arguments to a signature; the error names the argument that does not fit"
@@ -165,11 +182,13 @@ def _checked(f, name, signature, n_self=0):
 
 # %% [markdown]
 # Annotations may allow several types, and `None` where it is the default. Numbers of numpy are numbers, `True`
-# is none, and `nan` is refused. A `seed` is at least 0 in every function.
+# is none, and `nan` is refused. A tuple, an array or a table counts as a list, a string does not. A `seed` is at
+# least 0 in every function.
 
 # %%
 @checked
-def fit(rows, lr:float=1e-4, epochs:int=1, *, every:int|None=None, name:str=None, hard:bool=False):
+def fit(rows:list, lr:float=1e-4, epochs:int=1, *, every:int|None=None, name:str=None,
+        hard:bool=False):
     "Train"
     return len(rows), lr, epochs
 
@@ -197,6 +216,9 @@ faults = {
     lambda: fit([], every='x'): "every is 'x'; give a whole number.",
     lambda: fit([], hard='no'): "hard is 'no'; give True or False, such as False.",
     lambda: fit([], name=[7]*99): 'name is a list of 99; give a string.',
+    lambda: fit('a.csv'): "fit: rows is 'a.csv'; give a list.",
+    lambda: fit(7): 'fit: rows is 7; give a list.',
+    lambda: fit({}): 'fit: rows is {}; give a list.',
     lambda: fit(): 'fit needs rows: fit(rows).',
     lambda: fit([], lr=1, rows=[]): 'rows is given twice',
     lambda: fit([], 1, 1, 1): 'fit takes 3 arguments without a name (rows, lr, epochs) and got 4',
@@ -206,6 +228,15 @@ faults = {
 for call,message in faults.items():
     with expect_fail(ConfigError, contains=message): call()
 len(faults)
+
+# %% [markdown]
+# `check_items` checks a list of objects of one class.
+
+# %%
+with expect_fail(ConfigError, contains='Number 2 of options is 3; give those of `Options`.'):
+    check_items('options', [Options(), 3], Options, '`Options`')
+with expect_fail(ConfigError, contains='options is None; give a list, as from `Options`.'):
+    check_items('options', None, Options, '`Options`')
 
 
 # %% [markdown]

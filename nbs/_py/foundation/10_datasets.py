@@ -707,7 +707,7 @@ def read_jsonl(
     k = 0
     try:
         if path.suffix=='.gz' and not path.stat().st_size: raise EOFError # gzip reads no lines
-        with (gzip.open if path.suffix=='.gz' else open)(path, 'rt', encoding='utf-8') as f:
+        with (gzip.open if path.suffix=='.gz' else open)(path, 'rt', encoding='utf-8-sig') as f:
             for k,line in enumerate(f, 1):  # noqa: B007 (the messages below use k)
                 if line.strip():
                     rows.append(json.loads(line.strip(), object_pairs_hook=unique_fields))
@@ -750,6 +750,8 @@ read_jsonl(tmp/'rows.jsonl')[:2]
 # %%
 test_eq(read_jsonl(tmp/'rows.jsonl'), rows)
 test_eq(read_jsonl(tmp/'rows.jsonl.gz'), rows)
+(tmp/'bom.jsonl').write_text(text, encoding='utf-8-sig') # As some editors save it
+test_eq(read_jsonl(tmp/'bom.jsonl'), rows)
 
 # %%
 (tmp/'mine.toml').write_text('wording = "Is it far?\n')
