@@ -12,7 +12,7 @@
 # > Toy models of superposition, constitutional AI and moral self-correction as runnable notebooks.
 #
 # `moral_sc` is a Python package for ML researchers that reproduces three papers: each figure is a
-# notebook, and each claim has a criterion that was fixed before it was measured. It trains toy
+# notebook, and each claim has a criterion that was fixed before the run that judges it. It trains toy
 # models of superposition, runs constitutional AI from critiques to PPO, and measures social bias of
 # language models under instructions, on a laptop CPU at small scale (not yet run on a GPU).
 
@@ -22,7 +22,7 @@ from moral_sc.lab.site.papers import claim_counts, side_by_side
 
 # %%
 #| label: fig-three-results
-#| fig-cap: Three results in one toy environment, after the three papers (no constitution is used), from transformers trained on an invented language. Left, how much of a dimension three kinds of features have, by size: stereotypes, presence of evidence, meaning of the instruction. Middle, bias under the plain question (Q) and under an instruction not to be biased (Q+IF) while the largest model is trained by PPO on preferences for fair answers. Right, the same two by size, before any preference training; dotted lines are an ideal reader, the dashed line a 4-gram model. Bars are 95 % intervals over five trainings.
+#| fig-cap: Three results, one after each paper, from transformers of 1,116 to 32,224 parameters trained on an invented language. Left, feature dimensionality of stereotypes, of the presence of evidence and of the meaning of the instruction, by size. Middle, bias under the plain question (Q) and under an instruction not to be biased (Q+IF) while the largest model is trained by PPO on preferences for fair answers; no constitution is used. Right, the same two scores by size, before preference training; dotted lines are an ideal reader, the dashed line a 4-gram model. Bars are 95 % intervals over five trainings.
 #| echo: false
 side_by_side({
     'Superposition': ('self_correction/toy_superposition', 'fig-dimensions'),
@@ -80,12 +80,14 @@ evaluation.score('q')[['questions', 'bias_ambig']].tail(1)
 #
 # ## Claims
 #
-# Each criterion is written down before the run that judges it. *Undecided* means that the interval
-# contains the criterion's bound; *needs a larger model*, that a small model missed a claim about
-# large ones; *error*, that the row was not run. What the papers do not say is counted as ours.
-# Some rows, most of those that hold for moral self-correction, test the shape of a paper's curve in
-# a toy environment and are marked so. Closed rows no longer count; each is listed with its reason
-# on the page of its paper.
+# Each criterion was written down before the run that judges it. *Fails* means for a claim of a paper
+# that further experiments, named in the verdict, confirm the miss. *Undecided* means that the interval
+# contains the criterion's bound, or that one experiment missed it or a precondition is not met; *needs
+# a larger model*, that a small model missed a claim about large ones; *error*, that the row was not
+# run. Claims that the papers do not make are counted as ours. Some rows, among them most of those that
+# hold for moral self-correction, test a paper's claim in a toy environment and are marked so. Closed
+# rows are not counted in the other columns; the pages of the papers list all rows with their reasons,
+# as does `moral_sc claims`.
 
 # %%
 #| echo: false
@@ -94,18 +96,19 @@ claim_counts()
 # %% [markdown]
 # ## Where to go
 #
-# - Papers, figure by figure: [superposition](papers/superposition.md),
-#   [constitutional AI](papers/constitution.md), [moral self-correction](papers/self_correction.md)
-# - Guides: [reading and rerunning a page](guides/reading_and_rerunning.ipynb),
-#   [your own model and data](guides/your_own_model_and_data.ipynb),
-#   [without a network](guides/without_a_network.ipynb), [a model behind an API](guides/an_api_model.ipynb),
-#   [many GPUs](guides/many_gpus.ipynb) (not yet run on a GPU)
+# - Papers, figure by figure: [superposition](papers/superposition.md), [constitutional
+#   AI](papers/constitution.md), [moral self-correction](papers/self_correction.md)
+# - Guides: [reading and rerunning a page](guides/reading_and_rerunning.ipynb), [your own model,
+#   questions, benchmark or toy model](guides/your_own_model_and_data.ipynb), [without a
+#   network](guides/without_a_network.ipynb), [a model behind an API](guides/an_api_model.ipynb), [many
+#   GPUs](guides/many_gpus.ipynb) (not yet run on a GPU)
 # - Packages: [foundation](foundation/index.ipynb), [language](language/index.ipynb),
 #   [superposition](superposition/index.ipynb), [constitution](constitution/index.ipynb),
 #   [bias](bias/index.ipynb), [lab](lab/index.ipynb)
 # - [Glossary](glossary.md) and [references](references.md)
-# - Speed [compared with other tools](benchmarks/index.ipynb): [toy models](benchmarks/superposition_results.ipynb),
-#   [scoring](benchmarks/scoring_results.ipynb), [RLAIF](benchmarks/rlaif_results.ipynb)
+# - Speed [compared with other tools](benchmarks/index.ipynb): [toy
+#   models](benchmarks/superposition_results.ipynb), [scoring](benchmarks/scoring_results.ipynb),
+#   [RLAIF](benchmarks/rlaif_results.ipynb)
 # - [Contributing](https://github.com/moral-sc/moral_sc/blob/main/CONTRIBUTING.md)
 #
 # ## Citing

@@ -12,8 +12,8 @@
 # > This guide shows how to run the bias benchmarks on a model whose weights you do not have.
 
 # %% [markdown]
-# Any server with an OpenAI-compatible API will do: a commercial host, or vLLM, llama.cpp or Ollama on
-# a machine of yours. The key is read from the environment, and so is the address of a server other
+# You can use any server with an OpenAI-compatible API: a commercial host, or vLLM, llama.cpp or Ollama
+# on a machine of yours. The key is read from the environment, and so is the address of a server other
 # than OpenAI's:
 #
 # ```sh
@@ -24,16 +24,16 @@
 # ```
 #
 # Requests cost money, so try twenty questions first (`--limit 20`). Every reply is stored as it
-# arrives: the same command continues an interrupted run, and rereads a finished one without a single
+# arrives: the same command continues an interrupted run, and reads a finished one from disk without a
 # request.
 
 # %% [markdown]
 # ## A stub server
 #
-# This page must not spend money, so it queries [a local stub server](../language/60_api_models.ipynb).
-# Its model gives the stereotyped answer with probability 0.9, and declines to answer when it is asked
-# to be unbiased. Otherwise it behaves like any server: it receives messages and returns text and the
-# twenty likeliest tokens.
+# To cost nothing, this page queries [a local stub server](../language/60_api_models.ipynb). Its model
+# gives the stereotyped answer with probability 0.9, and declines to answer when it is asked to be
+# unbiased. Otherwise it behaves like any server: it receives messages and returns text and the twenty
+# likeliest tokens.
 
 # %%
 from moral_sc.bias import bbq, evaluate
@@ -89,7 +89,8 @@ n, len(e.records)
 #
 # Some models return no probabilities, and some do not begin their answers as asked. The answer is then
 # parsed from the text. This model answers in full sentences and evades one question in four. Answers
-# that could not be parsed are counted and enter no score.
+# that could not be parsed are counted and enter no score. The cell prints the first warning, which
+# covers 128 of the 192 answers, and then the number of unparsed answers of all 192.
 
 # %%
 import warnings

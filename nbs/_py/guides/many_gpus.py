@@ -14,10 +14,11 @@
 # %% [markdown]
 # ## Toy models
 #
-# The toy models of a sweep are trained independently. The data of each model depends on the seed
-# and on the number of the model only, so its result does not depend on the process that trains it,
-# and processes need no communication. `accelerate launch` starts one process for each GPU; each
-# trains the models that `instances_of_rank` returns and saves a file.
+# This page was run with several processes on a CPU; nothing on it has been run on a GPU yet. The toy
+# models of a sweep are trained independently. The data of each model depends only on the seed and on
+# the number of the model, so its result does not depend on the process that trains it, and processes
+# need no communication. `accelerate launch` starts one process for each GPU; each trains the models
+# that `instances_of_rank` returns and saves a file.
 
 # %%
 script = '''
@@ -80,11 +81,11 @@ whole
 #
 # ## Scoring a language model
 #
-# `evaluate` needs no change. Processes that were launched together with the same folder `out`
-# share its questions, [block by block](../foundation/20_runs.ipynb). Each process loads the model
-# onto its own GPU and returns the whole table. A process that has finished its blocks takes over
-# the missing blocks of others, so no process waits, and a process that dies is replaced. Reasoning
-# samples are shared in the same way.
+# `evaluate` needs no change. Processes that were launched together with the same folder `out` share its
+# questions, [block by block](../foundation/20_runs.ipynb). Each process loads the model onto its own
+# device and returns the whole table. A process that has finished its blocks takes over the missing
+# blocks of others, so no process waits, and a process that dies is replaced. Reasoning samples are
+# shared in the same way.
 
 # %%
 from moral_sc.bias import bbq, evaluate

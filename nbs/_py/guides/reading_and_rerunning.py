@@ -13,9 +13,9 @@
 
 # %% [markdown]
 # Every page is a notebook, and its outputs are those of a recorded run. There are two kinds. A *library
-# page* belongs to a package; it explains a module, shows it and tests it, and the cells with a rule on
-# their left side are the module. A *paper page* is in `nbs/papers`; it follows the section of the paper
-# that it reproduces, and ends with the paper's claims and our results.
+# page* belongs to a package; it explains, demonstrates and tests a module, and the cells with a rule on
+# their left side are the source of the module. A *paper page* is in `nbs/papers`; it follows the
+# section of the paper that it reproduces, and ends with the paper's claims and our results.
 #
 # The banner under the title of a paper page names the scale, the seed, the duration and the machine
 # of the recorded run, and how many runs it read that had finished before. The outputs come from
@@ -42,22 +42,23 @@
 # seed = 0
 # ```
 #
-# `quick` takes seconds and needs no downloads, `cpu` takes at most an hour on a laptop, and `gpu`
-# has the largest sizes. The code is the same at each scale; only the sizes differ.
+# `quick` takes seconds and needs no downloads, `cpu` takes at most an hour on a laptop, and `gpu` has
+# the largest sizes and has not yet been run. The code is the same at each scale; only the sizes differ.
 #
 # ### The text twin
 #
-# Each notebook has a text twin, a plain Python file with the same cells and no outputs:
-# the twin of `nbs/foundation/00_errors.ipynb` is `nbs/_py/foundation/00_errors.py`. Reviews show
-# the twin, and you can edit it in any editor. After changing one of the two, sync them at once:
+# Each notebook has a text twin, a plain Python file with the same cells and no outputs: the twin of
+# `nbs/foundation/00_errors.ipynb` is `nbs/_py/foundation/00_errors.py`. Reviews show the twin, and you
+# can edit it in any editor. JupyterLab writes the twin when you save the notebook. If you edit the
+# twin, carry the edit into the notebook:
 #
 # ```sh
-# jupytext --sync nbs/_py/foundation/00_errors.py
+# python -m moral_sc.lab.hooks sync
 # ```
 #
 # ::: {.callout-warning}
-# The newer file of a pair wins. If you edit the twin and run the notebook in place before syncing,
-# the edit is lost.
+# Do not run the notebook in place between editing the twin and this command. If both files were
+# edited, the command stops and names the first cell that differs.
 # :::
 #
 # This is a cell in both forms:
@@ -85,13 +86,15 @@ print(jupytext.writes(toy, fmt='py:percent').split('---\n')[-1])
 # ```
 #
 # The report opens with a count: how many of the run's estimates agree with the recorded ones. Each page
-# shows its main figure as we recorded it and as your run drew it. Two estimates *agree* if their
-# intervals allow the difference, *differ* if they do not, and a run is *too small to tell* if it
-# could not have contradicted the record. The exit code is 1 if a page stops or an estimate differs.
+# shows its main figure as we recorded it and as your run drew it. Two estimates *agree* if the
+# difference is compatible with their intervals, and *differ* if it is not. A run is *too small to tell*
+# if its scale is below the one that the claim names, or if its interval is more than three times as
+# wide as the recorded one and leaves the verdict open. The exit code is 1 if a page
+# stops or an estimate differs.
 #
-# Pages on language models run on other models with `--model`, at every scale. `--set` changes any
-# other parameter that a page declares. A claim about large models can fail only from a stated size
-# on; anyone who has such a model can decide it:
+# Pages on language models run on other models with `--model`, at every scale. `--set` changes any other
+# parameter that a page declares. A claim about large models can fail only for models of a stated size
+# or more; if you have such a model, you can decide it:
 #
 # ```sh
 # moral_sc reproduce bbq_first_look --model smollm2-135m-instruct --out report-smollm2
@@ -104,21 +107,21 @@ print(jupytext.writes(toy, fmt='py:percent').split('---\n')[-1])
 #
 # ## Verdicts
 #
-# Each row of the ledger has a criterion that was fixed before the run that judges it. Rows are never
-# edited: a changed criterion is a new row that names the old one. A row that cannot fail, cannot
-# hold, or is not what the paper says is *closed*; it keeps its verdict and its reason, and is
-# counted apart.
+# The *ledger* is the table of all claims. Each row has a criterion that was fixed before the run that
+# judges it. Rows are never edited: a changed criterion is a new row that names the old one. A row that
+# cannot fail, cannot hold, or is not what the paper says is *closed*; it keeps its verdict and the
+# reason for closing, and is counted separately.
 #
 # | Verdict | Meaning |
 # | --- | --- |
 # | holds | the whole interval meets the criterion |
-# | fails | none of it does; for a claim of a paper, only if other experiments confirm it |
+# | fails | no part of the interval meets it; a claim of a paper fails only if further experiments, named in the verdict, confirm this |
 # | undecided | the interval contains the bound, the run was too small, or a precondition of the paper is not met |
 # | needs a larger model | a model below the row's number of parameters missed the criterion |
 # | error | not a number, or not run |
 #
-# `whose` separates what the paper says from what we add, and `draws` names what the interval draws:
-# trainings, prompts, templates, wordings.
+# The column `whose` separates claims of the paper from claims of ours, and `draws` names the units that
+# the interval resamples: trainings, prompts, templates, wordings.
 #
 # ## With papermill
 #

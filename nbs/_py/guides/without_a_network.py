@@ -14,9 +14,9 @@
 # %% [markdown]
 # ## Bundled data and stub models
 #
-# Every page runs at scale `quick` on what the package contains: our own prompts, principles and
-# benchmark questions, and stub models with known answers. The output of a page names a stub model
-# that it uses. The run then tests the code; its numbers describe no real model.
+# Every page runs at scale `quick` with data from the package: our own prompts, principles and benchmark
+# questions, and stub models with known answers. If a page uses a stub model, its output says so. The
+# run then tests the code, and its numbers describe no real model.
 #
 # ```sh
 # MORAL_SC_OFFLINE=1 moral_sc reproduce

@@ -119,9 +119,9 @@ row['rounds'][0]['principle'], sorted(row)
 # ## 5. Your own pairs
 #
 # Rows of a prompt and two answers are labelled by a question of yours, and a preference model is
-# trained on the labels, or on `p` that you know. transformers reads the folder `runs/preference/model`. Before you
-# optimise against it, [`health`](../constitution/evaluation/80_health.ipynb) says what speaks against doing so, from
-# votes that it was not trained on.
+# trained on the labels, or on `p` that you know. transformers reads the folder `runs/preference/model`.
+# Before you optimise against it, [`health`](../constitution/evaluation/80_health.ipynb) checks it on
+# votes that it was not trained on and lists reasons not to.
 
 # %%
 from moral_sc.constitution import fit_preference
@@ -175,10 +175,11 @@ elo
 #
 # ## 8. Toy models of your own
 #
-# The data, the activation, the target and the loss of [toy models](../superposition/20_model.ipynb) can be yours; engine
-# eager trains them. A density of one number for each *instance* has the shape `[instance, 1]`. There is no
-# exact loss for an activation, target or loss of your own: use `batch_loss` on samples that were not trained on.
-# `exact_loss` refuses such a run; given the weights alone, it takes them for those of a ReLU model.
+# The data, the activation, the target and the loss of [toy models](../superposition/20_model.ipynb) can
+# be yours; engine eager trains them. A density of one number for each *instance* has the shape
+# `[instance, 1]`. There is no exact loss for an activation, target or loss of your own: use
+# `batch_loss` on samples that were not trained on. `exact_loss` raises an error for such a run; if it
+# gets the weights alone, it computes the loss of a ReLU model with these weights.
 
 # %%
 from moral_sc.superposition import ToyConfig, ToyRun, feature_dimensionality, train

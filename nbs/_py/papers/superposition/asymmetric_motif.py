@@ -9,7 +9,7 @@
 # %% [markdown]
 # # Asymmetric superposition: the motif and its inhibitor recur
 #
-# > The Asymmetric Superposition Motif: 112 neurons in 320 models have it, and in each case another neuron returns more than half of what it sends.
+# > The Asymmetric Superposition Motif: 112 neurons in 320 models have it, and in each case another neuron cancels more than half of the interference.
 
 # %% tags=["parameters"]
 scale = 'quick'  # quick: seconds; cpu: 320 models, a minute or two; gpu: 8000 models
@@ -73,9 +73,9 @@ run
 # %% [markdown]
 # ## The inhibitor
 #
-# With only the first feature active, the input of the second output is a sum over neurons. The
-# motif's neuron sends a large positive part. If the paper is right, another neuron returns about as
-# much with a negative sign, and the rest, with the bias, is near zero or below.
+# With only the first feature active, the pre-activation of the second output is a sum over neurons. The
+# motif's neuron contributes a large positive part. According to the paper another neuron contributes
+# about as much with a negative sign, and the sum, with the bias, is near zero or below.
 
 # %%
 rows = []
@@ -89,8 +89,8 @@ motifs = pd.DataFrame(rows, columns=columns)
 motifs.drop(columns=['neuron','inhibitor']).round(2).head(8)
 
 # %% [markdown]
-# `read` and `write` are the two ratios; `sent`, `returned` and `left` are the three amounts. Over
-# all neurons with the motif:
+# `read` and `write` are the two ratios; `sent`, `returned` and `left` are the positive part, the
+# negative part and the sum with the bias. Over all neurons with the motif:
 
 # %%
 below_tenth = int((motifs.left < .1).sum())
@@ -159,10 +159,10 @@ plot_curves(values.tolist(), {'the neuron': parts[:,k].tolist(),
 # %% [markdown]
 # ## What this does not show
 #
-# It does not show that the motif is the best way for one neuron to serve two features, or explain the
-# numbers 2 and $-\frac12$. The search does not cover neurons that serve three features or more, which
-# the thresholds leave out. Where the table of settings shows no motif, these models found other
-# arrangements; the paper's sizes may differ from all of ours.
+# This page does not show that the motif is the best way for one neuron to serve two features, and does
+# not explain the numbers 2 and $-\frac12$. The search does not cover neurons that serve three features
+# or more, which the thresholds leave out. At settings whose row of the table has no motif, the models
+# have other arrangements. The paper's sizes may differ from all of ours.
 #
 # ## Claims
 #

@@ -9,7 +9,7 @@
 # %% [markdown]
 # # Dictionaries: sparse autoencoders find independent features and blur correlated pairs
 #
-# > "Approach 2": TopK autoencoders find the directions of independent features (mean cosine 1.00); for pairs that are active together it is 0.90, a tenth of the latents are averages, and half are neither features nor averages.
+# > "Approach 2": TopK autoencoders find the directions of independent features (mean cosine 1.00); for pairs that are always active together the mean cosine is 0.90, a tenth of the latents are averages of a pair, and half are neither features nor averages.
 
 # %% tags=["parameters"]
 scale = 'quick'  # quick: two trainings, small models; cpu: four of each cell; gpu: twenty
@@ -47,9 +47,10 @@ size
 # > Superposition can be dealt with after training: find out which directions of the activations
 # > belong to features [@elhage2022].
 #
-# Sparse autoencoders, today's usual method, are judged on language models whose features are unknown. Here they are
-# [trained on the hidden activations](../../superposition/72_dictionaries.ipynb) of toy models, whose features are
-# known. We train models of 10, 20 and 30 features in five dimensions at four densities, with
+# Sparse autoencoders, the usual method, are evaluated on language models whose features are unknown.
+# Here they are [trained on the hidden activations](../../superposition/72_dictionaries.ipynb) of toy
+# models, whose features are known. We train models of 10, 20 and 30 features in five dimensions at four
+# densities, with
 #
 # - **independent** features of equal importance,
 # - **correlated** pairs, whose members are always active together,
@@ -130,19 +131,19 @@ fig.update_layout(height=460, coloraxis=dict(colorscale='Viridis', cmin=0, cmax=
 
 # %% [markdown]
 # For independent features the directions are found in every cell, and likewise where importance is
-# unequal. Latents differ in how well they tell whether their feature is active. Sparse coding with
-# the true directions (`ceiling` in the table below) does hardly better: where features of one
-# polytope are active together, the activation itself does not tell. At density 0.3 models store
-# only two features in a dimension, and F1 rises again. All cells of independent features lie within
-# the bound of compressed sensing, so that its edge is not tested by them.
+# unequal. Latents differ in how well they detect whether their feature is active. Sparse coding with
+# the true directions (`ceiling` in the table below) does hardly better: if features of one polytope are
+# active together, the activation does not determine which of them are active. At density 0.3 models
+# store only two features in a dimension, and F1 rises again. All cells of independent features lie
+# within the bound of compressed sensing, so that its edge is not tested by them.
 #
-# Anticorrelated pairs are read slightly worse, not better as we expected; on average as many
-# features are stored.
+# Anticorrelated pairs are detected slightly worse, whereas we expected them to be detected better; on
+# average as many features are stored.
 #
-# Correlated pairs are different. Sparse coding with the true directions reads them as well as others, and the
-# dictionary does not. Two features that are always active together span a plane, in which any two directions between
-# which both features lie reconstruct it exactly. Without a penalty on the latents the loss does not determine the
-# directions.
+# Correlated pairs are different. Sparse coding with the true directions detects them as well as others,
+# and the dictionary does not. Two features that are always active together span a plane, in which any
+# two directions between which both features lie reconstruct it exactly. Without a penalty on the
+# latents the loss does not determine the directions.
 
 # %%
 columns = ['features','mcc','found','f1','ceiling','dead','split','vertex','face',
@@ -152,8 +153,9 @@ rows.groupby(['condition','density'])[columns].mean().round(2)
 # %% [markdown]
 # ## Features that are active together
 #
-# A dictionary reads a feature well if the rest of its polytope is silent. The features are those of all densities, which
-# is why the number of co-active members varies so widely.
+# A dictionary detects a feature well if the rest of its polytope is inactive. The features are those of
+# all densities, so the number of co-active members varies widely. The array below the figure has the
+# rank correlation of F1 with this number in each training.
 
 # %%
 #| label: fig-coactive
@@ -188,11 +190,11 @@ kinds_of_latents.loc[conditions].round(3)
 
 
 # %% [markdown]
-# Two thirds of the live latents of independent features are vertices; the others are off by more than 11 degrees. For
-# correlated pairs 39 % are vertices and a tenth faces, six times as many as in the control. Half of the latents of
-# correlated pairs are neither. TopK rarely splits a feature, and correlation does not change that: we expected the
-# opposite. Importance makes no detectable difference to the directions that are found: all cosines in the next table
-# are 1.00.
+# Two thirds of the live latents of independent features are vertices; the others are off by more than
+# 11 degrees. For correlated pairs 39 % are vertices and a tenth faces, six times as many as in the
+# control. Half of the latents of correlated pairs are neither. TopK rarely splits a feature. We
+# expected more splitting of correlated pairs and found none. Importance makes no detectable difference
+# to the directions that are found: all cosines in the next table are 1.00.
 #
 # ## Unequal importance
 #
@@ -234,15 +236,17 @@ compared.groupby(['kind','density'])[['mcc','f1','precision','recall','dead','sp
 
 
 # %% [markdown]
-# Autoencoders with a penalty find the directions as well, but their latents are active for other features, or not at
-# all, more often than those of TopK. L1 splits more than half of the features: two weak latents for one direction cost no more than one.
+# Autoencoders with a penalty find the directions too (mean cosine 0.95 or more), but more often than
+# with TopK their latents are active for other features or inactive for their own. L1 splits more than
+# half of the features, because two weak latents for one direction have the same penalty as one.
 #
 # ## What this does not show
 #
-# The toy models have at most thirty features, all of one form and none hierarchical. The autoencoders are small and
-# trained briefly, without the auxiliary losses that large ones need, and TopK is told the number of active features.
-# The bound of compressed sensing is for the best decoder and random directions; trained directions come in antipodal
-# pairs, for which [no decoder can do as well](compressed_sensing.ipynb).
+# The toy models have at most thirty features, all with one distribution and none hierarchical. The
+# autoencoders are small and trained briefly, without the auxiliary losses that large ones need, and
+# TopK is told the number of active features. The bound of compressed sensing is for the best decoder
+# and random directions; trained directions come in antipodal pairs, for which [no decoder can do as
+# well](compressed_sensing.ipynb).
 #
 # ## Claims
 #

@@ -136,13 +136,13 @@ plot_curves({k: v.index.tolist() for k,v in curves.items()},
 #
 # > Dimensionalities add up to about the number of dimensions [@elhage2022].
 #
-# The sum cannot exceed the number of dimensions. With $M=\sum_j W_jW_j^\top$, $$D_i =
-# \frac{\|W_i\|^4}{W_i^\top M W_i} \le W_i^\top M^+ W_i = \ell_i,$$ by Cauchy-Schwarz on $\|W_i\|^2 =
-# (M^{1/2}W_i)\cdot(M^{+1/2}W_i)$. The right side is the leverage of the feature, and leverages add up
-# to the rank of $W$, so $\sum_i D_i\le m$. Equality needs every $W_i$ to be an eigenvector of $M$: the
-# features of each eigenvalue form a tight frame of their own subspace. The sum therefore measures how
-# much a model resembles a set of polytopes, and trained models come within a few hundredths of the
-# bound.
+# The sum cannot exceed the number of dimensions. With $M=\sum_j W_jW_j^\top$,
+# $$D_i = \frac{\|W_i\|^4}{W_i^\top M W_i} \le W_i^\top M^+ W_i = \ell_i,$$
+# by Cauchy-Schwarz on $\|W_i\|^2 = (M^{1/2}W_i)\cdot(M^{+1/2}W_i)$. The right side is the leverage
+# of the feature, and leverages add up to the rank of $W$, so $\sum_i D_i\le m$. Equality needs every
+# $W_i$ to be an eigenvector of $M$: the features of each eigenvalue form a tight frame of
+# their own subspace. The sum therefore measures how much a model resembles a set of polytopes, and
+# trained models come within 0.08 of the bound.
 
 # %%
 W = sweep.W.double()
