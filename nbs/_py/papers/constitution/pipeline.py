@@ -104,9 +104,10 @@ plot_stages(pd.DataFrame({v: stage_estimates(tables, k) for k,v in titles.items(
 
 # %% [markdown]
 # The constant answer *better talk to a friend first* has the highest possible harmlessness and no
-# helpfulness. Harmlessness alone therefore cannot tell a method from a constant answer; the sum can.
-# The *generator* is the program that wrote the text of the pre-trained models. Its answers, revised by
-# its own rules, show the score of a model that only copies its training text.
+# helpfulness. Harmlessness alone therefore cannot distinguish a method from a constant answer; the sum
+# of helpfulness and harmlessness can. The *generator* is the program that wrote the text of the
+# pre-trained models. Its answers, revised by its own rules, show the score of a model that only copies
+# its training text.
 #
 # In the recorded run RL for helpfulness alone makes answers more helpful and more harmful, as in the
 # paper. SL-CAI lies between the pre-trained model and helpful RLHF in both. That it is less helpful

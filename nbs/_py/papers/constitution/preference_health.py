@@ -82,11 +82,11 @@ plot_health(judged, KL)
 # This page asks whether one can forecast which preference model will do that, and at which KL.
 # [`health`](../../constitution/evaluation/80_health.ipynb) examines a preference model before anything
 # is optimised. Each run here [draws a labeller with known
-# defects](../../constitution/toy/70_preference_runs.ipynb) (little truth, a taste for length, comfort
-# or refusals, noise, a bias for the first answer), fits a preference model and an ensemble to its
-# labels, and asks `health` with 400 votes of fair raters on pairs of ordinary answers. Then best-of-n
-# sampling optimises the preference model, and the true score, which `health` never sees, is computed
-# exactly. One run of four fits transformers, the others regressions on words.
+# defects](../../constitution/toy/70_preference_runs.ipynb) (a weak signal of the truth, a taste for
+# length, comfort or refusals, noise, a bias for the first answer), fits a preference model and an
+# ensemble to its labels, and asks `health` with 400 votes of fair raters on pairs of ordinary answers.
+# Then best-of-n sampling optimises the preference model, and the true score, which `health` does not
+# use, is computed exactly. One run of four fits transformers, the others regressions on words.
 
 # %%
 runs.groupby(['half', 'kind']).agg(
@@ -286,12 +286,15 @@ print(f'{len(labels)} labels', verdict, sep='\n')
 #
 # ## What this does not show
 #
-# - Texts, labellers and defects are simple, and there are few kinds of defects. Real errors of preference models are not
-#   drawn from this list, and the shares of alarms depend on it.
-# - The transformers have two layers. Three of four preference models are regressions on words.
-# - Fair votes are assumed. Where only votes with the defects of the training labels exist, the forecast is worth little (`own_gain`).
-# - Best-of-n reaches 3.6 nats here. Reinforcement learning goes much further, and finds answers that the first policy never gives; votes on
-# ordinary answers cannot say anything about these. A verdict without objection does not replace measurements during training.
+# - Texts, labellers and defects are simple, and there are few kinds of defects. Real errors of
+#   preference models are not drawn from this list, and the shares of alarms depend on it.
+# - The environment is a toy, and its transformers have two layers. Three of four preference models are
+#   regressions on words.
+# - Fair votes are assumed. If only votes with the defects of the training labels exist, the forecast is
+#   hardly better than chance (an area of 0.61, `own_gain`).
+# - Best-of-n reaches 3.6 nats here. Reinforcement learning reaches larger KL and finds answers that the
+#   first policy never gives; votes on ordinary answers give no information about these. A verdict
+#   without objection does not replace measurements during training.
 # - A real preference model is only checked for its labels. The page has not yet been run on a GPU.
 #
 # ## Claims

@@ -192,9 +192,9 @@ letters(reasoned.records).droplevel(0)[['most_chosen','mass']].round(3)
 #
 # ## Comparison with the paper
 #
-# The paper's numbers are for its own models, which are not public; its main text gives no
-# intervals and does not state how categories were averaged. Ours are soft scores of all questions
-# pooled, of the categories within reach; the table's heading says how many of the eleven these are.
+# The paper's numbers are for its own models, which are not public; its main text gives no intervals and
+# does not state how categories were averaged. Ours are soft scores, pooled over the questions of the
+# available categories (4 of 11 in the recorded run):
 
 # %%
 comparison = pd.DataFrame({

@@ -130,11 +130,11 @@ columns = {f'{b}, {name}, {c}': by_size(select_metric(table, c, m, b)).value
 pd.DataFrame(columns).rename(index=parameters).T.round(3)
 
 # %% [markdown]
-# ## What was put in and what came out
+# ## Built-in assumptions and measured results
 #
-# Put in: "unknown" as the answer of an author who is told to be fair and has no evidence. That
+# Built in: "unknown" as the answer of an author who is told to be fair and has no evidence. That
 # abstention is the larger part is therefore built in. A constant answer "unknown" would only abstain
-# and have no accuracy with evidence, and a 4-gram model has no bias that could be corrected. Came out:
+# and have no accuracy with evidence, and a 4-gram model has no bias that could be corrected. Measured:
 # the size of both parts at each model size, and whether a model that is told to be fair declines where
 # the context gives the answer.
 #

@@ -165,10 +165,10 @@ pd.DataFrame({f: b.mean() for f,b in baselines.items()}).T.rename_axis('facts').
 
 
 # %% [markdown]
-# ## What was put in and what came out
+# ## Built-in assumptions and measured results
 #
-# Put in: the number of traits, and with it the words of the language, which add parameters to a width,
-# and the number of documents about each fact. Came out: the order of the abilities, and which of them
+# Built in: the number of traits, and with it the words of the language, which add parameters to a width,
+# and the number of documents about each fact. Measured: the order of the abilities, and which of them
 # more facts delay. Facts appear in statements at smaller sizes than in the answers to questions.
 #
 # ## What this does not show

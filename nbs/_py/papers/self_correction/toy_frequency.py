@@ -96,11 +96,11 @@ pd.DataFrame(rows).T.round(3)
 # as if they are followed, but the meaning of the instruction is not the reason: under its opposite the
 # probability of "unknown" is the same.
 #
-# ## What was put in and what came out
+# ## Built-in assumptions and measured results
 #
-# Put in: the share of questions with an instruction. All languages have the same stereotypes for a
+# Built in: the share of questions with an instruction. All languages have the same stereotypes for a
 # seed, and all models see the same number of documents, so that rarer instructions leave more
-# documents without one. Came out: from which size on pairs of words that occur in no document are
+# documents without one. Measured: from which size on pairs of words that occur in no document are
 # followed. An n-gram model follows none of them at any share, and an ideal reader all of them.
 #
 # ## What this does not show

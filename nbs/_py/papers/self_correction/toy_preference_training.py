@@ -215,10 +215,10 @@ pd.DataFrame({(part, arm): {c: change(arm, w, c, category=k).mean() for c in CON
               for part,k in parts.items() for arm in ARMS for w in size['widths'][-1:]}).round(3)
 
 # %% [markdown]
-# ## What was put in and what came out
+# ## Built-in assumptions and measured results
 #
-# Put in: the human's taste, which holds "unknown" to be right where the context gives no answer. A
-# constant answer "unknown" has no bias and no accuracy with evidence. Came out: how well a preference
+# Built in: the human's taste, which holds "unknown" to be right where the context gives no answer. A
+# constant answer "unknown" has no bias and no accuracy with evidence. Measured: how well a preference
 # model on the same small backbone learns the taste, what a policy trained against it does under
 # instructions that do not enter the human's comparisons, and whether the change generalises to pairs of
 # words and to a category that no comparison contains.

@@ -122,10 +122,10 @@ plot('wavered', 'From one person to the other', ROUNDS[1:])
 # models fail to answer the second question from its context. With the instruction most changes are to
 # "unknown": 84 % of all questions in a new dialogue, 59 % in a second round.
 #
-# ## What was put in and what came out
+# ## Built-in assumptions and measured results
 #
-# Put in: documents with one question each, and authors who answer alike in every order of the options,
-# as an ideal reader does. A constant answer does so, too. Came out: at which sizes answers depend on
+# Built in: documents with one question each, and authors who answer alike in every order of the options,
+# as an ideal reader does. A constant answer does so, too. Measured: at which sizes answers depend on
 # the order of the options, and that in a model that was not trained on dialogues a second round by
 # itself changes the answers.
 #

@@ -60,12 +60,12 @@ baselines = pd.concat(each).groupby(['reader', 'condition'], sort=False).mean().
 # > Bias under the plain question grows with size, and so does the reduction by an instruction to be
 # > unbiased; reasoning reduces it further. Both begin at about 22 billion parameters [@ganguli2023].
 #
-# Those models are out of reach. Here transformers of two layers learn an
-# [invented language](../../bias/toy/10_environment.ipynb) from scratch, in several widths. Documents
-# state stereotypes as frequencies, answer questions in the shape of BBQ, and some carry an
-# instruction. The instructions of the benchmark are pairs of words that occur together in no
-# document, and in one category no document has an instruction. At scale `quick` the page evaluates
-# [stored models](../../bias/toy/32_released.ipynb) of three seeds; at `cpu` all five are trained anew.
+# Those models are not public. Here transformers of two layers learn an [invented
+# language](../../bias/toy/10_environment.ipynb) from scratch, in several widths. Documents state
+# stereotypes as frequencies, answer questions in the shape of BBQ, and some carry an instruction. The
+# instructions of the benchmark are pairs of words that occur together in no document, and in one
+# category no document has an instruction. At scale `quick` the page evaluates [stored
+# models](../../bias/toy/32_released.ipynb) of three seeds; at `cpu` all five are trained anew.
 
 # %%
 #| label: fig-bias
@@ -179,11 +179,11 @@ scores = {k: {c: select_metric(d, c)[at].mean() for c in ('q', 'q+if', 'q+anti')
 pd.DataFrame(scores).T.rename_axis('taken away').round(3)
 
 # %% [markdown]
-# ## What was put in and what came out
+# ## Built-in assumptions and measured results
 #
-# Put in: the frequencies of the documents, among them answers of an author who is biased when asked
+# Built in: the frequencies of the documents, among them answers of an author who is biased when asked
 # plainly, and who follows an instruction if there is one. An ideal reader has the dotted lines at any
-# size, and a 4-gram model the dashed one. Came out: at which size a transformer that is trained on the
+# size, and a 4-gram model the dashed one. Measured: at which size a transformer that is trained on the
 # documents approaches the ideal reader, in which order the abilities appear, and whether they
 # generalise to pairs of words and to a category that no document combines with an instruction.
 #

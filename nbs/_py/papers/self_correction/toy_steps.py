@@ -136,10 +136,10 @@ pd.DataFrame(rows).T.rename_axis(['layers', 'width', 'passes']).round(2)
 # trainings include it, so the rows on accuracy are undecided; the row that answers by letter are biased
 # fails.
 #
-# ## What was put in and what came out
+# ## Built-in assumptions and measured results
 #
-# Put in: the number of steps and, with the third layer, one more operation. The documents are the same,
-# so nine passes show each of them nine times. Came out: size and steps both change the onset, so a
+# Built in: the number of steps and, with the third layer, one more operation. The documents are the same,
+# so nine passes show each of them nine times. Measured: size and steps both change the onset, so a
 # curve over size at one number of steps says little about what a size can learn.
 #
 # ## What this does not show

@@ -273,10 +273,10 @@ models.groupby(['place', 'width'], sort=False)[list(columns)].mean().rename(
 # the direction has 76 and 57 % of the effect of the whole state; five trainings do not separate it from
 # random directions at the largest size. At the answer token the effect is weaker: 23 and 30 %.
 #
-# ## What was put in and what came out
+# ## Built-in assumptions and measured results
 #
-# Put in: which features a question has, and, in half of the documents' questions, an instruction of two
-# words whose pair decides. Came out: at which size the pair's meaning is found in one direction of the
+# Built in: which features a question has, and, in half of the documents' questions, an instruction of two
+# words whose pair decides. Measured: at which size the pair's meaning is found in one direction of the
 # residual stream, how much of a dimension it takes, and what becomes of the answers when the state is
 # moved along it. With features shuffled over questions, the area under the curve of the linear reader
 # is 0.49 to 0.51.

@@ -64,7 +64,7 @@ size
 #
 # Losses are [exact for inputs with up to one active feature](../../superposition/69_computation.ipynb)
 # and measured on the same held-out inputs beyond. They are compared with a proved lower bound for all
-# models whose neurons each read a single feature, whatever reads those neurons.
+# models whose neurons each read a single feature, with any read-out.
 
 # %%
 starts = dict(

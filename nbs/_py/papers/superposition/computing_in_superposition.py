@@ -42,7 +42,7 @@ importance = np.ones(n)
 size
 
 # %% [markdown]
-# ## A model, and what other models cannot reach
+# ## A model and bounds for other models
 #
 # The question is whether a network computes with more features than its neurons can serve one by one,
 # or only stores them. The standard examples have been questioned, because a low loss can have other
@@ -57,14 +57,14 @@ size
 #
 # Three losses are compared, sums of squared errors over features:
 #
-# 1. **dedicated neurons**: a lower bound for all models whose neurons each read one feature, whatever
-#    the outputs read. It is attained: five features are exact, and each of the others leaves its
-#    variance $v(p)=\frac p3-\frac{p^2}4$;
-# 2. **stored features**: a lower bound for all models with a linear hidden layer of any width
-#    and ReLU outputs. Each output is a monotone function of its feature, and so leaves at least
-#    $\ell(p)$, the error of the best monotone function, which isotonic regression finds;
-# 3. **the model**: an upper bound. Its loss is exact for inputs with no or one active feature,
-#    a quadrature for two, and sampled for three to six with an empirical Bernstein bound that is wrong
+# 1. **dedicated neurons**: a lower bound for all models whose neurons each read one feature, with any
+#    read-out. It is attained: five features are exact, and each of the others leaves its variance
+#    $v(p)=\frac p3-\frac{p^2}4$;
+# 2. **stored features**: a lower bound for all models with a linear hidden layer of any width and ReLU
+#    outputs. Each output is a monotone function of its feature, and so leaves at least $\ell(p)$, the
+#    error of the best monotone function, which isotonic regression finds;
+# 3. **the model**: an upper bound. Its loss is exact for inputs with no or one active feature, a
+#    quadrature for two, and sampled for three to six with an empirical Bernstein bound that is wrong
 #    with probability $10^{-9}$; inputs with more count with the largest error that any could have.
 #
 # The proofs, and checks of them, are on the page of the

@@ -217,8 +217,9 @@ unequal.groupby(tenth)[['cosine','f1','ceiling']].mean().round(3).rename_axis('t
 # %% [markdown]
 # ## Other kinds of autoencoder
 #
-# ReLU with an L1 penalty and JumpReLU have a penalty instead of $k$. The table has the best of three penalties by the
-# mean cosine, which a user could not choose without knowing the features; TopK is told $k$.
+# ReLU with an L1 penalty and JumpReLU have a penalty instead of $k$. The table has the best of three
+# penalties by the mean cosine, which a user could not choose without knowing the features; TopK is
+# given $k$.
 
 # %%
 def best_penalty(run, kind):
@@ -244,7 +245,7 @@ compared.groupby(['kind','density'])[['mcc','f1','precision','recall','dead','sp
 #
 # The toy models have at most thirty features, all with one distribution and none hierarchical. The
 # autoencoders are small and trained briefly, without the auxiliary losses that large ones need, and
-# TopK is told the number of active features. The bound of compressed sensing is for the best decoder
+# TopK is given the number of active features. The bound of compressed sensing is for the best decoder
 # and random directions; trained directions come in antipodal pairs, for which [no decoder can do as
 # well](compressed_sensing.ipynb).
 #

@@ -86,9 +86,9 @@ W.shape, loss[[0,-1]].mean(1)
 # %% [markdown]
 # ## Jumps
 #
-# A jump is a moment at which at least two features change their dimensionality by more than 0.1
-# within 200 steps. A feature is drawn, and can jump, once its column is longer than a quarter:
-# before that, all dimensionalities grow from nothing at once.
+# A jump is a moment at which at least two features change their dimensionality by more than 0.1 within
+# 200 steps. A feature is drawn, and can jump, once its column is longer than a quarter: before that,
+# all dimensionalities grow from zero together.
 
 # %%
 def stored_dimensionality(W):

@@ -7,7 +7,7 @@
 # ---
 
 # %% [markdown]
-# # Nonlinear compression: a steep code beats any linear code
+# # Nonlinear compression: a steep code has a lower error than any linear code
 #
 # > Appendix "Nonlinear Compression": a code with three steps and slopes of a tenth of a step has the error 0.023 with the best decoder; linear codes have 1/12.
 

@@ -7,7 +7,7 @@
 # ---
 
 # %% [markdown]
-# # Phase transitions: most jumps of the loss give up a stored feature
+# # Phase transitions: most jumps of the loss reduce the number of stored features
 #
 # > "Energy level jumps": 89 of 200 models of six features in two dimensions jump between plateaus of the loss, and 80 % of the jumps change the number of stored features; the hexagon and the pentagon have the learning coefficient 8.5.
 

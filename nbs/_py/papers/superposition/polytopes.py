@@ -126,9 +126,9 @@ plot_curves(size['five'], {k: excess[k].tolist() for k in excess}, 'density p',
 
 # %% [markdown]
 # Four shapes are best in turn in @fig-five. In a window of densities below three quarters the lowest
-# loss is that of a *square pyramid*, a tight frame of five with $D=3/5$ each: the value that the paper's
-# bipyramid is said to avoid. At lower densities the bipyramid is best, and then two digons and a
-# feature with a dimension of its own. The table also has the lowest loss from random starts:
+# loss is that of a *square pyramid*, a tight frame of five with $D=3/5$ each: the value that, according
+# to the paper, its bipyramid avoids. At lower densities the bipyramid is best, and then two digons and
+# a feature with a dimension of its own. The table also has the lowest loss from random starts:
 
 # %%
 def stored_dimensionality(W): return feature_dimensionality(W)[represented(W)].sort().values
@@ -270,9 +270,10 @@ for q in densities:
 plot_shapes_3d(list(best.values()), list(best))
 
 # %% [markdown]
-# This page does not show that the paper's own tetrahedra come from such a training, whose settings
-# are not known, or the optimum of large models at these densities, where simplices of four and more
-# dimensions compete as well.
+# This page has models of 3 to 9 dimensions; at [30 dimensions](uniform_superposition.ipynb) no
+# tetrahedra appear. It does not show that the paper's own tetrahedra come from such a training, whose
+# settings are not known, or the optimum of large models at these densities, where simplices of four and
+# more dimensions compete as well.
 #
 # ## Claims
 #
