@@ -15,10 +15,9 @@ from .model import activations, find_function, reconstruct
 # %% ../../nbs/superposition/67_adversarial.ipynb #8a4494f7
 def attack_directions(
     W:torch.Tensor, # [..., feature, hidden]
-    V=None,         # Readout of an untied model, shape of W
 )->torch.Tensor:    # [..., feature, feature]; row i changes output i most
     "Return the unit perturbation that changes each output most, 0 for an output without weights"
-    G = (W if V is None else V)@W.mT
+    G = W@W.mT
     return G/G.norm(dim=-1, keepdim=True).clamp(min=1e-12)
 
 # %% ../../nbs/superposition/67_adversarial.ipynb #e1483472

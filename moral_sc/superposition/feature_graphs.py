@@ -4,13 +4,12 @@
 
 # %% auto #0
 __all__ = ['feature_graph', 'feature_components', 'angle_pattern', 'spanned_dimensions', 'Shape', 'recognise', 'overall_shape',
-           'procrustes', 'align', 'pair_orders', 'aligned_distance', 'compare_arrangements']
+           'procrustes', 'pair_orders', 'aligned_distance', 'compare_arrangements']
 
 # %% ../../nbs/superposition/52_feature_graphs.ipynb #fb2274a5
 import numpy as np, torch
 from collections import Counter
 from itertools import permutations, product
-from scipy.optimize import linear_sum_assignment
 from scipy.sparse.csgraph import connected_components
 from typing import NamedTuple
 from ..foundation.arguments import checked
@@ -111,32 +110,6 @@ def procrustes(
     "Return the rotation that brings W closest to a reference"
     U,_,V = torch.linalg.svd(W.mT@reference)
     return U@V
-
-def _match(W, reference, O):
-    "Alternate order and rotation until the order no longer changes"
-    order = None
-    while True:
-        cost = torch.cdist(reference, W@O).square()
-        assignment = linear_sum_assignment(cost.numpy())[1].tolist()
-        if assignment==order: return order, W[order]@O
-        order = assignment
-        O = procrustes(W[order], reference)
-
-def align(
-    W:torch.Tensor,  # [feature, hidden]
-    reference:torch.Tensor, # [feature, hidden], the reference
-    permute=False,   # Also permute the features
-    tries=100,       # Initial rotations, if features are permuted
-)->tuple:            # Aligned W, [feature, hidden]; order of its features
-    "Align one model with another by rotation and, if asked for, permutation"
-    W = W.detach().cpu().double()
-    reference = reference.detach().cpu().double()
-    if not permute: return W@procrustes(W, reference), list(range(len(W)))
-    g = torch.Generator().manual_seed(0)
-    starts = torch.randn(tries, W.shape[1], W.shape[1], generator=g, dtype=torch.float64)
-    matches = [_match(W, reference, O) for O in torch.linalg.qr(starts).Q]
-    order,best = min(matches, key=lambda f: (f[1]-reference).norm())
-    return best, order
 
 # %% ../../nbs/superposition/52_feature_graphs.ipynb #7cc8bcbf
 def pair_orders(

@@ -169,9 +169,11 @@ def _segments(V, pairs):
     points = np.array([p for a,b in pairs for p in (V[a],V[b],*gap)]).reshape(-1,3)
     return {k: _none_for_nan(points[:,i]) for i,k in enumerate('xyz')}
 
-_blank = dict(visible=False, showbackground=False)
-_scene = dict(xaxis=_blank, yaxis=_blank, zaxis=_blank, aspectmode='cube', dragmode='orbit',
-              camera=dict(eye=dict(x=1.15, y=.75, z=.55)))
+def _set_scene(fig, largest):
+    "Show a cube that holds all coordinates"
+    axis = dict(visible=False, showbackground=False, range=[-1.05*largest,1.05*largest])
+    return fig.update_scenes(xaxis=axis, yaxis=axis, zaxis=axis, aspectmode='cube',
+                             dragmode='orbit', camera=dict(eye=dict(x=1.15, y=.75, z=.55)))
 
 @checked
 def plot_shapes_3d(
@@ -199,9 +201,8 @@ def plot_shapes_3d(
                           text=_round(feature_dimensionality(W[keep])),
             marker=dict(size=6, color=[COLOURS['sequence'][s] for s in sets]),
             hovertemplate='D = %{text}<extra></extra>', **cell)
-    r = 1.05*max(float(W.abs().max()) for W in shapes)
-    box = {k: _blank|dict(range=[-r,r]) for k in ('xaxis','yaxis','zaxis')}
-    return fig.update_scenes(**_scene|box).update_annotations(font_size=12).update_layout(
+    _set_scene(fig, max(float(W.abs().max()) for W in shapes))
+    return fig.update_annotations(font_size=12).update_layout(
         showlegend=False, height=250*rows+20, margin=dict(l=0, r=0, t=30, b=0))
 
 def _points(V): return {k: _round(V[:,i]) for i,k in enumerate('xyz')}
@@ -293,9 +294,8 @@ def animate_learning(
     fig.frames = [go.Frame(name=f'{s:g}', traces=[*range(n),n+1],
                            data=_frame_data(v, sets)+[go.Scatter(x=[s], y=[l])])
                   for s,v,l in zip(x, V, y, strict=True)]
-    r = 1.05*float(np.abs(V).max())
-    box = {k: _blank|dict(range=[-r,r]) for k in ('xaxis','yaxis','zaxis')}
-    fig.update_scenes(**_scene|box).update_yaxes(type='log', dtick=1, title='loss').update_xaxes(
+    _set_scene(fig, float(np.abs(V).max()))
+    fig.update_yaxes(type='log', dtick=1, title='loss').update_xaxes(
         title='step', type='log', tickvals=[s for s in (10,100,1000,10_000) if s<=max(x)])
     return fig.update_layout(showlegend=False, height=440, margin=dict(l=0, r=20, t=10, b=80),
                              **_animation_controls([f.name for f in fig.frames], 'step '))
@@ -351,11 +351,9 @@ def plot_shapes_by_density(
                   hovertemplate='D = %{y}<extra></extra>')
     fig.frames = [go.Frame(name=label, traces=[1,2,3,4], data=f)
                   for label,f in zip(labels, frames, strict=True)]
-    r = 1.05*float(W.abs().max())
-    box = {k: _blank|dict(range=[-r,r]) for k in ('xaxis','yaxis','zaxis')}
     controls = _animation_controls(labels, '')
     controls['sliders'][0]['active'] = 0
     fig.update_xaxes(title='density p').update_yaxes(title='share of a dimension', range=[0,1.08])
-    return fig.update_scenes(**_scene|box).update_layout(showlegend=False, height=400,
+    return _set_scene(fig, float(W.abs().max())).update_layout(showlegend=False, height=400,
         margin=dict(l=0, r=20, t=10, b=80), **controls, coloraxis=dict(
             colorscale='Turbo', cmin=.25, cmax=1.05, showscale=False))

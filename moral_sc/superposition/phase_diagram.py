@@ -107,7 +107,7 @@ def _score(score, config, params, ids, period):
                    ids[c.start:c.stop], period=period) for c in _chunks(len(ids), size)]
     return torch.cat(parts).double()
 
-# %% ../../nbs/superposition/48_phase_diagram.ipynb #6b937ae5
+# %% ../../nbs/superposition/48_phase_diagram.ipynb #039c9fe4
 @checked
 @delegates(train, but=['instances', 'resume', 'stop'])
 def train_restarts(
@@ -115,7 +115,6 @@ def train_restarts(
     restarts:int,
     seed=0,
     score=None,     # `f(config, params, ids, period=)` -> [model]; None: `ranking_loss`
-    keep_all:bool=True,  # False: keep only the best restart
     block:int|None=None, # Models trained at once; None: as many as fit
     engine='auto', device='cpu', batch_size=1024, lr=1e-3, weight_decay=.01,
     progress=None,  # True: show a bar; a function: called with steps done and all steps
@@ -136,10 +135,9 @@ def train_restarts(
     with progress_callback(progress, 'steps') as report:
         for k,part in enumerate(chunks):
             ids = [r*I+i for i in part for r in range(restarts)]
-            parts.append(_train_block(replicated, ids, restarts, score or ranking_loss,
-                                      keep_all, I, seed=seed,
-                engine=engine, device=device, batch_size=batch_size, lr=repeat('lr', lr),
-                weight_decay=repeat('weight_decay', weight_decay),
+            parts.append(_train_block(replicated, ids, restarts, score or ranking_loss, I,
+                seed=seed, engine=engine, device=device, batch_size=batch_size,
+                lr=repeat('lr', lr), weight_decay=repeat('weight_decay', weight_decay),
                 progress=_block_report(report, k, len(chunks)), **kwargs))
     cat = lambda ts: torch.cat(ts) if torch.is_tensor(ts[0]) else {
         k: cat([t[k] for t in ts]) for k in ts[0]}
@@ -150,21 +148,13 @@ def _block_report(report, k, blocks):
     "Progress of block k as a part of the progress of all blocks"
     return report and (lambda done, steps: report(k*steps+done, blocks*steps))
 
-def _train_block(config, ids, restarts, score, keep_all, period, **kw):
+def _train_block(config, ids, restarts, score, period, **kw):
     run = train(config, instances=ids, **kw)
     params = {k: v.cpu() for k,v in run.params.items()}
     fold = lambda t: t.cpu().unflatten(0, (-1,restarts))
     loss = fold(_score(score, config, params, ids, period))
-    order = loss.argsort(dim=1)
-    pack = fold
-    if not keep_all:
-        pack = lambda t: fold(t)[torch.arange(len(loss)),order[:,0]][:,None]
-    params,snapshots = ({k: pack(v) for k,v in d.items()} for d in (params, run.snapshots))
-    curves = pack(run.loss)
-    if not keep_all:
-        loss = loss.amin(1, keepdim=True)
-        order = order[:,:1]*0
-    return params,loss,order,curves,snapshots,run.logged,run.engine
+    params,snapshots = ({k: fold(v) for k,v in d.items()} for d in (params, run.snapshots))
+    return params,loss,loss.argsort(dim=1),fold(run.loss),snapshots,run.logged,run.engine
 
 # %% ../../nbs/superposition/48_phase_diagram.ipynb #67739dd8
 def _line_search(value, x, d, f, g, rows):

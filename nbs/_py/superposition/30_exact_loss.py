@@ -491,6 +491,7 @@ def minimise_lbfgs(
     losses,             # [model, parameter] -> [model], differentiable
     initial:torch.Tensor, # [model, parameter], float64
     maxiter=2000,
+    **options,          # Of scipy's L-BFGS-B
 )->torch.Tensor:        # [model, parameter]
     "Minimise losses that do not depend on each other, as one long vector"
     def f(v):
@@ -499,7 +500,7 @@ def minimise_lbfgs(
         total.backward()
         return total.item(), t.grad.numpy().ravel()
     fit = minimize(f, initial.numpy().ravel(), jac=True, method='L-BFGS-B', options=dict(
-        maxiter=maxiter, maxfun=maxiter, maxcor=50, ftol=1e-14, gtol=1e-8))
+        maxiter=maxiter, maxfun=maxiter, maxcor=50, ftol=1e-14, gtol=1e-8) | options)
     return torch.tensor(fit.x).view_as(initial)
 
 

@@ -17,7 +17,6 @@
 # %%
 #| export
 import torch
-from moral_sc.foundation.errors import ConfigError
 from moral_sc.superposition.features import moments
 from moral_sc.superposition.geometry import feature_dimensionality
 
@@ -27,6 +26,7 @@ from fastcore.test import *
 from moral_sc.superposition.exact_loss import exact_loss, fit_exact
 from moral_sc.superposition.features import expand, Sampler
 from moral_sc.superposition.model import ToyConfig, batch_loss, reconstruct
+from moral_sc.superposition.phase_diagram import families
 torch.manual_seed(0); torch.set_num_threads(1);
 
 
@@ -84,16 +84,9 @@ fit['W'][0,0,:,0]
 # $(1,1,r)$, have the same solutions and an antipodal pair without the last feature [@elhage2022].
 
 # %%
-#| export
-def family_losses(
-    p,            # Density; number or tensor
-    r,            # Importance of the last feature, the others have 1
-    n_features=2, # 2 in one dimension or 3 in two
-)->dict:          # name -> loss
-    "Return the losses of the simple solutions with one feature too many"
-    if n_features not in (2,3): raise ConfigError(
-        f'n_features is {n_features}: simple solutions are known for 2 and 3 features.')
-    _,v = moments(p)
+def family_losses(p, r, n_features=2):
+    "Return the losses of the simple solutions if the last feature has importance `r`"
+    v = moments(p)[1]
     with_last = 'antipodal' if n_features==2 else 'antipodal with last'
     losses = {'drop last': r*v, 'drop first': v+0*r, with_last: (1+r)*p**2/6}
     return losses if n_features==2 else losses | {'antipodal without': p**2/3+0*r}
@@ -101,9 +94,7 @@ def family_losses(
 
 # %%
 p = torch.tensor([.05,.3,.6], dtype=torch.float64)
-models = {'drop last': [[1,0],[0,1],[0,0]], 'drop first': [[0,0],[1,0],[0,1]],
-          'antipodal with last': [[1,0],[0,1],[0,-1]], 'antipodal without': [[1,0],[-1,0],[0,1]]}
-for name,W in models.items():
+for name,W in families[3,2].items():
     W = torch.tensor(W, dtype=torch.float64).expand(3,3,2)
     ours = exact_loss(W, p[:,None]/2*(W.norm(dim=-1)==0), p[:,None], [1,1,.7])
     test_close(ours, family_losses(p, .7, 3)[name], eps=1e-8)
@@ -119,27 +110,20 @@ for name,W in models.items():
 
 # %%
 #| export
-def antipodal_boundary(
-    p, # Density; number or tensor
-):     # Importance of the last feature; infinite from 0.8 on
-    "Return the importance at which antipodes and dropping the last feature cost the same"
-    p = torch.as_tensor(p, dtype=torch.float64)
-    return torch.where(p<.8, 2*p/(4-5*p), torch.inf)
-
 def antipodal_boundary_density(r):
-    "Return the same boundary as a density, for importance `r` up to 1"
+    "Return the density at which antipodes and dropping the last feature cost the same"
     return 4*r/(2+5*r)
 
-triple_point = 4/7,1. # Density, importance
 
 # %%
 p = torch.tensor([.1,.2,.4,.5], dtype=torch.float64)
-f = family_losses(p, antipodal_boundary(p))
+r = 2*p/(4-5*p)
+f = family_losses(p, r)
 test_close(f['antipodal'], f['drop last'], eps=1e-9)
-test_close(antipodal_boundary_density(antipodal_boundary(p)), p, eps=1e-9)
-f = family_losses(*triple_point)
+test_close(antipodal_boundary_density(r), p, eps=1e-9)
+f = family_losses(4/7, 1.)
 test_close(f['antipodal'], f['drop last']); test_close(f['drop last'], f['drop first'])
-antipodal_boundary(p)
+r
 
 # %% [markdown]
 # These solutions have unit weights and no bias. The true optimum can be better, since a small bias
@@ -152,10 +136,10 @@ antipodal_boundary(p)
 p = torch.tensor([.3,.5,.6,.7,.75,.8,.9,1.], dtype=torch.float64)
 fit = fit_exact(ToyConfig(2, 1, 8, density=p[:,None]), restarts=14)
 best = fit['loss'][:,0]
-families = torch.stack([*family_losses(p, 1.).values()]).amin(0)
-assert (best<families).all(); test_close(best[1], .076282, eps=1e-6)
+simple = torch.stack([*family_losses(p, 1.).values()]).amin(0)
+assert (best<simple).all(); test_close(best[1], .076282, eps=1e-6)
 W = fit['W'][:,0,:,0]
-torch.stack([p, best/families, W.prod(-1)]).numpy().round(3)
+torch.stack([p, best/simple, W.prod(-1)]).numpy().round(3)
 
 # %% [markdown]
 # Without the bias and at a density near one the optimum is different: both features lie on the same

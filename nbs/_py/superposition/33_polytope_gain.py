@@ -18,17 +18,17 @@
 #| export
 import pandas as pd, torch
 from moral_sc.foundation.arguments import checked
-from moral_sc.superposition.exact_loss import fit_exact, minimise_lbfgs, relu_errors, supports
+from moral_sc.superposition.exact_loss import minimise_lbfgs, relu_errors, supports
 from moral_sc.superposition.features import expand, moments
-from moral_sc.superposition.geometry import polygon, polytopes
-from moral_sc.superposition.model import ToyConfig
+from moral_sc.superposition.geometry import polytopes
 
 # %%
 #| hide
 import numpy as np
 from fastcore.test import *
-from moral_sc.superposition.exact_loss import exact_loss
-from moral_sc.superposition.geometry import antiprism
+from moral_sc.superposition.exact_loss import exact_loss, fit_exact
+from moral_sc.superposition.geometry import antiprism, polygon
+from moral_sc.superposition.model import ToyConfig
 from moral_sc.superposition.plots import plot_curves
 torch.manual_seed(0); torch.set_num_threads(1);
 
@@ -208,19 +208,12 @@ fit['W'][0,0].norm(dim=1)
 # optimised from their own initialisation, so that they remain shapes of their kind but may deform.
 
 # %%
-#| export
-def pentagon_vs_digons(
-    density,   # [point, 5], or [point] for equal features; the digons drop feature 0
-)->tuple:      # Losses of the pentagon and of two digons, [point] each
+def pentagon_vs_digons(density): # [point, 5]; the digons drop feature 0
     "Return the exact losses of the best pentagon and of the best two digons"
-    p = torch.as_tensor(density, dtype=torch.float64)
-    p = p[:,None].expand(-1, 5) if p.ndim==1 else p
-    config = ToyConfig(5, 2, len(p), density=p)
+    config = ToyConfig(5, 2, len(density), density=density)
     digons = torch.cat([torch.zeros(1, 2), polygon(4)])
     return tuple(fit_exact(config, starts=W[None])['loss'][:,0] for W in (polygon(5),digons))
 
-
-# %%
 def transition_point(density, low, high): # Number -> [5] densities along a path; its ends
     "Find the point along a path at which pentagon and digons cost the same"
     path = np.linspace(low, high, 4)

@@ -18,8 +18,8 @@
 #| export
 import numpy as np, torch
 from itertools import combinations
-from scipy.optimize import minimize
 from torch.quasirandom import SobolEngine
+from moral_sc.superposition.exact_loss import minimise_lbfgs
 
 # %%
 #| hide
@@ -122,15 +122,10 @@ def minimise_quadrature(
     n,m = W.shape
     scale = 1/quadrature_loss(W.double()*0, b.double()*0, x, w, importance).item()
     split = lambda t: (t[:n*m].view(n, m), t[n*m:])
-    def f(v):
-        t = torch.tensor(v, requires_grad=True)
-        loss = scale*quadrature_loss(*split(t), x, w, importance)
-        loss.backward()
-        return loss.item(), t.grad.numpy()
-    start = torch.cat([W.flatten(), b]).double().numpy()
-    fit = minimize(f, start, jac=True, method='L-BFGS-B',
-                   options=dict(maxiter=maxiter, maxfun=maxiter, maxcor=30, ftol=1e-12, gtol=1e-9))
-    return *split(torch.tensor(fit.x)), fit.fun/scale
+    loss = lambda t: scale*quadrature_loss(*split(t), x, w, importance)
+    found = minimise_lbfgs(loss, torch.cat([W.flatten(), b]).double(), maxiter, maxcor=30,
+                           ftol=1e-12, gtol=1e-9)
+    return *split(found), loss(found).item()/scale
 
 
 # %% [markdown]

@@ -16,21 +16,20 @@
 
 # %%
 #| export
-import json, math, torch
-from pathlib import Path
+import json, torch
 from moral_sc.foundation.arguments import checked
 from moral_sc.foundation.datasets import data_dir
-from moral_sc.foundation.errors import ConfigError, DataError, short_repr
-from moral_sc.superposition.exact_loss import exact_loss, fit_exact
-from moral_sc.superposition.features import moments
-from moral_sc.superposition.model import ToyConfig, check_positive_integers
-from moral_sc.superposition.training import train
+from moral_sc.foundation.errors import ConfigError, short_repr
 
 # %%
 #| hide
-import tempfile
+import math
 from fastcore.test import *
+from moral_sc.superposition.exact_loss import exact_loss, fit_exact
+from moral_sc.superposition.features import moments
 from moral_sc.superposition.geometry import planar_shape
+from moral_sc.superposition.model import ToyConfig
+from moral_sc.superposition.training import train
 torch.set_num_threads(1)
 
 
@@ -44,8 +43,7 @@ torch.set_num_threads(1)
 # [exact loss](30_exact_loss.ipynb).
 
 # %%
-#| export
-def _trained_starts(n, grid, restarts, steps, seed):
+def trained_starts(n, grid, restarts, steps, seed):
     "Return trained W [point, model, feature, 2] and exact losses [point, model]"
     p,r = torch.tensor(grid, dtype=torch.float64).repeat_interleave(restarts, 0).split(1, 1)
     importance = r**torch.arange(n)
@@ -60,7 +58,7 @@ def _trained_starts(n, grid, restarts, steps, seed):
         models.append([t.unflatten(0, (-1,restarts)) for t in (run.W,loss)])
     return tuple(torch.cat(t, 1) for t in zip(*models, strict=True))
 
-def _distinct(loss, most):
+def distinct(loss, most):
     "Return the indices of the lowest losses that differ by more than 0.3 % from each other"
     order = loss.argsort().tolist()
     chosen = order[:1]
@@ -68,9 +66,8 @@ def _distinct(loss, most):
         if loss[i]>1.003*loss[chosen[-1]] and len(chosen)<most: chosen.append(i)
     return chosen
 
-@checked
 def find_optima(
-    n_features:int,
+    n_features,
     density=(.1,),   # Of every feature
     decay=(1.,),     # $r$ of the importance $r^i$
     restarts=12,     # Trained models for each initial scale
@@ -80,16 +77,12 @@ def find_optima(
     seed=0,
 )->tuple:            # W [decay, density, feature, 2]; loss [decay, density], float64
     "Return the lowest exact losses found in two hidden dimensions, and their models"
-    check_positive_integers(restarts=restarts, fits=fits, maxiter=maxiter)
-    for name,v in dict(density=density, decay=decay).items():
-        if not isinstance(v, (tuple,list)) or not v:
-            raise ConfigError(f'{name} is {short_repr(v)}: give a tuple of numbers, such as (.1,).')
     grid = [(p,r) for r in decay for p in density]
-    W,loss = _trained_starts(n_features, grid, restarts, steps, seed)
+    W,loss = trained_starts(n_features, grid, restarts, steps, seed)
     found = []
     for w,l,(p,r) in zip(W, loss, grid, strict=True):
         config = ToyConfig(n_features, 2, density=p, importance=[r**i for i in range(n_features)])
-        found.append(fit_exact(config, starts=w[_distinct(l, fits)], maxiter=maxiter))
+        found.append(fit_exact(config, starts=w[distinct(l, fits)], maxiter=maxiter))
     shape = (len(decay),len(density))
     return (torch.stack([f['W'][0,0] for f in found]).unflatten(0, shape),
             torch.stack([f['loss'][0,0] for f in found]).unflatten(0, shape))
@@ -102,8 +95,6 @@ def find_optima(
 # times its importance, is added.
 
 # %%
-#| export
-@checked
 def add_ignored_feature(
     found:tuple,   # W [decay, density, feature, 2] and loss [decay, density] from `find_optima`
     smaller:tuple, # The same for one feature less
@@ -140,6 +131,7 @@ bias = torch.tensor([0.,0,0,0,0,.1])
 test_close((six[1]-loss)[0].tolist(), [moments(.2)[1]/2,moments(.1)[1]/2], eps=1e-12)
 test_close(exact_loss(six[0][0,0], bias, .2, [0,0,0,0,0,.5]), moments(.2)[1]/2, eps=1e-12)
 
+
 # %% [markdown]
 # The table is a JavaScript file, since a page that is opened from a folder may not read JSON. An
 # entry holds the loss with six digits, and a length in hundredths and an angle in degrees for each
@@ -147,58 +139,19 @@ test_close(exact_loss(six[0][0,0], bias, .2, [0,0,0,0,0,.5]), moments(.2)[1]/2, 
 
 # %%
 #| export
-DENSITIES = (1,.7,.5,.3,.2,.1,.05,.02,.01)
-DECAYS = (1,.9,.8,.5)
-_head = ('// Lowest exact losses known, by features, decay of importance and density, made by '
-         'moral_sc.superposition.optima.\n'
-         '// An entry: loss, and length in hundredths and angle in degrees of each column.\n'
-         'globalThis.toyOptima = ')
-
-def optima_path()->Path:
-    "Return the path of the table."
-    return data_dir()/'interactive'/'toy_optima.js'
-
-def _entry(W, loss):
-    "Return loss, lengths and angles, the first column pointing up"
-    turn = math.pi/2 - torch.atan2(W[0,1], W[0,0])
-    angle = torch.rad2deg(torch.atan2(W[:,1], W[:,0]) + turn).round().long() % 360
-    length = (100*W.norm(dim=-1)).round().long()
-    columns = torch.where(length[:,None]>0, torch.stack([length,angle], 1), 0)
-    return [0 if loss<1e-9 else float(f'{loss:.6g}'), *columns.flatten().tolist()]
-
-def write_optima(
-    found:dict, # Number of features -> W and loss for `DENSITIES` and `DECAYS`
-    path,       # A JavaScript file
-):
-    "Write the table of optima."
-    optima = {n: [[_entry(w, l.item()) for w,l in zip(*row, strict=True)]
-                  for row in zip(W, loss, strict=True)] for n,(W,loss) in sorted(found.items())}
-    table = dict(density=DENSITIES, decay=DECAYS, optima=optima)
-    text = json.dumps(table, separators=(',',':')).replace('"optima":{', '"optima":{\n')
-    text = text.replace(']]],"', ']]],\n"')
-    Path(path).write_text(f'{_head}{text};\n', encoding='utf-8')
-
-def _read_table(path):
-    try:
-        text = path.read_text(encoding='utf-8')
-        table = json.loads(text.partition('globalThis.toyOptima = ')[2].rstrip(';\n'))
-        return {k:table[k] for k in ('optima','density','decay')}
-    except OSError as e: raise DataError(f'{path} cannot be read: {e.strerror}.') from None
-    except (ValueError, KeyError, TypeError):
-        raise DataError(f'{path} holds no optima: give a file of `write_optima`.') from None
-
+@checked
 def best_known(
     n_features:int,
-    density=.1,    # In `DENSITIES`
-    decay=1,       # In `DECAYS`
-    path=None,     # Default: the table of the package
+    density=.1,    # Of every feature
+    decay=1,       # $r$ of the importance $r^i$
 )->tuple:          # Loss; W [feature, 2], float64, as rounded in the table
-    "Return an optimum from the table."
-    table = _read_table(Path(path or optima_path()))
+    "Return the lowest exact loss known, and its model, from a table"
+    text = (data_dir()/'interactive'/'toy_optima.js').read_text(encoding='utf-8')
+    table = json.loads(text.partition('globalThis.toyOptima = ')[2].rstrip(';\n'))
     known = dict(n_features=[int(n) for n in table['optima']], density=table['density'],
                  decay=table['decay'])
     for k,v in dict(n_features=n_features, density=density, decay=decay).items():
-        if v not in known[k]: raise ConfigError(f'{k} is {v}: give one of {known[k]}.')
+        if v not in known[k]: raise ConfigError(f'{k} is {short_repr(v)}: give one of {known[k]}.')
     entry = table['optima'][str(n_features)][known['decay'].index(decay)][
         known['density'].index(density)]
     length,angle = torch.tensor(entry[1:], dtype=torch.float64).view(-1, 2).T
@@ -211,13 +164,38 @@ best_known(5, .1, .9)
 
 # %%
 test_eq(planar_shape(best_known(5, .1, .9)[1]), 'pentagon')
-for wrong in (dict(density=.1), dict(decay=()), dict(fits=0), dict(restarts=1.5)):
-    with expect_fail(ConfigError, contains='give a'): find_optima(3, **wrong)
 with expect_fail(ConfigError, contains='density is 0.11'): best_known(5, .11)
-with tempfile.TemporaryDirectory() as folder:
-    (path := Path(folder)/'other.js').write_text('globalThis.toyOptima = {};')
-    with expect_fail(DataError, contains='holds no optima'): best_known(5, path=path)
-    with expect_fail(DataError, contains='cannot be read'): best_known(5, path=folder)
+with expect_fail(ConfigError, contains='n_features is 9'): best_known(9)
+
+# %% [markdown]
+# The text of the table comes from such optima: here it is written again from its own entries.
+
+# %%
+DENSITIES = (1,.7,.5,.3,.2,.1,.05,.02,.01)
+DECAYS = (1,.9,.8,.5)
+head = ('// Lowest exact losses known, by features, decay of importance and density, made by '
+        'moral_sc.superposition.optima.\n'
+        '// An entry: loss, and length in hundredths and angle in degrees of each column.\n'
+        'globalThis.toyOptima = ')
+
+def table_entry(loss, W):
+    "Return loss, lengths and angles, the first column pointing up"
+    length = (100*W.norm(dim=-1)).round().long()
+    turn = math.pi/2 - torch.atan2(W[0,1], W[0,0]) if length[0] else 0. # An ignored one has none
+    angle = torch.rad2deg(torch.atan2(W[:,1], W[:,0]) + turn).round().long() % 360
+    columns = torch.where(length[:,None]>0, torch.stack([length,angle], 1), 0)
+    return [0 if loss<1e-9 else float(f'{loss:.6g}'), *columns.flatten().tolist()]
+
+def table_text(optima): # Number of features -> [decay][density] entries
+    "Write the table of optima"
+    table = dict(density=DENSITIES, decay=DECAYS, optima=optima)
+    text = json.dumps(table, separators=(',',':')).replace('"optima":{', '"optima":{\n')
+    text = text.replace(']]],"', ']]],\n"')
+    return f'{head}{text};\n'
+
+text = table_text({n: [[table_entry(*best_known(n, p, r)) for p in DENSITIES] for r in DECAYS]
+                   for n in range(2, 9)})
+assert text==(data_dir()/'interactive'/'toy_optima.js').read_text(encoding='utf-8')
 
 # %% [markdown]
 # No start proves that a loss is the lowest. These are checks that a table with a missed optimum

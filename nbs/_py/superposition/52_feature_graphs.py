@@ -19,7 +19,6 @@
 import numpy as np, torch
 from collections import Counter
 from itertools import permutations, product
-from scipy.optimize import linear_sum_assignment
 from scipy.sparse.csgraph import connected_components
 from typing import NamedTuple
 from moral_sc.foundation.arguments import checked
@@ -201,10 +200,8 @@ by_threshold
 # %% [markdown]
 # ## Alignment
 #
-# To overlay `W` on a reference, we need a rotation (or reflection) and an order of the features.
-# Given the order, the best rotation is the Procrustes solution; given the rotation, the best order
-# is a linear assignment. `align` alternates the two from many rotations and returns the best
-# result.
+# To compare `W` with a reference, we need a rotation (or reflection) and an order of the features.
+# Given the order, the best rotation is the Procrustes solution.
 
 # %%
 #| export
@@ -216,52 +213,12 @@ def procrustes(
     U,_,V = torch.linalg.svd(W.mT@reference)
     return U@V
 
-def _match(W, reference, O):
-    "Alternate order and rotation until the order no longer changes"
-    order = None
-    while True:
-        cost = torch.cdist(reference, W@O).square()
-        assignment = linear_sum_assignment(cost.numpy())[1].tolist()
-        if assignment==order: return order, W[order]@O
-        order = assignment
-        O = procrustes(W[order], reference)
-
-def align(
-    W:torch.Tensor,  # [feature, hidden]
-    reference:torch.Tensor, # [feature, hidden], the reference
-    permute=False,   # Also permute the features
-    tries=100,       # Initial rotations, if features are permuted
-)->tuple:            # Aligned W, [feature, hidden]; order of its features
-    "Align one model with another by rotation and, if asked for, permutation"
-    W = W.detach().cpu().double()
-    reference = reference.detach().cpu().double()
-    if not permute: return W@procrustes(W, reference), list(range(len(W)))
-    g = torch.Generator().manual_seed(0)
-    starts = torch.randn(tries, W.shape[1], W.shape[1], generator=g, dtype=torch.float64)
-    matches = [_match(W, reference, O) for O in torch.linalg.qr(starts).Q]
-    order,best = min(matches, key=lambda f: (f[1]-reference).norm())
-    return best, order
-
-
-# %% [markdown]
-# Rotated and permuted shapes are aligned with the original:
-
-# %%
-for P in (antiprism(), polygon(5), simplex(4), tegum(polygon(3), polygon(2))):
-    rotated = rotate_and_shuffle(P)
-    rotated = rotated[rotated.norm(dim=1)>0]
-    aligned,order = align(rotated, P, permute=True)
-    test_close(aligned, P, eps=1e-6); test_eq(sorted(order), list(range(len(P))))
-aligned, order
-
-# %% [markdown]
-# Without permutation, only a rotation is undone, in any dimension:
 
 # %%
 W = torch.randn(30, 7, dtype=torch.float64)
 O = torch.linalg.qr(torch.randn(7, 7, dtype=torch.float64)).Q
-test_close(align(W@O, W)[0], W, eps=1e-9)
-(align(W@O, W)[0]-W).abs().max()
+test_close(W@O@procrustes(W@O, W), W, eps=1e-9)
+(W@O@procrustes(W@O, W)-W).abs().max()
 
 
 # %% [markdown]

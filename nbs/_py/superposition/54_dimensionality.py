@@ -175,16 +175,14 @@ with expect_fail(ConfigError, contains="did you mean 'lr'?"): dimensionality_swe
 #| export
 def level_jumps(
     D,              # [time, feature]: dimensionalities along one run
-    min_change=.1,  # Smallest change of a dimensionality
     window=2,       # Snapshots within which the change takes place
-    min_features=2, # Smallest number of features that change at once
 )->list:            # Pairs (first snapshot, changed features), most features first
-    "Find moments at which several features change level together"
+    "Find moments at which two or more dimensionalities change by more than 0.1"
     D = torch.as_tensor(D)
-    changed = (D[window:]-D[:-window]).abs() > min_change
+    changed = (D[window:]-D[:-window]).abs() > .1
     counts = changed.sum(1)
     jumps = []
-    while (counts>=min_features).any():
+    while (counts>=2).any():
         t = int(counts.argmax())
         jumps.append((t, changed[t].nonzero()[:,0].tolist()))
         counts[max(0, t-window):t+window+1] = 0
@@ -212,20 +210,18 @@ level_jumps(D)
 def jump_falls(
     D,              # [time, feature]: dimensionalities of one run, NaN before a feature is stored
     loss,           # [time]
-    min_change=.1,  # Smallest change of a dimensionality
     window=2,       # Snapshots within which the change takes place
-    min_features=2, # Smallest number of features that change at once
 )->dict:            # Windows with and without jump, mean fall of either; shares of smaller falls
     "Compare the fall of the loss at jumps with other windows of the phase in which features move"
     D = torch.as_tensor(D)
     loss = torch.as_tensor(loss)
     change = (D[window:]-D[:-window]).abs().nan_to_num(0)
-    moving = (change>min_change/2).any(1).nonzero()
+    moving = (change>.05).any(1).nonzero()
     stored = (~D.isnan()).any(1).nonzero()
     if not len(moving): return dict(jumps=0, quiet=0)
     phase = slice(int(stored[0]), int(moving[-1])+1)
     fall = (loss[:-window]-loss[window:])[phase]
-    jump = (change>min_change).sum(1)[phase] >= min_features
+    jump = (change>.1).sum(1)[phase] >= 2
     a,b = fall[jump],fall[~jump]
     if not len(a) or not len(b): return dict(jumps=len(a), quiet=len(b))
     shifted = torch.stack([fall[jump.roll(k)].mean() for k in range(1, len(jump))])

@@ -115,9 +115,16 @@ plot_columns(W, [.9**i for i in range(5)], ['triangle','two antipodal pairs','pe
 #| export
 def _hundredths(t): return (100*torch.as_tensor(t)).round().clamp(-127,127).to(torch.int8).numpy()
 
-def _shared_colours(**kw):
-    "Return a colour axis: blue for an own direction, red for a shared one"
-    return dict(colorscale=[[0,'#2166ac'],[.5,'#8a7fb0'],[1,'#b2182b']], cmin=0, cmax=1, **kw)
+def _gram_layout(fig, y, length):
+    "Add the scales of Gram matrices and of norms: blue for an own direction, red for a shared one"
+    bar = dict(thickness=10, len=length, tickfont=dict(size=11))
+    return _set_title_size(fig).update_layout(
+        showlegend=False, bargap=.15, coloraxis=dict(
+            colorscale=COLOURS['diverging'], cmin=-100, cmax=100, colorbar=dict(
+                title='WᵀW', y=y, tickvals=[-100,0,100], ticktext=['−1','0','1'], **bar)),
+        coloraxis2=dict(
+            colorscale=[[0,'#2166ac'],[.5,'#8a7fb0'],[1,'#b2182b']], cmin=0, cmax=1,
+            colorbar=dict(title='shared', y=.25, tickvals=[0,1], ticktext=['0','≥1'], **bar)))
 
 @checked
 def plot_models(
@@ -141,13 +148,7 @@ def plot_models(
     top = 1.05*float(W.norm(dim=-1).max())
     fig.update_xaxes(visible=False).update_yaxes(visible=False, autorange='reversed')
     fig.update_xaxes(range=[0,top], row=2)
-    bar = dict(thickness=10, len=.42, tickfont=dict(size=11))
-    return _set_title_size(fig).update_layout(
-        showlegend=False, bargap=.15, margin=dict(l=5, r=5, t=40, b=5),
-        coloraxis=dict(colorscale=COLOURS['diverging'], cmin=-100, cmax=100, colorbar=dict(
-            title='WᵀW', y=.8, tickvals=[-100,0,100], ticktext=['−1','0','1'], **bar)),
-        coloraxis2=_shared_colours(colorbar=dict(title='shared', y=.25, tickvals=[0,1],
-                                         ticktext=['0','≥1'], **bar)))
+    return _gram_layout(fig, .8, .42).update_layout(margin=dict(l=5, r=5, t=40, b=5))
 
 
 # %%
@@ -191,13 +192,7 @@ def plot_model(
                 hovertemplate='feature %{y}: ‖W‖ = %{x}<extra></extra>')
     fig.update_xaxes(visible=False, row=1, col=1).update_yaxes(autorange='reversed')
     fig.update_yaxes(ticks='').update_yaxes(title='feature', row=1, col=1).update_xaxes(nticks=4)
-    bar = dict(thickness=10, len=.45, tickfont=dict(size=11))
-    return _set_title_size(fig).update_layout(
-        showlegend=False, bargap=.15, margin=dict(r=5, t=40, b=30),
-        coloraxis=dict(colorscale=COLOURS['diverging'], cmin=-100, cmax=100, colorbar=dict(
-            title='WᵀW', y=.78, tickvals=[-100,0,100], ticktext=['−1','0','1'], **bar)),
-        coloraxis2=_shared_colours(colorbar=dict(title='shared', y=.25, tickvals=[0,1],
-                                         ticktext=['0','≥1'], **bar)))
+    return _gram_layout(fig, .78, .45).update_layout(margin=dict(r=5, t=40, b=30))
 
 
 # %%

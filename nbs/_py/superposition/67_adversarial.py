@@ -41,10 +41,9 @@ torch.manual_seed(0); torch.set_num_threads(1)
 #| export
 def attack_directions(
     W:torch.Tensor, # [..., feature, hidden]
-    V=None,         # Readout of an untied model, shape of W
 )->torch.Tensor:    # [..., feature, feature]; row i changes output i most
     "Return the unit perturbation that changes each output most, 0 for an output without weights"
-    G = (W if V is None else V)@W.mT
+    G = W@W.mT
     return G/G.norm(dim=-1, keepdim=True).clamp(min=1e-12)
 
 

@@ -212,12 +212,6 @@ test_close(pair_errors(W, V, b, 8), pair_errors(W, V, b, 24), eps=1e-3)
 
 # %%
 #| export
-def activity_probabilities(
-    density, n_features:int,
-)->np.ndarray: # [number of active features]
-    "Return the probability of each number of active features"
-    return binom.pmf(np.arange(n_features+1), n_features, density)
-
 def inputs_with_active(
     counts:torch.Tensor, # [row], number of active features
     n_features:int,
@@ -238,7 +232,7 @@ def abs_errors(
 )->tuple:           # Errors [model, feature]; standard errors of their sum [model]
     "Return the error of each output, exact for up to one active feature and sampled beyond"
     n = W.shape[1]
-    P = activity_probabilities(density, n)
+    P = binom.pmf(range(n+1), n, density) # By number of active features
     exact = torch.stack([P[0]*c.double().relu()**2 + P[1]*single_errors(w, v, c)
                          for w,v,c in zip(W, V, b)])
     if (rest := P[2:].sum()) < 1e-15: return exact,torch.zeros(len(W))
@@ -376,7 +370,7 @@ def loss_certificate(
 )->pd.DataFrame:     # Probability, loss and its upper bound by number of active features
     "Bound the loss of a model of absolute values from above"
     n = len(W)
-    P = activity_probabilities(density, n)
+    P = binom.pmf(range(n+1), n, density) # By number of active features
     pairs,finer = (float(pair_errors(W, V, b, nodes).sum()) for nodes in (8,16))
     silence = float(b.double().relu().square().sum())
     single = float(single_errors(W, V, b).sum())
@@ -420,7 +414,7 @@ def stratified_inputs(
     seed=0,
 )->tuple:       # Inputs [row, feature] and their weights [row], float64, which add up to 1
     "Draw inputs by number of active features"
-    P = torch.tensor(activity_probabilities(density, n_features))
+    P = torch.tensor(binom.pmf(range(n_features+1), n_features, density))
     g = torch.Generator().manual_seed(seed)
     more = 4 + torch.multinomial(P[4:], rows, True, generator=g)
     counts = torch.cat([torch.arange(4).repeat_interleave(rows), more])

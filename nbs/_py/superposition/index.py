@@ -52,8 +52,8 @@ _all_ = ['moments', 'ToyConfig', 'reconstruct', 'batch_loss', 'exact_loss', 'fit
 # | ... with hidden ReLUs, by quadrature | [Quadrature](36_quadrature.ipynb) | `quadrature_loss`, `minimise_quadrature` |
 # | ... from its integrals | [Integrals](25_integrals.ipynb) | `phi`, `conditional_errors` |
 # | ... with gradients, in a compiled loop | [Compiled errors](28_compiled_errors.ipynb) | `errors_and_slopes` |
-# | compare with simple solutions | [Theory](32_theory.ipynb) | `linear_optimum`, `family_losses` |
-# | predict the polytope for a density | [Polytope gain](33_polytope_gain.ipynb) | `polytope_gain`, `pentagon_vs_digons` |
+# | compare with simple solutions | [Theory](32_theory.ipynb) | `linear_optimum`, `pair_losses` |
+# | predict the polytope for a density | [Polytope gain](33_polytope_gain.ipynb) | `polytope_gain`, `best_regular_shape` |
 # | measure dimensionality and interference | [Geometry](50_geometry.ipynb) | `feature_dimensionality`, `interference` |
 # | name the shapes of interfering features | [Feature graphs](52_feature_graphs.ipynb) | `recognise`, `overall_shape` |
 # | measure dimensionality over a sweep | [Dimensionality sweep](54_dimensionality.ipynb) | `dimensionality_sweep` |
