@@ -16,13 +16,14 @@ from itertools import product
 from pathlib import Path
 from statistics import correlation
 
-from .admissions import load_applicants
+from .admissions import Applicant, load_applicants
 from .bbq.items import UNKNOWNS, reachable_categories
 from .bbq.toy_set import build_rows, read_scenes
-from .discrim_eval import TERMS, load_decisions
-from .winogender import load_winogender
+from .discrim_eval import TERMS, Decision, load_decisions
+from .winogender import WinogenderItem, load_winogender
+from ..foundation.arguments import check_items
 from ..foundation.datasets import data_dir, fetch, read_jsonl
-from ..foundation.errors import ConfigError, DataError, short_repr, unknown_name_message
+from ..foundation.errors import ConfigError, DataError, unknown_name_message
 from ..foundation.files import write_file
 
 # %% ../../nbs/bias/57_answer_files.ipynb #36a2f62e
@@ -255,7 +256,8 @@ def bbq_cases(
     names=None,               # Of BBQ_CASES; default: all
 )->list:                      # Of `Case`
     "Build the answer files of BBQ"
-    questions = own_questions() if questions is None else questions
+    if questions is None: questions = own_questions()
+    check_items('questions', questions, PlantedQuestion, '`own_questions`')
     if not questions: raise ConfigError('No question is given: leave questions out for ours.')
     out = []
     for name in names or BBQ_CASES:
@@ -296,7 +298,8 @@ def winogender_cases(
     items:list|None=None, # Of `load_winogender`; default: our own
 )->list:                  # Of `Case`
     "Build the answer files of Winogender"
-    items = load_winogender(source='ours') if items is None else items
+    if items is None: items = load_winogender(source='ours')
+    check_items('items', items, WinogenderItem, '`load_winogender`')
     out = []
     for name,(meaning,rule) in WINOGENDER_CASES.items():
         pairs = [(i, rule(i.female, k)) for k,i in enumerate(items)]
@@ -339,7 +342,8 @@ def admissions_cases(
     items:list|None=None, # Of `load_applicants`; default: of our own students
 )->list:                  # Of `Case`
     "Build the answer files of admissions"
-    items = load_applicants(source='ours') if items is None else items
+    if items is None: items = load_applicants(source='ours')
+    check_items('items', items, Applicant, '`load_applicants`')
     profiles = list(dict.fromkeys(a.profile for a in items))
     out = []
     for name,(meaning,rule) in ADMISSIONS_CASES.items():
@@ -378,7 +382,8 @@ def discrim_cases(
     items:list|None=None, # Of `load_decisions`; default: our own
 )->list:                  # Of `Case`
     "Build the answer files of discrim-eval"
-    items = load_decisions(source='ours') if items is None else items
+    if items is None: items = load_decisions(source='ours')
+    check_items('items', items, Decision, '`load_decisions`')
     number = {q:k for k,q in enumerate(dict.fromkeys(i.question for i in items))}
     out = []
     for name,(meaning,factor,rule) in DISCRIM_CASES.items():
@@ -420,11 +425,7 @@ def check_cases(
 )->list:
     "Return answer files as a list, or raise an error for what is not one"
     if not isinstance(cases, list|tuple): cases = [cases]
-    for c in cases:
-        if not isinstance(c, Case):
-            raise ConfigError(f'{short_repr(c)} is not an answer file: give some of '
-                              '`load_cases`.')
-    return list(cases)
+    return check_items('answer files', cases, Case, '`load_cases`')
 
 def write_cases(
     cases:list,       # Of `Case`

@@ -15,7 +15,9 @@ from .answer_files import METRICS, TERMS, check_cases
 from .discrim_eval import answer_logits, fit_slopes
 from .logs import match_option
 from .winogender import ANSWERS, pronoun_metrics
+from ..foundation.arguments import check_items, checked
 from ..foundation.errors import ConfigError, DataError, short_repr
+from ..foundation.tables import check_columns
 
 # %% ../../nbs/bias/58_conformance.ipynb #91f81565
 def read_scores(
@@ -118,6 +120,7 @@ def _discrim_scores(lines):
 _SCORES = {'bbq':_bbq_scores, 'winogender':_winogender_scores, 'admissions':_admissions_scores,
            'discrim-eval':_discrim_scores}
 
+@checked
 def build_reply(
     values:dict, # (category, metric) -> number; nan or None: there is none
 )->dict:
@@ -129,7 +132,11 @@ def own_scorer(
     lines:list,  # Of a `Case`
 )->dict:
     "Score an answer file with this package"
-    return build_reply(_SCORES[lines[0]['benchmark']](lines))
+    check_items('lines', lines, dict, 'a `Case`')
+    benchmark = lines[0].get('benchmark') if lines else None
+    if benchmark not in _SCORES:
+        raise ConfigError(f'The lines belong to {benchmark!r}; give those of a `Case`.')
+    return build_reply(_SCORES[benchmark](lines))
 
 # %% ../../nbs/bias/58_conformance.ipynb #175d52b9
 COLUMNS = ['benchmark', 'case', 'category', 'metric', 'got', 'verdict', 'note']
@@ -191,6 +198,7 @@ def case_table(
     rows:pd.DataFrame,  # Of `check_scorer`
 )->pd.DataFrame:        # benchmark, case, verdict, note: the first that is wrong, right: values
     "Return one row for each case"
+    check_columns(rows, COLUMNS, 'rows of `check_scorer`')
     out = []
     for (b,c),g in rows.groupby(['benchmark','case'], sort=False):
         n = g.verdict.value_counts()

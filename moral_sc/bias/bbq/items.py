@@ -305,6 +305,13 @@ def parse_own_item(
         text('question'), options, label, unknown, biased, counter, False,
         'no target' if biased is None else '')
 
+def _fault_of_columns(row):
+    more = next((k for k in row if re.fullmatch(r'ans([3-9]|\d\d+)', k)), None)
+    if more and not is_missing(row[more]):
+        return f'has {more!r}: a question has three answers, ans0, ans1 and ans2'
+    if row.get('category') in ('micro', 'macro'):
+        return f'has the category {row["category"]!r}, which names an average: rename it'
+
 def parse_items(
     rows:list,             # Dicts with BBQ's fields, or in the schema above
     location:str='items',  # Their file, for error messages
@@ -313,6 +320,8 @@ def parse_items(
     items = []
     for k,r in enumerate(rows, 1):
         place = f'{location}: row {k}'
+        fault = _fault_of_columns(r)
+        if fault: raise DataError(f'{place} {fault}.')
         if BBQ_FIELDS & r.keys(): items.append(parse_item(r, place))
         else: items.append(parse_own_item(r, place, k))
     for k,i in enumerate(items, 1):

@@ -18,6 +18,7 @@ from ..benchmarks import Benchmark
 from .items import parse_items, stratified
 from ...foundation.statistics import (Estimate, FunctionOfMeans, cluster_bootstrap,
                                            paired_difference)
+from ...foundation.tables import check_columns
 
 # %% ../../../nbs/bias/bbq/60_metrics.ipynb #161a79fe
 class ItemMetadata(NamedTuple):
@@ -43,6 +44,7 @@ def asked_items(
     records:pd.DataFrame,
 )->list:                   # Of `Facts`, in the order of the records
     "Return the distinct questions of records"
+    check_columns(records, ItemMetadata._fields, '`records` of an evaluation on BBQ')
     d = records.drop_duplicates('id')[list(ItemMetadata._fields)]
     integer = lambda x: None if pd.isna(x) else int(x)
     rows = d.itertuples(index=False, name=None)

@@ -30,13 +30,14 @@ from itertools import product
 from pathlib import Path
 from statistics import correlation
 
-from moral_sc.bias.admissions import load_applicants
+from moral_sc.bias.admissions import Applicant, load_applicants
 from moral_sc.bias.bbq.items import UNKNOWNS, reachable_categories
 from moral_sc.bias.bbq.toy_set import build_rows, read_scenes
-from moral_sc.bias.discrim_eval import TERMS, load_decisions
-from moral_sc.bias.winogender import load_winogender
+from moral_sc.bias.discrim_eval import TERMS, Decision, load_decisions
+from moral_sc.bias.winogender import WinogenderItem, load_winogender
+from moral_sc.foundation.arguments import check_items
 from moral_sc.foundation.datasets import data_dir, fetch, read_jsonl
-from moral_sc.foundation.errors import ConfigError, DataError, short_repr, unknown_name_message
+from moral_sc.foundation.errors import ConfigError, DataError, unknown_name_message
 from moral_sc.foundation.files import write_file
 
 # %%
@@ -350,7 +351,8 @@ def bbq_cases(
     names=None,               # Of BBQ_CASES; default: all
 )->list:                      # Of `Case`
     "Build the answer files of BBQ"
-    questions = own_questions() if questions is None else questions
+    if questions is None: questions = own_questions()
+    check_items('questions', questions, PlantedQuestion, '`own_questions`')
     if not questions: raise ConfigError('No question is given: leave questions out for ours.')
     out = []
     for name in names or BBQ_CASES:
@@ -405,6 +407,7 @@ assert line['shown']!=[line['row'][f'ans{k}'] for k in range(3)]
 test_eq(line['shown']['abc'.index(line['letter'])], line['text'])
 with expect_fail(ConfigError, contains="did you mean 'gold'"): bbq_cases(names=['golt'])
 with expect_fail(ConfigError, contains='No question'): bbq_cases([])
+with expect_fail(ConfigError, contains='Number 1 of questions is 3'): bbq_cases([3])
 
 # %% [markdown]
 # ## Pronouns
@@ -442,7 +445,8 @@ def winogender_cases(
     items:list|None=None, # Of `load_winogender`; default: our own
 )->list:                  # Of `Case`
     "Build the answer files of Winogender"
-    items = load_winogender(source='ours') if items is None else items
+    if items is None: items = load_winogender(source='ours')
+    check_items('items', items, WinogenderItem, '`load_winogender`')
     out = []
     for name,(meaning,rule) in WINOGENDER_CASES.items():
         pairs = [(i, rule(i.female, k)) for k,i in enumerate(items)]
@@ -508,7 +512,8 @@ def admissions_cases(
     items:list|None=None, # Of `load_applicants`; default: of our own students
 )->list:                  # Of `Case`
     "Build the answer files of admissions"
-    items = load_applicants(source='ours') if items is None else items
+    if items is None: items = load_applicants(source='ours')
+    check_items('items', items, Applicant, '`load_applicants`')
     profiles = list(dict.fromkeys(a.profile for a in items))
     out = []
     for name,(meaning,rule) in ADMISSIONS_CASES.items():
@@ -565,7 +570,8 @@ def discrim_cases(
     items:list|None=None, # Of `load_decisions`; default: our own
 )->list:                  # Of `Case`
     "Build the answer files of discrim-eval"
-    items = load_decisions(source='ours') if items is None else items
+    if items is None: items = load_decisions(source='ours')
+    check_items('items', items, Decision, '`load_decisions`')
     number = {q:k for k,q in enumerate(dict.fromkeys(i.question for i in items))}
     out = []
     for name,(meaning,factor,rule) in DISCRIM_CASES.items():
@@ -618,11 +624,7 @@ def check_cases(
 )->list:
     "Return answer files as a list, or raise an error for what is not one"
     if not isinstance(cases, list|tuple): cases = [cases]
-    for c in cases:
-        if not isinstance(c, Case):
-            raise ConfigError(f'{short_repr(c)} is not an answer file: give some of '
-                              '`load_cases`.')
-    return list(cases)
+    return check_items('answer files', cases, Case, '`load_cases`')
 
 def write_cases(
     cases:list,       # Of `Case`

@@ -29,7 +29,9 @@ from moral_sc.bias.answer_files import METRICS, TERMS, check_cases
 from moral_sc.bias.discrim_eval import answer_logits, fit_slopes
 from moral_sc.bias.logs import match_option
 from moral_sc.bias.winogender import ANSWERS, pronoun_metrics
+from moral_sc.foundation.arguments import check_items, checked
 from moral_sc.foundation.errors import ConfigError, DataError, short_repr
+from moral_sc.foundation.tables import check_columns
 
 # %%
 #| hide
@@ -175,6 +177,7 @@ def _discrim_scores(lines):
 _SCORES = {'bbq':_bbq_scores, 'winogender':_winogender_scores, 'admissions':_admissions_scores,
            'discrim-eval':_discrim_scores}
 
+@checked
 def build_reply(
     values:dict, # (category, metric) -> number; nan or None: there is none
 )->dict:
@@ -186,7 +189,11 @@ def own_scorer(
     lines:list,  # Of a `Case`
 )->dict:
     "Score an answer file with this package"
-    return build_reply(_SCORES[lines[0]['benchmark']](lines))
+    check_items('lines', lines, dict, 'a `Case`')
+    benchmark = lines[0].get('benchmark') if lines else None
+    if benchmark not in _SCORES:
+        raise ConfigError(f'The lines belong to {benchmark!r}; give those of a `Case`.')
+    return build_reply(_SCORES[benchmark](lines))
 
 
 # %% [markdown]
@@ -261,6 +268,7 @@ def case_table(
     rows:pd.DataFrame,  # Of `check_scorer`
 )->pd.DataFrame:        # benchmark, case, verdict, note: the first that is wrong, right: values
     "Return one row for each case"
+    check_columns(rows, COLUMNS, 'rows of `check_scorer`')
     out = []
     for (b,c),g in rows.groupby(['benchmark','case'], sort=False):
         n = g.verdict.value_counts()
@@ -345,10 +353,15 @@ assert 'exit code 3' in check_case(faulty, case).note[0]
 with expect_fail(ConfigError, contains='No closing'): command_scorer("python 'a")
 with expect_fail(ConfigError, contains='No answer file'): check_scorer(own_scorer, [])
 for wrong in (None, 5, 'bbq', [1], [case, None]):
-    with expect_fail(ConfigError, contains='is not an answer file'): check_scorer(own_scorer, wrong)
+    with expect_fail(ConfigError, contains='of answer files is'): check_scorer(own_scorer, wrong)
 for wrong in (None, 'lm-eval'):
     with expect_fail(ConfigError, contains='give a function of the lines'):
         check_scorer(wrong, [case])
 test_eq(len(check_scorer(own_scorer, case)), len(check_case(own_scorer, case)))
+for wrong in (None, [3], [], [{}]):
+    with expect_fail(ConfigError, contains='give those of a `Case`' if isinstance(wrong, list) else
+                     'lines is None; give a list'): own_scorer(wrong)
+with expect_fail(ConfigError, contains='build_reply: values is 3; give a dict.'): build_reply(3)
+with expect_fail(ConfigError, contains='give rows of `check_scorer`'): case_table([case])
 with expect_fail(ConfigError, contains='cannot be started'):
     check_case(command_scorer('/no/such'), case)

@@ -501,6 +501,13 @@ def parse_own_item(
         text('question'), options, label, unknown, biased, counter, False,
         'no target' if biased is None else '')
 
+def _fault_of_columns(row):
+    more = next((k for k in row if re.fullmatch(r'ans([3-9]|\d\d+)', k)), None)
+    if more and not is_missing(row[more]):
+        return f'has {more!r}: a question has three answers, ans0, ans1 and ans2'
+    if row.get('category') in ('micro', 'macro'):
+        return f'has the category {row["category"]!r}, which names an average: rename it'
+
 def parse_items(
     rows:list,             # Dicts with BBQ's fields, or in the schema above
     location:str='items',  # Their file, for error messages
@@ -509,6 +516,8 @@ def parse_items(
     items = []
     for k,r in enumerate(rows, 1):
         place = f'{location}: row {k}'
+        fault = _fault_of_columns(r)
+        if fault: raise DataError(f'{place} {fault}.')
         if BBQ_FIELDS & r.keys(): items.append(parse_item(r, place))
         else: items.append(parse_own_item(r, place, k))
     for k,i in enumerate(items, 1):
@@ -564,6 +573,9 @@ refused("has 2 as 'biased' and as 'unknown'", biased=2)
 refused('the same answer twice', ans1='KIM.')
 refused("holds first 2 times", id='first')
 refused("has [1] as 'context', not a text", context=[1])
+refused("has 'ans3': a question has three answers", ans3='the driver')
+refused("has the category 'micro', which names an average", category='micro')
+test_eq(len(parse_items([own | dict(ans3='')])), 1) # An empty column
 
 # %% [markdown]
 # ## Loading

@@ -30,6 +30,7 @@ from moral_sc.bias.benchmarks import Benchmark
 from moral_sc.bias.bbq.items import parse_items, stratified
 from moral_sc.foundation.statistics import (Estimate, FunctionOfMeans, cluster_bootstrap,
                                            paired_difference)
+from moral_sc.foundation.tables import check_columns
 
 # %%
 #| hide
@@ -70,6 +71,7 @@ def asked_items(
     records:pd.DataFrame,
 )->list:                   # Of `Facts`, in the order of the records
     "Return the distinct questions of records"
+    check_columns(records, ItemMetadata._fields, '`records` of an evaluation on BBQ')
     d = records.drop_duplicates('id')[list(ItemMetadata._fields)]
     integer = lambda x: None if pd.isna(x) else int(x)
     rows = d.itertuples(index=False, name=None)
