@@ -211,7 +211,7 @@ def verdict_text(
 )->str:
     "Return the verdict with its reason"
     text = f'{row["verdict"]} ({row["why"]})' if row['why'] else row['verdict']
-    return f'closed: {closed}. By its criterion: {text}' if closed else text
+    return f'closed: {closed.rstrip(".")}. By its criterion: {text}' if closed else text
 
 def format_estimate(
     value, low, high, # Numbers, or None where there is none
