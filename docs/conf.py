@@ -63,7 +63,7 @@ html_static_path = [
     beside(ziamath, "fonts/STIXTwoMath-Regular.ttf"),
     *[beside(font_source_serif_pro, f) for f in typeface],
     str(here / "style.css"),
-    str(here / "figures.js"),
+    str(here.parent / "data" / "report" / "figures.js"),
     str(here / "page.js"),
     str(here.parent / "data" / "interactive"),
 ]

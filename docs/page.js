@@ -28,11 +28,13 @@
   function start() {
     document.querySelector(".sidebar-drawer")?.setAttribute("aria-label", "Site");
     document.querySelector(".toc-drawer")?.setAttribute("aria-label", "This page");
+    document.querySelector(".content-icon-container")?.setAttribute("role", "region"); // Text outside of all landmarks
+    document.querySelector(".content-icon-container")?.setAttribute("aria-label", "Tools");
     for (const entry of document.querySelectorAll("[role=doc-biblioentry]")) entry.setAttribute("role", "listitem"); // Deprecated role
     const sizes = new ResizeObserver(found => found.forEach(f => mark(f.target.matches(boxes) ? f.target : f.target.parentElement)));
     for (const box of document.querySelectorAll(boxes)) {
       if (box.matches(".output.text_html") && box.querySelector(".figure-box")) continue;
-      const table = box.querySelector("table.dataframe");
+      const table = box.querySelector("table.dataframe, table.docutils:not(.claims)");
       if (table) fit(table, box.clientWidth + 2, box.clientWidth < 520 ? ["dense"] : undefined); // A phone scrolls
       sizes.observe(box);
       for (const child of box.children) sizes.observe(child);

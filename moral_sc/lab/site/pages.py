@@ -96,8 +96,9 @@ def _callouts(text):
 def figure_box(
     spec:dict,         # Plotly figure as JSON
     name:str='Figure', # For screen readers, plain text
+    small=False,       # As in a list of figures, without titles and legend
 )->str:                # HTML
-    "Make the box that the site's script draws a figure into."
+    "Make the box that the script of site and reports draws a figure into."
     layout = spec.get('layout', {})
     house = layout.get('template', {}).get('layout', {})
     size = lambda k, default: layout.get(k) or house.get(k) or default
@@ -105,7 +106,7 @@ def figure_box(
     h = size('height', 380)
     frames = {k: spec[k] for k in ('frames',) if spec.get(k)}
     data = json.dumps(dict(data=spec.get('data', []), layout=layout) | frames)
-    return (f'<div class="figure-box" role="group" aria-label="{escape(name)}" '
+    return (f'<div class="figure-box{" small"*small}" role="group" aria-label="{escape(name)}" '
             f'style="max-width:{w:g}px;height:{h:g}px" '
             f'data-width="{w:g}" data-height="{h:g}">'
             f'<script type="application/json">{data.replace("<", _lt)}</script>'
@@ -245,6 +246,7 @@ def _convert_code(cell, options, body, figures, paper):
         caption = f'**{_numbered(label, figures)}.** {to_myst(caption, figures)}'
     fig = {'name': figures.get(label, ''), 'caption': caption}
     settings = dict(figure={k:v for k,v in fig.items() if v}) if caption else {}
+    if caption: settings['image'] = dict(alt=caption_text(options['fig-cap']))
     if title: settings |= dict(code_prompt_show=title, code_prompt_hide=title)
     cell.metadata['tags'] = tags + ['hide-cell']*bool(title)
     if settings: cell.metadata['mystnb'] = settings

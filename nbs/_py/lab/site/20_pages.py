@@ -186,8 +186,8 @@ test_eq(to_myst('It wins with 73\n% of 9 %.'), 'It wins with 73\n\\% of 9 %.')
 # %% [markdown]
 # ## Figures
 #
-# A notebook keeps a plotly figure as data. On the page it becomes a box that holds the data, and a
-# script of the site draws it for the width and the theme of the screen. Screen readers get the
+# A notebook keeps a plotly figure as data. On the page it becomes a box that holds the data, and
+# `data/report/figures.js` draws it for the width and the theme of the screen. Screen readers get the
 # caption as its name. No `<` is left in the data, so nothing in it can end
 # the script element early.
 
@@ -196,8 +196,9 @@ test_eq(to_myst('It wins with 73\n% of 9 %.'), 'It wins with 73\n\\% of 9 %.')
 def figure_box(
     spec:dict,         # Plotly figure as JSON
     name:str='Figure', # For screen readers, plain text
+    small=False,       # As in a list of figures, without titles and legend
 )->str:                # HTML
-    "Make the box that the site's script draws a figure into."
+    "Make the box that the script of site and reports draws a figure into."
     layout = spec.get('layout', {})
     house = layout.get('template', {}).get('layout', {})
     size = lambda k, default: layout.get(k) or house.get(k) or default
@@ -205,7 +206,7 @@ def figure_box(
     h = size('height', 380)
     frames = {k: spec[k] for k in ('frames',) if spec.get(k)}
     data = json.dumps(dict(data=spec.get('data', []), layout=layout) | frames)
-    return (f'<div class="figure-box" role="group" aria-label="{escape(name)}" '
+    return (f'<div class="figure-box{" small"*small}" role="group" aria-label="{escape(name)}" '
             f'style="max-width:{w:g}px;height:{h:g}px" '
             f'data-width="{w:g}" data-height="{h:g}">'
             f'<script type="application/json">{data.replace("<", _lt)}</script>'
@@ -423,6 +424,7 @@ def _convert_code(cell, options, body, figures, paper):
         caption = f'**{_numbered(label, figures)}.** {to_myst(caption, figures)}'
     fig = {'name': figures.get(label, ''), 'caption': caption}
     settings = dict(figure={k:v for k,v in fig.items() if v}) if caption else {}
+    if caption: settings['image'] = dict(alt=caption_text(options['fig-cap']))
     if title: settings |= dict(code_prompt_show=title, code_prompt_hide=title)
     cell.metadata['tags'] = tags + ['hide-cell']*bool(title)
     if settings: cell.metadata['mystnb'] = settings
@@ -506,6 +508,7 @@ test_eq(len(page.cells), 5)
 assert 'Recorded at scale `cpu`' in page.cells[0].source
 test_eq(page.cells[1].metadata.defines, ['loss'])
 test_eq(page.cells[3].metadata.mystnb.figure.caption, '**Figure 1.** The loss')
+test_eq(page.cells[3].metadata.mystnb.image.alt, 'The loss')  # of a figure without plotly's data
 test_eq(page.cells[4].source, 'It falls, as [Figure 1](#toy-losses-fig-loss) shows.')
 
 # %% [markdown]

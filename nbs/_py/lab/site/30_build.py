@@ -527,7 +527,7 @@ def _on_page(app, page, template, context, tree):
     scripts = scripts_of(body)
     for f in scripts: app.add_js_file(f, loading_method='defer')
     if scripts: app.add_css_file(STYLE)
-    if 'class="figure-box"' not in body: return
+    if 'class="figure-box' not in body: return
     for f in ('plotly.min.js', 'figures.js'): app.add_js_file(f, loading_method='defer')
 
 def setup(app):

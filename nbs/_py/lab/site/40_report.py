@@ -28,12 +28,13 @@ from moral_sc.lab.claims import claim_text, format_estimate
 from moral_sc.lab.execution import strip_escapes, read_notebook
 from moral_sc.lab.paths import notebook_paths, notebooks_dir, page_name
 from moral_sc.lab.site.interactive import scripts_of
-from moral_sc.lab.site.pages import (SITE, caption_text, directives, folded, plotly_mime,
-                                     style_table, title_and_line, verdict_class)
+from moral_sc.lab.site.pages import (SITE, caption_text, directives, figure_box, folded,
+                                     plotly_mime, style_table, title_and_line, verdict_class)
 from moral_sc.lab.site.papers import PAPER_TITLES, find_figure, paper_entries
 
 # %%
 #| hide
+import subprocess
 import tempfile
 
 import nbformat
@@ -41,6 +42,7 @@ import plotly.graph_objects as go
 from fastcore.test import *
 
 from moral_sc.lab.agreement import compare_report
+from moral_sc.lab.site.interactive import find_browser
 
 tmp = Path(tempfile.mkdtemp())
 
@@ -167,26 +169,13 @@ block = '::: {.interactive name=toy-model}\n![x](x.png)\nIt runs.\n:::'
 test_eq(markdown_html(block), '<div class="interactive toy-model"><p>It runs.</p>\n</div>')
 assert '<math' in markdown_html('$$ x = 1 $$') and 'display="block"' in markdown_html('$$\\nx\\n$$')
 
-
 # %% [markdown]
 # ## Outputs
 #
-# Plotly draws a figure from its data. Tables and text become HTML.
+# A figure becomes a box as on the site, which the same script fills. Tables and text become HTML.
 
 # %%
 #| export
-def figure_html(
-    spec:dict,    # Plotly figure as JSON
-    small=False,
-    name='Figure', # For screen readers
-)->str:
-    "Make the box that the report's script draws a figure into."
-    parts = {k: spec.get(k) for k in ('data', 'layout', 'frames') if spec.get(k) is not None}
-    text = json.dumps(parts, separators=(',', ':')).replace('<', '\\u003c')
-    kind = 'plot small' if small else 'plot'
-    data = f'<script type="application/json">{text}</script>'
-    return f'<div class="{kind}" role="group" aria-label="{escape(name)}">{data}</div>'
-
 _tags = '''a b br caption code col colgroup div em i li ol p pre small span strong sub sup
     table tbody td tfoot th thead tr ul'''.split()
 
@@ -218,7 +207,7 @@ def output_html(
     "Convert one output into HTML."
     if out.output_type=='stream': return '' if out.name=='stderr' else _pre(out.text)
     if out.output_type=='error': return _pre('\n'.join(out.traceback), 'error')
-    ways = {plotly_mime: figure_html, 'image/png': _png, 'text/html': _table,
+    ways = {plotly_mime: figure_box, 'image/png': _png, 'text/html': _table,
             'text/markdown': lambda t: render(_text(t)), 'text/plain': _pre}
     return next((f(out.data[k]) for k,f in ways.items() if k in out.data), '')
 
@@ -237,6 +226,59 @@ test_eq([t.count('<script>') for t in texts], [0]*5)
 html = f'<p class="x" onclick="y()">{evil}<a href="javascript:z()">1</a></p>'
 test_eq(output_html(new('display_data', {'text/html': html})),
         '<div class="wide"><p class="x"><a>1</a></p></div>')
+
+# %% [markdown]
+# On a phone the script puts panels below each other and breaks their titles, moves labels of points
+# into the panel, and gives text enough contrast. We draw a figure 358 pixels wide in Chromium and list
+# texts that overlap or are cut.
+
+# %%
+#| hide
+measure = '''addEventListener('load', () => setTimeout(() => {
+  const svg = document.querySelector('.plot svg'), edge = svg.getBoundingClientRect();
+  const texts = [...document.querySelectorAll('.plot svg text')].filter(t => t.textContent);
+  const boxes = texts.map(t => t.getBoundingClientRect());
+  const meet = (a, b) => a.left<b.right-1 && b.left<a.right-1 &&
+    a.top<b.bottom-4 && b.top<a.bottom-4;
+  const name = i => texts[i].textContent;
+  document.title = JSON.stringify({
+    fills: texts.map(t => t.style.fill),
+    cut: boxes.flatMap((b, i) => b.left<edge.left-1 || b.right>edge.right+1 ? [name(i)] : []),
+    overlaps: boxes.flatMap((a, i) => boxes.flatMap((b, j) =>
+      j>i && meet(a, b) ? [[name(i), name(j)]] : []))})}, 800))'''
+
+def drawn_texts(spec, width):
+    import plotly
+    plotly_js = (Path(plotly.__file__).parent/'package_data'/'plotly.min.js').as_uri()
+    js = (data_dir()/'report'/'figures.js').as_uri()
+    file = tmp/'drawn.html'
+    file.write_text(
+        '<!doctype html><meta charset="utf-8"><style>:root{--ink:#111;--paper:#fff}</style>'
+        f'<body style="width:{width}px">{figure_box(spec)}<script src="{plotly_js}"></script>'
+        f'<script src="{js}"></script><script>{measure}</script>')
+    command = [find_browser(), '--headless=new', '--no-sandbox', '--disable-gpu', '--dump-dom',
+               '--virtual-time-budget=20000', f'--user-data-dir={tmp}/profile', file.as_uri()]
+    dom = subprocess.run(command, capture_output=True, timeout=300, text=True).stdout
+    return json.loads(re.search('<title>(.*?)</title>', dom)[1])
+
+
+# %%
+from plotly.subplots import make_subplots
+
+panels = [f'{n:,} parameters' for n in (1116, 9456, 32224, 117696)]
+four = make_subplots(1, 4, subplot_titles=panels, horizontal_spacing=.03)
+for i in range(4):
+    four.add_scatter(x=[.1, 10], y=[1, 2], mode='text', text=['a long label', ''], row=1, col=i+1)
+four.update_xaxes(type='log', range=[-1, 1]).update_layout(showlegend=False)
+four.add_annotation(x=0, y=1.2, text='grey', font_color='#787878', showarrow=False)
+drawn = drawn_texts(json.loads(four.to_json()), 358) if find_browser() else None
+{k: drawn[k] for k in ('overlaps', 'cut')} if drawn else 'There is no Chromium here.'
+
+# %%
+if drawn:
+    assert len(drawn['fills'])>15
+    test_eq((drawn['overlaps'], drawn['cut']), ([], []))
+    assert 'rgb(120, 120, 120)' not in drawn['fills']
 
 
 # %% [markdown]
@@ -312,7 +354,7 @@ assert 'secret' not in cells_html(nb) and 'Figure 1.</b> Squares of <math' in ce
 
 # %% [markdown]
 # The frame around the cells is a template of `data/report`. A page that failed begins with the cell
-# that stopped it and the traceback. Scale, seed, minutes, machine and commit stand at the top.
+# that stopped it and the traceback. The main figure and the comparison follow the title. Scale, seed, minutes, machine and commit stand at the top.
 
 # %%
 #| export
@@ -362,7 +404,7 @@ def _main_figures(page, out, small):
              'This run': Path(out)/'notebooks'/f'{page}.ipynb'}
     paths = {k: p for k,p in paths.items() if p.is_file()}
     specs = {k: _figure_spec(p, label, p.stat().st_mtime_ns) for k,p in paths.items()}
-    return {k: figure_html(v, small, f'Main figure, {k.lower()}') for k,v in specs.items() if v}
+    return {k: figure_box(v, f'Main figure, {k.lower()}', small) for k,v in specs.items() if v}
 
 def _record_of(page, folder=None):
     "Scale, date and commit of a recorded page"
@@ -379,11 +421,14 @@ def page_html(
     run = nb.metadata['moral_sc']
     cells = cells_html(nb, run['page'], inside)
     on = run.get('machine') or {}
-    return _fill('page.html', title=page_heading(nb)[0], run=run, config=config, body=cells,
+    heading,body = re.fullmatch(_heading, cells, re.S).groups()
+    return _fill('page.html', title=page_heading(nb)[0], run=run, config=config, body=body,
+                 heading=heading,
                  scripts=scripts_of(cells),
                  on=on, root=_up(run['page']), claims=claims, record=_record_of(run['page']),
                  figures=_main_figures(run['page'], out, False) if out else {})
 
+_heading = r'((?:\s*<h1\b.*?</h1>)?(?:\s*<blockquote>.*?</blockquote>)?)(.*)'
 
 # %%
 nb.metadata['moral_sc'] = dict(page='squares/grow', ok=False, seconds=83.2, cell=2,
@@ -393,6 +438,8 @@ page_heading(nb), format_duration(83.2), format_duration(9000)
 
 # %%
 made = page_html(nb, config)
+test_eq(re.fullmatch(_heading, '<h1>A</h1>\n<p>b</p>', re.S).groups(), ('<h1>A</h1>', '\n<p>b</p>'))
+assert '<main><h1>Squares grow</h1>' in made
 assert evil not in made and 'stopped' in made and '<title>Squares grow</title>' in made
 
 
