@@ -62,10 +62,10 @@ size
 # > under a principle, a preference model is trained on the comparisons, and reinforcement learning
 # > against it gives RL-CAI [@bai2022constitutional].
 #
-# Every step below uses the function that serves real models. The models are those of the
-# [toy environment](../../constitution/toy/10_environment.ipynb), where help and harm are counted, so
-# we measure the effect of each stage without a judge. No human label of harm is used; as in the
-# paper, (simulated) raters compare answers for helpfulness only. The
+# Every step below uses the same function as for real models. The models are those of the [toy
+# environment](../../constitution/toy/10_environment.ipynb), where help and harm are counted, so we
+# measure the effect of each stage without a judge. No human label of harm is used; as in the paper,
+# (simulated) raters compare answers for helpfulness only. The
 # [steps](../../constitution/toy/60_pipeline.ipynb) train four models:
 #
 # - The *pre-trained* model is trained on dialogues until its answers help.

@@ -104,7 +104,8 @@ truths = dict(harmless=harmlessness, helpful=helpfulness, both=true_score)
 
 
 # %% [markdown]
-# Before a judge is used, its rank correlation with the truth over first answers and last revisions:
+# The cell below has the rank correlation of each judge with the truth, over first answers and last
+# revisions:
 
 # %%
 def rank_correlation(name, s):

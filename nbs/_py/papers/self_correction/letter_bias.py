@@ -40,9 +40,9 @@ from moral_sc.language.stub_models import letter_prior_model
 # > The paper takes a model's answer from the probabilities of the letters (a), (b) and (c), in the
 # > one order of BBQ's file [@ganguli2023].
 #
-# This assumes that the letter of an option has no effect of its own. In small models it has. We give
-# each question to SmolLM2-135M-Instruct in all six orders of its options, so that every option is at
-# every letter equally often; remaining differences between letters are due to the letters.
+# This assumes that the letter of an option has no effect of its own. In small models it has one. We
+# give each question to SmolLM2-135M-Instruct in all six orders of its options, so that every option is
+# at every letter equally often; remaining differences between letters are due to the letters.
 
 # %%
 limit = at_scale(scale, quick=96, cpu=160, gpu=1600) # Questions, four a scene
@@ -174,7 +174,7 @@ for m in METHODS:
 pd.DataFrame(by_method).T.astype(str)
 
 # %% [markdown]
-# Accuracy depends on the normalisation and goes from 0.325 to 0.512. But it also changes
+# Accuracy depends on the normalisation and goes from 0.325 to 0.512. But the normalisation also changes
 # `unknown_disambig`, the share of disambiguated questions answered with "unknown": if the unknown
 # option is never chosen, the correct person is chosen half of the time by chance.
 

@@ -179,10 +179,10 @@ pd.DataFrame({k: by_size(accuracy_by_letter(t)).value for k,t in shown.items()})
 # %% [markdown]
 # ## What this does not show
 #
-# Models of 1.7 million parameters are still ten thousand times smaller than the paper's, and their
-# language has 24 stereotypes. Five trainings a size differ so much in following that neither growth
-# nor decline beyond 32,224 parameters could be detected. Sizes up to 109 million parameters can be
-# trained with the same code; none has been, and nothing has yet run on a GPU.
+# Models of 1.7 million parameters are still a hundred thousand times smaller than the paper's largest,
+# and their language has 24 stereotypes. Five trainings a size differ so much in following that neither
+# growth nor decline beyond 32,224 parameters could be detected. Sizes up to 109 million parameters can
+# be trained with the same code; none has been, and nothing has yet run on a GPU.
 #
 # ## Claims
 #

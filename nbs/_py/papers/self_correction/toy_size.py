@@ -189,10 +189,10 @@ pd.DataFrame(scores).T.rename_axis('taken away').round(3)
 #
 # ## What this does not show
 #
-# Seeds differ: of five models at 32,224 parameters one does not follow instructions at all. The models
-# are about a million times smaller than the paper's, and documents that follow instructions take the
-# place of RLHF. All sizes are trained for the same number of steps, so a curve over size is also one
-# over speed of learning: [more steps](toy_steps.ipynb) bring bias to smaller sizes, and [more
+# Seeds differ: of five models at 32,224 parameters one does not follow instructions at all. The largest
+# model is five million times smaller than the paper's largest, and documents that follow instructions
+# take the place of RLHF. All sizes are trained for the same number of steps, so a curve over size is
+# also one over speed of learning: [more steps](toy_steps.ipynb) bring bias to smaller sizes, and [more
 # facts](toy_facts.ipynb) to larger ones; three [larger sizes](toy_large.ipynb) have a page of their
 # own. The page does not show at which size a model of natural language begins to correct itself. Scale
 # `gpu` goes up to 109 million parameters, of which weights, gradients and the optimizer take 2.2 GB for

@@ -97,7 +97,7 @@ overall_table(['accuracy_disambig', 'accuracy_ambig', 'bias_ambig', 'conditional
 # questions to the same model; the paper's highest score is 0.20. UnifiedQA has half of the parameters
 # at which the paper's own models begin to show bias. The onset at 22 billion parameters therefore
 # depends on more than size. Without its context a question gets answers as biased as those in the ARC
-# format. Where the context gives the answer, the score is near zero.
+# format. On disambiguated questions the score is near zero.
 #
 # ## Category profile
 #

@@ -65,8 +65,8 @@ size
 # Of the attacks along each feature's best direction the paper takes "the one which most harms model
 # performance". This can be read in two ways: the *one direction* that adds most to the loss over all
 # inputs, or for *each input* with an active feature the direction that harms it most. Our criteria were
-# registered for one direction. After a first quick run they were changed in place to each input. The
-# registered rows stand again, and both readings are reported.
+# registered for one direction. After a first quick run they were changed to each input. The registered
+# rows have been restored, and both readings are reported.
 
 # %%
 density = [1,.7,.5,.35,.25,.15,.1,.06,.03,.01]
@@ -188,9 +188,9 @@ pd.DataFrame(rows).T
 #
 # ## Attacks by gradient
 #
-# The paper found attacks by gradient difficult where the outputs are silent 99 % of the time. Here are
-# attacks of one step and of ten, relative to the analytic attack. `masked` is the share of inputs at
-# which the loss has no gradient at all, `empty` the share of inputs without an active feature, and
+# The paper found attacks by gradient difficult where the outputs are silent 99 % of the time. The table
+# has attacks of one step and of ten, relative to the analytic attack. `masked` is the share of inputs
+# at which the loss has no gradient at all, `empty` the share of inputs without an active feature, and
 # `silent` the share of outputs at rest.
 
 # %%
@@ -276,11 +276,12 @@ plot_curves({'stored / m': attacks, '|W|² / m': attacks, 'clean loss': attacks,
             'length of the attack in mean input lengths', '', levels={'no superposition': 1})
 
 # %% [markdown]
-# A small norm alone does not mean that features are no longer shared. At 0.7 and 0.8 mean input lengths,
-# near the paper's 80 %, $\|W\|^2/m$ is about one while nine or ten features are still stored in five
-# dimensions. The number of stored features reaches five between 0.9 and one mean input length at density
-# 0.1; four seeds leave undecided whether that is within the limit of one. At density 0.03 it stays far above five even there. The size of the attack that is needed
-# therefore depends on sparsity.
+# A small norm alone does not mean that features are no longer shared. At 0.7 and 0.8 mean input
+# lengths, near the paper's 80 %, $\|W\|^2/m$ is about one while nine or ten features are still stored
+# in five dimensions. The number of stored features reaches five between 0.9 and one mean input length
+# at density 0.1. With four seeds it is undecided whether this length is at most one, the limit of the
+# criterion. At density 0.03 the models still store 2.45 features per dimension at a length of one. The
+# size of the attack that is needed therefore depends on sparsity.
 
 # %%
 shared = (interference(params['W'])*represented(params['W'])).sum(-1)
@@ -297,11 +298,12 @@ pd.DataFrame(dict(attack=attacks, stored=stored.mean(1), norm=norm.mean(1),
 #
 # ## Claims
 #
-# Criteria in `data/claims/superposition_adversarial.toml` were fixed before the first full run. Those on
-# vulnerability and gradients were changed in place after a quick trial; the registered ones are
-# restored and judged by one direction for all inputs, and the changed ones are rows of their own. Rows at
-# 400 features, on harmed inputs without a gradient and on full removal were written on 30 November
-# 2026, before their runs. This recording, with 2,048 held-out inputs, is a rerun after a look at one with 512.
+# Criteria in `data/claims/superposition_adversarial.toml` were fixed before the first full run. Those
+# on vulnerability and gradients were changed in place after a quick trial; the registered ones are
+# restored and judged by one direction for all inputs, and the changed ones are rows of their own. Rows
+# at 400 features, on harmed inputs without a gradient and on full removal were written on 30 November
+# 2026, before their runs. This recording, with 2,048 held-out inputs, repeats one with 512, whose
+# results had been seen.
 
 # %%
 def at_peak(v):

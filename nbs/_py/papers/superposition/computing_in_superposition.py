@@ -178,8 +178,8 @@ plot_curves(sizes, noise, xtitle='noise σ', ytitle='loss / lower bound', logy=T
 # depends on neurons that are zero when their features are.
 
 # %% [markdown]
-# **Lesions.** One neuron is silenced, or its ReLU is replaced by the best affine function of its
-# input. If neurons were dedicated, one feature would suffer.
+# **Lesions.** One neuron is silenced, or its ReLU is replaced by the best affine function of its input.
+# With dedicated neurons this would affect one feature.
 
 # %%
 #| label: fig-lesions

@@ -45,8 +45,8 @@ size
 # %% [markdown]
 # ## Organization of correlated and anticorrelated features
 #
-# The paper joins small sets of features: the members of a *correlated* set are present together or
-# not at all, with sizes of their own; of an *anticorrelated* set exactly one is present at a time.
+# The paper joins small sets of features: the members of a *correlated* set are present together or not
+# at all, with independent values; of an *anticorrelated* set exactly one is present at a time.
 #
 # > In two dimensions, two correlated pairs become two right angles, two anticorrelated
 # > pairs two lines. Three correlated pairs, which cannot all be orthogonal, lie side by

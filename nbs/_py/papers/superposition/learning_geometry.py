@@ -147,7 +147,7 @@ stages.quantile([.1,.5,.9])
 
 
 # %% [markdown]
-# The loss may rest between the moves. We call a plateau a stretch in which the loss falls at less
+# The loss may have plateaus between the moves. A plateau is a stretch in which the loss falls at less
 # than half of the median rate (in the logarithm of the loss against that of the step), with a faster
 # stretch before and after.
 

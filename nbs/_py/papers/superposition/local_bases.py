@@ -40,8 +40,8 @@ size
 # %% [markdown]
 # ## Local almost-orthogonal bases
 #
-# [Two correlated features](correlated_features.ipynb) take directions at a right angle. Here are two
-# sets of ten.
+# [Two correlated features](correlated_features.ipynb) take directions at a right angle. This page has
+# two sets of ten.
 #
 # > A larger model with two sets of correlated features is in superposition as a whole, but
 # > each set, looked at alone, is nearly orthogonal: a local basis. With anticorrelated sets

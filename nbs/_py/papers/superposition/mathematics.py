@@ -195,8 +195,8 @@ free = pd.DataFrame([(m, n, *lowest(n, m)) for m in range(1,5) for n in (2*m,2*m
 free
 
 # %% [markdown]
-# As $m$ antipodal pairs, $2m$ features lose nothing. One more feature costs in every dimension, and no
-# bias avoids this. This is consistent with [many equal
+# As $m$ antipodal pairs, $2m$ features lose nothing. With one more feature the loss is positive for
+# $m=1$ to 4, whatever the bias. This is consistent with [many equal
 # features](../../superposition/33_polytope_gain.ipynb), which stay longest at two features for each
 # dimension, $D=\tfrac12$. In the plane the best arrangement of five is the pentagon. In three
 # dimensions seven features could form a pentagon and a digon, with the same loss as in the plane; the

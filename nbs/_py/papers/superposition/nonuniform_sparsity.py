@@ -249,7 +249,7 @@ round(match, 3)
 # %% [markdown]
 # At that density of the others the crossing would be where the paper reports it. At 0.05 it is not.
 #
-# ## What would move the crossing
+# ## Settings that change the crossing
 #
 # The paper states equal importance. The table has the crossing with other settings at density 0.05:
 # without biases, and with the importance $0.9^i$ of the introduction's figure, where the varied

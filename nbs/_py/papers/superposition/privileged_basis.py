@@ -94,7 +94,7 @@ plot_weight_stacks(list(best), [f'density {p:g}' for p in density], height=880)
 
 # %% [markdown]
 # How much does it matter that the best of many models is taken? @fig-restarts shows the lowest loss
-# among the first $k$ models, divided by the lowest of all. Where the curve has not yet settled, more
+# among the first $k$ models, divided by the lowest of all. If a curve is still falling at its end, more
 # models might show another arrangement.
 
 # %%

@@ -77,7 +77,7 @@ plot_dimensionality(sweep)
 # In @fig-shares nearly all features lie on the line 1/2 at densities between about 0.5 and 0.3, and
 # $D^*$ stays near 1/2. On either side several levels occur at one density. In denser data stored
 # features gather a little above the line of triangles, between 2/3 and 0.7. Towards density 1 hardly a
-# column is longer than one half: such a model may be rotated at next to no cost.
+# column is longer than one half: such a model can be rotated at almost no cost.
 #
 # To check that this is not specific to our program, the table compares it with an independent
 # implementation in C with the notebook's settings, 400 features in 30 dimensions, one seed; our values

@@ -114,8 +114,9 @@ plot_curves(x, lines('share'), xtitle='penalty λ (0 shown at 0.001)',
             ytitle='mean D of stored features', logx=True, levels={'a dimension each': 1.})
 
 # %% [markdown]
-# With neurons no penalty tried does what the paper reports: the norm never falls to $m$, and from a
-# penalty of 0.1 on, more features are stored, each with a smaller share of a dimension. The numbers of stored features:
+# With neurons none of the penalties tried removes superposition: the squared norm never falls to $m$,
+# and from a penalty of 0.1 on, more features are stored, each with a smaller share of a dimension. The
+# numbers of stored features:
 
 # %%
 pd.DataFrame({names[k]: [str(boot(v)) for v in r['stored']] for k,r in results.items()},
@@ -131,8 +132,8 @@ plot_curves(x, lines('loss'), xtitle='penalty λ (0 shown at 0.001)', ytitle='lo
 
 # %% [markdown]
 # The level in @fig-cost is the loss of storing the five most important features orthogonally and
-# exactly. Where the curve of the penalty lies above it, the penalty costs more than giving up
-# superposition would have to, because it also shrinks the features that stay stored.
+# exactly. If the curve of the penalty lies above this level, the penalty costs more than removing
+# superposition requires, because it also shrinks the features that stay stored.
 #
 # ## What this does not show
 #
@@ -144,7 +145,7 @@ plot_curves(x, lines('loss'), xtitle='penalty λ (0 shown at 0.001)', ytitle='lo
 # ## Claims
 #
 # The first criterion concerns the norm alone, for the linear hidden layer. A penalty that only shrinks
-# what is stored would also meet it; the dimensionalities of @fig-share tell the two apart. The second
+# what is stored would also meet it; the dimensionalities of @fig-share distinguish the two. The second
 # row, on neurons, was written after a recorded run had shown its outcome.
 
 # %%
