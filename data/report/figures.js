@@ -93,7 +93,9 @@
     const ticks = spans(layout).some(([key]) => key.startsWith("x") && layout[key].visible !== false);
     const shrink = Math.min(1.1, Math.max(0.6, (width / k) / (wide / n)));
     const named = spans(layout).some(([key]) => key.startsWith("x") && layout[key].title && layout[key].title.text);
-    const inner = (height - margin.t - margin.b) * shrink, gap = 15 * lines + (ticks ? high + 16 : 6) + (named ? 28 : 0);
+    const rows = new Set(Object.keys(layout).filter(key => /^yaxis\d*$/.test(key)).map(key => (layout[key].domain || [0])[0])).size;
+    const stretch = rows > 1 && lines > 1 ? 1.35 : 1; // Rows of panels inside of a band, with titles in lines
+    const inner = (height - margin.t - margin.b) * shrink * stretch, gap = 15 * lines + (ticks ? high + 16 : 6) + (named ? 28 : 0);
     const total = bands * inner + (bands - 1) * gap;
     const x = (v, c) => ((c % k) + squeeze * Math.min(1, (v - starts[c]) / pitch)) / k;
     const y = (v, c) => 1 - (Math.floor(c / k) * (inner + gap) + (1 - v) * inner) / total;
