@@ -9,7 +9,7 @@ __all__ = ['token_logprobs', 'tokenize_option_lists', 'tokenize_options', 'optio
 import numpy as np, torch
 
 from ..foundation.errors import ConfigError, short_repr
-from .chat import encode_after, encode_prompt
+from .chat import encode_after, encode_prompts
 from .models import LM, encode
 from .engine.prefix_tree import forward_logprobs, shared_prefix
 
@@ -94,11 +94,12 @@ def option_logprobs(
     engine:str='auto',   # 'auto', 'prefix', 'tree', 'cascade' or 'padded'; same numbers
 )->np.ndarray:           # [prompt, option] natural log, summed over the option's tokens
     "Compute the log-probability of each option as the continuation of each prompt"
-    prompts = [prompts] if isinstance(prompts, (str, tuple)) else list(prompts)
+    prompts = encode_prompts(lm, prompts)
+    if not prompts: return np.zeros((0, len(options)))
     by_prompt = _options_by_prompt(prompts, options)
     rows = []
     starts = []
-    for ids,n in tokenize_option_lists(lm, [encode_prompt(lm, p) for p in prompts], by_prompt):
+    for ids,n in tokenize_option_lists(lm, prompts, by_prompt):
         rows += ids
         starts += [n]*len(ids)
     lp = token_logprobs(lm, rows, starts, max_tokens, side, progress, engine)
@@ -119,7 +120,7 @@ def next_token_logprobs(
     engine:str='auto',   # 'auto', 'prefix', 'tree', 'cascade' or 'padded'; same numbers
 )->np.ndarray:           # [prompt, vocab] float64, natural log
     "Compute the distribution of the token that follows each prompt"
-    rows = [list(encode_prompt(lm, p).ids) for p in prompts]
+    rows = [list(p.ids) for p in encode_prompts(lm, prompts)]
     res = [None]*len(rows)
     def use(ks, lines, x):
         for k,n in zip(ks, lines): res[k] = x[n].cpu().numpy()

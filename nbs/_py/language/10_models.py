@@ -324,13 +324,10 @@ def pad(
     device='cpu',
 )->tuple:            # ids [row, token], mask [row, token]: 1 on real tokens
     "Pad rows of token ids to one length; the mask comes from their lengths"
-    n = max(map(len, rows))
-    ids,mask = torch.zeros(2, len(rows), n, dtype=torch.long)
-    for i,row in enumerate(rows):
-        span = slice(n-len(row), n) if side=='left' else slice(len(row))
-        ids[i,span] = torch.tensor(row, dtype=torch.long)
-        mask[i,span] = 1
-    return ids.to(device),mask.to(device)
+    ids = [torch.tensor(r, dtype=torch.long) for r in rows]
+    real = [torch.ones_like(i) for i in ids]
+    return tuple(torch.nn.utils.rnn.pad_sequence(x, True, padding_side=side).to(device)
+                 for x in (ids, real))
 
 
 # %%

@@ -70,6 +70,19 @@ def encode_prompt(
 
 # %%
 #| export
+def encode_prompts(
+    lm,
+    prompts, # One string or `Prompt`, or several
+)->list:     # Of `Prompt`
+    "Tokenise texts as prompts"
+    if isinstance(prompts, (str, Prompt)): prompts = [prompts]
+    if not hasattr(prompts, '__iter__'):
+        raise ConfigError(f'The prompts are {short_repr(prompts)}; give a list of strings.')
+    return [encode_prompt(lm, p) for p in prompts]
+
+
+# %%
+#| export
 def encode_after(
     lm,
     text:str,   # What stands before
@@ -179,13 +192,18 @@ def _render_chat(lm, turns, prefill, default_system):
     if not default_system and msgs[0]['role']!='system':
         msgs.insert(0, dict(role='system', content=''))
     kw = dict(tokenize=False, add_generation_prompt=True, date_string='26 Jul 2024')
-    try: return lm.tokenizer.apply_chat_template(msgs, **kw) + prefill
+    try: text = lm.tokenizer.apply_chat_template(msgs, **kw)
     except Exception as e: # Templates raise any kind of exception
         joined = _join_turns(turns)
         if len(joined)<len(turns): return _render_chat(lm, joined, prefill, default_system)
         raise ConfigError(f"The chat template of {lm.name} rejects the turns that end with "
                           f"{turns[-1][1][-60:]!r} ({e}); change them or use mode='plain'."
                           ) from e
+    for _,t in turns: # Templates may trim turns, and leave out finished thoughts
+        if t.rpartition('</think>')[2].strip() in text: continue
+        raise ConfigError(f'The chat template of {lm.name} leaves out or changes the turn '
+                          f"{t[:60]!r}; correct it, or use mode='plain'.")
+    return text+prefill
 
 def _join_turns(turns):
     "Join turns of one role that follow each other"
@@ -200,6 +218,11 @@ def _join_turns(turns):
 #| export
 def _check_turns(turns, prefill, mode):
     if mode not in modes: raise ConfigError(unknown_name_message('mode', mode, list(modes)))
+    pairs = isinstance(turns, (list, tuple)) and all(
+        isinstance(t, (list, tuple)) and len(t)==2 and isinstance(t[1], str) for t in turns)
+    if not pairs:
+        raise ConfigError(f'The conversation is {short_repr(turns)}; give a list of pairs, such as '
+                          "[('human', 'Hello.')].")
     for role,_ in turns:
         if role in _roles: continue
         raise ConfigError(unknown_name_message('role', role, list(_roles)))
@@ -254,6 +277,8 @@ test_eq(render(tiny, turns).text[-12:], '\n\nAssistant:')
 with expect_fail(ConfigError, contains='human turn'): render(tiny, turns[:2])
 with expect_fail(ConfigError, contains='assistant'): render(tiny, [('asistant', 'x')])
 with expect_fail(ConfigError, contains='plain'): render(tiny, turns, mode='plane')
+for wrong in ('Hello', None, [dict(role='user')], [('human', 'a', 'b')], [('human', 3)]):
+    with expect_fail(ConfigError, contains='give a list of pairs'): render(tiny, wrong)
 
 # %% [markdown]
 # ## Default system prompts
@@ -281,6 +306,21 @@ tiny.tokenizer.chat_template = "{{ raise_exception('no system turns') }}"
 with expect_fail(ConfigError, contains='no system turns'): render(tiny, turns, mode='chat')
 tiny.tokenizer.chat_template = None
 with expect_fail(ConfigError, contains="use mode='plain'"): render(tiny, turns, mode='chat')
+
+
+# %% [markdown]
+# A template that leaves out or rewrites a turn would ask another question, so it raises an error as well.
+# Templates may trim turns and leave out what a model thought before `</think>`.
+
+# %%
+def loop(body): return '{% for m in messages %}<{{ m.role }}>'+body+'{% endfor %}<assistant>'
+for body in ('{{ m.content|upper }}', "{{ m.content if m.role=='user' }}"):
+    tiny.tokenizer.chat_template = loop(body)
+    with expect_fail(ConfigError, contains='leaves out or changes the turn'):
+        render(tiny, turns, mode='chat')
+tiny.tokenizer.chat_template = loop("{{ m.content.split('</think>')[-1]|trim }}")
+thought = [turns[0], ('assistant', '<think>A mile each way.</think>\n\nTwo.'), turns[2]]
+render(tiny, thought, mode='chat').text
 
 # %% [markdown]
 # ## A real template

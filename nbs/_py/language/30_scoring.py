@@ -19,7 +19,7 @@
 import numpy as np, torch
 
 from moral_sc.foundation.errors import ConfigError, short_repr
-from moral_sc.language.chat import encode_after, encode_prompt
+from moral_sc.language.chat import encode_after, encode_prompts
 from moral_sc.language.models import LM, encode
 from moral_sc.language.engine.prefix_tree import forward_logprobs, shared_prefix
 
@@ -27,6 +27,7 @@ from moral_sc.language.engine.prefix_tree import forward_logprobs, shared_prefix
 #| hide
 from fastcore.test import *
 from tokenizers import normalizers
+from moral_sc.language.chat import encode_prompt
 from moral_sc.language.engine.batching import has_plain_lm_head, merge_prefixes
 from moral_sc.language.loading import load
 from moral_sc.language.models import decode
@@ -164,11 +165,12 @@ def option_logprobs(
     engine:str='auto',   # 'auto', 'prefix', 'tree', 'cascade' or 'padded'; same numbers
 )->np.ndarray:           # [prompt, option] natural log, summed over the option's tokens
     "Compute the log-probability of each option as the continuation of each prompt"
-    prompts = [prompts] if isinstance(prompts, (str, tuple)) else list(prompts)
+    prompts = encode_prompts(lm, prompts)
+    if not prompts: return np.zeros((0, len(options)))
     by_prompt = _options_by_prompt(prompts, options)
     rows = []
     starts = []
-    for ids,n in tokenize_option_lists(lm, [encode_prompt(lm, p) for p in prompts], by_prompt):
+    for ids,n in tokenize_option_lists(lm, prompts, by_prompt):
         rows += ids
         starts += [n]*len(ids)
     lp = token_logprobs(lm, rows, starts, max_tokens, side, progress, engine)
@@ -203,7 +205,7 @@ def next_token_logprobs(
     engine:str='auto',   # 'auto', 'prefix', 'tree', 'cascade' or 'padded'; same numbers
 )->np.ndarray:           # [prompt, vocab] float64, natural log
     "Compute the distribution of the token that follows each prompt"
-    rows = [list(encode_prompt(lm, p).ids) for p in prompts]
+    rows = [list(p.ids) for p in encode_prompts(lm, prompts)]
     res = [None]*len(rows)
     def use(ks, lines, x):
         for k,n in zip(ks, lines): res[k] = x[n].cpu().numpy()
@@ -321,6 +323,9 @@ trims.tokenizer.backend_tokenizer.normalizer = normalizers.Strip(left=False)
 with expect_fail(ConfigError, contains='nothing'): option_logprobs(trims, ['x'], ['a',' '])
 with expect_fail(ConfigError, contains='same length'):
     option_logprobs(plain, ['x','y'], [['a'],['a','b']])
+with expect_fail(ConfigError, contains='The prompts are None'): next_token_logprobs(plain, None)
+test_eq(option_logprobs(plain, [], ['a','b']).shape, (0, 2))
+test_eq(next_token_logprobs(plain, 'It is'), next_token_logprobs(plain, ['It is']))
 with expect_fail(ConfigError, contains='2048'): option_logprobs(plain, ['x'*3000], ['a'])
 
 # %% [markdown]

@@ -339,7 +339,7 @@ def token_chooser(temperature, top_p, logprobs=False, values=None):
 @checked
 def sample(
     lm,                     # An `LM`, from `load`
-    prompts,                # List of strings or `Prompt`s
+    prompts:list,           # Strings or `Prompt`s
     max_new_tokens:int=256,
     temperature:float=1.,   # 0: always the most likely token
     top_p:float=1.,         # Sample from the most likely tokens with this much probability
@@ -363,6 +363,8 @@ def sample(
     eos = eos_ids(lm)
     stop = stop_strings(stop)
     after = [None]*len(prompts) if after is None else [(t, list(o)) for t,o in after]
+    if len(after)!=len(prompts) or not all(a is None or a[1] for a in after):
+        raise ConfigError('sample: after needs a text and its options for each prompt.')
     extra = [len(lm.tokenizer(a[0]+a[1][0]).input_ids) for a in after if a]
     if prompts:
         check_rows(lm, [p.ids for p in prompts],
@@ -406,7 +408,6 @@ def sample_from_record(record):
 
 def check_sampling_args(prompts, keys, n, temperature, top_p, logprobs=False):
     "Refuse arguments of `sample` that are out of range"
-    if isinstance(prompts, str): raise ConfigError('sample: give a list of prompts.')
     if logprobs not in (False, True, 'tempered'):
         raise ConfigError(f"sample: logprobs is {logprobs!r}; give True, False or 'tempered'.")
     if len(keys)!=len(prompts) or len(set(keys))<len(keys):
@@ -417,8 +418,8 @@ def check_sampling_args(prompts, keys, n, temperature, top_p, logprobs=False):
     if logprobs=='tempered' and not (temperature>0 and top_p==1):
         raise ConfigError('sample: tempered log-probabilities need a temperature above 0 and '
                           'top_p 1.')
-    if temperature<0:
-        raise ConfigError(f'sample: temperature is {temperature}; give 0 or more.')
+    if temperature and not 1e-6<=temperature<float('inf'): # Logits over less overflow
+        raise ConfigError(f'sample: temperature is {temperature}; give 0, or a number from 1e-6.')
     if not 0<top_p<=1:
         raise ConfigError(f'sample: top_p is {top_p}; give a number in (0, 1].')
 
@@ -426,7 +427,7 @@ def stop_strings(
     stop, # A string, several, or None
 )->list:
     "Return the texts that end an answer as a list"
-    stop = [stop] if isinstance(stop, str) else list(stop or ())
+    stop = [stop] if isinstance(stop, (str, int)) else list(stop or ())
     if not all(isinstance(s, str) and s for s in stop):
         raise ConfigError(f'sample: stop is {short_repr(stop)}; give strings that are not empty.')
     return stop
@@ -709,7 +710,7 @@ with tempfile.TemporaryDirectory() as d, open_run(d, {}) as run:
     test_eq(len(run), 2)
 with expect_fail(ConfigError, contains='alike'): sample(lm, ['x','y'], keys=['k','k'])
 with expect_fail(ConfigError, contains='top_p'): sample(lm, ['x'], top_p=0)
-for wrong in ([''], [5], ''):
+for wrong in ([''], [5], '', 3):
     with expect_fail(ConfigError, contains='not empty'): sample(lm, ['x'], stop=wrong)
 test_eq(sample(lm, ['x'], max_new_tokens=2, stop=None), sample(lm, ['x'], max_new_tokens=2))
 with expect_fail(ConfigError, contains='A text is empty'): sample(lm, [''])
@@ -721,11 +722,14 @@ for temperature in (0, 1):
 with expect_fail(ConfigError, contains="The text 'long' has 2256 tokens, but the context"):
     sample(lm, ['x', 'x'*2000], 256, keys=['short', 'long'])
 faults = [(dict(logprobs='always'), "give True, False or 'tempered'"),
-          (dict(seed=-1), 'seed is -1'),
+          (dict(seed=-1), 'seed is -1'), (dict(temperature=1e-40), 'give 0, or a number from 1e-6'),
+          (dict(temperature=float('inf')), 'temperature is inf'),
+          (dict(prompts='x'), 'give a list'),
+          (dict(after=[]), 'for each prompt'), (dict(after=[('So?', [])]), 'for each prompt'),
           (dict(num_return_sequences=2), "no argument 'num_return_sequences'"),
           (dict(temp=1), "did you mean 'temperature'?"), (dict(batch=0), 'batch and max_tokens')]
 for bad,message in faults:
-    with expect_fail(ConfigError, contains=message): sample(lm, ['x'], **bad)
+    with expect_fail(ConfigError, contains=message): sample(lm, **dict(prompts=['x']) | bad)
 
 # %% [markdown]
 # ## On a real model
