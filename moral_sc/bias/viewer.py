@@ -6,9 +6,6 @@
 __all__ = ['FILTERS', 'bbq_verdict', 'viewer_rows', 'viewer_page', 'view']
 
 # %% ../../nbs/bias/70_viewer.ipynb #892d1177
-import html, json
-from base64 import b64encode
-from hashlib import sha256
 from pathlib import Path
 
 import numpy as np, pandas as pd
@@ -16,8 +13,8 @@ from .bbq.scoring import orders_of
 from .conditions import build_dialogue
 from .evaluation import Evaluation
 from ..foundation.arguments import checked
-from ..foundation.datasets import data_dir
 from ..foundation.errors import ConfigError, DataError
+from ..foundation.files import offline_page
 
 # %% ../../nbs/bias/70_viewer.ipynb #b19cf1f7
 def bbq_verdict(
@@ -97,16 +94,8 @@ def viewer_page(
 )->str:
     "Build the HTML of the page"
     used = [f for f in FILTERS if len({r[f[0]] for r in answers})>1]
-    data = json.dumps(dict(rows=answers, prompts=prompts, filters=used))
-    for c in '<>&': data = data.replace(c, f'\\u{ord(c):04x}')
-    folder = data_dir()/'report'
-    script = (folder/'viewer.js').read_text(encoding='utf-8')
-    digest = b64encode(sha256(script.encode()).digest()).decode()
-    fills = dict(title=html.escape(title), about=html.escape(description), script=script, data=data,
-                 hash=f'sha256-{digest}')
-    out = (folder/'viewer.html').read_text(encoding='utf-8').split('{{')
-    cut = [piece.partition('}}') for piece in out[1:]]
-    return out[0] + ''.join(fills[name]+rest for name,_,rest in cut)
+    data = dict(rows=answers, prompts=prompts, filters=used)
+    return offline_page('viewer', data, title, description)
 
 # %% ../../nbs/bias/70_viewer.ipynb #02c7e518
 def _load_run(run):

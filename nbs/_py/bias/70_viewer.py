@@ -21,9 +21,6 @@
 
 # %%
 #| export
-import html, json
-from base64 import b64encode
-from hashlib import sha256
 from pathlib import Path
 
 import numpy as np, pandas as pd
@@ -31,12 +28,12 @@ from moral_sc.bias.bbq.scoring import orders_of
 from moral_sc.bias.conditions import build_dialogue
 from moral_sc.bias.evaluation import Evaluation
 from moral_sc.foundation.arguments import checked
-from moral_sc.foundation.datasets import data_dir
 from moral_sc.foundation.errors import ConfigError, DataError
+from moral_sc.foundation.files import offline_page
 
 # %%
 #| hide
-import tempfile
+import json, tempfile
 from dataclasses import replace
 from html.parser import HTMLParser
 from fastcore.test import *
@@ -150,16 +147,8 @@ def viewer_page(
 )->str:
     "Build the HTML of the page"
     used = [f for f in FILTERS if len({r[f[0]] for r in answers})>1]
-    data = json.dumps(dict(rows=answers, prompts=prompts, filters=used))
-    for c in '<>&': data = data.replace(c, f'\\u{ord(c):04x}')
-    folder = data_dir()/'report'
-    script = (folder/'viewer.js').read_text(encoding='utf-8')
-    digest = b64encode(sha256(script.encode()).digest()).decode()
-    fills = dict(title=html.escape(title), about=html.escape(description), script=script, data=data,
-                 hash=f'sha256-{digest}')
-    out = (folder/'viewer.html').read_text(encoding='utf-8').split('{{')
-    cut = [piece.partition('}}') for piece in out[1:]]
-    return out[0] + ''.join(fills[name]+rest for name,_,rest in cut)
+    data = dict(rows=answers, prompts=prompts, filters=used)
+    return offline_page('viewer', data, title, description)
 
 
 # %%

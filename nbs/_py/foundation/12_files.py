@@ -16,11 +16,13 @@
 
 # %%
 #| export
-import atexit, functools, json, os, platform, re, shutil, stat, tempfile, time, warnings, zlib
+import atexit, functools, html, json, os, platform, re, shutil, stat, tempfile, time, warnings, zlib
+from base64 import b64encode
 from contextlib import contextmanager, suppress
+from hashlib import sha256
 from pathlib import Path
 
-from moral_sc.foundation.datasets import cache_dir
+from moral_sc.foundation.datasets import cache_dir, data_dir
 from moral_sc.foundation.errors import DataError
 
 # %%
@@ -121,6 +123,37 @@ test_eq((left, sorted(p.name for p in tmp.iterdir())), (2, [other.name, 'table.c
 os.utime(other, (0, 0))
 with replace_file(tmp/'table.csv') as part: part.write_text('a,b\n3,4\n')
 test_eq([p.name for p in tmp.iterdir()], ['table.csv'])
+
+
+# %% [markdown]
+# ## Offline pages
+#
+# The viewer of answers and the page of votes are single HTML files, which load nothing from a network.
+
+# %%
+#| export
+def offline_page(
+    name:str,       # Of the template and the script in data/report: 'viewer'
+    data:dict,      # Read by the script
+    title:str,
+    description:str='',
+)->str:
+    "Build an HTML page that holds its data and script, and allows no other"
+    folder = data_dir()/'report'
+    script = (folder/f'{name}.js').read_text(encoding='utf-8')
+    digest = b64encode(sha256(script.encode()).digest()).decode()
+    text = json.dumps(data)
+    for c in '<>&': text = text.replace(c, f'\\u{ord(c):04x}')
+    fills = dict(title=html.escape(title), about=html.escape(description), script=script, data=text,
+                 hash=f'sha256-{digest}')
+    template = (folder/f'{name}.html').read_text(encoding='utf-8')
+    return re.sub(r'\{\{(\w+)\}\}', lambda m: fills[m[1]], template)
+
+
+# %%
+page = offline_page('viewer', dict(rows=['</script>']), 'Answers & <b>')
+assert '<title>Answers &amp; &lt;b&gt;</title>' in page
+assert '\\u003c/script' in page and '{{' not in page
 
 
 # %% [markdown]
