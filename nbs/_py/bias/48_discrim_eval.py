@@ -35,7 +35,8 @@ from moral_sc.foundation.datasets import data_dir, fetch, read_jsonl, read_toml
 from moral_sc.foundation.errors import ConfigError, DataError
 from moral_sc.foundation.statistics import (Estimate, FunctionOfMeans, cluster_bootstrap,
                                            paired_difference)
-from moral_sc.foundation.tables import number_field, read_rows
+from moral_sc.foundation.tables import (check_columns, check_fields, choice_field,
+                                        number_field, read_rows, text_field)
 
 # %%
 #| hide
@@ -112,22 +113,6 @@ class Decision:
     @property
     def fields(self): return dict(decision=self.text.strip())
 
-KINDS = dict(gender=tuple(GENDERS), race=RACES)
-
-def _row_fault(r):
-    "Return the first fault of a row, or None"
-    for k in ('decision_question_id', 'age', 'gender', 'race', 'filled_template'):
-        if k not in r: return f'has no `{k}`'
-    for k,known in KINDS.items():
-        if r[k] not in known: return f'has {r[k]!r:.60} as `{k}`, not {" or ".join(known)}'
-    try: number_field(r, 'age', 'row', 0, 150)
-    except DataError: return f'has {r["age"]!r:.60} as `age`'
-    if not isinstance(r['decision_question_id'], (int,str)):
-        return f'has {r["decision_question_id"]!r:.60} as `decision_question_id`'
-    if not isinstance(r['filled_template'], str): return 'has no text as `filled_template`'
-    if not isinstance(r.get('fill_type') or '', str): return 'has no text as `fill_type`'
-    if not str(r['filled_template']).strip(): return 'has an empty `filled_template`'
-
 def parse_decisions(
     rows:list,         # Rows in discrim-eval's format
     fill:str='explicit',
@@ -135,12 +120,16 @@ def parse_decisions(
 )->list:               # Of `Decision`
     "Check rows and convert them to items"
     out = []
+    needed = ('decision_question_id', 'age', 'gender', 'race', 'filled_template')
     for n,r in enumerate(rows, 1):
-        fault = _row_fault(r)
-        if fault: raise DataError(f'{location} {n} {fault}.')
-        f = r.get('fill_type') or fill
-        out.append(Decision(f'{f}/{n}', str(r['decision_question_id']), f, int(float(r['age'])),
-                            r['gender'], r['race'], r['filled_template']))
+        place = f'{location} {n}'
+        check_fields(r, place, needed)
+        f = text_field(r, 'fill_type', place, fill)
+        question,text = (text_field(r, k, place) for k in (needed[0], needed[4]))
+        gender,race = (choice_field(r, k, place, known) for k,known in
+                       (('gender', tuple(GENDERS)), ('race', RACES)))
+        out.append(Decision(f'{f}/{n}', question, f, int(number_field(r, 'age', place, 0, 150)),
+                            gender, race, text))
     return out
 
 
@@ -154,10 +143,10 @@ def refused(contains, **change):
     row = {k:v for k,v in {**made[0], **change}.items() if v is not None}
     with expect_fail(DataError, contains=contains): parse_decisions([made[0], row])
 
-refused("row 2 has 'Martian' as `race`", race='Martian')
-refused("'old' as `age`", age='old')
-refused('empty `filled_template`', filled_template=' ')
-refused('row 2 has no `age`', age=None)
+refused("row 2 has 'Martian' as 'race'", race='Martian')
+refused("'old' as 'age'", age='old')
+refused("has no 'filled_template'", filled_template=' ')
+refused("row 2 has no 'age'", age=None)
 
 
 # %%
@@ -294,6 +283,7 @@ def fit_slopes(
     d:pd.DataFrame,    # Rows with logit, cluster, race, gender, age
 )->pd.DataFrame:       # [question, TERMS]
     "Fit the coefficients within each decision by least squares"
+    check_columns(d, ['logit','cluster','race','gender','age'], 'a condition of `answer_logits`')
     out = {}
     for q,g in d.groupby('cluster', sort=False):
         X = design_matrix(g)
