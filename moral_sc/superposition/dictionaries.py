@@ -312,7 +312,8 @@ def score_dictionary(
     "Score dictionaries against the true features"
     check_positive_integers(samples=samples)
     _check_run(run)
-    if len(run.W)!=len(dictionary.directions) or run.W.shape[-1]!=dictionary.directions.shape[-1]:
+    if not isinstance(dictionary, Dictionary) or len(run.W)!=len(dictionary.directions) \
+            or run.W.shape[-1]!=dictionary.directions.shape[-1]:
         raise ConfigError(f'{dictionary} was not fitted to {run}: give the run of fit_dictionary.')
     x,h = hidden_sampler(run, samples, seed)(0)
     z = dictionary.encode(h)

@@ -11,10 +11,11 @@ import torch
 from itertools import combinations, product
 from scipy.optimize import minimize
 from ..foundation.arguments import checked
-from ..foundation.errors import ConfigError, unknown_name_message
+from ..foundation.errors import ConfigError, short_repr, unknown_name_message
 from .features import as_numbers, expand, moments
 from .integrals import cross_mean, cube_mean
-from .model import (ToyConfig, custom_functions, initial_params,
+from .model import (ToyConfig, check_positive_integers, custom_functions,
+                                              initial_params,
                                               weights_of)
 
 # %% ../../nbs/superposition/30_exact_loss.ipynb #d64985a7
@@ -157,6 +158,8 @@ def closed_form_limitation(
     config:ToyConfig,
 )->str|None:
     "Return why the population loss of these models has no closed form, or None if it has one"
+    if not isinstance(config, ToyConfig):
+        raise ConfigError(f'config is {short_repr(config)}: give a ToyConfig.')
     c = config
     for name in custom_functions(c):
         return f'No closed form for your own {name}: use batch_loss on held-out samples.'
@@ -229,18 +232,23 @@ def _objective(config, R):
 @checked
 def fit_exact(
     config:ToyConfig,
-    restarts=8,   # Independent starts for each instance
+    restarts:int=8, # Independent starts for each instance
     seed=0,
     starts=None,  # W [restart, feature, hidden] to start from instead; V starts there too
-    maxiter=2000,
+    maxiter:int=2000,
 )->dict:          # W, b, (V,) loss: [instance, restart, ...], best first
     "Minimise the population loss by L-BFGS from several starts"
     if limitation := closed_form_limitation(config): raise ConfigError(limitation)
+    check_positive_integers(restarts=restarts, maxiter=maxiter)
     if starts is None:
         initial = initial_params(config, seed, range(restarts))
         initial = torch.cat([2*initial[k].flatten(1) for k in ('W','b','V') if k in initial], 1)
     else:
-        initial = torch.as_tensor(starts).flatten(1)
+        initial = as_numbers('starts', starts).detach()
+        n,m = config.n_features, config.n_hidden
+        if initial.shape[1:]!=(n, m) or not len(initial): raise ConfigError(
+            f'starts has shape {list(initial.shape)}: give [restart, {n}, {m}].')
+        initial = initial.flatten(1)
         initial = torch.cat([initial, torch.zeros(len(initial), config.n_features)]
                           + [initial]*(not config.tied), 1)
     I = config.n_instances

@@ -11,7 +11,7 @@ import torch
 from ..foundation.arguments import checked
 from ..foundation.errors import ConfigError
 from .exact_loss import closed_form_limitation, exact_loss
-from .features import expand
+from .features import as_numbers, expand
 from .integrals import conditional_errors
 from .model import ToyConfig, weights_of
 
@@ -152,7 +152,9 @@ def population_loss(
     ids = list(range(config.n_instances)) if instances is None else list(instances)
     p = config.densities[ids]
     imp = config.importances[ids]
-    W,b,V,c = (None if t is None else t.detach().cpu().double() for t in (W,b,V,c))
+    b = as_numbers('b', b).detach().cpu()
+    W,V,c = (None if t is None else as_numbers(name, t).detach().cpu()
+             for name,t in dict(W=W, V=V, c=c).items())
     if c is not None: b = b + torch.einsum('inm,im->in', W if V is None else V, c)
     large = config.features=='independent' and config.activation=='relu' and config.n_features>9
     if large: return exact_loss_large(W, b, p, imp, config.signed, V, terms)

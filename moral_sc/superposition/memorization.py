@@ -15,7 +15,7 @@ from ..foundation.arguments import checked
 from ..foundation.errors import ConfigError
 from ..foundation.figures import COLOURS
 from .engines.simd import cached_njit
-from .features import Sampler
+from .features import as_numbers, Sampler
 from .geometry import feature_dimensionality
 from .model import ToyConfig, batch_loss
 from .training import ToyRun, check_finite, engines, append_loss, train
@@ -199,8 +199,8 @@ def memorization_sweep(
     base = ToyConfig(n_features, n_hidden, starts, density=active/n_features, unit=True,
                      init=init)
     rows = []
-    for T in points:
-        config = replace(base, points=int(T))
+    for T in as_numbers('points', points).reshape(-1).long().tolist():
+        config = replace(base, points=T)
         run = train(config, seed=seed, engine=engine, **dict(schedule='warmup-cosine') | kw)
         rows += _measure(config, run, seed, tests, keep)
     return rows

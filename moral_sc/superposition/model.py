@@ -238,6 +238,8 @@ def weights_of(
     return W if W.is_floating_point() else W.float()
 
 def _check_inputs(W, x):
+    if not (torch.is_tensor(W) and torch.is_tensor(x)): raise ConfigError(
+        f'W is {short_repr(W)} and x is {short_repr(x)}: give tensors.')
     if W.ndim!=3 or x.ndim!=3 or (len(W), W.shape[1])!=(len(x), x.shape[2]): raise ConfigError(
         f'W has shape {list(W.shape)} and x {list(x.shape)}: give [instance, feature, hidden] and '
         '[instance, batch, feature].')

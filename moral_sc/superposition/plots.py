@@ -14,6 +14,7 @@ from ..foundation.arguments import checked
 from ..foundation.errors import ConfigError
 from ..foundation.figures import COLOURS
 from ..foundation.tables import check_columns
+from .features import expand
 from .geometry import check_one_model, interference, align_to_axes
 from .model import weights_of
 
@@ -44,7 +45,7 @@ def plot_columns(
     if W.shape[-1]!=2: raise ConfigError(f'plot_columns needs two hidden dimensions, not '
                                          f'{W.shape[-1]}: use plot_models.')
     W = align_to_axes(W).cpu().numpy()
-    imp = np.asarray(importance, float)
+    imp = expand(importance, 1, W.shape[1], 'importance')[0].numpy()
     low = .85*imp.min()
     high = 1.1*imp.max()
     colours = sample_colorscale('Plasma', (imp-low)/(high-low+1e-9))

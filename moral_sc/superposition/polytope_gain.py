@@ -8,8 +8,9 @@ __all__ = ['one_sparse_loss', 'corner_loss', 'best_regular_shape', 'polytope_gai
 # %% ../../nbs/superposition/33_polytope_gain.ipynb #47b16144
 import pandas as pd, torch
 from ..foundation.arguments import checked
+from ..foundation.errors import ConfigError, short_repr
 from .exact_loss import minimise_lbfgs, relu_errors, supports
-from .features import expand, moments
+from .features import as_numbers, expand, moments
 from .geometry import polytopes
 
 # %% ../../nbs/superposition/33_polytope_gain.ipynb #26fb2727
@@ -58,7 +59,9 @@ def polytope_gain(
     shapes=polytopes, # name -> [corner, hidden], regular shapes
 )->pd.DataFrame:      # Density x shape; 1 is the gain of a dedicated dimension
     "Return the gain per dimension, relative to dedicated dimensions"
-    p = torch.as_tensor(density, dtype=torch.float64)
+    p = as_numbers('density', density).reshape(-1)
+    if not len(p) or not ((p>0) & (p<=1)).all(): raise ConfigError(
+        f'density is {short_repr(density)}: give numbers above 0 and at most 1.')
     v = moments(p)[1]
     gain = {name: (v-best_regular_shape(W, p)[0])/v*len(W)/W.shape[1] for name,W in shapes.items()}
     return pd.DataFrame({k: g.numpy() for k,g in gain.items()},

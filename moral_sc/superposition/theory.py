@@ -7,7 +7,7 @@ __all__ = ['linear_optimum', 'antipodal_boundary_density', 'pair_losses', 'attac
 
 # %% ../../nbs/superposition/32_theory.ipynb #8846e226
 import torch
-from .features import moments
+from .features import as_numbers, moments
 from .geometry import feature_dimensionality
 
 # %% ../../nbs/superposition/32_theory.ipynb #cca93953
@@ -17,8 +17,8 @@ def linear_optimum(
     m:int,      # Hidden dimensions
 )->float:
     "Return the lowest loss of a linear model of independent features"
-    imp = torch.as_tensor(importance, dtype=torch.float64)
-    _,v = moments(torch.as_tensor(density, dtype=torch.float64).expand(imp.shape))
+    imp = as_numbers('importance', importance)
+    v = moments(as_numbers('density', density).expand(imp.shape))[1]
     return (imp*v).sort().values[:len(imp)-m].sum().item()
 
 # %% ../../nbs/superposition/32_theory.ipynb #4767ee4f

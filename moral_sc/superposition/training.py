@@ -402,6 +402,8 @@ def save_run(
     path:str, # File to write, replaced atomically
 )->Path:
     "Write a run as safetensors"
+    if not isinstance(run, ToyRun):
+        raise ConfigError(f'run is {short_repr(run)}: give a run, as train returns it.')
     path = Path(path).expanduser()
     if path.is_dir() or not path.parent.is_dir():
         raise ConfigError(f'{path} cannot be written: name a file in a folder that exists.')

@@ -379,6 +379,8 @@ def weights_of(
     return W if W.is_floating_point() else W.float()
 
 def _check_inputs(W, x):
+    if not (torch.is_tensor(W) and torch.is_tensor(x)): raise ConfigError(
+        f'W is {short_repr(W)} and x is {short_repr(x)}: give tensors.')
     if W.ndim!=3 or x.ndim!=3 or (len(W), W.shape[1])!=(len(x), x.shape[2]): raise ConfigError(
         f'W has shape {list(W.shape)} and x {list(x.shape)}: give [instance, feature, hidden] and '
         '[instance, batch, feature].')
@@ -427,6 +429,7 @@ test_close(reconstruct(W0, torch.zeros(1,5), x)[...,:2], x[...,:2])
 test_eq(weights_of([[1, 0], [0, 1]]).dtype, torch.float64)
 for W_,words in [('a', 'give numbers'), (5, 'W has shape []'), ([1.], 'give [feature, hidden]')]:
     with expect_fail(ConfigError, contains=words): weights_of(W_)
+with expect_fail(ConfigError, contains='give tensors'): reconstruct(W0, torch.zeros(1,5), 'x')
 with expect_fail(ConfigError, contains='x [1, 3, 4]'):
     reconstruct(W0, torch.zeros(1,5), x[...,:4])
 reconstruct(W0, torch.zeros(1,5), x)

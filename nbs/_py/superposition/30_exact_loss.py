@@ -20,10 +20,11 @@ import torch
 from itertools import combinations, product
 from scipy.optimize import minimize
 from moral_sc.foundation.arguments import checked
-from moral_sc.foundation.errors import ConfigError, unknown_name_message
+from moral_sc.foundation.errors import ConfigError, short_repr, unknown_name_message
 from moral_sc.superposition.features import as_numbers, expand, moments
 from moral_sc.superposition.integrals import cross_mean, cube_mean
-from moral_sc.superposition.model import (ToyConfig, custom_functions, initial_params,
+from moral_sc.superposition.model import (ToyConfig, check_positive_integers, custom_functions,
+                                              initial_params,
                                               weights_of)
 
 # %%
@@ -281,6 +282,8 @@ def closed_form_limitation(
     config:ToyConfig,
 )->str|None:
     "Return why the population loss of these models has no closed form, or None if it has one"
+    if not isinstance(config, ToyConfig):
+        raise ConfigError(f'config is {short_repr(config)}: give a ToyConfig.')
     c = config
     for name in custom_functions(c):
         return f'No closed form for your own {name}: use batch_loss on held-out samples.'
@@ -527,18 +530,23 @@ def _objective(config, R):
 @checked
 def fit_exact(
     config:ToyConfig,
-    restarts=8,   # Independent starts for each instance
+    restarts:int=8, # Independent starts for each instance
     seed=0,
     starts=None,  # W [restart, feature, hidden] to start from instead; V starts there too
-    maxiter=2000,
+    maxiter:int=2000,
 )->dict:          # W, b, (V,) loss: [instance, restart, ...], best first
     "Minimise the population loss by L-BFGS from several starts"
     if limitation := closed_form_limitation(config): raise ConfigError(limitation)
+    check_positive_integers(restarts=restarts, maxiter=maxiter)
     if starts is None:
         initial = initial_params(config, seed, range(restarts))
         initial = torch.cat([2*initial[k].flatten(1) for k in ('W','b','V') if k in initial], 1)
     else:
-        initial = torch.as_tensor(starts).flatten(1)
+        initial = as_numbers('starts', starts).detach()
+        n,m = config.n_features, config.n_hidden
+        if initial.shape[1:]!=(n, m) or not len(initial): raise ConfigError(
+            f'starts has shape {list(initial.shape)}: give [restart, {n}, {m}].')
+        initial = initial.flatten(1)
         initial = torch.cat([initial, torch.zeros(len(initial), config.n_features)]
                           + [initial]*(not config.tied), 1)
     I = config.n_instances
@@ -603,3 +611,7 @@ untied['loss'].item(), tied['loss'].item(), (untied['V']@untied['W'].mT)[0,0].nu
 
 # %%
 with expect_fail(ConfigError, contains="hidden='relu'"): fit_exact(ToyConfig(hidden='relu'))
+with expect_fail(ConfigError, contains='give a ToyConfig'): fit_exact('config')
+with expect_fail(ConfigError, contains='restarts is 0'): fit_exact(ToyConfig(), restarts=0)
+with expect_fail(ConfigError, contains='give [restart, 5, 2]'):
+    fit_exact(ToyConfig(), starts=[[1.]])

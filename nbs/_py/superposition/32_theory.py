@@ -17,7 +17,7 @@
 # %%
 #| export
 import torch
-from moral_sc.superposition.features import moments
+from moral_sc.superposition.features import as_numbers, moments
 from moral_sc.superposition.geometry import feature_dimensionality
 
 # %%
@@ -48,8 +48,8 @@ def linear_optimum(
     m:int,      # Hidden dimensions
 )->float:
     "Return the lowest loss of a linear model of independent features"
-    imp = torch.as_tensor(importance, dtype=torch.float64)
-    _,v = moments(torch.as_tensor(density, dtype=torch.float64).expand(imp.shape))
+    imp = as_numbers('importance', importance)
+    v = moments(as_numbers('density', density).expand(imp.shape))[1]
     return (imp*v).sort().values[:len(imp)-m].sum().item()
 
 

@@ -18,8 +18,9 @@
 #| export
 import pandas as pd, torch
 from moral_sc.foundation.arguments import checked
+from moral_sc.foundation.errors import ConfigError, short_repr
 from moral_sc.superposition.exact_loss import minimise_lbfgs, relu_errors, supports
-from moral_sc.superposition.features import expand, moments
+from moral_sc.superposition.features import as_numbers, expand, moments
 from moral_sc.superposition.geometry import polytopes
 
 # %%
@@ -152,7 +153,9 @@ def polytope_gain(
     shapes=polytopes, # name -> [corner, hidden], regular shapes
 )->pd.DataFrame:      # Density x shape; 1 is the gain of a dedicated dimension
     "Return the gain per dimension, relative to dedicated dimensions"
-    p = torch.as_tensor(density, dtype=torch.float64)
+    p = as_numbers('density', density).reshape(-1)
+    if not len(p) or not ((p>0) & (p<=1)).all(): raise ConfigError(
+        f'density is {short_repr(density)}: give numbers above 0 and at most 1.')
     v = moments(p)[1]
     gain = {name: (v-best_regular_shape(W, p)[0])/v*len(W)/W.shape[1] for name,W in shapes.items()}
     return pd.DataFrame({k: g.numpy() for k,g in gain.items()},
@@ -166,6 +169,11 @@ ranked = np.sort(gain)
 best = pd.DataFrame(dict(shape=gain.idxmax(axis=1), gain=ranked[:,-1],
                          lead=ranked[:,-1]/ranked[:,-2]-1))
 best.round(4)
+
+# %%
+#| hide
+for wrong in ([], [0.], 2.):
+    with expect_fail(ConfigError, contains='above 0 and at most 1'): polytope_gain(wrong)
 
 # %%
 #| label: fig-staircase

@@ -20,7 +20,7 @@ import torch
 from moral_sc.foundation.arguments import checked
 from moral_sc.foundation.errors import ConfigError
 from moral_sc.superposition.exact_loss import closed_form_limitation, exact_loss
-from moral_sc.superposition.features import expand
+from moral_sc.superposition.features import as_numbers, expand
 from moral_sc.superposition.integrals import conditional_errors
 from moral_sc.superposition.model import ToyConfig, weights_of
 
@@ -306,7 +306,9 @@ def population_loss(
     ids = list(range(config.n_instances)) if instances is None else list(instances)
     p = config.densities[ids]
     imp = config.importances[ids]
-    W,b,V,c = (None if t is None else t.detach().cpu().double() for t in (W,b,V,c))
+    b = as_numbers('b', b).detach().cpu()
+    W,V,c = (None if t is None else as_numbers(name, t).detach().cpu()
+             for name,t in dict(W=W, V=V, c=c).items())
     if c is not None: b = b + torch.einsum('inm,im->in', W if V is None else V, c)
     large = config.features=='independent' and config.activation=='relu' and config.n_features>9
     if large: return exact_loss_large(W, b, p, imp, config.signed, V, terms)

@@ -590,6 +590,8 @@ def save_run(
     path:str, # File to write, replaced atomically
 )->Path:
     "Write a run as safetensors"
+    if not isinstance(run, ToyRun):
+        raise ConfigError(f'run is {short_repr(run)}: give a run, as train returns it.')
     path = Path(path).expanduser()
     if path.is_dir() or not path.parent.is_dir():
         raise ConfigError(f'{path} cannot be written: name a file in a folder that exists.')
@@ -748,6 +750,7 @@ with tempfile.TemporaryDirectory() as d:
     with expect_fail(DataError, contains='not a saved run'): load_run(Path(d)/'other.safetensors')
     for path in (d, Path(d)/'no'/'toy.safetensors', '', None):
         with expect_fail(ConfigError): save_run(part, path)
+    with expect_fail(ConfigError, contains='give a run'): save_run(cfg, Path(d)/'run')
     save_run(train(ToyConfig(5, 2), steps=2, seed=np.int64(3)), Path(d)/'toy.safetensors')
 
 # %% [markdown]

@@ -23,6 +23,7 @@ from moral_sc.foundation.arguments import checked
 from moral_sc.foundation.errors import ConfigError
 from moral_sc.foundation.figures import COLOURS
 from moral_sc.foundation.tables import check_columns
+from moral_sc.superposition.features import expand
 from moral_sc.superposition.geometry import check_one_model, interference, align_to_axes
 from moral_sc.superposition.model import weights_of
 
@@ -73,7 +74,7 @@ def plot_columns(
     if W.shape[-1]!=2: raise ConfigError(f'plot_columns needs two hidden dimensions, not '
                                          f'{W.shape[-1]}: use plot_models.')
     W = align_to_axes(W).cpu().numpy()
-    imp = np.asarray(importance, float)
+    imp = expand(importance, 1, W.shape[1], 'importance')[0].numpy()
     low = .85*imp.min()
     high = 1.1*imp.max()
     colours = sample_colorscale('Plasma', (imp-low)/(high-low+1e-9))
@@ -425,6 +426,7 @@ with expect_fail(DataError, contains="no column 'shared'"):
 with expect_fail(ConfigError, contains='2 titles are given for 1 models'):
     plot_models(torch.eye(3), ['a', 'b'])
 with expect_fail(ConfigError, contains='use plot_models'): plot_columns(torch.eye(3), [1]*3)
+with expect_fail(ConfigError, contains='importance has shape'): plot_columns(torch.eye(2), [1]*3)
 scales = [plot_columns(torch.eye(2), i).layout.coloraxis.showscale for i in ([1,1], [1,.5])]
 test_eq(scales, [False,True])
 with expect_fail(ConfigError, contains='give one model'):

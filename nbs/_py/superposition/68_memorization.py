@@ -24,7 +24,7 @@ from moral_sc.foundation.arguments import checked
 from moral_sc.foundation.errors import ConfigError
 from moral_sc.foundation.figures import COLOURS
 from moral_sc.superposition.engines.simd import cached_njit
-from moral_sc.superposition.features import Sampler
+from moral_sc.superposition.features import as_numbers, Sampler
 from moral_sc.superposition.geometry import feature_dimensionality
 from moral_sc.superposition.model import ToyConfig, batch_loss
 from moral_sc.superposition.training import ToyRun, check_finite, engines, append_loss, train
@@ -292,8 +292,8 @@ def memorization_sweep(
     base = ToyConfig(n_features, n_hidden, starts, density=active/n_features, unit=True,
                      init=init)
     rows = []
-    for T in points:
-        config = replace(base, points=int(T))
+    for T in as_numbers('points', points).reshape(-1).long().tolist():
+        config = replace(base, points=T)
         run = train(config, seed=seed, engine=engine, **dict(schedule='warmup-cosine') | kw)
         rows += _measure(config, run, seed, tests, keep)
     return rows

@@ -507,7 +507,8 @@ def score_dictionary(
     "Score dictionaries against the true features"
     check_positive_integers(samples=samples)
     _check_run(run)
-    if len(run.W)!=len(dictionary.directions) or run.W.shape[-1]!=dictionary.directions.shape[-1]:
+    if not isinstance(dictionary, Dictionary) or len(run.W)!=len(dictionary.directions) \
+            or run.W.shape[-1]!=dictionary.directions.shape[-1]:
         raise ConfigError(f'{dictionary} was not fitted to {run}: give the run of fit_dictionary.')
     x,h = hidden_sampler(run, samples, seed)(0)
     z = dictionary.encode(h)
@@ -597,6 +598,7 @@ for make in (fit_dictionary, lambda r: score_dictionary(perfect, r)):
 with expect_fail(ConfigError, contains='l1 has shape [3]'): fit_dictionary(run, 'relu', l1=[1,2,3])
 with expect_fail(ConfigError, contains='n_latents is 0'): fit_dictionary(run, n_latents=0)
 with expect_fail(ConfigError, contains='not fitted to'): score_dictionary(perfect, run)
+with expect_fail(ConfigError, contains='not fitted to'): score_dictionary(None, run)
 with expect_fail(ModelError, contains='not finite'):
     fit_dictionary(run, 'relu', steps=300, lr=1e30, log_every=1)
 for wrong in (dict(lr=-1.), dict(threshold=0.), dict(bandwidth=0.)):
