@@ -15,6 +15,7 @@ from operator import index
 from pathlib import Path
 from safetensors import safe_open
 from safetensors.torch import save_file
+from fastcore.basics import patch
 from ..foundation.arguments import check_seed, checked
 from ..foundation.errors import (ConfigError, DataError, ModelError, MoralScError,
                                         short_repr, unknown_name_message)
@@ -425,6 +426,11 @@ def _digest(tensors, meta):
         h.update(tensors[k].numpy().tobytes())
     return h.hexdigest()
 
+@patch
+def save(self:ToyRun, path)->Path: # File to write; `load_run` or `ToyRun.load` reads it
+    "Write this run as safetensors"
+    return save_run(self, path)
+
 def _with_functions(path, described, functions):
     "A config whose own functions are given anew and checked by their source"
     own = {k: v for k,v in described.items() if isinstance(v, str) and '#' in v}
@@ -463,3 +469,9 @@ def _stored_run(path, t, meta, functions):
                t['logged'], t['loss'],
                {int(k[9:]): v for k,v in t.items() if k.startswith('snapshot.')}, meta['engine'],
                {k: (t[f'moment.{k}.0'],t[f'moment.{k}.1']) for k in params}, s)
+
+
+@patch(cls_method=True)
+def load(cls:ToyRun, path, **functions)->ToyRun: # As in `load_run`
+    "Load a run from a file"
+    return load_run(path, **functions)

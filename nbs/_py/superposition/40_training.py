@@ -23,6 +23,7 @@ from operator import index
 from pathlib import Path
 from safetensors import safe_open
 from safetensors.torch import save_file
+from fastcore.basics import patch
 from moral_sc.foundation.arguments import check_seed, checked
 from moral_sc.foundation.errors import (ConfigError, DataError, ModelError, MoralScError,
                                         short_repr, unknown_name_message)
@@ -613,6 +614,11 @@ def _digest(tensors, meta):
         h.update(tensors[k].numpy().tobytes())
     return h.hexdigest()
 
+@patch
+def save(self:ToyRun, path)->Path: # File to write; `load_run` or `ToyRun.load` reads it
+    "Write this run as safetensors"
+    return save_run(self, path)
+
 def _with_functions(path, described, functions):
     "A config whose own functions are given anew and checked by their source"
     own = {k: v for k,v in described.items() if isinstance(v, str) and '#' in v}
@@ -653,11 +659,17 @@ def _stored_run(path, t, meta, functions):
                {k: (t[f'moment.{k}.0'],t[f'moment.{k}.1']) for k in params}, s)
 
 
+@patch(cls_method=True)
+def load(cls:ToyRun, path, **functions)->ToyRun: # As in `load_run`
+    "Load a run from a file"
+    return load_run(path, **functions)
+
+
 # %%
 args = dict(steps=2000, lr=.01, schedule='cosine', batch_size=256)
 with tempfile.TemporaryDirectory() as d:
     part = train(cfg, stop=400, **args)
-    resumed = train(cfg, resume=load_run(save_run(part, Path(d)/'toy.safetensors')), **args)
+    resumed = train(cfg, resume=ToyRun.load(part.save(Path(d)/'toy.safetensors')), **args)
 test_eq(resumed.W, run.W); test_eq(resumed.loss, run.loss)
 part, resumed
 
