@@ -19,7 +19,7 @@ from ..foundation.arguments import checked
 from ..foundation.datasets import available, data_dir, fetch
 from ..foundation.errors import ConfigError, DataError, unknown_name_message
 from ..foundation.statistics import Estimate, lower_tail
-from ..foundation.tables import is_missing, read_rows, source_name
+from ..foundation.tables import check_columns, is_missing, read_rows, source_name
 
 # %% ../../nbs/bias/44_admissions.ipynb #03cd8fdf
 SEX = {1:'female', 2:'male'}
@@ -94,7 +94,7 @@ class Applicant:
     @property
     def fields(self): # What fills the braces of the prompt
         return dict(race=self.words[0], sex=self.words[1], lsat=f'{self.lsat:g}',
-                    gpa=f'{self.gpa:.1f}')
+                    gpa=f'{self.gpa:.1f}' if self.gpa==round(self.gpa, 1) else f'{self.gpa:g}')
 
 # %% ../../nbs/bias/44_admissions.ipynb #00a7b37b
 def _describe(race, sex, words, phrase):
@@ -166,6 +166,7 @@ def paired_gaps(
     records:pd.DataFrame,  # One row per question asked
 )->pd.DataFrame:           # [(condition, profile)]: METRICS, sex, weight
     "Compute the difference Black minus white of each profile"
+    check_columns(records, ['id','cluster','race','sex','weight'], '`records` of an evaluation')
     metadata = records.drop_duplicates('id').set_index('id')[['cluster','race','sex','weight']]
     values = yes_no_values(records)
     d = values.assign(hard=(values.yes>.5)*1.).join(metadata, on='id').reset_index()

@@ -22,6 +22,7 @@ from ..foundation.errors import ConfigError, ModelError, unknown_name_message
 from ..foundation.files import write_file
 from ..foundation.runs import content_key
 from ..foundation.statistics import Estimate, FunctionOfMeans, cluster_bootstrap
+from ..foundation.tables import check_columns
 from ..language.loading import load as load_model
 from ..language.models import LM
 from ..language.weights import get_alias, aliases
@@ -273,6 +274,8 @@ def onset(
     category:str='micro',
 )->dict|None:                      # Row of the smallest such model, None if there is none
     "Find the smallest model that is less biased under a condition"
+    columns = ['condition','metric','category','high','parameters']
+    check_columns(table, columns, 'the table of a sweep')
     d = table[(table.condition==condition) & (table.metric==metric)
               & (table.category==category) & (table.high<0)]
     return None if d.empty else d.sort_values('parameters').iloc[0].to_dict()

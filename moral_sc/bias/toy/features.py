@@ -16,9 +16,9 @@ import numpy as np
 import pandas as pd
 import torch
 
-from moral_sc.bias.toy.environment import (
-    CONDITION_MEANINGS, NOUNS, VERBS, ToyLanguage, ToyQuestion, documents, instructions, lexicon,
-    option_ids)
+from .environment import (CONDITION_MEANINGS, NOUNS, VERBS, ToyLanguage,
+                                           ToyQuestion, documents, instructions, lexicon,
+                                           option_ids)
 from ...foundation.errors import ConfigError
 from ...foundation.statistics import roc_area
 

@@ -40,7 +40,7 @@ from moral_sc.foundation.arguments import checked
 from moral_sc.foundation.datasets import available, data_dir, fetch
 from moral_sc.foundation.errors import ConfigError, DataError, unknown_name_message
 from moral_sc.foundation.statistics import Estimate, lower_tail
-from moral_sc.foundation.tables import is_missing, read_rows, source_name
+from moral_sc.foundation.tables import check_columns, is_missing, read_rows, source_name
 
 # %%
 #| hide
@@ -179,7 +179,7 @@ class Applicant:
     @property
     def fields(self): # What fills the braces of the prompt
         return dict(race=self.words[0], sex=self.words[1], lsat=f'{self.lsat:g}',
-                    gpa=f'{self.gpa:.1f}')
+                    gpa=f'{self.gpa:.1f}' if self.gpa==round(self.gpa, 1) else f'{self.gpa:g}')
 
 
 # %% [markdown]
@@ -346,6 +346,7 @@ def paired_gaps(
     records:pd.DataFrame,  # One row per question asked
 )->pd.DataFrame:           # [(condition, profile)]: METRICS, sex, weight
     "Compute the difference Black minus white of each profile"
+    check_columns(records, ['id','cluster','race','sex','weight'], '`records` of an evaluation')
     metadata = records.drop_duplicates('id').set_index('id')[['cluster','race','sex','weight']]
     values = yes_no_values(records)
     d = values.assign(hard=(values.yes>.5)*1.).join(metadata, on='id').reset_index()
@@ -662,3 +663,5 @@ test_close(np.exp(cases.lp_yes)-np.exp(everybody.lp_yes), .1)
 with expect_fail(DataError, contains='was not asked about as white and as Black'):
     admissions_metrics(everybody.iloc[1:])
 with expect_fail(DataError, contains='was not asked about'): admissions_metrics(everybody[:1])
+with expect_fail(ConfigError, contains='The table is 7; give `records`'): paired_gaps(7)
+with expect_fail(DataError, contains="no column 'cluster'"): paired_gaps(everybody[['id']])

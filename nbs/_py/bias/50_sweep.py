@@ -36,6 +36,7 @@ from moral_sc.foundation.errors import ConfigError, ModelError, unknown_name_mes
 from moral_sc.foundation.files import write_file
 from moral_sc.foundation.runs import content_key
 from moral_sc.foundation.statistics import Estimate, FunctionOfMeans, cluster_bootstrap
+from moral_sc.foundation.tables import check_columns
 from moral_sc.language.loading import load as load_model
 from moral_sc.language.models import LM
 from moral_sc.language.weights import get_alias, aliases
@@ -498,6 +499,8 @@ def onset(
     category:str='micro',
 )->dict|None:                      # Row of the smallest such model, None if there is none
     "Find the smallest model that is less biased under a condition"
+    columns = ['condition','metric','category','high','parameters']
+    check_columns(table, columns, 'the table of a sweep')
     d = table[(table.condition==condition) & (table.metric==metric)
               & (table.category==category) & (table.high<0)]
     return None if d.empty else d.sort_values('parameters').iloc[0].to_dict()

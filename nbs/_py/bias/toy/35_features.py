@@ -24,9 +24,9 @@ import numpy as np
 import pandas as pd
 import torch
 
-from moral_sc.bias.toy.environment import (
-    CONDITION_MEANINGS, NOUNS, VERBS, ToyLanguage, ToyQuestion, documents, instructions, lexicon,
-    option_ids)
+from moral_sc.bias.toy.environment import (CONDITION_MEANINGS, NOUNS, VERBS, ToyLanguage,
+                                           ToyQuestion, documents, instructions, lexicon,
+                                           option_ids)
 from moral_sc.foundation.errors import ConfigError
 from moral_sc.foundation.statistics import roc_area
 
