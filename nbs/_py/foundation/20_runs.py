@@ -383,6 +383,8 @@ def start_ranks(
     common = dict(WORLD_SIZE=str(n), MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
     def run(rank):
         os.environ.update(common, RANK=str(rank), LOCAL_RANK=str(rank), **env)
+        torch = sys.modules.get('torch')
+        if torch: torch.set_num_threads(1) # A fork has no threads of OpenMP and would wait for them
         f()
     jobs = [get_context('fork').Process(target=run, args=(k,)) for k in range(n)]
     for j in jobs: j.start()
