@@ -234,7 +234,9 @@ test_eq(output_html(new('display_data', {'text/html': html})),
 
 # %%
 #| hide
-measure = '''addEventListener('load', () => setTimeout(() => {
+measure = '''const wait = setInterval(() => {
+  if (!document.querySelector('[data-drawn]')) return;
+  clearInterval(wait);
   const svg = document.querySelector('.plot svg'), edge = svg.getBoundingClientRect();
   const texts = [...document.querySelectorAll('.plot svg text')].filter(t => t.textContent);
   const boxes = texts.map(t => t.getBoundingClientRect());
@@ -245,7 +247,10 @@ measure = '''addEventListener('load', () => setTimeout(() => {
     fills: texts.map(t => t.style.fill),
     cut: boxes.flatMap((b, i) => b.left<edge.left-1 || b.right>edge.right+1 ? [name(i)] : []),
     overlaps: boxes.flatMap((a, i) => boxes.flatMap((b, j) =>
-      j>i && meet(a, b) ? [[name(i), name(j)]] : []))})}, 800))'''
+      j>i && meet(a, b) ? [[name(i), name(j)]] : []))})}, 50)'''
+visible = '''window.IntersectionObserver = class {
+  constructor(draw) { this.draw = draw }
+  observe(box) { this.draw([{isIntersecting: true, target: box}]) }}'''
 
 def drawn_texts(spec, width):
     import plotly
@@ -255,9 +260,9 @@ def drawn_texts(spec, width):
     file.write_text(
         '<!doctype html><meta charset="utf-8"><style>:root{--ink:#111;--paper:#fff}</style>'
         f'<body style="width:{width}px">{figure_box(spec)}<script src="{plotly_js}"></script>'
-        f'<script src="{js}"></script><script>{measure}</script>')
+        f'<script>{visible}</script><script src="{js}"></script><script>{measure}</script>')
     command = [find_browser(), '--headless=new', '--no-sandbox', '--disable-gpu', '--dump-dom',
-               '--virtual-time-budget=20000', f'--user-data-dir={tmp}/profile', file.as_uri()]
+               '--virtual-time-budget=60000', f'--user-data-dir={tmp}/profile', file.as_uri()]
     dom = subprocess.run(command, capture_output=True, timeout=300, text=True).stdout
     return json.loads(re.search('<title>(.*?)</title>', dom)[1])
 
