@@ -376,7 +376,7 @@ def evaluate(
     mode:str='plain',           # How turns are marked: 'plain', 'chat', 'chat-noprefill'
     samples:int=1,              # Reasoning samples per question
     items=None,                 # Your own questions: a file, a DataFrame, rows, or items
-    categories:list|None=None,  # Of BBQ; default: all available
+    categories:list|str|None=None, # Of BBQ; default: all available
     drop_errata:bool|list=False,# Of BBQ: without scenes that have a known error
     progress=None,              # True for a bar, or a function (saved answers, all answers)
     wordings:dict|None=None,    # Your own requests: {'q+kind': 'Please be kind.'}

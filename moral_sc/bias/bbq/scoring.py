@@ -19,7 +19,7 @@ from .items import Item, load_items
 # %% ../../../nbs/bias/bbq/50_scoring.ipynb #247cba77
 @checked
 def load_bbq(
-    categories:list|None=None, # Default: all available
+    categories:list|str|None=None, # Default: all available
     source:str='bbq',          # 'bbq', 'ours' (toy set), 'auto' (ours if BBQ is not available)
     drop_errata:bool|list=False, # Leave out scenes with a known error; or kinds of error
 )->list:                       # Of `Item`

@@ -53,7 +53,7 @@ from moral_sc.bias.bbq.novel_names import generate_items, templates_available
 #| export
 @checked
 def load_bbq(
-    categories:list|None=None, # Default: all available
+    categories:list|str|None=None, # Default: all available
     source:str='bbq',          # 'bbq', 'ours' (toy set), 'auto' (ours if BBQ is not available)
     drop_errata:bool|list=False, # Leave out scenes with a known error; or kinds of error
 )->list:                       # Of `Item`
