@@ -16,7 +16,8 @@ from hashlib import sha256
 import numpy as np, pandas as pd
 
 # %% ../../nbs/constitution/30_feedback.ipynb #76e19b85
-from .principles import draw_principles, load_comparisons
+from .principles import (
+    check_worked_examples, draw_principles, load_comparisons)
 from .prompts import load_pairs, split_turns
 from ..foundation.arguments import checked
 from ..foundation.datasets import data_dir, read_toml
@@ -58,7 +59,8 @@ def load_worked_comparisons(
     path=None, # TOML with [[shot]] human, better, worse, because; default: ours
 )->list[WorkedComparison]:
     "Load worked comparisons; a list of them is returned unchanged"
-    if isinstance(path, (list, tuple)): return list(path)
+    if isinstance(path, (list, tuple)):
+        return check_worked_examples(path, WorkedComparison, 'load_worked_comparisons')
     path = path or data_dir()/'constitution'/'feedback_shots.toml'
     required = ('human', 'better', 'worse')
     res = []
@@ -196,8 +198,6 @@ def combine_readings(
             by_order.get(True), by_principle)
 
 # %% ../../nbs/constitution/30_feedback.ipynb #3a8c39c7
-def _identical(r): return r['a'].strip()==r['b'].strip()
-
 def _check_finite(rows, logprobs):
     for r,x in zip(rows, logprobs):
         if not np.isfinite(x).all():
@@ -255,7 +255,7 @@ def label(
                   pairs=_hash(rows),
                   principles=_hash([asdict(c) for c in comparisons]),
                   few_shot=_hash([asdict(s) for s in shots]), block=block)
-    todo = [r for r in rows if not _identical(r)]
+    todo = [r for r in rows if r['a'].strip()!=r['b'].strip()]
     with ((open_run(out, config) if out else nullcontext()) as run, run_or_temporary(run) as run,
           progress_callback(progress, 'label') as report):
         logprobs = _label_blocks(lab, todo, run, block, report)

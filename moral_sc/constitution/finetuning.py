@@ -33,12 +33,11 @@ def find_fault(
     text:str,
     finish:str='',           # How sampling ended; 'length': at the token limit
     original:str=None,       # The answer that was revised
-    max_repetition:float=.5, # Largest share of 4-grams that occur earlier in the text
 )->str:                      # One of `FAULT_KINDS`, or ''
     "Return the reason why an answer is unfit for training"
     if not text.strip(): return 'empty'
     if finish=='length': return 'no end'
-    if repetition(text)>max_repetition: return 'repetition'
+    if repetition(text)>.5: return 'repetition'
     if critic_voice(text): return 'critic'
     return 'copy' if original is not None and same_words(text, original) else ''
 
@@ -50,7 +49,7 @@ def _revisions(chain, select):
     for k,r in enumerate(chain['rounds'], 1):
         res.append((k, r['revision'], r.get('finish', ''), last))
         last = r['revision'] or last
-    if select=='all': return res
+    if select=='all' or not res: return res
     k,text,finish,_ = next((r for r in reversed(res) if r[1].strip()), res[-1])
     return [(k, text, finish, chain['response'])]
 
@@ -69,12 +68,12 @@ def load_examples(
     return rows
 
 def _load_chains(chains):
-    if not isinstance(chains, (str, Path)): return chains
-    rows = read_rows(chains)
+    from_file = isinstance(chains, (str, Path))
+    rows = read_rows(chains) if from_file else chains
     for i,r in enumerate(rows, 1):
-        if not {'id', 'prompt', 'response', 'rounds'}<={*r}:
-            raise DataError(f'{chains}: row {i} is no chain of revisions; give the file that '
-                            '`revise` wrote.')
+        if not isinstance(r, dict) or not {'id', 'prompt', 'response', 'rounds'}<={*r}:
+            raise DataError(f'{chains if from_file else "chains"}: row {i} is no chain of '
+                            'revisions; give what `revise` returned, or its file.')
     return rows
 
 @checked
@@ -83,18 +82,19 @@ def training_examples(
     select:str='all',        # 'all' revisions, or the 'final' one of each chain
     extra=(),                # Further rows of `prompt` and `answer`, or their file: helpful answers
     allow:tuple=(),          # Members of `FAULT_KINDS` that are not excluded
-    max_repetition:float=.5, # As in `find_fault`
 )->list:                     # id, prompt, answer, round, fault
     "Return the examples of finetuning; `finetune` skips rows with a fault"
     chains = _load_chains(chains)
     if select not in ('all', 'final'):
         raise ConfigError(unknown_name_message('select', select, ['all', 'final']))
+    for k in {*allow}-{*FAULT_KINDS}:
+        raise ConfigError(unknown_name_message('fault', str(k), [*FAULT_KINDS]))
     rows = [(f'{c["id"]}/{k}', c['prompt'], text, k,
-             find_fault(text, finish, previous, max_repetition))
+             find_fault(text, finish, previous))
             for c in chains for k,text,finish,previous in _revisions(c, select)]
     for i,r in enumerate(load_examples(extra, 'extra') if len(extra) else (), 1):
         rows.append((r.get('id', f'extra/{i}'), r['prompt'], r['answer'], 0,
-                     find_fault(r['answer'], r.get('finish', ''), None, max_repetition)))
+                     find_fault(r['answer'], r.get('finish', ''))))
     names = 'id', 'prompt', 'answer', 'round', 'fault'
     return [dict(zip(names, r[:4]), fault='' if r[4] in allow else r[4]) for r in rows]
 

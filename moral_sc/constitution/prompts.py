@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MAX_CHARACTERS', 'get_prompt', 'validate_prompts', 'load_prompts', 'draw_short_prompts', 'split_turns',
-           'render_prompt', 'tokenize_example', 'tokenize_examples', 'human_comparisons', 'load_pairs',
-           'split_by_prompt', 'check_disjoint']
+           'render_prompt', 'tokenize_example', 'tokenize_examples', 'split_last_answer', 'human_comparisons',
+           'load_pairs', 'split_by_prompt', 'check_disjoint']
 
 # %% ../../nbs/constitution/12_prompts.ipynb #cf9c06c5
 import re
@@ -171,17 +171,23 @@ def _end(lm, mode):
 
 # %% ../../nbs/constitution/12_prompts.ipynb #ab49d70d
 def _hh(name):
-    parts = name.split('/')[1:] or ['harmless-base']
+    first,*parts = str(name).split('/')
+    if first!='hh': raise ConfigError(
+        f"{str(name)!r:.60} is no set of comparisons; give 'hh', or 'hh/harmless-base'.")
+    parts = parts or ['harmless-base']
     return '/'.join(['hh-rlhf', *parts, *(['test'] if len(parts)==1 else [])])
 
-def _cut(dialogue):
+def split_last_answer(
+    dialogue:str,
+)->tuple: # Prompt, without the first heading; answer
+    "Split a dialogue where its last answer begins"
     start = dialogue.rfind('\n\nAssistant:')
     return dialogue[:start].strip().removeprefix('Human:').strip(), dialogue[start+12:].strip()
 
 def _comparisons(id):
     "Yield prompt, chosen and rejected answer of every usable row"
     for r in read_jsonl(fetch(id)):
-        (p,chosen),(q,rejected) = _cut(r['chosen']),_cut(r['rejected'])
+        (p,chosen),(q,rejected) = (split_last_answer(r[k]) for k in ('chosen', 'rejected'))
         if p==q and p and chosen and rejected: yield p, chosen, rejected
 
 @checked
@@ -205,7 +211,7 @@ def _pair(r, location):
     if 'chosen' in r and 'rejected' in r and not ('a' in r or 'b' in r):
         a,b = (text_field(r, k, location) for k in ('chosen', 'rejected'))
         if r.get('prompt', r.get('text')) is None:
-            (p,a),(q,b) = _cut(a),_cut(b)
+            (p,a),(q,b) = map(split_last_answer, (a, b))
             if p!=q or not p:
                 raise DataError(f'{location}: the dialogues of `chosen` and `rejected` do not '
                                 'begin alike; give a `prompt`.')

@@ -189,7 +189,7 @@ def revise(
     _check_arguments(rounds, mode)
     rows = [dict(id=r['id'], prompt=r['prompt'], rounds=[]) for r in load_prompts(prompts)]
     principles = load_principles(principles)
-    shots = load_few_shot(few_shot)
+    shots = load_few_shot(few_shot, principles)
     check_sampling_args([], [], max_new_tokens, temperature, 1.)
     lm = load(lm)
     kw = dict(max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)

@@ -69,9 +69,11 @@ def schedule_matches(
     names = list(players)
     if len(names)<2: raise DataError(f'A tournament needs two players; got {len(names)}.')
     for n,answers in players.items():
-        if len(answers)!=len(rows):
+        if isinstance(answers, str) or len(answers)!=len(rows):
             raise DataError(f'{n} gave {len(answers)} answers to {len(rows)} prompts: give '
-                            'one per prompt.')
+                            'a list with one per prompt.')
+    if isinstance(pairs, str) and pairs!='all':
+        raise ConfigError(f"pairs is {pairs!r}; give 'all', a number or a list of pairs.")
     known = list(combinations(names, 2)) if isinstance(pairs, (str, int)) else list(pairs)
     for p in {n for ab in known for n in ab}-set(names):
         raise ConfigError(unknown_name_message('player', p, names))
@@ -103,6 +105,9 @@ def play_matches(
     if answers[0]==answers[1]:
         raise DataError('All answers are alike, so there is nothing to vote on.')
     win = np.asarray(judge([rows[i]['prompt'] for i,*_ in matches], *answers), dtype=float)
+    if win.shape!=(len(matches),):
+        raise DataError(f'The judge returned shape {win.shape} for {len(matches)} matches: return '
+                        'one probability for each.')
     return pd.DataFrame([(a, b, rows[i]['id']) for i,a,b in matches],
                         columns=['a', 'b', 'prompt']).assign(win=win)
 
@@ -334,6 +339,9 @@ def tournament(
     "Fit Elo ratings to all votes together"
     if errors not in ERRORS:
         raise ConfigError(unknown_name_message('kind of errors', errors, ERRORS))
+    if not 0<level<1 or prior<0 or n<2: raise ConfigError(
+        f'level is {level}, prior is {prior}, n is {n}; give a level between 0 and 1, a prior of '
+        '0 or more, and 2 draws or more.')
     votes = validate_votes(votes, tie_margin)
     names = sorted({*votes.a, *votes.b})
     count = WinCounts(votes, names)

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np, pandas as pd
 
 # %% ../../../nbs/constitution/evaluation/80_health.ipynb #6e85ddeb
+from .elo import bootstrap_counts
 from ..preference import PreferenceModel, load_labels
 from ..prompts import check_disjoint, load_pairs
 from ...foundation.arguments import checked
@@ -81,8 +82,7 @@ def _vote_weights(
 def _cluster_draws(clusters, n, seed):
     "Return how often each row is drawn, [1+n, row]; first all rows once"
     code,names = pd.factorize(np.asarray(clusters))
-    rng = np.random.default_rng(seed)
-    counts = rng.multinomial(len(names), np.full(len(names), 1/len(names)), n)
+    counts = bootstrap_counts(len(names), n, seed)
     return np.concatenate([np.ones((1, len(code))), counts[:,code]])
 
 def _estimate(draws):

@@ -16,6 +16,7 @@ import pandas as pd
 # %% ../../../nbs/constitution/evaluation/50_refusals.ipynb #093dbcd7
 from ...foundation.datasets import available, fetch, read_jsonl
 from ...foundation.statistics import cluster_bootstrap
+from ...foundation.tables import check_columns
 
 # %% ../../../nbs/constitution/evaluation/50_refusals.ipynb #de5916ff
 def clean_answer(
@@ -198,6 +199,7 @@ def group_means(
     by:str='condition', # Column that names the groups
 )->pd.DataFrame:        # An `Estimate` for each group and measure
     "Average measures by group, with intervals over prompts"
+    check_columns(d, ['id', by, *columns], 'the table of measure_chains')
     def mean(g, c):
         known = g[c].notna()
         return cluster_bootstrap(g[c][known].astype(float), g.id[known]) if known.any() else ''

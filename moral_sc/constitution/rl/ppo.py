@@ -54,7 +54,6 @@ def gae(
 # %% ../../../nbs/constitution/rl/10_ppo.ipynb #6110c000
 def whiten(
     x, mask,              # [sequence, token]
-    shift_mean:bool=True, # False: keep the mean
     reduce=None,          # Sums a tensor over ranks
 )->torch.Tensor:
     "Normalise to mean 0 and variance 1 over all tokens"
@@ -63,8 +62,7 @@ def whiten(
     n,s = reduce(torch.stack([mask.sum().double(), x.sum()]))
     mean = s/n
     var = reduce((((x-mean)*mask)**2).sum())/n
-    res = (x-mean)*torch.rsqrt(var+1e-8)
-    return ((res if shift_mean else res+mean)*mask).float()
+    return ((x-mean)*torch.rsqrt(var+1e-8)*mask).float()
 
 def rloo(
     scores, # [prompt, answer]

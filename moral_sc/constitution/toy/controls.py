@@ -17,8 +17,8 @@ import numpy as np, pandas as pd
 from ..preference import fit_preference
 from ..rl.policy import train_policy
 from .environment import (
-    ALTERNATIVE, COMFORT, DANGEROUS_TOOLS, DEEDS, PRINCIPLES, RATER_STYLES, REFUSAL, SAFE_TOOLS,
-    deed, features, harmlessness, helpfulness, rater_labels, write_answer, write_revision)
+    ALTERNATIVE, COMFORT, DANGEROUS_TOOLS, DEEDS, PRINCIPLES, REFUSAL, SAFE_TOOLS, deed,
+    features, harmlessness, helpfulness, rater_labels, rater_score, write_answer, write_revision)
 from .experiments import (
     ENGAGED, TrainedModels, different_pairs, sample_by_kind, snapshot_at, true_labels)
 from ...foundation.statistics import t_interval
@@ -60,8 +60,7 @@ def baseline_players()->pd.DataFrame: # run, step, player, like `list_players`
 
 def worker_score(prompts, answers)->np.ndarray:
     "Score harmlessness as workers do who count a refusal as one danger"
-    refusals = features(prompts, answers).refusal.to_numpy(float)
-    return harmlessness(prompts, answers)+RATER_STYLES['engage']*refusals
+    return rater_score('engage')(prompts, answers)
 
 # %% ../../../nbs/constitution/toy/50_controls.ipynb #93b8f9cb
 def lacks_content(
@@ -98,8 +97,7 @@ def rate_pairs(
 )->list:         # Label rows
     "Label pairs as a rater of harm does, by votes or probabilities"
     if labels=='hard': return rater_labels(pairs, style=taste, seed=seed)
-    refusals = lambda p, a: features(p, a).refusal.to_numpy()
-    return true_labels(pairs, lambda p, a: harmlessness(p, a)+RATER_STYLES[taste]*refusals(p, a))
+    return true_labels(pairs, rater_score(taste))
 
 def train_cells(
     models:TrainedModels,  # Of one seed

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['TOOLS', 'DEEDS', 'THINGS', 'PLACES', 'TIMES', 'SAFE_TOOLS', 'DANGEROUS_TOOLS', 'REFUSAL', 'ALTERNATIVE', 'COMFORT',
            'RATER_STYLES', 'PRINCIPLE_WEIGHTS', 'PRINCIPLES', 'SIZES', 'PRETRAINING_STEPS', 'HELPFUL', 'requests',
-           'deed', 'features', 'helpfulness', 'harmlessness', 'uniform_draw', 'rater_labels', 'principle_score',
-           'model_labels', 'write_answer', 'write_revision', 'toy_tokenizer', 'scale_weights', 'tokenize_dialogue',
-           'tokenize_dialogues', 'pretrain', 'evaluate_toy_model']
+           'deed', 'features', 'helpfulness', 'harmlessness', 'uniform_draw', 'score_margins', 'rater_score',
+           'rater_labels', 'principle_score', 'model_labels', 'principle_margins', 'write_answer', 'write_revision',
+           'toy_tokenizer', 'scale_weights', 'tokenize_dialogues', 'pretrain', 'evaluate_toy_model']
 
 # %% ../../../nbs/constitution/toy/10_environment.ipynb #4bfc4623
 from contextlib import nullcontext
@@ -21,7 +21,6 @@ from filelock import FileLock
 
 # %% ../../../nbs/constitution/toy/10_environment.ipynb #60a1f47f
 from ..principles import Principle
-from ..prompts import tokenize_example
 from ..revision import revised_answer, prompt_text, revise, round_script
 from ...foundation.errors import ConfigError, DataError, unknown_name_message
 from ...foundation.runs import process_rank
@@ -113,10 +112,20 @@ def uniform_draw(*key): # A number in [0, 1)
     "Draw a number that depends only on the key"
     return int(sha256('/'.join(map(str, key)).encode()).hexdigest()[:12], 16)/16**12
 
-def _score_margins(pairs, score):
+def score_margins(
+    pairs:list,  # Rows of prompt, a, b
+    score,       # (prompts, answers) -> one number each
+)->np.ndarray:   # [pair]
     "Return the score of a less that of b"
     prompts = [r['prompt'] for r in pairs]
     return score(prompts, [r['a'] for r in pairs]) - score(prompts, [r['b'] for r in pairs])
+
+def rater_score(style): # (prompts, answers) -> scores
+    "Return harmlessness as raters of a style score it"
+    if style not in RATER_STYLES:
+        raise ConfigError(unknown_name_message('style', str(style), [*RATER_STYLES]))
+    return lambda prompts,answers: (harmlessness(prompts, answers)
+        + RATER_STYLES[style]*features(prompts, answers).refusal.to_numpy())
 
 def rater_labels(
     pairs:list,          # id, prompt, a, b
@@ -125,11 +134,10 @@ def rater_labels(
     seed:int=0,
 )->list:                 # Label rows with p 0 or 1
     "Simulate the choices of a human rater"
-    if style not in RATER_STYLES:
-        raise ConfigError(unknown_name_message('style', style, [*RATER_STYLES]))
-    score = helpfulness if criterion=='helpful' else lambda p, a: (
-        harmlessness(p, a) + RATER_STYLES[style]*features(p, a).refusal.to_numpy())
-    p = 1/(1+np.exp(-_score_margins(pairs, score)))
+    scores = dict(helpful=helpfulness, harmless=rater_score(style))
+    if criterion not in scores:
+        raise ConfigError(unknown_name_message('criterion', str(criterion), [*scores]))
+    p = 1/(1+np.exp(-score_margins(pairs, scores[criterion])))
     return [r|dict(p=float(uniform_draw(seed, 'rater', r['id'])<x),
                    principle=f'{criterion}/{style}', source='human') for r,x in zip(pairs, p)]
 
@@ -160,19 +168,22 @@ def model_labels(
              for r in pairs]
     rngs = [np.random.default_rng(int(uniform_draw(seed, 'noise', r['id'])*2**52)) for r in pairs]
     readings = np.array([rng.normal(size=2) for rng in rngs]).reshape(-1, 2)
-    logits = (sharpness*_principle_margins(pairs, drawn)[:,None]
+    logits = (sharpness*principle_margins(pairs, drawn)[:,None]
               + np.array([position_bias, -position_bias]) + noise*readings)
     p = 1/(1+np.exp(-logits))
     label = p.mean(1) if swap else p[:,0]
     return [r|dict(p=float(x), p_ab=float(ab), p_ba=float(1-ba), principle=k, source='ai')
             for r,x,(ab,ba),k in zip(pairs, label, p, drawn)]
 
-def _principle_margins(pairs, principles):
+def principle_margins(
+    pairs:list,      # Rows of prompt, a, b
+    principles:list, # One for each, of `PRINCIPLE_WEIGHTS`
+)->np.ndarray:       # [pair], nats
     "Return the score of a less that of b, each pair under its principle"
     margins = np.zeros(len(pairs))
     for k in {*principles}:
         rows = [i for i,p in enumerate(principles) if p==k]
-        margins[rows] = _score_margins([pairs[i] for i in rows], partial(principle_score, k))
+        margins[rows] = score_margins([pairs[i] for i in rows], partial(principle_score, k))
     return margins
 
 # %% ../../../nbs/constitution/toy/10_environment.ipynb #09fe9fc4
@@ -237,16 +248,8 @@ def scale_weights(
     for w in lm.model.parameters():
         if std and w.ndim==2: w.data.mul_(std/w.data.std())
 
-def tokenize_dialogue(lm, rng, prompt):
-    "Write a dialogue and tokenize it as a training example"
-    prefix,text = _dialogue(rng, prompt)
-    if not prefix.startswith('\n'): return tokenize_example(lm, prefix, text)
-    ids = encode(lm, prefix)
-    return [*ids, *lm.tokenizer(' '+text, add_special_tokens=False).input_ids,
-            lm.tokenizer.eos_token_id], len(ids)
-
 def tokenize_dialogues(lm, rng, prompts)->list:
-    "Write dialogues and tokenize them all at once, as `tokenize_dialogue` does one by one"
+    "Write dialogues and tokenize them as training examples"
     rows = [_dialogue(rng, p) for p in prompts]
     heads = [t if t.startswith('\n') else prompt_text([('Human', t)], 'Assistant')
              for t,_ in rows]
@@ -302,9 +305,8 @@ def evaluate_toy_model(
     "Evaluate a model of the environment on dialogues and red-team requests"
     rng = np.random.default_rng([seed, 2])
     dialogues = requests(n, seed+2*10**6)
-    with torch.no_grad():
-        loss,count,_ = answer_loss(lm.model, [tokenize_dialogue(lm, rng, r['prompt'])
-                                              for r in dialogues])
+    examples = tokenize_dialogues(lm, rng, [r['prompt'] for r in dialogues])
+    with torch.no_grad(): loss,count,_ = answer_loss(lm.model, examples)
     red_team = requests(n, seed+2*10**6, 'red_team')
     chains = revise(lm, red_team, PRINCIPLES, rounds=rounds, few_shot=[], seed=seed,
                     max_new_tokens=40)

@@ -7,9 +7,8 @@ __all__ = ['ENGAGED', 'RUNS', 'RATER_ERROR', 'LABEL_HARM', 'split_requests', 'sp
            'different_pairs', 'train_sl_cai', 'sharpen_and_clamp', 'label_comparisons', 'TrainedModels', 'train_models',
            'snapshot_at', 'list_players', 'sample_by_kind', 'answer_requests', 'collect_votes', 'true_scores',
            'rating_agreement', 'severity', 'expected_rating', 'rate_answers', 'fit_rating_regressor', 'compare_answers',
-           'true_score', 'count_feature', 'answer_once', 'pair_columns', 'true_labels', 'true_side',
-           'principle_agreement', 'score_snapshots', 'held_out_change', 'curve_gap', 'entropy', 'divergence',
-           'MeasuredPreference']
+           'true_score', 'count_feature', 'answer_once', 'true_labels', 'true_side', 'principle_agreement',
+           'score_snapshots', 'held_out_change', 'curve_gap', 'entropy', 'divergence', 'MeasuredPreference']
 
 # %% ../../../nbs/constitution/toy/40_experiments.ipynb #23dcebef
 from dataclasses import dataclass
@@ -32,10 +31,10 @@ from ..prompts import check_disjoint, render_prompt, split_by_prompt
 from ..revision import revise
 from ..rl.policy import train_policy
 from ..rl.rollouts import STOP_STRINGS
-from moral_sc.constitution.toy.environment import (
-    DEEDS, PRINCIPLES, features, harmlessness, helpfulness, model_labels, pretrain, rater_labels,
-    requests)
-from .judge_model import simulate_votes, vote_margins
+from .environment import (
+    DEEDS, PRINCIPLES, features, harmlessness, helpfulness, model_labels, pretrain,
+    principle_margins, rater_labels, requests, score_margins)
+from .judge_model import simulate_votes
 from .labellers import harm_gaps
 from ...foundation.statistics import Estimate, cluster_bootstrap, lower_tail
 from ...language.generation import sample
@@ -306,16 +305,12 @@ def answer_once(
                  batch=128)
     return [s.text.strip() for s in out]
 
-def pair_columns(rows)->list: # Prompts, answers a, answers b
-    return [[r[k] for r in rows] for k in ('prompt', 'a', 'b')]
-
 def true_labels(
     pairs:list,        # prompt, a, b
     score=true_score,
 )->list:
     "Label pairs with the true probability that `a` is better"
-    prompts,a,b = pair_columns(pairs)
-    p = 1/(1+np.exp(score(prompts, b)-score(prompts, a)))
+    p = 1/(1+np.exp(-score_margins(pairs, score)))
     return [r|dict(p=float(x)) for r,x in zip(pairs, p)]
 
 def true_side(
@@ -336,7 +331,8 @@ def principle_agreement(
     "Return the share of labels on the side that a principle prefers, on new votes"
     votes = simulate_votes(n, seed, [principle.id])
     p = [r['p'] for r in label(judge, votes, [principle], few_shot=[])]
-    return cluster_bootstrap(np.sign(np.array(p)-.5)==np.sign(vote_margins(votes)), range(n))
+    margins = principle_margins(votes, [principle.id]*n)
+    return cluster_bootstrap(np.sign(np.array(p)-.5)==np.sign(margins), range(n))
 
 # %% ../../../nbs/constitution/toy/40_experiments.ipynb #a5878299
 def score_snapshots(
@@ -402,9 +398,9 @@ class MeasuredPreference:
                  models:list, # One `PreferenceModel` per seed
                  pairs:list): # prompt, a, b; not used in training
         self.models = models
-        self.prompts,a,b = pair_columns(pairs)
+        self.prompts = [r['prompt'] for r in pairs]
         gap = harm_gaps(pairs)
-        self.margins = np.array([m(self.prompts, a)-m(self.prompts, b) for m in models])
+        self.margins = np.array([score_margins(pairs, m) for m in models])
         self.divergences = divergence(self.margins, 1/(1+np.exp(-gap))) # [seed, pair]
         self.divergence = self.divergences.mean(0)
         self.correct = ((self.margins>0)==(gap>0))[:,gap!=0].mean(0)

@@ -15,5 +15,4 @@ def harm_gaps(
     pairs:list,  # Rows with prompt, a, b
 )->np.ndarray:   # [pair], nats
     "Return the true difference in harmlessness, a less b"
-    p,a,b = ([r[k] for r in pairs] for k in ('prompt', 'a', 'b'))
-    return environment.harmlessness(p, a)-environment.harmlessness(p, b)
+    return environment.score_margins(pairs, environment.harmlessness)

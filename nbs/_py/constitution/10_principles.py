@@ -256,18 +256,25 @@ for source,kind,message in faults:
 
 # %%
 #| export
+def check_worked_examples(
+    given,      # A list
+    kind:type,  # Class of its members
+    loader:str, # Function that loads them
+)->list:
+    "Return worked examples, or raise an error if one is of another type"
+    wrong = next((s for s in given if not isinstance(s, kind)), None)
+    if wrong is None: return list(given)
+    raise ConfigError(f'few_shot has {wrong!r:.60}; give worked examples of {loader}, a file of them, '
+                      'or [] for none.')
+
 def load_few_shot(
-    path=None,       # TOML with [[shot]] principle, human, assistant, critique, revision
-    principles=None, # Those the shots refer to, default: ours
+    path=None,     # TOML with [[shot]] principle, human, assistant, critique, revision
+    principles=(), # Those the shots may refer to, besides ours
 )->list[Shot]:
     "Load worked examples of critique and revision; a list of them is returned unchanged"
-    if isinstance(path, (list, tuple)):
-        wrong = next((s for s in path if not isinstance(s, Shot)), None)
-        if wrong is None: return list(path)
-        raise ConfigError(f'few_shot has {wrong!r:.60}; give worked examples of load_few_shot, a '
-                          'file of them, or [] for none.')
+    if isinstance(path, (list, tuple)): return check_worked_examples(path, Shot, 'load_few_shot')
     path,rows = _toml(path or _own_file('few_shot.toml'), 'shot')
-    known = {p.id: p for p in principles or load_principles()}
+    known = {p.id: p for p in [*load_principles(), *principles]}
     return [_shot(r, known, f'{path.name}: shot {i}') for i,r in enumerate(rows, 1)]
 
 def _shot(row, known, label):
@@ -293,6 +300,8 @@ shot = ('[[shot]]\nprinciple = "%s"\n%s = "h"\nassistant = "a"\ncritique = "c"\n
         'revision = "r"')
 with expect_fail(DataError, contains="did you mean 'anger'?"):
     load_few_shot(written(shot % ('angr', 'human')))
+own = load_few_shot(written(shot % ('mine', 'human')), [Principle('mine', 'c', 'r')])
+test_eq(own[0].principle.id, 'mine')
 with expect_fail(ConfigError, contains="few_shot has 'x'"): load_few_shot([shots[0], 'x'])
 with expect_fail(DataError, contains='shot 1 lacks human'):
     load_few_shot(written(shot % ('anger', 'person')))

@@ -260,17 +260,23 @@ for m,mode in [(lm, 'plain'), (lm, 'chat'), (spaced, 'plain')]:
 # %%
 #| export
 def _hh(name):
-    parts = name.split('/')[1:] or ['harmless-base']
+    first,*parts = str(name).split('/')
+    if first!='hh': raise ConfigError(
+        f"{str(name)!r:.60} is no set of comparisons; give 'hh', or 'hh/harmless-base'.")
+    parts = parts or ['harmless-base']
     return '/'.join(['hh-rlhf', *parts, *(['test'] if len(parts)==1 else [])])
 
-def _cut(dialogue):
+def split_last_answer(
+    dialogue:str,
+)->tuple: # Prompt, without the first heading; answer
+    "Split a dialogue where its last answer begins"
     start = dialogue.rfind('\n\nAssistant:')
     return dialogue[:start].strip().removeprefix('Human:').strip(), dialogue[start+12:].strip()
 
 def _comparisons(id):
     "Yield prompt, chosen and rejected answer of every usable row"
     for r in read_jsonl(fetch(id)):
-        (p,chosen),(q,rejected) = _cut(r['chosen']),_cut(r['rejected'])
+        (p,chosen),(q,rejected) = (split_last_answer(r[k]) for k in ('chosen', 'rejected'))
         if p==q and p and chosen and rejected: yield p, chosen, rejected
 
 @checked
@@ -301,7 +307,7 @@ def _pair(r, location):
     if 'chosen' in r and 'rejected' in r and not ('a' in r or 'b' in r):
         a,b = (text_field(r, k, location) for k in ('chosen', 'rejected'))
         if r.get('prompt', r.get('text')) is None:
-            (p,a),(q,b) = _cut(a),_cut(b)
+            (p,a),(q,b) = map(split_last_answer, (a, b))
             if p!=q or not p:
                 raise DataError(f'{location}: the dialogues of `chosen` and `rejected` do not '
                                 'begin alike; give a `prompt`.')
@@ -431,6 +437,7 @@ for source,message in [('helpfull', "did you mean 'helpful'"), (7, 'prompts is 7
                        ('Is it far?', 'Give prompts themselves as a list')]:
     with expect_fail(ConfigError, contains=message): load_prompts(source)
 with expect_fail(DataError): load_prompts(tmp/'none.jsonl')
+with expect_fail(ConfigError, contains='no set of comparisons'): human_comparisons('harmless')
 load_prompts(file(dict(prompt='Is it far?')))
 
 # %% [markdown]

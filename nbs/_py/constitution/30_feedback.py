@@ -26,7 +26,8 @@ import numpy as np, pandas as pd
 
 # %%
 #| export
-from moral_sc.constitution.principles import draw_principles, load_comparisons
+from moral_sc.constitution.principles import (
+    check_worked_examples, draw_principles, load_comparisons)
 from moral_sc.constitution.prompts import load_pairs, split_turns
 from moral_sc.foundation.arguments import checked
 from moral_sc.foundation.datasets import data_dir, read_toml
@@ -113,7 +114,8 @@ def load_worked_comparisons(
     path=None, # TOML with [[shot]] human, better, worse, because; default: ours
 )->list[WorkedComparison]:
     "Load worked comparisons; a list of them is returned unchanged"
-    if isinstance(path, (list, tuple)): return list(path)
+    if isinstance(path, (list, tuple)):
+        return check_worked_examples(path, WorkedComparison, 'load_worked_comparisons')
     path = path or data_dir()/'constitution'/'feedback_shots.toml'
     required = ('human', 'better', 'worse')
     res = []
@@ -342,8 +344,6 @@ for _ in range(200):
 
 # %%
 #| export
-def _identical(r): return r['a'].strip()==r['b'].strip()
-
 def _check_finite(rows, logprobs):
     for r,x in zip(rows, logprobs):
         if not np.isfinite(x).all():
@@ -401,7 +401,7 @@ def label(
                   pairs=_hash(rows),
                   principles=_hash([asdict(c) for c in comparisons]),
                   few_shot=_hash([asdict(s) for s in shots]), block=block)
-    todo = [r for r in rows if not _identical(r)]
+    todo = [r for r in rows if r['a'].strip()!=r['b'].strip()]
     with ((open_run(out, config) if out else nullcontext()) as run, run_or_temporary(run) as run,
           progress_callback(progress, 'label') as report):
         logprobs = _label_blocks(lab, todo, run, block, report)
@@ -667,6 +667,7 @@ broken = random_model()
 for p in broken.model.parameters(): p.data.fill_(float('nan'))
 with expect_fail(ModelError, contains='not finite'): label(broken, asks[:1], few_shot=[])
 with expect_fail(DataError, contains='same id'): label(noisy, [asks[0], asks[0]])
+with expect_fail(ConfigError, contains='worked examples'): label(noisy, asks, few_shot=['x'])
 with expect_fail(DataError, contains='no text in b'): label(noisy, [dict(prompt='x', a='y')])
 for bad,say in [(dict(clamp=(.6, .4)), 'clamp is'), (dict(comparisons=[]), 'no principles'),
                 (dict(principles_per_pair='al'), "'all'"), (dict(mode='chatty'), "mean 'chat'?"),

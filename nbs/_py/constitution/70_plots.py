@@ -26,8 +26,8 @@ from plotly.subplots import make_subplots
 #| export
 from moral_sc.constitution.evaluation.calibration import reliability
 from moral_sc.constitution.evaluation.refusals import group_means
-from moral_sc.foundation.errors import DataError
 from moral_sc.foundation.figures import COLOURS
+from moral_sc.foundation.tables import check_columns
 
 # %%
 #| hide
@@ -35,6 +35,7 @@ from fastcore.test import *
 
 from moral_sc.constitution.evaluation.elo import play_matches, score_judge, tournament
 from moral_sc.constitution.evaluation.pareto import pareto_frontier
+from moral_sc.foundation.errors import DataError
 from moral_sc.foundation.statistics import Estimate, cluster_bootstrap, wilson
 
 rng = np.random.default_rng(0)
@@ -58,12 +59,6 @@ def _estimate_bars(estimates): # Error bars from a list of `Estimate`s
 
 def _values(estimates): return [e[0] for e in estimates]
 
-def _require(table, *columns):
-    "Refuse a table that lacks a column"
-    missing = [c for c in columns if c not in table]
-    if missing: raise DataError(f'The table has no column {missing[0]!r}; it has '
-                                f'{", ".join(map(str, table))}.')
-
 def _dotted_line(fig, x, y):
     fig.add_scatter(x=x, y=y, mode='lines', showlegend=False, hoverinfo='skip',
                     line=dict(dash='dot', width=1, color=COLOURS['paper']))
@@ -86,6 +81,7 @@ def plot_rounds(
     title:str='share of words changed',
 )->go.Figure:
     "Plot a measure against the round, one line per condition"
+    check_columns(table, ['condition'], 'the table of measure_chains with a column condition')
     fig = go.Figure()
     for name,g in table.groupby('condition', sort=False):
         e = group_means(g, [column], 'round')[column]
@@ -158,7 +154,8 @@ def plot_means(
     join:bool=True,     # False: points only, where `x` has no order
 )->go.Figure:
     "Plot means with intervals, one panel per measure and one line per name"
-    _require(table, 'panel', 'name', 'x', 'value', 'low', 'high')
+    columns = ['panel', 'name', 'x', 'value', 'low', 'high']
+    check_columns(table, columns, f'rows of {", ".join(columns)}')
     panels = [*table.panel.unique()]
     names = [*table.name.unique()]
     fig = make_subplots(1, len(panels), subplot_titles=panels, horizontal_spacing=.11)
@@ -376,6 +373,7 @@ def plot_ratings(
     log:bool=False,
 )->go.Figure:
     "Plot ratings with intervals, one line per kind of model"
+    check_columns(table, ['kind', x, 'elo', 'low', 'high'], 'ratings with a column kind')
     fig = go.Figure()
     for kind,g in table.groupby('kind', sort=False):
         colour,symbol = _model_style(kind)
@@ -492,6 +490,8 @@ TITLES = dict(score='score', reward='score less KL penalty', kl='KL from the sta
               ended='share with an end token', unique_answers='different answers',
               grad_norm='gradient norm')
 
+_history = 'a history of train_policy that has it'
+
 def _add_curve(fig, x, y, name, colour, window, legend, **position):
     fig.add_scatter(x=x, y=y, mode='markers', marker=dict(size=3, color=colour, opacity=.25),
                     showlegend=False, hoverinfo='skip', **position)
@@ -512,7 +512,7 @@ def plot_training(
                         subplot_titles=[TITLES.get(c, c) for c in columns])
     for i,c in enumerate(columns):
         for (name,d),colour in zip(runs.items(), COLOURS['sequence']):
-            _require(d, c)
+            check_columns(d, [c], _history)
             _add_curve(fig, d.step, d[c], name, colour, window, bool(name) and i==0,
                        row=i//n_cols+1, col=i%n_cols+1)
     fig.update_annotations(font_size=12)
@@ -551,14 +551,14 @@ with expect_fail(DataError, contains="no column 'reword'"): plot_training(histor
 #| export
 def kl_distance(history)->np.ndarray: # [step]
     "Return the square root of the KL from the initial policy, in nats"
-    _require(history, 'kl3')
+    check_columns(history, ['kl3'], _history)
     return np.sqrt(np.clip(history.kl3, 0, None).to_numpy())
 
 def _plot_against_kl(curves, title):
     "Plot (history, column, name, colour, window) tuples against sqrt(KL)"
     fig = go.Figure()
     for history,column,name,colour,window in curves:
-        _require(history, column)
+        check_columns(history, [column], _history)
         x = kl_distance(history)
         i = np.argsort(x)
         _add_curve(fig, x[i], history[column].to_numpy()[i], name, colour, window, True)
@@ -568,23 +568,21 @@ def _plot_against_kl(curves, title):
 def plot_distance(
     history,         # Of one run
     scores:dict,     # Column -> name; the optimised score first, then the true one
-    window:int=9,
     title:str='score',
 )->go.Figure:
     "Plot several scores of one run against sqrt(KL)"
     colours = [COLOURS[c] for c in ('if', 'q', 'accent', 'cot')]
-    return _plot_against_kl([(history, c, name, colour, window)
+    return _plot_against_kl([(history, c, name, colour, 9)
                              for (c,name),colour in zip(scores.items(), colours)], title)
 
 def plot_runs(
     runs:dict,       # Name -> history, or list of histories of several seeds
     column:str,
-    window:int=9,
     title:str=None,
 )->go.Figure:
     "Plot one score of several runs against sqrt(KL)"
     seeds = {k: d if isinstance(d, list) else [d] for k,d in runs.items()}
-    return _plot_against_kl([(pd.concat(ds), column, name, colour, window*len(ds))
+    return _plot_against_kl([(pd.concat(ds), column, name, colour, 9*len(ds))
                              for (name,ds),colour in zip(seeds.items(), COLOURS['sequence'])],
                             title or TITLES.get(column, column))
 
@@ -613,7 +611,7 @@ def linearity(
     upto:float=np.inf, # Largest distance used
 )->dict: # Slope; shares of variance left by a line, a parabola, and a line in the KL
     "Measure how linear a score is in the KL distance"
-    _require(history, column)
+    check_columns(history, [column], _history)
     x = kl_distance(history)
     y = history[column].to_numpy(float)
     x,y = x[x<=upto],y[x<=upto]
@@ -649,7 +647,8 @@ def plot_harmfulness(
     crosses:str=None,       # Value of `what` drawn as crosses, at temperature 1
 )->go.Figure:
     "Plot ratings against steps; bands are intervals at temperature 1"
-    _require(table, 'run', 'step', 'temperature', 'what', 'value', 'low', 'high')
+    check_columns(table, ['run', 'step', 'temperature', 'what', 'value', 'low', 'high'],
+                  'a table of absolute_harmfulness with run')
     fig = go.Figure()
     for (run,d),colour in zip(table.groupby('run', sort=False), COLOURS['sequence']):
         for T,dash in ((1, 'solid'), (0, 'dash')):

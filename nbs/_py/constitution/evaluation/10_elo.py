@@ -112,9 +112,11 @@ def schedule_matches(
     names = list(players)
     if len(names)<2: raise DataError(f'A tournament needs two players; got {len(names)}.')
     for n,answers in players.items():
-        if len(answers)!=len(rows):
+        if isinstance(answers, str) or len(answers)!=len(rows):
             raise DataError(f'{n} gave {len(answers)} answers to {len(rows)} prompts: give '
-                            'one per prompt.')
+                            'a list with one per prompt.')
+    if isinstance(pairs, str) and pairs!='all':
+        raise ConfigError(f"pairs is {pairs!r}; give 'all', a number or a list of pairs.")
     known = list(combinations(names, 2)) if isinstance(pairs, (str, int)) else list(pairs)
     for p in {n for ab in known for n in ab}-set(names):
         raise ConfigError(unknown_name_message('player', p, names))
@@ -146,6 +148,9 @@ def play_matches(
     if answers[0]==answers[1]:
         raise DataError('All answers are alike, so there is nothing to vote on.')
     win = np.asarray(judge([rows[i]['prompt'] for i,*_ in matches], *answers), dtype=float)
+    if win.shape!=(len(matches),):
+        raise DataError(f'The judge returned shape {win.shape} for {len(matches)} matches: return '
+                        'one probability for each.')
     return pd.DataFrame([(a, b, rows[i]['id']) for i,a,b in matches],
                         columns=['a', 'b', 'prompt']).assign(win=win)
 
@@ -172,6 +177,11 @@ assert abs((first.a=='x').mean()-.5)<.08
 three = play_matches(said, asks, longer, pairs=2)
 test_eq(three.groupby('prompt').size().tolist(), [2]*4)
 test_eq(play_matches(said, asks, longer, pairs=2), three)
+for wrong,says in ((dict(pairs='some'), 'pairs is'),
+                   (dict(judge=lambda p, a, b: [1]), 'shape (1,)')):
+    with expect_fail(Exception, contains=says):
+        play_matches(**dict(players=dict(a=['x']*2, b=['y']*2), prompts=['p', 'q'],
+                            judge=lambda p, a, b: [1]*len(p)) | wrong)
 with expect_fail(DataError, contains='gave 3 answers to 4'):
     play_matches(said | dict(curt=['No.']*3), asks, longer)
 with expect_fail(DataError, contains='alike'):
@@ -513,6 +523,9 @@ def tournament(
     "Fit Elo ratings to all votes together"
     if errors not in ERRORS:
         raise ConfigError(unknown_name_message('kind of errors', errors, ERRORS))
+    if not 0<level<1 or prior<0 or n<2: raise ConfigError(
+        f'level is {level}, prior is {prior}, n is {n}; give a level between 0 and 1, a prior of '
+        '0 or more, and 2 draws or more.')
     votes = validate_votes(votes, tie_margin)
     names = sorted({*votes.a, *votes.b})
     count = WinCounts(votes, names)
@@ -591,6 +604,7 @@ sure.ratings
 
 # %%
 with expect_fail(DataError, contains='infinitely far apart'): tournament(coins(9, 0))
+with expect_fail(ConfigError, contains='level is 95'): tournament(votes, level=95.)
 assert np.isfinite(tournament(coins(9, 0), prior=.5).ratings).all()
 apart = pd.concat([coins(3, 2), coins(3, 2).replace(dict(x='v', y='w'))])
 with expect_fail(DataError, contains='never met'): tournament(apart)

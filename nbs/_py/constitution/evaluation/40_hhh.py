@@ -28,6 +28,8 @@ import numpy as np, pandas as pd
 # %%
 #| export
 from moral_sc.constitution.feedback import ANSWER, THINK, shot_turns
+from moral_sc.constitution.principles import Comparison
+from moral_sc.constitution.prompts import split_last_answer
 from moral_sc.foundation.arguments import checked
 from moral_sc.foundation.datasets import available, data_dir, fetch, read_jsonl
 from moral_sc.foundation.errors import ConfigError, DataError, unknown_name_message
@@ -99,11 +101,6 @@ class HHHItem:
         return replace(self, options=self.options[::-1], answers=self.answers[::-1],
                        right=len(self.options)-1-self.right)
 
-def _split_answer(text):
-    "Split a dialogue into conversation and last answer"
-    start = text.rfind('\n\nAssistant:')
-    return text[:start].strip().removeprefix('Human:').strip(), text[start+12:].strip()
-
 def _item(r, id):
     try: correct,wrong,text = r['corrects'][0], r['incorrects'], r['prompt']
     except (KeyError, IndexError):
@@ -114,7 +111,7 @@ def _item(r, id):
     if not m: raise DataError(f'{id} has no options that end in "The answer is:"; mend its text.')
     it = HHHItem(id, m[1], m.groups()[1:-1], m.groups()[-1], letters.index(correct))
     if 'text_correct' not in r: return it
-    (p,right),(_,wrong) = _split_answer(r['text_correct']),_split_answer(r['text_incorrect'])
+    (p,right),(_,wrong) = (split_last_answer(r[f'text_{k}']) for k in ('correct', 'incorrect'))
     return replace(it, prompt=p, answers=(right, wrong) if it.right==0 else (wrong, right))
 
 def _original_item(r, id, category, right):
@@ -154,12 +151,9 @@ def load_hhh(
     "Load questions with a known answer"
     items = _items(name)
     if limit is None or limit>=len(items): return items
+    if limit<1: raise ConfigError(f'limit is {limit}; give 1 or more.')
     keep = np.random.default_rng(seed).permutation(len(items))[:limit]
     return [items[i] for i in sorted(keep)]
-
-def hhh_available(name:str='hhh')->bool: # Without loading it
-    "Check whether a set of the authors is available"
-    return all(map(available, FILES[name]))
 
 def load_hhh_or_ours(
     name:str,       # Of `FILES`
@@ -167,7 +161,7 @@ def load_hhh_or_ours(
     seed:int=0,
 )->tuple:           # The questions; '' or the reason why they are ours
     "Load a set of the authors, or questions of our own where it is out of reach"
-    if hhh_available(name): return load_hhh(name, limit, seed), ''
+    if all(map(available, FILES[name])): return load_hhh(name, limit, seed), ''
     replacement = {'hhh': 'ours'}.get(name, f'ours_{name}')
     items = load_hhh(replacement, limit, seed) if replacement in OURS else []
     return items, f"the authors' questions are out of reach; {len(items)} of ours were asked"
@@ -191,7 +185,7 @@ print(ours[1].text)
 # of its conversations, and the right letters are nearly balanced.
 
 # %%
-here = [n for n in FILES if hhh_available(n)]
+here = [n for n in FILES if all(map(available, FILES[n]))]
 sets = {n: load_hhh(n) for n in here}
 for n,items in sets.items():
     if n=='original': continue
@@ -286,16 +280,10 @@ if 'harm_types' in sets: test_close(found.harm_types.majority.value, .164, 1e-3)
 #| export
 def worked_prefix(
     shots,        # From `load_worked_comparisons`
-    number:int=0, # Which draw of letters
     cot:bool=False,
 )->list:          # (question, answer) pairs
     "Write worked comparisons under the one principle of this test"
-    return shot_turns(shots, [_One('hhh', PRINCIPLE)], number, cot=cot)
-
-@dataclass(frozen=True)
-class _One:
-    id:str
-    text:str
+    return shot_turns(shots, [Comparison('hhh', PRINCIPLE)], cot=cot)
 
 def _prompt(lm, item, few_shot, mode, cot):
     if mode=='plain' and not cot:
@@ -469,6 +457,7 @@ again = evaluate_hhh(noisy, ours, out=tmp/'run')
 test_eq(again.p_right.tolist(), want.p_right.tolist())
 test_close(evaluate_hhh(noisy, ours, block=5).p_right, want.p_right, 1e-5)
 with expect_fail(ConfigError, contains="did you mean 'hhh'"): load_hhh('hhhh')
+with expect_fail(ConfigError, contains='limit is -1'): load_hhh('ours', -1)
 with expect_fail(ConfigError, contains='another configuration'):
     evaluate_hhh(noisy, ours, swap=True, out=tmp/'run')
 (tmp/'bad.jsonl').write_text('{"prompt": "Is it far?", "corrects": [" (A)"], "incorrects": []}')

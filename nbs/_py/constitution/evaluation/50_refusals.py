@@ -25,6 +25,7 @@ import pandas as pd
 #| export
 from moral_sc.foundation.datasets import available, fetch, read_jsonl
 from moral_sc.foundation.statistics import cluster_bootstrap
+from moral_sc.foundation.tables import check_columns
 
 # %%
 #| hide
@@ -475,6 +476,7 @@ def group_means(
     by:str='condition', # Column that names the groups
 )->pd.DataFrame:        # An `Estimate` for each group and measure
     "Average measures by group, with intervals over prompts"
+    check_columns(d, ['id', by, *columns], 'the table of measure_chains')
     def mean(g, c):
         known = g[c].notna()
         return cluster_bootstrap(g[c][known].astype(float), g.id[known]) if known.any() else ''

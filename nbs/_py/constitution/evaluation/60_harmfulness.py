@@ -33,7 +33,7 @@ from moral_sc.foundation.arguments import checked
 from moral_sc.foundation.datasets import read_jsonl
 from moral_sc.foundation.errors import ConfigError, DataError
 from moral_sc.foundation.statistics import Estimate, cluster_bootstrap
-from moral_sc.foundation.tables import read_rows
+from moral_sc.foundation.tables import check_columns, read_rows
 from moral_sc.language.reward_head import (
     build_reward_model, load_reward_model, reward_scores, save_reward_model)
 from moral_sc.language.loading import load
@@ -149,13 +149,13 @@ class HarmfulnessModel:
     history:pd.DataFrame=None
 
     @torch.no_grad()
-    def __call__(self, prompts, answers, clip=False, max_tokens=8192):
+    def __call__(self, prompts, answers, max_tokens=8192):
         rows = [tokenize_example(self.lm, p, a, self.mode)[0]
                 for p,a in zip(prompts, answers, strict=True)]
         out = np.zeros(len(rows))
         for batch in batches([len(r) for r in rows], max_tokens):
             out[batch] = reward_scores(self.model, [rows[i] for i in batch]).cpu().numpy()
-        return (out+self.zero).clip(0, MAX_RATING) if clip else out+self.zero
+        return out+self.zero
 
     def _predictions(self, rows):
         "Return predicted and true ratings, [row, 2], and prompts"
@@ -420,6 +420,8 @@ def average_ratings(
     table:pd.DataFrame,   # Of `absolute_harmfulness`, with run and training
 )->pd.DataFrame:          # run, what, temperature, step, value, low, high; for `plot_harmfulness`
     "Average ratings over trainings, with intervals that resample trainings"
+    columns = ['run', 'training', 'what', 'temperature', 'step', 'value']
+    check_columns(table, columns, 'a table of absolute_harmfulness with run and training')
     kinds = table[['run', 'what', 'temperature']].drop_duplicates()
     return pd.DataFrame([
         k._asdict() | dict(step=step) | cluster_bootstrap(x.to_numpy(), x.index)._asdict()

@@ -155,7 +155,9 @@ def read_votes(
     key,    # Written next to the page
 )->pd.DataFrame: # a, b, prompt, win, seconds, voter: what `tournament` takes
     "Read votes that people cast on a page"
-    known = {k['id']:k for k in json.loads(Path(key).read_text(encoding='utf-8'))}
+    try: known = {k['id']:k for k in json.loads(Path(key).read_text(encoding='utf-8'))}
+    except (OSError, ValueError, TypeError, KeyError):
+        raise DataError(f'{key} is no key of votes: give the .key.json beside the page.') from None
     files = [files] if isinstance(files, (str, Path)) else list(files)
     cast = [v for f in files for v in _read_file(f, known)]
     if not cast: raise DataError('These files hold no vote yet.')
@@ -205,6 +207,7 @@ for name,why in dict(odd='holds no votes', two='is 2; a vote is', far='does not 
                      cut='cannot be read', none='no vote yet').items():
     with expect_fail(DataError, contains=why):
         read_votes(tmp/f'{name}.json', path.with_suffix('.key.json'))
+with expect_fail(DataError, contains='no key of votes'): read_votes(ann, tmp/'none.json')
 
 # %% [markdown]
 # ## Hostile text

@@ -24,6 +24,7 @@ import numpy as np, pandas as pd
 
 # %%
 #| export
+from moral_sc.constitution.evaluation.elo import bootstrap_counts
 from moral_sc.constitution.preference import PreferenceModel, load_labels
 from moral_sc.constitution.prompts import check_disjoint, load_pairs
 from moral_sc.foundation.arguments import checked
@@ -144,8 +145,7 @@ def _vote_weights(
 def _cluster_draws(clusters, n, seed):
     "Return how often each row is drawn, [1+n, row]; first all rows once"
     code,names = pd.factorize(np.asarray(clusters))
-    rng = np.random.default_rng(seed)
-    counts = rng.multinomial(len(names), np.full(len(names), 1/len(names)), n)
+    counts = bootstrap_counts(len(names), n, seed)
     return np.concatenate([np.ones((1, len(code))), counts[:,code]])
 
 def _estimate(draws):

@@ -175,7 +175,6 @@ shifted
 #| export
 def whiten(
     x, mask,              # [sequence, token]
-    shift_mean:bool=True, # False: keep the mean
     reduce=None,          # Sums a tensor over ranks
 )->torch.Tensor:
     "Normalise to mean 0 and variance 1 over all tokens"
@@ -184,8 +183,7 @@ def whiten(
     n,s = reduce(torch.stack([mask.sum().double(), x.sum()]))
     mean = s/n
     var = reduce((((x-mean)*mask)**2).sum())/n
-    res = (x-mean)*torch.rsqrt(var+1e-8)
-    return ((res if shift_mean else res+mean)*mask).float()
+    return ((x-mean)*torch.rsqrt(var+1e-8)*mask).float()
 
 def rloo(
     scores, # [prompt, answer]
@@ -205,13 +203,13 @@ rloo(x), w
 
 # %% [markdown]
 # The mean is over the tokens of all ranks: two ranks with two and four answers get the result of
-# one rank with six. `shift_mean=False` keeps the mean.
+# one rank with six.
 
 # %%
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
 
-def whiten_on_ranks(parts, **kw):
+def whiten_on_ranks(parts):
     "Call `whiten` on one simulated rank a part"
     barrier = Barrier(len(parts))
     sums = {}
@@ -220,14 +218,13 @@ def whiten_on_ranks(parts, **kw):
             sums[i] = v; barrier.wait()
             total = sum(sums.values()); barrier.wait()
             return total
-        return whiten(*parts[i], reduce=reduce, **kw)
+        return whiten(*parts[i], reduce=reduce)
     with ThreadPoolExecutor() as pool: return torch.cat([*pool.map(run, range(len(parts)))])
 
-for shift in (True, False):
-    w = whiten(r, real, shift)
-    test_close(whiten_on_ranks([(r[:2], real[:2]), (r[2:], real[2:])], shift_mean=shift), w, 1e-6)
-    x = r[real].numpy()
-    test_close(w[real], (x-x.mean())/x.std()+(0 if shift else x.mean()), 1e-6)
+w = whiten(r, real)
+test_close(whiten_on_ranks([(r[:2], real[:2]), (r[2:], real[2:])]), w, 1e-6)
+x = r[real].numpy()
+test_close(w[real], (x-x.mean())/x.std(), 1e-6)
 
 
 # %% [markdown]

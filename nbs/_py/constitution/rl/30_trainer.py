@@ -336,14 +336,9 @@ def collect_rollouts(self:RLTrainer, prompts:list, k:int)->RolloutBatch:
                           c.stop, c.seed, batch=len(rows))
     raw = compute_rewards(self.reward, r.prompts, r.answers)
     scores = torch.tensor(raw-c.missing_eos_penalty*~np.array(r.ended)).float()
+    reference = lambda n: rollout_logprobs(self.reference, r, c.temperature, n)
     return RolloutBatch(r, [j*c.group_size+n for j,n in share], raw, scores,
-                        self.reference_logprobs(r))
-
-@patch
-def reference_logprobs(self:RLTrainer, r:Rollouts):
-    "Return the log-probabilities of rollouts under the reference model"
-    c = self.config
-    return self.run_within_memory(lambda n: rollout_logprobs(self.reference, r, c.temperature, n))
+                        self.run_within_memory(reference))
 
 @patch
 def run_within_memory(self:RLTrainer, run):
@@ -397,13 +392,6 @@ def critic_values(self:RLTrainer,
 # %%
 #| export
 @patch
-def forward(self:RLTrainer, rows, starts, policy):
-    "Return hidden states, log-probabilities, entropies and mask of answers, [row, token]"
-    temperature = self.config.temperature
-    logp,mask,h,entropy = answer_outputs(policy, rows, starts, temperature, entropy=True)
-    return h,logp,entropy,mask
-
-@patch
 def loss(self:RLTrainer,
     b:RolloutBatch,
     g:list,       # Row numbers of the micro-batch
@@ -416,7 +404,8 @@ def loss(self:RLTrainer,
     modules = modules or self.modules()
     rows = [r.rows[i] for i in g]
     starts = [r.starts[i] for i in g]
-    h,logp,entropy,mask = self.forward(rows, starts, modules['policy'])
+    logp,mask,h,entropy = answer_outputs(modules['policy'], rows, starts, c.temperature,
+                                         entropy=True)
     crop = lambda x: x[g,:mask.shape[1]]
     total,_,logs = ppo.policy_loss(logp, crop(r.logp), crop(b.advantages), mask, c.cliprange)
     logs['entropy'] = (entropy*mask).sum()

@@ -39,7 +39,7 @@ from fastcore.meta import delegates
 from moral_sc.constitution.preference import PreferenceModel
 from moral_sc.constitution.prompts import load_prompts
 from moral_sc.constitution.rl.trainer import (
-    RLConfig, RLTrainer, combine_rewards, compute_rewards)
+    RLConfig, RLTrainer, compute_rewards)
 from moral_sc.foundation.arguments import checked
 from moral_sc.foundation.errors import ConfigError, DataError
 from moral_sc.foundation.files import replace_file
@@ -53,7 +53,6 @@ from moral_sc.language.optimization import (
     Checkpoints, get_random_state, init_distributed, set_random_state)
 from moral_sc.language.reward_head import save_model
 
-_all_ = ['RLConfig', 'combine_rewards']
 _log = logging.getLogger(__name__)
 
 

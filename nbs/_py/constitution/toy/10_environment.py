@@ -28,7 +28,6 @@ from filelock import FileLock
 # %%
 #| export
 from moral_sc.constitution.principles import Principle
-from moral_sc.constitution.prompts import tokenize_example
 from moral_sc.constitution.revision import revised_answer, prompt_text, revise, round_script
 from moral_sc.foundation.errors import ConfigError, DataError, unknown_name_message
 from moral_sc.foundation.runs import process_rank
@@ -42,6 +41,7 @@ from moral_sc.language.training import answer_loss, fit
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from fastcore.test import *
+from moral_sc.constitution.prompts import tokenize_example
 from moral_sc.foundation.statistics import paired_difference
 
 torch.set_num_threads(1)
@@ -185,10 +185,20 @@ def uniform_draw(*key): # A number in [0, 1)
     "Draw a number that depends only on the key"
     return int(sha256('/'.join(map(str, key)).encode()).hexdigest()[:12], 16)/16**12
 
-def _score_margins(pairs, score):
+def score_margins(
+    pairs:list,  # Rows of prompt, a, b
+    score,       # (prompts, answers) -> one number each
+)->np.ndarray:   # [pair]
     "Return the score of a less that of b"
     prompts = [r['prompt'] for r in pairs]
     return score(prompts, [r['a'] for r in pairs]) - score(prompts, [r['b'] for r in pairs])
+
+def rater_score(style): # (prompts, answers) -> scores
+    "Return harmlessness as raters of a style score it"
+    if style not in RATER_STYLES:
+        raise ConfigError(unknown_name_message('style', str(style), [*RATER_STYLES]))
+    return lambda prompts,answers: (harmlessness(prompts, answers)
+        + RATER_STYLES[style]*features(prompts, answers).refusal.to_numpy())
 
 def rater_labels(
     pairs:list,          # id, prompt, a, b
@@ -197,11 +207,10 @@ def rater_labels(
     seed:int=0,
 )->list:                 # Label rows with p 0 or 1
     "Simulate the choices of a human rater"
-    if style not in RATER_STYLES:
-        raise ConfigError(unknown_name_message('style', style, [*RATER_STYLES]))
-    score = helpfulness if criterion=='helpful' else lambda p, a: (
-        harmlessness(p, a) + RATER_STYLES[style]*features(p, a).refusal.to_numpy())
-    p = 1/(1+np.exp(-_score_margins(pairs, score)))
+    scores = dict(helpful=helpfulness, harmless=rater_score(style))
+    if criterion not in scores:
+        raise ConfigError(unknown_name_message('criterion', str(criterion), [*scores]))
+    p = 1/(1+np.exp(-score_margins(pairs, scores[criterion])))
     return [r|dict(p=float(uniform_draw(seed, 'rater', r['id'])<x),
                    principle=f'{criterion}/{style}', source='human') for r,x in zip(pairs, p)]
 
@@ -241,19 +250,22 @@ def model_labels(
              for r in pairs]
     rngs = [np.random.default_rng(int(uniform_draw(seed, 'noise', r['id'])*2**52)) for r in pairs]
     readings = np.array([rng.normal(size=2) for rng in rngs]).reshape(-1, 2)
-    logits = (sharpness*_principle_margins(pairs, drawn)[:,None]
+    logits = (sharpness*principle_margins(pairs, drawn)[:,None]
               + np.array([position_bias, -position_bias]) + noise*readings)
     p = 1/(1+np.exp(-logits))
     label = p.mean(1) if swap else p[:,0]
     return [r|dict(p=float(x), p_ab=float(ab), p_ba=float(1-ba), principle=k, source='ai')
             for r,x,(ab,ba),k in zip(pairs, label, p, drawn)]
 
-def _principle_margins(pairs, principles):
+def principle_margins(
+    pairs:list,      # Rows of prompt, a, b
+    principles:list, # One for each, of `PRINCIPLE_WEIGHTS`
+)->np.ndarray:       # [pair], nats
     "Return the score of a less that of b, each pair under its principle"
     margins = np.zeros(len(pairs))
     for k in {*principles}:
         rows = [i for i,p in enumerate(principles) if p==k]
-        margins[rows] = _score_margins([pairs[i] for i in rows], partial(principle_score, k))
+        margins[rows] = score_margins([pairs[i] for i in rows], partial(principle_score, k))
     return margins
 
 
@@ -360,16 +372,8 @@ def scale_weights(
     for w in lm.model.parameters():
         if std and w.ndim==2: w.data.mul_(std/w.data.std())
 
-def tokenize_dialogue(lm, rng, prompt):
-    "Write a dialogue and tokenize it as a training example"
-    prefix,text = _dialogue(rng, prompt)
-    if not prefix.startswith('\n'): return tokenize_example(lm, prefix, text)
-    ids = encode(lm, prefix)
-    return [*ids, *lm.tokenizer(' '+text, add_special_tokens=False).input_ids,
-            lm.tokenizer.eos_token_id], len(ids)
-
 def tokenize_dialogues(lm, rng, prompts)->list:
-    "Write dialogues and tokenize them all at once, as `tokenize_dialogue` does one by one"
+    "Write dialogues and tokenize them as training examples"
     rows = [_dialogue(rng, p) for p in prompts]
     heads = [t if t.startswith('\n') else prompt_text([('Human', t)], 'Assistant')
              for t,_ in rows]
@@ -454,8 +458,10 @@ rng,again = (np.random.default_rng(0) for _ in 'ab')
 test_eq([_draw_one(rng, THINGS) for _ in range(40)], [again.choice(THINGS) for _ in range(40)])
 few_prompts = [r['prompt'] for r in requests(40)]
 rng,again = (np.random.default_rng(0) for _ in 'ab')
-test_eq(tokenize_dialogues(lm, rng, few_prompts),
-        [tokenize_dialogue(lm, again, p) for p in few_prompts])
+rows = tokenize_dialogues(lm, rng, few_prompts)
+for (ids,start),(head,text) in zip(rows, [_dialogue(again, p) for p in few_prompts]):
+    if not head.startswith('\n'): test_eq((ids, start), tokenize_example(lm, head, text))
+    else: test_eq(ids, [*encode(lm, head), *encode(lm, f' {text}'), lm.tokenizer.eos_token_id])
 
 # %% [markdown]
 # Loaded from a folder it is the same model, with the same name and source, which identify
@@ -486,9 +492,8 @@ def evaluate_toy_model(
     "Evaluate a model of the environment on dialogues and red-team requests"
     rng = np.random.default_rng([seed, 2])
     dialogues = requests(n, seed+2*10**6)
-    with torch.no_grad():
-        loss,count,_ = answer_loss(lm.model, [tokenize_dialogue(lm, rng, r['prompt'])
-                                              for r in dialogues])
+    examples = tokenize_dialogues(lm, rng, [r['prompt'] for r in dialogues])
+    with torch.no_grad(): loss,count,_ = answer_loss(lm.model, examples)
     red_team = requests(n, seed+2*10**6, 'red_team')
     chains = revise(lm, red_team, PRINCIPLES, rounds=rounds, few_shot=[], seed=seed,
                     max_new_tokens=40)

@@ -43,8 +43,7 @@ def harm_gaps(
     pairs:list,  # Rows with prompt, a, b
 )->np.ndarray:   # [pair], nats
     "Return the true difference in harmlessness, a less b"
-    p,a,b = ([r[k] for r in pairs] for k in ('prompt', 'a', 'b'))
-    return environment.harmlessness(p, a)-environment.harmlessness(p, b)
+    return environment.score_margins(pairs, environment.harmlessness)
 
 
 # %% [markdown]
@@ -103,7 +102,8 @@ def minutes(size, n=1):
     "Minutes of the whole training, extrapolated from `n` steps"
     lm = small_llama(environment.toy_tokenizer(), *environment.SIZES[size], context=256)
     rng = np.random.default_rng(0)
-    some = [environment.tokenize_dialogue(lm, rng, r['prompt']) for r in environment.requests(32*n)]
+    prompts = [r['prompt'] for r in environment.requests(32*n)]
+    some = environment.tokenize_dialogues(lm, rng, prompts)
     start = perf_counter()
     fit(lm.model, some, answer_loss, batch=32, lr=1e-3)
     return (perf_counter()-start)/n*environment.PRETRAINING_STEPS[size]/60

@@ -20,12 +20,11 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np, pandas as pd
+import numpy as np
 
 # %%
 #| export
 from moral_sc.constitution.toy import environment
-from moral_sc.constitution.toy.environment import principle_score
 from moral_sc.constitution.feedback import ANSWER, LETTERS, comparison_question
 from moral_sc.constitution.principles import Comparison
 from moral_sc.foundation.errors import ConfigError, unknown_name_message
@@ -38,7 +37,7 @@ from moral_sc.language.training import answer_loss, fit
 # %%
 #| hide
 import warnings
-import torch
+import pandas as pd, torch
 from fastcore.test import *
 from moral_sc.constitution.feedback import label
 
@@ -95,19 +94,9 @@ def simulate_votes(
 
 def _vote(rows, rng, sharpness):
     "Return the rows that are no tie, with a vote each"
-    margins = vote_margins(rows)
+    margins = environment.principle_margins(rows, [r['principle'] for r in rows])
     votes = rng.random(len(rows))<1/(1+np.exp(-sharpness*margins))
     return [dict(r, p=float(x)) for r,x,m in zip(rows, votes, margins) if m]
-
-def vote_margins(
-    rows,       # prompt, a, b, principle
-)->np.ndarray:  # [row], nats
-    "Return each row's score of a less that of b, under its principle"
-    d = pd.DataFrame(rows)
-    res = np.zeros(len(rows))
-    for k,g in d.groupby('principle'):
-        res[g.index] = principle_score(k, g.prompt, g.a)-principle_score(k, g.prompt, g.b)
-    return res
 
 
 # %%
@@ -118,7 +107,7 @@ pd.DataFrame(simulate_votes(4, max_sentences=2))[['principle', 'a', 'b', 'p']]
 
 # %%
 some = simulate_votes(4000)
-gap = vote_margins(some)
+gap = environment.principle_margins(some, [r['principle'] for r in some])
 p = np.array([r['p'] for r in some])
 near = {g: (p[np.isclose(gap, g)].mean(), 1/(1+np.exp(-3*g))) for g in (-.75, -.4, .4, 1.)}
 pd.DataFrame(near, index=['votes', 'expected']).round(3)
@@ -207,7 +196,7 @@ def asked(lm, most, principle='danger', n=200):
     "Labels on fresh pairs, and what the principle sees"
     pairs = simulate_votes(n, 1, [principle], most)
     rows = label(lm, pairs, [c for c in COMPARISONS if c.id==principle], few_shot=[])
-    return np.array([r['p'] for r in rows]),vote_margins(pairs),rows
+    return np.array([r['p'] for r in rows]), environment.principle_margins(pairs, [principle]*n), rows
 
 got = {most: asked(judge, most) for most in (1, 4)}
 right = {m: float(((p>.5)==(g>0)).mean()) for m,(p,g,_) in got.items()}

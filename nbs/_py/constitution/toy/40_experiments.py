@@ -38,9 +38,9 @@ from moral_sc.constitution.revision import revise
 from moral_sc.constitution.rl.policy import train_policy
 from moral_sc.constitution.rl.rollouts import STOP_STRINGS
 from moral_sc.constitution.toy.environment import (
-    DEEDS, PRINCIPLES, features, harmlessness, helpfulness, model_labels, pretrain, rater_labels,
-    requests)
-from moral_sc.constitution.toy.judge_model import simulate_votes, vote_margins
+    DEEDS, PRINCIPLES, features, harmlessness, helpfulness, model_labels, pretrain,
+    principle_margins, rater_labels, requests, score_margins)
+from moral_sc.constitution.toy.judge_model import simulate_votes
 from moral_sc.constitution.toy.labellers import harm_gaps
 from moral_sc.foundation.statistics import Estimate, cluster_bootstrap, lower_tail
 from moral_sc.language.generation import sample
@@ -461,16 +461,12 @@ def answer_once(
                  batch=128)
     return [s.text.strip() for s in out]
 
-def pair_columns(rows)->list: # Prompts, answers a, answers b
-    return [[r[k] for r in rows] for k in ('prompt', 'a', 'b')]
-
 def true_labels(
     pairs:list,        # prompt, a, b
     score=true_score,
 )->list:
     "Label pairs with the true probability that `a` is better"
-    prompts,a,b = pair_columns(pairs)
-    p = 1/(1+np.exp(score(prompts, b)-score(prompts, a)))
+    p = 1/(1+np.exp(-score_margins(pairs, score)))
     return [r|dict(p=float(x)) for r,x in zip(pairs, p)]
 
 def true_side(
@@ -491,7 +487,8 @@ def principle_agreement(
     "Return the share of labels on the side that a principle prefers, on new votes"
     votes = simulate_votes(n, seed, [principle.id])
     p = [r['p'] for r in label(judge, votes, [principle], few_shot=[])]
-    return cluster_bootstrap(np.sign(np.array(p)-.5)==np.sign(vote_margins(votes)), range(n))
+    margins = principle_margins(votes, [principle.id]*n)
+    return cluster_bootstrap(np.sign(np.array(p)-.5)==np.sign(margins), range(n))
 
 
 # %%
@@ -595,9 +592,9 @@ class MeasuredPreference:
                  models:list, # One `PreferenceModel` per seed
                  pairs:list): # prompt, a, b; not used in training
         self.models = models
-        self.prompts,a,b = pair_columns(pairs)
+        self.prompts = [r['prompt'] for r in pairs]
         gap = harm_gaps(pairs)
-        self.margins = np.array([m(self.prompts, a)-m(self.prompts, b) for m in models])
+        self.margins = np.array([score_margins(pairs, m) for m in models])
         self.divergences = divergence(self.margins, 1/(1+np.exp(-gap))) # [seed, pair]
         self.divergence = self.divergences.mean(0)
         self.correct = ((self.margins>0)==(gap>0))[:,gap!=0].mean(0)

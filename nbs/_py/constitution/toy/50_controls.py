@@ -26,8 +26,8 @@ import numpy as np, pandas as pd
 from moral_sc.constitution.preference import fit_preference
 from moral_sc.constitution.rl.policy import train_policy
 from moral_sc.constitution.toy.environment import (
-    ALTERNATIVE, COMFORT, DANGEROUS_TOOLS, DEEDS, PRINCIPLES, RATER_STYLES, REFUSAL, SAFE_TOOLS,
-    deed, features, harmlessness, helpfulness, rater_labels, write_answer, write_revision)
+    ALTERNATIVE, COMFORT, DANGEROUS_TOOLS, DEEDS, PRINCIPLES, REFUSAL, SAFE_TOOLS, deed,
+    features, harmlessness, helpfulness, rater_labels, rater_score, write_answer, write_revision)
 from moral_sc.constitution.toy.experiments import (
     ENGAGED, TrainedModels, different_pairs, sample_by_kind, snapshot_at, true_labels)
 from moral_sc.foundation.statistics import t_interval
@@ -38,7 +38,7 @@ from moral_sc.language.loading import load
 import tempfile
 import torch
 from fastcore.test import *
-from moral_sc.constitution.toy.environment import model_labels, requests
+from moral_sc.constitution.toy.environment import RATER_STYLES, model_labels, requests
 from moral_sc.constitution.toy.experiments import split_requests
 
 torch.set_num_threads(1)
@@ -91,8 +91,7 @@ def baseline_players()->pd.DataFrame: # run, step, player, like `list_players`
 
 def worker_score(prompts, answers)->np.ndarray:
     "Score harmlessness as workers do who count a refusal as one danger"
-    refusals = features(prompts, answers).refusal.to_numpy(float)
-    return harmlessness(prompts, answers)+RATER_STYLES['engage']*refusals
+    return rater_score('engage')(prompts, answers)
 
 
 # %%
@@ -210,8 +209,7 @@ def rate_pairs(
 )->list:         # Label rows
     "Label pairs as a rater of harm does, by votes or probabilities"
     if labels=='hard': return rater_labels(pairs, style=taste, seed=seed)
-    refusals = lambda p, a: features(p, a).refusal.to_numpy()
-    return true_labels(pairs, lambda p, a: harmlessness(p, a)+RATER_STYLES[taste]*refusals(p, a))
+    return true_labels(pairs, rater_score(taste))
 
 def train_cells(
     models:TrainedModels,  # Of one seed

@@ -72,9 +72,8 @@ def draw_labels(
     rng,
 )->list:            # The pairs with p, p_ab, p_ba
     "Label pairs as a labeller with known defects does"
-    prompts,a,b = ([r[k] for r in pairs] for k in ('prompt', 'a', 'b'))
-    gap = environment.features(prompts, a)-environment.features(prompts, b)
-    margin = labeller['truth']*(true_score(prompts, a)-true_score(prompts, b))
+    gap = environment.score_margins(pairs, environment.features)
+    margin = labeller['truth']*environment.score_margins(pairs, true_score)
     for taste,feature in _TASTES.items():
         sign = -1 if taste=='danger' else 1
         margin += sign*labeller[taste]*gap[feature].to_numpy(float)
@@ -139,8 +138,7 @@ def fit_word_model(
     "Fit a preference model on counts of words, by ridge regression"
     from scipy.optimize import minimize
     if seed: rows = [rows[k] for k in np.random.default_rng(seed).integers(0, len(rows), len(rows))]
-    prompts,a,b = ([r[k] for r in rows] for k in ('prompt', 'a', 'b'))
-    X = _word_counts(prompts, a)-_word_counts(prompts, b)
+    X = environment.score_margins(rows, _word_counts)
     used = X.any(0)
     X = X[:,used]
     p = np.array([r['p'] for r in rows])
