@@ -313,7 +313,9 @@ def record_line(
     if record.get('minutes') is not None: parts.append(_minutes(record['minutes']))
     if record.get('machine'): parts.append(record['machine'])
     if commit := record.get('commit'):
-        parts.append(f'commit [`{commit[:7]}`]({REPOSITORY}/commit/{commit})')
+        changed = ' with uncommitted changes' if commit.endswith('+') else ''
+        link = f'{REPOSITORY}/commit/{commit.rstrip("+")}'
+        parts.append(f'commit [`{commit[:7]}`]({link}){changed}')
     return ', '.join(parts)+'.'+_earlier_runs(record.get('earlier'))
 
 def _earlier_runs(earlier):
@@ -377,6 +379,7 @@ print(banner(record))
 
 # %%
 test_eq(record_line({}), '')
+assert '/commit/3289e23) with uncommitted changes.' in record_line(record | dict(commit='3289e23+'))
 earlier = dict(runs=43, seconds=1260, complete=True)
 record_line(dict(scale='cpu', minutes=.3, earlier=earlier))
 
@@ -416,6 +419,7 @@ def _convert_code(cell, options, body, figures, paper):
     tags = [*cell.metadata.get('tags', []), *_tags(options)]
     title = folded(cell) if paper else ''
     cell.source = body
+    if title=='Parameters': cell.outputs = [] # The banner says it
     caption = options.get('fig-cap', '')
     cell.outputs = [prepare_output(o, figures, caption_text(caption)) for o in cell.outputs]
     if 'export' in tags: cell.metadata['defines'] = _names(body)

@@ -16,7 +16,7 @@
 
 # %%
 #| export
-import base64, io
+import base64, io, re
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from moral_sc.foundation.runs import provenance
 from moral_sc.lab.execution import parameter_values
 from moral_sc.lab.paths import visible_notebooks
 from moral_sc.lab.site.interactive import find_browser
-from moral_sc.lab.site.pages import is_paper_page, plotly_mime
+from moral_sc.lab.site.pages import is_paper_page, plotly_mime, record_line
 
 # %%
 #| hide
@@ -186,6 +186,26 @@ test_eq(run_record(ran)['earlier']['runs'], 2)
 #
 # Outputs are copied cell by cell. The error stream and the execution counts are left out.
 
+# %% [markdown]
+# The source of a paper page says `scale = 'quick'`, also where its outputs come from a larger run.
+# A line under this cell names the scale of the outputs, for readers of the notebook file. The site
+# has it in its banner.
+
+# %%
+#| export
+def show_record(
+    nb, # Recorded paper page; changed in place
+):
+    "Say under the cell of parameters how the outputs of a page were made."
+    import nbformat
+    line = record_line(nb.metadata.get('moral_sc', {}))
+    plain = re.sub(r'\[(.+?)\]\(.+?\)', r'\1', line).replace('`', '')
+    data = {'text/plain': plain, 'text/markdown': line}
+    for c in nb.cells:
+        if 'parameters' in c.metadata.get('tags', []):
+            c.outputs = [nbformat.v4.new_output('display_data', data)] if line else []
+
+
 # %%
 #| export
 def copy_outputs(
@@ -202,7 +222,9 @@ def copy_outputs(
         if c.cell_type!='code': continue
         c.outputs = [_uncounted(o) for o in outputs.get(c.id, []) if not _is_stderr(o)]
     paper = is_paper_page(nb)
-    if paper: nb.metadata['moral_sc'] = run_record(ran)
+    if paper:
+        nb.metadata['moral_sc'] = run_record(ran)
+        show_record(nb)
     nbformat.write(nb, page)
     if paper if pictures is None else pictures: add_pictures([page])
     return Path(page)
@@ -226,3 +248,5 @@ copy_outputs(tmp/'toy_run.ipynb', src, pictures=False)
 
 # %%
 test_eq(nbformat.read(src, 4).metadata.moral_sc.minutes, .5)
+line = nbformat.read(src, 4).cells[0].outputs[0].data['text/plain']
+assert line.startswith('Recorded at scale quick, seed 0, 30 seconds, ') and '(' not in line
