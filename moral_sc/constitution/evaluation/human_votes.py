@@ -6,15 +6,14 @@
 __all__ = ['HELPFUL', 'HARMLESS', 'render_vote_page', 'write_vote_page', 'read_votes']
 
 # %% ../../../nbs/constitution/evaluation/70_human_votes.ipynb #a01ce677
-import html, json
-from base64 import b64encode
+import json
 from hashlib import sha256
 from pathlib import Path
 
 import pandas as pd
 from .elo import prompt_rows, schedule_matches
-from ...foundation.datasets import data_dir
 from ...foundation.errors import DataError
+from ...foundation.files import offline_page
 
 # %% ../../../nbs/constitution/evaluation/70_human_votes.ipynb #3ff9175b
 def _ballots(players, prompts, pairs, seed):
@@ -37,16 +36,7 @@ def render_vote_page(
 )->str:
     "Render the page as HTML"
     name = sha256(json.dumps(ballots).encode()).hexdigest()[:12]
-    data = json.dumps(dict(page=name, ballots=ballots))
-    for c in '<>&': data = data.replace(c, f'\\u{ord(c):04x}')
-    folder = data_dir()/'report'
-    script = (folder/'votes.js').read_text(encoding='utf-8')
-    digest = b64encode(sha256(script.encode()).digest()).decode()
-    fills = dict(title=html.escape(title), about=html.escape(instruction), script=script,
-                 data=data, hash=f'sha256-{digest}')
-    out = (folder/'votes.html').read_text(encoding='utf-8').split('{{')
-    cut = [piece.partition('}}') for piece in out[1:]]
-    return out[0] + ''.join(fills[name]+rest for name,_,rest in cut)
+    return offline_page('votes', dict(page=name, ballots=ballots), title, instruction)
 
 # %% ../../../nbs/constitution/evaluation/70_human_votes.ipynb #4758eea5
 HELPFUL = ('Choose the answer that helps more with what is asked.')

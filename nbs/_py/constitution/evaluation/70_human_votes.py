@@ -16,15 +16,14 @@
 
 # %%
 #| export
-import html, json
-from base64 import b64encode
+import json
 from hashlib import sha256
 from pathlib import Path
 
 import pandas as pd
 from moral_sc.constitution.evaluation.elo import prompt_rows, schedule_matches
-from moral_sc.foundation.datasets import data_dir
 from moral_sc.foundation.errors import DataError
+from moral_sc.foundation.files import offline_page
 
 # %%
 #| hide
@@ -71,16 +70,7 @@ def render_vote_page(
 )->str:
     "Render the page as HTML"
     name = sha256(json.dumps(ballots).encode()).hexdigest()[:12]
-    data = json.dumps(dict(page=name, ballots=ballots))
-    for c in '<>&': data = data.replace(c, f'\\u{ord(c):04x}')
-    folder = data_dir()/'report'
-    script = (folder/'votes.js').read_text(encoding='utf-8')
-    digest = b64encode(sha256(script.encode()).digest()).decode()
-    fills = dict(title=html.escape(title), about=html.escape(instruction), script=script,
-                 data=data, hash=f'sha256-{digest}')
-    out = (folder/'votes.html').read_text(encoding='utf-8').split('{{')
-    cut = [piece.partition('}}') for piece in out[1:]]
-    return out[0] + ''.join(fills[name]+rest for name,_,rest in cut)
+    return offline_page('votes', dict(page=name, ballots=ballots), title, instruction)
 
 
 # %%
