@@ -206,7 +206,8 @@ def answer_turns(
 #
 # ```sh
 # lm_eval ... --tasks moral_sc_bbq_reasoning --log_samples --output_path first
-# lm_eval ... --tasks moral_sc_bbq_q_if_cot --metadata '{"reasoning": "first/MODEL/samples_..._DATE.jsonl"}'
+# lm_eval ... --tasks moral_sc_bbq_q_if_cot \
+#   --metadata '{"reasoning": "first/MODEL/samples_..._DATE.jsonl"}'
 # ```
 
 # %%
