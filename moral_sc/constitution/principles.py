@@ -141,8 +141,8 @@ def check_worked_examples(
     "Return worked examples, or raise an error if one is of another type"
     wrong = next((s for s in given if not isinstance(s, kind)), None)
     if wrong is None: return list(given)
-    raise ConfigError(f'few_shot has {wrong!r:.60}; give worked examples of {loader}, a file of them, '
-                      'or [] for none.')
+    raise ConfigError(f'few_shot has {wrong!r:.60}; give worked examples of {loader}, a file of '
+                      'them, or [] for none.')
 
 def load_few_shot(
     path=None,     # TOML with [[shot]] principle, human, assistant, critique, revision

@@ -196,7 +196,8 @@ def asked(lm, most, principle='danger', n=200):
     "Labels on fresh pairs, and what the principle sees"
     pairs = simulate_votes(n, 1, [principle], most)
     rows = label(lm, pairs, [c for c in COMPARISONS if c.id==principle], few_shot=[])
-    return np.array([r['p'] for r in rows]), environment.principle_margins(pairs, [principle]*n), rows
+    margins = environment.principle_margins(pairs, [principle]*n)
+    return np.array([r['p'] for r in rows]), margins, rows
 
 got = {most: asked(judge, most) for most in (1, 4)}
 right = {m: float(((p>.5)==(g>0)).mean()) for m,(p,g,_) in got.items()}
