@@ -163,9 +163,7 @@ def compiled_engine(run:ToyRun, to:int, batch:Sampler, lr, decay, schedule, log:
     "Train with the compiled step; arguments as in `eager_engine`"
     use_private_cache('TORCHINDUCTOR_CACHE_DIR', 'torchinductor')
     size = max(1, min(1024, 2**21//len(run.W), to-run.step))
-    limits = dict(recompile_limit=512, accumulated_recompile_limit=4096)
-    one = dict(compile_threads=1) if run.W.device.type=='cpu' else {} # A pool imports torch anew
-    with torch._dynamo.config.patch(**limits), torch._inductor.config.patch(**one):
+    with torch._dynamo.config.patch(recompile_limit=512, accumulated_recompile_limit=4096):
         recorded = _RecordedStep(run, batch, _fixed(run, lr, decay), size)
         for first,end in step_chunks(run.step, to, snap, size):
             recorded.fill(first, end, schedule)
