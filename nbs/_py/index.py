@@ -18,7 +18,7 @@
 
 # %%
 #| hide
-from moral_sc.lab.site.papers import claim_counts, side_by_side
+from moral_sc.lab.site.papers import ClaimsTable, claim_counts, claims_table, side_by_side
 
 # %%
 #| label: fig-three-results
@@ -92,6 +92,14 @@ evaluation.score('q')[['questions', 'bias_ambig']].tail(1)
 # %%
 #| echo: false
 claim_counts()
+
+# %% [markdown]
+# Claims of the papers that fail here:
+
+# %%
+#| echo: false
+rows = claims_table().rows
+ClaimsTable(rows[(rows.whose=='paper') & (rows.verdict=='fails') & (rows.closed=='')])
 
 # %% [markdown]
 # ## Where to go

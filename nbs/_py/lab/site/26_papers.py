@@ -153,12 +153,12 @@ def claim_counts(**kwargs)->ClaimCounts: # Arguments of `claims_table`
 
 # %%
 other = row | dict(id='pendulum/amplitude', sentence='Nor does amplitude.', verdict='fails')
-counts = ClaimCounts(pd.DataFrame([row, other, shut]).assign(paper='superposition'), '../papers')
+counts = ClaimCounts(pd.DataFrame([row, other, shut]).assign(paper='superposition'), '../../papers')
 counts
 
 # %%
 test_eq(counts._repr_markdown_().splitlines()[2:],
-        ['| [Toy Models of Superposition](../papers/superposition.md) | 1 | 1 | 0 | 0 | 0 | 0 |',
+        ['| [Toy Models of Superposition](../../papers/superposition.md) | 1 | 1 | 0 | 0 | 0 | 0 |',
          '| Toy Models of Superposition, our additions | 0 | 0 | 0 | 0 | 0 | 1 |'])
 
 
