@@ -86,4 +86,4 @@ def write_card(
     folder = Path(folder or data_dir()/'results')
     return write_file(folder/'README.md', render_card(folder))
 
-if __name__=='__main__': print(write_card())
+if __name__=='__main__' and '__file__' in globals(): print(write_card())

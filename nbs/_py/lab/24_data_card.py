@@ -111,7 +111,7 @@ def write_card(
     folder = Path(folder or data_dir()/'results')
     return write_file(folder/'README.md', render_card(folder))
 
-if __name__=='__main__': print(write_card())
+if __name__=='__main__' and '__file__' in globals(): print(write_card())
 
 # %% [markdown]
 # The card in the repository is up to date:
