@@ -18,7 +18,7 @@
 
 # %%
 #| hide
-from moral_sc.lab.site.papers import ClaimsTable, claim_counts, claims_table, side_by_side
+from moral_sc.lab.site.papers import ClaimsTable, claim_counts, side_by_side
 
 # %%
 #| label: fig-three-results
@@ -91,14 +91,15 @@ evaluation.score('q')[['questions', 'bias_ambig']].tail(1)
 
 # %%
 #| echo: false
-claim_counts()
+counts = claim_counts()
+counts
 
 # %% [markdown]
 # Claims of the papers that fail here:
 
 # %%
 #| echo: false
-rows = claims_table().rows
+rows = counts.rows
 ClaimsTable(rows[(rows.whose=='paper') & (rows.verdict=='fails') & (rows.closed=='')])
 
 # %% [markdown]
